@@ -1,0 +1,1 @@
+"""senn: networks that find their own size while they train."""

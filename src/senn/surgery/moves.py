@@ -1,0 +1,70 @@
+"""Moves: records of a change of size that can be carried out on any copy of the model.
+
+Conventions. A slot's tensor has `width * k` positions along `slot.dim` that belong to the space's units
+(`slot.index`, shape (width, k)). W is the weight of a linear map, (out, in); b its bias, (out,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Widen:
+    """Add `units` new units to a space; consumers get zero columns, so the function stays.
+
+    Attributes:
+        space: the space's name.
+        units: how many.
+        values: new entries for producer and carrier slots by full tensor name; the shape is the tensor's
+            with `units * k` along the slot's dimension (a unit's k positions side by side). A
+            carrier that is not named takes its module's neutral value (BatchNorm: 1, 0, 0, 1, then
+            running statistics from the probe batch; PReLU: mean slope; Rational: mean of the units).
+    """
+
+    space: str
+    units: int
+    values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Prune:
+    """Remove units from a space and let the others compensate (method: optimal brain surgeon, K-FAC).
+
+    Attributes:
+        space: the space's name.
+        units: which units go.
+        compensation: by consumer module name, coefficients (gone columns, kept columns + 1): with W_gone the
+            weights of the columns that go, W_kept += W_gone @ coefficients[:, :-1] and
+            b += W_gone @ coefficients[:, -1] (the last column must be zero where there is no bias).
+    """
+
+    space: str
+    units: tuple[int, ...]
+    compensation: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Insert:
+    """Put `layer` before the linear map `site`: W <- W @ right, b <- b + W @ shift (the old W).
+
+    With x -> sigma(B x + beta) and sigma the identity now: right = B^-1, shift = -B^-1 beta. With a residual
+    layer that starts silent: both None.
+
+    Attributes:
+        site: name of the linear map.
+        layer: the new module, maps (..., in) to (..., in); each carrying out uses a fresh deepcopy.
+        right: (in, in) or None for the identity.
+        shift: (in,) or None for zero.
+    """
+
+    site: str
+    layer: nn.Module
+    right: Tensor | None = None
+    shift: Tensor | None = None
+
+
+Move = Widen | Prune | Insert
