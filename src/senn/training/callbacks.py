@@ -1,0 +1,50 @@
+"""What a training run tells the world while it goes on: named events with do-nothing defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Callback:
+    """Listens to a training run; override what is of interest.
+
+    Records hold plain JSON-able values only (str, int, float, bool, None, lists and dicts of these) and
+    are the very records that end up in `Run.history`. Losses are in nats per sample (classification)
+    or squared error in units of the standardised target (regression).
+    """
+
+    def on_start(self, info: Mapping[str, Any]) -> None:
+        """Training is about to begin.
+
+        Args:
+            info: `task`, `epochs`, `steps` (planned totals), `train_rows`, `validation_rows`,
+                `architecture` (list of hidden widths), `parameters`, `optimizer`, `policy`.
+        """
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        """An epoch has ended.
+
+        Args:
+            record: `event` ("epoch"), `epoch` (from 1), `epochs`, `step`, `steps`, `train_loss`,
+                `validation_loss`, `validation_score` (accuracy or R squared; None if there is
+                none), `lr`, `architecture`, `parameters`, `seconds` (since the start).
+        """
+
+    def on_growth(self, record: Mapping[str, Any]) -> None:
+        """The network has changed size: a widening, an insertion or a pruning.
+
+        Args:
+            record: `event` ("growth"), `text` (the event in one readable line), `epoch`, `step`, `kind`,
+                `place`, `before`, `after` (sizes), `parameters` (net change), `promised`, `heldout`,
+                `bound`, `price` (nats per sample), `eta_before`, `eta_after`, `loss_before`,
+                `loss_after`, `realised` (or None), `architecture`.
+        """
+
+    def on_end(self, record: Mapping[str, Any]) -> None:
+        """Training has ended, by itself or by an interruption.
+
+        Args:
+            record: `event` ("end"), `best_epoch`, `epochs` (trained), `architecture`, `parameters`,
+                `seconds`, `validation` (metric to value), `interrupted` (bool), `reason` (why it ended).
+        """
