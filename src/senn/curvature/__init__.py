@@ -1,0 +1,1 @@
+"""Second moments of linear maps: the Kronecker factors that every score is made of."""

@@ -1,0 +1,161 @@
+"""What passes through each linear map of a model on one batch, read with hooks that leave nothing behind.
+
+One forward pass in eval mode and two backward passes to the maps' outputs: the true gradient, and random signs through the
+square root of the output metric (curvature propagation). No parameter gradient is formed, so no `.grad` is touched;
+modes, hooks and the global random state come back as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from senn.curvature.output import OutputMetric
+from senn.errors import SennError, UnsupportedError
+
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of one linear map, sample-major: (samples * locations, ...).
+
+    Attributes:
+        a: inputs with a trailing 1 where the map has a bias, (rows, c).
+        dz: gradient of each sample's loss with respect to the map's output, true targets, (rows, m).
+        s: curvature-propagated random signs at the map's output, E[s s^T] = S, (rows, m).
+        locations: rows per sample.
+    """
+
+    a: Tensor
+    dz: Tensor
+    s: Tensor
+    locations: int
+
+    def samples(self, index: slice) -> Rows:
+        """The rows of some samples."""
+        start, stop, _ = index.indices(len(self.a) // self.locations)
+        rows = slice(start * self.locations, stop * self.locations)
+        return Rows(self.a[rows], self.dz[rows], self.s[rows], self.locations)
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """One batch, seen at every linear map.
+
+    Attributes:
+        rows: by the linear map's name.
+        loss: mean loss of the batch, in the loss's own unit (nats for cross-entropy).
+        bound: lambda, the most that eta can be on this batch.
+        output: the model's outputs, detached.
+    """
+
+    rows: dict[str, Rows]
+    loss: float
+    bound: float
+    output: Tensor
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode given back after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def reading(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Collect (input, output) of the named modules during the passes inside."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> object:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if name in seen:
+                raise UnsupportedError(f"{name} is used more than once in a forward pass, which its factors cannot describe")
+            seen[name] = (args[0], output)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]  # type: ignore[arg-type]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The model's output for a tensor or a tuple of positional arguments."""
+    output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    if not isinstance(output, Tensor):
+        raise UnsupportedError(f"the model returns a {type(output).__name__}, and a tensor of outputs is needed")
+    return output
+
+
+def capture(
+    model: nn.Module,
+    names: Sequence[str],
+    inputs: Inputs,
+    targets: Tensor,
+    metric: OutputMetric,
+    *,
+    generator: torch.Generator,
+    weights: Tensor | None = None,
+) -> Capture:
+    """Read the rows of the named linear maps on one batch.
+
+    Args:
+        model: any module; run once, in eval mode.
+        names: linear maps, each used once in the forward pass and none twice.
+        inputs: (samples, ...) or a tuple of such tensors.
+        targets: (samples, ...).
+        metric: the loss and its output metric.
+        generator: source of the random signs.
+        weights: (samples,) with mean 1, or None.
+
+    Raises:
+        SennError: the outputs or the loss are NaN or infinite.
+        UnsupportedError: a map is used twice, or the outputs are not a tensor.
+    """
+    with torch.enable_grad(), evaluating(model), reading(model, names) as seen:
+        output = forward(model, inputs)
+    missing = [name for name in names if name not in seen]
+    if missing:
+        raise UnsupportedError(f"{missing[0]} was not reached by the forward pass")
+    y = output.detach()
+    loss = float(metric.loss(y, targets, weights))
+    if not torch.isfinite(y).all() or loss != loss or abs(loss) == float("inf"):
+        raise SennError(f"the loss on this batch is {loss}: the network has diverged or the batch holds bad values")
+    outputs = [seen[name][1] for name in names]
+    samples = len(y)
+    with torch.enable_grad():
+        true = metric.gradient(y, targets, weights).to(output.dtype).reshape(output.shape)
+        sign = metric.probe(y, targets, generator, weights).to(output.dtype).reshape(output.shape)
+        dz = torch.autograd.grad(output, outputs, true, retain_graph=True)
+        s = torch.autograd.grad(output, outputs, sign)
+    rows = {}
+    for name, z, gradient, probe in zip(names, outputs, dz, s, strict=True):
+        bias = model.get_submodule(name).bias is not None
+        rows[name] = Rows(
+            _rows(seen[name][0].detach(), bias), _rows(gradient), _rows(probe), z.numel() // z.shape[-1] // samples
+        )
+    return Capture(rows, loss, float(metric.bound(y, targets, weights)), y)
+
+
+def _rows(tensor: Tensor, homogeneous: bool = False) -> Tensor:
+    """(samples, ..., d) as rows of at least float32, with a trailing 1 if asked."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    if homogeneous:
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+    return rows

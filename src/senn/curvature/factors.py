@@ -1,0 +1,110 @@
+"""Second moments of a linear map z = W a, and how they are inverted. Pure tensor maths.
+
+Layout, named once: rows are samples times locations (`locations` of them per sample: 1 for a vector input,
+T for tokens or output pixels); a is (rows, c) and ends with a constant 1 where the map has a bias; dz and s are
+(rows, m). A = E[a a^T] is (c, c), G = E[dz a^T] is (m, c), S = E[s s^T] is (m, m), expectations over samples and locations.
+The Fisher block of the map is F = locations * A (x) S and its gradient is locations * G.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from senn.errors import SennError
+
+DAMPING = 1e-4
+"""Relative damping: this fraction of the mean diagonal is added before a factor is inverted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums of outer products over the rows of one linear map; add two to merge two sets of rows.
+
+    Attributes:
+        rows: number of rows summed (weighted by the samples' weights).
+        locations: rows per sample.
+        inputs: sum of a a^T, (c, c).
+        cross: sum of dz a^T, (m, c).
+        outputs: sum of s s^T, (m, m).
+    """
+
+    rows: float
+    locations: int
+    inputs: Tensor
+    cross: Tensor
+    outputs: Tensor
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together."""
+        if self.inputs.shape != other.inputs.shape or self.outputs.shape != other.outputs.shape:
+            raise SennError(
+                f"moments of different maps cannot be merged: {tuple(self.cross.shape)} and {tuple(other.cross.shape)}"
+            )
+        return Moments(
+            self.rows + other.rows,
+            self.locations,
+            self.inputs + other.inputs,
+            self.cross + other.cross,
+            self.outputs + other.outputs,
+        )
+
+    @property
+    def A(self) -> Tensor:  # noqa: N802 - the method's own letter
+        """E[a a^T], (c, c), float64."""
+        return self.inputs.double() / self.rows
+
+    @property
+    def G(self) -> Tensor:  # noqa: N802
+        """E[dz a^T], (m, c), float64."""
+        return self.cross.double() / self.rows
+
+    @property
+    def S(self) -> Tensor:  # noqa: N802
+        """E[s s^T], (m, m), float64."""
+        return self.outputs.double() / self.rows
+
+
+def moments(a: Tensor, dz: Tensor, s: Tensor, *, locations: int = 1, weights: Tensor | None = None) -> Moments:
+    """Sum the outer products of rows a (rows, c), dz (rows, m) and s (rows, m).
+
+    `weights` (rows,) are the samples' weights; dz and s carry theirs already (a weight enters a gradient once and a
+    curvature once), so only the input moment is weighted here, and a weight of zero is a missing row.
+    """
+    weighted = a if weights is None else a * weights[:, None]
+    rows = float(len(a)) if weights is None else float(weights.sum())
+    return Moments(rows, locations, weighted.mT @ a, dz.mT @ a, s.mT @ s)
+
+
+def damped(matrix: Tensor, damping: float = DAMPING) -> Tensor:
+    """`matrix` (..., d, d) in float64 with `damping` times its mean diagonal added to the diagonal."""
+    matrix = matrix.double()
+    level = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30) * damping
+    return matrix + torch.diag_embed(level[..., None].expand(matrix.shape[:-1]))
+
+
+def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
+    """Lower Cholesky factor (..., d, d), float64, of the damped matrix; damping grows tenfold until it exists.
+
+    Raises:
+        SennError: the matrix holds NaN or infinity, or is indefinite beyond any sensible damping.
+    """
+    for attempt in range(5):
+        factor, info = torch.linalg.cholesky_ex(damped(matrix, damping * 10**attempt))
+        if not info.any() and torch.isfinite(factor).all():
+            return factor
+    if not torch.isfinite(matrix).all():
+        raise SennError("a curvature factor holds NaN or infinity: the network or its loss has diverged")
+    raise SennError("a curvature factor is not positive semidefinite")
+
+
+def solve(factor: Tensor, right: Tensor) -> Tensor:
+    """M^-1 right, for the lower Cholesky factor of M (..., d, d) and right (..., d, n), float64."""
+    return torch.cholesky_solve(right.double(), factor)
+
+
+def whiten(factor: Tensor, right: Tensor) -> Tensor:
+    """L^-1 right, so that the squared length of a column is its square under M^-1, float64."""
+    return torch.linalg.solve_triangular(factor, right.double(), upper=False)
