@@ -1,0 +1,77 @@
+"""The rational activation: a per-unit non-linearity that can be the identity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from senn.errors import SennError
+
+
+class Rational(nn.Module):
+    """Per-unit rational activation on the last dimension, (..., num_parameters) to the same shape.
+
+        sigma(x) = (l x + (c + 2 v x) / (1 + x^2)) / sqrt(v^2 + c^2 + l^2)
+
+    Each unit has its own v, c, l, and only their ratio matters. With v = c = 0, l = 1 the unit is the
+    identity, so that a layer can be inserted without changing the function (Mitchell et al., Self-Expanding
+    Neural Networks, arXiv 2307.04526). A unit whose three parameters are all zero outputs zero.
+
+    Args:
+        num_parameters: number of units, the size of the input's last dimension.
+        device: where the parameters live.
+        dtype: their floating-point type.
+
+    Attributes:
+        v: (num_parameters,) size of the odd bump.
+        c: (num_parameters,) size of the even bump.
+        l: (num_parameters,) slope far from zero.
+
+    >>> Rational.identity(2)(torch.tensor([[-3.0, 0.5]]))
+    tensor([[-3.0000,  0.5000]], grad_fn=<DivBackward0>)
+    """
+
+    def __init__(
+        self, num_parameters: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        if num_parameters < 1:
+            raise SennError(f"Rational needs at least one unit, not num_parameters={num_parameters}.")
+        self.num_parameters = num_parameters
+        self.v = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.c = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.l = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def identity(
+        cls, num_parameters: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Rational:
+        """A Rational with v = c = 0 and l = 1: it returns its input."""
+        module = cls(num_parameters, device=device, dtype=dtype)
+        with torch.no_grad():
+            module.v.zero_()
+            module.c.zero_()
+            module.l.fill_(1)
+        return module
+
+    def reset_parameters(self) -> None:
+        """Draw v, c and l from the standard normal: uniform over the shapes, since only ratios matter."""
+        for parameter in (self.v, self.c, self.l):
+            nn.init.normal_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply each unit's function to its entry of the last dimension."""
+        if x.shape[-1] != self.v.shape[0]:
+            raise SennError(
+                f"Rational has {self.v.shape[0]} units, but the last dimension of its input {tuple(x.shape)} has "
+                f"{x.shape[-1]}."
+            )
+        square = self.v**2 + self.c**2 + self.l**2
+        # At v = c = l = 0 any finite length gives the output 0; 1 keeps the gradient finite too.
+        length = torch.where(square > 0, square, torch.ones_like(square)).sqrt()
+        return (self.l * x + (self.c + 2 * self.v * x) / (1 + x**2)) / length
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"num_parameters={self.num_parameters}"
