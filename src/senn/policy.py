@@ -1,0 +1,192 @@
+"""When and where to change the network: records in, a decision out. Pure functions of the records.
+
+A *candidate* is a change at its best at one place, scored by the menu. A policy picks one or none; the menu then
+brings all figures up to date and asks again. Gains are in eta's unit (twice nats); prices and promises are in the
+loss's own unit per sample (nats for cross-entropy).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from senn.errors import SennError
+
+Kind = Literal["widen", "insert", "prune"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One scored change of the network.
+
+    Attributes:
+        kind: `widen`, `insert` or `prune`.
+        place: the space's name, or the linear map's before which a layer goes.
+        detail: what exactly, for people (`residual ReLU`, `identity PReLU`, unit numbers).
+        units: how many units come or go.
+        width: the place's width after the change.
+        parameters: net change of the number of parameters, negative for pruning.
+        gain: exact K-FAC gain in eta (negative for pruning: minus the cost).
+        bound: lower bound of the gain (Theorem 3.2); equal to `gain` where there is none.
+        heldout: gain of a step fitted on one half of the samples, valued on the other.
+        eta: the network's expansion score now, accepted candidates of this round included.
+        limit: lambda, what eta cannot exceed.
+        samples: number of training samples, for the price.
+    """
+
+    kind: Kind
+    place: str
+    detail: str
+    units: int
+    width: int
+    parameters: int
+    gain: float
+    bound: float
+    heldout: float
+    eta: float
+    limit: float
+    samples: int
+
+
+class Policy(Protocol):
+    """A rule for when and where."""
+
+    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+        """The candidate to accept now, given those already accepted in this round; None ends the round."""
+
+    def price(self, parameters: int, samples: int) -> float:
+        """What that many new parameters must promise at least, in the loss's unit per sample."""
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not (isinstance(value, int | float) and low < value < high):
+        raise SennError(f"{name} must be between {low:g} and {high:g}, and is {value}")
+
+
+@dataclass(frozen=True)
+class PaperPolicy:
+    """The paper's rule: accept while eta_p / eta_c > 1 + tau and eta_p - eta_c > alpha (section 3.3).
+
+    eta_c counts what was accepted in this round already, and no eta is believed above lambda, so that Theorem 3.1
+    holds: fewer than 1 + (ln lambda - ln alpha) / ln(1 + tau) additions a round.
+
+    Args:
+        tau: relative improvement asked, above 0.
+        alpha: absolute improvement asked, as a fraction of lambda (scale free), between 0 and 1.
+        layer_cost: a layer's gain is divided by this before it is compared (the reference's `layer_cost_mul`).
+        prune: a unit goes when removing it costs less than this fraction of alpha; 0 never prunes.
+
+    Raises:
+        SennError: tau or alpha out of range.
+    """
+
+    tau: float = 1.0
+    alpha: float = 2.5e-3
+    layer_cost: float = 2.0
+    prune: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("tau", self.tau, 0.0, math.inf)
+        _check("alpha", self.alpha, 0.0, 1.0)
+        _check("layer_cost", self.layer_cost, 0.0, math.inf)
+
+    def score(self, candidate: Candidate) -> float:
+        """Delta eta' of an addition as the rule sees it: the bound, capped at lambda, layers discounted."""
+        gain = candidate.bound / (self.layer_cost if candidate.kind == "insert" else 1.0)
+        return min(candidate.eta + gain, candidate.limit) - candidate.eta
+
+    def accepts(self, candidate: Candidate) -> bool:
+        """Whether both tests pass."""
+        gain = self.score(candidate)
+        return gain > self.tau * max(candidate.eta, 0.0) and gain > self.alpha * candidate.limit
+
+    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+        """The addition with the largest score, if it passes; else the cheapest pruning, if it is cheap enough."""
+        additions = [c for c in candidates if c.kind != "prune" and self.accepts(c)]
+        if additions:
+            return max(additions, key=self.score)
+        removals = [c for c in candidates if c.kind == "prune" and -c.gain < self.prune * self.alpha * c.limit]
+        return max(removals, key=lambda c: c.gain, default=None)
+
+    def price(self, parameters: int, samples: int) -> float:
+        """The paper's rule has no price: 0."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class PricePolicy:
+    """A price per parameter: q new parameters must promise more than kappa q / N nats on held-out samples.
+
+    kappa = 1 is Akaike's price, ln(N) / 2 the description length's. Half the *held-out* gain is compared with it, so a
+    promise that comes from fitting noise buys nothing. A unit goes when it is worth less than `hysteresis` times the
+    price at which it would be bought again.
+
+    Args:
+        kappa: price of one parameter, in nats times training samples.
+        hysteresis: fraction of the price below which a unit is sold, below 1.
+
+    Raises:
+        SennError: kappa or hysteresis out of range.
+    """
+
+    kappa: float = 0.3
+    hysteresis: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check("kappa", self.kappa, 0.0, math.inf)
+        _check("hysteresis", self.hysteresis, -1e-300, 1.0)
+
+    def price(self, parameters: int, samples: int) -> float:
+        """Kappa q / N, in the loss's unit per sample."""
+        return self.kappa * parameters / max(samples, 1)
+
+    def net(self, candidate: Candidate) -> float:
+        """Promised decrease of the loss less the price, per sample; for pruning: the refund less the cost."""
+        price = self.price(candidate.parameters, candidate.samples)
+        if candidate.kind == "prune":
+            return candidate.gain / 2 - self.hysteresis * price
+        return candidate.heldout / 2 - price
+
+    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+        """The candidate with the largest net value above zero.
+
+        Additions of one round go to one place: different maps' gains may promise the same decrease twice, which the
+        blocks of a block-diagonal Fisher cannot tell.
+        """
+        places = {c.place for c in accepted if c.kind != "prune"}
+        open_ = [c for c in candidates if c.kind == "prune" or not places or c.place in places]
+        best = max(open_, key=self.net, default=None)
+        return best if best is not None and self.net(best) > 0 else None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that no policy may cross.
+
+    Args:
+        max_params: most parameters of the whole model.
+        max_width: most units of one space.
+        round_to: widths after growth are multiples of this.
+    """
+
+    max_params: int | None = None
+    max_width: int | None = None
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_params", "max_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SennError(f"{name} must be at least 1, and is {value}")
+        if self.round_to < 1:
+            raise SennError(f"round_to must be at least 1, and is {self.round_to}")
+
+    def allows(self, candidate: Candidate, parameters: int) -> bool:
+        """Whether the candidate fits, with `parameters` in the model already, those accepted in this round included."""
+        if candidate.kind == "prune":
+            return True
+        if self.max_params is not None and parameters + candidate.parameters > self.max_params:
+            return False
+        return self.max_width is None or candidate.width <= self.max_width

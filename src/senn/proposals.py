@@ -1,0 +1,270 @@
+"""Candidates for new units and layers: how they are drawn, and how their gain is ascended (paper, section 3.2).
+
+A candidate unit is drawn so that its pre-activation varies over the data as much as its neighbours' do; the score is
+scale free, later training is not. Half of the random directions follow the data (a random mixture of centred samples
+has the inputs' covariance), because a unit that looks where the input hardly varies promises much and learns little.
+Some units are perturbed copies of existing ones. The score judges.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from senn.nn import Rational, Residual
+from senn.structure import Site, Space, Structure
+from senn.surgery import Insert, Widen
+
+BATCHNORM_EPS = 1e-6
+"""Smallest spread of a pre-activation that a unit is scaled by."""
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """How many candidates of what kind a consideration draws.
+
+    Args:
+        units: candidate units for each space.
+        copies: fraction of them that are perturbed copies of existing units.
+        smooth: fraction of the random ones whose direction follows the data.
+        residual: candidate units of a residual layer at each site; 0 offers none.
+        identity: random bases for an identity insertion at each site; 0 offers none.
+        ascent: steps of ascent of log D' on the candidate units' incoming parameters.
+        rate: step length of the ascent, relative to the length of a unit's incoming weights.
+    """
+
+    units: int = 64
+    copies: float = 0.25
+    smooth: float = 0.5
+    residual: int = 16
+    identity: int = 2
+    ascent: int = 0
+    rate: float = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualLayer:
+    """A residual layer x + V phi(B x + beta), V = 0, of which some units will be chosen.
+
+    Attributes:
+        site: where.
+        weight: B, (units, in).
+        bias: beta, (units,).
+        activation: phi, a module over `units` units.
+    """
+
+    site: Site
+    weight: Tensor
+    bias: Tensor
+    activation: nn.Module
+
+    columns_per_unit = 1
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"residual {type(self.activation).__name__}"
+
+    def features(self, x: Tensor) -> Tensor:
+        """phi(B x + beta), (rows, in) to (rows, units)."""
+        result: Tensor = self.activation(x @ self.weight.to(x).mT + self.bias.to(x))
+        return result
+
+    def parameters(self, units: int) -> int:
+        """Number of parameters of the layer with that many units."""
+        per_unit = sum(p[..., :1].numel() for p in self.activation.parameters()) if _per_unit(self.activation) else 0
+        return units * (2 * self.site.features + 1 + per_unit)
+
+    def move(self, units: Sequence[int]) -> Insert:
+        """The insertion of a layer of the chosen units."""
+        chosen = torch.as_tensor(list(units))
+        first = nn.Linear(self.site.features, len(chosen))
+        last = nn.Linear(len(chosen), self.site.features, bias=False)
+        activation = copy.deepcopy(self.activation)
+        if _per_unit(activation):
+            activation = type(activation)(len(chosen))
+            for name, parameter in activation.named_parameters():
+                parameter.data = self.activation.get_parameter(name).detach()[chosen].clone()
+        with torch.no_grad():
+            first.weight.copy_(self.weight[chosen])
+            first.bias.copy_(self.bias[chosen])
+            last.weight.zero_()
+        return Insert(self.site.module, Residual(nn.Sequential(first, activation, last)))
+
+
+@dataclass(frozen=True, eq=False)
+class IdentityLayer:
+    """An identity insertion x -> sigma(B x + beta), W -> W B^-1, with sigma the identity now (paper, section 3.1).
+
+    The features are what the activation's own parameters would add: d sigma / d p at the identity.
+
+    Attributes:
+        site: where.
+        weight: B, (in, in), orthogonal up to a scale per row.
+        bias: beta, (in,).
+        rational: whether sigma is `Rational`; else PReLU.
+    """
+
+    site: Site
+    weight: Tensor
+    bias: Tensor
+    rational: bool
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return "identity " + ("Rational" if self.rational else "PReLU")
+
+    @property
+    def columns_per_unit(self) -> int:
+        """Activation parameters per unit that become live."""
+        return 2 if self.rational else 1
+
+    def features(self, x: Tensor) -> Tensor:
+        """(rows, in) to (rows, in * columns_per_unit), a unit's columns side by side."""
+        u = x @ self.weight.to(x).mT + self.bias.to(x)
+        if self.rational:
+            return torch.stack([1 / (1 + u**2), 2 * u / (1 + u**2)], -1).flatten(-2)
+        return u.clamp_max(0)
+
+    def parameters(self) -> int:
+        """Number of parameters of the layer."""
+        return self.site.features * (self.site.features + 1 + (3 if self.rational else 1))
+
+    def move(self) -> Insert:
+        """The insertion."""
+        size = self.site.features
+        linear = nn.Linear(size, size)
+        activation = Rational.identity(size) if self.rational else nn.PReLU(size, init=1.0)
+        inverse = torch.linalg.inv(self.weight.double())
+        with torch.no_grad():
+            linear.weight.copy_(self.weight)
+            linear.bias.copy_(self.bias)
+        # the inserted map's own rounded weights must be inverted, not the ones that were drawn
+        return Insert(self.site.module, nn.Sequential(linear, activation), inverse, -inverse @ self.bias.double())
+
+
+Layer = ResidualLayer | IdentityLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """All candidates of one consideration.
+
+    Attributes:
+        widen: by space, the move that would add all of its candidate units.
+        layers: by site, the layers that could be inserted.
+    """
+
+    widen: Mapping[str, Widen] = field(default_factory=dict)
+    layers: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
+
+
+def directions(
+    x: Tensor, count: int, smooth: float, generator: torch.Generator, existing: Tensor | None = None, copies: float = 0.0
+) -> Tensor:
+    """Random incoming weights (count, d) for inputs x (rows, d); see the module's docstring."""
+    rows, size = x.shape
+    weight = torch.randn(count, size, generator=generator, dtype=x.dtype)
+    centred = x - x.mean(0)
+    follow = int(round(smooth * count))
+    if follow and rows > 1:
+        mixture = torch.randn(follow, rows, generator=generator, dtype=x.dtype) @ centred
+        keep = mixture.norm(dim=1, keepdim=True) > 0
+        weight[:follow] = torch.where(keep, mixture, weight[:follow])
+    weight = weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    copied = int(round(copies * count)) if existing is not None and len(existing) else 0
+    if copied:
+        assert existing is not None
+        chosen = existing[torch.randint(len(existing), (copied,), generator=generator)].to(x.dtype)
+        unit = chosen / chosen.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        weight[-copied:] = unit + 0.5 * weight[-copied:]
+    return weight
+
+
+def scaled(x: Tensor, weight: Tensor, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Weights and biases whose pre-activations have standard deviation `spread` and a random centre over x."""
+    z = x @ weight.mT
+    factor = spread / z.std(0, correction=0).clamp_min(BATCHNORM_EPS)
+    centre = 0.5 * spread * torch.randn(len(weight), generator=generator, dtype=x.dtype)
+    return weight * factor[:, None], centre - z.mean(0) * factor
+
+
+def draw_units(
+    model: nn.Module,
+    space: Space,
+    inputs: Mapping[str, Tensor],
+    recipe: Proposals,
+    generator: torch.Generator,
+) -> Widen:
+    """Candidate units for one space.
+
+    Args:
+        model: the model as it is.
+        space: where.
+        inputs: by producer module, rows (n, d) of its input.
+        recipe: how many of what.
+        generator: source of randomness.
+    """
+    values: dict[str, Tensor] = {}
+    count = max(recipe.units // space.quantum, 1) * space.quantum
+    for module in dict.fromkeys(slot.module for slot in space.of("producer")):
+        linear = model.get_submodule(module)
+        x = inputs[module]
+        old = linear.weight.detach().to(x.dtype)  # type: ignore[union-attr, operator]
+        spread = float((x @ old.mT).std(0, correction=0).mean())  # type: ignore[operator]
+        weight = directions(x, count, recipe.smooth, generator, old, recipe.copies)  # type: ignore[arg-type]
+        weight, bias = scaled(x, weight, spread if spread > 1e-3 else 1.0, generator)
+        values[f"{module}.weight"] = weight
+        if linear.bias is not None:
+            values[f"{module}.bias"] = bias
+    for slot in space.of("carrier"):
+        if isinstance(model.get_submodule(slot.module), Rational):
+            values[slot.name] = torch.randn(count, generator=generator)
+    return Widen(space.name, count, values)
+
+
+def draw_residual(
+    model: nn.Module, site: Site, x: Tensor, recipe: Proposals, generator: torch.Generator
+) -> ResidualLayer:
+    """Candidate units of a residual layer at a site, for rows x (n, in) of the linear map's input."""
+    weight, bias = scaled(x, directions(x, recipe.residual, recipe.smooth, generator), 1.0, generator)
+    return ResidualLayer(site, weight, bias, _activation(site.activation, recipe.residual, generator))
+
+
+def draw_identity(site: Site, x: Tensor, generator: torch.Generator) -> IdentityLayer:
+    """A random well-conditioned basis in which an activation that is the identity now is inserted."""
+    size = site.features
+    basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+    u = x.double() @ basis.mT
+    scale = 1 / u.std(0, correction=0).clamp_min(BATCHNORM_EPS)
+    scale = scale.clamp(max=10 * float(scale.median()), min=0.1 * float(scale.median()))
+    centre = 0.5 * torch.randn(size, generator=generator, dtype=torch.float64)
+    weight = (basis * scale[:, None]).float()
+    return IdentityLayer(site, weight, (centre - u.mean(0) * scale).float(), site.activation == "Rational")
+
+
+def _activation(name: str, units: int, generator: torch.Generator) -> nn.Module:
+    """A fresh activation of the class that the model uses nearby."""
+    if name == "Rational":
+        module = Rational(units)
+        for parameter in module.parameters():
+            parameter.data = torch.randn(units, generator=generator)
+        return module
+    if name == "PReLU":
+        return nn.PReLU(units)
+    found: nn.Module = getattr(nn, name, nn.ReLU)()
+    return found
+
+
+def _per_unit(activation: nn.Module) -> bool:
+    return isinstance(activation, Rational | nn.PReLU)
+
+
+def worth_scoring(structure: Structure, affordable: int) -> tuple[Site, ...]:
+    """Sites where an identity insertion of `in * (in + 1)` parameters could pay at all."""
+    return tuple(site for site in structure.sites if site.features * (site.features + 1) <= affordable)
