@@ -1,0 +1,178 @@
+"""A net with its optimizer and what grows it: single steps and single rounds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from senn.errors import SennError, UnsupportedError
+from senn.nn import MLP
+from senn.training.recipe import Recipe, Task
+
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+
+# Learning rates that suit small nets on standardised tables, by optimizer; others start from torch's own default.
+_LR = {"adam": 5e-3, "adamw": 5e-3, "nadam": 5e-3, "radam": 5e-3, "rmsprop": 2e-3, "sgd": 0.1}
+# These need a closure, sparse gradients or matrices only.
+_UNSUITED = {"lbfgs", "sparseadam", "muon"}
+NATURAL_GRADIENT = "natural-gradient"
+
+
+def loss_function(task: Task) -> Callable[..., Tensor]:
+    """The loss of a task, as in `torch.nn.functional`: mean over samples, `reduction` as a keyword."""
+    return F.cross_entropy if task == "classification" else F.mse_loss
+
+
+def build_model(features: int, outputs: int, recipe: Recipe) -> MLP:
+    """A fresh net whose output weights are zero, so that it starts from the mean prediction."""
+    model = MLP(features, recipe.hidden, outputs, activation=recipe.activation)
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return model
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe, loss: Callable[..., Tensor]) -> torch.optim.Optimizer:
+    """The optimizer a recipe names, over the parameters of `model`."""
+    name = recipe.optimizer.lower().replace("_", "-")
+    options: dict[str, Any] = dict(recipe.optimizer_options)
+    for key, value in (("lr", recipe.lr or _LR.get(name)), ("weight_decay", recipe.weight_decay)):
+        if value is not None:
+            options[key] = value
+    try:
+        if name == NATURAL_GRADIENT:
+            from senn.optim import NaturalGradient
+
+            return NaturalGradient(model, loss=loss, **options)
+        cls = _optimizer_class(name)
+        accepted = inspect.signature(cls).parameters
+        defaults = {"betas": (0.9, 0.99), "fused": True, "momentum": 0.9 if name == "sgd" else 0.0}
+        defaults = {key: value for key, value in defaults.items() if key in accepted and key not in options}
+        return cls(model.parameters(), **defaults, **options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, SennError):
+            raise
+        raise SennError(f"The optimizer {recipe.optimizer!r} cannot be made: {error}.") from error
+
+
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    known = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    if name in _UNSUITED:
+        raise UnsupportedError(
+            f"The optimizer {name!r} cannot be used here: it needs other steps than this loop makes."
+        )
+    if name not in known:
+        raise SennError(
+            f"Unknown optimizer {name!r}; known are {', '.join(sorted(known.keys() - _UNSUITED))}, {NATURAL_GRADIENT}."
+        )
+    return known[name]
+
+
+class Learner:
+    """Takes steps with a net and lets it grow.
+
+    Args:
+        model: the net, in training mode from now on.
+        recipe: optimizer, averaging and growth.
+        task: decides on the loss.
+        samples: rows that training has at hand (the price of a parameter depends on it).
+
+    Attributes:
+        averaged: average of the weights, or None.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, task: Task, samples: int) -> None:
+        self.model = model.train()
+        self._loss = loss_function(task)
+        self.optimizer = build_optimizer(model, recipe, self._loss)
+        self._natural = recipe.optimizer.lower().replace("_", "-") == NATURAL_GRADIENT
+        self._peak = [group["lr"] for group in self.optimizer.param_groups]
+        self.averaged = _averaged(model, recipe)
+        self._grower = self._build_grower(recipe, samples) if recipe.grow else None
+
+    def _build_grower(self, recipe: Recipe, samples: int) -> Any:
+        from senn.grower import Grower
+
+        return Grower(
+            self.model,
+            self.optimizer,
+            loss=self._loss,
+            policy=resolve_policy(recipe.policy),
+            samples=samples,
+            max_params=recipe.max_params,
+            max_width=recipe.max_width,
+            round_to=recipe.round_to,
+            moves=recipe.moves,
+            averaged=() if self.averaged is None else (self.averaged,),
+            seed=recipe.seed,
+        )
+
+    def set_lr(self, factor: float) -> None:
+        """Set every group's learning rate to a fraction of its peak."""
+        for group, peak in zip(self.optimizer.param_groups, self._peak, strict=True):
+            group["lr"] = peak * factor
+
+    def step(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """One step on a batch: (rows, features), targets, (rows,) weights. Returns the loss before it, detached."""
+        if self._natural:
+            return self._natural_step(x, y, weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(self.model(x), y, weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
+
+    def _natural_step(self, x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+        if weight is not None:
+            raise UnsupportedError("The optimizer 'natural-gradient' does not take sample weights.")
+        return torch.as_tensor(self.optimizer.step(x, y)).detach()  # type: ignore[call-overload]
+
+    def loss(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean loss of a batch, samples weighted: a scalar."""
+        if weight is None:
+            return self._loss(output, target)
+        losses = self._loss(output, target, reduction="none")
+        return (losses.flatten(1).mean(1) * weight).mean() if losses.dim() > 1 else (losses * weight).mean()
+
+    def grow(self, batches: list[Batch]) -> list[Any]:
+        """One round of growth on a probe; the events, none for a fixed net."""
+        if self._grower is None:
+            return []
+        events: list[Any] = self._grower.grow(batches)
+        return events
+
+    def update_average(self) -> None:
+        """Take the weights as they are now into the average."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
+
+def resolve_policy(policy: Any) -> Any:
+    """A policy object from an object, a name (`price`, `paper`) or None (price)."""
+    from senn.policy import PaperPolicy, PricePolicy
+
+    named = {"price": PricePolicy, "paper": PaperPolicy}
+    if policy is None:
+        return PricePolicy()
+    if not isinstance(policy, str):
+        return policy
+    if policy not in named:
+        raise SennError(f"Unknown policy {policy!r}; known are {', '.join(sorted(named))}.")
+    return named[policy]()
+
+
+def _averaged(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
+    if recipe.average is None:
+        return None
+    function = get_ema_multi_avg_fn(recipe.average_decay) if recipe.average == "ema" else get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=function, use_buffers=True)

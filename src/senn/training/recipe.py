@@ -1,0 +1,163 @@
+"""Every choice that a training run makes, with defaults that need no tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from senn.errors import SennError
+
+Task = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train a net on a table.
+
+    Attributes:
+        hidden: widths of the hidden layers at the start.
+        activation: name of the activation (`relu`, `tanh`, `rational`, ...) or a module class.
+        optimizer: a `torch.optim` class by name in any case (`adam`, `sgd`, ...) or `natural-gradient`.
+        lr: peak learning rate; None for the optimizer's own default here.
+        weight_decay: passed to the optimizer; None for its own default.
+        optimizer_options: further keyword arguments of the optimizer.
+        epochs: passes over the training rows at most; None: so many that about `steps` steps are made, between
+            `min_epochs` and `max_epochs`.
+        steps: steps aimed at when `epochs` is None.
+        min_epochs: fewest epochs when `epochs` is None.
+        max_epochs: most epochs when `epochs` is None.
+        batch_size: rows per step; None: `max(64, rows / 256)`, at most 512.
+        schedule: `tail` (constant, then linearly to zero over the last `tail` of the steps), `cosine` or `constant`.
+        tail: fraction of the steps over which the learning rate falls, and over which `swa` averages.
+        validation_fraction: share of the rows held out for stopping; 0 for none.
+        min_validation: below so many validation rows none are held out, and the last epoch is kept.
+        patience: epochs without a better validation loss before stopping, never while the net may still grow; None
+            for a fifth of the epochs, 10 at least; `math.inf` for never.
+        average: `ema` (every step), `swa` (every epoch of the tail) or None: average the weights.
+        average_decay: of the exponential moving average.
+        grow: False for a fixed net.
+        policy: object or name (`price`, `paper`) of what decides on growth; None for the price policy.
+        rounds: considerations of growth in a run, at most.
+        rounds_every: fewest steps between two rounds; the first one comes after so many.
+        rounds_until: fraction of the steps after which no round comes; intervals increase until then.
+        probe: training rows that a round looks at, at most.
+        max_params: budget of parameters that growth keeps to.
+        max_width: most units of a layer.
+        round_to: grown widths are multiples of this.
+        moves: which moves growth may make (`width`, `depth`, `prune`).
+        seed: of everything drawn at random.
+    """
+
+    hidden: tuple[int, ...] = (2,)
+    activation: Any = "relu"
+    optimizer: str = "adam"
+    lr: float | None = None
+    weight_decay: float | None = None
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    steps: int = 1500
+    min_epochs: int = 15
+    max_epochs: int = 120
+    batch_size: int | None = None
+    schedule: Literal["tail", "cosine", "constant"] = "tail"
+    tail: float = 1 / 3
+    validation_fraction: float = 0.1
+    min_validation: int = 10
+    patience: float | None = None
+    average: Literal["ema", "swa"] | None = None
+    average_decay: float = 0.99
+    grow: bool = True
+    policy: Any = None
+    rounds: int = 30
+    rounds_every: int = 8
+    rounds_until: float = 0.5
+    probe: int = 4096
+    max_params: int | None = None
+    max_width: int | None = None
+    round_to: int = 1
+    moves: tuple[str, ...] = ("width", "depth", "prune")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def plan(self, rows: int) -> Plan:
+        """The numbers that follow from how many training rows there are."""
+        batch_size = self.batch_size or min(512, max(64, rows // 256))
+        batches = max(1, round(rows / batch_size))
+        epochs = self.epochs or max(self.min_epochs, min(self.max_epochs, round(self.steps / batches)))
+        steps = epochs * batches
+        patience = max(10, epochs // 5) if self.patience is None else self.patience
+        rounds = round_steps(steps, self.rounds, self.rounds_every, self.rounds_until) if self.grow else ()
+        return Plan(epochs, batches, steps, rounds, patience, growth_end=int(steps * self.rounds_until))
+
+    def lr_factor(self, progress: float) -> float:
+        """Learning rate as a fraction of its peak when a fraction `progress` of the steps has been made."""
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return min(1.0, (1 - progress) / self.tail) if self.tail > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe comes to for a number of rows.
+
+    Attributes:
+        epochs: passes over the data at most.
+        batches: steps per epoch.
+        steps: steps at most.
+        rounds: steps after which growth is considered, increasing.
+        patience: epochs without improvement before stopping.
+        growth_end: step up to which stopping early is out of the question (for a fixed net too, so that both
+            stop by one rule).
+    """
+
+    epochs: int
+    batches: int
+    steps: int
+    rounds: tuple[int, ...]
+    patience: float
+    growth_end: int
+
+
+def round_steps(steps: int, rounds: int, every: int, until: float) -> tuple[int, ...]:
+    """Steps after which growth is considered: early and often, then at increasing intervals.
+
+    Gains are largest in the first few dozen steps of a run, so the i-th of `rounds` comes at a quadratically increasing
+    share of `until * steps`, at least `every` after the one before.
+    """
+    end = until * steps
+    chosen: list[int] = []
+    for i in range(rounds):
+        earliest = chosen[-1] + every if chosen else every
+        step = max(earliest, round(end * ((i + 1) / rounds) ** 2))
+        if step > end:
+            break
+        chosen.append(step)
+    return tuple(chosen)
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise SennError for the first field that makes no sense."""
+    positive = ("steps", "min_epochs", "max_epochs", "rounds_every", "probe", "round_to")
+    positive_or_none = ("lr", "epochs", "batch_size", "patience", "max_params", "max_width")
+    for name in positive + positive_or_none:
+        value = getattr(recipe, name)
+        if value is None and name in positive_or_none:
+            continue
+        whole = name not in ("lr", "patience")
+        if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not value > 0:
+            raise SennError(f"{name} must be a positive {'whole ' if whole else ''}number, not {value!r}.")
+    if not isinstance(recipe.rounds, int) or recipe.rounds < 0:
+        raise SennError(f"rounds must be a whole number of at least 0, not {recipe.rounds!r}.")
+    for name, top in (("validation_fraction", 0.9), ("tail", 1.0), ("rounds_until", 1.0), ("average_decay", 1.0)):
+        value = getattr(recipe, name)
+        if not isinstance(value, (int, float)) or not 0 <= value <= top:
+            raise SennError(f"{name} must lie between 0 and {top:g}, not {value!r}.")
+    for name, known in (("schedule", ("tail", "cosine", "constant")), ("average", ("ema", "swa", None))):
+        if getattr(recipe, name) not in known:
+            raise SennError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(recipe, name)!r}.")

@@ -1,0 +1,35 @@
+"""What comes out of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained net and how it came about.
+
+    Attributes:
+        model: the net of the best epoch, in eval mode.
+        history: JSON-able records in order: `epoch`, `growth` and one `end` (fields: see `Callback`).
+        architecture: widths of its hidden layers.
+        parameters: number of its parameters.
+        seconds: wall-clock time of the run.
+        best_epoch: the epoch kept (0: the net as it started).
+        validation: metric to value at that epoch: `loss` and `accuracy` or `r2`; empty without validation rows.
+        interrupted: stopped by KeyboardInterrupt.
+    """
+
+    model: nn.Module
+    history: list[Record] = field(repr=False)
+    architecture: tuple[int, ...]
+    parameters: int
+    seconds: float
+    best_epoch: int
+    validation: dict[str, float]
+    interrupted: bool = False
