@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.nn import Rational, Residual
-from senn.structure import Site, Space, Structure
+from senn.structure import Site, Space
 from senn.surgery import Insert, Widen
 
 BATCHNORM_EPS = 1e-6
@@ -68,6 +68,11 @@ class ResidualLayer:
     def name(self) -> str:
         """For people."""
         return f"residual {type(self.activation).__name__}"
+
+    @property
+    def columns(self) -> int:
+        """Number of features."""
+        return len(self.weight)
 
     def features(self, x: Tensor) -> Tensor:
         """phi(B x + beta), (rows, in) to (rows, units)."""
@@ -123,6 +128,11 @@ class IdentityLayer:
     def columns_per_unit(self) -> int:
         """Activation parameters per unit that become live."""
         return 2 if self.rational else 1
+
+    @property
+    def columns(self) -> int:
+        """Number of features."""
+        return self.site.features * self.columns_per_unit
 
     def features(self, x: Tensor) -> Tensor:
         """(rows, in) to (rows, in * columns_per_unit), a unit's columns side by side."""
@@ -228,9 +238,7 @@ def draw_units(
     return Widen(space.name, count, values)
 
 
-def draw_residual(
-    model: nn.Module, site: Site, x: Tensor, recipe: Proposals, generator: torch.Generator
-) -> ResidualLayer:
+def draw_residual(site: Site, x: Tensor, recipe: Proposals, generator: torch.Generator) -> ResidualLayer:
     """Candidate units of a residual layer at a site, for rows x (n, in) of the linear map's input."""
     weight, bias = scaled(x, directions(x, recipe.residual, recipe.smooth, generator), 1.0, generator)
     return ResidualLayer(site, weight, bias, _activation(site.activation, recipe.residual, generator))
@@ -263,8 +271,3 @@ def _activation(name: str, units: int, generator: torch.Generator) -> nn.Module:
 
 def _per_unit(activation: nn.Module) -> bool:
     return isinstance(activation, Rational | nn.PReLU)
-
-
-def worth_scoring(structure: Structure, affordable: int) -> tuple[Site, ...]:
-    """Sites where an identity insertion of `in * (in + 1)` parameters could pay at all."""
-    return tuple(site for site in structure.sites if site.features * (site.features + 1) <= affordable)

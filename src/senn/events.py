@@ -1,0 +1,99 @@
+"""What happened to a network: one record per change, readable by people and by programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from senn.errors import SurgeryError
+from senn.policy import Candidate
+
+
+@dataclass(eq=False)
+class GrowthEvent:
+    """One change of the network's size, done.
+
+    Losses, promises, prices and realised decreases are in the loss's own unit per sample (nats for cross-entropy); eta,
+    gain and bound in eta's unit, twice that.
+
+    Attributes:
+        kind: `widen`, `insert` or `prune`.
+        place: the space, or the linear map before which a layer went.
+        detail: for people.
+        before: width of the place before (0 for a new layer).
+        after: width after.
+        units: how many units came or went.
+        parameters: net change of the number of parameters.
+        gain: exact gain in eta; minus the cost, for pruning.
+        bound: lower bound of the gain (Theorem 3.2).
+        heldout: held-out gain in eta.
+        promised: decrease of the loss that the policy counted on (half the held-out gain); negative for pruning.
+        price: what it had to promise at least.
+        eta_before: expansion score of the network before.
+        eta_after: and after.
+        limit: lambda.
+        loss_before: loss on the probe batch before the change.
+        loss_after: and right after it.
+        output_change: largest relative change of an output on the probe batch.
+        architecture: widths after all changes of the round.
+        round: number of the round.
+        realised: decrease of the loss between the change and the next consideration; None until then.
+    """
+
+    kind: str
+    place: str
+    detail: str
+    before: int
+    after: int
+    units: int
+    parameters: int
+    gain: float
+    bound: float
+    heldout: float
+    promised: float
+    price: float
+    eta_before: float
+    eta_after: float
+    limit: float
+    loss_before: float
+    loss_after: float
+    output_change: float
+    architecture: tuple[int, ...]
+    round: int
+    realised: float | None = None
+    _undo: Callable[[], None] | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        """One readable line."""
+        what = f"{self.kind} {self.place}: "
+        size = f"{self.before} -> {self.after}" if self.kind != "insert" else f"{self.detail}, {self.after} units"
+        sign = "cost" if self.promised < 0 else "promised"
+        return (
+            f"{what}{size}, {sign} {-self.promised:+.3g} nats, {abs(self.parameters):,} parameters, "
+            f"price {abs(self.price):.3g}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, ready for JSON."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
+        return {**record, "architecture": list(self.architecture), "text": str(self)}
+
+    def undo(self) -> None:
+        """Give the network and its optimizer back as they were before the whole round of this event.
+
+        Raises:
+            SurgeryError: the network has been trained or changed since, or this was undone already.
+        """
+        if self._undo is None:
+            raise SurgeryError(f"the change of {self.place} cannot be undone any more")
+        self._undo()
+        self._undo = None
+
+
+def merge(accepted: list[Candidate]) -> list[tuple[Candidate, Candidate, list[Candidate]]]:
+    """Group a round's decisions by kind and place, in order: (first, last, all)."""
+    groups: dict[tuple[str, str], list[Candidate]] = {}
+    for candidate in accepted:
+        groups.setdefault((candidate.kind, candidate.place), []).append(candidate)
+    return [(group[0], group[-1], group) for group in groups.values()]

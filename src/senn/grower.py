@@ -1,0 +1,221 @@
+"""`Grower`: looks at a network while it trains, and changes its size where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim.swa_utils import AveragedModel
+
+from senn.curvature.capture import Inputs
+from senn.curvature.output import OutputMetric
+from senn.errors import SennError, SurgeryError
+from senn.events import GrowthEvent, merge
+from senn.menu import Menu
+from senn.policy import Budget, Candidate, Policy, PricePolicy
+from senn.proposals import Proposals
+from senn.structure import Structure, analyse
+from senn.surgery import Prune, operate
+from senn.survey import Survey
+
+Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
+
+MOVES = ("width", "depth", "prune")
+
+
+class Grower:
+    """Grows and prunes a network while it trains, without changing its function at the moment of growth.
+
+    Args:
+        model: any module that `senn.structure.analyse` understands; it stays the same object.
+        optimizer: the optimizer that trains it, or None; its state follows by position.
+        loss: the training loss, `loss(outputs, targets)`, a mean over samples.
+        policy: when and where; by default a price on held-out gain.
+        samples: number of training samples, for prices; by default that of the first loader's data set, else the number
+            of samples looked at.
+        max_params: most parameters of the model.
+        max_width: most units of one layer.
+        round_to: grown widths are multiples of this.
+        moves: which of `width`, `depth`, `prune` may happen.
+        proposals: how candidates are drawn.
+        averaged: `AveragedModel`s of the model, which change with it.
+        ignore: names of modules to leave alone.
+        metric: `fisher`, or `euclidean` as in the paper.
+        seed: of everything drawn at random; the global random state is left alone.
+
+    Attributes:
+        events: every change so far.
+        eta: the expansion score at the last consideration.
+
+    Raises:
+        SennError: an argument is out of range, the optimizer doesn't hold the model's parameters, or the model has no place
+            to grow (at the first batch).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        policy: Policy | None = None,
+        *,
+        samples: int | None = None,
+        max_params: int | None = None,
+        max_width: int | None = None,
+        round_to: int = 1,
+        moves: Sequence[str] = MOVES,
+        proposals: Proposals | None = None,
+        averaged: Sequence[AveragedModel] = (),
+        ignore: Sequence[str] = (),
+        metric: str = "fisher",
+        seed: int = 0,
+    ) -> None:
+        unknown = [move for move in moves if move not in MOVES]
+        if unknown:
+            raise SennError(f"moves may hold {', '.join(MOVES)}, and {unknown[0]!r} is none of them")
+        self.model = model
+        self.optimizer = optimizer
+        self.policy: Policy = policy if policy is not None else PricePolicy()
+        self.budget = Budget(max_params, max_width, round_to)
+        self.samples = samples
+        self.moves = tuple(moves)
+        self.proposals = proposals if proposals is not None else Proposals()
+        self.averaged = tuple(averaged)
+        self.ignore = tuple(ignore)
+        self.metric = OutputMetric(loss, metric)  # type: ignore[arg-type]
+        self.events: list[GrowthEvent] = []
+        self.eta = float("nan")
+        self.rounds = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._structure: Structure | None = None
+        self._survey: Survey | None = None
+        self._held_optimizer_checked = False
+        self._open: list[GrowthEvent] = []
+
+    @property
+    def structure(self) -> Structure:
+        """What in the model can change size; known after the first batch."""
+        if self._structure is None:
+            raise SennError("the model's structure is known after the first batch: call observe, consider or grow first")
+        return self._structure
+
+    @property
+    def architecture(self) -> tuple[int, ...]:
+        """Widths of the spaces that can change, in order of use."""
+        return tuple(space.width for space in self.structure.spaces)
+
+    def observe(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
+        """Look at one batch and add it to the statistics of the next consideration; returns its loss.
+
+        Runs the model in eval mode, once, with two backward passes; leaves no `.grad`, mode, hook or random state changed. Call
+        it with batches from the training pass, then `grow()` without arguments.
+        """
+        if self._structure is None:
+            self._structure = analyse(self.model, _few(inputs), ignore=self.ignore)
+            if not self._structure.spaces and not self._structure.sites:
+                reasons = "; ".join(f"{r.place}: {r.reason}" for r in self._structure.refused[:3])
+                raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
+        if self._survey is None:
+            self._survey = Survey(
+                self.model, self._structure, self.metric, self.proposals, self.moves, self._affordable, self._generator
+            )
+        loss = self._survey.add(inputs, targets, weights)
+        for event in self._open:
+            event.realised = event.loss_after - loss
+        self._open = []
+        return loss
+
+    def consider(self, batches: Iterable[Batch] | None = None) -> list[Candidate]:
+        """Score every candidate on the batches (and those observed before); changes nothing.
+
+        Returns:
+            the best candidates of each kind at each place, best first by held-out gain.
+        """
+        menu = self._menu(batches)
+        return sorted(menu.candidates(), key=lambda c: -c.heldout)
+
+    def grow(self, batches: Iterable[Batch] | None = None) -> list[GrowthEvent]:
+        """One round: consider, decide, change the model. Empty when nothing pays.
+
+        Raises:
+            SurgeryError: a change failed its verification; everything is as it was.
+        """
+        menu = self._menu(batches)
+        eta_before = self.eta
+        while (choice := self.policy.choose(menu.candidates(), menu.accepted)) is not None:
+            menu.accept(choice)
+        self.rounds += 1
+        survey, self._survey = self._survey, None
+        assert survey is not None
+        return self._operate(menu, survey, eta_before) if menu.accepted else []
+
+    # -- inside
+
+    def _menu(self, batches: Iterable[Batch] | None) -> Menu:
+        if batches is not None:
+            if self.samples is None and hasattr(getattr(batches, "dataset", None), "__len__"):
+                self.samples = len(batches.dataset)  # type: ignore[attr-defined]
+            for batch in batches:
+                self.observe(*batch)
+        if self._survey is None or not self._survey.samples:
+            raise SennError("no batch has been looked at: give batches, or call observe first")
+        menu = self._survey.menu(self.samples or self._survey.samples, self.budget)
+        self.eta = menu.eta
+        return menu
+
+    def _affordable(self, parameters: int, loss: float) -> bool:
+        """Whether that many new parameters could pay even if they removed the whole loss."""
+        price = self.policy.price(parameters, self.samples or 0)
+        return not self.samples or price < loss
+
+    def _operate(self, menu: Menu, survey: Survey, eta_before: float) -> list[GrowthEvent]:
+        moves = menu.moves()
+        promise = menu.pruning_promise()
+        before = {space.name: space.width for space in self.structure.spaces}
+        receipt = operate(
+            self.model,
+            moves,
+            self.structure,
+            optimizer=self.optimizer,
+            averaged=self.averaged,
+            probe=survey.probe_inputs,
+            loss=survey.probe_loss if any(isinstance(m, Prune) for m in moves) else None,
+            loss_limit=max(2 * promise, 0.0) + 1e-3 * abs(survey.loss) + 1e-6,
+        )
+        self._structure = None if any(c.kind == "insert" for c in menu.accepted) else self._structure
+        previous, self._structure = self.structure if self._structure else None, None
+        self._structure = analyse(self.model, _few(survey.probe_inputs), ignore=self.ignore)
+
+        def undo() -> None:
+            receipt.undo()
+            self._structure, self._survey = previous, None
+
+        loss_after = survey.probe_loss()
+        events = []
+        for first, last, group in merge(menu.accepted):
+            parameters = sum(c.parameters for c in group)
+            price = sum(self.policy.price(c.parameters, c.samples) for c in group)
+            promised = sum((c.gain if c.kind == "prune" else c.heldout) / 2 for c in group)
+            events.append(
+                GrowthEvent(
+                    first.kind, first.place, first.detail, before.get(first.place, 0), last.width,
+                    sum(c.units for c in group), parameters, sum(c.gain for c in group), sum(c.bound for c in group),
+                    sum(c.heldout for c in group), promised, price, eta_before, menu.eta, first.limit,
+                    survey.probe_loss_before, loss_after, receipt.output_change, self.architecture, self.rounds,
+                    _undo=undo,
+                )
+            )  # fmt: skip
+        self.events += events
+        self._open = list(events)
+        return events
+
+
+def _few(inputs: Inputs, count: int = 8) -> Inputs:
+    """The first samples of a batch."""
+    return tuple(x[:count] for x in inputs) if isinstance(inputs, tuple) else inputs[:count]
+
+
+__all__ = ["Grower", "SurgeryError"]

@@ -1,0 +1,307 @@
+"""The candidates of one consideration, scored, and kept up to date while some are accepted.
+
+Width, depth and pruning are read off the same moments: candidate units are dormant columns of their consumers, layers are
+virtual columns of the map before which they would go, pruning removes existing columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from senn.ledger import Ledger
+from senn.policy import Budget, Candidate
+from senn.proposals import Draw, IdentityLayer, Layer, ResidualLayer
+from senn.pruning import PruningLedger
+from senn.scores import diagonal_gain
+from senn.structure import Space, Structure
+from senn.surgery import Move, Prune, Widen, parameters_per_unit
+
+
+@dataclass(eq=False)
+class Columns:
+    """Where the candidate columns of one linear map are: (groups, p) long each, numbered from 0 after the existing ones.
+
+    Attributes:
+        spaces: by space, its candidate units.
+        layers: for each layer offered before the map, its units.
+    """
+
+    spaces: dict[str, Tensor] = field(default_factory=dict)
+    layers: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Option:
+    """A candidate and what accepting it means."""
+
+    candidate: Candidate
+    chosen: tuple[int, ...]
+    layer: int | None = None
+
+
+class Menu:
+    """All candidates of one consideration.
+
+    Args:
+        model: the model as it is.
+        structure: what in it can change.
+        draw: the candidates that were drawn.
+        ledgers: by linear map.
+        pruning: by linear map; empty offers no pruning.
+        columns: by linear map.
+        limit: lambda.
+        samples: training samples, for prices.
+        budget: limits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        draw: Draw,
+        ledgers: Mapping[str, Ledger],
+        pruning: Mapping[str, PruningLedger],
+        columns: Mapping[str, Columns],
+        *,
+        limit: float,
+        samples: int,
+        budget: Budget,
+    ) -> None:
+        self.model, self.structure, self.draw = model, structure, draw
+        self.ledgers, self.pruning, self.columns = ledgers, pruning, columns
+        self.limit, self.samples, self.budget = limit, samples, budget
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.per_unit = {space.name: parameters_per_unit(model, space) for space in structure.spaces}
+        self.grown: dict[str, list[int]] = {}
+        self.inserted: dict[str, tuple[int, list[int]]] = {}
+        self.removed: dict[str, list[int]] = {}
+        self.accepted: list[Candidate] = []
+        self._options: dict[int, Option] = {}
+
+    @property
+    def eta(self) -> float:
+        """The network's expansion score: the sum over its linear maps."""
+        return sum(ledger.eta for ledger in self.ledgers.values())
+
+    def candidates(self) -> list[Candidate]:
+        """The best candidates of each kind at each place, with all that is accepted already taken into account."""
+        options: list[Option] = []
+        for space in self.structure.spaces:
+            options += self._widen(space)
+            options += self._prune(space)
+        for site, layers in self.draw.layers.items():
+            for number, layer in enumerate(layers):
+                options += self._insert(site, number, layer)
+        allowed = [option for option in options if self.budget.allows(option.candidate, self.parameters)]
+        self._options = {id(option.candidate): option for option in allowed}
+        return [option.candidate for option in allowed]
+
+    def accept(self, candidate: Candidate) -> None:
+        """Take a candidate of the last `candidates()` as done and bring every figure up to date."""
+        option = self._options[id(candidate)]
+        place = candidate.place
+        if candidate.kind == "prune":
+            self.removed.setdefault(place, []).extend(option.chosen)
+            for slot in self.structure.space(place).of("consumer"):
+                if slot.module in self.pruning:
+                    self.pruning[slot.module].remove(slot.index[list(option.chosen)].flatten())
+        elif candidate.kind == "widen":
+            self.grown.setdefault(place, []).extend(option.chosen)
+            for name, columns in self._consumers(place):
+                for unit in option.chosen:
+                    self.ledgers[name].accept(columns[unit])
+        else:
+            assert option.layer is not None
+            self.inserted.setdefault(place, (option.layer, []))[1].extend(option.chosen)
+            layer = self.draw.layers[place][option.layer]
+            if isinstance(layer, ResidualLayer):
+                columns, onto = self.columns[place].layers[option.layer], self._onto(place, layer)
+                for unit in option.chosen:
+                    self.ledgers[place].accept(columns[unit], onto)
+            else:
+                self.ledgers[place].eta += candidate.gain
+        self.parameters += candidate.parameters
+        self.accepted.append(candidate)
+
+    def moves(self) -> list[Move]:
+        """What has been accepted, as moves for the surgery."""
+        moves: list[Move] = []
+        for name, units in self.grown.items():
+            moves.append(select(self.draw.widen[name], units))
+        for name, gone in self.removed.items():
+            moves.append(self._removal(self.structure.space(name), sorted(gone)))
+        for site, (number, units) in self.inserted.items():
+            layer = self.draw.layers[site][number]
+            moves.append(layer.move(units) if isinstance(layer, ResidualLayer) else layer.move())
+        return moves
+
+    # -- width
+
+    def _consumers(self, space: str) -> list[tuple[str, Tensor]]:
+        """The scored maps that read a space, with the columns of its candidates."""
+        return [(name, columns.spaces[space]) for name, columns in self.columns.items() if space in columns.spaces]
+
+    def _widen(self, space: Space) -> list[Option]:
+        """The best next units of a space: by held-out gain and by the bound, which may be different ones."""
+        consumers = self._consumers(space.name)
+        blocked = space.name in self.removed or any(name in self.inserted for name, _ in consumers)
+        if not consumers or blocked:
+            return []
+        accepted = self.grown.get(space.name, [])
+        width = space.width + len(accepted)
+        step = _lcm(self.budget.round_to, space.quantum)
+        units = step - width % step
+        groups = [(self.ledgers[name], columns, None) for name, columns in consumers]
+        options = []
+        for figures in _best(groups, units, accepted):
+            candidate = Candidate(
+                "widen", space.name, f"{units} of {len(groups[0][1])} candidates", units, width + units,
+                units * self.per_unit[space.name], *figures[1:], self.eta, self.limit, self.samples,
+            )  # fmt: skip
+            options.append(Option(candidate, figures[0]))
+        return options
+
+    # -- depth
+
+    def _insert(self, site: str, number: int, layer: Layer) -> list[Option]:
+        chosen = self.inserted.get(site)
+        touched = {*self.grown, *self.removed}
+        if (chosen is not None and chosen[0] != number) or any(s in touched for s in self.columns[site].spaces):
+            return []
+        columns = self.columns[site].layers[number]
+        if isinstance(layer, IdentityLayer):
+            return [] if chosen else [self._identity(site, number, layer, columns)]
+        accepted = chosen[1] if chosen else []
+        step = self.budget.round_to
+        units = step - len(accepted) % step
+        options = []
+        for figures in _best([(self.ledgers[site], columns, self._onto(site, layer))], units, accepted):
+            width = len(accepted) + units
+            candidate = Candidate(
+                "insert", site, layer.name, units, width, layer.parameters(units), *figures[1:],
+                self.eta, self.limit, self.samples,
+            )  # fmt: skip
+            options.append(Option(candidate, figures[0], number))
+        return options
+
+    def _identity(self, site: str, number: int, layer: IdentityLayer, columns: Tensor) -> Option:
+        """Score of the activation parameters that an identity insertion makes live."""
+        ledger, flat = self.ledgers[site], columns.flatten()
+        weight = self.model.get_submodule(site).weight.detach().double()  # type: ignore[union-attr, operator]
+        mixed = ledger.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())  # type: ignore[operator]
+        owner = torch.arange(len(columns)).repeat_interleave(columns.shape[1])
+        metric = (mixed.mT @ mixed)[owner][:, owner]
+        through = mixed[:, owner]
+
+        def gradient(cross: Tensor) -> Tensor:
+            return (through * cross[:, flat]).sum(0)
+
+        curvature = ledger.all_residual[flat][:, flat] * metric
+        gain = float(diagonal_gain(gradient(ledger.all_cross), curvature, locations=ledger.locations))
+        fitted = ledger.fit_residual[flat][:, flat] * metric
+        fitted.diagonal().add_(fitted.diagonal().mean() * 1e-4 + 1e-30)
+        step = torch.linalg.solve(fitted, gradient(ledger.fit_cross))
+        held = 2 * step @ gradient(ledger.held_cross) - step @ (ledger.held_moment[flat][:, flat] * metric) @ step
+        candidate = Candidate(
+            "insert", site, layer.name, layer.site.features, layer.site.features, layer.parameters(), gain, gain,
+            ledger.locations * float(held), self.eta, self.limit, self.samples,
+        )  # fmt: skip
+        return Option(candidate, (), number)
+
+    def _onto(self, site: str, layer: ResidualLayer) -> Tensor | None:
+        """Orthonormal basis, in whitened outputs, of what the map can pass on of a change of its input; None for all."""
+        weight = self.model.get_submodule(site).weight.detach().double()  # type: ignore[union-attr, operator]
+        if weight.shape[0] <= weight.shape[1]:  # type: ignore[index, union-attr]
+            return None
+        return torch.linalg.qr(self.ledgers[site].whitener.mT @ weight).Q  # type: ignore[operator]
+
+    # -- pruning
+
+    def _prune(self, space: Space) -> list[Option]:
+        """The unit whose removal costs least."""
+        slots = [slot for slot in space.of("consumer") if slot.module in self.pruning]
+        if not slots or space.name in self.grown or any(slot.module in self.inserted for slot in slots):
+            return []
+        gone = self.removed.get(space.name, [])
+        step = _lcm(self.budget.round_to, space.quantum)
+        left = torch.tensor([unit for unit in range(space.width) if unit not in gone])
+        if len(left) <= step or step > 1:
+            return self._prune_block(space, left, step) if len(left) > step else []
+        cost = sum(self.pruning[slot.module].costs(slot.index[left]) for slot in slots)
+        assert isinstance(cost, Tensor)
+        best = int(cost.argmin())
+        return [self._removal_option(space, (int(left[best]),), float(cost[best]), len(left) - 1)]
+
+    def _prune_block(self, space: Space, left: Tensor, step: int) -> list[Option]:
+        """Whole blocks of `step` units: the ones that cost least one by one, their costs summed."""
+        slots = [slot for slot in space.of("consumer") if slot.module in self.pruning]
+        cost = torch.stack([self.pruning[slot.module].costs(slot.index[left]) for slot in slots]).sum(0)
+        count = len(left) % step or step
+        if count >= len(left):
+            return []
+        order = cost.argsort()[:count]
+        chosen = tuple(int(unit) for unit in left[order])
+        return [self._removal_option(space, chosen, float(cost[order].sum()), len(left) - count)]
+
+    def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, width: int) -> Option:
+        candidate = Candidate(
+            "prune", space.name, "units " + ", ".join(map(str, units)), len(units), width,
+            -len(units) * self.per_unit[space.name], -cost, -cost, -cost, self.eta, self.limit, self.samples,
+        )  # fmt: skip
+        return Option(candidate, units)
+
+    def _removal(self, space: Space, units: Sequence[int]) -> Prune:
+        coefficients = {}
+        for slot in space.of("consumer"):
+            if slot.module in self.pruning:
+                taken = self.pruning[slot.module].coefficients(slot.index[list(units)].flatten())
+                biased = self.model.get_submodule(slot.module).bias is not None
+                coefficients[slot.module] = taken if biased else torch.cat([taken, taken.new_zeros(len(taken), 1)], 1)
+        return Prune(space.name, tuple(units), coefficients)
+
+    def pruning_promise(self) -> float:
+        """Predicted change of the loss right after the accepted removals."""
+        touched = {slot.module for name in self.removed for slot in self.structure.space(name).of("consumer")}
+        return sum(self.pruning[name].promise() for name in touched if name in self.pruning)
+
+
+Group = tuple[Ledger, Tensor, Tensor | None]
+
+
+def _best(groups: list[Group], units: int, accepted: Sequence[int]) -> list[tuple[tuple[int, ...], float, float, float]]:
+    """Greedy choices of `units` more units, once by held-out gain and once by the bound: (units, gain, bound, held-out)."""
+    found = []
+    free = len(groups[0][1]) - len(accepted)
+    for key in ("heldout", "bound") if free >= units else ():
+        trial = [(ledger if units == 1 else ledger.clone(), columns, onto) for ledger, columns, onto in groups]
+        chosen: list[int] = []
+        totals = [0.0, 0.0, 0.0]
+        for _ in range(units):
+            left = torch.tensor([u for u in range(len(groups[0][1])) if u not in accepted and u not in chosen])
+            scores = {
+                name: torch.stack([getattr(ledger, name)(columns[left], onto) for ledger, columns, onto in trial]).sum(0)
+                for name in ("gain", "bound", "heldout")
+            }
+            best = int(scores[key].argmax())
+            for place, name in enumerate(("gain", "bound", "heldout")):
+                totals[place] += float(scores[name][best])
+            chosen.append(int(left[best]))
+            if units > 1:
+                for ledger, columns, onto in trial:
+                    ledger.accept(columns[chosen[-1]], onto)
+        found.append((tuple(chosen), *totals))
+    return found[:1] if len(found) == 2 and found[0][0] == found[1][0] else found  # type: ignore[return-value]
+
+
+def select(move: Widen, units: Sequence[int]) -> Widen:
+    """The move that adds only some of the units (each value's first dimension counts them)."""
+    index = torch.as_tensor(list(units))
+    return Widen(move.space, len(units), {name: value[index] for name, value in move.values.items()})
+
+
+def _lcm(a: int, b: int) -> int:
+    return int(torch.lcm(torch.tensor(a), torch.tensor(b)))

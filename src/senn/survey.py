@@ -1,0 +1,224 @@
+"""One window of looking: candidates drawn once, moments summed over all batches seen until a decision is taken."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from senn.curvature.capture import Inputs, Rows, capture, evaluating, forward, reading
+from senn.curvature.factors import Moments, moments
+from senn.curvature.output import OutputMetric
+from senn.errors import SennError
+from senn.ledger import Ledger
+from senn.menu import Columns, Menu
+from senn.policy import Budget
+from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual, draw_units
+from senn.pruning import PruningLedger
+from senn.structure import Structure
+from senn.surgery import carry_out
+from senn.surgery.layout import LayoutDraft
+
+LOOK = 512
+"""Samples that the draw looks at, for the scale of the candidates."""
+
+
+class Survey:
+    """Candidates of one consideration and the moments gathered about them.
+
+    Args:
+        model: the model, read only.
+        structure: what in it can change.
+        metric: the loss.
+        proposals: how candidates are drawn.
+        moves: which of `width`, `depth`, `prune` are wanted.
+        affordable: whether so many parameters could pay at all, given the loss.
+        generator: source of randomness.
+
+    Attributes:
+        samples: looked at so far.
+        loss: mean loss over them.
+        probe_inputs: the last batch's inputs, for verification.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        metric: OutputMetric,
+        proposals: Proposals,
+        moves: Sequence[str],
+        affordable: Callable[[int, float], bool],
+        generator: torch.Generator,
+    ) -> None:
+        self.model, self.structure, self.metric = model, structure, metric
+        self.proposals, self.moves, self.affordable = proposals, tuple(moves), affordable
+        self.generator = generator
+        self.samples = 0
+        self._loss_sum = self._limit_sum = 0.0
+        self._draw: Draw | None = None
+        self._order: dict[str, Tensor] = {}
+        self._columns: dict[str, Columns] = {}
+        self._existing: dict[str, int] = {}
+        self._fit: dict[str, Moments] = {}
+        self._held: dict[str, Moments] = {}
+        self.probe_inputs: Inputs = torch.empty(0)
+        self._probe: tuple[Tensor, Tensor | None] = (torch.empty(0), None)
+        self.probe_loss_before = float("nan")
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the samples seen."""
+        return self._loss_sum / max(self.samples, 1)
+
+    def add(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
+        """Look at one batch; returns its loss. The model is left as it was."""
+        count = len(targets)
+        if count < 2:
+            raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
+        order = torch.randperm(count, generator=self.generator).to(targets.device)
+        inputs = tuple(x[order] for x in inputs) if isinstance(inputs, tuple) else inputs[order]
+        targets = targets[order]
+        if weights is not None:
+            weights = weights[order] / weights.mean()
+        if self._draw is None:
+            self._draw = self._propose(inputs, targets)
+            self._lay_out(self._draw)
+        trial = self._trial(self._draw, inputs)
+        seen = capture(
+            trial, self.structure.linears, inputs, targets, self.metric, generator=self.generator, weights=weights
+        )
+        for name, rows in seen.rows.items():
+            self._gather(name, rows, weights, count)
+        self.samples += count
+        self._loss_sum += seen.loss * count
+        self._limit_sum += seen.bound * count
+        self.probe_inputs, self._probe, self.probe_loss_before = inputs, (targets, weights), seen.loss
+        return seen.loss
+
+    def probe_loss(self) -> float:
+        """Loss of the model, as it is now, on the last batch."""
+        with torch.no_grad(), evaluating(self.model):
+            return float(self.metric.loss(forward(self.model, self.probe_inputs), *self._probe))
+
+    def menu(self, samples: int, budget: Budget) -> Menu:
+        """The scored candidates."""
+        assert self._draw is not None
+        ledgers, pruning = {}, {}
+        for name, columns in self._columns.items():
+            ledger = Ledger(self._fit[name], self._held[name], self._existing[name])
+            ledgers[name] = ledger
+            if "prune" in self.moves and columns.spaces:
+                both = _existing(self._fit[name] + self._held[name], self._existing[name])
+                pruning[name] = PruningLedger(both, _weight(self.model, name), ledger.step)
+        return Menu(
+            self.model, self.structure, self._draw, ledgers, pruning, self._columns,
+            limit=self._limit_sum / self.samples, samples=samples, budget=budget,
+        )  # fmt: skip
+
+    # -- inside
+
+    def _propose(self, inputs: Inputs, targets: Tensor) -> Draw:
+        """Draw candidates at the scale of what passes through the model on a few samples."""
+        few = tuple(x[:LOOK] for x in inputs) if isinstance(inputs, tuple) else inputs[:LOOK]
+        wanted = {slot.module for space in self.structure.spaces for slot in space.of("producer")}
+        names = [*dict.fromkeys([*self.structure.linears, *sorted(wanted)])]
+        with torch.no_grad(), evaluating(self.model), reading(self.model, names) as seen:
+            output = forward(self.model, few)
+        loss = float(self.metric.loss(output, targets[:LOOK]))
+        x = {name: _flat(pair[0]) for name, pair in seen.items()}
+        widen, layers = {}, {}
+        if "width" in self.moves:
+            for space in self.structure.spaces:
+                widen[space.name] = draw_units(self.model, space, x, self.proposals, self.generator)
+        if "depth" in self.moves:
+            for site in self.structure.sites:
+                offered: list[Layer] = []
+                if self.proposals.residual and self.affordable(2 * site.features + 1, loss):
+                    offered.append(draw_residual(site, x[site.module], self.proposals, self.generator))
+                if self.affordable(site.features * (site.features + 1), loss):
+                    for _ in range(self.proposals.identity):
+                        offered.append(draw_identity(site, x[site.module], self.generator))
+                if offered:
+                    layers[site.module] = tuple(offered)
+        return Draw(widen, layers)
+
+    def _lay_out(self, draw: Draw) -> None:
+        """Number each map's columns: existing ones, the constant, candidate units by space, layers' features."""
+        for name in self.structure.linears:
+            linear = self.model.get_submodule(name)
+            size = linear.weight.shape[1]  # type: ignore[index, union-attr]
+            draft, wide, taken = LayoutDraft(size), 0, []
+            for space in self.structure.spaces:
+                for slot in space.of("consumer"):
+                    if slot.module == name and space.name in draw.widen:
+                        units = draw.widen[space.name].units
+                        taken.append((space.name, units, *draft.add(slot, units)))
+            place = torch.empty(size + draft.added, dtype=torch.long)
+            place[draft.layout().order] = torch.arange(size + draft.added)
+            bias = [torch.tensor([len(place)])] if linear.bias is not None else []
+            order, columns = [place[:size], *bias], Columns()
+            existing = size + len(bias)
+            for space_name, units, offset, positions in taken:
+                order.append(place[offset : offset + positions])
+                columns.spaces[space_name] = torch.arange(wide, wide + positions).view(units, -1)
+                wide += positions
+            virtual = len(place) + len(bias)
+            for layer in draw.layers.get(name, ()):
+                number = layer.columns
+                order.append(torch.arange(virtual, virtual + number))
+                columns.layers.append(torch.arange(wide, wide + number).view(-1, layer.columns_per_unit))
+                virtual, wide = virtual + number, wide + number
+            self._order[name], self._columns[name], self._existing[name] = torch.cat(order), columns, existing
+
+    def _trial(self, draw: Draw, inputs: Inputs) -> nn.Module:
+        """A copy of the model in which all candidate units are dormant: it computes the same function."""
+        if not draw.widen:
+            return self.model
+        trial = copy.deepcopy(self.model)
+        carry_out(trial, list(draw.widen.values()), self.structure, probe=inputs)
+        return trial
+
+    def _gather(self, name: str, rows: Rows, weights: Tensor | None, count: int) -> None:
+        """Add one batch's rows to the two folds' moments."""
+        a = rows.a
+        assert self._draw is not None
+        layers = self._draw.layers.get(name, ())
+        if layers:
+            x = a[:, : self.model.get_submodule(name).weight.shape[1]]  # type: ignore[index, union-attr]
+            if self._columns[name].spaces:
+                x = a[:, self._order[name][: x.shape[1]]]
+            with torch.no_grad():
+                a = torch.cat([a, *(layer.features(x) for layer in layers)], 1)
+        half = count // 2 * rows.locations
+        row_weights = None if weights is None else weights.repeat_interleave(rows.locations).to(a)
+        order = self._order[name]
+        for fold, part in ((self._fit, slice(0, half)), (self._held, slice(half, None))):
+            found = moments(
+                a[part], rows.dz[part], rows.s[part], locations=rows.locations,
+                weights=None if row_weights is None else row_weights[part],
+            )  # fmt: skip
+            found = Moments(
+                found.rows, found.locations, found.inputs[order][:, order], found.cross[:, order], found.outputs
+            )
+            fold[name] = fold[name] + found if name in fold else found
+
+
+def _existing(both: Moments, c: int) -> Moments:
+    return Moments(both.rows, both.locations, both.inputs[:c, :c], both.cross[:, :c], both.outputs)
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    """[W | b] of a linear map, detached, (m, c)."""
+    linear = model.get_submodule(name)
+    weight: Tensor = linear.weight.detach()  # type: ignore[assignment, union-attr, operator]
+    if linear.bias is None:
+        return weight
+    return torch.cat([weight, linear.bias.detach()[:, None]], 1)  # type: ignore[union-attr, operator, index]
+
+
+def _flat(x: Tensor) -> Tensor:
+    x = x.reshape(-1, x.shape[-1])
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
