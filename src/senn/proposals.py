@@ -19,7 +19,7 @@ from senn.nn import Rational, Residual
 from senn.structure import Site, Space
 from senn.surgery import Insert, Widen
 
-BATCHNORM_EPS = 1e-6
+SMALLEST_SPREAD = 1e-6
 """Smallest spread of a pre-activation that a unit is scaled by."""
 
 
@@ -154,8 +154,8 @@ class IdentityLayer:
         with torch.no_grad():
             linear.weight.copy_(self.weight)
             linear.bias.copy_(self.bias)
-        # the inserted map's own rounded weights must be inverted, not the ones that were drawn
-        return Insert(self.site.module, nn.Sequential(linear, activation), inverse, -inverse @ self.bias.double())
+        shift = -inverse @ self.bias.double() if self.bias.any() else None
+        return Insert(self.site.module, nn.Sequential(linear, activation), inverse, shift)
 
 
 Layer = ResidualLayer | IdentityLayer
@@ -199,7 +199,7 @@ def directions(
 def scaled(x: Tensor, weight: Tensor, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Weights and biases whose pre-activations have standard deviation `spread` and a random centre over x."""
     z = x @ weight.mT
-    factor = spread / z.std(0, correction=0).clamp_min(BATCHNORM_EPS)
+    factor = spread / z.std(0, correction=0).clamp_min(SMALLEST_SPREAD)
     centre = 0.5 * spread * torch.randn(len(weight), generator=generator, dtype=x.dtype)
     return weight * factor[:, None], centre - z.mean(0) * factor
 
@@ -244,16 +244,20 @@ def draw_residual(site: Site, x: Tensor, recipe: Proposals, generator: torch.Gen
     return ResidualLayer(site, weight, bias, _activation(site.activation, recipe.residual, generator))
 
 
-def draw_identity(site: Site, x: Tensor, generator: torch.Generator) -> IdentityLayer:
-    """A random well-conditioned basis in which an activation that is the identity now is inserted."""
+def draw_identity(site: Site, x: Tensor, biased: bool, generator: torch.Generator) -> IdentityLayer:
+    """A random well-conditioned basis in which an activation that is the identity now is inserted.
+
+    A map without a bias (`biased` False) could not take a shift back, so the basis then has none.
+    """
     size = site.features
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
     u = x.double() @ basis.mT
-    scale = 1 / u.std(0, correction=0).clamp_min(BATCHNORM_EPS)
+    scale = 1 / u.std(0, correction=0).clamp_min(SMALLEST_SPREAD)
     scale = scale.clamp(max=10 * float(scale.median()), min=0.1 * float(scale.median()))
     centre = 0.5 * torch.randn(size, generator=generator, dtype=torch.float64)
     weight = (basis * scale[:, None]).float()
-    return IdentityLayer(site, weight, (centre - u.mean(0) * scale).float(), site.activation == "Rational")
+    shift = (centre - u.mean(0) * scale).float() if biased else torch.zeros(size)
+    return IdentityLayer(site, weight, shift, site.activation == "Rational")
 
 
 def _activation(name: str, units: int, generator: torch.Generator) -> nn.Module:

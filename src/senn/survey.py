@@ -139,8 +139,9 @@ class Survey:
                 if self.proposals.residual and self.affordable(2 * site.features + 1, loss):
                     offered.append(draw_residual(site, x[site.module], self.proposals, self.generator))
                 if self.affordable(site.features * (site.features + 1), loss):
+                    biased = self.model.get_submodule(site.module).bias is not None
                     for _ in range(self.proposals.identity):
-                        offered.append(draw_identity(site, x[site.module], self.generator))
+                        offered.append(draw_identity(site, x[site.module], biased, self.generator))
                 if offered:
                     layers[site.module] = tuple(offered)
         return Draw(widen, layers)

@@ -1,0 +1,117 @@
+"""Policies are functions of records: Theorem 3.1, prices, budgets, and what is out of range."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from senn import scores
+from senn.errors import SennError
+from senn.policy import Budget, Candidate, PaperPolicy, PricePolicy
+
+BASE = Candidate("widen", "body.0", "", 1, 3, 10, 0.1, 0.1, 0.1, 0.2, 1.0, 1000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    gains=st.lists(st.floats(0, 10), min_size=1, max_size=60),
+    eta=st.floats(0, 1),
+    limit=st.floats(1e-6, 1e3),
+    tau=st.floats(0.01, 5),
+    alpha=st.floats(1e-5, 0.5),
+)
+def test_theorem_3_1_bounds_the_additions_of_a_round(gains, eta, limit, tau, alpha):
+    policy, accepted = PaperPolicy(tau, alpha), 0
+    eta = eta * limit
+    for gain in gains:
+        candidate = replace(BASE, gain=gain * limit, bound=gain * limit, eta=eta, limit=limit)
+        if policy.choose([candidate], []) is not None:
+            accepted += 1
+            eta = min(eta + candidate.gain, limit)
+    assert accepted < scores.addition_limit(tau, alpha)
+
+
+def test_the_bound_of_theorem_3_1_is_nearly_reached():
+    """A sequence that gains just enough each time: the bound is not a loose one."""
+    tau, alpha, eta, accepted = 0.5, 0.01, 0.0, 0
+    policy = PaperPolicy(tau, alpha)
+    while accepted < 100:
+        gain = max(tau * eta, alpha) * 1.0001
+        candidate = replace(BASE, gain=gain, bound=gain, eta=eta, limit=1.0)
+        if policy.choose([candidate], []) is None:
+            break
+        accepted, eta = accepted + 1, eta + gain
+    limit = scores.addition_limit(tau, alpha)
+    assert limit - 2 < accepted < limit
+
+
+def test_without_eta_brought_up_to_date_the_theorem_fails():
+    """The reference's stale eta_c, kept from the start of the round, accepts without end."""
+    policy = PaperPolicy(1.0, 0.01)
+    stale = replace(BASE, gain=0.3, bound=0.3, eta=0.1, limit=1.0)
+    assert all(policy.choose([stale], []) is not None for _ in range(50))
+    assert policy.choose([replace(stale, eta=0.4)], []) is None
+
+
+def test_paper_policy_takes_the_best_and_discounts_layers():
+    policy = PaperPolicy(0.1, 1e-3, layer_cost=2.0)
+    unit, layer = replace(BASE, bound=0.3), replace(BASE, kind="insert", bound=0.5)
+    assert policy.choose([unit, layer], []) is unit
+    assert policy.choose([unit, replace(layer, bound=0.7)], []).kind == "insert"
+
+
+def test_price_is_kappa_q_over_n_and_counts_held_out_gain():
+    policy = PricePolicy(kappa=1.0)
+    assert policy.price(10, 1000) == pytest.approx(0.01)
+    assert policy.choose([replace(BASE, gain=9.0, heldout=0.0199)], []) is None
+    assert policy.choose([replace(BASE, gain=0.0, heldout=0.0201)], []) is not None
+
+
+def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
+    first, second = replace(BASE, heldout=0.5), replace(BASE, place="body.2", heldout=0.9)
+    policy = PricePolicy(kappa=1.0)
+    assert policy.choose([first, second], []) is second
+    assert policy.choose([first, second], [first]) is first
+
+
+def test_hysteresis_what_has_just_been_bought_is_not_sold():
+    policy = PricePolicy(kappa=1.0, hysteresis=0.3)
+    price = policy.price(10, 1000)
+    bought = replace(BASE, heldout=2.01 * price)
+    assert policy.choose([bought], []) is bought
+    back = replace(BASE, kind="prune", parameters=-10, gain=-2.01 * price)
+    assert policy.choose([back], []) is None
+    assert policy.choose([replace(back, gain=-0.5 * price)], []) is not None
+
+
+@settings(max_examples=100, deadline=None)
+@given(gain=st.floats(0, 1), kappa=st.floats(0.01, 10), hysteresis=st.floats(0, 0.99))
+def test_no_gain_is_both_bought_and_sold(gain, kappa, hysteresis):
+    policy = PricePolicy(kappa, hysteresis)
+    buy = policy.choose([replace(BASE, heldout=gain)], [])
+    sell = policy.choose([replace(BASE, kind="prune", parameters=-10, gain=-gain)], [])
+    assert buy is None or sell is None
+
+
+@pytest.mark.parametrize("bad", [{"tau": 0.0}, {"tau": -1.0}, {"tau": math.nan}, {"alpha": 0.0}, {"alpha": 1.5}])
+def test_paper_policy_refuses_what_is_out_of_range(bad):
+    with pytest.raises(SennError, match=next(iter(bad))):
+        PaperPolicy(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"kappa": 0.0}, {"kappa": -1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}])
+def test_price_policy_refuses_what_is_out_of_range(bad):
+    with pytest.raises(SennError, match=next(iter(bad))):
+        PricePolicy(**bad)
+
+
+def test_budget():
+    assert not Budget(max_params=105).allows(BASE, 100)
+    assert Budget(max_params=110).allows(BASE, 100)
+    assert not Budget(max_width=2).allows(BASE, 0)
+    assert Budget(max_params=1).allows(replace(BASE, kind="prune", parameters=-10), 100)
+    for bad in ({"max_params": 0}, {"max_width": 0}, {"round_to": 0}):
+        with pytest.raises(SennError, match=next(iter(bad))):
+            Budget(**bad)
