@@ -152,6 +152,10 @@ class Grower:
         assert survey is not None
         return self._operate(menu, survey, eta_before) if menu.accepted else []
 
+    def reset(self) -> None:
+        """Forget the batches looked at since the last round."""
+        self._survey = None
+
     # -- inside
 
     def _menu(self, batches: Iterable[Batch] | None) -> Menu:
