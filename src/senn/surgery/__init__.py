@@ -1,0 +1,21 @@
+"""Carries decisions out: new Parameters, optimizer state by position, verification, rollback, undo."""
+
+from senn.surgery.carry import Journal, carry_out
+from senn.surgery.moves import Insert, Move, Prune, Widen
+from senn.surgery.operate import Receipt, operate
+from senn.surgery.plan import new_parameters, parameters_per_unit
+from senn.surgery.verify import calibrate
+
+__all__ = [
+    "Insert",
+    "Journal",
+    "Move",
+    "Prune",
+    "Receipt",
+    "Widen",
+    "calibrate",
+    "carry_out",
+    "new_parameters",
+    "operate",
+    "parameters_per_unit",
+]

@@ -39,7 +39,8 @@ class Prune:
         units: which units go.
         compensation: by consumer module name, coefficients (gone columns, kept columns + 1): with W_gone the
             weights of the columns that go, W_kept += W_gone @ coefficients[:, :-1] and
-            b += W_gone @ coefficients[:, -1] (the last column must be zero where there is no bias).
+            b += W_gone @ coefficients[:, -1] (the last column must be zero where there is no bias). Gone
+            columns stand in the order of `slot.index[units].flatten()`, kept ones as in the weight.
     """
 
     space: str

@@ -1,0 +1,226 @@
+"""Carries an optimizer along: groups, and state by position.
+
+Old entries of a state tensor are kept bit by bit at their new places. New entries are what this very optimizer
+starts a parameter with: a blank copy of it takes one step on the new Parameters' values with zero gradients, and
+its state is read off. Step counts and other scalars stay.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from senn.errors import SennError, UnsupportedError
+from senn.surgery.carry import Journal, Resized
+from senn.surgery.layout import Layout, place
+
+State = dict[str, Any]
+
+# Settings that would let the blank copy's state depend on more than its start.
+_BLANK = {"weight_decay": 0.0, "lambd": 0.0, "differentiable": False}
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside wrappers that keep it as `.optimizer`."""
+    seen = optimizer
+    while isinstance(getattr(seen, "optimizer", None), Optimizer):
+        seen = seen.optimizer
+    if not isinstance(seen, Optimizer):
+        raise UnsupportedError(f"the optimizer must be a torch.optim.Optimizer, not a {type(optimizer).__name__}")
+    return seen
+
+
+def check_holds(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that holds none of the model's trainable parameters."""
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if names and not any(parameter in held for parameter in model.parameters() if parameter.requires_grad):
+        raise SennError(f"the optimizer doesn't hold the model's parameters (first: '{names[0]}')")
+
+
+class Snapshot:
+    """An optimizer's groups and state as they are now, to be given back; holds the objects, copies no tensor."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._groups = list(optimizer.param_groups)
+        named = [group["param_names"] for group in self._groups if "param_names" in group]
+        lists = [*(group["params"] for group in self._groups), *named, *_own_lists(optimizer)]
+        self._lists = [(held, list(held)) for held in lists]
+        self._state = list(optimizer.state.items())
+
+    @property
+    def attached(self) -> bool:
+        """Whether the optimizer still has the same groups; loading a state replaces them."""
+        now = self.optimizer.param_groups
+        return len(now) == len(self._groups) and all(a is b for a, b in zip(now, self._groups, strict=True))
+
+    def restore(self) -> None:
+        """Give everything back."""
+        for held, items in self._lists:
+            held[:] = items
+        self.optimizer.state.clear()
+        self.optimizer.state.update(self._state)
+        _forget_size(self.optimizer)
+
+
+def _own_lists(optimizer: Optimizer) -> list[list[nn.Parameter]]:
+    """Lists of parameters besides the groups': LBFGS keeps one, which loading a state separates from its group's."""
+    own = vars(optimizer).get("_params")
+    return [own] if isinstance(own, list) else []
+
+
+def _forget_size(optimizer: Optimizer) -> None:
+    """LBFGS remembers the total number of entries."""
+    if isinstance(optimizer, LBFGS):
+        vars(optimizer)["_numel_cache"] = None
+
+
+def carry(optimizer: Optimizer, journal: Journal, model: nn.Module, names: Mapping[nn.Parameter, str]) -> None:
+    """Exchange Parameters in the optimizer's groups and state, and add those of inserted layers.
+
+    Group dictionaries and their lists stay the same objects, so schedulers stay attached. A new layer's
+    parameters stand directly before the weight of the map that it was inserted before: model order.
+
+    Args:
+        optimizer: a torch optimizer.
+        journal: of the changed model.
+        model: the changed model.
+        names: of the Parameters before the change.
+
+    Raises:
+        SennError: no group for a new layer.
+        UnsupportedError: state that isn't understood. In both cases the caller restores a Snapshot.
+    """
+    now = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        if not isinstance(optimizer, LBFGS):
+            _carry_state(optimizer, group, journal.resized)
+        before = list(group["params"])
+        _exchange(group["params"], journal)
+        if "param_names" in group:
+            _rename(group, before, names, now, journal)
+    _check_joined(optimizer, journal)
+    if isinstance(optimizer, LBFGS) and (journal.resized or journal.inserted):
+        _restart(optimizer)
+
+
+def _exchange(params: list[nn.Parameter], journal: Journal) -> None:
+    """New Parameters in the old ones' places, in this very list."""
+    params[:] = [journal.resized[p].new if p in journal.resized else p for p in params]
+    for inserted in journal.inserted:
+        for place_, parameter in enumerate(params):
+            if parameter is inserted.linear.weight:
+                params[place_:place_] = inserted.parameters
+                break
+
+
+def _rename(
+    group: State,
+    before: Sequence[nn.Parameter],
+    names: Mapping[nn.Parameter, str],
+    now: Mapping[nn.Parameter, str],
+    journal: Journal,
+) -> None:
+    """Recorded names in step with the list of parameters; a name that the user made up stays."""
+    made_up = {}
+    for old, recorded in zip(before, group["param_names"], strict=True):
+        if recorded != names.get(old):
+            made_up[journal.resized[old].new if old in journal.resized else old] = recorded
+    group["param_names"][:] = [made_up.get(p) or now[p] for p in group["params"]]
+
+
+def _check_joined(optimizer: Optimizer, journal: Journal) -> None:
+    """The layers' parameters must have found a group, and one that can train them."""
+    for inserted in journal.inserted:
+        if not inserted.parameters:
+            continue
+        for group in optimizer.param_groups:
+            if any(parameter is inserted.linear.weight for parameter in group["params"]):
+                _starts(optimizer, group, inserted.parameters)
+                break
+        else:
+            raise SennError(f"the optimizer doesn't hold the weight of '{inserted.site}', so not its new layer either")
+
+
+def _carry_state(optimizer: Optimizer, group: State, resized: Mapping[nn.Parameter, Resized]) -> None:
+    """Exchange the state of the group's resized parameters; a parameter without state stays without."""
+    olds = [p for p in group["params"] if p in resized and optimizer.state.get(p)]
+    starts = _starts(optimizer, group, [resized[p].new for p in olds])
+    for old, start in zip(olds, starts, strict=True):
+        # The old dictionary stays whole: rolling back means giving it back.
+        state, where = optimizer.state.pop(old), f"in the state of {type(optimizer).__name__}"
+        optimizer.state[resized[old].new] = {
+            key: _carried(f"'{key}' {where}", value, start.get(key), old, resized[old]) for key, value in state.items()
+        }
+
+
+def _carried(what: str, value: Any, start: Any, old: nn.Parameter, to: Resized) -> Any:
+    """One entry of a parameter's state, by position."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, (list, tuple, dict)) and any(isinstance(x, Tensor) for x in value):
+            raise UnsupportedError(f"{what} is a {type(value).__name__} of tensors, which can't be carried by position")
+        return value
+    if not isinstance(start, Tensor) and value.shape == old.shape:
+        start = torch.zeros_like(to.new)
+    if not isinstance(start, Tensor):
+        return _only_scalar(what, value, old)
+    along: dict[int, Layout] = {}
+    if value.dim() == start.dim() == old.dim():
+        # A factored statistic (Adafactor) has size 1 along the dimensions that it sums over: these stay.
+        along = {
+            dim: layout
+            for dim, layout in to.layouts.items()
+            if value.shape[dim] == layout.size and start.shape[dim] == len(layout.order)
+        }
+    rest = [dim for dim in range(value.dim()) if dim not in along]
+    if value.dim() != start.dim() or any(value.shape[dim] != start.shape[dim] for dim in rest):
+        return _only_scalar(what, value, old)
+    return place(value, along, start.to(value.device, value.dtype, copy=True)) if along else value
+
+
+def _only_scalar(what: str, value: Tensor, old: nn.Parameter) -> Tensor:
+    if value.dim():
+        raise UnsupportedError(
+            f"{what} has shape {tuple(value.shape)}, which doesn't follow its parameter's {tuple(old.shape)}"
+        )
+    return value
+
+
+def _starts(optimizer: Optimizer, group: State, parameters: Sequence[Tensor]) -> list[State]:
+    """The state that this optimizer starts such parameters with; empty where its step needs arguments."""
+    step = inspect.signature(type(optimizer).step).parameters.values()
+    needed = [p for p in step if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if len(needed) > 1 or not parameters:
+        return [{} for _ in parameters]
+    params = [nn.Parameter(p.detach().clone()) for p in parameters]
+    for parameter in params:
+        parameter.grad = torch.zeros_like(parameter)
+    blank = object.__new__(type(optimizer))
+    vars(blank).update(vars(optimizer))
+    vars(blank).pop("step", None)  # schedulers wrap the instance's step to count its calls
+    blank._optimizer_step_pre_hooks, blank._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+    blank.state = defaultdict(dict)
+    blank.param_groups = [{**group, **{key: value for key, value in _BLANK.items() if key in group}, "params": params}]
+    try:
+        blank.step()
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnsupportedError(f"{type(optimizer).__name__} can't train the new parameters: {error}") from error
+    return [dict(blank.state.get(parameter, {})) for parameter in params]
+
+
+def _restart(optimizer: LBFGS) -> None:
+    """Begin the history anew: its pairs relate flat gradients of successive steps, which new entries don't have."""
+    evaluations = sum(state.get("func_evals", 0) for state in optimizer.state.values())
+    (group,) = optimizer.param_groups
+    for own in _own_lists(optimizer):
+        own[:] = group["params"]
+    optimizer.state.clear()
+    optimizer.state[group["params"][0]] = {"func_evals": evaluations, "n_iter": 0}
+    _forget_size(optimizer)

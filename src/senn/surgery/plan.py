@@ -1,0 +1,270 @@
+"""From moves to a plan: what becomes of each tensor, module and attribute, by name.
+
+Every move of one plan is written against the model as it stands before any of them. So values for new rows
+have the old number of columns (new columns of other moves read zero there), and units and compensations are
+numbered as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from senn.errors import SennError, UnsupportedError
+from senn.structure.spaces import Site, Slot, Space, Structure
+from senn.surgery.layout import Layout, LayoutDraft
+from senn.surgery.moves import Insert, Move, Prune, Widen
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """New entries along one dimension of a tensor; None stands for the module's neutral value."""
+
+    dim: int
+    offset: int
+    count: int
+    values: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Compensation:
+    """W_kept += W_gone @ coefficients[:, :-1], b += W_gone @ coefficients[:, -1], in old positions."""
+
+    module: str
+    gone: Tensor
+    kept: Tensor
+    coefficients: Tensor
+
+
+@dataclass(eq=False)
+class Plan:
+    """What several moves come to.
+
+    Attributes:
+        shapes: old shape of every tensor that is replaced, by full name.
+        drafts: by full tensor name and dimension, who comes and leaves.
+        layouts: the same, settled.
+        entries: by full tensor name, the new producer and carrier entries.
+        compensations: in the order of the moves.
+        inserts: in the order of the moves.
+        attributes: by (module, attribute), how much is added.
+    """
+
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
+    drafts: dict[str, dict[int, LayoutDraft]] = field(default_factory=lambda: defaultdict(dict))
+    layouts: dict[str, dict[int, Layout]] = field(default_factory=dict)
+    entries: dict[str, list[Entries]] = field(default_factory=lambda: defaultdict(list))
+    compensations: list[Compensation] = field(default_factory=list)
+    inserts: list[Insert] = field(default_factory=list)
+    attributes: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+
+
+def plan(model: nn.Module, moves: Sequence[Move], structure: Structure) -> Plan:
+    """Check the moves against the model and work out what becomes of each tensor.
+
+    Raises:
+        SennError: if a move doesn't fit the model; nothing has been changed.
+    """
+    result = Plan()
+    left = {space.name: set(range(space.width)) for space in structure.spaces}
+    for move in moves:
+        if isinstance(move, Insert):
+            _plan_insert(result, model, move, structure)
+        elif isinstance(move, Widen):
+            _plan_widen(result, model, move, find_space(structure, move.space))
+        else:
+            space = find_space(structure, move.space)
+            _plan_prune(result, model, move, space, left[space.name])
+    for insert in result.inserts:
+        if 1 in result.drafts.get(join(insert.site, "weight"), {}):
+            raise SennError(f"a layer before '{insert.site}' and a change of its inputs don't go into one operation")
+    for name in result.shapes:
+        result.layouts[name] = {dim: draft.layout() for dim, draft in result.drafts.get(name, {}).items()}
+    return result
+
+
+def join(module: str, tensor: str) -> str:
+    """Full name of a tensor of a module, as in `state_dict`."""
+    return f"{module}.{tensor}" if module else tensor
+
+
+def find_tensor(model: nn.Module, name: str) -> Tensor:
+    """The plain parameter or buffer with that full name."""
+    path, _, key = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        raise SennError(f"the model has no module '{path}'; was its structure found on another model?") from None
+    tensor = module._parameters.get(key, module._buffers.get(key))
+    if tensor is None:
+        raise UnsupportedError(f"'{name}' is not a plain parameter or buffer of the model")
+    if type(tensor) not in (nn.Parameter, Tensor) and type(tensor) is not nn.Buffer:
+        raise UnsupportedError(f"'{name}' is a {type(tensor).__name__}, which can't be resized")
+    return tensor
+
+
+def find_space(structure: Structure, name: str) -> Space:
+    """The space with that name."""
+    try:
+        return structure.space(name)
+    except KeyError:
+        known = ", ".join(repr(space.name) for space in structure.spaces) or "none"
+        raise SennError(f"there is no space '{name}' to resize; spaces: {known}") from None
+
+
+def _draft(result: Plan, model: nn.Module, slot: Slot) -> LayoutDraft:
+    """The draft for the slot's dimension, made at first use."""
+    shape = find_tensor(model, slot.name).shape
+    if slot.dim >= len(shape) or int(slot.index.max()) >= shape[slot.dim]:
+        raise SennError(f"'{slot.name}' has shape {tuple(shape)}, which doesn't fit the structure; analyse it anew")
+    result.shapes[slot.name] = shape
+    return result.drafts[slot.name].setdefault(slot.dim, LayoutDraft(shape[slot.dim]))
+
+
+def _plan_widen(result: Plan, model: nn.Module, move: Widen, space: Space) -> None:
+    if move.units < 1 or move.units % space.quantum:
+        raise SennError(f"'{space.name}' widens by multiples of {space.quantum}, not by {move.units}")
+    takers = {slot.name for slot in space.slots if slot.role != "consumer"}
+    if unknown := sorted(set(move.values) - takers):
+        raise SennError(f"values for '{unknown[0]}', which is no producer or carrier of '{space.name}'")
+    for slot in space.slots:
+        offset, count = _draft(result, model, slot).add(slot, move.units)
+        if slot.role == "consumer":
+            continue  # its new columns are zero: the function stays
+        values = move.values.get(slot.name)
+        if values is not None:
+            shape = list(result.shapes[slot.name])
+            shape[slot.dim] = count
+            _check_values(f"new entries of '{slot.name}'", values, shape)
+        elif slot.role == "producer":
+            raise SennError(f"new units of '{space.name}' need values for '{slot.name}'")
+        result.entries[slot.name].append(Entries(slot.dim, offset, count, values))
+    _plan_attributes(result, space, move.units)
+
+
+def _plan_prune(result: Plan, model: nn.Module, move: Prune, space: Space, left: set[int]) -> None:
+    for unit in move.units:
+        if unit not in left:
+            raise SennError(
+                f"'{space.name}' has no unit {unit} to prune; it has units 0 to {space.width - 1}, once each"
+            )
+        left.remove(unit)
+    if not left or not move.units or len(move.units) % space.quantum:
+        raise SennError(
+            f"'{space.name}' loses between {space.quantum} and {space.width - space.quantum} units "
+            f"in multiples of {space.quantum}, not {len(move.units)}"
+        )
+    gone: dict[str, list[Tensor]] = defaultdict(list)
+    for slot in space.slots:
+        positions = slot.index.cpu()[list(move.units)].flatten()
+        _draft(result, model, slot).remove(positions)
+        if slot.role == "consumer":
+            _check_compensable(slot, move)
+            gone[slot.module].append(positions)
+    if unknown := sorted(set(move.compensation) - set(gone)):
+        raise SennError(f"compensation for '{unknown[0]}', which is no consumer of '{space.name}'")
+    for module, coefficients in move.compensation.items():
+        _plan_compensation(result, model, module, torch.cat(gone[module]), coefficients)
+    _plan_attributes(result, space, -len(move.units))
+
+
+def _check_compensable(slot: Slot, move: Prune) -> None:
+    if slot.module in move.compensation and (slot.tensor != "weight" or slot.dim != 1):
+        raise UnsupportedError(f"compensation in '{slot.name}' along dimension {slot.dim} isn't understood")
+
+
+def _plan_compensation(result: Plan, model: nn.Module, module: str, gone: Tensor, coefficients: Tensor) -> None:
+    weight = find_tensor(model, join(module, "weight"))
+    if weight.dim() != 2:
+        raise UnsupportedError(f"'{module}' has a weight of {weight.dim()} dimensions, not a matrix to compensate in")
+    columns = torch.arange(weight.shape[1])
+    kept = columns[~torch.isin(columns, gone)]
+    _check_values(f"compensation in '{module}'", coefficients, [len(gone), len(kept) + 1])
+    if model.get_submodule(module)._parameters.get("bias") is not None:
+        bias = join(module, "bias")
+        result.shapes[bias] = find_tensor(model, bias).shape
+    elif coefficients[:, -1].any():
+        raise SennError(f"'{module}' has no bias, so the last column of its compensation must be zero")
+    result.compensations.append(Compensation(module, gone, kept, coefficients))
+
+
+def _plan_attributes(result: Plan, space: Space, units: int) -> None:
+    for module, attribute, positions in space.attributes:
+        result.attributes[module, attribute] += units * positions
+
+
+def _plan_insert(result: Plan, model: nn.Module, move: Insert, structure: Structure) -> None:
+    site = find_site(structure, move.site)
+    if any(other.site == move.site for other in result.inserts):
+        raise SennError(f"two layers before '{move.site}' don't go into one operation")
+    if type(move.layer) is nn.Sequential and not len(move.layer):
+        raise SennError(f"the layer to insert before '{move.site}' is empty")
+    linear = model.get_submodule(move.site)
+    if not isinstance(linear, nn.Linear):
+        raise UnsupportedError(f"'{move.site}' is a {type(linear).__name__}; layers are inserted before Linear maps")
+    holders = [(parent, name) for parent in model.modules() for name, m in parent._modules.items() if m is linear]
+    if len(holders) != 1:
+        where = "is the model itself" if linear is model else f"is held under {len(holders)} names"
+        raise UnsupportedError(f"no layer can be inserted before '{move.site}': it {where}")
+    if move.right is not None:
+        _check_values(f"the matrix folded into '{move.site}'", move.right, [site.features, site.features])
+        _note(result, model, join(move.site, "weight"))
+    if move.shift is not None:
+        if linear.bias is None:
+            raise SennError(f"'{move.site}' has no bias that could take the inserted layer's shift")
+        _check_values(f"the shift folded into '{move.site}'", move.shift, [site.features])
+        _note(result, model, join(move.site, "bias"))
+    result.inserts.append(move)
+
+
+def _note(result: Plan, model: nn.Module, name: str) -> None:
+    """Have a tensor replaced though its shape may stay."""
+    result.shapes[name] = find_tensor(model, name).shape
+
+
+def find_site(structure: Structure, name: str) -> Site:
+    """The site with that name."""
+    for site in structure.sites:
+        if site.module == name:
+            return site
+    known = ", ".join(repr(site.module) for site in structure.sites) or "none"
+    raise SennError(f"there is no site '{name}' to insert a layer at; sites: {known}")
+
+
+def _check_values(what: str, values: Tensor, shape: Sequence[int]) -> None:
+    if tuple(values.shape) != tuple(shape):
+        raise SennError(f"{what} must have shape {tuple(shape)}, not {tuple(values.shape)}")
+    if not values.isfinite().all():
+        raise SennError(f"{what} are not finite")
+
+
+def parameters_per_unit(model: nn.Module, space: Space) -> int:
+    """How many parameters one more unit of the space brings, consumers included."""
+    return _resized(model, space, 1)
+
+
+def new_parameters(model: nn.Module, structure: Structure, move: Move) -> int:
+    """By how much a move changes the number of parameters; negative for a Prune."""
+    if isinstance(move, Insert):
+        return sum(parameter.numel() for parameter in move.layer.parameters())
+    units = move.units if isinstance(move, Widen) else -len(move.units)
+    return _resized(model, find_space(structure, move.space), units)
+
+
+def _resized(model: nn.Module, space: Space, units: int) -> int:
+    """Change of the number of parameters when the space changes by `units`."""
+    shapes: dict[str, list[int]] = {}
+    change = 0
+    for slot in space.slots:
+        tensor = find_tensor(model, slot.name)
+        if isinstance(tensor, nn.Parameter):
+            if slot.name not in shapes:
+                shapes[slot.name] = list(tensor.shape)
+                change -= tensor.numel()
+            shapes[slot.name][slot.dim] += units * slot.index.shape[1]
+    return change + sum(math.prod(shape) for shape in shapes.values())

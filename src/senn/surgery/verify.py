@@ -1,0 +1,120 @@
+"""Looking at a model before and after a change, without disturbing it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from senn.curvature.capture import Inputs, evaluating
+from senn.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from senn.surgery.carry import Journal
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+"""Largest change of the outputs, relative to the largest output, by the coarsest dtype in play."""
+
+FLOOR = 1e-6
+"""Outputs smaller than this are compared on this scale."""
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients; modes and random states are given back, and every visit starts from the same ones."""
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), evaluating(model):
+        yield
+
+
+def outputs(model: nn.Module, probe: Inputs) -> list[Tensor]:
+    """The floating-point tensors that the model returns for the probe.
+
+    Raises:
+        SurgeryError: some of them are not finite.
+    """
+    with undisturbed(model):
+        result = model(*probe) if isinstance(probe, tuple) else model(probe)
+    leaves = [x for x in _pytree.tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
+    if not all(leaf.isfinite().all() for leaf in leaves):
+        raise SurgeryError("the outputs on the probe batch are not finite")
+    return leaves
+
+
+def output_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Largest |after - before| / max |before| of all outputs."""
+    if [x.shape for x in before] != [x.shape for x in after]:
+        raise SurgeryError("the outputs on the probe batch changed their shapes")
+    changes = [
+        float((new.double() - old.double()).abs().max() / old.double().abs().max().clamp(min=FLOOR))
+        for old, new in zip(before, after, strict=True)
+        if old.numel()
+    ]
+    return max(changes, default=0.0)
+
+
+def tolerance_for(model: nn.Module, before: Sequence[Tensor]) -> float:
+    """The tolerance that the coarsest floating-point dtype among parameters and outputs asks for."""
+    tensors = itertools.chain(model.parameters(), before)
+    return max(
+        (TOLERANCE.get(x.dtype, 2e-2) for x in tensors if x.is_floating_point()), default=TOLERANCE[torch.float32]
+    )
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, journal: Journal, probe: Inputs) -> None:
+    """Give new BatchNorm channels the running statistics of the probe batch; old channels stay as they are."""
+    if not journal.uncalibrated:
+        return
+
+    def hook(places: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def set_statistics(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            channels = args[0].movedim(1, 0).flatten(1)[places.to(args[0].device)].double()
+            if channels.shape[1] > 1:  # one value has no variance
+                for buffer, statistic in (
+                    (module.running_mean, channels.mean(1)),
+                    (module.running_var, channels.var(1)),
+                ):
+                    buffer[places] = statistic.to(buffer.dtype)  # type: ignore[operator, arg-type]
+
+        return set_statistics
+
+    handles = [module.register_forward_pre_hook(hook(places)) for module, places in journal.uncalibrated]
+    try:
+        outputs(model, probe)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def expecting_use(layers: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Check that the forward passes inside run every inserted layer."""
+    used: set[nn.Module] = set()
+    handles = [layer.register_forward_pre_hook(lambda module, _: used.add(module)) for _, layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for site, layer in layers:
+        if layer not in used:
+            raise SurgeryError(f"the forward pass doesn't run the layer inserted before '{site}'")
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> list[int]:
+    """One integer per tensor that changes with its bits, also where autograd counts no version (fused kernels)."""
+    views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return [
+        int((torch.view_as_real(x) if x.is_complex() else x).detach().view(views[_item(x)]).sum(dtype=torch.int64))
+        for x in tensors
+    ]
+
+
+def _item(tensor: Tensor) -> int:
+    return tensor.element_size() // (2 if tensor.is_complex() else 1)
