@@ -17,7 +17,7 @@ from senn.nn import MLP
 from senn.training.callbacks import Callback
 from senn.training.learner import Batch, Learner, build_model
 from senn.training.recipe import Plan, Recipe, Task
-from senn.training.run import Record, Run
+from senn.training.run import Record, Run, event_record
 from senn.training.split import validation_split
 
 
@@ -160,14 +160,7 @@ class _Training:
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
         for event in self.learner.grow(probe.batches(1)):
-            record = {
-                "event": "growth",
-                "text": str(event),
-                "epoch": self.epoch,
-                "step": self.step,
-                **event.as_dict(),
-                "architecture": list(self.model.hidden),
-            }
+            record = event_record(event, self.epoch, self.step, self.model.hidden)
             self.growth.append((event, record))
             self.history.append(record)
             for callback in self.callbacks:

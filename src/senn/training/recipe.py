@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from senn.errors import SennError
@@ -143,21 +144,33 @@ def round_steps(steps: int, rounds: int, every: int, until: float) -> tuple[int,
 
 def _check(recipe: Recipe) -> None:
     """Raise SennError for the first field that makes no sense."""
-    positive = ("steps", "min_epochs", "max_epochs", "rounds_every", "probe", "round_to")
-    positive_or_none = ("lr", "epochs", "batch_size", "patience", "max_params", "max_width")
-    for name in positive + positive_or_none:
-        value = getattr(recipe, name)
-        if value is None and name in positive_or_none:
-            continue
-        whole = name not in ("lr", "patience")
-        if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not value > 0:
-            raise SennError(f"{name} must be a positive {'whole ' if whole else ''}number, not {value!r}.")
-    if not isinstance(recipe.rounds, int) or recipe.rounds < 0:
+    for name in ("steps", "min_epochs", "max_epochs", "rounds_every", "probe", "round_to"):
+        check_positive(name, getattr(recipe, name), whole=True)
+    for name in ("lr", "epochs", "batch_size", "patience", "max_params", "max_width"):
+        if getattr(recipe, name) is not None:
+            check_positive(name, getattr(recipe, name), whole=name not in ("lr", "patience"))
+    if not _is_number(recipe.rounds, whole=True) or recipe.rounds < 0:
         raise SennError(f"rounds must be a whole number of at least 0, not {recipe.rounds!r}.")
-    for name, top in (("validation_fraction", 0.9), ("tail", 1.0), ("rounds_until", 1.0), ("average_decay", 1.0)):
-        value = getattr(recipe, name)
-        if not isinstance(value, (int, float)) or not 0 <= value <= top:
-            raise SennError(f"{name} must lie between 0 and {top:g}, not {value!r}.")
+    check_fraction("validation_fraction", recipe.validation_fraction, top=0.9)
+    for name in ("tail", "rounds_until", "average_decay"):
+        check_fraction(name, getattr(recipe, name))
     for name, known in (("schedule", ("tail", "cosine", "constant")), ("average", ("ema", "swa", None))):
         if getattr(recipe, name) not in known:
             raise SennError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(recipe, name)!r}.")
+
+
+def check_positive(name: str, value: Any, *, whole: bool = False) -> None:
+    """Raise SennError, naming the choice, unless it is a (whole) number above 0."""
+    if not _is_number(value, whole) or not value > 0:
+        raise SennError(f"{name} must be a positive {'whole ' if whole else ''}number, not {value!r}.")
+
+
+def check_fraction(name: str, value: Any, *, top: float = 1.0) -> None:
+    """Raise SennError, naming the choice, unless it lies between 0 and `top`."""
+    if not _is_number(value) or not 0 <= value <= top:
+        raise SennError(f"{name} must lie between 0 and {top:g}, not {value!r}.")
+
+
+def _is_number(value: Any, whole: bool = False) -> bool:
+    """NumPy's scalars included, truth values not."""
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)

@@ -33,3 +33,8 @@ class Run:
     best_epoch: int
     validation: dict[str, float]
     interrupted: bool = False
+
+
+def event_record(event: Any, epoch: int, step: int, architecture: tuple[int, ...]) -> Record:
+    """A growth event as it goes into the history."""
+    return {"event": "growth", "epoch": epoch, "step": step, **event.as_dict(), "architecture": list(architecture)}

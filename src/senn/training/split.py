@@ -26,10 +26,7 @@ def validation_split(
     wanted = round(fraction * n)
     if wanted == 0 or wanted < minimum:
         return torch.arange(n), torch.empty(0, dtype=torch.long)
-    if y.is_floating_point():
-        held = order[:wanted]
-    else:
-        held = _proportional(y.cpu()[order], order, wanted)
+    held = order[:wanted] if y.is_floating_point() else _proportional(y.cpu()[order], order, wanted)
     mask = torch.zeros(n, dtype=torch.bool)
     mask[held] = True
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()

@@ -1,0 +1,66 @@
+"""Training on rows as they come, without a planned end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from senn.errors import SennError
+from senn.nn import MLP
+from senn.training.learner import Learner
+from senn.training.loop import Rows
+from senn.training.recipe import Recipe, Task
+from senn.training.run import Record, event_record
+
+
+class Online:
+    """Trains and grows one net pass by pass, at a constant learning rate.
+
+    Args:
+        model: the net to go on with; it stays the same object.
+        recipe: optimizer, batch size and growth; its schedule, stopping and averaging belong to a planned run.
+        task: decides on the loss.
+    """
+
+    def __init__(self, model: MLP, recipe: Recipe, task: Task) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.learner = Learner(model, recipe, task, samples=0)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.step = self.passes = 0
+        self.next_round = recipe.rounds_every
+
+    def pass_over(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> list[Record]:
+        """One pass over rows x (n, d) with targets y and weights (n,); what happened, as in `Run.history`.
+
+        Growth is considered at the end of a pass, on its rows, when enough steps have been made since the last time;
+        the price of a parameter goes by all the rows seen so far.
+
+        Raises:
+            SennError: the loss is not finite.
+        """
+        if weight is not None:
+            weight = None if (weight == weight[0]).all() else (weight / weight.mean()).to(x)
+        rows = Rows(x, y, weight)
+        self.learner.samples += len(rows)
+        self.passes += 1
+        losses = []
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(self.recipe.seed + self.passes)
+            order = torch.randperm(len(rows), generator=self.generator)
+            for batch in rows.take(order).batches(self.recipe.plan(len(rows)).batches):
+                losses.append(self.learner.step(*batch))
+                self.step += 1
+            loss = torch.stack(losses).mean()
+            if not torch.isfinite(loss):
+                raise SennError("The loss is not finite any more: the learning rate may be too high.")
+            record = {"event": "epoch", "epoch": self.passes, "step": self.step, "train_loss": loss.item()}
+            grown = self._grow(rows.take(order[: self.recipe.probe]))
+        return [*grown, {**record, "architecture": list(self.model.hidden)}]
+
+    def _grow(self, probe: Rows) -> list[Record]:
+        if self.step < self.next_round:
+            return []
+        self.next_round = self.step + max(self.recipe.rounds_every, self.step // 4)
+        events = self.learner.grow(probe.batches(1))
+        return [event_record(event, self.passes, self.step, self.model.hidden) for event in events]
