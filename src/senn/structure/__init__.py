@@ -1,0 +1,7 @@
+"""What in a model can change size: spaces (hidden dimensions) and sites (places for a new layer)."""
+
+from senn.structure.analysis import analyse
+from senn.structure.explain import explain
+from senn.structure.spaces import Refusal, Site, Slot, Space, Structure
+
+__all__ = ["Refusal", "Site", "Slot", "Space", "Structure", "analyse", "explain"]

@@ -1,42 +1,49 @@
-"""Where new units' entries land along a tensor's dimension: the one place that knows."""
+"""Where the units of a space lie in one tensor dimension."""
 
 from __future__ import annotations
-
-from collections import defaultdict
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from senn.structure.spaces import Slot
 
-
-def splice(size: int, additions: Sequence[tuple[Slot, int]]) -> tuple[Tensor, list[Tensor]]:
-    """Lay out a dimension of `size` after units are added to the spaces that own parts of it.
-
-    A space's new units follow its last unit, wherever that lies (in the middle, for a concatenation). The k positions of a
-    unit stay neighbours, or alternate with the other units' (`Slot.interleaved`).
+def unit_axis(units: Tensor) -> int | None:
+    """The one dimension of a tensor along which its units lie.
 
     Args:
-        size: positions now.
-        additions: (slot, number of new units) for each slot on this dimension that grows.
+        units: the unit of each entry, -1 for none.
 
     Returns:
-        `source`, (new size,) long: the old position that each new position holds, or -1 for a new entry; and for each
-        slot the positions of its new units, (units, k) long.
+        The dimension; the last one if all entries belong to a single unit; None if there are several.
     """
-    after: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for number, (slot, units) in enumerate(additions):
-        last = slot.index[-1].tolist()
-        for unit in range(units):
-            for place in range(len(last)):
-                anchor = last[place] if slot.interleaved else last[-1]
-                after[anchor].append((number, unit, place))
-    source: list[int] = []
-    positions = [torch.empty(units, slot.index.shape[1], dtype=torch.long) for slot, units in additions]
-    for old in range(size):
-        source.append(old)
-        for number, unit, place in after.get(old, ()):
-            positions[number][unit, place] = len(source)
-            source.append(-1)
-    return torch.tensor(source, dtype=torch.long), positions
+    along = [dim for dim in range(units.dim()) if bool((units != units.narrow(dim, 0, 1)).any())]
+    if not along:
+        return units.dim() - 1
+    return along[0] if len(along) == 1 else None
+
+
+def index_of(units: Tensor, width: int) -> Tensor | None:
+    """Positions of each unit.
+
+    Args:
+        units: (positions,) the unit at each position, -1 for none.
+        width: number of units.
+
+    Returns:
+        (width, k) positions in ascending order, or None if the units own different numbers of positions.
+    """
+    positions = (units >= 0).nonzero().flatten()
+    owners = units[positions]
+    counts = torch.bincount(owners, minlength=width)
+    if not len(positions) or bool((counts != counts[0]).any()):
+        return None
+    return positions[torch.argsort(owners, stable=True)].view(width, -1)
+
+
+def is_interleaved(index: Tensor) -> bool | None:
+    """How a (width, k) index is laid out: False unit by unit, True in k runs over all units, None otherwise."""
+    width, k = index.shape
+    if torch.equal(index.flatten(), index[0, 0] + torch.arange(width * k)):
+        return False
+    if torch.equal(index, index[0] + torch.arange(width)[:, None]):
+        return True
+    return None

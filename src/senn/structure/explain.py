@@ -1,0 +1,47 @@
+"""A structure in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from senn.structure.spaces import Slot, Structure
+
+
+def explain(structure: Structure) -> str:
+    """A plain text table of the spaces, the sites, and what can't change and why.
+
+    A consumer that owns k > 1 columns per unit is shown as `name x k`.
+    """
+    spaces = [
+        (
+            space.name,
+            str(space.width),
+            _modules(space.of("producer")),
+            _modules(space.of("carrier")) or "-",
+            _modules(space.of("consumer")),
+        )
+        for space in structure.spaces
+    ]
+    sites = [(site.module, str(site.features), site.activation) for site in structure.sites]
+    refused = [(refusal.place or "(the model)", refusal.reason) for refusal in structure.refused]
+    tables = [
+        _table(("space", "units", "made by", "carried by", "read by"), spaces),
+        _table(("layer before", "features", "activation"), sites),
+        _table(("cannot change", "because"), refused),
+    ]
+    return "\n\n".join(table for table in tables if table) or "Nothing in this model can change size."
+
+
+def _modules(slots: Sequence[Slot]) -> str:
+    """The modules of some slots, each once."""
+    columns = {slot.module or slot.tensor: slot.index.shape[1] for slot in slots}
+    return ", ".join(name if k == 1 else f"{name} x {k}" for name, k in columns.items())
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Left-aligned columns; empty without rows."""
+    if not rows:
+        return ""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    return "\n".join(line.rstrip() for line in lines)

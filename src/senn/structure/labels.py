@@ -1,0 +1,108 @@
+"""Labels: which unit each entry of each tensor belongs to.
+
+A label is a positive integer; 0 means that the entry belongs to no unit. Each row of a linear map's weight and
+each entry of a small parameter or buffer has a label of its own, and the label tensor of an activation has the
+shape of the activation. Labels that turn out to name the same unit are united; a set of united labels is one
+unit with all its rows, carrier entries and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A tensor of the model whose entries have labels.
+
+    Attributes:
+        module: name of the module that holds it.
+        tensor: its name inside that module.
+        shape: shape of the labelled entries: (rows,) for a producer's weight, else the tensor's shape.
+        start: label of the first entry; the others follow in row-major order.
+        produces: True if the entries are the rows of a linear map.
+        shared: True if its only entry, if it has only one, serves all units instead of one unit.
+    """
+
+    module: str
+    tensor: str
+    shape: tuple[int, ...]
+    start: int
+    produces: bool
+    shared: bool
+
+    @property
+    def name(self) -> str:
+        """Fully qualified tensor name."""
+        return f"{self.module}.{self.tensor}" if self.module else self.tensor
+
+    @property
+    def count(self) -> int:
+        """Number of labels."""
+        return int(torch.Size(self.shape).numel())
+
+
+class Labels:
+    """All labels of one forward pass: who owns them, which are the same unit, which must not change."""
+
+    def __init__(self) -> None:
+        self.owners: list[Owner] = []
+        self.refusals: list[tuple[Tensor, str]] = []
+        self._pairs: list[Tensor] = []
+        self._next = 1
+
+    def issue(
+        self, module: str, tensor: str, shape: tuple[int, ...], *, produces: bool = False, shared: bool = True
+    ) -> Tensor:
+        """New labels, one for each entry of `shape`."""
+        owner = Owner(module, tensor, shape, self._next, produces, shared)
+        self.owners.append(owner)
+        self._next += owner.count
+        return torch.arange(owner.start, owner.start + owner.count).view(shape)
+
+    def owner(self, label: int) -> Owner:
+        """The owner of one label."""
+        return next(owner for owner in self.owners if owner.start <= label < owner.start + owner.count)
+
+    def unite(self, first: Tensor, second: Tensor) -> None:
+        """Say entry by entry that two label tensors of one shape name the same units."""
+        pairs = torch.stack([first.reshape(-1), second.reshape(-1)], dim=1)
+        pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs != 0).all(dim=1)]
+        if pairs.numel():
+            self._pairs.append(distinct(pairs, 0).cpu())
+
+    def refuse(self, labels: Tensor, reason: str) -> None:
+        """Say that the units of these labels must not change; `reason` says of the space why ("its units ...")."""
+        named = distinct(labels[labels != 0]).cpu()
+        if named.numel():
+            self.refusals.append((named, reason))
+
+    def units(self) -> Tensor:
+        """Representative of each label's unit, (labels + 1,) long: the smallest label that is united with it."""
+        parent = list(range(self._next))
+
+        def find(label: int) -> int:
+            while parent[label] != label:
+                parent[label] = parent[parent[label]]
+                label = parent[label]
+            return label
+
+        if self._pairs:
+            for first, second in distinct(torch.cat(self._pairs), 0).tolist():
+                low, high = sorted((find(first), find(second)))
+                parent[high] = low
+        return torch.tensor([find(label) for label in range(self._next)])
+
+
+def distinct(labels: Tensor, dim: int | None = None) -> Tensor:
+    """The different labels, or the different rows along a dimension, in ascending order."""
+    return cast(Tensor, torch.unique(labels, dim=dim))
+
+
+def varying(labels: Tensor) -> set[int]:
+    """The dimensions along which labels differ."""
+    return {dim for dim in range(labels.dim()) if bool((labels != labels.narrow(dim, 0, 1)).any())}
