@@ -122,7 +122,7 @@ def pointwise(trace: Trace, call: Call) -> None:
     """Entries that meet each other belong to the same unit."""
     tensors = call.tensors
     if any(trace.is_labelled(tensor) for tensor in tensors):
-        shape = torch.Size(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call]
         labels = torch.zeros(shape, dtype=torch.long, device=tensors[0].device)
         for tensor in tensors:
             if trace.is_labelled(tensor):
