@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, SGD, Optimizer
 
 from senn.errors import SennError, UnsupportedError
 from senn.surgery.carry import Journal, Resized
@@ -143,10 +143,17 @@ def _check_joined(optimizer: Optimizer, journal: Journal) -> None:
             continue
         for group in optimizer.param_groups:
             if any(parameter is inserted.linear.weight for parameter in group["params"]):
-                _starts(optimizer, group, inserted.parameters)
+                starts = _starts(optimizer, group, inserted.parameters)
+                if isinstance(optimizer, SGD) and group["fused"] and _has_momentum(optimizer, group):
+                    # Its kernel wants a momentum of all parameters or of none; others start a late one by themselves.
+                    optimizer.state.update(zip(inserted.parameters, starts, strict=True))
                 break
         else:
             raise SennError(f"the optimizer doesn't hold the weight of '{inserted.site}', so not its new layer either")
+
+
+def _has_momentum(optimizer: Optimizer, group: State) -> bool:
+    return any("momentum_buffer" in optimizer.state.get(p, {}) for p in group["params"])
 
 
 def _carry_state(optimizer: Optimizer, group: State, resized: Mapping[nn.Parameter, Resized]) -> None:

@@ -1,0 +1,450 @@
+"""An optimizer, its schedulers, averages and scaler live through surgery."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from surgery_cases import concat, grown, mlp, widen
+from torch import Tensor, nn, optim
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.surgery import Insert, Prune, operate
+
+OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
+    "sgd": (optim.SGD, {"lr": 0.1}),
+    "sgd-momentum": (optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
+    "sgd-nesterov": (optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "foreach": True}),
+    "sgd-fused": (optim.SGD, {"lr": 0.05, "momentum": 0.9, "fused": True}),
+    "adam": (optim.Adam, {"lr": 0.01}),
+    "adam-amsgrad": (optim.Adam, {"lr": 0.01, "amsgrad": True, "foreach": False}),
+    "adam-foreach": (optim.Adam, {"lr": 0.01, "foreach": True, "weight_decay": 0.01}),
+    "adam-fused": (optim.Adam, {"lr": 0.01, "fused": True}),
+    "adam-tensor-lr": (optim.Adam, {"lr": torch.tensor(0.01), "foreach": False}),
+    "adamw": (optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
+    "adamw-fused": (optim.AdamW, {"lr": 0.01, "fused": True, "amsgrad": True}),
+    "nadam": (optim.NAdam, {"lr": 0.01}),
+    "nadam-foreach": (optim.NAdam, {"lr": 0.01, "foreach": True}),
+    "radam": (optim.RAdam, {"lr": 0.01}),
+    "radam-foreach": (optim.RAdam, {"lr": 0.01, "foreach": True}),
+    "adamax": (optim.Adamax, {"lr": 0.01}),
+    "adagrad": (optim.Adagrad, {"lr": 0.05, "initial_accumulator_value": 0.1}),
+    "adagrad-fused": (optim.Adagrad, {"lr": 0.05, "fused": True}),
+    "adadelta": (optim.Adadelta, {"lr": 1.0}),
+    "rmsprop": (optim.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.5}),
+    "rmsprop-foreach": (optim.RMSprop, {"lr": 0.01, "foreach": True}),
+    "rprop": (optim.Rprop, {"lr": 0.01}),
+    "rprop-foreach": (optim.Rprop, {"lr": 0.01, "foreach": True}),
+    "asgd": (optim.ASGD, {"lr": 0.05, "t0": 2}),
+    "asgd-foreach": (optim.ASGD, {"lr": 0.05, "foreach": True, "weight_decay": 0.01}),
+}
+SPECIAL: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
+    "adafactor": (optim.Adafactor, {"lr": 0.05}),
+    "adafactor-foreach": (optim.Adafactor, {"lr": 0.05, "foreach": True}),
+    "muon": (optim.Muon, {"lr": 0.02}),
+    "lbfgs": (optim.LBFGS, {"lr": 0.5, "max_iter": 3}),
+}
+STARTS = {("Rprop", "step_size"): 0.01, ("Adagrad", "sum"): 0.1, ("Adamax", "exp_inf"): 1e-8}
+
+torch.manual_seed(0)
+X, Y = torch.randn(24, 3, dtype=torch.float64), torch.randn(24, 2, dtype=torch.float64)
+
+
+def make(name: str, model: nn.Module) -> optim.Optimizer:
+    kind, arguments = {**OPTIMIZERS, **SPECIAL}[name]
+    params = [p for p in model.parameters() if kind is not optim.Muon or p.dim() == 2]
+    return kind(params, **arguments)
+
+
+def train(
+    model: nn.Module, optimizer: optim.Optimizer, steps: int, after: Callable[[], None] = lambda: None
+) -> list[float]:
+    losses = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(X) - Y).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        losses.append(float(optimizer.step(closure).detach()))
+        after()
+    return losses
+
+
+def net() -> tuple[nn.Module, Any]:
+    torch.manual_seed(1)
+    model, structure = mlp([3, 5, 4, 2])
+    return model.double(), structure
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *SPECIAL])
+def test_state_follows_by_position_and_training_goes_on(name: str) -> None:
+    model, structure = net()
+    optimizer = make(name, model)
+    before = train(model, optimizer, 4)
+    old = {
+        n: (p, {k: copy.deepcopy(v) for k, v in optimizer.state.get(p, {}).items()})
+        for n, p in model.named_parameters()
+    }
+    group, params = optimizer.param_groups[0], optimizer.param_groups[0]["params"]
+    order = [n for p in params for n, (q, _) in old.items() if q is p]
+
+    moves = [widen(model, structure, "0", 3), Prune("2", (1,))]
+    operate(model, moves, structure, optimizer=optimizer)
+
+    assert optimizer.param_groups[0] is group
+    assert group["params"] is params
+    named = dict(model.named_parameters())
+    assert [n for p in params for n, q in named.items() if q is p] == order
+    assert set(optimizer.state) <= set(params)
+    if name != "lbfgs":
+        for n, (p, state) in old.items():
+            assert optimizer.state.get(named[n], {}).keys() == state.keys()
+            for key, value in state.items():
+                check_entries(type(optimizer).__name__, n, key, value, optimizer.state[named[n]][key], p, named[n])
+    start = {n: p.detach().clone() for n, p in named.items()}
+    after = train(model, optimizer, 1) + train(model, optimizer, 12)
+    for p in params:
+        n = next(n for n, q in named.items() if q is p)
+        assert (p != start[n]).all(), n
+    assert min(after) < before[-1]
+    assert after[-1] < after[0]
+
+
+def check_entries(kind: str, name: str, key: str, old: Any, new: Any, p: Tensor, q: Tensor) -> None:
+    """Units 0 to 4 of the first space stay and three follow; unit 1 of the second space goes."""
+    if not isinstance(old, Tensor) or old.dim() == 0:
+        assert old == new
+        return
+    kept = {
+        "0.weight": (slice(0, 5),),
+        "0.bias": (slice(0, 5),),
+        "2.weight": ([0, 2, 3], slice(0, 5)),
+        "2.bias": ([0, 2, 3],),
+    }
+    kept["4.weight"] = (slice(None), [0, 2, 3])
+    cut = kept.get(name, ())
+    where = tuple(c if old.shape[d] == p.shape[d] else slice(None) for d, c in enumerate(cut))
+    place = tuple(slice(None) if isinstance(c, list) else c for c in where)  # after pruning, what stays is everything
+    source = tuple(slice(None) if c == slice(0, 5) else c for c in where)
+    assert torch.equal(new[place], old[source])
+    fresh = torch.ones_like(new, dtype=torch.bool)
+    fresh[place] = False
+    if kind == "ASGD":
+        assert torch.equal(new[fresh], q.detach()[fresh])
+    else:
+        assert (new[fresh] == STARTS.get((kind, key), 0.0)).all() or (kind == "Adagrad" and (new[fresh] == 0).all())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_grown_net_trains_as_if_it_had_been_wide_with_silent_units(name: str) -> None:
+    """Silent units (all weights zero, tanh) get no gradient: waking them up is what growth must equal."""
+    torch.manual_seed(1)
+    small, structure = mlp([3, 4, 2])
+    small = small.double()
+    wide = mlp([3, 6, 2])[0].double()
+    with torch.no_grad():
+        for p, q in zip(wide.parameters(), small.parameters(), strict=True):
+            p.zero_()[tuple(slice(0, size) for size in q.shape)] = q
+    optimizers = make(name, small), make(name, wide)
+    for model, optimizer in zip((small, wide), optimizers, strict=True):
+        train(model, optimizer, 3)
+    move = widen(small, structure, "0", 2)
+    operate(small, [move], structure, optimizer=optimizers[0], probe=X)
+    with torch.no_grad():
+        wide[0].weight[4:] = move.values["0.weight"]
+        wide[0].bias[4:] = move.values["0.bias"]
+        if name.startswith("asgd"):  # the running average of a unit that is there from now on
+            for tensor in ("weight", "bias"):
+                p = wide[0].get_parameter(tensor)
+                optimizers[1].state[p]["ax"][4:] = p[4:]
+    losses = [train(model, optimizer, 8) for model, optimizer in zip((small, wide), optimizers, strict=True)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    for p, q in zip(small.parameters(), wide.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *SPECIAL])
+def test_undo_gives_the_same_objects_back(name: str) -> None:
+    model, structure = net()
+    optimizer = make(name, model)
+    train(model, optimizer, 2)
+    params = list(model.named_parameters())
+    held = list(optimizer.param_groups[0]["params"])
+    states = dict(optimizer.state)
+    saved = copy.deepcopy(optimizer.state_dict())
+    grads = [p.grad for _, p in params]
+    receipt = operate(model, [widen(model, structure, "2", 2), Prune("0", (4, 0))], structure, optimizer=optimizer)
+    receipt.undo()
+    assert [(n, id(p)) for n, p in model.named_parameters()] == [(n, id(p)) for n, p in params]
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], held, strict=True))
+    assert list(optimizer.state) == list(states)
+    assert all(optimizer.state[p] is state for p, state in states.items())
+    assert all(p.grad is grad for (_, p), grad in zip(params, grads, strict=True))
+    torch.testing.assert_close(optimizer.state_dict(), saved, rtol=0, atol=0)
+    other, _ = net()
+    reference = make(name, other)
+    train(other, reference, 2)
+    assert train(model, optimizer, 2) == train(other, reference, 2)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd-fused", "adam-fused", "adam-foreach", "adafactor", "muon", "lbfgs"])
+def test_undo_is_refused_after_a_step(name: str) -> None:
+    model, structure = net()
+    optimizer = make(name, model)
+    train(model, optimizer, 1)
+    receipt = operate(model, [widen(model, structure, "2", 2)], structure, optimizer=optimizer)
+    train(model, optimizer, 1)
+    with pytest.raises(SurgeryError, match="'2' can't be undone: the model has been trained since"):
+        receipt.undo()
+
+
+def test_undo_is_refused_after_loading_an_optimizer_state() -> None:
+    model, structure = net()
+    optimizer = make("adam", model)
+    receipt = operate(model, [widen(model, structure, "2", 2)], structure, optimizer=optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(SurgeryError, match="changed again since"):
+        receipt.undo()
+
+
+SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
+    "one-cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=12),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 8),
+    "warm restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "sequential": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 3), lr_scheduler.ExponentialLR(o, 0.8)], [4]
+    ),
+    "chained": lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.LinearLR(o), lr_scheduler.ExponentialLR(o, 0.9)]),
+    "swa": lambda o: optim.swa_utils.SWALR(o, 0.001, anneal_epochs=5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_go_on(name: str) -> None:
+    rates: dict[bool, list[list[float]]] = {}
+    for grow in (True, False):
+        model, structure = net()
+        layers = list(model.children())
+        optimizer = optim.AdamW(
+            [{"params": layers[0].parameters(), "lr": 0.02}, {"params": nn.Sequential(*layers[1:]).parameters()}]
+        )
+        scheduler = SCHEDULERS[name](optimizer)
+        rates[grow] = []
+        for step in range(10):
+            if grow and step == 5:
+                operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer, probe=X)
+            weight = model[0].weight
+            now = weight.detach().clone()
+            train(model, optimizer, 1)
+            moved = (weight.detach() - now).abs().max()
+            assert (moved > 0) == (optimizer.param_groups[0]["lr"] > 0)
+            scheduler.step(*([1.0] if name == "plateau" else []))
+            rates[grow].append([group["lr"] for group in optimizer.param_groups])
+    assert rates[True] == rates[False]
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_averaged_models_grow_along(use_buffers: bool) -> None:
+    model, structure = mlp([3, 5, 2], batch_norm=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=use_buffers)
+    optimizer = optim.Adam(model.parameters(), lr=0.05)
+    x, y = X.float(), Y.float()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+        average.update_parameters(model)
+
+    step(), step()
+    average.eval()
+    old, kept = average(x), average.module[0].weight.detach().clone()
+    move = widen(model, structure, "0", 2)
+    layer = nn.Sequential(nn.Linear(3, 3), nn.PReLU(3, init=1.0))
+    B = layer[0].weight.detach().double()
+    insert = Insert("0", layer, B.inverse(), -B.inverse() @ layer[0].bias.detach().double())
+    receipt = operate(model, [move, insert], structure, optimizer=optimizer, averaged=[average], probe=x)
+    assert int(average.n_averaged) == 2
+    assert torch.allclose(average(x), old, atol=1e-4)
+    assert list(average.module.state_dict()) == list(model.state_dict())
+    receipt.undo()
+    assert torch.equal(average.module[0].weight, kept)
+    operate(model, [move], structure, optimizer=optimizer, averaged=[average], probe=x)
+    assert torch.equal(average.module[0].weight[:5], kept)
+    before = average.module[0].weight.detach().clone()
+    step()
+    torch.testing.assert_close(average.module[0].weight, 0.5 * (before + model[0].weight))
+    assert int(average.n_averaged) == 3
+
+
+def test_grad_scaler_goes_on() -> None:
+    model, structure = net()
+    optimizer, scaler = make("adam", model), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    losses = []
+    for step in range(6):
+        if step == 3:
+            operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer, probe=X)
+        optimizer.zero_grad()
+        loss = (model(X) - Y).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(float(loss.detach()))
+    assert losses == sorted(losses, reverse=True)
+    assert scaler.get_scale() == 1024.0
+
+
+def test_a_new_layer_joins_the_group_of_its_map_in_model_order() -> None:
+    model, structure = net()
+    names = dict(model.named_parameters())
+    last = [(n, p) for n, p in names.items() if n.startswith("4")]
+    others = [(n, p) for n, p in names.items() if not n.startswith("4")]
+    optimizer = optim.SGD([{"params": last, "lr": 0.5}, {"params": others}], lr=0.1)
+    operate(
+        model, [Insert("2", nn.Sequential(nn.Linear(5, 5, bias=False)), torch.eye(5))], structure, optimizer=optimizer
+    )
+    now = {p: n for n, p in model.named_parameters()}
+    expected = ["0.weight", "0.bias", "2.0.weight", "2.1.weight", "2.1.bias"]
+    assert [now[p] for p in optimizer.param_groups[1]["params"]] == expected
+    assert optimizer.param_groups[1]["param_names"] == expected
+    assert optimizer.param_groups[0]["param_names"] == ["4.weight", "4.bias"]
+
+
+@pytest.mark.parametrize("name", [n for n in [*OPTIMIZERS, *SPECIAL] if n != "muon"])
+def test_an_inserted_layer_trains(name: str) -> None:
+    model, structure = net()
+    optimizer = make(name, model)
+    train(model, optimizer, 2)
+    layer = nn.Sequential(nn.Linear(5, 5), nn.PReLU(5, init=1.0)).double()
+    with torch.no_grad():
+        layer[0].weight.copy_(torch.eye(5))
+        layer[0].bias.zero_()
+    before = train(model, optimizer, 1)[0]
+    operate(model, [Insert("2", layer)], structure, optimizer=optimizer, probe=X)
+    start = [p.detach().clone() for p in model.parameters()]
+    assert list(model.parameters()) == optimizer.param_groups[0]["params"]
+    after = train(model, optimizer, 6)
+    assert after[-1] < before
+    assert all((p != q).any() for p, q in zip(model.parameters(), start, strict=True))
+
+
+def test_muon_refuses_a_layer_with_vectors() -> None:
+    model, structure = net()
+    optimizer = make("muon", model)
+    with pytest.raises(UnsupportedError, match="Muon can't train the new parameters"):
+        operate(model, [Insert("2", nn.Linear(5, 5), torch.eye(5))], structure, optimizer=optimizer)
+    assert optimizer.param_groups[0]["params"] == [p for p in model.parameters() if p.dim() == 2]
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    model, structure = net()
+    with pytest.raises(SennError, match=r"doesn't hold the model's parameters \(first: '0.weight'\)"):
+        operate(model, [widen(model, structure, "0", 1)], structure, optimizer=make("adam", net()[0]))
+    with pytest.raises(UnsupportedError, match="not a str"):
+        operate(model, [widen(model, structure, "0", 1)], structure, optimizer="adam")
+
+
+def test_frozen_parameters_may_be_missing_and_a_new_layer_needs_a_group() -> None:
+    model, structure = net()
+    for p in model[0].parameters():
+        p.requires_grad_(False)
+    optimizer = optim.Adam([p for p in model.parameters() if p.requires_grad])
+    train(model, optimizer, 1)
+    operate(model, [widen(model, structure, "2", 1)], structure, optimizer=optimizer, probe=X)
+    with pytest.raises(SennError, match="doesn't hold the weight of '0'"):
+        operate(model, [Insert("0", nn.Linear(3, 3), torch.eye(3))], structure, optimizer=optimizer)
+    assert isinstance(model[0], nn.Linear)
+
+
+def test_state_that_is_not_understood_is_refused_by_name_and_rolled_back() -> None:
+    class Odd(optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            result = super().step(closure)
+            for group in self.param_groups:
+                for p in group["params"]:
+                    self.state[p]["blocks"] = torch.zeros(p.numel() + 1)
+            return result
+
+    model, structure = net()
+    optimizer = Odd(model.parameters(), lr=0.1)
+    train(model, optimizer, 1)
+    params, states = list(model.parameters()), dict(optimizer.state)
+    with pytest.raises(UnsupportedError, match="'blocks' in the state of Odd has shape"):
+        operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer)
+    assert all(p is q for p, q in zip(model.parameters(), params, strict=True))
+    assert dict(optimizer.state) == states
+
+
+def test_an_optimizer_whose_step_needs_arguments_starts_new_entries_at_zero() -> None:
+    class Needy(optim.SGD):
+        def step(self, inputs: Tensor, targets: Tensor) -> None:
+            super().step()
+
+    model, structure = net()
+    optimizer = Needy(model.parameters(), lr=0.1, momentum=0.9)
+    (model(X) - Y).square().mean().backward()
+    optimizer.step(X, Y)
+    old = optimizer.state[model[0].weight]["momentum_buffer"].clone()
+    operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer, probe=X)
+    new = optimizer.state[model[0].weight]["momentum_buffer"]
+    assert torch.equal(new[:5], old)
+    assert not new[5:].any()
+
+
+def test_wrapped_optimizers_hooks_and_schedulers_are_not_stepped_by_the_surgery() -> None:
+    class Wrapper:
+        def __init__(self, optimizer: optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+    model, structure = net()
+    optimizer = make("adam", model)
+    calls = []
+    scheduler = lr_scheduler.StepLR(optimizer, 1)
+    train(model, optimizer, 1)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+    counted = scheduler.state_dict()
+    state = torch.get_rng_state()
+    operate(model, [widen(model, structure, "0", 2)], structure, optimizer=Wrapper(optimizer), probe=X)
+    assert calls == []
+    assert scheduler.state_dict() == counted
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [p.shape for p in optimizer.param_groups[0]["params"]] == [p.shape for p in model.parameters()]
+
+
+def test_state_dict_goes_into_a_fresh_optimizer_of_the_grown_model() -> None:
+    model, structure = net()
+    optimizer = make("adamw", model)
+    train(model, optimizer, 2)
+    operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer)
+    operate(model, [Insert("2", nn.Linear(7, 7), torch.eye(7))], grown(structure, "0", 2), optimizer=optimizer)
+    train(model, optimizer, 1)
+    twin = copy.deepcopy(model)
+    fresh = make("adamw", twin)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert train(model, optimizer, 3) == train(twin, fresh, 3)
+
+
+def test_two_spaces_of_one_tensor_carry_state_in_the_middle() -> None:
+    torch.manual_seed(0)
+    model, structure = concat()
+    model = model.double()
+    optimizer = make("adam", model)
+    train(model, optimizer, 2)
+    old = optimizer.state[model.fc.weight]["exp_avg"].clone()
+    moves = [widen(model, structure, "a", 2), widen(model, structure, "b", 1)]
+    operate(model, moves, structure, optimizer=optimizer, probe=X)
+    new = optimizer.state[model.fc.weight]["exp_avg"]
+    assert torch.equal(new[:, [0, 1, 2, 3, 6, 7, 8, 9, 10]], old)
+    assert not new[:, [4, 5, 11]].any()
