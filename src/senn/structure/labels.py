@@ -70,10 +70,10 @@ class Labels:
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Say entry by entry that two label tensors of one shape name the same units."""
-        pairs = torch.stack([first.reshape(-1), second.reshape(-1)], dim=1)
-        pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs != 0).all(dim=1)]
-        if pairs.numel():
-            self._pairs.append(distinct(pairs, 0).cpu())
+        both = (first != second) & (first != 0) & (second != 0)
+        if bool(both.any()):
+            packed = distinct((first[both] << 32) | second[both]).cpu()
+            self._pairs.append(torch.stack([packed >> 32, packed & 0xFFFFFFFF], dim=1))
 
     def refuse(self, labels: Tensor, reason: str) -> None:
         """Say that the units of these labels must not change; `reason` says of the space why ("its units ...")."""
@@ -92,15 +92,15 @@ class Labels:
             return label
 
         if self._pairs:
-            for first, second in distinct(torch.cat(self._pairs), 0).tolist():
+            for first, second in torch.cat(self._pairs).tolist():
                 low, high = sorted((find(first), find(second)))
                 parent[high] = low
         return torch.tensor([find(label) for label in range(self._next)])
 
 
-def distinct(labels: Tensor, dim: int | None = None) -> Tensor:
-    """The different labels, or the different rows along a dimension, in ascending order."""
-    return cast(Tensor, torch.unique(labels, dim=dim))
+def distinct(labels: Tensor) -> Tensor:
+    """The different labels in ascending order."""
+    return cast(Tensor, torch.unique(labels))
 
 
 def varying(labels: Tensor) -> set[int]:

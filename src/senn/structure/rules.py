@@ -258,12 +258,13 @@ def _linear(trace: Trace, call: Call, weight: str, source: Tensor, bias: Tensor 
     labels = trace.labels(source)
     trace.use(weight, per_column(trace, labels.reshape(-1, labels.shape[-1])), source)
     output = call.outputs[0]
-    made = trace.produce(weight).to(output.device).expand(output.shape)
+    made = trace.produce(weight).to(output.device)
     if bias is not None and trace.is_labelled(bias):
-        made = _meet(trace, made, trace.labels(bias).to(made.device).broadcast_to(made.shape))
+        shape = bias.shape if bias.dim() else made.shape
+        made = _meet(trace, made.expand(shape), trace.labels(bias).to(made.device).expand(shape))
     elif bias is not None:
         _meet_unlabelled(trace, made, bias)
-    trace.mark(output, made.clone())
+    trace.mark(output, made.expand(output.shape).clone())
 
 
 def scalar(trace: Trace, call: Call) -> None:

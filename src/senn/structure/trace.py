@@ -20,9 +20,11 @@ Inputs = tuple[Any, ...]
 
 # Modules that are a per-unit non-linearity; other modules are recognised by the operations that they call.
 _ACTIVATION_MODULES = frozenset(
-    ["CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish"]
-    + ["PReLU", "RReLU", "Rational", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign"]
-    + ["Tanh", "Tanhshrink", "Threshold"]
+    (
+        *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid"),
+        *("Mish", "PReLU", "RReLU", "Rational", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink"),
+        *("Softsign", "Tanh", "Tanhshrink", "Threshold"),
+    )
 )
 _ACTIVATION_OPERATIONS = {
     "celu": "CELU",
