@@ -1,0 +1,1 @@
+"""The terminal: `senn fit`, `predict`, `show` and `reproduce`."""

@@ -1,0 +1,160 @@
+"""The command `senn`: its arguments, and what its errors look like.
+
+Nothing heavy is imported here: `senn --help` answers at once, each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from senn.errors import SennError
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+_COMMANDS = {
+    "fit": "senn.cli.fit",
+    "predict": "senn.cli.predict",
+    "show": "senn.cli.show",
+    "reproduce": "senn.cli.reproduce",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SennError(f"{message}; see '{self.prog} --help'")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: the arguments after the program's name; None for those of the process.
+
+    Returns:
+        0; 2 for bad input, with one sentence on stderr; 130 after an interruption.
+    """
+    try:
+        args = parser().parse_args(argv)
+        command = importlib.import_module(_COMMANDS[args.command])
+        code: int = command.run(args)
+        sys.stdout.flush()
+        return code
+    except SennError as error:
+        return _complain(str(error), EXIT_BAD_INPUT)
+    except ModuleNotFoundError as error:
+        extra = "pip install 'senn[cli]'"
+        return _complain(f"this command needs the package {error.name!r}, which isn't installed: {extra}", 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # a pager or `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"senn: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all commands."""
+    from senn import __version__
+
+    top = _Parser(prog="senn", description="Neural networks that find their own size while they train.")
+    top.add_argument("--version", action="version", version=f"senn {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _fit(commands.add_parser("fit", help="train a network on a table"))
+    _predict(commands.add_parser("predict", help="predict the rows of another table"))
+    _show(commands.add_parser("show", help="show what a folder written by fit holds"))
+    _reproduce(commands.add_parser("reproduce", help="run an experiment of the paper"))
+    return top
+
+
+def _fit(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("data", metavar="DATA", help="a CSV, TSV, Parquet or NPZ file, or digits, breast-cancer, wine, diabetes, moons")
+    add("--target", metavar="COL", help="the column to predict (known for the built-in tables)")
+    add("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/NAME)")
+    add("--overwrite", action="store_true", help="replace the run that the folder holds")
+    add("--task", choices=("classification", "regression"), help="default: inferred from the target")
+    add("--column", action="append", default=[], metavar="NAME=KIND", type=_column_kind,
+        help="take a column as number, boolean, category, date or dropped (left out); may be repeated")  # fmt: skip
+    add("--test-fraction", type=_fraction, default=0.2, metavar="F", help="rows held out for the test (default: 0.2)")
+    add("--max-params", type=_positive, metavar="N", help="most parameters the network may have")
+    add("--epochs", type=_positive, metavar="N", help="most passes over the training rows")
+    add("--seed", type=_seed, default=0, metavar="N", help="decides all that is drawn at random (default: 0)")
+    add("--optimizer", metavar="NAME", help="adam, sgd, rmsprop, natural-gradient, ...")
+    add("--policy", choices=("price", "paper"), default="price", help="when to grow (default: price)")
+    add("--kappa", type=float, metavar="X", help="price policy: price of a parameter")
+    add("--tau", type=float, metavar="X", help="paper policy: relative improvement asked")
+    add("--alpha", type=float, metavar="X", help="paper policy: absolute improvement asked, as a share of lambda")
+    add("--dry-run", action="store_true", help="say what would be done and write nothing")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--json", action="store_true", help="print the results as one JSON document")
+
+
+def _predict(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", type=Path, metavar="DIR", help="a folder written by fit")
+    add("data", metavar="NEW", help="a table with the columns of the training table; further ones are ignored")
+    add("--proba", action="store_true", help="add the probability of each class")
+    add("--out", type=Path, metavar="FILE", help="a CSV file to write (default: standard output)")
+
+
+def _show(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, metavar="DIR", help="a folder written by fit")
+    command.add_argument("--json", action="store_true", help="print the results as one JSON document")
+
+
+def _reproduce(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("experiment", choices=("regression", "moons"), help="figure 2 (regression) or figure 3 (moons) of the paper")
+    add("--seeds", type=_positive, default=5, metavar="N", help="how many random seeds (default: 5)")
+    add("--out", type=Path, metavar="DIR", help="folder for the figures (default: runs/EXPERIMENT)")
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.strip().isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.strip().isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return value
+
+
+def _column_kind(text: str) -> tuple[str, str]:
+    name, equals, kind = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=KIND")
+    return name, kind
+
+
+def run_as_script() -> Any:
+    """Entry point of the process."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run_as_script()

@@ -1,0 +1,95 @@
+"""What is seen of a training run in a terminal, or in a log where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from senn.training.callbacks import Callback
+
+
+def widths(architecture: Any) -> str:
+    """Hidden widths for people: `12-30`, or `none`."""
+    return "-".join(str(width) for width in architecture) or "none"
+
+
+def figure(value: float | None) -> str:
+    """A number for people."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _state(record: Mapping[str, Any]) -> str:
+    return (
+        f"loss {figure(record['train_loss'])}, validation {figure(record['validation_loss'])} "
+        f"(score {figure(record['validation_score'])}), hidden {widths(record['architecture'])}, "
+        f"{record['parameters']:,} parameters"
+    )
+
+
+class LinesCallback(Callback):
+    """One plain line per change of size, and one every few seconds or tenth of the epochs.
+
+    Args:
+        console: where to.
+        seconds: shortest time between two lines on the state of training.
+    """
+
+    def __init__(self, console: Console, seconds: float = 10.0) -> None:
+        self.console, self.seconds = console, seconds
+        self._last = time.monotonic()
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        """The state, now and then."""
+        epoch, epochs = record["epoch"], record["epochs"]
+        if epoch % max(1, epochs // 10) == 0 or time.monotonic() - self._last > self.seconds:
+            self._last = time.monotonic()
+            self._print(f"epoch {epoch}/{epochs}: {_state(record)}")
+
+    def on_growth(self, record: Mapping[str, Any]) -> None:
+        """The change."""
+        self._print(f"step {record['step']}: {record['text']}")
+
+    def on_end(self, record: Mapping[str, Any]) -> None:
+        """Why training ended."""
+        self._print(f"training ended: {record['reason']} (epoch {record['best_epoch']} is kept)")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveCallback(LinesCallback):
+    """A progress bar with the state beside it; changes of size scroll by above."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._progress = Progress(
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total} epochs,"),
+            TextColumn("{task.description}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+
+    def on_start(self, info: Mapping[str, Any]) -> None:
+        """Show the bar."""
+        self._progress.update(self._task, total=info["epochs"])
+        self._progress.start()
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=record["epoch"], description=_state(record))
+
+    def on_end(self, record: Mapping[str, Any]) -> None:
+        """Take the bar away."""
+        self.stop()
+        super().on_end(record)
+
+    def stop(self) -> None:
+        """Take the bar away, also after an error."""
+        self._progress.stop()

@@ -1,0 +1,54 @@
+"""`senn show`: what a folder written by `senn fit` holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from senn.cli.folder import HISTORY, read_run
+from senn.errors import SennError
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the command out."""
+    results = read_run(args.folder)
+    if args.json:
+        print(json.dumps(results, ensure_ascii=False))
+        return 0
+    try:
+        lines = _lines(results, _growth(args.folder))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise SennError(f"the run in {str(args.folder)!r} is damaged: {error!r}") from error
+    print("\n".join(lines))
+    return 0
+
+
+def _growth(folder: Path) -> list[dict[str, Any]]:
+    """The changes of size in a run's history."""
+    try:
+        records = [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise SennError(f"{str(folder)!r} has no history ({HISTORY}: {error.strerror or error})") from error
+    return [record for record in records if record["event"] == "growth"]
+
+
+def _lines(results: dict[str, Any], growth: list[dict[str, Any]]) -> list[str]:
+    data = results["data"]
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in results["test"].items() if value is not None)
+    hidden = "-".join(map(str, results["architecture"])) or "none"
+    lines = [
+        f"{data['name']}: {results['task']} of {data['target']!r} from {data['features']:,} features, "
+        f"{data['train_rows']:,} training rows",
+        f"test ({data['test_rows']:,} rows): {scores}",
+        f"hidden layers {hidden}, {results['parameters']:,} parameters, {results['seconds']:.1f} seconds, "
+        f"seed {results['seed']}, {results['optimizer']}, {results['policy']}",
+    ]
+    if results["interrupted"]:
+        lines.append("training was interrupted")
+    for record in growth:
+        realised = record["realised"]
+        came = "" if realised is None else f", realised {-realised:+.3g}"
+        lines.append(f"  step {record['step']}: {record['text']}{came}")
+    return lines
