@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senn.errors import SennError
+from senn.errors import SennError, SurgeryError
 from senn.nn import MLP
 from senn.training.callbacks import Callback
 from senn.training.learner import Batch, Learner, build_model
 from senn.training.recipe import Plan, Recipe, Task
-from senn.training.run import Record, Run, event_record
+from senn.training.run import Record, Run, event_record, rollback_record
 from senn.training.split import validation_split
 
 
@@ -159,7 +159,12 @@ class _Training:
         probe = self.rows
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
-        for event in self.learner.grow(probe.batches(1)):
+        try:
+            events = self.learner.grow(probe.batches(1))
+        except SurgeryError as error:  # everything is as it was, so training can go on
+            self.history.append(rollback_record(error, self.epoch, self.step))
+            return
+        for event in events:
             record = event_record(event, self.epoch, self.step, self.model.hidden)
             self.growth.append((event, record))
             self.history.append(record)

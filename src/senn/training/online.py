@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from senn.errors import SennError
+from senn.errors import SennError, SurgeryError
 from senn.nn import MLP
 from senn.training.learner import Learner
 from senn.training.loop import Rows
 from senn.training.recipe import Recipe, Task
-from senn.training.run import Record, event_record
+from senn.training.run import Record, event_record, rollback_record
 
 
 class Online:
@@ -62,5 +62,8 @@ class Online:
         if self.step < self.next_round:
             return []
         self.next_round = self.step + max(self.recipe.rounds_every, self.step // 4)
-        events = self.learner.grow(probe.batches(1))
+        try:
+            events = self.learner.grow(probe.batches(1))
+        except SurgeryError as error:  # everything is as it was, so training can go on
+            return [rollback_record(error, self.passes, self.step)]
         return [event_record(event, self.passes, self.step, self.model.hidden) for event in events]

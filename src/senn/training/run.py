@@ -16,7 +16,8 @@ class Run:
 
     Attributes:
         model: the net of the best epoch, in eval mode.
-        history: JSON-able records in order: `epoch`, `growth` and one `end` (fields: see `Callback`).
+        history: JSON-able records in order: `epoch`, `growth`, `rollback` (a change that failed its verification: `text`) and
+            one `end` (other fields: see `Callback`).
         architecture: widths of its hidden layers.
         parameters: number of its parameters.
         seconds: wall-clock time of the run.
@@ -38,3 +39,8 @@ class Run:
 def event_record(event: Any, epoch: int, step: int, architecture: tuple[int, ...]) -> Record:
     """A growth event as it goes into the history."""
     return {"event": "growth", "epoch": epoch, "step": step, **event.as_dict(), "architecture": list(architecture)}
+
+
+def rollback_record(error: Exception, epoch: int, step: int) -> Record:
+    """A change of size that failed its verification, as it goes into the history."""
+    return {"event": "rollback", "epoch": epoch, "step": step, "text": str(error)}
