@@ -16,8 +16,8 @@ class Run:
 
     Attributes:
         model: the net of the best epoch, in eval mode.
-        history: JSON-able records in order: `epoch`, `growth`, `rollback` (a change that failed its verification: `text`) and
-            one `end` (other fields: see `Callback`).
+        history: JSON-able records in order: `epoch`, `growth`, `rollback` (a change that failed its verification:
+            `text`) and one `end` (other fields: see `Callback`).
         architecture: widths of its hidden layers.
         parameters: number of its parameters.
         seconds: wall-clock time of the run.
