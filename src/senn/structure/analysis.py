@@ -167,7 +167,7 @@ def _not_followed(model: nn.Module, trace: Trace) -> list[Refusal]:
     for name, module in model.named_modules():
         own = {f"{name}.{key}" if name else key: p for key, p in module.named_parameters(recurse=False)}
         unused = [key for key, parameter in own.items() if id(parameter) not in trace.reached]
-        if unused and len(unused) == len(own):
+        if name and unused and len(unused) == len(own):
             refused.append(Refusal(name, "it is never used in the forward pass"))
         else:
             refused += [Refusal(key, "it is never used in the forward pass") for key in unused]

@@ -73,10 +73,10 @@ class Builder:
         number[rows] = torch.arange(len(rows))
         self._check(producers, number)
         slots = [self._slot("producer", p.module, p.tensor, 0, number[self._entries(p)], len(rows)) for p in producers]
-        makers = {producer.module for producer in producers}
+        makers = [producer.module for producer in producers]
         carriers = [self._carrier(owner, number, len(rows), makers) for owner in self.trace.record.owners]
         slots += [slot for slot in carriers if slot is not None]
-        slots.sort(key=lambda slot: slot.role != "producer")
+        slots.sort(key=lambda slot: makers.index(slot.module) if slot.role == "producer" else len(makers))
         consumers = self._consumers(number, len(rows))
         if not consumers:
             raise _NotASpaceError("no linear map reads its units")
@@ -112,7 +112,7 @@ class Builder:
             raise _NotASpaceError(f"its units lie in {name} in an order that isn't understood")
         return Slot(role, module, tensor, dim, index, interleaved)
 
-    def _carrier(self, owner: Owner, number: Tensor, width: int, makers: set[str]) -> Slot | None:
+    def _carrier(self, owner: Owner, number: Tensor, width: int, makers: list[str]) -> Slot | None:
         """The slot of a bias (a producer's own counts as producer) or of a per-unit parameter or buffer."""
         units = number[self._entries(owner)]
         if owner.produces or not bool((units >= 0).any()):

@@ -260,7 +260,7 @@ def _linear(trace: Trace, call: Call, weight: str, source: Tensor, bias: Tensor 
     output = call.outputs[0]
     made = trace.produce(weight).to(output.device)
     if bias is not None and trace.is_labelled(bias):
-        shape = bias.shape if bias.dim() else made.shape
+        shape = torch.broadcast_shapes(made.shape, bias.shape)  # type: ignore[no-untyped-call]
         made = _meet(trace, made.expand(shape), trace.labels(bias).to(made.device).expand(shape))
     elif bias is not None:
         _meet_unlabelled(trace, made, bias)

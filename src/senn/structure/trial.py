@@ -76,12 +76,14 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
         after = _outputs(trial, inputs)
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise _FailedError(f"its size is fixed by the forward pass: widened, {describe(cause)}") from error
+        raise _FailedError(
+            f"the forward pass fixes its size: with one more unit it fails ({describe(cause)})"
+        ) from error
     clear = tuple(_same(space, found) for space in spaces)
     if clear != spaces:  # the new columns of a space of one unit went to the wrong places
         return _bear_out(model, inputs, clear, read)
     if not _close(before, after):
-        raise _FailedError("the outputs depend on its size")
+        raise _FailedError("the outputs depend on the number of its units")
     return spaces
 
 

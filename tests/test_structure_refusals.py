@@ -1,0 +1,280 @@
+"""What cannot change size is refused by name, and the rest of the model still works."""
+
+import pytest
+import torch
+from structure_nets import Net, batch, linear_pair, names, reasons
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from senn.errors import SennError, UnsupportedError
+from senn.structure import analyse, explain
+
+OWN = "the model's own forward (Net)"
+UNKNOWN = "which isn't understood yet"
+NO_UNITS = f"its units meet a tensor that has no units in {OWN}"
+
+REFUSED = {
+    "layer norm": (
+        linear_pair(lambda m, x: m.b(m.norm(m.a(x))), norm=nn.LayerNorm(4)),
+        "norm (LayerNorm) mixes its units",
+    ),
+    "group norm": (
+        linear_pair(lambda m, x: m.b(m.norm(m.a(x))), norm=nn.GroupNorm(2, 4)),
+        f"its units meet native_group_norm in norm (GroupNorm), {UNKNOWN}",
+    ),
+    "softmax": (
+        linear_pair(lambda m, x: m.b(m.soft(m.a(x))), soft=nn.Softmax(-1)),
+        "soft (Softmax) mixes its units (softmax)",
+    ),
+    "mean": (
+        linear_pair(lambda m, x: m.b((h := m.a(x)) - h.mean(1, keepdim=True))),
+        f"{OWN} mixes its units (mean)",
+    ),
+    "glu": (
+        Net(lambda m, x: m.b(F.glu(m.a(x))), a=(3, 4), b=(2, 2)),
+        f"its units meet glu in {OWN}, {UNKNOWN}",
+    ),
+    "halves": (
+        Net(lambda m, x: m.b((h := m.a(x))[:, ::2] * h[:, 1::2]), a=(3, 4), b=(2, 2)),
+        f"one unit takes several rows of a, {UNKNOWN}",
+    ),
+    "batch norm over tokens": (
+        Net(
+            lambda m, x: m.b(m.norm(m.a(x.expand(5, 4, 3)))),
+            a=(3, 6),
+            norm=nn.BatchNorm1d(4),
+            b=(6, 2),
+        ),
+        "its units are not along the feature dimension in norm (BatchNorm1d)",
+    ),
+    "raw input": (Net(lambda m, x: m.b(m.a(x) + x), a=(3, 3), b=(3, 2)), NO_UNITS),
+    "constant": (linear_pair(lambda m, x: m.b(m.a(x) * torch.arange(4.0))), NO_UNITS),
+    "gate": (
+        Net(lambda m, x: m.b(m.a(x) * m.c(x)), a=(3, 1), c=(3, 4), b=(4, 2)),
+        f"its units are spread over other units in {OWN}",
+    ),
+    "item": (
+        linear_pair(lambda m, x: m.b((h := m.a(x)) * (1 if h[0, 0].item() > 0 else 2))),
+        f"its values steer Python code in {OWN}",
+    ),
+    "no reader": (linear_pair(lambda m, x: (m.a(x), m.b(torch.ones(1, 4)))[1]), "no linear map reads its units"),
+    "bare matrix": (
+        linear_pair(lambda m, x: m.b(m.a(x) @ torch.eye(4))),
+        f"its units meet mm in {OWN}, {UNKNOWN}",
+    ),
+    "bare layer": (
+        linear_pair(lambda m, x: m.b(F.linear(m.a(x), m.b.weight.T @ m.b.weight))),
+        f"its units meet mm in {OWN}, {UNKNOWN}",
+    ),
+    "part of the units": (
+        Net(lambda m, x: m.b(m.a(x)[:, :2]), a=(3, 4), b=(2, 2)),
+        "its units own different numbers of positions in b.weight",
+    ),
+    "a unit overwritten": (
+        linear_pair(lambda m, x: ((h := m.a(x))[:, 0].fill_(0), m.b(h))[1]),
+        "its units own different numbers of positions in b.weight",
+    ),
+    "unlike sums": (
+        Net(
+            lambda m, x: m.b(torch.cat([m.a(x), m.c(x)], 1) + m.d(x)),
+            a=(3, 4),
+            c=(3, 2),
+            d=(3, 6),
+            b=(6, 2),
+        ),
+        "its units don't correspond one to one to the rows of c",
+    ),
+    "token mixing": (
+        Net(lambda m, x: m.b(m.a(x.expand(5, 4, 3)).transpose(1, 2)), a=(3, 6), b=(4, 2)),
+        "its units are not along the feature dimension in b (Linear)",
+    ),
+    "flip": (
+        linear_pair(lambda m, x: m.b(m.a(x).flip(1))),
+        "its units lie in b.weight in an order that isn't understood",
+    ),
+    "units choose entries": (
+        linear_pair(lambda m, x: m.b(torch.gather(torch.ones(2, 4), 0, (m.a(x) > 0).long()))),
+        f"its units meet gather in {OWN}, {UNKNOWN}",
+    ),
+    "layer norm of one unit": (
+        linear_pair(lambda m, x: m.b(F.layer_norm(h := m.a(x), h.shape[1:])), width=1),
+        f"{OWN} mixes its units",
+    ),
+    "number in the shape": (
+        linear_pair(lambda m, x: m.b(m.a(x).view(4, 4))),
+        "the forward pass fixes its size: with one more unit it fails (RuntimeError: shape '[4, 4]' is invalid for "
+        "input of size 20)",
+    ),
+    "number in the value": (
+        linear_pair(lambda m, x: m.b((h := m.a(x)) / h.shape[1])),
+        "the outputs depend on the number of its units",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_spaces_say_why(case):
+    model, reason = REFUSED[case]
+    structure = analyse(model, batch(4, 3))
+    assert names(structure) == (["c"] if case == "gate" else [])
+    assert reasons(structure)["a"] == reason
+    assert {"a", "b"} & set(structure.linears)
+
+
+def test_a_space_whose_size_is_fixed_leaves_the_others():
+    model = Net(lambda m, x: m.c(m.b(m.a(x)).view(5, 5)), a=(3, 4), b=(4, 5), c=(5, 2))
+    structure = analyse(model, batch(5, 3))
+    assert names(structure) == ["a"]
+    assert "with one more unit it fails (RuntimeError: shape '[5, 5]' is invalid" in reasons(structure)["b"]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (parametrizations.weight_norm, "has a weight that is computed from other tensors (a parametrization)"),
+        (parametrizations.orthogonal, "has a weight that is computed from other tensors (a parametrization)"),
+        (nn.utils.spectral_norm, "has a weight that is computed from other tensors (a parametrization)"),
+        (lambda linear: linear.requires_grad_(False), "has a frozen weight"),
+        (
+            lambda linear: type("Scaled", (nn.Linear,), {"forward": lambda m, x: F.linear(2 * x, m.weight, m.bias)})(
+                4, 4
+            ),
+            "has a forward of its own (Scaled)",
+        ),
+    ],
+)
+def test_a_linear_map_that_must_keep_its_shape_fixes_both_its_sides(make, problem):
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.ReLU(), make(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 6), nn.Linear(6, 2)
+    )
+    structure = analyse(model, batch(5, 3))
+    assert structure.linears == ("0", "4", "5")
+    assert [site.module for site in structure.sites] == ["0", "4", "5"]
+    assert names(structure) == ["4"]
+    assert "2" in reasons(structure)["0"]
+    assert reasons(structure)["2"] == f"it {problem}"
+
+
+def test_a_linear_map_called_twice_is_refused_with_its_neighbours():
+    model = Net(
+        lambda m, x: m.out(m.twice(m.twice(m.a(x)).relu())),
+        a=(3, 4),
+        twice=(4, 4),
+        out=(4, 2),
+    )
+    structure = analyse(model, batch(5, 3))
+    assert structure.linears == ("a", "out")
+    assert names(structure) == []
+    assert reasons(structure)["twice"] == "it is called 2 times in one forward pass"
+    assert reasons(structure)["a"] == "twice, which reads its units, is called 2 times in one forward pass"
+
+
+def test_tied_weights_are_refused_by_both_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight = model[0].weight
+    structure = analyse(model, batch(5, 4))
+    assert structure.linears == ("4",)
+    assert reasons(structure)["0"] == "it shares its weight with 2.weight"
+    assert reasons(structure)["2"] == "it shares its weight with 0.weight"
+    assert names(structure) == []
+
+
+def test_a_tied_carrier_is_refused():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[3].weight = model[1].weight
+    structure = analyse(model, batch(5, 3))
+    assert reasons(structure)["0"] == "1.weight shares its values with 3.weight"
+
+
+def test_a_weight_with_a_second_job_is_refused():
+    model = linear_pair(lambda m, x: m.b(m.a(x)) @ m.b.weight)
+    structure = analyse(model, batch(5, 3))
+    assert reasons(structure)["b"] == f"it has a weight that is also used by mm in {OWN}"
+    assert names(structure) == []
+
+
+def test_a_weight_used_without_calling_its_module_is_refused():
+    model = linear_pair(lambda m, x: m.b(F.linear(x, m.a.weight, m.a.bias)))
+    structure = analyse(model, batch(5, 3))
+    assert structure.linears == ("b",)
+    assert reasons(structure)["a"] == "it has a weight that is used outside its own forward"
+
+
+def test_one_module_under_two_names_can_grow_but_takes_no_layer():
+    model = Net(lambda m, x: m.b(m.a(x)), a=(3, 4), b=(4, 2))
+    model.alias = model.a
+    structure = analyse(model, batch(5, 3))
+    assert names(structure) == ["a"]
+    assert [site.module for site in structure.sites] == ["b"]
+    assert reasons(structure)["a"] == "no layer can be inserted before it: the model holds it under two names"
+
+
+def test_a_model_that_is_one_linear_map():
+    structure = analyse(nn.Linear(3, 2), batch(5, 3))
+    assert (structure.linears, structure.spaces, structure.sites) == (("",), (), ())
+    assert "(the model)" in explain(structure)
+
+
+def test_unused_modules_and_parameters_are_named():
+    model = linear_pair(lambda m, x: m.b(m.a(x)), spare=nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    model.register_parameter("left", nn.Parameter(batch(2)))
+    found = reasons(analyse(model, batch(5, 3)))
+    assert found["spare.0"] == found["left"] == "it is never used in the forward pass"
+
+
+def test_modules_without_a_rule_are_named_and_the_rest_still_works():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 2))
+    structure = analyse(model, batch(2, 1, 4, 4))
+    assert names(structure) == ["3"]
+    assert reasons(structure)["0"] == "convolution in 0 (Conv2d) isn't understood yet"
+    recurrent = Net(
+        lambda m, x: m.c(m.b(m.rnn(m.a(x))[0][:, -1])),
+        a=(3, 4),
+        rnn=nn.GRU(4, 5, batch_first=True),
+        b=(5, 6),
+        c=(6, 2),
+    )
+    structure = analyse(recurrent, batch(2, 7, 3))
+    assert names(structure) == ["b"]
+    assert "rnn (GRU)" in reasons(structure)["a"]
+    assert "rnn (GRU)" in reasons(structure)["rnn"]
+
+
+def test_transformer_layers_grow_inside_their_feed_forward_part():
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=12, batch_first=True)
+    structure = analyse(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)), batch(2, 5, 4))
+    assert names(structure) == ["1.linear1"]
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert "self_attn" in reasons(structure)["0"]
+    assert reasons(structure)["1.self_attn.out_proj"] == "it has a weight that is used outside its own forward"
+
+
+def test_ignored_modules_keep_their_shapes():
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6)), nn.Linear(6, 7), nn.Linear(7, 2)
+    )
+    structure = analyse(model, batch(5, 3), ignore=("1",))
+    assert names(structure) == ["2"]
+    assert structure.linears == ("0", "1.0", "1.1", "2", "3")
+    assert [site.module for site in structure.sites] == ["0", "2", "3"]
+    assert reasons(structure)["1.0"] == "it is ignored as asked"
+    assert reasons(structure)["0"] == "1.0, which reads its units, is ignored as asked"
+    with pytest.raises(SennError, match="no module named 'nowhere'"):
+        analyse(model, batch(5, 3), ignore=["nowhere"])
+
+
+def test_bad_requests_are_one_sentence():
+    model = nn.Sequential(nn.Linear(3, 2))
+    with pytest.raises(SennError, match="forward pass fails on the example inputs: RuntimeError: mat1 and mat2"):
+        analyse(model, batch(5, 4))
+    with pytest.raises(SennError, match="hold no sample"):
+        analyse(model, torch.zeros(0, 3))
+    with pytest.raises(SennError, match="not a list"):
+        analyse(model, [batch(5, 3)])
+    with pytest.raises(SennError, match="not a function"):
+        analyse(lambda x: x, batch(5, 3))
+    with pytest.raises(SennError, match=r"0\.weight has no shape yet"):
+        analyse(nn.Sequential(nn.LazyLinear(3)), batch(5, 3))
+    with pytest.raises(UnsupportedError, match="returns a Box"):
+        analyse(Net(lambda m, x: type("Box", (), {})()), batch(5, 3))
