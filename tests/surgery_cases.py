@@ -1,62 +1,28 @@
-"""Small networks with structures written down by hand, for the surgery's tests."""
+"""Small networks for the surgery's tests."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from senn.structure.spaces import Site, Slot, Space, Structure
+from senn.nn import Rational
+from senn.structure import Structure, analyse
 from senn.surgery import Widen
 
 
-def units(width: int, offset: int = 0) -> Tensor:
-    """One position per unit, from `offset` on."""
-    return torch.arange(offset, offset + width).view(-1, 1)
-
-
-def producer(name: str, width: int) -> list[Slot]:
-    return [Slot("producer", name, tensor, 0, units(width)) for tensor in ("weight", "bias")]
-
-
-def carrier(name: str, width: int, *tensors: str) -> list[Slot]:
-    return [Slot("carrier", name, tensor, 0, units(width)) for tensor in tensors]
-
-
-def norm(name: str, width: int) -> list[Slot]:
-    return carrier(name, width, "weight", "bias", "running_mean", "running_var")
-
-
-def consumer(name: str, index: Tensor, interleaved: bool = False) -> Slot:
-    return Slot("consumer", name, "weight", 1, index, interleaved)
-
-
-def mlp(
-    sizes: list[int], activation: type[nn.Module] = nn.Tanh, batch_norm: bool = False
-) -> tuple[nn.Module, Structure]:
+def mlp(sizes: list[int], activation: type[nn.Module] = nn.Tanh, batch_norm: bool = False) -> nn.Sequential:
     """Linear maps `0`, `k`, `2k`, ... with an activation (after a BatchNorm) between them."""
     layers: list[nn.Module] = []
     for i, o in itertools.pairwise(sizes):
         layers += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if batch_norm else []), activation()]
-    model = nn.Sequential(*layers[: -2 - batch_norm + 1])
-    step = 3 if batch_norm else 2
-    names = [str(step * i) for i in range(len(sizes) - 1)]
-    spaces = []
-    for number, width in enumerate(sizes[1:-1]):
-        here, after, between = names[number], names[number + 1], str(step * number + 1)
-        slots = [*producer(here, width), consumer(after, units(width))]
-        attributes = [(here, "out_features", 1), (after, "in_features", 1)]
-        if batch_norm:
-            slots += norm(between, width)
-            attributes.append((between, "num_features", 1))
-        spaces.append(Space(here, width, tuple(slots), tuple(attributes)))
-    sites = [Site(name, size, activation.__name__) for name, size in zip(names, sizes, strict=False)]
-    return model, Structure(tuple(names), tuple(spaces), tuple(sites))
+    return nn.Sequential(*layers[: -2 if batch_norm else -1])
 
 
 class Concat(nn.Module):
-    """fc reads [a(x), x, b(x)]: new columns go in the middle."""
+    """`fc` reads [a(x), x, b(x)]: new columns go in the middle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,37 +32,17 @@ class Concat(nn.Module):
         return self.fc(torch.cat([self.a(x).tanh(), x, self.b(x).tanh()], 1))
 
 
-def concat() -> tuple[nn.Module, Structure]:
-    a = Space(
-        "a", 4, (*producer("a", 4), consumer("fc", units(4))), (("a", "out_features", 1), ("fc", "in_features", 1))
-    )
-    b = Space(
-        "b", 2, (*producer("b", 2), consumer("fc", units(2, 7))), (("b", "out_features", 1), ("fc", "in_features", 1))
-    )
-    return Concat(), Structure(("a", "b", "fc"), (a, b), (Site("a", 3, "Tanh"), Site("fc", 9, "Tanh")))
-
-
 class Tokens(nn.Module):
-    """Three tokens of two features each; their units are flattened token by token, or unit by unit."""
+    """One token per input feature; their units are flattened unit by unit, or token by token."""
 
     def __init__(self, unit_major: bool) -> None:
         super().__init__()
-        self.token, self.act, self.fc = nn.Linear(2, 4), nn.PReLU(4), nn.Linear(12, 2)
+        self.token, self.act, self.fc = nn.Linear(1, 4), nn.PReLU(4), nn.Linear(12, 2)
         self.unit_major = unit_major
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.token(x.view(-1, 3, 2)).transpose(1, 2)
-        h = self.act(h)
+        h = self.act(self.token(x.unsqueeze(2)).transpose(1, 2))
         return self.fc((h if self.unit_major else h.transpose(1, 2)).flatten(1))
-
-
-def tokens(unit_major: bool) -> tuple[nn.Module, Structure]:
-    index = torch.arange(12).view(4, 3) if unit_major else torch.arange(12).view(3, 4).T
-    slots = (*producer("token", 4), *carrier("act", 4, "weight"), consumer("fc", index, not unit_major))
-    attributes = (("token", "out_features", 1), ("act", "num_parameters", 1), ("fc", "in_features", 3))
-    return Tokens(unit_major), Structure(
-        ("token", "fc"), (Space("token", 4, slots, attributes),), (Site("fc", 12, "PReLU"),)
-    )
 
 
 class Stream(nn.Module):
@@ -111,17 +57,45 @@ class Stream(nn.Module):
         return self.last(h + self.block(h).tanh())
 
 
-def stream() -> tuple[nn.Module, Structure]:
-    slots = (*producer("first", 4), *producer("block", 4), consumer("block", units(4)), consumer("last", units(4)))
-    attributes = tuple(
-        (name, attribute, 1)
-        for name, attribute in [
-            ("first", "out_features"), ("block", "out_features"), ("block", "in_features"), ("last", "in_features"),
-        ]
-    )  # fmt: skip
-    return Stream(), Structure(
-        ("first", "block", "last"), (Space("first", 4, slots, attributes),), (Site("last", 4, "Tanh"),)
-    )
+X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+CASES: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: mlp([3, 5, 4, 2]),
+    "batch norm": lambda: mlp([3, 5, 4, 2], batch_norm=True),
+    "rational": lambda: nn.Sequential(nn.Linear(3, 4), Rational(4), nn.Linear(4, 2)),
+    "concat": Concat,
+    "unit-major": lambda: Tokens(True),
+    "interleaved": lambda: Tokens(False),
+    "stream": Stream,
+    "no bias": lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.GELU(), nn.Linear(4, 2, bias=False)),
+}
+
+
+def case(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Structure]:
+    torch.manual_seed(3)
+    model = CASES[name]()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    model = model.to(dtype)
+    return model, analyse(model, X.to(dtype))
+
+
+def identity_layer(width: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor, Tensor]:
+    """x -> PReLU(B x + beta) with slope 1, and the `right` and `shift` that make up for it."""
+    layer = nn.Sequential(nn.Linear(width, width), nn.PReLU(width, init=1.0)).to(dtype)
+    with torch.no_grad():
+        layer[0].weight.add_(2 * torch.eye(width))
+    inverse = layer[0].weight.detach().double().inverse()
+    return layer, inverse, -inverse @ layer[0].bias.detach().double()
+
+
+def silent(width: int) -> nn.Module:
+    """The branch of a residual layer whose outputs are zero."""
+    branch = nn.Sequential(nn.Linear(width, 3), nn.Tanh(), nn.Linear(3, width))
+    nn.init.zeros_(branch[2].weight)
+    nn.init.zeros_(branch[2].bias)
+    return branch
 
 
 def widen(model: nn.Module, structure: Structure, name: str, count: int, seed: int = 0) -> Widen:
@@ -132,22 +106,21 @@ def widen(model: nn.Module, structure: Structure, name: str, count: int, seed: i
         tensor = model.get_submodule(slot.module).get_parameter(slot.tensor)
         shape = list(tensor.shape)
         shape[slot.dim] = count * slot.index.shape[1]
-        values[slot.name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+        values[slot.name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
     return Widen(name, count, values)
 
 
-def grown(structure: Structure, name: str, count: int) -> Structure:
-    """The structure of an `mlp` after one of its spaces changed by `count` units."""
-    spaces = []
-    for space in structure.spaces:
-        if space.name == name:
-            width = space.width + count
-            slots = tuple(
-                Slot(s.role, s.module, s.tensor, s.dim, units(width, int(s.index[0, 0])), s.interleaved)
-                for s in space.slots
-            )
-            space = Space(name, width, slots, space.attributes)
-        spaces.append(space)
-    widths = {space.of("consumer")[0].module: space.width for space in spaces}
-    sites = [Site(site.module, widths.get(site.module, site.features), site.activation) for site in structure.sites]
-    return Structure(structure.linears, tuple(spaces), tuple(sites))
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[object]:
+    """Objects and bits of a model and its optimizer, to compare before with after."""
+    found: list[object] = []
+    for name, module in model.named_modules():
+        found += [name, id(module), module.training, [(k, id(m)) for k, m in module._modules.items()]]
+        found += [(k, v) for k, v in vars(module).items() if isinstance(v, int)]
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            found.append((key, id(tensor), None if tensor is None else (tensor.tolist(), id(tensor.grad))))
+    if optimizer is not None:
+        for group in optimizer.param_groups:
+            found += [id(group), id(group["params"]), [id(p) for p in group["params"]], group.get("param_names")]
+        for p, state in optimizer.state.items():
+            found += [id(p), id(state), [(k, id(v), str(v)) for k, v in state.items()]]
+    return found

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_cases import concat, grown, mlp, widen
+from surgery_cases import Concat, mlp, widen
 from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.structure import Structure, analyse
 from senn.surgery import Insert, Prune, operate
 
 OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
@@ -78,10 +79,10 @@ def train(
     return losses
 
 
-def net() -> tuple[nn.Module, Any]:
+def net() -> tuple[nn.Sequential, Structure]:
     torch.manual_seed(1)
-    model, structure = mlp([3, 5, 4, 2])
-    return model.double(), structure
+    model = mlp([3, 5, 4, 2]).double()
+    return model, analyse(model, X)
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *SPECIAL])
@@ -147,9 +148,8 @@ def check_entries(kind: str, name: str, key: str, old: Any, new: Any, p: Tensor,
 def test_grown_net_trains_as_if_it_had_been_wide_with_silent_units(name: str) -> None:
     """Silent units (all weights zero, tanh) get no gradient: waking them up is what growth must equal."""
     torch.manual_seed(1)
-    small, structure = mlp([3, 4, 2])
-    small = small.double()
-    wide = mlp([3, 6, 2])[0].double()
+    small, wide = mlp([3, 4, 2]).double(), mlp([3, 6, 2]).double()
+    structure = analyse(small, X)
     with torch.no_grad():
         for p, q in zip(wide.parameters(), small.parameters(), strict=True):
             p.zero_()[tuple(slice(0, size) for size in q.shape)] = q
@@ -256,7 +256,8 @@ def test_schedulers_go_on(name: str) -> None:
 
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_averaged_models_grow_along(use_buffers: bool) -> None:
-    model, structure = mlp([3, 5, 2], batch_norm=True)
+    model = mlp([3, 5, 2], batch_norm=True)
+    structure = analyse(model, X.float())
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=use_buffers)
     optimizer = optim.Adam(model.parameters(), lr=0.05)
     x, y = X.float(), Y.float()
@@ -428,7 +429,7 @@ def test_state_dict_goes_into_a_fresh_optimizer_of_the_grown_model() -> None:
     optimizer = make("adamw", model)
     train(model, optimizer, 2)
     operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer)
-    operate(model, [Insert("2", nn.Linear(7, 7), torch.eye(7))], grown(structure, "0", 2), optimizer=optimizer)
+    operate(model, [Insert("2", nn.Linear(7, 7), torch.eye(7))], analyse(model, X), optimizer=optimizer)
     train(model, optimizer, 1)
     twin = copy.deepcopy(model)
     fresh = make("adamw", twin)
@@ -438,8 +439,8 @@ def test_state_dict_goes_into_a_fresh_optimizer_of_the_grown_model() -> None:
 
 def test_two_spaces_of_one_tensor_carry_state_in_the_middle() -> None:
     torch.manual_seed(0)
-    model, structure = concat()
-    model = model.double()
+    model = Concat().double()
+    structure = analyse(model, X)
     optimizer = make("adam", model)
     train(model, optimizer, 2)
     old = optimizer.state[model.fc.weight]["exp_avg"].clone()

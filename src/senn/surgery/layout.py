@@ -82,14 +82,9 @@ class LayoutDraft:
 
 def _anchors(slot: Slot) -> Tensor:
     """(k,) for each of a unit's positions, the old position behind which new units follow."""
-    last = slot.index[-1].cpu()
-    if slot.interleaved:
-        return last.double()
-    # Neighbouring positions of a unit form a block; a unit may own several blocks (a space concatenated twice).
-    ends = torch.ones(len(last), dtype=torch.bool)
-    ends[:-1] = last[1:] != last[:-1] + 1
-    block = torch.cat([torch.zeros(1, dtype=torch.long), ends.long().cumsum(0)[:-1]])
-    return last[ends][block].double()
+    last = slot.index[-1].cpu().double()
+    # Interleaved units form k runs, each of which grows; otherwise a unit's positions are one block.
+    return last if slot.interleaved else last[-1].expand(len(last))
 
 
 def place(old: Tensor, layouts: Mapping[int, Layout], into: Tensor) -> Tensor:

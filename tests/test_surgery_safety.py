@@ -1,0 +1,250 @@
+"""All or nothing: rollback at any stage, undo, refusals by name, nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from surgery_cases import X, case, everything, identity_layer, mlp, widen
+from torch import Tensor, nn
+
+from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.nn import Residual
+from senn.structure import Site, Space, Structure, analyse
+from senn.surgery import Insert, Prune, Widen, carry_out, operate
+
+
+def test_undo_restores_everything_in_reverse_order() -> None:
+    model, _ = case("batch norm")
+    model[1].eval()
+    optimizer = torch.optim.Adam(model.named_parameters())
+    model(X).sum().backward()
+    optimizer.step()
+    states, receipts = [], []
+    for _ in range(3):
+        now = analyse(model, X)
+        states.append(everything(model, optimizer))
+        moves = [widen(model, now, "0", 1), Prune("3", (0,)) if len(states) < 3 else Insert("6", *identity_layer(2))]
+        receipts.append(operate(model, moves, now, optimizer=optimizer, probe=X))
+    with pytest.raises(SurgeryError, match="changed again since"):
+        receipts[0].undo()
+    while receipts:
+        receipt = receipts.pop()
+        receipt.undo()
+        assert everything(model, optimizer) == states.pop()
+        with pytest.raises(SurgeryError, match="has been undone already"):
+            receipt.undo()
+
+
+@pytest.mark.parametrize("edit", ["data", "buffer"])
+def test_undo_sees_changes_that_no_optimizer_made(edit: str) -> None:
+    model, structure = case("batch norm")
+    receipt = operate(model, [widen(model, structure, "0", 1)], structure, probe=X)
+    if edit == "data":
+        model[6].weight.data[0, 0] += 1e-6
+    else:
+        model(X)  # in train mode: running statistics move
+    with pytest.raises(SurgeryError, match="trained since"):
+        receipt.undo()
+
+
+def nan(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**values, "0.bias": values["0.bias"] * float("nan")}
+
+
+BAD: dict[str, tuple[Callable[[Widen], Any], str]] = {
+    "nan": (lambda w: Widen("0", 2, nan(dict(w.values))), "new entries of '0.bias' are not finite"),
+    "shape": (lambda w: Widen("0", 3, w.values), r"new entries of '0.weight' must have shape \(3, 3\), not \(2, 3\)"),
+    "missing": (lambda w: Widen("0", 2, {"0.weight": w.values["0.weight"]}), "need values for '0.bias'"),
+    "unknown": (lambda w: Widen("0", 2, {**w.values, "3.weight": torch.ones(1)}), "'3.weight', which is no producer"),
+    "no units": (lambda w: Widen("0", 0, w.values), "widens by multiples of 1, not by 0"),
+    "space": (lambda w: Widen("9", 2, w.values), "there is no space '9' to resize; spaces: '0', '3'"),
+    "unit": (lambda w: Prune("0", (5,)), "'0' has no unit 5"),
+    "twice": (lambda w: Prune("0", (1, 1)), "'0' has no unit 1 to prune"),
+    "all": (lambda w: Prune("0", (0, 1, 2, 3, 4)), "'0' loses between 1 and 4 units"),
+    "coefficients": (lambda w: Prune("0", (0,), {"3": torch.ones(1, 4)}), r"shape \(1, 5\), not \(1, 4\)"),
+    "consumer": (lambda w: Prune("0", (0,), {"6": torch.ones(1, 5)}), "'6', which is no consumer of '0'"),
+    "site": (lambda w: Insert("1", nn.Identity()), "there is no site '1' to insert a layer at"),
+    "right": (lambda w: Insert("3", nn.Identity(), torch.eye(4)), r"folded into '3' must have shape \(5, 5\)"),
+    "empty": (lambda w: Insert("3", nn.Sequential()), "the layer to insert before '3' is empty"),
+    "wide": (lambda w: Insert("3", nn.Linear(4, 4)), "'3' was rolled back: RuntimeError"),
+    "wrong": (lambda w: Insert("3", nn.Tanh()), "'3' was rolled back: it changed the outputs"),
+    "infinite": (lambda w: Widen("0", 2, {**w.values, "0.weight": w.values["0.weight"] * 3e38}), "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_moves_leave_everything_as_it_was(name: str) -> None:
+    model, structure = case("batch norm")
+    optimizer = torch.optim.Adam(model.named_parameters())
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    model(X).sum().backward()
+    optimizer.step()
+    move, message = BAD[name]
+    good = widen(model, structure, "3", 1)
+    held = everything(model, optimizer) + everything(averaged)
+    with pytest.raises(SennError, match=message):
+        operate(
+            model,
+            [good, move(widen(model, structure, "0", 2))],
+            structure,
+            optimizer=optimizer,
+            averaged=[averaged],
+            probe=X,
+        )
+    assert everything(model, optimizer) + everything(averaged) == held
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("stage", range(8))
+def test_a_failure_at_any_stage_rolls_back_whole(stage: int, error: type[BaseException]) -> None:
+    """The n-th event (forward passes of model and average, two losses, the optimizer's blank step) fails."""
+    model, structure = case("batch norm")
+    events: list[str] = []
+
+    def event(name: str) -> None:
+        events.append(name)
+        if len(events) == stage + 1:
+            raise error(name)
+
+    class Watched(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            if model[0].out_features == 7:
+                event("optimizer")
+            return super().step(closure)
+
+    optimizer = Watched(model.parameters())
+    model(X).sum().backward()
+    optimizer.step()
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    for name, one in (("model", model), ("average", averaged.module)):
+        one[6].register_forward_hook(lambda *_, name=name: event(name))
+
+    def loss() -> float:
+        event("loss")
+        return 0.0
+
+    moves = [widen(model, structure, "0", 2), Insert("6", *identity_layer(4))]
+    held = everything(model, optimizer) + everything(averaged)
+    state = torch.get_rng_state()
+    with pytest.raises(SennError if error is RuntimeError else error):
+        operate(model, moves, structure, optimizer=optimizer, averaged=[averaged], probe=X, loss=loss)
+    assert len(events) == stage + 1
+    assert everything(model, optimizer) + everything(averaged) == held
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_function_that_depends_on_the_width_is_rolled_back() -> None:
+    class Sly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.sly = nn.Linear(3, 4), nn.Linear(4, 2), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).relu()
+            return self.b(h) / (h.shape[1] if self.sly else 4)
+
+    model = Sly()
+    structure = analyse(model, X)
+    model.sly = True
+    held = everything(model)
+    with pytest.raises(
+        SurgeryError, match=r"the change of 'a' was rolled back: it changed the outputs by 0\.\d+ of their"
+    ):
+        operate(model, [widen(model, structure, "a", 1)], structure, probe=X)
+    assert everything(model) == held
+    operate(model, [widen(model, structure, "a", 1)], structure, probe=X, tolerance=0.5)
+
+
+def test_an_inserted_layer_must_be_run_by_the_forward_pass() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.plain = [self.a, self.b]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.plain[1](self.plain[0](x).relu())
+
+    model = Listed()
+    held = everything(model)
+    with pytest.raises(SurgeryError, match="the forward pass doesn't run the layer inserted before 'b'"):
+        operate(model, [Insert("b", Residual(nn.Sequential(nn.Linear(4, 4))))], analyse(model, X), probe=X)
+    assert everything(model) == held
+
+
+def test_sites_that_cannot_take_a_layer_are_refused_by_name() -> None:
+    alone = nn.Linear(3, 2)
+    with pytest.raises(UnsupportedError, match="before '': it is the model itself"):
+        carry_out(alone, [Insert("", nn.Identity())], Structure(("",), (), (Site("", 3, "ReLU"),)))
+    model, structure = case("mlp")
+    model.extra = model[2]
+    with pytest.raises(UnsupportedError, match="before '2': it is held under 2 names"):
+        carry_out(model, [Insert("2", nn.Identity())], structure)
+    model, structure = case("mlp")
+    both = [widen(model, structure, "0", 1), Insert("2", nn.Identity())]
+    with pytest.raises(SennError, match="a layer before '2' and a change of its inputs"):
+        carry_out(model, both, structure)
+    with pytest.raises(SennError, match="two layers before '2'"):
+        carry_out(model, [Insert("2", nn.Identity()), Insert("2", nn.Identity())], structure)
+    model, structure = case("no bias")
+    with pytest.raises(SennError, match="'2' has no bias that could take the inserted layer's shift"):
+        carry_out(model, [Insert("2", nn.Identity(), None, torch.ones(4))], structure)
+    with pytest.raises(SennError, match="'2' has no bias, so the last column"):
+        carry_out(model, [Prune("0", (0,), {"2": torch.ones(1, 4)})], structure)
+
+
+def test_quanta_and_copies_of_another_shape_are_refused() -> None:
+    model, structure = case("mlp")
+    old = structure.space("0")
+    pairs = Structure(structure.linears, (Space("0", 5, old.slots, old.attributes, quantum=2),), structure.sites)
+    with pytest.raises(SennError, match="'0' widens by multiples of 2, not by 1"):
+        carry_out(model, [widen(model, pairs, "0", 1)], pairs)
+    with pytest.raises(SennError, match="in multiples of 2, not 1"):
+        carry_out(model, [Prune("0", (0,))], pairs)
+    other, _ = case("mlp")
+    carry_out(other, [widen(other, structure, "0", 1)], structure)
+    held = everything(model)
+    with pytest.raises(SennError, match=r"'0.weight' has shape \(6, 3\) in one copy of the model, \(5, 3\) in another"):
+        operate(model, [widen(model, structure, "0", 1)], structure, averaged=[other])
+    assert everything(model) == held
+    with pytest.raises(
+        SennError, match=r"'4.weight' has shape \(2, 4\), which doesn't fit the structure|no unit|has shape"
+    ):
+        carry_out(mlp([3, 4, 2]), [widen(model, structure, "0", 1)], structure)
+
+
+def test_looking_leaves_modes_and_random_state_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 2))
+    model[1].eval()
+    structure = analyse(model, X)
+    moves = [widen(model, structure, "0", 2), Insert("0", *identity_layer(3))]
+    state = torch.get_rng_state()
+    operate(model, moves, structure, probe=X)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in model] == [True, False, True, True]
+    assert model[0][0].training
+
+
+def test_many_growths_leave_nothing_behind() -> None:
+    model, structure = case("mlp")
+    optimizer = torch.optim.Adam(model.parameters())
+    model(X).sum().backward()
+    optimizer.step()
+
+    def live() -> int:
+        gc.collect()
+        return sum(type(found) in (Tensor, nn.Parameter) for found in gc.get_objects())
+
+    counts = []
+    for round_ in range(300):
+        move = widen(model, structure, "0", 1)
+        operate(model, [move], structure, optimizer=optimizer, probe=X)
+        structure = analyse(model, X)
+        if round_ in (20, 299):
+            counts.append(live())
+    assert counts[0] == counts[1]
+    assert model[0].out_features == 305
