@@ -7,6 +7,7 @@ points at the cell in the file even when it was met in a part of the table.
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def _kind_of_text(name: str, cells: pd.Series[Any]) -> str:
     """Tell numbers and dates that are written as text from text."""
     known = cells[~is_missing(cells)]
     for cell in known:
-        if not isinstance(cell, str | int | float | np.generic):
+        if not isinstance(cell, str | int | float | Decimal | np.generic):
             raise SennError(f"column {name!r} holds a {type(cell).__name__}, which isn't understood")
     if known.empty:
         return "empty"
@@ -108,7 +109,17 @@ def is_missing(cells: pd.Series[Any]) -> NDArray[np.bool_]:
 
 
 def _parse_numbers(cells: pd.Series[Any]) -> pd.Series[Any]:
-    return pd.to_numeric(cells.astype(object), errors="coerce")
+    return pd.Series([_parse_number(cell) for cell in cells], index=cells.index, dtype=np.float64)
+
+
+def _parse_number(cell: Any) -> float:
+    """A cell's number, NaN if it isn't one; Python's own "1_000" isn't."""
+    try:
+        return np.nan if isinstance(cell, str) and "_" in cell else float(cell)
+    except ValueError:
+        return np.nan
+    except OverflowError:
+        return np.inf
 
 
 def numbers(name: str, cells: pd.Series[Any]) -> Floats:

@@ -253,7 +253,7 @@ class DateColumn:
         stamps = stamps.fillna(pd.Timestamp(round(self.median * 86_400), unit="s", tz="UTC"))
         days = np.where(missing, self.median, days)
         year, month, weekday = (
-            getattr(stamps.dt, part).to_numpy(dtype=np.float64) for part in ("year", "month", "weekday")
+            getattr(stamps.dt, part).to_numpy(dtype=np.float64) for part in ("year", "month", "day_of_week")
         )
         columns = [
             _standardise(days, self.mean, self.scale),

@@ -58,14 +58,12 @@ class Target:
             raise SennError(f"target {name!r} is missing in {int(missing.sum())} rows, the first being row {row}")
         if kind == "date":
             raise SennError(f"target {name!r} is a date; only classes and numbers can be predicted")
-        if kind == "number":
-            cells = pd.Series(numbers(name, cells), index=cells.index) if cells.dtype == object else cells
-            numbers(name, cells)
-        if (task or _infer(kind, cells)) == "classification":
+        values = numbers(name, cells) if kind in ("number", "boolean") else None
+        if (task or _infer(kind, values)) == "classification":
             return cls._classes(name, cells)
-        if kind not in ("number", "boolean"):
+        if values is None:
             raise SennError(f"target {name!r} holds text (row {cells.index[0]}: {cells.iloc[0]!r}), not numbers")
-        return cls._number(name, numbers(name, cells))
+        return cls._number(name, values)
 
     @classmethod
     def _classes(cls, name: str, cells: pd.Series[Any]) -> Target:
@@ -152,10 +150,9 @@ def _label(cell: Any) -> Label:
     return value
 
 
-def _infer(kind: str, cells: pd.Series[Any]) -> Task:
-    if kind != "number":
+def _infer(kind: str, values: Floats | None) -> Task:
+    if kind != "number" or values is None:
         return "classification"
-    values = cells.to_numpy(dtype=np.float64)
     distinct = len(np.unique(values))
     whole = bool((values == np.round(values)).all())
     few = distinct == 2 or (distinct <= FEW_VALUES and distinct * 5 <= len(values))
