@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from senn import scores
 from senn.curvature.factors import Moments, cholesky, moments
 from senn.errors import SennError
-from senn.ledger import Ledger
+from senn.ledger import Fold, Ledger
 
 EXACT = 1e-12
 
@@ -157,9 +157,11 @@ def test_heldout_gain_of_a_real_unit_is_near_the_exact_gain():
     assert ledger.heldout(columns).item() == pytest.approx(ledger.gain(columns).item(), rel=0.05)
 
 
-def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Moments:
-    """Moments of rows with a given output metric."""
-    return Moments(len(x), 1, x.mT @ x, dz.mT @ x, S * len(x))
+def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
+    """A fold of rows with a given output metric."""
+    signs = torch.randint(0, 2, dz.shape, generator=torch.Generator().manual_seed(0)).to(dz) * 2 - 1
+    s = signs @ torch.linalg.cholesky(S).mT
+    return Fold(Moments(len(x), 1, x.mT @ x, dz.mT @ x, S * len(x)), x, s)
 
 
 @settings(max_examples=25, deadline=None)

@@ -19,7 +19,7 @@ from senn.policy import Budget, Candidate, Policy, PricePolicy
 from senn.proposals import Proposals
 from senn.structure import Structure, analyse
 from senn.surgery import Prune, operate
-from senn.survey import Survey
+from senn.survey import Known, Survey
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
@@ -49,6 +49,7 @@ class Grower:
     Attributes:
         events: every change so far.
         eta: the expansion score at the last consideration.
+        rejections: removals that failed their verification and were not done, one sentence each.
 
     Raises:
         SennError: an argument is out of range, the optimizer doesn't hold the model's parameters, or the model has no place
@@ -87,12 +88,13 @@ class Grower:
         self.ignore = tuple(ignore)
         self.metric = OutputMetric(loss, metric)  # type: ignore[arg-type]
         self.events: list[GrowthEvent] = []
+        self.rejections: list[str] = []
         self.eta = float("nan")
         self.rounds = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._structure: Structure | None = None
         self._survey: Survey | None = None
-        self._held_optimizer_checked = False
+        self._known: dict[str, Known] = {}
         self._open: list[GrowthEvent] = []
 
     @property
@@ -120,7 +122,8 @@ class Grower:
                 raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
         if self._survey is None:
             self._survey = Survey(
-                self.model, self._structure, self.metric, self.proposals, self.moves, self._affordable, self._generator
+                self.model, self._structure, self.metric, self.proposals, self.moves, self._affordable, self._generator,
+                self._known,
             )
         loss = self._survey.add(inputs, targets, weights)
         for event in self._open:
@@ -150,7 +153,7 @@ class Grower:
         self.rounds += 1
         survey, self._survey = self._survey, None
         assert survey is not None
-        return self._operate(menu, survey, eta_before) if menu.accepted else []
+        return self._carry_out(menu, survey, eta_before) if menu.accepted else []
 
     def reset(self) -> None:
         """Forget the batches looked at since the last round."""
@@ -175,9 +178,22 @@ class Grower:
         price = self.policy.price(parameters, self.samples or 0)
         return not self.samples or price < loss
 
-    def _operate(self, menu: Menu, survey: Survey, eta_before: float) -> list[GrowthEvent]:
-        moves = menu.moves()
-        promise = menu.pruning_promise()
+    def _carry_out(self, menu: Menu, survey: Survey, eta_before: float) -> list[GrowthEvent]:
+        """Change the model as decided; if the removals fail their verification, without them."""
+        try:
+            return self._operate(menu, survey, eta_before, menu.accepted)
+        except SurgeryError as error:
+            additions = [c for c in menu.accepted if c.kind != "prune"]
+            if len(additions) == len(menu.accepted):
+                raise
+            self.rejections.append(str(error))
+            return self._operate(menu, survey, eta_before, additions) if additions else []
+
+    def _operate(
+        self, menu: Menu, survey: Survey, eta_before: float, accepted: list[Candidate]
+    ) -> list[GrowthEvent]:
+        moves = menu.moves(prune=any(c.kind == "prune" for c in accepted))
+        cost = sum(-c.gain / 2 for c in accepted if c.kind == "prune")
         before = {space.name: space.width for space in self.structure.spaces}
         receipt = operate(
             self.model,
@@ -187,10 +203,9 @@ class Grower:
             averaged=self.averaged,
             probe=survey.probe_inputs,
             loss=survey.probe_loss if any(isinstance(m, Prune) for m in moves) else None,
-            loss_limit=max(2 * promise, 0.0) + 1e-3 * abs(survey.loss) + 1e-6,
+            loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
         )
-        self._structure = None if any(c.kind == "insert" for c in menu.accepted) else self._structure
-        previous, self._structure = self.structure if self._structure else None, None
+        previous = self.structure
         self._structure = analyse(self.model, _few(survey.probe_inputs), ignore=self.ignore)
 
         def undo() -> None:
@@ -199,17 +214,16 @@ class Grower:
 
         loss_after = survey.probe_loss()
         events = []
-        for first, last, group in merge(menu.accepted):
-            parameters = sum(c.parameters for c in group)
+        for first, last, group in merge(accepted):
             price = sum(self.policy.price(c.parameters, c.samples) for c in group)
             promised = sum((c.gain if c.kind == "prune" else c.heldout) / 2 for c in group)
             events.append(
                 GrowthEvent(
-                    first.kind, first.place, first.detail, before.get(first.place, 0), last.width,
-                    sum(c.units for c in group), parameters, sum(c.gain for c in group), sum(c.bound for c in group),
-                    sum(c.heldout for c in group), promised, price, eta_before, menu.eta, first.limit,
-                    survey.probe_loss_before, loss_after, receipt.output_change, self.architecture, self.rounds,
-                    _undo=undo,
+                    first.kind, first.place, first.detail, before.get(first.place, 0) if first.kind != "insert" else 0,
+                    last.width, sum(c.units for c in group), sum(c.parameters for c in group),
+                    sum(c.gain for c in group), sum(c.bound for c in group), sum(c.heldout for c in group),
+                    promised, price, eta_before, menu.eta, first.limit, survey.probe_loss_before, loss_after,
+                    receipt.output_change or 0.0, self.architecture, self.rounds, _undo=undo,
                 )
             )  # fmt: skip
         self.events += events

@@ -5,120 +5,211 @@ moments for each of two folds of samples. Everything follows by elimination: acc
 Cholesky on the (P, P) residual moment, so a greedy choice of many units costs no further pass over the data, and a
 duplicate of an accepted unit is worth nothing.
 
-Residual activations are those less what the columns that are in already predict. `all` uses every sample (eta, gain,
-bound, as in the paper); `fit` and `held` the two folds (held-out gain).
+Residual activations are those less what the columns that are in already predict, each fold with its own predictions. `all`
+uses every sample (eta, gain, bound, as in the paper); `fit` and `held` the two folds (held-out gain).
+
+K-FAC takes activations and output gradients as independent. Where both are sparse together (a unit that is active on the few
+samples that another unit passes on) its curvature is too small by as much as the fraction of active samples, and a gain can
+come out above lambda. So a step's *direction* is K-FAC's, and its *length* and held-out value come from the exact curvature
+along it, d^T F d = E[(s^T d a_p)^2], which sampled rows give without bias.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from senn.curvature.factors import DAMPING, Moments, cholesky, solve, whiten
-from senn.scores import heldout_gain
+from senn.scores import diagonal_gain
+
+ROWS = 1024
+"""Rows of each fold that are kept for exact curvatures along a step."""
 
 UNIT_DAMPING = 1e-3
 """Relative damping of a candidate column's own moment, so that an exact copy of an existing one gains nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What is known about one fold of samples.
+
+    Attributes:
+        moments: over [a_c | a_p].
+        a: some of its rows [a_c | a_p], (n, c + P).
+        s: the same rows' curvature-propagated signs, (n, m).
+    """
+
+    moments: Moments
+    a: Tensor
+    s: Tensor
+
+    def more(self, moments: Moments, a: Tensor, s: Tensor) -> Fold:
+        """With further samples; rows are kept up to `ROWS`."""
+        room = max(ROWS - len(self.a), 0)
+        return Fold(self.moments + moments, torch.cat([self.a, a[:room]]), torch.cat([self.s, s[:room]]))
 
 
 class Ledger:
     """Scores of candidate columns of one linear map.
 
     Args:
-        fit: moments of the fold on which steps are fitted, over [a_c | a_p].
-        held: moments of the fold on which they are valued.
+        fit: the fold on which steps are fitted.
+        held: the fold on which they are valued.
         existing: c, the number of existing columns.
+        factor: Cholesky factor of the damped A_cc where that is known (the input moment of a map that reads the data itself
+            never changes); both folds then share it.
 
     Attributes:
+        factor: of A_cc on all samples.
         eta: the map's expansion score now, accepted columns included.
         whitener: (m, m) lower factor L of S = L L^T; cross moments here are L^-1 times theirs.
     """
 
-    def __init__(self, fit: Moments, held: Moments, existing: int) -> None:
-        both = fit + held
-        self.locations = both.locations
-        self.existing = existing
-        self.whitener = cholesky(both.S, DAMPING)
-        self.all_residual, self.all_cross, weights, self.factor = _residual(both, existing, self.whitener)
-        self.eta = self.locations * float((weights @ self.factor).square().sum())
-        self.step = torch.linalg.solve_triangular(self.whitener.mT, weights, upper=True)
-        self.raw = both.A[existing:, existing:]
-        self.fit_residual, self.fit_cross, step, factor = _residual(fit, existing, self.whitener)
-        self.held_moment, self.held_cross = _project(held, fit, existing, self.whitener, step, factor)
+    def __init__(self, fit: Fold, held: Fold, existing: int, factor: Tensor | None = None) -> None:
+        both = Fold(fit.moments + held.moments, torch.cat([fit.a, held.a]), torch.cat([fit.s, held.s]))
+        self.locations = both.moments.locations
+        self.whitener = cholesky(both.moments.S, DAMPING)
+        A = both.moments.A
+        self.raw = A[existing:, existing:]
         level = self.raw.diagonal() * UNIT_DAMPING
-        self.all_residual.diagonal().add_(level)
-        self.fit_residual.diagonal().add_(level)
+        self.level = level + 1e-12 * level.sum() + 1e-30
+        self.factor = cholesky(A[:existing, :existing], DAMPING) if factor is None else factor
+        # L_S^-1 G L_A^-T: its square is eta, and one more solve on either side makes it the natural step
+        white = whiten(self.factor, whiten(self.whitener, both.moments.G[:, :existing]).mT).mT
+        self.eta = self.locations * float(white.square().sum())
+        self._white = white
+        self.all, self.fit, self.held = (
+            _account(fold, existing, self.whitener, self.level, known, by_rows=factor is not None)
+            for fold, known in ((both, self.factor), (fit, factor), (held, factor))
+        )
+
+    @property
+    def step(self) -> Tensor:
+        """The natural step of the existing weights, (m, c)."""
+        left = torch.linalg.solve_triangular(self.whitener.mT, self._white, upper=True)
+        return torch.linalg.solve_triangular(self.factor.mT, left.mT, upper=True).mT
 
     def gain(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
         """Exact gain D of each group of columns, (groups, p) long to (groups,), see `scores.width_gain`."""
-        return self._quadratic(self.all_cross, self.all_residual, columns, onto)
+        return self._quadratic(self.all.residual, columns, onto)
 
     def bound(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
         """Lower bound D' of each group (Theorem 3.2), see `scores.width_gain_bound`; residuals include what is accepted."""
-        raw = self.raw + torch.diag(self.raw.diagonal() * UNIT_DAMPING)
-        return self._quadratic(self.all_cross, raw, columns, onto)
+        return self._quadratic(self.raw + torch.diag(self.level), columns, onto)
 
     def heldout(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
-        """Held-out gain of each group, see `scores.heldout_gain`."""
-        fit, held = _gather(self.fit_cross, columns, onto), _gather(self.held_cross, columns, onto)
-        block = self.fit_residual[columns[:, :, None], columns[:, None, :]]
-        step = torch.linalg.solve(block, fit.mT).mT
-        moment = self.held_moment[columns[:, :, None], columns[:, None, :]]
-        identity = torch.eye(fit.shape[-2], dtype=fit.dtype)
-        return heldout_gain(step, held, moment, identity, locations=self.locations)
+        """Held-out gain of each group: fitted in direction and length on one fold, valued on the other (`scores`)."""
+        cross = _projected(_gather(self.fit.cross, columns), onto)
+        step = torch.linalg.solve(_blocks(self.fit.residual, columns), cross.mT).mT
+        return self._value(step, (step * cross).sum((-2, -1)), (step * _gather(self.held.cross, columns)).sum((-2, -1)), columns)
+
+    def diagonal(self, columns: Tensor, through: Tensor) -> tuple[float, float]:
+        """Gain and held-out gain of parameters that enter z through fixed columns (`scores.diagonal_gain`).
+
+        Args:
+            columns: (q,) their features.
+            through: (m, q) where each enters, whitened: L^T M.
+        """
+        metric = through.mT @ through
+
+        def gradient(account: Account) -> Tensor:
+            return (through * account.cross[:, columns]).sum(0)
+
+        def curvature(account: Account) -> Tensor:
+            return account.residual[columns][:, columns] * metric
+
+        gain = float(diagonal_gain(gradient(self.all), curvature(self.all), locations=self.locations))
+        values = solve(cholesky(curvature(self.fit), DAMPING), gradient(self.fit)[:, None])[:, 0]
+        step = (through * values)[None]
+        linear = [(values @ gradient(account))[None] for account in (self.fit, self.held)]
+        return gain, float(self._value(step, *linear, columns[None])[0])
 
     def accept(self, columns: Tensor, onto: Tensor | None = None) -> None:
         """Count these columns (p,) as part of the map from now on."""
         self.eta += float(self.gain(columns[None], onto)[0])
-        block = torch.linalg.solve(self.fit_residual[columns][:, columns], self.fit_residual[columns]).mT
-        cross = self.fit_cross[:, columns] if onto is None else onto @ (onto.mT @ self.fit_cross[:, columns])
-        step = torch.linalg.solve(self.fit_residual[columns][:, columns], cross.mT).mT
-        self.held_cross = self.held_cross - step @ self.held_moment[columns]
-        self.held_cross = self.held_cross - self.held_cross[:, columns] @ block.mT
-        self.fit_cross = self.fit_cross - self.fit_cross[:, columns] @ block.mT
-        self.fit_residual = self.fit_residual - block @ self.fit_residual[columns]
-        half = self.held_moment - block @ self.held_moment[columns]
-        self.held_moment = half - half[:, columns] @ block.mT
-        block = torch.linalg.solve(self.all_residual[columns][:, columns], self.all_residual[columns]).mT
-        self.all_cross = self.all_cross - self.all_cross[:, columns] @ block.mT
-        self.all_residual = self.all_residual - block @ self.all_residual[columns]
+        self.all, self.fit, self.held = (account.without(columns) for account in (self.all, self.fit, self.held))
 
     def clone(self) -> Ledger:
         """A ledger to try acceptances on: tensors are replaced, never written to, so a shallow copy is enough."""
         return copy.copy(self)
 
-    def _quadratic(self, cross: Tensor, moment: Tensor, columns: Tensor, onto: Tensor | None) -> Tensor:
-        """Tr(C M^-1 C^T) of each group."""
-        taken = _gather(cross, columns, onto)
-        block = moment[columns[:, :, None], columns[:, None, :]]
-        return self.locations * (torch.linalg.solve(block, taken.mT) * taken.mT).sum((-2, -1))
+    def _value(self, step: Tensor, fitted: Tensor, held: Tensor, columns: Tensor) -> Tensor:
+        """2 t <g_held, d> - t^2 d^T F_held d, the length t (at most K-FAC's own, 1) fitted on the other fold."""
+        groups, m, p = step.shape
+        flat = step.movedim(1, 0).reshape(m, groups * p)
+        flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)
+        on_fit, on_held = (account.curvature(flat, columns) for account in (self.fit, self.held))
+        length = fitted / torch.maximum(on_fit, fitted).clamp_min(1e-30)
+        return self.locations * (2 * length * held - length.square() * on_held)
+
+    def _quadratic(self, moment: Tensor, columns: Tensor, onto: Tensor | None) -> Tensor:
+        """Tr(C M^-1 C^T) of each group, C on all samples."""
+        taken = _gather(self.all.cross, columns)
+        if onto is not None:
+            taken = onto.mT @ taken
+        return self.locations * (torch.linalg.solve(_blocks(moment, columns), taken.mT) * taken.mT).sum((-2, -1))
 
 
-def _gather(cross: Tensor, columns: Tensor, onto: Tensor | None) -> Tensor:
-    """Columns of the whitened cross moment by group, (groups, m, p), projected on an orthonormal basis (m, r) if given."""
-    taken = cross[:, columns].movedim(1, 0)
-    return taken if onto is None else onto.mT @ taken
+@dataclass(frozen=True, eq=False)
+class Account:
+    """Residual moments of the candidate columns on some samples.
+
+    Attributes:
+        residual: (P, P) Schur complement A_pp - A_pc A^-1 A_cp, damped.
+        cross: (m, P) L^-1 E[d_r a_p^T].
+        a: rows of residual activations, (n, P).
+        s: the same rows' signs, (n, m).
+    """
+
+    residual: Tensor
+    cross: Tensor
+    a: Tensor
+    s: Tensor
+
+    def without(self, columns: Tensor) -> Account:
+        """After these columns are part of the map: one step of block elimination."""
+        taken = torch.linalg.solve(self.residual[columns][:, columns], self.residual[columns]).mT
+        return Account(
+            self.residual - taken @ self.residual[columns],
+            self.cross - self.cross[:, columns] @ taken.mT,
+            self.a - self.a[:, columns] @ taken.mT.to(self.a.dtype),
+            self.s,
+        )
+
+    def curvature(self, step: Tensor, columns: Tensor) -> Tensor:
+        """E[(s^T d a_p)^2] over the rows, for steps d (m, groups * p) of the groups of columns (groups, p)."""
+        through = (self.s @ step.to(self.s.dtype)).view(len(self.s), *columns.shape)
+        return (through * self.a[:, columns]).sum(-1).square().mean(0).double()
 
 
-def _residual(moments: Moments, c: int, whitener: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Schur complement, residual cross moment, whitened natural step (m, c) and factor of A_cc."""
-    A, G = moments.A, whiten(whitener, moments.G)
-    factor = cholesky(A[:c, :c], DAMPING)
-    step = solve(factor, G[:, :c].mT).mT
-    predicted = whiten(factor, A[:c, c:])
-    residual = A[c:, c:] - predicted.mT @ predicted
-    return residual, G[:, c:] - step @ A[:c, c:], step, factor
+def _account(
+    fold: Fold, c: int, whitener: Tensor, level: Tensor, factor: Tensor | None, *, by_rows: bool
+) -> Account:
+    """The account of one fold.
+
+    With a factor that comes from other samples, A_pp - A_pc A^-1 A_cp need not be positive; the moment of the kept rows'
+    residual activations always is.
+    """
+    A, G = fold.moments.A, fold.moments.G
+    predict = solve(cholesky(A[:c, :c], DAMPING) if factor is None else factor, A[:c, c:])
+    a = fold.a[:, c:] - fold.a[:, :c] @ predict.to(fold.a.dtype)
+    residual = (a.mT @ a).double() / len(a) if by_rows else A[c:, c:] - predict.mT @ A[:c, c:]
+    return Account(residual + torch.diag(level), whiten(whitener, G[:, c:] - G[:, :c] @ predict), a, fold.s)
 
 
-def _project(
-    held: Moments, fit: Moments, c: int, whitener: Tensor, step: Tensor, factor: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Moments on the held fold of residual activations and gradients, both with the fit fold's predictions."""
-    A, G = held.A, whiten(whitener, held.G)
-    predict = solve(factor, fit.A[:c, c:])
-    mixed = A[:c, c:] - A[:c, :c] @ predict
-    moment = A[c:, c:] - predict.mT @ A[:c, c:] - mixed.mT @ predict
-    cross = G[:, c:] - G[:, :c] @ predict - step @ mixed
-    return moment, cross
+def _gather(cross: Tensor, columns: Tensor) -> Tensor:
+    """Columns of a whitened cross moment by group, (groups, m, p)."""
+    return cross[:, columns].movedim(1, 0)
+
+
+def _blocks(moment: Tensor, columns: Tensor) -> Tensor:
+    """The diagonal blocks (groups, p, p) of the groups."""
+    return moment[columns[:, :, None], columns[:, None, :]]
+
+
+def _projected(cross: Tensor, onto: Tensor | None) -> Tensor:
+    """The part of each (m, p) in the span of an orthonormal basis (m, r)."""
+    return cross if onto is None else onto @ (onto.mT @ cross)

@@ -16,7 +16,6 @@ from senn.ledger import Ledger
 from senn.policy import Budget, Candidate
 from senn.proposals import Draw, IdentityLayer, Layer, ResidualLayer
 from senn.pruning import PruningLedger
-from senn.scores import diagonal_gain
 from senn.structure import Space, Structure
 from senn.surgery import Move, Prune, Widen, parameters_per_unit
 
@@ -127,12 +126,12 @@ class Menu:
         self.parameters += candidate.parameters
         self.accepted.append(candidate)
 
-    def moves(self) -> list[Move]:
-        """What has been accepted, as moves for the surgery."""
+    def moves(self, *, prune: bool = True) -> list[Move]:
+        """What has been accepted, as moves for the surgery; without removals if asked."""
         moves: list[Move] = []
         for name, units in self.grown.items():
             moves.append(select(self.draw.widen[name], units))
-        for name, gone in self.removed.items():
+        for name, gone in self.removed.items() if prune else ():
             moves.append(self._removal(self.structure.space(name), sorted(gone)))
         for site, (number, units) in self.inserted.items():
             layer = self.draw.layers[site][number]
@@ -190,25 +189,14 @@ class Menu:
 
     def _identity(self, site: str, number: int, layer: IdentityLayer, columns: Tensor) -> Option:
         """Score of the activation parameters that an identity insertion makes live."""
-        ledger, flat = self.ledgers[site], columns.flatten()
+        ledger = self.ledgers[site]
         weight = self.model.get_submodule(site).weight.detach().double()  # type: ignore[union-attr, operator]
         mixed = ledger.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())  # type: ignore[operator]
-        owner = torch.arange(len(columns)).repeat_interleave(columns.shape[1])
-        metric = (mixed.mT @ mixed)[owner][:, owner]
-        through = mixed[:, owner]
-
-        def gradient(cross: Tensor) -> Tensor:
-            return (through * cross[:, flat]).sum(0)
-
-        curvature = ledger.all_residual[flat][:, flat] * metric
-        gain = float(diagonal_gain(gradient(ledger.all_cross), curvature, locations=ledger.locations))
-        fitted = ledger.fit_residual[flat][:, flat] * metric
-        fitted.diagonal().add_(fitted.diagonal().mean() * 1e-4 + 1e-30)
-        step = torch.linalg.solve(fitted, gradient(ledger.fit_cross))
-        held = 2 * step @ gradient(ledger.held_cross) - step @ (ledger.held_moment[flat][:, flat] * metric) @ step
+        through = mixed.repeat_interleave(columns.shape[1], 1)
+        gain, heldout = ledger.diagonal(columns.flatten(), through)
         candidate = Candidate(
             "insert", site, layer.name, layer.site.features, layer.site.features, layer.parameters(), gain, gain,
-            ledger.locations * float(held), self.eta, self.limit, self.samples,
+            heldout, self.eta, self.limit, self.samples,
         )  # fmt: skip
         return Option(candidate, (), number)
 
@@ -263,38 +251,43 @@ class Menu:
                 coefficients[slot.module] = taken if biased else torch.cat([taken, taken.new_zeros(len(taken), 1)], 1)
         return Prune(space.name, tuple(units), coefficients)
 
-    def pruning_promise(self) -> float:
-        """Predicted change of the loss right after the accepted removals."""
-        touched = {slot.module for name in self.removed for slot in self.structure.space(name).of("consumer")}
-        return sum(self.pruning[name].promise() for name in touched if name in self.pruning)
-
 
 Group = tuple[Ledger, Tensor, Tensor | None]
 
 
 def _best(groups: list[Group], units: int, accepted: Sequence[int]) -> list[tuple[tuple[int, ...], float, float, float]]:
     """Greedy choices of `units` more units, once by held-out gain and once by the bound: (units, gain, bound, held-out)."""
-    found = []
-    free = len(groups[0][1]) - len(accepted)
-    for key in ("heldout", "bound") if free >= units else ():
-        trial = [(ledger if units == 1 else ledger.clone(), columns, onto) for ledger, columns, onto in groups]
-        chosen: list[int] = []
-        totals = [0.0, 0.0, 0.0]
-        for _ in range(units):
-            left = torch.tensor([u for u in range(len(groups[0][1])) if u not in accepted and u not in chosen])
-            scores = {
-                name: torch.stack([getattr(ledger, name)(columns[left], onto) for ledger, columns, onto in trial]).sum(0)
-                for name in ("gain", "bound", "heldout")
-            }
-            best = int(scores[key].argmax())
-            for place, name in enumerate(("gain", "bound", "heldout")):
-                totals[place] += float(scores[name][best])
-            chosen.append(int(left[best]))
-            if units > 1:
-                for ledger, columns, onto in trial:
-                    ledger.accept(columns[chosen[-1]], onto)
-        found.append((tuple(chosen), *totals))
-    return found[:1] if len(found) == 2 and found[0][0] == found[1][0] else found  # type: ignore[return-value]
+    found: list[tuple[tuple[int, ...], float, float, float]] = []
+    left = torch.tensor([unit for unit in range(len(groups[0][1])) if unit not in accepted])
+    if len(left) < units:
+        return found
+    scores = _scores(groups, left)
+    for key in ("heldout", "bound"):
+        chosen = [int(scores[key].argmax())]
+        totals = [float(scores[name][chosen[0]]) for name in _FIGURES]
+        trial = [(ledger.clone(), columns, onto) for ledger, columns, onto in groups] if units > 1 else []
+        for _ in range(units - 1):
+            for ledger, columns, onto in trial:
+                ledger.accept(columns[left[chosen[-1]]], onto)
+            again = _scores(trial, left)
+            again[key][chosen] = -torch.inf
+            chosen.append(int(again[key].argmax()))
+            totals = [total + float(again[name][chosen[-1]]) for total, name in zip(totals, _FIGURES, strict=True)]
+        picked = tuple(int(unit) for unit in left[chosen])
+        if not found or found[0][0] != picked:
+            found.append((picked, *totals))
+    return found
+
+
+_FIGURES = ("gain", "bound", "heldout")
+
+
+def _scores(groups: list[Group], units: Tensor) -> dict[str, Tensor]:
+    """Each figure of each unit, summed over the maps that read it."""
+    return {
+        name: torch.stack([getattr(ledger, name)(columns[units], onto) for ledger, columns, onto in groups]).sum(0)
+        for name in _FIGURES
+    }
 
 
 def select(move: Widen, units: Sequence[int]) -> Widen:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from senn.curvature.factors import DAMPING, Moments, cholesky, damped
-from senn.scores import compensation, pruning_cost
+from senn.curvature.factors import DAMPING, Moments, cholesky
+from senn.scores import compensation
 
 
 class PruningLedger:
@@ -23,11 +23,10 @@ class PruningLedger:
 
     def __init__(self, moments: Moments, weight: Tensor, step: Tensor) -> None:
         self._moments = moments
-        self.S = moments.S
+        self.root = cholesky(moments.S, DAMPING)
         self.locations = moments.locations
         self.inverse = torch.cholesky_inverse(cholesky(moments.A, DAMPING))
         self.weight = weight.double()
-        self.original = self.weight
         self.step = step
         self.kept = torch.arange(weight.shape[1])
 
@@ -35,9 +34,9 @@ class PruningLedger:
         """Cost in eta of removing each group of columns (groups, p), numbered as at the start, others compensating."""
         position = self._positions(columns)
         block = self.inverse[position[:, :, None], position[:, None, :]]
-        w = self.weight[:, position].movedim(1, 0)
-        d = self.step[:, position].movedim(1, 0)
-        return pruning_cost(w, d, block, self.S, locations=self.locations)
+        # `scores.pruning_cost` with the metric applied to all columns at once
+        v = (self.root.mT @ (self.weight - self.step))[:, position].movedim(1, 0)
+        return self.locations * (torch.linalg.solve(block, v.mT) * v.mT).sum((-2, -1))
 
     def remove(self, columns: Tensor) -> None:
         """Take the columns (p,) out and let the others compensate."""
@@ -53,14 +52,6 @@ class PruningLedger:
     def coefficients(self, columns: Tensor) -> Tensor:
         """For the removal of all of `columns` (p,) from the map as it is: W_kept += W_gone @ coefficients, (p, c - p)."""
         return compensation(torch.cholesky_inverse(cholesky(self._moments.A, DAMPING)), columns)
-
-    def promise(self) -> float:
-        """Predicted change of the loss right after the removals: <g, delta> + delta^T F delta / 2."""
-        delta = -self.original.clone()
-        delta[:, self.kept] += self.weight
-        linear = (self._moments.G * delta).sum()
-        quadratic = ((self.S @ delta) * (delta @ damped(self._moments.A, 0.0))).sum()
-        return self.locations * float(linear + quadratic / 2)
 
     def _positions(self, columns: Tensor) -> Tensor:
         """Where columns, numbered as at the start, are now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +13,26 @@ from senn.curvature.capture import Inputs, Rows, capture, evaluating, forward, r
 from senn.curvature.factors import Moments, moments
 from senn.curvature.output import OutputMetric
 from senn.errors import SennError
-from senn.ledger import Ledger
+from senn.ledger import ROWS, Fold, Ledger
 from senn.menu import Columns, Menu
 from senn.policy import Budget
 from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual, draw_units
 from senn.pruning import PruningLedger
 from senn.structure import Structure
-from senn.surgery import carry_out
+from senn.structure.spaces import Role
+from senn.surgery import calibrate, carry_out
 from senn.surgery.layout import LayoutDraft
 
-LOOK = 512
+LOOK = 256
 """Samples that the draw looks at, for the scale of the candidates."""
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """E[a a^T] of a map that reads the data itself, and the Cholesky factor of the damped moment."""
+
+    moment: Tensor
+    factor: Tensor
 
 
 class Survey:
@@ -36,6 +46,8 @@ class Survey:
         moves: which of `width`, `depth`, `prune` are wanted.
         affordable: whether so many parameters could pay at all, given the loss.
         generator: source of randomness.
+        known: by linear map that reads the data itself, its input moment; filled in by the first window and kept by the
+            caller, for a moment of the data never changes.
 
     Attributes:
         samples: looked at so far.
@@ -52,7 +64,9 @@ class Survey:
         moves: Sequence[str],
         affordable: Callable[[int, float], bool],
         generator: torch.Generator,
+        known: dict[str, Known],
     ) -> None:
+        self.known = known
         self.model, self.structure, self.metric = model, structure, metric
         self.proposals, self.moves, self.affordable = proposals, tuple(moves), affordable
         self.generator = generator
@@ -60,10 +74,12 @@ class Survey:
         self._loss_sum = self._limit_sum = 0.0
         self._draw: Draw | None = None
         self._order: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._data: set[str] = set()
         self._columns: dict[str, Columns] = {}
         self._existing: dict[str, int] = {}
-        self._fit: dict[str, Moments] = {}
-        self._held: dict[str, Moments] = {}
+        self._fit: dict[str, Fold] = {}
+        self._held: dict[str, Fold] = {}
         self.probe_inputs: Inputs = torch.empty(0)
         self._probe: tuple[Tensor, Tensor | None] = (torch.empty(0), None)
         self.probe_loss_before = float("nan")
@@ -108,10 +124,14 @@ class Survey:
         assert self._draw is not None
         ledgers, pruning = {}, {}
         for name, columns in self._columns.items():
-            ledger = Ledger(self._fit[name], self._held[name], self._existing[name])
-            ledgers[name] = ledger
+            fit, held, existing = self._fit[name], self._held[name], self._existing[name]
+            known = self.known.get(name)
+            ledgers[name] = ledger = Ledger(fit, held, existing, None if known is None else known.factor)
+            if name in self._data and known is None:
+                both = fit.moments.inputs[:existing, :existing] + held.moments.inputs[:existing, :existing]
+                self.known[name] = Known(both / (fit.moments.rows + held.moments.rows), ledger.factor)
             if "prune" in self.moves and columns.spaces:
-                both = _existing(self._fit[name] + self._held[name], self._existing[name])
+                both = _existing(self._fit[name].moments + self._held[name].moments, self._existing[name])
                 pruning[name] = PruningLedger(both, _weight(self.model, name), ledger.step)
         return Menu(
             self.model, self.structure, self._draw, ledgers, pruning, self._columns,
@@ -150,15 +170,10 @@ class Survey:
         """Number each map's columns: existing ones, the constant, candidate units by space, layers' features."""
         for name in self.structure.linears:
             linear = self.model.get_submodule(name)
-            size = linear.weight.shape[1]  # type: ignore[index, union-attr]
-            draft, wide, taken = LayoutDraft(size), 0, []
-            for space in self.structure.spaces:
-                for slot in space.of("consumer"):
-                    if slot.module == name and space.name in draw.widen:
-                        units = draw.widen[space.name].units
-                        taken.append((space.name, units, *draft.add(slot, units)))
-            place = torch.empty(size + draft.added, dtype=torch.long)
-            place[draft.layout().order] = torch.arange(size + draft.added)
+            rows, size = linear.weight.shape  # type: ignore[misc, union-attr]
+            self._outputs[name], _ = self._places(draw, name, "producer", rows)
+            place, taken = self._places(draw, name, "consumer", size)
+            wide = 0
             bias = [torch.tensor([len(place)])] if linear.bias is not None else []
             order, columns = [place[:size], *bias], Columns()
             existing = size + len(bias)
@@ -174,12 +189,26 @@ class Survey:
                 virtual, wide = virtual + number, wide + number
             self._order[name], self._columns[name], self._existing[name] = torch.cat(order), columns, existing
 
+    def _places(
+        self, draw: Draw, name: str, role: Role, size: int
+    ) -> tuple[Tensor, list[tuple[str, int, int, int]]]:
+        """Where a map's old and new rows or columns stand in the trial, and whose the new ones are."""
+        draft, taken = LayoutDraft(size), []
+        for space in self.structure.spaces:
+            for slot in space.of(role):
+                if slot.module == name and slot.tensor == "weight" and space.name in draw.widen:
+                    units = draw.widen[space.name].units
+                    taken.append((space.name, units, *draft.add(slot, units)))
+        place = torch.empty(size + draft.added, dtype=torch.long)
+        place[draft.layout().order] = torch.arange(size + draft.added)
+        return (place[:size] if role == "producer" else place), taken
+
     def _trial(self, draw: Draw, inputs: Inputs) -> nn.Module:
         """A copy of the model in which all candidate units are dormant: it computes the same function."""
         if not draw.widen:
             return self.model
         trial = copy.deepcopy(self.model)
-        carry_out(trial, list(draw.widen.values()), self.structure, probe=inputs)
+        calibrate(trial, carry_out(trial, list(draw.widen.values()), self.structure), inputs)
         return trial
 
     def _gather(self, name: str, rows: Rows, weights: Tensor | None, count: int) -> None:
@@ -193,18 +222,27 @@ class Survey:
                 x = a[:, self._order[name][: x.shape[1]]]
             with torch.no_grad():
                 a = torch.cat([a, *(layer.features(x) for layer in layers)], 1)
+        dz, s = (_take(values, self._outputs[name]) for values in (rows.dz, rows.s))
         half = count // 2 * rows.locations
         row_weights = None if weights is None else weights.repeat_interleave(rows.locations).to(a)
         order = self._order[name]
+        ordered = torch.equal(order, torch.arange(a.shape[1]))
+        if rows.data:
+            self._data.add(name)
+        known = self.known[name].moment if ordered and name in self.known else None
         for fold, part in ((self._fit, slice(0, half)), (self._held, slice(half, None))):
             found = moments(
-                a[part], rows.dz[part], rows.s[part], locations=rows.locations,
-                weights=None if row_weights is None else row_weights[part],
+                a[part], dz[part], s[part], locations=rows.locations,
+                weights=None if row_weights is None else row_weights[part], known=known,
             )  # fmt: skip
-            found = Moments(
-                found.rows, found.locations, found.inputs[order][:, order], found.cross[:, order], found.outputs
-            )
-            fold[name] = fold[name] + found if name in fold else found
+            kept = a[part][:ROWS]
+            if not ordered:
+                found = Moments(
+                    found.rows, found.locations, found.inputs[order][:, order], found.cross[:, order], found.outputs
+                )
+                kept = kept[:, order]
+            kept_s = s[part][:ROWS]
+            fold[name] = fold[name].more(found, kept, kept_s) if name in fold else Fold(found, kept, kept_s)
 
 
 def _existing(both: Moments, c: int) -> Moments:
@@ -218,6 +256,12 @@ def _weight(model: nn.Module, name: str) -> Tensor:
     if linear.bias is None:
         return weight
     return torch.cat([weight, linear.bias.detach()[:, None]], 1)  # type: ignore[union-attr, operator, index]
+
+
+def _take(values: Tensor, columns: Tensor) -> Tensor:
+    """Those columns; without a copy where they are the first ones."""
+    count = len(columns)
+    return values[:, :count] if int(columns[-1]) == count - 1 else values[:, columns]
 
 
 def _flat(x: Tensor) -> Tensor:

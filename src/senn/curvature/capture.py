@@ -29,18 +29,14 @@ class Rows:
         dz: gradient of each sample's loss with respect to the map's output, true targets, (rows, m).
         s: curvature-propagated random signs at the map's output, E[s s^T] = S, (rows, m).
         locations: rows per sample.
+        data: whether the map reads the model's inputs themselves, so that the moment of a is a statistic of the data.
     """
 
     a: Tensor
     dz: Tensor
     s: Tensor
     locations: int
-
-    def samples(self, index: slice) -> Rows:
-        """The rows of some samples."""
-        start, stop, _ = index.indices(len(self.a) // self.locations)
-        rows = slice(start * self.locations, stop * self.locations)
-        return Rows(self.a[rows], self.dz[rows], self.s[rows], self.locations)
+    data: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +138,13 @@ def capture(
         sign = metric.probe(y, targets, generator, weights).to(output.dtype).reshape(output.shape)
         dz = torch.autograd.grad(output, outputs, true, retain_graph=True)
         s = torch.autograd.grad(output, outputs, sign)
+    given = {x.untyped_storage().data_ptr() for x in (inputs if isinstance(inputs, tuple) else (inputs,))}
     rows = {}
     for name, z, gradient, probe in zip(names, outputs, dz, s, strict=True):
         bias = model.get_submodule(name).bias is not None
-        rows[name] = Rows(
-            _rows(seen[name][0].detach(), bias), _rows(gradient), _rows(probe), z.numel() // z.shape[-1] // samples
-        )
+        x = seen[name][0].detach()
+        locations, data = z.numel() // z.shape[-1] // samples, x.untyped_storage().data_ptr() in given
+        rows[name] = Rows(_rows(x, bias), _rows(gradient), _rows(probe), locations, data)
     return Capture(rows, loss, float(metric.bound(y, targets, weights)), y)
 
 

@@ -67,15 +67,37 @@ class Moments:
         return self.outputs.double() / self.rows
 
 
-def moments(a: Tensor, dz: Tensor, s: Tensor, *, locations: int = 1, weights: Tensor | None = None) -> Moments:
+def moments(
+    a: Tensor,
+    dz: Tensor,
+    s: Tensor,
+    *,
+    locations: int = 1,
+    weights: Tensor | None = None,
+    known: Tensor | None = None,
+) -> Moments:
     """Sum the outer products of rows a (rows, c), dz (rows, m) and s (rows, m).
 
-    `weights` (rows,) are the samples' weights; dz and s carry theirs already (a weight enters a gradient once and a
-    curvature once), so only the input moment is weighted here, and a weight of zero is a missing row.
+    Args:
+        a: inputs.
+        dz: output gradients.
+        s: curvature-propagated signs.
+        locations: rows per sample.
+        weights: (rows,) the samples' weights; dz and s carry theirs already (a weight enters a gradient once and a curvature
+            once), so only the input moment is weighted here, and a weight of zero is a missing row.
+        known: (k, k) E[a a^T] of the first k columns where it is known already; it is then not computed again.
     """
     weighted = a if weights is None else a * weights[:, None]
     rows = float(len(a)) if weights is None else float(weights.sum())
-    return Moments(rows, locations, weighted.mT @ a, dz.mT @ a, s.mT @ s)
+    if known is None:
+        inputs = weighted.mT @ a
+    else:
+        k = len(known)
+        inputs = a.new_empty(a.shape[1], a.shape[1])
+        inputs[:, k:] = weighted.mT @ a[:, k:]
+        inputs[k:, :k] = inputs[:k, k:].mT
+        inputs[:k, :k] = known * rows
+    return Moments(rows, locations, inputs, dz.mT @ a, s.mT @ s)
 
 
 def damped(matrix: Tensor, damping: float = DAMPING) -> Tensor:
