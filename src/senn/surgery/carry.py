@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from senn.curvature.capture import Inputs
 from senn.errors import SennError, UnsupportedError
 from senn.structure.spaces import Structure
-from senn.surgery.layout import Layout, place
+from senn.surgery.layout import Layout, corner, place
 from senn.surgery.moves import Insert, Move
 from senn.surgery.plan import Plan, find_tensor, join, plan
 from senn.surgery.verify import calibrate
@@ -171,7 +171,8 @@ def _values(model: nn.Module, todo: Plan, olds: Mapping[str, Tensor]) -> dict[st
             bias.copy_(bias.double() + gone @ coefficients[:, -1])
     for name, value in values.items():
         for dim, layout in todo.layouts[name].items():
-            value = value.index_select(dim, layout.order.to(value.device))
+            if not layout.appends:
+                value = value.index_select(dim, layout.order.to(value.device))
         values[name] = value
     for move in todo.inserts:
         _fold(model, move, values)
@@ -183,15 +184,10 @@ def _extended(model: nn.Module, name: str, old: Tensor, todo: Plan) -> Tensor:
     layouts = todo.layouts[name]
     shape = [size + (layouts[dim].added if dim in layouts else 0) for dim, size in enumerate(old.shape)]
     value = old.new_zeros(shape)
-    region = value
-    for dim, size in enumerate(old.shape):
-        region = region.narrow(dim, 0, size)
-    region.copy_(old)
+    corner(value, old.shape).copy_(old)
     for entry in todo.entries.get(name, ()):
-        region = value.narrow(entry.dim, entry.offset, entry.count)
-        for dim, size in enumerate(old.shape):
-            if dim != entry.dim:
-                region = region.narrow(dim, 0, size)
+        size = [entry.count if dim == entry.dim else size for dim, size in enumerate(old.shape)]
+        region = corner(value.narrow(entry.dim, entry.offset, entry.count), size)
         region.copy_(_neutral(model, name, old, entry.dim) if entry.values is None else entry.values)
     return value
 

@@ -6,7 +6,7 @@ by `order`. Parameters, gradients and optimizer state of one tensor all follow t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -37,9 +37,9 @@ class Layout:
         return self.order[places], places
 
     @cached_property
-    def fresh(self) -> Tensor:
-        """Places where the new positions now stand."""
-        return (self.order >= self.size).nonzero().flatten()
+    def appends(self) -> bool:
+        """Whether all old positions stay where they are and new ones follow: no need to reorder."""
+        return torch.equal(self.order, torch.arange(self.size + self.added))
 
 
 @dataclass(eq=False)
@@ -89,15 +89,20 @@ def _anchors(slot: Slot) -> Tensor:
 
 def place(old: Tensor, layouts: Mapping[int, Layout], into: Tensor) -> Tensor:
     """Copy the entries of `old` that stay to their new places in `into` (changed in place and returned)."""
+    if all(layout.appends for layout in layouts.values()):
+        corner(into, old.shape).copy_(old)
+        return into
     places = [torch.arange(size, device=old.device) for size in old.shape]
     for dim, layout in layouts.items():
         source, places[dim] = (index.to(old.device) for index in layout.kept)
         old = old.index_select(dim, source)
-    if not layouts:
-        return into.copy_(old)
-    if len(layouts) == 1:
-        (dim,) = layouts
-        return into.index_copy_(dim, places[dim], old)
     mesh = [index.view(-1, *[1] * (old.dim() - dim - 1)) for dim, index in enumerate(places)]
     into[tuple(mesh)] = old
     return into
+
+
+def corner(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The view of a tensor's first entries along each dimension."""
+    for dim, size in enumerate(shape):
+        tensor = tensor.narrow(dim, 0, size)
+    return tensor
