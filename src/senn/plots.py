@@ -9,8 +9,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Records = Sequence[Mapping[str, Any]]
+
+MOST_NAMED = 10
+"""Deeper networks get no legend."""
+
+_RING: dict[str, Any] = {"marker": "o", "facecolors": "none", "edgecolors": "C0"}
+_CROSS: dict[str, Any] = {"marker": "x", "color": "C0"}
 
 
 def growth_figure(history: Records, path: Path) -> None:
@@ -43,8 +50,9 @@ def _widths(axes: Axes, history: Records) -> None:
         axes.step(*zip(*points, strict=True), where="post", label=f"hidden layer {layer + 1}")
     axes.set_ylabel("units")
     axes.set_ylim(bottom=0)
-    if depth:
-        axes.legend(loc="lower right")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if 0 < depth <= MOST_NAMED:
+        axes.legend(loc="upper left")
 
 
 def _losses(axes: Axes, epochs: Records, growth: Records) -> None:
@@ -64,11 +72,13 @@ def _losses(axes: Axes, epochs: Records, growth: Records) -> None:
 
 
 def _promises(axes: Axes, growth: Records) -> None:
-    for key, marker, filled in (("promised", "o", "none"), ("realised", "x", None)):
+    for key, style in (("promised", _RING), ("realised", _CROSS)):
         points = [(record["step"], record[key]) for record in growth if record.get(key) is not None]
         if points:
-            axes.scatter(*zip(*points, strict=True), marker=marker, facecolors=filled, edgecolors="C0", label=key)
+            axes.scatter(*zip(*points, strict=True), label=key, **style)
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.set_ylabel("decrease of the loss")
     if growth:
         axes.legend()
+    else:
+        axes.text(0.5, 0.5, "the network did not change its size", transform=axes.transAxes, ha="center")

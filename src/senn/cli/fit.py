@@ -145,8 +145,8 @@ def _show_plan(say: _Speaker, args: argparse.Namespace, preparation: Preparation
         say(f"  note: {note}")
     say(f"of the training rows, {plan['fitted_rows']:,} to fit, {plan['validation_rows']:,} for validation")
     say(
-        f"{task}, {plan['optimizer']}, {plan['policy']}: at most {plan['epochs']} epochs ({plan['steps']:,} steps) "
-        f"with {plan['rounds']} considerations of growth"
+        f"{task}, {plan['optimizer']}, {plan['policy']}: at most {plan['epochs']} epochs ({plan['steps']:,} steps), "
+        f"growing until step {plan['growth_until_step']:,} at the latest"
     )
     say(
         f"starts with hidden layers {widths(plan['architecture'])}, {plan['parameters']:,} parameters; a unit more has "

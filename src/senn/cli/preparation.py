@@ -77,7 +77,7 @@ class Preparation:
             "parameters": count_parameters(model),
             "epochs": plan.epochs,
             "steps": plan.steps,
-            "rounds": len(plan.rounds),
+            "growth_until_step": plan.growth_end,
             "parameters_per_unit": unit,
             "price_per_unit": recipe.policy.price(unit, len(fitted)),
         }
