@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from dataclasses import replace
@@ -19,7 +18,7 @@ from senn.policy import PaperPolicy, PricePolicy
 from senn.training import Callback, Recipe, train
 from senn.training.learner import Learner, build_model, build_optimizer, resolve_policy
 from senn.training.online import Online
-from senn.training.recipe import round_steps
+from senn.training.recipe import Rounds
 from senn.training.split import validation_split
 
 FIXED = Recipe(hidden=(8,), grow=False, epochs=4, batch_size=32)
@@ -91,15 +90,22 @@ def test_too_few_validation_rows_are_not_held_out():
     assert (len(kept), len(held)) == (30, 0)
 
 
-def test_rounds_come_early_and_at_increasing_intervals():
-    steps = round_steps(1400, rounds=30, every=8, until=0.5)
-    gaps = [b - a for a, b in itertools.pairwise(steps)]
-    assert steps[0] == 8
-    assert min(gaps) == 8
-    assert all(b >= a - 1 for a, b in itertools.pairwise(gaps))  # the shares are rounded to whole steps
-    assert steps[-1] <= 700
-    assert len(steps) <= 30
-    assert round_steps(10, rounds=30, every=8, until=0.5) == ()
+def round_steps(rounds, changing, steps):
+    taken = []
+    for step in range(1, steps + 1):
+        if rounds.due(step):
+            taken.append(step)
+            rounds.done(step, changed=step in changing)
+    return taken
+
+
+def test_rounds_come_early_and_at_increasing_intervals_while_nothing_changes():
+    recipe = Recipe(rounds_every=8, rounds_stretch=2.0, rounds=6)
+    assert round_steps(Rounds(recipe, end=300), {8}, 1000) == [8, 16, 32, 64, 128, 256]
+    assert round_steps(Rounds(recipe, end=100), {8, 32}, 1000) == [8, 16, 32, 40, 56, 88]
+    assert round_steps(Rounds(recipe, end=50), {}, 1000) == [8, 24]
+    assert round_steps(Rounds(replace(recipe, rounds=2)), range(100), 1000) == [8, 16]
+    assert round_steps(Rounds(replace(recipe, grow=False)), {}, 1000) == []
 
 
 def test_a_plan_follows_the_number_of_rows():
@@ -108,7 +114,6 @@ def test_a_plan_follows_the_number_of_rows():
     assert recipe.plan(20).batches == 1
     assert recipe.plan(20).epochs == recipe.max_epochs
     assert recipe.plan(10**6).epochs == recipe.min_epochs
-    assert Recipe(grow=False).plan(1500).rounds == ()
 
 
 def test_schedules():
@@ -305,6 +310,7 @@ def test_options_reach_the_optimizer():
         {"steps": True},
         {"max_params": 0},
         {"rounds": -1},
+        {"rounds_stretch": 0.5},
         {"validation_fraction": 1.0},
         {"tail": 2},
         {"schedule": "steps"},
@@ -344,7 +350,7 @@ GROWING = Recipe(epochs=12, batch_size=32, rounds=8, moves=("width",))
 def test_a_net_grows_to_what_its_data_need():
     x, y = curve()
     listener = Listener()
-    recipe = replace(GROWING, hidden=(1,), activation="tanh", epochs=60, lr=0.02)
+    recipe = replace(GROWING, hidden=(1,), epochs=60, lr=0.02)
     run = train(x, y, task="regression", outputs=1, recipe=recipe, callbacks=[listener])
     growth = [record for record in run.history if record["event"] == "growth"]
     assert growth

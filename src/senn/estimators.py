@@ -223,10 +223,10 @@ class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
         if first:
             self.classes_ = np.unique(classes)
         elif classes is not None and not np.array_equal(self.classes_, np.unique(classes)):
-            raise SennError(f"classes {list(classes)} are not the {list(self.classes_)} of the call before.")
+            raise SennError(f"classes {np.unique(classes)} are not the {self.classes_} of the call before.")
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
-            raise SennError(f"y holds the label {unknown[0]!r}, which is not among classes.")
+            raise SennError(f"y holds the label {unknown[0]}, which is not among classes.")
         return self._partial_fit(X, y, weight)
 
     def predict_proba(self, X: Any) -> Array:

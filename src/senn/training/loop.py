@@ -16,7 +16,7 @@ from senn.errors import SennError, SurgeryError
 from senn.nn import MLP
 from senn.training.callbacks import Callback
 from senn.training.learner import Batch, Learner, build_model
-from senn.training.recipe import Plan, Recipe, Task
+from senn.training.recipe import Plan, Recipe, Rounds, Task
 from senn.training.run import Record, Run, event_record, rollback_record
 from senn.training.split import validation_split
 
@@ -57,6 +57,7 @@ def train(
         generator = torch.Generator().manual_seed(recipe.seed)
         training, held_out = _partition(x, y, recipe, sample_weight, validation, generator)
         model = build_model(x.shape[1], outputs, recipe).to(x)
+        _check_budget(model, recipe)
         return _Training(model, training, held_out, task, recipe, callbacks, generator).run()
 
 
@@ -115,7 +116,7 @@ class _Training:
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
         self.plan: Plan = recipe.plan(len(rows))
         self.learner = Learner(model, recipe, task, samples=len(rows))
-        self.round_at = frozenset(self.plan.rounds)
+        self.rounds = Rounds(recipe, self.plan.growth_end)
         self.step = self.epoch = 0
         self.history: list[Record] = []
         self.growth: list[tuple[Any, Record]] = []
@@ -146,16 +147,16 @@ class _Training:
             self.step += 1
             if self.recipe.average == "ema":
                 self.learner.update_average()
-            if self.step in self.round_at:
+            if self.rounds.due(self.step):
                 if not math.isfinite(losses[-1].item()):
                     break
-                self.grow()
+                self.rounds.done(self.step, self.grow())
         if self.recipe.average == "swa" and self.step > (1 - self.recipe.tail) * self.plan.steps:
             self.learner.update_average()
         return self.end_epoch(torch.stack(losses).mean().item())
 
-    def grow(self) -> None:
-        """One round of growth on at most `recipe.probe` training rows."""
+    def grow(self) -> bool:
+        """One round of growth on at most `recipe.probe` training rows; whether the net has changed."""
         probe = self.rows
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
@@ -163,13 +164,14 @@ class _Training:
             events = self.learner.grow(probe.batches(1))
         except SurgeryError as error:  # everything is as it was, so training can go on
             self.history.append(rollback_record(error, self.epoch, self.step))
-            return
+            return False
         for event in events:
             record = event_record(event, self.epoch, self.step, self.model.hidden)
             self.growth.append((event, record))
             self.history.append(record)
             for callback in self.callbacks:
                 callback.on_growth(record)
+        return bool(events)
 
     def end_epoch(self, train_loss: float) -> str | None:
         """Validate, record, keep the best; why to stop, or None."""
@@ -310,6 +312,12 @@ def _partition(
         return rows, Rows(*validation)
     kept, held = validation_split(rows.y, recipe.validation_fraction, generator, minimum=max(1, recipe.min_validation))
     return rows.take(kept), rows.take(held) if len(held) else None
+
+
+def _check_budget(model: nn.Module, recipe: Recipe) -> None:
+    parameters = count_parameters(model)
+    if recipe.grow and recipe.max_params is not None and parameters > recipe.max_params:
+        raise SennError(f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters.")
 
 
 def _check(x: Tensor, y: Tensor, task: str, outputs: int, sample_weight: Tensor | None) -> None:

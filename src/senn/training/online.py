@@ -9,7 +9,7 @@ from senn.errors import SennError, SurgeryError
 from senn.nn import MLP
 from senn.training.learner import Learner
 from senn.training.loop import Rows
-from senn.training.recipe import Recipe, Task
+from senn.training.recipe import Recipe, Rounds, Task
 from senn.training.run import Record, event_record, rollback_record
 
 
@@ -28,7 +28,7 @@ class Online:
         self.learner = Learner(model, recipe, task, samples=0)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step = self.passes = 0
-        self.next_round = recipe.rounds_every
+        self.rounds = Rounds(recipe)
 
     def pass_over(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> list[Record]:
         """One pass over rows x (n, d) with targets y and weights (n,); what happened, as in `Run.history`.
@@ -59,11 +59,12 @@ class Online:
         return [*grown, {**record, "architecture": list(self.model.hidden)}]
 
     def _grow(self, probe: Rows) -> list[Record]:
-        if self.step < self.next_round:
+        if not self.rounds.due(self.step):
             return []
-        self.next_round = self.step + max(self.recipe.rounds_every, self.step // 4)
         try:
             events = self.learner.grow(probe.batches(1))
         except SurgeryError as error:  # everything is as it was, so training can go on
+            self.rounds.done(self.step, changed=False)
             return [rollback_record(error, self.passes, self.step)]
+        self.rounds.done(self.step, changed=bool(events))
         return [event_record(event, self.passes, self.step, self.model.hidden) for event in events]

@@ -41,8 +41,9 @@ class Recipe:
         grow: False for a fixed net.
         policy: object or name (`price`, `paper`) of what decides on growth; None for the price policy.
         rounds: considerations of growth in a run, at most.
-        rounds_every: fewest steps between two rounds; the first one comes after so many.
-        rounds_until: fraction of the steps after which no round comes; intervals increase until then.
+        rounds_every: steps before the first round, and between a round that changed the net and the next.
+        rounds_stretch: a round that changed nothing lengthens the interval to the next by this factor.
+        rounds_until: fraction of the steps after which no round comes.
         probe: training rows that a round looks at, at most.
         max_params: budget of parameters that growth keeps to.
         max_width: most units of a layer.
@@ -73,6 +74,7 @@ class Recipe:
     policy: Any = None
     rounds: int = 30
     rounds_every: int = 8
+    rounds_stretch: float = 1.5
     rounds_until: float = 0.5
     probe: int = 4096
     max_params: int | None = None
@@ -91,8 +93,7 @@ class Recipe:
         epochs = self.epochs or max(self.min_epochs, min(self.max_epochs, round(self.steps / batches)))
         steps = epochs * batches
         patience = max(10, epochs // 5) if self.patience is None else self.patience
-        rounds = round_steps(steps, self.rounds, self.rounds_every, self.rounds_until) if self.grow else ()
-        return Plan(epochs, batches, steps, rounds, patience, growth_end=int(steps * self.rounds_until))
+        return Plan(epochs, batches, steps, patience, growth_end=int(steps * self.rounds_until))
 
     def lr_factor(self, progress: float) -> float:
         """Learning rate as a fraction of its peak when a fraction `progress` of the steps has been made."""
@@ -111,35 +112,44 @@ class Plan:
         epochs: passes over the data at most.
         batches: steps per epoch.
         steps: steps at most.
-        rounds: steps after which growth is considered, increasing.
         patience: epochs without improvement before stopping.
-        growth_end: step up to which stopping early is out of the question (for a fixed net too, so that both
-            stop by one rule).
+        growth_end: step up to which the net may grow and stopping early is out of the question (for a fixed net
+            too, so that both stop by one rule).
     """
 
     epochs: int
     batches: int
     steps: int
-    rounds: tuple[int, ...]
     patience: float
     growth_end: int
 
 
-def round_steps(steps: int, rounds: int, every: int, until: float) -> tuple[int, ...]:
-    """Steps after which growth is considered: early and often, then at increasing intervals.
+class Rounds:
+    """When growth is considered: early and often, less and less often while nothing comes of it.
 
-    Gains are largest in the first few dozen steps of a run, so the i-th of `rounds` comes at a quadratically increasing
-    share of `until * steps`, at least `every` after the one before.
+    Gains are largest in the first few dozen steps of a run, and a net that has just grown may soon want more.
+
+    Args:
+        recipe: first interval, stretch and number of rounds.
+        end: step after which no round comes; None for no end.
     """
-    end = until * steps
-    chosen: list[int] = []
-    for i in range(rounds):
-        earliest = chosen[-1] + every if chosen else every
-        step = max(earliest, round(end * ((i + 1) / rounds) ** 2))
-        if step > end:
-            break
-        chosen.append(step)
-    return tuple(chosen)
+
+    def __init__(self, recipe: Recipe, end: int | None = None) -> None:
+        self.every, self.stretch = recipe.rounds_every, recipe.rounds_stretch
+        self.left = recipe.rounds if recipe.grow else 0
+        self.end = math.inf if end is None else end
+        self.interval = float(self.every)
+        self.next = self.every
+
+    def due(self, step: int) -> bool:
+        """Whether a round comes after that step."""
+        return self.left > 0 and self.next <= step <= self.end
+
+    def done(self, step: int, changed: bool) -> None:
+        """A round came after that step, and the net has changed or not."""
+        self.left -= 1
+        self.interval = float(self.every) if changed else self.interval * self.stretch
+        self.next = step + round(self.interval)
 
 
 def _check(recipe: Recipe) -> None:
@@ -154,6 +164,8 @@ def _check(recipe: Recipe) -> None:
     check_fraction("validation_fraction", recipe.validation_fraction, top=0.9)
     for name in ("tail", "rounds_until", "average_decay"):
         check_fraction(name, getattr(recipe, name))
+    if not _is_number(recipe.rounds_stretch) or recipe.rounds_stretch < 1:
+        raise SennError(f"rounds_stretch must be a number of at least 1, not {recipe.rounds_stretch!r}.")
     for name, known in (("schedule", ("tail", "cosine", "constant")), ("average", ("ema", "swa", None))):
         if getattr(recipe, name) not in known:
             raise SennError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(recipe, name)!r}.")
