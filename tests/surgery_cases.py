@@ -58,6 +58,8 @@ class Stream(nn.Module):
 
 
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+X64 = X.double()
+Y64 = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 CASES: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: mlp([3, 5, 4, 2]),
     "batch norm": lambda: mlp([3, 5, 4, 2], batch_norm=True),
@@ -108,6 +110,31 @@ def widen(model: nn.Module, structure: Structure, name: str, count: int, seed: i
         shape[slot.dim] = count * slot.index.shape[1]
         values[slot.name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
     return Widen(name, count, values)
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, after: Callable[[], None] = lambda: None
+) -> list[float]:
+    """Training steps on X64, Y64; returns the losses before each."""
+    losses = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(X64) - Y64).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        losses.append(float(optimizer.step(closure).detach()))
+        after()
+    return losses
+
+
+def net() -> tuple[nn.Sequential, Structure]:
+    """Two hidden layers, always with the same weights, in float64."""
+    torch.manual_seed(1)
+    model = mlp([3, 5, 4, 2]).double()
+    return model, analyse(model, X64)
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[object]:
