@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from senn.errors import SennError, UnsupportedError
+from senn.events import GrowthEvent
+from senn.grower import Grower
 from senn.nn import MLP
+from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.training.recipe import Recipe, Task
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -101,9 +104,7 @@ class Learner:
         self._grower = self._build_grower(recipe) if recipe.grow else None
         self.samples = samples
 
-    def _build_grower(self, recipe: Recipe) -> Any:
-        from senn.grower import Grower
-
+    def _build_grower(self, recipe: Recipe) -> Grower:
         return Grower(
             self.model,
             self.optimizer,
@@ -157,12 +158,9 @@ class Learner:
         losses = self._loss(output, target, reduction="none")
         return (losses.flatten(1).mean(1) * weight).mean() if losses.dim() > 1 else (losses * weight).mean()
 
-    def grow(self, batches: list[Batch]) -> list[Any]:
+    def grow(self, batches: list[Batch]) -> list[GrowthEvent]:
         """One round of growth on a probe; the events, none for a fixed net."""
-        if self._grower is None:
-            return []
-        events: list[Any] = self._grower.grow(batches)
-        return events
+        return [] if self._grower is None else self._grower.grow(batches)
 
     def update_average(self) -> None:
         """Take the weights as they are now into the average."""
@@ -170,11 +168,9 @@ class Learner:
             self.averaged.update_parameters(self.model)
 
 
-def resolve_policy(policy: Any) -> Any:
+def resolve_policy(policy: Policy | str | None) -> Policy:
     """A policy object from an object, a name (`price`, `paper`) or None (price)."""
-    from senn.policy import PaperPolicy, PricePolicy
-
-    named = {"price": PricePolicy, "paper": PaperPolicy}
+    named: dict[str, type[PricePolicy] | type[PaperPolicy]] = {"price": PricePolicy, "paper": PaperPolicy}
     if policy is None:
         return PricePolicy()
     if not isinstance(policy, str):

@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from senn.errors import SennError, SurgeryError
+from senn.events import GrowthEvent
 from senn.nn import MLP
 from senn.training.callbacks import Callback
 from senn.training.learner import Batch, Learner, build_model
@@ -119,7 +119,7 @@ class _Training:
         self.rounds = Rounds(recipe, self.plan.growth_end)
         self.step = self.epoch = 0
         self.history: list[Record] = []
-        self.growth: list[tuple[Any, Record]] = []
+        self.growth: list[tuple[GrowthEvent, Record]] = []
         self.best = _Best(copy.deepcopy(model), 0, self.validate(model))
 
     def run(self) -> Run:
@@ -244,7 +244,7 @@ class _Training:
     def finish(self, reason: str, interrupted: bool) -> Run:
         """The result, from the best net."""
         for event, record in self.growth:  # what a move really brought is known only later
-            record["realised"] = event.as_dict().get("realised")
+            record["realised"] = event.realised
         model = self.best.model.eval()
         run = Run(
             model=model,

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from senn.errors import SennError
+from senn.policy import Policy
 
 Task = Literal["classification", "regression"]
 
@@ -71,7 +72,7 @@ class Recipe:
     average: Literal["ema", "swa"] | None = None
     average_decay: float = 0.99
     grow: bool = True
-    policy: Any = None
+    policy: Policy | str | None = None
     rounds: int = 30
     rounds_every: int = 8
     rounds_stretch: float = 1.5

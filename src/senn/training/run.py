@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from senn.events import GrowthEvent
+
 Record = dict[str, Any]
 
 
@@ -36,7 +38,7 @@ class Run:
     interrupted: bool = False
 
 
-def event_record(event: Any, epoch: int, step: int, architecture: tuple[int, ...]) -> Record:
+def event_record(event: GrowthEvent, epoch: int, step: int, architecture: tuple[int, ...]) -> Record:
     """A growth event as it goes into the history."""
     return {"event": "growth", "epoch": epoch, "step": step, **event.as_dict(), "architecture": list(architecture)}
 
