@@ -2,6 +2,9 @@
 
 Conventions. A slot's tensor has `width * k` positions along `slot.dim` that belong to the space's units
 (`slot.index`, shape (width, k)). W is the weight of a linear map, (out, in); b its bias, (out,).
+
+All moves of one call are written against the model as it stands before that call: sizes, unit numbers and columns
+are the old ones; new rows read zero from units that other moves of the call add.
 """
 
 from __future__ import annotations
