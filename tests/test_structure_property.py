@@ -49,8 +49,8 @@ class Program(nn.Module):
     def rational(self, name, _, x, *__):
         return self.part(name, lambda: Rational(x.shape[-1]))(x)
 
-    def tanh(self, name, _, x, *__):
-        return torch.tanh(x)
+    def wave(self, name, _, x, *__):
+        return torch.sin(x)
 
     def fitting(self, name, x, y):
         """`y`, made as wide as `x` by a linear map if it isn't; a number if that isn't enough."""
@@ -61,7 +61,7 @@ class Program(nn.Module):
         return x + self.fitting(name, x, y)
 
     def gate(self, name, _, x, y):
-        return x * self.fitting(name, x, y).sigmoid()
+        return x * self.fitting(name, x, y).cos()
 
     def join(self, name, _, x, y):
         return torch.cat([x, y], -1) if x.shape[:-1] == y.shape[:-1] else x
@@ -78,7 +78,7 @@ class Program(nn.Module):
         return room
 
 
-OPERATIONS = ["norm", "rational", "tanh", "add", "add", "gate", "join", "flat", "write", *["linear"] * 5]
+OPERATIONS = ["norm", "rational", "wave", "add", "add", "gate", "join", "flat", "write", *["linear"] * 5]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(OPERATIONS), st.lists(st.integers(0, 4), min_size=2, max_size=2).map(sorted), st.integers(1, 3)
