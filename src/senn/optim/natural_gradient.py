@@ -1,0 +1,344 @@
+"""Natural gradient descent as a torch optimizer: K-FAC, or the exact Gauss-Newton matrix by conjugate gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from senn.curvature.capture import Inputs, forward
+from senn.curvature.output import Loss, OutputMetric
+from senn.errors import SennError
+from senn.optim.ggn import GaussNewton, best_combination, conjugate_gradients, dot
+from senn.optim.kfac import KFAC, Pass, watching
+from senn.optim.replay import Replay
+
+_DAMPING_RANGE = (1e-8, 1e8)
+_LM_RATE = 0.95
+"""Levenberg-Marquardt: the damping's factor per step while the quadratic model can be trusted."""
+_REJECTED = 2.0
+"""The damping's factor after a step that was taken back."""
+
+
+class NaturalGradient(torch.optim.Optimizer):
+    """Steps theta <- theta - lr F^-1 g + momentum * (last step), F the Gauss-Newton (Fisher) matrix of the outputs.
+
+    `step(inputs, targets)` runs the model itself and returns the loss before the step. It takes no closure, since a
+    scalar loss is not enough: the curvature needs the outputs and the loss apart. `.grad` is neither read nor written.
+
+    Two ways to choose the length of a step. Minibatches (`adapt=False`): lr and the damping are given, and the step is
+    shortened so that lr^2 g^T F^-1 g <= norm_constraint. Full batches (`adapt=True`): step size and momentum minimise
+    the exact quadratic model of the loss, the damping follows Levenberg and Marquardt on the same batch, and a step
+    that raises the loss is taken back; lr then scales the step that the model chose (Martens and Grosse,
+    arXiv 1503.05671).
+
+    With `method="kfac"` F is Kronecker-factored per linear map and diagonal for all other parameters (convolutions,
+    norms, activations). With `method="cg"` F is exact, and (F + damping I) d = g is solved by conjugate gradients: for
+    small networks (Mitchell et al., arXiv 2307.04526, appendix).
+
+    Args:
+        model: any module with a tensor of outputs; read anew at each step, so it may grow between two steps.
+        params: parameters or parameter groups (`lr`, `momentum`, `weight_decay`); default: all of the model.
+        loss: `loss(output, target)`, as in `OutputMetric`.
+        lr: learning rate; default 1 with `adapt`, else .1.
+        method: `"kfac"` or `"cg"`.
+        damping: lambda, added to F; default 1 (kfac, adapt), .01 (kfac), .1 (cg).
+        momentum: on steps, in [0, 1); with `adapt` it is chosen, and 0 switches it off.
+        weight_decay: L2 coefficient, in the gradient and in the curvature.
+        metric: `"fisher"` or `"euclidean"`.
+        norm_constraint: kappa, in nats; None for none.
+        adapt: choose step, momentum and damping from the exact quadratic model.
+        factor_every: steps between updates of the factors; default 1 with `adapt`, else 2.
+        inverse_every: steps between inversions; default 1 with `adapt`, else 10.
+        decay: of the factors' moving averages.
+        burn_in: random probes for the first batch that a block sees, also after growth.
+        iterations: of conjugate gradients, at most.
+        tolerance: relative residual at which they stop.
+        seed: of the random signs.
+
+    Attributes:
+        eta: g^T (F + damping I)^-1 g of the last step, in nats: twice what an undamped step of length one promises.
+        damping: lambda now.
+        reduction_ratio: true over predicted change of the loss in the last step (`adapt`), else NaN.
+        rejected: whether the last step was taken back.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Iterable[Any] | None = None,
+        *,
+        loss: Loss,
+        lr: float | None = None,
+        method: Literal["kfac", "cg"] = "kfac",
+        damping: float | None = None,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        metric: Literal["fisher", "euclidean"] = "fisher",
+        norm_constraint: float | None = 1e-2,
+        adapt: bool = False,
+        factor_every: int | None = None,
+        inverse_every: int | None = None,
+        decay: float = 0.95,
+        burn_in: int = 10,
+        iterations: int = 100,
+        tolerance: float = 1e-4,
+        seed: int = 0,
+    ) -> None:
+        lr = (1.0 if adapt else 0.1) if lr is None else lr
+        damping = (0.1 if method == "cg" else 1.0 if adapt else 1e-2) if damping is None else damping
+        factor_every = (1 if adapt else 2) if factor_every is None else factor_every
+        inverse_every = (1 if adapt else 10) if inverse_every is None else inverse_every
+        if method not in ("kfac", "cg"):
+            raise SennError(f"NaturalGradient knows the methods 'kfac' and 'cg', not {method!r}")
+        _check_ranges(
+            lr=(lr, 0, math.inf),
+            damping=(damping, 0, math.inf),
+            momentum=(momentum, 0, 1),
+            weight_decay=(weight_decay, 0, math.inf),
+            norm_constraint=(norm_constraint or 0.0, 0, math.inf),
+            factor_every=(factor_every, 1, math.inf),
+            inverse_every=(inverse_every, 1, math.inf),
+            decay=(decay, 0, 1),
+            burn_in=(burn_in, 1, math.inf),
+            iterations=(iterations, 1, math.inf),
+        )
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(model.parameters() if params is None else params, defaults)
+        self.model = model
+        self.metric = OutputMetric(loss, metric)
+        self.method = method
+        self.damping = damping
+        self.norm_constraint = norm_constraint
+        self.adapt = adapt
+        self.factor_every = factor_every
+        self.inverse_every = inverse_every
+        self.iterations = iterations
+        self.tolerance = tolerance
+        self.eta = math.nan
+        self.reduction_ratio = math.nan
+        self.rejected = False
+        self._kfac = KFAC(model, decay, burn_in)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._steps = 0
+
+    def step(self, inputs: Inputs, targets: Tensor, weight: Tensor | None = None) -> float:  # type: ignore[override]
+        """Take one step on one batch.
+
+        Args:
+            inputs: (N, ...), or a tuple of such tensors for a model with several inputs.
+            targets: as the loss takes them.
+            weight: sample weights (N,) with mean 1, or None.
+
+        Returns:
+            The mean loss of the batch before the step, without weight decay.
+
+        Raises:
+            SennError: the loss or its gradient is NaN or infinite; nothing is changed.
+        """
+        trained = self._trained()
+        replay = Replay(self.model)
+        names = self._kfac.maps(set(trained)) if self.method == "kfac" else {}
+        with torch.enable_grad(), watching(list(names), names) as maps:
+            seen = Pass(forward(self.model, inputs), maps)
+        y = seen.output.detach()
+        loss = float(self.metric.loss(y, targets, weight))
+        rows = self.metric.gradient(y, targets, weight)
+        gradient = _pull(seen.output, list(trained), rows)
+        if not math.isfinite(loss) or not all(bool(torch.isfinite(g).all()) for g in gradient):
+            replay.restore()
+            raise SennError(f"the loss is {loss} with a gradient that is not finite: the step was not taken")
+        with torch.no_grad():
+            for parameter, g in zip(trained, gradient, strict=True):
+                g.add_(parameter, alpha=trained[parameter]["weight_decay"])
+        exact = None
+        if self.adapt or self.method == "cg":
+            exact = GaussNewton(seen.output, list(trained), lambda u: self.metric.product(y, targets, u, weight))
+        if exact is not None and self.method == "cg":
+            direction = self._solve(exact, gradient, trained)
+        else:
+            direction = self._precondition(
+                seen, gradient, trained, lambda: self.metric.probe(y, targets, self._generator, weight), weight
+            )
+        self.eta = dot(gradient, direction)
+        self._steps += 1
+        self.rejected, self.reduction_ratio = False, math.nan
+        if self.adapt and exact is not None:
+            after = replay.again(inputs, lambda output: float(self.metric.loss(output, targets, weight)))
+            self._adapted(trained, direction, gradient, exact, loss, after)
+        else:
+            self._plain(trained, direction, gradient)
+        return loss
+
+    # ---- directions -------------------------------------------------------------------------------------------------
+
+    def _trained(self) -> dict[nn.Parameter, dict[str, Any]]:
+        """Parameters that take part, with their groups: in the model, in a group, not frozen."""
+        owned = set(self.model.parameters())
+        trained = {p: group for group in self.param_groups for p in group["params"] if p.requires_grad and p in owned}
+        if not trained:
+            raise SennError("NaturalGradient has no trainable parameter of the model")
+        return trained
+
+    def _precondition(
+        self,
+        seen: Pass,
+        gradient: list[Tensor],
+        trained: dict[nn.Parameter, dict[str, Any]],
+        probe: Callable[[], Tensor],
+        weight: Tensor | None,
+    ) -> list[Tensor]:
+        """Natural gradient F^-1 g with K-FAC's F, brought up to date when it is time."""
+        blocks = self._kfac.layout(seen, list(trained))
+        fresh = self._kfac.fresh(blocks)
+        if fresh or self._steps % self.factor_every == 0:
+            self._kfac.update(seen, blocks, probe, weight)
+        turn = self.rejected or self._steps % self.inverse_every == 0
+        by_parameter = dict(zip(trained, gradient, strict=True))
+        direction: dict[nn.Parameter, Tensor] = {}
+        for block in blocks:
+            factors = self._kfac.block(block)
+            if turn or factors.stale:
+                # A bias without weight decay shares its weight's: one damping serves a whole block.
+                factors.refresh(self.damping + trained[block[0]]["weight_decay"])
+            direction.update(zip(block, factors.apply([by_parameter[p] for p in block]), strict=True))
+        return [direction[p] for p in trained]
+
+    def _solve(
+        self, exact: GaussNewton, gradient: list[Tensor], trained: dict[nn.Parameter, dict[str, Any]]
+    ) -> list[Tensor]:
+        """Natural gradient (F + (damping + weight decay) I)^-1 g."""
+        shifts = [self.damping + group["weight_decay"] for group in trained.values()]
+
+        def product(u: list[Tensor]) -> list[Tensor]:
+            return [image + shift * x for image, shift, x in zip(exact.product(u), shifts, u, strict=True)]
+
+        return conjugate_gradients(product, gradient, self.iterations, self.tolerance)
+
+    # ---- steps ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _plain(
+        self, trained: dict[nn.Parameter, dict[str, Any]], direction: list[Tensor], gradient: list[Tensor]
+    ) -> None:
+        """Given learning rate and momentum, under the norm constraint."""
+        groups = list(trained.values())
+        square = sum(g["lr"] ** 2 * float((d * h).sum()) for g, d, h in zip(groups, direction, gradient, strict=True))
+        if not math.isfinite(square):
+            raise SennError("the natural gradient is not finite: raise the damping")
+        shrink = 1.0
+        if self.norm_constraint is not None and square > self.norm_constraint:
+            shrink = math.sqrt(self.norm_constraint / square)
+        for parameter, d in zip(trained, direction, strict=True):
+            group = trained[parameter]
+            velocity = self._velocity(parameter)
+            velocity.mul_(group["momentum"]).add_(d, alpha=-group["lr"] * shrink)
+            parameter.add_(velocity)
+
+    @torch.no_grad()
+    def _adapted(
+        self,
+        trained: dict[nn.Parameter, dict[str, Any]],
+        direction: list[Tensor],
+        gradient: list[Tensor],
+        exact: GaussNewton,
+        loss: float,
+        again: Callable[[], float],
+    ) -> None:
+        """Step and momentum from the quadratic model, damping from how well it predicted, and back if the loss rose."""
+        groups = list(trained.values())
+        decay = [group["weight_decay"] for group in groups]
+        largest = max(group["lr"] for group in groups)
+        if largest == 0:
+            return
+        # Learning rates that differ between groups bend the direction; the largest one scales the whole step.
+        down = [d * (-group["lr"] / largest) for d, group in zip(direction, groups, strict=True)]
+        last = [self._velocity(p) if group["momentum"] else torch.zeros_like(p) for p, group in trained.items()]
+        model = best_combination(exact, [down, last], gradient, decay, self.damping)
+        step = [
+            (d * model.coefficients[0] + v * model.coefficients[1]).mul_(largest)
+            for d, v in zip(down, last, strict=True)
+        ]
+        penalty = _penalty(trained, decay)
+        old = [p.detach().clone() for p in trained]
+        for parameter, change in zip(trained, step, strict=True):
+            parameter.add_(change)
+        change = again() - loss + _penalty(trained, decay) - penalty
+        predicted = model.change(largest)
+        self.reduction_ratio = change / predicted if predicted else math.nan
+        # Rounding of the loss itself is no rise.
+        self.rejected = not change <= 10 * torch.finfo(torch.float32).eps * abs(loss)
+        if self.rejected:
+            for parameter, value in zip(trained, old, strict=True):
+                parameter.copy_(value)
+                self._velocity(parameter).zero_()
+            self._damp(_REJECTED)
+            return
+        for parameter, change_ in zip(trained, step, strict=True):
+            self._velocity(parameter).copy_(change_)
+        if self.reduction_ratio > 0.75:
+            self._damp(_LM_RATE)
+        elif self.reduction_ratio < 0.25:
+            self._damp(1 / _LM_RATE)
+
+    def _damp(self, factor: float) -> None:
+        self.damping = min(max(self.damping * factor, _DAMPING_RANGE[0]), _DAMPING_RANGE[1])
+
+    def _velocity(self, parameter: nn.Parameter) -> Tensor:
+        """The last step of a parameter, zero at first."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        velocity: Tensor = state["momentum_buffer"]
+        if velocity.shape != parameter.shape:
+            raise SennError(
+                f"a momentum buffer has shape {tuple(velocity.shape)}, and its parameter {tuple(parameter.shape)}"
+            )
+        return velocity
+
+    # ---- saving -----------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks and a scheduler's wrapper of `step` belong to the original, as in any torch optimizer.
+        return {key: value for key, value in vars(self).items() if "hook" not in key and key != "step"}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As any optimizer's, with the curvature by parameter name under `curvature`."""
+        curvature = {
+            "damping": self.damping,
+            "steps": self._steps,
+            "generator": self._generator.get_state(),
+            "blocks": self._kfac.state(),
+        }
+        return {**super().state_dict(), "curvature": curvature}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken."""
+        if "curvature" not in state_dict:
+            raise SennError("this optimizer state was not saved by NaturalGradient: it has no 'curvature'")
+        super().load_state_dict(state_dict)
+        curvature = state_dict["curvature"]
+        self._kfac.load(curvature["blocks"])
+        self.damping = curvature["damping"]
+        self._steps = curvature["steps"]
+        self._generator.set_state(curvature["generator"])
+
+
+def _pull(output: Tensor, parameters: list[nn.Parameter], rows: Tensor) -> list[Tensor]:
+    """mean_i J_i^T r_i, keeping the graph."""
+    rows = (rows / len(rows)).to(output).reshape(output.shape)
+    return list(torch.autograd.grad(output, parameters, rows, retain_graph=True, materialize_grads=True))
+
+
+def _penalty(trained: Iterable[nn.Parameter], decay: Iterable[float]) -> float:
+    """1/2 sum of decay * |theta|^2."""
+    return float(sum(d / 2 * float((p.double() ** 2).sum()) for p, d in zip(trained, decay, strict=True) if d))
+
+
+def _check_ranges(**ranges: tuple[float, float, float]) -> None:
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high or (value == 1 == high):
+            raise SennError(f"NaturalGradient needs {name} in [{low}, {high}), not {value}")
