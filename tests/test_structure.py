@@ -155,6 +155,11 @@ def test_units_written_into_a_buffer_are_followed():
     assert columns(structure, "a", "b") == (each(4, start=3), False)
 
 
+def test_padding_belongs_to_no_unit():
+    model = Net(lambda m, x: m.b(F.pad(m.a(x), (1, 2), value=1.0)), a=(3, 4), b=(7, 2))
+    assert columns(analyse(model, batch(5, 3)), "a", "b") == (each(4, start=1), False)
+
+
 def test_slices_of_a_concatenation_find_their_space_again():
     def forward(m, x):
         parts = torch.cat([m.a(x), m.b(x)], 1).split([m.a.out_features, m.b.out_features], 1)
@@ -249,16 +254,20 @@ def test_the_model_is_left_as_it_was():
 def test_state_that_the_forward_pass_keeps_is_restored():
     def forward(m, x):
         m.count += 1
+        m.last = x.add_(1).mean()
         return m.b(m.a(x) + 0 * torch.rand(1))
 
     model = linear_pair(forward)
     model.register_buffer("count", torch.zeros(()))
+    model.register_buffer("last", torch.zeros(()))
+    x = batch(5, 3)
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    analyse(model, batch(5, 3))
+    assert names(analyse(model, x)) == ["a"]
     assert torch.equal(torch.rand(2), expected)
-    assert model.count == 0
+    assert model.count == model.last == 0
+    assert torch.equal(x, batch(5, 3))
 
 
 def test_a_failing_forward_leaves_nothing_behind():

@@ -48,6 +48,14 @@ REFUSED = {
         ),
         "its units are not along the feature dimension in norm (BatchNorm1d)",
     ),
+    "filled with a unit": (
+        linear_pair(lambda m, x: m.b(torch.ones(4, 4).fill_(m.a(x)[0, 0]))),
+        f"its units meet fill in {OWN}, {UNKNOWN}",
+    ),
+    "cut into bytes": (
+        Net(lambda m, x: m.b(m.a(x).view(torch.int16).float()), a=(3, 4), b=(8, 2)),
+        f"its units meet view in {OWN}, {UNKNOWN}",
+    ),
     "raw input": (Net(lambda m, x: m.b(m.a(x) + x), a=(3, 3), b=(3, 2)), NO_UNITS),
     "constant": (linear_pair(lambda m, x: m.b(m.a(x) * torch.arange(4.0))), NO_UNITS),
     "gate": (
@@ -178,6 +186,8 @@ def test_tied_weights_are_refused_by_both_names():
     assert reasons(structure)["0"] == "it shares its weight with 2.weight"
     assert reasons(structure)["2"] == "it shares its weight with 0.weight"
     assert names(structure) == []
+    model[2].weight = nn.Parameter(model[0].weight.data)  # another Parameter, the same memory
+    assert reasons(analyse(model, batch(5, 4)))["2"] == "it shares its weight with 0.weight"
 
 
 def test_a_tied_carrier_is_refused():

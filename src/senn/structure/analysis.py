@@ -134,12 +134,12 @@ def _problems(model: nn.Module, trace: Trace, tied: dict[str, str]) -> dict[str,
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Parameters and buffers that two modules, or two names of one module, share: full name to another's full name."""
+    """Parameters and buffers whose memory another one shares: full name to the other's full name."""
     holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
-                holders.setdefault(id(tensor), []).append(f"{name}.{key}" if name else key)
+                holders.setdefault(tensor.data_ptr() or id(tensor), []).append(f"{name}.{key}" if name else key)
     shared = [names for names in holders.values() if len(names) > 1]
     return {name: next(other for other in names if other != name) for names in shared for name in names}
 

@@ -6,8 +6,8 @@ must not change (`refuse`). `rule_for` picks it: the table `RULES` by operation 
 then any operation that torch tags as pointwise, then `unknown`, which refuses every unit that the operation sees.
 
 To teach another operation, write its rule and add it to `RULES`. Operations that only move entries need no
-code: they are listed in `MOVES` and are carried out on the label tensors themselves. An operation that makes units or
-reads them (a convolution, say) notes its columns in `trace.uses` and labels its output by `trace.produce`, as
+code: they have the rule `move`, which carries them out on the label tensors themselves. An operation that reads and
+makes units (a convolution, say) notes the input's units by `trace.use` and labels its output by `trace.produce`, as
 `matrix_product` does.
 """
 
@@ -85,18 +85,24 @@ def move(trace: Trace, call: Call) -> None:
     args, kwargs = pytree.tree_map_only(
         Tensor, lambda t: trace.labels(t) if id(t) in moved else t, (call.args, call.kwargs)
     )
-    for tensor, labels in zip(call.outputs, pytree.tree_leaves(_on_labels(call, args, kwargs)), strict=True):
+    moved_labels = pytree.tree_leaves(_on_labels(call, args, kwargs))
+    if [labels.shape for labels in moved_labels] != [tensor.shape for tensor in call.outputs]:
+        unknown(trace, call)  # a view as another type cuts entries into pieces
+        return
+    for tensor, labels in zip(call.outputs, moved_labels, strict=True):
         trace.mark(tensor, labels)
 
 
 def _on_labels(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a moving operation on labels; their memory layout may differ from the tensor's, so a view may need a copy."""
+    """Run a moving operation on labels."""
+    if call.name == "aten::constant_pad_nd":
+        return call.func(*args[:2])  # what is padded belongs to no unit, whatever its value
     try:
         return call.func(*args, **kwargs)
     except RuntimeError:
         if call.name not in ("aten::view", "aten::_unsafe_view"):
             raise
-        return args[0].reshape(call.args[1])
+        return args[0].reshape(call.args[1])  # labels may lie in memory in another way than the tensor
 
 
 def keep(trace: Trace, call: Call) -> None:
@@ -110,8 +116,11 @@ def keep(trace: Trace, call: Call) -> None:
 
 def overwrite(trace: Trace, call: Call) -> None:
     """A tensor, or a part of one, is filled with other entries."""
-    target = call.tensors[0]
+    target, *others = call.tensors
     source = call.arguments.get("src")
+    if source is None:
+        for value in others:
+            trace.cannot_read(value, call.name.removeprefix("aten::").strip("_"))
     if source is not None and trace.is_labelled(source):
         trace.labels(target).copy_(trace.labels(source))
     elif trace.is_labelled(target):

@@ -231,6 +231,7 @@ def untouched(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     """Eval mode without gradients; training flags, buffers and random number generators are as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    registers = [(module, dict(module._buffers)) for module in model.modules()]
     tensors = [*model.parameters(), *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -243,6 +244,8 @@ def untouched(model: nn.Module, inputs: Inputs) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes:
             module.training = mode
+        for module, register in registers:
+            module._buffers.update(register)
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
@@ -278,10 +281,15 @@ def run(model: nn.Module, inputs: Inputs) -> Trace:
     trace = Trace(model)
     with untouched(model, inputs), _followed(trace), _Dispatch(trace):
         try:
-            trace.output = model(*inputs)
+            trace.output = call(model, inputs)
         except Exception as error:
             raise SennError(f"The model's forward pass fails on the example inputs: {describe(error)}.") from error
     return trace
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's output for copies of the inputs, which it may write to."""
+    return model(*pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs))
 
 
 def describe(error: Exception) -> str:

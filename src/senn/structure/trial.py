@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from senn.errors import UnsupportedError
 from senn.structure.spaces import Refusal, Slot, Space, Structure
-from senn.structure.trace import Inputs, describe, untouched
+from senn.structure.trace import Inputs, call, describe, untouched
 
 Read = Callable[[nn.Module, Inputs], Structure]
 
@@ -95,7 +95,7 @@ def _noise(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with untouched(model, inputs):
-        leaves = pytree.tree_leaves(model(*inputs))
+        leaves = pytree.tree_leaves(call(model, inputs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
