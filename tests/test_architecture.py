@@ -14,7 +14,7 @@ LAYERS = (
     {"curvature", "structure"},
     {"scores", "surgery", "optim", "policy"},
     {"ledger", "pruning", "proposals", "events"},
-    {"menu"},
+    {"ascent", "menu"},
     {"survey"},
     {"grower"},
     {"training", "data", "persistence", "plots"},

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from senn import __version__
-from senn.cli.folder import FIGURE, HISTORY, RESULTS, OutputFolder
+from senn.cli.folder import FIGURE, HISTORY, RESULTS, OutputFolder, plain
 from senn.cli.main import EXIT_INTERRUPTED
 from senn.cli.metrics import metrics
 from senn.cli.preparation import Preparation, prepare
@@ -87,7 +87,7 @@ def _results(preparation: Preparation, trained: Run) -> dict[str, Any]:
     """The content of results.json."""
     recipe = preparation.recipe
     packages = ("torch", "numpy", "pandas", "scikit-learn")
-    return {
+    results = {
         "task": preparation.encoder.target.task,
         "seed": recipe.seed,
         "optimizer": recipe.optimizer,
@@ -107,6 +107,7 @@ def _results(preparation: Preparation, trained: Run) -> dict[str, Any]:
             **{name: version(name) for name in packages},
         },
     }
+    return {key: plain(value) for key, value in results.items()}
 
 
 def _write(folder: OutputFolder, preparation: Preparation, trained: Run, results: dict[str, Any]) -> None:
@@ -120,7 +121,7 @@ def _conclude(say: _Speaker, args: argparse.Namespace, out: Path, results: dict[
     if args.json:
         print(json.dumps({"out": str(out), **results}, ensure_ascii=False))
         return
-    scores = ", ".join(f"{name} {figure(value)}" for name, value in results["test"].items())
+    scores = ", ".join(f"{name} {figure(value, 4)}" for name, value in results["test"].items())
     say(f"test: {scores}")
     say(
         f"hidden layers: {widths(results['architecture'])}; {results['parameters']:,} parameters; "

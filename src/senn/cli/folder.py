@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,12 +74,12 @@ class OutputFolder:
 
     def write_json(self, name: str, document: Any) -> None:
         """A JSON document."""
-        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False)
         (self.draft / name).write_text(text + "\n", encoding="utf-8")
 
     def write_lines(self, name: str, records: list[Any]) -> None:
         """A JSON document per line."""
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        lines = (json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
         (self.draft / name).write_text("".join(lines), encoding="utf-8")
 
     def publish(self) -> None:
@@ -86,6 +87,15 @@ class OutputFolder:
         self.path.mkdir(exist_ok=True)
         for file in sorted(self.draft.iterdir(), key=lambda file: file.name == RESULTS):
             file.replace(self.path / file.name)
+
+
+def plain(value: Any) -> Any:
+    """The value with null for numbers that JSON doesn't have (NaN, infinity)."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _unwritable(path: Path, error: OSError) -> SennError:

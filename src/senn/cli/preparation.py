@@ -14,7 +14,7 @@ from senn.data.encoder import check_names
 from senn.errors import SennError
 from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.training import Recipe
-from senn.training.learner import build_model, build_optimizer, loss_function
+from senn.training.learner import build_model, build_optimizer, loss_function, resolve_policy
 from senn.training.loop import count_parameters
 from senn.training.split import validation_split
 
@@ -79,7 +79,7 @@ class Preparation:
             "steps": plan.steps,
             "growth_until_step": plan.growth_end,
             "parameters_per_unit": unit,
-            "price_per_unit": recipe.policy.price(unit, len(fitted)),
+            "price_per_unit": resolve_policy(recipe.policy).price(unit, len(fitted)),
         }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from senn.training.callbacks import Callback
 
@@ -17,9 +18,9 @@ def widths(architecture: Any) -> str:
     return "-".join(str(width) for width in architecture) or "none"
 
 
-def figure(value: float | None) -> str:
+def figure(value: float | None, digits: int = 3) -> str:
     """A number for people."""
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def _state(record: Mapping[str, Any]) -> str:
@@ -28,6 +29,12 @@ def _state(record: Mapping[str, Any]) -> str:
         f"(score {figure(record['validation_score'])}), hidden {widths(record['architecture'])}, "
         f"{record['parameters']:,} parameters"
     )
+
+
+def _short(record: Mapping[str, Any]) -> str:
+    """The state beside a bar: training / validation loss, validation score."""
+    losses = f"{figure(record['train_loss'])} / {figure(record['validation_loss'])}"
+    return f"loss {losses}, score {figure(record['validation_score'])}, hidden {widths(record['architecture'])}"
 
 
 class LinesCallback(Callback):
@@ -67,12 +74,13 @@ class LiveCallback(LinesCallback):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._progress = Progress(
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed}/{task.total} epochs,"),
-            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=10),
+            TextColumn("{task.completed}/{task.total} epochs"),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            expand=True,
         )
         self._task = self._progress.add_task("starting", total=None)
 
@@ -83,7 +91,7 @@ class LiveCallback(LinesCallback):
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
         """Move the bar."""
-        self._progress.update(self._task, completed=record["epoch"], description=_state(record))
+        self._progress.update(self._task, completed=record["epoch"], description=_short(record))
 
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Take the bar away."""
