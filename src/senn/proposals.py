@@ -34,7 +34,8 @@ class Proposals:
         residual: candidate units of a residual layer at each site; 0 offers none.
         identity: random bases for an identity insertion at each site; 0 offers none.
         ascent: steps of ascent of log D' on the candidate units' incoming parameters.
-        rate: step length of the ascent, relative to the length of a unit's incoming weights.
+        rate: length of the first step, relative to the length of a unit's incoming parameters; it adapts from there.
+        activation: class name of the activation of new layers (`ReLU`, `Rational`, ...); None takes the model's own.
     """
 
     units: int = 64
@@ -44,6 +45,7 @@ class Proposals:
     identity: int = 2
     ascent: int = 0
     rate: float = 0.1
+    activation: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

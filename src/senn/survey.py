@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from senn.ascent import Hill, ascend
 from senn.curvature.capture import Inputs, Rows, capture, evaluating, forward, reading
 from senn.curvature.factors import Moments, moments
 from senn.curvature.output import OutputMetric
 from senn.errors import SennError
 from senn.ledger import ROWS, Fold, Ledger
 from senn.menu import Columns, Menu
+from senn.nn import Residual
 from senn.policy import Budget
 from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual, draw_units
 from senn.pruning import PruningLedger
-from senn.structure import Structure
+from senn.structure import Site, Structure
 from senn.structure.spaces import Role
 from senn.surgery import calibrate, carry_out
 from senn.surgery.layout import LayoutDraft
@@ -102,6 +104,8 @@ class Survey:
         if self._draw is None:
             self._draw = self._propose(inputs, targets)
             self._lay_out(self._draw)
+            if self.proposals.ascent and self._draw.widen:
+                self._draw = self._ascended(self._draw, inputs, targets, weights)
         trial = self._trial(self._draw, inputs)
         seen = capture(
             trial, self.structure.linears, inputs, targets, self.metric, generator=self.generator, weights=weights
@@ -154,7 +158,8 @@ class Survey:
             for space in self.structure.spaces:
                 widen[space.name] = draw_units(self.model, space, x, self.proposals, self.generator)
         if "depth" in self.moves:
-            for site in self.structure.sites:
+            for found in _open_sites(self.model, self.structure):
+                site = replace(found, activation=self.proposals.activation or found.activation)
                 offered: list[Layer] = []
                 if self.proposals.residual and self.affordable(2 * site.features + 1, loss):
                     offered.append(draw_residual(site, x[site.module], self.proposals, self.generator))
@@ -189,9 +194,20 @@ class Survey:
                 virtual, wide = virtual + number, wide + number
             self._order[name], self._columns[name], self._existing[name] = torch.cat(order), columns, existing
 
-    def _places(
-        self, draw: Draw, name: str, role: Role, size: int
-    ) -> tuple[Tensor, list[tuple[str, int, int, int]]]:
+    def _ascended(self, draw: Draw, inputs: Inputs, targets: Tensor, weights: Tensor | None) -> Draw:
+        """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""
+        half = len(targets) // 2
+        part = tuple(x[:half] for x in inputs) if isinstance(inputs, tuple) else inputs[:half]
+        reads = {
+            name: {space: self._order[name][self._existing[name] + read] for space, read in columns.spaces.items()}
+            for name, columns in self._columns.items()
+        }
+        if weights is not None:
+            weights = weights[:half] / weights[:half].mean()
+        hill = Hill(self.model, self.structure, draw, reads, part, targets[:half], self.metric, self.generator, weights)
+        return ascend(hill, draw, self.proposals)
+
+    def _places(self, draw: Draw, name: str, role: Role, size: int) -> tuple[Tensor, list[tuple[str, int, int, int]]]:
         """Where a map's old and new rows or columns stand in the trial, and whose the new ones are."""
         draft, taken = LayoutDraft(size), []
         for space in self.structure.spaces:
@@ -256,6 +272,12 @@ def _weight(model: nn.Module, name: str) -> Tensor:
     if linear.bias is None:
         return weight
     return torch.cat([weight, linear.bias.detach()[:, None]], 1)  # type: ignore[union-attr, operator, index]
+
+
+def _open_sites(model: nn.Module, structure: Structure) -> list[Site]:
+    """Sites outside residual branches: a layer within a layer is not offered, since width of the branch does as much."""
+    branches = [f"{name}." for name, module in model.named_modules() if isinstance(module, Residual)]
+    return [site for site in structure.sites if not any(site.module.startswith(branch) for branch in branches)]
 
 
 def _take(values: Tensor, columns: Tensor) -> Tensor:

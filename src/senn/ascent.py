@@ -1,0 +1,247 @@
+"""Ascent of the candidates: incoming parameters are moved uphill in the gain before it is judged (paper, section 3.2).
+
+All candidates of all spaces climb at once, through autograd on a copy of the model in which they are dormant. Their
+outgoing weights are zero, so none sees another, and the residual gradients that they are held against never change.
+What climbs is log D' (Theorem 3.2), whose gradient is that of the bound divided by its value; a step is normalised unit
+by unit, and one that does not raise a unit's own bound is taken back and halved, so no unit ends below where it began.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from senn.curvature.capture import Inputs, capture, evaluating, forward, reading
+from senn.curvature.factors import DAMPING, cholesky, moments, solve, whiten
+from senn.curvature.output import OutputMetric
+from senn.proposals import SMALLEST_SPREAD, Draw, Proposals
+from senn.structure import Structure
+from senn.surgery import calibrate, carry_out
+from senn.surgery.plan import Plan, find_tensor, plan
+
+WIDEST = 10.0
+"""A pre-activation's spread may leave the one that it was drawn with by this factor and no more."""
+
+Reads = Mapping[str, Mapping[str, Tensor]]
+Values = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """What the existing weights of one linear map cannot explain.
+
+    Attributes:
+        gradient: rows of L_S^-1 d_r, (rows, m) float64.
+        weights: (rows,) the samples' weights.
+        locations: rows per sample.
+    """
+
+    gradient: Tensor
+    weights: Tensor
+    locations: int
+
+    def bound(self, a: Tensor) -> Tensor:
+        """D' of units with activations a (rows, units, p): (units,), see `scores.width_gain_bound`."""
+        total = self.weights.sum()
+        cross = torch.einsum("rm,rup->ump", self.gradient, a) / total
+        moment = torch.einsum("rup,ruq->upq", a * self.weights[:, None, None], a) / total
+        level = moment.diagonal(dim1=-2, dim2=-1)
+        level = level * DAMPING + 1e-12 * level.detach().mean() + 1e-30
+        return self.locations * (torch.linalg.solve(moment + torch.diag_embed(level), cross.mT) * cross.mT).sum(
+            (-2, -1)
+        )
+
+
+class Hill:
+    """The bound D' as a function of the candidates' incoming parameters.
+
+    Args:
+        model: the model, read only.
+        structure: what in it can change.
+        draw: the candidates.
+        reads: by linear map and space, where the candidates' columns stand in the widened map's input, (units, p).
+        inputs: the samples to climb on.
+        targets: theirs.
+        metric: the loss.
+        generator: source of the random signs behind S.
+        weights: (samples,) with mean 1, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        draw: Draw,
+        reads: Reads,
+        inputs: Inputs,
+        targets: Tensor,
+        metric: OutputMetric,
+        generator: torch.Generator,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.inputs, self.reads = inputs, {name: read for name, read in reads.items() if read}
+        scored = {space for read in self.reads.values() for space in read}
+        self.start: Values = {space: dict(move.values) for space, move in draw.widen.items() if space in scored}
+        moves = list(draw.widen.values())
+        self.trial = copy.deepcopy(model)
+        calibrate(self.trial, carry_out(self.trial, moves, structure), inputs)
+        todo = plan(model, moves, structure)
+        self.places = {
+            (space, name): _places(todo, name, value) for space, of in self.start.items() for name, value in of.items()
+        }
+        makers = {slot.module for space in structure.spaces for slot in space.of("producer")}
+        with torch.no_grad(), evaluating(model), reading(model, sorted(makers)) as seen:
+            forward(model, inputs)
+        self._x = {name: pair[0].detach().reshape(-1, pair[0].shape[-1]) for name, pair in seen.items()}
+        self._residuals = _residuals(model, [*self.reads], inputs, targets, metric, generator, weights)
+
+    def climb(self, values: Values) -> tuple[dict[str, Tensor], Values]:
+        """D' of every unit, by space, and the gradient of log D' with respect to the values."""
+        leaves = {space: {k: v.detach().requires_grad_() for k, v in of.items()} for space, of in values.items()}
+        with torch.enable_grad():
+            score = self._bounds(leaves)
+            total = torch.cat([s.clamp_min(1e-300).log() for s in score.values()]).sum()
+            flat = [leaf for of in leaves.values() for leaf in of.values()]
+            found = iter(torch.autograd.grad(total, flat, materialize_grads=True))
+        slopes = {space: {name: torch.nan_to_num(next(found)) for name in of} for space, of in leaves.items()}
+        return {space: s.detach() for space, s in score.items()}, slopes
+
+    def spreads(self, values: Values) -> dict[str, Tensor]:
+        """Standard deviation of each unit's pre-activation, by producer: (units,)."""
+        return {
+            module: (self._x[module].to(weight) @ weight.mT).std(0, correction=0).clamp_min(SMALLEST_SPREAD)
+            for module, weight in _weights(values).items()
+        }
+
+    def confined(self, values: Values, spreads: Mapping[str, Tensor]) -> Values:
+        """The units with every pre-activation's spread within a factor `WIDEST` of the given one.
+
+        Weights and bias are scaled together, so that the place where a unit bends stays where it is.
+        """
+        result = {space: dict(of) for space, of in values.items()}
+        for module, now in self.spreads(values).items():
+            factor = now.clamp(spreads[module] / WIDEST, spreads[module] * WIDEST) / now
+            for of in result.values():
+                for name in (f"{module}.weight", f"{module}.bias"):
+                    if name in of:
+                        of[name] = of[name] * _wide(factor, of[name])
+        return result
+
+    def _bounds(self, leaves: Values) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for space, of in leaves.items():
+            for name, leaf in of.items():
+                base = tensors.get(name, find_tensor(self.trial, name).detach())
+                tensors[name] = base.index_put(self.places[space, name], leaf.to(base))
+        with evaluating(self.trial), reading(self.trial, [*self.reads]) as seen:
+            functional_call(self.trial, tensors, self.inputs)
+        score: dict[str, Tensor] = {}
+        for name, read in self.reads.items():
+            a = seen[name][0]
+            a = a.reshape(-1, a.shape[-1]).double()
+            for space, columns in read.items():
+                bound = self._residuals[name].bound(a[:, columns])
+                score[space] = score[space] + bound if space in score else bound
+        return score
+
+
+def ascend(hill: Hill, draw: Draw, recipe: Proposals) -> Draw:
+    """The same candidates after `recipe.ascent` steps uphill.
+
+    Args:
+        hill: what to climb.
+        draw: the candidates, those that the hill was made for.
+        recipe: how many steps, and how long the first one is, relative to the length of a unit's parameters in a module.
+    """
+    current = hill.start
+    if not current:
+        return draw
+    spreads = hill.spreads(current)
+    best, slopes = hill.climb(current)
+    rate = {space: torch.full_like(score, recipe.rate) for space, score in best.items()}
+    for _ in range(recipe.ascent):
+        tried = hill.confined({s: _stepped(of, slopes[s], rate[s]) for s, of in current.items()}, spreads)
+        score, there = hill.climb(tried)
+        higher = {space: found > best[space] for space, found in score.items()}
+        best = {space: torch.maximum(best[space], score[space]) for space in best}
+        rate = {space: rate[space] * torch.where(higher[space], 1.5, 0.5) for space in rate}
+        current, slopes = _taken(higher, tried, current), _taken(higher, there, slopes)
+    return replace(draw, widen={s: replace(m, values=current.get(s, m.values)) for s, m in draw.widen.items()})
+
+
+def _stepped(values: Mapping[str, Tensor], slopes: Mapping[str, Tensor], rate: Tensor) -> dict[str, Tensor]:
+    """Each unit's parameters in each module moved along their slope, by `rate` times their own length."""
+    result = {}
+    for module in dict.fromkeys(name.rpartition(".")[0] for name in values):
+        names = [name for name in values if name.rpartition(".")[0] == module]
+        length, slope = (
+            torch.cat([of[name].reshape(len(rate), -1) for name in names], 1).double().norm(dim=1)
+            for of in (values, slopes)
+        )
+        step = torch.where(slope > 0, rate * length / slope.clamp_min(1e-300), 0.0)
+        for name in names:
+            result[name] = values[name] + _wide(step, slopes[name]) * slopes[name]
+    return result
+
+
+def _taken(which: Mapping[str, Tensor], new: Values, old: Values) -> Values:
+    """The new entries of those units, the old ones of the others."""
+    return {s: {k: torch.where(_wide(which[s], v), new[s][k], v) for k, v in of.items()} for s, of in old.items()}
+
+
+def _wide(per_unit: Tensor, values: Tensor) -> Tensor:
+    """(units,) shaped to go with values (units, ...)."""
+    per_unit = per_unit.view(-1, *[1] * (values.dim() - 1))
+    return per_unit if per_unit.dtype == torch.bool else per_unit.to(values)
+
+
+def _weights(values: Values) -> dict[str, Tensor]:
+    """Candidate rows of each producer, (units, in)."""
+    return {
+        name.removesuffix(".weight"): value
+        for of in values.values()
+        for name, value in of.items()
+        if name.endswith(".weight") and value.dim() == 2
+    }
+
+
+def _places(todo: Plan, name: str, value: Tensor) -> tuple[Tensor, ...]:
+    """Indices at which new entries stand in the widened tensor, shaped to go with them."""
+    (entry,) = [entry for entry in todo.entries[name] if entry.values is value]
+    places = []
+    for dim, size in enumerate(todo.shapes[name]):
+        place = torch.arange(size)
+        if dim in todo.layouts[name]:
+            place = todo.layouts[name][dim].order.argsort()
+            place = place[entry.offset : entry.offset + entry.count] if dim == entry.dim else place[:size]
+        places.append(place.view(-1, *[1] * (value.dim() - dim - 1)))
+    return tuple(places)
+
+
+def _residuals(
+    model: nn.Module,
+    names: list[str],
+    inputs: Inputs,
+    targets: Tensor,
+    metric: OutputMetric,
+    generator: torch.Generator,
+    weights: Tensor | None,
+) -> dict[str, Residual]:
+    """Residual gradients of the maps as they are, before any candidate."""
+    seen = capture(model, names, inputs, targets, metric, generator=generator, weights=weights)
+    result = {}
+    for name, rows in seen.rows.items():
+        row_weights = (
+            rows.a.new_ones(len(rows.a)) if weights is None else weights.repeat_interleave(rows.locations).to(rows.a)
+        )
+        found = moments(rows.a, rows.dz, rows.s, locations=rows.locations, weights=row_weights)
+        explained = rows.a.double() @ solve(cholesky(found.A), found.G.mT)
+        residual = rows.dz.double() - explained * row_weights[:, None]
+        white = whiten(cholesky(found.S), residual.mT).mT
+        result[name] = Residual(white, row_weights.double(), rows.locations)
+    return result
