@@ -53,8 +53,9 @@ class Program(nn.Module):
         return torch.sin(x)
 
     def fitting(self, name, x, y):
-        """`y`, made as wide as `x` by a linear map if it isn't; a number if that isn't enough."""
-        y = y if x.shape[-1] == y.shape[-1] else self.linear(name, x.shape[-1], y)
+        """`y`, made as wide as `x` by a linear map if it wasn't in the first run; a number if that isn't enough."""
+        if name in self.parts or (self.training and x.shape[-1] != y.shape[-1]):
+            y = self.linear(name, x.shape[-1], y)
         return y if x.shape == y.shape else torch.zeros(())
 
     def add(self, name, _, x, y):
