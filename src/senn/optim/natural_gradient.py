@@ -45,14 +45,14 @@ class NaturalGradient(torch.optim.Optimizer):
         loss: `loss(output, target)`, as in `OutputMetric`.
         lr: learning rate; default 1 with `adapt`, else .1.
         method: `"kfac"` or `"cg"`.
-        damping: lambda, added to F; default 1 (kfac, adapt), .01 (kfac), .1 (cg).
+        damping: lambda, added to F; default .1 (cg, adapt), else .01.
         momentum: on steps, in [0, 1); with `adapt` it is chosen, and 0 switches it off.
         weight_decay: L2 coefficient, in the gradient and in the curvature.
         metric: `"fisher"` or `"euclidean"`.
         norm_constraint: kappa, in nats; None for none.
         adapt: choose step, momentum and damping from the exact quadratic model.
-        factor_every: steps between updates of the factors; default 1 with `adapt`, else 2.
-        inverse_every: steps between inversions; default 1 with `adapt`, else 10.
+        factor_every: steps between updates of the factors; default 1 with `adapt`, else 4.
+        inverse_every: steps between inversions; default 1 with `adapt`, else 20.
         decay: of the factors' moving averages.
         burn_in: random probes for the first batch that a block sees, also after growth.
         iterations: of conjugate gradients, at most.
@@ -78,7 +78,7 @@ class NaturalGradient(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         metric: Literal["fisher", "euclidean"] = "fisher",
-        norm_constraint: float | None = 1e-2,
+        norm_constraint: float | None = 1e-3,
         adapt: bool = False,
         factor_every: int | None = None,
         inverse_every: int | None = None,
@@ -89,9 +89,9 @@ class NaturalGradient(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         lr = (1.0 if adapt else 0.1) if lr is None else lr
-        damping = (0.1 if method == "cg" else 1.0 if adapt else 1e-2) if damping is None else damping
-        factor_every = (1 if adapt else 2) if factor_every is None else factor_every
-        inverse_every = (1 if adapt else 10) if inverse_every is None else inverse_every
+        damping = (0.1 if adapt or method == "cg" else 1e-2) if damping is None else damping
+        factor_every = (1 if adapt else 4) if factor_every is None else factor_every
+        inverse_every = (1 if adapt else 20) if inverse_every is None else inverse_every
         if method not in ("kfac", "cg"):
             raise SennError(f"NaturalGradient knows the methods 'kfac' and 'cg', not {method!r}")
         _check_ranges(
@@ -153,7 +153,8 @@ class NaturalGradient(torch.optim.Optimizer):
             raise SennError(f"the loss is {loss} with a gradient that is not finite: the step was not taken")
         with torch.no_grad():
             for parameter, g in zip(trained, gradient, strict=True):
-                g.add_(parameter, alpha=trained[parameter]["weight_decay"])
+                if trained[parameter]["weight_decay"]:
+                    g.add_(parameter, alpha=trained[parameter]["weight_decay"])
         exact = None
         if self.adapt or self.method == "cg":
             exact = GaussNewton(seen.output, list(trained), lambda u: self.metric.product(y, targets, u, weight))
