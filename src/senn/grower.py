@@ -19,7 +19,7 @@ from senn.policy import Budget, Candidate, Policy, PricePolicy
 from senn.proposals import Proposals
 from senn.structure import Structure, analyse
 from senn.surgery import Prune, operate
-from senn.survey import Known, Survey
+from senn.survey import Survey
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
@@ -94,7 +94,7 @@ class Grower:
         self._generator = torch.Generator().manual_seed(seed)
         self._structure: Structure | None = None
         self._survey: Survey | None = None
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, Tensor] = {}
         self._open: list[GrowthEvent] = []
 
     @property

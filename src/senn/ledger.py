@@ -17,6 +17,7 @@ along it, d^T F d = E[(s^T d a_p)^2], which sampled rows give without bias.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,10 @@ class Fold:
 
     def more(self, moments: Moments, a: Tensor, s: Tensor) -> Fold:
         """With further samples; rows are kept up to `ROWS`."""
-        room = max(ROWS - len(self.a), 0)
-        return Fold(self.moments + moments, torch.cat([self.a, a[:room]]), torch.cat([self.s, s[:room]]))
+        room, total = ROWS - len(self.a), self.moments + moments
+        if room <= 0:
+            return Fold(total, self.a, self.s)
+        return Fold(total, torch.cat([self.a, a[:room]]), torch.cat([self.s, s[:room]]))
 
 
 class Ledger:
@@ -60,7 +63,7 @@ class Ledger:
         held: the fold on which they are valued.
         existing: c, the number of existing columns.
         factor: Cholesky factor of the damped A_cc where that is known (the input moment of a map that reads the data itself
-            never changes); both folds then share it.
+            never changes); both folds then share it, and their moments need not hold A_cc.
 
     Attributes:
         factor: of A_cc on all samples.
@@ -69,28 +72,48 @@ class Ledger:
     """
 
     def __init__(self, fit: Fold, held: Fold, existing: int, factor: Tensor | None = None) -> None:
-        both = Fold(fit.moments + held.moments, torch.cat([fit.a, held.a]), torch.cat([fit.s, held.s]))
-        self.locations = both.moments.locations
-        self.whitener = cholesky(both.moments.S, DAMPING)
-        A = both.moments.A
-        self.raw = A[existing:, existing:]
+        both = fit.moments + held.moments
+        self.locations = both.locations
+        self.whitener = cholesky(both.S, DAMPING)
+        A, G = both.A, both.G
+        candidates = len(A) - existing
+        self.raw = A[existing:, A.shape[1] - candidates :]
         level = self.raw.diagonal() * UNIT_DAMPING
         self.level = level + 1e-12 * level.sum() + 1e-30
         self.factor = cholesky(A[:existing, :existing], DAMPING) if factor is None else factor
         # L_S^-1 G L_A^-T: its square is eta, and one more solve on either side makes it the natural step
-        white = whiten(self.factor, whiten(self.whitener, both.moments.G[:, :existing]).mT).mT
+        white = whiten(self.factor, whiten(self.whitener, G[:, :existing]).mT).mT
         self.eta = self.locations * float(white.square().sum())
         self._white = white
-        self.all, self.fit, self.held = (
-            _account(fold, existing, self.whitener, self.level, known, by_rows=factor is not None)
-            for fold, known in ((both, self.factor), (fit, factor), (held, factor))
-        )
+        shared = factor is not None
+        self.all = self._account(A, G, (fit, held) if shared else (), self.factor, by_rows=shared)
+        self.fit, self.held = (self._of_fold(fold, factor) for fold in (fit, held))
 
-    @property
-    def step(self) -> Tensor:
-        """The natural step of the existing weights, (m, c)."""
-        left = torch.linalg.solve_triangular(self.whitener.mT, self._white, upper=True)
-        return torch.linalg.solve_triangular(self.factor.mT, left.mT, upper=True).mT
+    def _of_fold(self, fold: Fold, shared: Tensor | None) -> Account:
+        """The account of one fold, with its own predictions unless a factor is shared."""
+        A, G, c = fold.moments.A, fold.moments.G, len(self.factor)
+        factor = cholesky(A[:c, :c], DAMPING) if shared is None else shared
+        return self._account(A, G, (fold,), factor, by_rows=shared is not None)
+
+    def _account(self, A: Tensor, G: Tensor, folds: Sequence[Fold], factor: Tensor, *, by_rows: bool) -> Account:  # noqa: N803
+        """The account of the samples that A and G are means over, with the rows of these folds.
+
+        With a factor that comes from other samples, A_pp - A_pc A^-1 A_cp need not be positive; the moment of the kept rows'
+        residual activations always is (`by_rows`).
+        """
+        c, cut = len(factor), A.shape[1] - len(self.level)
+        predict = solve(factor, A[:c, cut:])
+        rows = [fold.a[:, c:] - fold.a[:, :c] @ predict.to(fold.a.dtype) for fold in folds]
+        a = torch.cat(rows) if rows else predict.new_empty(0, len(self.level))
+        residual = (a.mT @ a).double() / len(a) if by_rows else A[c:, cut:] - predict.mT @ A[:c, cut:]
+        cross = whiten(self.whitener, G[:, c:] - G[:, :c] @ predict)
+        s = torch.cat([fold.s for fold in folds]) if folds else G.new_empty(0, len(G))
+        return Account(residual + torch.diag(self.level), cross, a, s)
+
+    def after(self, weight: Tensor) -> Tensor:
+        """L^T times the weights [W | b] (m, c) less their natural step, S = L L^T: where they are going, whitened."""
+        step = torch.linalg.solve_triangular(self.factor.mT, self._white.mT, upper=True).mT
+        return self.whitener.mT @ weight.double() - step
 
     def gain(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
         """Exact gain D of each group of columns, (groups, p) long to (groups,), see `scores.width_gain`."""
@@ -103,7 +126,7 @@ class Ledger:
     def heldout(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
         """Held-out gain of each group: fitted in direction and length on one fold, valued on the other (`scores`)."""
         cross = _projected(_gather(self.fit.cross, columns), onto)
-        step = torch.linalg.solve(_blocks(self.fit.residual, columns), cross.mT).mT
+        step = _divide(cross, _blocks(self.fit.residual, columns))
         return self._value(step, (step * cross).sum((-2, -1)), (step * _gather(self.held.cross, columns)).sum((-2, -1)), columns)
 
     def diagonal(self, columns: Tensor, through: Tensor) -> tuple[float, float]:
@@ -150,7 +173,7 @@ class Ledger:
         taken = _gather(self.all.cross, columns)
         if onto is not None:
             taken = onto.mT @ taken
-        return self.locations * (torch.linalg.solve(_blocks(moment, columns), taken.mT) * taken.mT).sum((-2, -1))
+        return self.locations * (_divide(taken, _blocks(moment, columns)) * taken).sum((-2, -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +183,7 @@ class Account:
     Attributes:
         residual: (P, P) Schur complement A_pp - A_pc A^-1 A_cp, damped.
         cross: (m, P) L^-1 E[d_r a_p^T].
-        a: rows of residual activations, (n, P).
+        a: rows of residual activations, (n, P); none are kept for all samples together.
         s: the same rows' signs, (n, m).
     """
 
@@ -185,21 +208,6 @@ class Account:
         return (through * self.a[:, columns]).sum(-1).square().mean(0).double()
 
 
-def _account(
-    fold: Fold, c: int, whitener: Tensor, level: Tensor, factor: Tensor | None, *, by_rows: bool
-) -> Account:
-    """The account of one fold.
-
-    With a factor that comes from other samples, A_pp - A_pc A^-1 A_cp need not be positive; the moment of the kept rows'
-    residual activations always is.
-    """
-    A, G = fold.moments.A, fold.moments.G
-    predict = solve(cholesky(A[:c, :c], DAMPING) if factor is None else factor, A[:c, c:])
-    a = fold.a[:, c:] - fold.a[:, :c] @ predict.to(fold.a.dtype)
-    residual = (a.mT @ a).double() / len(a) if by_rows else A[c:, c:] - predict.mT @ A[:c, c:]
-    return Account(residual + torch.diag(level), whiten(whitener, G[:, c:] - G[:, :c] @ predict), a, fold.s)
-
-
 def _gather(cross: Tensor, columns: Tensor) -> Tensor:
     """Columns of a whitened cross moment by group, (groups, m, p)."""
     return cross[:, columns].movedim(1, 0)
@@ -208,6 +216,11 @@ def _gather(cross: Tensor, columns: Tensor) -> Tensor:
 def _blocks(moment: Tensor, columns: Tensor) -> Tensor:
     """The diagonal blocks (groups, p, p) of the groups."""
     return moment[columns[:, :, None], columns[:, None, :]]
+
+
+def _divide(rows: Tensor, blocks: Tensor) -> Tensor:
+    """Rows (groups, m, p) times the inverses of symmetric blocks (groups, p, p)."""
+    return rows / blocks if blocks.shape[-1] == 1 else torch.linalg.solve(blocks, rows.mT).mT
 
 
 def _projected(cross: Tensor, onto: Tensor | None) -> Tensor:

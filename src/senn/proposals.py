@@ -210,6 +210,7 @@ def draw_units(
     model: nn.Module,
     space: Space,
     inputs: Mapping[str, Tensor],
+    outputs: Mapping[str, Tensor],
     recipe: Proposals,
     generator: torch.Generator,
 ) -> Widen:
@@ -219,6 +220,7 @@ def draw_units(
         model: the model as it is.
         space: where.
         inputs: by producer module, rows (n, d) of its input.
+        outputs: by producer module, rows (n, m) of its output.
         recipe: how many of what.
         generator: source of randomness.
     """
@@ -228,7 +230,7 @@ def draw_units(
         linear = model.get_submodule(module)
         x = inputs[module]
         old = linear.weight.detach().to(x.dtype)  # type: ignore[union-attr, operator]
-        spread = float((x @ old.mT).std(0, correction=0).mean())  # type: ignore[operator]
+        spread = float(outputs[module].std(0, correction=0).mean())
         weight = directions(x, count, recipe.smooth, generator, old, recipe.copies)  # type: ignore[arg-type]
         weight, bias = scaled(x, weight, spread if spread > 1e-3 else 1.0, generator)
         values[f"{module}.weight"] = weight

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from senn.curvature.factors import DAMPING, Moments, cholesky
 from senn.scores import compensation
 
 
@@ -16,27 +15,24 @@ class PruningLedger:
     """What the columns of one linear map are worth to it.
 
     Args:
-        moments: of all samples over the existing columns (c, with the constant 1 if there is a bias).
-        weight: [W | b], (m, c).
-        step: the natural step of these weights, (m, c).
+        factor: lower Cholesky factor of the damped input moment of the existing columns, (c, c).
+        value: [W | b] less its natural step, whitened by the root of S (`Ledger.after`), (m, c).
+        locations: rows per sample.
     """
 
-    def __init__(self, moments: Moments, weight: Tensor, step: Tensor) -> None:
-        self._moments = moments
-        self.root = cholesky(moments.S, DAMPING)
-        self.locations = moments.locations
-        self.inverse = torch.cholesky_inverse(cholesky(moments.A, DAMPING))
-        self.weight = weight.double()
-        self.step = step
-        self.kept = torch.arange(weight.shape[1])
+    def __init__(self, factor: Tensor, value: Tensor, locations: int) -> None:
+        self.locations = locations
+        self._start = self.inverse = torch.cholesky_inverse(factor)
+        self.value = value
+        self.kept = torch.arange(len(factor))
 
     def costs(self, columns: Tensor) -> Tensor:
         """Cost in eta of removing each group of columns (groups, p), numbered as at the start, others compensating."""
         position = self._positions(columns)
         block = self.inverse[position[:, :, None], position[:, None, :]]
-        # `scores.pruning_cost` with the metric applied to all columns at once
-        v = (self.root.mT @ (self.weight - self.step))[:, position].movedim(1, 0)
-        return self.locations * (torch.linalg.solve(block, v.mT) * v.mT).sum((-2, -1))
+        v = self.value[:, position].movedim(1, 0)
+        left = v / block if block.shape[-1] == 1 else torch.linalg.solve(block, v.mT).mT
+        return self.locations * (left * v).sum((-2, -1))
 
     def remove(self, columns: Tensor) -> None:
         """Take the columns (p,) out and let the others compensate."""
@@ -44,14 +40,13 @@ class PruningLedger:
         rest = torch.ones(len(self.kept), dtype=torch.bool)
         rest[gone] = False
         take_over = compensation(self.inverse, gone)
-        self.weight = self.weight[:, rest] + self.weight[:, gone] @ take_over
-        self.step = self.step[:, rest] + self.step[:, gone] @ take_over
+        self.value = self.value[:, rest] + self.value[:, gone] @ take_over
         self.inverse = self.inverse[rest][:, rest] + self.inverse[rest][:, gone] @ take_over
         self.kept = self.kept[rest]
 
     def coefficients(self, columns: Tensor) -> Tensor:
         """For the removal of all of `columns` (p,) from the map as it is: W_kept += W_gone @ coefficients, (p, c - p)."""
-        return compensation(torch.cholesky_inverse(cholesky(self._moments.A, DAMPING)), columns)
+        return compensation(self._start, columns)
 
     def _positions(self, columns: Tensor) -> Tensor:
         """Where columns, numbered as at the start, are now."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from senn.ascent import Hill, ascend
 from senn.curvature.capture import Inputs, Rows, capture, evaluating, forward, reading
-from senn.curvature.factors import Moments, moments
+from senn.curvature.factors import moments
 from senn.curvature.output import OutputMetric
 from senn.errors import SennError
 from senn.ledger import ROWS, Fold, Ledger
@@ -22,19 +22,12 @@ from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual,
 from senn.pruning import PruningLedger
 from senn.structure import Site, Structure
 from senn.structure.spaces import Role
-from senn.surgery import calibrate, carry_out
+from senn.surgery import carry_out
 from senn.surgery.layout import LayoutDraft
+from senn.surgery.verify import fingerprint
 
 LOOK = 256
 """Samples that the draw looks at, for the scale of the candidates."""
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """E[a a^T] of a map that reads the data itself, and the Cholesky factor of the damped moment."""
-
-    moment: Tensor
-    factor: Tensor
 
 
 class Survey:
@@ -48,8 +41,8 @@ class Survey:
         moves: which of `width`, `depth`, `prune` are wanted.
         affordable: whether so many parameters could pay at all, given the loss.
         generator: source of randomness.
-        known: by linear map that reads the data itself, its input moment; filled in by the first window and kept by the
-            caller, for a moment of the data never changes.
+        known: by linear map that reads the data itself, the Cholesky factor of its damped input moment; filled in by the
+            first window that has more rows than columns and kept by the caller, for a moment of the data never changes.
 
     Attributes:
         samples: looked at so far.
@@ -66,15 +59,16 @@ class Survey:
         moves: Sequence[str],
         affordable: Callable[[int, float], bool],
         generator: torch.Generator,
-        known: dict[str, Known],
+        known: dict[str, Tensor],
     ) -> None:
-        self.known = known
+        self.known, self._shared = known, dict(known)
         self.model, self.structure, self.metric = model, structure, metric
         self.proposals, self.moves, self.affordable = proposals, tuple(moves), affordable
         self.generator = generator
         self.samples = 0
         self._loss_sum = self._limit_sum = 0.0
         self._draw: Draw | None = None
+        self._copy: tuple[list[int], nn.Module] | None = None
         self._order: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._data: set[str] = set()
@@ -97,7 +91,7 @@ class Survey:
         if count < 2:
             raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
         order = torch.randperm(count, generator=self.generator).to(targets.device)
-        inputs = tuple(x[order] for x in inputs) if isinstance(inputs, tuple) else inputs[order]
+        inputs = tuple(_shuffled(x, order) for x in inputs) if isinstance(inputs, tuple) else _shuffled(inputs, order)
         targets = targets[order]
         if weights is not None:
             weights = weights[order] / weights.mean()
@@ -129,14 +123,11 @@ class Survey:
         ledgers, pruning = {}, {}
         for name, columns in self._columns.items():
             fit, held, existing = self._fit[name], self._held[name], self._existing[name]
-            known = self.known.get(name)
-            ledgers[name] = ledger = Ledger(fit, held, existing, None if known is None else known.factor)
-            if name in self._data and known is None:
-                both = fit.moments.inputs[:existing, :existing] + held.moments.inputs[:existing, :existing]
-                self.known[name] = Known(both / (fit.moments.rows + held.moments.rows), ledger.factor)
+            ledgers[name] = ledger = Ledger(fit, held, existing, self._shared.get(name))
+            if name in self._data and fit.moments.rows + held.moments.rows > existing:
+                self.known.setdefault(name, ledger.factor)
             if "prune" in self.moves and columns.spaces:
-                both = _existing(self._fit[name].moments + self._held[name].moments, self._existing[name])
-                pruning[name] = PruningLedger(both, _weight(self.model, name), ledger.step)
+                pruning[name] = PruningLedger(ledger.factor, ledger.after(_weight(self.model, name)), ledger.locations)
         return Menu(
             self.model, self.structure, self._draw, ledgers, pruning, self._columns,
             limit=self._limit_sum / self.samples, samples=samples, budget=budget,
@@ -152,11 +143,11 @@ class Survey:
         with torch.no_grad(), evaluating(self.model), reading(self.model, names) as seen:
             output = forward(self.model, few)
         loss = float(self.metric.loss(output, targets[:LOOK]))
-        x = {name: _flat(pair[0]) for name, pair in seen.items()}
+        x, z = ({name: _flat(pair[side]) for name, pair in seen.items()} for side in (0, 1))
         widen, layers = {}, {}
         if "width" in self.moves:
             for space in self.structure.spaces:
-                widen[space.name] = draw_units(self.model, space, x, self.proposals, self.generator)
+                widen[space.name] = draw_units(self.model, space, x, z, self.proposals, self.generator)
         if "depth" in self.moves:
             for found in _open_sites(self.model, self.structure):
                 site = replace(found, activation=self.proposals.activation or found.activation)
@@ -179,27 +170,23 @@ class Survey:
             self._outputs[name], _ = self._places(draw, name, "producer", rows)
             place, taken = self._places(draw, name, "consumer", size)
             wide = 0
-            bias = [torch.tensor([len(place)])] if linear.bias is not None else []
-            order, columns = [place[:size], *bias], Columns()
-            existing = size + len(bias)
+            order, columns = [place[:size]], Columns()
             for space_name, units, offset, positions in taken:
                 order.append(place[offset : offset + positions])
                 columns.spaces[space_name] = torch.arange(wide, wide + positions).view(units, -1)
                 wide += positions
-            virtual = len(place) + len(bias)
             for layer in draw.layers.get(name, ()):
-                number = layer.columns
-                order.append(torch.arange(virtual, virtual + number))
-                columns.layers.append(torch.arange(wide, wide + number).view(-1, layer.columns_per_unit))
-                virtual, wide = virtual + number, wide + number
-            self._order[name], self._columns[name], self._existing[name] = torch.cat(order), columns, existing
+                columns.layers.append(torch.arange(wide, wide + layer.columns).view(-1, layer.columns_per_unit))
+                wide += layer.columns
+            self._order[name], self._columns[name] = torch.cat(order), columns
+            self._existing[name] = size + (linear.bias is not None)
 
     def _ascended(self, draw: Draw, inputs: Inputs, targets: Tensor, weights: Tensor | None) -> Draw:
         """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""
         half = len(targets) // 2
         part = tuple(x[:half] for x in inputs) if isinstance(inputs, tuple) else inputs[:half]
         reads = {
-            name: {space: self._order[name][self._existing[name] + read] for space, read in columns.spaces.items()}
+            name: {space: self._order[name][self._old_columns(name) + read] for space, read in columns.spaces.items()}
             for name, columns in self._columns.items()
         }
         if weights is not None:
@@ -220,49 +207,47 @@ class Survey:
         return (place[:size] if role == "producer" else place), taken
 
     def _trial(self, draw: Draw, inputs: Inputs) -> nn.Module:
-        """A copy of the model in which all candidate units are dormant: it computes the same function."""
+        """A copy of the model in which all candidate units are dormant: it computes the same function.
+
+        Made anew when the model has changed since the last batch, as it does where batches are seen while training.
+        """
         if not draw.widen:
             return self.model
-        trial = copy.deepcopy(self.model)
-        calibrate(trial, carry_out(trial, list(draw.widen.values()), self.structure), inputs)
-        return trial
+        state = fingerprint([*self.model.parameters(), *self.model.buffers()])
+        if self._copy is None or state != self._copy[0]:
+            trial = copy.deepcopy(self.model)
+            carry_out(trial, list(draw.widen.values()), self.structure, probe=inputs)
+            self._copy = state, trial
+        return self._copy[1]
 
     def _gather(self, name: str, rows: Rows, weights: Tensor | None, count: int) -> None:
         """Add one batch's rows to the two folds' moments."""
-        a = rows.a
         assert self._draw is not None
-        layers = self._draw.layers.get(name, ())
-        if layers:
-            x = a[:, : self.model.get_submodule(name).weight.shape[1]]  # type: ignore[index, union-attr]
-            if self._columns[name].spaces:
-                x = a[:, self._order[name][: x.shape[1]]]
-            with torch.no_grad():
-                a = torch.cat([a, *(layer.features(x) for layer in layers)], 1)
+        x, size, order = rows.x, self._old_columns(name), self._order[name]
+        if not torch.equal(order, torch.arange(len(order))):
+            x = x[:, order]
+        old, new = x[:, :size], x[:, size:]
+        with torch.no_grad():
+            layers = [layer.features(old) for layer in self._draw.layers.get(name, ())]
+        constant = [x.new_ones(len(x), 1)] if rows.bias else []
+        a = torch.cat([old, *constant, new, *layers], 1)
         dz, s = (_take(values, self._outputs[name]) for values in (rows.dz, rows.s))
         half = count // 2 * rows.locations
         row_weights = None if weights is None else weights.repeat_interleave(rows.locations).to(a)
-        order = self._order[name]
-        ordered = torch.equal(order, torch.arange(a.shape[1]))
         if rows.data:
             self._data.add(name)
-        known = self.known[name].moment if ordered and name in self.known else None
+        known = self._existing[name] if name in self._shared else 0
         for fold, part in ((self._fit, slice(0, half)), (self._held, slice(half, None))):
             found = moments(
                 a[part], dz[part], s[part], locations=rows.locations,
                 weights=None if row_weights is None else row_weights[part], known=known,
             )  # fmt: skip
-            kept = a[part][:ROWS]
-            if not ordered:
-                found = Moments(
-                    found.rows, found.locations, found.inputs[order][:, order], found.cross[:, order], found.outputs
-                )
-                kept = kept[:, order]
-            kept_s = s[part][:ROWS]
+            kept, kept_s = a[part][:ROWS], s[part][:ROWS]
             fold[name] = fold[name].more(found, kept, kept_s) if name in fold else Fold(found, kept, kept_s)
 
-
-def _existing(both: Moments, c: int) -> Moments:
-    return Moments(both.rows, both.locations, both.inputs[:c, :c], both.cross[:, :c], both.outputs)
+    def _old_columns(self, name: str) -> int:
+        """Number of inputs of a map in the model as it is."""
+        return int(self.model.get_submodule(name).weight.shape[1])  # type: ignore[union-attr, index, arg-type]
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
@@ -284,6 +269,10 @@ def _take(values: Tensor, columns: Tensor) -> Tensor:
     """Those columns; without a copy where they are the first ones."""
     count = len(columns)
     return values[:, :count] if int(columns[-1]) == count - 1 else values[:, columns]
+
+
+def _shuffled(x: Tensor, order: Tensor) -> Tensor:
+    return x.index_select(0, order.to(x.device))
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -25,18 +25,25 @@ class Rows:
     """Rows of one linear map, sample-major: (samples * locations, ...).
 
     Attributes:
-        a: inputs with a trailing 1 where the map has a bias, (rows, c).
+        x: inputs, (rows, in).
+        bias: whether the map has a bias.
         dz: gradient of each sample's loss with respect to the map's output, true targets, (rows, m).
         s: curvature-propagated random signs at the map's output, E[s s^T] = S, (rows, m).
         locations: rows per sample.
         data: whether the map reads the model's inputs themselves, so that the moment of a is a statistic of the data.
     """
 
-    a: Tensor
+    x: Tensor
+    bias: bool
     dz: Tensor
     s: Tensor
     locations: int
     data: bool
+
+    @property
+    def a(self) -> Tensor:
+        """Inputs with a trailing 1 where the map has a bias, (rows, c)."""
+        return torch.cat([self.x, self.x.new_ones(len(self.x), 1)], 1) if self.bias else self.x
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,15 +151,11 @@ def capture(
         bias = model.get_submodule(name).bias is not None
         x = seen[name][0].detach()
         locations, data = z.numel() // z.shape[-1] // samples, x.untyped_storage().data_ptr() in given
-        rows[name] = Rows(_rows(x, bias), _rows(gradient), _rows(probe), locations, data)
+        rows[name] = Rows(_rows(x), bias, _rows(gradient), _rows(probe), locations, data)
     return Capture(rows, loss, float(metric.bound(y, targets, weights)), y)
 
 
-def _rows(tensor: Tensor, homogeneous: bool = False) -> Tensor:
-    """(samples, ..., d) as rows of at least float32, with a trailing 1 if asked."""
+def _rows(tensor: Tensor) -> Tensor:
+    """(samples, ..., d) as rows of at least float32."""
     rows = tensor.reshape(-1, tensor.shape[-1])
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        rows = rows.float()
-    if homogeneous:
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-    return rows
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows

@@ -26,7 +26,8 @@ class Moments:
     Attributes:
         rows: number of rows summed (weighted by the samples' weights).
         locations: rows per sample.
-        inputs: sum of a a^T, (c, c).
+        inputs: sum of a a^T, (c, c); where the mutual moment of the first k columns is known already, without these
+            columns, (c, c - k).
         cross: sum of dz a^T, (m, c).
         outputs: sum of s s^T, (m, m).
     """
@@ -53,18 +54,18 @@ class Moments:
 
     @property
     def A(self) -> Tensor:  # noqa: N802 - the method's own letter
-        """E[a a^T], (c, c), float64."""
-        return self.inputs.double() / self.rows
+        """E[a a^T], (c, c) or (c, c - k), float64."""
+        return _mean(self.inputs, self.rows)
 
     @property
     def G(self) -> Tensor:  # noqa: N802
         """E[dz a^T], (m, c), float64."""
-        return self.cross.double() / self.rows
+        return _mean(self.cross, self.rows)
 
     @property
     def S(self) -> Tensor:  # noqa: N802
         """E[s s^T], (m, m), float64."""
-        return self.outputs.double() / self.rows
+        return _mean(self.outputs, self.rows)
 
 
 def moments(
@@ -74,7 +75,7 @@ def moments(
     *,
     locations: int = 1,
     weights: Tensor | None = None,
-    known: Tensor | None = None,
+    known: int = 0,
 ) -> Moments:
     """Sum the outer products of rows a (rows, c), dz (rows, m) and s (rows, m).
 
@@ -85,26 +86,24 @@ def moments(
         locations: rows per sample.
         weights: (rows,) the samples' weights; dz and s carry theirs already (a weight enters a gradient once and a curvature
             once), so only the input moment is weighted here, and a weight of zero is a missing row.
-        known: (k, k) E[a a^T] of the first k columns where it is known already; it is then not computed again.
+        known: k, the number of first columns whose mutual moment is known already and is left out.
     """
     weighted = a if weights is None else a * weights[:, None]
     rows = float(len(a)) if weights is None else float(weights.sum())
-    if known is None:
-        inputs = weighted.mT @ a
-    else:
-        k = len(known)
-        inputs = a.new_empty(a.shape[1], a.shape[1])
-        inputs[:, k:] = weighted.mT @ a[:, k:]
-        inputs[k:, :k] = inputs[:k, k:].mT
-        inputs[:k, :k] = known * rows
-    return Moments(rows, locations, inputs, dz.mT @ a, s.mT @ s)
+    return Moments(rows, locations, weighted.mT @ a[:, known:], dz.mT @ a, s.mT @ s)
+
+
+def _mean(total: Tensor, rows: float) -> Tensor:
+    """In float64 with one pass over memory; never the sum itself."""
+    return total.to(torch.float64, copy=True).div_(rows)
 
 
 def damped(matrix: Tensor, damping: float = DAMPING) -> Tensor:
     """`matrix` (..., d, d) in float64 with `damping` times its mean diagonal added to the diagonal."""
-    matrix = matrix.double()
-    level = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30) * damping
-    return matrix + torch.diag_embed(level[..., None].expand(matrix.shape[:-1]))
+    matrix = matrix.to(torch.float64, copy=True)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    diagonal += diagonal.mean(-1, keepdim=True).clamp_min(1e-30) * damping
+    return matrix
 
 
 def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
@@ -115,7 +114,8 @@ def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
     """
     for attempt in range(5):
         factor, info = torch.linalg.cholesky_ex(damped(matrix, damping * 10**attempt))
-        if not info.any() and torch.isfinite(factor).all():
+        # a NaN anywhere in a row of the matrix reaches that row's pivot
+        if not info.any() and torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all():
             return factor
     if not torch.isfinite(matrix).all():
         raise SennError("a curvature factor holds NaN or infinity: the network or its loss has diverged")
@@ -124,7 +124,7 @@ def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
 
 def solve(factor: Tensor, right: Tensor) -> Tensor:
     """M^-1 right, for the lower Cholesky factor of M (..., d, d) and right (..., d, n), float64."""
-    return torch.cholesky_solve(right.double(), factor)
+    return torch.linalg.solve_triangular(factor.mT, whiten(factor, right), upper=True)
 
 
 def whiten(factor: Tensor, right: Tensor) -> Tensor:
