@@ -270,8 +270,9 @@ class NaturalGradient(torch.optim.Optimizer):
         change = again() - loss + _penalty(trained, decay) - penalty
         predicted = model.change(largest)
         self.reduction_ratio = change / predicted if predicted else math.nan
-        # Rounding of the loss itself is no rise.
-        self.rejected = not change <= 10 * torch.finfo(torch.float32).eps * abs(loss)
+        # Rounding of the loss itself is no rise, and nothing to learn a damping from.
+        rounding = 10 * torch.finfo(step[0].dtype).eps * abs(loss)
+        self.rejected = not change <= rounding
         if self.rejected:
             for parameter, value in zip(trained, old, strict=True):
                 parameter.copy_(value)
@@ -280,6 +281,8 @@ class NaturalGradient(torch.optim.Optimizer):
             return
         for parameter, change_ in zip(trained, step, strict=True):
             self._velocity(parameter).copy_(change_)
+        if -predicted <= rounding:
+            return
         if self.reduction_ratio > 0.75:
             self._damp(_LM_RATE)
         elif self.reduction_ratio < 0.25:
@@ -311,6 +314,7 @@ class NaturalGradient(torch.optim.Optimizer):
         curvature = {
             "damping": self.damping,
             "steps": self._steps,
+            "rejected": self.rejected,
             "generator": self._generator.get_state(),
             "blocks": self._kfac.state(),
         }
@@ -325,6 +329,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._kfac.load(curvature["blocks"])
         self.damping = curvature["damping"]
         self._steps = curvature["steps"]
+        self.rejected = curvature["rejected"]
         self._generator.set_state(curvature["generator"])
 
 
