@@ -11,7 +11,7 @@ from senn import scores
 from senn.errors import SennError
 from senn.policy import Budget, Candidate, PaperPolicy, PricePolicy
 
-BASE = Candidate("widen", "body.0", "", 1, 3, 10, 0.1, 0.1, 0.1, 0.2, 1.0, 1000)
+BASE = Candidate("widen", "body.0", "", 1, 3, 10, 0.1, 0.1, 0.1, 0.0, 0.2, 1.0, 1000)
 
 
 @settings(max_examples=300, deadline=None)
@@ -69,6 +69,12 @@ def test_price_is_kappa_q_over_n_and_counts_held_out_gain():
     assert policy.choose([replace(BASE, gain=0.0, heldout=0.0201)], []) is not None
 
 
+def test_a_promise_counts_less_its_standard_errors():
+    lucky = replace(BASE, heldout=0.05, error=0.04)
+    assert PricePolicy(kappa=1.0, confidence=0.0).choose([lucky], []) is lucky
+    assert PricePolicy(kappa=1.0, confidence=1.0).choose([lucky], []) is None
+
+
 def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
     first, second = replace(BASE, heldout=0.5), replace(BASE, place="body.2", heldout=0.9)
     policy = PricePolicy(kappa=1.0)
@@ -89,7 +95,7 @@ def test_hysteresis_what_has_just_been_bought_is_not_sold():
 @settings(max_examples=100, deadline=None)
 @given(gain=st.floats(0, 1), kappa=st.floats(0.01, 10), hysteresis=st.floats(0, 0.99))
 def test_no_gain_is_both_bought_and_sold(gain, kappa, hysteresis):
-    policy = PricePolicy(kappa, hysteresis)
+    policy = PricePolicy(kappa, hysteresis=hysteresis)
     buy = policy.choose([replace(BASE, heldout=gain)], [])
     sell = policy.choose([replace(BASE, kind="prune", parameters=-10, gain=-gain)], [])
     assert buy is None or sell is None

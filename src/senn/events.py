@@ -28,6 +28,7 @@ class GrowthEvent:
         gain: exact gain in eta; minus the cost, for pruning.
         bound: lower bound of the gain (Theorem 3.2).
         heldout: held-out gain in eta.
+        error: its standard error.
         promised: decrease of the loss that the policy counted on (half the held-out gain); negative for pruning.
         price: what it had to promise at least.
         eta_before: expansion score of the network before.
@@ -51,6 +52,7 @@ class GrowthEvent:
     gain: float
     bound: float
     heldout: float
+    error: float
     promised: float
     price: float
     eta_before: float

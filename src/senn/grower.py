@@ -222,6 +222,7 @@ class Grower:
                     first.kind, first.place, first.detail, before.get(first.place, 0) if first.kind != "insert" else 0,
                     last.width, sum(c.units for c in group), sum(c.parameters for c in group),
                     sum(c.gain for c in group), sum(c.bound for c in group), sum(c.heldout for c in group),
+                    sum(c.error**2 for c in group) ** 0.5,
                     promised, price, eta_before, menu.eta, first.limit, survey.probe_loss_before, loss_after,
                     receipt.output_change or 0.0, self.architecture, self.rounds, _undo=undo,
                 )

@@ -41,18 +41,21 @@ class Fold:
         moments: over [a_c | a_p].
         a: some of its rows [a_c | a_p], (n, c + P).
         s: the same rows' curvature-propagated signs, (n, m).
+        dz: the same rows' output gradients, (n, m).
     """
 
     moments: Moments
     a: Tensor
     s: Tensor
+    dz: Tensor
 
-    def more(self, moments: Moments, a: Tensor, s: Tensor) -> Fold:
+    def more(self, moments: Moments, a: Tensor, s: Tensor, dz: Tensor) -> Fold:
         """With further samples; rows are kept up to `ROWS`."""
         room, total = ROWS - len(self.a), self.moments + moments
         if room <= 0:
-            return Fold(total, self.a, self.s)
-        return Fold(total, torch.cat([self.a, a[:room]]), torch.cat([self.s, s[:room]]))
+            return Fold(total, self.a, self.s, self.dz)
+        rows = (torch.cat([old, new[:room]]) for old, new in ((self.a, a), (self.s, s), (self.dz, dz)))
+        return Fold(total, *rows)
 
 
 class Ledger:
@@ -74,6 +77,7 @@ class Ledger:
     def __init__(self, fit: Fold, held: Fold, existing: int, factor: Tensor | None = None) -> None:
         both = fit.moments + held.moments
         self.locations = both.locations
+        self.held_samples = max(held.moments.rows / both.locations, 1.0)
         self.whitener = cholesky(both.S, DAMPING)
         A, G = both.A, both.G
         candidates = len(A) - existing
@@ -107,8 +111,8 @@ class Ledger:
         a = torch.cat(rows) if rows else predict.new_empty(0, len(self.level))
         residual = (a.mT @ a).double() / len(a) if by_rows else A[c:, cut:] - predict.mT @ A[:c, cut:]
         cross = whiten(self.whitener, G[:, c:] - G[:, :c] @ predict)
-        s = torch.cat([fold.s for fold in folds]) if folds else G.new_empty(0, len(G))
-        return Account(residual + torch.diag(self.level), cross, a, s)
+        s, dz = (folds[0].s, folds[0].dz) if len(folds) == 1 else (G[:0], G[:0])
+        return Account(residual + torch.diag(self.level), cross, a, s, dz)
 
     def after(self, weight: Tensor) -> Tensor:
         """L^T times the weights [W | b] (m, c) less their natural step, S = L L^T: where they are going, whitened."""
@@ -123,14 +127,14 @@ class Ledger:
         """Lower bound D' of each group (Theorem 3.2), see `scores.width_gain_bound`; residuals include what is accepted."""
         return self._quadratic(self.raw + torch.diag(self.level), columns, onto)
 
-    def heldout(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
-        """Held-out gain of each group: fitted in direction and length on one fold, valued on the other (`scores`)."""
+    def heldout(self, columns: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Held-out gain of each group and its standard error: a step fitted on one fold, valued on the other (`scores`)."""
         cross = _projected(_gather(self.fit.cross, columns), onto)
         step = _divide(cross, _blocks(self.fit.residual, columns))
         return self._value(step, (step * cross).sum((-2, -1)), (step * _gather(self.held.cross, columns)).sum((-2, -1)), columns)
 
-    def diagonal(self, columns: Tensor, through: Tensor) -> tuple[float, float]:
-        """Gain and held-out gain of parameters that enter z through fixed columns (`scores.diagonal_gain`).
+    def diagonal(self, columns: Tensor, through: Tensor) -> tuple[float, float, float]:
+        """Gain, held-out gain and its standard error of parameters that enter z through fixed columns (`scores.diagonal_gain`).
 
         Args:
             columns: (q,) their features.
@@ -148,7 +152,8 @@ class Ledger:
         values = solve(cholesky(curvature(self.fit), DAMPING), gradient(self.fit)[:, None])[:, 0]
         step = (through * values)[None]
         linear = [(values @ gradient(account))[None] for account in (self.fit, self.held)]
-        return gain, float(self._value(step, *linear, columns[None])[0])
+        value, error = self._value(step, *linear, columns[None])
+        return gain, float(value), float(error)
 
     def accept(self, columns: Tensor, onto: Tensor | None = None) -> None:
         """Count these columns (p,) as part of the map from now on."""
@@ -159,14 +164,21 @@ class Ledger:
         """A ledger to try acceptances on: tensors are replaced, never written to, so a shallow copy is enough."""
         return copy.copy(self)
 
-    def _value(self, step: Tensor, fitted: Tensor, held: Tensor, columns: Tensor) -> Tensor:
-        """2 t <g_held, d> - t^2 d^T F_held d, the length t (at most K-FAC's own, 1) fitted on the other fold."""
+    def _value(self, step: Tensor, fitted: Tensor, held: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """2 t <g_held, d> - t^2 d^T F_held d, the length t (at most K-FAC's own, 1) fitted on the other fold.
+
+        The standard error is that of the mean over the held-out samples.
+        """
         groups, m, p = step.shape
         flat = step.movedim(1, 0).reshape(m, groups * p)
         flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)
-        on_fit, on_held = (account.curvature(flat, columns) for account in (self.fit, self.held))
-        length = fitted / torch.maximum(on_fit, fitted).clamp_min(1e-30)
-        return self.locations * (2 * length * held - length.square() * on_held)
+        on_fit, on_held = (account.along(account.s, flat, columns).square() for account in (self.fit, self.held))
+        length = fitted / torch.maximum(on_fit.mean(0).double(), fitted).clamp_min(1e-30)
+        value = 2 * length * held - length.square() * on_held.mean(0)
+        rows = 2 * length * self.held.along(self.held.dz, flat, columns) - length.square() * on_held
+        samples = rows.unflatten(0, (-1, self.locations)).mean(1)
+        error = samples.std(0, correction=0) / self.held_samples**0.5
+        return self.locations * value, self.locations * error
 
     def _quadratic(self, moment: Tensor, columns: Tensor, onto: Tensor | None) -> Tensor:
         """Tr(C M^-1 C^T) of each group, C on all samples."""
@@ -185,12 +197,14 @@ class Account:
         cross: (m, P) L^-1 E[d_r a_p^T].
         a: rows of residual activations, (n, P); none are kept for all samples together.
         s: the same rows' signs, (n, m).
+        dz: the same rows' output gradients, (n, m).
     """
 
     residual: Tensor
     cross: Tensor
     a: Tensor
     s: Tensor
+    dz: Tensor
 
     def without(self, columns: Tensor) -> Account:
         """After these columns are part of the map: one step of block elimination."""
@@ -200,12 +214,13 @@ class Account:
             self.cross - self.cross[:, columns] @ taken.mT,
             self.a - self.a[:, columns] @ taken.mT.to(self.a.dtype),
             self.s,
+            self.dz,
         )
 
-    def curvature(self, step: Tensor, columns: Tensor) -> Tensor:
-        """E[(s^T d a_p)^2] over the rows, for steps d (m, groups * p) of the groups of columns (groups, p)."""
-        through = (self.s @ step.to(self.s.dtype)).view(len(self.s), *columns.shape)
-        return (through * self.a[:, columns]).sum(-1).square().mean(0).double()
+    def along(self, rows: Tensor, step: Tensor, columns: Tensor) -> Tensor:
+        """r^T d a_p of each row r (n, m), for steps d (m, groups * p) of the groups of columns (groups, p): (n, groups)."""
+        through = (rows @ step.to(rows.dtype)).view(len(rows), *columns.shape)
+        return (through * self.a[:, columns]).sum(-1)
 
 
 def _gather(cross: Tensor, columns: Tensor) -> Tensor:

@@ -193,10 +193,10 @@ class Menu:
         weight = self.model.get_submodule(site).weight.detach().double()  # type: ignore[union-attr, operator]
         mixed = ledger.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())  # type: ignore[operator]
         through = mixed.repeat_interleave(columns.shape[1], 1)
-        gain, heldout = ledger.diagonal(columns.flatten(), through)
+        gain, heldout, error = ledger.diagonal(columns.flatten(), through)
         candidate = Candidate(
             "insert", site, layer.name, layer.site.features, layer.site.features, layer.parameters(), gain, gain,
-            heldout, self.eta, self.limit, self.samples,
+            heldout, error, self.eta, self.limit, self.samples,
         )  # fmt: skip
         return Option(candidate, (), number)
 
@@ -238,7 +238,7 @@ class Menu:
     def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, width: int) -> Option:
         candidate = Candidate(
             "prune", space.name, "units " + ", ".join(map(str, units)), len(units), width,
-            -len(units) * self.per_unit[space.name], -cost, -cost, -cost, self.eta, self.limit, self.samples,
+            -len(units) * self.per_unit[space.name], -cost, -cost, -cost, 0.0, self.eta, self.limit, self.samples,
         )  # fmt: skip
         return Option(candidate, units)
 
@@ -255,39 +255,50 @@ class Menu:
 Group = tuple[Ledger, Tensor, Tensor | None]
 
 
-def _best(groups: list[Group], units: int, accepted: Sequence[int]) -> list[tuple[tuple[int, ...], float, float, float]]:
-    """Greedy choices of `units` more units, once by held-out gain and once by the bound: (units, gain, bound, held-out)."""
-    found: list[tuple[tuple[int, ...], float, float, float]] = []
+def _best(groups: list[Group], units: int, accepted: Sequence[int]) -> list[Choice]:
+    """Greedy choices of `units` more units: once by held-out gain less its standard error, once by the bound."""
+    found: list[Choice] = []
     left = torch.tensor([unit for unit in range(len(groups[0][1])) if unit not in accepted])
     if len(left) < units:
         return found
-    scores = _scores(groups, left)
-    for key in ("heldout", "bound"):
-        chosen = [int(scores[key].argmax())]
-        totals = [float(scores[name][chosen[0]]) for name in _FIGURES]
+    first = _figures(groups, left)
+    for key in (_sure, _bound):
+        chosen = [int(key(first).argmax())]
+        totals = first[:, chosen[0]]
         trial = [(ledger.clone(), columns, onto) for ledger, columns, onto in groups] if units > 1 else []
         for _ in range(units - 1):
             for ledger, columns, onto in trial:
                 ledger.accept(columns[left[chosen[-1]]], onto)
-            again = _scores(trial, left)
-            again[key][chosen] = -torch.inf
-            chosen.append(int(again[key].argmax()))
-            totals = [total + float(again[name][chosen[-1]]) for total, name in zip(totals, _FIGURES, strict=True)]
+            again = _figures(trial, left)
+            worth = key(again)
+            worth[chosen] = -torch.inf
+            chosen.append(int(worth.argmax()))
+            totals = totals + again[:, chosen[-1]]
         picked = tuple(int(unit) for unit in left[chosen])
         if not found or found[0][0] != picked:
-            found.append((picked, *totals))
+            found.append((picked, *(float(total) for total in totals)))
     return found
 
 
-_FIGURES = ("gain", "bound", "heldout")
+Choice = tuple[tuple[int, ...], float, float, float, float]
+"""Units, and their gain, bound, held-out gain and its standard error."""
 
 
-def _scores(groups: list[Group], units: Tensor) -> dict[str, Tensor]:
-    """Each figure of each unit, summed over the maps that read it."""
-    return {
-        name: torch.stack([getattr(ledger, name)(columns[units], onto) for ledger, columns, onto in groups]).sum(0)
-        for name in _FIGURES
-    }
+def _figures(groups: list[Group], units: Tensor) -> Tensor:
+    """Gain, bound, held-out gain and its standard error of each unit, (4, units), summed over the maps that read it."""
+    total = torch.zeros(4, len(units), dtype=torch.float64)
+    for ledger, columns, onto in groups:
+        taken = columns[units]
+        total += torch.stack([ledger.gain(taken, onto), ledger.bound(taken, onto), *ledger.heldout(taken, onto)])
+    return total
+
+
+def _sure(figures: Tensor) -> Tensor:
+    return figures[2] - figures[3]
+
+
+def _bound(figures: Tensor) -> Tensor:
+    return figures[1].clone()
 
 
 def select(move: Widen, units: Sequence[int]) -> Widen:

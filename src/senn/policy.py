@@ -31,6 +31,7 @@ class Candidate:
         gain: exact K-FAC gain in eta (negative for pruning: minus the cost).
         bound: lower bound of the gain (Theorem 3.2); equal to `gain` where there is none.
         heldout: gain of a step fitted on one half of the samples, valued on the other.
+        error: standard error of `heldout` over the samples that it was valued on.
         eta: the network's expansion score now, accepted candidates of this round included.
         limit: lambda, what eta cannot exceed.
         samples: number of training samples, for the price.
@@ -45,6 +46,7 @@ class Candidate:
     gain: float
     bound: float
     heldout: float
+    error: float
     eta: float
     limit: float
     samples: int
@@ -117,14 +119,18 @@ class PaperPolicy:
 
 @dataclass(frozen=True)
 class PricePolicy:
-    """A price per parameter: q new parameters must promise more than kappa q / N nats on held-out samples.
+    """A price per parameter: q new parameters must surely promise more than kappa q / N nats on held-out samples.
 
     kappa = 1 is Akaike's price, ln(N) / 2 the description length's. Half the *held-out* gain is compared with it, so a
     promise that comes from fitting noise buys nothing. A unit goes when it is worth less than `hysteresis` times the
     price at which it would be bought again.
 
+    The best of many candidates is partly the luckiest one, the more so the fewer and noisier the samples, so a promise counts
+    less `confidence` standard errors.
+
     Args:
         kappa: price of one parameter, in nats times training samples.
+        confidence: standard errors taken off a promise, at least 0.
         hysteresis: fraction of the price below which a unit is sold, below 1.
 
     Raises:
@@ -132,10 +138,12 @@ class PricePolicy:
     """
 
     kappa: float = 0.3
-    hysteresis: float = 0.3
+    confidence: float = 1.0
+    hysteresis: float = 0.1
 
     def __post_init__(self) -> None:
         _check("kappa", self.kappa, 0.0, math.inf)
+        _check("confidence", self.confidence, -1e-300, math.inf)
         _check("hysteresis", self.hysteresis, -1e-300, 1.0)
 
     def price(self, parameters: int, samples: int) -> float:
@@ -147,7 +155,7 @@ class PricePolicy:
         price = self.price(candidate.parameters, candidate.samples)
         if candidate.kind == "prune":
             return candidate.gain / 2 - self.hysteresis * price
-        return candidate.heldout / 2 - price
+        return (candidate.heldout - self.confidence * candidate.error) / 2 - price
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The candidate with the largest net value above zero.

@@ -242,8 +242,8 @@ class Survey:
                 a[part], dz[part], s[part], locations=rows.locations,
                 weights=None if row_weights is None else row_weights[part], known=known,
             )  # fmt: skip
-            kept, kept_s = a[part][:ROWS], s[part][:ROWS]
-            fold[name] = fold[name].more(found, kept, kept_s) if name in fold else Fold(found, kept, kept_s)
+            kept = a[part][:ROWS], s[part][:ROWS], dz[part][:ROWS]
+            fold[name] = fold[name].more(found, *kept) if name in fold else Fold(found, *kept)
 
     def _old_columns(self, name: str) -> int:
         """Number of inputs of a map in the model as it is."""

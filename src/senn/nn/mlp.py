@@ -42,6 +42,8 @@ class MLP(nn.Module):
             takes `num_parameters` (Rational, PReLU) gets the layer's width.
         norm: `"batch"` or None.
         dropout: probability in [0, 1) with which a hidden unit is dropped in training.
+        shortcut: whether the inputs also reach the outputs through one linear map of their own, `shortcut`, that starts at
+            zero; hidden units are then left with what is not linear. Needs a hidden layer.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class MLP(nn.Module):
         activation: Activation = "relu",
         norm: str | None = None,
         dropout: float = 0.0,
+        shortcut: bool = False,
     ) -> None:
         super().__init__()
         _check(in_features, hidden, out_features, norm, dropout)
@@ -68,6 +71,10 @@ class MLP(nn.Module):
             width = wider
         layers.append(nn.Linear(width, out_features))
         self.body = nn.Sequential(*layers)
+        self.shortcut: nn.Linear | None = None
+        if shortcut and hidden:
+            self.shortcut = nn.Linear(in_features, out_features, bias=False)
+            nn.init.zeros_(self.shortcut.weight)
 
     @property
     def hidden(self) -> tuple[int, ...]:
@@ -78,7 +85,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The outputs, (..., out_features), without a final activation."""
         output: Tensor = self.body(x)
-        return output
+        return output if self.shortcut is None else output + self.shortcut(x)
 
 
 def _check(in_features: int, hidden: Sequence[int], out_features: int, norm: str | None, dropout: float) -> None:
