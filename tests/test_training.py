@@ -120,16 +120,27 @@ def test_the_best_epoch_is_kept():
     x, y = blobs()
     run = fit(x, y, replace(FIXED, epochs=12, patience=3, rounds_until=0.0), validation=(x, (y + 1) % 3))
     assert run.best_epoch == 0
-    assert run.history[-1]["epochs"] == 3
+    assert run.history[-1]["epochs"] == 5  # three of patience make two thirds, the rest is the tail
+    assert run.history[4]["lr"] < run.history[2]["lr"] == 5e-3
     assert "no better validation loss" in run.history[-1]["reason"]
     assert torch.equal(run.model(x), torch.zeros(len(x), 3))
     assert run.validation["loss"] == pytest.approx(math.log(3), rel=1e-6)
 
 
-def test_no_early_stop_while_the_net_may_grow():
+def test_the_best_epoch_by_accuracy_or_by_loss():
+    x, y = blobs()
+    for monitor, figure, best in (("loss", "validation_loss", min), ("score", "validation_score", max)):
+        run = fit(x, y, replace(FIXED, epochs=10, lr=0.05, monitor=monitor))
+        figures = [record[figure] for record in run.history if record["event"] == "epoch"]
+        assert figures[run.best_epoch - 1] == best(figures)
+
+
+def test_a_run_is_not_cut_short_while_the_net_may_grow():
     x, y = blobs()
     run = fit(x, y, replace(FIXED, epochs=12, patience=3, rounds_until=0.5), validation=(x, (y + 1) % 3))
-    assert run.history[-1]["epochs"] == 6
+    assert run.history[-1]["epochs"] == 9
+    cosine = replace(FIXED, epochs=12, patience=3, rounds_until=0.5, schedule="cosine")
+    assert fit(x, y, cosine, validation=(x, (y + 1) % 3)).history[-1]["epochs"] == 6
 
 
 def test_without_validation_rows_the_last_epoch_is_kept():

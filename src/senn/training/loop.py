@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -93,10 +93,6 @@ class _Best:
     epoch: int
     validation: dict[str, float]
 
-    @property
-    def loss(self) -> float:
-        return self.validation.get("loss", math.inf)
-
 
 class _Training:
     """One run of `train`: its state between epochs."""
@@ -116,8 +112,12 @@ class _Training:
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
         self.plan: Plan = recipe.plan(len(rows))
         self.learner = Learner(model, recipe, task, samples=len(rows))
+        # An accuracy says more than a loss about what is asked for, but only where enough rows are counted.
+        large = held_out is not None and len(held_out) >= 1000
+        self.monitor = recipe.monitor or ("score" if large else "loss")
         self.rounds = Rounds(recipe, self.plan.growth_end)
         self.step = self.epoch = 0
+        self.reason = "all epochs done"
         self.history: list[Record] = []
         self.growth: list[tuple[GrowthEvent, Record]] = []
         self.best = _Best(copy.deepcopy(model), 0, self.validate(model))
@@ -125,20 +125,18 @@ class _Training:
     def run(self) -> Run:
         """All epochs, until one of the reasons to stop."""
         self.announce()
-        reason, interrupted = "all epochs done", False
+        interrupted = False
         try:
             while self.epoch < self.plan.epochs:
                 self.epoch += 1
-                stop = self.one_epoch()
-                if stop:
-                    reason = stop
+                if self.one_epoch():
                     break
         except KeyboardInterrupt:
-            reason, interrupted = "interrupted", True
-        return self.finish(reason, interrupted)
+            self.reason, interrupted = "interrupted", True
+        return self.finish(interrupted)
 
-    def one_epoch(self) -> str | None:
-        """One pass over the rows; why to stop, or None."""
+    def one_epoch(self) -> bool:
+        """One pass over the rows; whether to stop."""
         losses = []
         order = torch.randperm(len(self.rows), generator=self.generator)
         for batch in self.rows.take(order).batches(self.plan.batches):
@@ -173,20 +171,31 @@ class _Training:
                 callback.on_growth(record)
         return bool(events)
 
-    def end_epoch(self, train_loss: float) -> str | None:
-        """Validate, record, keep the best; why to stop, or None."""
+    def end_epoch(self, train_loss: float) -> bool:
+        """Validate, record, keep the best; whether to stop."""
         averaged = self.learner.averaged
         model = self.model if averaged is None or averaged.n_averaged == 0 else averaged.module
         figures = self.validate(model)
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
-            return f"the loss was not finite in epoch {self.epoch}; the net is the one of epoch {self.best.epoch}"
-        if figures.get("loss", -math.inf) < self.best.loss:
+            self.reason = f"the loss was not finite in epoch {self.epoch}; the net is that of epoch {self.best.epoch}"
+            return True
+        if not figures or _rank(figures, self.monitor) < _rank(self.best.validation, self.monitor):
             self.best = _Best(copy.deepcopy(model), self.epoch, figures)
         self.report(train_loss, figures)
-        growing = self.step < self.plan.growth_end
-        if figures and not growing and self.epoch - self.best.epoch >= self.plan.patience:
-            return f"no better validation loss for {self.plan.patience:g} epochs"
-        return None
+        stale = bool(figures) and self.epoch - self.best.epoch >= self.plan.patience
+        return stale and self.step >= self.plan.growth_end and self.cut_short()
+
+    def cut_short(self) -> bool:
+        """Let the learning rate fall from now on, as at the end of a shorter run; whether to stop instead."""
+        tail = self.recipe.tail
+        falls = self.recipe.schedule == "tail" and 0 < tail < 1
+        if falls and self.step >= (1 - tail) * self.plan.steps:
+            return False
+        self.reason = f"no better validation {self.monitor} for {self.plan.patience:g} epochs"
+        if falls:
+            epochs = math.ceil(self.epoch / (1 - tail))
+            self.plan = replace(self.plan, epochs=epochs, steps=epochs * self.plan.batches)
+        return not falls
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -241,7 +250,7 @@ class _Training:
         for callback in self.callbacks:
             callback.on_epoch(record)
 
-    def finish(self, reason: str, interrupted: bool) -> Run:
+    def finish(self, interrupted: bool) -> Run:
         """The result, from the best net."""
         for event, record in self.growth:  # what a move really brought is known only later
             record["realised"] = event.realised
@@ -265,7 +274,7 @@ class _Training:
             "seconds": run.seconds,
             "validation": dict(run.validation),
             "interrupted": interrupted,
-            "reason": reason,
+            "reason": self.reason,
         }
         self.history.append(record)
         for callback in self.callbacks:
@@ -276,6 +285,12 @@ class _Training:
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _rank(figures: dict[str, float], monitor: str) -> tuple[float, float]:
+    """Smaller is better: by loss, or by accuracy and among equals by loss."""
+    loss = figures.get("loss", math.inf)
+    return (-figures.get("accuracy", 0.0) if monitor == "score" else loss, loss)
 
 
 def _r2(output: Tensor, target: Tensor, weight: Tensor) -> float:

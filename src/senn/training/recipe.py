@@ -20,6 +20,7 @@ class Recipe:
 
     Attributes:
         hidden: widths of the hidden layers at the start.
+        shortcut: whether the inputs also reach the outputs through one linear map.
         activation: name of the activation (`relu`, `tanh`, `rational`, ...) or a module class.
         optimizer: a `torch.optim` class by name in any case (`adam`, `sgd`, ...) or `natural-gradient`.
         lr: peak learning rate; None for the optimizer's own default here.
@@ -35,8 +36,11 @@ class Recipe:
         tail: fraction of the steps over which the learning rate falls, and over which `swa` averages.
         validation_fraction: share of the rows held out for stopping; 0 for none.
         min_validation: below so many validation rows none are held out, and the last epoch is kept.
-        patience: epochs without a better validation loss before stopping, never while the net may still grow; None
-            for a fifth of the epochs, 10 at least; `math.inf` for never.
+        patience: epochs without a better validation figure until the run is cut short, never while the net may still
+            grow: the `tail` of the learning rate starts then, or, with other schedules, the run ends. None for a fifth
+            of the epochs, 10 at least; `math.inf` for never.
+        monitor: what makes an epoch the best: the validation `loss`, or the `score` (accuracy, among equals the loss;
+            for regression both are the same). None: the score if there are at least 1,000 validation rows.
         average: `ema` (every step), `swa` (every epoch of the tail) or None: average the weights.
         average_decay: of the exponential moving average.
         grow: False for a fixed net.
@@ -54,6 +58,7 @@ class Recipe:
     """
 
     hidden: tuple[int, ...] = (2,)
+    shortcut: bool = False
     activation: Any = "relu"
     optimizer: str = "adam"
     lr: float | None = None
@@ -69,6 +74,7 @@ class Recipe:
     validation_fraction: float = 0.1
     min_validation: int = 10
     patience: float | None = None
+    monitor: Literal["loss", "score"] | None = None
     average: Literal["ema", "swa"] | None = None
     average_decay: float = 0.99
     grow: bool = True
@@ -113,7 +119,7 @@ class Plan:
         epochs: passes over the data at most.
         batches: steps per epoch.
         steps: steps at most.
-        patience: epochs without improvement before stopping.
+        patience: epochs without improvement before the run is cut short.
         growth_end: step up to which the net may grow and stopping early is out of the question (for a fixed net
             too, so that both stop by one rule).
     """
@@ -167,7 +173,12 @@ def _check(recipe: Recipe) -> None:
         check_fraction(name, getattr(recipe, name))
     if not _is_number(recipe.rounds_stretch) or recipe.rounds_stretch < 1:
         raise SennError(f"rounds_stretch must be a number of at least 1, not {recipe.rounds_stretch!r}.")
-    for name, known in (("schedule", ("tail", "cosine", "constant")), ("average", ("ema", "swa", None))):
+    choices = {
+        "schedule": ("tail", "cosine", "constant"),
+        "average": ("ema", "swa", None),
+        "monitor": ("loss", "score", None),
+    }
+    for name, known in choices.items():
         if getattr(recipe, name) not in known:
             raise SennError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(recipe, name)!r}.")
 
