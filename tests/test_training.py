@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.errors import SennError, SurgeryError
 from senn.nn import MLP
 from senn.policy import PaperPolicy, PricePolicy
 from senn.training import Callback, Recipe, train
@@ -336,13 +336,21 @@ def test_policies_by_name():
 # -- natural gradient
 
 
-def test_natural_gradient_trains_and_refuses_weights():
+@pytest.mark.parametrize("weights", [False, True])
+def test_natural_gradient_trains_and_grows(weights):
     x, y = blobs()
-    recipe = replace(FIXED, optimizer="natural-gradient")
-    losses = [record["train_loss"] for record in fit(x, y, recipe).history if record["event"] == "epoch"]
-    assert losses[-1] < losses[0]
-    with pytest.raises(UnsupportedError, match="natural-gradient"):
-        fit(x, y, recipe, sample_weight=torch.rand(len(x)) + 0.5)
+    recipe = replace(GROWING, hidden=(1,), optimizer="natural-gradient")
+    run = fit(x, y, recipe, sample_weight=torch.rand(len(x)) + 0.5 if weights else None)
+    losses = [record["train_loss"] for record in run.history if record["event"] == "epoch"]
+    assert losses[-1] < losses[0] / 2
+    assert run.architecture[0] > 1
+
+
+def test_a_natural_gradient_that_is_not_finite_ends_the_run():
+    x, y = blobs()
+    run = fit(x, y, replace(FIXED, optimizer="natural-gradient", lr=1e30, optimizer_options={"norm_constraint": None}))
+    assert "not finite" in run.history[-1]["reason"]
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
 # -- rows as they come

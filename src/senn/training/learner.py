@@ -15,6 +15,7 @@ from senn.errors import SennError, UnsupportedError
 from senn.events import GrowthEvent
 from senn.grower import Grower
 from senn.nn import MLP
+from senn.optim import NaturalGradient
 from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.training.recipe import Recipe, Task
 
@@ -34,8 +35,8 @@ def loss_function(task: Task) -> Callable[..., Tensor]:
 
 def build_model(features: int, outputs: int, recipe: Recipe) -> MLP:
     """A fresh net whose output weights are zero, so that it starts from the mean prediction."""
-    model = MLP(features, recipe.hidden, outputs, activation=recipe.activation)
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    model = MLP(features, recipe.hidden, outputs, activation=recipe.activation, shortcut=recipe.shortcut)
+    last = [module for module in model.body.modules() if isinstance(module, nn.Linear)][-1]
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return model
@@ -50,8 +51,6 @@ def build_optimizer(model: nn.Module, recipe: Recipe, loss: Callable[..., Tensor
             options[key] = value
     try:
         if name == NATURAL_GRADIENT:
-            from senn.optim import NaturalGradient
-
             return NaturalGradient(model, loss=loss, **options)
         cls = _optimizer_class(name)
         accepted = inspect.signature(cls).parameters
@@ -98,7 +97,7 @@ class Learner:
         self.model = model.train()
         self._loss = loss_function(task)
         self.optimizer = build_optimizer(model, recipe, self._loss)
-        self._natural = recipe.optimizer.lower().replace("_", "-") == NATURAL_GRADIENT
+        self._natural = self.optimizer if isinstance(self.optimizer, NaturalGradient) else None
         self._peak = [group["lr"] for group in self.optimizer.param_groups]
         self.averaged = _averaged(model, recipe)
         self._grower = self._build_grower(recipe) if recipe.grow else None
@@ -136,8 +135,8 @@ class Learner:
 
     def step(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """One step on a batch: (rows, features), targets, (rows,) weights. Returns the loss before it, detached."""
-        if self._natural:
-            return self._natural_step(x, y, weight)
+        if self._natural is not None:
+            return _natural_step(self._natural, x, y, weight)
         for group in self.optimizer.param_groups:  # a tenth of zero_grad's cost, which small nets feel
             for parameter in group["params"]:
                 parameter.grad = None
@@ -145,11 +144,6 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
-
-    def _natural_step(self, x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-        if weight is not None:
-            raise UnsupportedError("The optimizer 'natural-gradient' does not take sample weights.")
-        return torch.as_tensor(self.optimizer.step(x, y)).detach()  # type: ignore[call-overload]
 
     def loss(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean loss of a batch, samples weighted: a scalar."""
@@ -166,6 +160,15 @@ class Learner:
         """Take the weights as they are now into the average."""
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
+
+
+def _natural_step(optimizer: NaturalGradient, x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+    try:
+        return torch.tensor(optimizer.step(x, y, weight))
+    except UnsupportedError:
+        raise
+    except SennError:  # the step was not taken, since something was not finite
+        return torch.tensor(torch.nan)
 
 
 def resolve_policy(policy: Policy | str | None) -> Policy:
