@@ -141,8 +141,10 @@ def best_combination(
             identity[row, column] = identity[column, row] = sum(inner)
     slope = torch.tensor([dot(directions[i], gradient) for i in live], dtype=torch.float64)
     regular = fisher + damping * identity
-    regular = regular + torch.diag(1e-12 * regular.diagonal())  # two parallel directions
-    solution = -torch.linalg.lstsq(regular, slope[:, None]).solution[:, 0] if size else slope
+    # Unit diagonal, and a ridge for two parallel directions. No lstsq: its last bits depend on memory alignment.
+    length = regular.diagonal().clamp_min(1e-300).sqrt()
+    unit = regular / torch.outer(length, length) + 1e-12 * torch.eye(size, dtype=torch.float64)
+    solution = -torch.linalg.solve(unit, slope / length) / length
     coefficients = [0.0] * len(directions)
     for index, value in zip(live, solution.tolist(), strict=True):
         coefficients[index] = value
