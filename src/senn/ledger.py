@@ -86,27 +86,34 @@ class Ledger:
         self.level = level + 1e-12 * level.sum() + 1e-30
         self.factor = cholesky(A[:existing, :existing], DAMPING) if factor is None else factor
         # L_S^-1 G L_A^-T: its square is eta, and one more solve on either side makes it the natural step
-        white = whiten(self.factor, whiten(self.whitener, G[:, :existing]).mT).mT
-        self.eta = self.locations * float(white.square().sum())
-        self._white = white
-        shared = factor is not None
-        self.all = self._account(A, G, (fit, held) if shared else (), self.factor, by_rows=shared)
-        self.fit, self.held = (self._of_fold(fold, factor) for fold in (fit, held))
+        white = whiten(self.whitener, G[:, :existing])
+        self._white = torch.linalg.solve_triangular(self.factor.mT, white, upper=True, left=False)
+        self.eta = self.locations * float(self._white.square().sum())
+        inputs = (A, fit.moments.A, held.moments.A)
+        predictions = self._predictions(inputs, existing, shared=factor is not None)
+        rows = ((fit, held) if factor is not None else (), (fit,), (held,))
+        self.all, self.fit, self.held = (
+            self._account(A, G, folds, predict, by_rows=factor is not None)
+            for A, G, folds, predict in zip(
+                inputs, (G, fit.moments.G, held.moments.G), rows, predictions, strict=True
+            )
+        )
 
-    def _of_fold(self, fold: Fold, shared: Tensor | None) -> Account:
-        """The account of one fold, with its own predictions unless a factor is shared."""
-        A, G, c = fold.moments.A, fold.moments.G, len(self.factor)
-        factor = cholesky(A[:c, :c], DAMPING) if shared is None else shared
-        return self._account(A, G, (fold,), factor, by_rows=shared is not None)
+    def _predictions(self, inputs: Sequence[Tensor], c: int, *, shared: bool) -> Sequence[Tensor]:
+        """A^-1 A_cp for the moments of all samples and of each fold, with their own A_cc unless the factor is shared."""
+        sides = [A[:c, A.shape[1] - len(self.level) :] for A in inputs]
+        if shared:
+            return solve(self.factor, torch.cat(sides, 1)).chunk(len(sides), 1)
+        factors = [self.factor, *(cholesky(A[:c, :c], DAMPING) for A in inputs[1:])]
+        return [solve(factor, side) for factor, side in zip(factors, sides, strict=True)]
 
-    def _account(self, A: Tensor, G: Tensor, folds: Sequence[Fold], factor: Tensor, *, by_rows: bool) -> Account:  # noqa: N803
+    def _account(self, A: Tensor, G: Tensor, folds: Sequence[Fold], predict: Tensor, *, by_rows: bool) -> Account:
         """The account of the samples that A and G are means over, with the rows of these folds.
 
-        With a factor that comes from other samples, A_pp - A_pc A^-1 A_cp need not be positive; the moment of the kept rows'
-        residual activations always is (`by_rows`).
+        With a factor that comes from other samples, A_pp - A_pc A^-1 A_cp need not be positive; the moment of the kept
+        rows' residual activations always is (`by_rows`).
         """
-        c, cut = len(factor), A.shape[1] - len(self.level)
-        predict = solve(factor, A[:c, cut:])
+        c, cut = len(predict), A.shape[1] - len(self.level)
         rows = [fold.a[:, c:] - fold.a[:, :c] @ predict.to(fold.a.dtype) for fold in folds]
         a = torch.cat(rows) if rows else predict.new_empty(0, len(self.level))
         residual = (a.mT @ a).double() / len(a) if by_rows else A[c:, cut:] - predict.mT @ A[:c, cut:]

@@ -26,7 +26,7 @@ from senn.surgery import carry_out
 from senn.surgery.layout import LayoutDraft
 from senn.surgery.verify import fingerprint
 
-LOOK = 256
+LOOK = 128
 """Samples that the draw looks at, for the scale of the candidates."""
 
 
