@@ -90,7 +90,19 @@ def moments(
     """
     weighted = a if weights is None else a * weights[:, None]
     rows = float(len(a)) if weights is None else float(weights.sum())
-    return Moments(rows, locations, weighted.mT @ a[:, known:], dz.mT @ a, s.mT @ s)
+    inputs = weighted.mT @ a[:, known:] if known else _gram(weighted, a)
+    return Moments(rows, locations, inputs, dz.mT @ a, _gram(s, s))
+
+
+def _gram(left: Tensor, right: Tensor) -> Tensor:
+    """left^T right where that is symmetric: one off-diagonal quarter is copied, not computed."""
+    size = right.shape[1]
+    half = size // 2
+    result = right.new_empty(size, size)
+    result[:half] = left[:, :half].mT @ right
+    result[half:, half:] = left[:, half:].mT @ right[:, half:]
+    result[half:, :half] = result[:half, half:].mT
+    return result
 
 
 def _mean(total: Tensor, rows: float) -> Tensor:
