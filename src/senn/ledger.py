@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,20 +42,34 @@ class Fold:
         a: some of its rows [a_c | a_p], (n, c + P).
         s: the same rows' curvature-propagated signs, (n, m).
         dz: the same rows' output gradients, (n, m).
+        weight: the same rows' weights, (n,), which s and dz carry already; None for ones.
     """
 
     moments: Moments
     a: Tensor
     s: Tensor
     dz: Tensor
+    weight: Tensor | None = None
 
-    def more(self, moments: Moments, a: Tensor, s: Tensor, dz: Tensor) -> Fold:
-        """With further samples; rows are kept up to `ROWS`."""
-        room, total = ROWS - len(self.a), self.moments + moments
-        if room <= 0:
-            return Fold(total, self.a, self.s, self.dz)
-        rows = (torch.cat([old, new[:room]]) for old, new in ((self.a, a), (self.s, s), (self.dz, dz)))
-        return Fold(total, *rows)
+    @classmethod
+    def of(cls, moments: Moments, a: Tensor, s: Tensor, dz: Tensor, weight: Tensor | None) -> Fold:
+        """The moments of some samples with the rows of the first of them: whole samples, about `ROWS` rows."""
+        kept = slice(0, max(ROWS // moments.locations, 1) * moments.locations)
+        return cls(moments, a[kept], s[kept], dz[kept], None if weight is None else weight[kept])
+
+    def __add__(self, other: Fold) -> Fold:
+        """Both sets of samples, with the rows of the first ones."""
+        total = self.moments + other.moments
+        if len(self.a) + total.locations > ROWS:
+            return replace(self, moments=total)
+        a, s, dz = (torch.cat(pair) for pair in ((self.a, other.a), (self.s, other.s), (self.dz, other.dz)))
+        weighted = self.weight is not None or other.weight is not None
+        return Fold.of(total, a, s, dz, torch.cat([self.weights, other.weights]) if weighted else None)
+
+    @property
+    def weights(self) -> Tensor:
+        """The rows' weights, (n,)."""
+        return self.a.new_ones(len(self.a)) if self.weight is None else self.weight
 
 
 class Ledger:
@@ -116,10 +130,20 @@ class Ledger:
         c, cut = len(predict), A.shape[1] - len(self.level)
         rows = [fold.a[:, c:] - fold.a[:, :c] @ predict.to(fold.a.dtype) for fold in folds]
         a = torch.cat(rows) if rows else predict.new_empty(0, len(self.level))
-        residual = (a.mT @ a).double() / len(a) if by_rows else A[c:, cut:] - predict.mT @ A[:c, cut:]
+        weights = torch.cat([fold.weights for fold in folds]) if folds else a[:, 0]
+        if by_rows:
+            residual = ((a * weights[:, None]).mT @ a).double() / float(weights.sum())
+        else:
+            residual = A[c:, cut:] - predict.mT @ A[:c, cut:]
         cross = whiten(self.whitener, G[:, c:] - G[:, :c] @ predict)
         s, dz = (folds[0].s, folds[0].dz) if len(folds) == 1 else (G[:0], G[:0])
-        return Account(residual + torch.diag(self.level), cross, a, s, dz)
+        return Account(residual + torch.diag(self.level), cross, a, s, dz, max(float(weights.sum()), 1e-30))
+
+    @property
+    def step(self) -> Tensor:
+        """The natural step of the existing weights, (m, c)."""
+        left = torch.linalg.solve_triangular(self.whitener.mT, self._white, upper=True)
+        return torch.linalg.solve_triangular(self.factor, left, upper=False, left=False)
 
     def after(self, weight: Tensor) -> Tensor:
         """L^T times the weights [W | b] (m, c) less their natural step, S = L L^T: where they are going, whitened."""
@@ -180,8 +204,9 @@ class Ledger:
         flat = step.movedim(1, 0).reshape(m, groups * p)
         flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)
         on_fit, on_held = (account.along(account.s, flat, columns).square() for account in (self.fit, self.held))
-        length = fitted / torch.maximum(on_fit.mean(0).double(), fitted).clamp_min(1e-30)
-        value = 2 * length * held - length.square() * on_held.mean(0)
+        curved, curved_held = on_fit.sum(0).double() / self.fit.weight, on_held.sum(0).double() / self.held.weight
+        length = fitted / torch.maximum(curved, fitted).clamp_min(1e-30)
+        value = 2 * length * held - length.square() * curved_held
         rows = 2 * length * self.held.along(self.held.dz, flat, columns) - length.square() * on_held
         samples = rows.unflatten(0, (-1, self.locations)).mean(1)
         error = samples.std(0, correction=0) / self.held_samples**0.5
@@ -205,6 +230,7 @@ class Account:
         a: rows of residual activations, (n, P); none are kept for all samples together.
         s: the same rows' signs, (n, m).
         dz: the same rows' output gradients, (n, m).
+        weight: sum of their weights.
     """
 
     residual: Tensor
@@ -212,6 +238,7 @@ class Account:
     a: Tensor
     s: Tensor
     dz: Tensor
+    weight: float
 
     def without(self, columns: Tensor) -> Account:
         """After these columns are part of the map: one step of block elimination."""
@@ -222,6 +249,7 @@ class Account:
             self.a - self.a[:, columns] @ taken.mT.to(self.a.dtype),
             self.s,
             self.dz,
+            self.weight,
         )
 
     def along(self, rows: Tensor, step: Tensor, columns: Tensor) -> Tensor:

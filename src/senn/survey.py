@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from senn.curvature.capture import Inputs, Rows, capture, evaluating, forward, r
 from senn.curvature.factors import moments
 from senn.curvature.output import OutputMetric
 from senn.errors import SennError
-from senn.ledger import ROWS, Fold, Ledger
+from senn.ledger import Fold, Ledger
 from senn.menu import Columns, Menu
 from senn.nn import Residual
 from senn.policy import Budget
@@ -117,8 +117,8 @@ class Survey:
         with torch.no_grad(), evaluating(self.model):
             return float(self.metric.loss(forward(self.model, self.probe_inputs), *self._probe))
 
-    def menu(self, samples: int, budget: Budget) -> Menu:
-        """The scored candidates."""
+    def menu(self, samples: int, budget: Budget, *, whole_eta: bool = False) -> Menu:
+        """The scored candidates; with `whole_eta` the network's own expansion score, see `_whole_eta`."""
         assert self._draw is not None
         ledgers, pruning = {}, {}
         for name, columns in self._columns.items():
@@ -131,7 +131,26 @@ class Survey:
         return Menu(
             self.model, self.structure, self._draw, ledgers, pruning, self._columns,
             limit=self._limit_sum / self.samples, samples=samples, budget=budget,
+            eta=self._whole_eta(ledgers) if whole_eta else None,
         )  # fmt: skip
+
+    def _whole_eta(self, ledgers: Mapping[str, Ledger]) -> float:
+        """A lower bound of the network's eta that takes its maps together, and so stays below lambda.
+
+        The sum over the maps counts a decrease that several of them could bring several times, and may come out above
+        lambda. Along the K-FAC step d of all maps, with the exact curvature d^T F d = E[(sum_l s_l^T d_l a_l)^2],
+        (g^T d)^2 / d^T F d <= g^T F^-1 g (Cauchy-Schwarz).
+        """
+        total = sum(ledger.eta for ledger in ledgers.values())
+        folds = [[self._along(name, ledger, fold[name]) for name, ledger in ledgers.items()] for fold in (self._fit, self._held)]
+        exact = torch.cat([torch.stack([p[: min(map(len, parts))] for p in parts]).sum(0) for parts in folds]).square().mean()
+        limit = self._limit_sum / self.samples
+        return min(total**2 / max(float(exact), 1e-300), limit) if total > 0 else 0.0
+
+    def _along(self, name: str, ledger: Ledger, fold: Fold) -> Tensor:
+        """s^T d a of each kept sample, summed over locations, (samples,)."""
+        rows = ((fold.s.double() @ ledger.step) * fold.a[:, : self._existing[name]].double()).sum(1)
+        return rows.unflatten(0, (-1, ledger.locations)).sum(1)
 
     # -- inside
 
@@ -140,10 +159,11 @@ class Survey:
         few = tuple(x[:LOOK] for x in inputs) if isinstance(inputs, tuple) else inputs[:LOOK]
         wanted = {slot.module for space in self.structure.spaces for slot in space.of("producer")}
         names = [*dict.fromkeys([*self.structure.linears, *sorted(wanted)])]
-        with torch.no_grad(), evaluating(self.model), reading(self.model, names) as seen:
+        with torch.no_grad(), evaluating(self.model), reading(self.model, names, outputs=True) as seen:
             output = forward(self.model, few)
         loss = float(self.metric.loss(output, targets[:LOOK]))
-        x, z = ({name: _flat(pair[side]) for name, pair in seen.items()} for side in (0, 1))
+        x = {name: _flat(one.x) for name, one in seen.items()}
+        z = {name: _flat(one.z) for name, one in seen.items() if one.z is not None}
         widen, layers = {}, {}
         if "width" in self.moves:
             for space in self.structure.spaces:
@@ -238,12 +258,10 @@ class Survey:
             self._data.add(name)
         known = self._existing[name] if name in self._shared else 0
         for fold, part in ((self._fit, slice(0, half)), (self._held, slice(half, None))):
-            found = moments(
-                a[part], dz[part], s[part], locations=rows.locations,
-                weights=None if row_weights is None else row_weights[part], known=known,
-            )  # fmt: skip
-            kept = a[part][:ROWS], s[part][:ROWS], dz[part][:ROWS]
-            fold[name] = fold[name].more(found, *kept) if name in fold else Fold(found, *kept)
+            weight = None if row_weights is None else row_weights[part]
+            found = moments(a[part], dz[part], s[part], locations=rows.locations, weights=weight, known=known)
+            seen = Fold.of(found, a[part], s[part], dz[part], weight)
+            fold[name] = fold[name] + seen if name in fold else seen
 
     def _old_columns(self, name: str) -> int:
         """Number of inputs of a map in the model as it is."""
