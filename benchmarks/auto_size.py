@@ -5,7 +5,7 @@ the grown net as `SENNClassifier` and `SENNRegressor` make it by default, fixed 
 stopping rule (the same estimators with `grow=False`), and scikit-learn's own multilayer perceptron beside them.
 
     python benchmarks/auto_size.py --out results.json
-    python benchmarks/auto_size.py --tuning --methods grown --recipe '{"rounds": 20}' --kappa 0.5
+    python benchmarks/auto_size.py --tuning --methods grown --recipe '{"rounds": 20}' --policy '{"kappa": 0.5}'
 
 With `--tuning`, the rows of the outer test folds are never looked at: each outer training fold is split 4 to 1, and the
 smaller part is what scores are measured on. Defaults are to be chosen in this mode only.
@@ -78,7 +78,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tuning", action="store_true", help="score on an inner part of each training fold")
     parser.add_argument("--recipe", type=json.loads, default={}, help="fields of the recipe, as JSON, for all nets")
-    parser.add_argument("--kappa", type=float, help="price of a parameter, for the grown net")
+    parser.add_argument("--policy", type=json.loads, help="arguments of PricePolicy, as JSON, for the grown net")
     parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
     return parser.parse_args(argv)
 
@@ -131,7 +131,7 @@ def build(method: str, regression: bool, seed: int, arguments: argparse.Namespac
     estimator = SENNRegressor if regression else SENNClassifier
     recipe = Recipe(**arguments.recipe) if arguments.recipe else None
     if method == "grown":
-        policy = None if arguments.kappa is None else PricePolicy(kappa=arguments.kappa)
+        policy = None if arguments.policy is None else PricePolicy(**arguments.policy)
         return estimator(policy=policy, recipe=recipe, random_state=seed)
     return estimator(FIXED[method], grow=False, recipe=recipe, random_state=seed)
 

@@ -97,7 +97,7 @@ class Hill:
         makers = {slot.module for space in structure.spaces for slot in space.of("producer")}
         with torch.no_grad(), evaluating(model), reading(model, sorted(makers)) as seen:
             forward(model, inputs)
-        self._x = {name: pair[0].detach().reshape(-1, pair[0].shape[-1]) for name, pair in seen.items()}
+        self._x = {name: one.x.detach().reshape(-1, one.x.shape[-1]) for name, one in seen.items()}
         self._residuals = _residuals(model, [*self.reads], inputs, targets, metric, generator, weights)
 
     def climb(self, values: Values) -> tuple[dict[str, Tensor], Values]:
@@ -142,7 +142,7 @@ class Hill:
             functional_call(self.trial, tensors, self.inputs)
         score: dict[str, Tensor] = {}
         for name, read in self.reads.items():
-            a = seen[name][0]
+            a = seen[name].x
             a = a.reshape(-1, a.shape[-1]).double()
             for space, columns in read.items():
                 bound = self._residuals[name].bound(a[:, columns])

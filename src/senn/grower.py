@@ -169,7 +169,9 @@ class Grower:
                 self.observe(*batch)
         if self._survey is None or not self._survey.samples:
             raise SennError("no batch has been looked at: give batches, or call observe first")
-        menu = self._survey.menu(self.samples or self._survey.samples, self.budget)
+        menu = self._survey.menu(
+            self.samples or self._survey.samples, self.budget, whole_eta=self.policy.whole_eta
+        )
         self.eta = menu.eta
         return menu
 

@@ -55,6 +55,7 @@ class Menu:
         limit: lambda.
         samples: training samples, for prices.
         budget: limits.
+        eta: the network's expansion score before anything is accepted; by default the sum over its maps.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Menu:
         limit: float,
         samples: int,
         budget: Budget,
+        eta: float | None = None,
     ) -> None:
+        self.eta = sum(ledger.eta for ledger in ledgers.values()) if eta is None else eta
         self.model, self.structure, self.draw = model, structure, draw
         self.ledgers, self.pruning, self.columns = ledgers, pruning, columns
         self.limit, self.samples, self.budget = limit, samples, budget
@@ -80,11 +83,6 @@ class Menu:
         self.removed: dict[str, list[int]] = {}
         self.accepted: list[Candidate] = []
         self._options: dict[int, Option] = {}
-
-    @property
-    def eta(self) -> float:
-        """The network's expansion score: the sum over its linear maps."""
-        return sum(ledger.eta for ledger in self.ledgers.values())
 
     def candidates(self) -> list[Candidate]:
         """The best candidates of each kind at each place, with all that is accepted already taken into account."""
@@ -121,8 +119,8 @@ class Menu:
                 columns, onto = self.columns[place].layers[option.layer], self._onto(place, layer)
                 for unit in option.chosen:
                     self.ledgers[place].accept(columns[unit], onto)
-            else:
-                self.ledgers[place].eta += candidate.gain
+        if candidate.kind != "prune":
+            self.eta += candidate.gain
         self.parameters += candidate.parameters
         self.accepted.append(candidate)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from senn.errors import SennError
 
@@ -53,7 +53,13 @@ class Candidate:
 
 
 class Policy(Protocol):
-    """A rule for when and where."""
+    """A rule for when and where.
+
+    Attributes:
+        whole_eta: whether the rule compares gains with eta, which is then measured for the network as a whole.
+    """
+
+    whole_eta: ClassVar[bool]
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The candidate to accept now, given those already accepted in this round; None ends the round."""
@@ -88,6 +94,7 @@ class PaperPolicy:
     alpha: float = 2.5e-3
     layer_cost: float = 2.0
     prune: float = 0.0
+    whole_eta: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check("tau", self.tau, 0.0, math.inf)
@@ -140,6 +147,7 @@ class PricePolicy:
     kappa: float = 0.3
     confidence: float = 1.0
     hysteresis: float = 0.1
+    whole_eta: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("kappa", self.kappa, 0.0, math.inf)

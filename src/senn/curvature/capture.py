@@ -7,12 +7,13 @@ modes, hooks and the global random state come back as they were.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn.curvature.output import OutputMetric
 from senn.errors import SennError, UnsupportedError
@@ -75,20 +76,37 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def reading(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Collect (input, output) of the named modules during the passes inside."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One module's pass.
 
-    def keep(name: str) -> object:
+    Attributes:
+        x: its input.
+        edge: the place of its output in the graph; None without gradients. The place, not the tensor: an activation may write
+            over the output (`ReLU(inplace=True)`), and the tensor then stands for what came after.
+        z: a copy of its output if that was asked for.
+    """
+
+    x: Tensor
+    edge: GradientEdge | None
+    z: Tensor | None
+
+
+@contextmanager
+def reading(model: nn.Module, names: Sequence[str], *, outputs: bool = False) -> Iterator[dict[str, Seen]]:
+    """Collect what the named modules read (and give, if `outputs`) during the passes inside."""
+    seen: dict[str, Seen] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if name in seen:
                 raise UnsupportedError(f"{name} is used more than once in a forward pass, which its factors cannot describe")
-            seen[name] = (args[0], output)
+            edge = get_gradient_edge(output) if output.requires_grad else None
+            seen[name] = Seen(args[0], edge, output.detach().clone() if outputs else None)
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]  # type: ignore[arg-type]
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
         yield seen
     finally:
@@ -138,19 +156,21 @@ def capture(
     loss = float(metric.loss(y, targets, weights))
     if not torch.isfinite(y).all() or loss != loss or abs(loss) == float("inf"):
         raise SennError(f"the loss on this batch is {loss}: the network has diverged or the batch holds bad values")
-    outputs = [seen[name][1] for name in names]
+    edges = [edge for name in names if (edge := seen[name].edge) is not None]
+    if len(edges) < len(names):
+        raise UnsupportedError("the outputs do not depend on any trainable parameter")
     samples = len(y)
     with torch.enable_grad():
         true = metric.gradient(y, targets, weights).to(output.dtype).reshape(output.shape)
         sign = metric.probe(y, targets, generator, weights).to(output.dtype).reshape(output.shape)
-        dz = torch.autograd.grad(output, outputs, true, retain_graph=True)
-        s = torch.autograd.grad(output, outputs, sign)
+        dz = torch.autograd.grad(output, edges, true, retain_graph=True)
+        s = torch.autograd.grad(output, edges, sign)
     given = {x.untyped_storage().data_ptr() for x in (inputs if isinstance(inputs, tuple) else (inputs,))}
     rows = {}
-    for name, z, gradient, probe in zip(names, outputs, dz, s, strict=True):
+    for name, gradient, probe in zip(names, dz, s, strict=True):
         bias = model.get_submodule(name).bias is not None
-        x = seen[name][0].detach()
-        locations, data = z.numel() // z.shape[-1] // samples, x.untyped_storage().data_ptr() in given
+        x = seen[name].x.detach()
+        locations, data = gradient.numel() // gradient.shape[-1] // samples, x.untyped_storage().data_ptr() in given
         rows[name] = Rows(_rows(x), bias, _rows(gradient), _rows(probe), locations, data)
     return Capture(rows, loss, float(metric.bound(y, targets, weights)), y)
 
