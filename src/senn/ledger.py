@@ -130,7 +130,7 @@ class Ledger:
         c, cut = len(predict), A.shape[1] - len(self.level)
         rows = [fold.a[:, c:] - fold.a[:, :c] @ predict.to(fold.a.dtype) for fold in folds]
         a = torch.cat(rows) if rows else predict.new_empty(0, len(self.level))
-        weights = torch.cat([fold.weights for fold in folds]) if folds else a[:, 0]
+        weights = torch.cat([fold.weights for fold in folds]) if folds else predict.new_empty(0)
         if by_rows:
             residual = ((a * weights[:, None]).mT @ a).double() / float(weights.sum())
         else:

@@ -245,7 +245,7 @@ def draw_units(
 def draw_residual(site: Site, x: Tensor, recipe: Proposals, generator: torch.Generator) -> ResidualLayer:
     """Candidate units of a residual layer at a site, for rows x (n, in) of the linear map's input."""
     weight, bias = scaled(x, directions(x, recipe.residual, recipe.smooth, generator), 1.0, generator)
-    return ResidualLayer(site, weight, bias, _activation(site.activation, recipe.residual, generator))
+    return ResidualLayer(site, weight, bias, _activation(site.activation, recipe.residual, generator).to(x.dtype))
 
 
 def draw_identity(site: Site, x: Tensor, biased: bool, generator: torch.Generator) -> IdentityLayer:

@@ -121,12 +121,13 @@ class Survey:
         """The scored candidates; with `whole_eta` the network's own expansion score, see `_whole_eta`."""
         assert self._draw is not None
         ledgers, pruning = {}, {}
-        for name, columns in self._columns.items():
+        prunable = {slot.module for space in self.structure.spaces for slot in space.of("consumer")}
+        for name in self._columns:
             fit, held, existing = self._fit[name], self._held[name], self._existing[name]
             ledgers[name] = ledger = Ledger(fit, held, existing, self._shared.get(name))
             if name in self._data and fit.moments.rows + held.moments.rows > existing:
                 self.known.setdefault(name, ledger.factor)
-            if "prune" in self.moves and columns.spaces:
+            if "prune" in self.moves and name in prunable:
                 pruning[name] = PruningLedger(ledger.factor, ledger.after(_weight(self.model, name)), ledger.locations)
         return Menu(
             self.model, self.structure, self._draw, ledgers, pruning, self._columns,

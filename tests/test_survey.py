@@ -1,0 +1,270 @@
+"""Scores of whole networks against dense float64 truth: insert the unit or layer, write out g and the Gauss-Newton matrix."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev
+from torch.nn import functional as F
+
+import senn.ledger
+from senn.curvature.output import OutputMetric
+from senn.menu import Menu, select
+from senn.nn import Rational
+from senn.policy import Budget
+from senn.proposals import IdentityLayer, Proposals
+from senn.structure import analyse
+from senn.surgery import carry_out
+from senn.survey import Survey
+
+SAMPLES = 90
+
+
+@pytest.fixture(autouse=True)
+def undamped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(senn.ledger, "DAMPING", 1e-11)
+    monkeypatch.setattr(senn.ledger, "UNIT_DAMPING", 1e-11)
+
+
+class Wide(nn.Module):
+    """One hidden space with two consumers, or two spaces in one consumer."""
+
+    def __init__(self, concatenated: bool) -> None:
+        super().__init__()
+        self.concatenated = concatenated
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(3, 2)
+        self.left = nn.Linear(6 if concatenated else 4, 1)
+        self.right = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one = torch.tanh(self.one(x))
+        if self.concatenated:
+            # the second space comes first, so that the order of use is not the order of columns
+            return self.left(torch.cat([torch.tanh(self.two(x)), one], 1))
+        return self.left(one) + self.right(one)
+
+
+def plain(outputs: int = 1, hidden: int = 4, activation: nn.Module | None = None) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, hidden), activation or nn.Tanh(), nn.Linear(hidden, outputs))
+
+
+def data(outputs: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(SAMPLES, 3, generator=g, dtype=torch.float64)
+    noise = torch.randn(SAMPLES, outputs, generator=g, dtype=torch.float64)
+    return x, torch.sin(2 * x[:, :1]) + x[:, 1:2] * x[:, 2:] + 0.3 * noise
+
+
+def menu_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *moves: str, seed: int = 0) -> Menu:
+    survey = Survey(
+        model, analyse(model, x[:8]), OutputMetric(F.mse_loss), Proposals(units=8, residual=5, identity=1), moves,
+        lambda *_: True, torch.Generator().manual_seed(seed), {},
+    )  # fmt: skip
+    survey.add(x, y)
+    return survey.menu(len(x), Budget())
+
+
+def dense_eta(model: nn.Module, names: list[str], x: torch.Tensor, y: torch.Tensor, H: torch.Tensor) -> float:
+    """g^T F^+ g over the named parameters, every entry of F written out."""
+    wanted = {name: p.detach() for name, p in model.named_parameters() if name in names}
+    assert len(wanted) == len(names)
+    rest = {name: p.detach() for name, p in model.named_parameters() if name not in names}
+    found = jacrev(lambda p: functional_call(model, {**rest, **p}, (x,)))(wanted)
+    J = torch.cat([found[name].reshape(len(x), y.shape[1], -1) for name in wanted], 2)
+    output = model(x).detach()
+    slope = 2 * (output - y) / y.shape[1]
+    g = torch.einsum("nmi,nm->i", J, slope) / len(x)
+    fisher = torch.einsum("nmi,mk,nkj->ij", J, H, J) / len(x)
+    return float(g @ torch.linalg.pinv(fisher, rcond=1e-11, hermitian=True) @ g)
+
+
+def metric_of(menu: Menu, name: str) -> torch.Tensor:
+    """The output metric as the random signs estimated it: exact truth for maps that make the outputs themselves."""
+    root = menu.ledgers[name].whitener
+    return root @ root.mT
+
+
+def affine(name: str) -> list[str]:
+    return [f"{name}.weight", f"{name}.bias"]
+
+
+@pytest.mark.parametrize(
+    ("build", "space", "consumers"),
+    [
+        (plain, "0", ["2"]),
+        (lambda: Wide(False), "one", ["left", "right"]),
+        (lambda: Wide(True), "one", ["left"]),
+        (lambda: Wide(True), "two", ["left"]),
+    ],
+)
+def test_width_gain_is_the_difference_of_dense_etas(build, space, consumers):
+    torch.manual_seed(0)
+    model, (x, y) = build().double(), data()
+    menu = menu_of(model, x, y, "width")
+    H = torch.full((1, 1), 2.0, dtype=torch.float64)
+    before = [dense_eta(model, affine(name), x, y, H) for name in consumers]
+    assert [menu.ledgers[name].eta for name in consumers] == pytest.approx(before, rel=1e-6)
+    gains = sum(menu.ledgers[name].gain(menu.columns[name].spaces[space]) for name in consumers)
+    for unit in range(8):
+        grown = copy.deepcopy(model)
+        carry_out(grown, [select(menu.draw.widen[space], [unit])], menu.structure)
+        torch.testing.assert_close(grown(x), model(x))
+        after = [dense_eta(grown, affine(name), x, y, H) for name in consumers]
+        assert float(gains[unit]) == pytest.approx(sum(after) - sum(before), rel=1e-5, abs=1e-9)
+
+
+def test_greedy_choice_of_units_adds_up_to_the_dense_gain_of_all():
+    torch.manual_seed(0)
+    model, (x, y) = plain().double(), data()
+    menu = menu_of(model, x, y, "width")
+    H = torch.full((1, 1), 2.0, dtype=torch.float64)
+    before = menu.eta
+    first, second = (menu.candidates()[0] for _ in range(2))
+    assert first.gain == second.gain
+    menu.accept(second)
+    third = menu.candidates()[0]
+    menu.accept(third)
+    assert third.eta == pytest.approx(before + first.gain)  # brought up to date within the round
+    grown = copy.deepcopy(model)
+    carry_out(grown, menu.moves(), menu.structure)
+    gain = dense_eta(grown, affine("2"), x, y, H) - dense_eta(model, affine("2"), x, y, H)
+    assert menu.eta - before == pytest.approx(gain, rel=1e-5)
+
+
+@pytest.mark.parametrize(("hidden", "outputs"), [(4, 1), (4, 3), (2, 3)], ids=["wide", "wide, 3 outputs", "tall"])
+def test_residual_insertion_gain_is_that_of_its_live_weights(hidden, outputs):
+    torch.manual_seed(0)
+    model, (x, y) = plain(outputs, hidden).double(), data(outputs)
+    menu = menu_of(model, x, y, "depth")
+    layer, H = menu.draw.layers["2"][0], metric_of(menu, "2")
+    gains = menu.ledgers["2"].gain(menu.columns["2"].layers[0], menu._onto("2", layer))
+    before = dense_eta(model, affine("2"), x, y, H)
+    for unit in range(5):
+        grown = copy.deepcopy(model)
+        carry_out(grown, [layer.move([unit])], menu.structure)
+        torch.testing.assert_close(grown(x), model(x))
+        (last,) = (n for n, p in grown.named_parameters() if p.shape == (hidden, 1) and not p.any())
+        after = dense_eta(grown, [*affine("2.1"), last], x, y, H)
+        assert float(gains[unit]) == pytest.approx(after - before, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("activation", [nn.PReLU, lambda: Rational(4)], ids=["PReLU", "Rational"])
+def test_identity_insertion_gain_is_that_of_its_activation_parameters(activation):
+    torch.manual_seed(0)
+    model, (x, y) = plain(2, activation=activation()).double(), data(2)
+    menu = menu_of(model, x, y, "depth")
+    (number,) = (i for i, layer in enumerate(menu.draw.layers["2"]) if isinstance(layer, IdentityLayer))
+    layer, H = menu.draw.layers["2"][number], metric_of(menu, "2")
+    (candidate,) = (c for c in menu.candidates() if c.place == "2" and c.detail == layer.name)
+    grown = copy.deepcopy(model)
+    carry_out(grown, [layer.move()], menu.structure)
+    torch.testing.assert_close(grown(x), model(x), rtol=1e-5, atol=1e-6)  # the basis is drawn in float32
+    live = [n for n, _ in grown.named_parameters() if n.startswith("2.") and n not in (*affine("2.0"), *affine("2.2"))]
+    truth = dense_eta(grown, [*affine("2.2"), *live], x, y, H) - dense_eta(model, affine("2"), x, y, H)
+    assert candidate.gain == pytest.approx(truth, rel=2e-3)  # `scores.diagonal_gain` keeps its damping
+
+
+def test_pruning_cost_is_the_rise_of_the_loss_after_exact_re_optimisation():
+    torch.manual_seed(0)
+    model, (x, y) = plain().double(), data()
+    menu = menu_of(model, x, y, "prune")
+    columns = menu.structure.space("0").slots[-1].index
+    cost = menu.pruning["2"].costs(torch.arange(4)[:, None])
+    a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
+
+    def best(columns: list[int]) -> float:
+        weight = torch.linalg.lstsq(a[:, columns], y).solution
+        return float((a[:, columns] @ weight - y).square().mean())
+
+    assert columns.numel()
+    for unit in range(4):
+        truth = best([i for i in range(5) if i != unit]) - best(list(range(5)))
+        assert float(cost[unit]) / 2 == pytest.approx(truth, rel=1e-6, abs=1e-10)
+    menu.pruning["2"].remove(torch.tensor([1]))
+    after = menu.pruning["2"].costs(torch.tensor([[3]]))
+    assert float(cost[1] + after) / 2 == pytest.approx(best([0, 2, 4]) - best(list(range(5))), rel=1e-6)
+
+
+def test_compensation_is_the_least_squares_prediction_of_what_goes():
+    torch.manual_seed(0)
+    model, (x, y) = plain().double(), data()
+    menu = menu_of(model, x, y, "prune")
+    a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    truth = torch.linalg.lstsq(a[:, [0, 2, 4]], a[:, [1, 3]]).solution.mT
+    torch.testing.assert_close(menu.pruning["2"].coefficients(torch.tensor([1, 3])), truth, rtol=1e-6, atol=1e-8)
+
+
+def test_a_unit_that_does_nothing_is_free_and_a_copy_of_another_is_free():
+    torch.manual_seed(0)
+    model, (x, y) = plain(hidden=6).double(), data()
+    with torch.no_grad():
+        model[2].weight[0, 3] = 0
+        model[0].weight[5], model[0].bias[5] = model[0].weight[1].clone(), model[0].bias[1].clone()
+    # at the optimum of what the others can do, so that the natural step leaves the dead unit alone
+    a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    kept = [0, 1, 2, 4, 6]
+    y = a[:, kept] @ torch.linalg.lstsq(a[:, kept], y).solution
+    menu = menu_of(model, x, y, "prune")
+    cost = menu.pruning["2"].costs(torch.arange(6)[:, None])
+    assert float(cost[3]) < 1e-9
+    assert float(cost[1]) < 1e-6
+    assert float(cost[5]) < 1e-6
+    assert float(cost[[0, 2, 4]].min()) > 1e-4
+
+
+def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
+    torch.manual_seed(0)
+    model, (x, y) = plain().double(), data()
+    survey = Survey(
+        model, analyse(model, x[:8]), OutputMetric(F.mse_loss), Proposals(units=8, residual=5, identity=1),
+        ("width", "depth"), lambda *_: True, torch.Generator().manual_seed(0), {},
+    )  # fmt: skip
+    survey.add(x, y)
+    draw = survey._draw
+    assert draw is not None
+    old = torch.tanh(model[0](x)).detach()
+    values = {name: value.double() for name, value in draw.widen["0"].values.items()}
+    new = torch.tanh(x @ values["0.weight"].mT + values["0.bias"])
+    layers = [layer.features(old) for layer in draw.layers["2"]]
+    a = torch.cat([old, torch.ones(len(x), 1, dtype=x.dtype), new, *layers], 1)
+    found = survey._fit["2"].moments + survey._held["2"].moments
+    slope = 2 * (model(x) - y).detach()
+    torch.testing.assert_close(found.A, a.mT @ a / len(x))
+    torch.testing.assert_close(found.G, slope.mT @ a / len(x))
+    torch.testing.assert_close(found.S, torch.full((1, 1), 2.0, dtype=torch.float64))
+    # the first map's input: data, the constant, then layers' features
+    a = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype), *(layer.features(x) for layer in draw.layers["0"])], 1)
+    hidden = slope @ model[2].weight.detach() * (1 - old**2)
+    found = survey._fit["0"].moments + survey._held["0"].moments
+    torch.testing.assert_close(found.A, a.mT @ a / len(x))
+    torch.testing.assert_close(found.G, hidden.mT @ a / len(x))
+
+
+def test_candidates_of_equal_layers_differ():
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)]
+    layers[2].load_state_dict(layers[0].state_dict())
+    model, (x, y) = nn.Sequential(*layers).double(), data()
+    values = menu_of(model, x, y, "width").draw.widen
+    assert not torch.equal(values["0"].values["0.weight"], values["2"].values["2.weight"])
+
+
+def test_the_ledger_of_a_known_input_moment_agrees_with_one_that_computes_it():
+    torch.manual_seed(0)
+    model, (x, y) = plain().double(), data()
+    known: dict[str, torch.Tensor] = {}
+
+    def figures() -> torch.Tensor:
+        survey = Survey(
+            model, analyse(model, x[:8]), OutputMetric(F.mse_loss), Proposals(units=8, residual=5, identity=1),
+            ("depth",), lambda *_: True, torch.Generator().manual_seed(0), known,
+        )  # fmt: skip
+        survey.add(x, y)
+        ledger = survey.menu(SAMPLES, Budget()).ledgers["0"]
+        columns = torch.arange(8)[:, None]
+        return torch.stack([ledger.gain(columns), ledger.bound(columns), torch.full((8,), ledger.eta)])
+
+    first = figures()
+    assert set(known) == {"0"}
+    torch.testing.assert_close(first, figures(), rtol=1e-5, atol=1e-8)
