@@ -16,7 +16,7 @@ from senn.errors import SennError, SurgeryError
 from senn.events import GrowthEvent, merge
 from senn.menu import Menu
 from senn.policy import Budget, Candidate, Policy, PricePolicy
-from senn.proposals import Proposals
+from senn.proposals import Draw, Proposals
 from senn.structure import Structure, analyse
 from senn.surgery import Prune, operate
 from senn.survey import Survey
@@ -49,6 +49,7 @@ class Grower:
     Attributes:
         events: every change so far.
         eta: the expansion score at the last consideration.
+        draw: all candidates of the last consideration, after their ascent.
         rejections: removals that failed their verification and were not done, one sentence each.
 
     Raises:
@@ -90,6 +91,7 @@ class Grower:
         self.events: list[GrowthEvent] = []
         self.rejections: list[str] = []
         self.eta = float("nan")
+        self.draw = Draw()
         self.rounds = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._structure: Structure | None = None
@@ -127,7 +129,7 @@ class Grower:
             )
         loss = self._survey.add(inputs, targets, weights)
         for event in self._open:
-            event.realised = event.loss_after - loss
+            event.realised = (event.loss_after - loss) / event.nat
         self._open = []
         return loss
 
@@ -172,7 +174,7 @@ class Grower:
         menu = self._survey.menu(
             self.samples or self._survey.samples, self.budget, whole_eta=self.policy.whole_eta
         )
-        self.eta = menu.eta
+        self.eta, self.draw = menu.eta, menu.draw
         return menu
 
     def _affordable(self, parameters: int, loss: float) -> bool:
@@ -218,14 +220,14 @@ class Grower:
         events = []
         for first, last, group in merge(accepted):
             price = sum(self.policy.price(c.parameters, c.samples) for c in group)
-            promised = sum((c.gain if c.kind == "prune" else c.heldout) / 2 for c in group)
+            promised = sum(c.promise for c in group)
             events.append(
                 GrowthEvent(
                     first.kind, first.place, first.detail, before.get(first.place, 0) if first.kind != "insert" else 0,
                     last.width, sum(c.units for c in group), sum(c.parameters for c in group),
                     sum(c.gain for c in group), sum(c.bound for c in group), sum(c.heldout for c in group),
                     sum(c.error**2 for c in group) ** 0.5,
-                    promised, price, eta_before, menu.eta, first.limit, survey.probe_loss_before, loss_after,
+                    promised, price, first.nat, eta_before, menu.eta, first.limit, survey.probe_loss_before, loss_after,
                     receipt.output_change or 0.0, self.architecture, self.rounds, _undo=undo,
                 )
             )  # fmt: skip
