@@ -14,8 +14,8 @@ from senn.policy import Candidate
 class GrowthEvent:
     """One change of the network's size, done.
 
-    Losses, promises, prices and realised decreases are in the loss's own unit per sample (nats for cross-entropy); eta,
-    gain and bound in eta's unit, twice that.
+    Promises, prices and realised decreases are in nats per sample; losses in the loss's own unit (nats for cross-entropy); eta,
+    gain, bound and held-out gain in eta's unit, twice the loss's.
 
     Attributes:
         kind: `widen`, `insert` or `prune`.
@@ -31,6 +31,7 @@ class GrowthEvent:
         error: its standard error.
         promised: decrease of the loss that the policy counted on (half the held-out gain); negative for pruning.
         price: what it had to promise at least.
+        nat: how much of the loss one nat is.
         eta_before: expansion score of the network before.
         eta_after: and after.
         limit: lambda.
@@ -55,6 +56,7 @@ class GrowthEvent:
     error: float
     promised: float
     price: float
+    nat: float
     eta_before: float
     eta_after: float
     limit: float

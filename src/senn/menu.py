@@ -54,6 +54,7 @@ class Menu:
         columns: by linear map.
         limit: lambda.
         samples: training samples, for prices.
+        nat: how much of the loss one nat per sample is.
         budget: limits.
         eta: the network's expansion score before anything is accepted; by default the sum over its maps.
     """
@@ -69,13 +70,14 @@ class Menu:
         *,
         limit: float,
         samples: int,
+        nat: float,
         budget: Budget,
         eta: float | None = None,
     ) -> None:
         self.eta = sum(ledger.eta for ledger in ledgers.values()) if eta is None else eta
         self.model, self.structure, self.draw = model, structure, draw
         self.ledgers, self.pruning, self.columns = ledgers, pruning, columns
-        self.limit, self.samples, self.budget = limit, samples, budget
+        self.limit, self.samples, self.nat, self.budget = limit, samples, nat, budget
         self.parameters = sum(p.numel() for p in model.parameters())
         self.per_unit = {space.name: parameters_per_unit(model, space) for space in structure.spaces}
         self.grown: dict[str, list[int]] = {}
@@ -157,7 +159,7 @@ class Menu:
         for figures in _best(groups, units, accepted):
             candidate = Candidate(
                 "widen", space.name, f"{units} of {len(groups[0][1])} candidates", units, width + units,
-                units * self.per_unit[space.name], *figures[1:], self.eta, self.limit, self.samples,
+                units * self.per_unit[space.name], *figures[1:], self.eta, self.limit, self.samples, self.nat,
             )  # fmt: skip
             options.append(Option(candidate, figures[0]))
         return options
@@ -180,7 +182,7 @@ class Menu:
             width = len(accepted) + units
             candidate = Candidate(
                 "insert", site, layer.name, units, width, layer.parameters(units), *figures[1:],
-                self.eta, self.limit, self.samples,
+                self.eta, self.limit, self.samples, self.nat,
             )  # fmt: skip
             options.append(Option(candidate, figures[0], number))
         return options
@@ -194,7 +196,7 @@ class Menu:
         gain, heldout, error = ledger.diagonal(columns.flatten(), through)
         candidate = Candidate(
             "insert", site, layer.name, layer.site.features, layer.site.features, layer.parameters(), gain, gain,
-            heldout, error, self.eta, self.limit, self.samples,
+            heldout, error, self.eta, self.limit, self.samples, self.nat,
         )  # fmt: skip
         return Option(candidate, (), number)
 
@@ -236,7 +238,7 @@ class Menu:
     def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, width: int) -> Option:
         candidate = Candidate(
             "prune", space.name, "units " + ", ".join(map(str, units)), len(units), width,
-            -len(units) * self.per_unit[space.name], -cost, -cost, -cost, 0.0, self.eta, self.limit, self.samples,
+            -len(units) * self.per_unit[space.name], -cost, -cost, -cost, 0.0, self.eta, self.limit, self.samples, self.nat,
         )  # fmt: skip
         return Option(candidate, units)
 

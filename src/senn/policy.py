@@ -1,8 +1,8 @@
 """When and where to change the network: records in, a decision out. Pure functions of the records.
 
 A *candidate* is a change at its best at one place, scored by the menu. A policy picks one or none; the menu then
-brings all figures up to date and asks again. Gains are in eta's unit (twice nats); prices and promises are in the
-loss's own unit per sample (nats for cross-entropy).
+brings all figures up to date and asks again. Gains are in eta's unit (twice the loss's); prices and promises are in nats per
+sample, into which `Candidate.nat` turns a loss.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Candidate:
         eta: the network's expansion score now, accepted candidates of this round included.
         limit: lambda, what eta cannot exceed.
         samples: number of training samples, for the price.
+        nat: how much of the loss one nat per sample is (`OutputMetric.nat`).
     """
 
     kind: Kind
@@ -50,6 +51,12 @@ class Candidate:
     eta: float
     limit: float
     samples: int
+    nat: float = 1.0
+
+    @property
+    def promise(self) -> float:
+        """Decrease of the loss to count on, in nats per sample: half the held-out gain; for pruning, less than zero."""
+        return (self.gain if self.kind == "prune" else self.heldout) / (2 * self.nat)
 
 
 class Policy(Protocol):
@@ -65,7 +72,7 @@ class Policy(Protocol):
         """The candidate to accept now, given those already accepted in this round; None ends the round."""
 
     def price(self, parameters: int, samples: int) -> float:
-        """What that many new parameters must promise at least, in the loss's unit per sample."""
+        """What that many new parameters must promise at least, in nats per sample."""
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
@@ -155,15 +162,15 @@ class PricePolicy:
         _check("hysteresis", self.hysteresis, -1e-300, 1.0)
 
     def price(self, parameters: int, samples: int) -> float:
-        """Kappa q / N, in the loss's unit per sample."""
+        """Kappa q / N, in nats per sample."""
         return self.kappa * parameters / max(samples, 1)
 
     def net(self, candidate: Candidate) -> float:
-        """Promised decrease of the loss less the price, per sample; for pruning: the refund less the cost."""
+        """Sure promise less the price, in nats per sample; for pruning: the refund less the cost."""
         price = self.price(candidate.parameters, candidate.samples)
         if candidate.kind == "prune":
-            return candidate.gain / 2 - self.hysteresis * price
-        return (candidate.heldout - self.confidence * candidate.error) / 2 - price
+            return candidate.promise - self.hysteresis * price
+        return candidate.promise - self.confidence * candidate.error / (2 * candidate.nat) - price
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The candidate with the largest net value above zero.

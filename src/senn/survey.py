@@ -39,7 +39,7 @@ class Survey:
         metric: the loss.
         proposals: how candidates are drawn.
         moves: which of `width`, `depth`, `prune` are wanted.
-        affordable: whether so many parameters could pay at all, given the loss.
+        affordable: whether so many parameters could pay at all, given the loss in nats.
         generator: source of randomness.
         known: by linear map that reads the data itself, the Cholesky factor of its damped input moment; filled in by the
             first window that has more rows than columns and kept by the caller, for a moment of the data never changes.
@@ -79,6 +79,7 @@ class Survey:
         self.probe_inputs: Inputs = torch.empty(0)
         self._probe: tuple[Tensor, Tensor | None] = (torch.empty(0), None)
         self.probe_loss_before = float("nan")
+        self._output = torch.empty(0)
 
     @property
     def loss(self) -> float:
@@ -87,29 +88,30 @@ class Survey:
 
     def add(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
         """Look at one batch; returns its loss. The model is left as it was."""
-        count = len(targets)
-        if count < 2:
-            raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
+        count = _samples(inputs, targets, weights)
         order = torch.randperm(count, generator=self.generator).to(targets.device)
         inputs = tuple(_shuffled(x, order) for x in inputs) if isinstance(inputs, tuple) else _shuffled(inputs, order)
         targets = targets[order]
         if weights is not None:
             weights = weights[order] / weights.mean()
-        if self._draw is None:
-            self._draw = self._propose(inputs, targets)
-            self._lay_out(self._draw)
-            if self.proposals.ascent and self._draw.widen:
-                self._draw = self._ascended(self._draw, inputs, targets, weights)
-        trial = self._trial(self._draw, inputs)
+        draw = self._draw
+        if draw is None:
+            draw = self._propose(inputs, targets)
+            self._lay_out(draw)
+            if self.proposals.ascent and draw.widen:
+                draw = self._ascended(draw, inputs, targets, weights)
+        trial = self._trial(draw, inputs)
         seen = capture(
             trial, self.structure.linears, inputs, targets, self.metric, generator=self.generator, weights=weights
         )
+        self._draw = draw  # only now: a batch that was refused leaves nothing behind
         for name, rows in seen.rows.items():
             self._gather(name, rows, weights, count)
         self.samples += count
         self._loss_sum += seen.loss * count
         self._limit_sum += seen.bound * count
         self.probe_inputs, self._probe, self.probe_loss_before = inputs, (targets, weights), seen.loss
+        self._output = seen.output
         return seen.loss
 
     def probe_loss(self) -> float:
@@ -131,8 +133,8 @@ class Survey:
                 pruning[name] = PruningLedger(ledger.factor, ledger.after(_weight(self.model, name)), ledger.locations)
         return Menu(
             self.model, self.structure, self._draw, ledgers, pruning, self._columns,
-            limit=self._limit_sum / self.samples, samples=samples, budget=budget,
-            eta=self._whole_eta(ledgers) if whole_eta else None,
+            limit=self._limit_sum / self.samples, samples=samples,
+            nat=self.metric.nat(self.loss, self._output), budget=budget, eta=self._whole_eta(ledgers) if whole_eta else None,
         )  # fmt: skip
 
     def _whole_eta(self, ledgers: Mapping[str, Ledger]) -> float:
@@ -162,7 +164,12 @@ class Survey:
         names = [*dict.fromkeys([*self.structure.linears, *sorted(wanted)])]
         with torch.no_grad(), evaluating(self.model), reading(self.model, names, outputs=True) as seen:
             output = forward(self.model, few)
+        if not torch.isfinite(output).all():
+            raise SennError(
+                "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
+            )
         loss = float(self.metric.loss(output, targets[:LOOK]))
+        loss /= self.metric.nat(loss, output)
         x = {name: _flat(one.x) for name, one in seen.items()}
         z = {name: _flat(one.z) for name, one in seen.items() if one.z is not None}
         widen, layers = {}, {}
@@ -288,6 +295,19 @@ def _take(values: Tensor, columns: Tensor) -> Tensor:
     """Those columns; without a copy where they are the first ones."""
     count = len(columns)
     return values[:, :count] if int(columns[-1]) == count - 1 else values[:, columns]
+
+
+def _samples(inputs: Inputs, targets: Tensor, weights: Tensor | None) -> int:
+    """Number of samples of a batch that can be looked at."""
+    count = len(targets)
+    for x in inputs if isinstance(inputs, tuple) else (inputs,):
+        if len(x) != count:
+            raise SennError(f"the batch has inputs for {len(x)} samples and targets for {count}")
+    if count < 2:
+        raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
+    if weights is not None and not weights.sum() > 0:
+        raise SennError("the sample weights of the batch do not sum to more than zero")
+    return count
 
 
 def _shuffled(x: Tensor, order: Tensor) -> Tensor:

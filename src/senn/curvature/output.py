@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from senn.curvature.losses import Dense, Diagonal, Local, resolve
+from senn.curvature.losses import Dense, Diagonal, Local, nats, resolve
 from senn.errors import SennError, UnsupportedError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -101,6 +101,13 @@ class OutputMetric:
         return float(local.curvature.bound(local.gradient).mean())
 
     @torch.no_grad()
+    def nat(self, loss: float, output: Tensor) -> float:
+        """How much of the loss one nat per sample is, at that loss: 1 for likelihoods of one label per sample.
+
+        For a mean squared error of m outputs it is 2 loss / m, the Gaussian likelihood with the error as its variance.
+        """
+        return nats(self._rule, loss, max(output.numel() // max(len(output), 1), 1))
+
     def _local(self, output: Tensor, target: Tensor, weight: Tensor | None, curved: bool = True) -> Local:
         """This batch's gradient rows and curvature (`curved=False`: the curvature is not used)."""
         output, target = _upcast(output.detach(), target)
