@@ -1,0 +1,170 @@
+"""Figure 2: least squares on fifty samples of a one-dimensional function, neurons added where they are wanted.
+
+The target is a random deep rational network, the net has one hidden layer and starts with one neuron. Full-batch
+natural gradient with exact curvature trains it between the rounds of growth.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from senn.experiments.landscape import Moment, figure
+from senn.experiments.results import Record, table, write_results
+from senn.grower import Grower
+from senn.nn import MLP, Rational
+from senn.optim import NaturalGradient
+from senn.policy import PaperPolicy
+from senn.proposals import Proposals
+
+TRAIN, TEST = 50, 1000
+DEEP = (16, 16, 16, 16)
+POLICY = PaperPolicy(tau=1.0, alpha=2.5e-3)
+PROPOSALS = Proposals(ascent=30)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes; found on seeds from 100 on, which no figure reports.
+
+    Args:
+        steps: of natural gradient.
+        every: steps between two rounds of growth.
+        max_width: most neurons.
+        weight_decay: L2 coefficient.
+        policy: when to grow.
+        proposals: what to grow by.
+    """
+
+    steps: int = 300
+    every: int = 30
+    max_width: int = 11
+    weight_decay: float = 1e-7
+    policy: PaperPolicy = POLICY
+    proposals: Proposals = PROPOSALS
+
+
+@dataclass
+class Run:
+    """What came of one seed.
+
+    Attributes:
+        data: training inputs and targets.
+        target: the function behind them.
+        record: for `results.json`.
+        moments: the network before and after each round that added to it, and at the end.
+        additions: how many neurons each round added.
+    """
+
+    data: tuple[Tensor, Tensor]
+    target: nn.Module
+    record: Record = field(default_factory=dict)
+    moments: list[Moment] = field(default_factory=list)
+    additions: list[int] = field(default_factory=list)
+
+
+def random_network(generator: torch.Generator) -> MLP:
+    """A deep net of random rational units: weights LeCun normal, all else standard normal."""
+    net = MLP(1, DEEP, 1, activation="rational")
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Linear):
+                # A normal cut off at two deviations has .8796 of their length.
+                nn.init.trunc_normal_(module.weight, 0.0, 1.0, -2.0, 2.0, generator=generator)
+                module.weight.div_(0.87962566 * math.sqrt(module.in_features))
+                module.bias.normal_(generator=generator)
+            elif isinstance(module, Rational):
+                for parameter in module.parameters():
+                    parameter.normal_(generator=generator)
+    return net.requires_grad_(False)
+
+
+def run(seed: int, settings: Settings) -> Run:
+    """Train and grow one network; the seed decides the target, the samples, the start and all proposals."""
+    generator = torch.Generator().manual_seed(seed)
+    target = random_network(generator)
+    inputs = torch.randn(TRAIN + TEST, 1, generator=generator)
+    x, test = inputs[:TRAIN], inputs[TRAIN:]
+    y = target(x)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MLP(1, (1,), 1, activation="rational")
+    optimizer = NaturalGradient(
+        model, loss=F.mse_loss, method="cg", adapt=True, damping=1e-2, weight_decay=settings.weight_decay
+    )
+    grower = Grower(
+        model, optimizer, F.mse_loss, settings.policy, moves=("width",), max_width=settings.max_width,
+        proposals=settings.proposals, seed=seed,
+    )  # fmt: skip
+    result = Run((x, y), target)
+    seconds = -time.perf_counter()
+    for step in range(settings.steps):
+        if step % settings.every == 0:
+            before = copy.deepcopy(model)
+            events = grower.grow([(x, y)])
+            result.additions.append(sum(event.units for event in events))
+            if events:
+                result.moments.append(_moment(step, before, grower, added=model))
+                grower.consider([(x, y)])
+                grower.reset()
+                result.moments.append(_moment(step, model, grower))
+        optimizer.step(x, y)
+    seconds += time.perf_counter()
+    grower.consider([(x, y)])
+    result.moments.append(_moment(settings.steps, model, grower))
+    result.record = {
+        "seed": seed, "test": {"error": _error(model, target, test)}, "train": {"error": _error(model, target, x)},
+        "hidden": list(model.hidden), "units": sum(model.hidden),
+        "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds,
+    }  # fmt: skip
+    return result
+
+
+@torch.no_grad()
+def _error(model: nn.Module, target: nn.Module, x: Tensor) -> float:
+    """Mean squared error over the variance of the target."""
+    y = target(x)
+    return float(F.mse_loss(model(x), y) / y.var(correction=0))
+
+
+def _moment(step: int, model: MLP, grower: Grower, added: MLP | None = None) -> Moment:
+    """The network with the candidates of the last consideration, and those of them that it took."""
+    (move,) = grower.draw.widen.values()
+    names = sorted(move.values)
+    weight, bias = (next(move.values[n] for n in names if n.endswith(end)) for end in (".weight", ".bias"))
+    taken = torch.zeros(len(weight), dtype=torch.bool)
+    if added is not None:
+        first = added.body[0]
+        assert isinstance(first, nn.Linear)
+        new = first.weight.detach()[model.hidden[0] :]
+        taken = (weight[:, None] == new[None]).all(-1).any(1)
+    return Moment(step, copy.deepcopy(model), grower.eta, weight[:, 0], bias, taken)
+
+
+def shown(moments: Sequence[Moment]) -> list[Moment]:
+    """What figure 2 shows: before and after the fourth neuron, before the fifth, and the end."""
+    growths = [m for m in moments if bool(m.taken.any())]
+    fourth = next((i for i, m in enumerate(moments) if bool(m.taken.any()) and moments[i + 1].units >= 4), None)
+    if fourth is None:
+        return [*growths[-1:], moments[-1]]
+    return [*moments[fourth : fourth + 3], moments[-1]] if fourth + 3 < len(moments) else list(moments[fourth:])
+
+
+def main(seeds: int, out: Path, settings: Settings | None = None) -> list[Record]:
+    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table."""
+    settings = settings or Settings()
+    runs = [run(seed, settings) for seed in range(seeds)]
+    records = [each.record for each in runs]
+    write_results(records, out / "results.json", f"senn reproduce regression --seeds {seeds}")
+    first = runs[0]
+    figure(shown(first.moments), first.data, first.target, settings.policy.tau, out / "figure.png")
+    print(table(records))
+    return records
