@@ -1,4 +1,4 @@
-"""Scores of whole networks against dense float64 truth: insert the unit or layer, write out g and the Gauss-Newton matrix."""
+"""Scores of whole networks against dense float64 truth: the unit or layer inserted, then g and F written out."""
 
 import copy
 

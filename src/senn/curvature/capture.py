@@ -1,7 +1,7 @@
 """What passes through each linear map of a model on one batch, read with hooks that leave nothing behind.
 
-One forward pass in eval mode and two backward passes to the maps' outputs: the true gradient, and random signs through the
-square root of the output metric (curvature propagation). No parameter gradient is formed, so no `.grad` is touched;
+One forward pass in eval mode and two backward passes to the maps' outputs: the true gradient, and random signs through
+the square root of the output metric (curvature propagation). No parameter gradient is formed, so no `.grad` is touched;
 modes, hooks and the global random state come back as they were.
 """
 
@@ -82,8 +82,8 @@ class Seen:
 
     Attributes:
         x: its input.
-        edge: the place of its output in the graph; None without gradients. The place, not the tensor: an activation may write
-            over the output (`ReLU(inplace=True)`), and the tensor then stands for what came after.
+        edge: the place of its output in the graph; None without gradients. The place, not the tensor: an activation may
+            write over the output (`ReLU(inplace=True)`), and the tensor then stands for what came after.
         z: a copy of its output if that was asked for.
     """
 
@@ -97,12 +97,16 @@ def reading(model: nn.Module, names: Sequence[str], *, outputs: bool = False) ->
     """Collect what the named modules read (and give, if `outputs`) during the passes inside."""
     seen: dict[str, Seen] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if name in seen:
-                raise UnsupportedError(f"{name} is used more than once in a forward pass, which its factors cannot describe")
+                raise UnsupportedError(
+                    f"{name} is used more than once in a forward pass, which its factors cannot describe"
+                )
             edge = get_gradient_edge(output) if output.requires_grad else None
             seen[name] = Seen(args[0], edge, output.detach().clone() if outputs else None)
+            # writing over a view would take its place out of the graph, so what comes after gets a copy
+            return output.clone() if edge is not None and output._is_view() else None
 
         return hook
 
@@ -145,7 +149,7 @@ def capture(
 
     Raises:
         SennError: the outputs or the loss are NaN or infinite.
-        UnsupportedError: a map is used twice, or the outputs are not a tensor.
+        UnsupportedError: a map is used twice or makes no difference, or the outputs are not a tensor.
     """
     with torch.enable_grad(), evaluating(model), reading(model, names) as seen:
         output = forward(model, inputs)
@@ -163,7 +167,10 @@ def capture(
     with torch.enable_grad():
         true = metric.gradient(y, targets, weights).to(output.dtype).reshape(output.shape)
         sign = metric.probe(y, targets, generator, weights).to(output.dtype).reshape(output.shape)
-        dz = torch.autograd.grad(output, edges, true, retain_graph=True)
+        dz = torch.autograd.grad(output, edges, true, retain_graph=True, allow_unused=True)
+        loose = [name for name, gradient in zip(names, dz, strict=True) if gradient is None]
+        if loose:
+            raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
         s = torch.autograd.grad(output, edges, sign)
     given = {x.untyped_storage().data_ptr() for x in (inputs if isinstance(inputs, tuple) else (inputs,))}
     rows = {}

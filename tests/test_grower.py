@@ -1,0 +1,507 @@
+"""`Grower` from end to end, with real optimizers on real data; looking must not touch, growing must not disturb."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, TensorDataset
+
+import senn
+from senn.errors import SennError, SurgeryError
+from senn.policy import Candidate
+from senn.scores import addition_limit
+
+_DIGITS = load_digits()
+X = torch.tensor(_DIGITS.data[:600] / 16, dtype=torch.float32)
+Y = torch.tensor(_DIGITS.target[:600])
+FEW = senn.Proposals(units=16, residual=8, identity=1)
+
+
+def net(hidden: int = 3, layers: int = 1, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    parts: list[nn.Module] = [nn.Linear(64, hidden), nn.ReLU()]
+    for _ in range(layers - 1):
+        parts += [nn.Linear(hidden, hidden), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Linear(hidden, 10))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, x=X, y=Y, loss=F.cross_entropy) -> float:
+    g = torch.Generator().manual_seed(steps)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (128,), generator=g)
+        optimizer.zero_grad()
+        loss(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return float(loss(model(x), y))
+
+
+class Take:
+    """A policy that accepts the first `count` candidates of one kind, whatever they promise."""
+
+    whole_eta = False
+
+    def __init__(self, kind: str, count: int = 1, detail: str = "", place: str = "") -> None:
+        self.kind, self.count, self.detail, self.place = kind, count, detail, place
+
+    def choose(self, candidates, accepted) -> Candidate | None:
+        fit = [c for c in candidates if c.kind == self.kind and self.detail in c.detail and self.place in c.place]
+        return fit[0] if fit and len(accepted) < self.count else None
+
+    def price(self, parameters: int, samples: int) -> float:
+        return 0.0
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, 3e-3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_growing_while_training(name: str):
+    model = net()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    grower = senn.Grower(model, optimizer, F.cross_entropy, proposals=FEW, samples=len(X), max_width=24)
+    train(model, optimizer, 30)
+    state = {key: value.clone() for key, value in optimizer.state[model[0].weight].items() if key != "step"}
+    with torch.no_grad():
+        before = model(X)
+    events = grower.grow([(X, Y)])
+    assert events
+    assert all(event.loss_after == pytest.approx(event.loss_before, rel=1e-5) for event in events)
+    with torch.no_grad():
+        torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
+    widened = [event for event in events if event.kind == "widen"]
+    assert widened
+    assert widened[0].after == model[0].out_features == grower.architecture[0]
+    for key, old in state.items():
+        new = optimizer.state[model[0].weight][key]
+        assert new.shape == model[0].weight.shape
+        torch.testing.assert_close(new[:3], old, rtol=0, atol=0)
+        assert not new[3:].any()
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert train(model, optimizer, 60) < 0.8 * events[-1].loss_after
+
+
+@pytest.mark.parametrize(
+    "policy", [Take("widen"), Take("insert", detail="residual"), Take("insert", detail="identity")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_function_is_preserved(policy, dtype):
+    model = net(layers=2).to(dtype)
+    x = X.to(dtype)
+    grower = senn.Grower(model, policy=policy, proposals=FEW)
+    before = model(x).detach()
+    (event,) = grower.grow([(x, Y)])
+    largest = float((model(x) - before).detach().abs().max() / before.abs().max())
+    # an identity insertion inverts a basis that was drawn in float32
+    assert largest < (1e-5 if dtype == torch.float32 else 1e-10)
+    assert event.output_change == pytest.approx(largest, abs=1e-6)
+    ratio = event.loss_after / event.loss_before
+    assert ratio == pytest.approx(1, abs=1e-5 if dtype == torch.float32 else 1e-10)
+
+
+def test_later_growth_below_new_units_leaves_the_function():
+    """New units read what existed when they came; units that come below later are not among their inputs' sums."""
+    model = net(layers=3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    before = model(X).detach()
+    for place in ("4", "2", "0"):
+        (event,) = senn.Grower(model, optimizer, policy=Take("widen", 3, place=place), proposals=FEW).grow([(X, Y)])
+        assert event.after == 6 if place == "4" else event.after > 3
+        torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ascent", [0, 4])
+def test_the_units_that_were_scored_are_those_inserted(ascent: int):
+    """The network's own score afterwards is the one that the round promised."""
+    x, y = X.double(), (Y[:, None] / 5 - 1).double()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    proposals = senn.Proposals(units=8, ascent=ascent)
+    grower = senn.Grower(model, loss=F.mse_loss, policy=Take("widen", 3), moves=("width",), proposals=proposals)
+    (event,) = grower.grow([(x, y)])
+    assert event.gain > 0.05 * event.eta_before
+    fresh = senn.Grower(model, loss=F.mse_loss, moves=("width",), proposals=proposals, seed=1)
+    fresh.consider([(x, y)])
+    assert abs(fresh.eta - event.eta_after) < 0.1 * event.gain  # damping is relative to the mean of each matrix
+    assert event.eta_after == pytest.approx(event.eta_before + event.gain, rel=1e-9)
+
+
+def test_undo_gives_everything_back_bit_by_bit():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    train(model, optimizer, 5)
+    before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    grower = senn.Grower(model, optimizer, policy=Take("widen", 2), proposals=FEW)
+    (event,) = grower.grow([(X, Y)])
+    assert grower.architecture == (5,)
+    event.undo()
+    assert grower.architecture == (3,)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    for key, values in state["state"].items():
+        assert all(torch.equal(value, optimizer.state_dict()["state"][key][name]) for name, value in values.items())
+    with pytest.raises(SurgeryError, match="cannot be undone"):
+        event.undo()
+    (event,) = grower.grow([(X, Y)])
+    train(model, optimizer, 1)
+    with pytest.raises(SurgeryError, match="trained since"):
+        event.undo()
+    assert grower.architecture == (5,)
+
+
+def test_budgets_hold():
+    def grown(**budget: int) -> nn.Sequential:
+        model = net()
+        policy = senn.PricePolicy(kappa=1e-6, confidence=0.0)
+        senn.Grower(model, policy=policy, proposals=FEW, moves=("width",), samples=len(X), **budget).grow([(X, Y)])
+        return model
+
+    assert grown()[0].out_features > 11
+    assert grown(max_width=7)[0].out_features == 7
+    assert grown(max_width=11, round_to=4)[0].out_features == 8
+    model = grown(max_params=640)
+    assert 565 < sum(p.numel() for p in model.parameters()) <= 640
+    for option in ("max_width", "max_params", "round_to"):
+        with pytest.raises(SennError, match=option):
+            senn.Grower(net(), **{option: 0})
+
+
+@pytest.mark.parametrize(("move", "kind"), [("width", "widen"), ("depth", "insert"), ("prune", "prune")])
+def test_only_the_moves_asked_for_are_offered(move: str, kind: str):
+    found = senn.Grower(net(layers=2), moves=(move,), proposals=FEW).consider([(X, Y)])
+    assert {c.kind for c in found} == {kind}
+    every = senn.Grower(net(layers=2), proposals=FEW).consider([(X, Y)])
+    assert {c.kind for c in every} == {"widen", "insert", "prune"}
+    assert [c.heldout for c in every] == sorted((c.heldout for c in every), reverse=True)
+
+
+def test_the_seed_decides():
+    def first(seed: int) -> list[tuple[str, float]]:
+        return [(c.place, c.heldout) for c in senn.Grower(net(), proposals=FEW, seed=seed).consider([(X, Y)])]
+
+    assert first(0) == first(0)
+    assert first(0) != first(1)
+
+
+def test_observing_batches_is_considering_them():
+    batches = list(zip(X.split(200), Y.split(200), strict=True))
+    one, two = (senn.Grower(net(), proposals=FEW, samples=600) for _ in range(2))
+    expected = one.consider(batches)
+    for batch in batches:
+        two.observe(*batch)
+    assert two.consider() == expected
+    assert two.eta == one.eta
+    # all batches count, not the last one only
+    three = senn.Grower(net(), proposals=FEW, samples=600)
+    three.consider(batches[-1:])
+    assert three.eta != pytest.approx(one.eta, rel=1e-3)
+
+
+def test_every_batch_is_seen_with_the_weights_of_its_time():
+    """Statistics gathered while training: the model may change from batch to batch."""
+    x, y = X.double(), (Y[:, None] / 5 - 1).double()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    grower = senn.Grower(model, loss=F.mse_loss, proposals=FEW, moves=("width",))
+    losses = []
+    for rows in (slice(0, 300), slice(300, 600)):
+        losses.append(grower.observe(x[rows], y[rows]))
+        assert losses[-1] == pytest.approx(F.mse_loss(model(x[rows]), y[rows]).item(), rel=1e-12)
+        with torch.no_grad():
+            model[2].weight.mul_(0.0)
+    assert grower.consider()[0].limit == pytest.approx(2 * sum(losses) / 2, rel=1e-9)
+
+
+class Mixed(nn.Module):
+    """BatchNorm, dropout, two inputs and a frozen part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(64, 64).requires_grad_(False)
+        self.first, self.norm, self.drop = nn.Linear(64, 5), nn.BatchNorm1d(5), nn.Dropout(0.5)
+        self.second, self.last = nn.Linear(5, 6), nn.Linear(6, 10)
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        h = self.drop(torch.relu(self.norm(self.first(self.stem(x))) + shift))
+        return self.last(torch.relu(self.second(h)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_looking_does_not_touch(dtype: torch.dtype):
+    torch.manual_seed(0)
+    model = Mixed().to(dtype)
+    x, shift = X[:200].to(dtype), torch.ones(200, 1, dtype=dtype)
+    model.train()
+    model.norm.eval()
+    model(x, shift).sum().backward()
+    before = copy.deepcopy(model.state_dict())
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    objects = [id(p) for p in model.parameters()]
+    flags = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    state = torch.get_rng_state()
+    found = senn.Grower(model, proposals=FEW).consider([((x, shift), Y[:200])] * 2)
+    assert found
+    assert all(math.isfinite(c.gain) and math.isfinite(c.heldout) for c in found)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [id(p) for p in model.parameters()] == objects
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == flags
+    assert grads.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.equal(model.get_parameter(name).grad, grad) for name, grad in grads.items())
+
+
+def test_a_net_with_norm_dropout_and_frozen_parts_grows():
+    torch.manual_seed(0)
+    model = Mixed()
+    inputs = X, torch.ones(len(X), 1)
+    model(*inputs)  # running statistics
+    model.eval()
+    before = model(*inputs).detach()
+    model.train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
+    grower = senn.Grower(model, optimizer, policy=Take("widen", 2, place="first"), proposals=FEW)
+    (event,) = grower.grow([(inputs, Y)])
+    assert event.after == 7 == model.norm.num_features
+    assert model.training
+    assert not model.stem.weight.requires_grad
+    assert model.second.in_features == 7
+    model.eval()
+    torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_of_weight_zero_are_not_there_and_weights_are_repeats():
+    x, y = X[:200].double(), (Y[:200, None] / 5 - 1).double()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def eta(*batch: torch.Tensor) -> float:
+        grower = senn.Grower(model, loss=F.mse_loss, proposals=FEW, moves=("width", "prune"))
+        grower.consider([batch])
+        return grower.eta
+
+    weights = torch.arange(200).remainder(3).double()
+    repeats = weights.long()
+    assert eta(x, y, weights) == pytest.approx(eta(x.repeat_interleave(repeats, 0), y.repeat_interleave(repeats, 0)))
+    assert eta(x, y, 5 * weights) == pytest.approx(eta(x, y, weights))
+    assert eta(x, y, weights) != pytest.approx(eta(x, y), rel=1e-2)
+
+
+def test_weights_reach_the_held_out_gains():
+    """Samples of weight zero with absurd targets change no figure's size."""
+    x, y = X.double(), (Y[:, None] / 5 - 1).double()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    weights = (torch.arange(600) % 2).double()
+
+    def best(*batch: torch.Tensor) -> float:
+        grower = senn.Grower(model, loss=F.mse_loss, proposals=senn.Proposals(units=64), moves=("width",))
+        return grower.consider([batch])[0].heldout
+
+    wild = torch.where(weights[:, None] > 0, y, 1e4)
+    assert best(x, wild, weights) == pytest.approx(best(x, y, weights), rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [(9, 130), (7, 300)], ids=str)
+def test_tokens_are_rows_of_whole_samples(rows):
+    """More rows per sample than divide evenly into what is kept."""
+    tokens, samples = rows
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3), nn.Flatten(), nn.Linear(3 * tokens, 2))
+    x, y = torch.randn(samples, tokens, 5), torch.randint(0, 2, (samples,))
+    found = senn.Grower(model, proposals=FEW).consider([(x, y)] * 3)
+    assert all(math.isfinite(c.heldout) and math.isfinite(c.error) for c in found)
+    assert {c.place for c in found if c.kind == "widen"} == {"0", "2"}
+
+
+def test_averages_schedulers_and_loaders():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    average = AveragedModel(model)
+    loader = DataLoader(TensorDataset(X, Y), batch_size=200)
+    grower = senn.Grower(model, optimizer, policy=Take("widen", 2), averaged=[average], proposals=FEW)
+    (event,) = grower.grow(loader)
+    assert grower.samples == 600
+    assert event.after == 5 == average.module[0].out_features
+    train(model, optimizer, 2)
+    scheduler.step()
+    average.update_parameters(model)
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    torch.testing.assert_close(average(X).shape, model(X).shape)
+
+
+def test_what_was_promised_is_kept_next_to_what_came():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    grower = senn.Grower(model, optimizer, policy=Take("widen", 3), proposals=FEW)
+    (event,) = grower.grow([(X, Y)])
+    assert event.realised is None
+    assert event.promised == pytest.approx(event.heldout / 2)
+    after = train(model, optimizer, 40)
+    grower.consider([(X, Y)])
+    assert event.realised == pytest.approx(event.loss_after - after, rel=1e-4)
+
+
+class Everything:
+    """Removes unit after unit, at whatever cost, and may add some first."""
+
+    whole_eta = False
+
+    def __init__(self, additions: int) -> None:
+        self.additions = additions
+
+    def choose(self, candidates, accepted) -> Candidate | None:
+        if len(accepted) < self.additions:
+            return next(c for c in candidates if c.kind == "widen" and c.place == "2")
+        return next((c for c in candidates if c.kind == "prune" and c.place == "0"), None)
+
+    def price(self, parameters: int, samples: int) -> float:
+        return 0.0
+
+
+def test_pruning_keeps_its_promise():
+    model = net(hidden=12)
+    with torch.no_grad():
+        model[2].weight[:, [2, 5]] = 0
+        model[0].weight[7], model[0].bias[7] = model[0].weight[1], model[0].bias[1]
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    grower = senn.Grower(model, optimizer, proposals=FEW, moves=("prune",), policy=Take("prune", 3))
+    (event,) = grower.grow([(X, Y)])
+    assert event.units == 3
+    assert model[0].out_features == 9
+    assert event.loss_after - event.loss_before <= -event.gain + 1e-4 * event.loss_before + 1e-6
+    assert grower.rejections == []
+
+
+@pytest.mark.parametrize("additions", [0, 2])
+def test_a_removal_that_breaks_its_promise_is_rolled_back(additions: int):
+    """Removing nearly everything costs far more than a quadratic model says; what was to be added is added anyway."""
+    model = net(hidden=8, layers=2, seed=3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    train(model, optimizer, 150)
+    before = model(X).detach()
+    moves = ("width", "prune") if additions else ("prune",)
+    grower = senn.Grower(model, optimizer, proposals=FEW, moves=moves, policy=Everything(additions))
+    events = grower.grow([(X, Y)])
+    assert [(event.kind, event.after) for event in events] == ([("widen", 10)] if additions else [])
+    (reason,) = grower.rejections
+    assert "it raised the loss by" in reason
+    assert model[0].out_features == 8
+    torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-4)
+    train(model, optimizer, 2)
+
+
+ERRORS: dict[str, tuple[Callable[[], object], str]] = {
+    "one sample": (lambda: senn.Grower(net()).consider([(X[:1], Y[:1])]), "a batch of one sample"),
+    "no batch": (lambda: senn.Grower(net()).grow(), "no batch has been looked at"),
+    "empty loader": (lambda: senn.Grower(net()).grow([]), "no batch has been looked at"),
+    "moves": (lambda: senn.Grower(net(), moves=("width", "hight")), "'hight' is none of them"),
+    "no place": (lambda: senn.Grower(nn.Sequential(nn.Flatten())).consider([(X, Y)]), "no place to grow"),
+    "nan": (lambda: senn.Grower(net()).consider([(X * torch.nan, Y)]), "diverged or the batch holds bad values"),
+    "inf": (lambda: senn.Grower(net()).consider([(X / 0, Y)]), "diverged or the batch holds bad values"),
+    "no weight": (lambda: senn.Grower(net()).consider([(X, Y, torch.zeros(600))]), "sample weights"),
+    "lengths": (lambda: senn.Grower(net()).consider([(X, Y[:50])]), "600.*50|50.*600"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_clear_sentence(case: str):
+    run, message = ERRORS[case]
+    with pytest.raises(SennError, match=message) as caught:
+        run()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_of_another_model_is_refused_and_nothing_changes():
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(SennError, match="optimizer"):
+        senn.Grower(
+            model, torch.optim.SGD(net().parameters(), 0.1), policy=Take("widen"), proposals=FEW
+        ).grow([(X, Y)])  # fmt: skip
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert model[0].out_features == 3
+
+
+def test_a_bad_batch_leaves_no_trace():
+    """The candidates are not drawn from it, and the next batch is as if it had not been."""
+    grower, clean = (senn.Grower(net(), proposals=FEW) for _ in range(2))
+    with pytest.raises(SennError):
+        grower.observe(X * torch.nan, Y)
+    found = grower.consider([(X, Y)])
+    assert all(math.isfinite(c.heldout) for c in found)
+    assert found[0].limit == pytest.approx(clean.consider([(X, Y)])[0].limit)
+
+
+def noise(seed: int, n: int = 160) -> tuple[torch.Tensor, torch.Tensor, nn.Sequential]:
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n, 6, generator=g), torch.randn(n, 1, generator=g)
+    torch.manual_seed(seed)
+    return x, y, nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1))
+
+
+def test_the_held_out_gain_of_noise_is_negative_in_the_mean():
+    """While the gain on the samples that it was fitted to is always positive."""
+    gains, heldout = [], []
+    for seed in range(40):
+        x, y, model = noise(seed)
+        grower = senn.Grower(model, loss=F.mse_loss, moves=("width",), proposals=senn.Proposals(units=1), seed=seed)
+        (found,) = grower.consider([(x, y)])
+        gains.append(found.gain)
+        heldout.append(found.heldout)
+    assert min(gains) > 0
+    assert sum(heldout) / len(heldout) < 0
+
+
+def test_the_price_buys_almost_nothing_on_noise():
+    bought = []
+    for seed in range(12):
+        x, y, model = noise(seed)
+        grower = senn.Grower(
+            model, loss=F.mse_loss, policy=senn.PricePolicy(), proposals=FEW, seed=seed, moves=("width",)
+        )
+        bought.append(sum(event.units for event in grower.grow([(x, y)])))
+    assert sum(bought) <= 6
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+def test_theorem_3_1_bounds_the_additions_of_a_round(tau: float):
+    policy = senn.PaperPolicy(tau=tau, alpha=1e-3)
+    for seed in range(3):
+        grower = senn.Grower(net(seed=seed), policy=policy, moves=("width", "depth"), proposals=FEW, metric="euclidean")
+        menus: list[int] = []
+        for event in grower.grow([(X, Y)]):
+            menus.append(event.units)
+            assert event.eta_after > event.eta_before
+        assert sum(menus) < addition_limit(tau, 1e-3)
+
+
+def test_the_paper_policy_counts_what_it_has_accepted():
+    """Ratios are taken to the score that includes the round's own additions."""
+    grower = senn.Grower(net(), policy=senn.PaperPolicy(tau=0.05), moves=("width",), proposals=FEW, metric="euclidean")
+    seen: list[float] = []
+    choose = grower.policy.choose
+
+    class Watching:
+        whole_eta = True
+
+        def choose(self, candidates, accepted) -> Candidate | None:
+            seen.append(candidates[0].eta)
+            return choose(candidates, accepted)
+
+        def price(self, parameters: int, samples: int) -> float:
+            return 0.0
+
+    grower.policy = Watching()
+    assert grower.grow([(X, Y)])
+    assert len(seen) > 2
+    assert all(later > earlier for earlier, later in itertools.pairwise(seen))
