@@ -145,19 +145,22 @@ class PricePolicy:
     Args:
         kappa: price of one parameter, in nats times training samples.
         confidence: standard errors taken off a promise, at least 0.
+        layer_cost: a layer's promise is divided by this, as by the paper's code: training realises it more slowly.
         hysteresis: fraction of the price below which a unit is sold, below 1.
 
     Raises:
-        SennError: kappa or hysteresis out of range.
+        SennError: an argument is out of range.
     """
 
     kappa: float = 0.3
     confidence: float = 1.0
+    layer_cost: float = 4.0
     hysteresis: float = 0.1
     whole_eta: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("kappa", self.kappa, 0.0, math.inf)
+        _check("layer_cost", self.layer_cost, 0.0, math.inf)
         _check("confidence", self.confidence, -1e-300, math.inf)
         _check("hysteresis", self.hysteresis, -1e-300, 1.0)
 
@@ -170,7 +173,8 @@ class PricePolicy:
         price = self.price(candidate.parameters, candidate.samples)
         if candidate.kind == "prune":
             return candidate.promise - self.hysteresis * price
-        return candidate.promise - self.confidence * candidate.error / (2 * candidate.nat) - price
+        sure = candidate.promise - self.confidence * candidate.error / (2 * candidate.nat)
+        return (sure / self.layer_cost if candidate.kind == "insert" else sure) - price
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The candidate with the largest net value above zero.

@@ -17,10 +17,14 @@ from torch import Tensor, nn
 
 from senn.nn import Rational, Residual
 from senn.structure import Site, Space
-from senn.surgery import Insert, Widen
+from senn.surgery import Insert, Widen, parameters_per_unit
 
 SMALLEST_SPREAD = 1e-6
 """Smallest spread of a pre-activation that a unit is scaled by."""
+
+
+WEIGHTS = 20_000
+"""Weights that all candidate units of a space have together, so that looking stays cheap beside training wide maps."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Proposals:
     """How many candidates of what kind a consideration draws.
 
     Args:
-        units: candidate units for each space.
+        units: candidate units for each space; None for as many as `WEIGHTS` weights allow, between 64 and 256.
         copies: fraction of them that are perturbed copies of existing units.
         smooth: fraction of the random ones whose direction follows the data.
         residual: candidate units of a residual layer at each site; 0 offers none.
@@ -38,9 +42,9 @@ class Proposals:
         activation: class name of the activation of new layers (`ReLU`, `Rational`, ...); None takes the model's own.
     """
 
-    units: int = 64
-    copies: float = 0.25
-    smooth: float = 0.5
+    units: int | None = None
+    copies: float = 0.0
+    smooth: float = 0.0
     residual: int = 16
     identity: int = 2
     ascent: int = 0
@@ -225,7 +229,8 @@ def draw_units(
         generator: source of randomness.
     """
     values: dict[str, Tensor] = {}
-    count = max(recipe.units // space.quantum, 1) * space.quantum
+    wanted = recipe.units or min(max(WEIGHTS // parameters_per_unit(model, space), 64), 256)
+    count = max(wanted // space.quantum, 1) * space.quantum
     for module in dict.fromkeys(slot.module for slot in space.of("producer")):
         linear = model.get_submodule(module)
         x = inputs[module]
