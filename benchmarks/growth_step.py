@@ -2,10 +2,11 @@
 
     python benchmarks/growth_step.py [--repeats 9] [--threads 1] [--out results.json]
 
-The net is 784-256-256-10 with ReLU; a consideration scores width, depth and pruning at every place. All contenders run in turn
-in one process, so that drift of the machine hits all; figures are medians of CPU time. `first` is a Grower's first
-consideration, analysis of the model included; `again` a later one of the same Grower. gromo (an optional package:
-pip install gromo==0.1.0) does its own growth step on all layers: statistics, optimal updates, choice, change.
+The net is 784-256-256-10 with ReLU; a consideration scores width, depth and pruning at every place. All contenders run
+in turn in one process, so that drift of the machine hits all; figures are medians of CPU time. `first` is a Grower's
+first consideration, analysis of the model included; `again` a later one of the same Grower. gromo (an optional package:
+pip install gromo==0.1.0 torchmetrics deprecated) does its own growth step on all layers: statistics, optimal updates,
+choice, change.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def forward_backward(model: nn.Module, batches: Batches) -> None:
 
 
 def gromo_step(batches: Batches) -> Callable[[], None] | None:
-    """gromo's growth step in its own order, or None where it is not installed."""
+    """The growth step of gromo in its own order, or None where it is not installed."""
     try:
         from gromo.containers.growing_mlp import GrowingMLP
         from gromo.utils.training_utils import compute_statistics

@@ -1,17 +1,17 @@
 """The account of one linear map: what its candidate columns are worth, brought up to date as some are accepted.
 
-The map reads existing columns a_c (c of them, with the constant 1) and candidate columns a_p (P of them), all in one set of
-moments for each of two folds of samples. Everything follows by elimination: accepting columns is one step of a block
-Cholesky on the (P, P) residual moment, so a greedy choice of many units costs no further pass over the data, and a
-duplicate of an accepted unit is worth nothing.
+The map reads existing columns a_c (c of them, with the constant 1) and candidate columns a_p (P of them), all in one
+set of moments for each of two folds of samples. Everything follows by elimination: accepting columns is one step of a
+block Cholesky on the (P, P) residual moment, so a greedy choice of many units costs no further pass over the data, and
+a duplicate of an accepted unit is worth nothing.
 
-Residual activations are those less what the columns that are in already predict, each fold with its own predictions. `all`
-uses every sample (eta, gain, bound, as in the paper); `fit` and `held` the two folds (held-out gain).
+Residual activations are those less what the columns that are in already predict, each fold with its own predictions.
+`all` uses every sample (eta, gain, bound, as in the paper); `fit` and `held` the two folds (held-out gain).
 
-K-FAC takes activations and output gradients as independent. Where both are sparse together (a unit that is active on the few
-samples that another unit passes on) its curvature is too small by as much as the fraction of active samples, and a gain can
-come out above lambda. So a step's *direction* is K-FAC's, and its *length* and held-out value come from the exact curvature
-along it, d^T F d = E[(s^T d a_p)^2], which sampled rows give without bias.
+K-FAC takes activations and output gradients as independent. Where both are sparse together (a unit that is active on
+the few samples that another unit passes on) its curvature is too small by as much as the fraction of active samples,
+and a gain can come out above lambda. So a step's *direction* is K-FAC's, and its *length* and held-out value come from
+the exact curvature along it, d^T F d = E[(s^T d a_p)^2], which sampled rows give without bias.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Ledger:
         fit: the fold on which steps are fitted.
         held: the fold on which they are valued.
         existing: c, the number of existing columns.
-        factor: Cholesky factor of the damped A_cc where that is known (the input moment of a map that reads the data itself
-            never changes); both folds then share it, and their moments need not hold A_cc.
+        factor: Cholesky factor of the damped A_cc where that is known (the input moment of a map that reads the data
+            itself never changes); both folds then share it, and their moments need not hold A_cc.
 
     Attributes:
         factor: of A_cc on all samples.
@@ -108,13 +108,11 @@ class Ledger:
         rows = ((fit, held) if factor is not None else (), (fit,), (held,))
         self.all, self.fit, self.held = (
             self._account(A, G, folds, predict, by_rows=factor is not None)
-            for A, G, folds, predict in zip(
-                inputs, (G, fit.moments.G, held.moments.G), rows, predictions, strict=True
-            )
+            for A, G, folds, predict in zip(inputs, (G, fit.moments.G, held.moments.G), rows, predictions, strict=True)
         )
 
     def _predictions(self, inputs: Sequence[Tensor], c: int, *, shared: bool) -> Sequence[Tensor]:
-        """A^-1 A_cp for the moments of all samples and of each fold, with their own A_cc unless the factor is shared."""
+        """A^-1 A_cp for the moments of all samples and of each fold; own A_cc unless the factor is shared."""
         sides = [A[:c, A.shape[1] - len(self.level) :] for A in inputs]
         if shared:
             return solve(self.factor, torch.cat(sides, 1)).chunk(len(sides), 1)
@@ -143,11 +141,12 @@ class Ledger:
     def step(self) -> Tensor:
         """The natural step of the existing weights, (m, c)."""
         left = torch.linalg.solve_triangular(self.whitener.mT, self._white, upper=True)
-        return torch.linalg.solve_triangular(self.factor, left, upper=False, left=False)
+        step: Tensor = torch.linalg.solve_triangular(self.factor, left, upper=False, left=False)
+        return step
 
     def after(self, weight: Tensor) -> Tensor:
         """L^T times the weights [W | b] (m, c) less their natural step, S = L L^T: where they are going, whitened."""
-        step = torch.linalg.solve_triangular(self.factor.mT, self._white.mT, upper=True).mT
+        step: Tensor = torch.linalg.solve_triangular(self.factor.mT, self._white.mT, upper=True).mT
         return self.whitener.mT @ weight.double() - step
 
     def gain(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -155,17 +154,21 @@ class Ledger:
         return self._quadratic(self.all.residual, columns, onto)
 
     def bound(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
-        """Lower bound D' of each group (Theorem 3.2), see `scores.width_gain_bound`; residuals include what is accepted."""
+        """Lower bound D' of each group (Theorem 3.2, `scores.width_gain_bound`); residuals include what is accepted."""
         return self._quadratic(self.raw + torch.diag(self.level), columns, onto)
 
     def heldout(self, columns: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Held-out gain of each group and its standard error: a step fitted on one fold, valued on the other (`scores`)."""
+        """Held-out gain of each group and its standard error: steps fitted on one fold, valued on the other."""
         cross = _projected(_gather(self.fit.cross, columns), onto)
         step = _divide(cross, _blocks(self.fit.residual, columns))
-        return self._value(step, (step * cross).sum((-2, -1)), (step * _gather(self.held.cross, columns)).sum((-2, -1)), columns)
+        return self._value(
+            step, (step * cross).sum((-2, -1)), (step * _gather(self.held.cross, columns)).sum((-2, -1)), columns
+        )
 
     def diagonal(self, columns: Tensor, through: Tensor) -> tuple[float, float, float]:
-        """Gain, held-out gain and its standard error of parameters that enter z through fixed columns (`scores.diagonal_gain`).
+        """Gain, held-out gain and its standard error of parameters that enter z through fixed columns.
+
+        See `scores.diagonal_gain`.
 
         Args:
             columns: (q,) their features.
@@ -182,8 +185,8 @@ class Ledger:
         gain = float(diagonal_gain(gradient(self.all), curvature(self.all), locations=self.locations))
         values = solve(cholesky(curvature(self.fit), DAMPING), gradient(self.fit)[:, None])[:, 0]
         step = (through * values)[None]
-        linear = [(values @ gradient(account))[None] for account in (self.fit, self.held)]
-        value, error = self._value(step, *linear, columns[None])
+        fitted, held = ((values @ gradient(account))[None] for account in (self.fit, self.held))
+        value, error = self._value(step, fitted, held, columns[None])
         return gain, float(value), float(error)
 
     def accept(self, columns: Tensor, onto: Tensor | None = None) -> None:
@@ -208,7 +211,7 @@ class Ledger:
         length = fitted / torch.maximum(curved, fitted).clamp_min(1e-30)
         value = 2 * length * held - length.square() * curved_held
         rows = 2 * length * self.held.along(self.held.dz, flat, columns) - length.square() * on_held
-        samples = rows.unflatten(0, (-1, self.locations)).mean(1)
+        samples = rows.view(-1, self.locations, groups).mean(1)
         error = samples.std(0, correction=0) / self.held_samples**0.5
         return self.locations * value, self.locations * error
 
@@ -253,7 +256,7 @@ class Account:
         )
 
     def along(self, rows: Tensor, step: Tensor, columns: Tensor) -> Tensor:
-        """r^T d a_p of each row r (n, m), for steps d (m, groups * p) of the groups of columns (groups, p): (n, groups)."""
+        """r^T d a_p of each row r (n, m), (n, groups), for steps d (m, groups * p) of columns (groups, p)."""
         through = (rows @ step.to(rows.dtype)).view(len(rows), *columns.shape)
         return (through * self.a[:, columns]).sum(-1)
 

@@ -45,7 +45,7 @@ class PruningLedger:
         self.kept = self.kept[rest]
 
     def coefficients(self, columns: Tensor) -> Tensor:
-        """For the removal of all of `columns` (p,) from the map as it is: W_kept += W_gone @ coefficients, (p, c - p)."""
+        """For the removal of all `columns` (p,) from the map as it is: W_kept += W_gone @ coefficients, (p, c - p)."""
         return compensation(self._start, columns)
 
     def _positions(self, columns: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ class Survey:
         moves: which of `width`, `depth`, `prune` are wanted.
         affordable: whether so many parameters could pay at all, given the loss in nats.
         generator: source of randomness.
-        known: by linear map that reads the data itself, the Cholesky factor of its damped input moment; filled in by the
-            first window that has more rows than columns and kept by the caller, for a moment of the data never changes.
+        known: by linear map that reads the data itself, the Cholesky factor of its damped input moment; filled in by
+            the first window that has more rows than columns, kept by the caller: a moment of the data never changes.
 
     Attributes:
         samples: looked at so far.
@@ -133,8 +134,8 @@ class Survey:
                 pruning[name] = PruningLedger(ledger.factor, ledger.after(_weight(self.model, name)), ledger.locations)
         return Menu(
             self.model, self.structure, self._draw, ledgers, pruning, self._columns,
-            limit=self._limit_sum / self.samples, samples=samples,
-            nat=self.metric.nat(self.loss, self._output), budget=budget, eta=self._whole_eta(ledgers) if whole_eta else None,
+            limit=self._limit_sum / self.samples, samples=samples, nat=self.metric.nat(self.loss, self._output),
+            budget=budget, eta=self._whole_eta(ledgers) if whole_eta else None,
         )  # fmt: skip
 
     def _whole_eta(self, ledgers: Mapping[str, Ledger]) -> float:
@@ -145,15 +146,22 @@ class Survey:
         (g^T d)^2 / d^T F d <= g^T F^-1 g (Cauchy-Schwarz).
         """
         total = sum(ledger.eta for ledger in ledgers.values())
-        folds = [[self._along(name, ledger, fold[name]) for name, ledger in ledgers.items()] for fold in (self._fit, self._held)]
-        exact = torch.cat([torch.stack([p[: min(map(len, parts))] for p in parts]).sum(0) for parts in folds]).square().mean()
+        folds = [
+            [self._along(name, ledger, fold[name]) for name, ledger in ledgers.items()]
+            for fold in (self._fit, self._held)
+        ]
+        exact = (
+            torch.cat([torch.stack([p[: min(map(len, parts))] for p in parts]).sum(0) for parts in folds])
+            .square()
+            .mean()
+        )
         limit = self._limit_sum / self.samples
         return min(total**2 / max(float(exact), 1e-300), limit) if total > 0 else 0.0
 
     def _along(self, name: str, ledger: Ledger, fold: Fold) -> Tensor:
         """s^T d a of each kept sample, summed over locations, (samples,)."""
         rows = ((fold.s.double() @ ledger.step) * fold.a[:, : self._existing[name]].double()).sum(1)
-        return rows.unflatten(0, (-1, ledger.locations)).sum(1)
+        return rows.view(-1, ledger.locations).sum(1)
 
     # -- inside
 
@@ -193,8 +201,8 @@ class Survey:
     def _lay_out(self, draw: Draw) -> None:
         """Number each map's columns: existing ones, the constant, candidate units by space, layers' features."""
         for name in self.structure.linears:
-            linear = self.model.get_submodule(name)
-            rows, size = linear.weight.shape  # type: ignore[misc, union-attr]
+            linear = _linear(self.model, name)
+            rows, size = linear.weight.shape
             self._outputs[name], _ = self._places(draw, name, "producer", rows)
             place, taken = self._places(draw, name, "consumer", size)
             wide = 0
@@ -213,13 +221,9 @@ class Survey:
         """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""
         half = len(targets) // 2
         part = tuple(x[:half] for x in inputs) if isinstance(inputs, tuple) else inputs[:half]
-        reads = {
-            name: {space: self._order[name][self._old_columns(name) + read] for space, read in columns.spaces.items()}
-            for name, columns in self._columns.items()
-        }
         if weights is not None:
             weights = weights[:half] / weights[:half].mean()
-        hill = Hill(self.model, self.structure, draw, reads, part, targets[:half], self.metric, self.generator, weights)
+        hill = Hill(self.model, self.structure, draw, part, targets[:half], self.metric, self.generator, weights)
         return ascend(hill, draw, self.proposals)
 
     def _places(self, draw: Draw, name: str, role: Role, size: int) -> tuple[Tensor, list[tuple[str, int, int, int]]]:
@@ -273,20 +277,23 @@ class Survey:
 
     def _old_columns(self, name: str) -> int:
         """Number of inputs of a map in the model as it is."""
-        return int(self.model.get_submodule(name).weight.shape[1])  # type: ignore[union-attr, index, arg-type]
+        return int(_linear(self.model, name).weight.shape[1])
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
     """[W | b] of a linear map, detached, (m, c)."""
-    linear = model.get_submodule(name)
-    weight: Tensor = linear.weight.detach()  # type: ignore[assignment, union-attr, operator]
-    if linear.bias is None:
-        return weight
-    return torch.cat([weight, linear.bias.detach()[:, None]], 1)  # type: ignore[union-attr, operator, index]
+    linear = _linear(model, name)
+    weight = linear.weight.detach()
+    return weight if linear.bias is None else torch.cat([weight, linear.bias.detach()[:, None]], 1)
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    """A linear map; the structure vouches for its weight and bias."""
+    return cast(nn.Linear, model.get_submodule(name))
 
 
 def _open_sites(model: nn.Module, structure: Structure) -> list[Site]:
-    """Sites outside residual branches: a layer within a layer is not offered, since width of the branch does as much."""
+    """Sites outside residual branches: no layer within a layer is offered, since width of the branch does as much."""
     branches = [f"{name}." for name, module in model.named_modules() if isinstance(module, Residual)]
     return [site for site in structure.sites if not any(site.module.startswith(branch) for branch in branches)]
 

@@ -2,7 +2,8 @@
 
 Layout, named once: rows are samples times locations (`locations` of them per sample: 1 for a vector input,
 T for tokens or output pixels); a is (rows, c) and ends with a constant 1 where the map has a bias; dz and s are
-(rows, m). A = E[a a^T] is (c, c), G = E[dz a^T] is (m, c), S = E[s s^T] is (m, m), expectations over samples and locations.
+(rows, m). A = E[a a^T] is (c, c), G = E[dz a^T] is (m, c), S = E[s s^T] is (m, m), expectations over samples and
+locations.
 The Fisher block of the map is F = locations * A (x) S and its gradient is locations * G.
 """
 
@@ -53,17 +54,17 @@ class Moments:
         )
 
     @property
-    def A(self) -> Tensor:  # noqa: N802 - the method's own letter
+    def A(self) -> Tensor:
         """E[a a^T], (c, c) or (c, c - k), float64."""
         return _mean(self.inputs, self.rows)
 
     @property
-    def G(self) -> Tensor:  # noqa: N802
+    def G(self) -> Tensor:
         """E[dz a^T], (m, c), float64."""
         return _mean(self.cross, self.rows)
 
     @property
-    def S(self) -> Tensor:  # noqa: N802
+    def S(self) -> Tensor:
         """E[s s^T], (m, m), float64."""
         return _mean(self.outputs, self.rows)
 
@@ -84,8 +85,8 @@ def moments(
         dz: output gradients.
         s: curvature-propagated signs.
         locations: rows per sample.
-        weights: (rows,) the samples' weights; dz and s carry theirs already (a weight enters a gradient once and a curvature
-            once), so only the input moment is weighted here, and a weight of zero is a missing row.
+        weights: (rows,) the samples' weights; dz and s carry theirs already (a weight enters a gradient once and a
+            curvature once), so only the input moment is weighted here, and a weight of zero is a missing row.
         known: k, the number of first columns whose mutual moment is known already and is left out.
     """
     weighted = a if weights is None else a * weights[:, None]
@@ -124,6 +125,7 @@ def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
     Raises:
         SennError: the matrix holds NaN or infinity, or is indefinite beyond any sensible damping.
     """
+    factor: Tensor
     for attempt in range(5):
         factor, info = torch.linalg.cholesky_ex(damped(matrix, damping * 10**attempt))
         # a NaN anywhere in a row of the matrix reaches that row's pivot
@@ -136,9 +138,11 @@ def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
 
 def solve(factor: Tensor, right: Tensor) -> Tensor:
     """M^-1 right, for the lower Cholesky factor of M (..., d, d) and right (..., d, n), float64."""
-    return torch.linalg.solve_triangular(factor.mT, whiten(factor, right), upper=True)
+    solution: Tensor = torch.linalg.solve_triangular(factor.mT, whiten(factor, right), upper=True)
+    return solution
 
 
 def whiten(factor: Tensor, right: Tensor) -> Tensor:
     """L^-1 right, so that the squared length of a column is its square under M^-1, float64."""
-    return torch.linalg.solve_triangular(factor, right.double(), upper=False)
+    white: Tensor = torch.linalg.solve_triangular(factor, right.double(), upper=False)
+    return white
