@@ -70,7 +70,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def test_growing_while_training(name: str):
     model = net()
     optimizer = OPTIMIZERS[name](model.parameters())
-    grower = senn.Grower(model, optimizer, F.cross_entropy, proposals=FEW, samples=len(X), max_width=24)
+    grower = senn.Grower(model, optimizer, F.cross_entropy, proposals=FEW, samples=len(X), max_width=12)
     train(model, optimizer, 30)
     state = {key: value.clone() for key, value in optimizer.state[model[0].weight].items() if key != "step"}
     with torch.no_grad():

@@ -268,3 +268,18 @@ def test_the_ledger_of_a_known_input_moment_agrees_with_one_that_computes_it():
     first = figures()
     assert set(known) == {"0"}
     torch.testing.assert_close(first, figures(), rtol=1e-5, atol=1e-8)
+
+
+def test_the_input_moment_of_a_few_samples_is_not_kept():
+    torch.manual_seed(0)
+    model, (x, y), known = plain().double(), data(), {}
+    survey = Survey(
+        model, analyse(model, x), OutputMetric(F.mse_loss), Proposals(units=2), ("width",), lambda *_: True,
+        torch.Generator().manual_seed(0), known,
+    )  # fmt: skip
+    survey.add(x[:4], y[:4])
+    survey.menu(4, Budget())
+    assert not known
+    survey.add(x[4:], y[4:])
+    survey.menu(SAMPLES, Budget())
+    assert set(known) == {"0"}
