@@ -7,7 +7,7 @@ virtual columns of the map before which they would go, pruning removes existing 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -85,19 +85,25 @@ class Menu:
         self.removed: dict[str, list[int]] = {}
         self.accepted: list[Candidate] = []
         self._options: dict[int, Option] = {}
+        self._scored: dict[str, list[Option]] = {}
+        self._scored_sites: dict[str, list[Option]] = {}
 
     def candidates(self) -> list[Candidate]:
         """The best candidates of each kind at each place, with all that is accepted already taken into account."""
-        options: list[Option] = []
         for space in self.structure.spaces:
-            options += self._widen(space)
-            options += self._prune(space)
+            if space.name not in self._scored:
+                self._scored[space.name] = [*self._widen(space), *self._prune(space)]
         for site, layers in self.draw.layers.items():
-            for number, layer in enumerate(layers):
-                options += self._insert(site, number, layer)
-        allowed = [option for option in options if self.budget.allows(option.candidate, self.parameters)]
-        self._options = {id(option.candidate): option for option in allowed}
-        return [option.candidate for option in allowed]
+            if site not in self._scored_sites:
+                found = [self._insert(site, number, layer) for number, layer in enumerate(layers)]
+                self._scored_sites[site] = [option for options in found for option in options]
+        options = [o for scored in (self._scored, self._scored_sites) for place in scored.values() for o in place]
+        self._options = {}
+        for option in options:
+            if self.budget.allows(option.candidate, self.parameters):
+                candidate = replace(option.candidate, eta=self.eta)
+                self._options[id(candidate)] = replace(option, candidate=candidate)
+        return [option.candidate for option in self._options.values()]
 
     def accept(self, candidate: Candidate) -> None:
         """Take a candidate of the last `candidates()` as done and bring every figure up to date."""
@@ -121,10 +127,20 @@ class Menu:
                 columns, onto = self.columns[place].layers[option.layer], self._onto(place, layer)
                 for unit in option.chosen:
                     self.ledgers[place].accept(columns[unit], onto)
+        self._forget(place if candidate.kind == "insert" else None, None if candidate.kind == "insert" else place)
         if candidate.kind != "prune":
             self.eta += candidate.gain
         self.parameters += candidate.parameters
         self.accepted.append(candidate)
+
+    def _forget(self, site: str | None, space: str | None) -> None:
+        """Score anew what shares a linear map with a place that has changed."""
+        maps = {site} if space is None else {slot.module for slot in self.structure.space(space).of("consumer")}
+        for name in maps:
+            self._scored_sites.pop(name or "", None)
+        for other in self.structure.spaces:
+            if other.name == space or any(slot.module in maps for slot in other.of("consumer")):
+                self._scored.pop(other.name, None)
 
     def moves(self, *, prune: bool = True) -> list[Move]:
         """What has been accepted, as moves for the surgery; without removals if asked."""

@@ -152,8 +152,8 @@ class PricePolicy:
         SennError: an argument is out of range.
     """
 
-    kappa: float = 0.3
-    confidence: float = 1.0
+    kappa: float = 0.02
+    confidence: float = 2.0
     layer_cost: float = 4.0
     hysteresis: float = 0.1
     whole_eta: ClassVar[bool] = False

@@ -58,7 +58,7 @@ class Recipe:
     """
 
     hidden: tuple[int, ...] = (2,)
-    shortcut: bool = False
+    shortcut: bool = True
     activation: Any = "relu"
     optimizer: str = "adam"
     lr: float | None = None
