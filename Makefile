@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 
 run: .venv/.run
 	$(BIN)/senn fit digits --out runs/digits --overwrite
@@ -14,6 +14,9 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.dev
+	$(BIN)/python docs/check.py
 
 clean:
 	rm -rf .venv runs
