@@ -9,7 +9,8 @@ by unit, and one that does not raise a unit's own bound is taken back and halved
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,13 +22,12 @@ from senn.curvature.factors import DAMPING, cholesky, moments, solve, whiten
 from senn.curvature.output import OutputMetric
 from senn.proposals import SMALLEST_SPREAD, Draw, Proposals
 from senn.structure import Structure
-from senn.surgery import calibrate, carry_out
+from senn.surgery import Widen, calibrate, carry_out
 from senn.surgery.plan import Plan, find_tensor, plan
 
 WIDEST = 10.0
 """A pre-activation's spread may leave the one that it was drawn with by this factor and no more."""
 
-Reads = Mapping[str, Mapping[str, Tensor]]
 Values = dict[str, dict[str, Tensor]]
 
 
@@ -52,9 +52,8 @@ class Residual:
         moment = torch.einsum("rup,ruq->upq", a * self.weights[:, None, None], a) / total
         level = moment.diagonal(dim1=-2, dim2=-1)
         level = level * DAMPING + 1e-12 * level.detach().mean() + 1e-30
-        return self.locations * (torch.linalg.solve(moment + torch.diag_embed(level), cross.mT) * cross.mT).sum(
-            (-2, -1)
-        )
+        gain: Tensor = (torch.linalg.solve(moment + torch.diag_embed(level), cross.mT) * cross.mT).sum((-2, -1))
+        return gain * self.locations
 
 
 class Hill:
@@ -64,7 +63,6 @@ class Hill:
         model: the model, read only.
         structure: what in it can change.
         draw: the candidates.
-        reads: by linear map and space, where the candidates' columns stand in the widened map's input, (units, p).
         inputs: the samples to climb on.
         targets: theirs.
         metric: the loss.
@@ -77,20 +75,19 @@ class Hill:
         model: nn.Module,
         structure: Structure,
         draw: Draw,
-        reads: Reads,
         inputs: Inputs,
         targets: Tensor,
         metric: OutputMetric,
         generator: torch.Generator,
         weights: Tensor | None = None,
     ) -> None:
-        self.inputs, self.reads = inputs, {name: read for name, read in reads.items() if read}
+        moves = list(draw.widen.values())
+        todo = plan(model, moves, structure)
+        self.inputs, self.reads = inputs, _reads(todo, moves, structure)
         scored = {space for read in self.reads.values() for space in read}
         self.start: Values = {space: dict(move.values) for space, move in draw.widen.items() if space in scored}
-        moves = list(draw.widen.values())
         self.trial = copy.deepcopy(model)
-        calibrate(self.trial, carry_out(self.trial, moves, structure), inputs)
-        todo = plan(model, moves, structure)
+        self._journal = carry_out(self.trial, moves, structure)
         self.places = {
             (space, name): _places(todo, name, value) for space, of in self.start.items() for name, value in of.items()
         }
@@ -132,12 +129,21 @@ class Hill:
                         of[name] = of[name] * _wide(factor, of[name])
         return result
 
+    @torch.no_grad()
+    def _calibrate(self, tensors: Mapping[str, Tensor]) -> None:
+        """Have normalisations on the way follow the units, as they will when the units are there."""
+        if self._journal.uncalibrated:
+            for name, tensor in tensors.items():
+                find_tensor(self.trial, name).copy_(tensor)
+            calibrate(self.trial, self._journal, self.inputs)
+
     def _bounds(self, leaves: Values) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for space, of in leaves.items():
             for name, leaf in of.items():
                 base = tensors.get(name, find_tensor(self.trial, name).detach())
                 tensors[name] = base.index_put(self.places[space, name], leaf.to(base))
+        self._calibrate(tensors)
         with evaluating(self.trial), reading(self.trial, [*self.reads]) as seen:
             functional_call(self.trial, tensors, self.inputs)
         score: dict[str, Tensor] = {}
@@ -156,7 +162,7 @@ def ascend(hill: Hill, draw: Draw, recipe: Proposals) -> Draw:
     Args:
         hill: what to climb.
         draw: the candidates, those that the hill was made for.
-        recipe: how many steps, and how long the first one is, relative to the length of a unit's parameters in a module.
+        recipe: how many steps, and how long the first is, relative to the length of a unit's parameters in a module.
     """
     current = hill.start
     if not current:
@@ -221,6 +227,20 @@ def _places(todo: Plan, name: str, value: Tensor) -> tuple[Tensor, ...]:
             place = place[entry.offset : entry.offset + entry.count] if dim == entry.dim else place[:size]
         places.append(place.view(-1, *[1] * (value.dim() - dim - 1)))
     return tuple(places)
+
+
+def _reads(todo: Plan, moves: Sequence[Widen], structure: Structure) -> dict[str, dict[str, Tensor]]:
+    """By scored map and space, where the candidates' columns stand in the widened map's input, (units, p)."""
+    reads: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    offsets = {name: shape[1] for name, shape in todo.shapes.items() if len(shape) > 1}
+    for move in moves:
+        for slot in structure.space(move.space).of("consumer"):
+            place = todo.layouts[slot.name][1].order.argsort()
+            new = slice(offsets[slot.name], offsets[slot.name] + move.units * slot.index.shape[1])
+            offsets[slot.name] = new.stop
+            if slot.module in structure.linears:
+                reads[slot.module][move.space] = place[new].view(move.units, -1)
+    return reads
 
 
 def _residuals(
