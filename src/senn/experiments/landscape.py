@@ -132,17 +132,17 @@ def _places(model: MLP) -> list[float]:
 
 
 def _map(axes: Axes, moment: Moment, found: tuple[Tensor, Tensor, Tensor], norm: LogNorm, tau: float) -> QuadMesh:
-    locations, scales, score = found
+    locations, scales, score = (tensor.numpy() for tensor in found)
     mesh = axes.pcolormesh(
         locations,
         scales,
-        score.clamp_min(norm.vmin or 0.0),
+        score.clip(norm.vmin or 0.0),
         norm=norm,
         cmap="viridis",
         shading="gouraud",
         rasterized=True,
     )
-    if float(score.min()) < tau < float(score.max()):
+    if score.min() < tau < score.max():
         axes.contour(locations, scales, score, levels=[tau], colors="white", linewidths=1.2)
     place, scale = -moment.bias / moment.weight, 1 / moment.weight.abs()
     for chosen, color, size, order in ((~moment.taken, "black", 14, 3), (moment.taken, RED, 60, 4)):

@@ -73,7 +73,8 @@ class Run:
 
 def random_network(generator: torch.Generator) -> MLP:
     """A deep net of random rational units: weights LeCun normal, all else standard normal."""
-    net = MLP(1, DEEP, 1, activation="rational")
+    with torch.random.fork_rng():
+        net = MLP(1, DEEP, 1, activation="rational")
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, nn.Linear):
