@@ -19,6 +19,7 @@ from senn.policy import Budget, Candidate, Policy, PricePolicy
 from senn.proposals import Draw, Proposals
 from senn.structure import Structure, analyse
 from senn.surgery import Prune, operate
+from senn.surgery.optimizer import check_holds, unwrap
 from senn.survey import Survey
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
@@ -78,6 +79,8 @@ class Grower:
         unknown = [move for move in moves if move not in MOVES]
         if unknown:
             raise SennError(f"moves may hold {', '.join(MOVES)}, and {unknown[0]!r} is none of them")
+        if optimizer is not None:
+            check_holds(unwrap(optimizer), model)
         self.model = model
         self.optimizer = optimizer
         self.policy: Policy = policy if policy is not None else PricePolicy()
@@ -171,16 +174,14 @@ class Grower:
                 self.observe(*batch)
         if self._survey is None or not self._survey.samples:
             raise SennError("no batch has been looked at: give batches, or call observe first")
-        menu = self._survey.menu(
-            self.samples or self._survey.samples, self.budget, whole_eta=self.policy.whole_eta
-        )
+        whole_eta = getattr(self.policy, "whole_eta", False)
+        menu = self._survey.menu(self.samples or self._survey.samples, self.budget, whole_eta=whole_eta)
         self.eta, self.draw = menu.eta, menu.draw
         return menu
 
     def _affordable(self, parameters: int, loss: float) -> bool:
-        """Whether that many new parameters could pay even if they removed the whole loss."""
-        price = self.policy.price(parameters, self.samples or 0)
-        return not self.samples or price < loss
+        """Whether a layer of that many parameters could pay even if it removed the whole loss, in nats."""
+        return not self.samples or self.policy.floor("insert", parameters, self.samples) < loss
 
     def _carry_out(self, menu: Menu, survey: Survey, eta_before: float) -> list[GrowthEvent]:
         """Change the model as decided; if the removals fail their verification, without them."""
@@ -214,10 +215,11 @@ class Grower:
 
         def undo() -> None:
             receipt.undo()
-            self._structure, self._survey = previous, None
+            self._structure, self._survey, self._open = previous, None, []
+            self.events = [event for event in self.events if event not in events]
 
         loss_after = survey.probe_loss()
-        events = []
+        events: list[GrowthEvent] = []
         for first, last, group in merge(accepted):
             price = sum(self.policy.price(c.parameters, c.samples) for c in group)
             promised = sum(c.promise for c in group)
@@ -239,6 +241,3 @@ class Grower:
 def _few(inputs: Inputs, count: int = 8) -> Inputs:
     """The first samples of a batch."""
     return tuple(x[:count] for x in inputs) if isinstance(inputs, tuple) else inputs[:count]
-
-
-__all__ = ["Grower", "SurgeryError"]

@@ -74,6 +74,9 @@ class Policy(Protocol):
     def price(self, parameters: int, samples: int) -> float:
         """What that many new parameters must promise at least, in nats per sample."""
 
+    def floor(self, kind: Kind, parameters: int, samples: int) -> float:
+        """Least promise, in nats per sample, with which a change of that kind could be accepted: below it none is scored."""
+
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not (isinstance(value, int | float) and low < value < high):
@@ -130,6 +133,10 @@ class PaperPolicy:
         """The paper's rule has no price: 0."""
         return 0.0
 
+    def floor(self, kind: Kind, parameters: int, samples: int) -> float:
+        """The paper's rule has no price: 0."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class PricePolicy:
@@ -154,8 +161,8 @@ class PricePolicy:
 
     kappa: float = 0.02
     confidence: float = 2.0
-    layer_cost: float = 4.0
-    hysteresis: float = 0.1
+    layer_cost: float = 20.0
+    hysteresis: float = 0.02
     whole_eta: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -167,6 +174,10 @@ class PricePolicy:
     def price(self, parameters: int, samples: int) -> float:
         """Kappa q / N, in nats per sample."""
         return self.kappa * parameters / max(samples, 1)
+
+    def floor(self, kind: Kind, parameters: int, samples: int) -> float:
+        """The price; a layer's times `layer_cost`."""
+        return self.price(parameters, samples) * (self.layer_cost if kind == "insert" else 1.0)
 
     def net(self, candidate: Candidate) -> float:
         """Sure promise less the price, in nats per sample; for pruning: the refund less the cost."""
