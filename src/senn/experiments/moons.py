@@ -28,7 +28,7 @@ from senn.policy import PaperPolicy
 from senn.proposals import Proposals
 
 NOISE, TRAIN, TEST = 0.3, 200, 500
-POLICY = PaperPolicy(tau=1.0, alpha=2.5e-3, layer_cost=2.0)
+POLICY = PaperPolicy(tau=2.0, alpha=1e-2, layer_cost=1.5)
 PROPOSALS = Proposals(identity=16, residual=0, ascent=30, activation="Rational")
 WATCH = 5
 """Steps between two looks at the score, for the figure."""
@@ -48,7 +48,7 @@ class Settings:
 
     steps: int = 400
     every: int = 30
-    weight_decay: float = 1e-3
+    weight_decay: float = 3e-3
     policy: PaperPolicy = POLICY
     proposals: Proposals = PROPOSALS
 
