@@ -42,6 +42,7 @@ class Settings:
         steps: of natural gradient.
         every: steps between two rounds of growth.
         weight_decay: L2 coefficient.
+        max_params: most parameters, about those of thirteen hidden units.
         policy: when to grow.
         proposals: what to grow by.
     """
@@ -49,6 +50,7 @@ class Settings:
     steps: int = 400
     every: int = 30
     weight_decay: float = 3e-3
+    max_params: int = 100
     policy: PaperPolicy = POLICY
     proposals: Proposals = PROPOSALS
 
@@ -126,8 +128,8 @@ def _grower(
     model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: Settings, moves: tuple[str, ...], seed: int
 ) -> Grower:
     return Grower(
-        model, optimizer, F.cross_entropy, settings.policy, moves=moves, proposals=settings.proposals,
-        metric="euclidean", seed=seed,
+        model, optimizer, F.cross_entropy, settings.policy, moves=moves, max_params=settings.max_params,
+        proposals=settings.proposals, metric="euclidean", seed=seed,
     )  # fmt: skip
 
 
@@ -137,7 +139,7 @@ def _layer_score(watcher: Grower, x: Tensor, y: Tensor) -> float:
     watcher.reset()
     policy = watcher.policy
     assert isinstance(policy, PaperPolicy)
-    return max(policy.score(c) / max(c.eta, 1e-12) for c in candidates)
+    return max((policy.score(c) / max(c.eta, 1e-12) for c in candidates), default=float("nan"))
 
 
 @torch.no_grad()
@@ -204,6 +206,7 @@ def _scores(axes: Axes, shown: Run, settings: Settings) -> None:
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], settings.steps], strict=True)):
         axes.axvspan(start, end, color=_color(number), alpha=0.16, linewidth=0)
         name = ("no hidden layer", "one hidden layer")[number] if number < 2 else f"{number} hidden layers"
+        name = name if end - start > 0.13 * settings.steps else str(number)  # a narrow phase has no room for words
         axes.text((start + end) / 2, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=9)
     axes.plot(*zip(*shown.scores, strict=True), color="black", linewidth=1.5, label="best layer at the time")
     axes.axhline(settings.policy.tau, color="#d62728", linewidth=2, label="a layer is added above")
