@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import senn
 import senn.ledger
 from senn.errors import SennError, SurgeryError
-from senn.policy import Candidate
+from senn.policy import Candidate, Policy
 from senn.scores import addition_limit
 
 _DIGITS = load_digits()
@@ -44,7 +44,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, x=X, y
         return float(loss(model(x), y))
 
 
-class Take:
+class Take(Policy):
     """A policy that accepts the first `count` candidates of one kind, whatever they promise."""
 
     whole_eta = False
@@ -353,7 +353,7 @@ def test_what_was_promised_is_kept_next_to_what_came():
     assert event.realised == pytest.approx(event.loss_after - after, rel=1e-4)
 
 
-class Everything:
+class Everything(Policy):
     """Removes unit after unit, at whatever cost, and may add some first."""
 
     whole_eta = False
@@ -493,7 +493,7 @@ def test_the_paper_policy_counts_what_it_has_accepted():
     seen: list[float] = []
     choose = grower.policy.choose
 
-    class Watching:
+    class Watching(Policy):
         whole_eta = True
 
         def choose(self, candidates, accepted) -> Candidate | None:

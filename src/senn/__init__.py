@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from senn.persistence import load as load
     from senn.persistence import save as save
     from senn.policy import PaperPolicy as PaperPolicy
+    from senn.policy import Policy as Policy
     from senn.policy import PricePolicy as PricePolicy
     from senn.proposals import Proposals as Proposals
     from senn.structure import analyse as analyse
@@ -35,6 +36,7 @@ _HOME = {
     "Grower": "senn.grower",
     "GrowthEvent": "senn.events",
     "PaperPolicy": "senn.policy",
+    "Policy": "senn.policy",
     "PricePolicy": "senn.policy",
     "Proposals": "senn.proposals",
     "SENNClassifier": "senn.estimators",

@@ -174,8 +174,8 @@ class Grower:
                 self.observe(*batch)
         if self._survey is None or not self._survey.samples:
             raise SennError("no batch has been looked at: give batches, or call observe first")
-        whole_eta = getattr(self.policy, "whole_eta", False)
-        menu = self._survey.menu(self.samples or self._survey.samples, self.budget, whole_eta=whole_eta)
+        samples = self.samples or self._survey.samples
+        menu = self._survey.menu(samples, self.budget, whole_eta=self.policy.whole_eta)
         self.eta, self.draw = menu.eta, menu.draw
         return menu
 

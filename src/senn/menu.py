@@ -300,12 +300,25 @@ Choice = tuple[tuple[int, ...], float, float, float, float]
 """Units, and their gain, bound, held-out gain and its standard error."""
 
 
+SHORTLIST = 32
+"""Units of the largest gain whose held-out gain, which needs rows, is computed."""
+
+
 def _figures(groups: list[Group], units: Tensor) -> Tensor:
-    """Gain, bound, held-out gain and its standard error of each unit, (4, units), summed over the maps that read it."""
+    """Gain, bound, held-out gain and its standard error of each unit, (4, units), summed over the maps that read it.
+
+    Held-out gains of units that are not on the shortlist are minus infinity.
+    """
     total = torch.zeros(4, len(units), dtype=torch.float64)
     for ledger, columns, onto in groups:
-        taken = columns[units]
-        total += torch.stack([ledger.gain(taken, onto), ledger.bound(taken, onto), *ledger.heldout(taken, onto)])
+        total[:2] += torch.stack([ledger.gain(columns[units], onto), ledger.bound(columns[units], onto)])
+    short = total[0].topk(min(SHORTLIST, len(units))).indices
+    short = torch.cat([short, total[1].argmax()[None]]).unique()
+    heldout = torch.zeros(2, len(short), dtype=torch.float64)
+    for ledger, columns, onto in groups:
+        heldout += torch.stack(ledger.heldout(columns[units[short]], onto))
+    total[2] = -torch.inf
+    total[2:, short] = heldout
     return total
 
 

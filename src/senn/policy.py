@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 from senn.errors import SennError
 
@@ -59,23 +59,26 @@ class Candidate:
         return (self.gain if self.kind == "prune" else self.heldout) / (2 * self.nat)
 
 
-class Policy(Protocol):
-    """A rule for when and where.
+class Policy:
+    """A rule for when and where; subclass it and override `choose`.
 
     Attributes:
         whole_eta: whether the rule compares gains with eta, which is then measured for the network as a whole.
     """
 
-    whole_eta: ClassVar[bool]
+    whole_eta: ClassVar[bool] = False
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The candidate to accept now, given those already accepted in this round; None ends the round."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method `choose`")
 
     def price(self, parameters: int, samples: int) -> float:
-        """What that many new parameters must promise at least, in nats per sample."""
+        """What that many new parameters must promise at least, in nats per sample: nothing."""
+        return 0.0
 
     def floor(self, kind: Kind, parameters: int, samples: int) -> float:
         """Least promise, in nats per sample, with which a change of that kind could be accepted: below it none is scored."""
+        return self.price(parameters, samples)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
@@ -84,7 +87,7 @@ def _check(name: str, value: float, low: float, high: float) -> None:
 
 
 @dataclass(frozen=True)
-class PaperPolicy:
+class PaperPolicy(Policy):
     """The paper's rule: accept while eta_p / eta_c > 1 + tau and eta_p - eta_c > alpha (section 3.3).
 
     eta_c counts what was accepted in this round already, and no eta is believed above lambda, so that Theorem 3.1
@@ -129,17 +132,9 @@ class PaperPolicy:
         removals = [c for c in candidates if c.kind == "prune" and -c.gain < self.prune * self.alpha * c.limit]
         return max(removals, key=lambda c: c.gain, default=None)
 
-    def price(self, parameters: int, samples: int) -> float:
-        """The paper's rule has no price: 0."""
-        return 0.0
-
-    def floor(self, kind: Kind, parameters: int, samples: int) -> float:
-        """The paper's rule has no price: 0."""
-        return 0.0
-
 
 @dataclass(frozen=True)
-class PricePolicy:
+class PricePolicy(Policy):
     """A price per parameter: q new parameters must surely promise more than kappa q / N nats on held-out samples.
 
     kappa = 1 is Akaike's price, ln(N) / 2 the description length's. Half the *held-out* gain is compared with it, so a
@@ -163,7 +158,6 @@ class PricePolicy:
     confidence: float = 2.0
     layer_cost: float = 20.0
     hysteresis: float = 0.02
-    whole_eta: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("kappa", self.kappa, 0.0, math.inf)

@@ -79,9 +79,9 @@ class Recipe:
     average_decay: float = 0.99
     grow: bool = True
     policy: Policy | str | None = None
-    rounds: int = 20
+    rounds: int = 12
     rounds_every: int = 8
-    rounds_stretch: float = 1.5
+    rounds_stretch: float = 2.0
     rounds_until: float = 0.5
     probe: int = 4096
     max_params: int | None = None
