@@ -27,6 +27,7 @@ STRANGERS = {
     "structure": {"curvature", "optim"},
     "curvature": {"structure", "policy"},
     "proposals": {"policy", "optim"},
+    "ascent": {"policy", "optim"},
     "menu": {"optim"},
     "policy": {"curvature", "structure", "torch"},
     "surgery": {"scores"},
