@@ -144,8 +144,8 @@ class TestFit:
         assert plan["price_per_unit"] == pytest.approx(2 * 17 / plan["fitted_rows"])
 
     def test_budget_is_kept(self, tmp_path, capsys):
-        assert main([*fit(tmp_path, "wine"), "--epochs", "30", "--max-params", "60", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["parameters"] <= 60
+        assert main([*fit(tmp_path, "wine"), "--epochs", "30", "--max-params", "120", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["parameters"] <= 120
 
     @pytest.mark.parametrize("optimizer", ["SGD", "rmsprop", "natural-gradient"])
     def test_other_optimizers_and_the_paper_policy(self, tmp_path, optimizer, capsys):
@@ -198,7 +198,7 @@ class TestFit:
             (["--tau", "1"], "--tau belongs to --policy paper"),
             (["--kappa", "-1"], "kappa must be between"),
             (["--policy", "luck"], "invalid choice: 'luck'"),
-            (["--max-params", "5"], "--max-params 5 is less than the 37"),
+            (["--max-params", "5"], "--max-params 5 is less than the 76"),
             (["--max-params", "-5"], "'-5' is not a whole number above 0"),
             (["--epochs", "0"], "'0' is not a whole number above 0"),
             (["--seed", "-1"], "'-1' is not a whole number from 0"),

@@ -43,6 +43,7 @@ def plain_models():
     return {
         "linear": nn.Linear(3, 2, bias=False),
         "mlp": MLP(3, (5, 4), 2, activation="rational", norm="batch", dropout=0.1),
+        "mlp with a shortcut": MLP(3, (5,), 2, shortcut=True),
         "inserted": nn.Sequential(
             nn.Sequential(Residual(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3))), nn.Linear(3, 4)),
             nn.LayerNorm(4, eps=1e-3),

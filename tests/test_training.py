@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from senn.errors import SennError, SurgeryError
+from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.nn import MLP
 from senn.policy import PaperPolicy, PricePolicy
 from senn.training import Callback, Recipe, train
@@ -67,7 +67,7 @@ def test_classes_are_learnt():
     assert run.validation["accuracy"] >= 0.9
     assert (run.model(x).argmax(1) == y).float().mean() >= 0.9
     assert run.architecture == (8,)
-    assert run.parameters == 8 * 5 + 3 * 9
+    assert run.parameters == 8 * 5 + 3 * 9 + 3 * 4  # with the shortcut
     assert not run.model.training
     assert not run.interrupted
 
@@ -295,9 +295,9 @@ def test_growth_is_deterministic_by_seed():
 def test_growth_keeps_to_its_budget():
     x, y = blobs(features=8)
     free = fit(x, y, GROWING)
-    bounded = fit(x, y, replace(GROWING, max_params=40))
-    assert free.parameters > 40
-    assert bounded.parameters <= 40
+    bounded = fit(x, y, replace(GROWING, max_params=65))
+    assert free.parameters > 65
+    assert bounded.parameters <= 65
 
 
 def test_an_average_grows_along():
@@ -349,7 +349,8 @@ def test_natural_gradient_trains_and_grows(weights):
 def test_a_natural_gradient_that_is_not_finite_ends_the_run():
     x, y = blobs()
     run = fit(x, y, replace(FIXED, optimizer="natural-gradient", lr=1e30, optimizer_options={"norm_constraint": None}))
-    assert "not finite" in run.history[-1]["reason"]
+    # the optimizer's own sentence, and where it was said
+    assert run.history[-1]["reason"].startswith("the natural gradient is not finite: raise the damping, in epoch 1; ")
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
@@ -375,3 +376,18 @@ def test_online_training_says_when_the_loss_is_not_finite():
     online = Online(build_model(4, 3, FIXED), replace(FIXED, optimizer="sgd", lr=1e30), "classification")
     with pytest.raises(SennError, match="not finite"):
         online.pass_over(x, y)
+
+
+def test_online_training_passes_on_what_the_natural_gradient_says():
+    x, y = blobs()
+    recipe = replace(FIXED, optimizer="natural-gradient", lr=1e30, optimizer_options={"norm_constraint": None})
+    online = Online(build_model(4, 3, recipe), recipe, "classification")
+    with pytest.raises(DivergenceError, match="the natural gradient is not finite: raise the damping"):
+        online.pass_over(x, y)
+
+
+def test_a_network_that_diverged_in_the_step_before_a_round_ends_the_run():
+    x, y = blobs()
+    run = fit(x, y, replace(GROWING, optimizer="sgd", lr=1e38, rounds_every=1))
+    assert "diverged" in run.history[-1]["reason"]
+    assert run.best_epoch == 0

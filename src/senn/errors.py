@@ -12,5 +12,9 @@ class UnsupportedError(SennError):
     """Something in a model, loss or optimizer that senn does not understand, by name."""
 
 
+class DivergenceError(SennError):
+    """A loss, gradient, step or output is NaN or infinite; nothing was changed."""
+
+
 class SurgeryError(SennError):
     """A change of the network failed its verification and was rolled back whole."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,12 @@ _CONSTRUCTORS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 """Classes that a description can be turned into, with the arguments that are read off as attributes."""
 
-_CONTAINERS: dict[type[nn.Module], Callable[[], nn.Module]] = {
-    nn.Sequential: nn.Sequential,
-    MLP: lambda: MLP(1, (), 1),
-    Residual: lambda: Residual(nn.Identity()),
+_CONTAINERS: dict[type[nn.Module], Callable[[Collection[str]], nn.Module]] = {
+    nn.Sequential: lambda parts: nn.Sequential(),
+    MLP: lambda parts: MLP(1, (1,), 1, shortcut="shortcut" in parts),
+    Residual: lambda parts: Residual(nn.Identity()),
 }
-"""Classes of which all that matters is their children."""
+"""Classes of which all that matters is their children, made from those's names."""
 
 _KNOWN = {f"{'senn' if cls.__module__.startswith('senn') else 'torch'}.nn.{cls.__name__}": cls
           for cls in (*_CONSTRUCTORS, *_CONTAINERS)}  # fmt: skip
@@ -277,7 +277,7 @@ def _build(node: Node, path: str) -> nn.Module:
         )
     try:
         with torch.device("meta"):
-            module = _CONTAINERS[cls]() if cls in _CONTAINERS else cls(**node["arguments"])
+            module = _CONTAINERS[cls](node["children"]) if cls in _CONTAINERS else cls(**node["arguments"])
     except (TypeError, ValueError, RuntimeError) as error:
         raise SennError(f"{DESCRIPTION} describes {place} wrongly: {error}") from error
     if cls is not nn.Sequential and set(node["children"]) != {name for name, _ in module.named_children()}:

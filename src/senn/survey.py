@@ -14,7 +14,7 @@ from senn.ascent import Hill, ascend
 from senn.curvature.capture import Inputs, Rows, capture, evaluating, forward, reading
 from senn.curvature.factors import moments
 from senn.curvature.output import OutputMetric
-from senn.errors import SennError
+from senn.errors import DivergenceError, SennError
 from senn.ledger import Fold, Ledger
 from senn.menu import Columns, Menu
 from senn.nn import Residual
@@ -173,7 +173,7 @@ class Survey:
         with torch.no_grad(), evaluating(self.model), reading(self.model, names, outputs=True) as seen:
             output = forward(self.model, few)
         if not torch.isfinite(output).all():
-            raise SennError(
+            raise DivergenceError(
                 "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
             )
         loss = float(self.metric.loss(output, targets[:LOOK]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from senn.errors import SennError
+from senn.errors import DivergenceError, SennError
 
 DAMPING = 1e-4
 """Relative damping: this fraction of the mean diagonal is added before a factor is inverted."""
@@ -123,7 +123,8 @@ def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
     """Lower Cholesky factor (..., d, d), float64, of the damped matrix; damping grows tenfold until it exists.
 
     Raises:
-        SennError: the matrix holds NaN or infinity, or is indefinite beyond any sensible damping.
+        DivergenceError: the matrix holds NaN or infinity.
+        SennError: it is indefinite beyond any sensible damping.
     """
     factor: Tensor
     for attempt in range(5):
@@ -132,7 +133,7 @@ def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
         if not info.any() and torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all():
             return factor
     if not torch.isfinite(matrix).all():
-        raise SennError("a curvature factor holds NaN or infinity: the network or its loss has diverged")
+        raise DivergenceError("a curvature factor holds NaN or infinity: the network or its loss has diverged")
     raise SennError("a curvature factor is not positive semidefinite")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from senn.curvature.capture import Inputs, forward
 from senn.curvature.output import Loss, OutputMetric
-from senn.errors import SennError
+from senn.errors import DivergenceError, SennError
 from senn.optim.ggn import GaussNewton, best_combination, conjugate_gradients, dot
 from senn.optim.kfac import KFAC, Pass, watching
 from senn.optim.replay import Replay
@@ -137,7 +137,7 @@ class NaturalGradient(torch.optim.Optimizer):
             The mean loss of the batch before the step, without weight decay.
 
         Raises:
-            SennError: the loss or its gradient is NaN or infinite; nothing is changed.
+            DivergenceError: the loss, its gradient or the step is NaN or infinite; no parameter is changed.
         """
         trained = self._trained()
         replay = Replay(self.model)
@@ -150,7 +150,7 @@ class NaturalGradient(torch.optim.Optimizer):
         gradient = _pull(seen.output, list(trained), rows)
         if not math.isfinite(loss) or not all(bool(torch.isfinite(g).all()) for g in gradient):
             replay.restore()
-            raise SennError(f"the loss is {loss} with a gradient that is not finite: the step was not taken")
+            raise DivergenceError(f"the loss is {loss} with a gradient that is not finite: the step was not taken")
         with torch.no_grad():
             for parameter, g in zip(trained, gradient, strict=True):
                 if trained[parameter]["weight_decay"]:
@@ -229,7 +229,7 @@ class NaturalGradient(torch.optim.Optimizer):
         groups = list(trained.values())
         square = sum(g["lr"] ** 2 * float((d * h).sum()) for g, d, h in zip(groups, direction, gradient, strict=True))
         if not math.isfinite(square):
-            raise SennError("the natural gradient is not finite: raise the damping")
+            raise DivergenceError("the natural gradient is not finite: raise the damping")
         shrink = 1.0
         if self.norm_constraint is not None and square > self.norm_constraint:
             shrink = math.sqrt(self.norm_constraint / square)

@@ -134,9 +134,13 @@ class Learner:
             group["lr"] = peak * factor
 
     def step(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-        """One step on a batch: (rows, features), targets, (rows,) weights. Returns the loss before it, detached."""
+        """One step on a batch: (rows, features), targets, (rows,) weights. Returns the loss before it, detached.
+
+        Raises:
+            DivergenceError: the natural gradient is not finite; with other optimizers the loss itself says so.
+        """
         if self._natural is not None:
-            return _natural_step(self._natural, x, y, weight)
+            return torch.tensor(self._natural.step(x, y, weight))
         for group in self.optimizer.param_groups:  # a tenth of zero_grad's cost, which small nets feel
             for parameter in group["params"]:
                 parameter.grad = None
@@ -160,15 +164,6 @@ class Learner:
         """Take the weights as they are now into the average."""
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-
-
-def _natural_step(optimizer: NaturalGradient, x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-    try:
-        return torch.tensor(optimizer.step(x, y, weight))
-    except UnsupportedError:
-        raise
-    except SennError:  # the step was not taken, since something was not finite
-        return torch.tensor(torch.nan)
 
 
 def resolve_policy(policy: Policy | str | None) -> Policy:

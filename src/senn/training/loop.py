@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from senn.errors import SennError, SurgeryError
+from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.events import GrowthEvent
 from senn.nn import MLP
 from senn.training.callbacks import Callback
@@ -35,7 +35,7 @@ def train(
     """Train a net that finds its own size on a table held in memory.
 
     The global random state is left as it was. An interruption (KeyboardInterrupt) ends the run early and is
-    marked in the result; a loss that is not finite ends it with the last good net and the reason in the history.
+    marked in the result; a loss or a step that is not finite ends it with the last good net and the reason in the history.
 
     Args:
         x: (n, d) floating point, standardised.
@@ -133,6 +133,8 @@ class _Training:
                     break
         except KeyboardInterrupt:
             self.reason, interrupted = "interrupted", True
+        except DivergenceError as error:
+            self.reason = f"{error}, in epoch {self.epoch}; the net is that of epoch {self.best.epoch}"
         return self.finish(interrupted)
 
     def one_epoch(self) -> bool:

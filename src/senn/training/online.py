@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from senn.errors import SennError, SurgeryError
+from senn.errors import DivergenceError, SurgeryError
 from senn.nn import MLP
 from senn.training.learner import Learner
 from senn.training.loop import Rows
@@ -37,7 +37,7 @@ class Online:
         the price of a parameter goes by all the rows seen so far.
 
         Raises:
-            SennError: the loss is not finite.
+            DivergenceError: the loss or a step is not finite.
         """
         if weight is not None:
             weight = None if (weight == weight[0]).all() else (weight / weight.mean()).to(x)
@@ -53,7 +53,7 @@ class Online:
                 self.step += 1
             loss = torch.stack(losses).mean()
             if not torch.isfinite(loss):
-                raise SennError("The loss is not finite any more: the learning rate may be too high.")
+                raise DivergenceError("The loss is not finite any more: the learning rate may be too high.")
             record = {"event": "epoch", "epoch": self.passes, "step": self.step, "train_loss": loss.item()}
             grown = self._grow(rows.take(order[: self.recipe.probe]))
         return [*grown, {**record, "architecture": list(self.model.hidden)}]
