@@ -70,11 +70,11 @@ class GrowthEvent:
 
     def __str__(self) -> str:
         """One readable line."""
-        what = f"{self.kind} {self.place}: "
-        size = f"{self.before} -> {self.after}" if self.kind != "insert" else f"{self.detail}, {self.after} units"
+        layer = f"{self.detail}, {self.after} unit{'s' * (self.after != 1)}"
+        size = layer if self.kind == "insert" else f"{self.before} -> {self.after}"
         sign = "cost" if self.promised < 0 else "promised"
         return (
-            f"{what}{size}, {sign} {-self.promised:+.3g} nats, {abs(self.parameters):,} parameters, "
+            f"{self.kind} {self.place}: {size}, {sign} {-self.promised:+.3g} nats, {self.parameters:+,} parameters, "
             f"price {abs(self.price):.3g}"
         )
 

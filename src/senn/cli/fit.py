@@ -113,7 +113,7 @@ def _results(preparation: Preparation, trained: Run) -> dict[str, Any]:
 def _write(folder: OutputFolder, preparation: Preparation, trained: Run, results: dict[str, Any]) -> None:
     save(folder.draft, trained.model, {"encoder": preparation.encoder.to_dict()})
     folder.write_lines(HISTORY, trained.history)
-    growth_figure(trained.history, folder.draft / FIGURE)
+    growth_figure(trained.history, folder.draft / FIGURE, preparation.recipe.hidden)
     folder.write_json(RESULTS, results)
 
 

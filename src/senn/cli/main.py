@@ -24,6 +24,39 @@ _COMMANDS = {
     "reproduce": "senn.cli.reproduce",
 }
 
+_ABOUT = {
+    "fit": """\
+Train a network that finds its own size on a table, and write the network, its history and its scores to a folder.
+Numbers, categories, dates and missing cells are told apart by themselves. A test part of the rows is held out and
+scored once, at the end. The files: model.safetensors and model.json (for 'senn predict' and senn.load), results.json
+(scores, architecture), history.jsonl (every epoch and change of size), growth.png.
+
+examples:
+  senn fit wine --dry-run                                what would be done
+  senn fit digits --out runs/digits
+  senn fit houses.csv --target price --max-params 5000
+  senn fit people.csv --target job --column zip=category --column id=dropped
+
+The exit code is 2 for bad input; 130 after Ctrl-C, which keeps the best network so far.""",
+    "predict": """\
+Predict the rows of another table with a network made by 'senn fit'. Columns are found by name, in any order.
+
+examples:
+  senn predict runs/people new.csv
+  senn predict runs/people new.csv --proba --out predictions.csv""",
+    "show": """\
+Show the scores, the architecture and every change of size of a run, with the decrease of the loss that it promised
+and the one that followed.
+
+example:
+  senn show runs/digits""",
+    "reproduce": """\
+Run an experiment of the paper over several seeds and draw its figure.
+
+example:
+  senn reproduce moons --seeds 5 --out runs/moons-figure""",
+}
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are errors like any other."""
@@ -68,13 +101,29 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of all commands."""
     from senn import __version__
 
-    top = _Parser(prog="senn", description="Neural networks that find their own size while they train.")
+    top = _Parser(
+        prog="senn",
+        description="Neural networks that find their own size while they train.",
+        epilog="Try 'senn fit wine'; each command explains itself: 'senn fit --help'.",
+    )
     top.add_argument("--version", action="version", version=f"senn {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _fit(commands.add_parser("fit", help="train a network on a table"))
-    _predict(commands.add_parser("predict", help="predict the rows of another table"))
-    _show(commands.add_parser("show", help="show what a folder written by fit holds"))
-    _reproduce(commands.add_parser("reproduce", help="run an experiment of the paper"))
+    for name, (arguments, help_line) in {
+        "fit": (_fit, "train a network on a table"),
+        "predict": (_predict, "predict the rows of another table"),
+        "show": (_show, "show what a folder written by fit holds"),
+        "reproduce": (_reproduce, "run an experiment of the paper"),
+    }.items():
+        description, _, examples = _ABOUT[name].partition("\n\n")
+        arguments(
+            commands.add_parser(
+                name,
+                help=help_line,
+                description=description,
+                epilog=examples,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )
     return top
 
 
@@ -91,9 +140,15 @@ def _fit(command: argparse.ArgumentParser) -> None:
     add("--max-params", type=_positive, metavar="N", help="most parameters the network may have")
     add("--epochs", type=_positive, metavar="N", help="most passes over the training rows")
     add("--seed", type=_seed, default=0, metavar="N", help="decides all that is drawn at random (default: 0)")
-    add("--optimizer", metavar="NAME", help="adam, sgd, rmsprop, natural-gradient, ...")
-    add("--policy", choices=("price", "paper"), default="price", help="when to grow (default: price)")
-    add("--kappa", type=float, metavar="X", help="price policy: price of a parameter")
+    add(
+        "--optimizer",
+        metavar="NAME",
+        help="natural-gradient, or one of torch.optim: adam (default), sgd, adamw, rmsprop, ...",
+    )
+    add("--policy", choices=("price", "paper"), default="price",
+        help="when to grow: when a promise exceeds the price of its parameters, or when the paper's expansion score "
+        "rises by a share (default: price)")  # fmt: skip
+    add("--kappa", type=float, metavar="X", help="price policy: price of a parameter, in nats over the number of rows")
     add("--tau", type=float, metavar="X", help="paper policy: relative improvement asked")
     add("--alpha", type=float, metavar="X", help="paper policy: absolute improvement asked, as a share of lambda")
     add("--dry-run", action="store_true", help="say what would be done and write nothing")

@@ -12,6 +12,8 @@ from rich.table import Column
 
 from senn.training.callbacks import Callback
 
+_COLOURS = {"widen": "green", "insert": "cyan", "prune": "yellow"}
+
 
 def widths(architecture: Any) -> str:
     """Hidden widths for people: `12-30`, or `none`."""
@@ -58,14 +60,14 @@ class LinesCallback(Callback):
 
     def on_growth(self, record: Mapping[str, Any]) -> None:
         """The change."""
-        self._print(f"step {record['step']}: {record['text']}")
+        self._print(f"step {record['step']}: {record['text']}", _COLOURS.get(record["kind"]))
 
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Why training ended."""
         self._print(f"training ended: {record['reason']} (epoch {record['best_epoch']} is kept)")
 
-    def _print(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, line: str, style: str | None = None) -> None:
+        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveCallback(LinesCallback):
