@@ -280,13 +280,14 @@ def test_a_net_with_norm_dropout_and_frozen_parts_grows():
     torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)
 
 
-def test_samples_of_weight_zero_are_not_there_and_weights_are_repeats():
+@pytest.mark.parametrize("policy", [senn.PricePolicy(), senn.PaperPolicy()], ids=["price", "paper: eta as a whole"])
+def test_samples_of_weight_zero_are_not_there_and_weights_are_repeats(policy):
     x, y = X[:200].double(), (Y[:200, None] / 5 - 1).double()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
 
     def eta(*batch: torch.Tensor) -> float:
-        grower = senn.Grower(model, loss=F.mse_loss, proposals=FEW, moves=("width", "prune"))
+        grower = senn.Grower(model, loss=F.mse_loss, policy=policy, proposals=FEW, moves=("width", "prune"))
         grower.consider([batch])
         return grower.eta
 

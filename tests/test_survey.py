@@ -16,7 +16,7 @@ from senn.policy import Budget
 from senn.proposals import IdentityLayer, Proposals
 from senn.structure import analyse
 from senn.surgery import carry_out
-from senn.survey import Survey
+from senn.survey import KnownMoment, Survey
 
 SAMPLES = 90
 
@@ -253,7 +253,7 @@ def test_candidates_of_equal_layers_differ():
 def test_the_ledger_of_a_known_input_moment_agrees_with_one_that_computes_it():
     torch.manual_seed(0)
     model, (x, y) = plain().double(), data()
-    known: dict[str, torch.Tensor] = {}
+    known: dict[str, KnownMoment] = {}
 
     def figures() -> torch.Tensor:
         survey = Survey(
@@ -283,3 +283,38 @@ def test_the_input_moment_of_a_few_samples_is_not_kept():
     survey.add(x[4:], y[4:])
     survey.menu(SAMPLES, Budget())
     assert set(known) == {"0"}
+
+
+def test_a_kept_input_moment_is_made_anew_by_a_window_with_twice_the_rows():
+    torch.manual_seed(0)
+    model, (x, y) = plain().double(), data()
+    structure, known = analyse(model, x[:8]), {}
+
+    def look(*batches: slice) -> KnownMoment:
+        survey = Survey(
+            model, structure, OutputMetric(F.mse_loss), Proposals(units=2), ("width",), lambda *_: True,
+            torch.Generator().manual_seed(0), known,
+        )  # fmt: skip
+        for batch in batches:
+            survey.add(x[batch], y[batch])
+        survey.menu(SAMPLES, Budget())
+        return known["0"]
+
+    def truth(rows: int) -> torch.Tensor:
+        a = torch.cat([x[:rows], torch.ones(rows, 1, dtype=x.dtype)], 1)
+        return torch.linalg.cholesky(a.mT @ a / rows)
+
+    first = look(slice(20))
+    torch.testing.assert_close(first.factor, truth(20), rtol=1e-6, atol=1e-8)
+    again = look(slice(39))
+    assert (again.factor is first.factor, again.rows, again.outgrown) == (True, 20, False)
+    second = look(slice(40))
+    assert second.rows == 40
+    torch.testing.assert_close(second.factor, truth(40), rtol=1e-6, atol=1e-8)
+    # a window whose first batch does not tell how large it will be is noted, and the next like it takes its place
+    halves = slice(45), slice(45, 90)
+    assert look(*halves).outgrown
+    assert look(slice(10)).factor is second.factor
+    third = look(*halves)
+    assert (third.rows, third.outgrown) == (90, False)
+    torch.testing.assert_close(third.factor, truth(90), rtol=1e-6, atol=1e-8)

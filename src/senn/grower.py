@@ -20,7 +20,7 @@ from senn.proposals import Draw, Proposals
 from senn.structure import Structure, analyse
 from senn.surgery import Prune, operate
 from senn.surgery.optimizer import check_holds, unwrap
-from senn.survey import Survey
+from senn.survey import KnownMoment, Survey
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
@@ -99,7 +99,7 @@ class Grower:
         self._generator = torch.Generator().manual_seed(seed)
         self._structure: Structure | None = None
         self._survey: Survey | None = None
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[str, KnownMoment] = {}
         self._open: list[GrowthEvent] = []
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -31,6 +31,21 @@ LOOK = 128
 """Samples that the draw looks at, for the scale of the candidates."""
 
 
+@dataclass(frozen=True, eq=False)
+class KnownMoment:
+    """Input moment of a linear map that reads the data itself, kept from one window for the next ones.
+
+    Attributes:
+        factor: lower Cholesky factor of the damped moment, (c, c).
+        rows: that it is a mean over.
+        outgrown: a later window held at least twice as many rows; the next one of that size takes its place.
+    """
+
+    factor: Tensor
+    rows: float
+    outgrown: bool = False
+
+
 class Survey:
     """Candidates of one consideration and the moments gathered about them.
 
@@ -42,8 +57,8 @@ class Survey:
         moves: which of `width`, `depth`, `prune` are wanted.
         affordable: whether so many parameters could pay at all, given the loss in nats.
         generator: source of randomness.
-        known: by linear map that reads the data itself, the Cholesky factor of its damped input moment; filled in by
-            the first window that has more rows than columns, kept by the caller: a moment of the data never changes.
+        known: by linear map that reads the data itself, its input moment, which training doesn't change: filled in by
+            the first window that has more rows than columns, made anew by one with twice the rows, kept by the caller.
 
     Attributes:
         samples: looked at so far.
@@ -60,9 +75,10 @@ class Survey:
         moves: Sequence[str],
         affordable: Callable[[int, float], bool],
         generator: torch.Generator,
-        known: dict[str, Tensor],
+        known: dict[str, KnownMoment],
     ) -> None:
-        self.known, self._shared = known, dict(known)
+        self.known = known
+        self._shared: dict[str, Tensor] = {}
         self.model, self.structure, self.metric = model, structure, metric
         self.proposals, self.moves, self.affordable = proposals, tuple(moves), affordable
         self.generator = generator
@@ -128,8 +144,8 @@ class Survey:
         for name in self._columns:
             fit, held, existing = self._fit[name], self._held[name], self._existing[name]
             ledgers[name] = ledger = Ledger(fit, held, existing, self._shared.get(name))
-            if name in self._data and fit.moments.rows + held.moments.rows > existing:
-                self.known.setdefault(name, ledger.factor)
+            if name in self._data:
+                self._remember(name, ledger.factor, fit.moments.rows + held.moments.rows)
             if "prune" in self.moves and name in prunable:
                 pruning[name] = PruningLedger(ledger.factor, ledger.after(_weight(self.model, name)), ledger.locations)
         return Menu(
@@ -146,17 +162,24 @@ class Survey:
         (g^T d)^2 / d^T F d <= g^T F^-1 g (Cauchy-Schwarz).
         """
         total = sum(ledger.eta for ledger in ledgers.values())
-        folds = [
-            [self._along(name, ledger, fold[name]) for name, ledger in ledgers.items()]
-            for fold in (self._fit, self._held)
-        ]
-        exact = (
-            torch.cat([torch.stack([p[: min(map(len, parts))] for p in parts]).sum(0) for parts in folds])
-            .square()
-            .mean()
-        )
+        square = weight = 0.0
+        for fold in (self._fit, self._held):
+            parts = [self._along(name, ledger, fold[name]) for name, ledger in ledgers.items()]
+            kept = min(map(len, parts))
+            square += float(torch.stack([part[:kept] for part in parts]).sum(0).square().sum())
+            name, ledger = next(iter(ledgers.items()))
+            weight += float(fold[name].weights[: kept * ledger.locations : ledger.locations].sum())
+        exact = square / max(weight, 1e-300)
         limit = self._limit_sum / self.samples
-        return min(total**2 / max(float(exact), 1e-300), limit) if total > 0 else 0.0
+        return min(total**2 / max(exact, 1e-300), limit) if total > 0 else 0.0
+
+    def _remember(self, name: str, factor: Tensor, rows: float) -> None:
+        """Keep a data moment for later windows if there is none of as many rows; or note that it is outgrown."""
+        old = self.known.get(name)
+        if name in self._shared and old is not None:
+            self.known[name] = replace(old, outgrown=old.outgrown or rows >= 2 * old.rows)
+        elif (old is None and rows > self._existing[name]) or (old is not None and rows >= 2 * old.rows):
+            self.known[name] = KnownMoment(factor, rows)
 
     def _along(self, name: str, ledger: Ledger, fold: Fold) -> Tensor:
         """s^T d a of each kept sample, summed over locations, (samples,)."""
@@ -268,6 +291,10 @@ class Survey:
         row_weights = None if weights is None else weights.repeat_interleave(rows.locations).to(a)
         if rows.data:
             self._data.add(name)
+        past = self.known.get(name)
+        # one decision for the whole window, whose moments are summed
+        if past is not None and name not in self._fit and not past.outgrown and len(x) < 2 * past.rows:
+            self._shared[name] = past.factor
         known = self._existing[name] if name in self._shared else 0
         for fold, part in ((self._fit, slice(0, half)), (self._held, slice(half, None))):
             weight = None if row_weights is None else row_weights[part]
