@@ -2,7 +2,8 @@
 
 Digits, breast cancer, wine (accuracy) and diabetes (R squared), in 5-fold cross-validation with the same folds for all:
 the grown net as `SENNClassifier` and `SENNRegressor` make it by default, fixed nets with the same optimizer, epochs and
-stopping rule (the same estimators with `grow=False`), and scikit-learn's own multilayer perceptron beside them.
+stopping rule (the same estimators with `grow=False`), and scikit-learn's own multilayer perceptron beside them. The grown
+net starts with a linear shortcut from inputs to outputs; fixed nets have none, or one too with `--shortcut`.
 
     python benchmarks/auto_size.py --out results.json
     python benchmarks/auto_size.py --tuning --methods grown --recipe '{"rounds": 20}' --policy '{"kappa": 0.5}'
@@ -21,6 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tuning", action="store_true", help="score on an inner part of each training fold")
     parser.add_argument("--recipe", type=json.loads, default={}, help="fields of the recipe, as JSON, for all nets")
+    parser.add_argument("--shortcut", action="store_true", help="give the fixed nets the linear shortcut too")
     parser.add_argument("--policy", type=json.loads, help="arguments of PricePolicy, as JSON, for the grown net")
     parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
     return parser.parse_args(argv)
@@ -133,6 +136,7 @@ def build(method: str, regression: bool, seed: int, arguments: argparse.Namespac
     if method == "grown":
         policy = None if arguments.policy is None else PricePolicy(**arguments.policy)
         return estimator(policy=policy, recipe=recipe, random_state=seed)
+    recipe = replace(recipe or Recipe(), shortcut=arguments.shortcut)
     return estimator(FIXED[method], grow=False, recipe=recipe, random_state=seed)
 
 
