@@ -298,6 +298,21 @@ def test_samples_of_weight_zero_are_not_there_and_weights_are_repeats(policy):
     assert eta(x, y, weights) != pytest.approx(eta(x, y), rel=1e-2)
 
 
+def test_the_rows_kept_for_the_whole_eta_count_by_their_weight(monkeypatch):
+    """With one distinct sample F has rank one, so that eta is lambda along any direction, whichever rows are kept."""
+    monkeypatch.setattr(senn.ledger, "ROWS", 8)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    weights = (torch.arange(200) % 10 == 0).double()
+    x = torch.where(weights[:, None] > 0, X[:1], X[:200]).double()
+    for seed in range(5):
+        grower = senn.Grower(
+            model, loss=F.mse_loss, policy=senn.PaperPolicy(), proposals=FEW, moves=("width",), seed=seed
+        )
+        limit = grower.consider([(x, torch.ones(200, 1, dtype=x.dtype), weights)])[0].limit
+        assert grower.eta == pytest.approx(limit, rel=1e-6)
+
+
 def test_weights_reach_the_held_out_gains():
     """Samples of weight zero with absurd targets change no figure's size."""
     x, y = X.double(), (Y[:, None] / 5 - 1).double()
