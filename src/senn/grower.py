@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from senn.curvature.capture import Inputs
@@ -54,8 +54,8 @@ class Grower:
         rejections: removals that failed their verification and were not done, one sentence each.
 
     Raises:
-        SennError: an argument is out of range, the optimizer doesn't hold the model's parameters, or the model has no place
-            to grow (at the first batch).
+        SennError: an argument is out of range, the optimizer doesn't hold the model's parameters, or the model has no
+            place to grow (at the first batch).
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Grower:
     def structure(self) -> Structure:
         """What in the model can change size; known after the first batch."""
         if self._structure is None:
-            raise SennError("the model's structure is known after the first batch: call observe, consider or grow first")
+            raise SennError("the model's structure is known after the first batch: call observe or grow first")
         return self._structure
 
     @property
@@ -117,8 +117,8 @@ class Grower:
     def observe(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
         """Look at one batch and add it to the statistics of the next consideration; returns its loss.
 
-        Runs the model in eval mode, once, with two backward passes; leaves no `.grad`, mode, hook or random state changed. Call
-        it with batches from the training pass, then `grow()` without arguments.
+        Runs the model in eval mode, once, with two backward passes; no `.grad`, mode, hook or random state changes.
+        Call it with batches from the training pass, then `grow()` without arguments.
         """
         if self._structure is None:
             self._structure = analyse(self.model, _few(inputs), ignore=self.ignore)
@@ -127,7 +127,13 @@ class Grower:
                 raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
         if self._survey is None:
             self._survey = Survey(
-                self.model, self._structure, self.metric, self.proposals, self.moves, self._affordable, self._generator,
+                self.model,
+                self._structure,
+                self.metric,
+                self.proposals,
+                self.moves,
+                self._affordable,
+                self._generator,
                 self._known,
             )
         loss = self._survey.add(inputs, targets, weights)
@@ -194,9 +200,7 @@ class Grower:
             self.rejections.append(str(error))
             return self._operate(menu, survey, eta_before, additions) if additions else []
 
-    def _operate(
-        self, menu: Menu, survey: Survey, eta_before: float, accepted: list[Candidate]
-    ) -> list[GrowthEvent]:
+    def _operate(self, menu: Menu, survey: Survey, eta_before: float, accepted: list[Candidate]) -> list[GrowthEvent]:
         moves = menu.moves(prune=any(c.kind == "prune" for c in accepted))
         cost = sum(-c.gain / 2 for c in accepted if c.kind == "prune")
         before = {space.name: space.width for space in self.structure.spaces}
@@ -211,7 +215,9 @@ class Grower:
             loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
         )
         previous = self.structure
-        self._structure = analyse(self.model, _few(survey.probe_inputs), ignore=self.ignore)
+        inserted = any(c.kind == "insert" for c in accepted)
+        few = _few(survey.probe_inputs)
+        self._structure = analyse(self.model, few, ignore=self.ignore, proven=None if inserted else previous)
 
         def undo() -> None:
             receipt.undo()

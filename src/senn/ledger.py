@@ -103,6 +103,8 @@ class Ledger:
         white = whiten(self.whitener, G[:, :existing])
         self._white = torch.linalg.solve_triangular(self.factor.mT, white, upper=True, left=False)
         self.eta = self.locations * float(self._white.square().sum())
+        if not candidates:
+            return
         inputs = (A, fit.moments.A, held.moments.A)
         predictions = self._predictions(inputs, existing, shared=factor is not None)
         rows = ((fit, held) if factor is not None else (), (fit,), (held,))

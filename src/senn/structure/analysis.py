@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ from senn.structure.trial import tried
 _OUTPUT = "its units are the model's outputs"
 
 
-def analyse(model: nn.Module, inputs: Tensor | tuple[Any, ...], ignore: Iterable[str] = ()) -> Structure:
+def analyse(
+    model: nn.Module, inputs: Tensor | tuple[Any, ...], ignore: Iterable[str] = (), proven: Structure | None = None
+) -> Structure:
     """Find what in a model can change size.
 
     Runs the model's own forward once in eval mode, without gradients, and follows which unit each entry of each
@@ -32,6 +35,8 @@ def analyse(model: nn.Module, inputs: Tensor | tuple[Any, ...], ignore: Iterable
             entries are understood; what isn't is refused by name, and the rest of the model still counts.
         inputs: the positional arguments of `forward`, a tensor or a tuple: a small batch.
         ignore: names of modules whose linear maps must keep their shapes, those inside them included.
+        proven: the structure of the same modules at other widths: its spaces need no second trial, and what it refuses stays
+            refused.
 
     Returns:
         The structure. It may hold no space and no site at all.
@@ -43,6 +48,10 @@ def analyse(model: nn.Module, inputs: Tensor | tuple[Any, ...], ignore: Iterable
     arguments = _checked(model, inputs)
     ignored = _ignored(model, ignore)
     structure = _read(model, arguments, ignored)
+    if proven is not None:
+        names = {space.name for space in proven.spaces}
+        spaces = tuple(space for space in structure.spaces if space.name in names)
+        return replace(structure, spaces=spaces, refused=proven.refused)
     return tried(model, arguments, structure, lambda copy, example: _read(copy, example, ignored))
 
 
