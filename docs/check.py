@@ -1,7 +1,4 @@
-"""Check the documentation: links lead somewhere, public names are documented, examples in docstrings hold.
-
-    python docs/check.py
-"""
+"""Check that links lead somewhere, public names are documented and examples in docstrings hold."""
 
 from __future__ import annotations
 
@@ -51,6 +48,7 @@ def failing_examples() -> Iterator[str]:
 
 
 def main() -> int:
+    """Print what is wrong; 1 if anything is."""
     problems = [*broken_links(), *undocumented(), *failing_examples()]
     print("\n".join(problems) or "documentation: links, docstrings and examples hold")
     return 1 if problems else 0

@@ -1,11 +1,9 @@
-"""Draw docs/growing.png: a network on the two moons, as it grows.
-
-    python docs/growing.py
-"""
+"""Draw docs/growing.png: a network on the two moons, as it grows: python docs/growing.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -38,6 +36,7 @@ class Snapshot:
 
 
 def grid() -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Two coordinates (rows, columns) each, and the points (n, 2)."""
     xs, ys = np.meshgrid(np.linspace(-1.8, 2.8, 160), np.linspace(-1.4, 1.9, 120))
     return xs, ys, torch.tensor(np.stack([xs, ys], -1).reshape(-1, 2), dtype=torch.float32)
 
@@ -58,7 +57,8 @@ def run() -> tuple[np.ndarray, np.ndarray, list[Snapshot]]:
         with torch.no_grad():
             loss, surface = F.cross_entropy(model(inputs), targets), model(points).softmax(1)[:, 1]
         widths = list(model.hidden)
-        snapshots.append(Snapshot(step, loss.item(), widths, [w - b for w, b in zip(widths, before, strict=True)], surface))
+        fresh = [now - then for now, then in zip(widths, before, strict=True)]
+        snapshots.append(Snapshot(step, loss.item(), widths, fresh, surface))
         before = widths
 
     for step in range(801):
@@ -79,7 +79,7 @@ def draw_network(axes: Axes, snapshot: Snapshot) -> None:
     fresh = [0, *snapshot.fresh, 0]
     tallest = max(sizes)
     columns = [[(c, (i - (n - 1) / 2) / max(tallest, 6)) for i in range(n)] for c, n in enumerate(sizes)]
-    for c, (left, right) in enumerate(zip(columns, columns[1:], strict=False)):
+    for c, (left, right) in enumerate(pairwise(columns)):
         for i, a in enumerate(left):
             for j, b in enumerate(right):
                 new = i >= sizes[c] - fresh[c] or j >= sizes[c + 1] - fresh[c + 1]
@@ -93,6 +93,7 @@ def draw_network(axes: Axes, snapshot: Snapshot) -> None:
 
 
 def main() -> None:
+    """Train, choose the snapshots, draw each with its network below."""
     x, y, snapshots = run()
     chosen = snapshots if len(snapshots) <= 5 else [*snapshots[:4], snapshots[-1]]
     xs, ys, _ = grid()

@@ -230,7 +230,7 @@ def test_pruning_is_the_mirror_of_growth_away_from_the_optimum():
 
 
 def test_functions_take_batches():
-    a, new, dz = problem(9)
+    a, _, dz = problem(9)
     A, G = factors(a, dz)
     S = torch.eye(2, dtype=torch.float64)
     batched = scores.expansion_score(torch.stack([G, 2 * G]), torch.stack([A, A]), torch.stack([S, S]))

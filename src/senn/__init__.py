@@ -1,8 +1,8 @@
 """senn: networks that find their own size while they train.
 
-Self-Expanding Neural Networks (Mitchell, Menzenbach, Kersting, Mundt, arXiv 2307.04526) in PyTorch: add neurons and layers
-to a network, and prune them, while it trains, without changing its function at the moment of growth, only where and
-when the natural expansion score says that the loss will fall enough to be worth it.
+Self-Expanding Neural Networks (Mitchell, Menzenbach, Kersting, Mundt, arXiv 2307.04526) in PyTorch: add neurons and
+layers to a network, and prune them, while it trains, without changing its function at the moment of growth, only where
+and when the natural expansion score says that the loss will fall enough to be worth it.
 """
 
 from __future__ import annotations

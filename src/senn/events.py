@@ -14,8 +14,8 @@ from senn.policy import Candidate
 class GrowthEvent:
     """One change of the network's size, done.
 
-    Promises, prices and realised decreases are in nats per sample; losses in the loss's own unit (nats for cross-entropy); eta,
-    gain, bound and held-out gain in eta's unit, twice the loss's.
+    Promises, prices and realised decreases are in nats per sample, whatever the loss; losses in the loss's own unit (of
+    which `nat` makes one nat); eta, gain, bound and held-out gain in eta's unit, twice the loss's.
 
     Attributes:
         kind: `widen`, `insert` or `prune`.
@@ -29,8 +29,8 @@ class GrowthEvent:
         bound: lower bound of the gain (Theorem 3.2).
         heldout: held-out gain in eta.
         error: its standard error.
-        promised: decrease of the loss that the policy counted on (half the held-out gain); negative for pruning.
-        price: what it had to promise at least.
+        promised: decrease of the loss to count on, in nats (half the held-out gain over `nat`); negative for pruning.
+        price: what it had to promise at least, in nats.
         nat: how much of the loss one nat is.
         eta_before: expansion score of the network before.
         eta_after: and after.
@@ -40,7 +40,7 @@ class GrowthEvent:
         output_change: largest relative change of an output on the probe batch.
         architecture: widths after all changes of the round.
         round: number of the round.
-        realised: decrease of the loss between the change and the next consideration; None until then.
+        realised: decrease of the loss, in nats, between the change and the next consideration; None until then.
     """
 
     kind: str

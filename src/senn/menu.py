@@ -1,7 +1,7 @@
 """The candidates of one consideration, scored, and kept up to date while some are accepted.
 
-Width, depth and pruning are read off the same moments: candidate units are dormant columns of their consumers, layers are
-virtual columns of the map before which they would go, pruning removes existing columns.
+Width, depth and pruning are read off the same moments: candidate units are dormant columns of their consumers, layers
+are virtual columns of the map before which they would go, pruning removes existing columns.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from senn.ledger import Ledger
 from senn.policy import Budget, Candidate
 from senn.proposals import Draw, IdentityLayer, Layer, ResidualLayer
 from senn.pruning import PruningLedger
-from senn.structure import Space, Structure
+from senn.structure import Space, Structure, linear_map
 from senn.surgery import Move, Prune, Widen, parameters_per_unit
 
 
 @dataclass(eq=False)
 class Columns:
-    """Where the candidate columns of one linear map are: (groups, p) long each, numbered from 0 after the existing ones.
+    """Where the candidate columns of one linear map are: (groups, p) long each, counted from the existing ones on.
 
     Attributes:
         spaces: by space, its candidate units.
@@ -170,7 +170,7 @@ class Menu:
         width = space.width + len(accepted)
         step = _lcm(self.budget.round_to, space.quantum)
         units = step - width % step
-        groups = [(self.ledgers[name], columns, None) for name, columns in consumers]
+        groups: list[Group] = [(self.ledgers[name], columns, None) for name, columns in consumers]
         options = []
         for figures in _best(groups, units, accepted):
             candidate = Candidate(
@@ -206,8 +206,8 @@ class Menu:
     def _identity(self, site: str, number: int, layer: IdentityLayer, columns: Tensor) -> Option:
         """Score of the activation parameters that an identity insertion makes live."""
         ledger = self.ledgers[site]
-        weight = self.model.get_submodule(site).weight.detach().double()  # type: ignore[union-attr, operator]
-        mixed = ledger.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())  # type: ignore[operator]
+        weight = linear_map(self.model, site).weight.detach().double()
+        mixed = ledger.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())
         through = mixed.repeat_interleave(columns.shape[1], 1)
         gain, heldout, error = ledger.diagonal(columns.flatten(), through)
         candidate = Candidate(
@@ -217,11 +217,12 @@ class Menu:
         return Option(candidate, (), number)
 
     def _onto(self, site: str, layer: ResidualLayer) -> Tensor | None:
-        """Orthonormal basis, in whitened outputs, of what the map can pass on of a change of its input; None for all."""
-        weight = self.model.get_submodule(site).weight.detach().double()  # type: ignore[union-attr, operator]
-        if weight.shape[0] <= weight.shape[1]:  # type: ignore[index, union-attr]
+        """Orthonormal basis, in whitened outputs, of what the map makes of changes of its input; None for all."""
+        weight = linear_map(self.model, site).weight.detach().double()
+        if weight.shape[0] <= weight.shape[1]:
             return None
-        return torch.linalg.qr(self.ledgers[site].whitener.mT @ weight).Q  # type: ignore[operator]
+        basis: Tensor = torch.linalg.qr(self.ledgers[site].whitener.mT @ weight).Q
+        return basis
 
     # -- pruning
 
@@ -254,7 +255,8 @@ class Menu:
     def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, width: int) -> Option:
         candidate = Candidate(
             "prune", space.name, "units " + ", ".join(map(str, units)), len(units), width,
-            -len(units) * self.per_unit[space.name], -cost, -cost, -cost, 0.0, self.eta, self.limit, self.samples, self.nat,
+            -len(units) * self.per_unit[space.name], -cost, -cost, -cost, 0.0, self.eta, self.limit, self.samples,
+            self.nat,
         )  # fmt: skip
         return Option(candidate, units)
 
@@ -292,7 +294,8 @@ def _best(groups: list[Group], units: int, accepted: Sequence[int]) -> list[Choi
             totals = totals + again[:, chosen[-1]]
         picked = tuple(int(unit) for unit in left[chosen])
         if not found or found[0][0] != picked:
-            found.append((picked, *(float(total) for total in totals)))
+            gain, bound, heldout, error = totals.tolist()
+            found.append((picked, gain, bound, heldout, error))
     return found
 
 
@@ -313,7 +316,7 @@ def _figures(groups: list[Group], units: Tensor) -> Tensor:
     for ledger, columns, onto in groups:
         total[:2] += torch.stack([ledger.gain(columns[units], onto), ledger.bound(columns[units], onto)])
     short = total[0].topk(min(SHORTLIST, len(units))).indices
-    short = torch.cat([short, total[1].argmax()[None]]).unique()
+    short = torch.cat([short, total[1].argmax()[None]])
     heldout = torch.zeros(2, len(short), dtype=torch.float64)
     for ledger, columns, onto in groups:
         heldout += torch.stack(ledger.heldout(columns[units[short]], onto))

@@ -1,8 +1,8 @@
 """When and where to change the network: records in, a decision out. Pure functions of the records.
 
 A *candidate* is a change at its best at one place, scored by the menu. A policy picks one or none; the menu then
-brings all figures up to date and asks again. Gains are in eta's unit (twice the loss's); prices and promises are in nats per
-sample, into which `Candidate.nat` turns a loss.
+brings all figures up to date and asks again. Gains are in eta's unit (twice the loss's); prices and promises are in
+nats per sample, into which `Candidate.nat` turns a loss.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Policy:
         return 0.0
 
     def floor(self, kind: Kind, parameters: int, samples: int) -> float:
-        """Least promise, in nats per sample, with which a change of that kind could be accepted: below it none is scored."""
+        """Least promise, in nats per sample, with which a change of that kind could be accepted; others go unscored."""
         return self.price(parameters, samples)
 
 
@@ -141,8 +141,8 @@ class PricePolicy(Policy):
     promise that comes from fitting noise buys nothing. A unit goes when it is worth less than `hysteresis` times the
     price at which it would be bought again.
 
-    The best of many candidates is partly the luckiest one, the more so the fewer and noisier the samples, so a promise counts
-    less `confidence` standard errors.
+    The best of many candidates is partly the luckiest one, the more so the fewer and noisier the samples, so a promise
+    counts less `confidence` standard errors.
 
     Args:
         kappa: price of one parameter, in nats times training samples.

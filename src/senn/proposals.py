@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.nn import Rational, Residual
-from senn.structure import Site, Space
+from senn.structure import Site, Space, linear_map
 from senn.surgery import Insert, Widen, parameters_per_unit
 
 SMALLEST_SPREAD = 1e-6
@@ -181,19 +181,33 @@ class Draw:
 
 
 def directions(
-    x: Tensor, count: int, smooth: float, generator: torch.Generator, existing: Tensor | None = None, copies: float = 0.0
+    x: Tensor,
+    count: int,
+    smooth: float,
+    generator: torch.Generator,
+    existing: Tensor | None = None,
+    copies: float = 0.0,
 ) -> Tensor:
-    """Random incoming weights (count, d) for inputs x (rows, d); see the module's docstring."""
+    """Random incoming weights (count, d) for inputs x (rows, d); see the module's docstring.
+
+    Args:
+        x: what the units will read.
+        count: how many.
+        smooth: fraction whose direction follows the data.
+        generator: source of randomness.
+        existing: (units, d) weights of existing units.
+        copies: fraction that are perturbed copies of these.
+    """
     rows, size = x.shape
     weight = torch.randn(count, size, generator=generator, dtype=x.dtype)
     centred = x - x.mean(0)
-    follow = int(round(smooth * count))
+    follow = round(smooth * count)
     if follow and rows > 1:
         mixture = torch.randn(follow, rows, generator=generator, dtype=x.dtype) @ centred
         keep = mixture.norm(dim=1, keepdim=True) > 0
         weight[:follow] = torch.where(keep, mixture, weight[:follow])
-    weight = weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    copied = int(round(copies * count)) if existing is not None and len(existing) else 0
+    weight /= weight.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    copied = round(copies * count) if existing is not None and len(existing) else 0
     if copied:
         assert existing is not None
         chosen = existing[torch.randint(len(existing), (copied,), generator=generator)].to(x.dtype)
@@ -232,11 +246,11 @@ def draw_units(
     wanted = recipe.units or min(max(WEIGHTS // parameters_per_unit(model, space), 64), 256)
     count = max(wanted // space.quantum, 1) * space.quantum
     for module in dict.fromkeys(slot.module for slot in space.of("producer")):
-        linear = model.get_submodule(module)
+        linear = linear_map(model, module)
         x = inputs[module]
-        old = linear.weight.detach().to(x.dtype)  # type: ignore[union-attr, operator]
+        old = linear.weight.detach().to(x.dtype)
         spread = float(outputs[module].std(0, correction=0).mean())
-        weight = directions(x, count, recipe.smooth, generator, old, recipe.copies)  # type: ignore[arg-type]
+        weight = directions(x, count, recipe.smooth, generator, old, recipe.copies)
         weight, bias = scaled(x, weight, spread if spread > 1e-3 else 1.0, generator)
         values[f"{module}.weight"] = weight
         if linear.bias is not None:

@@ -28,7 +28,9 @@ def expansion_score(G: Tensor, A: Tensor, S: Tensor, *, locations: float = 1.0, 
     eta = locations * Tr(S^-1 G A^-1 G^T) (paper, equation 2 with the Kronecker factors of section 3.4).
 
     Args:
-        G: (..., m, c). A: (..., c, c). S: (..., m, m).
+        G: (..., m, c) gradient.
+        A: (..., c, c) input moment.
+        S: (..., m, m) output metric.
         locations: rows per sample (1 for a vector input).
         damping: relative damping of both factors.
 
@@ -52,7 +54,10 @@ def residual_cross(C: Tensor, G: Tensor, A: Tensor, A_cp: Tensor, *, damping: fl
     """E[d_r a_p^T] (..., m, p) from C = E[dz a_p^T]: less what a step of the existing weights explains.
 
     Args:
-        C: (..., m, p) E[dz a_p^T]. G: (..., m, c). A: (..., c, c). A_cp: (..., c, p) E[a a_p^T].
+        C: (..., m, p) E[dz a_p^T].
+        G: (..., m, c) gradient of the existing weights.
+        A: (..., c, c) input moment.
+        A_cp: (..., c, p) E[a a_p^T].
         damping: relative damping of A.
     """
     return C.double() - G.double() @ solve(cholesky(A, damping), A_cp)
@@ -74,7 +79,10 @@ def width_gain(
 
     Args:
         C: (..., m, p) residual cross moment of the units, see `residual_cross`.
-        A_pp: (..., p, p) E[a_p a_p^T]. A_cp: (..., c, p) E[a a_p^T]. A: (..., c, c). S: (..., m, m).
+        A_pp: (..., p, p) E[a_p a_p^T].
+        A_cp: (..., c, p) E[a a_p^T].
+        A: (..., c, c) input moment of the existing columns.
+        S: (..., m, m) output metric.
         locations: rows per sample.
         damping: relative; the units' is of A_pp, so an exact copy of an existing unit gains nothing.
 
@@ -87,13 +95,13 @@ def width_gain(
     return locations * whiten(cholesky(schur + level, 0.0), left.mT).square().sum((-2, -1))
 
 
-def width_gain_bound(
-    C: Tensor, A_pp: Tensor, S: Tensor, *, locations: float = 1.0, damping: float = DAMPING
-) -> Tensor:
+def width_gain_bound(C: Tensor, A_pp: Tensor, S: Tensor, *, locations: float = 1.0, damping: float = DAMPING) -> Tensor:
     """Cheap lower bound of the gain (paper, Theorem 3.2): D' = Tr(S^-1 C A_pp^-1 C^T) <= D, equal iff A_cp = 0.
 
     Args:
-        C: (..., m, p) residual cross moment. A_pp: (..., p, p). S: (..., m, m).
+        C: (..., m, p) residual cross moment of the units, see `residual_cross`.
+        A_pp: (..., p, p) E[a_p a_p^T].
+        S: (..., m, m) output metric.
         locations: rows per sample.
         damping: relative.
     """
@@ -128,7 +136,8 @@ def diagonal_gain(gradient: Tensor, curvature: Tensor, *, locations: float = 1.0
     H_ij = E[h_i h_j] (M_i^T S M_j) (method: identity insertion).
 
     Args:
-        gradient: (..., q). curvature: (..., q, q).
+        gradient: (..., q) g.
+        curvature: (..., q, q) H, the mean over rows.
         locations: rows per sample.
         damping: relative.
     """
@@ -151,7 +160,8 @@ def pruning_cost(w: Tensor, step: Tensor, A_inv: Tensor, S: Tensor, *, locations
     """
     v = w.double() - step.double()
     inverse = torch.linalg.solve(A_inv.double(), v.mT)
-    return locations * ((S.double() @ v) * inverse.mT).sum((-2, -1))
+    cost: Tensor = locations * ((S.double() @ v) * inverse.mT).sum((-2, -1))
+    return cost
 
 
 def compensation(A_inv: Tensor, units: Tensor) -> Tensor:
@@ -167,7 +177,8 @@ def compensation(A_inv: Tensor, units: Tensor) -> Tensor:
     kept = torch.ones(len(A_inv), dtype=torch.bool)
     kept[units] = False
     rows = A_inv[units].double()
-    return -torch.linalg.solve(rows[:, units], rows[:, kept])
+    taken_over: Tensor = -torch.linalg.solve(rows[:, units], rows[:, kept])
+    return taken_over
 
 
 def addition_limit(tau: float, alpha: float) -> float:

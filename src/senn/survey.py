@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from senn.nn import Residual
 from senn.policy import Budget
 from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual, draw_units
 from senn.pruning import PruningLedger
-from senn.structure import Site, Structure
+from senn.structure import Site, Structure, linear_map
 from senn.structure.spaces import Role
 from senn.surgery import carry_out
 from senn.surgery.layout import LayoutDraft
@@ -224,7 +223,7 @@ class Survey:
     def _lay_out(self, draw: Draw) -> None:
         """Number each map's columns: existing ones, the constant, candidate units by space, layers' features."""
         for name in self.structure.linears:
-            linear = _linear(self.model, name)
+            linear = linear_map(self.model, name)
             rows, size = linear.weight.shape
             self._outputs[name], _ = self._places(draw, name, "producer", rows)
             place, taken = self._places(draw, name, "consumer", size)
@@ -304,19 +303,14 @@ class Survey:
 
     def _old_columns(self, name: str) -> int:
         """Number of inputs of a map in the model as it is."""
-        return int(_linear(self.model, name).weight.shape[1])
+        return int(linear_map(self.model, name).weight.shape[1])
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
     """[W | b] of a linear map, detached, (m, c)."""
-    linear = _linear(model, name)
+    linear = linear_map(model, name)
     weight = linear.weight.detach()
     return weight if linear.bias is None else torch.cat([weight, linear.bias.detach()[:, None]], 1)
-
-
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    """A linear map; the structure vouches for its weight and bias."""
-    return cast(nn.Linear, model.get_submodule(name))
 
 
 def _open_sites(model: nn.Module, structure: Structure) -> list[Site]:

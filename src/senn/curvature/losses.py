@@ -269,8 +269,8 @@ _FUNCTIONS: dict[type[nn.Module], Any] = {
 def nats(rule: Rule | None, loss: float, outputs: int) -> float:
     """How much of a loss one nat per sample is, for the likelihood that the loss stands for.
 
-    A squared error is a Gaussian likelihood whose variance is the error itself: outputs / 2 ln(loss) nats. A mean over outputs
-    counts each of them once in nats. Other losses are taken to be in nats.
+    A squared error is a Gaussian likelihood whose variance is the error itself: outputs / 2 ln(loss) nats. A mean over
+    outputs counts each of them once in nats. Other losses are taken to be in nats.
     """
     if rule is _mse:
         return max(2 * loss / outputs, 1e-30)

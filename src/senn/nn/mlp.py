@@ -42,8 +42,8 @@ class MLP(nn.Module):
             takes `num_parameters` (Rational, PReLU) gets the layer's width.
         norm: `"batch"` or None.
         dropout: probability in [0, 1) with which a hidden unit is dropped in training.
-        shortcut: whether the inputs also reach the outputs through one linear map of their own, `shortcut`, that starts at
-            zero; hidden units are then left with what is not linear. Needs a hidden layer.
+        shortcut: whether the inputs also reach the outputs through one linear map of their own, `shortcut`, that starts
+            at zero; hidden units are then left with what is not linear. Needs a hidden layer.
     """
 
     def __init__(

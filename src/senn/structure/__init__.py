@@ -2,6 +2,6 @@
 
 from senn.structure.analysis import analyse
 from senn.structure.explain import explain
-from senn.structure.spaces import Refusal, Site, Slot, Space, Structure
+from senn.structure.spaces import Refusal, Site, Slot, Space, Structure, linear_map
 
-__all__ = ["Refusal", "Site", "Slot", "Space", "Structure", "analyse", "explain"]
+__all__ = ["Refusal", "Site", "Slot", "Space", "Structure", "analyse", "explain", "linear_map"]

@@ -7,9 +7,9 @@ that has the same shapes (a deepcopy, an averaged model, a freshly loaded one).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Role = Literal["producer", "carrier", "consumer"]
 
@@ -113,3 +113,8 @@ class Structure:
             if space.name == name:
                 return space
         raise KeyError(name)
+
+
+def linear_map(model: nn.Module, name: str) -> nn.Linear:
+    """A linear map by its name in `Structure.linears` or a slot; the analysis vouches for its weight and bias."""
+    return cast(nn.Linear, model.get_submodule(name))

@@ -35,7 +35,8 @@ def train(
     """Train a net that finds its own size on a table held in memory.
 
     The global random state is left as it was. An interruption (KeyboardInterrupt) ends the run early and is
-    marked in the result; a loss or a step that is not finite ends it with the last good net and the reason in the history.
+    marked in the result; a loss or a step that is not finite ends it with the last good net and the reason in the
+    history.
 
     Args:
         x: (n, d) floating point, standardised.
