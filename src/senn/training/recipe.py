@@ -79,7 +79,7 @@ class Recipe:
     average_decay: float = 0.99
     grow: bool = True
     policy: Policy | str | None = None
-    rounds: int = 12
+    rounds: int = 8
     rounds_every: int = 8
     rounds_stretch: float = 2.0
     rounds_until: float = 0.5
