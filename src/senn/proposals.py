@@ -1,9 +1,8 @@
-"""Candidates for new units and layers: how they are drawn, and how their gain is ascended (paper, section 3.2).
+"""Candidates for new units and layers, and how they are drawn.
 
 A candidate unit is drawn so that its pre-activation varies over the data as much as its neighbours' do; the score is
-scale free, later training is not. Half of the random directions follow the data (a random mixture of centred samples
-has the inputs' covariance), because a unit that looks where the input hardly varies promises much and learns little.
-Some units are perturbed copies of existing ones. The score judges.
+scale free, later training is not. Directions are uniform; a fraction of them can be asked to follow the data (a random
+mixture of centred samples has the inputs' covariance), or to be perturbed copies of existing units'. The score judges.
 """
 
 from __future__ import annotations
