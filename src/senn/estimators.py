@@ -42,6 +42,35 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
     _task: Task
     _online: Online | None
 
+    def __init__(
+        self,
+        hidden: tuple[int, ...] | None = None,
+        *,
+        activation: Any = None,
+        optimizer: str | None = None,
+        learning_rate: float | None = None,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        grow: bool | None = None,
+        policy: Any = None,
+        max_params: int | None = None,
+        validation_fraction: float | None = None,
+        recipe: Recipe | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.hidden = hidden
+        self.activation = activation
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.grow = grow
+        self.policy = policy
+        self.max_params = max_params
+        self.validation_fraction = validation_fraction
+        self.recipe = recipe
+        self.random_state = random_state
+
     # -- what a task decides
 
     def _learn_targets(self, y: Array, weight: Array) -> None:
@@ -186,19 +215,21 @@ class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
         recipe: Recipe | None = None,
         random_state: Any = None,
     ) -> None:
-        self.hidden = hidden
-        self.activation = activation
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.grow = grow
-        self.policy = policy
-        self.max_params = max_params
-        self.validation_fraction = validation_fraction
+        super().__init__(
+            hidden,
+            activation=activation,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            grow=grow,
+            policy=policy,
+            max_params=max_params,
+            validation_fraction=validation_fraction,
+            recipe=recipe,
+            random_state=random_state,
+        )
         self.class_weight = class_weight
-        self.recipe = recipe
-        self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train from the start on X (rows, features) and labels y (rows,)."""
@@ -292,35 +323,6 @@ class SENNRegressor(RegressorMixin, _SENNEstimator):  # type: ignore[misc]
     """
 
     _task: Task = "regression"
-
-    def __init__(
-        self,
-        hidden: tuple[int, ...] | None = None,
-        *,
-        activation: Any = None,
-        optimizer: str | None = None,
-        learning_rate: float | None = None,
-        batch_size: int | None = None,
-        max_epochs: int | None = None,
-        grow: bool | None = None,
-        policy: Any = None,
-        max_params: int | None = None,
-        validation_fraction: float | None = None,
-        recipe: Recipe | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.hidden = hidden
-        self.activation = activation
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.grow = grow
-        self.policy = policy
-        self.max_params = max_params
-        self.validation_fraction = validation_fraction
-        self.recipe = recipe
-        self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train from the start on X (rows, features) and y (rows,) or (rows, targets)."""
