@@ -1,6 +1,7 @@
 """The command line, mostly in this process: what it writes, prints and refuses."""
 
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -247,6 +248,14 @@ class TestFit:
     def test_the_target_must_be_named(self, home, capsys):
         assert "Name it with --target" in refused(capsys, fit(home, "people.csv"))
 
+    def test_a_target_near_the_largest_number(self, tmp_path, capsys, recwarn):
+        (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{at},{at % 7}e299\n" for at in range(60)))
+        argv = [*fit(tmp_path, "t.csv"), "--target", "y", "--task", "regression", "--epochs", "2", "--json"]
+        assert main(argv) == 0
+        test = json.loads(capsys.readouterr().out)["test"]
+        assert 1e298 < test["mae"] <= test["rmse"] < 1e301
+        assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
     def test_huge_integers_and_many_categories(self, tmp_path):
         rows = 240
         lines = [f"{10**25 + at * 10**23},{2**63 + at},c{at % 10_000},{at % 2}" for at in range(rows)]
@@ -274,17 +283,32 @@ class TestInterruption:
         assert capsys.readouterr().err == "senn: interrupted\n"
         assert list(tmp_path.iterdir()) == []
 
-    def test_control_c_in_a_process(self, tmp_path):
+    @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+    def test_signals_to_a_process(self, tmp_path, number, times):
         argv = [sys.executable, "-m", "senn.cli.main", *fit(tmp_path, "digits"), "--epochs", "5000"]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for line in process.stdout:
             if line.startswith("step "):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
+        if times == 2:  # an impatient user, while the network is being written
+            assert any(line.startswith("training ended") for line in process.stdout)
+            process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130
         assert errors == "senn: interrupted; the best network so far is kept\n"
         assert load(tmp_path / "run").hidden
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+    def test_full_standard_output(self, tmp_path):
+        full = pathlib.Path("/dev/full")
+        if not full.exists():
+            pytest.skip("there is no /dev/full here")
+        with full.open("w") as nowhere:
+            argv = [sys.executable, "-m", "senn.cli.main", "fit", "wine", "--dry-run"]
+            done = subprocess.run(argv, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr == "senn: the output can't be written or read: No space left on device\n"
 
 
 class TestPredict:

@@ -108,6 +108,21 @@ class TestNumbers:
         with pytest.raises(SennError, match=r"column 'a' holds .* isn't understood"):
             fit(a=cells)
 
+    @pytest.mark.parametrize(
+        "cells",
+        [
+            [1j, 2j, 3.0, 4.0],
+            [[1], [2], [3], [4]],
+            pd.to_timedelta([1, 2, 3, 4], "h"),
+            pd.to_datetime(["2020-01-01", "2020-01-02", "2020-01-03", "2020-01-04"]),
+            [10**400, 2, 3, 4],
+        ],
+    )
+    def test_what_is_no_number_is_refused(self, cells):
+        with pytest.raises(SennError, match=r"column 'a', row 1: .* is (not a number|infinite or too large)") as caught:
+            fit({"a": "number"}, a=cells)
+        assert len(str(caught.value)) < 100
+
 
 class TestCategories:
     def test_one_feature_each(self):
@@ -217,6 +232,21 @@ class TestDates:
     def test_ambiguous_ones_are_noted(self):
         encoder, _ = fit(a=["01/02/2024", "03/04/2024", "05/06/2024", "07/08/2024"])
         assert encoder.notes == ["column 'a' no date tells months from days; the month is taken to come first"]
+
+    @pytest.mark.parametrize(
+        "cells",
+        [
+            ["0001-01-01", "9999-12-31", None, None],
+            [date(1, 1, 1), date(9999, 12, 31), None, None],
+            np.array(["0001-01-01", "9999-12-31", "NaT", "NaT"], "datetime64[us]"),
+        ],
+    )
+    def test_far_from_today(self, cells):
+        encoder, x = fit(a=cells)
+        assert kinds(encoder) == {"a": "date"}
+        np.testing.assert_allclose(x[:2, 1], [-1, 1], rtol=1e-6)
+        np.testing.assert_allclose(x[2, 0], x[0, 0], rtol=1e-6)
+        np.testing.assert_allclose(again(encoder).transform(table(a=cells)), x)
 
     def test_a_wrong_date_is_named(self):
         encoder, _ = fit(a=["2024-01-01", "2024-01-02", "2024-03-30", "2025-06-04"])
@@ -342,8 +372,8 @@ class TestTarget:
     @pytest.mark.parametrize(
         ("cells", "task", "message"),
         [
-            (["a", None, "b"], None, "target 'y' is missing in 1 rows, the first being row 1"),
-            ([1.0, np.nan, 2.0], None, "target 'y' is missing in 1 rows"),
+            (["a", None, "b"], None, "target 'y' is missing in row 1"),
+            ([1.0, np.nan, 2.0], None, "target 'y' is missing in row"),
             ([1.5, np.inf, 2.0], None, "'y', row 1: 'inf' is infinite"),
             (["a", "a"], None, r"a single class \('a'\)"),
             ([2.5, 2.5], None, "always 2.5; there is nothing to predict"),

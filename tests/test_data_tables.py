@@ -74,7 +74,8 @@ def test_text_columns_keep_their_zeros(tmp_path):
         ("t.csv", "a,b\n1," + "x" * 200_000, "can't be read as csv: field larger"),
         ("t.csv", b"a,b\n1,\xff\n", "isn't text in UTF-8"),
         ("t.parquet", "PAR1 nonsense", "can't be read as parquet"),
-        ("t.npz", "nonsense", "can't be read as npz"),
+        ("t.csv", 'a,b\n"1,2\n3"4,5\n', "can't be read as csv: ',' expected after"),
+        ("t.npz", "nonsense", "can't be read as npz: it isn't an archive"),
         ("t.xlsx", "nonsense", "ends in none of .csv, .tsv"),
     ],
 )

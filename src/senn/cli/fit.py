@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,11 +37,12 @@ def run(args: argparse.Namespace) -> int:
         _show_plan(say, args, preparation)
         return 0
     out: Path = args.out or Path("runs") / preparation.table.name
-    with OutputFolder(out, args.overwrite) as folder:
+    with OutputFolder(out, args.overwrite) as folder, _one_interruption() as no_more:
         say(_data_line(preparation))
         for note in preparation.encoder.notes:
             say(f"note: {note}")
         trained = _train(preparation, console)
+        no_more()  # writing takes a moment only
         results = _results(preparation, trained)
         _write(folder, preparation, trained, results)
         folder.publish()
@@ -45,6 +50,34 @@ def run(args: argparse.Namespace) -> int:
     if trained.interrupted:
         print("senn: interrupted; the best network so far is kept", file=sys.stderr)
     return EXIT_INTERRUPTED if trained.interrupted else 0
+
+
+@contextmanager
+def _one_interruption() -> Iterator[Callable[[], None]]:
+    """Ctrl-C and the like interrupt once: a second one must not cost the network that the first one saves.
+
+    Gives a function after whose call there is no interruption any more.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def no_more() -> None:
+        for number in handlers:
+            signal.signal(number, signal.SIG_IGN)
+
+    def interrupt(number: int, frame: object) -> None:
+        no_more()
+        raise KeyboardInterrupt
+
+    try:
+        for number in handlers:
+            signal.signal(number, interrupt)
+        yield no_more
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class _Speaker:

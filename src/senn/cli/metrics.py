@@ -32,8 +32,7 @@ def metrics(model: nn.Module, target: Target, x: Tensor, y: Tensor) -> dict[str,
         log = torch.from_numpy(values).log_softmax(dim=-1).numpy()
         hits = values.argmax(axis=1) == truth
         return {"accuracy": float(hits.mean()), "log_loss": float(-log[np.arange(len(truth)), truth].mean())}
-    error, truth = (values - truth) * target.scale, truth * target.scale
-    spread = float(((truth - truth.mean()) ** 2).mean())
-    square = float((error**2).mean())
+    error = values - truth  # in standard deviations, whose squares don't overflow
+    spread, square = float(truth.astype(np.float64).var()), float((error**2).mean())
     r2 = 1 - square / spread if spread > 0 else None
-    return {"r2": r2, "rmse": square**0.5, "mae": float(np.abs(error).mean())}
+    return {"r2": r2, "rmse": square**0.5 * target.scale, "mae": float(np.abs(error).mean()) * target.scale}

@@ -116,7 +116,7 @@ def _parse_number(cell: Any) -> float:
     """A cell's number, NaN if it isn't one; Python's own "1_000" isn't."""
     try:
         return np.nan if isinstance(cell, str) and "_" in cell else float(cell)
-    except ValueError:
+    except (TypeError, ValueError):
         return np.nan
     except OverflowError:
         return np.inf
@@ -130,7 +130,7 @@ def numbers(name: str, cells: pd.Series[Any]) -> Floats:
     """
     known = ~is_missing(cells)
     values = np.full(len(cells), np.nan)
-    if pd.api.types.is_numeric_dtype(cells.dtype):
+    if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(cells.dtype):
         values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
     elif known.any():
         values[known] = _parse_numbers(cells[known]).to_numpy(dtype=np.float64, na_value=np.nan)
@@ -144,6 +144,7 @@ def _refuse(name: str, cells: pd.Series[Any], bad: NDArray[np.bool_], complaint:
         at = int(np.flatnonzero(bad)[0])
         cell = cells.iloc[at]
         shown = cell if isinstance(cell, str) else str(cell)
+        shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
         raise SennError(f"column {name!r}, row {cells.index[at]}: {shown!r} {complaint}")
 
 
@@ -193,7 +194,8 @@ def dates(name: str, cells: pd.Series[Any], form: str) -> pd.Series[Any]:
     """
     known = ~is_missing(cells)
     if pd.api.types.is_datetime64_any_dtype(cells.dtype) or pd.api.types.infer_dtype(cells) in ("date", "datetime"):
-        return pd.to_datetime(cells, utc=True)
+        # In microseconds: nanoseconds end in 2262, and "9999-12-31" is a common mark.
+        return pd.to_datetime(cells, utc=True).astype("datetime64[us, UTC]")
     stamps = pd.Series(pd.NaT, index=cells.index, dtype="datetime64[us, UTC]")
     if known.any():
         stamps[known] = _parse_dates(cells[known], form or "ISO8601").astype("datetime64[us, UTC]")

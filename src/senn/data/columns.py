@@ -236,9 +236,10 @@ class DateColumn:
     @staticmethod
     def _days(stamps: pd.Series[Any]) -> tuple[Floats, Floats, Any]:
         """Days since 1970 (with the time of day as a fraction), years, and which are missing."""
-        seconds = (stamps - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(dtype=np.float64)
+        missing = stamps.isna().to_numpy(dtype=bool)
+        microseconds = stamps.dt.tz_localize(None).to_numpy(dtype="datetime64[us]").astype(np.int64)
         years = stamps.dt.year.to_numpy(dtype=np.float64, na_value=np.nan)
-        return seconds / 86_400, years, stamps.isna().to_numpy(dtype=bool)
+        return np.where(missing, np.nan, microseconds / 86_400e6), years, missing
 
     def features(self) -> list[str]:
         """Days, year, and sine and cosine of month, weekday and, where it varies, time of day."""
@@ -250,7 +251,7 @@ class DateColumn:
         """The features of each date; a missing one is taken as the median date."""
         stamps = dates(self.name, cells, self.form)
         days, _, missing = self._days(stamps)
-        stamps = stamps.fillna(pd.Timestamp(round(self.median * 86_400), unit="s", tz="UTC"))
+        stamps = stamps.fillna(pd.Timestamp(round(self.median * 86_400), unit="s", tz="UTC").as_unit("us"))
         days = np.where(missing, self.median, days)
         year, month, weekday = (
             getattr(stamps.dt, part).to_numpy(dtype=np.float64) for part in ("year", "month", "day_of_week")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def _delimited(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
         marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t|"
         mark = max(marks, key=first.count)
         file.seek(0)
-        header = _check_lines(path, csv.reader(file, delimiter=mark))
+        header = _check_lines(path, csv.reader(file, delimiter=mark, strict=True))
     frame = pd.read_csv(
         path,
         sep=mark,
@@ -128,6 +129,8 @@ def _parquet(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
 
 
 def _npz(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, str | None]:
+    if not zipfile.is_zipfile(path):
+        raise SennError(f"{str(path)!r} can't be read as npz: it isn't an archive of arrays")
     with np.load(path, allow_pickle=False) as arrays:
         found: dict[str, NDArray[Any]] = {key: arrays[key] for key in arrays.files}
     lengths = {key: len(array) if array.ndim else 0 for key, array in found.items()}

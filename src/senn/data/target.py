@@ -55,7 +55,9 @@ class Target:
         missing = is_missing(cells) if kind == "number" else cells.isna().to_numpy(dtype=bool)
         if missing.any():
             row = cells.index[int(np.flatnonzero(missing)[0])]
-            raise SennError(f"target {name!r} is missing in {int(missing.sum())} rows, the first being row {row}")
+            count = int(missing.sum())
+            where = f"in row {row}" if count == 1 else f"in {count:,} rows, the first being row {row}"
+            raise SennError(f"target {name!r} is missing {where}")
         if kind == "date":
             raise SennError(f"target {name!r} is a date; only classes and numbers can be predicted")
         values = numbers(name, cells) if kind in ("number", "boolean") else None
