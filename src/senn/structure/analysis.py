@@ -35,8 +35,8 @@ def analyse(
             entries are understood; what isn't is refused by name, and the rest of the model still counts.
         inputs: the positional arguments of `forward`, a tensor or a tuple: a small batch.
         ignore: names of modules whose linear maps must keep their shapes, those inside them included.
-        proven: the structure of the same modules at other widths: its spaces need no second trial, and what it refuses stays
-            refused.
+        proven: the structure of the same modules at other widths: its spaces need no second trial, and what it refuses
+            stays refused.
 
     Returns:
         The structure. It may hold no space and no site at all.
