@@ -2,8 +2,8 @@
 
 Digits, breast cancer, wine (accuracy) and diabetes (R squared), in 5-fold cross-validation with the same folds for all:
 the grown net as `SENNClassifier` and `SENNRegressor` make it by default, fixed nets with the same optimizer, epochs and
-stopping rule (the same estimators with `grow=False`), and scikit-learn's own multilayer perceptron beside them. The grown
-net starts with a linear shortcut from inputs to outputs; fixed nets have none, or one too with `--shortcut`.
+stopping rule (the same estimators with `grow=False`), and scikit-learn's own multilayer perceptron beside them. The
+grown net starts with a linear shortcut from inputs to outputs; fixed nets have none, or one too with `--shortcut`.
 
     python benchmarks/auto_size.py --out results.json
     python benchmarks/auto_size.py --tuning --methods grown --recipe '{"rounds": 20}' --policy '{"kappa": 0.5}'
