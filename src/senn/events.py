@@ -14,7 +14,7 @@ from senn.policy import Candidate
 class GrowthEvent:
     """One change of the network's size, done.
 
-    Promises, prices and realised decreases are in nats per sample, whatever the loss; losses in the loss's own unit (of
+    Promises, prices and realised decreases are in nats per sample, for every loss (`OutputMetric.nat`); losses in the loss's own unit (of
     which `nat` makes one nat); eta, gain, bound and held-out gain in eta's unit, twice the loss's.
 
     Attributes:

@@ -36,9 +36,10 @@ class Callback:
 
         Args:
             record: `event` ("growth"), `text` (the event in one readable line), `epoch`, `step`, `kind`,
-                `place`, `before`, `after` (sizes), `parameters` (net change), `promised`, `heldout`,
-                `bound`, `price` (nats per sample), `eta_before`, `eta_after`, `loss_before`,
-                `loss_after`, `realised` (or None), `architecture`.
+                `place`, `before`, `after` (sizes), `parameters` (net change), `promised`, `price`
+                (nats per sample), `realised` (nats per sample, or None until it is known), `loss_before`,
+                `loss_after` (in the loss's unit), `gain`, `bound`, `heldout`, `eta_before`, `eta_after` (in
+                eta's unit), `architecture`, and the other fields of `GrowthEvent`.
         """
 
     def on_end(self, record: Mapping[str, Any]) -> None:
