@@ -14,8 +14,8 @@ from senn.policy import Candidate
 class GrowthEvent:
     """One change of the network's size, done.
 
-    Promises, prices and realised decreases are in nats per sample, for every loss (`OutputMetric.nat`); losses in the loss's own unit (of
-    which `nat` makes one nat); eta, gain, bound and held-out gain in eta's unit, twice the loss's.
+    Promises, prices and realised decreases are in nats per sample, for every loss (`OutputMetric.nat`); losses in the
+    loss's own unit, of which `nat` makes one nat; eta, gain, bound and held-out gain in eta's unit, twice the loss's.
 
     Attributes:
         kind: `widen`, `insert` or `prune`.
@@ -90,8 +90,12 @@ class GrowthEvent:
             SurgeryError: the network has been trained or changed since, or this was undone already.
         """
         if self._undo is None:
-            raise SurgeryError(f"the change of {self.place} cannot be undone any more")
+            raise SurgeryError(f"the change of {self.place!r} cannot be undone any more")
         self._undo()
+        self._undo = None
+
+    def forget(self) -> None:
+        """Let go of what `undo` needs: the former parameters."""
         self._undo = None
 
 
