@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from senn.curvature.capture import Inputs
 from senn.curvature.output import OutputMetric
-from senn.errors import SennError, SurgeryError
+from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.events import GrowthEvent, merge
 from senn.menu import Menu
 from senn.policy import Budget, Candidate, Policy, PricePolicy
@@ -76,6 +76,11 @@ class Grower:
         metric: str = "fisher",
         seed: int = 0,
     ) -> None:
+        _check_model(model)
+        if samples is not None and samples < 1:
+            raise SennError(f"samples must be at least 1, and is {samples}")
+        if policy is not None and not hasattr(policy, "choose"):
+            raise SennError(f"policy must be a policy such as PricePolicy(), and {policy!r} is none")
         unknown = [move for move in moves if move not in MOVES]
         if unknown:
             raise SennError(f"moves may hold {', '.join(MOVES)}, and {unknown[0]!r} is none of them")
@@ -120,6 +125,8 @@ class Grower:
         Runs the model in eval mode, once, with two backward passes; no `.grad`, mode, hook or random state changes.
         Call it with batches from the training pass, then `grow()` without arguments.
         """
+        if not all(isinstance(x, Tensor) for x in (*(inputs if isinstance(inputs, tuple) else (inputs,)), targets)):
+            raise SennError("a batch's inputs and targets must be tensors, or a tuple of tensors for several inputs")
         if self._structure is None:
             self._structure = analyse(self.model, _few(inputs), ignore=self.ignore)
             if not self._structure.spaces and not self._structure.sites:
@@ -177,6 +184,8 @@ class Grower:
             if self.samples is None and hasattr(getattr(batches, "dataset", None), "__len__"):
                 self.samples = len(batches.dataset)  # type: ignore[attr-defined]
             for batch in batches:
+                if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+                    raise SennError("a batch must be inputs, targets and perhaps weights: give a list of such batches")
                 self.observe(*batch)
         if self._survey is None or not self._survey.samples:
             raise SennError("no batch has been looked at: give batches, or call observe first")
@@ -239,9 +248,19 @@ class Grower:
                     receipt.output_change or 0.0, self.architecture, self.rounds, _undo=undo,
                 )
             )  # fmt: skip
+        for event in self.events:  # they would keep every former parameter alive
+            event.forget()
         self.events += events
         self._open = list(events)
         return events
+
+
+def _check_model(model: object) -> None:
+    """Refuse what isn't a module whose parts can be exchanged."""
+    if not isinstance(model, nn.Module):
+        raise SennError(f"the model must be a torch.nn.Module, not a {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedError("the model is compiled by TorchScript and can't change its size: give its original")
 
 
 def _few(inputs: Inputs, count: int = 8) -> Inputs:
