@@ -45,7 +45,7 @@ class Recipe:
         average_decay: of the exponential moving average.
         grow: False for a fixed net.
         policy: object or name (`price`, `paper`) of what decides on growth; None for the price policy.
-        rounds: considerations of growth in a run, at most.
+        rounds: considerations of growth in a run of `steps` steps, at most; a longer run has more in proportion.
         rounds_every: steps before the first round, and between a round that changed the net and the next.
         rounds_stretch: a round that changed nothing lengthens the interval to the next by this factor.
         rounds_until: fraction of the steps after which no round comes.
@@ -143,8 +143,9 @@ class Rounds:
 
     def __init__(self, recipe: Recipe, end: int | None = None) -> None:
         self.every, self.stretch = recipe.rounds_every, recipe.rounds_stretch
-        self.left = recipe.rounds if recipe.grow else 0
         self.end = math.inf if end is None else end
+        longer = max(1.0, 1.0 if end is None else end / (recipe.steps * recipe.rounds_until or 1.0))
+        self.left = round(recipe.rounds * longer) if recipe.grow else 0
         self.interval = float(self.every)
         self.next = self.every
 

@@ -1,0 +1,106 @@
+"""Write docs/results.md from the stored results of the benchmarks and experiments.
+
+    python docs/results.py
+
+Every number on that page comes from a JSON file in benchmarks/results, which the command named beside it writes.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+STORED = HERE.parent / "benchmarks" / "results"
+
+
+def stored(name: str) -> Any:
+    """One stored results file."""
+    return json.loads((STORED / f"{name}.json").read_text())
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int = 4) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def digits() -> Iterator[str]:
+    """`senn fit digits`."""
+    found = stored("fit_digits")
+    yield "## `senn fit digits`\n\n`python benchmarks/fit_digits.py`\n"
+    rows = [
+        (r["seed"], f"{r['test'][found['metric']]:.4f}", r["architecture"], r["parameters"], f"{r['seconds']:.1f}",
+         f"{r['loss_change']:.1e}") for r in found["runs"]
+    ]  # fmt: skip
+    yield table(("seed", "test accuracy", "widths", "parameters", "seconds", "relative loss change at growth"), rows)
+    yield f"\nMean and standard deviation: {spread([r['test'][found['metric']] for r in found['runs']])}.\n"
+
+
+def auto_size() -> Iterator[str]:
+    """Against a grid of fixed sizes."""
+    yield "## Grown against a grid of fixed sizes\n\n`python benchmarks/auto_size.py --seeds 5`\n"
+    for title, name in (
+        ("Fixed nets are plain", "auto_size"),
+        ("Fixed nets have the linear shortcut too", "auto_size_shortcut"),
+    ):
+        found = stored(name)
+        seeds = found["settings"]["seeds"]
+        yield f"{title}; 5-fold cross-validation, {seeds} seeds, score ± standard error (parameters).\n"
+        sets = found["summary"]
+        rows = [
+            (method, *(f"{s[method]['score']:.4f} ± {s[method]['standard_error']:.4f} ({s[method]['parameters']:,.0f})"
+                       for s in sets.values())) for method in found["settings"]["methods"]
+        ]  # fmt: skip
+        rows.append(("seconds, grown / grid", *(f"{found['comparisons'][s]['time_ratio']:.2f}" for s in sets)))
+        yield table(("net", *sets), rows) + "\n"
+
+
+def growth_step() -> Iterator[str]:
+    """Cost of a consideration."""
+    found = stored("growth_step")
+    yield "## Cost of a consideration\n\n"
+    yield "`python benchmarks/growth_step.py`, over forward and backward of the same samples.\n"
+    names = [key.removesuffix(", ratio") for key in found["1024"] if key.endswith(", ratio")]
+    rows = [(n, *(f"{f[f'{n}, ms']:.0f} ms = {f[f'{n}, ratio']:.2f} times" for f in found.values())) for n in names]
+    yield table(("", *(f"{samples} samples" for samples in found)), rows) + "\n"
+
+
+def experiments() -> Iterator[str]:
+    """The paper's figures 2 and 3."""
+    for name, metric, title in (
+        ("regression", "error", "Figure 2, one-dimensional regression: squared error over the target's variance"),
+        ("moons", "accuracy", "Figure 3, half-moons: accuracy"),
+    ):
+        found = stored(name)
+        yield f"## {title}\n\n`{found['command']}`\n"
+        rows = [
+            (r["seed"], f"{r['test'][metric]:.3g}", r["hidden"], r["parameters"], f"{r['seconds']:.1f}")
+            for r in found["runs"]
+        ]
+        yield table(("seed", f"test {metric}", "hidden units", "parameters", "seconds"), rows)
+        values = [r["test"][metric] for r in found["runs"]]
+        yield f"\nMedian {statistics.median(values):.3g}, mean {statistics.fmean(values):.3g}.\n"
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [
+        "# Results\n\nMade by `python docs/results.py` from `benchmarks/results`; two cores of a shared machine.\n"
+    ]
+    for section in (digits, auto_size, growth_step, experiments):
+        parts += section()
+    (HERE / "results.md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
