@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -393,8 +394,11 @@ class TestShow:
         for text, message in (("{", "isn't JSON"), ("[]", "isn't a JSON object"), ("{}", "history")):
             (tmp_path / "results.json").write_text(text)
             assert message in refused(capsys, ["show", tmp_path])
+        for text in ("[1]\n", "{\n", "\x00", "{}\n"):
+            (tmp_path / "history.jsonl").write_text(text)
+            assert "history.jsonl' is damaged" in refused(capsys, ["show", tmp_path])
         (tmp_path / "history.jsonl").write_text('{"event": "growth"}\n')
-        assert "is damaged" in refused(capsys, ["show", tmp_path])
+        assert "is damaged: KeyError: 'data'" in refused(capsys, ["show", tmp_path])
 
 
 def test_live_display_shows_the_state_and_scrolls_events():
@@ -408,6 +412,7 @@ def test_live_display_shows_the_state_and_scrolls_events():
     assert events
     assert all(text in shown for text in events)
     assert "20/20 epochs" in shown
+    assert not re.search(r"\x1b\[32m[^\x1b]*epochs", shown)  # the bar doesn't take the events' colours
     assert "training ended: " in shown
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
 from senn.training.callbacks import Callback
 
@@ -34,9 +35,9 @@ def _state(record: Mapping[str, Any]) -> str:
 
 
 def _short(record: Mapping[str, Any]) -> str:
-    """The state beside a bar: training / validation loss, validation score."""
+    """The state beside a bar, the size first: training / validation loss, validation score."""
     losses = f"{figure(record['train_loss'])} / {figure(record['validation_loss'])}"
-    return f"loss {losses}, score {figure(record['validation_score'])}, hidden {widths(record['architecture'])}"
+    return f"hidden {widths(record['architecture'])}, loss {losses}, score {figure(record['validation_score'])}"
 
 
 class LinesCallback(Callback):
@@ -60,14 +61,14 @@ class LinesCallback(Callback):
 
     def on_growth(self, record: Mapping[str, Any]) -> None:
         """The change."""
-        self._print(f"step {record['step']}: {record['text']}", _COLOURS.get(record["kind"]))
+        self._print(f"step {record['step']}: {record['text']}", _COLOURS.get(record["kind"], ""))
 
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Why training ended."""
         self._print(f"training ended: {record['reason']} (epoch {record['best_epoch']} is kept)")
 
-    def _print(self, line: str, style: str | None = None) -> None:
-        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, line: str, style: str = "") -> None:
+        self.console.print(Text(line, style), soft_wrap=True)  # a style given to print would colour the bar, too
 
 
 class LiveCallback(LinesCallback):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from senn.cli.folder import HISTORY, read_run
+from senn.cli.folder import HISTORY, RESULTS, read_run
 from senn.errors import SennError
 
 
@@ -17,10 +17,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(results, ensure_ascii=False))
         return 0
+    growth = _growth(args.folder)
     try:
-        lines = _lines(results, _growth(args.folder))
+        lines = _lines(results, growth)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise SennError(f"the run in {str(args.folder)!r} is damaged: {error!r}") from error
+        where = f"{str(args.folder / RESULTS)!r} or its {HISTORY}"
+        raise SennError(f"{where} is damaged: {type(error).__name__}: {error}") from error
     print("\n".join(lines))
     return 0
 
@@ -29,9 +31,11 @@ def _growth(folder: Path) -> list[dict[str, Any]]:
     """The changes of size in a run's history."""
     try:
         records = [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
+        return [record for record in records if record["event"] == "growth"]
     except OSError as error:
         raise SennError(f"{str(folder)!r} has no history ({HISTORY}: {error.strerror or error})") from error
-    return [record for record in records if record["event"] == "growth"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise SennError(f"{str(folder / HISTORY)!r} is damaged: it doesn't hold a JSON record per line") from error
 
 
 def _lines(results: dict[str, Any], growth: list[dict[str, Any]]) -> list[str]:
