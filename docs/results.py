@@ -61,7 +61,12 @@ def auto_size() -> Iterator[str]:
             (method, *(f"{s[method]['score']:.4f} ± {s[method]['standard_error']:.4f} ({s[method]['parameters']:,.0f})"
                        for s in sets.values())) for method in found["settings"]["methods"]
         ]  # fmt: skip
-        rows.append(("seconds, grown / grid", *(f"{found['comparisons'][s]['time_ratio']:.2f}" for s in sets)))
+        compared = found["comparisons"]["sets"]
+        rows.append(
+            ("grown less the best fixed", *(f"{c['margin']:+.4f} ({c['best_fixed']})" for c in compared.values()))
+        )
+        rows.append(("parameters over its", *(f"{c['parameter_ratio']:.2f}" for c in compared.values())))
+        rows.append(("seconds, grown / grid", *(f"{found['comparisons']['sets'][s]['time_ratio']:.2f}" for s in sets)))
         yield table(("net", *sets), rows) + "\n"
 
 
@@ -73,6 +78,31 @@ def growth_step() -> Iterator[str]:
     names = [key.removesuffix(", ratio") for key in found["1024"] if key.endswith(", ratio")]
     rows = [(n, *(f"{f[f'{n}, ms']:.0f} ms = {f[f'{n}, ratio']:.2f} times" for f in found.values())) for n in names]
     yield table(("", *(f"{samples} samples" for samples in found)), rows) + "\n"
+
+
+def natural_gradient() -> Iterator[str]:
+    """Against Adam."""
+    found = stored("natural_gradient")
+    yield "## Natural gradient against Adam\n"
+    yield "`SENN_DATA=folder python benchmarks/natural_gradient.py`, 784-256-256-10 on MNIST.\n"
+    rows = []
+    for name in ("tanh", "relu"):
+        step, loss = found[name]["step seconds, batch 1024"], found[name]["loss after 100 steps"]
+        adam = min(value for key, value in loss.items() if key.startswith("adam") and "seconds" not in key)
+        rows.append((name, f"{step['ratio']:.2f}", f"{loss['natural']:.2g}", f"{adam:.2g}", f"{loss['ratio']:.3f}"))
+    head = ("net", "step over Adam's", "loss after 100 steps", "Adam's at its best rate", "ratio")
+    yield table(head, rows) + "\n"
+
+
+def calibration() -> Iterator[str]:
+    """What growth promised against what it brought."""
+    found = stored("calibration")["summary"]
+    yield "## Promised and realised\n"
+    yield "`python benchmarks/calibration.py --seeds 5`: 20 natural-gradient steps after each growth.\n"
+    head = list(found[0])
+    rows = [[f"{v:.2f}" if isinstance(v, float) else v for v in row.values()] for row in found]
+    yield table(head, rows) + "\n"
+    yield "![Promised against realised decreases](calibration.png)\n"
 
 
 def experiments() -> Iterator[str]:
@@ -97,7 +127,7 @@ def main() -> None:
     parts = [
         "# Results\n\nMade by `python docs/results.py` from `benchmarks/results`; two cores of a shared machine.\n"
     ]
-    for section in (digits, auto_size, growth_step, experiments):
+    for section in (digits, auto_size, growth_step, natural_gradient, calibration, experiments):
         parts += section()
     (HERE / "results.md").write_text("\n".join(parts))
 
