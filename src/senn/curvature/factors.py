@@ -20,6 +20,10 @@ DAMPING = 1e-4
 """Relative damping: this fraction of the mean diagonal is added before a factor is inverted."""
 
 
+SMALL = 64
+"""Symmetric products of up to so many columns are computed whole."""
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Sums of outer products over the rows of one linear map; add two to merge two sets of rows.
@@ -96,12 +100,15 @@ def moments(
 
 
 def _gram(left: Tensor, right: Tensor) -> Tensor:
-    """left^T right where that is symmetric: one off-diagonal quarter is copied, not computed."""
+    """left^T right where that is symmetric: what lies below the diagonal blocks is copied, not computed."""
     size = right.shape[1]
+    if size <= SMALL:
+        return left.mT @ right
     half = size // 2
     result = right.new_empty(size, size)
-    result[:half] = left[:, :half].mT @ right
-    result[half:, half:] = left[:, half:].mT @ right[:, half:]
+    result[:half, :half] = _gram(left[:, :half], right[:, :half])
+    result[half:, half:] = _gram(left[:, half:], right[:, half:])
+    result[:half, half:] = left[:, :half].mT @ right[:, half:]
     result[half:, :half] = result[:half, half:].mT
     return result
 
