@@ -2,7 +2,8 @@
 
     python docs/results.py
 
-Every number on that page comes from a JSON file in benchmarks/results, which the command named beside it writes.
+Every number on that page comes from a JSON file in benchmarks/results, as the command named beside it writes it with
+`--out`; those of auto_size.py and calibration.py are kept without their single runs.
 """
 
 from __future__ import annotations

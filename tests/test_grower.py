@@ -326,3 +326,35 @@ def test_a_bad_batch_leaves_no_trace():
     found = grower.consider([(X, Y)])
     assert all(math.isfinite(c.heldout) for c in found)
     assert found[0].limit == pytest.approx(clean.consider([(X, Y)])[0].limit)
+
+
+def test_an_interrupt_right_after_the_surgery_gives_everything_back(monkeypatch):
+    torch.manual_seed(0)
+    model = senn.nn.MLP(64, (2,), 10)
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    train(model, optimizer, 8)
+    grower = senn.Grower(model, optimizer, policy=Take("widen", 3), samples=len(X))
+    grower.consider([(X, Y)])
+    before = list(model.parameters())
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("senn.grower.analyse", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            grower.grow()
+    assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
+    assert grower.events == []
+    assert len(grower.grow([(X, Y)])) == 1
+
+
+def test_blocks_of_units_have_finite_figures_even_where_nothing_is_left_to_gain():
+    torch.manual_seed(0)
+    model = senn.nn.MLP(4, (2,), 1)
+    x = torch.randn(64, 4)
+    with torch.no_grad():
+        y = model(x)
+    found = senn.Grower(model, loss=F.mse_loss, round_to=8, samples=64).consider([(x, y)])
+    assert found
+    assert all(math.isfinite(figure) for c in found for figure in (c.gain, c.bound, c.heldout, c.error))

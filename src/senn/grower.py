@@ -225,15 +225,20 @@ class Grower:
         )
         previous = self.structure
         inserted = any(c.kind == "insert" for c in accepted)
-        few = _few(survey.probe_inputs)
-        self._structure = analyse(self.model, few, ignore=self.ignore, proven=None if inserted else previous)
+        proven = None if inserted else previous
+        try:
+            self._structure = analyse(self.model, _few(survey.probe_inputs), ignore=self.ignore, proven=proven)
+            loss_after = survey.probe_loss()
+        except BaseException:  # all or nothing: an interrupt too
+            receipt.undo()
+            self._structure = previous
+            raise
 
         def undo() -> None:
             receipt.undo()
             self._structure, self._survey, self._open = previous, None, []
             self.events = [event for event in self.events if event not in events]
 
-        loss_after = survey.probe_loss()
         events: list[GrowthEvent] = []
         for first, last, group in merge(accepted):
             price = sum(self.policy.price(c.parameters, c.samples) for c in group)

@@ -227,27 +227,17 @@ class Menu:
     # -- pruning
 
     def _prune(self, space: Space) -> list[Option]:
-        """The unit whose removal costs least."""
+        """The units that cost least one by one, as many as leave a width that the budget's rounding allows."""
         slots = [slot for slot in space.of("consumer") if slot.module in self.pruning]
         if not slots or space.name in self.grown or any(slot.module in self.inserted for slot in slots):
             return []
         gone = self.removed.get(space.name, [])
-        step = _lcm(self.budget.round_to, space.quantum)
         left = torch.tensor([unit for unit in range(space.width) if unit not in gone])
-        if len(left) <= step or step > 1:
-            return self._prune_block(space, left, step) if len(left) > step else []
-        cost = sum(self.pruning[slot.module].costs(slot.index[left]) for slot in slots)
-        assert isinstance(cost, Tensor)
-        best = int(cost.argmin())
-        return [self._removal_option(space, (int(left[best]),), float(cost[best]), len(left) - 1)]
-
-    def _prune_block(self, space: Space, left: Tensor, step: int) -> list[Option]:
-        """Whole blocks of `step` units: the ones that cost least one by one, their costs summed."""
-        slots = [slot for slot in space.of("consumer") if slot.module in self.pruning]
-        cost = torch.stack([self.pruning[slot.module].costs(slot.index[left]) for slot in slots]).sum(0)
+        step = _lcm(self.budget.round_to, space.quantum)
         count = len(left) % step or step
         if count >= len(left):
             return []
+        cost = torch.stack([self.pruning[slot.module].costs(slot.index[left]) for slot in slots]).sum(0)
         order = cost.argsort()[:count]
         chosen = tuple(int(unit) for unit in left[order])
         return [self._removal_option(space, chosen, float(cost[order].sum()), len(left) - count)]
@@ -281,21 +271,21 @@ def _best(groups: list[Group], units: int, accepted: Sequence[int]) -> list[Choi
         return found
     first = _figures(groups, left)
     for key in (_sure, _bound):
-        chosen = [int(key(first).argmax())]
-        totals = first[:, chosen[0]]
+        rest, figures, chosen, totals = left, first, [], torch.zeros(4, dtype=torch.float64)
         trial = [(ledger.clone(), columns, onto) for ledger, columns, onto in groups] if units > 1 else []
-        for _ in range(units - 1):
+        while True:
+            best = int(key(figures).argmax())
+            totals = totals + figures[:, best]
+            chosen.append(int(rest[best]))
+            if len(chosen) == units:
+                break
             for ledger, columns, onto in trial:
-                ledger.accept(columns[left[chosen[-1]]], onto)
-            again = _figures(trial, left)
-            worth = key(again)
-            worth[chosen] = -torch.inf
-            chosen.append(int(worth.argmax()))
-            totals = totals + again[:, chosen[-1]]
-        picked = tuple(int(unit) for unit in left[chosen])
-        if not found or found[0][0] != picked:
+                ledger.accept(columns[chosen[-1]], onto)
+            rest = torch.cat([rest[:best], rest[best + 1 :]])
+            figures = _figures(trial, rest)
+        if not found or found[0][0] != tuple(chosen):
             gain, bound, heldout, error = totals.tolist()
-            found.append((picked, gain, bound, heldout, error))
+            found.append((tuple(chosen), gain, bound, heldout, error))
     return found
 
 
@@ -330,7 +320,7 @@ def _sure(figures: Tensor) -> Tensor:
 
 
 def _bound(figures: Tensor) -> Tensor:
-    return figures[1].clone()
+    return figures[1]
 
 
 def select(move: Widen, units: Sequence[int]) -> Widen:

@@ -1,4 +1,4 @@
-"""The account of one linear map when units leave it: costs, compensation and promise, kept up to date.
+"""The account of one linear map when units leave it: costs and compensation, kept up to date.
 
 Optimal brain surgeon under K-FAC: see `scores.pruning_cost`. Removing a column is one elimination step on A^-1.
 """
