@@ -43,7 +43,7 @@ def each(width: int, start: int = 0) -> list[list[int]]:
 def columns(structure: Structure, space: str, consumer: str) -> tuple[list[list[int]], bool]:
     """Index and layout of one consumer."""
     (slot,) = [s for s in structure.space(space).of("consumer") if s.module == consumer]
-    return slot.index.tolist(), slot.interleaved
+    return slot.index.tolist(), slot.runs > 1
 
 
 def linear_pair(forward, width=4, **more):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from senn.errors import SennError
 from senn.nn import MLP, Rational, Residual
-from senn.structure import analyse, explain
+from senn.structure import Attribute, analyse, explain
 
 
 def test_a_plain_chain_is_found_whole():
@@ -27,7 +27,11 @@ def test_a_plain_chain_is_found_whole():
         "1.running_var": ("carrier", 0, each(8)),
         "3.weight": ("consumer", 1, each(8)),
     }
-    assert first.attributes == (("0", "out_features", 1), ("1", "num_features", 1), ("3", "in_features", 1))
+    assert first.attributes == (
+        Attribute("0", "out_features", 1),
+        Attribute("1", "num_features", 1),
+        Attribute("3", "in_features", 1),
+    )
     assert slots(structure.space("3")) == {
         "3.weight": ("producer", 0, each(5)),
         "4.weight": ("consumer", 1, each(5)),
@@ -84,7 +88,10 @@ def test_concatenation_gives_each_space_its_own_columns():
     assert columns(structure, "a", "out") == (each(4), False)
     assert columns(structure, "b", "out") == (each(2, start=7), False)
     assert slots(structure.space("b"))["norm.running_var"] == ("carrier", 0, each(2, start=7))
-    assert structure.space("a").attributes[1:] == (("norm", "num_features", 1), ("out", "in_features", 1))
+    assert structure.space("a").attributes[1:] == (
+        Attribute("norm", "num_features", 1),
+        Attribute("out", "in_features", 1),
+    )
 
 
 def test_flattened_channels_are_neighbours_and_flattened_tokens_alternate():
@@ -93,7 +100,7 @@ def test_flattened_channels_are_neighbours_and_flattened_tokens_alternate():
     channels = Net(lambda m, x: m.b(m.a(x).transpose(1, 2).flatten(1)), a=(6, 2), b=(6, 2))
     structure = analyse(channels, batch(4, 3, 6))
     assert columns(structure, "a", "b") == ([[0, 1, 2], [3, 4, 5]], False)
-    assert ("b", "in_features", 3) in structure.space("a").attributes
+    assert Attribute("b", "in_features", 3) in structure.space("a").attributes
 
 
 @pytest.mark.parametrize(("swap", "interleaved"), [(False, True), (True, False)])
@@ -116,7 +123,7 @@ def test_rational_parameters_are_carriers(width):
     structure = analyse(MLP(3, (width,), 2, activation=Rational), batch(5, 3))
     (space,) = structure.spaces
     assert {s.tensor: s.index.tolist() for s in space.of("carrier")} == {tensor: each(width) for tensor in "vcl"}
-    assert any(attribute == "num_parameters" for _, attribute, _ in space.attributes)
+    assert any(attribute.name == "num_parameters" for attribute in space.attributes)
     assert {site.activation for site in structure.sites} == {"Rational"}
 
 
@@ -125,7 +132,7 @@ def test_prelu_carries_one_slope_per_unit_or_shares_one(slopes, width, carried):
     structure = analyse(nn.Sequential(nn.Linear(3, width), nn.PReLU(slopes), nn.Linear(width, 2)), batch(5, 3))
     space = structure.space("0")
     assert bool(space.of("carrier")) is carried
-    assert (("1", "num_parameters", 1) in space.attributes) is carried
+    assert (Attribute("1", "num_parameters", 1) in space.attributes) is carried
     assert structure.sites[1].activation == "PReLU"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.nn import Residual
-from senn.structure import Site, Space, Structure, analyse
+from senn.structure import LinearMap, Site, Space, Structure, analyse
 from senn.surgery import Insert, Prune, Widen, carry_out, operate
 
 
@@ -179,7 +179,11 @@ def test_an_inserted_layer_must_be_run_by_the_forward_pass() -> None:
 def test_sites_that_cannot_take_a_layer_are_refused_by_name() -> None:
     alone = nn.Linear(3, 2)
     with pytest.raises(UnsupportedError, match="before '': it is the model itself"):
-        carry_out(alone, [Insert("", nn.Identity())], Structure(("",), (), (Site("", 3, "ReLU"),)))
+        carry_out(
+            alone,
+            [Insert("", nn.Identity())],
+            Structure((LinearMap("", "weight", "bias"),), (), (Site("", 3, "ReLU"),)),
+        )
     model, structure = case("mlp")
     model.extra = model[2]
     with pytest.raises(UnsupportedError, match="before '2': it is held under 2 names"):
@@ -200,7 +204,7 @@ def test_sites_that_cannot_take_a_layer_are_refused_by_name() -> None:
 def test_quanta_and_copies_of_another_shape_are_refused() -> None:
     model, structure = case("mlp")
     old = structure.space("0")
-    pairs = Structure(structure.linears, (Space("0", 5, old.slots, old.attributes, quantum=2),), structure.sites)
+    pairs = Structure(structure.maps, (Space("0", 5, old.slots, old.attributes, quantum=2),), structure.sites)
     with pytest.raises(SennError, match="'0' widens by multiples of 2, not by 1"):
         carry_out(model, [widen(model, pairs, "0", 1)], pairs)
     with pytest.raises(SennError, match="in multiples of 2, not 1"):

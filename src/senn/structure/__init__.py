@@ -1,7 +1,37 @@
-"""What in a model can change size: spaces (hidden dimensions) and sites (places for a new layer)."""
+"""What in a module can change size: spaces (hidden dimensions) and sites (places for a new layer)."""
 
 from senn.structure.analysis import analyse
 from senn.structure.explain import explain
-from senn.structure.spaces import Refusal, Site, Slot, Space, Structure, linear_map
+from senn.structure.spaces import (
+    Attribute,
+    Block,
+    LinearMap,
+    Norm,
+    Refusal,
+    Site,
+    Slot,
+    Space,
+    Structure,
+    columns,
+    linear_map,
+    matrix,
+    tensor_of,
+)
 
-__all__ = ["Refusal", "Site", "Slot", "Space", "Structure", "analyse", "explain", "linear_map"]
+__all__ = [
+    "Attribute",
+    "Block",
+    "LinearMap",
+    "Norm",
+    "Refusal",
+    "Site",
+    "Slot",
+    "Space",
+    "Structure",
+    "analyse",
+    "columns",
+    "explain",
+    "linear_map",
+    "matrix",
+    "tensor_of",
+]

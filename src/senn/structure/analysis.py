@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from senn.errors import SennError, UnsupportedError
 from senn.structure.build import Builder
-from senn.structure.spaces import Refusal, Site, Structure
+from senn.structure.spaces import LinearMap, Refusal, Site, Structure
 from senn.structure.trace import Inputs, Trace, run
 from senn.structure.trial import tried
 
@@ -96,7 +96,13 @@ def _read(model: nn.Module, inputs: Inputs, ignored: frozenset[str]) -> Structur
     first: dict[str, Refusal] = {}
     for refusal in refused:
         first.setdefault(refusal.place, refusal)
-    return Structure(linears, tuple(spaces), tuple(sites), tuple(first.values()))
+    return Structure(tuple(_map(model, name) for name in linears), tuple(spaces), tuple(sites), tuple(first.values()))
+
+
+def _map(model: nn.Module, name: str) -> LinearMap:
+    biased = model.get_submodule(name)._parameters.get("bias") is not None
+    prefix = f"{name}." if name else ""
+    return LinearMap(name, f"{prefix}weight", f"{prefix}bias" if biased else None)
 
 
 def _is_linear(model: nn.Module, name: str) -> bool:

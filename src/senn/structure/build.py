@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from senn.structure.labels import Owner, distinct
-from senn.structure.layout import index_of, is_interleaved, unit_axis
-from senn.structure.spaces import Refusal, Role, Slot, Space
+from senn.structure.layout import index_of, runs_of, unit_axis
+from senn.structure.spaces import Attribute, Refusal, Role, Slot, Space
 from senn.structure.trace import Trace
 
 # Python attributes that hold the size of a carrier (BatchNorm; PReLU, Rational).
@@ -107,10 +107,10 @@ class Builder:
         index = index_of(units, width)
         if index is None:
             raise _NotASpaceError(f"its units own different numbers of positions in {name}")
-        interleaved = is_interleaved(index)
-        if interleaved is None:
+        runs = runs_of(index)
+        if runs is None:
             raise _NotASpaceError(f"its units lie in {name} in an order that isn't understood")
-        return Slot(role, module, tensor, dim, index, interleaved)
+        return Slot(role, module, tensor, dim, index, runs)
 
     def _carrier(self, owner: Owner, number: Tensor, width: int, makers: list[str]) -> Slot | None:
         """The slot of a bias (a producer's own counts as producer) or of a per-unit parameter or buffer."""
@@ -135,7 +135,7 @@ class Builder:
                 slots.append(self._slot("consumer", use.linear, "weight", 1, units, width))
         return slots
 
-    def _attributes(self, slots: list[Slot]) -> tuple[tuple[str, str, int], ...]:
+    def _attributes(self, slots: list[Slot]) -> tuple[Attribute, ...]:
         """Python attributes that hold the sizes of the slots' dimensions."""
         sizes = {}
         for slot in slots:
@@ -144,4 +144,4 @@ class Builder:
             for name in names:
                 if isinstance(getattr(module, name, None), int):
                     sizes[slot.module, name] = slot.index.shape[1]
-        return tuple((module, name, count) for (module, name), count in sizes.items())
+        return tuple(Attribute(module, name, count) for (module, name), count in sizes.items())

@@ -39,11 +39,14 @@ def index_of(units: Tensor, width: int) -> Tensor | None:
     return positions[torch.argsort(owners, stable=True)].view(width, -1)
 
 
-def is_interleaved(index: Tensor) -> bool | None:
-    """How a (width, k) index is laid out: False unit by unit, True in k runs over all units, None otherwise."""
+def runs_of(index: Tensor) -> int | None:
+    """In how many runs of all units a (width, k) index is laid out (see `Slot.runs`); None if in another way."""
     width, k = index.shape
-    if torch.equal(index.flatten(), index[0, 0] + torch.arange(width * k)):
-        return False
-    if torch.equal(index, index[0] + torch.arange(width)[:, None]):
-        return True
+    jumps = (index[0, 1:] - index[0, :-1] != 1).nonzero().flatten() + 1
+    for block in [int(jumps[0]) if len(jumps) else k, 1]:
+        first = index[0].view(-1, block)[:, :1] if k % block == 0 else None
+        if first is None or not torch.equal(index[0].view(-1, block), first + torch.arange(block)):
+            continue
+        if torch.equal(index, index[0] + block * torch.arange(width)[:, None]):
+            return k // block
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 Role = Literal["producer", "carrier", "consumer"]
@@ -25,8 +26,10 @@ class Slot:
         tensor: name of the parameter or buffer inside that module (`weight`, `bias`, ...).
         dim: the dimension of that tensor.
         index: (width, k) long; positions along `dim` that each unit owns.
-        interleaved: how more than one position per unit is laid out: False if the k positions of a
-            unit are neighbours (channels-first flatten), True if units alternate (tokens flattened).
+        runs: how a unit's k positions are laid out: `runs` runs of all units, in each of which a unit owns k / runs
+            neighbours. One run where a unit's positions are neighbours (channels-first flatten), k runs where
+            units alternate (tokens flattened), 3 where queries, keys and values are packed. `index` goes through a
+            unit's positions in ascending order; in each run the units follow each other without a gap.
     """
 
     role: Role
@@ -34,12 +37,53 @@ class Slot:
     tensor: str
     dim: int
     index: Tensor
-    interleaved: bool = False
+    runs: int = 1
 
     @property
     def name(self) -> str:
         """Fully qualified tensor name, as in `state_dict`."""
         return f"{self.module}.{self.tensor}" if self.module else self.tensor
+
+    @property
+    def map(self) -> str:
+        """Name of the linear map whose weight this tensor is, if it is one: see `LinearMap`."""
+        return self.module if self.tensor == "weight" and self.module else self.name
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A Python number that changes with a space.
+
+    Attributes:
+        module: name of the module that holds it.
+        name: the attribute.
+        per_unit: added to it for each new unit.
+        item: which item, where the attribute is a tuple or list (`normalized_shape`); None for a plain integer.
+    """
+
+    module: str
+    name: str
+    per_unit: int
+    item: int | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation that mixes the units of a space.
+
+    Its output for the old units stays as it was if new units enter it as the mean of the old ones (`layer`: variance
+    falls by C / (C + k)) or as zeros (`rms`: so does the mean square), its weight is multiplied by sqrt(C / (C + k))
+    and eps by C / (C + k).
+
+    Attributes:
+        module: its name.
+        kind: `layer` or `rms`.
+        eps: name of the attribute that holds eps; None if it has none.
+    """
+
+    module: str
+    kind: Literal["layer", "rms"]
+    eps: str | None = "eps"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +94,57 @@ class Space:
         name: the first producer module's name; stable while the model grows.
         width: number of units now.
         slots: every tensor dimension that changes size with the space.
-        attributes: Python attributes to rewrite: (module, attribute, positions per unit), for example
-            ("fc1", "out_features", 1).
+        attributes: Python numbers to rewrite.
         quantum: units come and go in multiples of this.
+        norms: normalisations that mix the units. Without one, new units have columns of zeros in all consumers and
+            any producer entries. With one, consumers' new columns may be anything if new units are zero
+            (`silent` is `producer`), else they are zero too and the producers' new entries are means.
     """
 
     name: str
     width: int
     slots: tuple[Slot, ...]
-    attributes: tuple[tuple[str, str, int], ...] = ()
+    attributes: tuple[Attribute, ...] = ()
     quantum: int = 1
+    norms: tuple[Norm, ...] = ()
+
+    @property
+    def silent(self) -> Role:
+        """Where new units are zero, so that the function stays: in their consumers, or in their producers."""
+        return "producer" if any(norm.kind == "rms" for norm in self.norms) else "consumer"
 
     def of(self, role: Role) -> tuple[Slot, ...]:
         """The slots with one role."""
         return tuple(slot for slot in self.slots if slot.role == role)
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A linear map z = W a + b of the forward pass, applied at every location (token, pixel) of every sample.
+
+    As a matrix W is (out, in * taps), columns of one input side by side: `weight.movedim` of `out_dim` and `in_dim` to
+    the front, then flattened (`matrix`).
+
+    Attributes:
+        name: the module's name where the tensor is its `weight`, else the tensor's full name.
+        weight: full name of the weight.
+        bias: full name of the bias, or None.
+        out_dim: dimension of the weight that counts outputs.
+        in_dim: dimension that counts inputs.
+        taps: kernel positions (9 for a 3 x 3 convolution).
+        scored: whether its inputs and outputs can be read: applied by `linear`, `addmm` or an ungrouped convolution
+            of the forward's own Python code, and not inside a fused operation.
+        uses: how often the forward pass applies it.
+    """
+
+    name: str
+    weight: str
+    bias: str | None
+    out_dim: int = 0
+    in_dim: int = 1
+    taps: int = 1
+    scored: bool = True
+    uses: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,11 +156,27 @@ class Site:
         features: size of its input.
         activation: class name of the activation that the model uses nearest to this place
             (`ReLU`, `Tanh`, `Rational`, `PReLU`, ...), a hint for what to insert.
+        spatial: number of spatial dimensions of its input; 0 for a linear layer, whose features come last.
     """
 
     module: str
     features: int
     activation: str
+    spatial: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block after which another one like it can be put: x -> x + f(x), one tensor in, one out.
+
+    Attributes:
+        module: its name.
+        silent: full names, inside it, of the tensors that a copy must have zero to be silent: the entries that make
+            what is added to x.
+    """
+
+    module: str
+    silent: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -95,17 +192,30 @@ class Structure:
     """All that can change size in one model.
 
     Attributes:
-        linears: names of the linear maps that are used exactly once per forward pass, in order of use;
-            each has Kronecker factors.
+        maps: linear maps in order of use.
         spaces: hidden dimensions that can be widened and pruned.
         sites: inputs where a layer can be inserted.
         refused: places that cannot change, with reasons.
+        blocks: residual blocks that can be repeated.
     """
 
-    linears: tuple[str, ...]
+    maps: tuple[LinearMap, ...]
     spaces: tuple[Space, ...]
     sites: tuple[Site, ...]
     refused: tuple[Refusal, ...] = field(default=())
+    blocks: tuple[Block, ...] = field(default=())
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Names of the maps whose inputs and outputs can be read: each has Kronecker factors."""
+        return tuple(one.name for one in self.maps if one.scored)
+
+    def map(self, name: str) -> LinearMap:
+        """The linear map with that name."""
+        for one in self.maps:
+            if one.name == name:
+                return one
+        raise KeyError(name)
 
     def space(self, name: str) -> Space:
         """The space with that name."""
@@ -115,6 +225,23 @@ class Structure:
         raise KeyError(name)
 
 
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its full name."""
+    path, _, key = name.rpartition(".")
+    return cast(Tensor, getattr(model.get_submodule(path), key))
+
+
+def matrix(model: nn.Module, one: LinearMap) -> Tensor:
+    """The weight of a linear map as a matrix, (out, in * taps), detached."""
+    weight = tensor_of(model, one.weight).detach()
+    return weight.movedim((one.out_dim, one.in_dim), (0, 1)).flatten(1)
+
+
+def columns(slot: Slot, taps: int) -> Tensor:
+    """(width, k * taps) columns of a consumer's `matrix` that each unit owns."""
+    return (slot.index[:, :, None] * taps + torch.arange(taps)).flatten(1)
+
+
 def linear_map(model: nn.Module, name: str) -> nn.Linear:
-    """A linear map by its name in `Structure.linears` or a slot; the analysis vouches for its weight and bias."""
+    """A linear layer by its name."""
     return cast(nn.Linear, model.get_submodule(name))

@@ -114,7 +114,7 @@ def _same(space: Space, found: Structure) -> Space:
     """The space as the widened copy shows it, at its own width."""
 
     def shape(slot: Slot) -> tuple[Any, ...]:
-        return slot.role, slot.name, slot.dim, slot.index.shape[1], slot.interleaved and space.width > 1
+        return slot.role, slot.name, slot.dim, slot.index.shape[1], slot.runs if space.width > 1 else 1
 
     wide = next((other for other in found.spaces if other.name == space.name), None)
     if wide is None:
@@ -122,10 +122,10 @@ def _same(space: Space, found: Structure) -> Space:
         raise _FailedError(reasons.get(space.name, "its units are read differently once it is wider"))
     if wide.width != space.width + 1 or [*map(shape, wide.slots)] != [*map(shape, space.slots)]:
         raise _FailedError("its units are read differently once it is wider")
-    if all(one.interleaved == two.interleaved for one, two in zip(space.slots, wide.slots, strict=True)):
+    if all(one.runs == two.runs for one, two in zip(space.slots, wide.slots, strict=True)):
         return space
     slots = zip(space.slots, wide.slots, strict=True)
-    return replace(space, slots=tuple(replace(one, interleaved=two.interleaved) for one, two in slots))
+    return replace(space, slots=tuple(replace(one, runs=two.runs) for one, two in slots))
 
 
 def _widen(model: nn.Module, spaces: tuple[Space, ...], generator: torch.Generator) -> None:
@@ -133,11 +133,11 @@ def _widen(model: nn.Module, spaces: tuple[Space, ...], generator: torch.Generat
     places: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for space in spaces:
         for slot in space.slots:
-            last = slot.index[-1].tolist()
-            places[slot.module, slot.tensor, slot.dim] += last if slot.interleaved else [last[-1]] * len(last)
-        for holder, attribute, count in space.attributes:
-            owner = model.get_submodule(holder)
-            setattr(owner, attribute, getattr(owner, attribute) + count)
+            last = slot.index[-1].view(slot.runs, -1)
+            places[slot.module, slot.tensor, slot.dim] += last[:, -1:].expand_as(last).flatten().tolist()
+        for attribute in space.attributes:
+            owner = model.get_submodule(attribute.module)
+            setattr(owner, attribute.name, getattr(owner, attribute.name) + attribute.per_unit)
     for (name, tensor, dim), after in sorted(places.items(), key=lambda item: item[0][2]):  # columns after rows
         module = model.get_submodule(name)
         old = getattr(module, tensor).detach()

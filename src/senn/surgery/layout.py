@@ -54,7 +54,7 @@ class LayoutDraft:
         """Make room for new units behind the slot's last one; returns (offset, count) of the new positions.
 
         The new positions are counted unit by unit, each unit's k positions side by side; where they end up
-        follows the slot: neighbours stay neighbours, interleaved units stay interleaved.
+        follows the slot: each of its runs grows at its end.
         """
         offset = self.size + self.added
         anchors = _anchors(slot).repeat(units)
@@ -82,9 +82,8 @@ class LayoutDraft:
 
 def _anchors(slot: Slot) -> Tensor:
     """(k,) for each of a unit's positions, the old position behind which new units follow."""
-    last = slot.index[-1].cpu().double()
-    # Interleaved units form k runs, each of which grows; otherwise a unit's positions are one block.
-    return last if slot.interleaved else last[-1].expand(len(last))
+    last = slot.index[-1].cpu().double().view(slot.runs, -1)
+    return last[:, -1:].expand_as(last).flatten()  # each run grows at its end
 
 
 def place(old: Tensor, layouts: Mapping[int, Layout], into: Tensor) -> Tensor:

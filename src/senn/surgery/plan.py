@@ -194,8 +194,8 @@ def _plan_compensation(result: Plan, model: nn.Module, module: str, gone: Tensor
 
 
 def _plan_attributes(result: Plan, space: Space, units: int) -> None:
-    for module, attribute, positions in space.attributes:
-        result.attributes[module, attribute] += units * positions
+    for attribute in space.attributes:
+        result.attributes[attribute.module, attribute.name] += units * attribute.per_unit
 
 
 def _plan_insert(result: Plan, model: nn.Module, move: Insert, structure: Structure) -> None:

@@ -1,0 +1,126 @@
+"""What a model is called with and what it returns: any nesting of tensors.
+
+Inputs are a tensor (one positional argument), a tuple of positional arguments, a mapping of keyword arguments, or
+`Arguments` for both. Wherever a batch is cut, the tensors that have one entry per sample are cut, the others passed
+whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from senn.errors import UnsupportedError
+
+Inputs = Any
+"""A tensor, a tuple of positional arguments, a mapping of keyword arguments, or `Arguments`."""
+
+Output = Callable[[Any], Tensor]
+"""Finds, in what the model returns, the tensor that the loss takes."""
+
+
+class Arguments:
+    """Positional and keyword arguments of a model's forward."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args = args
+        self.kwargs = kwargs
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments that the inputs stand for."""
+    if isinstance(inputs, Arguments):
+        return inputs.args, inputs.kwargs
+    if isinstance(inputs, tuple):
+        return inputs, {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs,), {}
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """What the model returns for these inputs."""
+    args, kwargs = arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """All tensors of a nesting of tuples, lists, mappings, dataclasses and `Arguments`, in order."""
+    found: list[Tensor] = []
+    map_tensors(found.append, tree)
+    return found
+
+
+def map_tensors(change: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same nesting with `change(tensor)` for every tensor in it."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, Arguments):
+        return Arguments(*map_tensors(change, tree.args), **map_tensors(change, tree.kwargs))
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(change, item) for item in tree))
+    if isinstance(tree, tuple | list):
+        return type(tree)(map_tensors(change, item) for item in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        fields = [field.name for field in dataclasses.fields(tree)]
+        return dataclasses.replace(tree, **{name: map_tensors(change, getattr(tree, name)) for name in fields})
+    if isinstance(tree, Mapping):
+        changed = {key: map_tensors(change, item) for key, item in tree.items()}
+        return changed if type(tree) is dict else type(tree)(changed)  # type: ignore[call-arg]
+    return tree
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """Inputs of their own memory, which a forward pass may write to."""
+    return map_tensors(lambda tensor: tensor.detach().clone(), inputs)
+
+
+def count(inputs: Inputs) -> int:
+    """Number of samples: the first dimension of the first tensor that has any; 0 without one."""
+    return next((len(tensor) for tensor in tensors(inputs) if tensor.dim()), 0)
+
+
+def take(inputs: Inputs, samples: slice | Tensor, of: int) -> Inputs:
+    """Some samples of a batch of `of` samples."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or len(tensor) != of:
+            return tensor
+        return tensor[samples] if isinstance(samples, slice) else tensor.index_select(0, samples.to(tensor.device))
+
+    return map_tensors(cut, inputs)
+
+
+def few(inputs: Inputs, number: int = 2) -> Inputs:
+    """The first samples of a batch."""
+    return take(inputs, slice(0, number), count(inputs))
+
+
+def prediction(result: Any, output: Output | None = None) -> Tensor:
+    """The tensor that the loss takes, in what a model returned.
+
+    Args:
+        result: a tensor, or a nesting of tensors of which `logits` or the only floating-point one is meant.
+        output: finds it where that isn't clear.
+
+    Raises:
+        UnsupportedError: it isn't clear which tensor is meant, or there is none.
+    """
+    if output is not None:
+        result = output(result)
+    if isinstance(result, Tensor):
+        return result
+    named = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    floating = [tensor for tensor in tensors(result) if torch.is_floating_point(tensor)]
+    if len(floating) == 1:
+        return floating[0]
+    what = f"{len(floating)} tensors" if floating else "no tensor"
+    raise UnsupportedError(
+        f"the model returns a {type(result).__name__} with {what}, and the loss takes one: say which by output=..."
+    )
