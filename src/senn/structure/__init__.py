@@ -1,7 +1,8 @@
-"""What in a module can change size: spaces (hidden dimensions) and sites (places for a new layer)."""
+"""What in a module can change size: spaces (hidden dimensions), sites (places for a new layer) and blocks."""
 
 from senn.structure.analysis import analyse
 from senn.structure.explain import explain
+from senn.structure.leaves import Visit, layer_rule
 from senn.structure.spaces import (
     Attribute,
     Block,
@@ -28,9 +29,11 @@ __all__ = [
     "Slot",
     "Space",
     "Structure",
+    "Visit",
     "analyse",
     "columns",
     "explain",
+    "layer_rule",
     "linear_map",
     "matrix",
     "tensor_of",

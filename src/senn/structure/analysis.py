@@ -5,35 +5,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
-from torch.utils import _pytree as pytree
 
+from senn import batch
+from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
+from senn.structure.accept import check_inputs, check_model
 from senn.structure.build import Builder
-from senn.structure.spaces import LinearMap, Refusal, Site, Structure
-from senn.structure.trace import Inputs, Trace, run
+from senn.structure.spaces import LinearMap, Refusal, Site, Structure, tensor_of
+from senn.structure.trace import Trace, Use, run
 from senn.structure.trial import tried
 
 _OUTPUT = "its units are the model's outputs"
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def analyse(
-    model: nn.Module, inputs: Tensor | tuple[Any, ...], ignore: Iterable[str] = (), proven: Structure | None = None
+    model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven: Structure | None = None
 ) -> Structure:
     """Find what in a model can change size.
 
     Runs the model's own forward once in eval mode, without gradients, and follows which unit each entry of each
-    tensor belongs to (`senn.structure.rules`). Then a copy of the model, widened by one unit in every space, is run
-    in the same way: a space whose size the forward pass takes for granted is refused too. The model itself is left as
-    it was: parameters, buffers, gradients, hooks, training flags, random number generators.
+    tensor belongs to (`senn.structure.rules`) and what the forward's Python code computes with sizes
+    (`senn.structure.numbers`). Then a copy of the model, widened by one unit in every space, is run in the same way: a
+    space whose size the forward pass takes for granted is refused. The model itself is left as it was: parameters,
+    buffers, gradients, hooks, training flags, random number generators.
 
     Args:
-        model: any module. Linear maps (`nn.Linear`), pointwise operations, BatchNorm, and everything that only moves
-            entries are understood; what isn't is refused by name, and the rest of the model still counts.
-        inputs: the positional arguments of `forward`, a tensor or a tuple: a small batch.
+        model: any module. What isn't understood is refused by name, and the rest of the model still counts.
+        inputs: what `forward` takes, a small batch: a tensor, a tuple of positional arguments, a mapping of keyword
+            arguments, or `senn.Arguments`.
         ignore: names of modules whose linear maps must keep their shapes, those inside them included.
         proven: the structure of the same modules at other widths: its spaces need no second trial, and what it refuses
             stays refused.
@@ -45,29 +47,15 @@ def analyse(
         SennError: the inputs don't fit the model, or a name in `ignore` is no module of it.
         UnsupportedError: the model or its output is of a kind that can't be followed.
     """
-    arguments = _checked(model, inputs)
+    check_model(model)
+    check_inputs(model, inputs)
     ignored = _ignored(model, ignore)
-    structure = _read(model, arguments, ignored)
+    structure = _read(model, inputs, ignored)
     if proven is not None:
         names = {space.name for space in proven.spaces}
         spaces = tuple(space for space in structure.spaces if space.name in names)
         return replace(structure, spaces=spaces, refused=proven.refused)
-    return tried(model, arguments, structure, lambda copy, example: _read(copy, example, ignored))
-
-
-def _checked(model: nn.Module, inputs: Any) -> Inputs:
-    if not isinstance(model, nn.Module):
-        raise SennError(f"analyse needs an nn.Module, not a {type(model).__name__}.")
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            raise SennError(f"The parameter {name} has no shape yet: run the model once before it is analysed.")
-    if not isinstance(inputs, Tensor | tuple):
-        raise SennError(f"The example inputs must be a tensor or a tuple of arguments, not a {type(inputs).__name__}.")
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
-    if not tensors or any(tensor.numel() == 0 for tensor in tensors):
-        raise SennError("The example inputs hold no sample.")
-    return arguments
+    return tried(model, inputs, structure, lambda copy, example: _read(copy, example, ignored))
 
 
 def _ignored(model: nn.Module, ignore: Iterable[str]) -> frozenset[str]:
@@ -81,98 +69,118 @@ def _ignored(model: nn.Module, ignore: Iterable[str]) -> frozenset[str]:
 
 def _read(model: nn.Module, inputs: Inputs, ignored: frozenset[str]) -> Structure:
     """The structure as one forward pass shows it."""
-    trace = run(model, inputs)
+    trace, numbers = run(model, inputs)
     for tensor in _outputs(trace):
         if trace.is_labelled(tensor):
-            trace.record.refuse(trace.labels(tensor), _OUTPUT)
-    tied = _tied(model)
-    problems = _problems(model, trace, tied)
-    fixed = problems | {name: "is ignored as asked" for name in ignored if name not in problems}
-    refused = [Refusal(name, f"it {problem}") for name, problem in fixed.items() if _is_linear(model, name)]
-    spaces, not_spaces = Builder(model, trace, fixed, tied).build()
-    linears = tuple(dict.fromkeys(use.linear for use in trace.uses if use.linear not in problems))
-    sites, without_site = _sites(model, trace, [name for name in linears if name not in ignored])
+            trace.refuse(tensor, _OUTPUT)
+    trace.complete()
+    problems = _problems(model, trace)
+    fixed = {**{name: "is ignored as asked" for name in _weights_in(model, ignored)}, **problems}
+    used = {use.weight for use in trace.uses}
+    refused = [Refusal(_short(name), f"it {why}") for name, why in fixed.items() if name in used or name in problems]
+    spaces, not_spaces = Builder(trace, numbers, fixed, _tied(model)).build()
+    maps = _maps(model, trace, problems)
+    sites, without_site = _sites(model, trace, maps, ignored)
     refused += [*not_spaces, *without_site, *_not_followed(model, trace)]
     first: dict[str, Refusal] = {}
     for refusal in refused:
         first.setdefault(refusal.place, refusal)
-    return Structure(tuple(_map(model, name) for name in linears), tuple(spaces), tuple(sites), tuple(first.values()))
-
-
-def _map(model: nn.Module, name: str) -> LinearMap:
-    biased = model.get_submodule(name)._parameters.get("bias") is not None
-    prefix = f"{name}." if name else ""
-    return LinearMap(name, f"{prefix}weight", f"{prefix}bias" if biased else None)
-
-
-def _is_linear(model: nn.Module, name: str) -> bool:
-    return isinstance(model.get_submodule(name), nn.Linear)
+    return Structure(tuple(maps), tuple(spaces), tuple(sites), tuple(first.values()))
 
 
 def _outputs(trace: Trace) -> list[Tensor]:
     """The tensors that the model returned."""
-    leaves = pytree.tree_leaves(trace.output)
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor | int | float | bool | str | None):
-            raise UnsupportedError(
-                f"The model returns a {type(leaf).__name__}; only tensors, and tuples, lists and dicts of them, "
-                "are understood."
-            )
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    found = batch.tensors(trace.output)
+    if not found:
+        raise UnsupportedError(
+            f"The model returns a {type(trace.output).__name__} without any tensor that could be followed; tensors, and "
+            "tuples, lists, mappings and dataclasses of them, are understood."
+        )
+    return found
 
 
-def _problems(model: nn.Module, trace: Trace, tied: dict[str, str]) -> dict[str, str]:
-    """Linear maps whose shape must not change and that have no factors, and why."""
-    calls = Counter(use.linear for use in trace.uses)
-    outside = {use.linear for use in trace.uses if not use.inside}
+def _short(weight: str) -> str:
+    """A map's name: the module's where the tensor is its weight."""
+    module, _, key = weight.rpartition(".")
+    return module if key == "weight" and module else weight
+
+
+def _weights_in(model: nn.Module, modules: frozenset[str]) -> list[str]:
+    return [f"{name}.{key}" for name in modules for key, _ in model.get_submodule(name).named_parameters(recurse=False)]
+
+
+def _problems(model: nn.Module, trace: Trace) -> dict[str, str]:
+    """Weights whose shape must not change, by full name, and why."""
+    used = {name for name, _ in trace.rows} | {use.weight for use in trace.uses}
     problems = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        weight = module._parameters.get("weight")
-        full_name = f"{name}.weight" if name else "weight"
-        if weight is None:
-            problems[name] = "has a weight that is computed from other tensors (a parametrization)"
-        elif full_name in tied:
-            problems[name] = f"shares its weight with {tied[full_name]}"
-        elif calls[name] > 1:
-            problems[name] = f"is called {calls[name]} times in one forward pass"
-        elif name in trace.misuses:
-            problems[name] = f"has a weight that is also used by {trace.misuses[name]}"
-        elif name in outside:
-            problems[name] = "has a weight that is used outside its own forward"
-        elif type(module).forward is not nn.Linear.forward:
-            problems[name] = f"has a forward of its own ({type(module).__name__})"
-        elif not weight.requires_grad:
+    for name in used:
+        parameter = tensor_of(model, name)
+        if name in trace.labelled_in:
+            problems[name] = f"has a weight that is also used by {trace.labelled_in[name]}"
+        elif not parameter.requires_grad:
             problems[name] = "has a frozen weight"
+    for path, module in model.named_modules():
+        if hasattr(module, "parametrizations"):
+            problems[path] = "has a weight that is computed from other tensors (a parametrization)"
     return problems
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Parameters and buffers whose memory another one shares: full name to the other's full name."""
-    holders: dict[int, list[str]] = {}
+    """Parameters and buffers that share their memory with another tensor object: full name to the other's."""
+    holders: dict[int, dict[int, str]] = {}
     for name, module in model.named_modules():
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
-                holders.setdefault(tensor.data_ptr() or id(tensor), []).append(f"{name}.{key}" if name else key)
-    shared = [names for names in holders.values() if len(names) > 1]
+                full = f"{name}.{key}" if name else key
+                holders.setdefault(tensor.data_ptr() or id(tensor), {}).setdefault(id(tensor), full)
+    shared = [list(names.values()) for names in holders.values() if len(names) > 1]
     return {name: next(other for other in names if other != name) for names in shared for name in names}
 
 
-def _sites(model: nn.Module, trace: Trace, names: list[str]) -> tuple[list[Site], list[Refusal]]:
+def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[LinearMap]:
+    """The linear maps in order of first use."""
+    uses: dict[str, list[Use]] = {}
+    for use in trace.uses:
+        uses.setdefault(use.weight, []).append(use)
+    found = []
+    for weight, several in uses.items():
+        first = several[0]
+        module, _, _ = weight.rpartition(".")
+        bias = model.get_submodule(module)._parameters.get("bias") if weight.endswith("weight") else None
+        alike = all((use.in_dim, use.scored) == (first.in_dim, True) for use in several)
+        makes_what_it_reads = (weight, first.in_dim) in trace.rows
+        scored = alike and not makes_what_it_reads and weight not in problems and weight not in trace.labelled_in
+        found.append(
+            LinearMap(
+                _short(weight), weight, None if bias is None else f"{module}.bias".lstrip("."), first.out_dim,
+                first.in_dim, first.taps, scored, len(several),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _sites(
+    model: nn.Module, trace: Trace, maps: list[LinearMap], ignored: frozenset[str]
+) -> tuple[list[Site], list[Refusal]]:
     """Where a layer can be inserted, with the activation that the model uses nearest to it."""
     usual = Counter(trace.activations.values()).most_common(1)[0][0] if trace.activations else "ReLU"
     aliases = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    nearest = {use.linear: use.activation or usual for use in trace.uses}
+    last = {use.weight: use for use in trace.uses}
     sites, refused = [], []
-    for name in names:
-        module = model.get_submodule(name)
+    for one in maps:
+        use = last[one.weight]
+        module = model.get_submodule(one.weight.rpartition(".")[0])
+        if not one.scored or one.uses > 1 or use.inside != one.name or one.name in ignored:
+            continue
+        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            continue
         if module is model:
-            refused.append(Refusal(name, "no layer can be inserted before it: it is the whole model"))
+            refused.append(Refusal(one.name, "no layer can be inserted before it: it is the whole model"))
         elif aliases[id(module)] > 1:
-            refused.append(Refusal(name, "no layer can be inserted before it: the model holds it under two names"))
+            refused.append(Refusal(one.name, "no layer can be inserted before it: the model holds it under two names"))
         else:
-            sites.append(Site(name, module.get_parameter("weight").shape[1], nearest[name]))
+            spatial = _CONVOLUTIONS.index(type(module)) + 1 if type(module) in _CONVOLUTIONS else 0
+            sites.append(Site(one.name, module.weight.shape[1], use.activation or usual, spatial))
     return sites, refused
 
 

@@ -1,147 +1,170 @@
-"""Spaces put together from labels: which rows, carrier entries and columns are the same unit."""
+"""Spaces put together from elements: which only change together, and which Python numbers change with them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from senn.structure.labels import Owner, distinct
-from senn.structure.layout import index_of, runs_of, unit_axis
-from senn.structure.spaces import Attribute, Refusal, Role, Slot, Space
+from senn.structure.coupling import Coupling, NoSolutionError, Symbol
+from senn.structure.elements import Elements, Part
+from senn.structure.layout import runs_of
+from senn.structure.numbers import Key, Numbers
+from senn.structure.spaces import Attribute, Norm, Refusal, Role, Slot, Space
 from senn.structure.trace import Trace
 
-# Python attributes that hold the size of a carrier (BatchNorm; PReLU, Rational).
-_SIZES = ("num_features", "num_parameters")
-
-
-class _NotASpaceError(Exception):
-    """The units can't change in number; the message says why."""
+# Python attributes that hold a size, by what the module's tensor is to the units.
+_SIZES: dict[Role, tuple[str, ...]] = {
+    "producer": ("out_features", "out_channels", "embedding_dim", "nf"),
+    "carrier": ("num_features", "num_parameters", "num_channels"),
+    "consumer": ("in_features", "in_channels", "nx"),
+}
+_DEPTHWISE = ("in_channels", "out_channels", "groups")
+_EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 
 
 class Builder:
     """Builds the spaces that a trace shows.
 
     Args:
-        model: the model that was traced.
-        trace: its trace.
-        fixed: linear maps whose shape must not change, and why (a verb phrase).
-        tied: full names of tensors that share their values with another, and which.
+        trace: of the model.
+        numbers: of the same pass.
+        fixed: weights whose shape must not change, by full name, and why (a verb phrase).
+        tied: full names of tensors that share memory with another tensor object, and which.
     """
 
-    def __init__(self, model: nn.Module, trace: Trace, fixed: Mapping[str, str], tied: Mapping[str, str]) -> None:
-        self.model = model
-        self.trace = trace
-        self.fixed = fixed
-        self.tied = tied
-        self.units = trace.record.units()
+    def __init__(self, trace: Trace, numbers: Numbers, fixed: Mapping[str, str], tied: Mapping[str, str]) -> None:
+        self.model, self.trace, self.tied = trace.model, trace, tied
+        self.numbers = numbers
+        self.elements = Elements(trace, fixed)
 
     def build(self) -> tuple[list[Space], list[Refusal]]:
         """All spaces in order of use, and those that can't change."""
-        spaces, refused = [], []
-        for producers in self._groups():
+        along = self._groups_along()
+        coupling = Coupling(self.numbers, self.elements, along)
+        spaces: list[Space] = []
+        refused: list[Refusal] = []
+        taken: dict[int, str] = {}
+        for number, element in enumerate(self.elements.all):
+            if number in taken:
+                continue
             try:
-                spaces.append(self._space(producers))
-            except _NotASpaceError as reason:
-                refused.append(Refusal(producers[0].module, str(reason)))
+                if element.reason is not None:
+                    raise NoSolutionError(element.reason)
+                change = coupling.solve(number)
+                members = sorted(symbol for symbol in change if isinstance(symbol, int))
+                for other in members:
+                    if other in taken:
+                        raise NoSolutionError(f"its size follows that of {taken[other]}, which changes by itself")
+                space = self._space(number, members, change)
+            except NoSolutionError as reason:
+                refused.append(Refusal(element.name, str(reason)))
+                continue
+            spaces.append(space)
+            taken |= dict.fromkeys(members, element.name)
         return spaces, refused
 
-    def _groups(self) -> list[list[Owner]]:
-        """Producers that have units in common, in order of use."""
-        groups: list[tuple[list[Owner], set[int]]] = []
-        for owner in self.trace.record.owners:
-            if not owner.produces:
-                continue
-            members, units = [owner], set(self._entries(owner).tolist())
-            for group in [group for group in groups if group[1] & units]:
-                groups.remove(group)
-                members = group[0] + members
-                units |= group[1]
-            groups.append((members, units))
-        ordered = [sorted(members, key=lambda owner: owner.start) for members, _ in groups]
-        return sorted(ordered, key=lambda members: members[0].start)
+    def _groups_along(self) -> dict[int, dict[Key, int]]:
+        """Numbers of groups grow with the units that are the groups, numbers of heads with heads."""
+        found: dict[int, dict[Key, int]] = {}
+        for number, element in enumerate(self.elements.all):
+            for part in element.parts:
+                module = part.tensor.rpartition(".")[0]
+                projects = part.tensor.endswith(("in_proj_weight", "q_proj_weight")) and part.dim == 0
+                if projects and isinstance(self.model.get_submodule(module), nn.MultiheadAttention):
+                    found.setdefault(number, {})[module, "num_heads", None] = 1
+        for module, channels in self.trace.groups:
+            if isinstance(getattr(self.model.get_submodule(module), "num_groups", None), int):
+                for number in self.elements.element_of[channels].unique().tolist():
+                    if number >= 0:
+                        found.setdefault(number, {})[module, "num_groups", None] = 1
+        return found
 
-    def _entries(self, owner: Owner) -> Tensor:
-        """The unit of each entry of an owner, by representative label."""
-        return self.units[owner.start : owner.start + owner.count].view(owner.shape)
+    def _space(self, first: int, members: list[int], change: Mapping[Symbol, int]) -> Space:
+        """One space of elements that change together, a unit of it being so many units of each."""
+        elements = self.elements.all
+        widths = {elements[number].width / change[number] for number in members}
+        if len(widths) > 1:
+            names = ", ".join(elements[number].name for number in members)
+            raise NoSolutionError(f"its size is tied to those of {names} in a way that isn't understood")
+        width = elements[first].width // change[first]
+        slots: list[Slot] = []
+        for number in members:
+            quiet = bool(self._norms({number}))
+            slots += [self._slot(part, width, change[number], quiet) for part in elements[number].parts]
+        slots = self._merged(slots)
+        slots.sort(key=lambda slot: ("producer", "carrier", "consumer").index(slot.role))
+        norms = self._norms(set(members))
+        attributes = self._attributes(slots, {key: by for key, by in change.items() if not isinstance(key, int)})
+        return Space(elements[first].name, width, tuple(slots), attributes, 1, norms)
 
-    def _space(self, producers: list[Owner]) -> Space:
-        name = producers[0].module
-        rows = self._entries(producers[0])
-        number = torch.full((len(self.units),), -1)  # the unit's number by representative label
-        number[rows] = torch.arange(len(rows))
-        self._check(producers, number)
-        slots = [self._slot("producer", p.module, p.tensor, 0, number[self._entries(p)], len(rows)) for p in producers]
-        makers = [producer.module for producer in producers]
-        carriers = [self._carrier(owner, number, len(rows), makers) for owner in self.trace.record.owners]
-        slots += [slot for slot in carriers if slot is not None]
-        slots.sort(key=lambda slot: makers.index(slot.module) if slot.role == "producer" else len(makers))
-        consumers = self._consumers(number, len(rows))
-        if not consumers:
-            raise _NotASpaceError("no linear map reads its units")
-        slots += consumers
-        return Space(name, len(rows), tuple(slots), self._attributes(slots))
-
-    def _check(self, producers: list[Owner], number: Tensor) -> None:
-        """Refuse a space that a rule refused, or whose producers can't follow."""
-        for producer in producers:
-            if producer.module in self.fixed:
-                raise _NotASpaceError(f"{producer.module}, which makes its units, {self.fixed[producer.module]}")
-        for labels, reason in self.trace.record.refusals:
-            if bool((number[self.units[labels]] >= 0).any()):
-                raise _NotASpaceError(reason)
-        rows = self._entries(producers[0])
-        for producer in producers:
-            units = distinct(self._entries(producer))
-            if len(units) < producer.count:
-                raise _NotASpaceError(f"one unit takes several rows of {producer.module}, which isn't understood yet")
-            if not torch.equal(units, distinct(rows)):
-                raise _NotASpaceError(f"its units don't correspond one to one to the rows of {producer.module}")
-
-    def _slot(self, role: Role, module: str, tensor: str, dim: int, units: Tensor, width: int) -> Slot:
-        """The slot of a tensor dimension with the given unit at each position, -1 for none."""
-        name = f"{module}.{tensor}" if module else tensor
-        if name in self.tied:
-            raise _NotASpaceError(f"{name} shares its values with {self.tied[name]}")
-        index = index_of(units, width)
-        if index is None:
-            raise _NotASpaceError(f"its units own different numbers of positions in {name}")
+    def _slot(self, part: Part, width: int, units: int, quiet: bool) -> Slot:
+        """The slot of a part, `units` units of its element being one unit of the space."""
+        if part.tensor in self.tied:
+            raise NoSolutionError(f"{part.tensor} shares its memory with {self.tied[part.tensor]}")
+        index = part.index.reshape(width, -1).sort(1).values
         runs = runs_of(index)
+        if runs is None and units > 1:  # any units of an element may be one unit of the space
+            index = part.index.T.reshape(part.index.shape[1], width, units).transpose(0, 1).reshape(width, -1)
+            runs = runs_of(index)
         if runs is None:
-            raise _NotASpaceError(f"its units lie in {name} in an order that isn't understood")
-        return Slot(role, module, tensor, dim, index, runs)
+            raise NoSolutionError(f"its units lie in {part.tensor} in an order that isn't understood")
+        module, _, tensor = part.tensor.rpartition(".")
+        role: Role = "producer" if quiet and self._is_made(part) else part.role
+        return Slot(role, module, tensor, part.dim, index, runs, quiet)
 
-    def _carrier(self, owner: Owner, number: Tensor, width: int, makers: list[str]) -> Slot | None:
-        """The slot of a bias (a producer's own counts as producer) or of a per-unit parameter or buffer."""
-        units = number[self._entries(owner)]
-        if owner.produces or not bool((units >= 0).any()):
-            return None
-        dim = unit_axis(units)
-        if dim is None:
-            raise _NotASpaceError(f"its units lie along more than one dimension of {owner.name}")
-        along = units.movedim(dim, 0).reshape(units.shape[dim], -1)[:, 0]
-        role: Role = "producer" if owner.module in makers else "carrier"
-        return self._slot(role, owner.module, owner.tensor, dim, along, width)
+    def _is_made(self, part: Part) -> bool:
+        """Whether units are made along that dimension, whoever else reads them there (a tied embedding)."""
+        return (part.tensor, part.dim) in self.trace.rows and part.role == "consumer"
 
-    def _consumers(self, number: Tensor, width: int) -> list[Slot]:
-        """The columns that linear maps read the units with."""
-        slots = []
-        for use in self.trace.uses:
-            units = number[self.units[use.columns]]
-            if bool((units >= 0).any()):
-                if use.linear in self.fixed:
-                    raise _NotASpaceError(f"{use.linear}, which reads its units, {self.fixed[use.linear]}")
-                slots.append(self._slot("consumer", use.linear, "weight", 1, units, width))
-        return slots
+    def _merged(self, slots: list[Slot]) -> list[Slot]:
+        """Slots of one tensor and dimension as one: two elements of a space may lie in it, one after the other."""
+        places: dict[tuple[str, int], list[Slot]] = {}
+        for slot in slots:
+            places.setdefault((slot.name, slot.dim), []).append(slot)
+        merged = []
+        for same in places.values():
+            if len({slot.role for slot in same}) > 1:
+                raise NoSolutionError(f"{same[0].name} both makes and reads its units")
+            merged += same
+        return merged
 
-    def _attributes(self, slots: list[Slot]) -> tuple[Attribute, ...]:
-        """Python attributes that hold the sizes of the slots' dimensions."""
-        sizes = {}
+    def _norms(self, members: set[int]) -> tuple[Norm, ...]:
+        """Normalisations that mix the units."""
+        found: dict[str, Norm] = {}
+        for use in self.trace.norms:
+            within = set(self.elements.element_of[use.coat.unique()].tolist()) - {-1}
+            if not within & members:
+                continue
+            module = self.model.get_submodule(use.module)
+            if not use.weighted:
+                raise NoSolutionError(f"{use.module} normalises over its units and has no weight that could make up for it")
+            eps = next((name for name in _EPS if isinstance(getattr(module, name, None), float)), None)
+            found[use.module] = Norm(use.module, "rms" if use.kind == "rms" else "layer", eps)
+        if len({norm.kind for norm in found.values()}) > 1:
+            raise NoSolutionError("normalisations of two kinds mix its units")
+        return tuple(found.values())
+
+    def _attributes(self, slots: list[Slot], solved: Mapping[Key, int]) -> tuple[Attribute, ...]:
+        """Python attributes that hold the sizes of the slots' dimensions, and those that were solved for."""
+        sizes: dict[Key, int] = {}
         for slot in slots:
             module = self.model.get_submodule(slot.module)
-            names = {"producer": ("out_features",), "carrier": _SIZES, "consumer": ("in_features",)}[slot.role]
+            names = _SIZES[slot.role]
+            if slot.role == "carrier" and isinstance(module, nn.modules.conv._ConvNd) and slot.tensor == "weight":
+                names = _DEPTHWISE
+            elif slot.role == "producer" and slot.tensor.startswith("bias"):
+                continue
             for name in names:
                 if isinstance(getattr(module, name, None), int):
-                    sizes[slot.module, name] = slot.index.shape[1]
-        return tuple(Attribute(module, name, count) for (module, name), count in sizes.items())
+                    count = slot.index.shape[1]
+                    if name in ("in_channels", "in_features") and slot.role == "consumer":
+                        count *= getattr(module, "groups", 1)
+                    elif name == "out_channels" and slot.role == "producer" and slot.dim == 1:
+                        count *= getattr(module, "groups", 1)
+                    sizes[slot.module, name, None] = count
+            shape = getattr(module, "normalized_shape", None)
+            if slot.role == "carrier" and isinstance(shape, tuple) and len(shape) == 1:
+                sizes[slot.module, "normalized_shape", 0] = slot.index.shape[1]
+        sizes |= solved
+        return tuple(Attribute(module, name, by, item) for (module, name, item), by in sizes.items())

@@ -1,8 +1,8 @@
 """Labels: which unit each entry of each tensor belongs to.
 
 A label is a positive integer; 0 means that the entry belongs to no unit. Each row of a linear map's weight and
-each entry of a small parameter or buffer has a label of its own, and the label tensor of an activation has the
-shape of the activation. Labels that turn out to name the same unit are united; a set of united labels is one
+each entry of a small parameter or buffer has a label of its own, and the label tensor of an activation (a *coat*)
+has the shape of the activation. Labels that turn out to name the same unit are united; a set of united labels is one
 unit with all its rows, carrier entries and columns.
 """
 
@@ -17,15 +17,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Owner:
-    """A tensor of the model whose entries have labels.
+    """A tensor of the model whose entries, or whose rows along one dimension, have labels.
 
     Attributes:
         module: name of the module that holds it.
         tensor: its name inside that module.
-        shape: shape of the labelled entries: (rows,) for a producer's weight, else the tensor's shape.
+        shape: shape of the labelled entries: (rows,) where `dim` is given, else the tensor's shape.
         start: label of the first entry; the others follow in row-major order.
         produces: True if the entries are the rows of a linear map.
         shared: True if its only entry, if it has only one, serves all units instead of one unit.
+        dim: the dimension whose positions have labels; None if every entry has one.
     """
 
     module: str
@@ -34,6 +35,7 @@ class Owner:
     start: int
     produces: bool
     shared: bool
+    dim: int | None = None
 
     @property
     def name(self) -> str:
@@ -56,10 +58,17 @@ class Labels:
         self._next = 1
 
     def issue(
-        self, module: str, tensor: str, shape: tuple[int, ...], *, produces: bool = False, shared: bool = True
+        self,
+        module: str,
+        tensor: str,
+        shape: tuple[int, ...],
+        *,
+        produces: bool = False,
+        shared: bool = True,
+        dim: int | None = None,
     ) -> Tensor:
         """New labels, one for each entry of `shape`."""
-        owner = Owner(module, tensor, shape, self._next, produces, shared)
+        owner = Owner(module, tensor, shape, self._next, produces, shared, dim)
         self.owners.append(owner)
         self._next += owner.count
         return torch.arange(owner.start, owner.start + owner.count).view(shape)
@@ -68,12 +77,23 @@ class Labels:
         """The owner of one label."""
         return next(owner for owner in self.owners if owner.start <= label < owner.start + owner.count)
 
+    def is_made(self, labels: Tensor) -> bool:
+        """Whether labels name units that a map makes, and not only entries of a parameter or buffer."""
+        first = int(labels.max())
+        return first > 0 and self.owner(first).produces
+
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Say entry by entry that two label tensors of one shape name the same units."""
         both = (first != second) & (first != 0) & (second != 0)
         if bool(both.any()):
             packed = distinct((first[both] << 32) | second[both]).cpu()
             self._pairs.append(torch.stack([packed >> 32, packed & 0xFFFFFFFF], dim=1))
+
+    def unite_along(self, labels: Tensor, dims: set[int]) -> Tensor:
+        """Say that units which differ along these dimensions only come and go together; their labels, of size 1 there."""
+        first = labels.amax(sorted(dims), keepdim=True)
+        self.unite(labels, first.expand_as(labels))
+        return first
 
     def refuse(self, labels: Tensor, reason: str) -> None:
         """Say that the units of these labels must not change; `reason` says of the space why ("its units ...")."""
@@ -92,7 +112,7 @@ class Labels:
             return label
 
         if self._pairs:
-            for first, second in torch.cat(self._pairs).tolist():
+            for first, second in torch.unique(torch.cat(self._pairs), dim=0).tolist():
                 low, high = sorted((find(first), find(second)))
                 parent[high] = low
         return torch.tensor([find(label) for label in range(self._next)])
@@ -105,4 +125,8 @@ def distinct(labels: Tensor) -> Tensor:
 
 def varying(labels: Tensor) -> set[int]:
     """The dimensions along which labels differ."""
-    return {dim for dim in range(labels.dim()) if bool((labels != labels.narrow(dim, 0, 1)).any())}
+    return {
+        dim
+        for dim in range(labels.dim())
+        if labels.shape[dim] > 1 and labels.stride(dim) and bool((labels != labels.narrow(dim, 0, 1)).any())
+    }

@@ -1,14 +1,14 @@
 """What each ATen operation does to labels.
 
-A rule is a function `rule(trace, call)` that reads the labels of the call's inputs (`trace.labels(tensor)`), writes
-those of its outputs (`trace.mark(tensor, labels)`), and tells `trace.record` which units are the same (`unite`) or
-must not change (`refuse`). `rule_for` picks it: the table `RULES` by operation name without overload ("aten::view"),
-then any operation that torch tags as pointwise, then `unknown`, which refuses every unit that the operation sees.
+A rule is a function `rule(trace, call)` that reads the coats of the call's inputs (`trace.coats(tensor)`), gives its
+outputs theirs (`trace.dress(tensor, coats)`), and tells `trace.record` which units are the same (`unite`), which only
+come and go together (`unite_along`) or must not change (`refuse`). `rule_for` picks it: the table `RULES` by operation name
+without overload ("aten::view"), then any operation that torch tags as pointwise, then `unknown`, which refuses every unit
+that the operation sees.
 
 To teach another operation, write its rule and add it to `RULES`. Operations that only move entries need no
-code: they have the rule `move`, which carries them out on the label tensors themselves. An operation that reads and
-makes units (a convolution, say) notes the input's units by `trace.use` and labels its output by `trace.produce`, as
-`matrix_product` does.
+code: they have the rule `move`, which carries them out on the coats themselves. What reads and makes units is
+in `maps`, normalisations in `norms`; a whole layer can have a rule of its own (`leaves`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from senn.structure.labels import Labels, varying
+from senn.structure.labels import varying
 
 if TYPE_CHECKING:
     from senn.structure.trace import Trace
@@ -41,6 +41,11 @@ class Call:
     def name(self) -> str:
         """Operation name without overload, such as "aten::add_"."""
         return str(self.func._schema.name)
+
+    @property
+    def operation(self) -> str:
+        """The same for people: "add"."""
+        return self.name.removeprefix("aten::").strip("_")
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -65,9 +70,8 @@ Rule = Callable[["Trace", Call], None]
 
 def unknown(trace: Trace, call: Call) -> None:
     """Refuse every unit that meets the operation."""
-    operation = call.name.removeprefix("aten::").strip("_")
     for tensor in call.tensors:
-        trace.cannot_read(tensor, operation)
+        trace.cannot_read(tensor, call.operation)
 
 
 def move(trace: Trace, call: Call) -> None:
@@ -77,26 +81,55 @@ def move(trace: Trace, call: Call) -> None:
     if not aliases and not any(trace.is_labelled(tensor) for tensor in call.tensors):
         return
     source = call.args[0]
-    moved = {id(source)} if isinstance(source, Tensor) else {id(tensor) for tensor in source}
-    for tensor in call.tensors:
-        if id(tensor) not in moved and trace.is_labelled(tensor):
-            unknown(trace, call)  # units that choose which entries move
-            return
-    args, kwargs = pytree.tree_map_only(
-        Tensor, lambda t: trace.labels(t) if id(t) in moved else t, (call.args, call.kwargs)
-    )
-    moved_labels = pytree.tree_leaves(_on_labels(call, args, kwargs))
-    if [labels.shape for labels in moved_labels] != [tensor.shape for tensor in call.outputs]:
-        unknown(trace, call)  # a view as another type cuts entries into pieces
+    moved = [source] if isinstance(source, Tensor) else list(source)
+    known = {id(tensor) for tensor in moved}
+    if any(id(tensor) not in known and trace.is_labelled(tensor) for tensor in call.tensors):
+        unknown(trace, call)  # units that choose which entries move
         return
-    for tensor, labels in zip(call.outputs, moved_labels, strict=True):
-        trace.mark(tensor, labels)
+    worn = [trace.coats(tensor) for tensor in moved]
+    coats = []
+    for number in range(max(map(len, worn))):
+        layer = {
+            id(tensor): own[number] if number < len(own) else torch.zeros_like(own[0])
+            for tensor, own in zip(moved, worn, strict=True)
+        }
+        coats.append(pytree.tree_leaves(_on_labels(call, layer)))
+    for place, tensor in enumerate(call.outputs):
+        if any(labels[place].shape != tensor.shape for labels in coats):
+            unknown(trace, call)  # a view as another type cuts entries into pieces
+            return
+        trace.dress(tensor, [labels[place] for labels in coats])
 
 
-def _on_labels(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def join(trace: Trace, call: Call) -> None:
+    """`cat` and `stack`: where tensors are set side by side, their other dimensions have one size, so one set of units."""
+    move(trace, call)
+    output, parts = call.outputs[0], list(call.args[0])
+    if not trace.is_labelled(output):
+        return
+    new = call.name == "aten::stack"
+    dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % output.dim()
+    coats = []
+    for number, coat in enumerate(trace.coats(output)):
+        own = [trace.coats(part)[number] for part in parts if number < len(trace.coats(part))]
+        if not bool(coat.any()) or (not new and any(dim in varying(labels) for labels in own)):
+            coats.append(coat)
+            continue
+        shared = trace.record.unite_along(coat, {dim})
+        for part, labels in zip(parts, own, strict=False):
+            if not bool(labels.any()):
+                meet_plain(trace, (shared.squeeze(dim) if new else shared).expand(part.shape), part)
+        coats.append(shared.expand(coat.shape).clone())
+    trace.dress(output, coats)
+
+
+def _on_labels(call: Call, layer: dict[int, Tensor]) -> Any:
     """Run a moving operation on labels."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: layer.get(id(t), t), (call.args, call.kwargs))
     if call.name == "aten::constant_pad_nd":
         return call.func(*args[:2])  # what is padded belongs to no unit, whatever its value
+    if call.name in _ONLY_FLOATING:
+        return call.func(args[0].double(), *args[1:], **kwargs).long()
     try:
         return call.func(*args, **kwargs)
     except RuntimeError:
@@ -105,13 +138,21 @@ def _on_labels(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return args[0].reshape(call.args[1])  # labels may lie in memory in another way than the tensor
 
 
+_ONLY_FLOATING = frozenset(
+    f"aten::{name}"
+    for name in (
+        "im2col reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+        "replication_pad3d channel_shuffle native_channel_shuffle"
+    ).split()
+)
+
+
 def keep(trace: Trace, call: Call) -> None:
     """The outputs have the units of the first input: casts, copies to a device, tensors made like another."""
     if trace.is_labelled(call.tensors[0]):
-        labels = trace.labels(call.tensors[0])
         for tensor in call.outputs:
-            if tensor is not call.tensors[0] and tensor.shape == labels.shape:
-                trace.mark(tensor, labels.to(tensor.device, copy=True))
+            if tensor is not call.tensors[0] and tensor.shape == call.tensors[0].shape:
+                trace.dress(tensor, [coat.to(tensor.device, copy=True) for coat in trace.coats(call.tensors[0])])
 
 
 def overwrite(trace: Trace, call: Call) -> None:
@@ -120,64 +161,112 @@ def overwrite(trace: Trace, call: Call) -> None:
     source = call.arguments.get("src")
     if source is None:
         for value in others:
-            trace.cannot_read(value, call.name.removeprefix("aten::").strip("_"))
+            trace.cannot_read(value, call.operation)
     if source is not None and trace.is_labelled(source):
-        trace.labels(target).copy_(trace.labels(source))
+        trace.dress(target, [coat.expand_as(target) for coat in trace.coats(source)])
     elif trace.is_labelled(target):
-        trace.labels(target).zero_()
+        for coat in trace.coats(target):
+            coat.zero_()
 
 
 def pointwise(trace: Trace, call: Call) -> None:
     """Entries that meet each other belong to the same unit."""
-    tensors = call.tensors
-    if any(trace.is_labelled(tensor) for tensor in tensors):
-        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call]
-        labels = torch.zeros(shape, dtype=torch.long, device=tensors[0].device)
-        for tensor in tensors:
-            if trace.is_labelled(tensor):
-                other = trace.labels(tensor).to(labels.device).broadcast_to(shape)
-                labels = _meet(trace, labels, other) if bool(labels.any()) else other
-        for tensor in tensors:
+    dressed = [tensor for tensor in call.tensors if trace.is_labelled(tensor)]
+    if dressed:
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in call.tensors))  # type: ignore[no-untyped-call]
+        device = dressed[0].device
+        worn = [coat.to(device).broadcast_to(shape) for tensor in dressed for coat in trace.coats(tensor)]
+        coats = together(trace, worn)
+        for tensor in call.tensors:
             if not trace.is_labelled(tensor):
-                _meet_unlabelled(trace, labels, tensor)
+                coats = [meet_plain(trace, coat, tensor) for coat in coats]
         for tensor in call.outputs:
             if tensor.shape == shape:
-                trace.mark(tensor, labels.to(tensor.device, copy=True))
+                trace.dress(tensor, [coat.to(tensor.device, copy=True) for coat in coats])
     trace.note_activation(call)
 
 
-def _meet(trace: Trace, first: Tensor, second: Tensor) -> Tensor:
-    """Unite two label tensors of one shape that meet entry by entry; return the labels of what comes out."""
+def together(trace: Trace, worn: list[Tensor]) -> list[Tensor]:
+    """The coats of what comes out where tensors with these coats, of one shape, meet entry by entry.
+
+    Coats that vary along a common dimension name the same units; the others stay beside each other.
+    """
+    worn = [coat for coat in worn if bool(coat.any())]
+    coats: list[Tensor] = []
+    for coat in sorted(worn, key=lambda labels: not trace.record.is_made(labels)):  # parameters last
+        along = varying(coat)
+        for place, other in enumerate(coats):
+            beside = varying(other)
+            if along & beside or not along or not beside:
+                coats[place] = _meet(trace, other, coat, beside, along)
+                break
+        else:
+            if not coats or trace.record.is_made(coat):
+                coats.append(coat)
+    return coats
+
+
+def _meet(trace: Trace, first: Tensor, second: Tensor, along_first: set[int], along_second: set[int]) -> Tensor:
+    """Unite two coats of one shape that meet entry by entry; return the coat of what comes out."""
     if torch.equal(first, second):
         return first
-    record, along_first, along_second = trace.record, varying(first), varying(second)
-    if not along_first and not along_second and (_is_shared(record, first) or _is_shared(record, second)):
-        return first if _is_shared(record, second) else second
-    if along_first & along_second or not (along_first or along_second):
-        record.unite(first, second)
-        alone = (first != 0) ^ (second != 0)
-        record.refuse((first + second)[alone], f"its units meet a tensor that has no units in {trace.place}")
-        return torch.where(first != 0, first, second)
-    spread = f"its units are spread over other units in {trace.place}"
+    record = trace.record
     if along_first and along_second:
-        record.refuse(first, spread)
-        record.refuse(second, spread)
-        return torch.zeros_like(first)
-    record.refuse(second if along_first else first, spread)
+        if along_second < along_first and not record.is_made(second):
+            return pinned(trace, first, along_second)  # a parameter that all of several groups share
+        record.unite(first, second)
+        return torch.where(first != 0, first, second)
+    if not along_first and not along_second:
+        if not (_is_shared(trace, first) or _is_shared(trace, second)):
+            record.unite(first, second)
+            return torch.where(first != 0, first, second)
+        return first if _is_shared(trace, second) else second
+    if not _is_shared(trace, second if along_first else first):
+        record.refuse(second if along_first else first, f"its units are spread over other units in {trace.place}")
     return first if along_first else second
 
 
-def _is_shared(record: Labels, labels: Tensor) -> bool:
+def _is_shared(trace: Trace, labels: Tensor) -> bool:
     """Whether a label that doesn't vary is that of a parameter with one entry for all units."""
-    owner = record.owner(int(labels.reshape(-1)[0]))
+    owner = trace.record.owner(int(labels.max()))
     return owner.shared and owner.count == 1
 
 
-def _meet_unlabelled(trace: Trace, labels: Tensor, other: Tensor) -> None:
-    """A tensor without units may meet units only where it is broadcast over them."""
-    offset = labels.dim() - other.dim()
-    if any(dim >= offset and other.shape[dim - offset] > 1 for dim in varying(labels)):
-        trace.record.refuse(labels, f"its units meet a tensor that has no units in {trace.place}")
+def pinned(trace: Trace, coat: Tensor, dims: set[int]) -> Tensor:
+    """The coat after its units along some dimensions, whose size is fixed, have become one; they vary along others."""
+    return trace.record.unite_along(coat, dims).expand_as(coat)
+
+
+def meet_plain(trace: Trace, coat: Tensor, other: Tensor) -> Tensor:
+    """A tensor without units may meet units only where it is the same for all of them."""
+    offset = coat.dim() - other.dim()
+    along = varying(coat)
+    fixed = {dim for dim in along if dim >= offset and other.shape[dim - offset] > 1}
+    if not fixed:
+        return coat
+    if _is_uniform(other, {dim - offset for dim in fixed}):
+        trace.dress_late(other, coat)
+        return coat
+    if fixed < along:
+        return pinned(trace, coat, fixed)
+    trace.record.refuse(coat, f"its units meet a tensor that has no units in {trace.place}")
+    return coat
+
+
+def _is_uniform(tensor: Tensor, dims: set[int]) -> bool:
+    """Whether all entries along some dimensions are the same: zeros of a first state, a mask."""
+    return all(bool((tensor == tensor.narrow(dim, 0, 1)).all()) for dim in dims)
+
+
+def mixed(trace: Trace, coat: Tensor, dims: set[int], how: str) -> Tensor | None:
+    """A coat whose entries along `dims` are mixed: None (and refused) if that mixes whole units."""
+    along = varying(coat)
+    if not along & dims:
+        return coat
+    if along <= dims:
+        trace.record.refuse(coat, f"{trace.place} mixes its units ({how})")
+        return None
+    return pinned(trace, coat, along & dims)
 
 
 def reduce(trace: Trace, call: Call) -> None:
@@ -185,100 +274,51 @@ def reduce(trace: Trace, call: Call) -> None:
     source = call.tensors[0]
     if not trace.is_labelled(source):
         return
-    labels = trace.labels(source)
-    dims = _dimensions(call, labels)
-    if varying(labels) & dims:
-        trace.record.refuse(labels, f"{trace.place} mixes its units ({call.name.removeprefix('aten::').strip('_')})")
-        return
-    reduced = labels.amax(sorted(dims), keepdim=True) if dims else labels
+    dims = dimensions(call, source.dim())
+    kept = [mixed(trace, coat, dims, call.operation) for coat in trace.coats(source)]
+    coats = [coat for coat in kept if coat is not None]
     for tensor in call.outputs:
-        trace.mark(tensor, labels.clone() if tensor.shape == labels.shape else reduced.reshape(tensor.shape).clone())
+        if tensor.shape == source.shape:
+            trace.dress(tensor, [coat.clone() for coat in coats])
+        else:
+            reduced = [coat.amax(sorted(dims), keepdim=True) if dims else coat for coat in coats]
+            trace.dress(tensor, [coat.reshape(tensor.shape).clone() for coat in reduced])
 
 
-def _dimensions(call: Call, labels: Tensor) -> set[int]:
+def dimensions(call: Call, rank: int) -> set[int]:
     """The dimensions over which an operation mixes entries; all of them unless it names some."""
     if "normalized_shape" in call.arguments:
-        return set(range(labels.dim() - len(call.arguments["normalized_shape"]), labels.dim()))
+        return set(range(rank - len(call.arguments["normalized_shape"]), rank))
     dims = call.arguments.get("dim")
     if dims is None or dims == []:
-        return set(range(labels.dim()))
-    return {dim % max(labels.dim(), 1) for dim in ([dims] if isinstance(dims, int) else dims)}
+        return set(range(rank))
+    return {dim % max(rank, 1) for dim in ([dims] if isinstance(dims, int) else dims)}
 
 
-def layer_norm(trace: Trace, call: Call) -> None:
-    """Normalisation over the last dimensions: refused if it mixes units."""
+def window(trace: Trace, call: Call) -> None:
+    """Pooling and resampling of each channel over its last dimensions, as many as the operation's name says."""
+    source = call.tensors[0]
+    if not trace.is_labelled(source):
+        return
+    spatial = next(number for number in (1, 2, 3) if f"{number}d" in call.name)
+    dims = set(range(source.dim() - spatial, source.dim()))
+    kept = [mixed(trace, coat, dims, call.operation) for coat in trace.coats(source)]
+    for tensor in call.outputs:
+        worn = [coat.amax(sorted(dims), keepdim=True).expand(tensor.shape).clone() for coat in kept if coat is not None]
+        trace.dress(tensor, worn)
+
+
+def glu(trace: Trace, call: Call) -> None:
+    """The two halves of a dimension meet."""
     source = call.tensors[0]
     if trace.is_labelled(source):
-        labels = trace.labels(source)
-        if varying(labels) & _dimensions(call, labels):
-            trace.record.refuse(labels, f"{trace.place} mixes its units")
-        else:
-            trace.mark(call.outputs[0], labels.clone())
-
-
-def batch_norm(trace: Trace, call: Call) -> None:
-    """Normalisation of each channel (dimension 1) on its own: weight, bias and running statistics are carriers."""
-    source = call.tensors[0]
-    labels = trace.labels(source)
-    channels = per_column(trace, labels.movedim(1, -1).reshape(-1, labels.shape[1]))
-    for key in ("weight", "bias", "running_mean", "running_var"):
-        carrier = call.arguments.get(key)
-        if isinstance(carrier, Tensor) and carrier.shape == channels.shape:
-            trace.record.unite(channels, trace.labels(carrier).to(channels.device))
-    trace.mark(call.outputs[0], labels.clone())
-
-
-def per_column(trace: Trace, labels: Tensor) -> Tensor:
-    """The unit of each column of (rows, columns) labels; units that share a column are the same unit."""
-    along = varying(labels)
-    if 0 not in along:
-        return labels[0]
-    if 1 not in along:
-        trace.record.refuse(labels, f"its units are not along the feature dimension in {trace.place}")
-        return torch.zeros_like(labels[0])
-    first = labels.amax(0)
-    trace.record.unite(labels, first.expand_as(labels))
-    trace.record.refuse(first[(labels == 0).any(0)], f"its units meet a tensor that has no units in {trace.place}")
-    return first
-
-
-def matrix_product(trace: Trace, call: Call) -> None:
-    """A linear map reads the units of its input and makes new ones; any other matrix product is not understood."""
-    given = call.arguments
-    weight = trace.weight_of(given["mat2"], transposed=True)
-    if weight is None or given.get("alpha", 1) != 1 or given.get("beta", 1) != 1:
-        unknown(trace, call)
-    elif "mat1" in given:
-        _linear(trace, call, weight, given["mat1"], given["self"])
-    else:
-        _linear(trace, call, weight, given["self"], None)
-
-
-def linear(trace: Trace, call: Call) -> None:
-    """`aten::linear`, where a backend doesn't split it up."""
-    weight = trace.weight_of(call.arguments["weight"], transposed=False)
-    if weight is None:
-        unknown(trace, call)
-    else:
-        _linear(trace, call, weight, call.arguments["input"], call.arguments["bias"])
-
-
-def _linear(trace: Trace, call: Call, weight: str, source: Tensor, bias: Tensor | None) -> None:
-    labels = trace.labels(source)
-    trace.use(weight, per_column(trace, labels.reshape(-1, labels.shape[-1])), source)
-    output = call.outputs[0]
-    made = trace.produce(weight).to(output.device)
-    if bias is not None and trace.is_labelled(bias):
-        shape = torch.broadcast_shapes(made.shape, bias.shape)  # type: ignore[no-untyped-call]
-        made = _meet(trace, made.expand(shape), trace.labels(bias).to(made.device).expand(shape))
-    elif bias is not None:
-        _meet_unlabelled(trace, made, bias)
-    trace.mark(output, made.expand(output.shape).clone())
+        halves = [coat.chunk(2, call.arguments.get("dim", -1)) for coat in trace.coats(source)]
+        trace.dress(call.outputs[0], [c.clone() for c in together(trace, [half for pair in halves for half in pair])])
 
 
 def scalar(trace: Trace, call: Call) -> None:
     """A value goes back to Python, where it can steer anything."""
-    trace.record.refuse(trace.labels(call.tensors[0]), f"its values steer Python code in {trace.place}")
+    trace.refuse(call.tensors[0], f"its values steer Python code in {trace.place}")
 
 
 def _table(rule: Rule, names: str) -> dict[str, Rule]:
@@ -288,10 +328,14 @@ def _table(rule: Rule, names: str) -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     **_table(
         move,
-        "view _unsafe_view reshape t t_ transpose transpose_ permute expand unsqueeze unsqueeze_ squeeze squeeze_ "
-        "select slice split split_with_sizes unbind cat stack clone repeat flip roll index index_select gather "
-        "constant_pad_nd diagonal unfold tril triu pixel_shuffle pixel_unshuffle detach detach_ alias lift_fresh",
+        "view _unsafe_view reshape _reshape_alias t t_ transpose transpose_ permute expand unsqueeze unsqueeze_ "
+        "squeeze squeeze_ select slice split split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk unbind "
+        "clone repeat repeat_interleave flip roll index index_select gather constant_pad_nd diagonal unfold "
+        "tril triu pixel_shuffle pixel_unshuffle detach detach_ alias lift_fresh im2col channel_shuffle "
+        "native_channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+        "replication_pad2d replication_pad3d",
     ),
+    **_table(join, "cat stack"),
     **_table(
         keep,
         "_to_copy empty_like zeros_like ones_like full_like rand_like randn_like native_dropout bernoulli bernoulli_ "
@@ -308,14 +352,15 @@ RULES: dict[str, Rule] = {
         "mean sum prod amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm any all argmax "
         "argmin _softmax _log_softmax _safe_softmax cumsum cumprod",
     ),
-    **_table(layer_norm, "native_layer_norm"),
     **_table(
-        batch_norm,
-        "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
-        "_native_batch_norm_legit_no_training _batch_norm_no_update",
+        window,
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
+        "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+        "_upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa upsample_trilinear3d _upsample_nearest_exact1d "
+        "_upsample_nearest_exact2d _upsample_nearest_exact3d fractional_max_pool2d",
     ),
-    **_table(matrix_product, "mm addmm"),
-    **_table(linear, "linear"),
+    **_table(glu, "glu"),
     **_table(scalar, "_local_scalar_dense"),
 }
 

@@ -30,6 +30,9 @@ class Slot:
             neighbours. One run where a unit's positions are neighbours (channels-first flatten), k runs where
             units alternate (tokens flattened), 3 where queries, keys and values are packed. `index` goes through a
             unit's positions in ascending order; in each run the units follow each other without a gap.
+        quiet: whether the units here meet one of `Space.norms`: then it is the producers whose new entries are given
+            (means of the old ones, or zeros), and consumers' new columns may be anything; otherwise new
+            columns of consumers are zero, and producers' new entries may be anything.
     """
 
     role: Role
@@ -38,6 +41,7 @@ class Slot:
     dim: int
     index: Tensor
     runs: int = 1
+    quiet: bool = False
 
     @property
     def name(self) -> str:
@@ -96,9 +100,8 @@ class Space:
         slots: every tensor dimension that changes size with the space.
         attributes: Python numbers to rewrite.
         quantum: units come and go in multiples of this.
-        norms: normalisations that mix the units. Without one, new units have columns of zeros in all consumers and
-            any producer entries. With one, consumers' new columns may be anything if new units are zero
-            (`silent` is `producer`), else they are zero too and the producers' new entries are means.
+        norms: normalisations that mix the units in the `quiet` slots, all of one kind: new entries of producers are means
+            of the old ones (`layer`) or zeros (`rms`), and what the normalisation then gives for new units is zero.
     """
 
     name: str
@@ -107,11 +110,6 @@ class Space:
     attributes: tuple[Attribute, ...] = ()
     quantum: int = 1
     norms: tuple[Norm, ...] = ()
-
-    @property
-    def silent(self) -> Role:
-        """Where new units are zero, so that the function stays: in their consumers, or in their producers."""
-        return "producer" if any(norm.kind == "rms" for norm in self.norms) else "consumer"
 
     def of(self, role: Role) -> tuple[Slot, ...]:
         """The slots with one role."""

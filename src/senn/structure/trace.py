@@ -9,71 +9,89 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from senn import batch
+from senn.batch import Inputs
 from senn.errors import SennError
+from senn.structure import maps, norms  # noqa: F401  they add their rules to the table
+from senn.structure.activations import activation_of
 from senn.structure.labels import Labels
-from senn.structure.rules import Call, rule_for
+from senn.structure.leaves import Visit, leaf_rule
+from senn.structure.rules import Call, _is_uniform, rule_for
+from senn.structure.untouched import untouched
 
-Inputs = tuple[Any, ...]
-
-# Modules that are a per-unit non-linearity; other modules are recognised by the operations that they call.
-_ACTIVATION_MODULES = frozenset(
-    (
-        *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid"),
-        *("Mish", "PReLU", "RReLU", "Rational", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink"),
-        *("Softsign", "Tanh", "Tanhshrink", "Threshold"),
-    )
-)
-_ACTIVATION_OPERATIONS = {
-    "celu": "CELU",
-    "elu": "ELU",
-    "gelu": "GELU",
-    "hardsigmoid": "Hardsigmoid",
-    "hardswish": "Hardswish",
-    "hardtanh": "Hardtanh",
-    "leaky_relu": "LeakyReLU",
-    "log_sigmoid_forward": "LogSigmoid",
-    "mish": "Mish",
-    "_prelu_kernel": "PReLU",
-    "relu": "ReLU",
-    "sigmoid": "Sigmoid",
-    "silu": "SiLU",
-    "softplus": "Softplus",
-    "tanh": "Tanh",
-}
+# Functions of the forward's own code whose inputs and outputs can be read when they apply a weight.
+_READABLE = frozenset("linear addmm mm matmul __matmul__ __rmatmul__ conv1d conv2d conv3d".split())
 
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """One use of a linear map's weight.
+    """One use of a weight by a linear map.
 
     Attributes:
-        linear: name of the linear map.
+        weight: full name of the weight.
         columns: (in,) label of each input column, 0 where no unit is read.
+        in_dim: dimension of the weight that counts inputs.
+        out_dim: dimension that counts outputs.
+        taps: kernel positions.
+        scored: whether its rows can be read.
         activation: class name of the activation that its input went through last, if any.
-        inside: whether the linear map's own forward made this use.
+        inside: the module whose forward made the use.
+        spatial: number of spatial dimensions of a convolution's input.
+        source: coats of its input.
+        uniform: whether its input has no units and is the same for all columns (zeros of a first state).
     """
 
-    linear: str
+    weight: str
     columns: Tensor
+    in_dim: int
+    out_dim: int
+    taps: int
+    scored: bool
     activation: str | None
-    inside: bool
+    inside: str
+    spatial: int
+    source: list[Tensor]
+    uniform: bool
+
+
+@dataclass(frozen=True, eq=False)
+class NormUse:
+    """A normalisation over whole units: the module that holds its weight, and the coat of its input."""
+
+    module: str
+    kind: str
+    weighted: bool
+    coat: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """One run of a module that takes one tensor and returns one of the same shape."""
+
+    module: str
+    before: list[Tensor]
+    after: list[Tensor]
 
 
 class Trace:
-    """What one forward pass showed. Rules read and write it; `structure.analysis` reads it afterwards.
+    """What one forward pass showed. Rules read and write it; `analysis` reads it afterwards.
 
     Attributes:
         model: the model that ran.
         record: labels, and what was learnt about them.
-        uses: the uses of linear maps in order.
-        misuses: linear maps whose weight was used in another way, and where.
+        uses: the uses of weights by linear maps in order.
+        rows: labels of the positions along one dimension of a weight, by full name and dimension.
+        labelled_in: where a parameter's entries got labels, by full name.
         not_understood: modules, or parameters of the model itself, that an operation without a rule reads, and why.
         activations: class names of the activations in order of use, by module or, for functions, by number.
+        norms: normalisations over whole units.
+        groups: modules that normalise groups of channels, with the channels' labels.
+        passages: runs of modules from one tensor to one of the same shape.
         reached: identities of the tensors that operations read.
         path: names of the modules that run now, innermost last.
+        function: name of the function that the forward's own Python code has called now; None outside of any.
         output: what the model returned.
     """
 
@@ -81,24 +99,30 @@ class Trace:
         self.model = model
         self.record = Labels()
         self.uses: list[Use] = []
-        self.misuses: dict[str, str] = {}
+        self.rows: dict[tuple[str, int], Tensor] = {}
+        self.labelled_in: dict[str, str] = {}
         self.not_understood: dict[str, str] = {}
         self.activations: dict[str | int, str] = {}
+        self.norms: list[NormUse] = []
+        self.groups: list[tuple[str, Tensor]] = []
+        self.passages: list[Passage] = []
         self.reached: set[int] = set()
         self.path = [""]
+        self.function: str | None = None
         self.output: Any = None
+        self.silenced = 0  # depth inside leaf modules, whose operations are not followed
+        self._operation = ""
         self._held: list[Tensor] = []  # tensors are known by identity: holding them keeps it from being used again
-        self._labels: dict[int, Tensor] = {}
+        self._coats: dict[int, list[Tensor]] = {}
         self._opaque: dict[int, str] = {}
         self._activation: dict[int, str] = {}
-        self._weights: dict[int, tuple[str, bool]] = {}
         self._parameters: dict[int, tuple[str, str, bool]] = {}
+        self._copies: dict[int, tuple[str, bool, Call]] = {}
+        self._tensors: dict[str, Tensor] = {}
         for name, module in model.named_modules():
             for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                if isinstance(module, nn.Linear) and key == "weight":
-                    self._weights.setdefault(id(tensor), (name, False))
-                else:
-                    self._parameters.setdefault(id(tensor), (name, key, _serves_all(module)))
+                self._parameters.setdefault(id(tensor), (name, key, _serves_all(module)))
+                self._tensors[f"{name}.{key}" if name else key] = tensor
 
     @property
     def place(self) -> str:
@@ -107,76 +131,180 @@ class Trace:
         kind = type(self.model.get_submodule(name)).__name__
         return f"{name} ({kind})" if name else f"the model's own forward ({kind})"
 
+    # -- coats
+
     def is_labelled(self, tensor: Tensor) -> bool:
         """Whether entries of a tensor belong to units, or may: parameters and buffers have labels too."""
-        if id(tensor) in self._labels:
-            return bool(self._labels[id(tensor)].any())
-        return id(tensor) in self._parameters
+        if id(tensor) in self._coats:
+            return any(bool(coat.any()) for coat in self._coats[id(tensor)])
+        return id(tensor) in self._parameters or id(tensor) in self._copies
+
+    def coats(self, tensor: Tensor) -> list[Tensor]:
+        """All coats of a tensor, at least one (of zeros if it has no units)."""
+        key = id(tensor)
+        if key not in self._coats:
+            if key in self._parameters:
+                labels = self._entries(tensor).to(tensor.device)
+            elif key in self._copies:
+                call = self._copies[key][2]
+                labels = call.func(self.labels(call.args[0]), *call.args[1:]) if _moves(call) else self.labels(call.args[0])
+            else:
+                labels = torch.zeros(tensor.shape, dtype=torch.long, device=tensor.device)
+            self._coats[key] = [labels]
+            self._held.append(tensor)
+        return self._coats[key]
 
     def labels(self, tensor: Tensor) -> Tensor:
-        """The labels of a tensor, of its shape."""
-        key = id(tensor)
-        if key not in self._labels:
-            if key in self._parameters:
-                module, name, shared = self._parameters[key]
-                labels = self.record.issue(module, name, tuple(tensor.shape), shared=shared)
-                if key in self._opaque:
-                    self.record.refuse(labels, self._opaque[key])
-            else:
-                labels = torch.zeros(tensor.shape, dtype=torch.long)
-            self._labels[key] = labels.to(tensor.device)
-        return self._labels[key]
+        """The first coat of a tensor."""
+        return self.coats(tensor)[0]
 
-    def mark(self, tensor: Tensor, labels: Tensor) -> None:
-        """Give a tensor its labels; one that has some keeps their memory, which its views share."""
-        known = self._labels.get(id(tensor))
-        if known is not None and known is not labels and known.shape == labels.shape:
-            known.copy_(labels)
-        else:
-            self._labels[id(tensor)] = labels
+    def _entries(self, tensor: Tensor) -> Tensor:
+        """New labels for every entry of a parameter or buffer."""
+        module, name, shared = self._parameters[id(tensor)]
+        labels = self.record.issue(module, name, tuple(tensor.shape), shared=shared)
+        self.labelled_in[f"{module}.{name}" if module else name] = f"{self._operation} in {self.place}"
+        if id(tensor) in self._opaque:
+            self.record.refuse(labels, self._opaque[id(tensor)])
+        return labels
+
+    def dress(self, tensor: Tensor, coats: list[Tensor]) -> None:
+        """Give a tensor its coats; one that has some keeps their memory, which its views share."""
+        known = self._coats.get(id(tensor))
+        if known is None:
+            self._coats[id(tensor)] = list(coats) or [torch.zeros_like(tensor, dtype=torch.long)]
+            return
+        for number, coat in enumerate(coats):
+            if number >= len(known):
+                known.append(coat.clone())
+            elif known[number] is not coat:
+                known[number].copy_(coat)
+        for coat in known[len(coats) :]:
+            coat.zero_()
+
+    def dress_late(self, tensor: Tensor, coat: Tensor) -> None:
+        """A tensor that is the same for all units of a coat turns out to stand for them: its size follows theirs."""
+        own = self.labels(tensor)
+        offset = coat.dim() - own.dim()
+        if offset:
+            coat = coat.amax(tuple(range(offset)))
+        single = [dim for dim in range(own.dim()) if own.shape[dim] == 1 and coat.shape[dim] > 1]
+        own.copy_(coat.amax(single, keepdim=True) if single else coat)
 
     def refuse(self, tensor: Tensor, reason: str) -> None:
         """Refuse the units of a tensor; a parameter without labels yet is remembered without labelling it."""
-        if id(tensor) in self._labels:
-            self.record.refuse(self._labels[id(tensor)], reason)
+        if id(tensor) in self._coats:
+            for coat in self._coats[id(tensor)]:
+                self.record.refuse(coat, reason)
         elif id(tensor) in self._parameters:
             self._opaque.setdefault(id(tensor), reason)
 
     def cannot_read(self, tensor: Tensor, operation: str) -> None:
         """Note that an operation without a rule reads a tensor: refuse its units; a parameter's module is named."""
         self.refuse(tensor, f"its units meet {operation} in {self.place}, which isn't understood yet")
-        if id(tensor) in self._parameters:
-            module, name, _ = self._parameters[id(tensor)]
+        key = id(tensor)
+        if key in self._copies:
+            name = self._copies[key][0]
+            self.labelled_in.setdefault(name, f"{operation} in {self.place}")
+            module = name.rpartition(".")[0]
+            self.not_understood.setdefault(module or name, f"{operation} in {self.place} isn't understood yet")
+        if key in self._parameters:
+            module, name, _ = self._parameters[key]
+            self.labelled_in.setdefault(f"{module}.{name}" if module else name, f"{operation} in {self.place}")
             self.not_understood.setdefault(module or name, f"{operation} in {self.place} isn't understood yet")
 
-    def weight_of(self, tensor: Tensor, *, transposed: bool) -> str | None:
-        """Name of the linear map whose weight this tensor is, (out, in) or transposed; None if it is none."""
-        name, flipped = self._weights.get(id(tensor), (None, False))
-        return name if flipped == transposed else None
+    # -- maps
 
-    def use(self, linear: str, columns: Tensor, source: Tensor) -> None:
-        """Note that a linear map read `source`, whose features have the labels `columns`."""
-        inside = self.path[-1] == linear
-        self.uses.append(Use(linear, columns.cpu(), self._activation.get(id(source)), inside))
+    def weight_of(self, tensor: Tensor) -> tuple[str, bool] | None:
+        """Full name of the parameter that a tensor is, as it is or cast, and whether it is transposed; None if none."""
+        if id(tensor) in self._copies:
+            return self._copies[id(tensor)][:2]
+        if id(tensor) in self._parameters and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
+            module, key, _ = self._parameters[id(tensor)]
+            return (f"{module}.{key}" if module else key), False
+        return None
 
-    def produce(self, linear: str) -> Tensor:
-        """Labels of a linear map's outputs, (out,)."""
-        rows = self.model.get_submodule(linear).get_parameter("weight").shape[0]
-        return self.record.issue(linear, "weight", (rows,), produces=True, shared=False)
+    def use(
+        self,
+        weight: str,
+        columns: Tensor,
+        source: Tensor,
+        *,
+        in_dim: int,
+        out_dim: int,
+        axis: int,
+        taps: int = 1,
+        plain: bool = True,
+    ) -> None:
+        """Note that a map read `source`, whose features (along `axis`) have the labels `columns`."""
+        scored = plain and (self.function is None or self.function in _READABLE)
+        uniform = not bool(columns.any()) and _is_uniform(source, {axis})
+        spatial = source.dim() - 2 if taps > 1 or axis == 1 < source.dim() - 1 else 0
+        activation = self._activation.get(id(source))
+        self.uses.append(
+            Use(
+                weight, columns.cpu(), in_dim, out_dim, taps, scored, activation, self.path[-1], spatial,
+                self.coats(source), uniform,
+            )
+        )  # fmt: skip
+
+    def produce(self, weight: str, dim: int) -> Tensor:
+        """Labels of what a weight makes, one for each position along `dim`."""
+        return self._along(weight, dim, produces=True)
+
+    def carry(self, name: str, dim: int) -> Tensor:
+        """Labels of what goes along with units, one for each position along `dim` of a parameter."""
+        return self._along(name, dim, produces=False)
+
+    def _along(self, name: str, dim: int, *, produces: bool) -> Tensor:
+        if (name, dim) not in self.rows:
+            module, _, key = name.rpartition(".")
+            size = self._tensors[name].shape[dim]
+            self.rows[name, dim] = self.record.issue(module, key, (size,), produces=produces, shared=False, dim=dim)
+        return self.rows[name, dim].to(self._tensors[name].device)
+
+    def note_norm(self, weight: Tensor | None, kind: str, coat: Tensor) -> None:
+        """Note a normalisation over whole units."""
+        held = None if weight is None else self._parameters.get(id(weight))
+        self.norms.append(NormUse(self.path[-1] if held is None else held[0], kind, held is not None, coat))
+
+    def note_groups(self, channels: Tensor) -> None:
+        """Note a normalisation of groups of channels by the module that runs now."""
+        self.groups.append((self.path[-1], channels.clone()))
 
     def note_activation(self, call: Call) -> None:
         """Remember the activation that a pointwise operation is or belongs to."""
         kind = type(self.model.get_submodule(self.path[-1])).__name__
-        operation = call.name.removeprefix("aten::").removesuffix("_")
-        name = kind if kind in _ACTIVATION_MODULES else _ACTIVATION_OPERATIONS.get(operation)
+        name = activation_of(kind, call.operation)
         if name is not None:
             self.activations[self.path[-1] if name is kind else len(self.activations)] = name
             self._activation |= {id(tensor): name for tensor in call.outputs}
+
+    def complete(self) -> None:
+        """What a map used several times reads with one column is one unit; a first state of zeros follows it."""
+        seen: dict[tuple[str, int], list[Use]] = {}
+        for use in self.uses:
+            seen.setdefault((use.weight, use.in_dim), []).append(use)
+        for uses in seen.values():
+            labelled = [use for use in uses if bool(use.columns.any())]
+            for use in labelled[1:]:
+                self.record.unite(labelled[0].columns, use.columns)
+            for use in uses if labelled else ():
+                if use not in labelled and use.uniform:
+                    use.source[0].copy_(labelled[0].columns.to(use.source[0].device).expand_as(use.source[0]))
+                elif use not in labelled:
+                    self.record.refuse(labelled[0].columns, f"{use.weight} reads its units and also a tensor that has no units")
+
+    # -- following
 
     def see(self, call: Call) -> None:
         """Follow one operation."""
         self.reached.update(id(tensor) for tensor in call.tensors)
         self._held += call.outputs
+        if self.silenced:
+            return
+        self._operation = call.operation
+        if self._follow_weight(call):
+            return
         uses = len(self.uses)
         rule_for(call.func)(self, call)
         if len(self.uses) > uses:
@@ -185,23 +313,23 @@ class Trace:
             if id(tensor) in self._activation:
                 for output in call.outputs:
                     self._activation.setdefault(id(output), self._activation[id(tensor)])
-            if id(tensor) in self._weights and not self._follow_weight(call):
-                operation = call.name.removeprefix("aten::").removesuffix("_")
-                self.misuses.setdefault(self._weights[id(tensor)][0], f"{operation} in {self.place}")
 
     def _follow_weight(self, call: Call) -> bool:
         """A transposed, cast or copied weight is still the weight; False if the operation does something else."""
-        operation, args = call.name.removeprefix("aten::"), call.args
-        flip = operation == "t"
-        if operation == "transpose":
-            flip = (args[1] - args[2]) % 2 == 1
-        elif operation == "permute":
-            flip = args[1][0] % 2 == 1
-        elif operation not in ("t", "detach", "alias", "clone", "_to_copy", "lift_fresh"):
+        operation, args = call.operation, call.args
+        if not args or not isinstance(args[0], Tensor) or (held := self.weight_of(args[0])) is None:
             return False
-        name, flipped = self._weights[id(args[0])]
-        self._weights[id(call.outputs[0])] = (name, flipped != flip)
+        flip = operation == "t"
+        if operation in ("transpose", "permute") and args[0].dim() == 2:
+            flip = (args[1] - args[2]) % 2 == 1 if operation == "transpose" else args[1][0] % 2 == 1
+        elif operation not in ("t", "detach", "alias", "clone", "to_copy", "lift_fresh"):
+            return False
+        self._copies[id(call.outputs[0])] = (held[0], held[1] != flip, call)
         return True
+
+
+def _moves(call: Call) -> bool:
+    return call.operation in ("t", "transpose", "permute")
 
 
 def _serves_all(module: nn.Module) -> bool:
@@ -227,69 +355,58 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def untouched(model: nn.Module, inputs: Inputs) -> Iterator[None]:
-    """Eval mode without gradients; training flags, buffers and random number generators are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    registers = [(module, dict(module._buffers)) for module in model.modules()]
-    tensors = [*model.parameters(), *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
-        for module, _ in modes:
-            module.training = False
-        torch.backends.mha.set_fastpath_enabled(False)  # it hides the linear maps inside transformer layers
-        with torch.no_grad(), torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.is_cuda})):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, mode in modes:
-            module.training = mode
-        for module, register in registers:
-            module._buffers.update(register)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
-
-
-@contextmanager
 def _followed(trace: Trace) -> Iterator[None]:
-    """Keep `trace.path` while modules run."""
+    """Keep `trace.path` while modules run, note their passages, and give leaf modules to their rules."""
 
-    def leave(*_: Any) -> None:
-        trace.path.pop()
+    def enter(name: str, is_leaf: bool) -> Any:
+        def hook(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
+            trace.path.append(name)
+            trace.silenced += is_leaf
 
-    def enter(name: str) -> Any:
-        return lambda *_: trace.path.append(name)
+        return hook
+
+    def leave(name: str, rule: Any) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            trace.silenced -= rule is not None
+            if rule is not None and not trace.silenced and output is not None:
+                rule(Visit(trace, name, module, args, kwargs, output))
+            trace.path.pop()
+            given = batch.tensors([args, kwargs])
+            if len(given) == 1 and isinstance(output, Tensor) and output.shape == given[0].shape and not trace.silenced:
+                trace.passages.append(Passage(name, trace.coats(given[0]), trace.coats(output)))
+
+        return hook
 
     with ExitStack() as stack:
         for name, module in trace.model.named_modules():
+            rule = leaf_rule(module)
             for handle in (
-                module.register_forward_pre_hook(enter(name), prepend=True),
-                module.register_forward_hook(leave, always_call=True),
+                module.register_forward_pre_hook(enter(name, rule is not None), prepend=True, with_kwargs=True),
+                module.register_forward_hook(leave(name, rule), always_call=True, with_kwargs=True),
             ):
                 stack.callback(handle.remove)
         yield
 
 
-def run(model: nn.Module, inputs: Inputs) -> Trace:
-    """Run the model once in eval mode and follow its labels.
+def run(model: nn.Module, inputs: Inputs) -> tuple[Trace, Any]:
+    """Run the model once in eval mode and follow its labels and its numbers.
+
+    Returns:
+        The trace, and the `numbers.Numbers` seen in the forward's Python code.
 
     Raises:
         SennError: the forward pass fails on these inputs.
     """
+    from senn.structure.numbers import Numbers  # it reads traces itself
+
     trace = Trace(model)
-    with untouched(model, inputs), _followed(trace), _Dispatch(trace):
+    numbers = Numbers(trace)
+    with untouched(model, inputs), _followed(trace), _Dispatch(trace), numbers.watching():
         try:
-            trace.output = call(model, inputs)
+            trace.output = batch.call(model, batch.copied(inputs))
         except Exception as error:
             raise SennError(f"The model's forward pass fails on the example inputs: {describe(error)}.") from error
-    return trace
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's output for copies of the inputs, which it may write to."""
-    return model(*pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs))
+    return trace, numbers
 
 
 def describe(error: Exception) -> str:

@@ -1,27 +1,28 @@
 """The proof of a structure: a widened copy of the model must run, compute the same and have the same structure.
 
-Labels follow tensors, not Python numbers. A forward pass that slices at a number, divides by a width or reshapes to
-a constant looks fine until a space grows. So a copy is made in which every linear map is disturbed (fresh
-networks often have outputs of zero, which would hide a mistake), each space gets one more unit that nothing reads
+Labels follow tensors, numbers follow the forward's own Python code. What neither sees (a constant, a float computed from a
+size, code of a compiled extension) looks fine until a space grows. So a copy is made in which every weight is disturbed
+(fresh networks often have outputs of zero, which would hide a mistake), each space gets one more unit that nothing reads
 (zero columns), and the forward pass runs again.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from senn import batch
+from senn.batch import Inputs
 from senn.errors import UnsupportedError
 from senn.structure.spaces import Refusal, Slot, Space, Structure
-from senn.structure.trace import Inputs, call, describe, untouched
+from senn.structure.trace import describe
+from senn.structure.untouched import untouched
+from senn.structure.widened import disturb, widen
 
 Read = Callable[[nn.Module, Inputs], Structure]
 
@@ -39,22 +40,29 @@ def tried(model: nn.Module, inputs: Inputs, structure: Structure, read: Read) ->
 
     Args:
         model: the model; it isn't changed.
-        inputs: positional arguments of its forward.
-        structure: what its labels say.
+        inputs: of its forward.
+        structure: what its labels and numbers say.
         read: the analysis without trial, to be run on the copy.
     """
+    accepted, refused = _parted(model, inputs, (), structure.spaces, read)
+    order = {space.name: place for place, space in enumerate(structure.spaces)}
+    spaces = tuple(sorted(accepted, key=lambda space: order[space.name]))
+    return replace(structure, spaces=spaces, refused=(*refused, *structure.refused))
+
+
+def _parted(
+    model: nn.Module, inputs: Inputs, accepted: tuple[Space, ...], spaces: tuple[Space, ...], read: Read
+) -> tuple[tuple[Space, ...], list[Refusal]]:
+    """The accepted spaces with those of some others that hold beside them, and refusals of the rest: by halves."""
     try:
-        return replace(structure, spaces=_bear_out(model, inputs, structure.spaces, read))
-    except _FailedError:
-        pass
-    accepted: tuple[Space, ...] = ()
-    refused: list[Refusal] = []
-    for space in structure.spaces:
-        try:
-            accepted = _bear_out(model, inputs, (*accepted, space), read)
-        except _FailedError as reason:
-            refused.append(Refusal(space.name, str(reason)))
-    return replace(structure, spaces=accepted, refused=(*refused, *structure.refused))
+        return _bear_out(model, inputs, (*accepted, *spaces), read), []
+    except _FailedError as reason:
+        if len(spaces) == 1:
+            return accepted, [Refusal(spaces[0].name, str(reason))]
+    half = len(spaces) // 2
+    accepted, first = _parted(model, inputs, accepted, spaces[:half], read)
+    accepted, second = _parted(model, inputs, accepted, spaces[half:], read)
+    return accepted, first + second
 
 
 def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read: Read) -> tuple[Space, ...]:
@@ -66,12 +74,10 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
     except Exception as error:
         raise UnsupportedError(f"The model can't be copied: {describe(error)}.") from error
     generator = torch.Generator().manual_seed(0)
-    for name in {slot.module for space in spaces for slot in space.slots if slot.name.endswith("weight")}:
-        if isinstance(linear := trial.get_submodule(name), nn.Linear):
-            linear.weight.data += _noise(linear.weight, generator)
+    disturb(trial, spaces, generator)
     before = _outputs(trial, inputs)
-    _widen(trial, spaces, generator)
     try:
+        widen(trial, spaces, generator)
         found = read(trial, inputs)
         after = _outputs(trial, inputs)
     except Exception as error:
@@ -83,27 +89,25 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
     if clear != spaces:  # the new columns of a space of one unit went to the wrong places
         return _bear_out(model, inputs, clear, read)
     if not _close(before, after):
+        normed = next((space for space in spaces if space.norms), None)
+        if normed is not None:
+            names = ", ".join(norm.module for norm in normed.norms)
+            raise _FailedError(f"{names} normalises over its units, and what enters there can't be kept as it was")
         raise _FailedError("the outputs depend on the number of its units")
     return spaces
 
 
-def _noise(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Random entries of the size of a fresh linear map's."""
-    draw = torch.randn(weight.shape, generator=generator) / math.sqrt(max(weight.shape[-1], 1))
-    return draw.to(weight.device, weight.dtype)
-
-
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with untouched(model, inputs):
-        leaves = pytree.tree_leaves(call(model, inputs))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        found = batch.tensors(batch.call(model, batch.copied(inputs)))
+    return [tensor for tensor in found if tensor.is_floating_point()]
 
 
 def _close(before: list[Tensor], after: list[Tensor]) -> bool:
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape:
             return False
-        scale = float(old.abs().nan_to_num(0, 0, 0).max())
+        scale = float(old.abs().nan_to_num(0, 0, 0).max()) if old.numel() else 0.0
         tolerance = _TOLERANCE.get(old.dtype, _COARSE) * scale
         if not torch.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True):
             return False
@@ -126,30 +130,3 @@ def _same(space: Space, found: Structure) -> Space:
         return space
     slots = zip(space.slots, wide.slots, strict=True)
     return replace(space, slots=tuple(replace(one, runs=two.runs) for one, two in slots))
-
-
-def _widen(model: nn.Module, spaces: tuple[Space, ...], generator: torch.Generator) -> None:
-    """Give each space one more unit after its last: random rows, carriers like the last unit's, zero columns."""
-    places: dict[tuple[str, str, int], list[int]] = defaultdict(list)
-    for space in spaces:
-        for slot in space.slots:
-            last = slot.index[-1].view(slot.runs, -1)
-            places[slot.module, slot.tensor, slot.dim] += last[:, -1:].expand_as(last).flatten().tolist()
-        for attribute in space.attributes:
-            owner = model.get_submodule(attribute.module)
-            setattr(owner, attribute.name, getattr(owner, attribute.name) + attribute.per_unit)
-    for (name, tensor, dim), after in sorted(places.items(), key=lambda item: item[0][2]):  # columns after rows
-        module = model.get_submodule(name)
-        old = getattr(module, tensor).detach()
-        repeats = 1 + torch.bincount(torch.tensor(after), minlength=old.shape[dim])
-        new = old.repeat_interleave(repeats.to(old.device), dim)
-        if isinstance(module, nn.Linear) and tensor == "weight":
-            is_new = torch.ones(new.shape[dim], dtype=torch.bool)
-            is_new[repeats.cumsum(0) - repeats] = False
-            positions = is_new.nonzero().flatten().to(old.device)
-            fresh = _noise(new, generator).index_select(dim, positions)
-            new.index_copy_(dim, positions, fresh if dim == 0 else torch.zeros_like(fresh))
-        if tensor in module._parameters:
-            module._parameters[tensor] = nn.Parameter(new, requires_grad=getattr(module, tensor).requires_grad)
-        else:
-            module._buffers[tensor] = new

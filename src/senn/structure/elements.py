@@ -1,0 +1,212 @@
+"""Elements: sets of units that the labels of one forward pass show, and where they lie in the model's tensors.
+
+An element is what labels alone say is one hidden dimension. `coupling` finds which elements only change together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from senn.structure.labels import Owner, distinct, varying
+from senn.structure.layout import index_of, unit_axis
+from senn.structure.numbers import Shaped
+from senn.structure.spaces import Role
+from senn.structure.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One dimension of one tensor in which units own positions: index is (width, k), ascending along k."""
+
+    role: Role
+    tensor: str
+    dim: int
+    index: Tensor
+
+
+@dataclass(eq=False)
+class Element:
+    """Units that one or more maps make.
+
+    Attributes:
+        name: the first producer's.
+        width: number of units.
+        parts: where they lie; producers first.
+        reason: why they can't change; None if nothing speaks against it.
+    """
+
+    name: str
+    width: int
+    parts: list[Part] = field(default_factory=list)
+    reason: str | None = None
+
+
+class _RefusedError(Exception):
+    """The units can't change in number; the message says why."""
+
+
+class Elements:
+    """All elements of a trace.
+
+    Args:
+        trace: of the model.
+        fixed: weights whose shape must not change, by full name, and why (a verb phrase that follows the name).
+
+    Attributes:
+        all: in order of use.
+        units: representative of each label's unit.
+        element_of: number of each label's element, -1 for none.
+    """
+
+    def __init__(self, trace: Trace, fixed: Mapping[str, str]) -> None:
+        self.trace, self.fixed = trace, fixed
+        self.units = trace.record.units()
+        self.element_of = torch.full_like(self.units, -1)
+        self.all: list[Element] = []
+        self._counts: dict[int, dict[int, dict[int, int]]] = {}
+        for number, producers in enumerate(self._groups()):
+            rows = self._entries(producers[0])
+            order = list(dict.fromkeys(rows.tolist()))
+            element = Element(self._name(producers[0]), len(order))
+            self.all.append(element)
+            unit = torch.full_like(self.units, -1)  # the unit's number by representative label
+            for producer in producers:
+                self.element_of[self._entries(producer)] = number
+            unit[torch.tensor(order)] = torch.arange(len(order))
+            try:
+                self._check(element, producers, unit, number)
+                self._locate(element, producers, unit)
+            except _RefusedError as reason:
+                element.reason = str(reason)
+        self.element_of = self.element_of[self.units]
+        self.along = self._parameter_counts()
+
+    def _groups(self) -> list[list[Owner]]:
+        """Producers that have units in common, in order of use."""
+        groups: list[tuple[list[Owner], set[int]]] = []
+        for owner in self.trace.record.owners:
+            if not owner.produces:
+                continue
+            members, units = [owner], set(self._entries(owner).tolist())
+            for group in [group for group in groups if group[1] & units]:
+                groups.remove(group)
+                members = group[0] + members
+                units |= group[1]
+            groups.append((members, units))
+        ordered = [sorted(members, key=lambda owner: owner.start) for members, _ in groups]
+        return sorted(ordered, key=lambda members: members[0].start)
+
+    def _name(self, producer: Owner) -> str:
+        """The producer's; with the dimension if two elements are made by one tensor."""
+        name = _short(producer)
+        return f"{producer.name}:{producer.dim}" if any(other.name == name for other in self.all) else name
+
+    def _entries(self, owner: Owner) -> Tensor:
+        """The unit of each entry of an owner, by representative label."""
+        return self.units[owner.start : owner.start + owner.count].view(owner.shape)
+
+    def _check(self, element: Element, producers: list[Owner], unit: Tensor, number: int) -> None:
+        for producer in producers:
+            if producer.name in self.fixed:
+                raise _RefusedError(f"{_short(producer)}, which makes its units, {self.fixed[producer.name]}")
+        for labels, reason in self.trace.record.refusals:
+            if bool((self.element_of[self.units[labels]] == number).any()):
+                raise _RefusedError(reason)
+        for producer in producers:
+            units = unit[self._entries(producer)]
+            if bool((units < 0).any()) or len(distinct(units)) < element.width:
+                raise _RefusedError(f"its units don't correspond one to one to the rows of {_short(producer)}")
+            if index_of(units, element.width) is None:
+                raise _RefusedError(f"its units own different numbers of rows of {_short(producer)}")
+
+    def _locate(self, element: Element, producers: list[Owner], unit: Tensor) -> None:
+        """Find every tensor dimension in which the units own positions."""
+        made = {producer.name for producer in producers}
+        makers = {producer.module for producer in producers}
+        for producer in producers:
+            self._part(element, "producer", producer.name, producer.dim or 0, unit[self._entries(producer)])
+        for owner in self.trace.record.owners:
+            units = unit[self._entries(owner)]
+            if owner.produces or not bool((units >= 0).any()):
+                continue
+            role: Role = "producer" if owner.module in makers and owner.tensor.startswith("bias") else "carrier"
+            if owner.dim is not None:
+                self._part(element, role, owner.name, owner.dim, units)
+                continue
+            dim = unit_axis(units)
+            if dim is None:
+                raise _RefusedError(f"its units lie along more than one dimension of {owner.name}")
+            along = units.movedim(dim, 0).reshape(units.shape[dim], -1)
+            self._part(element, role, owner.name, dim, along.amax(1))
+        for use in self.trace.uses:
+            units = unit[self.units[use.columns]]
+            if bool((units >= 0).any()):
+                if use.weight in self.fixed:
+                    name = use.weight.removesuffix(".weight")
+                    raise _RefusedError(f"{name}, which reads its units, {self.fixed[use.weight]}")
+                self._part(element, "consumer", use.weight, use.in_dim, units)
+        element.parts.sort(key=lambda part: ("producer", "carrier", "consumer").index(part.role))
+        if not any(part.role == "consumer" or part.tensor in made for part in element.parts):
+            raise _RefusedError("no linear map reads its units")
+
+    def _part(self, element: Element, role: Role, tensor: str, dim: int, units: Tensor) -> None:
+        index = index_of(units, element.width)
+        if index is None:
+            raise _RefusedError(f"its units own different numbers of positions in {tensor}")
+        for part in element.parts:
+            if (part.tensor, part.dim) == (tensor, dim):
+                if not torch.equal(part.index, index):
+                    raise _RefusedError(f"{tensor} meets its units in two ways")
+                if part.role == "carrier" or role == "consumer":
+                    element.parts[element.parts.index(part)] = Part(role, tensor, dim, index)
+                return
+        element.parts.append(Part(role, tensor, dim, index))
+
+    # -- sizes
+
+    def _parameter_counts(self) -> dict[str, dict[int, dict[int, int]]]:
+        """Positions per unit by tensor, dimension and element."""
+        found: dict[str, dict[int, dict[int, int]]] = {}
+        for number, element in enumerate(self.all):
+            for part in element.parts:
+                found.setdefault(part.tensor, {}).setdefault(part.dim, {})[number] = part.index.shape[1]
+        return found
+
+    def counts(self, tensor: Shaped) -> dict[int, dict[int, int]]:
+        """Positions per unit of a tensor as it was seen, by dimension and element.
+
+        A count of 0 says that only some of the element's units lie there, so that its size can't be told.
+        """
+        if tensor.name is not None:
+            return self.along.get(tensor.name, {})
+        key = id(tensor)
+        if key not in self._counts:
+            found: dict[int, dict[int, int]] = {}
+            for coat in tensor.coats:
+                self._count(coat, found)
+            self._counts[key] = found
+        return self._counts[key]
+
+    def _count(self, coat: Tensor, found: dict[int, dict[int, int]]) -> None:
+        for dim in range(coat.dim()):  # one position of what doesn't vary is enough
+            if coat.shape[dim] > 1 and coat.stride(dim) == 0:
+                coat = coat.narrow(dim, 0, 1)
+        units = self.units[coat.cpu()]
+        for dim in varying(units):
+            others = [other for other in range(units.dim()) if other != dim]
+            along = units.amax(others) if others else units
+            for number in distinct(self.element_of[along]).tolist():
+                if number >= 0:
+                    here = along[self.element_of[along] == number]
+                    width, present = self.all[number].width, len(distinct(here))
+                    regular = present == width and len(here) % width == 0
+                    found.setdefault(dim, {})[number] = len(here) // width if regular else 0
+
+
+def _short(owner: Owner) -> str:
+    """A map's name: the module's where the tensor is its weight."""
+    return owner.module if owner.tensor == "weight" and owner.module else owner.name

@@ -1,0 +1,161 @@
+"""Rules for whole layers, where single operations don't say what the layer does; also for a user's own layer type.
+
+A rule is a function of one `Visit` of the layer. This one is for a linear layer that keeps its weight as (in, out) and
+applies it by an operation that isn't understood:
+
+    @senn.structure.layer_rule(MyLinear)
+    def my_linear(visit):
+        visit.reads("weight", dim=0)
+        visit.makes("weight", dim=1)
+        visit.makes("bias", dim=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from senn import batch
+from senn.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from senn.structure.trace import Trace
+
+LayerRule = Callable[["Visit"], None]
+_RULES: dict[type[nn.Module], LayerRule] = {}
+
+
+def layer_rule(*types: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
+    """Register what a layer does to units, for layers of exactly these types; the operations inside aren't looked at."""
+
+    def register(rule: LayerRule) -> LayerRule:
+        _RULES.update(dict.fromkeys(types, rule))
+        return rule
+
+    return register
+
+
+def leaf_rule(module: nn.Module) -> LayerRule | None:
+    """The rule of a layer, if it has one."""
+    if (rule := _RULES.get(type(module))) is not None:
+        return rule
+    own = [name for name, _ in module.named_parameters()]
+    if "RMSNorm" in type(module).__name__ and own in (["weight"], []):
+        return rms_norm  # every library has one of its own, made of single operations
+    return None
+
+
+@dataclass(eq=False)
+class Visit:
+    """One run of a layer, from its first tensor argument to its first output tensor.
+
+    Attributes:
+        trace: what has been seen so far.
+        name: of the layer.
+        module: the layer.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        output: what it returned.
+    """
+
+    trace: Trace
+    name: str
+    module: nn.Module
+    args: Any
+    kwargs: Any
+    output: Any
+    _dressed: bool = field(default=False)
+
+    @property
+    def source(self) -> Tensor:
+        """The first tensor that went in."""
+        return batch.tensors([self.args, self.kwargs])[0]
+
+    @property
+    def result(self) -> Tensor:
+        """The first tensor that came out."""
+        return batch.tensors(self.output)[0]
+
+    def reads(self, tensor: str, dim: int, axis: int = -1) -> None:
+        """The layer's tensor reads the units along one axis of the input with its positions along `dim`."""
+        from senn.structure.maps import columns_of
+
+        axis %= self.source.dim()
+        columns, _ = columns_of(self.trace, self.source, axis)
+        name = self._full(tensor)
+        self._check(name, tensor, dim, len(columns))
+        rank = self.module.get_parameter(tensor).dim()
+        other = next((d for d in range(rank) if d != dim), dim)
+        self.trace.use(name, columns, self.source, in_dim=dim, out_dim=other, axis=axis, plain=False)
+
+    def makes(self, tensor: str, dim: int, axis: int = -1) -> None:
+        """Positions along `dim` of the layer's tensor make the units along one axis of the output."""
+        self._mark(self.trace.produce(self._full(tensor), dim), tensor, dim, axis)
+
+    def carries(self, tensor: str, dim: int, axis: int = -1) -> None:
+        """Positions along `dim` of the layer's tensor go along with the units along one axis, one by one."""
+        if not self._dressed:
+            self.passes()
+        self._mark(self.trace.carry(self._full(tensor), dim), tensor, dim, axis)
+
+    def passes(self) -> None:
+        """The output has the units of the input, entry by entry."""
+        if self.result.shape != self.source.shape:
+            raise UnsupportedError(f"the rule of {self.name} says that units pass, but the output has another shape")
+        self.trace.dress(self.result, [coat.clone() for coat in self.trace.coats(self.source)])
+        self._dressed = True
+
+    def normalises(self, kind: Literal["layer", "rms"], weight: str | None = "weight") -> None:
+        """The layer divides all units of the last axis by their common spread (`layer`: less their mean)."""
+        held = None if weight is None else self.module.get_parameter(weight)
+        for coat in self.trace.coats(self.source):
+            if bool(coat.any()):
+                self.trace.note_norm(held, kind, coat)
+
+    def _mark(self, labels: Tensor, tensor: str, dim: int, axis: int) -> None:
+        from senn.structure.maps import spread
+
+        axis %= self.result.dim()
+        self._check(self._full(tensor), tensor, dim, self.result.shape[axis])
+        marked = spread(labels, axis, self.result)
+        if self._dressed:
+            for coat in self.trace.coats(self.result):
+                self.trace.record.unite(coat, marked)
+        else:
+            self.trace.dress(self.result, [marked])
+        self._dressed = True
+
+    def _full(self, tensor: str) -> str:
+        return f"{self.name}.{tensor}" if self.name else tensor
+
+    def _check(self, name: str, tensor: str, dim: int, size: int) -> None:
+        shape = self.module.get_parameter(tensor).shape
+        if dim >= len(shape) or shape[dim] != size:
+            raise UnsupportedError(f"the rule of {self.name} gives {name} {size} units along dimension {dim} of {tuple(shape)}")
+
+
+def rms_norm(visit: Visit) -> None:
+    """Root mean square normalisation over the last axis."""
+    trace, source = visit.trace, visit.source
+    weight = visit.module._parameters.get("weight")
+    from senn.structure.labels import varying
+    from senn.structure.rules import pinned
+
+    last, coats = source.dim() - 1, []
+    for coat in trace.coats(source):
+        along = varying(coat)
+        if last not in along:
+            coats.append(coat)
+        elif along == {last}:
+            if weight is not None:
+                trace.record.unite(coat, trace.labels(weight).expand_as(coat))
+            trace.note_norm(weight, "rms", coat)
+            coats.append(coat)
+        else:
+            coats.append(pinned(trace, coat, {last}))
+    trace.reached.update(id(p) for p in visit.module.parameters())
+    trace.dress(visit.result, [torch.clone(coat) for coat in coats])
