@@ -368,12 +368,14 @@ def _followed(trace: Trace) -> Iterator[None]:
     def leave(name: str, rule: Any) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             trace.silenced -= rule is not None
-            if rule is not None and not trace.silenced and output is not None:
-                rule(Visit(trace, name, module, args, kwargs, output))
-            trace.path.pop()
-            given = batch.tensors([args, kwargs])
-            if len(given) == 1 and isinstance(output, Tensor) and output.shape == given[0].shape and not trace.silenced:
-                trace.passages.append(Passage(name, trace.coats(given[0]), trace.coats(output)))
+            with torch._C.DisableTorchFunction():  # looking at sizes here is none of the forward's business
+                if rule is not None and not trace.silenced and output is not None:
+                    rule(Visit(trace, name, module, args, kwargs, output))
+                trace.path.pop()
+                given = batch.tensors([args, kwargs])
+                alike = len(given) == 1 and isinstance(output, Tensor) and output.shape == given[0].shape
+                if alike and not trace.silenced:
+                    trace.passages.append(Passage(name, trace.coats(given[0]), trace.coats(output)))
 
         return hook
 
