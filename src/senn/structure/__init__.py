@@ -1,7 +1,7 @@
 """What in a module can change size: spaces (hidden dimensions), sites (places for a new layer) and blocks."""
 
 from senn.structure.analysis import analyse
-from senn.structure.explain import explain
+from senn.structure.words import explain
 from senn.structure.leaves import Visit, layer_rule
 from senn.structure.spaces import (
     Attribute,

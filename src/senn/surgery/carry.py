@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
-from senn.curvature.capture import Inputs
+from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
 from senn.structure.spaces import Structure
 from senn.surgery.layout import Layout, corner, place
-from senn.surgery.moves import Insert, Move
-from senn.surgery.plan import Plan, find_tensor, join, plan
+from senn.surgery.moves import Append, Insert, Move
+from senn.surgery.plan import BEFORE, Compensation, Entries, Plan, find_tensor, join, plan
 from senn.surgery.verify import calibrate
 
 # What a new channel of a normalisation starts with; other carriers take the mean of the units there are.
@@ -34,11 +35,19 @@ class Resized:
 
 @dataclass(frozen=True, eq=False)
 class Inserted:
-    """A layer that was put before a linear map."""
+    """A layer that was put before a linear map, or after a block.
+
+    Attributes:
+        site: the map's or block's name.
+        modules: the new modules.
+        beside: the parameter beside which the layer's stand in an optimizer.
+        after: whether they stand after it.
+    """
 
     site: str
     modules: tuple[nn.Module, ...]
-    linear: nn.Linear
+    beside: nn.Parameter
+    after: bool
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -62,6 +71,10 @@ class Journal:
     inserted: list[Inserted] = field(default_factory=list)
     uncalibrated: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
 
+    def now(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The parameter that takes another's place, or that one itself."""
+        return self.resized[parameter].new if parameter in self.resized else parameter
+
     def commit(self) -> None:
         """Put every new object in its place."""
         for container, key, _, new in self.swaps:
@@ -75,7 +88,7 @@ class Journal:
     def in_place(self) -> bool:
         """Whether every new object still stands where it was put (attributes are small integers: equal, not same)."""
         return all(
-            container.get(key) == new if isinstance(new, int) else container.get(key) is new
+            container.get(key) == new if isinstance(new, int | float | tuple) else container.get(key) is new
             for container, key, _, new in self.swaps
         )
 
@@ -130,8 +143,11 @@ def prepare(model: nn.Module, todo: Plan) -> Journal:
             journal.resized[old] = Resized(new, layouts)
         journal.swaps += [(container, key, old, new) for container, key in holders[id(old)]]
     _attributes(model, todo, journal)
+    _flat_weights(model, journal)
     for move in todo.inserts:
         _insert(model, move, journal)
+    for append in todo.appends:
+        _append(model, append, journal)
     journal.uncalibrated = _uncalibrated(model, todo)
     return journal
 
@@ -161,14 +177,9 @@ def _values(model: nn.Module, todo: Plan, olds: Mapping[str, Tensor]) -> dict[st
     """New values by full tensor name: extended, compensated, cut, and inserted layers folded in."""
     values = {name: _extended(model, name, old.detach(), todo) for name, old in olds.items()}
     for item in todo.compensations:
-        weight, bias = values[join(item.module, "weight")], values.get(join(item.module, "bias"))
-        coefficients = item.coefficients.to(weight.device, torch.float64)
-        kept = item.kept.to(weight.device)
-        gone = weight.index_select(1, item.gone.to(weight.device)).double()
-        sums = weight.index_select(1, kept).double() + gone @ coefficients[:, :-1]
-        weight.index_copy_(1, kept, sums.to(weight.dtype))
-        if bias is not None:
-            bias.copy_(bias.double() + gone @ coefficients[:, -1])
+        _compensate(item, values)
+    for name, factor in todo.scales.items():
+        values[name] = values[name] * factor
     for name, value in values.items():
         for dim, layout in todo.layouts[name].items():
             if not layout.appends:
@@ -177,6 +188,21 @@ def _values(model: nn.Module, todo: Plan, olds: Mapping[str, Tensor]) -> dict[st
     for move in todo.inserts:
         _fold(model, move, values)
     return values
+
+
+def _compensate(item: Compensation, values: dict[str, Tensor]) -> None:
+    """Let the columns that stay take over from those that go (new rows and columns stand at the ends)."""
+    one = item.map
+    weight, bias = values[one.weight], values.get(one.bias or "")
+    front = weight.movedim((one.out_dim, one.in_dim), (0, 1))
+    matrix = front.flatten(1)
+    coefficients = item.coefficients.to(weight.device, torch.float64)
+    kept = item.kept.to(weight.device)
+    gone = matrix.index_select(1, item.gone.to(weight.device)).double()
+    sums = matrix.index_select(1, kept).double() + gone @ coefficients[:, :-1]
+    front.copy_(matrix.index_copy(1, kept, sums.to(weight.dtype)).view(front.shape))
+    if bias is not None:
+        bias.copy_(bias.double() + gone @ coefficients[:, -1])
 
 
 def _extended(model: nn.Module, name: str, old: Tensor, todo: Plan) -> Tensor:
@@ -188,16 +214,39 @@ def _extended(model: nn.Module, name: str, old: Tensor, todo: Plan) -> Tensor:
     for entry in todo.entries.get(name, ()):
         size = [entry.count if dim == entry.dim else size for dim, size in enumerate(old.shape)]
         region = corner(value.narrow(entry.dim, entry.offset, entry.count), size)
-        region.copy_(_neutral(model, name, old, entry.dim) if entry.values is None else entry.values)
+        region.copy_(_new_entries(model, name, old, entry))
     return value
 
 
-def _neutral(model: nn.Module, name: str, old: Tensor, dim: int) -> Tensor:
+def _new_entries(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Tensor:
+    """The values of new entries, or what broadcasts to them."""
+    if entry.values is not None:
+        return entry.values
+    if entry.how == "neutral":
+        return _neutral(model, name, old, entry)
+    if entry.how == "zero":
+        return old.new_zeros(())
+    if entry.how == "mean":
+        units = old.index_select(entry.dim, entry.index.flatten().to(old.device))
+        return units.double().mean(entry.dim, keepdim=True).to(old.dtype)
+    return _in_turn(old, entry)
+
+
+def _in_turn(old: Tensor, entry: Entries) -> Tensor:
+    """The old units' entries one after the other, from the first one again."""
+    width, k = entry.index.shape
+    return old.index_select(entry.dim, entry.index[torch.arange(entry.count // k) % width].flatten().to(old.device))
+
+
+def _neutral(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Tensor:
     """What a new unit's carrier starts with when the move doesn't say."""
     path, _, key = name.rpartition(".")
-    if isinstance(model.get_submodule(path), _NormBase) and key in _NEUTRAL_NORM:
+    module = model.get_submodule(path)
+    if isinstance(module, _NormBase | nn.GroupNorm) and key in _NEUTRAL_NORM:
         return old.new_tensor(_NEUTRAL_NORM[key])
-    return old.double().mean(dim, keepdim=True).to(old.dtype)
+    if isinstance(module, _ConvNd):
+        return _in_turn(old, entry)
+    return old.double().mean(entry.dim, keepdim=True).to(old.dtype)
 
 
 def _fold(model: nn.Module, move: Insert, values: dict[str, Tensor]) -> None:
@@ -233,25 +282,57 @@ def _successor(name: str, old: Tensor, value: Tensor, layouts: Mapping[int, Layo
 
 
 def _attributes(model: nn.Module, todo: Plan, journal: Journal) -> None:
-    for (path, attribute), change in todo.attributes.items():
+    """New values of Python numbers: plain integers, items of tuples, and what normalisations add to a variance."""
+    items: dict[tuple[str, str], dict[int | None, int]] = defaultdict(dict)
+    for (path, attribute, item), change in todo.attributes.items():
+        items[path, attribute][item] = change
+    for (path, attribute), changes in items.items():
         held = model.get_submodule(path).__dict__
         old = held.get(attribute)
-        if not isinstance(old, int):
+        if isinstance(old, tuple | list) and None not in changes:
+            new: Any = type(old)(value + changes.get(place, 0) for place, value in enumerate(old))
+        elif isinstance(old, int) and not isinstance(old, bool) and None in changes:
+            new = old + changes[None]
+        else:
             raise UnsupportedError(f"attribute '{attribute}' of '{path}' is no plain integer and can't be rewritten")
-        journal.swaps.append((held, attribute, old, old + change))
+        journal.swaps.append((held, attribute, old, new))
+    for (path, attribute), factor in todo.factors.items():
+        held = model.get_submodule(path).__dict__
+        journal.swaps.append((held, attribute, held[attribute], held[attribute] * factor))
+
+
+def _flat_weights(model: nn.Module, journal: Journal) -> None:
+    """Recurrent layers keep a list of their parameters besides."""
+    new = {id(old): new for _, _, old, new in journal.swaps if isinstance(old, Tensor)}
+    for module in model.modules():
+        flat = module.__dict__.get("_flat_weights")
+        if isinstance(module, nn.RNNBase) and any(id(weight) in new for weight in flat or ()):
+            swapped = [new.get(id(weight), weight) for weight in flat]
+            journal.swaps.append((module.__dict__, "_flat_weights", flat, swapped))
 
 
 def _insert(model: nn.Module, move: Insert, journal: Journal) -> None:
     path, _, key = move.site.rpartition(".")
     parent, linear = model.get_submodule(path), model.get_submodule(move.site)
-    if not isinstance(linear, nn.Linear):
-        raise UnsupportedError(f"'{move.site}' is a {type(linear).__name__}; layers are inserted before Linear maps")
+    if not isinstance(linear, BEFORE):
+        raise UnsupportedError(f"'{move.site}' is a {type(linear).__name__} in one copy of the model")
     layer = copy.deepcopy(move.layer).to(linear.weight.device, linear.weight.dtype).train(linear.training)
     modules = tuple(layer.children()) if type(layer) is nn.Sequential else (layer,)
     stack = nn.Sequential(*modules, linear)
     stack.training = linear.training
     journal.swaps.append((parent._modules, key, linear, stack))
-    journal.inserted.append(Inserted(move.site, modules, linear))
+    journal.inserted.append(Inserted(move.site, modules, journal.now(linear.weight), after=False))
+
+
+def _append(model: nn.Module, move: Append, journal: Journal) -> None:
+    path, _, key = move.block.rpartition(".")
+    parent, block = model.get_submodule(path), model.get_submodule(move.block)
+    last = [*block.parameters()][-1]
+    added = copy.deepcopy(move.copy).to(last.device, last.dtype).train(block.training)
+    stack = nn.Sequential(block, added)
+    stack.training = block.training
+    journal.swaps.append((parent._modules, key, block, stack))
+    journal.inserted.append(Inserted(move.block, (added,), journal.now(last), after=True))
 
 
 def _uncalibrated(model: nn.Module, todo: Plan) -> list[tuple[nn.Module, Tensor]]:
@@ -262,7 +343,7 @@ def _uncalibrated(model: nn.Module, todo: Plan) -> list[tuple[nn.Module, Tensor]
         if key != "running_mean":
             continue
         layout = todo.layouts[name][0]
-        added = [torch.arange(e.offset, e.offset + e.count) for e in entries if e.values is None]
+        added = [torch.arange(e.offset, e.offset + e.count) for e in entries if e.how == "neutral"]
         if added:
             places = torch.isin(layout.order, torch.cat(added)).nonzero().flatten()
             found.append((model.get_submodule(path), places))

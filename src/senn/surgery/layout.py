@@ -49,6 +49,7 @@ class LayoutDraft:
     size: int
     anchors: list[Tensor] = field(default_factory=list)
     gone: list[Tensor] = field(default_factory=list)
+    newcomers: list[tuple[Slot, int, int]] = field(default_factory=list)
 
     def add(self, slot: Slot, units: int) -> tuple[int, int]:
         """Make room for new units behind the slot's last one; returns (offset, count) of the new positions.
@@ -59,6 +60,7 @@ class LayoutDraft:
         offset = self.size + self.added
         anchors = _anchors(slot).repeat(units)
         self.anchors.append(anchors)
+        self.newcomers.append((slot, offset, len(anchors)))
         return offset, len(anchors)
 
     def remove(self, positions: Tensor) -> None:

@@ -25,7 +25,9 @@ class Widen:
         values: new entries for producer and carrier slots by full tensor name; the shape is the tensor's
             with `units * k` along the slot's dimension (a unit's k positions side by side). A
             carrier that is not named takes its module's neutral value (BatchNorm: 1, 0, 0, 1, then
-            running statistics from the probe batch; PReLU: mean slope; Rational: mean of the units).
+            running statistics from the probe batch; depthwise filters: those there are in turn; others: mean of the units).
+            Of `quiet` slots (`Slot.quiet`) it is the consumers' that can be given (else existing columns in turn), and
+            the producers' follow from the normalisation.
     """
 
     space: str
@@ -40,10 +42,10 @@ class Prune:
     Attributes:
         space: the space's name.
         units: which units go.
-        compensation: by consumer module name, coefficients (gone columns, kept columns + 1): with W_gone the
-            weights of the columns that go, W_kept += W_gone @ coefficients[:, :-1] and
-            b += W_gone @ coefficients[:, -1] (the last column must be zero where there is no bias). Gone
-            columns stand in the order of `slot.index[units].flatten()`, kept ones as in the weight.
+        compensation: by consuming map's name, coefficients (gone columns, kept columns + 1) for its matrix: with W_gone
+            the columns that go, W_kept += W_gone @ coefficients[:, :-1] and b += W_gone @ coefficients[:, -1] (the
+            last column must be zero where there is no bias). Gone columns stand in the order of
+            `columns(slot, taps)[units].flatten()`, kept ones as in the matrix.
     """
 
     space: str
@@ -71,4 +73,18 @@ class Insert:
     shift: Tensor | None = None
 
 
-Move = Widen | Prune | Insert
+@dataclass(frozen=True, eq=False)
+class Append:
+    """Put a block after a residual block: it becomes `Sequential(block, copy)` under the same name.
+
+    Attributes:
+        block: name of the block (`Structure.blocks`).
+        copy: the new module, of one tensor to one of the same shape, silent: it changes nothing now. Each carrying out
+            uses a fresh deepcopy.
+    """
+
+    block: str
+    copy: nn.Module
+
+
+Move = Widen | Prune | Insert | Append

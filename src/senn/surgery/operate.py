@@ -9,15 +9,15 @@ from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from senn.curvature.capture import Inputs
+from senn.batch import Inputs
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.structure.spaces import Structure
+from senn.surgery.afterwards import afterwards
 from senn.surgery.carry import Journal, prepare
-from senn.surgery.moves import Insert, Move, Prune
+from senn.surgery.moves import Append, Insert, Move, Prune
 from senn.surgery.optimizer import Snapshot, carry, check_holds, unwrap
 from senn.surgery.plan import plan
 from senn.surgery.verify import (
@@ -31,6 +31,10 @@ from senn.surgery.verify import (
 )
 
 
+WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"))
+"""Classes that hold a model and remember its parameters."""
+
+
 @dataclass(eq=False)
 class Receipt:
     """What an operation did, and the way back.
@@ -40,12 +44,14 @@ class Receipt:
         output_change: largest relative change of the outputs on the probe batch; None without one.
         loss_before: None if no loss was given.
         loss_after: likewise.
+        structure: of the model now; None if something was inserted, which asks for a new analysis.
     """
 
     moves: tuple[Move, ...]
     output_change: float | None = None
     loss_before: float | None = None
     loss_after: float | None = None
+    structure: Structure | None = None
     _models: tuple[nn.Module, ...] = field(default=(), repr=False)
     _journals: list[Journal] = field(default_factory=list, repr=False)
     _snapshot: Snapshot | None = field(default=None, repr=False)
@@ -115,10 +121,8 @@ def operate(
         SennError: moves, structure or optimizer don't fit the model; nothing was changed.
         SurgeryError: the change failed or didn't pass its verification, and everything was given back.
     """
-    if isinstance(model, DistributedDataParallel):
-        raise UnsupportedError(
-            "a DistributedDataParallel model can't be resized: change the module inside and wrap it anew"
-        )
+    if (kind := type(model).__name__) in WRAPPERS:
+        raise UnsupportedError(f"a {kind} model can't be resized: change the module inside and wrap it anew")
     copies = [copy.module if isinstance(copy, AveragedModel) else copy for copy in averaged]
     operation = _Operation(model, tuple(copies), tuple(moves), probe, loss, loss_limit, tolerance)
     try:
@@ -165,6 +169,7 @@ class _Operation:
         if optimizer is not None:
             carry(optimizer, journals[0], self.model, names)
         receipt = Receipt(self.moves, loss_before=loss_before, _journals=journals, _snapshot=snapshot)
+        receipt.structure = afterwards(structure, todo)
         if self.probe is not None:
             receipt.output_change = self._compare(everyone, journals, before, self.probe)
         receipt.loss_after = self._loss()
@@ -208,5 +213,11 @@ def _take_back(journals: Sequence[Journal], snapshot: Snapshot | None) -> None:
 
 
 def _places(moves: Sequence[Move]) -> str:
-    places = dict.fromkeys(move.site if isinstance(move, Insert) else move.space for move in moves)
+    places = dict.fromkeys(map(_place, moves))
     return ", ".join(f"'{place}'" for place in places) or "nothing"
+
+
+def _place(move: Move) -> str:
+    if isinstance(move, Insert):
+        return move.site
+    return move.block if isinstance(move, Append) else move.space

@@ -116,7 +116,8 @@ def _exchange(params: list[nn.Parameter], journal: Journal) -> None:
     params[:] = [journal.resized[p].new if p in journal.resized else p for p in params]
     for inserted in journal.inserted:
         for place_, parameter in enumerate(params):
-            if parameter is inserted.linear.weight:
+            if parameter is inserted.beside:
+                place_ += inserted.after
                 params[place_:place_] = inserted.parameters
                 break
 
@@ -142,7 +143,7 @@ def _check_joined(optimizer: Optimizer, journal: Journal) -> None:
         if not inserted.parameters:
             continue
         for group in optimizer.param_groups:
-            if any(parameter is inserted.linear.weight for parameter in group["params"]):
+            if any(parameter is inserted.beside for parameter in group["params"]):
                 starts = _starts(optimizer, group, inserted.parameters)
                 if isinstance(optimizer, SGD) and group["fused"] and _has_momentum(optimizer, group):
                     # Its kernel wants a momentum of all parameters or of none; others start a late one by themselves.

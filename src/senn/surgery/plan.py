@@ -11,31 +11,50 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
-from senn.structure.spaces import Site, Slot, Space, Structure
+from senn.structure.spaces import LinearMap, Site, Slot, Space, Structure, columns
 from senn.surgery.layout import Layout, LayoutDraft
-from senn.surgery.moves import Insert, Move, Prune, Widen
+from senn.surgery.moves import Append, Insert, Move, Prune, Widen
+
+
+BEFORE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Modules before which a layer can be inserted."""
+
+How = Literal["given", "neutral", "mean", "zero", "cycle"]
 
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """New entries along one dimension of a tensor; None stands for the module's neutral value."""
+    """New entries along one dimension of a tensor.
+
+    Attributes:
+        dim: the dimension.
+        offset: number of the first new position.
+        count: of new positions.
+        how: as given; the module's neutral value; the mean of the old units' entries; zero; or the old units' entries
+            in turn.
+        values: if given.
+        index: the old units' positions, (width, k).
+    """
 
     dim: int
     offset: int
     count: int
+    how: How
     values: Tensor | None
+    index: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Compensation:
-    """W_kept += W_gone @ coefficients[:, :-1], b += W_gone @ coefficients[:, -1], in old positions."""
+    """W_kept += W_gone @ coefficients[:, :-1], b += W_gone @ coefficients[:, -1], in old columns of the map's matrix."""
 
-    module: str
+    map: LinearMap
     gone: Tensor
     kept: Tensor
     coefficients: Tensor
@@ -46,22 +65,30 @@ class Plan:
     """What several moves come to.
 
     Attributes:
+        moves: as asked for.
         shapes: old shape of every tensor that is replaced, by full name.
         drafts: by full tensor name and dimension, who comes and leaves.
         layouts: the same, settled.
         entries: by full tensor name, the new producer and carrier entries.
         compensations: in the order of the moves.
         inserts: in the order of the moves.
-        attributes: by (module, attribute), how much is added.
+        appends: likewise.
+        attributes: by (module, attribute, item), how much is added.
+        scales: by full tensor name, a factor of all its entries (weights of normalisations).
+        factors: by (module, attribute), a factor of a floating-point attribute (their eps).
     """
 
+    moves: tuple[Move, ...] = ()
     shapes: dict[str, torch.Size] = field(default_factory=dict)
     drafts: dict[str, dict[int, LayoutDraft]] = field(default_factory=lambda: defaultdict(dict))
     layouts: dict[str, dict[int, Layout]] = field(default_factory=dict)
     entries: dict[str, list[Entries]] = field(default_factory=lambda: defaultdict(list))
     compensations: list[Compensation] = field(default_factory=list)
     inserts: list[Insert] = field(default_factory=list)
-    attributes: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    appends: list[Append] = field(default_factory=list)
+    attributes: dict[tuple[str, str, int | None], int] = field(default_factory=lambda: defaultdict(int))
+    scales: dict[str, float] = field(default_factory=dict)
+    factors: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 def plan(model: nn.Module, moves: Sequence[Move], structure: Structure) -> Plan:
@@ -70,16 +97,18 @@ def plan(model: nn.Module, moves: Sequence[Move], structure: Structure) -> Plan:
     Raises:
         SennError: if a move doesn't fit the model; nothing has been changed.
     """
-    result = Plan()
+    result = Plan(tuple(moves))
     left = {space.name: set(range(space.width)) for space in structure.spaces}
     for move in moves:
         if isinstance(move, Insert):
             _plan_insert(result, model, move, structure)
+        elif isinstance(move, Append):
+            _plan_append(result, model, move, structure)
         elif isinstance(move, Widen):
             _plan_widen(result, model, move, find_space(structure, move.space))
         else:
             space = find_space(structure, move.space)
-            _plan_prune(result, model, move, space, left[space.name])
+            _plan_prune(result, model, move, space, structure, left[space.name])
     for insert in result.inserts:
         if 1 in result.drafts.get(join(insert.site, "weight"), {}):
             raise SennError(f"a layer before '{insert.site}' and a change of its inputs don't go into one operation")
@@ -129,25 +158,58 @@ def _draft(result: Plan, model: nn.Module, slot: Slot) -> LayoutDraft:
 def _plan_widen(result: Plan, model: nn.Module, move: Widen, space: Space) -> None:
     if move.units < 1 or move.units % space.quantum:
         raise SennError(f"'{space.name}' widens by multiples of {space.quantum}, not by {move.units}")
-    takers = {slot.name for slot in space.slots if slot.role != "consumer"}
+    takers = {slot.name for slot in space.slots if _takes_values(slot)}
     if unknown := sorted(set(move.values) - takers):
-        raise SennError(f"values for '{unknown[0]}', which is no producer or carrier of '{space.name}'")
+        raise SennError(f"values for '{unknown[0]}', which takes none in '{space.name}'")
     for slot in space.slots:
         offset, count = _draft(result, model, slot).add(slot, move.units)
-        if slot.role == "consumer":
-            continue  # its new columns are zero: the function stays
-        values = move.values.get(slot.name)
+        values = move.values.get(slot.name) if _takes_values(slot) else None
         if values is not None:
             shape = list(result.shapes[slot.name])
             shape[slot.dim] = count
             _check_values(f"new entries of '{slot.name}'", values, shape)
-        elif slot.role == "producer":
+        elif slot.role == "producer" and not slot.quiet:
             raise SennError(f"new units of '{space.name}' need values for '{slot.name}'")
-        result.entries[slot.name].append(Entries(slot.dim, offset, count, values))
+        if (how := _how(slot, space, values)) is not None:
+            index = slot.index.cpu()
+            result.entries[slot.name].append(Entries(slot.dim, offset, count, how, values, index))
     _plan_attributes(result, space, move.units)
+    _plan_norms(result, space, move.units)
 
 
-def _plan_prune(result: Plan, model: nn.Module, move: Prune, space: Space, left: set[int]) -> None:
+def _takes_values(slot: Slot) -> bool:
+    """Whether new entries may be given: in producers and carriers, where units must be quiet in consumers instead."""
+    return (slot.role == "consumer") == slot.quiet
+
+
+def _how(slot: Slot, space: Space, values: Tensor | None) -> How | None:
+    """What new entries are; None for zero columns, which need nothing."""
+    if values is not None:
+        return "given"
+    if not slot.quiet:
+        return None if slot.role == "consumer" else "neutral"
+    if slot.role == "consumer":
+        return "cycle"
+    if any(norm.module == slot.module for norm in space.norms):
+        return "zero" if slot.tensor == "bias" else "mean"
+    return "mean" if space.norms[0].kind == "layer" else "zero"
+
+
+def _plan_norms(result: Plan, space: Space, units: int) -> None:
+    """Normalisations over the units: weight and eps make up for the new ones."""
+    for norm in space.norms:
+        fraction = space.width / (space.width + units)
+        for slot in space.slots:
+            if slot.module == norm.module and slot.tensor == "weight":
+                result.scales[slot.name] = result.scales.get(slot.name, 1.0) * math.sqrt(fraction)
+        if norm.eps is not None:
+            key = norm.module, norm.eps
+            result.factors[key] = result.factors.get(key, 1.0) * fraction
+
+
+def _plan_prune(
+    result: Plan, model: nn.Module, move: Prune, space: Space, structure: Structure, left: set[int]
+) -> None:
     for unit in move.units:
         if unit not in left:
             raise SennError(
@@ -163,39 +225,33 @@ def _plan_prune(result: Plan, model: nn.Module, move: Prune, space: Space, left:
     for slot in space.slots:
         positions = slot.index.cpu()[list(move.units)].flatten()
         _draft(result, model, slot).remove(positions)
-        if slot.role == "consumer":
-            _check_compensable(slot, move)
-            gone[slot.module].append(positions)
+        if slot.role == "consumer" and slot.map in move.compensation:
+            one = structure.map(slot.map)
+            if (one.weight, one.in_dim) != (slot.name, slot.dim):
+                raise UnsupportedError(f"compensation in '{slot.name}' along dimension {slot.dim} isn't understood")
+            gone[slot.map].append(columns(slot, one.taps)[list(move.units)].flatten())
     if unknown := sorted(set(move.compensation) - set(gone)):
         raise SennError(f"compensation for '{unknown[0]}', which is no consumer of '{space.name}'")
-    for module, coefficients in move.compensation.items():
-        _plan_compensation(result, model, module, torch.cat(gone[module]), coefficients)
+    for name, coefficients in move.compensation.items():
+        _plan_compensation(result, model, structure.map(name), torch.cat(gone[name]), coefficients)
     _plan_attributes(result, space, -len(move.units))
+    _plan_norms(result, space, -len(move.units))
 
 
-def _check_compensable(slot: Slot, move: Prune) -> None:
-    if slot.module in move.compensation and (slot.tensor != "weight" or slot.dim != 1):
-        raise UnsupportedError(f"compensation in '{slot.name}' along dimension {slot.dim} isn't understood")
-
-
-def _plan_compensation(result: Plan, model: nn.Module, module: str, gone: Tensor, coefficients: Tensor) -> None:
-    weight = find_tensor(model, join(module, "weight"))
-    if weight.dim() != 2:
-        raise UnsupportedError(f"'{module}' has a weight of {weight.dim()} dimensions, not a matrix to compensate in")
-    columns = torch.arange(weight.shape[1])
-    kept = columns[~torch.isin(columns, gone)]
-    _check_values(f"compensation in '{module}'", coefficients, [len(gone), len(kept) + 1])
-    if model.get_submodule(module)._parameters.get("bias") is not None:
-        bias = join(module, "bias")
-        result.shapes[bias] = find_tensor(model, bias).shape
+def _plan_compensation(result: Plan, model: nn.Module, one: LinearMap, gone: Tensor, coefficients: Tensor) -> None:
+    everything = torch.arange(find_tensor(model, one.weight).shape[one.in_dim] * one.taps)
+    kept = everything[~torch.isin(everything, gone)]
+    _check_values(f"compensation in '{one.name}'", coefficients, [len(gone), len(kept) + 1])
+    if one.bias is not None:
+        result.shapes[one.bias] = find_tensor(model, one.bias).shape
     elif coefficients[:, -1].any():
-        raise SennError(f"'{module}' has no bias, so the last column of its compensation must be zero")
-    result.compensations.append(Compensation(module, gone, kept, coefficients))
+        raise SennError(f"'{one.name}' has no bias, so the last column of its compensation must be zero")
+    result.compensations.append(Compensation(one, gone, kept, coefficients))
 
 
 def _plan_attributes(result: Plan, space: Space, units: int) -> None:
     for attribute in space.attributes:
-        result.attributes[attribute.module, attribute.name] += units * attribute.per_unit
+        result.attributes[attribute.module, attribute.name, attribute.item] += units * attribute.per_unit
 
 
 def _plan_insert(result: Plan, model: nn.Module, move: Insert, structure: Structure) -> None:
@@ -205,12 +261,10 @@ def _plan_insert(result: Plan, model: nn.Module, move: Insert, structure: Struct
     if type(move.layer) is nn.Sequential and not len(move.layer):
         raise SennError(f"the layer to insert before '{move.site}' is empty")
     linear = model.get_submodule(move.site)
-    if not isinstance(linear, nn.Linear):
-        raise UnsupportedError(f"'{move.site}' is a {type(linear).__name__}; layers are inserted before Linear maps")
-    holders = [(parent, name) for parent in model.modules() for name, m in parent._modules.items() if m is linear]
-    if len(holders) != 1:
-        where = "is the model itself" if linear is model else f"is held under {len(holders)} names"
-        raise UnsupportedError(f"no layer can be inserted before '{move.site}': it {where}")
+    if not isinstance(linear, BEFORE):
+        kind = type(linear).__name__
+        raise UnsupportedError(f"'{move.site}' is a {kind}; layers are inserted before linear maps and convolutions")
+    _check_held_once(model, linear, f"inserted before '{move.site}'")
     if move.right is not None:
         _check_values(f"the matrix folded into '{move.site}'", move.right, [site.features, site.features])
         _note(result, model, join(move.site, "weight"))
@@ -220,6 +274,23 @@ def _plan_insert(result: Plan, model: nn.Module, move: Insert, structure: Struct
         _check_values(f"the shift folded into '{move.site}'", move.shift, [site.features])
         _note(result, model, join(move.site, "bias"))
     result.inserts.append(move)
+
+
+def _plan_append(result: Plan, model: nn.Module, move: Append, structure: Structure) -> None:
+    if not any(block.module == move.block for block in structure.blocks):
+        known = ", ".join(repr(block.module) for block in structure.blocks) or "none"
+        raise SennError(f"there is no block '{move.block}' to append to; blocks: {known}")
+    if any(other.block == move.block for other in result.appends):
+        raise SennError(f"two blocks after '{move.block}' don't go into one operation")
+    _check_held_once(model, model.get_submodule(move.block), f"put after '{move.block}'")
+    result.appends.append(move)
+
+
+def _check_held_once(model: nn.Module, module: nn.Module, what: str) -> None:
+    holders = [name for parent in model.modules() for name, m in parent._modules.items() if m is module]
+    if len(holders) != 1:
+        where = "is the model itself" if module is model else f"is held under {len(holders)} names"
+        raise UnsupportedError(f"no layer can be {what}: it {where}")
 
 
 def _note(result: Plan, model: nn.Module, name: str) -> None:
@@ -250,8 +321,9 @@ def parameters_per_unit(model: nn.Module, space: Space) -> int:
 
 def new_parameters(model: nn.Module, structure: Structure, move: Move) -> int:
     """By how much a move changes the number of parameters; negative for a Prune."""
-    if isinstance(move, Insert):
-        return sum(parameter.numel() for parameter in move.layer.parameters())
+    if isinstance(move, Insert | Append):
+        layer = move.layer if isinstance(move, Insert) else move.copy
+        return sum(parameter.numel() for parameter in layer.parameters())
     units = move.units if isinstance(move, Widen) else -len(move.units)
     return _resized(model, find_space(structure, move.space), units)
 

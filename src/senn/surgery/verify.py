@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
-from senn.curvature.capture import Inputs, evaluating
+from senn import batch
+from senn.batch import Inputs
+from senn.curvature.capture import evaluating
 from senn.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def outputs(model: nn.Module, probe: Inputs) -> list[Tensor]:
         SurgeryError: some of them are not finite.
     """
     with undisturbed(model):
-        result = model(*probe) if isinstance(probe, tuple) else model(probe)
-    leaves = [x for x in _pytree.tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
+        result = batch.call(model, batch.copied(probe))
+    leaves = [x for x in batch.tensors(result) if x.is_floating_point()]
     if not all(leaf.isfinite().all() for leaf in leaves):
         raise SurgeryError("the outputs on the probe batch are not finite")
     return leaves

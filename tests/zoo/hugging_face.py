@@ -1,0 +1,67 @@
+"""Models of the transformers library, from small configurations."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from zoo.entry import Entry, image, words
+
+
+def _bert():
+    import transformers as T
+
+    return T.BertForSequenceClassification(
+        T.BertConfig(
+            vocab_size=17, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20,
+            max_position_embeddings=16, num_labels=5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )
+    )  # fmt: skip
+
+
+def _gpt2():
+    import transformers as T
+
+    return T.GPT2LMHeadModel(
+        T.GPT2Config(
+            vocab_size=17, n_positions=16, n_embd=12, n_layer=2, n_head=3, n_inner=20, use_cache=False,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )
+    )  # fmt: skip
+
+
+def _llama():
+    import transformers as T
+
+    return T.LlamaForCausalLM(
+        T.LlamaConfig(
+            vocab_size=17, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=16, use_cache=False,
+        )
+    )  # fmt: skip
+
+
+def _vit():
+    import transformers as T
+
+    return T.ViTForImageClassification(
+        T.ViTConfig(
+            hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20, image_size=16,
+            patch_size=4, num_labels=5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )
+    )  # fmt: skip
+
+
+def _logits(out):
+    return out.logits.flatten(1)[:, :5]
+
+
+ENTRIES = (
+    {
+        "hf bert": Entry(_bert, words(17, 8), {}, output=_logits),
+        "hf gpt2": Entry(_gpt2, words(17, 8), {}, output=_logits),
+        "hf llama": Entry(_llama, words(17, 8), {}, output=_logits),
+        "hf vit": Entry(_vit, image(3, 16), {}, output=_logits),
+    }
+    if importlib.util.find_spec("transformers")
+    else {}
+)
