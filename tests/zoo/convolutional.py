@@ -12,7 +12,7 @@ class LeNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, 4, 5, padding=2), nn.Conv2d(4, 6, 5)
-        self.fc1, self.fc2, self.fc3 = nn.Linear(6 * 25, 11), nn.Linear(11, 7), nn.Linear(7, 5)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(6 * 4, 11), nn.Linear(11, 7), nn.Linear(7, 5)
 
     def forward(self, x):
         x = F.max_pool2d(torch.tanh(self.conv1(x)), 2)
@@ -129,7 +129,11 @@ class DenseNet(nn.Module):
 class SqueezeExcite(nn.Module):
     def __init__(self, width, inner):
         super().__init__()
-        self.pool, self.reduce, self.expand = nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1)
+        self.pool, self.reduce, self.expand = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(width, inner, 1),
+            nn.Conv2d(inner, width, 1),
+        )
 
     def forward(self, x):
         return x * F.hardsigmoid(self.expand(F.relu(self.reduce(self.pool(x)))))
@@ -297,7 +301,13 @@ class Autoencoder(nn.Module):
 def sequence_net():
     return nn.Sequential(
         *(nn.Conv1d(3, 4, 3, padding=1, dilation=1), nn.BatchNorm1d(4), nn.LeakyReLU(), nn.MaxPool1d(2)),
-        *(nn.Conv1d(4, 6, 3, padding=2, dilation=2), nn.GELU(), nn.AdaptiveAvgPool1d(2), nn.Flatten(), nn.Linear(12, 5)),
+        *(
+            nn.Conv1d(4, 6, 3, padding=2, dilation=2),
+            nn.GELU(),
+            nn.AdaptiveAvgPool1d(2),
+            nn.Flatten(),
+            nn.Linear(12, 5),
+        ),
     )
 
 
@@ -343,7 +353,7 @@ ENTRIES = {
         _resnext, image(3, 16), {"conv1": 4, "blocks.0.conv1": 2, "blocks.0.conv2": 2, "blocks.0.conv3": 8}, never=OUT
     ),
     "wide resnet": Entry(
-        WideResNet, image(3, 16), {"conv": 4, "layer.0.conv1": 5, "layer.0.conv2": 6, "layer.1.conv1": 7}, never=OUT
+        WideResNet, image(3, 16), {"conv": 4, "layer.0.conv1": 5, "layer.0.convdim": 6, "layer.1.conv1": 7}, never=OUT
     ),
     "densenet": Entry(
         DenseNet, image(3, 8), {"stem": 5, "block.0.conv": 3, "block.1.conv": 4, "transition.2": 6}, never=OUT
@@ -357,8 +367,8 @@ ENTRIES = {
         never=OUT,
     ),
     "convnext": Entry(
-        ConvNeXt, image(3, 16), {"stage1.pwconv1": 10, "stage2.pwconv1": 14, "down.1": 8},
-        {"stem.0": "normalises"}, never={"head": "outputs"},
+        ConvNeXt, image(3, 16), {"stage1.pwconv1": 10, "stage2.pwconv1": 14},
+        {"stem.0": "normalises", "down.1": "normalises"}, never={"head": "outputs"},
     ),
     "unet": Entry(
         UNet, image(1, 8),
@@ -369,7 +379,7 @@ ENTRIES = {
         never={"out": "outputs"},
     ),
     "inception": Entry(Inception, image(3, 8), {"stem": 4, "one": 3, "three.0": 5, "three.2": 6, "pool.1": 2}, never=OUT),
-    "shufflenet": Entry(ShuffleNet, image(3, 8), {"stem": 4, "unit.conv1": 6}, never=OUT),
+    "shufflenet": Entry(ShuffleNet, image(3, 8), {"stem": 4, "unit.conv1": 3}, never=OUT),
     "groupnorm": Entry(GroupNormNet, image(3, 8), {"conv1": 3, "conv2": 2, "conv3": 5}, never=OUT),
     "superresolution": Entry(SuperResolution, image(1, 6), {"head": 4, "up": 3}, never={"tail": "outputs"}),
     "autoencoder": Entry(

@@ -55,13 +55,32 @@ def _logits(out):
     return out.logits.flatten(1)[:, :5]
 
 
+_BERT = {
+    f"bert.encoder.layer.{n}.{part}": k
+    for n in (0, 1)
+    for part, k in (("attention.self.query", 3), ("intermediate.dense", 20))
+}
+_GPT2 = {f"transformer.h.{n}.{part}": k for n in (0, 1) for part, k in (("attn.c_attn", 3), ("mlp.c_fc", 20))}
+_LLAMA = {f"model.layers.{n}.{part}": k for n in (0, 1) for part, k in (("self_attn.q_proj", 2), ("mlp.gate_proj", 20))}
+_VIT = {f"vit.layers.{n}.{part}": k for n in (0, 1) for part, k in (("attention.q_proj", 3), ("mlp.fc1", 20))}
 ENTRIES = (
     {
-        "hf bert": Entry(_bert, words(17, 8), {}, output=_logits),
-        "hf gpt2": Entry(_gpt2, words(17, 8), {}, output=_logits),
-        "hf llama": Entry(_llama, words(17, 8), {}, output=_logits),
-        "hf vit": Entry(_vit, image(3, 16), {}, output=_logits),
+        "hf bert": Entry(
+            _bert, words(17, 8), {**_BERT, "bert.pooler.dense": 12},
+            {"bert.embeddings.word_embeddings": "normalises"}, never={"classifier": "outputs"}, output=_logits,
+        ),
+        "hf gpt2": Entry(
+            _gpt2, words(17, 8), {**_GPT2, "transformer.wte": 12}, never={"transformer.wte.weight:0": "outputs"},
+            output=_logits,
+        ),
+        "hf llama": Entry(
+            _llama, words(17, 8), {**_LLAMA, "model.embed_tokens": 16}, never={"lm_head": "outputs"}, output=_logits
+        ),
+        "hf vit": Entry(
+            _vit, image(3, 16), {**_VIT, "vit.embeddings.patch_embeddings.projection": 12},
+            never={"classifier": "outputs"}, output=_logits,
+        ),
     }
     if importlib.util.find_spec("transformers")
     else {}
-)
+)  # fmt: skip

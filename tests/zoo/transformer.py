@@ -247,7 +247,7 @@ ENTRIES = {
     ),
     "pooling": Entry(Pooling, vectors(4, 6), {"inp": 3, "attn.out_proj": 12}, never={"out": "outputs"}),
     "mixer": Entry(
-        Mixer, image(3, 16), {"patch": 8, "blocks.0.tokens.0": 11, "blocks.0.channels.0": 13},
-        never={"head": "outputs"},
+        Mixer, image(3, 16), {"blocks.0.tokens.0": 11, "blocks.0.channels.0": 13}, {"patch": "normalises"},
+        never={"head": "outputs", "blocks.0.tokens.2": "mixes"},
     ),
 }  # fmt: skip

@@ -21,9 +21,7 @@ _OUTPUT = "its units are the model's outputs"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def analyse(
-    model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven: Structure | None = None
-) -> Structure:
+def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven: Structure | None = None) -> Structure:
     """Find what in a model can change size.
 
     Runs the model's own forward once in eval mode, without gradients, and follows which unit each entry of each

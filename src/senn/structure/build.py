@@ -111,6 +111,7 @@ class Builder:
             raise NoSolutionError(f"its units lie in {part.tensor} in an order that isn't understood")
         module, _, tensor = part.tensor.rpartition(".")
         role: Role = "producer" if quiet and self._is_made(part) else part.role
+        quiet = quiet and (role != "consumer" or part.normed)
         return Slot(role, module, tensor, part.dim, index, runs, quiet)
 
     def _is_made(self, part: Part) -> bool:
@@ -138,7 +139,9 @@ class Builder:
                 continue
             module = self.model.get_submodule(use.module)
             if not use.weighted:
-                raise NoSolutionError(f"{use.module} normalises over its units and has no weight that could make up for it")
+                raise NoSolutionError(
+                    f"{use.module} normalises over its units and has no weight that could make up for it"
+                )
             eps = next((name for name in _EPS if isinstance(getattr(module, name, None), float)), None)
             found[use.module] = Norm(use.module, "rms" if use.kind == "rms" else "layer", eps)
         if len({norm.kind for norm in found.values()}) > 1:

@@ -181,7 +181,9 @@ class Coupling:
                 own |= {count for number, count in dim.items() if number == symbol and count}
         sizes |= {amount for key, amount in change.items() if not isinstance(key, int) and key in item.keys}
         sizes |= {amount for key, amount in change.items() if isinstance(key, int) and key in item.touched}
-        own |= {count for tensor in item.tensors for dim in self.elements.counts(tensor).values() for count in dim.values()}
+        own |= {
+            count for tensor in item.tensors for dim in self.elements.counts(tensor).values() for count in dim.values()
+        }
         if not isinstance(symbol, int):
             return sorted(sizes | {size // count for size in sizes for count in own if count and size % count == 0})
         whole = {size // count for size in sizes for count in own if count and size % count == 0}
@@ -195,7 +197,9 @@ class Coupling:
             self.checks += 1
             world = Change(self.elements, change)
             try:
-                item.cache[key] = _compares(item.what, world) if isinstance(item.what, Guard) else _replays(item.what, world)
+                item.cache[key] = (
+                    _compares(item.what, world) if isinstance(item.what, Guard) else _replays(item.what, world)
+                )
             except _IrregularError:
                 item.cache[key] = False
         return item.cache[key]

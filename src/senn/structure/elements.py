@@ -20,12 +20,16 @@ from senn.structure.trace import Trace
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One dimension of one tensor in which units own positions: index is (width, k), ascending along k."""
+    """One dimension of one tensor in which units own positions: index is (width, k), ascending along k.
+
+    `normed` says of a consumer that it reads what comes straight from a normalisation of whole units, and only that.
+    """
 
     role: Role
     tensor: str
     dim: int
     index: Tensor
+    normed: bool = False
 
 
 @dataclass(eq=False)
@@ -148,12 +152,14 @@ class Elements:
                 if use.weight in self.fixed:
                     name = use.weight.removesuffix(".weight")
                     raise _RefusedError(f"{name}, which reads its units, {self.fixed[use.weight]}")
-                self._part(element, "consumer", use.weight, use.in_dim, units)
+                self._part(element, "consumer", use.weight, use.in_dim, units, normed=use.normed)
         element.parts.sort(key=lambda part: ("producer", "carrier", "consumer").index(part.role))
         if not any(part.role == "consumer" or part.tensor in made for part in element.parts):
             raise _RefusedError("no linear map reads its units")
 
-    def _part(self, element: Element, role: Role, tensor: str, dim: int, units: Tensor) -> None:
+    def _part(
+        self, element: Element, role: Role, tensor: str, dim: int, units: Tensor, *, normed: bool = False
+    ) -> None:
         index = index_of(units, element.width)
         if index is None:
             raise _RefusedError(f"its units own different numbers of positions in {tensor}")
@@ -162,9 +168,10 @@ class Elements:
                 if not torch.equal(part.index, index):
                     raise _RefusedError(f"{tensor} meets its units in two ways")
                 if part.role == "carrier" or role == "consumer":
-                    element.parts[element.parts.index(part)] = Part(role, tensor, dim, index)
+                    normed = normed and (part.role != "consumer" or part.normed)
+                    element.parts[element.parts.index(part)] = Part(role, tensor, dim, index, normed)
                 return
-        element.parts.append(Part(role, tensor, dim, index))
+        element.parts.append(Part(role, tensor, dim, index, normed))
 
     # -- sizes
 

@@ -83,6 +83,7 @@ class Visit:
     def reads(self, tensor: str, dim: int, axis: int = -1) -> None:
         """The layer's tensor reads the units along one axis of the input with its positions along `dim`."""
         from senn.structure.maps import columns_of
+        from senn.structure.trace import Held
 
         axis %= self.source.dim()
         columns, _ = columns_of(self.trace, self.source, axis)
@@ -90,11 +91,13 @@ class Visit:
         self._check(name, tensor, dim, len(columns))
         rank = self.module.get_parameter(tensor).dim()
         other = next((d for d in range(rank) if d != dim), dim)
-        self.trace.use(name, columns, self.source, in_dim=dim, out_dim=other, axis=axis, plain=False)
+        self.trace.use(Held(name, False), columns, self.source, in_dim=dim, out_dim=other, axis=axis, plain=False)
 
     def makes(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Positions along `dim` of the layer's tensor make the units along one axis of the output."""
-        self._mark(self.trace.produce(self._full(tensor), dim), tensor, dim, axis)
+        from senn.structure.trace import Held
+
+        self._mark(self.trace.produce(Held(self._full(tensor), False), dim), tensor, dim, axis)
 
     def carries(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Positions along `dim` of the layer's tensor go along with the units along one axis, one by one."""
@@ -115,6 +118,7 @@ class Visit:
         for coat in self.trace.coats(self.source):
             if bool(coat.any()):
                 self.trace.note_norm(held, kind, coat)
+                self.trace.note_normed(self.result)
 
     def _mark(self, labels: Tensor, tensor: str, dim: int, axis: int) -> None:
         from senn.structure.maps import spread
@@ -135,7 +139,9 @@ class Visit:
     def _check(self, name: str, tensor: str, dim: int, size: int) -> None:
         shape = self.module.get_parameter(tensor).shape
         if dim >= len(shape) or shape[dim] != size:
-            raise UnsupportedError(f"the rule of {self.name} gives {name} {size} units along dimension {dim} of {tuple(shape)}")
+            raise UnsupportedError(
+                f"the rule of {self.name} gives {name} {size} units along dimension {dim} of {tuple(shape)}"
+            )
 
 
 def rms_norm(visit: Visit) -> None:
@@ -154,6 +160,7 @@ def rms_norm(visit: Visit) -> None:
             if weight is not None:
                 trace.record.unite(coat, trace.labels(weight).expand_as(coat))
             trace.note_norm(weight, "rms", coat)
+            trace.note_normed(visit.result)
             coats.append(coat)
         else:
             coats.append(pinned(trace, coat, {last}))

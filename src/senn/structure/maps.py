@@ -16,7 +16,7 @@ from senn.structure.labels import varying
 from senn.structure.rules import RULES, Call, meet_plain, mixed, pinned, together, unknown
 
 if TYPE_CHECKING:
-    from senn.structure.trace import Trace
+    from senn.structure.trace import Held, Trace
 
 
 def columns_of(trace: Trace, source: Tensor, axis: int) -> tuple[Tensor, list[Tensor]]:
@@ -58,8 +58,7 @@ def matrix_product(trace: Trace, call: Call) -> None:
     bias = given["self"] if "mat1" in given else None
     held = trace.weight_of(weight)
     if held is not None and plain:
-        name, flipped = held
-        _linear(trace, call, name, source, bias, out_dim=0 if flipped else 1)
+        _linear(trace, call, held, source, bias, out_dim=0 if held.flipped else 1)
     elif trace.weight_of(source) is not None or bias is not None:
         unknown(trace, call)
     else:
@@ -72,11 +71,10 @@ def linear(trace: Trace, call: Call) -> None:
     if held is None:
         unknown(trace, call)
     else:
-        name, flipped = held
-        _linear(trace, call, name, call.arguments["input"], call.arguments["bias"], out_dim=1 if flipped else 0)
+        _linear(trace, call, held, call.arguments["input"], call.arguments["bias"], out_dim=1 if held.flipped else 0)
 
 
-def _linear(trace: Trace, call: Call, weight: str, source: Tensor, bias: Tensor | None, out_dim: int) -> None:
+def _linear(trace: Trace, call: Call, weight: Held, source: Tensor, bias: Tensor | None, out_dim: int) -> None:
     output = call.outputs[0]
     columns, beside = columns_of(trace, source, source.dim() - 1)
     trace.use(weight, columns, source, in_dim=1 - out_dim, out_dim=out_dim, axis=source.dim() - 1)
@@ -103,7 +101,7 @@ def convolution(trace: Trace, call: Call) -> None:
     if held is None:
         unknown(trace, call)
         return
-    name = held[0]
+    name = held.name
     channels, beside = columns_of(trace, source, 1)
     if beside:
         for coat in beside:
@@ -120,9 +118,16 @@ def convolution(trace: Trace, call: Call) -> None:
             if transposed:
                 channels = channels.repeat(groups)
         trace.use(
-            name, channels, source, in_dim=1 - out_dim, out_dim=out_dim, axis=1, taps=taps, plain=groups == 1 and not transposed
+            held,
+            channels,
+            source,
+            in_dim=1 - out_dim,
+            out_dim=out_dim,
+            axis=1,
+            taps=taps,
+            plain=groups == 1 and not transposed,
         )
-        rows = trace.produce(name, out_dim)
+        rows = trace.produce(held, out_dim)
         if groups > 1 and transposed:
             rows = rows.repeat(groups)
         elif groups > 1:
@@ -140,7 +145,7 @@ def embedding(trace: Trace, call: Call) -> None:
         unknown(trace, call)
         return
     output = call.outputs[0]
-    trace.dress(output, [spread(trace.produce(held[0], 1), output.dim() - 1, output)])
+    trace.dress(output, [spread(trace.produce(held, 1), output.dim() - 1, output)])
 
 
 def batched_product(trace: Trace, call: Call) -> None:

@@ -31,6 +31,7 @@ def layer_norm(trace: Trace, call: Call) -> None:
                     for carrier in trace.coats(given[key]):
                         trace.record.unite(coat, carrier.expand_as(coat))
             trace.note_norm(given.get("weight"), "layer", coat)
+            trace.note_normed(call.outputs[0])
             coats.append(coat)
         else:
             coats.append(pinned(trace, coat, along & dims))

@@ -212,8 +212,8 @@ def _meet(trace: Trace, first: Tensor, second: Tensor, along_first: set[int], al
         return first
     record = trace.record
     if along_first and along_second:
-        if along_second < along_first and not record.is_made(second):
-            return pinned(trace, first, along_second)  # a parameter that all of several groups share
+        if not record.is_made(second) and not along_first <= along_second:
+            return pinned(trace, first, along_first & along_second)  # a table that all of several groups share
         record.unite(first, second)
         return torch.where(first != 0, first, second)
     if not along_first and not along_second:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import batch
@@ -41,6 +42,7 @@ class Use:
         spatial: number of spatial dimensions of a convolution's input.
         source: coats of its input.
         uniform: whether its input has no units and is the same for all columns (zeros of a first state).
+        normed: whether its input comes straight from a normalisation of whole units.
     """
 
     weight: str
@@ -54,6 +56,30 @@ class Use:
     spatial: int
     source: list[Tensor]
     uniform: bool
+    normed: bool
+
+
+@dataclass(frozen=True)
+class Held:
+    """What part of which parameter a tensor is.
+
+    Attributes:
+        name: full name of the parameter.
+        flipped: whether it is transposed.
+        start: first position along `dim`, where only some are taken.
+        stop: one past the last; None for all.
+        dim: of the parameter as it is stored.
+    """
+
+    name: str
+    flipped: bool
+    start: int = 0
+    stop: int | None = None
+    dim: int = 0
+
+    def part(self, dim: int) -> slice:
+        """The positions taken along a dimension."""
+        return slice(self.start, self.stop) if dim == self.dim else slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +143,9 @@ class Trace:
         self._opaque: dict[int, str] = {}
         self._activation: dict[int, str] = {}
         self._parameters: dict[int, tuple[str, str, bool]] = {}
-        self._copies: dict[int, tuple[str, bool, Call]] = {}
+        self._copies: dict[int, tuple[Held, Call]] = {}
+        self._normed: set[int] = set()
+        self._history: list[tuple[list[int], list[int], bool, range]] = []
         self._tensors: dict[str, Tensor] = {}
         for name, module in model.named_modules():
             for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -146,13 +174,20 @@ class Trace:
             if key in self._parameters:
                 labels = self._entries(tensor).to(tensor.device)
             elif key in self._copies:
-                call = self._copies[key][2]
-                labels = call.func(self.labels(call.args[0]), *call.args[1:]) if _moves(call) else self.labels(call.args[0])
+                labels = self._copied(tensor, self._copies[key][1])
             else:
                 labels = torch.zeros(tensor.shape, dtype=torch.long, device=tensor.device)
             self._coats[key] = [labels]
             self._held.append(tensor)
         return self._coats[key]
+
+    def _copied(self, tensor: Tensor, call: Call) -> Tensor:
+        """Labels of a part or copy of a parameter."""
+        source = self.labels(call.args[0])
+        if call.operation not in _REARRANGING:
+            return source
+        parts = pytree.tree_leaves(call.func(source, *call.args[1:], **call.kwargs))
+        return next(part for part, output in zip(parts, call.outputs, strict=True) if output is tensor)
 
     def labels(self, tensor: Tensor) -> Tensor:
         """The first coat of a tensor."""
@@ -203,7 +238,7 @@ class Trace:
         self.refuse(tensor, f"its units meet {operation} in {self.place}, which isn't understood yet")
         key = id(tensor)
         if key in self._copies:
-            name = self._copies[key][0]
+            name = self._copies[key][0].name
             self.labelled_in.setdefault(name, f"{operation} in {self.place}")
             module = name.rpartition(".")[0]
             self.not_understood.setdefault(module or name, f"{operation} in {self.place} isn't understood yet")
@@ -214,18 +249,18 @@ class Trace:
 
     # -- maps
 
-    def weight_of(self, tensor: Tensor) -> tuple[str, bool] | None:
-        """Full name of the parameter that a tensor is, as it is or cast, and whether it is transposed; None if none."""
+    def weight_of(self, tensor: Tensor) -> Held | None:
+        """The parameter of two or more dimensions that a tensor is, as it is, cast, transposed or a part; None if none."""
         if id(tensor) in self._copies:
-            return self._copies[id(tensor)][:2]
+            return self._copies[id(tensor)][0]
         if id(tensor) in self._parameters and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
             module, key, _ = self._parameters[id(tensor)]
-            return (f"{module}.{key}" if module else key), False
+            return Held(f"{module}.{key}" if module else key, False)
         return None
 
     def use(
         self,
-        weight: str,
+        held: Held,
         columns: Tensor,
         source: Tensor,
         *,
@@ -238,18 +273,20 @@ class Trace:
         """Note that a map read `source`, whose features (along `axis`) have the labels `columns`."""
         scored = plain and (self.function is None or self.function in _READABLE)
         uniform = not bool(columns.any()) and _is_uniform(source, {axis})
+        everything = columns.new_zeros(self._tensors[held.name].shape[in_dim])
+        everything[held.part(in_dim)] = columns
         spatial = source.dim() - 2 if taps > 1 or axis == 1 < source.dim() - 1 else 0
         activation = self._activation.get(id(source))
         self.uses.append(
             Use(
-                weight, columns.cpu(), in_dim, out_dim, taps, scored, activation, self.path[-1], spatial,
-                self.coats(source), uniform,
+                held.name, everything.cpu(), in_dim, out_dim, taps, scored and held.stop is None, activation,
+                self.path[-1], spatial, self.coats(source), uniform, id(source) in self._normed,
             )
         )  # fmt: skip
 
-    def produce(self, weight: str, dim: int) -> Tensor:
+    def produce(self, held: Held, dim: int) -> Tensor:
         """Labels of what a weight makes, one for each position along `dim`."""
-        return self._along(weight, dim, produces=True)
+        return self._along(held.name, dim, produces=True)[held.part(dim)]
 
     def carry(self, name: str, dim: int) -> Tensor:
         """Labels of what goes along with units, one for each position along `dim` of a parameter."""
@@ -267,6 +304,10 @@ class Trace:
         held = None if weight is None else self._parameters.get(id(weight))
         self.norms.append(NormUse(self.path[-1] if held is None else held[0], kind, held is not None, coat))
 
+    def note_normed(self, tensor: Tensor) -> None:
+        """Note that a tensor comes straight from a normalisation of whole units."""
+        self._normed.add(id(tensor))
+
     def note_groups(self, channels: Tensor) -> None:
         """Note a normalisation of groups of channels by the module that runs now."""
         self.groups.append((self.path[-1], channels.clone()))
@@ -280,6 +321,21 @@ class Trace:
             self._activation |= {id(tensor): name for tensor in call.outputs}
 
     def complete(self) -> None:
+        """What can only be known at the end of the run."""
+        self._forgive(set(map(id, batch.tensors(self.output))))
+        self._join_uses()
+
+    def _forgive(self, live: set[int]) -> None:
+        """Drop refusals by operations whose results nothing was made of (averages of attention that nobody asked for)."""
+        dead: set[int] = set()
+        for given, made, mutates, refusals in reversed(self._history):
+            if mutates or not live.isdisjoint(made):
+                live.update(given)
+            else:
+                dead.update(refusals)
+        self.record.refusals = [one for number, one in enumerate(self.record.refusals) if number not in dead]
+
+    def _join_uses(self) -> None:
         """What a map used several times reads with one column is one unit; a first state of zeros follows it."""
         seen: dict[tuple[str, int], list[Use]] = {}
         for use in self.uses:
@@ -292,7 +348,9 @@ class Trace:
                 if use not in labelled and use.uniform:
                     use.source[0].copy_(labelled[0].columns.to(use.source[0].device).expand_as(use.source[0]))
                 elif use not in labelled:
-                    self.record.refuse(labelled[0].columns, f"{use.weight} reads its units and also a tensor that has no units")
+                    self.record.refuse(
+                        labelled[0].columns, f"{use.weight} reads its units and also a tensor that has no units"
+                    )
 
     # -- following
 
@@ -301,35 +359,75 @@ class Trace:
         self.reached.update(id(tensor) for tensor in call.tensors)
         self._held += call.outputs
         if self.silenced:
+            self._remember(call, len(self.record.refusals))
             return
         self._operation = call.operation
         if self._follow_weight(call):
+            self._remember(call, len(self.record.refusals))
             return
-        uses = len(self.uses)
+        uses, before = len(self.uses), len(self.record.refusals)
         rule_for(call.func)(self, call)
+        self._remember(call, before)
         if len(self.uses) > uses:
             return
+        dressed = [tensor for tensor in call.tensors if id(tensor) in self._coats]
+        if call.operation in _KEEPING_ZERO and dressed and all(id(t) in self._normed for t in dressed):
+            self._normed.update(id(output) for output in call.outputs)
         for tensor in call.tensors:
             if id(tensor) in self._activation:
                 for output in call.outputs:
                     self._activation.setdefault(id(output), self._activation[id(tensor)])
 
+    def _remember(self, call: Call, before: int) -> None:
+        """What the operation was made of, and which refusals it brought."""
+        given, made = ([id(tensor) for tensor in tensors] for tensors in (call.tensors, call.outputs))
+        refusals = range(before, len(self.record.refusals))
+        self._history.append((given, made, call.func._schema.is_mutable, refusals))
+
     def _follow_weight(self, call: Call) -> bool:
-        """A transposed, cast or copied weight is still the weight; False if the operation does something else."""
+        """A transposed, cast, copied weight or a part of one is still the weight; False if it is none or something else."""
         operation, args = call.operation, call.args
         if not args or not isinstance(args[0], Tensor) or (held := self.weight_of(args[0])) is None:
             return False
-        flip = operation == "t"
-        if operation in ("transpose", "permute") and args[0].dim() == 2:
-            flip = (args[1] - args[2]) % 2 == 1 if operation == "transpose" else args[1][0] % 2 == 1
-        elif operation not in ("t", "detach", "alias", "clone", "to_copy", "lift_fresh"):
+        matrix = args[0].dim() == 2
+        if operation in ("detach", "alias", "clone", "to_copy", "lift_fresh"):
+            parts = [held]
+        elif operation == "t" or (matrix and operation in ("transpose", "permute")):
+            flip = operation == "t" or (
+                (args[1] - args[2]) % 2 == 1 if operation == "transpose" else args[1][0] % 2 == 1
+            )
+            parts = [replace(held, flipped=held.flipped != flip)]
+        elif matrix and held.stop is None and operation in ("split", "split_with_sizes", "slice"):
+            parts = _parts(call, held)
+        else:
             return False
-        self._copies[id(call.outputs[0])] = (held[0], held[1] != flip, call)
+        self._copies |= {id(output): (part, call) for output, part in zip(call.outputs, parts, strict=True)}
         return True
 
 
-def _moves(call: Call) -> bool:
-    return call.operation in ("t", "transpose", "permute")
+# Operations that move the entries of a weight; and those through which what is zero stays zero.
+_REARRANGING = frozenset("t transpose permute split split_with_sizes slice".split())
+_KEEPING_ZERO = frozenset(
+    "view unsafe_view reshape t transpose permute expand unsqueeze squeeze select slice split split_with_sizes unbind clone "
+    "mean sum to_copy detach alias relu gelu silu tanh native_dropout".split()
+)
+
+
+def _parts(call: Call, held: Held) -> list[Held]:
+    """The parts that a weight is cut into."""
+    given, size = call.arguments, call.args[0].shape
+    dim = given["dim"] % 2
+    stored = 1 - dim if held.flipped else dim
+    if call.operation == "slice":
+        if given["step"] != 1:
+            return []
+        start = min(max(given["start"] or 0, 0), size[dim])
+        return [replace(held, start=start, stop=start + call.outputs[0].shape[dim], dim=stored)]
+    found, start = [], 0
+    for output in call.outputs:
+        found.append(replace(held, start=start, stop=start + output.shape[dim], dim=stored))
+        start += output.shape[dim]
+    return found
 
 
 def _serves_all(module: nn.Module) -> bool:
