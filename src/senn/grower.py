@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from senn.curvature.capture import Inputs
+from senn import batch
+from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.events import GrowthEvent, merge
@@ -45,6 +46,8 @@ class Grower:
         averaged: `AveragedModel`s of the model, which change with it.
         ignore: names of modules to leave alone.
         metric: `fisher`, or `euclidean` as in the paper.
+        output: finds, in what the model returns, the tensor that the loss takes; not needed for a tensor, for anything
+            with `logits`, and where only one tensor is floating-point.
         seed: of everything drawn at random; the global random state is left alone.
 
     Attributes:
@@ -74,6 +77,7 @@ class Grower:
         averaged: Sequence[AveragedModel] = (),
         ignore: Sequence[str] = (),
         metric: str = "fisher",
+        output: Output | None = None,
         seed: int = 0,
     ) -> None:
         _check_model(model)
@@ -94,6 +98,7 @@ class Grower:
         self.moves = tuple(moves)
         self.proposals = proposals if proposals is not None else Proposals()
         self.averaged = tuple(averaged)
+        self.output = output
         self.ignore = tuple(ignore)
         self.metric = OutputMetric(loss, metric)  # type: ignore[arg-type]
         self.events: list[GrowthEvent] = []
@@ -125,10 +130,12 @@ class Grower:
         Runs the model in eval mode, once, with two backward passes; no `.grad`, mode, hook or random state changes.
         Call it with batches from the training pass, then `grow()` without arguments.
         """
-        if not all(isinstance(x, Tensor) for x in (*(inputs if isinstance(inputs, tuple) else (inputs,)), targets)):
-            raise SennError("a batch's inputs and targets must be tensors, or a tuple of tensors for several inputs")
+        if not batch.tensors(inputs) or not isinstance(targets, Tensor):
+            raise SennError(
+                "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
+            )
         if self._structure is None:
-            self._structure = analyse(self.model, _few(inputs), ignore=self.ignore)
+            self._structure = analyse(self.model, batch.few(inputs), ignore=self.ignore)
             if not self._structure.spaces and not self._structure.sites:
                 reasons = "; ".join(f"{r.place}: {r.reason}" for r in self._structure.refused[:3])
                 raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
@@ -142,6 +149,7 @@ class Grower:
                 self._affordable,
                 self._generator,
                 self._known,
+                self.output,
             )
         loss = self._survey.add(inputs, targets, weights)
         for event in self._open:
@@ -183,10 +191,10 @@ class Grower:
         if batches is not None:
             if self.samples is None and hasattr(getattr(batches, "dataset", None), "__len__"):
                 self.samples = len(batches.dataset)  # type: ignore[attr-defined]
-            for batch in batches:
-                if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            for one in batches:
+                if not isinstance(one, tuple | list) or len(one) not in (2, 3):
                     raise SennError("a batch must be inputs, targets and perhaps weights: give a list of such batches")
-                self.observe(*batch)
+                self.observe(*one)
         if self._survey is None or not self._survey.samples:
             raise SennError("no batch has been looked at: give batches, or call observe first")
         samples = self.samples or self._survey.samples
@@ -224,10 +232,10 @@ class Grower:
             loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
         )
         previous = self.structure
-        inserted = any(c.kind == "insert" for c in accepted)
-        proven = None if inserted else previous
         try:
-            self._structure = analyse(self.model, _few(survey.probe_inputs), ignore=self.ignore, proven=proven)
+            self._structure = receipt.structure
+            if self._structure is None:  # something was inserted
+                self._structure = analyse(self.model, batch.few(survey.probe_inputs), ignore=self.ignore)
             loss_after = survey.probe_loss()
         except BaseException:  # all or nothing: an interrupt too
             receipt.undo()
@@ -266,8 +274,3 @@ def _check_model(model: object) -> None:
         raise SennError(f"the model must be a torch.nn.Module, not a {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedError("the model is compiled by TorchScript and can't change its size: give its original")
-
-
-def _few(inputs: Inputs, count: int = 8) -> Inputs:
-    """The first samples of a batch."""
-    return tuple(x[:count] for x in inputs) if isinstance(inputs, tuple) else inputs[:count]

@@ -146,7 +146,7 @@ class Menu:
         """What has been accepted, as moves for the surgery; without removals if asked."""
         moves: list[Move] = []
         for name, units in self.grown.items():
-            moves.append(select(self.draw.widen[name], units))
+            moves.append(select(self.draw.widen[name], units, self.structure.space(name)))
         for name, gone in self.removed.items() if prune else ():
             moves.append(self._removal(self.structure.space(name), sorted(gone)))
         for site, (number, units) in self.inserted.items():
@@ -228,8 +228,12 @@ class Menu:
 
     def _prune(self, space: Space) -> list[Option]:
         """The units that cost least one by one, as many as leave a width that the budget's rounding allows."""
-        slots = [slot for slot in space.of("consumer") if slot.module in self.pruning]
-        if not slots or space.name in self.grown or any(slot.module in self.inserted for slot in slots):
+        slots = space.of("consumer")
+        if (
+            not all(slot.map in self.pruning for slot in slots)
+            or space.name in self.grown
+            or any(slot.module in self.inserted for slot in slots)
+        ):
             return []
         gone = self.removed.get(space.name, [])
         left = torch.tensor([unit for unit in range(space.width) if unit not in gone])
@@ -323,10 +327,15 @@ def _bound(figures: Tensor) -> Tensor:
     return figures[1]
 
 
-def select(move: Widen, units: Sequence[int]) -> Widen:
-    """The move that adds only some of the units (each value's first dimension counts them)."""
-    index = torch.as_tensor(list(units))
-    return Widen(move.space, len(units), {name: value[index] for name, value in move.values.items()})
+def select(move: Widen, units: Sequence[int], space: Space) -> Widen:
+    """The move that adds only some of the units."""
+    chosen, values = torch.as_tensor(list(units)), {}
+    for slot in space.slots:
+        if slot.role != "consumer" and slot.name in move.values:
+            k = slot.index.shape[1]
+            index = (chosen[:, None] * k + torch.arange(k)).flatten()
+            values[slot.name] = move.values[slot.name].index_select(slot.dim, index)
+    return Widen(move.space, len(units), values)
 
 
 def _lcm(a: int, b: int) -> int:

@@ -161,13 +161,13 @@ def _persistent(module: nn.Module) -> set[str]:
     return set(module._buffers) - module._non_persistent_buffers_set
 
 
-def _attributes(module: nn.Module) -> dict[str, int | list[int]]:
+def _attributes(module: nn.Module) -> dict[str, int | float | list[int]]:
     """The module's whole numbers and tuples of them, among which are all sizes."""
-    found: dict[str, int | list[int]] = {}
+    found: dict[str, int | float | list[int]] = {}
     for name, value in vars(module).items():
         if name.startswith("_") or isinstance(value, bool):
             continue
-        if isinstance(value, int):
+        if isinstance(value, int) or (isinstance(value, float) and "eps" in name):  # growth changes these too
             found[name] = value
         elif isinstance(value, tuple | list) and value and all(type(item) is int for item in value):
             found[name] = list(value)

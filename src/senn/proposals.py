@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.nn import Rational, Residual
-from senn.structure import Site, Space, linear_map
+from senn.structure import Site, Slot, Space, linear_map, tensor_of
 from senn.surgery import Insert, Widen, parameters_per_unit
 
 SMALLEST_SPREAD = 1e-6
@@ -242,22 +242,36 @@ def draw_units(
         generator: source of randomness.
     """
     values: dict[str, Tensor] = {}
+    k = {slot.name: slot.index.shape[1] for slot in space.slots}
     wanted = recipe.units or min(max(WEIGHTS // parameters_per_unit(model, space), 64), 256)
     count = max(wanted // space.quantum, 1) * space.quantum
-    for module in dict.fromkeys(slot.module for slot in space.of("producer")):
+    for slot in space.of("producer"):
+        values[slot.name] = _alike(tensor_of(model, slot.name).detach(), slot, count, generator)
+    for module in dict.fromkeys(slot.module for slot in space.of("producer") if slot.module in inputs):
+        if f"{module}.weight" not in values:
+            continue
         linear = linear_map(model, module)
         x = inputs[module]
         old = linear.weight.detach().to(x.dtype)
         spread = float(outputs[module].std(0, correction=0).mean())
-        weight = directions(x, count, recipe.smooth, generator, old, recipe.copies)
+        weight = directions(x, count * k[f"{module}.weight"], recipe.smooth, generator, old, recipe.copies)
         weight, bias = scaled(x, weight, spread if spread > 1e-3 else 1.0, generator)
         values[f"{module}.weight"] = weight
         if linear.bias is not None:
             values[f"{module}.bias"] = bias
     for slot in space.of("carrier"):
         if isinstance(model.get_submodule(slot.module), Rational):
-            values[slot.name] = torch.randn(count, generator=generator)
+            values[slot.name] = torch.randn(count * k[slot.name], generator=generator)
     return Widen(space.name, count, values)
+
+
+def _alike(old: Tensor, slot: Slot, count: int, generator: torch.Generator) -> Tensor:
+    """Random entries spread as the existing units' are, for producers whose inputs can't be read."""
+    units = old.index_select(slot.dim, slot.index.flatten().to(old.device)).double()
+    shape = list(old.shape)
+    shape[slot.dim] = count * slot.index.shape[1]
+    spread = float(units.std(correction=0)) if units.numel() > 1 else 1.0
+    return (float(units.mean()) + spread * torch.randn(shape, generator=generator, dtype=torch.float64)).to(old.dtype)
 
 
 def draw_residual(site: Site, x: Tensor, recipe: Proposals, generator: torch.Generator) -> ResidualLayer:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from senn import batch
 from senn.ascent import Hill, ascend
-from senn.curvature.capture import Inputs, Rows, capture, evaluating, forward, reading
+from senn.batch import Inputs, Output
+from senn.curvature.capture import Rows, capture, evaluating, forward, reading
 from senn.curvature.factors import moments
 from senn.curvature.output import OutputMetric
 from senn.errors import DivergenceError, SennError
@@ -20,7 +22,7 @@ from senn.nn import Residual
 from senn.policy import Budget
 from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual, draw_units
 from senn.pruning import PruningLedger
-from senn.structure import Site, Structure, linear_map
+from senn.structure import Site, Space, Structure, linear_map
 from senn.structure.spaces import Role
 from senn.surgery import carry_out
 from senn.surgery.layout import LayoutDraft
@@ -58,6 +60,7 @@ class Survey:
         generator: source of randomness.
         known: by linear map that reads the data itself, its input moment, which training doesn't change: filled in by
             the first window that has more rows than columns, made anew by one with twice the rows, kept by the caller.
+        output: finds the outputs in what the model returns.
 
     Attributes:
         samples: looked at so far.
@@ -75,7 +78,9 @@ class Survey:
         affordable: Callable[[int, float], bool],
         generator: torch.Generator,
         known: dict[str, KnownMoment],
+        output: Output | None = None,
     ) -> None:
+        self.output = output
         self.known = known
         self._shared: dict[str, Tensor] = {}
         self.model, self.structure, self.metric = model, structure, metric
@@ -106,7 +111,7 @@ class Survey:
         """Look at one batch; returns its loss. The model is left as it was."""
         count = _samples(inputs, targets, weights)
         order = torch.randperm(count, generator=self.generator).to(targets.device)
-        inputs = tuple(_shuffled(x, order) for x in inputs) if isinstance(inputs, tuple) else _shuffled(inputs, order)
+        inputs = batch.take(inputs, order, count)
         targets = targets[order]
         if weights is not None:
             weights = weights[order] / weights.mean()
@@ -118,8 +123,9 @@ class Survey:
                 draw = self._ascended(draw, inputs, targets, weights)
         trial = self._trial(draw, inputs)
         seen = capture(
-            trial, self.structure.linears, inputs, targets, self.metric, generator=self.generator, weights=weights
-        )
+            trial, self.structure.linears, inputs, targets, self.metric, generator=self.generator, weights=weights,
+            find=self.output,
+        )  # fmt: skip
         self._draw = draw  # only now: a batch that was refused leaves nothing behind
         for name, rows in seen.rows.items():
             self._gather(name, rows, weights, count)
@@ -133,7 +139,7 @@ class Survey:
     def probe_loss(self) -> float:
         """Loss of the model, as it is now, on the last batch."""
         with torch.no_grad(), evaluating(self.model):
-            return float(self.metric.loss(forward(self.model, self.probe_inputs), *self._probe))
+            return float(self.metric.loss(forward(self.model, self.probe_inputs, self.output), *self._probe))
 
     def menu(self, samples: int, budget: Budget, *, whole_eta: bool = False) -> Menu:
         """The scored candidates; with `whole_eta` the network's own expansion score, see `_whole_eta`."""
@@ -189,11 +195,10 @@ class Survey:
 
     def _propose(self, inputs: Inputs, targets: Tensor) -> Draw:
         """Draw candidates at the scale of what passes through the model on a few samples."""
-        few = tuple(x[:LOOK] for x in inputs) if isinstance(inputs, tuple) else inputs[:LOOK]
-        wanted = {slot.module for space in self.structure.spaces for slot in space.of("producer")}
-        names = [*dict.fromkeys([*self.structure.linears, *sorted(wanted)])]
+        few = batch.take(inputs, slice(0, LOOK), len(targets))
+        names = self.structure.linears
         with torch.no_grad(), evaluating(self.model), reading(self.model, names, outputs=True) as seen:
-            output = forward(self.model, few)
+            output = forward(self.model, few, self.output)
         if not torch.isfinite(output).all():
             raise DivergenceError(
                 "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
@@ -204,7 +209,7 @@ class Survey:
         z = {name: _flat(one.z) for name, one in seen.items() if one.z is not None}
         widen, layers = {}, {}
         if "width" in self.moves:
-            for space in self.structure.spaces:
+            for space in filter(self._is_scored, self.structure.spaces):
                 widen[space.name] = draw_units(self.model, space, x, z, self.proposals, self.generator)
         if "depth" in self.moves:
             for found in _open_sites(self.model, self.structure):
@@ -219,6 +224,10 @@ class Survey:
                 if offered:
                     layers[site.module] = tuple(offered)
         return Draw(widen, layers)
+
+    def _is_scored(self, space: Space) -> bool:
+        """Whether a map that can be read reads its units. Units that a normalisation keeps quiet bring nothing at first."""
+        return not space.norms and any(slot.map in self.structure.linears for slot in space.of("consumer"))
 
     def _lay_out(self, draw: Draw) -> None:
         """Number each map's columns: existing ones, the constant, candidate units by space, layers' features."""
@@ -242,7 +251,7 @@ class Survey:
     def _ascended(self, draw: Draw, inputs: Inputs, targets: Tensor, weights: Tensor | None) -> Draw:
         """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""
         half = len(targets) // 2
-        part = tuple(x[:half] for x in inputs) if isinstance(inputs, tuple) else inputs[:half]
+        part = batch.take(inputs, slice(0, half), len(targets))
         if weights is not None:
             weights = weights[:half] / weights[:half].mean()
         hill = Hill(self.model, self.structure, draw, part, targets[:half], self.metric, self.generator, weights)
@@ -316,7 +325,8 @@ def _weight(model: nn.Module, name: str) -> Tensor:
 def _open_sites(model: nn.Module, structure: Structure) -> list[Site]:
     """Sites outside residual branches: no layer within a layer is offered, since width of the branch does as much."""
     branches = [f"{name}." for name, module in model.named_modules() if isinstance(module, Residual)]
-    return [site for site in structure.sites if not any(site.module.startswith(branch) for branch in branches)]
+    sites = [site for site in structure.sites if site.module in structure.linears]
+    return [site for site in sites if not any(site.module.startswith(branch) for branch in branches)]
 
 
 def _take(values: Tensor, columns: Tensor) -> Tensor:
@@ -328,18 +338,13 @@ def _take(values: Tensor, columns: Tensor) -> Tensor:
 def _samples(inputs: Inputs, targets: Tensor, weights: Tensor | None) -> int:
     """Number of samples of a batch that can be looked at."""
     count = len(targets)
-    for x in inputs if isinstance(inputs, tuple) else (inputs,):
-        if len(x) != count:
-            raise SennError(f"the batch has inputs for {len(x)} samples and targets for {count}")
+    if batch.count(inputs) != count:
+        raise SennError(f"the batch has inputs for {batch.count(inputs)} samples and targets for {count}")
     if count < 2:
         raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
     if weights is not None and not weights.sum() > 0:
         raise SennError("the sample weights of the batch do not sum to more than zero")
     return count
-
-
-def _shuffled(x: Tensor, order: Tensor) -> Tensor:
-    return x.index_select(0, order.to(x.device))
 
 
 def _flat(x: Tensor) -> Tensor:

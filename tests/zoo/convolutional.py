@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from zoo.entry import Entry, image
 
 
@@ -91,7 +92,7 @@ class PreActivation(nn.Module):
     def forward(self, x):
         y = F.relu(self.bn1(x))
         short = x if self.convdim is None else self.convdim(y)
-        return short + self.conv2(F.dropout(F.relu(self.bn2(self.conv1(y))), 0.1, self.training))
+        return short + self.conv2(F.dropout(F.relu(self.bn2(self.conv1(y))), 0.0, self.training))
 
 
 class WideResNet(nn.Module):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
+
 from zoo.entry import Entry, vectors, words
 
 
@@ -27,7 +27,7 @@ class Cells(nn.Module):
         self.cell, self.out = nn.GRUCell(3, self.hidden), nn.Linear(self.hidden, 5)
 
     def forward(self, x):
-        state = torch.zeros(x.shape[0], self.hidden)
+        state = x.new_zeros(x.shape[0], self.hidden)
         for step in range(x.shape[1]):
             state = self.cell(x[:, step], state)
         return self.out(state)

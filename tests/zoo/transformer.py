@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 from zoo.entry import Entry, image, vectors, words
 
 

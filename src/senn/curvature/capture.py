@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from senn import batch
+from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.errors import SennError, UnsupportedError
-
-Inputs = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,12 +118,9 @@ def reading(model: nn.Module, names: Sequence[str], *, outputs: bool = False) ->
             handle.remove()
 
 
-def forward(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The model's output for a tensor or a tuple of positional arguments."""
-    output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    if not isinstance(output, Tensor):
-        raise UnsupportedError(f"the model returns a {type(output).__name__}, and a tensor of outputs is needed")
-    return output
+def forward(model: nn.Module, inputs: Inputs, output: Output | None = None) -> Tensor:
+    """The tensor that the loss takes, in what the model returns for the inputs."""
+    return batch.prediction(batch.call(model, inputs), output)
 
 
 def capture(
@@ -135,6 +132,7 @@ def capture(
     *,
     generator: torch.Generator,
     weights: Tensor | None = None,
+    find: Output | None = None,
 ) -> Capture:
     """Read the rows of the named linear maps on one batch.
 
@@ -146,13 +144,14 @@ def capture(
         metric: the loss and its output metric.
         generator: source of the random signs.
         weights: (samples,) with mean 1, or None.
+        find: finds the outputs in what the model returns.
 
     Raises:
         SennError: the outputs or the loss are NaN or infinite.
         UnsupportedError: a map is used twice or makes no difference, or the outputs are not a tensor.
     """
     with torch.enable_grad(), evaluating(model), reading(model, names) as seen:
-        output = forward(model, inputs)
+        output = forward(model, inputs, find)
     missing = [name for name in names if name not in seen]
     if missing:
         raise UnsupportedError(f"{missing[0]} was not reached by the forward pass")
@@ -172,11 +171,15 @@ def capture(
         if loose:
             raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
         s = torch.autograd.grad(output, edges, sign)
-    given = {x.untyped_storage().data_ptr() for x in (inputs if isinstance(inputs, tuple) else (inputs,))}
+    given = {x.untyped_storage().data_ptr() for x in batch.tensors(inputs)}
     rows = {}
     for name, gradient, probe in zip(names, dz, s, strict=True):
         bias = model.get_submodule(name).bias is not None
         x = seen[name].x.detach()
+        if len(x) != samples:
+            raise UnsupportedError(
+                f"{name} reads a tensor whose first dimension doesn't count samples: leave it out by ignore"
+            )
         locations, data = gradient.numel() // gradient.shape[-1] // samples, x.untyped_storage().data_ptr() in given
         rows[name] = Rows(_rows(x), bias, _rows(gradient), _rows(probe), locations, data)
     return Capture(rows, loss, float(metric.bound(y, targets, weights)), y)

@@ -73,7 +73,7 @@ def _read(model: nn.Module, inputs: Inputs, ignored: frozenset[str]) -> Structur
             trace.refuse(tensor, _OUTPUT)
     trace.complete()
     problems = _problems(model, trace)
-    fixed = {**{name: "is ignored as asked" for name in _weights_in(model, ignored)}, **problems}
+    fixed = {**dict.fromkeys(_weights_in(model, ignored), "is ignored as asked"), **problems}
     used = {use.weight for use in trace.uses}
     refused = [Refusal(_short(name), f"it {why}") for name, why in fixed.items() if name in used or name in problems]
     spaces, not_spaces = Builder(trace, numbers, fixed, _tied(model)).build()
@@ -118,7 +118,8 @@ def _problems(model: nn.Module, trace: Trace) -> dict[str, str]:
         elif not parameter.requires_grad:
             problems[name] = "has a frozen weight"
     for path, module in model.named_modules():
-        if hasattr(module, "parametrizations"):
+        computed = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and "weight" not in module._parameters
+        if hasattr(module, "parametrizations") or computed:
             problems[path] = "has a weight that is computed from other tensors (a parametrization)"
     return problems
 
@@ -147,7 +148,8 @@ def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[Line
         bias = model.get_submodule(module)._parameters.get("bias") if weight.endswith("weight") else None
         alike = all((use.in_dim, use.scored) == (first.in_dim, True) for use in several)
         makes_what_it_reads = (weight, first.in_dim) in trace.rows
-        scored = alike and not makes_what_it_reads and weight not in problems and weight not in trace.labelled_in
+        plain = not makes_what_it_reads and weight not in problems and weight not in trace.labelled_in
+        scored = alike and plain and len(several) == 1 and _is_linear_layer(model, first)
         found.append(
             LinearMap(
                 _short(weight), weight, None if bias is None else f"{module}.bias".lstrip("."), first.out_dim,
@@ -155,6 +157,18 @@ def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[Line
             )
         )  # fmt: skip
     return found
+
+
+def _is_linear_layer(model: nn.Module, use: Use) -> bool:
+    """Whether a use of a weight is that of an ordinary linear layer by itself, as scoring reads it."""
+    path = use.weight.rpartition(".")[0]
+    module = model.get_submodule(path)
+    return (
+        bool(path)
+        and use.inside == path
+        and type(module).forward is nn.Linear.forward
+        and use.weight.endswith(".weight")
+    )
 
 
 def _sites(
@@ -167,13 +181,14 @@ def _sites(
     sites, refused = [], []
     for one in maps:
         use = last[one.weight]
-        module = model.get_submodule(one.weight.rpartition(".")[0])
-        if not one.scored or one.uses > 1 or use.inside != one.name or one.name in ignored:
+        path = one.weight.rpartition(".")[0]
+        module = model.get_submodule(path)
+        if one.uses > 1 or use.inside != path or path in ignored or one.weight in trace.labelled_in or not use.scored:
             continue
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue
         if module is model:
-            refused.append(Refusal(one.name, "no layer can be inserted before it: it is the whole model"))
+            refused.append(Refusal(path, "no layer can be inserted before it: it is the whole model"))
         elif aliases[id(module)] > 1:
             refused.append(Refusal(one.name, "no layer can be inserted before it: the model holds it under two names"))
         else:

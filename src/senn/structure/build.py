@@ -8,6 +8,7 @@ from torch import nn
 
 from senn.structure.coupling import Coupling, NoSolutionError, Symbol
 from senn.structure.elements import Elements, Part
+from senn.structure.labels import distinct
 from senn.structure.layout import runs_of
 from senn.structure.numbers import Key, Numbers
 from senn.structure.spaces import Attribute, Norm, Refusal, Role, Slot, Space
@@ -75,7 +76,7 @@ class Builder:
                     found.setdefault(number, {})[module, "num_heads", None] = 1
         for module, channels in self.trace.groups:
             if isinstance(getattr(self.model.get_submodule(module), "num_groups", None), int):
-                for number in self.elements.element_of[channels].unique().tolist():
+                for number in distinct(self.elements.element_of[channels]).tolist():
                     if number >= 0:
                         found.setdefault(number, {})[module, "num_groups", None] = 1
         return found
@@ -93,7 +94,9 @@ class Builder:
             quiet = bool(self._norms({number}))
             slots += [self._slot(part, width, change[number], quiet) for part in elements[number].parts]
         slots = self._merged(slots)
-        slots.sort(key=lambda slot: ("producer", "carrier", "consumer").index(slot.role))
+        makers = [slot.module for slot in slots if slot.role == "producer"]
+        order = {"producer": makers.index, "carrier": lambda _: len(makers), "consumer": lambda _: len(makers) + 1}
+        slots.sort(key=lambda slot: order[slot.role](slot.module))
         norms = self._norms(set(members))
         attributes = self._attributes(slots, {key: by for key, by in change.items() if not isinstance(key, int)})
         return Space(elements[first].name, width, tuple(slots), attributes, 1, norms)
@@ -134,7 +137,7 @@ class Builder:
         """Normalisations that mix the units."""
         found: dict[str, Norm] = {}
         for use in self.trace.norms:
-            within = set(self.elements.element_of[use.coat.unique()].tolist()) - {-1}
+            within = set(self.elements.element_of[distinct(use.coat.cpu())].tolist()) - {-1}
             if not within & members:
                 continue
             module = self.model.get_submodule(use.module)
@@ -161,9 +164,7 @@ class Builder:
             for name in names:
                 if isinstance(getattr(module, name, None), int):
                     count = slot.index.shape[1]
-                    if name in ("in_channels", "in_features") and slot.role == "consumer":
-                        count *= getattr(module, "groups", 1)
-                    elif name == "out_channels" and slot.role == "producer" and slot.dim == 1:
+                    if (name in ("in_channels", "in_features") and slot.role == "consumer") or (name == "out_channels" and slot.role == "producer" and slot.dim == 1):
                         count *= getattr(module, "groups", 1)
                     sizes[slot.module, name, None] = count
             shape = getattr(module, "normalized_shape", None)

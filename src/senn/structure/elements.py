@@ -129,7 +129,6 @@ class Elements:
 
     def _locate(self, element: Element, producers: list[Owner], unit: Tensor) -> None:
         """Find every tensor dimension in which the units own positions."""
-        made = {producer.name for producer in producers}
         makers = {producer.module for producer in producers}
         for producer in producers:
             self._part(element, "producer", producer.name, producer.dim or 0, unit[self._entries(producer)])
@@ -154,7 +153,7 @@ class Elements:
                     raise _RefusedError(f"{name}, which reads its units, {self.fixed[use.weight]}")
                 self._part(element, "consumer", use.weight, use.in_dim, units, normed=use.normed)
         element.parts.sort(key=lambda part: ("producer", "carrier", "consumer").index(part.role))
-        if not any(part.role == "consumer" or part.tensor in made for part in element.parts):
+        if not any(part.role == "consumer" for part in element.parts):
             raise _RefusedError("no linear map reads its units")
 
     def _part(

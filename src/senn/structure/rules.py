@@ -140,10 +140,7 @@ def _on_labels(call: Call, layer: dict[int, Tensor]) -> Any:
 
 _ONLY_FLOATING = frozenset(
     f"aten::{name}"
-    for name in (
-        "im2col reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-        "replication_pad3d channel_shuffle native_channel_shuffle"
-    ).split()
+    for name in ["im2col", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "channel_shuffle", "native_channel_shuffle"]
 )
 
 

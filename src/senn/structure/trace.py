@@ -23,7 +23,7 @@ from senn.structure.rules import Call, _is_uniform, rule_for
 from senn.structure.untouched import untouched
 
 # Functions of the forward's own code whose inputs and outputs can be read when they apply a weight.
-_READABLE = frozenset("linear addmm mm matmul __matmul__ __rmatmul__ conv1d conv2d conv3d".split())
+_READABLE = frozenset(["linear", "addmm", "mm", "matmul", "__matmul__", "__rmatmul__", "conv1d", "conv2d", "conv3d"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,7 +329,7 @@ class Trace:
         """Drop refusals by operations whose results nothing was made of (averages of attention that nobody asked for)."""
         dead: set[int] = set()
         for given, made, mutates, refusals in reversed(self._history):
-            if mutates or not live.isdisjoint(made):
+            if mutates or not made or not live.isdisjoint(made):  # no tensor: a value for Python code
                 live.update(given)
             else:
                 dead.update(refusals)
@@ -406,10 +406,9 @@ class Trace:
 
 
 # Operations that move the entries of a weight; and those through which what is zero stays zero.
-_REARRANGING = frozenset("t transpose permute split split_with_sizes slice".split())
+_REARRANGING = frozenset(["t", "transpose", "permute", "split", "split_with_sizes", "slice"])
 _KEEPING_ZERO = frozenset(
-    "view unsafe_view reshape t transpose permute expand unsqueeze squeeze select slice split split_with_sizes unbind clone "
-    "mean sum to_copy detach alias relu gelu silu tanh native_dropout".split()
+    ["view", "unsafe_view", "reshape", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "select", "slice", "split", "split_with_sizes", "unbind", "clone", "mean", "sum", "to_copy", "detach", "alias", "relu", "gelu", "silu", "tanh", "native_dropout"]
 )
 
 

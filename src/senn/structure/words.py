@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
+from senn.batch import Inputs
+from senn.structure.analysis import analyse
 from senn.structure.spaces import Slot, Structure
 
 
-def explain(structure: Structure) -> str:
+def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> str:
     """A plain text table of the spaces, the sites, and what can't change and why.
 
+    Takes a structure, or a model and a few of its inputs.
     A consumer that owns k > 1 columns per unit is shown as `name x k`.
     """
+    if isinstance(structure, nn.Module):
+        structure = analyse(structure, inputs)
     spaces = [
         (
             space.name,

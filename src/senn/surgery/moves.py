@@ -26,8 +26,8 @@ class Widen:
             with `units * k` along the slot's dimension (a unit's k positions side by side). A
             carrier that is not named takes its module's neutral value (BatchNorm: 1, 0, 0, 1, then
             running statistics from the probe batch; depthwise filters: those there are in turn; others: mean of the units).
-            Of `quiet` slots (`Slot.quiet`) it is the consumers' that can be given (else existing columns in turn), and
-            the producers' follow from the normalisation.
+            Nothing can be given for quiet slots (`Slot.quiet`): there producers' entries follow from the
+            normalisation, and consumers take existing columns in turn.
     """
 
     space: str

@@ -30,7 +30,6 @@ from senn.surgery.verify import (
     undisturbed,
 )
 
-
 WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"))
 """Classes that hold a model and remember its parameters."""
 

@@ -21,7 +21,6 @@ from senn.structure.spaces import LinearMap, Site, Slot, Space, Structure, colum
 from senn.surgery.layout import Layout, LayoutDraft
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
 
-
 BEFORE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules before which a layer can be inserted."""
 
@@ -178,8 +177,8 @@ def _plan_widen(result: Plan, model: nn.Module, move: Widen, space: Space) -> No
 
 
 def _takes_values(slot: Slot) -> bool:
-    """Whether new entries may be given: in producers and carriers, where units must be quiet in consumers instead."""
-    return (slot.role == "consumer") == slot.quiet
+    """Whether new entries may be given: in producers and carriers, unless a normalisation says what they must be."""
+    return slot.role != "consumer" and not slot.quiet
 
 
 def _how(slot: Slot, space: Space, values: Tensor | None) -> How | None:

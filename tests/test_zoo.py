@@ -1,0 +1,192 @@
+"""Everything that analysis and surgery promise, over all models of the zoo."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import re
+
+import pytest
+import torch
+from torch import nn
+from zoo import ZOO, randomised
+
+import senn
+from senn import batch
+from senn.structure import Structure, analyse, tensor_of
+from senn.surgery import Prune, Widen, operate
+from senn.surgery.verify import output_change, outputs
+
+LARGEST = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def prepared(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, object, Structure]:
+    torch.manual_seed(0)
+    model = randomised(ZOO[name].build()).to(dtype)
+    inputs = batch.map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(3))
+    return model, inputs, analyse(model, inputs)
+
+
+def widening(model: nn.Module, structure: Structure, units: int = 1) -> list[Widen]:
+    """Random new units for every space."""
+    generator = torch.Generator().manual_seed(1)
+    moves = []
+    for space in structure.spaces:
+        values = {}
+        for slot in space.slots:
+            if slot.role == "producer" and not slot.quiet:
+                old = tensor_of(model, slot.name)
+                shape = list(old.shape)
+                shape[slot.dim] = units * slot.index.shape[1]
+                scale = 1 / math.sqrt(max(old[0].numel(), 1)) if old.dim() > 1 else 0.3
+                values[slot.name] = scale * torch.randn(shape, generator=generator).to(old)
+        moves.append(Widen(space.name, units, values))
+    return moves
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_hidden_space_is_found_or_refused_with_the_true_reason(name: str) -> None:
+    entry = ZOO[name]
+    model, _, structure = prepared(name)
+    assert {space.name: space.width for space in structure.spaces} == dict(entry.spaces)
+    expected = {**entry.refused, **entry.never}
+    found = {refusal.place: refusal.reason for refusal in structure.refused}
+    assert set(found) == set(expected)
+    for place, pattern in expected.items():
+        assert re.search(pattern, found[place]), (place, found[place])
+    named = {slot.name for space in structure.spaces for slot in space.slots}
+    for one in structure.maps:  # none is silent: a map makes or reads units of a space, or is named
+        assert one.weight in named or any(place in (one.name, f"{one.weight}:0") for place in found), one.name
+    assert {id(p) for p in model.parameters()} == {id(p) for p in model.parameters()}
+
+
+def test_few_spaces_of_the_zoo_are_refused() -> None:
+    refused = sum(len(entry.refused) for entry in ZOO.values())
+    assert refused <= 0.05 * (refused + sum(len(entry.spaces) for entry in ZOO.values()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", ZOO)
+def test_growth_keeps_the_function_and_the_structure_follows(name: str, dtype: torch.dtype) -> None:
+    model, inputs, structure = prepared(name, dtype)
+    classes = [type(module) for module in model.modules()]
+    trained = _in_training(model, inputs)
+    receipt = operate(model, widening(model, structure), structure, probe=inputs)
+    assert receipt.output_change is not None and receipt.output_change <= LARGEST[dtype]
+    assert output_change(trained, _in_training(model, inputs)) <= 10 * LARGEST[dtype]
+    assert [type(module) for module in model.modules()] == classes
+    again = analyse(model, inputs)
+    assert receipt.structure is not None
+    for space, fresh in zip(receipt.structure.spaces, again.spaces, strict=True):
+        assert (space.name, space.width, space.attributes) == (fresh.name, fresh.width, fresh.attributes)
+        ours = {(slot.name, slot.dim): sorted(slot.index.flatten().tolist()) for slot in space.slots}
+        assert ours == {(slot.name, slot.dim): sorted(slot.index.flatten().tolist()) for slot in fresh.slots}
+
+
+def _in_training(model: nn.Module, inputs: object) -> list[torch.Tensor]:
+    """Outputs with the statistics of the batch, without dropout."""
+    twin = copy.deepcopy(model).train()
+    for module in twin.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return [x for x in batch.tensors(batch.call(twin, batch.copied(inputs))) if x.is_floating_point()]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_new_units_can_be_pruned_again_and_old_ones_too(name: str) -> None:
+    model, inputs, structure = prepared(name, torch.float64)
+    before = outputs(model, inputs)
+    receipt = operate(model, widening(model, structure, 2), structure, probe=inputs)
+    assert receipt.structure is not None
+    gone = [Prune(space.name, (space.width - 2, space.width - 1)) for space in receipt.structure.spaces]
+    receipt = operate(model, gone, receipt.structure, probe=inputs)
+    assert output_change(before, outputs(model, inputs)) <= 1e-10
+    assert receipt.structure is not None
+    some = [Prune(space.name, (0,)) for space in receipt.structure.spaces if space.width > 2]
+    receipt = operate(model, some, receipt.structure, probe=inputs)
+    again = analyse(model, inputs)
+    assert receipt.structure is not None
+    assert [space.width for space in again.spaces] == [space.width for space in receipt.structure.spaces]
+
+
+def _optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    found: dict[str, torch.optim.Optimizer] = {
+        "sgd": torch.optim.SGD(model.parameters(), 0.01, momentum=0.9),
+        "adam": torch.optim.Adam(model.parameters(), 0.01),
+        "adamw": torch.optim.AdamW(model.parameters(), 0.01),
+    }
+    return {**found, "muon": torch.optim.Muon(matrices, 0.01)} if matrices else found
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None:
+    torch.manual_seed(2)
+    result = batch.call(model, ZOO[name].inputs(6))
+    loss = sum((x * torch.randn_like(x)).mean() for x in batch.tensors(result) if x.is_floating_point())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "muon"])
+@pytest.mark.parametrize("name", ZOO)
+def test_optimizers_go_on(name: str, kind: str) -> None:
+    model, inputs, structure = prepared(name)
+    model.train()
+    if kind not in _optimizers(model):
+        pytest.skip("the model has no matrices for Muon")
+    optimizer = _optimizers(model)[kind]
+    _step(model, optimizer, name)
+    flat = {full for full, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6}
+    old = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    names = {parameter: full for full, parameter in model.named_parameters()}
+    operate(model, widening(model, structure), structure, optimizer=optimizer, probe=inputs)
+    kept = _kept(structure)
+    for parameter, state in old.items():
+        new = model.get_parameter(names[parameter])
+        for key, value in state.items():
+            now = optimizer.state[new][key]
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                for dim, places in kept(names[parameter], now.shape, value.shape).items():
+                    now = now.index_select(dim, places)
+            assert torch.equal(torch.as_tensor(now), torch.as_tensor(value)), (names[parameter], key)
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    before = {full: p.detach().clone() for full, p in model.named_parameters() if p in held}
+    _step(model, optimizer, name)
+    still = [full for full, p in model.named_parameters() if p in held and torch.equal(p, before[full])]
+    assert set(still) <= flat  # a bias before a normalisation and one of keys have no gradient at any size
+
+
+def _kept(structure: Structure):
+    """Where the old positions of a tensor stand after every space has got one unit."""
+
+    def places(name: str, new: torch.Size, old: torch.Size) -> dict[int, torch.Tensor]:
+        found = {}
+        for dim, size in enumerate(old):
+            if new[dim] != size:
+                slots = [s for space in structure.spaces for s in space.slots if (s.name, s.dim) == (name, dim)]
+                after = torch.cat(
+                    [
+                        s.index[-1].view(s.runs, -1)[:, -1:].repeat(1, s.index.shape[1] // s.runs).flatten()
+                        for s in slots
+                    ]
+                )
+                shift = torch.bincount(after + 1, minlength=size + 1)[:size].cumsum(0)
+                found[dim] = torch.arange(size) + shift
+        return found
+
+    return places
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_grown_model_is_saved_into_a_fresh_one_pickled_and_copied(name: str, tmp_path) -> None:
+    model, inputs, structure = prepared(name)
+    operate(model, widening(model, structure), structure, probe=inputs)
+    expected = outputs(model, inputs)
+    senn.save(tmp_path / "run", model)
+    fresh = senn.load(tmp_path / "run", into=ZOO[name].build())
+    for twin in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(map(torch.equal, outputs(twin, inputs), expected))
