@@ -99,7 +99,7 @@ def bounds(model, data, draw):
         plain, found = rows(model, names), []
         for unit in range(draw.widen[space.name].units):
             trial = copy.deepcopy(model)
-            calibrate(trial, carry_out(trial, [select(draw.widen[space.name], [unit])], structure), x)
+            calibrate(trial, carry_out(trial, [select(draw.widen[space.name], [unit], space)], structure), x)
             wide, total = rows(trial, names), 0.0
             for name in names:
                 old, a, dz = plain[name].a.double(), wide[name].a.double(), plain[name].dz.double()

@@ -341,7 +341,7 @@ def test_an_interrupt_right_after_the_surgery_gives_everything_back(monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("senn.grower.analyse", interrupted)
+        patch.setattr("senn.survey.Survey.probe_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             grower.grow()
     assert all(a is b for a, b in zip(model.parameters(), before, strict=True))

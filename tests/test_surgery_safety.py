@@ -59,7 +59,7 @@ BAD: dict[str, tuple[Callable[[Widen], Any], str]] = {
     "nan": (lambda w: Widen("0", 2, nan(dict(w.values))), "new entries of '0.bias' are not finite"),
     "shape": (lambda w: Widen("0", 3, w.values), r"new entries of '0.weight' must have shape \(3, 3\), not \(2, 3\)"),
     "missing": (lambda w: Widen("0", 2, {"0.weight": w.values["0.weight"]}), "need values for '0.bias'"),
-    "unknown": (lambda w: Widen("0", 2, {**w.values, "3.weight": torch.ones(1)}), "'3.weight', which is no producer"),
+    "unknown": (lambda w: Widen("0", 2, {**w.values, "3.weight": torch.ones(1)}), "'3.weight', which takes none"),
     "no units": (lambda w: Widen("0", 0, w.values), "widens by multiples of 1, not by 0"),
     "space": (lambda w: Widen("9", 2, w.values), "there is no space '9' to resize; spaces: '0', '3'"),
     "unit": (lambda w: Prune("0", (5,)), "'0' has no unit 5"),

@@ -108,7 +108,7 @@ def test_width_gain_is_the_difference_of_dense_etas(build, space, consumers):
     gains = sum(menu.ledgers[name].gain(menu.columns[name].spaces[space]) for name in consumers)
     for unit in range(8):
         grown = copy.deepcopy(model)
-        carry_out(grown, [select(menu.draw.widen[space], [unit])], menu.structure)
+        carry_out(grown, [select(menu.draw.widen[space], [unit], menu.structure.space(space))], menu.structure)
         torch.testing.assert_close(grown(x), model(x))
         after = [dense_eta(grown, affine(name), x, y, H) for name in consumers]
         assert float(gains[unit]) == pytest.approx(sum(after) - sum(before), rel=1e-5, abs=1e-9)

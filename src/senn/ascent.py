@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from senn.curvature.capture import Inputs, capture, evaluating, forward, reading
+from senn.batch import Inputs
+from senn.curvature.capture import capture, evaluating, forward, reading
 from senn.curvature.factors import DAMPING, cholesky, moments, solve, whiten
 from senn.curvature.output import OutputMetric
 from senn.proposals import SMALLEST_SPREAD, Draw, Proposals

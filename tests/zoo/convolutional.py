@@ -379,7 +379,9 @@ ENTRIES = {
         },
         never={"out": "outputs"},
     ),
-    "inception": Entry(Inception, image(3, 8), {"stem": 4, "one": 3, "three.0": 5, "three.2": 6, "pool.1": 2}, never=OUT),
+    "inception": Entry(
+        Inception, image(3, 8), {"stem": 4, "one": 3, "three.0": 5, "three.2": 6, "pool.1": 2}, never=OUT
+    ),
     "shufflenet": Entry(ShuffleNet, image(3, 8), {"stem": 4, "unit.conv1": 3}, never=OUT),
     "groupnorm": Entry(GroupNormNet, image(3, 8), {"conv1": 3, "conv2": 2, "conv3": 5}, never=OUT),
     "superresolution": Entry(SuperResolution, image(1, 6), {"head": 4, "up": 3}, never={"tail": "outputs"}),

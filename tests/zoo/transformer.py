@@ -21,7 +21,7 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x):
-        b, n, c = x.shape
+        b, n, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
         return self.proj((weights @ v).transpose(1, 2).reshape(b, n, self.num_heads * self.head_dim))
@@ -85,7 +85,7 @@ class GPT(nn.Module):
         self.wte.weight = self.lm_head.weight
 
     def forward(self, tokens):
-        b, t = tokens.size()
+        _, t = tokens.size()
         assert t <= self.block_size, f"cannot forward {t} tokens"
         x = self.wte(tokens) + self.wpe(torch.arange(0, t, device=tokens.device))
         for block in self.h:
@@ -240,7 +240,8 @@ ENTRIES = {
     ),
     "encoder, norms after": Entry(
         lambda: Encoder(False), vectors(4, 6), {"enc.layers.0.linear1": 20, "enc.layers.1.linear1": 20},
-        {"inp": "normalises"}, never={"out": "outputs"},
+        {"inp": "normalises", **{f"enc.layers.{n}.self_attn.in_proj_weight": "follows" for n in (0, 1)}},
+        never={"out": "outputs"},
     ),
     "decoder": Entry(
         Translator, lambda n: (torch.randn(n, 5, 6), torch.randint(0, 9, (n, 4))), {"source": 3, "dec.linear1": 20},

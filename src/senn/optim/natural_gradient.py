@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from senn.curvature.capture import Inputs, forward
+from senn.batch import Inputs
+from senn.curvature.capture import forward
 from senn.curvature.output import Loss, OutputMetric
 from senn.errors import DivergenceError, SennError
 from senn.optim.ggn import GaussNewton, best_combination, conjugate_gradients, dot

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from senn.curvature.capture import Inputs, forward
+from senn.batch import Inputs
+from senn.curvature.capture import forward
 
 
 class Replay:

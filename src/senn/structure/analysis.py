@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -13,9 +13,11 @@ from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
 from senn.structure.accept import check_inputs, check_model
 from senn.structure.build import Builder
+from senn.structure.running import run
 from senn.structure.spaces import LinearMap, Refusal, Site, Structure, tensor_of
-from senn.structure.trace import Trace, Use, run
+from senn.structure.trace import Trace
 from senn.structure.trial import tried
+from senn.structure.uses import Use
 
 _OUTPUT = "its units are the model's outputs"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -78,7 +80,7 @@ def _read(model: nn.Module, inputs: Inputs, ignored: frozenset[str]) -> Structur
     refused = [Refusal(_short(name), f"it {why}") for name, why in fixed.items() if name in used or name in problems]
     spaces, not_spaces = Builder(trace, numbers, fixed, _tied(model)).build()
     maps = _maps(model, trace, problems)
-    sites, without_site = _sites(model, trace, maps, ignored)
+    sites, without_site = _sites(model, trace, maps, fixed)
     refused += [*not_spaces, *without_site, *_not_followed(model, trace)]
     first: dict[str, Refusal] = {}
     for refusal in refused:
@@ -91,8 +93,8 @@ def _outputs(trace: Trace) -> list[Tensor]:
     found = batch.tensors(trace.output)
     if not found:
         raise UnsupportedError(
-            f"The model returns a {type(trace.output).__name__} without any tensor that could be followed; tensors, and "
-            "tuples, lists, mappings and dataclasses of them, are understood."
+            f"The model returns a {type(trace.output).__name__} without any tensor that could be followed; tensors, "
+            "and tuples, lists, mappings and dataclasses of them, are understood."
         )
     return found
 
@@ -172,7 +174,7 @@ def _is_linear_layer(model: nn.Module, use: Use) -> bool:
 
 
 def _sites(
-    model: nn.Module, trace: Trace, maps: list[LinearMap], ignored: frozenset[str]
+    model: nn.Module, trace: Trace, maps: list[LinearMap], fixed: Collection[str]
 ) -> tuple[list[Site], list[Refusal]]:
     """Where a layer can be inserted, with the activation that the model uses nearest to it."""
     usual = Counter(trace.activations.values()).most_common(1)[0][0] if trace.activations else "ReLU"
@@ -183,7 +185,7 @@ def _sites(
         use = last[one.weight]
         path = one.weight.rpartition(".")[0]
         module = model.get_submodule(path)
-        if one.uses > 1 or use.inside != path or path in ignored or one.weight in trace.labelled_in or not use.scored:
+        if one.uses > 1 or use.inside != path or one.weight in fixed or not use.scored:
             continue
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -95,7 +95,11 @@ class Builder:
             slots += [self._slot(part, width, change[number], quiet) for part in elements[number].parts]
         slots = self._merged(slots)
         makers = [slot.module for slot in slots if slot.role == "producer"]
-        order = {"producer": makers.index, "carrier": lambda _: len(makers), "consumer": lambda _: len(makers) + 1}
+        order: dict[str, Callable[[str], int]] = {
+            "producer": makers.index,
+            "carrier": lambda _: len(makers),
+            "consumer": lambda _: len(makers) + 1,
+        }
         slots.sort(key=lambda slot: order[slot.role](slot.module))
         norms = self._norms(set(members))
         attributes = self._attributes(slots, {key: by for key, by in change.items() if not isinstance(key, int)})
@@ -142,9 +146,8 @@ class Builder:
                 continue
             module = self.model.get_submodule(use.module)
             if not use.weighted:
-                raise NoSolutionError(
-                    f"{use.module} normalises over its units and has no weight that could make up for it"
-                )
+                where = use.module or "the model's own forward"
+                raise NoSolutionError(f"{where} normalises over its units and has no weight to make up for it")
             eps = next((name for name in _EPS if isinstance(getattr(module, name, None), float)), None)
             found[use.module] = Norm(use.module, "rms" if use.kind == "rms" else "layer", eps)
         if len({norm.kind for norm in found.values()}) > 1:
@@ -164,7 +167,8 @@ class Builder:
             for name in names:
                 if isinstance(getattr(module, name, None), int):
                     count = slot.index.shape[1]
-                    if (name in ("in_channels", "in_features") and slot.role == "consumer") or (name == "out_channels" and slot.role == "producer" and slot.dim == 1):
+                    read = name in ("in_channels", "in_features") and slot.role == "consumer"
+                    if read or (name == "out_channels" and slot.role == "producer" and slot.dim == 1):
                         count *= getattr(module, "groups", 1)
                     sizes[slot.module, name, None] = count
             shape = getattr(module, "normalized_shape", None)

@@ -88,7 +88,8 @@ class Coupling:
         self.elements, self.along = elements, along
         self.checks = 0
         self.items: list[_Item] = []
-        for what in (*numbers.calls, *numbers.guards):
+        everything: list[Seen | Guard] = [*numbers.calls, *numbers.guards]
+        for what in everything:
             sources = what.sources if isinstance(what, Seen) else [what.left, what.right]
             tensors = [tensor for source in sources for tensor in source.tensors]
             if isinstance(what, Seen):
@@ -113,9 +114,13 @@ class Coupling:
             NoSolutionError: there is none.
         """
         failure = ""
+        if self.elements.all[element].width == 1:  # one label shows no dimension: the widened copy will tell
+            alone: dict[Symbol, int] = {element: 1}
+            return alone | dict(self.along.get(element, {}))
         for amount in self._amounts(element):
             self.checks = 0
-            start = {element: amount, **{key: amount * by for key, by in self.along.get(element, {}).items()}}
+            start: dict[Symbol, int] = {element: amount}
+            start |= {key: amount * by for key, by in self.along.get(element, {}).items()}
             found, failure = self._extended(start)
             if found is not None:
                 return found

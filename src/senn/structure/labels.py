@@ -90,7 +90,7 @@ class Labels:
             self._pairs.append(torch.stack([packed >> 32, packed & 0xFFFFFFFF], dim=1))
 
     def unite_along(self, labels: Tensor, dims: set[int]) -> Tensor:
-        """Say that units which differ along these dimensions only come and go together; their labels, of size 1 there."""
+        """Say that units which differ along these dimensions only come and go together; labels of size 1 there."""
         first = labels.amax(sorted(dims), keepdim=True)
         self.unite(labels, first.expand_as(labels))
         return first

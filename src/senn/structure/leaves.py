@@ -30,7 +30,7 @@ _RULES: dict[type[nn.Module], LayerRule] = {}
 
 
 def layer_rule(*types: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
-    """Register what a layer does to units, for layers of exactly these types; the operations inside aren't looked at."""
+    """Register what a layer does to units, for layers of exactly these types; nothing inside is looked at."""
 
     def register(rule: LayerRule) -> LayerRule:
         _RULES.update(dict.fromkeys(types, rule))
@@ -83,7 +83,7 @@ class Visit:
     def reads(self, tensor: str, dim: int, axis: int = -1) -> None:
         """The layer's tensor reads the units along one axis of the input with its positions along `dim`."""
         from senn.structure.maps import columns_of
-        from senn.structure.trace import Held
+        from senn.structure.uses import Held
 
         axis %= self.source.dim()
         columns, _ = columns_of(self.trace, self.source, axis)
@@ -95,7 +95,7 @@ class Visit:
 
     def makes(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Positions along `dim` of the layer's tensor make the units along one axis of the output."""
-        from senn.structure.trace import Held
+        from senn.structure.uses import Held
 
         self._mark(self.trace.produce(Held(self._full(tensor), False), dim), tensor, dim, axis)
 

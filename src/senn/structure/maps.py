@@ -16,7 +16,8 @@ from senn.structure.labels import varying
 from senn.structure.rules import RULES, Call, meet_plain, mixed, pinned, together, unknown
 
 if TYPE_CHECKING:
-    from senn.structure.trace import Held, Trace
+    from senn.structure.trace import Trace
+    from senn.structure.uses import Held
 
 
 def columns_of(trace: Trace, source: Tensor, axis: int) -> tuple[Tensor, list[Tensor]]:

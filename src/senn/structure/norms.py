@@ -41,7 +41,9 @@ def layer_norm(trace: Trace, call: Call) -> None:
 def batch_norm(trace: Trace, call: Call) -> None:
     """Each channel (dimension 1) on its own: weight, bias and running statistics are carriers."""
     source = call.tensors[0]
-    channels, _ = columns_of(trace, source, 1)
+    channels, beside = columns_of(trace, source, 1)
+    for coat in beside:  # statistics of a batch are taken over them
+        trace.record.refuse(coat, f"its units are not along the feature dimension in {trace.place}")
     for key in ("weight", "bias", "running_mean", "running_var"):
         carrier = call.arguments.get(key)
         if isinstance(carrier, Tensor) and carrier.shape == channels.shape and trace.is_labelled(carrier):

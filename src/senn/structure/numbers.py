@@ -27,7 +27,10 @@ Key = tuple[str, str, int | None]
 
 # Attributes that never count units.
 _NEVER = frozenset(
-    ["kernel_size", "stride", "padding", "dilation", "output_padding", "dim", "axis", "start_dim", "end_dim", "padding_idx", "num_layers", "layer_idx", "training", "upscale_factor", "downscale_factor"]
+    (
+        *("kernel_size", "stride", "padding", "dilation", "output_padding", "dim", "axis", "start_dim", "end_dim"),
+        *("padding_idx", "num_layers", "layer_idx", "training", "upscale_factor", "downscale_factor"),
+    )
 )
 
 

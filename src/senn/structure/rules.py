@@ -2,9 +2,9 @@
 
 A rule is a function `rule(trace, call)` that reads the coats of the call's inputs (`trace.coats(tensor)`), gives its
 outputs theirs (`trace.dress(tensor, coats)`), and tells `trace.record` which units are the same (`unite`), which only
-come and go together (`unite_along`) or must not change (`refuse`). `rule_for` picks it: the table `RULES` by operation name
-without overload ("aten::view"), then any operation that torch tags as pointwise, then `unknown`, which refuses every unit
-that the operation sees.
+come and go together (`unite_along`) or must not change (`refuse`). `rule_for` picks it: the table `RULES` by
+operation name without overload ("aten::view"), then any operation that torch tags as pointwise, then `unknown`, which
+refuses every unit that the operation sees.
 
 To teach another operation, write its rule and add it to `RULES`. Operations that only move entries need no
 code: they have the rule `move`, which carries them out on the coats themselves. What reads and makes units is
@@ -102,7 +102,7 @@ def move(trace: Trace, call: Call) -> None:
 
 
 def join(trace: Trace, call: Call) -> None:
-    """`cat` and `stack`: where tensors are set side by side, their other dimensions have one size, so one set of units."""
+    """`cat` and `stack`: set side by side, tensors have their other dimensions in common, so one set of units."""
     move(trace, call)
     output, parts = call.outputs[0], list(call.args[0])
     if not trace.is_labelled(output):
@@ -139,8 +139,10 @@ def _on_labels(call: Call, layer: dict[int, Tensor]) -> Any:
 
 
 _ONLY_FLOATING = frozenset(
-    f"aten::{name}"
-    for name in ["im2col", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "channel_shuffle", "native_channel_shuffle"]
+    (
+        *("aten::im2col", "aten::channel_shuffle", "aten::native_channel_shuffle"),
+        *(f"aten::{kind}_pad{rank}d" for kind in ("reflection", "replication") for rank in (1, 2, 3)),
+    )
 )
 
 
@@ -354,7 +356,8 @@ RULES: dict[str, Rule] = {
         "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
         "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
-        "_upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa upsample_trilinear3d _upsample_nearest_exact1d "
+        "_upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa upsample_trilinear3d "
+        "_upsample_nearest_exact1d "
         "_upsample_nearest_exact2d _upsample_nearest_exact3d fractional_max_pool2d",
     ),
     **_table(glu, "glu"),

@@ -100,8 +100,8 @@ class Space:
         slots: every tensor dimension that changes size with the space.
         attributes: Python numbers to rewrite.
         quantum: units come and go in multiples of this.
-        norms: normalisations that mix the units in the `quiet` slots, all of one kind: new entries of producers are means
-            of the old ones (`layer`) or zeros (`rms`), and what the normalisation then gives for new units is zero.
+        norms: normalisations that mix the units in the `quiet` slots, all of one kind: new entries of producers are
+            means of the old ones (`layer`) or zeros (`rms`), and what the normalisation gives for new units is zero.
     """
 
     name: str

@@ -2,103 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import batch
-from senn.batch import Inputs
-from senn.errors import SennError
 from senn.structure import maps, norms  # noqa: F401  they add their rules to the table
 from senn.structure.activations import activation_of
 from senn.structure.labels import Labels
-from senn.structure.leaves import Visit, leaf_rule
 from senn.structure.rules import Call, _is_uniform, rule_for
-from senn.structure.untouched import untouched
+from senn.structure.uses import KEEPING_ZERO, REARRANGING, Held, NormUse, Passage, Use, parts_of
 
 # Functions of the forward's own code whose inputs and outputs can be read when they apply a weight.
 _READABLE = frozenset(["linear", "addmm", "mm", "matmul", "__matmul__", "__rmatmul__", "conv1d", "conv2d", "conv3d"])
-
-
-@dataclass(frozen=True, eq=False)
-class Use:
-    """One use of a weight by a linear map.
-
-    Attributes:
-        weight: full name of the weight.
-        columns: (in,) label of each input column, 0 where no unit is read.
-        in_dim: dimension of the weight that counts inputs.
-        out_dim: dimension that counts outputs.
-        taps: kernel positions.
-        scored: whether its rows can be read.
-        activation: class name of the activation that its input went through last, if any.
-        inside: the module whose forward made the use.
-        spatial: number of spatial dimensions of a convolution's input.
-        source: coats of its input.
-        uniform: whether its input has no units and is the same for all columns (zeros of a first state).
-        normed: whether its input comes straight from a normalisation of whole units.
-    """
-
-    weight: str
-    columns: Tensor
-    in_dim: int
-    out_dim: int
-    taps: int
-    scored: bool
-    activation: str | None
-    inside: str
-    spatial: int
-    source: list[Tensor]
-    uniform: bool
-    normed: bool
-
-
-@dataclass(frozen=True)
-class Held:
-    """What part of which parameter a tensor is.
-
-    Attributes:
-        name: full name of the parameter.
-        flipped: whether it is transposed.
-        start: first position along `dim`, where only some are taken.
-        stop: one past the last; None for all.
-        dim: of the parameter as it is stored.
-    """
-
-    name: str
-    flipped: bool
-    start: int = 0
-    stop: int | None = None
-    dim: int = 0
-
-    def part(self, dim: int) -> slice:
-        """The positions taken along a dimension."""
-        return slice(self.start, self.stop) if dim == self.dim else slice(None)
-
-
-@dataclass(frozen=True, eq=False)
-class NormUse:
-    """A normalisation over whole units: the module that holds its weight, and the coat of its input."""
-
-    module: str
-    kind: str
-    weighted: bool
-    coat: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Passage:
-    """One run of a module that takes one tensor and returns one of the same shape."""
-
-    module: str
-    before: list[Tensor]
-    after: list[Tensor]
 
 
 class Trace:
@@ -184,10 +103,11 @@ class Trace:
     def _copied(self, tensor: Tensor, call: Call) -> Tensor:
         """Labels of a part or copy of a parameter."""
         source = self.labels(call.args[0])
-        if call.operation not in _REARRANGING:
+        if call.operation not in REARRANGING:
             return source
         parts = pytree.tree_leaves(call.func(source, *call.args[1:], **call.kwargs))
-        return next(part for part, output in zip(parts, call.outputs, strict=True) if output is tensor)
+        labels: Tensor = next(part for part, output in zip(parts, call.outputs, strict=True) if output is tensor)
+        return labels
 
     def labels(self, tensor: Tensor) -> Tensor:
         """The first coat of a tensor."""
@@ -250,7 +170,7 @@ class Trace:
     # -- maps
 
     def weight_of(self, tensor: Tensor) -> Held | None:
-        """The parameter of two or more dimensions that a tensor is, as it is, cast, transposed or a part; None if none."""
+        """The parameter of two or more dimensions that a tensor is: as it is, cast, transposed or a part of it."""
         if id(tensor) in self._copies:
             return self._copies[id(tensor)][0]
         if id(tensor) in self._parameters and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
@@ -326,7 +246,7 @@ class Trace:
         self._join_uses()
 
     def _forgive(self, live: set[int]) -> None:
-        """Drop refusals by operations whose results nothing was made of (averages of attention that nobody asked for)."""
+        """Drop refusals by operations whose results nothing was made of (averages of attention that nobody takes)."""
         dead: set[int] = set()
         for given, made, mutates, refusals in reversed(self._history):
             if mutates or not made or not live.isdisjoint(made):  # no tensor: a value for Python code
@@ -371,7 +291,7 @@ class Trace:
         if len(self.uses) > uses:
             return
         dressed = [tensor for tensor in call.tensors if id(tensor) in self._coats]
-        if call.operation in _KEEPING_ZERO and dressed and all(id(t) in self._normed for t in dressed):
+        if call.operation in KEEPING_ZERO and dressed and all(id(t) in self._normed for t in dressed):
             self._normed.update(id(output) for output in call.outputs)
         for tensor in call.tensors:
             if id(tensor) in self._activation:
@@ -385,7 +305,7 @@ class Trace:
         self._history.append((given, made, call.func._schema.is_mutable, refusals))
 
     def _follow_weight(self, call: Call) -> bool:
-        """A transposed, cast, copied weight or a part of one is still the weight; False if it is none or something else."""
+        """A transposed, cast, copied weight or a part of one is still the weight; False if it is something else."""
         operation, args = call.operation, call.args
         if not args or not isinstance(args[0], Tensor) or (held := self.weight_of(args[0])) is None:
             return False
@@ -398,35 +318,11 @@ class Trace:
             )
             parts = [replace(held, flipped=held.flipped != flip)]
         elif matrix and held.stop is None and operation in ("split", "split_with_sizes", "slice"):
-            parts = _parts(call, held)
+            parts = parts_of(call, held)
         else:
             return False
         self._copies |= {id(output): (part, call) for output, part in zip(call.outputs, parts, strict=True)}
         return True
-
-
-# Operations that move the entries of a weight; and those through which what is zero stays zero.
-_REARRANGING = frozenset(["t", "transpose", "permute", "split", "split_with_sizes", "slice"])
-_KEEPING_ZERO = frozenset(
-    ["view", "unsafe_view", "reshape", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "select", "slice", "split", "split_with_sizes", "unbind", "clone", "mean", "sum", "to_copy", "detach", "alias", "relu", "gelu", "silu", "tanh", "native_dropout"]
-)
-
-
-def _parts(call: Call, held: Held) -> list[Held]:
-    """The parts that a weight is cut into."""
-    given, size = call.arguments, call.args[0].shape
-    dim = given["dim"] % 2
-    stored = 1 - dim if held.flipped else dim
-    if call.operation == "slice":
-        if given["step"] != 1:
-            return []
-        start = min(max(given["start"] or 0, 0), size[dim])
-        return [replace(held, start=start, stop=start + call.outputs[0].shape[dim], dim=stored)]
-    found, start = [], 0
-    for output in call.outputs:
-        found.append(replace(held, start=start, stop=start + output.shape[dim], dim=stored))
-        start += output.shape[dim]
-    return found
 
 
 def _serves_all(module: nn.Module) -> bool:
@@ -436,79 +332,3 @@ def _serves_all(module: nn.Module) -> bool:
     """
     per_unit = isinstance(module, nn.Linear) or isinstance(getattr(module, "num_parameters", None), int)
     return not per_unit or isinstance(module, nn.PReLU)
-
-
-class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Shows every ATen operation to a trace."""
-
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.trace = trace
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.trace.see(Call(func, args, kwargs or {}, result))
-        return result
-
-
-@contextmanager
-def _followed(trace: Trace) -> Iterator[None]:
-    """Keep `trace.path` while modules run, note their passages, and give leaf modules to their rules."""
-
-    def enter(name: str, is_leaf: bool) -> Any:
-        def hook(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
-            trace.path.append(name)
-            trace.silenced += is_leaf
-
-        return hook
-
-    def leave(name: str, rule: Any) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            trace.silenced -= rule is not None
-            with torch._C.DisableTorchFunction():  # looking at sizes here is none of the forward's business
-                if rule is not None and not trace.silenced and output is not None:
-                    rule(Visit(trace, name, module, args, kwargs, output))
-                trace.path.pop()
-                given = batch.tensors([args, kwargs])
-                alike = len(given) == 1 and isinstance(output, Tensor) and output.shape == given[0].shape
-                if alike and not trace.silenced:
-                    trace.passages.append(Passage(name, trace.coats(given[0]), trace.coats(output)))
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in trace.model.named_modules():
-            rule = leaf_rule(module)
-            for handle in (
-                module.register_forward_pre_hook(enter(name, rule is not None), prepend=True, with_kwargs=True),
-                module.register_forward_hook(leave(name, rule), always_call=True, with_kwargs=True),
-            ):
-                stack.callback(handle.remove)
-        yield
-
-
-def run(model: nn.Module, inputs: Inputs) -> tuple[Trace, Any]:
-    """Run the model once in eval mode and follow its labels and its numbers.
-
-    Returns:
-        The trace, and the `numbers.Numbers` seen in the forward's Python code.
-
-    Raises:
-        SennError: the forward pass fails on these inputs.
-    """
-    from senn.structure.numbers import Numbers  # it reads traces itself
-
-    trace = Trace(model)
-    numbers = Numbers(trace)
-    with untouched(model, inputs), _followed(trace), _Dispatch(trace), numbers.watching():
-        try:
-            trace.output = batch.call(model, batch.copied(inputs))
-        except Exception as error:
-            raise SennError(f"The model's forward pass fails on the example inputs: {describe(error)}.") from error
-    return trace, numbers
-
-
-def describe(error: Exception) -> str:
-    """An error in one line."""
-    text = str(error).strip().split("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,9 +1,9 @@
 """The proof of a structure: a widened copy of the model must run, compute the same and have the same structure.
 
-Labels follow tensors, numbers follow the forward's own Python code. What neither sees (a constant, a float computed from a
-size, code of a compiled extension) looks fine until a space grows. So a copy is made in which every weight is disturbed
-(fresh networks often have outputs of zero, which would hide a mistake), each space gets one more unit that nothing reads
-(zero columns), and the forward pass runs again.
+Labels follow tensors, numbers follow the forward's own Python code. What neither sees (a constant, a float computed
+from a size, code of a compiled extension) looks fine until a space grows. So a copy is made in which every weight is
+disturbed (fresh networks often have outputs of zero, which would hide a mistake), each space gets one more unit that nothing
+reads (zero columns), and the forward pass runs again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from senn import batch
 from senn.batch import Inputs
 from senn.errors import UnsupportedError
+from senn.structure.running import describe
 from senn.structure.spaces import Refusal, Slot, Space, Structure
-from senn.structure.trace import describe
 from senn.structure.untouched import untouched
 from senn.structure.widened import disturb, widen
 
@@ -58,11 +58,18 @@ def _parted(
         return _bear_out(model, inputs, (*accepted, *spaces), read), []
     except _FailedError as reason:
         if len(spaces) == 1:
-            return accepted, [Refusal(spaces[0].name, str(reason))]
+            return accepted, _refusals(spaces[0], str(reason))
     half = len(spaces) // 2
     accepted, first = _parted(model, inputs, accepted, spaces[:half], read)
     accepted, second = _parted(model, inputs, accepted, spaces[half:], read)
     return accepted, first + second
+
+
+def _refusals(space: Space, reason: str) -> list[Refusal]:
+    """Of a space, and of the maps beside its stream that change size with it (heads)."""
+    along = f"its size follows that of {space.name}, which can't change"
+    beside = [slot.map for slot in space.of("producer") if space.norms and not slot.quiet and "bias" not in slot.tensor]
+    return [Refusal(space.name, reason), *(Refusal(name, along) for name in dict.fromkeys(beside))]
 
 
 def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read: Read) -> tuple[Space, ...]:

@@ -48,5 +48,5 @@ def _unfused() -> Iterator[None]:
     """Recurrent layers as single operations: the fused kernel hides their gates."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+        with torch.backends.mkldnn.flags(enabled=False):
             yield

@@ -14,11 +14,12 @@ from senn.structure.spaces import Attribute, Role, Slot, Space, tensor_of
 
 
 def disturb(model: nn.Module, spaces: Sequence[Space], generator: torch.Generator) -> None:
-    """Add noise of the size of a fresh layer's entries to every weight that makes or reads units."""
-    for name in {slot.name for space in spaces for slot in space.slots if slot.role != "carrier"}:
+    """Add noise to every parameter of the spaces: what holds for fresh norms may not hold later."""
+    for name in sorted({slot.name for space in spaces for slot in space.slots}):
         tensor = tensor_of(model, name)
-        if tensor.dim() > 1:
-            tensor.data += _noise(tensor, generator)
+        if isinstance(tensor, nn.Parameter):
+            draw = 0.1 * torch.randn(tensor.shape, generator=generator)
+            tensor.data += _noise(tensor, generator) if tensor.dim() > 1 else draw.to(tensor)
 
 
 def _noise(weight: Tensor, generator: torch.Generator) -> Tensor:

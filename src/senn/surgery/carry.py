@@ -6,7 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -307,7 +307,7 @@ def _flat_weights(model: nn.Module, journal: Journal) -> None:
     for module in model.modules():
         flat = module.__dict__.get("_flat_weights")
         if isinstance(module, nn.RNNBase) and any(id(weight) in new for weight in flat or ()):
-            swapped = [new.get(id(weight), weight) for weight in flat]
+            swapped = [new.get(id(weight), weight) for weight in flat or ()]
             journal.swaps.append((module.__dict__, "_flat_weights", flat, swapped))
 
 
@@ -321,7 +321,7 @@ def _insert(model: nn.Module, move: Insert, journal: Journal) -> None:
     stack = nn.Sequential(*modules, linear)
     stack.training = linear.training
     journal.swaps.append((parent._modules, key, linear, stack))
-    journal.inserted.append(Inserted(move.site, modules, journal.now(linear.weight), after=False))
+    journal.inserted.append(Inserted(move.site, modules, journal.now(cast(nn.Parameter, linear.weight)), after=False))
 
 
 def _append(model: nn.Module, move: Append, journal: Journal) -> None:

@@ -25,7 +25,7 @@ class Widen:
         values: new entries for producer and carrier slots by full tensor name; the shape is the tensor's
             with `units * k` along the slot's dimension (a unit's k positions side by side). A
             carrier that is not named takes its module's neutral value (BatchNorm: 1, 0, 0, 1, then
-            running statistics from the probe batch; depthwise filters: those there are in turn; others: mean of the units).
+            running statistics from the probe batch; depthwise filters: old ones in turn; others: mean of the units).
             Nothing can be given for quiet slots (`Slot.quiet`): there producers' entries follow from the
             normalisation, and consumers take existing columns in turn.
     """

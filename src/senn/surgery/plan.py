@@ -51,7 +51,7 @@ class Entries:
 
 @dataclass(frozen=True, eq=False)
 class Compensation:
-    """W_kept += W_gone @ coefficients[:, :-1], b += W_gone @ coefficients[:, -1], in old columns of the map's matrix."""
+    """W_kept += W_gone @ coefficients[:, :-1], b += W_gone @ coefficients[:, -1], in the matrix's old columns."""
 
     map: LinearMap
     gone: Tensor
