@@ -226,7 +226,7 @@ class Survey:
         return Draw(widen, layers)
 
     def _is_scored(self, space: Space) -> bool:
-        """Whether a map that can be read reads its units; those that a normalisation keeps quiet bring nothing at first."""
+        """Whether a map that can be read reads its units; units that are quiet at first bring nothing then."""
         return not space.norms and any(slot.map in self.structure.linears for slot in space.of("consumer"))
 
     def _lay_out(self, draw: Draw) -> None:

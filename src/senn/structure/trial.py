@@ -1,9 +1,9 @@
 """The proof of a structure: a widened copy of the model must run, compute the same and have the same structure.
 
 Labels follow tensors, numbers follow the forward's own Python code. What neither sees (a constant, a float computed
-from a size, code of a compiled extension) looks fine until a space grows. So a copy is made in which every weight is
-disturbed (fresh networks often have outputs of zero, which would hide a mistake), each space gets one more unit that nothing
-reads (zero columns), and the forward pass runs again.
+from a size, code of a compiled extension) looks fine until a space grows. So a copy is made in which every parameter is
+disturbed (fresh networks often have outputs of zero, which would hide a mistake), each space gets one more unit that
+nothing reads (zero columns), and the forward pass runs again.
 """
 
 from __future__ import annotations

@@ -1,0 +1,91 @@
+"""How long the analysis of a model takes, and how long after growth; and whether 300 growths in a row leave anything behind.
+
+python benchmarks/analysis.py
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from senn.structure import analyse
+from senn.surgery import Prune, operate
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from test_zoo import widening
+from zoo.convolutional import Basic, ResNet
+from zoo.transformer import Block, ViT
+
+
+def resnet(blocks: int) -> nn.Module:
+    """ResNet-(6 n + 2) for images of 32 x 32."""
+    widths = [16] * blocks + [32] * blocks + [64] * blocks
+    parts, before = [], 16
+    for place, width in enumerate(widths):
+        parts.append(Basic(before, width, width, 2 if width != before and place else 1))
+        before = width
+    return ResNet(parts, 16, before)
+
+
+def vit(depth: int) -> nn.Module:
+    """A ViT of width 192 with three heads."""
+    model = ViT(192, 3)
+    model.blocks = nn.ModuleList([Block(192, 3, 384) for _ in range(depth)])
+    return model
+
+
+def timed(name: str, model: nn.Module, inputs: torch.Tensor) -> None:
+    """One line: seconds for the analysis, and for the structure after growth beside the growth itself."""
+    start = time.perf_counter()
+    structure = analyse(model, inputs)
+    first = time.perf_counter() - start
+    moves = widening(model, structure)
+    start = time.perf_counter()
+    receipt = operate(model, moves, structure)
+    print(
+        f"{name:12s} analysis {first:6.2f} s, {len(structure.spaces)} spaces, {len(structure.refused)} refused; growth of "
+        f"all spaces with the structure after it {time.perf_counter() - start:.3f} s; known: {receipt.structure is not None}"
+    )
+
+
+def many(count: int = 300) -> None:
+    """Widen and prune one model again and again: memory, objects and step time at equal size."""
+    torch.manual_seed(0)
+    model, inputs = resnet(1), torch.randn(16, 3, 16, 16)
+    optimizer = torch.optim.Adam(model.parameters())
+    structure = analyse(model, inputs[:2])
+
+    def step() -> float:
+        start = time.perf_counter()
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+        return (time.perf_counter() - start) / 5
+
+    for number in range(count + 1):
+        if number % 100 == 0:
+            gc.collect()
+            tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(f"after {number:3d} growths: {tensors} tensors, peak {memory:.0f} MiB, step {1000 * step():.1f} ms")
+        for moves in (widening(model, structure), None):
+            chosen = moves or [Prune(space.name, (0,)) for space in structure.spaces]
+            receipt = operate(model, chosen, structure, optimizer=optimizer, probe=inputs[:2])
+            assert receipt.structure is not None
+            structure = receipt.structure
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    timed("ResNet-8", resnet(1), torch.randn(2, 3, 32, 32))
+    timed("ResNet-32", resnet(5), torch.randn(2, 3, 32, 32))
+    timed("ViT-12", vit(12), torch.randn(2, 3, 16, 16))
+    many()
