@@ -9,7 +9,9 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
 import senn.ledger
+from senn.curvature.factors import damped, moments
 from senn.curvature.output import OutputMetric
+from senn.ledger import Fold, Ledger
 from senn.menu import Menu, select
 from senn.nn import Rational
 from senn.policy import Budget
@@ -318,3 +320,37 @@ def test_a_kept_input_moment_is_made_anew_by_a_window_with_twice_the_rows():
     third = look(*halves)
     assert (third.rows, third.outgrown) == (90, False)
     torch.testing.assert_close(third.factor, truth(90), rtol=1e-6, atol=1e-8)
+
+
+def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squaring():
+    generator = torch.Generator().manual_seed(0)
+    samples, locations, existing, m = 40, 5, 3, 2
+
+    def fold() -> Fold:
+        shared = torch.randn(samples, 1, 1, generator=generator, dtype=torch.float64)  # locations are alike
+        a, s, dz = (
+            (torch.randn(samples, locations, size, generator=generator, dtype=torch.float64) + 2 * shared).flatten(0, 1)
+            for size in (existing + 1, m, m)
+        )
+        return Fold.of(moments(a, dz, s, locations=locations), a, s, dz, None)
+
+    fit, held = fold(), fold()
+    value, error = Ledger(fit, held, existing).heldout(torch.tensor([[0]]))
+
+    def dense(one: Fold) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradient and, for each sample, its own, by the residual activation; the curvature factor's rows."""
+        A = damped(one.moments.A[:existing, :existing])
+        rest = one.a[:, existing] - one.a[:, :existing] @ torch.linalg.solve(A, one.moments.A[:existing, existing])
+        by_sample = [(rows * rest[:, None]).view(samples, locations, m).sum(1) for rows in (one.dz, one.s)]
+        return by_sample[0].mean(0), by_sample[0], by_sample[1]
+
+    S = damped((fit.moments + held.moments).S)
+    gradient, _, signs = dense(fit)
+    A = damped(fit.moments.A[:existing, :existing])
+    rest = fit.a[:, existing] - fit.a[:, :existing] @ torch.linalg.solve(A, fit.moments.A[:existing, existing])
+    step = torch.linalg.solve(S, gradient / locations) / rest.square().mean()
+    length = gradient @ step / max((signs @ step).square().mean(), gradient @ step)
+    gradient, slopes, signs = dense(held)
+    gains = 2 * length * slopes @ step - length**2 * (signs @ step).square()
+    assert float(value) == pytest.approx(float(gains.mean()), rel=0.01)
+    assert float(error) == pytest.approx(float(gains.std(correction=0)) / samples**0.5, rel=0.02)

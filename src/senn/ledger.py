@@ -11,7 +11,8 @@ Residual activations are those less what the columns that are in already predict
 K-FAC takes activations and output gradients as independent. Where both are sparse together (a unit that is active on
 the few samples that another unit passes on) its curvature is too small by as much as the fraction of active samples,
 and a gain can come out above lambda. So a step's *direction* is K-FAC's, and its *length* and held-out value come from
-the exact curvature along it, d^T F d = E[(s^T d a_p)^2], which sampled rows give without bias.
+the exact curvature along it, d^T F d = E[(sum over a sample's locations of s^T d a_p)^2], which sampled rows give
+without bias.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from senn.scores import diagonal_gain
 
 ROWS = 1024
 """Rows of each fold that are kept for exact curvatures along a step."""
+
+SAMPLES = 64
+"""Samples of each fold that are kept at least, however many locations each has."""
 
 UNIT_DAMPING = 1e-3
 """Relative damping of a candidate column's own moment, so that an exact copy of an existing one gains nothing."""
@@ -53,14 +57,14 @@ class Fold:
 
     @classmethod
     def of(cls, moments: Moments, a: Tensor, s: Tensor, dz: Tensor, weight: Tensor | None) -> Fold:
-        """The moments of some samples with the rows of the first of them: whole samples, about `ROWS` rows."""
-        kept = slice(0, max(ROWS // moments.locations, 1) * moments.locations)
+        """The moments of some samples with the rows of the first of them: whole samples, `ROWS` rows or `SAMPLES`."""
+        kept = slice(0, max(ROWS // moments.locations, SAMPLES) * moments.locations)
         return cls(moments, a[kept], s[kept], dz[kept], None if weight is None else weight[kept])
 
     def __add__(self, other: Fold) -> Fold:
         """Both sets of samples, with the rows of the first ones."""
         total = self.moments + other.moments
-        if len(self.a) + total.locations > ROWS:
+        if len(self.a) + total.locations > max(ROWS, SAMPLES * total.locations):
             return replace(self, moments=total)
         a, s, dz = (torch.cat(pair) for pair in ((self.a, other.a), (self.s, other.s), (self.dz, other.dz)))
         weighted = self.weight is not None or other.weight is not None
@@ -208,14 +212,21 @@ class Ledger:
         groups, m, p = step.shape
         flat = step.movedim(1, 0).reshape(m, groups * p)
         flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)
-        on_fit, on_held = (account.along(account.s, flat, columns).square() for account in (self.fit, self.held))
+        # what a step does to a sample is the sum of what it does at its locations: summed before it is squared
+        on_fit, on_held = (
+            self._by_sample(account.along(account.s, flat, columns)).square() for account in (self.fit, self.held)
+        )
         curved, curved_held = on_fit.sum(0).double() / self.fit.weight, on_held.sum(0).double() / self.held.weight
         length = fitted / torch.maximum(curved, fitted).clamp_min(1e-30)
         value = 2 * length * held - length.square() * curved_held
-        rows = 2 * length * self.held.along(self.held.dz, flat, columns) - length.square() * on_held
-        samples = rows.view(-1, self.locations, groups).mean(1)
+        slope = self._by_sample(self.held.along(self.held.dz, flat, columns))
+        samples = (2 * length * slope - length.square() * on_held) / self.locations
         error = samples.std(0, correction=0) / self.held_samples**0.5
         return self.locations * value, self.locations * error
+
+    def _by_sample(self, rows: Tensor) -> Tensor:
+        """Sums over each sample's locations, (rows, groups) to (samples, groups)."""
+        return rows.view(-1, self.locations, rows.shape[1]).sum(1)
 
     def _quadratic(self, moment: Tensor, columns: Tensor, onto: Tensor | None) -> Tensor:
         """Tr(C M^-1 C^T) of each group, C on all samples."""
