@@ -16,7 +16,8 @@ from senn.ledger import Ledger
 from senn.policy import Budget, Candidate
 from senn.proposals import Draw, IdentityLayer, Layer, ResidualLayer
 from senn.pruning import PruningLedger
-from senn.structure import Space, Structure, linear_map
+from senn.structure import Slot, Space, Structure, linear_map
+from senn.structure import columns as columns_of
 from senn.surgery import Move, Prune, Widen, parameters_per_unit
 
 
@@ -112,8 +113,8 @@ class Menu:
         if candidate.kind == "prune":
             self.removed.setdefault(place, []).extend(option.chosen)
             for slot in self.structure.space(place).of("consumer"):
-                if slot.module in self.pruning:
-                    self.pruning[slot.module].remove(slot.index[list(option.chosen)].flatten())
+                if slot.map in self.pruning:
+                    self.pruning[slot.map].remove(self._owned(slot)[list(option.chosen)].flatten())
         elif candidate.kind == "widen":
             self.grown.setdefault(place, []).extend(option.chosen)
             for name, columns in self._consumers(place):
@@ -241,10 +242,14 @@ class Menu:
         count = len(left) % step or step
         if count >= len(left):
             return []
-        cost = torch.stack([self.pruning[slot.module].costs(slot.index[left]) for slot in slots]).sum(0)
+        cost = torch.stack([self.pruning[slot.map].costs(self._owned(slot)[left]) for slot in slots]).sum(0)
         order = cost.argsort()[:count]
         chosen = tuple(int(unit) for unit in left[order])
         return [self._removal_option(space, chosen, float(cost[order].sum()), len(left) - count)]
+
+    def _owned(self, slot: Slot) -> Tensor:
+        """Columns of a consumer's matrix that each unit owns, (width, k * taps)."""
+        return columns_of(slot, self.structure.map(slot.map).taps)
 
     def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, width: int) -> Option:
         candidate = Candidate(
@@ -257,10 +262,10 @@ class Menu:
     def _removal(self, space: Space, units: Sequence[int]) -> Prune:
         coefficients = {}
         for slot in space.of("consumer"):
-            if slot.module in self.pruning:
-                taken = self.pruning[slot.module].coefficients(slot.index[list(units)].flatten())
-                biased = self.model.get_submodule(slot.module).bias is not None
-                coefficients[slot.module] = taken if biased else torch.cat([taken, taken.new_zeros(len(taken), 1)], 1)
+            if slot.map in self.pruning:
+                taken = self.pruning[slot.map].coefficients(self._owned(slot)[list(units)].flatten())
+                biased = self.structure.map(slot.map).bias is not None
+                coefficients[slot.map] = taken if biased else torch.cat([taken, taken.new_zeros(len(taken), 1)], 1)
         return Prune(space.name, tuple(units), coefficients)
 
 

@@ -26,12 +26,17 @@ WEIGHTS = 20_000
 """Weights that all candidate units of a space have together, so that looking stays cheap beside training wide maps."""
 
 
+CHANNELS = 8
+"""Candidates of a space of channels, at least; at most as many as it has."""
+
+
 @dataclass(frozen=True)
 class Proposals:
     """How many candidates of what kind a consideration draws.
 
     Args:
-        units: candidate units for each space; None for as many as `WEIGHTS` weights allow, between 64 and 256.
+        units: candidate units for each space; None for as many as `WEIGHTS` weights allow, between 64 and 256, and for
+            channels of a convolution no more than there are (but `CHANNELS`).
         copies: fraction of them that are perturbed copies of existing units.
         smooth: fraction of the random ones whose direction follows the data.
         residual: candidate units of a residual layer at each site; 0 offers none.
@@ -244,6 +249,10 @@ def draw_units(
     values: dict[str, Tensor] = {}
     k = {slot.name: slot.index.shape[1] for slot in space.slots}
     wanted = recipe.units or min(max(WEIGHTS // parameters_per_unit(model, space), 64), 256)
+    if any(tensor_of(model, slot.name).dim() > 2 for slot in space.slots) and not recipe.units:
+        wanted = min(
+            wanted, max(space.width, CHANNELS)
+        )  # a pass through the candidates costs as much as one through the model
     count = max(wanted // space.quantum, 1) * space.quantum
     for slot in space.of("producer"):
         values[slot.name] = _alike(tensor_of(model, slot.name).detach(), slot, count, generator)
@@ -252,11 +261,11 @@ def draw_units(
             continue
         linear = linear_map(model, module)
         x = inputs[module]
-        old = linear.weight.detach().to(x.dtype)
+        old = linear.weight.detach().flatten(1).to(x.dtype)
         spread = float(outputs[module].std(0, correction=0).mean())
         weight = directions(x, count * k[f"{module}.weight"], recipe.smooth, generator, old, recipe.copies)
         weight, bias = scaled(x, weight, spread if spread > 1e-3 else 1.0, generator)
-        values[f"{module}.weight"] = weight
+        values[f"{module}.weight"] = weight.view(-1, *linear.weight.shape[1:])
         if linear.bias is not None:
             values[f"{module}.bias"] = bias
     for slot in space.of("carrier"):

@@ -15,14 +15,15 @@ from senn.batch import Inputs, Output
 from senn.curvature.capture import Rows, capture, evaluating, forward, reading
 from senn.curvature.factors import moments
 from senn.curvature.output import OutputMetric
-from senn.errors import DivergenceError, SennError
+from senn.curvature.patches import rows_in, rows_out
+from senn.errors import DivergenceError, SennError, UnsupportedError
 from senn.ledger import Fold, Ledger
 from senn.menu import Columns, Menu
 from senn.nn import Residual
 from senn.policy import Budget
 from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual, draw_units
 from senn.pruning import PruningLedger
-from senn.structure import Site, Space, Structure, linear_map
+from senn.structure import LinearMap, Site, Space, Structure, matrix, tensor_of
 from senn.structure.spaces import Role
 from senn.surgery import carry_out
 from senn.surgery.layout import LayoutDraft
@@ -30,6 +31,9 @@ from senn.surgery.verify import fingerprint
 
 LOOK = 128
 """Samples that the draw looks at, for the scale of the candidates."""
+
+LOOKED_AT = 4096
+"""Rows of each map that it takes from them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +123,8 @@ class Survey:
         if draw is None:
             draw = self._propose(inputs, targets)
             self._lay_out(draw)
+            if self.proposals.ascent and any(self.structure.map(name).taps > 1 for name in self.structure.linears):
+                raise UnsupportedError("the ascent of proposals isn't understood for convolutions: use ascent=0")
             if self.proposals.ascent and draw.widen:
                 draw = self._ascended(draw, inputs, targets, weights)
         trial = self._trial(draw, inputs)
@@ -152,7 +158,9 @@ class Survey:
             if name in self._data:
                 self._remember(name, ledger.factor, fit.moments.rows + held.moments.rows)
             if "prune" in self.moves and name in prunable:
-                pruning[name] = PruningLedger(ledger.factor, ledger.after(_weight(self.model, name)), ledger.locations)
+                pruning[name] = PruningLedger(
+                    ledger.factor, ledger.after(_weight(self.model, self.structure.map(name))), ledger.locations
+                )
         return Menu(
             self.model, self.structure, self._draw, ledgers, pruning, self._columns,
             limit=self._limit_sum / self.samples, samples=samples, nat=self.metric.nat(self.loss, self._output),
@@ -205,8 +213,9 @@ class Survey:
             )
         loss = float(self.metric.loss(output, targets[:LOOK]))
         loss /= self.metric.nat(loss, output)
-        x = {name: _flat(one.x) for name, one in seen.items()}
-        z = {name: _flat(one.z) for name, one in seen.items() if one.z is not None}
+        maps = {name: self.model.get_submodule(name) for name in names}
+        x = {name: _some(rows_in(maps[name], one.x)) for name, one in seen.items()}
+        z = {name: _some(rows_out(maps[name], one.z)) for name, one in seen.items() if one.z is not None}
         widen, layers = {}, {}
         if "width" in self.moves:
             for space in filter(self._is_scored, self.structure.spaces):
@@ -232,21 +241,23 @@ class Survey:
     def _lay_out(self, draw: Draw) -> None:
         """Number each map's columns: existing ones, the constant, candidate units by space, layers' features."""
         for name in self.structure.linears:
-            linear = linear_map(self.model, name)
-            rows, size = linear.weight.shape
+            one = self.structure.map(name)
+            taps = torch.arange(one.taps)
+            rows, size = (tensor_of(self.model, one.weight).shape[dim] for dim in (one.out_dim, one.in_dim))
             self._outputs[name], _ = self._places(draw, name, "producer", rows)
             place, taken = self._places(draw, name, "consumer", size)
             wide = 0
-            order, columns = [place[:size]], Columns()
+            place = place[:, None] * one.taps + taps  # columns of each input, (inputs, taps)
+            order, columns = [place[:size].flatten()], Columns()
             for space_name, units, offset, positions in taken:
-                order.append(place[offset : offset + positions])
-                columns.spaces[space_name] = torch.arange(wide, wide + positions).view(units, -1)
-                wide += positions
+                order.append(place[offset : offset + positions].flatten())
+                columns.spaces[space_name] = torch.arange(wide, wide + positions * one.taps).view(units, -1)
+                wide += positions * one.taps
             for layer in draw.layers.get(name, ()):
                 columns.layers.append(torch.arange(wide, wide + layer.columns).view(-1, layer.columns_per_unit))
                 wide += layer.columns
             self._order[name], self._columns[name] = torch.cat(order), columns
-            self._existing[name] = size + (linear.bias is not None)
+            self._existing[name] = size * one.taps + (one.bias is not None)
 
     def _ascended(self, draw: Draw, inputs: Inputs, targets: Tensor, weights: Tensor | None) -> Draw:
         """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""
@@ -295,7 +306,9 @@ class Survey:
         constant = [x.new_ones(len(x), 1)] if rows.bias else []
         a = torch.cat([old, *constant, new, *layers], 1)
         dz, s = (_take(values, self._outputs[name]) for values in (rows.dz, rows.s))
-        half = count // 2 * rows.locations
+        half = (count if rows.chosen is None else len(rows.chosen)) // 2 * rows.locations
+        if weights is not None and rows.chosen is not None:
+            weights = weights[rows.chosen.to(weights.device)]
         row_weights = None if weights is None else weights.repeat_interleave(rows.locations).to(a)
         if rows.data:
             self._data.add(name)
@@ -312,20 +325,19 @@ class Survey:
 
     def _old_columns(self, name: str) -> int:
         """Number of inputs of a map in the model as it is."""
-        return int(linear_map(self.model, name).weight.shape[1])
+        return matrix(self.model, self.structure.map(name)).shape[1]
 
 
-def _weight(model: nn.Module, name: str) -> Tensor:
+def _weight(model: nn.Module, one: LinearMap) -> Tensor:
     """[W | b] of a linear map, detached, (m, c)."""
-    linear = linear_map(model, name)
-    weight = linear.weight.detach()
-    return weight if linear.bias is None else torch.cat([weight, linear.bias.detach()[:, None]], 1)
+    weight = matrix(model, one)
+    return weight if one.bias is None else torch.cat([weight, tensor_of(model, one.bias).detach()[:, None]], 1)
 
 
 def _open_sites(model: nn.Module, structure: Structure) -> list[Site]:
     """Sites outside residual branches: no layer within a layer is offered, since width of the branch does as much."""
     branches = [f"{name}." for name, module in model.named_modules() if isinstance(module, Residual)]
-    sites = [site for site in structure.sites if site.module in structure.linears]
+    sites = [site for site in structure.sites if site.module in structure.linears and not site.spatial]
     return [site for site in sites if not any(site.module.startswith(branch) for branch in branches)]
 
 
@@ -347,6 +359,6 @@ def _samples(inputs: Inputs, targets: Tensor, weights: Tensor | None) -> int:
     return count
 
 
-def _flat(x: Tensor) -> Tensor:
-    x = x.reshape(-1, x.shape[-1])
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def _some(rows: Tensor) -> Tensor:
+    """About `LOOKED_AT` of the rows, evenly spread."""
+    return rows[:: max(len(rows) // LOOKED_AT, 1)]

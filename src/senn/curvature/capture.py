@@ -18,7 +18,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from senn import batch
 from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
+from senn.curvature.patches import rows_in, rows_out, rows_width
 from senn.errors import SennError, UnsupportedError
+
+MOST_ROWS = 1 << 16
+"""Rows of one map that are read of one batch: a sample with many locations says more, so fewer are needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,7 @@ class Rows:
         s: curvature-propagated random signs at the map's output, E[s s^T] = S, (rows, m).
         locations: rows per sample.
         data: whether the map reads the model's inputs themselves, so that the moment of a is a statistic of the data.
+        chosen: (samples,) long, of which samples of the batch these rows are; None for all.
     """
 
     x: Tensor
@@ -40,6 +45,7 @@ class Rows:
     s: Tensor
     locations: int
     data: bool
+    chosen: Tensor | None = None
 
     @property
     def a(self) -> Tensor:
@@ -171,21 +177,31 @@ def capture(
         if loose:
             raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
         s = torch.autograd.grad(output, edges, sign)
+    layers = [model.get_submodule(name) for name in names]
+    locations = [g.numel() // rows_width(layer, g) // samples for layer, g in zip(layers, dz, strict=True)]
+    chosen = _chosen(samples, max(locations, default=1))
     given = {x.untyped_storage().data_ptr() for x in batch.tensors(inputs)}
     rows = {}
-    for name, gradient, probe in zip(names, dz, s, strict=True):
-        bias = model.get_submodule(name).bias is not None
+    for name, layer, gradient, probe, places in zip(names, layers, dz, s, locations, strict=True):
+        bias = layer.bias is not None
         x = seen[name].x.detach()
         if len(x) != samples:
             raise UnsupportedError(
                 f"{name} reads a tensor whose first dimension doesn't count samples: leave it out by ignore"
             )
-        locations, data = gradient.numel() // gradient.shape[-1] // samples, x.untyped_storage().data_ptr() in given
-        rows[name] = Rows(_rows(x), bias, _rows(gradient), _rows(probe), locations, data)
+        data = x.untyped_storage().data_ptr() in given
+        if chosen is not None:
+            x, gradient, probe = (values.index_select(0, chosen.to(values.device)) for values in (x, gradient, probe))
+        rows[name] = Rows(
+            rows_in(layer, x), bias, rows_out(layer, gradient), rows_out(layer, probe), places, data, chosen
+        )
     return Capture(rows, loss, float(metric.bound(y, targets, weights)), y)
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """(samples, ..., d) as rows of at least float32."""
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+def _chosen(samples: int, locations: int) -> Tensor | None:
+    """Samples that are kept where a batch has many locations: the first ones of both its halves; None for all."""
+    half = samples // 2
+    kept = max(MOST_ROWS // (2 * locations), 16)
+    if kept >= half:
+        return None
+    return torch.cat([torch.arange(kept), half + torch.arange(kept)])
