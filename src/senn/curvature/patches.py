@@ -1,7 +1,7 @@
 """A convolution as a linear map of patches.
 
-Layout: a patch is (in * taps,), input channel by input channel, taps inside in row-major order, so that the map's matrix
-is `weight.flatten(1)`; rows are sample-major, one for each output location.
+Layout: a patch is (in * taps,), input channel by input channel, taps inside in row-major order, so that the map's
+matrix is `weight.flatten(1)`; rows are sample-major, one for each output location.
 """
 
 from __future__ import annotations
