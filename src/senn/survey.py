@@ -251,7 +251,9 @@ class Survey:
             order, columns = [place[:size].flatten()], Columns()
             for space_name, units, offset, positions in taken:
                 order.append(place[offset : offset + positions].flatten())
-                columns.spaces[space_name] = torch.arange(wide, wide + positions * one.taps).view(units, -1)
+                own = torch.arange(wide, wide + positions * one.taps).view(units, -1)
+                known = columns.spaces.get(space_name)  # a space may lie in one map twice
+                columns.spaces[space_name] = own if known is None else torch.cat([known, own], 1)
                 wide += positions * one.taps
             for layer in draw.layers.get(name, ()):
                 columns.layers.append(torch.arange(wide, wide + layer.columns).view(-1, layer.columns_per_unit))
