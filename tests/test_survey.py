@@ -354,3 +354,40 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
     gains = 2 * length * slopes @ step - length**2 * (signs @ step).square()
     assert float(value) == pytest.approx(float(gains.mean()), rel=0.01)
     assert float(error) == pytest.approx(float(gains.std(correction=0)) / samples**0.5, rel=0.02)
+
+
+def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypatch):
+    """The second convolution has one location, so K-FAC is exact; each unit owns all its taps."""
+    for name in ("DAMPING", "UNIT_DAMPING"):  # taps at the border read nearly the same
+        monkeypatch.setattr(senn.ledger, name, 1e-13)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2, padding=1), nn.Tanh(), nn.Conv2d(3, 1, (2, 3)), nn.Flatten()).double()
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(SAMPLES, 2, 1, 2, generator=g, dtype=torch.float64)
+    y = torch.sin(2 * x.sum((1, 2, 3)))[:, None] + 0.3 * torch.randn(SAMPLES, 1, generator=g, dtype=torch.float64)
+    structure = analyse(model, x[:4])
+    survey = Survey(
+        model, structure, OutputMetric(F.mse_loss), Proposals(units=5), ("width", "prune"), lambda *_: True,
+        torch.Generator().manual_seed(0), {},
+    )  # fmt: skip
+    survey.add(x, y)
+    menu = survey.menu(SAMPLES, Budget())
+    H = torch.full((1, 1), 2.0, dtype=torch.float64)
+    before = dense_eta(model, affine("2"), x, y, H)
+    assert menu.ledgers["2"].eta == pytest.approx(before, rel=1e-6)
+    assert menu.ledgers["0"].locations == 6
+    gains = menu.ledgers["2"].gain(menu.columns["2"].spaces["0"])
+    for unit in range(5):
+        grown = copy.deepcopy(model)
+        carry_out(grown, [select(menu.draw.widen["0"], [unit], structure.space("0"))], structure)
+        torch.testing.assert_close(grown(x), model(x))
+        assert float(gains[unit]) == pytest.approx(dense_eta(grown, affine("2"), x, y, H) - before, rel=1e-5, abs=1e-9)
+    a = torch.cat([torch.tanh(model[0](x)).detach().flatten(1), torch.ones(SAMPLES, 1, dtype=x.dtype)], 1)
+
+    def best(columns: list[int]) -> float:
+        return float((a[:, columns] @ torch.linalg.lstsq(a[:, columns], y).solution - y).square().mean())
+
+    cost = menu.pruning["2"].costs(menu._owned(structure.space("0").of("consumer")[0]))
+    for unit in range(3):
+        kept = [i for i in range(19) if i // 6 != unit]
+        assert float(cost[unit]) / 2 == pytest.approx(best(kept) - best(list(range(19))), rel=1e-6)

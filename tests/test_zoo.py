@@ -190,3 +190,32 @@ def test_a_grown_model_is_saved_into_a_fresh_one_pickled_and_copied(name: str, t
     fresh = senn.load(tmp_path / "run", into=ZOO[name].build())
     for twin in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert all(map(torch.equal, outputs(twin, inputs), expected))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_grower_looks_at_every_model_and_changes_it_as_decided(name: str) -> None:
+    """Whatever it grows keeps the function; a model that it can't score is refused by name, and nothing is touched."""
+    torch.manual_seed(0)
+    model, inputs = randomised(ZOO[name].build()), ZOO[name].inputs(12)
+    output = ZOO[name].output or (lambda result: batch.prediction(result).flatten(1))
+    with torch.no_grad():
+        targets = torch.randn_like(output(batch.call(model.eval(), batch.copied(inputs))))
+    optimizer, policy = torch.optim.Adam(model.parameters()), senn.PricePolicy(kappa=1e-6)
+    grower = senn.Grower(model, optimizer, nn.functional.mse_loss, policy, output=output, max_width=40)
+    state = copy.deepcopy(model.state_dict())
+    if name in UNSCORED:
+        with pytest.raises(senn.UnsupportedError, match=UNSCORED[name]):
+            grower.consider([(inputs, targets)])
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        return
+    found = grower.consider([(inputs, targets)])
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(math.isfinite(figure) for c in found for figure in (c.gain, c.bound, c.heldout, c.error))
+    for event in grower.grow():
+        assert event.kind == "prune" or event.output_change <= 1e-5
+
+
+UNSCORED = {
+    "decoder": "first dimension doesn't count samples",
+    **dict.fromkeys(("bare parameters", "tied autoencoder", "hf gpt2"), "no linear layer or convolution of its own"),
+}

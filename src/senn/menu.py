@@ -232,6 +232,7 @@ class Menu:
         slots = space.of("consumer")
         if (
             not all(slot.map in self.pruning for slot in slots)
+            or len({slot.map for slot in slots}) < len(slots)  # costs of two parts of one map don't add up
             or space.name in self.grown
             or any(slot.module in self.inserted for slot in slots)
         ):

@@ -127,7 +127,7 @@ ENTRIES = {
     "many inputs": Entry(
         ManyWays, lambda n: {"picture": torch.randn(n, 1, 5, 5), "row": torch.randn(n, 6)},
         {"image": 4, "table": 5, "trunk": 8}, never={"label": "outputs", "value": "outputs"},
-        output=lambda report: report.label,
+        output=lambda report: torch.cat([report.label, report.value], 1),
     ),
     "bare parameters": Entry(Bare, vectors(6), {"w1": 9, "w2": 7}, never=OUT),
     "tabular gate": Entry(

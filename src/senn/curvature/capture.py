@@ -156,6 +156,8 @@ def capture(
         SennError: the outputs or the loss are NaN or infinite.
         UnsupportedError: a map is used twice or makes no difference, or the outputs are not a tensor.
     """
+    if not names:
+        raise UnsupportedError("the model has no linear layer or convolution of its own whose inputs could be read")
     with torch.enable_grad(), evaluating(model), reading(model, names) as seen:
         output = forward(model, inputs, find)
     missing = [name for name in names if name not in seen]
