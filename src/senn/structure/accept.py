@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from senn import batch
 from senn.batch import Inputs
-from senn.errors import SennError
+from senn.errors import SennError, UnsupportedError
+
+_WRAPPERS = {
+    "DataParallel": "give the module inside (`.module`)",
+    "DistributedDataParallel": "give the module inside (`.module`) and wrap it anew after growth",
+    "FullyShardedDataParallel": "give the module before it is wrapped",
+    "OptimizedModule": "give the module inside (`._orig_mod`): it compiles anew by itself after growth",
+}
+"""Modules that hold another one and remember its parameters, and what to do."""
 
 
 def check_model(model: object) -> None:
@@ -15,20 +24,45 @@ def check_model(model: object) -> None:
 
     Raises:
         SennError: it is none, or one without shapes yet.
+        UnsupportedError: it is wrapped, compiled, quantised, or has parameters of a kind that can't be resized.
     """
     if not isinstance(model, nn.Module):
         raise SennError(f"analyse needs an nn.Module, not a {type(model).__name__}.")
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            raise SennError(f"The parameter {name} has no shape yet: run the model once before it is analysed.")
+    for name, module in model.named_modules():
+        place = f"The module {name}" if name else "The model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedError(f"{place} is compiled by TorchScript and can't change its size: give its original.")
+        if (advice := _WRAPPERS.get(type(module).__name__)) is not None:
+            raise UnsupportedError(f"{place} is a {type(module).__name__}: {advice}.")
+        if "quantized" in type(module).__module__:
+            raise UnsupportedError(
+                f"{place} is quantised ({type(module).__name__}): grow the model before it is quantised."
+            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        _check_tensor(name, tensor)
 
 
-def check_inputs(_model: nn.Module, inputs: Inputs) -> None:
-    """Refuse example inputs that hold no sample.
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, UninitializedParameter):
+        raise SennError(f"The parameter {name} has no shape yet: run the model once before it is analysed.")
+    if tensor.is_meta:
+        raise SennError(f"{name} is on the meta device and has no values: give the model its weights before.")
+    if tensor.is_quantized or tensor.layout is not torch.strided:
+        kind = "quantised" if tensor.is_quantized else "sparse"
+        raise UnsupportedError(f"{name} is {kind}, which can't be resized.")
+
+
+def check_inputs(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse example inputs that hold no sample, or that lie elsewhere than the model.
 
     Raises:
-        SennError: they hold none.
+        SennError: one of these.
     """
     tensors = batch.tensors(inputs)
     if not tensors or any(tensor.numel() == 0 for tensor in tensors):
         raise SennError("The example inputs hold no sample.")
+    places = {parameter.device for parameter in model.parameters()}
+    for tensor in tensors:
+        if len(places) == 1 and tensor.device not in places and tensor.dim():
+            (place,) = places
+            raise SennError(f"The example inputs are on {tensor.device}, the model is on {place}.")
