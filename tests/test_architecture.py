@@ -25,6 +25,8 @@ STRANGERS = {
     "ledger": {"structure", "policy", "surgery"},
     "pruning": {"structure", "policy", "surgery"},
     "menu": {"optim"},
+    "columns": {"policy", "optim"},
+    "drawing": {"optim"},
     "survey": {"optim"},
     "plots": {"nn", "torch"},
     "policy": {"curvature", "structure", "torch"},

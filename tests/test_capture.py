@@ -122,10 +122,9 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("map", "map is used more than once"), ("unused", "unused was not reached"), ("loose", "do not depend on loose")],
+    ("name", "message"), [("unused", "unused was not reached"), ("loose", "do not depend on loose")]
 )
-def test_a_map_that_is_not_used_once_is_refused_by_name_and_hooks_are_gone(name: str, message: str):
+def test_a_map_that_makes_no_difference_is_refused_by_name_and_nothing_is_left(name: str, message: str):
     model = Twice()
     with pytest.raises(UnsupportedError, match=message):
         capture(
@@ -142,3 +141,14 @@ def test_a_diverged_network_is_refused():
         model.head.weight[0, 0] = torch.inf
     with pytest.raises(SennError, match="diverged or the batch holds bad values"):
         capture(model, NAMES, x, y, OutputMetric(F.cross_entropy), generator=generator())
+
+
+def test_a_map_that_is_used_twice_has_rows_of_both_uses():
+    torch.manual_seed(0)
+    model, x, y = Twice().double(), torch.randn(5, 4, dtype=torch.float64), torch.zeros(5, dtype=torch.long)
+    rows = capture(model, ["map"], x, y, OutputMetric(F.cross_entropy), generator=generator()).rows["map"]
+    F.cross_entropy(model(x), y).backward()
+    assert rows.locations == 2
+    together = rows.dz.mT @ rows.a / 5
+    torch.testing.assert_close(together[:, :-1], model.map.weight.grad)
+    torch.testing.assert_close(together[:, -1], model.map.bias.grad)

@@ -11,24 +11,49 @@ from torch.nn import functional as F
 import senn
 from senn.curvature.capture import capture
 from senn.curvature.output import OutputMetric
-from senn.curvature.patches import patches
+from senn.curvature.patches import Patches
+from senn.curvature.reading import reading
 
 IMAGES = X.view(-1, 1, 8, 8)
 
 
+SETTINGS = [
+    {}, {"padding": 1}, {"stride": 2, "padding": 2}, {"dilation": 2}, {"padding": "same", "dilation": 2},
+    {"padding": "valid"}, {"padding": 1, "padding_mode": "circular"}, {"padding": (2, 1), "stride": (1, 3)},
+]  # fmt: skip
+
+
+def read_of(layer: nn.Module, x: torch.Tensor, *, bias: bool) -> tuple[Patches, torch.Tensor]:
+    """What the layer reads as patches, and rows of what it gives."""
+    with reading(nn.Sequential(layer), ["0"], outputs=True) as seen:
+        nn.Sequential(layer)(x)
+    (one,) = seen["0"]
+    return Patches.of(one.x, bias, one.kernel), one.z.flatten(2).mT
+
+
 @pytest.mark.parametrize(
-    "settings", [{}, {"padding": 1}, {"stride": 2, "padding": 2}, {"dilation": 2}, {"padding": "same", "dilation": 2}]
+    ("kind", "shape", "size", "settings"),
+    [(nn.Conv2d, (5, 3, 9, 8), (3, 2), settings) for settings in SETTINGS]
+    + [(nn.Conv1d, (5, 3, 9), 3, {"padding": 1}), (nn.Conv3d, (2, 3, 4, 5, 6), 3, {"stride": 2, "padding": 1})],
 )
-def test_patches_are_those_of_the_convolution(settings):
+def test_patches_are_those_of_the_convolution(kind, shape, size, settings):
     torch.manual_seed(0)
-    layer, x = nn.Conv2d(3, 4, (3, 2), **settings).double(), torch.randn(5, 3, 9, 8, dtype=torch.float64)
-    rows = patches(layer, x) @ layer.weight.flatten(1).T + layer.bias
-    expected = layer(x)
-    assert torch.allclose(rows, expected.movedim(1, -1).reshape(-1, 4))
-    for kind, shape in ((nn.Conv1d, (5, 3, 9)), (nn.Conv3d, (2, 3, 4, 5, 6))):
-        layer, x = kind(3, 4, 3, padding=1).double(), torch.randn(*shape, dtype=torch.float64)
-        rows = patches(layer, x) @ layer.weight.flatten(1).T + layer.bias
-        assert torch.allclose(rows, layer(x).movedim(1, -1).reshape(-1, 4))
+    layer, x = kind(3, 4, size, **settings).double(), torch.randn(*shape, dtype=torch.float64)
+    read, z = read_of(layer, x, bias=True)
+    matrix = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
+    assert read.locations == z.shape[1]
+    assert torch.allclose((read.rows() @ matrix.T).view_as(z), z)
+    places = torch.tensor([0, read.locations - 1])
+    assert torch.allclose((read.rows(places) @ matrix.T).view(len(z), 2, 4), z[:, places])
+    g = torch.randn_like(z)
+    rows = read.rows().view(*z.shape[:2], -1)
+    assert torch.allclose(read.cross(g), torch.einsum("nlm,nlc->mc", g, rows))
+    assert torch.allclose(read.by_sample(g), torch.einsum("nlm,nlc->nmc", g, rows))
+    # the constant may stand between two groups of channels
+    split = Patches(read.x, True, read.kernel, existing=2)
+    order = [*range(2 * read.kernel.taps), 3 * read.kernel.taps, *range(2 * read.kernel.taps, 3 * read.kernel.taps)]
+    assert torch.allclose(split.rows(), read.rows()[:, order])
+    assert torch.allclose(split.cross(g), read.cross(g)[:, order])
 
 
 def test_the_cross_moment_is_the_gradient_of_the_weight():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from senn import scores
 from senn.curvature.factors import Moments, cholesky, moments
+from senn.curvature.samples import Rowwise
 from senn.errors import SennError
 from senn.ledger import Fold, Ledger
 
@@ -161,7 +162,7 @@ def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
     """A fold of rows with a given output metric."""
     signs = torch.randint(0, 2, dz.shape, generator=torch.Generator().manual_seed(0)).to(dz) * 2 - 1
     s = signs @ torch.linalg.cholesky(S).mT
-    return Fold(Moments(len(x), 1, x.mT @ x, dz.mT @ x, S * len(x)), x, s, dz)
+    return Fold(Moments(len(x), 1, x.mT @ x, dz.mT @ x, S * len(x), len(x)), Rowwise(x, s, dz))
 
 
 @settings(max_examples=25, deadline=None)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import senn.ledger
 from senn.curvature.factors import damped, moments
 from senn.curvature.output import OutputMetric
+from senn.curvature.samples import Rowwise
 from senn.ledger import Fold, Ledger
 from senn.menu import Menu, select
 from senn.nn import Rational
@@ -332,7 +333,7 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
             (torch.randn(samples, locations, size, generator=generator, dtype=torch.float64) + 2 * shared).flatten(0, 1)
             for size in (existing + 1, m, m)
         )
-        return Fold.of(moments(a, dz, s, locations=locations), a, s, dz, None)
+        return Fold.of(moments(a, dz, s, locations=locations), Rowwise(a, s, dz, locations))
 
     fit, held = fold(), fold()
     value, error = Ledger(fit, held, existing).heldout(torch.tensor([[0]]))
@@ -340,14 +341,17 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
     def dense(one: Fold) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradient and, for each sample, its own, by the residual activation; the curvature factor's rows."""
         A = damped(one.moments.A[:existing, :existing])
-        rest = one.a[:, existing] - one.a[:, :existing] @ torch.linalg.solve(A, one.moments.A[:existing, existing])
-        by_sample = [(rows * rest[:, None]).view(samples, locations, m).sum(1) for rows in (one.dz, one.s)]
+        kept = one.samples
+        rest = kept.a[:, existing] - kept.a[:, :existing] @ torch.linalg.solve(A, one.moments.A[:existing, existing])
+        by_sample = [(rows * rest[:, None]).view(samples, locations, m).sum(1) for rows in (kept.dz, kept.s)]
         return by_sample[0].mean(0), by_sample[0], by_sample[1]
 
     S = damped((fit.moments + held.moments).S)
     gradient, _, signs = dense(fit)
     A = damped(fit.moments.A[:existing, :existing])
-    rest = fit.a[:, existing] - fit.a[:, :existing] @ torch.linalg.solve(A, fit.moments.A[:existing, existing])
+    rest = fit.samples.a[:, existing] - fit.samples.a[:, :existing] @ torch.linalg.solve(
+        A, fit.moments.A[:existing, existing]
+    )
     step = torch.linalg.solve(S, gradient / locations) / rest.square().mean()
     length = gradient @ step / max((signs @ step).square().mean(), gradient @ step)
     gradient, slopes, signs = dense(held)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from senn.batch import Inputs
-from senn.curvature.capture import capture, evaluating, forward, reading
+from senn.curvature.capture import capture
 from senn.curvature.factors import DAMPING, cholesky, moments, solve, whiten
 from senn.curvature.output import OutputMetric
+from senn.curvature.reading import evaluating, forward, reading
 from senn.proposals import SMALLEST_SPREAD, Draw, Proposals
 from senn.structure import Structure
 from senn.surgery import Widen, calibrate, carry_out
@@ -92,10 +93,12 @@ class Hill:
         self.places = {
             (space, name): _places(todo, name, value) for space, of in self.start.items() for name, value in of.items()
         }
-        makers = {slot.module for space in structure.spaces for slot in space.of("producer")}
+        makers = {
+            slot.map for space in structure.spaces for slot in space.of("producer") if slot.map in structure.linears
+        }
         with torch.no_grad(), evaluating(model), reading(model, sorted(makers)) as seen:
             forward(model, inputs)
-        self._x = {name: one.x.detach().reshape(-1, one.x.shape[-1]) for name, one in seen.items()}
+        self._x = {name: one.x.detach().reshape(-1, one.x.shape[-1]) for name, (one,) in seen.items()}
         self._residuals = _residuals(model, [*self.reads], inputs, targets, metric, generator, weights)
 
     def climb(self, values: Values) -> tuple[dict[str, Tensor], Values]:
@@ -149,7 +152,7 @@ class Hill:
             functional_call(self.trial, tensors, self.inputs)
         score: dict[str, Tensor] = {}
         for name, read in self.reads.items():
-            a = seen[name].x
+            a = seen[name][0].x
             a = a.reshape(-1, a.shape[-1]).double()
             for space, columns in read.items():
                 bound = self._residuals[name].bound(a[:, columns])

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from senn import batch
 from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
+from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.events import GrowthEvent, merge
 from senn.menu import Menu
@@ -110,6 +111,7 @@ class Grower:
         self._structure: Structure | None = None
         self._survey: Survey | None = None
         self._known: dict[str, KnownMoment] = {}
+        self._readings: dict[str, Reading | str] = {}
         self._open: list[GrowthEvent] = []
 
     @property
@@ -150,6 +152,7 @@ class Grower:
                 self._generator,
                 self._known,
                 self.output,
+                self._readings,
             )
         loss = self._survey.add(inputs, targets, weights)
         for event in self._open:

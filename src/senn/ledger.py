@@ -20,11 +20,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from senn.curvature.factors import DAMPING, Moments, cholesky, solve, whiten
+from senn.curvature.factors import (
+    DAMPING,
+    Inverse,
+    InverseOfRows,
+    Moments,
+    cholesky,
+    gram,
+    input_moment,
+    solve,
+    whiten,
+)
+from senn.curvature.samples import Rowwise, Samples
 from senn.scores import diagonal_gain
 
 ROWS = 1024
@@ -42,38 +54,54 @@ class Fold:
     """What is known about one fold of samples.
 
     Attributes:
-        moments: over [a_c | a_p].
-        a: some of its rows [a_c | a_p], (n, c + P).
-        s: the same rows' curvature-propagated signs, (n, m).
-        dz: the same rows' output gradients, (n, m).
-        weight: the same rows' weights, (n,), which s and dz carry already; None for ones.
+        moments: over [a_c | a_p]; its `inputs` are empty while all rows are kept and are few (see `few`).
+        samples: some of them, one by one, over the same columns.
     """
 
     moments: Moments
-    a: Tensor
-    s: Tensor
-    dz: Tensor
-    weight: Tensor | None = None
+    samples: Samples
 
     @classmethod
-    def of(cls, moments: Moments, a: Tensor, s: Tensor, dz: Tensor, weight: Tensor | None) -> Fold:
-        """The moments of some samples with the rows of the first of them: whole samples, `ROWS` rows or `SAMPLES`."""
-        kept = slice(0, max(ROWS // moments.locations, SAMPLES) * moments.locations)
-        return cls(moments, a[kept], s[kept], dz[kept], None if weight is None else weight[kept])
+    def of(cls, found: Moments, samples: Samples) -> Fold:
+        """The moments of some samples with the first of them: whole samples, `ROWS` rows or `SAMPLES`."""
+        return cls(found, samples.first(Fold.most(found.locations)))
+
+    @staticmethod
+    def most(locations: int) -> int:
+        """Number of samples that are kept one by one."""
+        return max(ROWS // locations, SAMPLES)
+
+    @staticmethod
+    def few(rows: int, existing: int) -> bool:
+        """Whether so many rows stand for themselves: a moment of more columns than rows says the same at more cost."""
+        return rows <= ROWS and 2 * rows <= existing
 
     def __add__(self, other: Fold) -> Fold:
-        """Both sets of samples, with the rows of the first ones."""
-        total = self.moments + other.moments
-        if len(self.a) + total.locations > max(ROWS, SAMPLES * total.locations):
+        """Both sets of samples, with the first ones one by one."""
+        ours, theirs = self.moments, other.moments
+        if self.rows is not None and other.rows is not None:
+            existing = self.rows.shape[1]
+            if not Fold.few(len(self.rows) + len(other.rows), existing):
+                ours, theirs = self.whole, other.whole
+        elif self.rows is not None or other.rows is not None:
+            ours, theirs = self.whole, other.whole
+        total = ours + theirs
+        if len(self.samples) >= Fold.most(total.locations):
             return replace(self, moments=total)
-        a, s, dz = (torch.cat(pair) for pair in ((self.a, other.a), (self.s, other.s), (self.dz, other.dz)))
-        weighted = self.weight is not None or other.weight is not None
-        return Fold.of(total, a, s, dz, torch.cat([self.weights, other.weights]) if weighted else None)
+        return Fold.of(total, self.samples + other.samples)  # type: ignore[operator]
 
     @property
-    def weights(self) -> Tensor:
-        """The rows' weights, (n,)."""
-        return self.a.new_ones(len(self.a)) if self.weight is None else self.weight
+    def rows(self) -> Tensor | None:
+        """All rows [a_c | a_p], where these stand for the moment of inputs."""
+        if self.moments.inputs.numel():
+            return None
+        assert isinstance(self.samples, Rowwise)
+        return self.samples.a
+
+    @property
+    def whole(self) -> Moments:
+        """The moments with those of the inputs."""
+        return self.moments if self.rows is None else replace(self.moments, inputs=gram(self.rows))
 
 
 class Ledger:
@@ -87,73 +115,101 @@ class Ledger:
             itself never changes); both folds then share it, and their moments need not hold A_cc.
 
     Attributes:
-        factor: of A_cc on all samples.
+        inverse: of A_cc on all samples, damped.
         eta: the map's expansion score now, accepted columns included.
         whitener: (m, m) lower factor L of S = L L^T; cross moments here are L^-1 times theirs.
     """
 
     def __init__(self, fit: Fold, held: Fold, existing: int, factor: Tensor | None = None) -> None:
-        both = fit.moments + held.moments
+        rows = [fold.rows for fold in (fit, held)]
+        few = all(one is not None for one in rows)
+        both = fit.moments + held.moments if few else fit.whole + held.whole
         self.locations = both.locations
         self.held_samples = max(held.moments.rows / both.locations, 1.0)
         self.whitener = cholesky(both.S, DAMPING)
-        A, G = both.A, both.G
-        candidates = len(A) - existing
-        self.raw = A[existing:, A.shape[1] - candidates :]
-        level = self.raw.diagonal() * UNIT_DAMPING
-        self.level = level + 1e-12 * level.sum() + 1e-30
-        self.factor = cholesky(A[:existing, :existing], DAMPING) if factor is None else factor
-        # L_S^-1 G L_A^-T: its square is eta, and one more solve on either side makes it the natural step
+        G = both.G
+        self.inverse: Inverse
+        if few:
+            self.inverse = InverseOfRows(torch.cat([one[:, :existing] for one in rows if one is not None]))
+        else:
+            self.inverse = Inverse(cholesky(both.A[:existing, :existing], DAMPING) if factor is None else factor)
+        # L_S^-1 G A^-1: the natural step, whitened
         white = whiten(self.whitener, G[:, :existing])
-        self._white = torch.linalg.solve_triangular(self.factor.mT, white, upper=True, left=False)
-        self.eta = self.locations * float(self._white.square().sum())
-        if not candidates:
+        self._step = self.inverse.solve(white.mT).mT
+        self.eta = self.locations * float((self._step * white).sum())
+        if G.shape[1] == existing:
             return
-        inputs = (A, fit.moments.A, held.moments.A)
+        if few:
+            self._account_for_rows([cast(Rowwise, fold.samples) for fold in (fit, held)], existing)
+            return
+        inputs = (both.A, fit.whole.A, held.whole.A)
+        candidates = G.shape[1] - existing
+        self._set_level(inputs[0][existing:, inputs[0].shape[1] - candidates :])
         predictions = self._predictions(inputs, existing, shared=factor is not None)
-        rows = ((fit, held) if factor is not None else (), (fit,), (held,))
+        folds = ((fit, held) if factor is not None else (), (fit,), (held,))
         self.all, self.fit, self.held = (
-            self._account(A, G, folds, predict, by_rows=factor is not None)
-            for A, G, folds, predict in zip(inputs, (G, fit.moments.G, held.moments.G), rows, predictions, strict=True)
+            self._account(A, G, some, predict, by_rows=factor is not None)
+            for A, G, some, predict in zip(inputs, (G, fit.moments.G, held.moments.G), folds, predictions, strict=True)
         )
+
+    def _set_level(self, raw: Tensor) -> None:
+        """Keep the candidates' own moment (P, P), and the damping of each."""
+        self.raw = raw
+        level = raw.diagonal() * UNIT_DAMPING
+        self.level = level + 1e-12 * level.sum() + 1e-30
 
     def _predictions(self, inputs: Sequence[Tensor], c: int, *, shared: bool) -> Sequence[Tensor]:
         """A^-1 A_cp for the moments of all samples and of each fold; own A_cc unless the factor is shared."""
         sides = [A[:c, A.shape[1] - len(self.level) :] for A in inputs]
         if shared:
-            return solve(self.factor, torch.cat(sides, 1)).chunk(len(sides), 1)
-        factors = [self.factor, *(cholesky(A[:c, :c], DAMPING) for A in inputs[1:])]
-        return [solve(factor, side) for factor, side in zip(factors, sides, strict=True)]
+            return self.inverse.solve(torch.cat(sides, 1)).chunk(len(sides), 1)
+        inverses = [self.inverse, *(Inverse(cholesky(A[:c, :c], DAMPING)) for A in inputs[1:])]
+        return [inverse.solve(side) for inverse, side in zip(inverses, sides, strict=True)]
+
+    def _account_for_rows(self, folds: Sequence[Rowwise], c: int) -> None:
+        """Open the accounts of folds whose rows are all there."""
+        new = torch.cat([fold.a[:, c:] for fold in folds]).double()
+        self._set_level(new.mT @ new / len(new))
+
+        def account(inverse: InverseOfRows, new: Tensor, dz: Tensor, samples: Rowwise | None) -> Account:
+            rest = inverse.residual(new)
+            kept = None if samples is None else replace(samples, a=rest.to(samples.a))
+            cross = whiten(self.whitener, dz.double().mT @ rest / len(rest))
+            return Account(new.mT @ rest / len(rest) + torch.diag(self.level), cross, kept, float(len(rest)))
+
+        assert isinstance(self.inverse, InverseOfRows)
+        self.all = account(self.inverse, new, torch.cat([fold.dz for fold in folds]), None)
+        self.fit, self.held = (
+            account(InverseOfRows(fold.a[:, :c]), fold.a[:, c:].double(), fold.dz, fold) for fold in folds
+        )
 
     def _account(self, A: Tensor, G: Tensor, folds: Sequence[Fold], predict: Tensor, *, by_rows: bool) -> Account:
-        """The account of the samples that A and G are means over, with the rows of these folds.
+        """The account of the samples that A and G are means over, with the kept samples of these folds.
 
         With a factor that comes from other samples, A_pp - A_pc A^-1 A_cp need not be positive; the moment of the kept
         rows' residual activations always is (`by_rows`).
         """
         c, cut = len(predict), A.shape[1] - len(self.level)
-        rows = [fold.a[:, c:] - fold.a[:, :c] @ predict.to(fold.a.dtype) for fold in folds]
-        a = torch.cat(rows) if rows else predict.new_empty(0, len(self.level))
-        weights = torch.cat([fold.weights for fold in folds]) if folds else predict.new_empty(0)
+        kept = [fold.samples.residual(predict) for fold in folds]
         if by_rows:
-            residual = ((a * weights[:, None]).mT @ a).double() / float(weights.sum())
+            moments = [input_moment(one.a, one.weight) for one in kept if isinstance(one, Rowwise)]
+            residual = sum(moments[1:], moments[0]).double() / sum(one.total for one in kept)
         else:
             residual = A[c:, cut:] - predict.mT @ A[:c, cut:]
         cross = whiten(self.whitener, G[:, c:] - G[:, :c] @ predict)
-        s, dz = (folds[0].s, folds[0].dz) if len(folds) == 1 else (G[:0], G[:0])
-        return Account(residual + torch.diag(self.level), cross, a, s, dz, max(float(weights.sum()), 1e-30))
+        samples = kept[0] if len(kept) == 1 else None
+        weight = max(sum(one.total for one in kept), 1e-30)
+        return Account(residual + torch.diag(self.level), cross, samples, weight)
 
     @property
     def step(self) -> Tensor:
         """The natural step of the existing weights, (m, c)."""
-        left = torch.linalg.solve_triangular(self.whitener.mT, self._white, upper=True)
-        step: Tensor = torch.linalg.solve_triangular(self.factor, left, upper=False, left=False)
+        step: Tensor = torch.linalg.solve_triangular(self.whitener.mT, self._step, upper=True)
         return step
 
     def after(self, weight: Tensor) -> Tensor:
         """L^T times the weights [W | b] (m, c) less their natural step, S = L L^T: where they are going, whitened."""
-        step: Tensor = torch.linalg.solve_triangular(self.factor.mT, self._white.mT, upper=True).mT
-        return self.whitener.mT @ weight.double() - step
+        return self.whitener.mT @ weight.double() - self._step
 
     def gain(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
         """Exact gain D of each group of columns, (groups, p) long to (groups,), see `scores.width_gain`."""
@@ -213,20 +269,14 @@ class Ledger:
         flat = step.movedim(1, 0).reshape(m, groups * p)
         flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)
         # what a step does to a sample is the sum of what it does at its locations: summed before it is squared
-        on_fit, on_held = (
-            self._by_sample(account.along(account.s, flat, columns)).square() for account in (self.fit, self.held)
-        )
+        on_fit, on_held = (account.along("s", flat, columns).square() for account in (self.fit, self.held))
         curved, curved_held = on_fit.sum(0).double() / self.fit.weight, on_held.sum(0).double() / self.held.weight
         length = fitted / torch.maximum(curved, fitted).clamp_min(1e-30)
         value = 2 * length * held - length.square() * curved_held
-        slope = self._by_sample(self.held.along(self.held.dz, flat, columns))
+        slope = self.held.along("dz", flat, columns)
         samples = (2 * length * slope - length.square() * on_held) / self.locations
         error = samples.std(0, correction=0) / self.held_samples**0.5
         return self.locations * value, self.locations * error
-
-    def _by_sample(self, rows: Tensor) -> Tensor:
-        """Sums over each sample's locations, (rows, groups) to (samples, groups)."""
-        return rows.view(-1, self.locations, rows.shape[1]).sum(1)
 
     def _quadratic(self, moment: Tensor, columns: Tensor, onto: Tensor | None) -> Tensor:
         """Tr(C M^-1 C^T) of each group, C on all samples."""
@@ -243,17 +293,13 @@ class Account:
     Attributes:
         residual: (P, P) Schur complement A_pp - A_pc A^-1 A_cp, damped.
         cross: (m, P) L^-1 E[d_r a_p^T].
-        a: rows of residual activations, (n, P); none are kept for all samples together.
-        s: the same rows' signs, (n, m).
-        dz: the same rows' output gradients, (n, m).
-        weight: sum of their weights.
+        samples: kept one by one, over the residual activations; none are kept for all samples together.
+        weight: sum of their rows' weights.
     """
 
     residual: Tensor
     cross: Tensor
-    a: Tensor
-    s: Tensor
-    dz: Tensor
+    samples: Samples | None
     weight: float
 
     def without(self, columns: Tensor) -> Account:
@@ -262,16 +308,14 @@ class Account:
         return Account(
             self.residual - taken @ self.residual[columns],
             self.cross - self.cross[:, columns] @ taken.mT,
-            self.a - self.a[:, columns] @ taken.mT.to(self.a.dtype),
-            self.s,
-            self.dz,
+            None if self.samples is None else self.samples.without(columns, taken),
             self.weight,
         )
 
-    def along(self, rows: Tensor, step: Tensor, columns: Tensor) -> Tensor:
-        """r^T d a_p of each row r (n, m), (n, groups), for steps d (m, groups * p) of columns (groups, p)."""
-        through = (rows @ step.to(rows.dtype)).view(len(rows), *columns.shape)
-        return (through * self.a[:, columns]).sum(-1)
+    def along(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
+        """See `Rowwise.along`: of the kept samples, (samples, groups)."""
+        assert self.samples is not None
+        return self.samples.along(kind, step, columns)
 
 
 def _gather(cross: Tensor, columns: Tensor) -> Tensor:

@@ -7,31 +7,19 @@ are virtual columns of the map before which they would go, pruning removes exist
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from senn.columns import Columns
 from senn.ledger import Ledger
 from senn.policy import Budget, Candidate
 from senn.proposals import Draw, IdentityLayer, Layer, ResidualLayer
 from senn.pruning import PruningLedger
-from senn.structure import Slot, Space, Structure, linear_map
+from senn.structure import LinearMap, Slot, Space, Structure, linear_map
 from senn.structure import columns as columns_of
 from senn.surgery import Move, Prune, Widen, parameters_per_unit
-
-
-@dataclass(eq=False)
-class Columns:
-    """Where the candidate columns of one linear map are: (groups, p) long each, counted from the existing ones on.
-
-    Attributes:
-        spaces: by space, its candidate units.
-        layers: for each layer offered before the map, its units.
-    """
-
-    spaces: dict[str, Tensor] = field(default_factory=dict)
-    layers: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -49,6 +37,7 @@ class Menu:
     Args:
         model: the model as it is.
         structure: what in it can change.
+        maps: the linear maps that are read, by name.
         draw: the candidates that were drawn.
         ledgers: by linear map.
         pruning: by linear map; empty offers no pruning.
@@ -64,6 +53,7 @@ class Menu:
         self,
         model: nn.Module,
         structure: Structure,
+        maps: Mapping[str, LinearMap],
         draw: Draw,
         ledgers: Mapping[str, Ledger],
         pruning: Mapping[str, PruningLedger],
@@ -76,7 +66,7 @@ class Menu:
         eta: float | None = None,
     ) -> None:
         self.eta = sum(ledger.eta for ledger in ledgers.values()) if eta is None else eta
-        self.model, self.structure, self.draw = model, structure, draw
+        self.model, self.structure, self.maps, self.draw = model, structure, maps, draw
         self.ledgers, self.pruning, self.columns = ledgers, pruning, columns
         self.limit, self.samples, self.nat, self.budget = limit, samples, nat, budget
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -136,11 +126,11 @@ class Menu:
 
     def _forget(self, site: str | None, space: str | None) -> None:
         """Score anew what shares a linear map with a place that has changed."""
-        maps = {site} if space is None else {slot.module for slot in self.structure.space(space).of("consumer")}
+        maps = {site} if space is None else {slot.map for slot in self.structure.space(space).of("consumer")}
         for name in maps:
             self._scored_sites.pop(name or "", None)
         for other in self.structure.spaces:
-            if other.name == space or any(slot.module in maps for slot in other.of("consumer")):
+            if other.name == space or any(slot.map in maps for slot in other.of("consumer")):
                 self._scored.pop(other.name, None)
 
     def moves(self, *, prune: bool = True) -> list[Move]:
@@ -234,7 +224,7 @@ class Menu:
             not all(slot.map in self.pruning for slot in slots)
             or len({slot.map for slot in slots}) < len(slots)  # costs of two parts of one map don't add up
             or space.name in self.grown
-            or any(slot.module in self.inserted for slot in slots)
+            or any(slot.map in self.inserted for slot in slots)
         ):
             return []
         gone = self.removed.get(space.name, [])
@@ -250,7 +240,7 @@ class Menu:
 
     def _owned(self, slot: Slot) -> Tensor:
         """Columns of a consumer's matrix that each unit owns, (width, k * taps)."""
-        return columns_of(slot, self.structure.map(slot.map).taps)
+        return columns_of(slot, self.maps[slot.map].taps)
 
     def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, width: int) -> Option:
         candidate = Candidate(
@@ -265,7 +255,7 @@ class Menu:
         for slot in space.of("consumer"):
             if slot.map in self.pruning:
                 taken = self.pruning[slot.map].coefficients(self._owned(slot)[list(units)].flatten())
-                biased = self.structure.map(slot.map).bias is not None
+                biased = self.maps[slot.map].bias is not None
                 coefficients[slot.map] = taken if biased else torch.cat([taken, taken.new_zeros(len(taken), 1)], 1)
         return Prune(space.name, tuple(units), coefficients)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from senn.nn import Rational, Residual
-from senn.structure import Site, Slot, Space, linear_map, tensor_of
+from senn.structure import LinearMap, Site, Slot, Space, matrix, tensor_of
 from senn.surgery import Insert, Widen, parameters_per_unit
 
 SMALLEST_SPREAD = 1e-6
@@ -27,7 +28,7 @@ WEIGHTS = 20_000
 
 
 CHANNELS = 8
-"""Candidates of a space of channels, at least; at most as many as it has."""
+"""Candidates of a space of channels, at least; or half as many as it has."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Proposals:
 
     Args:
         units: candidate units for each space; None for as many as `WEIGHTS` weights allow, between 64 and 256, and for
-            channels of a convolution no more than there are (but `CHANNELS`).
+            channels of a convolution half as many as there are (but `CHANNELS`).
         copies: fraction of them that are perturbed copies of existing units.
         smooth: fraction of the random ones whose direction follows the data.
         residual: candidate units of a residual layer at each site; 0 offers none.
@@ -228,11 +229,21 @@ def scaled(x: Tensor, weight: Tensor, spread: float, generator: torch.Generator)
     return weight * factor[:, None], centre - z.mean(0) * factor
 
 
+class Passing(Protocol):
+    """Rows that pass through a linear map: what it reads, (rows, in * taps), and what it gives, (rows, m)."""
+
+    @property
+    def x(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def z(self) -> Tensor: ...  # noqa: D102
+
+
 def draw_units(
     model: nn.Module,
     space: Space,
-    inputs: Mapping[str, Tensor],
-    outputs: Mapping[str, Tensor],
+    maps: Mapping[str, LinearMap],
+    passing: Mapping[str, Passing],
     recipe: Proposals,
     generator: torch.Generator,
 ) -> Widen:
@@ -241,8 +252,8 @@ def draw_units(
     Args:
         model: the model as it is.
         space: where.
-        inputs: by producer module, rows (n, d) of its input.
-        outputs: by producer module, rows (n, m) of its output.
+        maps: linear maps that can be read, by name.
+        passing: by map, some rows of what passes through it.
         recipe: how many of what.
         generator: source of randomness.
     """
@@ -250,24 +261,24 @@ def draw_units(
     k = {slot.name: slot.index.shape[1] for slot in space.slots}
     wanted = recipe.units or min(max(WEIGHTS // parameters_per_unit(model, space), 64), 256)
     if any(tensor_of(model, slot.name).dim() > 2 for slot in space.slots) and not recipe.units:
-        wanted = min(
-            wanted, max(space.width, CHANNELS)
-        )  # a pass through the candidates costs as much as one through the model
+        # a pass through the candidates costs as much as one through the model
+        wanted = min(wanted, max(space.width // 2, CHANNELS))
     count = max(wanted // space.quantum, 1) * space.quantum
     for slot in space.of("producer"):
         values[slot.name] = _alike(tensor_of(model, slot.name).detach(), slot, count, generator)
-    for module in dict.fromkeys(slot.module for slot in space.of("producer") if slot.module in inputs):
-        if f"{module}.weight" not in values:
+    for slot in space.of("producer"):
+        one = maps.get(slot.map)
+        if one is None or slot.name != one.weight or slot.dim != one.out_dim:
             continue
-        linear = linear_map(model, module)
-        x = inputs[module]
-        old = linear.weight.detach().flatten(1).to(x.dtype)
-        spread = float(outputs[module].std(0, correction=0).mean())
-        weight = directions(x, count * k[f"{module}.weight"], recipe.smooth, generator, old, recipe.copies)
+        x, z = passing[one.name].x, passing[one.name].z
+        spread = float(z.std(0, correction=0).mean())
+        old = matrix(model, one).to(x.dtype)
+        weight = directions(x, count * k[slot.name], recipe.smooth, generator, old, recipe.copies)
         weight, bias = scaled(x, weight, spread if spread > 1e-3 else 1.0, generator)
-        values[f"{module}.weight"] = weight.view(-1, *linear.weight.shape[1:])
-        if linear.bias is not None:
-            values[f"{module}.bias"] = bias
+        stored = tensor_of(model, one.weight).movedim((one.out_dim, one.in_dim), (0, 1))
+        values[slot.name] = weight.view(-1, *stored.shape[1:]).movedim((0, 1), (one.out_dim, one.in_dim))
+        if one.bias in values:
+            values[one.bias] = bias
     for slot in space.of("carrier"):
         if isinstance(model.get_submodule(slot.module), Rational):
             values[slot.name] = torch.randn(count * k[slot.name], generator=generator)

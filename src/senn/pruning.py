@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from senn.curvature.factors import Inverse
 from senn.scores import compensation
 
 
@@ -15,21 +16,25 @@ class PruningLedger:
     """What the columns of one linear map are worth to it.
 
     Args:
-        factor: lower Cholesky factor of the damped input moment of the existing columns, (c, c).
+        inverse: of the damped input moment of the existing columns.
         value: [W | b] less its natural step, whitened by the root of S (`Ledger.after`), (m, c).
         locations: rows per sample.
     """
 
-    def __init__(self, factor: Tensor, value: Tensor, locations: int) -> None:
+    def __init__(self, inverse: Inverse, value: Tensor, locations: int) -> None:
         self.locations = locations
-        self._start = self.inverse = torch.cholesky_inverse(factor)
+        self._start = inverse
+        self._now: Tensor | None = None  # made when the first unit goes
         self.value = value
-        self.kept = torch.arange(len(factor))
+        self.kept = torch.arange(value.shape[1])
 
     def costs(self, columns: Tensor) -> Tensor:
         """Cost in eta of removing each group of columns (groups, p), numbered as at the start, others compensating."""
         position = self._positions(columns)
-        block = self.inverse[position[:, :, None], position[:, None, :]]
+        if self._now is None:
+            block = self._start.blocks(position)
+        else:
+            block = self._now[position[:, :, None], position[:, None, :]]
         v = self.value[:, position].movedim(1, 0)
         left = v / block if block.shape[-1] == 1 else torch.linalg.solve(block, v.mT).mT
         return self.locations * (left * v).sum((-2, -1))
@@ -39,14 +44,15 @@ class PruningLedger:
         gone = self._positions(columns)
         rest = torch.ones(len(self.kept), dtype=torch.bool)
         rest[gone] = False
-        take_over = compensation(self.inverse, gone)
+        inverse = self._start.whole if self._now is None else self._now
+        take_over = compensation(inverse, gone)
         self.value = self.value[:, rest] + self.value[:, gone] @ take_over
-        self.inverse = self.inverse[rest][:, rest] + self.inverse[rest][:, gone] @ take_over
+        self._now = inverse[rest][:, rest] + inverse[rest][:, gone] @ take_over
         self.kept = self.kept[rest]
 
     def coefficients(self, columns: Tensor) -> Tensor:
         """For the removal of all `columns` (p,) from the map as it is: W_kept += W_gone @ coefficients, (p, c - p)."""
-        return compensation(self._start, columns)
+        return compensation(self._start.whole, columns)
 
     def _positions(self, columns: Tensor) -> Tensor:
         """Where columns, numbered as at the start, are now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,28 +12,26 @@ from torch import Tensor, nn
 from senn import batch
 from senn.ascent import Hill, ascend
 from senn.batch import Inputs, Output
-from senn.curvature.capture import Rows, capture, evaluating, forward, reading
-from senn.curvature.factors import moments
+from senn.columns import Columns, lay_out
+from senn.curvature.capture import Part, capture, layout_of, read_of
+from senn.curvature.factors import Inverse
+from senn.curvature.gather import gather, places_of
 from senn.curvature.output import OutputMetric
-from senn.curvature.patches import rows_in, rows_out
-from senn.errors import DivergenceError, SennError, UnsupportedError
+from senn.curvature.patches import Read
+from senn.curvature.reading import Layout, Reading, evaluating, forward, legible, reading
+from senn.drawing import propose
+from senn.errors import SennError, UnsupportedError
 from senn.ledger import Fold, Ledger
-from senn.menu import Columns, Menu
-from senn.nn import Residual
+from senn.menu import Menu
 from senn.policy import Budget
-from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual, draw_units
+from senn.proposals import Draw, Proposals
 from senn.pruning import PruningLedger
-from senn.structure import LinearMap, Site, Space, Structure, matrix, tensor_of
-from senn.structure.spaces import Role
+from senn.structure import LinearMap, Structure, matrix, tensor_of
 from senn.surgery import carry_out
-from senn.surgery.layout import LayoutDraft
 from senn.surgery.verify import fingerprint
 
-LOOK = 128
-"""Samples that the draw looks at, for the scale of the candidates."""
-
-LOOKED_AT = 4096
-"""Rows of each map that it takes from them."""
+MOST_ROWS = 1 << 16
+"""Rows of one map that pass through the model at once: a large batch of images is looked at in parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +63,10 @@ class Survey:
         known: by linear map that reads the data itself, its input moment, which training doesn't change: filled in by
             the first window that has more rows than columns, made anew by one with twice the rows, kept by the caller.
         output: finds the outputs in what the model returns.
+        readings: by linear map, how it can be read, or why not: filled in by the first window, kept by the caller.
 
     Attributes:
+        maps: the linear maps that are read, by name.
         samples: looked at so far.
         loss: mean loss over them.
         probe_inputs: the last batch's inputs, for verification.
@@ -83,8 +83,11 @@ class Survey:
         generator: torch.Generator,
         known: dict[str, KnownMoment],
         output: Output | None = None,
+        readings: dict[str, Reading | str] | None = None,
     ) -> None:
         self.output = output
+        self.readings = {} if readings is None else readings
+        self.maps: dict[str, LinearMap] = {}
         self.known = known
         self._shared: dict[str, Tensor] = {}
         self.model, self.structure, self.metric = model, structure, metric
@@ -94,11 +97,8 @@ class Survey:
         self._loss_sum = self._limit_sum = 0.0
         self._draw: Draw | None = None
         self._copy: tuple[list[int], nn.Module] | None = None
-        self._order: dict[str, Tensor] = {}
-        self._outputs: dict[str, Tensor] = {}
         self._data: set[str] = set()
         self._columns: dict[str, Columns] = {}
-        self._existing: dict[str, int] = {}
         self._fit: dict[str, Fold] = {}
         self._held: dict[str, Fold] = {}
         self.probe_inputs: Inputs = torch.empty(0)
@@ -121,26 +121,27 @@ class Survey:
             weights = weights[order] / weights.mean()
         draw = self._draw
         if draw is None:
-            draw = self._propose(inputs, targets)
-            self._lay_out(draw)
-            if self.proposals.ascent and any(self.structure.map(name).taps > 1 for name in self.structure.linears):
-                raise UnsupportedError("the ascent of proposals isn't understood for convolutions: use ascent=0")
+            self._find_maps(inputs)
+            draw = propose(
+                self.model, self.structure, self.maps, inputs, targets, self.metric, self.proposals, self.moves,
+                self.affordable, self.generator, self.output, self._readings,
+            )  # fmt: skip
+            self._columns = lay_out(self.model, self.structure, self.maps, draw)
             if self.proposals.ascent and draw.widen:
                 draw = self._ascended(draw, inputs, targets, weights)
-        trial = self._trial(draw, inputs)
-        seen = capture(
-            trial, self.structure.linears, inputs, targets, self.metric, generator=self.generator, weights=weights,
-            find=self.output,
-        )  # fmt: skip
+        looks = [self._look(draw, part, inputs, targets, weights) for part in self._parts(count)]
         self._draw = draw  # only now: a batch that was refused leaves nothing behind
-        for name, rows in seen.rows.items():
-            self._gather(name, rows, weights, count)
+        for look in looks:
+            for folds, found in ((self._fit, look.fit), (self._held, look.held)):
+                for name, fold in found.items():
+                    folds[name] = folds[name] + fold if name in folds else fold
+        loss = sum(look.loss * look.samples for look in looks) / count
         self.samples += count
-        self._loss_sum += seen.loss * count
-        self._limit_sum += seen.bound * count
-        self.probe_inputs, self._probe, self.probe_loss_before = inputs, (targets, weights), seen.loss
-        self._output = seen.output
-        return seen.loss
+        self._loss_sum += loss * count
+        self._limit_sum += sum(look.bound * look.samples for look in looks)
+        self.probe_inputs, self._probe, self.probe_loss_before = inputs, (targets, weights), loss
+        self._output = torch.cat([look.output for look in looks])
+        return loss
 
     def probe_loss(self) -> float:
         """Loss of the model, as it is now, on the last batch."""
@@ -151,18 +152,17 @@ class Survey:
         """The scored candidates; with `whole_eta` the network's own expansion score, see `_whole_eta`."""
         assert self._draw is not None
         ledgers, pruning = {}, {}
-        prunable = {slot.module for space in self.structure.spaces for slot in space.of("consumer")}
-        for name in self._columns:
-            fit, held, existing = self._fit[name], self._held[name], self._existing[name]
-            ledgers[name] = ledger = Ledger(fit, held, existing, self._shared.get(name))
-            if name in self._data:
-                self._remember(name, ledger.factor, fit.moments.rows + held.moments.rows)
+        prunable = {slot.map for space in self.structure.spaces for slot in space.of("consumer")}
+        for name, columns in self._columns.items():
+            fit, held = self._fit[name], self._held[name]
+            ledgers[name] = ledger = Ledger(fit, held, columns.existing, self._shared.get(name))
+            if name in self._data and type(ledger.inverse) is Inverse:
+                self._remember(name, ledger.inverse.factor, fit.moments.rows + held.moments.rows)
             if "prune" in self.moves and name in prunable:
-                pruning[name] = PruningLedger(
-                    ledger.factor, ledger.after(_weight(self.model, self.structure.map(name))), ledger.locations
-                )
+                after = ledger.after(_weight(self.model, self.maps[name]))
+                pruning[name] = PruningLedger(ledger.inverse, after, ledger.locations)
         return Menu(
-            self.model, self.structure, self._draw, ledgers, pruning, self._columns,
+            self.model, self.structure, self.maps, self._draw, ledgers, pruning, self._columns,
             limit=self._limit_sum / self.samples, samples=samples, nat=self.metric.nat(self.loss, self._output),
             budget=budget, eta=self._whole_eta(ledgers) if whole_eta else None,
         )  # fmt: skip
@@ -177,11 +177,11 @@ class Survey:
         total = sum(ledger.eta for ledger in ledgers.values())
         square = weight = 0.0
         for fold in (self._fit, self._held):
-            parts = [self._along(name, ledger, fold[name]) for name, ledger in ledgers.items()]
+            parts = [fold[name].samples.of_existing(ledger.step) for name, ledger in ledgers.items()]
             kept = min(map(len, parts))
             square += float(torch.stack([part[:kept] for part in parts]).sum(0).square().sum())
             name, ledger = next(iter(ledgers.items()))
-            weight += float(fold[name].weights[: kept * ledger.locations : ledger.locations].sum())
+            weight += fold[name].samples.first(kept).total / ledger.locations
         exact = square / max(weight, 1e-300)
         limit = self._limit_sum / self.samples
         return min(total**2 / max(exact, 1e-300), limit) if total > 0 else 0.0
@@ -191,78 +191,122 @@ class Survey:
         old = self.known.get(name)
         if name in self._shared and old is not None:
             self.known[name] = replace(old, outgrown=old.outgrown or rows >= 2 * old.rows)
-        elif (old is None and rows > self._existing[name]) or (old is not None and rows >= 2 * old.rows):
+        elif (old is None and rows > self._columns[name].existing) or (old is not None and rows >= 2 * old.rows):
             self.known[name] = KnownMoment(factor, rows)
-
-    def _along(self, name: str, ledger: Ledger, fold: Fold) -> Tensor:
-        """s^T d a of each kept sample, summed over locations, (samples,)."""
-        rows = ((fold.s.double() @ ledger.step) * fold.a[:, : self._existing[name]].double()).sum(1)
-        return rows.view(-1, ledger.locations).sum(1)
 
     # -- inside
 
-    def _propose(self, inputs: Inputs, targets: Tensor) -> Draw:
-        """Draw candidates at the scale of what passes through the model on a few samples."""
-        few = batch.take(inputs, slice(0, LOOK), len(targets))
+    @property
+    def _readings(self) -> dict[str, Reading]:
+        return {name: found for name, found in self.readings.items() if isinstance(found, Reading)}
+
+    def _find_maps(self, inputs: Inputs) -> None:
+        """Which linear maps can be read on such inputs, and how."""
         names = self.structure.linears
-        with torch.no_grad(), evaluating(self.model), reading(self.model, names, outputs=True) as seen:
-            output = forward(self.model, few, self.output)
-        if not torch.isfinite(output).all():
-            raise DivergenceError(
-                "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
+        if any(name not in self.readings for name in names):
+            self.readings.clear()
+            self.readings.update(legible(self.model, names, inputs, self.output))
+        readings = self._readings
+        self.maps = {name: self.structure.map(name) for name in names if name in readings}
+        if not self.maps:
+            reasons = [found for found in self.readings.values() if isinstance(found, str)]
+            raise UnsupportedError("; ".join(reasons[:3]) or "the model has no linear map whose inputs could be read")
+        for name, one in self.maps.items():
+            if readings[name].biased != (one.bias is not None):
+                bias = one.bias if readings[name].biased else None
+                self.maps[name] = replace(one, bias=bias)
+
+    def _parts(self, count: int) -> list[tuple[slice, list[tuple[str, slice]]]]:
+        """What of a batch is looked at at once, and which samples of that are in which fold."""
+        half, most = count // 2, max(reading.locations for reading in self._readings.values())
+        if count * most <= MOST_ROWS:
+            return [(slice(0, count), [("fit", slice(0, half)), ("held", slice(half, count))])]
+        size = max(MOST_ROWS // most, 1)
+        return [
+            (slice(start, min(start + size, last)), [(fold, slice(None))])
+            for fold, first, last in (("fit", 0, half), ("held", half, count))
+            for start in range(first, last, size)
+        ]
+
+    def _look(
+        self,
+        draw: Draw,
+        part: tuple[slice, list[tuple[str, slice]]],
+        inputs: Inputs,
+        targets: Tensor,
+        weights: Tensor | None,
+    ) -> Look:
+        """Look at one part of a batch: the model forwards and backwards, the trial forwards only."""
+        which, folds = part
+        count = len(targets)
+        inputs, targets = batch.take(inputs, which, count), targets[which]
+        weights = None if weights is None else weights[which]
+        seen = capture(
+            self.model, [*self.maps], inputs, targets, self.metric, generator=self.generator, weights=weights,
+            find=self.output, layouts=self._readings,
+        )  # fmt: skip
+        reads = self._reads_of_trial(draw, inputs, len(targets))
+        look = Look(len(targets), seen.loss, seen.bound, seen.output)
+        for name, rows in seen.rows.items():
+            columns, layers = self._columns[name], draw.layers.get(name, ())
+            parts = [
+                Part(columns.arranged(read, layers), one.dz, one.s)
+                for read, one in zip(reads.get(name, [one.read for one in rows.parts]), rows.parts, strict=True)
+            ]
+            if rows.data:
+                self._data.add(name)
+            for fold, samples in folds:
+                own = [one.some(samples) for one in parts]
+                of = None if weights is None else weights[samples]
+                look.folds[fold][name] = self._fold(name, own, of, count)
+        return look
+
+    def _reads_of_trial(self, draw: Draw, inputs: Inputs, count: int) -> dict[str, list[Read]]:
+        """What each map reads once all candidate units are there; nothing if there are none."""
+        if not draw.widen:
+            return {}
+        trial, readings = self._trial(draw, inputs), self._readings
+        with torch.no_grad(), evaluating(trial), reading(trial, [*self.maps]) as seen:
+            forward(trial, inputs, self.output)
+        return {
+            name: [read_of(name, one, layout_of(readings, name, number), count) for number, one in enumerate(several)]
+            for name, several in seen.items()
+        }
+
+    def _fold(self, name: str, parts: list[Part], weights: Tensor | None, count: int) -> Fold:
+        """What some samples of one fold say about one map."""
+        columns = self._columns[name]
+        locations = sum(part.read.locations for part in parts)
+        last = self._fit.get(name)
+        if last is not None and last.moments.locations != locations:
+            raise UnsupportedError(
+                f"{name} reads {locations} rows a sample in one batch and {last.moments.locations} in another: "
+                f"pad all samples to one size"
             )
-        loss = float(self.metric.loss(output, targets[:LOOK]))
-        loss /= self.metric.nat(loss, output)
-        maps = {name: self.model.get_submodule(name) for name in names}
-        x = {name: _some(rows_in(maps[name], one.x)) for name, one in seen.items()}
-        z = {name: _some(rows_out(maps[name], one.z)) for name, one in seen.items() if one.z is not None}
-        widen, layers = {}, {}
-        if "width" in self.moves:
-            for space in filter(self._is_scored, self.structure.spaces):
-                widen[space.name] = draw_units(self.model, space, x, z, self.proposals, self.generator)
-        if "depth" in self.moves:
-            for found in _open_sites(self.model, self.structure):
-                site = replace(found, activation=self.proposals.activation or found.activation)
-                offered: list[Layer] = []
-                if self.proposals.residual and self.affordable(2 * site.features + 1, loss):
-                    offered.append(draw_residual(site, x[site.module], self.proposals, self.generator))
-                if self.affordable(site.features * (site.features + 1), loss):
-                    biased = self.model.get_submodule(site.module).bias is not None
-                    for _ in range(self.proposals.identity):
-                        offered.append(draw_identity(site, x[site.module], biased, self.generator))
-                if offered:
-                    layers[site.module] = tuple(offered)
-        return Draw(widen, layers)
-
-    def _is_scored(self, space: Space) -> bool:
-        """Whether a map that can be read reads its units; units that are quiet at first bring nothing then."""
-        return not space.norms and any(slot.map in self.structure.linears for slot in space.of("consumer"))
-
-    def _lay_out(self, draw: Draw) -> None:
-        """Number each map's columns: existing ones, the constant, candidate units by space, layers' features."""
-        for name in self.structure.linears:
-            one = self.structure.map(name)
-            taps = torch.arange(one.taps)
-            rows, size = (tensor_of(self.model, one.weight).shape[dim] for dim in (one.out_dim, one.in_dim))
-            self._outputs[name], _ = self._places(draw, name, "producer", rows)
-            place, taken = self._places(draw, name, "consumer", size)
-            wide = 0
-            place = place[:, None] * one.taps + taps  # columns of each input, (inputs, taps)
-            order, columns = [place[:size].flatten()], Columns()
-            for space_name, units, offset, positions in taken:
-                order.append(place[offset : offset + positions].flatten())
-                own = torch.arange(wide, wide + positions * one.taps).view(units, -1)
-                known = columns.spaces.get(space_name)  # a space may lie in one map twice
-                columns.spaces[space_name] = own if known is None else torch.cat([known, own], 1)
-                wide += positions * one.taps
-            for layer in draw.layers.get(name, ()):
-                columns.layers.append(torch.arange(wide, wide + layer.columns).view(-1, layer.columns_per_unit))
-                wide += layer.columns
-            self._order[name], self._columns[name] = torch.cat(order), columns
-            self._existing[name] = size * one.taps + (one.bias is not None)
+        rows = len(parts[0].dz)
+        past = self.known.get(name)
+        # one decision for the whole window, whose moments are summed
+        single = locations == 1 and name in self._data
+        if single and past is not None and last is None and not past.outgrown and count < 2 * past.rows:
+            self._shared[name] = past.factor
+        shared = name in self._shared
+        few = locations == 1 and weights is None and not shared and Fold.few(rows, columns.existing)
+        every = columns.existing + sum(own.numel() for own in (*columns.spaces.values(), *columns.layers))
+        places = places_of(parts, every, max(count // 2, 1), self.generator)
+        return Fold.of(
+            *gather(
+                parts, places, keep=Fold.most(locations), weights=weights,
+                known=columns.existing if shared else 0, inputs=not few,
+            )
+        )  # fmt: skip
 
     def _ascended(self, draw: Draw, inputs: Inputs, targets: Tensor, weights: Tensor | None) -> Draw:
         """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""
+        strange = [name for name in self.maps if not self._is_plain(name)]
+        if strange:
+            raise UnsupportedError(
+                f"the ascent of proposals isn't understood for {strange[0]}, which is no linear layer: use ascent=0"
+            )
         half = len(targets) // 2
         part = batch.take(inputs, slice(0, half), len(targets))
         if weights is not None:
@@ -270,17 +314,10 @@ class Survey:
         hill = Hill(self.model, self.structure, draw, part, targets[:half], self.metric, self.generator, weights)
         return ascend(hill, draw, self.proposals)
 
-    def _places(self, draw: Draw, name: str, role: Role, size: int) -> tuple[Tensor, list[tuple[str, int, int, int]]]:
-        """Where a map's old and new rows or columns stand in the trial, and whose the new ones are."""
-        draft, taken = LayoutDraft(size), []
-        for space in self.structure.spaces:
-            for slot in space.of(role):
-                if slot.module == name and slot.tensor == "weight" and space.name in draw.widen:
-                    units = draw.widen[space.name].units
-                    taken.append((space.name, units, *draft.add(slot, units)))
-        place = torch.empty(size + draft.added, dtype=torch.long)
-        place[draft.layout().order] = torch.arange(size + draft.added)
-        return (place[:size] if role == "producer" else place), taken
+    def _is_plain(self, name: str) -> bool:
+        """Whether a map is an ordinary linear layer that reads the batch once."""
+        layer = self.maps[name].weight.rpartition(".")[0]
+        return isinstance(self.model.get_submodule(layer), nn.Linear) and self._readings[name].layouts == (Layout(),)
 
     def _trial(self, draw: Draw, inputs: Inputs) -> nn.Module:
         """A copy of the model in which all candidate units are dormant: it computes the same function.
@@ -296,57 +333,40 @@ class Survey:
             self._copy = state, trial
         return self._copy[1]
 
-    def _gather(self, name: str, rows: Rows, weights: Tensor | None, count: int) -> None:
-        """Add one batch's rows to the two folds' moments."""
-        assert self._draw is not None
-        x, size, order = rows.x, self._old_columns(name), self._order[name]
-        if not torch.equal(order, torch.arange(len(order))):
-            x = x[:, order]
-        old, new = x[:, :size], x[:, size:]
-        with torch.no_grad():
-            layers = [layer.features(old) for layer in self._draw.layers.get(name, ())]
-        constant = [x.new_ones(len(x), 1)] if rows.bias else []
-        a = torch.cat([old, *constant, new, *layers], 1)
-        dz, s = (_take(values, self._outputs[name]) for values in (rows.dz, rows.s))
-        half = (count if rows.chosen is None else len(rows.chosen)) // 2 * rows.locations
-        if weights is not None and rows.chosen is not None:
-            weights = weights[rows.chosen.to(weights.device)]
-        row_weights = None if weights is None else weights.repeat_interleave(rows.locations).to(a)
-        if rows.data:
-            self._data.add(name)
-        past = self.known.get(name)
-        # one decision for the whole window, whose moments are summed
-        if past is not None and name not in self._fit and not past.outgrown and len(x) < 2 * past.rows:
-            self._shared[name] = past.factor
-        known = self._existing[name] if name in self._shared else 0
-        for fold, part in ((self._fit, slice(0, half)), (self._held, slice(half, None))):
-            weight = None if row_weights is None else row_weights[part]
-            found = moments(a[part], dz[part], s[part], locations=rows.locations, weights=weight, known=known)
-            seen = Fold.of(found, a[part], s[part], dz[part], weight)
-            fold[name] = fold[name] + seen if name in fold else seen
 
-    def _old_columns(self, name: str) -> int:
-        """Number of inputs of a map in the model as it is."""
-        return matrix(self.model, self.structure.map(name)).shape[1]
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one part of a batch showed.
+
+    Attributes:
+        samples: how many there were.
+        loss: their mean loss.
+        bound: their lambda.
+        output: the model's outputs.
+        folds: by fold and map, what was gathered.
+    """
+
+    samples: int
+    loss: float
+    bound: float
+    output: Tensor
+    folds: dict[str, dict[str, Fold]] = field(default_factory=lambda: {"fit": {}, "held": {}})
+
+    @property
+    def fit(self) -> dict[str, Fold]:
+        """Of the samples on which steps are fitted."""
+        return self.folds["fit"]
+
+    @property
+    def held(self) -> dict[str, Fold]:
+        """Of those on which they are valued."""
+        return self.folds["held"]
 
 
 def _weight(model: nn.Module, one: LinearMap) -> Tensor:
     """[W | b] of a linear map, detached, (m, c)."""
     weight = matrix(model, one)
     return weight if one.bias is None else torch.cat([weight, tensor_of(model, one.bias).detach()[:, None]], 1)
-
-
-def _open_sites(model: nn.Module, structure: Structure) -> list[Site]:
-    """Sites outside residual branches: no layer within a layer is offered, since width of the branch does as much."""
-    branches = [f"{name}." for name, module in model.named_modules() if isinstance(module, Residual)]
-    sites = [site for site in structure.sites if site.module in structure.linears and not site.spatial]
-    return [site for site in sites if not any(site.module.startswith(branch) for branch in branches)]
-
-
-def _take(values: Tensor, columns: Tensor) -> Tensor:
-    """Those columns; without a copy where they are the first ones."""
-    count = len(columns)
-    return values[:, :count] if int(columns[-1]) == count - 1 else values[:, columns]
 
 
 def _samples(inputs: Inputs, targets: Tensor, weights: Tensor | None) -> int:
@@ -359,8 +379,3 @@ def _samples(inputs: Inputs, targets: Tensor, weights: Tensor | None) -> int:
     if weights is not None and not weights.sum() > 0:
         raise SennError("the sample weights of the batch do not sum to more than zero")
     return count
-
-
-def _some(rows: Tensor) -> Tensor:
-    """About `LOOKED_AT` of the rows, evenly spread."""
-    return rows[:: max(len(rows) // LOOKED_AT, 1)]

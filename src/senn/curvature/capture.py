@@ -1,28 +1,43 @@
-"""What passes through each linear map of a model on one batch, read with hooks that leave nothing behind.
+"""What passes through each linear map of a model on one batch; nothing is left behind.
 
 One forward pass in eval mode and two backward passes to the maps' outputs: the true gradient, and random signs through
 the square root of the output metric (curvature propagation). No parameter gradient is formed, so no `.grad` is touched;
-modes, hooks and the global random state come back as they were.
+modes and the global random state come back as they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import batch
 from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
-from senn.curvature.patches import rows_in, rows_out, rows_width
+from senn.curvature.patches import Dense, Patches, Read, full
+from senn.curvature.reading import Application, Layout, Reading, evaluating, forward, reading
 from senn.errors import SennError, UnsupportedError
 
-MOST_ROWS = 1 << 16
-"""Rows of one map that are read of one batch: a sample with many locations says more, so fewer are needed."""
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One application of a linear map to all samples.
+
+    Attributes:
+        read: what it reads.
+        dz: gradient of each sample's loss with respect to the map's output, true targets, (samples, locations, m).
+        s: curvature-propagated random signs there, E[s s^T] = S, of the same shape.
+    """
+
+    read: Read
+    dz: Tensor
+    s: Tensor
+
+    def some(self, samples: slice) -> Part:
+        """Some of the samples."""
+        return Part(self.read.some(samples), self.dz[samples], self.s[samples])
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,27 +45,35 @@ class Rows:
     """Rows of one linear map, sample-major: (samples * locations, ...).
 
     Attributes:
-        x: inputs, (rows, in).
-        bias: whether the map has a bias.
-        dz: gradient of each sample's loss with respect to the map's output, true targets, (rows, m).
-        s: curvature-propagated random signs at the map's output, E[s s^T] = S, (rows, m).
-        locations: rows per sample.
+        parts: one for each application; a further one is like further locations.
         data: whether the map reads the model's inputs themselves, so that the moment of a is a statistic of the data.
-        chosen: (samples,) long, of which samples of the batch these rows are; None for all.
     """
 
-    x: Tensor
-    bias: bool
-    dz: Tensor
-    s: Tensor
-    locations: int
+    parts: tuple[Part, ...]
     data: bool
-    chosen: Tensor | None = None
+
+    @property
+    def locations(self) -> int:
+        """Rows per sample."""
+        return sum(part.read.locations for part in self.parts)
 
     @property
     def a(self) -> Tensor:
         """Inputs with a trailing 1 where the map has a bias, (rows, c)."""
-        return torch.cat([self.x, self.x.new_ones(len(self.x), 1)], 1) if self.bias else self.x
+        return self._rows([part.read.rows().view(*part.dz.shape[:2], -1) for part in self.parts])
+
+    @property
+    def dz(self) -> Tensor:
+        """Output gradients, (rows, m)."""
+        return self._rows([part.dz for part in self.parts])
+
+    @property
+    def s(self) -> Tensor:
+        """Signs, (rows, m)."""
+        return self._rows([part.s for part in self.parts])
+
+    def _rows(self, values: list[Tensor]) -> Tensor:
+        return torch.cat(values, 1).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,65 +93,6 @@ class Capture:
     output: Tensor
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode given back after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """One module's pass.
-
-    Attributes:
-        x: its input.
-        edge: the place of its output in the graph; None without gradients. The place, not the tensor: an activation may
-            write over the output (`ReLU(inplace=True)`), and the tensor then stands for what came after.
-        z: a copy of its output if that was asked for.
-    """
-
-    x: Tensor
-    edge: GradientEdge | None
-    z: Tensor | None
-
-
-@contextmanager
-def reading(model: nn.Module, names: Sequence[str], *, outputs: bool = False) -> Iterator[dict[str, Seen]]:
-    """Collect what the named modules read (and give, if `outputs`) during the passes inside."""
-    seen: dict[str, Seen] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if name in seen:
-                raise UnsupportedError(
-                    f"{name} is used more than once in a forward pass, which its factors cannot describe"
-                )
-            edge = get_gradient_edge(output) if output.requires_grad else None
-            seen[name] = Seen(args[0], edge, output.detach().clone() if outputs else None)
-            # writing over a view would take its place out of the graph, so what comes after gets a copy
-            return output.clone() if edge is not None and output._is_view() else None
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def forward(model: nn.Module, inputs: Inputs, output: Output | None = None) -> Tensor:
-    """The tensor that the loss takes, in what the model returns for the inputs."""
-    return batch.prediction(batch.call(model, inputs), output)
-
-
 def capture(
     model: nn.Module,
     names: Sequence[str],
@@ -139,25 +103,27 @@ def capture(
     generator: torch.Generator,
     weights: Tensor | None = None,
     find: Output | None = None,
+    layouts: Mapping[str, Reading] | None = None,
 ) -> Capture:
     """Read the rows of the named linear maps on one batch.
 
     Args:
         model: any module; run once, in eval mode.
-        names: linear maps, each used once in the forward pass and none twice.
+        names: linear maps: the module's name where the weight is its `weight`, else the parameter's.
         inputs: (samples, ...) or a tuple of such tensors.
         targets: (samples, ...).
         metric: the loss and its output metric.
         generator: source of the random signs.
         weights: (samples,) with mean 1, or None.
         find: finds the outputs in what the model returns.
+        layouts: how maps are to be read (`legible`); without, first dimensions count samples.
 
     Raises:
         SennError: the outputs or the loss are NaN or infinite.
-        UnsupportedError: a map is used twice or makes no difference, or the outputs are not a tensor.
+        UnsupportedError: a map is not reached or makes no difference, or the outputs are not a tensor.
     """
     if not names:
-        raise UnsupportedError("the model has no linear layer or convolution of its own whose inputs could be read")
+        raise UnsupportedError("the model has no linear map whose inputs could be read")
     with torch.enable_grad(), evaluating(model), reading(model, names) as seen:
         output = forward(model, inputs, find)
     missing = [name for name in names if name not in seen]
@@ -167,43 +133,52 @@ def capture(
     loss = float(metric.loss(y, targets, weights))
     if not torch.isfinite(y).all() or loss != loss or abs(loss) == float("inf"):
         raise SennError(f"the loss on this batch is {loss}: the network has diverged or the batch holds bad values")
-    edges = [edge for name in names if (edge := seen[name].edge) is not None]
-    if len(edges) < len(names):
+    applied = [(name, one) for name in names for one in seen[name]]
+    edges = [one.edge for _, one in applied if one.edge is not None]
+    if len(edges) < len(applied):
         raise UnsupportedError("the outputs do not depend on any trainable parameter")
-    samples = len(y)
     with torch.enable_grad():
         true = metric.gradient(y, targets, weights).to(output.dtype).reshape(output.shape)
         sign = metric.probe(y, targets, generator, weights).to(output.dtype).reshape(output.shape)
         dz = torch.autograd.grad(output, edges, true, retain_graph=True, allow_unused=True)
-        loose = [name for name, gradient in zip(names, dz, strict=True) if gradient is None]
+        loose = [name for (name, _), gradient in zip(applied, dz, strict=True) if gradient is None]
         if loose:
             raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
         s = torch.autograd.grad(output, edges, sign)
-    layers = [model.get_submodule(name) for name in names]
-    locations = [g.numel() // rows_width(layer, g) // samples for layer, g in zip(layers, dz, strict=True)]
-    chosen = _chosen(samples, max(locations, default=1))
     given = {x.untyped_storage().data_ptr() for x in batch.tensors(inputs)}
-    rows = {}
-    for name, layer, gradient, probe, places in zip(names, layers, dz, s, locations, strict=True):
-        bias = layer.bias is not None
-        x = seen[name].x.detach()
-        if len(x) != samples:
-            raise UnsupportedError(
-                f"{name} reads a tensor whose first dimension doesn't count samples: leave it out by ignore"
-            )
-        data = x.untyped_storage().data_ptr() in given
-        if chosen is not None:
-            x, gradient, probe = (values.index_select(0, chosen.to(values.device)) for values in (x, gradient, probe))
-        rows[name] = Rows(
-            rows_in(layer, x), bias, rows_out(layer, gradient), rows_out(layer, probe), places, data, chosen
-        )
+    parts: dict[str, list[Part]] = {name: [] for name in names}
+    for (name, one), gradient, signs in zip(applied, dz, s, strict=True):
+        layout = layout_of(layouts, name, len(parts[name]))
+        read = read_of(name, one, layout, len(y))
+        back = (_back(name, one, layout, values, len(y)) for values in (gradient, signs))
+        parts[name].append(Part(read, *back))
+    rows = {
+        name: Rows(tuple(several), seen[name][0].x.untyped_storage().data_ptr() in given)
+        for name, several in parts.items()
+    }
     return Capture(rows, loss, float(metric.bound(y, targets, weights)), y)
 
 
-def _chosen(samples: int, locations: int) -> Tensor | None:
-    """Samples that are kept where a batch has many locations: the first ones of both its halves; None for all."""
-    half = samples // 2
-    kept = max(MOST_ROWS // (2 * locations), 16)
-    if kept >= half:
-        return None
-    return torch.cat([torch.arange(kept), half + torch.arange(kept)])
+def layout_of(layouts: Mapping[str, Reading] | None, name: str, number: int) -> Layout:
+    """How a map's application is laid out."""
+    if layouts is None:
+        return Layout()
+    if number >= len(layouts[name].layouts):
+        raise UnsupportedError(f"{name} is applied more often than on the first samples: the forward depends on data")
+    return layouts[name].layouts[number]
+
+
+def read_of(name: str, one: Application, layout: Layout, samples: int) -> Read:
+    """What an application reads, by sample and location."""
+    x, biased = full(one.x.detach()), one.bias is not None
+    if not layout.fits(x.shape[layout.axis], samples) or (one.kernel is not None and len(x) != samples):
+        raise UnsupportedError(
+            f"{name} reads a tensor whose first dimension doesn't count samples: leave it out by ignore"
+        )
+    return Patches.of(x, biased, one.kernel) if one.kernel else Dense(layout.by_sample(x, samples), biased)
+
+
+def _back(name: str, one: Application, layout: Layout, gradient: Tensor, samples: int) -> Tensor:
+    """(samples, locations, m) of what came back to an application."""
+    gradient = full(gradient)
+    return gradient.flatten(2).mT if one.kernel else layout.by_sample(gradient, samples)

@@ -10,6 +10,7 @@ The Fisher block of the map is F = locations * A (x) S and its gradient is locat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,10 +32,11 @@ class Moments:
     Attributes:
         rows: number of rows summed (weighted by the samples' weights).
         locations: rows per sample.
-        inputs: sum of a a^T, (c, c); where the mutual moment of the first k columns is known already, without these
-            columns, (c, c - k).
+        inputs: sum of a a^T, (c, c), over `read` of the rows; where the mutual moment of the first k columns is known
+            already, without these columns, (c, c - k).
         cross: sum of dz a^T, (m, c).
         outputs: sum of s s^T, (m, m).
+        read: number of rows that `inputs` sums: a moment of many columns needs some rows a column, not all of them.
     """
 
     rows: float
@@ -42,6 +44,7 @@ class Moments:
     inputs: Tensor
     cross: Tensor
     outputs: Tensor
+    read: float
 
     def __add__(self, other: Moments) -> Moments:
         """Moments of both sets of rows together."""
@@ -55,12 +58,13 @@ class Moments:
             self.inputs + other.inputs,
             self.cross + other.cross,
             self.outputs + other.outputs,
+            self.read + other.read,
         )
 
     @property
     def A(self) -> Tensor:
         """E[a a^T], (c, c) or (c, c - k), float64."""
-        return _mean(self.inputs, self.rows)
+        return _mean(self.inputs, self.read)
 
     @property
     def G(self) -> Tensor:
@@ -93,10 +97,21 @@ def moments(
             curvature once), so only the input moment is weighted here, and a weight of zero is a missing row.
         known: k, the number of first columns whose mutual moment is known already and is left out.
     """
-    weighted = a if weights is None else a * weights[:, None]
     rows = float(len(a)) if weights is None else float(weights.sum())
-    inputs = weighted.mT @ a[:, known:] if known else _gram(weighted, a)
-    return Moments(rows, locations, inputs, dz.mT @ a, _gram(s, s))
+    return Moments(rows, locations, input_moment(a, weights, known), dz.mT @ a, gram(s), rows)
+
+
+def input_moment(a: Tensor, weights: Tensor | None = None, known: int = 0) -> Tensor:
+    """Weighted sum of a a^T over rows (rows, c), without its first `known` columns: (c, c - known)."""
+    if weights is None and not known:
+        return gram(a)
+    weighted = a if weights is None else a * weights[:, None]
+    return weighted.mT @ a[:, known:] if known else _gram(weighted, a)
+
+
+def gram(a: Tensor) -> Tensor:
+    """a^T a, (c, c)."""
+    return _gram(a, a)
 
 
 def _gram(left: Tensor, right: Tensor) -> Tensor:
@@ -154,3 +169,69 @@ def whiten(factor: Tensor, right: Tensor) -> Tensor:
     """L^-1 right, so that the squared length of a column is its square under M^-1, float64."""
     white: Tensor = torch.linalg.solve_triangular(factor, right.double(), upper=False)
     return white
+
+
+class Inverse:
+    """The inverse of a damped second moment.
+
+    Attributes:
+        factor: lower Cholesky factor of the moment, (c, c).
+    """
+
+    def __init__(self, factor: Tensor) -> None:
+        self.factor = factor
+
+    def solve(self, right: Tensor) -> Tensor:
+        """M^-1 right, for right (c, n), float64."""
+        return solve(self.factor, right)
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """(c, c)."""
+        return torch.cholesky_inverse(self.factor)
+
+    def blocks(self, columns: Tensor) -> Tensor:
+        """The diagonal blocks (groups, p, p) of groups of columns (groups, p)."""
+        return self.whole[columns[:, :, None], columns[:, None, :]]
+
+
+class InverseOfRows(Inverse):
+    """The same where there are fewer rows than columns: of a^T a / n + d I, through the (n, n) products of the rows.
+
+    (a^T a / n + d I)^-1 = (I - a^T K^-1 a) / d with K = a a^T + n d I.
+
+    Args:
+        a: (n, c) all rows of the moment.
+
+    Attributes:
+        level: d, `DAMPING` times the mean diagonal.
+        products: lower Cholesky factor of K, (n, n).
+    """
+
+    def __init__(self, a: Tensor) -> None:
+        self.a = a.double()
+        self.level = max(float(self.a.square().mean()) * DAMPING, 1e-30 * DAMPING)
+        products = self.a @ self.a.mT
+        products.diagonal().add_(len(a) * self.level)
+        self.products = cholesky(products, 0.0)
+
+    def solve(self, right: Tensor) -> Tensor:
+        """M^-1 right, for right (c, n), float64."""
+        right = right.double()
+        return (right - self.a.mT @ solve(self.products, self.a @ right)) / self.level
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """(c, c)."""
+        white = whiten(self.products, self.a)
+        return (torch.eye(white.shape[1], dtype=white.dtype, device=white.device) - white.mT @ white) / self.level
+
+    def blocks(self, columns: Tensor) -> Tensor:
+        """The diagonal blocks (groups, p, p) of groups of columns (groups, p)."""
+        white = whiten(self.products, self.a)[:, columns].movedim(0, 1)  # (groups, n, p)
+        same = torch.eye(columns.shape[1], dtype=white.dtype, device=white.device)
+        return (same - white.mT @ white) / self.level
+
+    def residual(self, new: Tensor) -> Tensor:
+        """Rows (n, P) of further columns less what the moment's own columns predict of them."""
+        return len(new) * self.level * solve(self.products, new)

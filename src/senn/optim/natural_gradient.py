@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from senn.batch import Inputs
-from senn.curvature.capture import forward
 from senn.curvature.output import Loss, OutputMetric
+from senn.curvature.reading import forward
 from senn.errors import DivergenceError, SennError
 from senn.optim.ggn import GaussNewton, best_combination, conjugate_gradients, dot
 from senn.optim.kfac import KFAC, Pass, watching

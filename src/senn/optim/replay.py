@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.batch import Inputs
-from senn.curvature.capture import forward
+from senn.curvature.reading import forward
 
 
 class Replay:

@@ -151,7 +151,7 @@ def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[Line
         alike = all((use.in_dim, use.scored) == (first.in_dim, True) for use in several)
         makes_what_it_reads = (weight, first.in_dim) in trace.rows
         plain = not makes_what_it_reads and weight not in problems and weight not in trace.labelled_in
-        scored = alike and plain and len(several) == 1 and _is_plain_layer(model, first)
+        scored = alike and plain
         found.append(
             LinearMap(
                 _short(weight), weight, None if bias is None else f"{module}.bias".lstrip("."), first.out_dim,
@@ -159,17 +159,6 @@ def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[Line
             )
         )  # fmt: skip
     return found
-
-
-def _is_plain_layer(model: nn.Module, use: Use) -> bool:
-    """Whether a use of a weight is that of an ordinary linear layer or convolution by itself, as scoring reads it."""
-    path = use.weight.rpartition(".")[0]
-    module = model.get_submodule(path)
-    if not path or use.inside != path or not use.weight.endswith(".weight"):
-        return False
-    if type(module) in _CONVOLUTIONS:
-        return getattr(module, "groups", 0) == 1 and getattr(module, "padding_mode", "") == "zeros"
-    return type(module).forward is nn.Linear.forward
 
 
 def _sites(

@@ -17,7 +17,12 @@ from senn.structure.rules import Call, _is_uniform, rule_for
 from senn.structure.uses import KEEPING_ZERO, REARRANGING, Held, NormUse, Passage, Use, parts_of
 
 # Functions of the forward's own code whose inputs and outputs can be read when they apply a weight.
-_READABLE = frozenset(["linear", "addmm", "mm", "matmul", "__matmul__", "__rmatmul__", "conv1d", "conv2d", "conv3d"])
+_READABLE = frozenset(
+    [
+        *("linear", "addmm", "mm", "matmul", "__matmul__", "conv1d", "conv2d", "conv3d"),
+        "multi_head_attention_forward",  # its own Python code is looked into
+    ]
+)
 
 
 class Trace:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from senn import batch
 from senn.batch import Inputs
-from senn.curvature.capture import evaluating
+from senn.curvature.reading import evaluating
 from senn.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ FLOOR = 1e-6
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients; modes and random states are given back, and every visit starts from the same ones."""
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model):
         yield
 
 

@@ -1,0 +1,83 @@
+"""What is kept of one linear map on some samples: sums over all of them, and some of them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from senn.curvature.capture import Part
+from senn.curvature.factors import Moments, gram, input_moment
+from senn.curvature.samples import Rowwise, Samples, Summed
+
+READ = 4096
+"""Rows of a map with many locations whose outer products make its input moment, or `READ_PER_COLUMN` a column."""
+
+READ_PER_COLUMN = 8
+
+
+def gather(
+    parts: Sequence[Part],
+    places: Sequence[Tensor | None],
+    *,
+    keep: int,
+    weights: Tensor | None = None,
+    known: int = 0,
+    inputs: bool = True,
+) -> tuple[Moments, Samples]:
+    """Sum up what passed through one linear map.
+
+    Args:
+        parts: its applications to the same samples.
+        places: by application, the locations whose rows enter the moment of the inputs; None for all.
+        keep: number of first samples that are kept one by one.
+        weights: (samples,) theirs, which dz and s carry already; None for ones.
+        known: number of first columns whose mutual moment isn't needed.
+        inputs: whether the moment of the inputs is needed at all.
+    """
+    samples = len(parts[0].dz)
+    keep = min(keep, samples)
+    locations = sum(part.read.locations for part in parts)
+    total = float(samples) if weights is None else float(weights.sum())
+    kept = _kept([part.some(slice(0, keep)) for part in parts], None if weights is None else weights[:keep])
+    rest = [part.some(slice(keep, samples)) for part in parts] if isinstance(kept, Summed) else parts
+    crosses = [part.read.cross(part.dz) for part in rest if len(part.dz)]
+    if isinstance(kept, Summed):
+        crosses.append(kept.dz.sum(0))
+    cross = sum(crosses[1:], crosses[0])
+    moment, read = cross.new_empty(0), 0.0
+    for part, some in zip(parts, places if inputs else (), strict=inputs):
+        a = part.read.rows(some)
+        count = len(a) // samples
+        own = input_moment(a, None if weights is None else weights.repeat_interleave(count).to(a), known)
+        moment = own if not read else moment + own
+        read += count * total
+    signs = sum((gram(part.s.flatten(0, 1)) for part in parts[1:]), gram(parts[0].s.flatten(0, 1)))
+    return Moments(locations * total, locations, moment, cross, signs, read), kept
+
+
+def _kept(parts: Sequence[Part], weights: Tensor | None) -> Samples:
+    """Samples one by one, in the form that has fewer numbers."""
+    outputs = parts[0].dz.shape[2]
+    locations, columns = sum(part.read.locations for part in parts), parts[0].read.columns
+    if locations > 1 and locations * (outputs + columns) > outputs * columns:
+        both = [part.read.by_sample(torch.cat([part.s, part.dz], 2)) for part in parts]
+        s, dz = torch.split(sum(both[1:], both[0]), outputs, 1)
+        return Summed(s, dz, locations, weights)
+    a = torch.cat([part.read.rows().view(*part.dz.shape[:2], -1) for part in parts], 1).flatten(0, 1)
+    s, dz = (torch.cat([getattr(part, kind) for part in parts], 1).flatten(0, 1) for kind in ("s", "dz"))
+    return Rowwise(a, s, dz, locations, None if weights is None else weights.repeat_interleave(locations).to(a))
+
+
+def places_of(parts: Sequence[Part], columns: int, samples: int, generator: torch.Generator) -> list[Tensor | None]:
+    """Random locations, the same for all samples, of which `samples` samples have rows enough for so many columns."""
+    locations = sum(part.read.locations for part in parts)
+    share = max(READ, READ_PER_COLUMN * columns) / (samples * locations)
+    found: list[Tensor | None] = []
+    for part in parts:
+        own = part.read.locations
+        wanted = -int(-own * share // 1)
+        some = torch.randperm(own, generator=generator)[:wanted].sort().values if wanted < own else None
+        found.append(None if some is None else some.to(part.dz.device))
+    return found

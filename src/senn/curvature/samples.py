@@ -1,0 +1,149 @@
+"""Single samples that are kept for exact curvatures along a step: d^T F d = E[(sum over locations of s^T d a)^2].
+
+What is needed of a sample is K = sum over its locations of s a^T (and of dz a^T). Where that has fewer numbers than the
+rows s, dz and a themselves it is `Summed`, otherwise the rows are kept (`Rowwise`). Both answer the same questions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rowwise:
+    """Samples kept as rows, sample-major.
+
+    Attributes:
+        a: (samples * locations, columns).
+        s: (samples * locations, m).
+        dz: (samples * locations, m).
+        locations: rows per sample.
+        weight: (samples * locations,) the samples' weights, which s and dz carry already; None for ones.
+    """
+
+    a: Tensor
+    s: Tensor
+    dz: Tensor
+    locations: int = 1
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.a) // self.locations
+
+    def __add__(self, other: Rowwise) -> Rowwise:
+        """Both sets of samples."""
+        a, s, dz = (torch.cat(pair) for pair in ((self.a, other.a), (self.s, other.s), (self.dz, other.dz)))
+        weighted = self.weight is not None or other.weight is not None
+        return Rowwise(a, s, dz, self.locations, torch.cat([self.weights, other.weights]) if weighted else None)
+
+    @property
+    def weights(self) -> Tensor:
+        """The rows' weights."""
+        return self.a.new_ones(len(self.a)) if self.weight is None else self.weight
+
+    @property
+    def total(self) -> float:
+        """Sum of the rows' weights."""
+        return float(len(self.a)) if self.weight is None else float(self.weight.sum())
+
+    def first(self, samples: int) -> Rowwise:
+        """The first samples."""
+        kept = slice(0, samples * self.locations)
+        weight = None if self.weight is None else self.weight[kept]
+        return replace(self, a=self.a[kept], s=self.s[kept], dz=self.dz[kept], weight=weight)
+
+    def residual(self, predict: Tensor) -> Rowwise:
+        """Candidate columns less what the existing ones predict of them, a_p - predict^T a_c, for predict (c, P)."""
+        c = len(predict)
+        return replace(self, a=self.a[:, c:] - self.a[:, :c] @ predict.to(self.a.dtype))
+
+    def without(self, columns: Tensor, taken: Tensor) -> Rowwise:
+        """What is left of all columns after these (p,) took their part, a - taken a_p, for taken (P, p)."""
+        return replace(self, a=self.a - self.a[:, columns] @ taken.mT.to(self.a.dtype))
+
+    def along(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
+        """r^T d a summed over each sample's locations, (samples, groups).
+
+        Args:
+            kind: `s` or `dz`, what r is.
+            step: d, (m, groups * p).
+            columns: (groups, p).
+        """
+        rows = self.s if kind == "s" else self.dz
+        through = (rows @ step.to(rows.dtype)).view(len(rows), *columns.shape)
+        return self._by_sample((through * self.a[:, columns]).sum(-1))
+
+    def of_existing(self, step: Tensor) -> Tensor:
+        """s^T d a_c summed over each sample's locations, (samples,), for d (m, c)."""
+        rows = ((self.s.double() @ step) * self.a[:, : step.shape[1]].double()).sum(1)
+        return self._by_sample(rows[:, None])[:, 0]
+
+    def _by_sample(self, rows: Tensor) -> Tensor:
+        return rows.view(-1, self.locations, rows.shape[1]).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """Samples kept as sums over their locations.
+
+    Attributes:
+        s: (samples, m, columns) sums of s a^T.
+        dz: (samples, m, columns) sums of dz a^T.
+        locations: that they sum.
+        weight: (samples,) the samples' weights; None for ones.
+    """
+
+    s: Tensor
+    dz: Tensor
+    locations: int
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.s)
+
+    def __add__(self, other: Summed) -> Summed:
+        """Both sets of samples."""
+        weighted = self.weight is not None or other.weight is not None
+        weight = torch.cat([self._weights, other._weights]) if weighted else None
+        return Summed(torch.cat([self.s, other.s]), torch.cat([self.dz, other.dz]), self.locations, weight)
+
+    @property
+    def _weights(self) -> Tensor:
+        return self.s.new_ones(len(self.s)) if self.weight is None else self.weight
+
+    @property
+    def total(self) -> float:
+        """Sum of the rows' weights."""
+        return self.locations * float(self._weights.sum())
+
+    def first(self, samples: int) -> Summed:
+        """The first samples."""
+        weight = None if self.weight is None else self.weight[:samples]
+        return replace(self, s=self.s[:samples], dz=self.dz[:samples], weight=weight)
+
+    def residual(self, predict: Tensor) -> Summed:
+        """See `Rowwise.residual`."""
+        c, predict = len(predict), predict.to(self.s.dtype)
+        s, dz = (sums[..., c:] - sums[..., :c] @ predict for sums in (self.s, self.dz))
+        return replace(self, s=s, dz=dz)
+
+    def without(self, columns: Tensor, taken: Tensor) -> Summed:
+        """See `Rowwise.without`."""
+        s, dz = (sums - sums[..., columns] @ taken.mT.to(sums.dtype) for sums in (self.s, self.dz))
+        return replace(self, s=s, dz=dz)
+
+    def along(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
+        """See `Rowwise.along`."""
+        sums = (self.s if kind == "s" else self.dz)[..., columns]  # (samples, m, groups, p)
+        return (sums * step.to(sums.dtype).view(len(step), *columns.shape)).sum((1, 3))
+
+    def of_existing(self, step: Tensor) -> Tensor:
+        """See `Rowwise.of_existing`."""
+        return (self.s[..., : step.shape[1]].double() * step).sum((1, 2))
+
+
+Samples = Rowwise | Summed
+"""Some samples, kept one by one."""

@@ -1,0 +1,113 @@
+"""All candidates of one consideration, drawn at the scale of what passes through the model on a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from senn import batch
+from senn.batch import Inputs, Output
+from senn.curvature.capture import layout_of
+from senn.curvature.output import OutputMetric
+from senn.curvature.patches import Patches, full
+from senn.curvature.reading import Application, Layout, Reading, evaluating, forward, reading
+from senn.errors import DivergenceError
+from senn.nn import Residual
+from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual, draw_units
+from senn.structure import LinearMap, Site, Space, Structure
+
+LOOK = 128
+"""Samples that the draw looks at, for the scale of the candidates."""
+
+LOOKED_AT = 4096
+"""Rows of each map that it takes from them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Passing:
+    """Some rows of what passes through one linear map.
+
+    Attributes:
+        x: what it reads, (rows, in * taps), without a constant.
+        z: what it gives, (rows, m).
+    """
+
+    x: Tensor
+    z: Tensor
+
+
+def propose(
+    model: nn.Module,
+    structure: Structure,
+    maps: Mapping[str, LinearMap],
+    inputs: Inputs,
+    targets: Tensor,
+    metric: OutputMetric,
+    recipe: Proposals,
+    moves: Sequence[str],
+    affordable: Callable[[int, float], bool],
+    generator: torch.Generator,
+    find: Output | None,
+    readings: Mapping[str, Reading],
+) -> Draw:
+    """Draw candidates for every place that a readable map can score; arguments as of `Survey`.
+
+    Raises:
+        DivergenceError: the outputs are not finite.
+    """
+    most = max(found.locations for found in readings.values())
+    few = max(min(LOOK, 4 * LOOKED_AT // most), 2)
+    with torch.no_grad(), evaluating(model), reading(model, [*maps], outputs=True) as seen:
+        output = forward(model, batch.take(inputs, slice(0, few), len(targets)), find)
+    if not torch.isfinite(output).all():
+        raise DivergenceError(
+            "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
+        )
+    loss = float(metric.loss(output, targets[:few]))
+    loss /= metric.nat(loss, output)
+    passing = {name: _passing(one[0], layout_of(readings, name, 0), len(output)) for name, one in seen.items()}
+    widen, layers = {}, {}
+    if "width" in moves:
+        for space in structure.spaces:
+            if _is_scored(space, maps):
+                widen[space.name] = draw_units(model, space, maps, passing, recipe, generator)
+    if "depth" in moves:
+        for found in _open_sites(model, structure, maps):
+            site = replace(found, activation=recipe.activation or found.activation)
+            x, offered = passing[site.module].x, list[Layer]()
+            if recipe.residual and affordable(2 * site.features + 1, loss):
+                offered.append(draw_residual(site, x, recipe, generator))
+            if affordable(site.features * (site.features + 1), loss):
+                for _ in range(recipe.identity):
+                    offered.append(draw_identity(site, x, maps[site.module].bias is not None, generator))
+            if offered:
+                layers[site.module] = tuple(offered)
+    return Draw(widen, layers)
+
+
+def _is_scored(space: Space, maps: Mapping[str, LinearMap]) -> bool:
+    """Whether a map that can be read reads its units; units that are quiet at first bring nothing then."""
+    return not space.norms and any(slot.map in maps for slot in space.of("consumer"))
+
+
+def _open_sites(model: nn.Module, structure: Structure, maps: Mapping[str, LinearMap]) -> list[Site]:
+    """Sites outside residual branches: no layer within a layer is offered, since width of the branch does as much."""
+    branches = [f"{name}." for name, module in model.named_modules() if isinstance(module, Residual)]
+    sites = [site for site in structure.sites if site.module in maps and not site.spatial]
+    return [site for site in sites if not any(site.module.startswith(branch) for branch in branches)]
+
+
+def _passing(one: Application, layout: Layout, samples: int) -> Passing:
+    """About `LOOKED_AT` of the rows, evenly spread."""
+    assert one.z is not None
+    if one.kernel is not None:
+        read = Patches.of(full(one.x), False, one.kernel)
+        places = torch.arange(0, read.locations, max(read.locations * samples // LOOKED_AT, 1), device=one.x.device)
+        z = full(one.z).flatten(2).mT[:, places]
+        return Passing(read.rows(places), z.flatten(0, 1))
+    x, z = (layout.by_sample(full(values), samples).flatten(0, 1) for values in (one.x, one.z))
+    step = max(len(x) // LOOKED_AT, 1)
+    return Passing(x[::step], z[::step])
