@@ -150,7 +150,7 @@ def test_a_linear_map_called_twice_is_one_space():
         out=(4, 2),
     )
     structure = analyse(model, batch(5, 3))
-    assert structure.linears == ("a", "out")  # its rows are those of two uses, which scoring doesn't read yet
+    assert structure.linears == ("a", "twice", "out")
     assert structure.map("twice").uses == 2
     assert names(structure) == ["a"]
 
@@ -159,7 +159,7 @@ def test_tied_weights_that_read_units_and_data_are_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     model[2].weight = model[0].weight
     structure = analyse(model, batch(5, 4))
-    assert structure.linears == ("4",)
+    assert structure.linears == ("0", "4")
     assert reasons(structure)["0"] == "0.weight reads its units and also a tensor that has no units"
     assert names(structure) == []
     model[2].weight = nn.Parameter(model[0].weight.data)  # another Parameter, the same memory
@@ -182,7 +182,7 @@ def test_a_weight_whose_columns_are_outputs_grows_on_its_other_side_only():
 def test_a_weight_used_without_calling_its_module_can_grow():
     model = linear_pair(lambda m, x: m.b(F.linear(x, m.a.weight, m.a.bias)))
     structure = analyse(model, batch(5, 3))
-    assert structure.linears == ("b",)
+    assert structure.linears == ("a", "b")
     assert names(structure) == ["a"]
 
 
@@ -197,7 +197,7 @@ def test_one_module_under_two_names_can_grow_but_takes_no_layer():
 
 def test_a_model_that_is_one_linear_map():
     structure = analyse(nn.Linear(3, 2), batch(5, 3))
-    assert (structure.linears, structure.spaces, structure.sites) == ((), (), ())
+    assert (structure.linears, structure.spaces, structure.sites) == (("weight",), (), ())
     assert "(the model)" in explain(structure)
 
 

@@ -292,7 +292,7 @@ def _reading(name: str, several: list[tuple[Application, list[Tensor | None]]]) 
         layouts.append(layout)
         features = one.shape[1] if one.kernel is not None else one.shape[-1]
         locations += one.shape.numel() // features // len(found)
-    if len({one.kernel is None for one, _ in several}) > 1 or len({one.bias is None for one, _ in several}) > 1:
+    if len({one.kernel is None for one, _ in several}) > 1 or len({id(one.bias) for one, _ in several}) > 1:
         return f"{name} is applied in ways that differ"
     return Reading(tuple(layouts), locations, several[0][0].bias is not None)
 
