@@ -2,21 +2,26 @@
 
     python benchmarks/growth_step.py [--repeats 9] [--threads 1] [--out results.json]
 
-The net is 784-256-256-10 with ReLU; a consideration scores width, depth and pruning at every place. All contenders run
-in turn in one process, so that drift of the machine hits all; figures are medians of CPU time. `first` is a Grower's
-first consideration, analysis of the model included; `again` a later one of the same Grower. gromo (an optional package:
-pip install gromo==0.1.0 torchmetrics deprecated) does its own growth step on all layers: statistics, optimal updates,
-choice, change.
+The nets are 784-256-256-10 with ReLU, and convolutions 16-16-pool-32-32-pool with a linear layer on 32x32x3 images; a
+consideration scores width, depth and pruning at every place. All contenders run in turn in one process, so that drift
+of the machine hits all; figures are medians of CPU time. `first` is a Grower's first consideration, analysis of the
+model included; `again` a later one of the same Grower. gromo (an optional package: pip install gromo==0.1.0
+torchmetrics deprecated) does its own growth step on all layers: statistics, optimal updates, choice, change; for
+convolutions with both of its kinds of module. Memory is the peak over what the process holds after the same with eight
+images, each contender in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import torch
@@ -35,6 +40,15 @@ def net() -> nn.Sequential:
     )  # fmt: skip
 
 
+def convolutional_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(2048, 10)),
+    )
+
+
 def data(samples: int) -> Batches:
     """Images with strokes' statistics: smooth, mostly empty, ten classes."""
     g = torch.Generator().manual_seed(1)
@@ -44,9 +58,16 @@ def data(samples: int) -> Batches:
     return list(zip(x.split(1024), y.split(1024), strict=True))
 
 
-def trained(batches: Batches) -> nn.Sequential:
-    """A net after the same dozen steps whatever the number of samples, where considerations happen."""
-    model = net()
+def images(samples: int) -> Batches:
+    """Smooth colour images of ten classes, one batch."""
+    g = torch.Generator().manual_seed(1)
+    centres = F.avg_pool2d(torch.randn(10, 3, 36, 36, generator=g), 5, 1)
+    y = torch.randint(0, 10, (samples,), generator=g)
+    return [(2 * centres[y] + 0.5 * torch.randn(samples, 3, 32, 32, generator=g), y)]
+
+
+def trained(model: nn.Sequential, batches: Batches) -> nn.Sequential:
+    """The net after the same dozen steps whatever the number of samples, where considerations happen."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for x, y in batches * (12 // len(batches)):
         optimizer.zero_grad()
@@ -61,54 +82,110 @@ def forward_backward(model: nn.Module, batches: Batches) -> None:
         F.cross_entropy(model(x), y).backward()
 
 
-def gromo_step(batches: Batches) -> Callable[[], None] | None:
-    """The growth step of gromo in its own order, or None where it is not installed."""
+def gromo_steps(batches: Batches) -> dict[str, Callable[[], None]]:
+    """The growth step of gromo in its own order; nothing where it is not installed."""
     try:
         from gromo.containers.growing_mlp import GrowingMLP
+        from gromo.containers.vgg import VGG
+        from gromo.modules.conv2d_growing_module import FullConv2dGrowingModule, RestrictedConv2dGrowingModule
         from gromo.utils.training_utils import compute_statistics
     except ImportError:
-        return None
-    start = GrowingMLP(784, 10, 256, 2, activation=nn.ReLU(), device=torch.device("cpu"))
+        return {}
+    cpu = torch.device("cpu")
 
-    def step() -> None:
+    def step(start: nn.Module) -> None:
         model = copy.deepcopy(start)
         model.set_growing_layers(scheduling_method="all")
         loss = nn.CrossEntropyLoss(reduction="sum")
-        compute_statistics(model, batches, loss_function=loss, device=torch.device("cpu"))
+        compute_statistics(model, batches, loss_function=loss, device=cpu)
         model.compute_optimal_updates()
         model.reset_computation()
         model.select_best_update()
         model.set_scaling_factor(0.5)
         model.apply_change()
 
-    return step
+    if batches[0][0].dim() == 2:
+        starts = {"gromo": GrowingMLP(784, 10, 256, 2, activation=nn.ReLU(), device=cpu)}
+    else:
+        small, large = [16, 16, "M", 32, 32, "M"], [32, 32, "M", 64, 64, "M"]
+        starts = {
+            f"gromo, {kind.__name__.partition('Conv')[0].lower()}": VGG(
+                small, large, normalization=None, num_classes=10, number_of_fc_layers=1, input_spatial_shape=(32, 32),
+                growing_conv_type=kind, device=cpu,
+            )
+            for kind in (RestrictedConv2dGrowingModule, FullConv2dGrowingModule)
+        }  # fmt: skip
+    return {name: functools.partial(step, start) for name, start in starts.items()}
 
 
-def measure(samples: int, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each contender, and ratios over forward and backward."""
-    batches = data(samples)
-    model = trained(batches)
+def contenders(model: nn.Module, batches: Batches) -> dict[str, Callable[[], object]]:
+    """What is measured, by name; the first is what the others are compared with."""
+    samples = sum(len(y) for _, y in batches)
     warm = senn.Grower(model, loss=F.cross_entropy, samples=samples)
-    contenders: dict[str, Callable[[], object]] = {
+    return {
         "forward+backward": lambda: forward_backward(model, batches),
         "senn, again": lambda: forget(warm).consider(batches),
         "senn, first": lambda: senn.Grower(model, loss=F.cross_entropy, samples=samples).consider(batches),
+        **gromo_steps(batches),
     }
-    rival = gromo_step(batches)
-    if rival is not None:
-        contenders["gromo"] = rival
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+
+
+CASES: dict[str, Callable[[], tuple[nn.Sequential, Batches]]] = {
+    "linear, 1024 samples": lambda: (net(), data(1024)),
+    "linear, 4096 samples": lambda: (net(), data(4096)),
+    "convolutions, 256 images": lambda: (convolutional_net(), images(256)),
+}
+
+
+def measure(case: str, repeats: int) -> dict[str, float]:
+    """Median CPU seconds of each contender, and ratios over forward and backward; peak memory likewise."""
+    model, batches = CASES[case]()
+    runs = contenders(trained(model, batches), batches)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
-        for name, run in contenders.items():
+        for name, run in runs.items():
             start = time.process_time()
             run()
             if repeat:
                 seconds[name].append(time.process_time() - start)
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    memory = {name: alone(case, name) for name in runs if name != "senn, again"} if "images" in case else {}
     return {
         **{f"{name}, ms": 1e3 * value for name, value in median.items()},
         **{f"{name}, ratio": value / median["forward+backward"] for name, value in median.items()},
+        **{f"{name}, MiB": value for name, value in memory.items()},
+        **{f"{name}, memory ratio": value / memory["forward+backward"] for name, value in memory.items()},
     }
+
+
+def alone(case: str, name: str) -> float:
+    """MiB that one contender needs at most beyond what is there before it runs, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=peak, args=(case, name, results))
+    process.start()
+    found: float = results.get()
+    process.join()
+    return found
+
+
+def peak(case: str, name: str, results: Queue[float]) -> None:
+    """Put the peak of one contender's memory."""
+    torch.set_num_threads(1)
+    model, batches = CASES[case]()
+    few = [(x[:8], y[:8]) for x, y in batches]
+    contenders(model, few)[name]()  # code that is loaded and memory that kernels take once
+    run = contenders(model, batches)[name]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
+    before = held("VmHWM")
+    run()
+    results.put(held("VmHWM") - before)
+
+
+def held(kind: str) -> float:
+    """MiB of this process, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 
 
 def forget(grower: senn.Grower) -> senn.Grower:
@@ -124,12 +201,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = {str(samples): measure(samples, args.repeats) for samples in (1024, 4096)}
-    names = [key.removesuffix(", ratio") for key in results["1024"] if key.endswith("ratio")]
-    print(f"{'':18s}" + "".join(f"{n + ' samples':>26s}" for n in results))
-    for name in names:
-        row = [f"{r[f'{name}, ms']:.0f} ms = {r[f'{name}, ratio']:.2f} x" for r in results.values()]
-        print(f"{name:18s}" + "".join(f"{cell:>26s}" for cell in row))
+    results = {case: measure(case, args.repeats) for case in CASES}
+    for case, found in results.items():
+        print(f"{case:34s}{'time':>20s}{'peak memory':>24s}")
+        for name in (key.removesuffix(", ratio") for key in found if key.endswith(", ratio")):
+            cells = [f"{found[f'{name}, ms']:.0f} ms = {found[f'{name}, ratio']:.2f} x"]
+            if f"{name}, MiB" in found:
+                cells.append(f"{found[f'{name}, MiB']:.0f} MiB = {found[f'{name}, memory ratio']:.2f} x")
+            print(f"  {name:32s}" + "".join(f"{cell:>22s}" for cell in cells))
     if args.out:
         args.out.write_text(json.dumps(results, indent=1))
 

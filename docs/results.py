@@ -76,9 +76,17 @@ def growth_step() -> Iterator[str]:
     found = stored("growth_step")
     yield "## Cost of a consideration\n\n"
     yield "`python benchmarks/growth_step.py`, over forward and backward of the same samples.\n"
-    names = [key.removesuffix(", ratio") for key in found["1024"] if key.endswith(", ratio")]
-    rows = [(n, *(f"{f[f'{n}, ms']:.0f} ms = {f[f'{n}, ratio']:.2f} times" for f in found.values())) for n in names]
-    yield table(("", *(f"{samples} samples" for samples in found)), rows) + "\n"
+    for case, figures in found.items():
+        names = [key.removesuffix(", ratio") for key in figures if key.endswith(", ratio")]
+        rows = []
+        for name in names:
+            time = f"{figures[f'{name}, ms']:.0f} ms = {figures[f'{name}, ratio']:.2f} times"
+            known = f"{name}, MiB" in figures
+            memory = (
+                f"{figures[f'{name}, MiB']:.0f} MiB = {figures[f'{name}, memory ratio']:.2f} times" if known else ""
+            )
+            rows.append((name, time, memory))
+        yield table((case, "CPU time", "peak memory"), rows) + "\n"
 
 
 def natural_gradient() -> Iterator[str]:
