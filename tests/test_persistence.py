@@ -242,7 +242,7 @@ DAMAGES = {
         "isn't the file that was saved",
     ),
     "other JSON": (lambda f: (f / "model.json").write_text("[1]"), "doesn't describe a model"),
-    "future": (lambda f: rewrite(f, lambda d: d.update(version=99)), "format version 99; this senn reads 1"),
+    "future": (lambda f: rewrite(f, lambda d: d.update(version=99)), "format version 99; this senn reads 1 and 2"),
     "altered": (lambda f: rewrite(f, lambda d: d["extra"].update(a=2), seal=False), "doesn't match its checksum"),
     "key gone": (lambda f: rewrite(f, lambda d: d.pop("tied")), "doesn't match its checksum"),
     "other class": (lambda f: rewrite(f, lambda d: d["model"].update({"class": "os.system"})), "os.system"),
@@ -252,7 +252,7 @@ DAMAGES = {
     ),
     "other size": (
         lambda f: rewrite(f, lambda d: d["model"]["children"]["0"]["arguments"].update(in_features=10**12)),
-        "'0.weight' of shape",
+        "0 can't be built .* another 'weight'",
     ),
     "tensor gone": (lambda f: reweigh(f, lambda t: t.pop("2.bias")), "lacks '2.bias'"),
     "tensor resized": (lambda f: reweigh(f, lambda t: t.update({"2.bias": torch.ones(9)})), "'2.bias' of shape"),
