@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Node:
         tensors: shapes of its own parameters and buffers.
         attributes: its whole numbers, lists of them, and eps: everything that growth may have rewritten.
         settings: its other numbers and switches, which are only compared.
+        counts: numbers in objects that it has (`config.num_layers`), if they may count layers.
         children: its parts; a string is the path of a module that stands here too.
         arguments: what it can be constructed with, if it is a layer of the table.
     """
@@ -34,6 +36,7 @@ class Node:
     tensors: Mapping[str, tuple[int, ...]]
     attributes: Mapping[str, Number]
     settings: Mapping[str, bool | float]
+    counts: Mapping[str, int]
     children: Mapping[str, Node | str]
     arguments: Mapping[str, Any] | None
 
@@ -123,7 +126,8 @@ def describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             _check_tensor(name, tensor)
             tensors[name] = tensor.detach().cpu().contiguous().clone()
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    return {"model": _tree(model, "", {}), "tied": tied, "frozen": frozen, "transient": transient}, tensors
+    lengths = {len(module) for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)}
+    return {"model": _tree(model, "", {}, lengths), "tied": tied, "frozen": frozen, "transient": transient}, tensors
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
@@ -142,25 +146,48 @@ def is_plain(tensor: Tensor) -> bool:
     return ordinary and not tensor.is_quantized
 
 
-def _tree(module: nn.Module, path: str, seen: dict[int, str]) -> dict[str, Any]:
-    """The JSON of a module and what is inside it."""
+def _tree(module: nn.Module, path: str, seen: dict[int, str], lengths: set[int]) -> dict[str, Any]:
+    """The JSON of a module and what is inside it.
+
+    Args:
+        module: the module.
+        path: its full name.
+        seen: full names by id of modules and of objects with numbers that were described before.
+        lengths: of all lists of layers in the model.
+    """
     seen[id(module)] = path
     attributes, settings = plain_attributes(module)
+    counts = _counts(module, seen, lengths)
     children: dict[str, Any] = {}
     for name, child in module._modules.items():
         if child is not None:
-            place = join(path, name)
             same = seen.get(id(child))
-            children[name] = _tree(child, place, seen) if same is None else {"same": same}
+            children[name] = _tree(child, join(path, name), seen, lengths) if same is None else {"same": same}
     node = {
         "class": class_name(module),
         "tensors": {name: list(tensor.shape) for name, tensor in own_tensors(module).items()},
         "attributes": attributes,
         "settings": settings,
+        "counts": counts,
         "children": children,
     }
     arguments = arguments_of(module)
     return node if arguments is None else {**node, "arguments": arguments}
+
+
+def _counts(module: nn.Module, seen: dict[int, str], lengths: set[int]) -> dict[str, int]:
+    """Numbers in a module's configuration that may count layers; each configuration is read once."""
+    found: dict[str, int] = {}
+    for holder, value in vars(module).items():
+        inner = getattr(value, "__dict__", None)
+        foreign = isinstance(value, Tensor | nn.Module | ModuleType) or type(inner) is not dict
+        if foreign or not _public(holder) or id(value) in seen:
+            continue
+        seen[id(value)] = holder
+        for name, number in inner.items():
+            if _public(name) and type(number) is int and number in lengths:
+                found[f"{holder}.{name}"] = number
+    return found
 
 
 def plain_attributes(module: nn.Module) -> tuple[dict[str, Number], dict[str, bool | float]]:
@@ -168,7 +195,7 @@ def plain_attributes(module: nn.Module) -> tuple[dict[str, Number], dict[str, bo
     attributes: dict[str, Number] = {}
     settings: dict[str, bool | float] = {}
     for name, value in vars(module).items():
-        if name.startswith("_") or not name.isidentifier() or name == "training":
+        if not _public(name) or name == "training":
             continue
         if isinstance(value, tuple | list):
             if value and all(type(item) is int for item in value):
@@ -233,7 +260,7 @@ def _node(json: Any, version: int, path: str) -> Node | str:
     if set(json) == {"same"} and version > 1:
         _expect(isinstance(json["same"], str), place, "'same' is no name")
         return str(json["same"])
-    needed = {"class", "tensors", "attributes", "children"} | ({"settings"} if version > 1 else set())
+    needed = {"class", "tensors", "attributes", "children"} | ({"settings", "counts"} if version > 1 else set())
     _expect(set(json) - {"arguments"} == needed, place, f"its entries aren't {', '.join(sorted(needed))}")
     _expect(_printable(json["class"]), place, "its class is no name")
     tables = {key: json[key] for key in sorted(set(json) - {"class"})}
@@ -245,6 +272,9 @@ def _node(json: Any, version: int, path: str) -> Node | str:
         _expect(_public(key) and (_finite(value) or _integers(value)), place, f"{key!r} is no number")
     for key, value in json.get("settings", {}).items():
         _expect(_public(key) and (isinstance(value, bool) or _finite(value)), place, f"{key!r} is no setting")
+    for key, value in json.get("counts", {}).items():
+        names = key.split(".")
+        _expect(len(names) == 2 and all(map(_public, names)) and type(value) is int, place, f"{key!r} is no count")
     children = {}
     for key, child in json["children"].items():
         _expect("." not in key, place, f"{key!r} is no part's name")
@@ -254,6 +284,7 @@ def _node(json: Any, version: int, path: str) -> Node | str:
         tensors={key: tuple(shape) for key, shape in json["tensors"].items()},
         attributes=json["attributes"],
         settings=json.get("settings", {}),
+        counts=json.get("counts", {}),
         children=children,
         arguments=json.get("arguments"),
     )

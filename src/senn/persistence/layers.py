@@ -28,7 +28,7 @@ def _dims(name: str, arguments: str, dims: str = "123") -> dict[Class, Arguments
 
 _CONV = "in_channels out_channels kernel_size stride padding dilation groups bias padding_mode"
 _POOL = "kernel_size stride padding ceil_mode count_include_pad"
-_RUNNING = "num_features eps momentum affine track_running_stats"
+_RUNNING = "num_features eps momentum affine track_running_stats bias"
 _RECURRENT = "input_size hidden_size num_layers bias batch_first dropout bidirectional"
 _WORDS = "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq sparse"
 _LAYER = "d_model nhead dim_feedforward dropout activation layer_norm_eps batch_first norm_first bias"
@@ -108,6 +108,12 @@ _READERS: dict[Class, dict[str, _Reader]] = {
         "bias": lambda layer: layer.in_proj_bias is not None,
         "add_bias_kv": lambda layer: layer.bias_k is not None,
     },
+    # Arguments of newer versions of PyTorch: None, and so not written, unless they were used.
+    **{
+        cls: {"bias": lambda layer: False if layer.affine and layer.bias is None else None}
+        for cls in CONSTRUCTORS
+        if issubclass(cls, nn.modules.batchnorm._NormBase | nn.GroupNorm)
+    },
     nn.TransformerEncoderLayer: _IN_LAYER,
     nn.TransformerDecoderLayer: _IN_LAYER,
 }
@@ -142,9 +148,10 @@ def arguments_of(module: nn.Module) -> dict[str, Any] | None:
     if cls not in CONSTRUCTORS:
         return None
     try:
-        return {name: _plain(_argument(module, name)) for name in CONSTRUCTORS[cls]}
+        found = {name: _plain(_argument(module, name)) for name in CONSTRUCTORS[cls]}
     except (AttributeError, KeyError, TypeError):  # altered by its owner: then it takes the owner to build another
         return None
+    return {name: value for name, value in found.items() if name != "bias" or value is not None}
 
 
 def _argument(module: nn.Module, name: str) -> Any:

@@ -12,9 +12,7 @@ Layers of the table are built; modules of other classes that a fresh model has t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, MutableMapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,59 +20,10 @@ from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
 from senn.persistence.description import Description, Node, join, own_tensors, plain_attributes
+from senn.persistence.exchange import Place, Plan
 from senn.persistence.files import DESCRIPTION
 from senn.persistence.layers import CONSTRUCTORS, HOLDERS, KNOWN, class_name, construct
 from senn.surgery.plan import BEFORE
-
-Slot = tuple[MutableMapping[str, Any], str, Any]
-"""An entry of a module's dictionaries, and what will stand there."""
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where a tensor of the description goes.
-
-    Attributes:
-        holder: dictionary of a module that holds it.
-        key: its name in there.
-        name: its full name in the description.
-        old: what stands there now.
-        device: where the new one goes.
-        fresh: whether it belongs to the given model; otherwise to a module made for the occasion.
-    """
-
-    holder: MutableMapping[str, Any]
-    key: str
-    name: str
-    old: Tensor
-    device: torch.device
-    fresh: bool
-
-
-@dataclass(eq=False)
-class Plan:
-    """What is to be exchanged, and what was found where.
-
-    Attributes:
-        slots: parts and attributes.
-        places: tensors.
-        found: modules by their path in the description.
-        shared: paths under which a module was said to stand again, and the module that does.
-    """
-
-    slots: list[Slot] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
-    found: list[tuple[str, nn.Module]] = field(default_factory=list)
-    shared: list[tuple[str, str, nn.Module]] = field(default_factory=list)
-
-    def mark(self) -> tuple[int, int, int, int]:
-        """How far it has come."""
-        return len(self.slots), len(self.places), len(self.found), len(self.shared)
-
-    def back_to(self, mark: tuple[int, int, int, int]) -> None:
-        """Forget what came after a mark."""
-        slots, places, found, shared = mark
-        del self.slots[slots:], self.places[places:], self.found[found:], self.shared[shared:]
 
 
 class Fitting:
@@ -145,10 +94,15 @@ class Fitting:
         held = vars(module)
         for name, value in node.attributes.items():
             old_value = held.get(name)
-            new = type(old_value)(value) if isinstance(value, list) and _is_row(old_value) else value
+            new = _row_like(old_value, value) if isinstance(value, list) else value
             # What is of another kind here is no size but a setting, and those stay as the owner chose them.
             if type(new) is type(old_value) and new != old_value:
                 self.plan.slots.append((held, name, new))
+        for name, value in node.counts.items():
+            holder, _, key = name.partition(".")
+            inner = getattr(held.get(holder), "__dict__", None)
+            if type(inner) is dict and type(inner.get(key)) is int:
+                self.plan.counts.append((inner, key, value))
 
     def _tensor(self, module: nn.Module, name: str, old: Tensor, path: str, shape: tuple[int, ...]) -> None:
         if old.dim() != len(shape):
@@ -190,6 +144,7 @@ class Fitting:
             parts.append((name, self._twin(child, place, old[number]) if number == last
                           else self.fit(child, old[number], place)))  # fmt: skip
             last = number
+        self.plan.longer.append((len(old), len(parts)))
         self.plan.slots.append((vars(module), "_modules", dict(parts)))
         return module
 
@@ -336,13 +291,16 @@ class Fitting:
         for path, same, module in self.plan.shared:
             if found.get(same) is not module:
                 raise SennError(f"{path} and {same or 'the model'} are one module in the saved model, but not here")
+        # A number in a configuration is rewritten if it counted the parts of something that now has more.
+        self.plan.slots += [slot for slot in self.plan.counts if (slot[0][slot[1]], slot[2]) in self.plan.longer]
         return self.given
 
 
-def _is_row(value: Any) -> bool:
-    return isinstance(value, tuple | list) and type(value) in (tuple, list, torch.Size) and all(
-        type(item) is int for item in value
-    )  # fmt: skip
+def _row_like(old: Any, new: list[int]) -> Any:
+    """The numbers as a row of the old one's kind."""
+    if type(old) in (tuple, list, torch.Size) and all(type(item) is int for item in old):
+        return type(old)(new)
+    return None
 
 
 def _add(parent: nn.Module, name: str, part: nn.Module, path: str) -> None:
@@ -366,12 +324,11 @@ def _is_block(node: Node) -> bool:
 
 
 def _disagreement(node: Node, module: nn.Module) -> int:
-    """In how many settings and numbers a module and those in it, by name, differ from what was saved."""
-    attributes, settings = plain_attributes(module)
-    known = {**node.attributes, **node.settings}
-    count = sum(known[name] != value for name, value in {**attributes, **settings}.items() if name in known)
+    """In how many settings a module and those in it, by name, differ from what was saved."""
+    settings = plain_attributes(module)[1]
+    count = sum(node.settings.get(name, value) != value for name, value in settings.items())
     for name, child in node.children.items():
         part = module._modules.get(name)
-        with suppress(AttributeError):
-            count += _disagreement(child, part) if isinstance(child, Node) and part is not None else 0
+        if isinstance(child, Node) and part is not None:
+            count += _disagreement(child, part)
     return count
