@@ -180,8 +180,8 @@ def _counts(module: nn.Module, seen: dict[int, str], lengths: set[int]) -> dict[
     found: dict[str, int] = {}
     for holder, value in vars(module).items():
         inner = getattr(value, "__dict__", None)
-        foreign = isinstance(value, Tensor | nn.Module | ModuleType) or type(inner) is not dict
-        if foreign or not _public(holder) or id(value) in seen:
+        foreign = isinstance(value, Tensor | nn.Module | ModuleType | type) or not _public(holder)
+        if foreign or not isinstance(inner, dict) or id(value) in seen:
             continue
         seen[id(value)] = holder
         for name, number in inner.items():

@@ -107,6 +107,9 @@ _READERS: dict[Class, dict[str, _Reader]] = {
     nn.MultiheadAttention: {
         "bias": lambda layer: layer.in_proj_bias is not None,
         "add_bias_kv": lambda layer: layer.bias_k is not None,
+        # Nothing reads these where all three widths are one, and growth leaves alone what nothing reads.
+        "kdim": lambda layer: None if layer._qkv_same_embed_dim else layer.kdim,
+        "vdim": lambda layer: None if layer._qkv_same_embed_dim else layer.vdim,
     },
     # Arguments of newer versions of PyTorch: None, and so not written, unless they were used.
     **{

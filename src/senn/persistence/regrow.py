@@ -78,7 +78,7 @@ class Fitting:
         return node.cls == class_name(module) or (self._bare and node.cls == type(module).__qualname__)
 
     def _itself(self, node: Node, module: nn.Module, path: str) -> None:
-        """Class, tensors and numbers of a module, without its parts."""
+        """Class and tensors of a module, without its parts."""
         place = path or "the model"
         if not self._same_class(node, module):
             raise SennError(f"{place} is a {class_name(module)}, but a {node.cls} was saved")
@@ -91,6 +91,9 @@ class Fitting:
         for name, old in own.items():
             if name in state or name in transient:  # a fresh model may still lack what is made in its first forward
                 self._tensor(module, name, old, path, node.tensors[name])
+
+    def _numbers(self, node: Node, module: nn.Module) -> None:
+        """The numbers of a module that growth may have rewritten."""
         held = vars(module)
         for name, value in node.attributes.items():
             old_value = held.get(name)
@@ -115,6 +118,7 @@ class Fitting:
     def _as_it_is(self, node: Node, module: nn.Module, path: str) -> nn.Module:
         """The same parts, each of which may have changed."""
         self._itself(node, module, path)
+        self._numbers(node, module)
         parts = self._parts(module)
         if differing := sorted(set(parts) ^ set(node.children)):
             raise SennError(f"{path or 'the model'} and the saved model don't both have a part {differing[0]!r}")
@@ -137,6 +141,7 @@ class Fitting:
     def _with_more_parts(self, node: Node, module: nn.Module, path: str) -> nn.Module:
         """A container into which copies of some of its parts were put, each after the one it is like."""
         self._itself(node, module, path)
+        self._numbers(node, module)
         old, parts = list(module.children()), []
         last = -1
         for (name, child), number in zip(_blocks(node, path), self._sources(node, old, path), strict=True):
@@ -232,14 +237,11 @@ class Fitting:
         return module
 
     def _check_built(self, node: Node, module: nn.Module, path: str) -> None:
-        """What a description says twice must agree: tensors and numbers follow from the constructor's arguments."""
+        """Tensors and parts follow from the constructor's arguments (and so do numbers); they must be those described."""
         wrong = f"{path or 'the model'} can't be built from {DESCRIPTION}: a {node.cls} with these arguments has"
         shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors(module).items()}
         for name in sorted(set(shapes) | set(node.tensors)):
             if shapes.get(name) != node.tensors.get(name):
-                raise SennError(f"{wrong} another {name!r}")
-        for name, value in plain_attributes(module)[0].items():
-            if name in node.attributes and node.attributes[name] != value:
                 raise SennError(f"{wrong} another {name!r}")
         if KNOWN[node.cls] not in HOLDERS and set(node.children) != set(self._parts(module)):
             raise SennError(f"{wrong} other parts")
