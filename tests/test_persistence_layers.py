@@ -228,7 +228,7 @@ def test_layers_that_their_owner_altered_are_not_built_wrongly(tmp_path):
         senn.load(tmp_path)
     layer = nn.TransformerEncoderLayer(4, 2, 5, activation=torch.tanh)
     senn.save(tmp_path, nn.Sequential(layer))
-    with pytest.raises(SennError, match="0 is a torch.nn.TransformerEncoderLayer, which senn can't build by itself"):
+    with pytest.raises(SennError, match=r"0 is a torch.nn.TransformerEncoderLayer, which senn can't build by itself"):
         senn.load(tmp_path)
     into = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 3, activation=torch.tanh)).eval()
     x = torch.randn(3, 1, 4)

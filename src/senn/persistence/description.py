@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
-from senn.persistence.files import DESCRIPTION, WEIGHTS, has_nan
+from senn.persistence.files import DESCRIPTION, WEIGHTS, has_infinity, has_nan
 from senn.persistence.layers import arguments_of, class_name
 
 Number = int | float | list[int]
@@ -136,7 +136,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
         raise UnsupportedError(f"{name!r} is on the meta device: it has no numbers to save")
     # A buffer may well hold infinities (a mask), a parameter can't have any use for them.
-    if has_nan(tensor) or (isinstance(tensor, nn.Parameter) and tensor.float().isinf().any()):
+    if has_nan(tensor) or (isinstance(tensor, nn.Parameter) and has_infinity(tensor)):
         raise SennError(f"{name!r} holds NaN or infinity; the model is not saved")
 
 

@@ -121,6 +121,15 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def has_nan(tensor: Tensor) -> bool:
-    """Whether any entry is NaN; for every type of numbers (those of one byte can't be asked themselves)."""
-    narrow = tensor.is_floating_point() and tensor.element_size() == 1
-    return bool((tensor.float() if narrow else tensor).isnan().any())
+    """Whether any entry is NaN, for every type of numbers."""
+    return bool(_asked(tensor).isnan().any())
+
+
+def has_infinity(tensor: Tensor) -> bool:
+    """Whether any entry is infinite, for every type of numbers."""
+    return bool(_asked(tensor).isinf().any())
+
+
+def _asked(tensor: Tensor) -> Tensor:
+    """Floating-point numbers of one byte can't be asked themselves."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor

@@ -142,7 +142,7 @@ class Fitting:
         """A container into which copies of some of its parts were put, each after the one it is like."""
         self._itself(node, module, path)
         self._numbers(node, module)
-        old, parts = list(module.children()), []
+        old, parts = list(self._parts(module).values()), []
         last = -1
         for (name, child), number in zip(_blocks(node, path), self._sources(node, old, path), strict=True):
             place = join(path, name)
@@ -237,7 +237,7 @@ class Fitting:
         return module
 
     def _check_built(self, node: Node, module: nn.Module, path: str) -> None:
-        """Tensors and parts follow from the constructor's arguments (and so do numbers); they must be those described."""
+        """Tensors and parts, which follow from the constructor's arguments as numbers do, must be those described."""
         wrong = f"{path or 'the model'} can't be built from {DESCRIPTION}: a {node.cls} with these arguments has"
         shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors(module).items()}
         for name in sorted(set(shapes) | set(node.tensors)):
@@ -248,6 +248,8 @@ class Fitting:
 
     def _made_before(self, path: str, place: str) -> nn.Module:
         """The module that is said to stand at a second place."""
+        if not path or place.startswith(f"{path}."):
+            raise SennError(f"{DESCRIPTION} describes {place} wrongly: it would hold itself")
         for known, module in self.plan.found:
             if known == path:
                 return module
@@ -289,7 +291,14 @@ class Fitting:
             return self.make(root, "")
         if self.fit(root, self.given, "") is not self.given:
             raise SennError("something was put before or after the only layer of the saved model; load it without into")
-        found = dict(self.plan.found)
+        found: dict[str, nn.Module] = {}
+        places: dict[int, str] = {}
+        for path, module in self.plan.found:
+            found[path] = module
+            if places.setdefault(id(module), path) != path and not self._bare:
+                raise SennError(
+                    f"{path} and {places[id(module)]} are one module in the given model, two in the saved one"
+                )
         for path, same, module in self.plan.shared:
             if found.get(same) is not module:
                 raise SennError(f"{path} and {same or 'the model'} are one module in the saved model, but not here")
