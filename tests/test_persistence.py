@@ -305,6 +305,15 @@ def test_the_kind_of_numbers_must_be_the_same(tmp_path):
         load(tmp_path, into=nn.Linear(3, 1))
 
 
+def test_buffers_outside_the_state_need_no_numbers(tmp_path):
+    model = Keeps()
+    model.seen = torch.full((3,), float("nan"))
+    save(tmp_path, model)
+    into = Keeps()
+    into.seen = torch.ones(1)
+    assert load(tmp_path, into=into).seen.tolist() == [1]
+
+
 def odd_models():
     lazy, sparse = nn.Sequential(nn.LazyLinear(2)), nn.Linear(2, 2)
     sparse.register_buffer("mask", torch.eye(2).to_sparse())

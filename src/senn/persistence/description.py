@@ -1,19 +1,17 @@
-"""What `model.json` says about a model: records, made from a model or from a file's JSON, which is checked whole."""
+"""What `model.json` says about a model: records, made from the file's JSON, which is checked whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from senn.errors import SennError, UnsupportedError
-from senn.persistence.files import DESCRIPTION, WEIGHTS, has_infinity, has_nan
-from senn.persistence.layers import arguments_of, class_name
+from senn.errors import SennError
+from senn.persistence.files import DESCRIPTION, WEIGHTS
 
 Number = int | float | list[int]
 
@@ -101,114 +99,10 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in held.items() if tensor is not None}
 
 
-def describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A model as JSON-able parts of a description, and its numbers: separate contiguous tensors on the CPU.
-
-    Raises:
-        SennError: a tensor holds NaN, or a parameter infinity.
-        UnsupportedError: the model keeps state that isn't plain tensors.
-    """
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    transient: list[str] = []
-    first: dict[int, str] = {}
-    for path, module in model.named_modules():
-        if type(module).get_extra_state is not nn.Module.get_extra_state:
-            raise UnsupportedError(f"{join(path, '_extra_state')!r} of {class_name(model)} isn't a plain tensor")
-        for key, tensor in own_tensors(module).items():
-            name = join(path, key)
-            if key in module._non_persistent_buffers_set:
-                transient.append(name)
-            if id(tensor) in first:
-                tied[name] = first[id(tensor)]
-                continue
-            first[id(tensor)] = name
-            _check_tensor(name, tensor)
-            tensors[name] = tensor.detach().cpu().contiguous().clone()
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    lengths = {len(module) for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)}
-    return {"model": _tree(model, "", {}, lengths), "tied": tied, "frozen": frozen, "transient": transient}, tensors
-
-
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    if not is_plain(tensor):
-        raise UnsupportedError(f"{name!r} is no plain tensor but a {type(tensor).__name__} and can't be saved")
-    if tensor.is_meta:
-        raise UnsupportedError(f"{name!r} is on the meta device: it has no numbers to save")
-    # A buffer may well hold infinities (a mask), a parameter can't have any use for them.
-    if has_nan(tensor) or (isinstance(tensor, nn.Parameter) and has_infinity(tensor)):
-        raise SennError(f"{name!r} holds NaN or infinity; the model is not saved")
-
-
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is an ordinary dense one: no subclass, quantised or sparse."""
     ordinary = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
     return ordinary and not tensor.is_quantized
-
-
-def _tree(module: nn.Module, path: str, seen: dict[int, str], lengths: set[int]) -> dict[str, Any]:
-    """The JSON of a module and what is inside it.
-
-    Args:
-        module: the module.
-        path: its full name.
-        seen: full names by id of modules and of objects with numbers that were described before.
-        lengths: of all lists of layers in the model.
-    """
-    seen[id(module)] = path
-    attributes, settings = plain_attributes(module)
-    counts = _counts(module, seen, lengths)
-    children: dict[str, Any] = {}
-    for name, child in module._modules.items():
-        if child is not None:
-            same = seen.get(id(child))
-            children[name] = _tree(child, join(path, name), seen, lengths) if same is None else {"same": same}
-    node = {
-        "class": class_name(module),
-        "tensors": {name: list(tensor.shape) for name, tensor in own_tensors(module).items()},
-        "attributes": attributes,
-        "settings": settings,
-        "counts": counts,
-        "children": children,
-    }
-    arguments = arguments_of(module)
-    return node if arguments is None else {**node, "arguments": arguments}
-
-
-def _counts(module: nn.Module, seen: dict[int, str], lengths: set[int]) -> dict[str, int]:
-    """Numbers in a module's configuration that may count layers; each configuration is read once."""
-    found: dict[str, int] = {}
-    for holder, value in vars(module).items():
-        inner = getattr(value, "__dict__", None)
-        foreign = isinstance(value, Tensor | nn.Module | ModuleType | type) or not _public(holder)
-        if foreign or not isinstance(inner, dict) or id(value) in seen:
-            continue
-        seen[id(value)] = holder
-        for name, number in inner.items():
-            if _public(name) and type(number) is int and number in lengths:
-                found[f"{holder}.{name}"] = number
-    return found
-
-
-def plain_attributes(module: nn.Module) -> tuple[dict[str, Number], dict[str, bool | float]]:
-    """A module's numbers: those that growth may rewrite, and the others."""
-    attributes: dict[str, Number] = {}
-    settings: dict[str, bool | float] = {}
-    for name, value in vars(module).items():
-        if not _public(name) or name == "training":
-            continue
-        if isinstance(value, tuple | list):
-            if value and all(type(item) is int for item in value):
-                attributes[name] = list(value)
-        elif isinstance(value, bool) or (isinstance(value, float) and "eps" not in name):
-            if isfinite(value):
-                settings[name] = value
-        elif isinstance(value, int) or (isinstance(value, float) and isfinite(value)):  # growth rewrites eps too
-            attributes[name] = value
-    return attributes, settings
-
-
-# ---- from a file
 
 
 def parse(document: Mapping[str, Any]) -> Description:
@@ -269,12 +163,12 @@ def _node(json: Any, version: int, path: str) -> Node | str:
     for key, shape in json["tensors"].items():
         _expect("." not in key and _sizes(shape), place, f"{key!r} has no shape")
     for key, value in json["attributes"].items():
-        _expect(_public(key) and (_finite(value) or _integers(value)), place, f"{key!r} is no number")
+        _expect(is_public(key) and (_finite(value) or _integers(value)), place, f"{key!r} is no number")
     for key, value in json.get("settings", {}).items():
-        _expect(_public(key) and (isinstance(value, bool) or _finite(value)), place, f"{key!r} is no setting")
+        _expect(is_public(key) and (isinstance(value, bool) or _finite(value)), place, f"{key!r} is no setting")
     for key, value in json.get("counts", {}).items():
         names = key.split(".")
-        _expect(len(names) == 2 and all(map(_public, names)) and type(value) is int, place, f"{key!r} is no count")
+        _expect(len(names) == 2 and all(map(is_public, names)) and type(value) is int, place, f"{key!r} is no count")
     children = {}
     for key, child in json["children"].items():
         _expect("." not in key, place, f"{key!r} is no part's name")
@@ -294,7 +188,8 @@ def _printable(name: Any) -> bool:
     return isinstance(name, str) and bool(name) and name.isprintable()
 
 
-def _public(name: str) -> bool:
+def is_public(name: str) -> bool:
+    """Whether an attribute of that name is its owner's, for all to use."""
     return name.isidentifier() and not name.startswith("_")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from senn.errors import SennError
-from senn.persistence.description import describe, parse
+from senn.persistence.describe import describe
+from senn.persistence.description import parse
 from senn.persistence.exchange import exchange, filled, flat_weights
 from senn.persistence.files import read_description, read_weights, write
 from senn.persistence.regrow import Fitting
@@ -28,7 +29,10 @@ def save(folder: str | Path, model: nn.Module, extra: dict[str, Any] | None = No
         SennError: if a tensor isn't finite, `extra` isn't JSON-able, or the folder can't be written.
         UnsupportedError: if the model keeps state that isn't plain tensors.
     """
-    described, tensors = describe(model)
+    try:
+        described, tensors = describe(model)
+    except RecursionError as error:
+        raise SennError(f"a {type(model).__name__} is nested too deeply to be saved") from error
     write(Path(folder), tensors, {**described, "extra": extra or {}})
 
 
@@ -58,7 +62,7 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     except RecursionError as error:
         raise SennError(f"the model in {str(folder)!r} is nested too deeply to be read") from error
     exchange(slots)
-    return model.eval() if into is None else model
+    return model
 
 
 def load_extra(folder: str | Path) -> dict[str, Any]:

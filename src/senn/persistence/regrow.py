@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
-from senn.persistence.description import Description, Node, join, own_tensors, plain_attributes
+from senn.persistence.describe import plain_attributes
+from senn.persistence.description import Description, Node, join, own_tensors
 from senn.persistence.exchange import Place, Plan
 from senn.persistence.files import DESCRIPTION
 from senn.persistence.layers import CONSTRUCTORS, HOLDERS, KNOWN, class_name, construct
