@@ -351,3 +351,24 @@ def test_what_hangs_on_a_parameter_stays(tmp_path):
     into = nn.Linear(3, 2)
     into.weight.no_decay = True
     assert load(tmp_path, into=into).weight.no_decay
+
+
+def test_what_is_no_module_is_refused(tmp_path):
+    with pytest.raises(SennError, match="save needs an nn.Module, not a dict"):
+        save(tmp_path, {})
+    save(tmp_path, nn.Linear(1, 1))
+    with pytest.raises(SennError, match="load needs an nn.Module, not a type"):
+        load(tmp_path, into=nn.Linear)
+
+
+def test_parametrised_layers_come_back(tmp_path):
+    """PyTorch gives them a class of their own, with the tensors they are made from inside."""
+
+    def build(width):
+        model = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2)).eval()
+        nn.utils.parametrizations.weight_norm(model[0])
+        return model
+
+    model = build(5)
+    save(tmp_path, model)
+    assert torch.equal(load(tmp_path, into=build(2))(X), model(X))

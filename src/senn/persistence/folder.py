@@ -29,6 +29,7 @@ def save(folder: str | Path, model: nn.Module, extra: dict[str, Any] | None = No
         SennError: if a tensor isn't finite, `extra` isn't JSON-able, or the folder can't be written.
         UnsupportedError: if the model keeps state that isn't plain tensors.
     """
+    _check_module("save", model)
     try:
         described, tensors = describe(model)
     except RecursionError as error:
@@ -51,6 +52,8 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
             unchanged.
         UnsupportedError: if the model, or something that was added to it, is of a class that only its owner can build.
     """
+    if into is not None:
+        _check_module("load", into)
     try:
         description = parse(read_description(Path(folder)))
         tensors = read_weights(Path(folder), description.weights_sha256)
@@ -63,6 +66,11 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
         raise SennError(f"the model in {str(folder)!r} is nested too deeply to be read") from error
     exchange(slots)
     return model
+
+
+def _check_module(caller: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise SennError(f"{caller} needs an nn.Module, not a {type(model).__name__}")
 
 
 def load_extra(folder: str | Path) -> dict[str, Any]:

@@ -269,7 +269,6 @@ class Fitting:
                     twin = copy.deepcopy(module)
                 except Exception as error:  # it is its owner's code that failed
                     raise UnsupportedError(f"the {node.cls} for {path} can't be copied: {error}") from error
-                twin.train(near.training if near is not None else module.training)
                 return self.fit(node, twin, path)
         raise UnsupportedError(
             f"{path} is a {node.cls} that was added to the saved model; senn can't build one, and the given model "
