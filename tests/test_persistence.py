@@ -354,10 +354,10 @@ def test_what_hangs_on_a_parameter_stays(tmp_path):
 
 
 def test_what_is_no_module_is_refused(tmp_path):
-    with pytest.raises(SennError, match="save needs an nn.Module, not a dict"):
+    with pytest.raises(SennError, match=r"save needs an nn.Module, not a dict"):
         save(tmp_path, {})
     save(tmp_path, nn.Linear(1, 1))
-    with pytest.raises(SennError, match="load needs an nn.Module, not a type"):
+    with pytest.raises(SennError, match=r"load needs an nn.Module, not a type"):
         load(tmp_path, into=nn.Linear)
 
 

@@ -105,6 +105,7 @@ def tensors(result):
     return [result] if isinstance(result, torch.Tensor) else [x for item in result for x in tensors(item)]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("number", range(len(SAMPLES)), ids=lambda n: f"{type(SAMPLES[n][0]).__name__}-{n}")
 def test_a_layer_comes_back(tmp_path, number):
     layer, shapes = SAMPLES[number]
