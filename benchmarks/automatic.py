@@ -1,14 +1,15 @@
 """Does a network that grows by itself learn images better than the one that it started as?
 
-A ResNet-8 of width 4 and a small ViT on a part of CIFAR-10 at 16 x 16 pixels. Each is trained as it is (`ungrown`), with
-a `Grower` on the default policy and a budget of parameters (`grown`), and from new random weights at the size that the
-grown one ended with (`fixed`); optimizer, schedule, epochs and the order of the images are the same for all three.
+A ResNet-8 of width 4 and a small ViT on a part of CIFAR-10 at 16 x 16 pixels. Each is trained as it is (`ungrown`),
+with a `Grower` on the default policy and a budget of parameters (`grown`), and from new random weights at the size that the
+grown one ended with (`fixed`); optimizer, schedule, epochs and order of the images are the same for all three.
 
     python benchmarks/automatic.py --data-dir ../shared/data --seeds 3 --out automatic.json
 
-The folder holds `cifar-10/train*.parquet` and `cifar-10/test*.parquet`, with columns img (encoded bytes) and label. Each
+The folder holds `cifar-10/train*.parquet` and `cifar-10/test*.parquet` with columns img (encoded bytes) and label. Each
 seed draws training and validation images of its own from the training file. The test images are looked at once for
-each net, after its last epoch, and not at all with `--tuning`, in which choices are to be made.
+each net, after its last epoch, and not at all with `--tuning`, in which choices are to be made. `change` is the largest
+relative change of the loss on validation images at a growth; rounds that remove units, which may change it, are apart.
 """
 
 from __future__ import annotations
@@ -42,6 +43,20 @@ from zoo.transformer import Block, ViT
 
 SIDE, CLASSES = 16, 10
 METHODS = ("ungrown", "grown", "fixed")
+PARTS = ("train", "validation", "test")
+KEPT = (
+    "round",
+    "kind",
+    "place",
+    "before",
+    "after",
+    "parameters",
+    "promised",
+    "price",
+    "realised",
+    "loss_before",
+    "text",
+)
 Images = tuple[Tensor, Tensor]
 
 
@@ -79,7 +94,7 @@ def vit() -> nn.Module:
 
 RECIPES = {
     "resnet": Recipe(resnet, lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=5e-4, nesterov=True), 30_000),
-    "vit": Recipe(vit, lambda p: torch.optim.AdamW(p, 2e-3, weight_decay=0.05), 40_000),
+    "vit": Recipe(vit, lambda p: torch.optim.AdamW(p, 2e-3, weight_decay=0.05), 30_000),
 }
 
 
@@ -144,6 +159,8 @@ def train(
     )
     due = round_steps(steps, options.rounds, options.until) if grow else set()
     step, looking, start = 0, 0.0, time.perf_counter()
+    changes: list[dict[str, Any]] = []
+    seen = data["validation"][0][:500], data["validation"][1][:500]
     model.train()
     for _ in range(options.epochs):
         for x, y in batches(data["train"], options.batch_size, generator):
@@ -153,27 +170,32 @@ def train(
             schedule.step()
             step += 1
             if step in due:
-                before = time.perf_counter()
-                consider(grower, data["train"], options, step)
-                looking += time.perf_counter() - before
+                looked, before = time.perf_counter(), scores(model, seen)["loss"]
+                kinds = consider(grower, data["train"], options, step)
+                after = scores(model, seen)["loss"]
+                looking += time.perf_counter() - looked
+                if kinds:
+                    changes.append({"step": step, "kinds": kinds, "change": abs(after / before - 1)})
     return {
         "seconds": time.perf_counter() - start,
         "looking": looking,
         "parameters": sum(p.numel() for p in model.parameters()),
         "widths": widths(model, data["train"][0][:2]),
-        "events": [event.as_dict() for event in grower.events],
+        "changes": changes,
+        "events": [{key: event.as_dict()[key] for key in KEPT} for event in grower.events],
         **{part: scores(model, images) for part, images in data.items()},
     }
 
 
-def consider(grower: senn.Grower, images: Images, options: argparse.Namespace, step: int) -> None:
-    """One round on training images as they are, drawn by the step's number."""
+def consider(grower: senn.Grower, images: Images, options: argparse.Namespace, step: int) -> list[str]:
+    """One round on training images as they are, drawn by the step's number; the kinds of what was done."""
     rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(step))[: options.looked_at]
     events = grower.grow([(images[0][part], images[1][part]) for part in rows.split(256)])
     for event in events:
         print(f"    step {step}: {event}", file=sys.stderr)
     if not events:
         print(f"    step {step}: nothing pays", file=sys.stderr)
+    return sorted({event.kind for event in events})
 
 
 def widths(model: nn.Module, inputs: Tensor) -> dict[str, int]:
@@ -225,9 +247,7 @@ def measure(net: str, seed: int, files: dict[str, Images], options: argparse.Nam
 
 def loss_change(row: dict[str, Any]) -> float:
     """Largest relative change of the loss at the moment of a growth that only added."""
-    pruned = {event["round"] for event in row["events"] if event["kind"] == "prune"}
-    changes = [abs(e["loss_after"] / e["loss_before"] - 1) for e in row["events"] if e["round"] not in pruned]
-    return max(changes, default=0.0)
+    return max((one["change"] for one in row["changes"] if "prune" not in one["kinds"]), default=0.0)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -240,31 +260,39 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-PARTS = ("train", "validation", "test")
-
-
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By net and method: mean and standard deviation over the seeds of each figure."""
+    """By net and method: mean and standard deviation over the seeds of each figure; the largest change of the loss."""
     summary: dict[str, dict[str, Any]] = {}
     for net in dict.fromkeys(row["net"] for row in rows):
         for method in METHODS:
             mine = [row for row in rows if (row["net"], row["method"]) == (net, method)]
             figures = {part: [row[part]["accuracy"] for row in mine] for part in PARTS if part in mine[0]}
             figures |= {key: [row[key] for row in mine] for key in ("parameters", "seconds", "looking")}
-            found = {key: (statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for key, v in figures.items()}
-            summary.setdefault(net, {})[method] = {**found, "loss_change": max(map(loss_change, mine))}
+            summary.setdefault(net, {})[method] = {
+                **{
+                    key: {"mean": statistics.fmean(values), "spread": spread(values)} for key, values in figures.items()
+                },
+                "loss_change": max(map(loss_change, mine)),
+            }
     return summary
 
 
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def print_table(summary: dict[str, dict[str, Any]]) -> None:
-    """Means and spreads."""
+    """Means and standard deviations over the seeds."""
     for net, methods in summary.items():
         parts = [part for part in PARTS if part in methods["grown"]]
-        print(f"{net:10s}" + "".join(f"{part:>18s}" for part in parts) + f"{'parameters':>18s}{'seconds':>9s}{'looking':>9s}")
+        head = [*(f"{part:>18s}" for part in parts), f"{'parameters':>18s}", f"{'seconds':>9s}", f"{'looking':>9s}"]
+        print(f"{net:10s}" + "".join(head))
         for method, found in methods.items():
-            cells = "".join(f"{found[p][0]:>9.4f} +- {found[p][1]:.4f}" for p in parts)
-            size = f"{found['parameters'][0]:>9,.0f} +- {found['parameters'][1]:<5,.0f}"
-            print(f"{method:10s}{cells}{size}{found['seconds'][0]:>9.0f}{found['looking'][0]:>9.0f}")
+            cells = [f"{found[part]['mean']:>9.4f} +- {found[part]['spread']:.4f}" for part in parts]
+            cells.append(f"{found['parameters']['mean']:>9,.0f} +- {found['parameters']['spread']:<5,.0f}")
+            cells += [f"{found[key]['mean']:>9.0f}" for key in ("seconds", "looking")]
+            print(f"{method:10s}" + "".join(cells))
         print(f"largest relative change of the loss at a growth: {methods['grown']['loss_change']:.1e}\n")
 
 
@@ -279,7 +307,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=6, help="considerations of growth")
     parser.add_argument("--until", type=float, default=0.4, help="fraction of the run after which none comes")
-    parser.add_argument("--looked-at", type=int, default=1024, help="training images that a consideration looks at")
+    parser.add_argument("--looked-at", type=int, default=2048, help="training images that a consideration looks at")
     parser.add_argument("--max-params", type=int, help="budget of the grown nets, instead of each net's own")
     parser.add_argument("--policy", type=json.loads, default={}, help="arguments of PricePolicy, as JSON")
     parser.add_argument("--tuning", action="store_true", help="leave the test images alone")
