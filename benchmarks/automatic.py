@@ -1,8 +1,8 @@
 """Does a network that grows by itself learn images better than the one that it started as?
 
 A ResNet-8 of width 4 and a small ViT on a part of CIFAR-10 at 16 x 16 pixels. Each is trained as it is (`ungrown`),
-with a `Grower` on the default policy and a budget of parameters (`grown`), and from new random weights at the size that the
-grown one ended with (`fixed`); optimizer, schedule, epochs and order of the images are the same for all three.
+with a `Grower` on the default policy and a budget of parameters (`grown`), and from new random weights at the size
+that the grown one ended with (`fixed`); optimizer, schedule, epochs and order of the images are the same for all.
 
     python benchmarks/automatic.py --data-dir ../shared/data --seeds 3 --out automatic.json
 

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 import senn
 
-EVERY, ROUNDS = 44, 8  # steps between two considerations, and how many there are
-BATCH = 64
+BATCH, LOOK = 64, 512  # images of a step, and of a consideration
 
 
 @dataclass
@@ -53,12 +52,13 @@ def vit() -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
-def train(model: nn.Module, data: Digits, seed: int, epochs: int, grow: bool) -> float:
-    """An ordinary training loop, with a grower if asked for; accuracy on the held-out images."""
+def train(model: nn.Module, data: Digits, seed: int, epochs: int, rounds: int) -> float:
+    """An ordinary training loop; rounds of growth, if any, in its first half. Accuracy on the held-out images."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     steps = epochs * (len(data.x) // BATCH)
+    due = {steps * number // (2 * rounds) for number in range(1, rounds + 1)}
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
-    grower = senn.Grower(model, optimizer, samples=len(data.x), max_params=20_000, seed=seed)
+    grower = senn.Grower(model, optimizer, samples=len(data.x), max_params=10_000, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     for step in range(1, steps + 1):
@@ -67,8 +67,9 @@ def train(model: nn.Module, data: Digits, seed: int, epochs: int, grow: bool) ->
         F.cross_entropy(model(data.x[rows]).logits, data.y[rows]).backward()
         optimizer.step()
         schedule.step()
-        if grow and step % EVERY == 0 and step <= EVERY * ROUNDS:
-            for event in grower.grow([(data.x, data.y)]):
+        if step in due:
+            rows = torch.randperm(len(data.x), generator=generator)[:LOOK]
+            for event in grower.grow([(data.x[rows], data.y[rows])]):
                 print(f"  step {step}: {event}")
     model.eval()
     with torch.no_grad():
@@ -78,8 +79,9 @@ def train(model: nn.Module, data: Digits, seed: int, epochs: int, grow: bool) ->
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what happens, and held-out accuracy of the grown and the ungrown model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5, help="considerations of growth")
     arguments = parser.parse_args(argv)
     accuracy: dict[bool, list[float]] = {False: [], True: []}
     for seed in range(arguments.seeds):
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for grow in (False, True):
             torch.manual_seed(seed)
             model = vit()
-            accuracy[grow].append(train(model, data, seed, arguments.epochs, grow))
+            accuracy[grow].append(train(model, data, seed, arguments.epochs, arguments.rounds if grow else 0))
             parameters = sum(p.numel() for p in model.parameters())
             kind = "grown" if grow else "ungrown"
             print(f"seed {seed}, {kind}: {parameters:,} parameters, held-out accuracy {accuracy[grow][-1]:.4f}")
