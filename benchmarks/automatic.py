@@ -322,15 +322,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = options.data_dir / "cifar-10"
     parts = ("train",) if options.tuning else ("train", "test")
     files = {part: read(next(iter(sorted(folder.glob(f"{part}*.parquet"))))) for part in parts}
-    rows = [row for net in options.nets for seed in range(options.seeds) for row in measure(net, seed, files, options)]
-    summary = summarise(rows)
-    print_table(summary)
-    if options.out:
-        settings = {k: v for k, v in vars(options).items() if k not in ("data_dir", "out")}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"settings": settings, "summary": summary, "rows": rows}
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    rows: list[dict[str, Any]] = []
+    for net in options.nets:
+        for seed in range(options.seeds):
+            rows += measure(net, seed, files, options)
+            if options.out:  # after each seed, so that a run that is stopped leaves what it has measured
+                write(rows, options)
+    print_table(summarise(rows))
     return 0
+
+
+def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Everything measured so far, as JSON."""
+    settings = {key: value for key, value in vars(options).items() if key not in ("data_dir", "out")}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    document = {"settings": settings, "summary": summarise(rows), "rows": rows}
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -79,9 +79,9 @@ def automatic() -> Iterator[str]:
     yield f"`python benchmarks/automatic.py --data-dir folder --seeds {settings['seeds']}`\n"
     yield (
         f"{settings['images']:,} images of CIFAR-10 (JPEG, 16 x 16 pixels), {settings['epochs']} epochs, "
-        f"{settings['rounds']} considerations of {settings['looked_at']:,} images; accuracy, mean ± standard deviation over "
-        f"{settings['seeds']} seeds. `fixed`: new random weights at the grown size. Seconds are of a machine that other work "
-        f"shared; looking, a part of them.\n"
+        f"{settings['rounds']} considerations of {settings['looked_at']:,} images; accuracy, mean ± standard deviation "
+        f"over {settings['seeds']} seeds. `fixed` has new random weights at the grown size. Seconds include those of "
+        f"looking; other work shared the machine.\n"
     )
     for net, methods in found["summary"].items():
         rows = [
