@@ -23,6 +23,7 @@ from torch.nn import functional as F
 import senn
 
 BATCH, LOOK = 64, 512  # images of a step, and of a consideration
+BUDGET = 10_000  # most parameters
 
 
 @dataclass
@@ -58,7 +59,7 @@ def train(model: nn.Module, data: Digits, seed: int, epochs: int, rounds: int) -
     steps = epochs * (len(data.x) // BATCH)
     due = {steps * number // (2 * rounds) for number in range(1, rounds + 1)}
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
-    grower = senn.Grower(model, optimizer, samples=len(data.x), max_params=10_000, seed=seed)
+    grower = senn.Grower(model, optimizer, samples=len(data.x), max_params=BUDGET, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     for step in range(1, steps + 1):
