@@ -71,6 +71,27 @@ def auto_size() -> Iterator[str]:
         yield table(("net", *sets), rows) + "\n"
 
 
+def automatic() -> Iterator[str]:
+    """Image networks that grow by themselves."""
+    found = stored("automatic")
+    settings, parts = found["settings"], ("train", "validation", "test")
+    yield "## Grown by itself on images\n"
+    yield f"`python benchmarks/automatic.py --data-dir folder --seeds {settings['seeds']}`\n"
+    yield (
+        f"{settings['images']:,} images of CIFAR-10 (JPEG, 16 x 16 pixels), {settings['epochs']} epochs, "
+        f"{settings['rounds']} considerations of {settings['looked_at']:,} images; accuracy, mean ± standard deviation "
+        f"over {settings['seeds']} seeds. `fixed` has new random weights at the grown size. Seconds include those of "
+        f"looking; other work shared the machine.\n"
+    )
+    for net, methods in found["summary"].items():
+        rows = [
+            (method, *(f"{f[p]['mean']:.4f} ± {f[p]['spread']:.4f}" for p in parts), f"{f['parameters']['mean']:,.0f}",
+             f"{f['seconds']['mean']:.0f}", f"{f['looking']['mean']:.0f}") for method, f in methods.items()
+        ]  # fmt: skip
+        yield table((net, *parts, "parameters", "seconds", "looking"), rows)
+        yield f"\nLargest relative change of the loss at a growth: {methods['grown']['loss_change']:.1e}.\n"
+
+
 def growth_step() -> Iterator[str]:
     """Cost of a consideration."""
     found = stored("growth_step")
@@ -136,7 +157,7 @@ def main() -> None:
     parts = [
         "# Results\n\nMade by `python docs/results.py` from `benchmarks/results`; two cores of a shared machine.\n"
     ]
-    for section in (digits, auto_size, growth_step, natural_gradient, calibration, experiments):
+    for section in (digits, auto_size, automatic, growth_step, natural_gradient, calibration, experiments):
         parts += section()
     (HERE / "results.md").write_text("\n".join(parts))
 

@@ -1,0 +1,344 @@
+"""Does a network that grows by itself learn images better than the one that it started as?
+
+A ResNet-8 of width 4 and a small ViT on a part of CIFAR-10 at 16 x 16 pixels. Each is trained as it is (`ungrown`),
+with a `Grower` on the default policy and a budget of parameters (`grown`), and from new random weights at the size
+that the grown one ended with (`fixed`); optimizer, schedule, epochs and order of the images are the same for all.
+
+    python benchmarks/automatic.py --data-dir ../shared/data --seeds 3 --out automatic.json
+
+The folder holds `cifar-10/train*.parquet` and `cifar-10/test*.parquet` with columns img (encoded bytes) and label. Each
+seed draws training and validation images of its own from the training file. The test images are looked at once for
+each net, after its last epoch, and not at all with `--tuning`, in which choices are to be made. `change` is the largest
+relative change of the loss on validation images at a growth; rounds that remove units, which may change it, are apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import senn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from zoo.convolutional import Basic, ResNet
+from zoo.transformer import Block, ViT
+
+SIDE, CLASSES = 16, 10
+METHODS = ("ungrown", "grown", "fixed")
+PARTS = ("train", "validation", "test")
+KEPT = (
+    "round",
+    "kind",
+    "place",
+    "before",
+    "after",
+    "parameters",
+    "promised",
+    "price",
+    "realised",
+    "loss_before",
+    "text",
+)
+Images = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one kind of network is trained, grown or not; the same for all three methods.
+
+    Attributes:
+        build: makes it at its first size.
+        optimizer: from its parameters.
+        max_params: the grower's budget.
+    """
+
+    build: Callable[[], nn.Module]
+    optimizer: Callable[[Any], torch.optim.Optimizer]
+    max_params: int
+
+
+def resnet() -> nn.Module:
+    """ResNet-8 of width 4."""
+    model = ResNet([Basic(4, 4, 4), Basic(4, 8, 8, 2), Basic(8, 16, 16, 2)], 4, 16)
+    model.fc = nn.Linear(16, CLASSES)
+    return model
+
+
+def vit() -> nn.Module:
+    """Two blocks of width 32, two heads, with hidden layers of 16; patches of 4 x 4."""
+    model = ViT(32, 2)
+    model.blocks = nn.ModuleList([Block(32, 2, 16), Block(32, 2, 16)])
+    model.head = nn.Linear(32, CLASSES)
+    for parameter in (model.cls, model.pos):
+        nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+RECIPES = {
+    "resnet": Recipe(resnet, lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=5e-4, nesterov=True), 30_000),
+    "vit": Recipe(vit, lambda p: torch.optim.AdamW(p, 2e-3, weight_decay=0.05), 30_000),
+}
+
+
+def read(path: Path) -> Images:
+    """Images (n, 3, SIDE, SIDE), standardised, and labels (n,) of a parquet file."""
+    table = pd.read_parquet(path)
+    decoded = [Image.open(io.BytesIO(img["bytes"])).convert("RGB") for img in table["img"]]
+    pixels = np.stack([np.asarray(img.resize((SIDE, SIDE), Image.Resampling.BOX)) for img in decoded])
+    mean, std = torch.tensor([0.4913, 0.4821, 0.4465]), torch.tensor([0.2452, 0.2428, 0.2606])
+    x = (torch.from_numpy(pixels).float() / 255 - mean) / std
+    return x.permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"].to_numpy())
+
+
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image flipped or not, the batch shifted by up to two pixels."""
+    flip = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+    left, top = torch.randint(0, 5, (2,), generator=generator).tolist()
+    return F.pad(x, (2, 2, 2, 2))[..., top : top + SIDE, left : left + SIDE]
+
+
+def batches(train: Images, size: int, generator: torch.Generator) -> Iterator[Images]:
+    """One epoch."""
+    x, y = train
+    for rows in torch.randperm(len(x), generator=generator).split(size):
+        if len(rows) == size:
+            yield augmented(x[rows], generator), y[rows]
+
+
+def scores(model: nn.Module, images: Images) -> dict[str, float]:
+    """Loss and accuracy in eval mode."""
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(x) for x in images[0].split(500)])
+    model.train()
+    return {
+        "loss": float(F.cross_entropy(logits, images[1])),
+        "accuracy": float((logits.argmax(1) == images[1]).float().mean()),
+    }
+
+
+def round_steps(steps: int, rounds: int, until: float) -> set[int]:
+    """Steps after which the grower considers: evenly spread up to that fraction of the run."""
+    return {max(1, round(steps * until * (number + 1) / rounds)) for number in range(rounds)}
+
+
+def train(
+    model: nn.Module, recipe: Recipe, data: dict[str, Images], seed: int, options: argparse.Namespace, grow: bool
+) -> dict[str, Any]:
+    """Train a model and, if asked for, grow it; what came of it."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    optimizer = recipe.optimizer(model.parameters())
+    steps = options.epochs * (len(data["train"][0]) // options.batch_size)
+    warm = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    )
+    policy = senn.PricePolicy(**options.policy)
+    images = len(data["train"][0])
+    grower = senn.Grower(
+        model, optimizer, F.cross_entropy, policy, samples=images, max_params=recipe.max_params, seed=seed
+    )
+    due = round_steps(steps, options.rounds, options.until) if grow else set()
+    step, looking, start = 0, 0.0, time.perf_counter()
+    changes: list[dict[str, Any]] = []
+    seen = data["validation"][0][:500], data["validation"][1][:500]
+    model.train()
+    for _ in range(options.epochs):
+        for x, y in batches(data["train"], options.batch_size, generator):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            if step in due:
+                looked, before = time.perf_counter(), scores(model, seen)["loss"]
+                kinds = consider(grower, data["train"], options, step)
+                after = scores(model, seen)["loss"]
+                looking += time.perf_counter() - looked
+                if kinds:
+                    changes.append({"step": step, "kinds": kinds, "change": abs(after / before - 1)})
+    return {
+        "seconds": time.perf_counter() - start,
+        "looking": looking,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "widths": widths(model, data["train"][0][:2]),
+        "changes": changes,
+        "events": [{key: event.as_dict()[key] for key in KEPT} for event in grower.events],
+        **{part: scores(model, images) for part, images in data.items()},
+    }
+
+
+def consider(grower: senn.Grower, images: Images, options: argparse.Namespace, step: int) -> list[str]:
+    """One round on training images as they are, drawn by the step's number; the kinds of what was done."""
+    rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(step))[: options.looked_at]
+    events = grower.grow([(images[0][part], images[1][part]) for part in rows.split(256)])
+    for event in events:
+        print(f"    step {step}: {event}", file=sys.stderr)
+    if not events:
+        print(f"    step {step}: nothing pays", file=sys.stderr)
+    return sorted({event.kind for event in events})
+
+
+def widths(model: nn.Module, inputs: Tensor) -> dict[str, int]:
+    """Width of each hidden dimension."""
+    return {space.name: space.width for space in senn.analyse(model, inputs).spaces}
+
+
+def fresh(grown: nn.Module, recipe: Recipe) -> nn.Module:
+    """A model of the size of a grown one, with new random weights from the same distributions as the first one's."""
+    model, first = copy.deepcopy(grown), recipe.build()
+    drawn = set()
+    for name, module in model.named_modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+            drawn |= {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in drawn:  # bare parameters, none of which changes its size here
+                parameter.copy_(first.get_parameter(name))
+    return model
+
+
+def draw(files: dict[str, Images], seed: int, options: argparse.Namespace) -> dict[str, Images]:
+    """A seed's images: training and validation from the training file, test as it is."""
+    x, y = files["train"]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    split = {"train": order[: options.images], "validation": order[options.images :][: options.validation]}
+    found = {part: (x[rows], y[rows]) for part, rows in split.items()}
+    return found if options.tuning else {**found, "test": files["test"]}
+
+
+def measure(net: str, seed: int, files: dict[str, Images], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each method; all start from the same random state."""
+    recipe, data = RECIPES[net], draw(files, seed, options)
+    if options.max_params:
+        recipe = Recipe(recipe.build, recipe.optimizer, options.max_params)
+    rows: list[dict[str, Any]] = []
+    grown: nn.Module | None = None
+    for method in METHODS:
+        torch.manual_seed(seed)
+        model = recipe.build() if method != "fixed" or grown is None else fresh(grown, recipe)
+        print(f"  {net} seed {seed} {method}", file=sys.stderr)
+        row = train(model, recipe, data, seed, options, grow=method == "grown")
+        grown = model if method == "grown" else grown
+        rows.append({"net": net, "seed": seed, "method": method, **row})
+        print("    " + line(rows[-1]), file=sys.stderr)
+    return rows
+
+
+def loss_change(row: dict[str, Any]) -> float:
+    """Largest relative change of the loss at the moment of a growth that only added."""
+    return max((one["change"] for one in row["changes"] if "prune" not in one["kinds"]), default=0.0)
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row in words."""
+    accuracies = ", ".join(f"{part} {row[part]['accuracy']:.4f}" for part in PARTS if part in row)
+    sizes = "-".join(map(str, row["widths"].values()))
+    return (
+        f"{accuracies}; {row['parameters']:,} parameters, widths {sizes}, {row['seconds']:.0f} s "
+        f"({row['looking']:.0f} s looking), loss changed by {loss_change(row):.1e} at growth"
+    )
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By net and method: mean and standard deviation over the seeds of each figure; the largest change of the loss."""
+    summary: dict[str, dict[str, Any]] = {}
+    for net in dict.fromkeys(row["net"] for row in rows):
+        for method in METHODS:
+            mine = [row for row in rows if (row["net"], row["method"]) == (net, method)]
+            figures = {part: [row[part]["accuracy"] for row in mine] for part in PARTS if part in mine[0]}
+            figures |= {key: [row[key] for row in mine] for key in ("parameters", "seconds", "looking")}
+            summary.setdefault(net, {})[method] = {
+                **{
+                    key: {"mean": statistics.fmean(values), "spread": spread(values)} for key, values in figures.items()
+                },
+                "loss_change": max(map(loss_change, mine)),
+            }
+    return summary
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def print_table(summary: dict[str, dict[str, Any]]) -> None:
+    """Means and standard deviations over the seeds."""
+    for net, methods in summary.items():
+        parts = [part for part in PARTS if part in methods["grown"]]
+        head = [*(f"{part:>18s}" for part in parts), f"{'parameters':>18s}", f"{'seconds':>9s}", f"{'looking':>9s}"]
+        print(f"{net:10s}" + "".join(head))
+        for method, found in methods.items():
+            cells = [f"{found[part]['mean']:>9.4f} +- {found[part]['spread']:.4f}" for part in parts]
+            cells.append(f"{found['parameters']['mean']:>9,.0f} +- {found['parameters']['spread']:<5,.0f}")
+            cells += [f"{found[key]['mean']:>9.0f}" for key in ("seconds", "looking")]
+            print(f"{method:10s}" + "".join(cells))
+        print(f"largest relative change of the loss at a growth: {methods['grown']['loss_change']:.1e}\n")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--nets", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=5000, help="training images")
+    parser.add_argument("--validation", type=int, default=2000, help="validation images")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=6, help="considerations of growth")
+    parser.add_argument("--until", type=float, default=0.4, help="fraction of the run after which none comes")
+    parser.add_argument("--looked-at", type=int, default=2048, help="training images that a consideration looks at")
+    parser.add_argument("--max-params", type=int, help="budget of the grown nets, instead of each net's own")
+    parser.add_argument("--policy", type=json.loads, default={}, help="arguments of PricePolicy, as JSON")
+    parser.add_argument("--tuning", action="store_true", help="leave the test images alone")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    torch.set_num_threads(options.threads)
+    folder = options.data_dir / "cifar-10"
+    parts = ("train",) if options.tuning else ("train", "test")
+    files = {part: read(next(iter(sorted(folder.glob(f"{part}*.parquet"))))) for part in parts}
+    rows: list[dict[str, Any]] = []
+    for net in options.nets:
+        for seed in range(options.seeds):
+            rows += measure(net, seed, files, options)
+            if options.out:  # after each seed, so that a run that is stopped leaves what it has measured
+                write(rows, options)
+    print_table(summarise(rows))
+    return 0
+
+
+def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Everything measured so far, as JSON."""
+    settings = {key: value for key, value in vars(options).items() if key not in ("data_dir", "out")}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    document = {"settings": settings, "summary": summarise(rows), "rows": rows}
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""Draw docs/spaces.png, the spaces of a small vision transformer with a convolutional stem: python docs/draw_spaces.py.
+
+Everything but the places on the page comes from what `senn.structure.analyse` finds in the model. Tensors stand in the
+order in which the forward pass first takes them; weights of linear maps as matrices (out, in * taps), to scale.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from senn.structure import LinearMap, Slot, Structure, analyse, columns, tensor_of
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from zoo.transformer import ViT
+
+COLOURS = ("#2a78d6", "#e0632b", "#149a6b", "#6a4fc4")
+GREY, INK, FAINT, PAPER = "#a9aeb4", "#22272c", "#f4f5f6", "#ffffff"
+STRIP, GAP, BAR, LINE = 2.0, 7.0, 1.8, 2.4  # in cells: thickness of a band, space between boxes, a carrier, a line
+ACROSS, FONT = 130, 9
+
+
+def model() -> nn.Module:
+    """A convolution with BatchNorm before the patches, one block with fused queries, keys and values, a head."""
+    torch.manual_seed(0)
+    vit = ViT(width=12, heads=3)
+    stem = [nn.Conv2d(3, 5, 3, 2, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 12, 2, 2)]
+    vit.patch, vit.blocks = nn.Sequential(*stem), vit.blocks[:1]
+    return vit
+
+
+class FirstUse(TorchFunctionMode):
+    """Notes the tensors of a model in the order in which its forward takes them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(tensor): name for name, tensor in [*net.named_parameters(), *net.named_buffers()]}
+        self.order: list[str] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        """Look at the arguments, then do what was asked."""
+        for value in (*args, *(kwargs or {}).values()):
+            name = self.names.get(id(value))
+            if name is not None and name not in self.order:
+                self.order.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@dataclass
+class Box:
+    """What stands at one place of the page: a matrix (out, in), or the carriers of one module side by side.
+
+    Attributes:
+        name: of the module or bare tensor.
+        size: (rows, columns) in cells; for carriers (units, tensors).
+        rows: for each row (for carriers, each cell) its unit's shade; None where it has none.
+        columns: for each column, likewise; empty for carriers.
+        words: lines under the box, each with its colour.
+    """
+
+    name: str
+    size: tuple[int, int]
+    rows: list[str | None]
+    columns: list[str | None] = field(default_factory=list)
+    words: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def across(self) -> float:
+        """Width in cells."""
+        return self.size[1] + STRIP if self.columns else self.size[1] * BAR
+
+
+def shade(colour: str, unit: int, width: int) -> str:
+    """Full for one unit of a space; pale, by turns, for the others."""
+    keep = 1.0 if unit == width // 2 else (0.34, 0.5)[unit % 2]
+    return mpl.colors.to_hex(1 - keep * (1 - np.array(to_rgb(colour))))
+
+
+def painted(size: int, index: Tensor, colour: str, cells: list[str | None] | None = None) -> list[str | None]:
+    """Shades of `size` positions of which `index` (width, k) are units'."""
+    cells = cells or [None] * size
+    for unit, positions in enumerate(index.tolist()):
+        for position in positions:
+            cells[position] = shade(colour, unit, len(index))
+    return cells
+
+
+def counted(slot: Slot, taps: int = 1) -> str:
+    """How the units lie in a slot, in words."""
+    width, k = slot.index.shape
+    times = (f" x {k}" if k > 1 else "") + (f" x {taps} taps" if taps > 1 else "")
+    return f"{width} units{times}" + (f"\nin {slot.runs} runs" if slot.runs > 1 else "")
+
+
+def matrix_box(net: nn.Module, structure: Structure, one: LinearMap, colours: dict[str, str]) -> Box:
+    """A linear map: which space its rows make and its columns read, or why it makes none."""
+    shape = tensor_of(net, one.weight).shape
+    box = Box(one.name, (shape[one.out_dim], shape[one.in_dim] * one.taps), [], [])
+    box.rows, box.columns = [None] * box.size[0], [None] * box.size[1]
+    reads = f"reads {shape[one.in_dim]} inputs" + (f"\nx {one.taps} taps" if one.taps > 1 else "")
+    read, made = [(reads, INK)], []
+    for space in structure.spaces:
+        for slot in (slot for slot in space.slots if slot.name == one.weight):
+            colour = colours[space.name]
+            if slot.role == "consumer":
+                painted(box.size[1], columns(slot, one.taps), colour, box.columns)
+                read = [(f"reads {counted(slot, one.taps)}", colour)]
+            else:
+                painted(box.size[0], slot.index, colour, box.rows)
+                made.append((f"makes {counted(slot)}", colour))
+    for refusal in structure.refused:
+        if refusal.place == one.name:
+            box.rows = [GREY] * box.size[0]
+            made.append((f"cannot change:\n{textwrap.fill(refusal.reason, 18)}", "#6b7178"))
+    box.words = [*read, *made]
+    return box
+
+
+def boxes(net: nn.Module, structure: Structure, order: list[str], colours: dict[str, str]) -> list[Box]:
+    """All boxes in order of first use."""
+    maps = {one.weight: one for one in structure.maps}
+    carriers = {slot.name: (space, slot) for space in structure.spaces for slot in space.of("carrier")}
+    found: dict[str, Box] = {}
+    for name in order:
+        if name in maps:
+            found[name] = matrix_box(net, structure, maps[name], colours)
+        elif name in carriers:
+            space, slot = carriers[name]
+            place = slot.module or slot.name
+            shades = painted(tensor_of(net, name).shape[slot.dim], slot.index, colours[space.name])
+            if place in found:
+                found[place].size = (found[place].size[0], found[place].size[1] + 1)
+            else:
+                found[place] = Box(place, (len(shades), 1), shades, words=[("carries", colours[space.name])])
+    return list(found.values())
+
+
+def rectangle(axes: Axes, place: tuple[float, float], size: tuple[float, float], **style: object) -> None:
+    """A filled rectangle without an edge, or what the style says."""
+    axes.add_patch(Rectangle(place, *size, **{"linewidth": 0, **style}))
+
+
+def band(axes: Axes, cells: list[str | None], start: tuple[float, float], thick: float, *, down: bool) -> None:
+    """Cells one after another, to the right or down from a corner, with a light line around each."""
+    x, y = start
+    for place, colour in enumerate(cells):
+        where, size = ((x, y - place - 1), (thick, 1)) if down else ((x + place, y), (1, thick))
+        if colour is not None:
+            rectangle(axes, where, size, facecolor=colour, edgecolor=PAPER, linewidth=0.7)
+
+
+def draw_matrix(axes: Axes, box: Box, left: float, floor: float) -> None:
+    """A matrix with a band over its columns and one beside its rows; one unit of each space goes through it."""
+    rows, across = box.size
+    rectangle(axes, (left, floor), (across, rows), facecolor=FAINT)
+    for place in (place for place, colour in enumerate(box.columns) if colour in COLOURS):
+        rectangle(axes, (left + place, floor), (1, rows), facecolor=box.columns[place], alpha=0.25)
+    for place in (place for place, colour in enumerate(box.rows) if colour in COLOURS):
+        rectangle(axes, (left, floor + rows - place - 1), (across, 1), facecolor=box.rows[place], alpha=0.25)
+    rectangle(axes, (left, floor), (across, rows), fill=False, edgecolor=GREY, linewidth=0.6)
+    if not any(box.columns):
+        rectangle(axes, (left, floor + rows + 0.6), (across, STRIP), fill=False, edgecolor=GREY, linewidth=0.6)
+    band(axes, box.columns, (left, floor + rows + 0.6), STRIP, down=False)
+    band(axes, box.rows, (left + across + 0.6, floor + rows), STRIP, down=True)
+
+
+def draw_carriers(axes: Axes, box: Box, left: float, floor: float) -> None:
+    """Tensors with one entry for each unit, side by side."""
+    for tensor in range(box.size[1]):
+        band(axes, box.rows, (left + tensor * BAR, floor + box.size[0]), BAR - 0.4, down=True)
+
+
+def broken(name: str, most: int = 11) -> str:
+    """A name in lines of at most so many letters, if its dots allow."""
+    lines = [""]
+    for part in name.split("."):
+        joined = f"{lines[-1]}.{part}" if lines[-1] else part
+        lines[-1:] = [joined] if len(joined) <= most else [f"{lines[-1]}.", part]
+    return "\n".join(lines)
+
+
+def draw(axes: Axes, box: Box, left: float, floor: float) -> None:
+    """A box on its floor, and the words under it."""
+    (draw_matrix if box.columns else draw_carriers)(axes, box, left, floor)
+    middle, down = left + box.across / 2, floor - 1.2
+    for text, colour, weight in [(broken(box.name), INK, "bold"), *((t, c, "normal") for t, c in box.words)]:
+        for line in text.splitlines():
+            axes.text(middle, down, line, color=colour, weight=weight, fontsize=FONT, ha="center", va="top")
+            down -= LINE
+
+
+def lines_of(found: list[Box]) -> list[list[tuple[Box, float]]]:
+    """Boxes in lines that fit the page, each with its left edge."""
+    lines: list[list[tuple[Box, float]]] = [[]]
+    left = 2.0
+    for box in found:
+        if left + box.across > ACROSS:
+            lines.append([])
+            left = 2.0
+        lines[-1].append((box, left))
+        left += box.across + GAP
+    return lines
+
+
+def legend(axes: Axes, structure: Structure, colours: dict[str, str], left: float, top: float) -> None:
+    """Each space with the Python numbers that change with it."""
+    for space in structure.spaces:
+        shades = [shade(colours[space.name], unit, space.width) for unit in range(space.width)]
+        band(axes, shades, (left, top - 3.2), STRIP, down=False)
+        text = f"{space.name}: {space.width} units"
+        axes.text(left + 23, top, text, weight="bold", color=colours[space.name], fontsize=FONT, va="top")
+        changes = sorted({f"{one.name} +{one.per_unit}" for one in space.attributes})
+        for line in textwrap.wrap("one more: " + ", ".join(changes), 82):
+            top -= LINE
+            axes.text(left + 23, top, line, color=INK, fontsize=FONT - 1, va="top")
+        top -= LINE + 1.2
+
+
+def height(line: list[tuple[Box, float]]) -> float:
+    """Of the words under a line of boxes."""
+    texts = ([broken(box.name), *(text for text, _ in box.words)] for box, _ in line)
+    return LINE * max(sum(1 + text.count("\n") for text in words) for words in texts)
+
+
+def main() -> None:
+    """Analyse, lay out, draw."""
+    net, inputs = model().eval(), torch.randn(2, 3, 16, 16)
+    structure = analyse(net, inputs)
+    with torch.no_grad(), FirstUse(net) as seen:
+        net(inputs)
+    colours = {space.name: colour for space, colour in zip(structure.spaces, COLOURS, strict=True)}
+    lines = lines_of(boxes(net, structure, seen.order, colours))
+    figure, axes = plt.subplots(figsize=(10, 7), dpi=180, facecolor=PAPER)
+    floor = 0.0
+    for line in lines:
+        floor -= max(box.size[0] for box, _ in line) + STRIP + 1
+        for box, left in line:
+            draw(axes, box, left, floor)
+        floor -= 1.2 + height(line) + 1
+    legend(axes, structure, colours, lines[0][0][1], 0)
+    axes.set(xlim=(0, ACROSS), ylim=(floor + 1, 1), aspect="equal")
+    axes.axis("off")
+    figure.savefig(Path(__file__).parent / "spaces.png", bbox_inches="tight", pad_inches=0.12)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Grow a vision transformer of the transformers library, unmodified, while it learns handwritten digits.
+
+    python examples/hugging_face.py
+
+A small `ViTForImageClassification` from its configuration is trained on scikit-learn's digits (8 x 8 pixels) as it is,
+and once more with a `Grower` beside its optimizer and its learning rate schedule; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import transformers
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import senn
+
+BATCH, LOOK = 64, 512  # images of a step, and of a consideration
+BUDGET = 10_000  # most parameters
+
+
+@dataclass
+class Digits:
+    """Images (n, 1, 8, 8) and their digits (n,), to train on and held out."""
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+def digits(seed: int) -> Digits:
+    """A fifth of the images is held out."""
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(images / 16, labels, test_size=0.2, stratify=labels, random_state=seed)
+    x, x_test, y, y_test = map(torch.as_tensor, split)
+    return Digits(x.float().view(-1, 1, 8, 8), y, x_test.float().view(-1, 1, 8, 8), y_test)
+
+
+def vit() -> nn.Module:
+    """Two layers of width 16 with two heads; patches of 2 x 2."""
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=2, num_channels=1, num_labels=10, hidden_size=16, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=4,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config)
+
+
+def train(model: nn.Module, data: Digits, seed: int, epochs: int, rounds: int) -> float:
+    """An ordinary training loop; rounds of growth, if any, in its first half. Accuracy on the held-out images."""
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    steps = epochs * (len(data.x) // BATCH)
+    due = {steps * number // (2 * rounds) for number in range(1, rounds + 1)}
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
+    grower = senn.Grower(model, optimizer, samples=len(data.x), max_params=BUDGET, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for step in range(1, steps + 1):
+        rows = torch.randint(len(data.x), (BATCH,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(data.x[rows]).logits, data.y[rows]).backward()
+        optimizer.step()
+        schedule.step()
+        if step in due:
+            rows = torch.randperm(len(data.x), generator=generator)[:LOOK]
+            for event in grower.grow([(data.x[rows], data.y[rows])]):
+                print(f"  step {step}: {event}")
+    model.eval()
+    with torch.no_grad():
+        return float((model(data.x_test).logits.argmax(1) == data.y_test).float().mean())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print what happens, and held-out accuracy of the grown and the ungrown model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5, help="considerations of growth")
+    arguments = parser.parse_args(argv)
+    accuracy: dict[bool, list[float]] = {False: [], True: []}
+    for seed in range(arguments.seeds):
+        data = digits(seed)
+        for grow in (False, True):
+            torch.manual_seed(seed)
+            model = vit()
+            accuracy[grow].append(train(model, data, seed, arguments.epochs, arguments.rounds if grow else 0))
+            parameters = sum(p.numel() for p in model.parameters())
+            kind = "grown" if grow else "ungrown"
+            print(f"seed {seed}, {kind}: {parameters:,} parameters, held-out accuracy {accuracy[grow][-1]:.4f}")
+    means = {grow: statistics.fmean(values) for grow, values in accuracy.items()}
+    print(f"mean held-out accuracy: ungrown {means[False]:.4f}, grown {means[True]:.4f}")
+
+
+if __name__ == "__main__":
+    main()
