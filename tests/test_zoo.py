@@ -50,6 +50,7 @@ def test_every_hidden_space_is_found_or_refused_with_the_true_reason(name: str) 
     entry = ZOO[name]
     _, _, structure = prepared(name)
     assert {space.name: space.width for space in structure.spaces} == dict(entry.spaces)
+    assert [block.module for block in structure.blocks] == list(entry.blocks)
     expected = {**entry.refused, **entry.never}
     found = {refusal.place: refusal.reason for refusal in structure.refused}
     assert set(found) == set(expected)

@@ -341,6 +341,7 @@ ENTRIES = {
     "resnet": Entry(
         _basic, image(3, 16),
         {"conv1": 4, "blocks.0.conv1": 5, "blocks.1.conv1": 7, "blocks.1.conv2": 6, "blocks.2.conv1": 8}, never=OUT,
+        blocks=["blocks.0", "blocks.2"],
     ),
     "resnet bottleneck": Entry(
         _bottleneck, image(3, 16),
@@ -354,7 +355,8 @@ ENTRIES = {
         _resnext, image(3, 16), {"conv1": 4, "blocks.0.conv1": 2, "blocks.0.conv2": 2, "blocks.0.conv3": 8}, never=OUT
     ),
     "wide resnet": Entry(
-        WideResNet, image(3, 16), {"conv": 4, "layer.0.conv1": 5, "layer.0.convdim": 6, "layer.1.conv1": 7}, never=OUT
+        WideResNet, image(3, 16), {"conv": 4, "layer.0.conv1": 5, "layer.0.convdim": 6, "layer.1.conv1": 7}, never=OUT,
+        blocks=["layer.1"],
     ),
     "densenet": Entry(
         DenseNet, image(3, 8), {"stem": 5, "block.0.conv": 3, "block.1.conv": 4, "transition.2": 6}, never=OUT
@@ -365,11 +367,12 @@ ENTRIES = {
             "stem.0": 4, "blocks.0.conv.0": 8, "blocks.0.conv.6.reduce": 3, "blocks.1.conv.0": 10,
             "blocks.1.conv.6.reduce": 3, "blocks.1.conv.7": 6,
         },
-        never=OUT,
+        never=OUT, blocks=["blocks.0"],
     ),
     "convnext": Entry(
         ConvNeXt, image(3, 16), {"stage1.pwconv1": 10, "stage2.pwconv1": 14},
         {"stem.0": "normalises", "down.1": "normalises"}, never={"head": "outputs"},
+        blocks=["stage1", "stage2"],
     ),
     "unet": Entry(
         UNet, image(1, 8),
@@ -382,6 +385,7 @@ ENTRIES = {
     "inception": Entry(
         Inception, image(3, 8), {"stem": 4, "one": 3, "three.0": 5, "three.2": 6, "pool.1": 2}, never=OUT
     ),
+    # A ReLU after the sum is given negative numbers, which don't come back: no block.
     "shufflenet": Entry(ShuffleNet, image(3, 8), {"stem": 4, "unit.conv1": 3}, never=OUT),
     "groupnorm": Entry(GroupNormNet, image(3, 8), {"conv1": 3, "conv2": 2, "conv3": 5}, never=OUT),
     "superresolution": Entry(SuperResolution, image(1, 6), {"head": 4, "up": 3}, never={"tail": "outputs"}),

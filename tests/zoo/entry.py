@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ class Entry:
         refused: of further hidden spaces that can't change, a pattern of the true reason, by place.
         never: places that are no hidden space at all (outputs, unused parts), by place.
         output: finds the tensor to train on.
+        blocks: names of the residual blocks that can be repeated.
     """
 
     build: Callable[[], nn.Module]
@@ -29,6 +30,7 @@ class Entry:
     refused: Mapping[str, str] = field(default_factory=dict)
     never: Mapping[str, str] = field(default_factory=dict)
     output: Callable[[Any], Tensor] | None = None
+    blocks: Sequence[str] = ()
 
 
 def image(channels: int, size: int) -> Callable[[int], Tensor]:

@@ -71,14 +71,15 @@ ENTRIES = (
         ),
         "hf gpt2": Entry(
             _gpt2, words(17, 8), {**_GPT2, "transformer.wte": 12}, never={"transformer.wte.weight:0": "outputs"},
-            output=_logits,
+            output=_logits, blocks=["transformer.h.0", "transformer.h.1"],
         ),
         "hf llama": Entry(
-            _llama, words(17, 8), {**_LLAMA, "model.embed_tokens": 16}, never={"lm_head": "outputs"}, output=_logits
+            _llama, words(17, 8), {**_LLAMA, "model.embed_tokens": 16}, never={"lm_head": "outputs"}, output=_logits,
+            blocks=["model.layers.0", "model.layers.1"],
         ),
         "hf vit": Entry(
             _vit, image(3, 16), {**_VIT, "vit.embeddings.patch_embeddings.projection": 12},
-            never={"classifier": "outputs"}, output=_logits,
+            never={"classifier": "outputs"}, output=_logits, blocks=["vit.layers.0", "vit.layers.1"],
         ),
     }
     if importlib.util.find_spec("transformers")

@@ -222,22 +222,24 @@ ENTRIES = {
     "vit": Entry(
         ViT, image(3, 16),
         {"patch": 12, "blocks.0.attn.qkv": 3, "blocks.0.mlp.0": 20, "blocks.1.attn.qkv": 3, "blocks.1.mlp.0": 22},
-        never={"head": "outputs"},
+        never={"head": "outputs"}, blocks=["blocks.0", "blocks.1"],
     ),
     "gpt": Entry(
-        GPT, words(17, 8), {"wte": 3, "h.0.mlp.0": 20, "h.1.mlp.0": 22}, never={"wte.weight:0": "outputs"}
+        GPT, words(17, 8), {"wte": 3, "h.0.mlp.0": 20, "h.1.mlp.0": 22}, never={"wte.weight:0": "outputs"},
+        blocks=["h.0", "h.1"],
     ),
     "llama": Entry(
         Llama, words(17, 8),
         {
             "embed": 12, "layers.0.attention.wq": 2, "layers.0.w1": 18, "layers.1.attention.wq": 2, "layers.1.w1": 18,
         },
-        never={"output": "outputs"},
+        never={"output": "outputs"}, blocks=["layers.0", "layers.1"],
     ),
     "encoder": Entry(
         lambda: Encoder(True), vectors(4, 6), {"inp": 3, "enc.layers.0.linear1": 20, "enc.layers.1.linear1": 20},
-        never={"out": "outputs"},
+        never={"out": "outputs"}, blocks=["enc.layers.0", "enc.layers.1"],
     ),
+    # The sum is normalised: with an addition of zero, x isn't what comes out. No blocks, nor in BERT.
     "encoder, norms after": Entry(
         lambda: Encoder(False), vectors(4, 6), {"enc.layers.0.linear1": 20, "enc.layers.1.linear1": 20},
         {"inp": "normalises", **{f"enc.layers.{n}.self_attn.in_proj_weight": "follows" for n in (0, 1)}},
@@ -245,11 +247,11 @@ ENTRIES = {
     ),
     "decoder": Entry(
         Translator, lambda n: (torch.randn(n, 5, 6), torch.randint(0, 9, (n, 4))), {"source": 3, "dec.linear1": 20},
-        never={"out": "outputs"},
+        never={"out": "outputs", "dec": "nothing like it can be put after it"},
     ),
     "pooling": Entry(Pooling, vectors(4, 6), {"inp": 3, "attn.out_proj": 12}, never={"out": "outputs"}),
     "mixer": Entry(
         Mixer, image(3, 16), {"blocks.0.tokens.0": 11, "blocks.0.channels.0": 13}, {"patch": "normalises"},
-        never={"head": "outputs", "blocks.0.tokens.2": "mixes"},
+        never={"head": "outputs", "blocks.0.tokens.2": "mixes"}, blocks=["blocks.0"],
     ),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from senn.structure.analysis import analyse
 from senn.structure.leaves import Visit, layer_rule
+from senn.structure.repeat import silent_copy
 from senn.structure.spaces import (
     Attribute,
     Block,
@@ -36,5 +37,6 @@ __all__ = [
     "layer_rule",
     "linear_map",
     "matrix",
+    "silent_copy",
     "tensor_of",
 ]

@@ -12,6 +12,7 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
 from senn.structure.accept import check_inputs, check_model
+from senn.structure.blocks import residual_blocks
 from senn.structure.build import Builder
 from senn.structure.running import run
 from senn.structure.spaces import LinearMap, Refusal, Site, Structure, tensor_of
@@ -29,16 +30,17 @@ def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven
     Runs the model's own forward once in eval mode, without gradients, and follows which unit each entry of each
     tensor belongs to (`senn.structure.rules`) and what the forward's Python code computes with sizes
     (`senn.structure.numbers`). Then a copy of the model, widened by one unit in every space, is run in the same way: a
-    space whose size the forward pass takes for granted is refused. The model itself is left as it was: parameters,
-    buffers, gradients, hooks, training flags, random number generators.
+    space whose size the forward pass takes for granted is refused. Residual blocks are found by trying, in another
+    copy, which modules can give back what they are given (`senn.structure.blocks`). The model itself is left as it was:
+    parameters, buffers, gradients, hooks, training flags, random number generators.
 
     Args:
         model: any module. What isn't understood is refused by name, and the rest of the model still counts.
         inputs: what `forward` takes, a small batch: a tensor, a tuple of positional arguments, a mapping of keyword
             arguments, or `senn.Arguments`.
         ignore: names of modules whose linear maps must keep their shapes, those inside them included.
-        proven: the structure of the same modules at other widths: its spaces need no second trial, and what it refuses
-            stays refused.
+        proven: the structure of the same modules at other widths: its spaces and blocks need no second trial, and what
+            it refuses stays refused.
 
     Returns:
         The structure. It may hold no space and no site at all.
@@ -54,8 +56,10 @@ def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven
     if proven is not None:
         names = {space.name for space in proven.spaces}
         spaces = tuple(space for space in structure.spaces if space.name in names)
-        return replace(structure, spaces=spaces, refused=proven.refused)
-    return tried(model, inputs, structure, lambda copy, example: _read(copy, example, ignored))
+        return replace(structure, spaces=spaces, refused=proven.refused, blocks=proven.blocks)
+    structure = tried(model, inputs, structure, lambda copy, example: _read(copy, example, ignored))
+    blocks, without = residual_blocks(model, inputs, structure.maps, ignored)
+    return replace(structure, blocks=tuple(blocks), refused=(*structure.refused, *without))
 
 
 def _ignored(model: nn.Module, ignore: Iterable[str]) -> frozenset[str]:

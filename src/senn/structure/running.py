@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import batch
@@ -18,7 +18,6 @@ from senn.structure.numbers import Numbers
 from senn.structure.rules import Call
 from senn.structure.trace import Trace
 from senn.structure.untouched import untouched
-from senn.structure.uses import Passage
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -36,7 +35,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _followed(trace: Trace) -> Iterator[None]:
-    """Keep `trace.path` while modules run, note their passages, and give leaf modules to their rules."""
+    """Keep `trace.path` while modules run, and give leaf modules to their rules."""
 
     def enter(name: str, is_leaf: bool) -> Any:
         def hook(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
@@ -52,10 +51,6 @@ def _followed(trace: Trace) -> Iterator[None]:
                 if rule is not None and not trace.silenced and output is not None:
                     rule(Visit(trace, name, module, args, kwargs, output))
                 trace.path.pop()
-                given = batch.tensors([args, kwargs])
-                alike = len(given) == 1 and isinstance(output, Tensor) and output.shape == given[0].shape
-                if alike and not trace.silenced:
-                    trace.passages.append(Passage(name, trace.coats(given[0]), trace.coats(output)))
 
         return hook
 

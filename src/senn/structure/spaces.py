@@ -165,16 +165,22 @@ class Site:
 
 @dataclass(frozen=True)
 class Block:
-    """A residual block after which another one like it can be put: x -> x + f(x), one tensor in, one out.
+    """A residual block after which another one like it can be put: x -> x + f(x, whatever else it is given).
 
     Attributes:
         module: its name.
-        silent: full names, inside it, of the tensors that a copy must have zero to be silent: the entries that make
-            what is added to x.
+        silent: full names, inside it, of the parameters that a copy must have zero to be silent: those that make
+            what is added to x. Each is needed, and each has a gradient then.
+        listed: whether the copy goes into the list of layers (`nn.ModuleList`, `nn.Sequential`) that the block lies in,
+            directly after it; if not, `Sequential(block, copy)` takes the block's place.
+        counts: numbers of layers that grow by one with each copy. A name may lead into an object that isn't a module
+            (`config.n_layer`).
     """
 
     module: str
     silent: tuple[str, ...]
+    listed: bool = False
+    counts: tuple[Attribute, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,13 @@ class Structure:
         for one in self.maps:
             if one.name == name:
                 return one
+        raise KeyError(name)
+
+    def block(self, name: str) -> Block:
+        """The residual block with that name."""
+        for block in self.blocks:
+            if block.module == name:
+                return block
         raise KeyError(name)
 
     def space(self, name: str) -> Space:

@@ -14,7 +14,7 @@ from senn.structure import maps, norms  # noqa: F401  they add their rules to th
 from senn.structure.activations import activation_of
 from senn.structure.labels import Labels
 from senn.structure.rules import Call, _is_uniform, rule_for
-from senn.structure.uses import KEEPING_ZERO, REARRANGING, Held, NormUse, Passage, Use, parts_of
+from senn.structure.uses import KEEPING_ZERO, REARRANGING, Held, NormUse, Use, parts_of
 
 # Functions of the forward's own code whose inputs and outputs can be read when they apply a weight.
 _READABLE = frozenset(
@@ -38,7 +38,6 @@ class Trace:
         activations: class names of the activations in order of use, by module or, for functions, by number.
         norms: normalisations over whole units.
         groups: modules that normalise groups of channels, with the channels' labels.
-        passages: runs of modules from one tensor to one of the same shape.
         reached: identities of the tensors that operations read.
         path: names of the modules that run now, innermost last.
         function: name of the function that the forward's own Python code has called now; None outside of any.
@@ -55,7 +54,6 @@ class Trace:
         self.activations: dict[str | int, str] = {}
         self.norms: list[NormUse] = []
         self.groups: list[tuple[str, Tensor]] = []
-        self.passages: list[Passage] = []
         self.reached: set[int] = set()
         self.path = [""]
         self.function: str | None = None

@@ -9,7 +9,7 @@ nothing reads (zero columns), and the forward pass runs again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,7 +81,7 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
     except Exception as error:
         raise UnsupportedError(f"The model can't be copied: {describe(error)}.") from error
     generator = torch.Generator().manual_seed(0)
-    disturb(trial, spaces, generator)
+    disturb(trial, {slot.name for space in spaces for slot in space.slots}, generator)
     before = _outputs(trial, inputs)
     try:
         widen(trial, spaces, generator)
@@ -95,7 +95,7 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
     clear = tuple(_same(space, found) for space in spaces)
     if clear != spaces:  # the new columns of a space of one unit went to the wrong places
         return _bear_out(model, inputs, clear, read)
-    if not _close(before, after):
+    if not close(before, after):
         normed = next((space for space in spaces if space.norms), None)
         if normed is not None:
             names = ", ".join(norm.module for norm in normed.norms)
@@ -110,7 +110,10 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return [tensor for tensor in found if tensor.is_floating_point()]
 
 
-def _close(before: list[Tensor], after: list[Tensor]) -> bool:
+def close(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Whether outputs are the same up to rounding."""
+    if len(before) != len(after):
+        return False
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape:
             return False

@@ -75,15 +75,6 @@ class NormUse:
     coat: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Passage:
-    """One run of a module that takes one tensor and returns one of the same shape."""
-
-    module: str
-    before: list[Tensor]
-    after: list[Tensor]
-
-
 # Operations that move the entries of a weight; and those through which what is zero stays zero.
 REARRANGING = frozenset(["t", "transpose", "permute", "split", "split_with_sizes", "slice"])
 KEEPING_ZERO = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from senn.structure.spaces import Attribute, Role, Slot, Space, tensor_of
 
 
-def disturb(model: nn.Module, spaces: Sequence[Space], generator: torch.Generator) -> None:
-    """Add noise to every parameter of the spaces: what holds for fresh norms may not hold later."""
-    for name in sorted({slot.name for space in spaces for slot in space.slots}):
+def disturb(model: nn.Module, names: Iterable[str], generator: torch.Generator) -> None:
+    """Add noise to all parameters among these tensors: what holds for fresh norms may not hold later."""
+    for name in sorted(names):
         tensor = tensor_of(model, name)
-        if isinstance(tensor, nn.Parameter):
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
             draw = 0.1 * torch.randn(tensor.shape, generator=generator)
             tensor.data += _noise(tensor, generator) if tensor.dim() > 1 else draw.to(tensor)
 

@@ -12,7 +12,7 @@ from senn.structure.spaces import Slot, Structure
 
 
 def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> str:
-    """A plain text table of the spaces, the sites, and what can't change and why.
+    """A plain text table of the spaces, the sites, the blocks that can be repeated, and what can't change and why.
 
     Takes a structure, or a model and a few of its inputs.
     A consumer that owns k > 1 columns per unit is shown as `name x k`.
@@ -30,10 +30,12 @@ def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> s
         for space in structure.spaces
     ]
     sites = [(site.module, str(site.features), site.activation) for site in structure.sites]
+    blocks = [(one.module, ", ".join(name[len(one.module) + 1 :] for name in one.silent)) for one in structure.blocks]
     refused = [(refusal.place or "(the model)", refusal.reason) for refusal in structure.refused]
     tables = [
         _table(("space", "units", "made by", "carried by", "read by"), spaces),
         _table(("layer before", "features", "activation"), sites),
+        _table(("can be repeated", "silent where zero"), blocks),
         _table(("cannot change", "because"), refused),
     ]
     return "\n\n".join(table for table in tables if table) or "Nothing in this model can change size."

@@ -15,9 +15,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
-from senn.structure.spaces import Structure
+from senn.structure.repeat import Addition, put_after
+from senn.structure.spaces import Structure, tensor_of
 from senn.surgery.layout import Layout, corner, place
-from senn.surgery.moves import Append, Insert, Move
+from senn.surgery.moves import Insert, Move
 from senn.surgery.plan import BEFORE, Compensation, Entries, Plan, find_tensor, join, plan
 from senn.surgery.verify import calibrate
 
@@ -40,19 +41,19 @@ class Inserted:
     Attributes:
         site: the map's or block's name.
         modules: the new modules.
-        beside: the parameter beside which the layer's stand in an optimizer.
-        after: whether they stand after it.
+        beside: the layer's parameters in order, each once, and the one whose group in an optimizer each joins.
+        after: whether they stand after those of the group, or before.
     """
 
     site: str
     modules: tuple[nn.Module, ...]
-    beside: nn.Parameter
+    beside: Mapping[nn.Parameter, nn.Parameter]
     after: bool
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The layer's parameters in order, each once."""
-        return list(dict.fromkeys(p for module in self.modules for p in module.parameters()))
+    def what(self) -> str:
+        """For sentences."""
+        return f"put after '{self.site}'" if self.after else f"inserted before '{self.site}'"
 
 
 @dataclass(eq=False)
@@ -101,7 +102,7 @@ def carry_out(model: nn.Module, moves: Sequence[Move], structure: Structure, *, 
 
     Args:
         model: the model or any copy of it.
-        moves: widen, prune and insert; several may touch the same tensor.
+        moves: of any kind; several may touch the same tensor.
         structure: as found on the model or a copy with the same shapes.
         probe: inputs from which new BatchNorm channels take their running statistics; None leaves them at 0 and 1.
 
@@ -146,8 +147,7 @@ def prepare(model: nn.Module, todo: Plan) -> Journal:
     _flat_weights(model, journal)
     for move in todo.inserts:
         _insert(model, move, journal)
-    for append in todo.appends:
-        _append(model, append, journal)
+    _append(model, todo.appends, journal)
     journal.uncalibrated = _uncalibrated(model, todo)
     return journal
 
@@ -321,18 +321,35 @@ def _insert(model: nn.Module, move: Insert, journal: Journal) -> None:
     stack = nn.Sequential(*modules, linear)
     stack.training = linear.training
     journal.swaps.append((parent._modules, key, linear, stack))
-    journal.inserted.append(Inserted(move.site, modules, journal.now(cast(nn.Parameter, linear.weight)), after=False))
+    weight = journal.now(cast(nn.Parameter, linear.weight))
+    beside = {parameter: weight for module in modules for parameter in module.parameters()}
+    journal.inserted.append(Inserted(move.site, modules, beside, after=False))
 
 
-def _append(model: nn.Module, move: Append, journal: Journal) -> None:
-    path, _, key = move.block.rpartition(".")
-    parent, block = model.get_submodule(path), model.get_submodule(move.block)
-    last = [*block.parameters()][-1]
-    added = copy.deepcopy(move.copy).to(last.device, last.dtype).train(block.training)
-    stack = nn.Sequential(block, added)
-    stack.training = block.training
-    journal.swaps.append((parent._modules, key, block, stack))
-    journal.inserted.append(Inserted(move.block, (added,), journal.now(last), after=True))
+def _append(model: nn.Module, appends: Sequence[Addition], journal: Journal) -> None:
+    additions = []
+    for block, module in appends:
+        original = model.get_submodule(block.module)
+        added = _alike(copy.deepcopy(module), original)
+        last = cast(nn.Parameter, tensor_of(model, block.silent[-1]))
+        own = dict(original.named_parameters())
+        beside = {new: journal.now(own.get(name, last)) for name, new in added.named_parameters()}
+        additions.append((block, added))
+        journal.inserted.append(Inserted(block.module, (added,), beside, after=True))
+    journal.swaps += put_after(model, additions, journal.swaps)
+
+
+def _alike(added: nn.Module, block: nn.Module) -> nn.Module:
+    """The module with device, dtypes and modes of a block, part by part where the names are the same."""
+    modes = {name: module.training for name, module in block.named_modules()}
+    for name, module in added.named_modules():
+        module.training = modes.get(name, block.training)
+    last = next(reversed([*block.parameters()]))
+    tensors = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    for name, tensor in [*added.named_parameters(), *added.named_buffers()]:
+        like = tensors.get(name, last)
+        tensor.data = tensor.data.to(like.device, like.dtype if tensor.is_floating_point() else None)
+    return added
 
 
 def _uncalibrated(model: nn.Module, todo: Plan) -> list[tuple[nn.Module, Tensor]]:

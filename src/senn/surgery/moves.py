@@ -75,12 +75,16 @@ class Insert:
 
 @dataclass(frozen=True, eq=False)
 class Append:
-    """Put a block after a residual block: it becomes `Sequential(block, copy)` under the same name.
+    """Put a block after a residual block: into the list of layers that it lies in, else as `Sequential(block, copy)`.
+
+    In a list, later layers move up by one (`h.3` is `h.4` then), and numbers that count layers or say where one stands
+    (`layer_idx`) follow.
 
     Attributes:
         block: name of the block (`Structure.blocks`).
-        copy: the new module, of one tensor to one of the same shape, silent: it changes nothing now. Each carrying out
-            uses a fresh deepcopy.
+        copy: the new module, called as the block is and silent: it changes nothing now (`structure.silent_copy`). Each
+            carrying out uses a fresh deepcopy. In the optimizer each parameter joins the group of the block's parameter
+            of the same name.
     """
 
     block: str

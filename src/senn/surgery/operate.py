@@ -98,12 +98,13 @@ def operate(
 ) -> Receipt:
     """Carry moves out on a model, its averages and its optimizer: all or nothing.
 
-    All moves are written against the model as it stands before the call. Structures found before an Insert
-    are stale after it (the map `fc` is then `fc.1`, or further), and after a Widen or Prune the index maps are.
+    All moves are written against the model as it stands before the call. Structures found before an Insert or an Append
+    are stale after it (the map `fc` is then `fc.1`, or further; the block `h.3` is `h.4`), and after a Widen or Prune
+    the index maps are.
 
     Args:
         model: changed in place; old Parameters are replaced, never written to.
-        moves: widen, prune and insert; several may touch the same tensor.
+        moves: of any kind; several may touch the same tensor.
         structure: of the model.
         optimizer: its groups stay the same objects; state follows by position.
         averaged: `AveragedModel`s (or plain copies) of the model, which change with it.
@@ -182,7 +183,7 @@ class _Operation:
         changes = []
         for one, journal, old in zip(everyone, journals, before, strict=True):
             calibrate(one, journal, probe)
-            with expecting_use([(inserted.site, inserted.modules[0]) for inserted in journal.inserted]):
+            with expecting_use([(inserted.what, inserted.modules[0]) for inserted in journal.inserted]):
                 changes.append(output_change(old, outputs(one, probe)))
         limit = tolerance_for(self.model, before[0]) if self.tolerance is None else self.tolerance
         if max(changes) > limit and not any(isinstance(move, Prune) for move in self.moves):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 
 from senn.errors import SennError, UnsupportedError
-from senn.surgery.carry import Journal, Resized
+from senn.surgery.carry import Inserted, Journal, Resized
 from senn.surgery.layout import Layout, place
 
 State = dict[str, Any]
@@ -86,7 +86,8 @@ def carry(optimizer: Optimizer, journal: Journal, model: nn.Module, names: Mappi
     """Exchange Parameters in the optimizer's groups and state, and add those of inserted layers.
 
     Group dictionaries and their lists stay the same objects, so schedulers stay attached. A new layer's
-    parameters stand directly before the weight of the map that it was inserted before: model order.
+    parameters stand directly before the weight of the map that it was inserted before, those of a copy of a block after
+    the block's in the group of the one of the same name: model order.
 
     Args:
         optimizer: a torch optimizer.
@@ -115,11 +116,17 @@ def _exchange(params: list[nn.Parameter], journal: Journal) -> None:
     """New Parameters in the old ones' places, in this very list."""
     params[:] = [journal.resized[p].new if p in journal.resized else p for p in params]
     for inserted in journal.inserted:
-        for place_, parameter in enumerate(params):
-            if parameter is inserted.beside:
-                place_ += inserted.after
-                params[place_:place_] = inserted.parameters
-                break
+        mine, olds = _joining(params, inserted), {*inserted.beside.values()}
+        places = [number for number, parameter in enumerate(params) if parameter in olds]
+        if places:
+            start = places[-1] + 1 if inserted.after else places[0]
+            params[start:start] = mine
+
+
+def _joining(params: Sequence[nn.Parameter], inserted: Inserted) -> list[nn.Parameter]:
+    """The new parameters that join a group: it holds those beside which they belong."""
+    held = {*params}
+    return [new for new, beside in inserted.beside.items() if beside in held]
 
 
 def _rename(
@@ -140,17 +147,14 @@ def _rename(
 def _check_joined(optimizer: Optimizer, journal: Journal) -> None:
     """The layers' parameters must have found a group, and one that can train them."""
     for inserted in journal.inserted:
-        if not inserted.parameters:
-            continue
-        for group in optimizer.param_groups:
-            if any(parameter is inserted.beside for parameter in group["params"]):
-                starts = _starts(optimizer, group, inserted.parameters)
-                if isinstance(optimizer, SGD) and group["fused"] and _has_momentum(optimizer, group):
-                    # Its kernel wants a momentum of all parameters or of none; others start a late one by themselves.
-                    optimizer.state.update(zip(inserted.parameters, starts, strict=True))
-                break
-        else:
+        joined = [(group, _joining(group["params"], inserted)) for group in optimizer.param_groups]
+        if inserted.beside and not any(mine for _, mine in joined):
             raise SennError(f"the optimizer doesn't hold the weight of '{inserted.site}', so not its new layer either")
+        for group, mine in joined:
+            starts = _starts(optimizer, group, mine)
+            if isinstance(optimizer, SGD) and group["fused"] and _has_momentum(optimizer, group):
+                # Its kernel wants a momentum of all parameters or of none; others start a late one by themselves.
+                optimizer.state.update(zip(mine, starts, strict=True))
 
 
 def _has_momentum(optimizer: Optimizer, group: State) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
+from senn.structure.repeat import Addition
 from senn.structure.spaces import LinearMap, Site, Slot, Space, Structure, columns
 from senn.surgery.layout import Layout, LayoutDraft
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
@@ -71,7 +72,7 @@ class Plan:
         entries: by full tensor name, the new producer and carrier entries.
         compensations: in the order of the moves.
         inserts: in the order of the moves.
-        appends: likewise.
+        appends: blocks, and what comes after them; likewise.
         attributes: by (module, attribute, item), how much is added.
         scales: by full tensor name, a factor of all its entries (weights of normalisations).
         factors: by (module, attribute), a factor of a floating-point attribute (their eps).
@@ -84,7 +85,7 @@ class Plan:
     entries: dict[str, list[Entries]] = field(default_factory=lambda: defaultdict(list))
     compensations: list[Compensation] = field(default_factory=list)
     inserts: list[Insert] = field(default_factory=list)
-    appends: list[Append] = field(default_factory=list)
+    appends: list[Addition] = field(default_factory=list)
     attributes: dict[tuple[str, str, int | None], int] = field(default_factory=lambda: defaultdict(int))
     scales: dict[str, float] = field(default_factory=dict)
     factors: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -276,13 +277,22 @@ def _plan_insert(result: Plan, model: nn.Module, move: Insert, structure: Struct
 
 
 def _plan_append(result: Plan, model: nn.Module, move: Append, structure: Structure) -> None:
-    if not any(block.module == move.block for block in structure.blocks):
+    try:
+        block = structure.block(move.block)
+    except KeyError:
         known = ", ".join(repr(block.module) for block in structure.blocks) or "none"
-        raise SennError(f"there is no block '{move.block}' to append to; blocks: {known}")
-    if any(other.block == move.block for other in result.appends):
+        raise SennError(f"there is no block '{move.block}' to append to; blocks: {known}") from None
+    if any(other is block for other, _ in result.appends):
         raise SennError(f"two blocks after '{move.block}' don't go into one operation")
+    for other in result.moves:
+        if isinstance(other, Widen | Prune):
+            within = {slot.name.startswith(f"{block.module}.") for slot in find_space(structure, other.space).slots}
+            if len(within) > 1:
+                raise SennError(
+                    f"a block after '{move.block}' and a change of what it is given don't go into one operation"
+                )
     _check_held_once(model, model.get_submodule(move.block), f"put after '{move.block}'")
-    result.appends.append(move)
+    result.appends.append((block, move.copy))
 
 
 def _check_held_once(model: nn.Module, module: nn.Module, what: str) -> None:

@@ -102,9 +102,9 @@ def expecting_use(layers: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-    for site, layer in layers:
+    for what, layer in layers:
         if layer not in used:
-            raise SurgeryError(f"the forward pass doesn't run the layer inserted before '{site}'")
+            raise SurgeryError(f"the forward pass doesn't run the layer {what}")
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> list[int]:

@@ -1,0 +1,347 @@
+"""Residual blocks, x -> x + f(x), after which another one like them can be put. Found by trying, in a copy.
+
+A module is one if it gives back exactly what it is given once some of its parameters are zero: those that make what is
+added to x. Which ones these are is found by giving parameters their values back in the order of use as long as the
+module stays silent; what then is still zero is needed, every single one. A norm that ends the branch is therefore zero
+rather than the map before it, whose zeros it would divide by nearly nothing.
+
+A ReLU after the sum is no hindrance where x has been through a ReLU: it comes back as it was. With other inputs it
+doesn't, and what counts is what really comes in. All parameters of the copy are disturbed, twice, so that nothing
+rests on the ones and zeros of a fresh model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from senn import batch
+from senn.batch import Inputs
+from senn.errors import UnsupportedError
+from senn.structure.repeat import counts_of, put_after, silent_copy
+from senn.structure.running import describe
+from senn.structure.spaces import Block, LinearMap, Refusal, tensor_of
+from senn.structure.trial import close
+from senn.structure.untouched import untouched
+from senn.structure.widened import disturb
+
+_ROUNDS = 2
+
+
+def residual_blocks(
+    model: nn.Module, inputs: Inputs, maps: Sequence[LinearMap], ignored: Collection[str] = ()
+) -> tuple[list[Block], list[Refusal]]:
+    """The innermost residual blocks in order of use, and those after which nothing can be put.
+
+    Args:
+        model: isn't changed.
+        inputs: of its forward.
+        maps: its linear maps; a block has at least one.
+        ignored: names of modules that stay as they are.
+    """
+    names = [name for name in _candidates(model, maps) if name not in ignored]
+    if not names:
+        return [], []
+    try:
+        trial = copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedError(f"The model can't be copied: {describe(error)}.") from error
+    try:
+        return _Search(trial, inputs, maps).run(names)
+    except _BrokenError as reason:
+        return [], [
+            Refusal("", f"no block of it can be repeated: with other parameters its forward pass fails ({reason})")
+        ]
+
+
+class _BrokenError(Exception):
+    """The copy doesn't run."""
+
+
+def _candidates(model: nn.Module, maps: Sequence[LinearMap]) -> list[str]:
+    """Modules that hold a linear map among others, and stand in one place."""
+    inside = Counter(
+        ".".join(parts[:depth]) for parts in (one.weight.split(".") for one in maps) for depth in range(1, len(parts))
+    )
+    holders = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    return [
+        name
+        for name, module in model.named_modules()
+        if inside[name] and holders[id(module)] == 1 and not isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    ]
+
+
+@dataclass(eq=False)
+class _Visit:
+    """What a module was given, and whether it gave back one tensor like it."""
+
+    args: Any
+    kwargs: Any
+    given: Tensor
+    alike: bool = False
+
+
+class _Search:
+    """The search in a copy of the model, which it spoils.
+
+    Attributes:
+        trial: the copy.
+        silent: of blocks found so far, which tensors are zero, by the module's class and its parameters' names.
+    """
+
+    def __init__(self, trial: nn.Module, inputs: Inputs, maps: Sequence[LinearMap]) -> None:
+        self.trial, self.inputs = trial, inputs
+        self.generator = torch.Generator().manual_seed(0)
+        self.weights = {name for one in maps for name in (one.weight, one.bias) if name is not None}
+        self.silent: dict[tuple[Any, ...], list[str]] = {}
+        self.order: dict[int, int] = {}
+
+    def run(self, names: list[str]) -> tuple[list[Block], list[Refusal]]:
+        """Blocks among these modules, and refusals."""
+        found: dict[str, tuple[str, ...]] = {}
+        parameters = dict(self.trial.named_parameters())
+        trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
+        with untouched(self.trial, self.inputs):
+            for again in range(_ROUNDS):
+                disturb(self.trial, parameters, self.generator)
+                visits = self._visited_again(list(found)) if again else self._visits(names, self.inputs)
+                if again:
+                    found = {name: found[name] for name in visits if self._holds(name, visits[name], found[name])}
+                else:
+                    found = self._found(visits)
+            blocks, refused = [], []
+            before = self._outputs()
+            for name, silent in found.items():
+                reason = self._frozen(silent, trainable) or self._dead(name, visits[name], silent)
+                block = None if reason else self._placed(Block(name, silent), before)
+                if isinstance(block, Block):
+                    blocks.append(block)
+                else:
+                    refused.append(Refusal(name, f"nothing like it can be put after it: {reason or block}"))
+        return blocks, refused
+
+    def _visited_again(self, names: Sequence[str]) -> dict[str, _Visit]:
+        """What modules are given with other inputs, if the model takes them (it may want positive ones)."""
+        try:
+            visits = self._visits(names, batch.map_tensors(self._varied, self.inputs))
+            if all(bool(visit.given.isfinite().all()) for visit in visits.values()):
+                return visits
+        except _BrokenError:
+            pass
+        return self._visits(names, self.inputs)
+
+    def _varied(self, tensor: Tensor) -> Tensor:
+        """Other entries of the same size, of either sign."""
+        if not tensor.is_floating_point():
+            return tensor
+        factors = 2 * torch.rand(tensor.shape, generator=self.generator) - 1
+        return torch.where(tensor.isfinite(), tensor * factors.to(tensor), tensor)
+
+    # -- what modules are given
+
+    def _visits(self, names: Sequence[str], inputs: Inputs) -> dict[str, _Visit]:
+        """What modules that run once are given, and give back a tensor of the same shape for, in order of use."""
+        visits: dict[str, list[_Visit]] = {name: [] for name in names}
+        order: list[str] = []
+
+        def enter(name: str) -> Any:
+            def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+                args, kwargs = _copied((args, kwargs))
+                given = batch.tensors([args, kwargs])
+                visits[name].append(_Visit(args, kwargs, given[0] if given else torch.empty(0)))
+                order.append(name)
+
+            return hook
+
+        def leave(name: str) -> Any:
+            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                visit = visits[name][-1]
+                visit.alike = isinstance(output, Tensor) and (output.shape, output.dtype) == (
+                    visit.given.shape,
+                    visit.given.dtype,
+                )
+
+            return hook
+
+        with ExitStack() as stack:
+            for name in names:
+                module = self.trial.get_submodule(name)
+                stack.callback(module.register_forward_pre_hook(enter(name), with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(leave(name)).remove)
+            if not self.order:
+                stack.enter_context(_Order(self.order))
+            self._outputs(inputs)
+        return {
+            name: visits[name][0]
+            for name in order
+            if len(visits[name]) == 1 and visits[name][0].alike and bool(visits[name][0].given.any())
+        }
+
+    def _outputs(self, inputs: Inputs | None = None) -> list[Tensor]:
+        try:
+            found = batch.tensors(batch.call(self.trial, batch.copied(self.inputs if inputs is None else inputs)))
+        except Exception as error:
+            raise _BrokenError(describe(error)) from error
+        return [tensor for tensor in found if tensor.is_floating_point()]
+
+    # -- what is zero
+
+    def _found(self, visits: dict[str, _Visit]) -> dict[str, tuple[str, ...]]:
+        """Tensors to be zero by the block's name: innermost blocks, in order of use."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in reversed(visits):  # what lies inside a module runs after it
+            if any(other.startswith(f"{name}.") for other in found):
+                continue
+            if silent := self._silent(name, visits[name]):
+                found[name] = tuple(silent)
+        return {name: found[name] for name in visits if name in found}
+
+    def _silent(self, name: str, visit: _Visit) -> list[str]:
+        """The tensors of a module that are zero where it gives back what it is given; none if it never does."""
+        module = self.trial.get_submodule(name)
+        own = [key for key, parameter in module.named_parameters() if parameter.is_floating_point()]
+        kind = (type(module), *own)
+        known = [f"{name}.{key}" for key in self.silent.get(kind, ())]
+        if known and self._holds(name, visit, known):
+            return known
+        names = sorted((f"{name}.{key}" for key in own), key=lambda full: self._rank(name, full))
+        if not self._holds(name, visit, names):
+            return []
+        silent = self._released(name, visit, names, names)
+        self.silent[kind] = [full.removeprefix(f"{name}.") for full in silent]
+        return silent
+
+    def _rank(self, block: str, full: str) -> tuple[bool, int]:
+        """Place in the order of giving back: scales of a branch first, so that the map before them is zero instead."""
+        owner = full.rpartition(".")[0]
+        bare = owner == block or "scale" in type(self.trial.get_submodule(owner)).__name__.lower()
+        scale = bare and full not in self.weights
+        return not scale, self.order.get(id(tensor_of(self.trial, full)), -1)
+
+    def _released(self, name: str, visit: _Visit, zero: list[str], some: list[str]) -> list[str]:
+        """What stays zero when as many of some tensors as possible get their values back, in order, by halves."""
+        rest = [full for full in zero if full not in some]
+        if self._holds(name, visit, rest):
+            return rest
+        if len(some) == 1:
+            return zero
+        half = len(some) // 2
+        zero = self._released(name, visit, zero, some[:half])
+        return self._released(name, visit, zero, some[half:])
+
+    def _holds(self, name: str, visit: _Visit, zero: Collection[str]) -> bool:
+        """Whether the module gives back what it is given, bit by bit, while some tensors are zero."""
+        with self._zeroed(zero):
+            output = self._output(name, visit)
+        return output is not None and torch.equal(output, visit.given)
+
+    def _output(self, name: str, visit: _Visit) -> Tensor | None:
+        args, kwargs = _copied((visit.args, visit.kwargs))
+        try:
+            output = self.trial.get_submodule(name)(*args, **kwargs)
+        except Exception:  # it doesn't run by itself, or not with zeros: no block then
+            return None
+        return output if isinstance(output, Tensor) and output.shape == visit.given.shape else None
+
+    @contextmanager
+    def _zeroed(self, names: Collection[str]) -> Iterator[None]:
+        parameters = list(dict.fromkeys(tensor_of(self.trial, name) for name in names))
+        values = [parameter.data for parameter in parameters]
+        try:
+            for parameter in parameters:
+                parameter.data = torch.zeros_like(parameter.data)
+            yield
+        finally:
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.data = value
+
+    # -- what stands against it
+
+    def _frozen(self, silent: Sequence[str], trainable: Collection[str]) -> str | None:
+        frozen = next((name for name in silent if name not in trainable), None)
+        return None if frozen is None else f"a silent copy couldn't learn, {frozen} is frozen"
+
+    def _dead(self, name: str, visit: _Visit, silent: Sequence[str]) -> str | None:
+        """A silent copy must have a gradient, unlike a ReLU of zeros."""
+        parameters = [tensor_of(self.trial, full) for full in silent]
+        with self._zeroed(silent), torch.enable_grad():
+            output = self._output(name, visit)
+            assert output is not None
+            if not output.requires_grad:
+                return "a silent copy couldn't learn, it runs without gradients"
+            draw = torch.randn(output.shape, generator=self.generator).to(output)
+            grads = torch.autograd.grad((output * draw).sum(), parameters, allow_unused=True)
+        for full, grad in zip(silent, grads, strict=True):
+            if grad is None or not bool(grad.any()):
+                return f"a silent copy couldn't learn, {full} has no gradient at zero"
+        return None
+
+    def _placed(self, block: Block, before: list[Tensor]) -> Block | str:
+        """The block with where its copy goes: into the list that it lies in, else beside it; or why nowhere."""
+        path = block.module.rpartition(".")[0]
+        options = []
+        if isinstance(self.trial.get_submodule(path), nn.ModuleList | nn.Sequential):
+            configured, own = counts_of(self.trial, path)
+            # A configuration that counts the layers stays true; a module's own number is left alone unless it is read.
+            counts = [*((one,) for one in configured), (), *((one,) for one in own)]
+            options = [replace(block, listed=True, counts=some) for some in counts]
+        reason = ""
+        for option in (*options, block):
+            against = self._against(option, before)
+            if against is None:
+                return option
+            reason = reason or against
+        return reason
+
+    def _against(self, block: Block, before: list[Tensor]) -> str | None:
+        """Why a silent copy doesn't run right after the block, with the same outputs; None if it does."""
+        original, twin = self.trial.get_submodule(block.module), silent_copy(self.trial, block)
+        made: list[Tensor] = []
+        read: list[Tensor] = []
+        swaps = put_after(self.trial, [(block, twin)])
+        with ExitStack() as stack:
+            stack.callback(original.register_forward_hook(lambda *given: made.append(given[-1].clone())).remove)
+            entered = twin.register_forward_pre_hook(
+                lambda _, args, kwargs: read.append(batch.tensors([args, kwargs])[0].clone()), with_kwargs=True
+            )
+            stack.callback(entered.remove)
+            for held, key, old, new in swaps:
+                stack.callback(held.__setitem__, key, old)
+                held[key] = new
+            try:
+                after = self._outputs()
+            except _BrokenError as error:
+                return f"the forward pass fails with it ({error})"
+        if len(made) != 1 or len(read) != 1 or not torch.equal(made[0], read[0]):
+            return "the forward pass doesn't run what stands there"
+        return None if close(before, after) else "the outputs depend on the number of layers"
+
+
+class _Order(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes in which order operations read tensors first, by their identities."""
+
+    def __init__(self, order: dict[int, int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.order = order
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in batch.tensors([args, kwargs]):
+            self.order.setdefault(id(tensor), len(self.order))
+        return func(*args, **(kwargs or {}))
+
+
+def _copied(arguments: Any) -> Any:
+    """Arguments of their own memory, caches of keys and values included."""
+    with torch.no_grad():
+        try:
+            return copy.deepcopy(arguments)
+        except Exception:  # what can't be copied is passed on
+            return batch.copied(arguments)
