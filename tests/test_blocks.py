@@ -296,6 +296,24 @@ def test_blocks_that_cannot_be_repeated_are_named() -> None:
     assert "branch.2.weight, branch.2.bias" in text
 
 
+class Sealed(nn.Sequential):
+    """Runs with the parameters it was made with, only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self[0].weight[0, 0] != 0.5:
+            raise ValueError("the seal is broken")
+        return super().forward(x)
+
+
+def test_a_model_that_runs_with_its_own_parameters_only_has_no_blocks_and_says_so() -> None:
+    model = Sealed(nn.Linear(3, 4), branch(), nn.Linear(4, 2)).double()
+    nn.init.constant_(model[0].weight, 0.5)
+    structure = analyse(model, X)
+    assert structure.blocks == ()
+    reasons = {refusal.place: refusal.reason for refusal in structure.refused}
+    assert "with other parameters its forward pass fails (ValueError: the seal is broken)" in reasons[""]
+
+
 def test_a_copy_that_is_not_silent_is_rolled_back() -> None:
     model, structure = built(branch())
     before = everything(model)

@@ -13,7 +13,7 @@ rests on the ones and zeros of a fresh model.
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ from senn.structure.trial import close
 from senn.structure.untouched import untouched
 from senn.structure.widened import disturb
 
-_ROUNDS = 2
+_NOT_REPEATED = "nothing like it can be put after it"
 
 
 def residual_blocks(
@@ -106,27 +106,25 @@ class _Search:
 
     def run(self, names: list[str]) -> tuple[list[Block], list[Refusal]]:
         """Blocks among these modules, and refusals."""
-        found: dict[str, tuple[str, ...]] = {}
         parameters = dict(self.trial.named_parameters())
         trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
+        refused: list[Refusal] = []
+        blocks: list[Block] = []
         with untouched(self.trial, self.inputs):
-            for again in range(_ROUNDS):
-                disturb(self.trial, parameters, self.generator)
-                visits = self._visited_again(list(found)) if again else self._visits(names, self.inputs)
-                if again:
-                    found = {name: found[name] for name in visits if self._holds(name, visits[name], found[name])}
+            disturb(self.trial, parameters, self.generator)
+            found = self._found(self._visits(names, self.inputs))
+            disturb(self.trial, parameters, self.generator)
+            visits = self._visited_again(list(found))
+            for name in visits:
+                if not self._holds(name, visits[name], found[name]):
+                    continue
+                reason = self._frozen(found[name], trainable) or self._dead(name, visits[name], found[name])
+                if reason is None:
+                    blocks.append(Block(name, found[name]))
                 else:
-                    found = self._found(visits)
-            blocks, refused = [], []
-            before = self._outputs()
-            for name, silent in found.items():
-                reason = self._frozen(silent, trainable) or self._dead(name, visits[name], silent)
-                block = None if reason else self._placed(Block(name, silent), before)
-                if isinstance(block, Block):
-                    blocks.append(block)
-                else:
-                    refused.append(Refusal(name, f"nothing like it can be put after it: {reason or block}"))
-        return blocks, refused
+                    refused.append(Refusal(name, f"{_NOT_REPEATED}: a silent copy couldn't learn, {reason}"))
+            placed, without = self._placed(blocks)
+        return placed, [*refused, *without]
 
     def _visited_again(self, names: Sequence[str]) -> dict[str, _Visit]:
         """What modules are given with other inputs, if the model takes them (it may want positive ones)."""
@@ -267,24 +265,52 @@ class _Search:
 
     def _frozen(self, silent: Sequence[str], trainable: Collection[str]) -> str | None:
         frozen = next((name for name in silent if name not in trainable), None)
-        return None if frozen is None else f"a silent copy couldn't learn, {frozen} is frozen"
+        return None if frozen is None else f"{frozen} is frozen"
 
     def _dead(self, name: str, visit: _Visit, silent: Sequence[str]) -> str | None:
         """A silent copy must have a gradient, unlike a ReLU of zeros."""
         parameters = [tensor_of(self.trial, full) for full in silent]
         with self._zeroed(silent), torch.enable_grad():
             output = self._output(name, visit)
-            assert output is not None
-            if not output.requires_grad:
-                return "a silent copy couldn't learn, it runs without gradients"
+            if output is None or not output.requires_grad:
+                return "it runs without gradients"
             draw = torch.randn(output.shape, generator=self.generator).to(output)
             grads = torch.autograd.grad((output * draw).sum(), parameters, allow_unused=True)
         for full, grad in zip(silent, grads, strict=True):
             if grad is None or not bool(grad.any()):
-                return f"a silent copy couldn't learn, {full} has no gradient at zero"
+                return f"{full} has no gradient at zero"
         return None
 
-    def _placed(self, block: Block, before: list[Tensor]) -> Block | str:
+    # -- where a copy goes
+
+    def _placed(self, blocks: Sequence[Block]) -> tuple[list[Block], list[Refusal]]:
+        """Blocks with where their copies go, and refusals.
+
+        Of the blocks of one list the first and the last are tried. The first moves all others up: where that does no
+        harm and the last can go in too, so can those between.
+        """
+        before = self._outputs()
+        found: dict[str, Block | str] = {}
+        lists: dict[str, list[Block]] = defaultdict(list)
+        for block in blocks:
+            lists[block.module.rpartition(".")[0]].append(block)
+        for several in lists.values():
+            ends = {block.module: self._place(block, before) for block in dict.fromkeys((several[0], several[-1]))}
+            ways = {(end.listed, end.counts) if isinstance(end, Block) else (False, ()) for end in ends.values()}
+            for block in several:
+                if block.module in ends:
+                    found[block.module] = ends[block.module]
+                elif len(ways) == 1 and (way := next(iter(ways)))[0]:
+                    found[block.module] = replace(block, listed=True, counts=way[1])
+                else:
+                    found[block.module] = self._place(block, before)
+        ordered = [(block.module, found[block.module]) for block in blocks]
+        return (
+            [one for _, one in ordered if isinstance(one, Block)],
+            [Refusal(name, f"{_NOT_REPEATED}: {one}") for name, one in ordered if isinstance(one, str)],
+        )
+
+    def _place(self, block: Block, before: list[Tensor]) -> Block | str:
         """The block with where its copy goes: into the list that it lies in, else beside it; or why nowhere."""
         path = block.module.rpartition(".")[0]
         options = []
