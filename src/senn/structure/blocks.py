@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from senn import batch
 from senn.batch import Inputs
 from senn.errors import UnsupportedError
-from senn.structure.repeat import counts_of, put_after, silent_copy
+from senn.structure.repeat import counts_of, have_positions, put_after, silent_copy
 from senn.structure.running import describe
 from senn.structure.spaces import Block, LinearMap, Refusal, tensor_of
 from senn.structure.trial import close
@@ -34,6 +34,7 @@ from senn.structure.untouched import untouched
 from senn.structure.widened import disturb
 
 _NOT_REPEATED = "nothing like it can be put after it"
+_SMALL = 0.05  # of their size, for tensors that were zero: then what is added must be small too
 
 
 def residual_blocks(
@@ -81,7 +82,7 @@ def _candidates(model: nn.Module, maps: Sequence[LinearMap]) -> list[str]:
 
 @dataclass(eq=False)
 class _Visit:
-    """What a module was given, and whether it gave back one tensor like it."""
+    """What a module was given, the first tensor of it, and whether it gave back one like that (first, if several)."""
 
     args: Any
     kwargs: Any
@@ -118,11 +119,11 @@ class _Search:
             for name in visits:
                 if not self._holds(name, visits[name], found[name]):
                     continue
-                reason = self._frozen(found[name], trainable) or self._dead(name, visits[name], found[name])
+                reason = self._unfit(name, visits[name], found[name], trainable)
                 if reason is None:
                     blocks.append(Block(name, found[name]))
                 else:
-                    refused.append(Refusal(name, f"{_NOT_REPEATED}: a silent copy couldn't learn, {reason}"))
+                    refused.append(Refusal(name, f"{_NOT_REPEATED}: {reason}"))
             placed, without = self._placed(blocks)
         return placed, [*refused, *without]
 
@@ -161,11 +162,8 @@ class _Search:
 
         def leave(name: str) -> Any:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                visit = visits[name][-1]
-                visit.alike = isinstance(output, Tensor) and (output.shape, output.dtype) == (
-                    visit.given.shape,
-                    visit.given.dtype,
-                )
+                visit, made = visits[name][-1], _first(output)
+                visit.alike = made is not None and (made.shape, made.dtype) == (visit.given.shape, visit.given.dtype)
 
             return hook
 
@@ -237,25 +235,24 @@ class _Search:
 
     def _holds(self, name: str, visit: _Visit, zero: Collection[str]) -> bool:
         """Whether the module gives back what it is given, bit by bit, while some tensors are zero."""
-        with self._zeroed(zero):
+        with self._scaled(zero):
             output = self._output(name, visit)
         return output is not None and torch.equal(output, visit.given)
 
     def _output(self, name: str, visit: _Visit) -> Tensor | None:
         args, kwargs = _copied((visit.args, visit.kwargs))
         try:
-            output = self.trial.get_submodule(name)(*args, **kwargs)
+            return _first(self.trial.get_submodule(name)(*args, **kwargs))
         except Exception:  # it doesn't run by itself, or not with zeros: no block then
             return None
-        return output if isinstance(output, Tensor) and output.shape == visit.given.shape else None
 
     @contextmanager
-    def _zeroed(self, names: Collection[str]) -> Iterator[None]:
+    def _scaled(self, names: Collection[str], factor: float = 0.0) -> Iterator[None]:
         parameters = list(dict.fromkeys(tensor_of(self.trial, name) for name in names))
         values = [parameter.data for parameter in parameters]
         try:
             for parameter in parameters:
-                parameter.data = torch.zeros_like(parameter.data)
+                parameter.data = factor * parameter.data
             yield
         finally:
             for parameter, value in zip(parameters, values, strict=True):
@@ -263,14 +260,25 @@ class _Search:
 
     # -- what stands against it
 
-    def _frozen(self, silent: Sequence[str], trainable: Collection[str]) -> str | None:
-        frozen = next((name for name in silent if name not in trainable), None)
-        return None if frozen is None else f"{frozen} is frozen"
+    def _unfit(self, name: str, visit: _Visit, silent: Sequence[str], trainable: Collection[str]) -> str | None:
+        """Why a silent copy couldn't learn little by little: frozen, or dead like a ReLU of zeros, or normalised."""
+        frozen = next((full for full in silent if full not in trainable), None)
+        if frozen is not None:
+            return f"a silent copy couldn't learn, {frozen} is frozen"
+        dead = self._dead(name, visit, silent)
+        if dead is not None:
+            return f"a silent copy couldn't learn, {dead}"
+        added = []
+        for factor in (_SMALL, 1.0):
+            with self._scaled(silent, factor):
+                output = self._output(name, visit)
+            added.append(0.0 if output is None else float((output - visit.given).double().norm()))
+        return "what it adds is normalised, however small it is" if added[0] > 6 * _SMALL * added[1] else None
 
     def _dead(self, name: str, visit: _Visit, silent: Sequence[str]) -> str | None:
-        """A silent copy must have a gradient, unlike a ReLU of zeros."""
+        """What has no gradient where a copy is silent."""
         parameters = [tensor_of(self.trial, full) for full in silent]
-        with self._zeroed(silent), torch.enable_grad():
+        with self._scaled(silent), torch.enable_grad():
             output = self._output(name, visit)
             if output is None or not output.requires_grad:
                 return "it runs without gradients"
@@ -316,8 +324,11 @@ class _Search:
         options = []
         if isinstance(self.trial.get_submodule(path), nn.ModuleList | nn.Sequential):
             configured, own = counts_of(self.trial, path)
-            # A configuration that counts the layers stays true; a module's own number is left alone unless it is read.
-            counts = [*((one,) for one in configured), (), *((one,) for one in own)]
+            # A number of layers is left alone unless it is read: by the forward pass, or by a cache, where layers know
+            # their places in it.
+            counts = [(), *((one,) for one in (*configured, *own))]
+            if have_positions(self.trial, path):
+                counts = [*((one,) for one in configured), *counts]
             options = [replace(block, listed=True, counts=some) for some in counts]
         reason = ""
         for option in (*options, block):
@@ -330,11 +341,11 @@ class _Search:
     def _against(self, block: Block, before: list[Tensor]) -> str | None:
         """Why a silent copy doesn't run right after the block, with the same outputs; None if it does."""
         original, twin = self.trial.get_submodule(block.module), silent_copy(self.trial, block)
-        made: list[Tensor] = []
+        made: list[Tensor | None] = []
         read: list[Tensor] = []
         swaps = put_after(self.trial, [(block, twin)])
         with ExitStack() as stack:
-            stack.callback(original.register_forward_hook(lambda *given: made.append(given[-1].clone())).remove)
+            stack.callback(original.register_forward_hook(lambda *given: made.append(_first(given[-1]))).remove)
             entered = twin.register_forward_pre_hook(
                 lambda _, args, kwargs: read.append(batch.tensors([args, kwargs])[0].clone()), with_kwargs=True
             )
@@ -346,7 +357,7 @@ class _Search:
                 after = self._outputs()
             except _BrokenError as error:
                 return f"the forward pass fails with it ({error})"
-        if len(made) != 1 or len(read) != 1 or not torch.equal(made[0], read[0]):
+        if len(made) != 1 or len(read) != 1 or made[0] is None or not torch.equal(made[0], read[0]):
             return "the forward pass doesn't run what stands there"
         return None if close(before, after) else "the outputs depend on the number of layers"
 
@@ -362,6 +373,12 @@ class _Order(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in batch.tensors([args, kwargs]):
             self.order.setdefault(id(tensor), len(self.order))
         return func(*args, **(kwargs or {}))
+
+
+def _first(output: Any) -> Tensor | None:
+    """What a module gives back: a tensor, or the first of several."""
+    found = batch.tensors(output) if isinstance(output, Tensor | tuple | list) else []
+    return found[0] if found else None
 
 
 def _copied(arguments: Any) -> Any:

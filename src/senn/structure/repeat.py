@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,11 @@ COUNTS = frozenset(
 )
 """Attributes that say how many layers there are."""
 
+_TABLES = frozenset(["layer_types"])
+"""Lists, beside such an attribute, with one entry for each layer."""
+
 _POSITIONS = frozenset(["layer_idx", "layer_index", "layer_id", "layer_number", "block_idx", "block_index"])
+"""Attributes that say where a layer stands."""
 
 
 def silent_copy(model: nn.Module, block: Block) -> nn.Module:
@@ -67,7 +71,12 @@ def put_after(model: nn.Module, additions: Sequence[Addition], pending: Sequence
             stack.training = added.training
             swaps.append((held, key, held[key], stack))
     for path, several in lists.items():
-        swaps += _longer(model.get_submodule(path), several, [*pending, *swaps])
+        parent = model.get_submodule(path)
+        swaps += _longer(parent, several, [*pending, *swaps])
+        counted = dict.fromkeys(
+            one for block, _ in additions if block.module[len(path) + 1 :] in several for one in block.counts
+        )
+        swaps += _longer_tables([_holder(model, one)[0] for one in counted], list(parent._modules), several)
     counts = Counter(attribute for block, _ in additions for attribute in block.counts)
     for attribute, number in counts.items():
         holder, key = _holder(model, attribute)
@@ -104,6 +113,18 @@ def _longer(parent: nn.Module, additions: Mapping[str, nn.Module], pending: Sequ
     return [*swaps, (vars(parent), "_modules", parent._modules, longer)]
 
 
+def _longer_tables(holders: Sequence[dict[str, Any]], names: Sequence[str], additions: Collection[str]) -> list[Swap]:
+    """What a configuration says of each layer, said again of those that are added."""
+    swaps: list[Swap] = []
+    for held in holders:
+        for key in _TABLES & held.keys():
+            old = held[key]
+            if isinstance(old, list) and len(old) == len(names):
+                new = [entry for name, entry in zip(names, old, strict=True) for _ in range(1 + (name in additions))]
+                swaps.append((held, key, old, new))
+    return swaps
+
+
 def _unused(name: str, taken: set[str]) -> str:
     number = 2
     while f"{name}_{number}" in taken:
@@ -126,6 +147,11 @@ def _counters(layers: Sequence[nn.Module]) -> frozenset[str]:
         for held, key in _positions(layer):
             starts[key].add(held[key] - place)
     return frozenset(key for key, found in starts.items() if len(found) == 1)
+
+
+def have_positions(model: nn.Module, path: str) -> bool:
+    """Whether the layers of a list know where they stand."""
+    return bool(_counters([*model.get_submodule(path).children()]))
 
 
 def counts_of(model: nn.Module, path: str) -> tuple[list[Attribute], list[Attribute]]:

@@ -104,7 +104,7 @@ def move(trace: Trace, call: Call) -> None:
 def join(trace: Trace, call: Call) -> None:
     """`cat` and `stack`: set side by side, tensors have their other dimensions in common, so one set of units."""
     move(trace, call)
-    output, parts = call.outputs[0], list(call.args[0])
+    output, parts = call.outputs[0], [part for part in call.args[0] if part.numel()]  # an empty one may have any shape
     if not trace.is_labelled(output):
         return
     new = call.name == "aten::stack"
