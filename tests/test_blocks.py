@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,6 +180,34 @@ def test_a_copy_goes_where_the_forward_pass_runs_it(through: str, listed: list[b
     assert output_change([before], [model(X).detach()]) <= 1e-10
     assert (len(model.layers), model.n_layers) == ((4 if listed[0] else 2), (4 if counts[0] else 2))
     assert len(analyse(model, X).blocks) == 4
+
+
+class Configured(nn.Module):
+    """A configuration says how many layers there are, and of which type each is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_layers=2, layer_types=["plain", "scaled"])
+        self.inp, self.layers, self.out = nn.Linear(3, 4), nn.ModuleList([branch(), branch()]), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        for layer, kind in zip(self.layers[: self.config.num_layers], self.config.layer_types, strict=True):
+            x = layer(x) * (0.5 if kind == "scaled" and layer is self.layers[-1] else 1.0)
+        return self.out(x)
+
+
+def test_configurations_follow() -> None:
+    torch.manual_seed(0)
+    model = Configured().double()
+    structure = analyse(model, X)
+    assert [[one.name for one in block.counts] for block in structure.blocks] == [["config.num_layers"]] * 2
+    before = model(X).detach()
+    receipt = operate(model, appended(model, structure)[:1], structure, probe=X)
+    assert output_change([before], [model(X).detach()]) <= 1e-10
+    assert (model.config.num_layers, model.config.layer_types) == (3, ["plain", "plain", "scaled"])
+    receipt.undo()
+    assert (model.config.num_layers, model.config.layer_types) == (2, ["plain", "scaled"])
 
 
 def test_a_sequence_keeps_the_names_of_its_parts() -> None:
