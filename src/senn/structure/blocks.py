@@ -82,12 +82,19 @@ def _candidates(model: nn.Module, maps: Sequence[LinearMap]) -> list[str]:
 
 @dataclass(eq=False)
 class _Visit:
-    """What a module was given, the first tensor of it, and whether it gave back one like that (first, if several)."""
+    """What a module was given, the first tensor of it, and the first tensor that it gave back."""
 
     args: Any
     kwargs: Any
     given: Tensor
-    alike: bool = False
+    made: Tensor | None = None
+
+    @property
+    def alike(self) -> bool:
+        """Whether the module may be residual: it gave back a tensor of the shape of the one that it was given."""
+        made = self.made
+        alike = made is not None and (made.shape, made.dtype) == (self.given.shape, self.given.dtype)
+        return alike and bool(self.given.any())
 
 
 class _Search:
@@ -162,8 +169,8 @@ class _Search:
 
         def leave(name: str) -> Any:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                visit, made = visits[name][-1], _first(output)
-                visit.alike = made is not None and (made.shape, made.dtype) == (visit.given.shape, visit.given.dtype)
+                made = _first(output)
+                visits[name][-1].made = None if made is None else made.clone()
 
             return hook
 
@@ -175,11 +182,7 @@ class _Search:
             if not self.order:
                 stack.enter_context(_Order(self.order))
             self._outputs(inputs)
-        return {
-            name: visits[name][0]
-            for name in order
-            if len(visits[name]) == 1 and visits[name][0].alike and bool(visits[name][0].given.any())
-        }
+        return {name: visits[name][0] for name in order if len(visits[name]) == 1 and visits[name][0].alike}
 
     def _outputs(self, inputs: Inputs | None = None) -> list[Tensor]:
         try:
@@ -268,12 +271,12 @@ class _Search:
         dead = self._dead(name, visit, silent)
         if dead is not None:
             return f"a silent copy couldn't learn, {dead}"
-        added = []
-        for factor in (_SMALL, 1.0):
-            with self._scaled(silent, factor):
-                output = self._output(name, visit)
-            added.append(0.0 if output is None else float((output - visit.given).double().norm()))
-        return "what it adds is normalised, however small it is" if added[0] > 6 * _SMALL * added[1] else None
+        with self._scaled(silent, _SMALL):
+            little = self._output(name, visit)
+        added = [(output - visit.given).double().norm() for output in (little, visit.made) if output is not None]
+        if len(added) < 2 or added[0] > 6 * _SMALL * added[1]:
+            return "what it adds is normalised, however small it is"
+        return None
 
     def _dead(self, name: str, visit: _Visit, silent: Sequence[str]) -> str | None:
         """What has no gradient where a copy is silent."""
@@ -370,7 +373,7 @@ class _Order(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.order = order
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in batch.tensors([args, kwargs]):
+        for tensor in (*args, *kwargs.values()) if kwargs else args:
             self.order.setdefault(id(tensor), len(self.order))
         return func(*args, **(kwargs or {}))
 
