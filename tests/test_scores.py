@@ -1,6 +1,7 @@
 """The score maths against dense float64 truth, on maps where K-FAC is exact (a linear map under squared error)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from senn.curvature.factors import Moments, cholesky, moments
 from senn.curvature.samples import Rowwise
 from senn.errors import SennError
 from senn.ledger import Fold, Ledger
+from senn.pruning import PruningLedger
 
 EXACT = 1e-12
 
@@ -186,6 +188,7 @@ def test_ledger_after_acceptance_equals_a_ledger_that_had_the_columns(seed: int)
     assert one.eta == pytest.approx(two.eta, rel=1e-2)
     mine, theirs = torch.tensor([[u] for u in left]), torch.tensor([[u] for u in range(3)])
     torch.testing.assert_close(one.gain(mine), two.gain(theirs), rtol=2e-2, atol=2e-3)
+    one.fit, one.held = (replace(account, taken=None) for account in (one.fit, one.held))  # the steps are not in `two`
     torch.testing.assert_close(one.heldout(mine)[0], two.heldout(theirs)[0], rtol=2e-2, atol=2e-3)
 
 
@@ -265,3 +268,65 @@ def test_cholesky_of_dead_and_duplicate_units():
 
 def test_addition_limit_is_theorem_3_1():
     assert scores.addition_limit(1.0, 2.5e-3) == pytest.approx(1 + math.log(400) / math.log(2))
+
+
+def sparse_together(seed: int, n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns that are active on the few samples with large gradients, where K-FAC's factors are far off."""
+    g = torch.Generator().manual_seed(seed)
+    active = (torch.rand(n, 1, generator=g, dtype=torch.float64) < 0.1).double()
+    a = torch.cat([torch.ones(n, 1), active * (1 + 0.5 * torch.randn(n, 6, generator=g, dtype=torch.float64))], 1)
+    return a, active * (2 + torch.randn(n, 1, generator=g, dtype=torch.float64))
+
+
+def test_promises_of_units_accepted_one_after_another_add_up_to_no_more_than_lambda():
+    """The sum is the exact quadratic model's value of all steps together, on the samples that they are valued on."""
+    S = torch.eye(1, dtype=torch.float64)
+    for seed in range(10):
+        x, dz = sparse_together(seed)
+        ledger = Ledger(*(fold_of(x[part], dz[part], S) for part in (slice(0, 100), slice(100, 200))), existing=1)
+        total = 0.0
+        for unit in range(6):
+            promise = ledger.heldout(torch.tensor([[unit]]))[0].item()
+            total += max(promise, 0.0)
+            if promise > 0:
+                ledger.accept(torch.tensor([unit]))
+        assert 0 < total <= dz[100:].square().mean()
+
+
+def test_few_rows_say_the_same_through_their_products():
+    """The moment of a map with more columns than rows is never formed; every figure is as if it were."""
+    g = torch.Generator().manual_seed(0)
+    n, c, m, p = 30, 80, 2, 6
+    x = torch.randn(2 * n, c + p, generator=g, dtype=torch.float64)
+    dz, s = (torch.randn(2 * n, m, generator=g, dtype=torch.float64) for _ in range(2))
+
+    def fold(part: slice, few: bool) -> Fold:
+        found = moments(x[part], dz[part], s[part])
+        if few:
+            found = replace(found, inputs=x.new_empty(0), read=0.0)
+        return Fold.of(found, Rowwise(x[part], s[part], dz[part]))
+
+    parts = slice(0, n), slice(n, 2 * n)
+    few, whole = (Ledger(*(fold(part, kind) for part in parts), existing=c) for kind in (True, False))
+    assert type(few.inverse).__name__ == "InverseOfRows"
+    assert type(whole.inverse).__name__ == "Inverse"
+    columns = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    for accepted in (None, torch.tensor([2, 3])):
+        if accepted is not None:
+            few.accept(accepted), whole.accept(accepted)
+        assert few.eta == pytest.approx(whole.eta, rel=1e-6)
+        left = columns if accepted is None else columns[::2]
+        for figure in ("gain", "bound"):
+            torch.testing.assert_close(getattr(few, figure)(left), getattr(whole, figure)(left), rtol=1e-5, atol=0)
+        for ours, theirs in zip(few.heldout(left), whole.heldout(left), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
+    weight = torch.randn(m, c, generator=g, dtype=torch.float64)
+    ours, theirs = (PruningLedger(one.inverse, one.after(weight), 1) for one in (few, whole))
+    groups = torch.arange(c).view(-1, 4)
+    torch.testing.assert_close(ours.costs(groups), theirs.costs(groups), rtol=1e-5, atol=0)
+    ours.remove(groups[3]), theirs.remove(groups[3])
+    torch.testing.assert_close(ours.costs(groups[:3]), theirs.costs(groups[:3]), rtol=1e-5, atol=0)
+    # two batches, each few: more rows than half the columns are summed up
+    both = fold(parts[0], True) + fold(parts[1], True)
+    assert both.rows is None
+    torch.testing.assert_close(both.whole.A, x.mT @ x / (2 * n))

@@ -54,7 +54,7 @@ class Fold:
     """What is known about one fold of samples.
 
     Attributes:
-        moments: over [a_c | a_p]; its `inputs` are empty while all rows are kept and are few (see `few`).
+        moments: over [a_c | a_p]; of the inputs it has `read` none while all rows are kept and are few (see `few`).
         samples: some of them, one by one, over the same columns.
     """
 
@@ -93,7 +93,7 @@ class Fold:
     @property
     def rows(self) -> Tensor | None:
         """All rows [a_c | a_p], where these stand for the moment of inputs."""
-        if self.moments.inputs.numel():
+        if self.moments.read:
             return None
         assert isinstance(self.samples, Rowwise)
         return self.samples.a
@@ -101,7 +101,9 @@ class Fold:
     @property
     def whole(self) -> Moments:
         """The moments with those of the inputs."""
-        return self.moments if self.rows is None else replace(self.moments, inputs=gram(self.rows))
+        if self.rows is None:
+            return self.moments
+        return replace(self.moments, inputs=gram(self.rows), read=float(len(self.rows)))
 
 
 class Ledger:
@@ -254,28 +256,46 @@ class Ledger:
     def accept(self, columns: Tensor, onto: Tensor | None = None) -> None:
         """Count these columns (p,) as part of the map from now on."""
         self.eta += float(self.gain(columns[None], onto)[0])
+        cross = _projected(_gather(self.fit.cross, columns[None]), onto)
+        step = _divide(cross, _blocks(self.fit.residual, columns[None]))
+        flat, length = self._stepped(step, (step * cross).sum((-2, -1)), columns[None])
+        self.fit, self.held = (
+            account.moved(length * account.along("s", flat, columns[None])) for account in (self.fit, self.held)
+        )
         self.all, self.fit, self.held = (account.without(columns) for account in (self.all, self.fit, self.held))
 
     def clone(self) -> Ledger:
         """A ledger to try acceptances on: tensors are replaced, never written to, so a shallow copy is enough."""
         return copy.copy(self)
 
-    def _value(self, step: Tensor, fitted: Tensor, held: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """2 t <g_held, d> - t^2 d^T F_held d, the length t (at most K-FAC's own, 1) fitted on the other fold.
+    def _stepped(self, step: Tensor, fitted: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitened steps (groups, m, p) as (m, groups * p) of the map, and their lengths (groups,).
 
-        The standard error is that of the mean over the held-out samples.
+        The length is the best one along the step on the fold that it was fitted on, given what was accepted before, and
+        at most K-FAC's own, 1. `fitted` is the step's decrease to first order.
         """
         groups, m, p = step.shape
         flat = step.movedim(1, 0).reshape(m, groups * p)
         flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)
+        curved, crossed = self.fit.curvature(self.fit.along("s", flat, columns))
+        slope = (fitted - crossed).clamp_min(0)
+        return flat, slope / torch.maximum(curved, slope).clamp_min(1e-30)
+
+    def _value(self, step: Tensor, fitted: Tensor, held: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """2 t <g_held, d> - t^2 d^T F_held d - 2 t d^T F_held d_0 of a step t d after the accepted ones, d_0.
+
+        The last term is what K-FAC takes to be zero, since columns are residual ones: without it, units that are active
+        on the same samples would each promise the same decrease. The standard error is that of the mean over the
+        held-out samples.
+        """
+        flat, length = self._stepped(step, fitted, columns)
         # what a step does to a sample is the sum of what it does at its locations: summed before it is squared
-        on_fit, on_held = (account.along("s", flat, columns).square() for account in (self.fit, self.held))
-        curved, curved_held = on_fit.sum(0).double() / self.fit.weight, on_held.sum(0).double() / self.held.weight
-        length = fitted / torch.maximum(curved, fitted).clamp_min(1e-30)
-        value = 2 * length * held - length.square() * curved_held
+        on_held = self.held.along("s", flat, columns)
+        curved, crossed = self.held.curvature(on_held)
+        value = 2 * length * (held - crossed) - length.square() * curved
         slope = self.held.along("dz", flat, columns)
-        samples = (2 * length * slope - length.square() * on_held) / self.locations
-        error = samples.std(0, correction=0) / self.held_samples**0.5
+        samples = 2 * length * (slope - self.held.before(on_held) * on_held) - length.square() * on_held.square()
+        error = (samples / self.locations).std(0, correction=0) / self.held_samples**0.5
         return self.locations * value, self.locations * error
 
     def _quadratic(self, moment: Tensor, columns: Tensor, onto: Tensor | None) -> Tensor:
@@ -295,12 +315,14 @@ class Account:
         cross: (m, P) L^-1 E[d_r a_p^T].
         samples: kept one by one, over the residual activations; none are kept for all samples together.
         weight: sum of their rows' weights.
+        taken: (samples,) s^T d a of the steps that were accepted, summed; None for none.
     """
 
     residual: Tensor
     cross: Tensor
     samples: Samples | None
     weight: float
+    taken: Tensor | None = None
 
     def without(self, columns: Tensor) -> Account:
         """After these columns are part of the map: one step of block elimination."""
@@ -310,7 +332,21 @@ class Account:
             self.cross - self.cross[:, columns] @ taken.mT,
             None if self.samples is None else self.samples.without(columns, taken),
             self.weight,
+            self.taken,
         )
+
+    def moved(self, along: Tensor) -> Account:
+        """After a step with s^T d a of (samples, 1)."""
+        return replace(self, taken=along[:, 0] if self.taken is None else self.taken + along[:, 0])
+
+    def before(self, along: Tensor) -> Tensor:
+        """What the accepted steps do to the samples, (samples, 1) of the dtype of (samples, groups)."""
+        return along.new_zeros(len(along), 1) if self.taken is None else self.taken[:, None].to(along)
+
+    def curvature(self, along: Tensor) -> tuple[Tensor, Tensor]:
+        """d^T F d of each step, and d^T F d_0 with the accepted ones, for s^T d a of (samples, groups)."""
+        curved, crossed = along.square().sum(0), (along * self.before(along)).sum(0)
+        return curved.double() / self.weight, crossed.double() / self.weight
 
     def along(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
         """See `Rowwise.along`: of the kept samples, (samples, groups)."""
