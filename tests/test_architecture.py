@@ -26,6 +26,8 @@ STRANGERS = {
     "pruning": {"structure", "policy", "surgery"},
     "menu": {"optim"},
     "columns": {"policy", "optim"},
+    "beside": {"policy", "optim"},
+    "layers": {"policy", "optim"},
     "drawing": {"optim"},
     "survey": {"optim"},
     "plots": {"nn", "torch"},

@@ -141,7 +141,7 @@ def test_residual_insertion_gain_is_that_of_its_live_weights(hidden, outputs):
     model, (x, y) = plain(outputs, hidden).double(), data(outputs)
     menu = menu_of(model, x, y, "depth")
     layer, H = menu.draw.layers["2"][0], metric_of(menu, "2")
-    gains = menu.ledgers["2"].gain(menu.columns["2"].layers[0], menu._onto("2", layer))
+    gains = menu.ledgers["2"].gain(menu.columns["2"].layers[0], menu._onto("2"))
     before = dense_eta(model, affine("2"), x, y, H)
     for unit in range(5):
         grown = copy.deepcopy(model)

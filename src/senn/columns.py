@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from senn.curvature.patches import Dense, Patches, Read
-from senn.proposals import Draw, Layer
+from senn.layers import Layer
+from senn.proposals import Draw
 from senn.structure import LinearMap, Structure, tensor_of
 from senn.surgery.layout import LayoutDraft
 

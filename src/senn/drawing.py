@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from senn import batch
 from senn.batch import Inputs, Output
+from senn.beside import repeatable
 from senn.curvature.capture import layout_of
 from senn.curvature.output import OutputMetric
 from senn.curvature.patches import Patches, full
 from senn.curvature.reading import Application, Layout, Reading, evaluating, forward, reading
 from senn.errors import DivergenceError
+from senn.layers import ConvolutionalLayer, Layer, same
 from senn.nn import Residual
-from senn.proposals import Draw, Layer, Proposals, draw_identity, draw_residual, draw_units
-from senn.structure import LinearMap, Site, Space, Structure
+from senn.proposals import Draw, Proposals, draw_convolutional, draw_identity, draw_residual, draw_units
+from senn.structure import LinearMap, Site, Space, Structure, silent_copy
+from senn.surgery import Append, Widen
 
 LOOK = 128
 """Samples that the draw looks at, for the scale of the candidates."""
@@ -69,7 +72,8 @@ def propose(
     loss = float(metric.loss(output, targets[:few]))
     loss /= metric.nat(loss, output)
     passing = {name: _passing(one[0], layout_of(readings, name, 0), len(output)) for name, one in seen.items()}
-    widen, layers = {}, {}
+    widen: dict[str, Widen] = {}
+    layers: dict[str, tuple[Layer, ...]] = {}
     if "width" in moves:
         for space in structure.spaces:
             if _is_scored(space, maps):
@@ -77,15 +81,62 @@ def propose(
     if "depth" in moves:
         for found in _open_sites(model, structure, maps):
             site = replace(found, activation=recipe.activation or found.activation)
+            if site.spatial:
+                layer = _before_convolution(site, seen[site.module][0], recipe, affordable, loss, generator)
+                if layer is not None:
+                    layers[site.module] = (layer,)
+                continue
             x, offered = passing[site.module].x, list[Layer]()
+            rational = site.activation == "Rational"
+            if seen[site.module][0].x.dim() != 2:  # PReLU has its units second, these have them last
+                rational = True
+                site = replace(site, activation="ReLU" if site.activation == "PReLU" else site.activation)
             if recipe.residual and affordable(2 * site.features + 1, loss):
                 offered.append(draw_residual(site, x, recipe, generator))
             if affordable(site.features * (site.features + 1), loss):
                 for _ in range(recipe.identity):
-                    offered.append(draw_identity(site, x, maps[site.module].bias is not None, generator))
+                    biased = maps[site.module].bias is not None
+                    offered.append(draw_identity(site, x, biased, generator, rational=rational))
             if offered:
                 layers[site.module] = tuple(offered)
-    return Draw(widen, layers)
+    return Draw(widen, layers, _repeats(model, structure, maps, affordable, loss) if "depth" in moves else {})
+
+
+def _before_convolution(
+    site: Site,
+    one: Application,
+    recipe: Proposals,
+    affordable: Callable[[int, float], bool],
+    loss: float,
+    generator: torch.Generator,
+) -> ConvolutionalLayer | None:
+    """Candidate channels of a residual layer before a convolution, of three taps a dimension if it has several."""
+    assert one.kernel is not None
+    size = 3 if min(one.kernel.size) > 1 else 1
+    if not recipe.residual or not affordable(site.features * (size**site.spatial + 1) + 1, loss):
+        return None
+    read = Patches.of(full(one.x), False, same(site.spatial, size))
+    places = torch.arange(0, read.locations, max(read.locations * len(one.x) // LOOKED_AT, 1), device=one.x.device)
+    return draw_convolutional(site, read.rows(places), recipe, generator)
+
+
+def _repeats(
+    model: nn.Module,
+    structure: Structure,
+    maps: Mapping[str, LinearMap],
+    affordable: Callable[[int, float], bool],
+    loss: float,
+) -> dict[str, Append]:
+    """Silent copies of the residual blocks whose maps can be read."""
+    found = {}
+    for block in structure.blocks:
+        module = model.get_submodule(block.module)
+        if isinstance(module, Residual):  # its width does as much
+            continue
+        parameters = sum(p.numel() for p in module.parameters())
+        if affordable(parameters, loss) and repeatable(model, block, maps):
+            found[block.module] = Append(block.module, silent_copy(model, block))
+    return found
 
 
 def _is_scored(space: Space, maps: Mapping[str, LinearMap]) -> bool:
@@ -96,7 +147,7 @@ def _is_scored(space: Space, maps: Mapping[str, LinearMap]) -> bool:
 def _open_sites(model: nn.Module, structure: Structure, maps: Mapping[str, LinearMap]) -> list[Site]:
     """Sites outside residual branches: no layer within a layer is offered, since width of the branch does as much."""
     branches = [f"{name}." for name, module in model.named_modules() if isinstance(module, Residual)]
-    sites = [site for site in structure.sites if site.module in maps and not site.spatial]
+    sites = [site for site in structure.sites if site.module in maps]
     return [site for site in sites if not any(site.module.startswith(branch) for branch in branches)]
 
 

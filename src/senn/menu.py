@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from senn.beside import Beside
 from senn.columns import Columns
+from senn.layers import IdentityLayer, Layer
 from senn.ledger import Ledger
 from senn.policy import Budget, Candidate
-from senn.proposals import Draw, IdentityLayer, Layer, ResidualLayer
+from senn.proposals import Draw
 from senn.pruning import PruningLedger
 from senn.structure import LinearMap, Slot, Space, Structure, linear_map
 from senn.structure import columns as columns_of
@@ -42,6 +44,7 @@ class Menu:
         ledgers: by linear map.
         pruning: by linear map; empty offers no pruning.
         columns: by linear map.
+        beside: accounts of what could be added beside streams.
         limit: lambda.
         samples: training samples, for prices.
         nat: how much of the loss one nat per sample is.
@@ -58,6 +61,7 @@ class Menu:
         ledgers: Mapping[str, Ledger],
         pruning: Mapping[str, PruningLedger],
         columns: Mapping[str, Columns],
+        beside: Beside,
         *,
         limit: float,
         samples: int,
@@ -67,13 +71,14 @@ class Menu:
     ) -> None:
         self.eta = sum(ledger.eta for ledger in ledgers.values()) if eta is None else eta
         self.model, self.structure, self.maps, self.draw = model, structure, maps, draw
-        self.ledgers, self.pruning, self.columns = ledgers, pruning, columns
+        self.ledgers, self.pruning, self.columns, self.beside = ledgers, pruning, columns, beside
         self.limit, self.samples, self.nat, self.budget = limit, samples, nat, budget
         self.parameters = sum(p.numel() for p in model.parameters())
         self.per_unit = {space.name: parameters_per_unit(model, space) for space in structure.spaces}
         self.grown: dict[str, list[int]] = {}
         self.inserted: dict[str, tuple[int, list[int]]] = {}
         self.removed: dict[str, list[int]] = {}
+        self.repeated: list[str] = []
         self.accepted: list[Candidate] = []
         self._options: dict[int, Option] = {}
         self._scored: dict[str, list[Option]] = {}
@@ -81,6 +86,8 @@ class Menu:
 
     def candidates(self) -> list[Candidate]:
         """The best candidates of each kind at each place, with all that is accepted already taken into account."""
+        if self.repeated:  # a copy is one of the block as it is now, so nothing else changes in this round
+            return []
         for space in self.structure.spaces:
             if space.name not in self._scored:
                 self._scored[space.name] = [*self._widen(space), *self._prune(space)]
@@ -89,6 +96,7 @@ class Menu:
                 found = [self._insert(site, number, layer) for number, layer in enumerate(layers)]
                 self._scored_sites[site] = [option for options in found for option in options]
         options = [o for scored in (self._scored, self._scored_sites) for place in scored.values() for o in place]
+        options += [self._repeat(block) for block in self.beside.repeats] if not self.accepted else []
         self._options = {}
         for option in options:
             if self.budget.allows(option.candidate, self.parameters):
@@ -110,14 +118,15 @@ class Menu:
             for name, columns in self._consumers(place):
                 for unit in option.chosen:
                     self.ledgers[name].accept(columns[unit])
+        elif option.layer is None:
+            self.repeated.append(place)
         else:
-            assert option.layer is not None
             self.inserted.setdefault(place, (option.layer, []))[1].extend(option.chosen)
             layer = self.draw.layers[place][option.layer]
-            if isinstance(layer, ResidualLayer):
-                columns, onto = self.columns[place].layers[option.layer], self._onto(place, layer)
+            if not isinstance(layer, IdentityLayer):
+                ledger, groups = self._account(place)
                 for unit in option.chosen:
-                    self.ledgers[place].accept(columns[unit], onto)
+                    ledger.accept(groups[option.layer][unit], self._onto(place))
         self._forget(place if candidate.kind == "insert" else None, None if candidate.kind == "insert" else place)
         if candidate.kind != "prune":
             self.eta += candidate.gain
@@ -142,7 +151,8 @@ class Menu:
             moves.append(self._removal(self.structure.space(name), sorted(gone)))
         for site, (number, units) in self.inserted.items():
             layer = self.draw.layers[site][number]
-            moves.append(layer.move(units) if isinstance(layer, ResidualLayer) else layer.move())
+            moves.append(layer.move() if isinstance(layer, IdentityLayer) else layer.move(units))
+        moves += [self.draw.repeats[block] for block in self.repeated]
         return moves
 
     # -- width
@@ -178,14 +188,15 @@ class Menu:
         touched = {*self.grown, *self.removed}
         if (chosen is not None and chosen[0] != number) or any(s in touched for s in self.columns[site].spaces):
             return []
-        columns = self.columns[site].layers[number]
+        ledger, groups = self._account(site)
+        columns = groups[number]
         if isinstance(layer, IdentityLayer):
             return [] if chosen else [self._identity(site, number, layer, columns)]
         accepted = chosen[1] if chosen else []
         step = self.budget.round_to
         units = step - len(accepted) % step
         options = []
-        for figures in _best([(self.ledgers[site], columns, self._onto(site, layer))], units, accepted):
+        for figures in _best([(ledger, columns, self._onto(site))], units, accepted):
             width = len(accepted) + units
             candidate = Candidate(
                 "insert", site, layer.name, units, width, layer.parameters(units), *figures[1:],
@@ -207,8 +218,26 @@ class Menu:
         )  # fmt: skip
         return Option(candidate, (), number)
 
-    def _onto(self, site: str, layer: ResidualLayer) -> Tensor | None:
+    def _account(self, site: str) -> tuple[Ledger, list[Tensor]]:
+        """Where layers before a map are scored, and which columns are theirs: at its input for a convolution."""
+        if site in self.beside.layers:
+            return self.beside.layers[site]
+        return self.ledgers[site], self.columns[site].layers
+
+    def _repeat(self, block: str) -> Option:
+        """A silent copy of a residual block after it."""
+        copy = self.draw.repeats[block].copy
+        parameters = sum(p.numel() for p in copy.parameters())
+        candidate = Candidate(
+            "insert", block, "a copy after it", 1, 1, parameters, *self.beside.worth(block, copy),
+            self.eta, self.limit, self.samples, self.nat,
+        )  # fmt: skip
+        return Option(candidate, ())
+
+    def _onto(self, site: str) -> Tensor | None:
         """Orthonormal basis, in whitened outputs, of what the map makes of changes of its input; None for all."""
+        if site in self.beside.layers:
+            return None
         weight = linear_map(self.model, site).weight.detach().double()
         if weight.shape[0] <= weight.shape[1]:
             return None

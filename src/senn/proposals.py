@@ -7,17 +7,17 @@ mixture of centred samples has the inputs' covariance), or to be perturbed copie
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from senn.nn import Rational, Residual
+from senn.layers import ConvolutionalLayer, IdentityLayer, Layer, ResidualLayer, fresh_activation
+from senn.nn import Rational
 from senn.structure import LinearMap, Site, Slot, Space, matrix, tensor_of
-from senn.surgery import Insert, Widen, parameters_per_unit
+from senn.surgery import Append, Widen, parameters_per_unit
 
 SMALLEST_SPREAD = 1e-6
 """Smallest spread of a pre-activation that a unit is scaled by."""
@@ -28,7 +28,7 @@ WEIGHTS = 20_000
 
 
 CHANNELS = 8
-"""Candidates of a space of channels, at least; or half as many as it has."""
+"""Candidates of a space of channels, at least; or a quarter as many as it has."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Proposals:
 
     Args:
         units: candidate units for each space; None for as many as `WEIGHTS` weights allow, between 64 and 256, and for
-            channels of a convolution half as many as there are (but `CHANNELS`).
+            channels of a convolution a quarter as many as there are (but `CHANNELS`).
         copies: fraction of them that are perturbed copies of existing units.
         smooth: fraction of the random ones whose direction follows the data.
         residual: candidate units of a residual layer at each site; 0 offers none.
@@ -58,131 +58,18 @@ class Proposals:
 
 
 @dataclass(frozen=True, eq=False)
-class ResidualLayer:
-    """A residual layer x + V phi(B x + beta), V = 0, of which some units will be chosen.
-
-    Attributes:
-        site: where.
-        weight: B, (units, in).
-        bias: beta, (units,).
-        activation: phi, a module over `units` units.
-    """
-
-    site: Site
-    weight: Tensor
-    bias: Tensor
-    activation: nn.Module
-
-    columns_per_unit = 1
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"residual {type(self.activation).__name__}"
-
-    @property
-    def columns(self) -> int:
-        """Number of features."""
-        return len(self.weight)
-
-    def features(self, x: Tensor) -> Tensor:
-        """phi(B x + beta), (rows, in) to (rows, units)."""
-        result: Tensor = self.activation(x @ self.weight.to(x).mT + self.bias.to(x))
-        return result
-
-    def parameters(self, units: int) -> int:
-        """Number of parameters of the layer with that many units."""
-        per_unit = sum(p[..., :1].numel() for p in self.activation.parameters()) if _per_unit(self.activation) else 0
-        return units * (2 * self.site.features + 1 + per_unit)
-
-    def move(self, units: Sequence[int]) -> Insert:
-        """The insertion of a layer of the chosen units."""
-        chosen = torch.as_tensor(list(units))
-        first = nn.Linear(self.site.features, len(chosen))
-        last = nn.Linear(len(chosen), self.site.features, bias=False)
-        activation = copy.deepcopy(self.activation)
-        if _per_unit(activation):
-            activation = type(activation)(len(chosen))
-            for name, parameter in activation.named_parameters():
-                parameter.data = self.activation.get_parameter(name).detach()[chosen].clone()
-        with torch.no_grad():
-            first.weight.copy_(self.weight[chosen])
-            first.bias.copy_(self.bias[chosen])
-            last.weight.zero_()
-        return Insert(self.site.module, Residual(nn.Sequential(first, activation, last)))
-
-
-@dataclass(frozen=True, eq=False)
-class IdentityLayer:
-    """An identity insertion x -> sigma(B x + beta), W -> W B^-1, with sigma the identity now (paper, section 3.1).
-
-    The features are what the activation's own parameters would add: d sigma / d p at the identity.
-
-    Attributes:
-        site: where.
-        weight: B, (in, in), orthogonal up to a scale per row.
-        bias: beta, (in,).
-        rational: whether sigma is `Rational`; else PReLU.
-    """
-
-    site: Site
-    weight: Tensor
-    bias: Tensor
-    rational: bool
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return "identity " + ("Rational" if self.rational else "PReLU")
-
-    @property
-    def columns_per_unit(self) -> int:
-        """Activation parameters per unit that become live."""
-        return 2 if self.rational else 1
-
-    @property
-    def columns(self) -> int:
-        """Number of features."""
-        return self.site.features * self.columns_per_unit
-
-    def features(self, x: Tensor) -> Tensor:
-        """(rows, in) to (rows, in * columns_per_unit), a unit's columns side by side."""
-        u = x @ self.weight.to(x).mT + self.bias.to(x)
-        if self.rational:
-            return torch.stack([1 / (1 + u**2), 2 * u / (1 + u**2)], -1).flatten(-2)
-        return u.clamp_max(0)
-
-    def parameters(self) -> int:
-        """Number of parameters of the layer."""
-        return self.site.features * (self.site.features + 1 + (3 if self.rational else 1))
-
-    def move(self) -> Insert:
-        """The insertion."""
-        size = self.site.features
-        linear = nn.Linear(size, size)
-        activation = Rational.identity(size) if self.rational else nn.PReLU(size, init=1.0)
-        inverse = torch.linalg.inv(self.weight.double())
-        with torch.no_grad():
-            linear.weight.copy_(self.weight)
-            linear.bias.copy_(self.bias)
-        shift = -inverse @ self.bias.double() if self.bias.any() else None
-        return Insert(self.site.module, nn.Sequential(linear, activation), inverse, shift)
-
-
-Layer = ResidualLayer | IdentityLayer
-
-
-@dataclass(frozen=True, eq=False)
 class Draw:
     """All candidates of one consideration.
 
     Attributes:
         widen: by space, the move that would add all of its candidate units.
         layers: by site, the layers that could be inserted.
+        repeats: by residual block, the move that would put a silent copy after it.
     """
 
     widen: Mapping[str, Widen] = field(default_factory=dict)
     layers: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
+    repeats: Mapping[str, Append] = field(default_factory=dict)
 
 
 def directions(
@@ -262,7 +149,7 @@ def draw_units(
     wanted = recipe.units or min(max(WEIGHTS // parameters_per_unit(model, space), 64), 256)
     if any(tensor_of(model, slot.name).dim() > 2 for slot in space.slots) and not recipe.units:
         # a pass through the candidates costs as much as one through the model
-        wanted = min(wanted, max(space.width // 2, CHANNELS))
+        wanted = min(wanted, max(space.width // 4, CHANNELS))
     count = max(wanted // space.quantum, 1) * space.quantum
     for slot in space.of("producer"):
         values[slot.name] = _alike(tensor_of(model, slot.name).detach(), slot, count, generator)
@@ -297,13 +184,24 @@ def _alike(old: Tensor, slot: Slot, count: int, generator: torch.Generator) -> T
 def draw_residual(site: Site, x: Tensor, recipe: Proposals, generator: torch.Generator) -> ResidualLayer:
     """Candidate units of a residual layer at a site, for rows x (n, in) of the linear map's input."""
     weight, bias = scaled(x, directions(x, recipe.residual, recipe.smooth, generator), 1.0, generator)
-    return ResidualLayer(site, weight, bias, _activation(site.activation, recipe.residual, generator).to(x.dtype))
+    return ResidualLayer(site, weight, bias, fresh_activation(site.activation, recipe.residual, generator).to(x.dtype))
 
 
-def draw_identity(site: Site, x: Tensor, biased: bool, generator: torch.Generator) -> IdentityLayer:
+def draw_convolutional(site: Site, x: Tensor, recipe: Proposals, generator: torch.Generator) -> ConvolutionalLayer:
+    """The same before a convolution, for rows x (n, in * taps) of patches of its input."""
+    weight, bias = scaled(x, directions(x, recipe.residual, recipe.smooth, generator), 1.0, generator)
+    size = round((x.shape[1] / site.features) ** (1 / site.spatial))
+    # `Rational` is an activation of last dimensions
+    name = "ReLU" if site.activation == "Rational" else site.activation
+    activation = fresh_activation(name, recipe.residual, generator).to(x.dtype)
+    return ConvolutionalLayer(site, weight.view(-1, site.features, *(size,) * site.spatial), bias, activation)
+
+
+def draw_identity(site: Site, x: Tensor, biased: bool, generator: torch.Generator, *, rational: bool) -> IdentityLayer:
     """A random well-conditioned basis in which an activation that is the identity now is inserted.
 
-    A map without a bias (`biased` False) could not take a shift back, so the basis then has none.
+    A map without a bias (`biased` False) could not take a shift back, so the basis then has none. The activation is
+    `rational`, or a PReLU, whose units come second.
     """
     size = site.features
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
@@ -313,21 +211,4 @@ def draw_identity(site: Site, x: Tensor, biased: bool, generator: torch.Generato
     centre = 0.5 * torch.randn(size, generator=generator, dtype=torch.float64)
     weight = (basis * scale[:, None]).float()
     shift = (centre - u.mean(0) * scale).float() if biased else torch.zeros(size)
-    return IdentityLayer(site, weight, shift, site.activation == "Rational")
-
-
-def _activation(name: str, units: int, generator: torch.Generator) -> nn.Module:
-    """A fresh activation of the class that the model uses nearby."""
-    if name == "Rational":
-        module = Rational(units)
-        for parameter in module.parameters():
-            parameter.data = torch.randn(units, generator=generator)
-        return module
-    if name == "PReLU":
-        return nn.PReLU(units)
-    found: nn.Module = getattr(nn, name, nn.ReLU)()
-    return found
-
-
-def _per_unit(activation: nn.Module) -> bool:
-    return isinstance(activation, Rational | nn.PReLU)
+    return IdentityLayer(site, weight, shift, rational)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from senn import batch
 from senn.ascent import Hill, ascend
 from senn.batch import Inputs, Output
+from senn.beside import Beside, Label, look_beside
 from senn.columns import Columns, lay_out
 from senn.curvature.capture import Part, capture, layout_of, read_of
 from senn.curvature.factors import Inverse
@@ -98,6 +99,7 @@ class Survey:
         self._draw: Draw | None = None
         self._copy: tuple[list[int], nn.Module] | None = None
         self._data: set[str] = set()
+        self._beside: dict[Label, Columns] = {}
         self._columns: dict[str, Columns] = {}
         self._fit: dict[str, Fold] = {}
         self._held: dict[str, Fold] = {}
@@ -161,8 +163,9 @@ class Survey:
             if "prune" in self.moves and name in prunable:
                 after = ledger.after(_weight(self.model, self.maps[name]))
                 pruning[name] = PruningLedger(ledger.inverse, after, ledger.locations)
+        beside = Beside.of(self._beside, self._fit, self._held)
         return Menu(
-            self.model, self.structure, self.maps, self._draw, ledgers, pruning, self._columns,
+            self.model, self.structure, self.maps, self._draw, ledgers, pruning, self._columns, beside,
             limit=self._limit_sum / self.samples, samples=samples, nat=self.metric.nat(self.loss, self._output),
             budget=budget, eta=self._whole_eta(ledgers) if whole_eta else None,
         )  # fmt: skip
@@ -216,14 +219,14 @@ class Survey:
                 bias = one.bias if readings[name].biased else None
                 self.maps[name] = replace(one, bias=bias)
 
-    def _parts(self, count: int) -> list[tuple[slice, list[tuple[str, slice]]]]:
-        """What of a batch is looked at at once, and which samples of that are in which fold."""
+    def _parts(self, count: int) -> list[tuple[slice, list[tuple[str, slice]], bool]]:
+        """What of a batch is looked at at once, which samples of that are in which fold, whether they are its first."""
         half, most = count // 2, max(reading.locations for reading in self._readings.values())
         if count * most <= MOST_ROWS:
-            return [(slice(0, count), [("fit", slice(0, half)), ("held", slice(half, count))])]
+            return [(slice(0, count), [("fit", slice(0, half)), ("held", slice(half, count))], True)]
         size = max(MOST_ROWS // most, 1)
         return [
-            (slice(start, min(start + size, last)), [(fold, slice(None))])
+            (slice(start, min(start + size, last)), [(fold, slice(0, min(size, last - start)))], start == first)
             for fold, first, last in (("fit", 0, half), ("held", half, count))
             for start in range(first, last, size)
         ]
@@ -231,19 +234,19 @@ class Survey:
     def _look(
         self,
         draw: Draw,
-        part: tuple[slice, list[tuple[str, slice]]],
+        part: tuple[slice, list[tuple[str, slice]], bool],
         inputs: Inputs,
         targets: Tensor,
         weights: Tensor | None,
     ) -> Look:
         """Look at one part of a batch: the model forwards and backwards, the trial forwards only."""
-        which, folds = part
+        which, folds, first = part
         count = len(targets)
         inputs, targets = batch.take(inputs, which, count), targets[which]
         weights = None if weights is None else weights[which]
         seen = capture(
             self.model, [*self.maps], inputs, targets, self.metric, generator=self.generator, weights=weights,
-            find=self.output, layouts=self._readings,
+            find=self.output, layouts=self._readings, blocks=[*draw.repeats] if first else (),
         )  # fmt: skip
         reads = self._reads_of_trial(draw, inputs, len(targets))
         look = Look(len(targets), seen.loss, seen.bound, seen.output)
@@ -259,6 +262,14 @@ class Survey:
                 own = [one.some(samples) for one in parts]
                 of = None if weights is None else weights[samples]
                 look.folds[fold][name] = self._fold(name, own, of, count)
+        if first:
+            for fold, samples in folds:
+                of = None if weights is None else weights[samples]
+                for label, (columns, found) in look_beside(
+                    self.model, self.structure, self.maps, draw, seen, samples, of, self._readings, self.generator
+                ).items():
+                    self._beside[label] = columns
+                    look.folds[fold][str(label)] = found
         return look
 
     def _reads_of_trial(self, draw: Draw, inputs: Inputs, count: int) -> dict[str, list[Read]]:

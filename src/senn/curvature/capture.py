@@ -7,11 +7,14 @@ modes and the global random state come back as they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import batch
 from senn.batch import Inputs, Output
@@ -77,17 +80,41 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockRun:
+    """One run of a residual block.
+
+    Attributes:
+        args: what a copy after it would be called with: its output in the place of its first argument.
+        kwargs: the same.
+        dz: gradient of each sample's loss with respect to its output, of the output's shape.
+        s: curvature-propagated random signs there.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dz: Tensor
+    s: Tensor
+
+    def some(self, samples: slice) -> BlockRun:
+        """Some of the samples."""
+        args, kwargs = batch.take((self.args, self.kwargs), samples, len(self.dz))
+        return BlockRun(args, kwargs, self.dz[samples], self.s[samples])
+
+
+@dataclass(frozen=True, eq=False)
 class Capture:
     """One batch, seen at every linear map.
 
     Attributes:
         rows: by the linear map's name.
+        blocks: runs of the blocks that were asked for, by name.
         loss: mean loss of the batch, in the loss's own unit (nats for cross-entropy).
         bound: lambda, the most that eta can be on this batch.
         output: the model's outputs, detached.
     """
 
     rows: dict[str, Rows]
+    blocks: dict[str, BlockRun]
     loss: float
     bound: float
     output: Tensor
@@ -104,6 +131,7 @@ def capture(
     weights: Tensor | None = None,
     find: Output | None = None,
     layouts: Mapping[str, Reading] | None = None,
+    blocks: Sequence[str] = (),
 ) -> Capture:
     """Read the rows of the named linear maps on one batch.
 
@@ -117,6 +145,7 @@ def capture(
         weights: (samples,) with mean 1, or None.
         find: finds the outputs in what the model returns.
         layouts: how maps are to be read (`legible`); without, first dimensions count samples.
+        blocks: modules whose runs are wanted too.
 
     Raises:
         SennError: the outputs or the loss are NaN or infinite.
@@ -124,7 +153,7 @@ def capture(
     """
     if not names:
         raise UnsupportedError("the model has no linear map whose inputs could be read")
-    with torch.enable_grad(), evaluating(model), reading(model, names) as seen:
+    with torch.enable_grad(), evaluating(model), reading(model, names) as seen, _running(model, blocks) as runs:
         output = forward(model, inputs, find)
     missing = [name for name in names if name not in seen]
     if missing:
@@ -135,19 +164,20 @@ def capture(
         raise SennError(f"the loss on this batch is {loss}: the network has diverged or the batch holds bad values")
     applied = [(name, one) for name in names for one in seen[name]]
     edges = [one.edge for _, one in applied if one.edge is not None]
+    ends = [run.edge for run in runs.values()]
     if len(edges) < len(applied):
         raise UnsupportedError("the outputs do not depend on any trainable parameter")
     with torch.enable_grad():
         true = metric.gradient(y, targets, weights).to(output.dtype).reshape(output.shape)
         sign = metric.probe(y, targets, generator, weights).to(output.dtype).reshape(output.shape)
-        dz = torch.autograd.grad(output, edges, true, retain_graph=True, allow_unused=True)
-        loose = [name for (name, _), gradient in zip(applied, dz, strict=True) if gradient is None]
+        dz = torch.autograd.grad(output, edges + ends, true, retain_graph=True, allow_unused=True)
+        loose = [name for (name, _), gradient in zip(applied, dz, strict=False) if gradient is None]
         if loose:
             raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
-        s = torch.autograd.grad(output, edges, sign)
+        s = torch.autograd.grad(output, edges + ends, sign)
     given = {x.untyped_storage().data_ptr() for x in batch.tensors(inputs)}
     parts: dict[str, list[Part]] = {name: [] for name in names}
-    for (name, one), gradient, signs in zip(applied, dz, s, strict=True):
+    for (name, one), gradient, signs in zip(applied, dz, s, strict=False):  # blocks follow
         layout = layout_of(layouts, name, len(parts[name]))
         read = read_of(name, one, layout, len(y))
         back = (_back(name, one, layout, values, len(y)) for values in (gradient, signs))
@@ -156,7 +186,42 @@ def capture(
         name: Rows(tuple(several), seen[name][0].x.untyped_storage().data_ptr() in given)
         for name, several in parts.items()
     }
-    return Capture(rows, loss, float(metric.bound(y, targets, weights)), y)
+    found: dict[str, BlockRun] = {
+        name: BlockRun(run.args, run.kwargs, gradient, signs)
+        for (name, run), gradient, signs in zip(runs.items(), dz[len(edges) :], s[len(edges) :], strict=True)
+    }
+    return Capture(rows, found, loss, float(metric.bound(y, targets, weights)), y)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    edge: GradientEdge
+
+
+@contextmanager
+def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]]:
+    """Collect the runs of modules that take a tensor first and give one back (or first of several)."""
+    runs: dict[str, _Run] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            given = batch.tensors(output)[0]
+            if args:
+                runs[name] = _Run((given.detach(), *args[1:]), kwargs, get_gradient_edge(given))
+            else:
+                first = next(iter(kwargs))
+                runs[name] = _Run((), {**kwargs, first: given.detach()}, get_gradient_edge(given))
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name), with_kwargs=True) for name in names]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def layout_of(layouts: Mapping[str, Reading] | None, name: str, number: int) -> Layout:

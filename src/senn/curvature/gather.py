@@ -53,8 +53,13 @@ def gather(
         own = input_moment(a, None if weights is None else weights.repeat_interleave(count).to(a), known)
         moment = own if not read else moment + own
         read += count * total
-    signs = sum((gram(part.s.flatten(0, 1)) for part in parts[1:]), gram(parts[0].s.flatten(0, 1)))
+    signs = sum((_gram_of(part.s) for part in parts[1:]), _gram_of(parts[0].s))
     return Moments(locations * total, locations, moment, cross, signs, read), kept
+
+
+def _gram_of(s: Tensor) -> Tensor:
+    """Sum of s s^T over samples and locations, (m, m), for s (samples, locations, m) of any strides."""
+    return gram(s[:, 0]) if s.shape[1] == 1 else (s.mT @ s).sum(0)
 
 
 def _kept(parts: Sequence[Part], weights: Tensor | None) -> Samples:

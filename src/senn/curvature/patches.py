@@ -156,6 +156,14 @@ class Patches:
         sums = self._with_constant(sums, g.sum(1).view(-1, 1)) if self.bias else sums
         return sums.view(samples, m, -1)
 
+    def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of x, padding included, for g (samples, locations, m) at what a weight (m, in, *taps) gives."""
+        gradient: Tensor = torch.ops.aten.convolution_backward(
+            g.mT.reshape(len(g), -1, *self.outputs), self.x, weight.detach().to(self.x), None, self.kernel.stride,
+            [0] * len(self.kernel.size), self.kernel.dilation, False, [0], 1, [True, False, False],
+        )[0]  # fmt: skip
+        return gradient
+
     def _weight_gradient(self, x: Tensor, g: Tensor, groups: int) -> Tensor:
         """Gradient of a convolution's weight, (m, in / groups, *taps), for g (batch, m, locations)."""
         image = g.reshape(*g.shape[:2], *self.outputs)

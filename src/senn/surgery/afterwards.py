@@ -14,8 +14,12 @@ from senn.surgery.plan import Plan
 
 
 def afterwards(structure: Structure, todo: Plan) -> Structure | None:
-    """The structure that an analysis would find after a plan; None if it inserts anything."""
-    if todo.inserts or todo.appends:
+    """The structure that an analysis would find after a plan; None if it takes one: what one unit was, may be several.
+
+    A space of one unit may have been added to others by broadcasting; inserted layers bring new places.
+    """
+    single = any(isinstance(move, Widen) and structure.space(move.space).width == 1 for move in todo.moves)
+    if todo.inserts or todo.appends or single:
         return None
     spaces = tuple(_space(space, todo) for space in structure.spaces)
     return replace(structure, spaces=spaces, sites=tuple(_site(site, structure, todo) for site in structure.sites))

@@ -1,0 +1,235 @@
+"""What would be added beside a stream: a layer before a convolution, a copy after a residual block.
+
+What these would compute is added to something that is there already, so their gain is that of a linear map onto it: its
+columns are the new features, its outputs are the stream. For a layer before a convolution the stream is the
+convolution's input, through that convolution only; for a silent copy of a block, wherever its silent maps put their
+outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from senn import batch
+from senn.columns import Columns
+from senn.curvature.capture import BlockRun, Capture, Part, layout_of, read_of
+from senn.curvature.gather import gather, places_of
+from senn.curvature.patches import Dense, Patches, Read, full
+from senn.curvature.reading import Reading, evaluating, reading
+from senn.layers import ConvolutionalLayer
+from senn.ledger import SAMPLES, Fold, Ledger
+from senn.proposals import Draw
+from senn.structure import Block, LinearMap, Structure, tensor_of
+from senn.surgery import Append
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def before_convolution(part: Part, weight: Tensor, layer: ConvolutionalLayer) -> tuple[Part, Columns]:
+    """What a layer would add to a convolution's input.
+
+    Args:
+        part: the convolution's application to some samples.
+        weight: its weight.
+        layer: the layer, whose features stand beside the channels of x and the constant.
+    """
+    read = part.read
+    assert isinstance(read, Patches)
+    sides = zip(read.kernel.padding, read.x.shape[2:], strict=True)
+    crop: tuple[slice, ...] = (slice(None), slice(None), *(slice(low, size - high) for (low, high), size in sides))
+    x = read.x[crop]
+    with torch.no_grad():
+        features = layer.features(x)
+    a = torch.cat([x, x.new_ones(len(x), 1, *x.shape[2:]), features], 1)
+    dz, s = (read.input_gradient(g, weight)[crop] for g in (part.dz, part.s))
+    units = torch.arange(layer.columns)[:, None]
+    columns = Columns(x.shape[1] + 1, torch.arange(x.shape[1]), x.shape[1], layers=[units])
+    return Part(Dense(a.flatten(2).mT, bias=False), dz.flatten(2).mT, s.flatten(2).mT), columns
+
+
+def repeatable(model: nn.Module, block: Block, maps: Container[str]) -> bool:
+    """Whether a copy's gain can be scored: its silent tensors belong to readable maps or to BatchNorms."""
+    paths = {name.rpartition(".")[0] for name in block.silent}
+    weights = {name.rpartition(".")[0] for name in block.silent if name.endswith(".weight")}
+    return paths == weights and all(path in maps or _is_norm(model.get_submodule(path)) for path in paths)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _NORMS) and module.running_mean is not None
+
+
+def after_block(
+    run: BlockRun, move: Append, silent: tuple[str, ...], readings: Mapping[str, Reading]
+) -> dict[str, Part]:
+    """What a silent copy would add after its block: by tensor, the columns that it reads after a constant.
+
+    Args:
+        run: what the block was called with and gave back, and what came back to that.
+        move: the move with the copy.
+        silent: full names of the silent tensors.
+        readings: how the block's own maps are read.
+    """
+    local = {name.removeprefix(f"{move.block}.") for name in silent}
+    weights = [name for name in sorted(local) if name.rpartition(".")[2] == "weight"]
+    norms = {n.rpartition(".")[0] for n in weights if isinstance(move.copy.get_submodule(n.rpartition(".")[0]), _NORMS)}
+    maps = [n.rpartition(".")[0] for n in weights if n.rpartition(".")[0] not in norms]
+    count = len(run.dz)
+    twin = move.copy
+    with torch.enable_grad(), evaluating(twin), reading(twin, maps) as seen, _norms(twin, norms) as normed:
+        output = batch.tensors(twin(*run.args, **run.kwargs))[0]
+    applied = {name: one.edge for name, (one,) in seen.items()}
+    applied |= {name: edge for name, (_, edge) in normed.items()}
+    edges = [edge for edge in applied.values() if edge is not None]
+    dz = torch.autograd.grad(output, edges, run.dz, retain_graph=True)
+    s = torch.autograd.grad(output, edges, run.s)
+    parts = {}
+    for name, slope, signs in zip(applied, dz, s, strict=True):
+        inner: Read
+        if name in normed:
+            x = normed[name][0]
+            ones = x.new_ones(len(x), 1, *x.shape[2:])
+            inner = Dense(torch.cat([ones, x], 1).flatten(2).mT, bias=False)
+            back = [full(g).reshape(count, g.shape[1], -1).mT for g in (slope, signs)]
+        else:
+            (one,) = seen[name]
+            layout = layout_of({name: readings[f"{move.block}.{name}"]}, name, 0)
+            inner = read_of(name, one, layout, count)
+            if isinstance(inner, Patches):
+                inner = replace(inner, bias=True, existing=0)
+                back = [full(g).flatten(2).mT for g in (slope, signs)]
+            else:
+                inner = Dense(torch.cat([inner.x.new_ones(*inner.x.shape[:2], 1), inner.x], 2), bias=False)
+                back = [layout.by_sample(full(g), count) for g in (slope, signs)]
+        parts[name] = Part(inner, *back)
+    return parts
+
+
+@contextmanager
+def _norms(model: nn.Module, names: set[str]) -> Iterator[dict[str, tuple[Tensor, GradientEdge]]]:
+    """What BatchNorms would give with a weight of one and no bias, and the place of what they give."""
+    seen: dict[str, tuple[Tensor, GradientEdge]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+            x = full(args[0].detach())
+            shape = (1, -1, *[1] * (x.dim() - 2))
+            mean, variance = (buffer.to(x).view(shape) for buffer in (module.running_mean, module.running_var))
+            seen[name] = (x - mean) / (variance + module.eps).sqrt(), get_gradient_edge(output)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in sorted(names)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Label:
+    """What could be added, and where.
+
+    Attributes:
+        place: the convolution before which a layer, or the block after which a copy would stand.
+        silent: of a copy, the silent map.
+    """
+
+    place: str
+    silent: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}, {self.silent}" if self.silent else f"before {self.place}"
+
+
+def look_beside(
+    model: nn.Module,
+    structure: Structure,
+    maps: Mapping[str, LinearMap],
+    draw: Draw,
+    seen: Capture,
+    samples: slice,
+    weights: Tensor | None,
+    readings: Mapping[str, Reading],
+    generator: torch.Generator,
+) -> dict[Label, tuple[Columns, Fold]]:
+    """What the first of some samples say about layers before convolutions and copies of blocks.
+
+    Args:
+        model: the model as it is.
+        structure: what in it can change.
+        maps: its maps that are read, by name.
+        draw: the candidates.
+        seen: what passed through the model.
+        samples: those of one fold.
+        weights: theirs, or None.
+        readings: how maps are read.
+        generator: source of the locations that are read.
+    """
+    some = slice(samples.start, min(samples.start + SAMPLES, samples.stop))
+    found: dict[Label, tuple[Part, Columns]] = {}
+    for name, (layer, *_) in draw.layers.items():
+        if isinstance(layer, ConvolutionalLayer):
+            (part,) = seen.rows[name].parts
+            weight = tensor_of(model, maps[name].weight)
+            found[Label(name)] = before_convolution(part.some(some), weight, layer)
+    for block, run in seen.blocks.items():
+        silent = structure.block(block).silent
+        for name, part in after_block(run.some(some), draw.repeats[block], silent, readings).items():
+            found[Label(block, name)] = part, Columns(1, torch.arange(1), 1)
+    folds = {}
+    for label, (part, columns) in found.items():
+        count = len(part.dz)
+        places = places_of([part], part.read.columns, count, generator)
+        of = None if weights is None else weights[:count]
+        folds[label] = columns, Fold.of(*gather([part], places, keep=count, weights=of))
+    return folds
+
+
+@dataclass(eq=False)
+class Beside:
+    """Accounts of what could be added beside streams.
+
+    Attributes:
+        layers: by convolution, the account of its input, and where the layer's units are.
+        repeats: by block and silent map, the account of what it would add.
+    """
+
+    layers: dict[str, tuple[Ledger, list[Tensor]]] = field(default_factory=dict)
+    repeats: dict[str, dict[str, Ledger]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, columns: Mapping[Label, Columns], fit: Mapping[str, Fold], held: Mapping[str, Fold]) -> Beside:
+        """From two folds of samples, by label."""
+        found = cls()
+        for label, own in columns.items():
+            ledger = Ledger(fit[str(label)], held[str(label)], own.existing)
+            if label.silent:
+                found.repeats.setdefault(label.place, {})[label.silent] = ledger
+            else:
+                found.layers[label.place] = ledger, own.layers
+        return found
+
+    def worth(self, block: str, copy: nn.Module) -> tuple[float, float, float, float]:
+        """Gain, bound, held-out gain and its standard error of a silent copy: of all its silent maps."""
+        total, variance = torch.zeros(3, dtype=torch.float64), 0.0
+        for name, ledger in self.repeats[block].items():
+            columns = torch.arange(len(ledger.level))
+            if isinstance(copy.get_submodule(name), _NORMS):
+                gain, heldout, error = ledger.diagonal(columns[:, None].flatten(), ledger.whitener.mT)
+                figures = [gain, gain, heldout]
+            else:
+                value, deviation = ledger.heldout(columns[None])
+                figures = [float(ledger.gain(columns[None])), float(ledger.bound(columns[None])), float(value)]
+                error = float(deviation)
+            total += torch.tensor(figures, dtype=torch.float64)
+            variance += error**2
+        gain, bound, heldout = total.tolist()
+        return gain, bound, heldout, variance**0.5

@@ -1,0 +1,214 @@
+"""Layers that could be inserted: what they would add as features of a linear map's input, and the move that does it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from senn.curvature.patches import Kernel
+from senn.nn import Rational, Residual
+from senn.structure import Site
+from senn.surgery import Insert
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualLayer:
+    """A residual layer x + V phi(B x + beta), V = 0, of which some units will be chosen.
+
+    Attributes:
+        site: where.
+        weight: B, (units, in).
+        bias: beta, (units,).
+        activation: phi, a module over `units` units.
+    """
+
+    site: Site
+    weight: Tensor
+    bias: Tensor
+    activation: nn.Module
+
+    columns_per_unit = 1
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"residual {type(self.activation).__name__}"
+
+    @property
+    def columns(self) -> int:
+        """Number of features."""
+        return len(self.weight)
+
+    def features(self, x: Tensor) -> Tensor:
+        """phi(B x + beta), (rows, in) to (rows, units)."""
+        result: Tensor = self.activation(x @ self.weight.to(x).mT + self.bias.to(x))
+        return result
+
+    def parameters(self, units: int) -> int:
+        """Number of parameters of the layer with that many units."""
+        per_unit = sum(p[..., :1].numel() for p in self.activation.parameters()) if _per_unit(self.activation) else 0
+        return units * (2 * self.site.features + 1 + per_unit)
+
+    def move(self, units: Sequence[int]) -> Insert:
+        """The insertion of a layer of the chosen units."""
+        chosen = torch.as_tensor(list(units))
+        first = nn.Linear(self.site.features, len(chosen))
+        last = nn.Linear(len(chosen), self.site.features, bias=False)
+        activation = copy.deepcopy(self.activation)
+        if _per_unit(activation):
+            activation = type(activation)(len(chosen))
+            for name, parameter in activation.named_parameters():
+                parameter.data = self.activation.get_parameter(name).detach()[chosen].clone()
+        with torch.no_grad():
+            first.weight.copy_(self.weight[chosen])
+            first.bias.copy_(self.bias[chosen])
+            last.weight.zero_()
+        return Insert(self.site.module, Residual(nn.Sequential(first, activation, last)))
+
+
+@dataclass(frozen=True, eq=False)
+class IdentityLayer:
+    """An identity insertion x -> sigma(B x + beta), W -> W B^-1, with sigma the identity now (paper, section 3.1).
+
+    The features are what the activation's own parameters would add: d sigma / d p at the identity.
+
+    Attributes:
+        site: where.
+        weight: B, (in, in), orthogonal up to a scale per row.
+        bias: beta, (in,).
+        rational: whether sigma is `Rational`; else PReLU.
+    """
+
+    site: Site
+    weight: Tensor
+    bias: Tensor
+    rational: bool
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return "identity " + ("Rational" if self.rational else "PReLU")
+
+    @property
+    def columns_per_unit(self) -> int:
+        """Activation parameters per unit that become live."""
+        return 2 if self.rational else 1
+
+    @property
+    def columns(self) -> int:
+        """Number of features."""
+        return self.site.features * self.columns_per_unit
+
+    def features(self, x: Tensor) -> Tensor:
+        """(rows, in) to (rows, in * columns_per_unit), a unit's columns side by side."""
+        u = x @ self.weight.to(x).mT + self.bias.to(x)
+        if self.rational:
+            return torch.stack([1 / (1 + u**2), 2 * u / (1 + u**2)], -1).flatten(-2)
+        return u.clamp_max(0)
+
+    def parameters(self) -> int:
+        """Number of parameters of the layer."""
+        return self.site.features * (self.site.features + 1 + (3 if self.rational else 1))
+
+    def move(self) -> Insert:
+        """The insertion."""
+        size = self.site.features
+        linear = nn.Linear(size, size)
+        activation = Rational.identity(size) if self.rational else nn.PReLU(size, init=1.0)
+        inverse = torch.linalg.inv(self.weight.double())
+        with torch.no_grad():
+            linear.weight.copy_(self.weight)
+            linear.bias.copy_(self.bias)
+        shift = -inverse @ self.bias.double() if self.bias.any() else None
+        return Insert(self.site.module, nn.Sequential(linear, activation), inverse, shift)
+
+
+@dataclass(frozen=True, eq=False)
+class ConvolutionalLayer:
+    """A residual layer x + V * phi(B * x + beta), V = 0, before a convolution, of which some channels will be chosen.
+
+    B keeps the size of the image, V has one tap. Its features are scored at the convolution's *input*: what they add to
+    x is a map of one tap.
+
+    Attributes:
+        site: where.
+        weight: B, (units, in, *taps).
+        bias: beta, (units,).
+        activation: phi, a module over `units` channels.
+    """
+
+    site: Site
+    weight: Tensor
+    bias: Tensor
+    activation: nn.Module
+
+    columns_per_unit = 1
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"residual {type(self.activation).__name__}"
+
+    @property
+    def columns(self) -> int:
+        """Number of features."""
+        return len(self.weight)
+
+    def features(self, x: Tensor) -> Tensor:
+        """phi(B * x + beta), (samples, in, *spatial) to (samples, units, *spatial)."""
+        spatial = self.weight.dim() - 2
+        apply = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
+        z = apply(x, self.weight.to(x), self.bias.to(x), padding=self.weight.shape[-1] // 2)
+        result: Tensor = self.activation(z)
+        return result
+
+    def parameters(self, units: int) -> int:
+        """Number of parameters of the layer with that many channels."""
+        own = 1 if isinstance(self.activation, nn.PReLU) else 0
+        return units * (self.weight[0].numel() + 1 + self.site.features + own)
+
+    def move(self, units: Sequence[int]) -> Insert:
+        """The insertion of a layer of the chosen channels."""
+        chosen = torch.as_tensor(list(units))
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.weight.dim() - 3]
+        size = self.weight.shape[-1]
+        first = kind(self.site.features, len(chosen), size, padding=size // 2)
+        last = kind(len(chosen), self.site.features, 1, bias=False)
+        activation = copy.deepcopy(self.activation)
+        if isinstance(activation, nn.PReLU):
+            activation = nn.PReLU(len(chosen))
+        with torch.no_grad():
+            first.weight.copy_(self.weight[chosen])
+            first.get_parameter("bias").copy_(self.bias[chosen])
+            last.weight.zero_()
+        return Insert(self.site.module, Residual(nn.Sequential(first, activation, last)))
+
+
+Layer = ResidualLayer | IdentityLayer | ConvolutionalLayer
+
+
+def same(spatial: int, size: int) -> Kernel:
+    """A kernel of that odd size that keeps the size of an image."""
+    return Kernel((size,) * spatial, (1,) * spatial, (1,) * spatial, ((size // 2, size // 2),) * spatial)
+
+
+def fresh_activation(name: str, units: int, generator: torch.Generator) -> nn.Module:
+    """A fresh activation of the class that the model uses nearby."""
+    if name == "Rational":
+        module = Rational(units)
+        for parameter in module.parameters():
+            parameter.data = torch.randn(units, generator=generator)
+        return module
+    if name == "PReLU":
+        return nn.PReLU(units)
+    found: nn.Module = getattr(nn, name, nn.ReLU)()
+    return found
+
+
+def _per_unit(activation: nn.Module) -> bool:
+    return isinstance(activation, Rational | nn.PReLU)
