@@ -1,8 +1,7 @@
 """A fault at any line of the surgery leaves everything as it was.
 
 A tracer raises at one line event inside `senn.surgery` after the other. The ordinary run tries each line once on each
-model;
-`SENN_ALL=1 pytest tests/test_faults.py` every event with every kind of fault.
+model, `SENN_ALL=1 pytest tests/test_faults.py` every event of every move.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -61,7 +61,10 @@ class Seeing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
-        self.block, self.out = Residual(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))), nn.Linear(4, 2)
+        self.block, self.out = (
+            Residual(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.block(self.bn(self.conv(x)).relu()).amax((2, 3)))
@@ -129,8 +132,35 @@ def _text(file: str, line: int) -> str:
     return linecache.getline(file, line).strip()
 
 
-def prepared(name: str, kind: str) -> tuple[nn.Module, Any, AveragedModel, Structure, Tensor, list[Move]]:
-    """A trained model with hooks and mixed modes, its optimizer and average, and what is to be done."""
+@dataclass
+class Work:
+    """A trained model with its optimizer and average, and a move to carry out."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel
+    structure: Structure
+    x: Tensor
+    move: Move
+
+    def carry_out(self, watch: Watch) -> Watch:
+        """With a tracer at it."""
+        with watch:
+            operate(
+                self.model, [self.move], self.structure, optimizer=self.optimizer, averaged=[self.averaged],
+                probe=self.x, loss=lambda: 0.0,
+            )  # fmt: skip
+        return watch
+
+    def now(self) -> list[object]:
+        """All objects and bits that an operation could touch."""
+        random_state = torch.get_rng_state().numpy().tobytes()
+        held = [*everything(self.model, self.optimizer), *everything(self.averaged)]
+        return [*held, torch.is_grad_enabled(), random_state]
+
+
+def prepared(name: str, kind: str) -> Work:
+    """The same work each time: a model with hooks and mixed modes, and one move."""
     build, optimized, shape, space, site, block, last = MODELS[name]
     torch.manual_seed(0)
     model, x = build(), torch.randn(*shape)
@@ -144,16 +174,14 @@ def prepared(name: str, kind: str) -> tuple[nn.Module, Any, AveragedModel, Struc
     model.get_submodule(block).eval()
     model.get_submodule(site).register_forward_pre_hook(lambda module, args: None)
     next(model.parameters()).register_hook(lambda gradient: gradient)
-    move = {
+    moves: dict[str, Callable[[], Move]] = {
         "widen": lambda: next(one for one in widening(model, structure) if one.space == space),
         "prune": lambda: Prune(space, (1,)),
         "insert": lambda: Insert(site, Residual(silent(model.get_submodule(site).in_features))),
         "append": lambda: Append(block, _silenced(model.get_submodule(block), last)),
-    }[kind]()
-    whole = Structure(
-        structure.maps, structure.spaces, structure.sites, structure.refused, (Block(block, (f"{block}.{last}.weight",)),)
-    )
-    return model, optimizer, averaged, whole, x, [move]
+    }
+    structure = replace(structure, blocks=(Block(block, (f"{block}.{last}.weight", f"{block}.{last}.bias")),))
+    return Work(model, optimizer, averaged, structure, x, moves[kind]())
 
 
 def _silenced(block: nn.Module, last: str) -> nn.Module:
@@ -181,32 +209,13 @@ def test_a_fault_at_any_line_leaves_everything_as_it_was(name: str) -> None:
     tried: set[tuple[str, int]] = set()
     faults = itertools.cycle(FAULTS)
     for kind in ("widen", "prune", "insert", "append"):
-        model, optimizer, averaged, structure, x, moves = prepared(name, kind)
-
-        def go(watch: Watch) -> Watch:
-            with watch:
-                operate(model, moves, structure, optimizer=optimizer, averaged=[averaged], probe=x, loss=lambda: 0.0)
-            return watch
-
-        def now() -> list[object]:
-            state = torch.get_rng_state().numpy().tobytes()
-            return [*everything(model, optimizer), *everything(averaged), torch.is_grad_enabled(), state]
-
-        held = now()
-        lines = _lines_of(name, kind)
+        lines = prepared(name, kind).carry_out(Watch()).lines  # of an operation that nothing interrupts
+        work = prepared(name, kind)
+        held = work.now()
         for at in chosen(lines, tried):
-            for fault in FAULTS if EVERY else (next(faults),):
-                where = kind, Path(lines[at][0]).name, lines[at][1], fault.__name__
-                with pytest.raises((SennError, fault), match="injected"):
-                    go(Watch(at, fault("injected")))
-                assert now() == held, where
-        assert go(Watch()).lines == lines
-        assert now() != held
-
-
-def _lines_of(name: str, kind: str) -> list[tuple[str, int]]:
-    """The line events of an operation that nothing interrupts."""
-    model, optimizer, averaged, structure, x, moves = prepared(name, kind)
-    with Watch() as watch:
-        operate(model, moves, structure, optimizer=optimizer, averaged=[averaged], probe=x, loss=lambda: 0.0)
-    return watch.lines
+            fault = next(faults)
+            with pytest.raises((SennError, fault), match="injected"):
+                work.carry_out(Watch(at, fault("injected")))
+            assert work.now() == held, (kind, lines[at], fault)
+        assert work.carry_out(Watch()).lines == lines
+        assert work.now() != held

@@ -54,7 +54,9 @@ def grown(name: str) -> tuple[nn.Module, Any]:
     structure = operate(model, widening(model, structure), structure, probe=inputs).structure
     assert structure is not None
     sites = [site for site in structure.sites if not site.spatial]
-    layers = [Insert(site.module, Residual(_branch(site.features))) for site in dict.fromkeys((*sites[:1], *sites[-1:]))]
+    layers = [
+        Insert(site.module, Residual(_branch(site.features))) for site in dict.fromkeys((*sites[:1], *sites[-1:]))
+    ]
     operate(model, layers, structure, probe=inputs)
     return model.eval(), inputs
 
