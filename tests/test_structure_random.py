@@ -130,7 +130,7 @@ def inserted(site: Site) -> Insert:
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(recipe=RECIPES, steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=4), data=st.data())
+@given(recipe=RECIPES, steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=3), data=st.data())
 def test_random_models_in_random_orders(recipe: Recipe, steps: list[str], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         life = Life(recipe, folder, data)
