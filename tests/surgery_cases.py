@@ -141,13 +141,23 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     """Objects and bits of a model and its optimizer, to compare before with after."""
     found: list[object] = []
     for name, module in model.named_modules():
-        found += [name, id(module), module.training, [(k, id(m)) for k, m in module._modules.items()]]
-        found += [(k, v) for k, v in vars(module).items() if isinstance(v, int)]
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            found.append((key, id(tensor), None if tensor is None else (tensor.tolist(), id(tensor.grad))))
+        found += [name, id(module), [(key, _mark(value)) for key, value in vars(module).items()]]
+    for tensor in (*model.parameters(), *model.buffers()):
+        found += [id(tensor), tensor.tolist(), id(tensor.grad), None if tensor.grad is None else tensor.grad.tolist()]
+        found += [id(tensor._backward_hooks), tensor.requires_grad, tensor.stride()]
     if optimizer is not None:
         for group in optimizer.param_groups:
-            found += [id(group), id(group["params"]), [id(p) for p in group["params"]], group.get("param_names")]
+            found += [id(group), [(key, _mark(value)) for key, value in group.items()]]
         for p, state in optimizer.state.items():
-            found += [id(p), id(state), [(k, id(v), str(v)) for k, v in state.items()]]
+            found += [id(p), id(state), [(key, id(value), _mark(value)) for key, value in state.items()]]
+            found += [value.tolist() for value in state.values() if isinstance(value, Tensor)]
     return found
+
+
+def _mark(value: object) -> object:
+    """A plain value, or which objects it is and holds."""
+    if isinstance(value, dict):
+        return id(value), [(key, id(item)) for key, item in value.items()]
+    if isinstance(value, list):
+        return id(value), [id(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | tuple | None) else id(value)

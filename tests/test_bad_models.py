@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torch.distributed.fsdp
+from surgery_cases import widen
 from torch import nn
 
 import senn
 from senn import batch
-from senn.structure import analyse, layer_rule
+from senn.structure import Refusal, analyse, layer_rule
+from senn.surgery import operate
+from senn.surgery.verify import output_change, outputs
 
 
 def net() -> nn.Sequential:
@@ -26,6 +32,18 @@ BAD = {
     ),
     "compiled": (lambda: torch.compile(net()), "is a OptimizedModule: give the module inside"),
     "data parallel": (lambda: nn.DataParallel(net()), "is a DataParallel: give the module inside"),
+    "compiled part": (
+        lambda: nn.Sequential(torch.compile(nn.Linear(3, 4)), nn.Linear(4, 2)),
+        "The module 0 is a OptimizedModule: give the module inside",
+    ),
+    "quantised": (
+        lambda: torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}),
+        r"The module 0 is quantised or prepared for it \(Linear\): grow the model before that",
+    ),
+    "prepared for quantisation": (
+        lambda: _prepared_for_quantisation(),
+        r"The module 0 is quantised or prepared for it \(Linear\)",
+    ),
     "sparse": (lambda: _sparse(), "0.weight is sparse"),
     "function": (lambda: torch.relu, "needs an nn.Module"),
 }
@@ -37,6 +55,12 @@ def _sparse() -> nn.Module:
     return model
 
 
+def _prepared_for_quantisation() -> nn.Module:
+    model = net().train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+    return torch.ao.quantization.prepare_qat(model)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", BAD)
 def test_models_that_cannot_change_are_refused_by_name(name):
@@ -45,15 +69,103 @@ def test_models_that_cannot_change_are_refused_by_name(name):
         analyse(build(), X)
 
 
+def _ddp(mesh: object) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(net())
+
+
+def _fsdp1(mesh: object) -> nn.Module:
+    return torch.distributed.fsdp.FullyShardedDataParallel(net(), device_id=torch.device("cpu"))
+
+
+def _fsdp2(mesh: object) -> nn.Module:
+    model = net()
+    torch.distributed.fsdp.fully_shard(model[0], mesh=mesh)
+    return torch.distributed.fsdp.fully_shard(model, mesh=mesh)
+
+
+SPREAD = {
+    "ddp": (_ddp, r"is a DistributedDataParallel: give the module inside \(`.module`\) and wrap it anew after growth"),
+    "fsdp1": (_fsdp1, "is a FullyShardedDataParallel: give the module before it is wrapped"),
+    "fsdp2": (_fsdp2, "0.weight is a DTensor: grow the model before its tensors are sharded or wrapped"),
+}
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    """One process that is a group."""
+    place = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SPREAD)
+def test_models_spread_over_processes_are_refused_by_name(name, mesh):
+    build, sentence = SPREAD[name]
+    with pytest.raises(senn.UnsupportedError, match=sentence):
+        analyse(build(mesh), X)
+
+
+class Returning(nn.Module):
+    """A layer and a model's output made from what it gives."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.a, self.b, self.output = nn.Linear(3, 4), nn.Linear(4, 2), output
+
+    def forward(self, x):
+        return self.output(self.b(self.a(x).relu()))
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"), [(lambda y: None, "NoneType"), (lambda y: float(y.sum()), "float"), (str, "str")]
+)
+def test_models_that_return_no_tensor_are_refused_by_what_they_return(output, kind):
+    with pytest.raises(senn.UnsupportedError, match=f"returns a {kind} without any tensor that could be followed"):
+        analyse(Returning(output), X)
+
+
 def test_inputs_elsewhere_and_without_samples_are_refused():
     with pytest.raises(senn.SennError, match="example inputs are on meta, the model is on cpu"):
         analyse(net(), X.to("meta"))
     with pytest.raises(senn.SennError, match="hold no sample"):
         analyse(net(), {"input": X[:0]})
+    with pytest.raises(senn.SennError, match="The example inputs, a ndarray, hold no tensor"):
+        analyse(net(), X.numpy())
 
 
-def test_one_sample_shows_the_same_spaces():
-    assert [space.width for space in analyse(net(), X[:1]).spaces] == [4]
+@pytest.mark.parametrize(
+    "layers", [(), (nn.BatchNorm1d(4),), (nn.Dropout(0.5, inplace=True),), (nn.AlphaDropout(0.5),)]
+)
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU, nn.ELU])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_activations_in_place_dropout_and_one_sample_are_grown(layers, activation, samples):
+    """Analysed and widened in train mode, on a batch of one too, where statistics of the batch don't exist."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), *copy.deepcopy(layers), activation(inplace=True), nn.Linear(4, 2))
+    x, last = X[:samples], str(len(model) - 1)
+    before, held = outputs(model, x), copy.deepcopy(model.state_dict())
+    structure = analyse(model, x)
+    assert [(space.name, space.width) for space in structure.spaces] == [("0", 4)]
+    receipt = operate(model, [widen(model, structure, "0", 2)], structure, probe=x)
+    assert receipt.output_change <= 1e-6
+    assert output_change(before, outputs(model, x)) <= 1e-6
+    assert model.get_submodule(last).in_features == 6
+    assert all(module.training for module in model.modules())
+    for name, value in model.state_dict().items():  # the old entries, statistics of the batch among them, are as before
+        old = held[name]
+        assert torch.equal(value[tuple(map(slice, old.shape))], old)
+
+
+def test_dropout_that_never_stops_is_refused_where_it_hides_what_growth_does():
+    def never_stops(y):
+        return nn.functional.dropout(y, 0.5, training=True)
+
+    assert [space.name for space in analyse(Returning(never_stops), X).spaces] == ["a"]
+    model = net()
+    model[1].register_forward_hook(lambda module, args, output: never_stops(output))
+    assert analyse(model, X).refused[0] == Refusal("0", "the outputs depend on the number of its units")
 
 
 def test_a_forward_that_draws_random_numbers_can_grow():

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from surgery_cases import everything
 from torch import nn
 from zoo import ZOO, randomised
 
@@ -97,9 +98,11 @@ def _in_training(model: nn.Module, inputs: object) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_new_units_can_be_pruned_again_and_old_ones_too(name: str) -> None:
+def test_new_units_can_be_taken_back_or_pruned_again_and_old_ones_too(name: str) -> None:
     model, inputs, structure = prepared(name, torch.float64)
-    before = outputs(model, inputs)
+    before, held = outputs(model, inputs), everything(model)
+    operate(model, widening(model, structure, 2), structure, probe=inputs).undo()
+    assert everything(model) == held
     receipt = operate(model, widening(model, structure, 2), structure, probe=inputs)
     assert receipt.structure is not None
     gone = [Prune(space.name, (space.width - 2, space.width - 1)) for space in receipt.structure.spaces]

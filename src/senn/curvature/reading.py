@@ -217,8 +217,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; every module's own mode and the global random state given back after."""
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    model.eval()
     try:
+        model.eval()
         with torch.random.fork_rng(devices=sorted(devices)):
             yield
     finally:

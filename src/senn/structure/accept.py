@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from senn import batch
 from senn.batch import Inputs
@@ -34,9 +35,9 @@ def check_model(model: object) -> None:
             raise UnsupportedError(f"{place} is compiled by TorchScript and can't change its size: give its original.")
         if (advice := _WRAPPERS.get(type(module).__name__)) is not None:
             raise UnsupportedError(f"{place} is a {type(module).__name__}: {advice}.")
-        if "quantized" in type(module).__module__:
+        if "quantized" in type(module).__module__ or type(module).__module__.startswith("torch.ao."):
             raise UnsupportedError(
-                f"{place} is quantised ({type(module).__name__}): grow the model before it is quantised."
+                f"{place} is quantised or prepared for it ({type(module).__name__}): grow the model before that."
             )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         _check_tensor(name, tensor)
@@ -50,16 +51,21 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.is_quantized or tensor.layout is not torch.strided:
         kind = "quantised" if tensor.is_quantized else "sparse"
         raise UnsupportedError(f"{name} is {kind}, which can't be resized.")
+    if is_traceable_wrapper_subclass(tensor):
+        kind = type(tensor).__name__
+        raise UnsupportedError(f"{name} is a {kind}: grow the model before its tensors are sharded or wrapped.")
 
 
 def check_inputs(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse example inputs that hold no sample, or that lie elsewhere than the model.
+    """Refuse example inputs that hold no tensor or no sample, or that lie elsewhere than the model.
 
     Raises:
         SennError: one of these.
     """
     tensors = batch.tensors(inputs)
-    if not tensors or any(tensor.numel() == 0 for tensor in tensors):
+    if not tensors:
+        raise SennError(f"The example inputs, a {type(inputs).__name__}, hold no tensor.")
+    if any(tensor.numel() == 0 for tensor in tensors):
         raise SennError("The example inputs hold no sample.")
     places = {parameter.device for parameter in model.parameters()}
     for tensor in tensors:

@@ -185,10 +185,19 @@ def _sites(
             refused.append(Refusal(path, "no layer can be inserted before it: it is the whole model"))
         elif aliases[id(module)] > 1:
             refused.append(Refusal(one.name, "no layer can be inserted before it: the model holds it under two names"))
+        elif _read_by_fast_path(model.get_submodule(path.rpartition(".")[0])):
+            why = "in eval mode its TransformerEncoderLayer reads its weight directly (the fast path)"
+            refused.append(Refusal(one.name, f"no layer can be inserted before it: {why}"))
         else:
             spatial = _CONVOLUTIONS.index(type(module)) + 1 if type(module) in _CONVOLUTIONS else 0
             sites.append(Site(one.name, module.weight.shape[1], use.activation or usual, spatial))
     return sites, refused
+
+
+def _read_by_fast_path(parent: nn.Module) -> bool:
+    """Whether a module is a transformer layer that in eval mode hands the weights inside it to one fused kernel."""
+    fused = isinstance(parent, nn.TransformerEncoderLayer) and parent.self_attn.batch_first
+    return fused and bool(parent.activation_relu_or_gelu)
 
 
 def _not_followed(model: nn.Module, trace: Trace) -> list[Refusal]:

@@ -61,7 +61,8 @@ class Journal:
     """What was done to one copy of a model, and how to take it back.
 
     Attributes:
-        swaps: (container, key, old, new) for every entry of a module's dictionaries that was exchanged.
+        swaps: (container, key, old, new) for every entry of a module's dictionaries that was exchanged; the old one
+            twice where the module itself exchanges it.
         resized: by old Parameter.
         inserted: in the order of the moves.
         uncalibrated: normalisations with new channels whose running statistics are still neutral, and where.
@@ -87,11 +88,15 @@ class Journal:
             container[key] = old
 
     def in_place(self) -> bool:
-        """Whether every new object still stands where it was put (attributes are small integers: equal, not same)."""
-        return all(
-            container.get(key) == new if isinstance(new, int | float | tuple) else container.get(key) is new
-            for container, key, _, new in self.swaps
-        )
+        """Whether every new object still stands where it was put."""
+        return all(old is new or _stands(container.get(key), new) for container, key, old, new in self.swaps)
+
+
+def _stands(held: Any, new: Any) -> bool:
+    """Whether what is held is what was put there: numbers are equal, lists hold the same, anything else is the same."""
+    if isinstance(new, list):
+        return isinstance(held, list) and len(held) == len(new) and all(map(_stands, held, new))
+    return bool(held == new) if isinstance(new, int | float | tuple) else held is new
 
 
 def carry_out(model: nn.Module, moves: Sequence[Move], structure: Structure, *, probe: Inputs | None = None) -> Journal:
@@ -309,6 +314,9 @@ def _flat_weights(model: nn.Module, journal: Journal) -> None:
         if isinstance(module, nn.RNNBase) and any(id(weight) in new for weight in flat or ()):
             swapped = [new.get(id(weight), weight) for weight in flat or ()]
             journal.swaps.append((module.__dict__, "_flat_weights", flat, swapped))
+            # By these the next forward pass sees that the weights are others, and makes both lists anew.
+            references = module.__dict__["_flat_weight_refs"]
+            journal.swaps.append((module.__dict__, "_flat_weight_refs", references, references))
 
 
 def _insert(model: nn.Module, move: Insert, journal: Journal) -> None:

@@ -21,8 +21,9 @@ from senn.surgery.moves import Append, Insert, Move, Prune
 from senn.surgery.optimizer import Snapshot, carry, check_holds, unwrap
 from senn.surgery.plan import plan
 from senn.surgery.verify import (
+    ModesAndHooks,
     calibrate,
-    expecting_use,
+    check_use,
     fingerprint,
     output_change,
     outputs,
@@ -155,6 +156,7 @@ class _Operation:
 
     def run(self, structure: Structure, optimizer: Optimizer | None, rollback: ExitStack) -> Receipt:
         everyone = (self.model, *self.copies)
+        rollback.callback(ModesAndHooks(everyone).restore)
         if optimizer is not None:
             check_holds(optimizer, self.model)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -183,8 +185,8 @@ class _Operation:
         changes = []
         for one, journal, old in zip(everyone, journals, before, strict=True):
             calibrate(one, journal, probe)
-            with expecting_use([(inserted.what, inserted.modules[0]) for inserted in journal.inserted]):
-                changes.append(output_change(old, outputs(one, probe)))
+            changes.append(output_change(old, outputs(one, probe)))
+            check_use(one, journal, probe)
         limit = tolerance_for(self.model, before[0]) if self.tolerance is None else self.tolerance
         if max(changes) > limit and not any(isinstance(move, Prune) for move in self.moves):
             raise SurgeryError(f"it changed the outputs by {max(changes):.2g} of their size, more than {limit:.2g}")

@@ -222,6 +222,8 @@ def _starts(optimizer: Optimizer, group: State, parameters: Sequence[Tensor]) ->
     blank.param_groups = [{**group, **{key: value for key, value in _BLANK.items() if key in group}, "params": params}]
     try:
         blank.step()
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnsupportedError(f"{type(optimizer).__name__} can't train the new parameters: {error}") from error
     return [dict(blank.state.get(parameter, {})) for parameter in params]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -92,19 +92,43 @@ def calibrate(model: nn.Module, journal: Journal, probe: Inputs) -> None:
             handle.remove()
 
 
-@contextmanager
-def expecting_use(layers: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Check that the forward passes inside run every inserted layer."""
+def check_use(model: nn.Module, journal: Journal, probe: Inputs) -> None:
+    """Check that the forward pass runs every inserted layer.
+
+    It takes a pass of its own: hooks turn the fast paths of fused layers off, and outputs are compared with these on.
+    """
     used: set[nn.Module] = set()
-    handles = [layer.register_forward_pre_hook(lambda module, _: used.add(module)) for _, layer in layers]
+    handles = [
+        inserted.modules[0].register_forward_pre_hook(lambda module, _: used.add(module))
+        for inserted in journal.inserted
+    ]
     try:
-        yield
+        if handles:
+            outputs(model, probe)
     finally:
         for handle in handles:
             handle.remove()
-    for what, layer in layers:
-        if layer not in used:
-            raise SurgeryError(f"the forward pass doesn't run the layer {what}")
+    for inserted in journal.inserted:
+        if inserted.modules[0] not in used:
+            raise SurgeryError(f"the forward pass doesn't run the layer {inserted.what}")
+
+
+class ModesAndHooks:
+    """Training flags and forward pre-hooks of models as they are now, which looking at them changes for a while.
+
+    An interrupt may come while they are being given back, so a failed operation gives them back once more.
+    """
+
+    def __init__(self, models: Iterable[nn.Module]) -> None:
+        modules = [module for model in models for module in model.modules()]
+        self._held = [(module, module.training, list(module._forward_pre_hooks.items())) for module in modules]
+
+    def restore(self) -> None:
+        """Give everything back."""
+        for module, mode, hooks in self._held:
+            module.training = mode
+            module._forward_pre_hooks.clear()
+            module._forward_pre_hooks.update(hooks)
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> list[int]:
