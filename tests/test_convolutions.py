@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from growth_cases import Take, X, Y, train
@@ -13,6 +15,11 @@ from senn.curvature.capture import capture
 from senn.curvature.output import OutputMetric
 from senn.curvature.patches import Patches
 from senn.curvature.reading import reading
+from senn.policy import Budget
+from senn.proposals import Proposals
+from senn.structure import analyse
+from senn.surgery import carry_out
+from senn.survey import Survey
 
 IMAGES = X.view(-1, 1, 8, 8)
 
@@ -152,3 +159,55 @@ def test_a_convolutional_net_grows_by_itself_and_gets_better():
     train(model, optimizer, 30, IMAGES, Y)
     model.eval(), alone.eval()
     assert F.cross_entropy(model(IMAGES), Y) < F.cross_entropy(alone(IMAGES), Y)
+
+
+READERS = {
+    "plain": nn.Conv2d(4, 5, 3, padding=1),
+    "strided": nn.Conv2d(4, 5, 3, stride=2, bias=False),
+    "grouped": nn.Conv2d(4, 6, 3, groups=2, padding=1),
+    "transposed": nn.ConvTranspose2d(4, 5, 2, stride=2),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_candidates_are_scored_by_the_gradients_that_they_would_have(kind: str) -> None:
+    """The cross moment of a candidate's columns is autograd's gradient of its columns once it is there."""
+    torch.manual_seed(0)
+    reader = copy.deepcopy(READERS[kind])
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), reader, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    model.append(nn.Linear(4 * (6 if kind == "grouped" else 5), 10)).double()
+    x, y = IMAGES.double()[:40], Y[:40]
+    structure = analyse(model, x)
+    survey = Survey(
+        model, structure, OutputMetric(F.cross_entropy), Proposals(units=6), ("width",), lambda *_: True,
+        torch.Generator().manual_seed(0), {},
+    )  # fmt: skip
+    survey.add(x, y)
+    menu = survey.menu(40, Budget())
+    assert any(c.place == "0" for c in menu.candidates())
+    space = structure.space("0")
+    old = {slot.map: slot.index for slot in space.of("consumer")}["2"]
+    trial = copy.deepcopy(model)
+    carry_out(trial, [menu.draw.widen["0"]], structure)
+    F.cross_entropy(trial(x), y).backward()
+    grown = trial[2].weight.grad
+    if kind == "transposed":
+        matrix = grown.flatten(1).mT
+        kept = matrix.shape[1]
+    else:
+        matrix = grown.flatten(1)
+        kept = grown.shape[1]
+    taps = matrix.shape[1] // kept
+    # existing positions first, then the new ones in the order in which they stand
+    grown_space = analyse(trial, x).space("0")
+    place = next(slot.index for slot in grown_space.of("consumer") if slot.map == "2")
+    rows = matrix.chunk(2) if kind == "grouped" else [matrix]
+    names = ["2[0]", "2[1]"] if kind == "grouped" else ["2"]
+    for name, part in zip(names, rows, strict=True):
+        folds = survey._fit[name].moments, survey._held[name].moments
+        G = sum(one.cross for one in folds) / 40
+        columns = menu.columns[name]
+        for unit, own in enumerate(columns.spaces["0"]):
+            stands = place[len(old) + unit]
+            expected = part.view(len(part), kept, taps)[:, stands].flatten(1)
+            assert torch.allclose(G[:, columns.existing + own], expected, atol=1e-12), (name, unit)

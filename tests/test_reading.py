@@ -117,6 +117,42 @@ def test_every_map_is_read_whoever_applies_it(name: str) -> None:
             assert torch.allclose((dz.mT @ a)[:, : alone.shape[1]], alone), map_name
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ConvTranspose2d(2, 3, 2, stride=2),
+        nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1),
+        nn.ConvTranspose2d(2, 3, (3, 2), dilation=2, padding=(0, 1), bias=False),
+    ],
+)
+def test_a_transposed_convolution_is_a_map_of_pixels(layer: nn.Module) -> None:
+    """Each pixel that is read gives a patch, so its matrix is (out * taps, in)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)).double()
+    x, y = torch.randn(N, 1, 6, 7, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
+    model(x)
+    found = legible(model, ["2"], x)
+    rows = capture(model, ["2"], x, y, OutputMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
+    assert found["2"].locations == rows["2"].locations == 4 * 5
+    F.cross_entropy(model(x), y).backward()
+    assert torch.allclose(rows["2"].dz.mT @ rows["2"].a / N, layer.weight.grad.flatten(1).mT)
+
+
+def test_each_group_of_a_convolution_is_a_map_of_its_own() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv1d(6, 9, 3, groups=3, padding=1)
+    model = nn.Sequential(nn.Conv1d(1, 6, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)).double()
+    x, y = torch.randn(N, 1, 8, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
+    model(x)
+    found = legible(model, ["2"], x)
+    rows = capture(model, ["2"], x, y, OutputMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
+    assert [*rows] == ["2[0]", "2[1]", "2[2]"]
+    F.cross_entropy(model(x), y).backward()
+    expected = torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1)
+    together = torch.cat([one.dz.mT @ one.a for one in rows.values()]) / N
+    assert torch.allclose(together, expected)
+
+
 def test_layouts_are_found_out() -> None:
     x, _ = data()
     layouts = {name: legible(MODELS[name]().double(), ["map"], x)["map"].layouts[0] for name in list(MODELS)[:4]}

@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import batch
 from senn.columns import Columns
-from senn.curvature.capture import BlockRun, Capture, Part, layout_of, read_of
+from senn.curvature.capture import BlockRun, Capture, Part, layout_of, reads_of
 from senn.curvature.gather import gather, places_of
 from senn.curvature.patches import Dense, Patches, Read, full
 from senn.curvature.reading import Reading, evaluating, reading
@@ -100,7 +100,7 @@ def after_block(
         else:
             (one,) = seen[name]
             layout = layout_of({name: readings[f"{move.block}.{name}"]}, name, 0)
-            inner = read_of(name, one, layout, count)
+            (inner,) = reads_of(name, one, layout, count)
             if isinstance(inner, Patches):
                 inner = replace(inner, bias=True, existing=0)
                 back = [full(g).flatten(2).mT for g in (slope, signs)]

@@ -71,7 +71,11 @@ def propose(
         )
     loss = float(metric.loss(output, targets[:few]))
     loss /= metric.nat(loss, output)
-    passing = {name: _passing(one[0], layout_of(readings, name, 0), len(output)) for name, one in seen.items()}
+    passing = {
+        name: _passing(one[0], layout_of(readings, name, 0), len(output))
+        for name, one in seen.items()
+        if maps[name].groups == 1 and not maps[name].transposed
+    }
     widen: dict[str, Widen] = {}
     layers: dict[str, tuple[Layer, ...]] = {}
     if "width" in moves:

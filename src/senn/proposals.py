@@ -140,7 +140,7 @@ def draw_units(
         model: the model as it is.
         space: where.
         maps: linear maps that can be read, by name.
-        passing: by map, some rows of what passes through it.
+        passing: by map, some rows of what passes through it; units that other maps make are drawn like those there are.
         recipe: how many of what.
         generator: source of randomness.
     """
@@ -155,7 +155,7 @@ def draw_units(
         values[slot.name] = _alike(tensor_of(model, slot.name).detach(), slot, count, generator)
     for slot in space.of("producer"):
         one = maps.get(slot.map)
-        if one is None or slot.name != one.weight or slot.dim != one.out_dim:
+        if one is None or slot.name != one.weight or slot.dim != one.out_dim or one.name not in passing:
             continue
         x, z = passing[one.name].x, passing[one.name].z
         spread = float(z.std(0, correction=0).mean())

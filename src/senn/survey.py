@@ -14,7 +14,7 @@ from senn.ascent import Hill, ascend
 from senn.batch import Inputs, Output
 from senn.beside import Beside, Label, look_beside
 from senn.columns import Columns, lay_out
-from senn.curvature.capture import Part, capture, layout_of, read_of
+from senn.curvature.capture import Part, capture, labels, layout_of, reads_of
 from senn.curvature.factors import Inverse
 from senn.curvature.gather import gather, places_of
 from senn.curvature.output import OutputMetric
@@ -155,17 +155,19 @@ class Survey:
         assert self._draw is not None
         ledgers, pruning = {}, {}
         prunable = {slot.map for space in self.structure.spaces for slot in space.of("consumer")}
-        for name, columns in self._columns.items():
-            fit, held = self._fit[name], self._held[name]
-            ledgers[name] = ledger = Ledger(fit, held, columns.existing, self._shared.get(name))
+        for name, label in self._labels():
+            columns, fit, held = self._columns[name], self._fit[label], self._held[label]
+            ledgers[label] = ledger = Ledger(fit, held, columns.existing, self._shared.get(name))
             if name in self._data and type(ledger.inverse) is Inverse:
                 self._remember(name, ledger.inverse.factor, fit.moments.rows + held.moments.rows)
-            if "prune" in self.moves and name in prunable:
-                after = ledger.after(_weight(self.model, self.maps[name]))
+            one = self.maps[name]
+            if "prune" in self.moves and name in prunable and one.groups == 1 and not one.transposed:
+                after = ledger.after(_weight(self.model, one))
                 pruning[name] = PruningLedger(ledger.inverse, after, ledger.locations)
         beside = Beside.of(self._beside, self._fit, self._held)
         return Menu(
-            self.model, self.structure, self.maps, self._draw, ledgers, pruning, self._columns, beside,
+            self.model, self.structure, self.maps, self._draw, ledgers, pruning,
+            {label: self._columns[name] for name, label in self._labels()}, beside,
             limit=self._limit_sum / self.samples, samples=samples, nat=self.metric.nat(self.loss, self._output),
             budget=budget, eta=self._whole_eta(ledgers) if whole_eta else None,
         )  # fmt: skip
@@ -203,12 +205,15 @@ class Survey:
     def _readings(self) -> dict[str, Reading]:
         return {name: found for name, found in self.readings.items() if isinstance(found, Reading)}
 
+    def _labels(self) -> list[tuple[str, str]]:
+        """Names of the maps with those of their groups, each of which has an account of its own."""
+        return [(name, label) for name in self.maps for label in labels(name, self._readings[name].groups)]
+
     def _find_maps(self, inputs: Inputs) -> None:
         """Which linear maps can be read on such inputs, and how."""
         names = self.structure.linears
         if any(name not in self.readings for name in names):
-            self.readings.clear()
-            self.readings.update(legible(self.model, names, inputs, self.output))
+            self.readings |= legible(self.model, names, inputs, self.output)
         readings = self._readings
         self.maps = {name: self.structure.map(name) for name in names if name in readings}
         if not self.maps:
@@ -250,26 +255,26 @@ class Survey:
         )  # fmt: skip
         reads = self._reads_of_trial(draw, inputs, len(targets))
         look = Look(len(targets), seen.loss, seen.bound, seen.output)
-        for name, rows in seen.rows.items():
-            columns, layers = self._columns[name], draw.layers.get(name, ())
+        for name, label in self._labels():
+            columns, layers, rows = self._columns[name], draw.layers.get(name, ()), seen.rows[label]
             parts = [
                 Part(columns.arranged(read, layers), one.dz, one.s)
-                for read, one in zip(reads.get(name, [one.read for one in rows.parts]), rows.parts, strict=True)
+                for read, one in zip(reads.get(label, [one.read for one in rows.parts]), rows.parts, strict=True)
             ]
             if rows.data:
                 self._data.add(name)
             for fold, samples in folds:
                 own = [one.some(samples) for one in parts]
                 of = None if weights is None else weights[samples]
-                look.folds[fold][name] = self._fold(name, own, of, count)
+                look.folds[fold][label] = self._fold(name, label, own, of, count)
         if first:
             for fold, samples in folds:
                 of = None if weights is None else weights[samples]
-                for label, (columns, found) in look_beside(
+                for place, (columns, found) in look_beside(
                     self.model, self.structure, self.maps, draw, seen, samples, of, self._readings, self.generator
                 ).items():
-                    self._beside[label] = columns
-                    look.folds[fold][str(label)] = found
+                    self._beside[place] = columns
+                    look.folds[fold][str(place)] = found
         return look
 
     def _reads_of_trial(self, draw: Draw, inputs: Inputs, count: int) -> dict[str, list[Read]]:
@@ -279,16 +284,19 @@ class Survey:
         trial, readings = self._trial(draw, inputs), self._readings
         with torch.no_grad(), evaluating(trial), reading(trial, [*self.maps]) as seen:
             forward(trial, inputs, self.output)
-        return {
-            name: [read_of(name, one, layout_of(readings, name, number), count) for number, one in enumerate(several)]
-            for name, several in seen.items()
-        }
+        found: dict[str, list[Read]] = {}
+        for name, several in seen.items():
+            for number, one in enumerate(several):
+                reads = reads_of(name, one, layout_of(readings, name, number), count)
+                for label, read in zip(labels(name, len(reads)), reads, strict=True):
+                    found.setdefault(label, []).append(read)
+        return found
 
-    def _fold(self, name: str, parts: list[Part], weights: Tensor | None, count: int) -> Fold:
+    def _fold(self, name: str, label: str, parts: list[Part], weights: Tensor | None, count: int) -> Fold:
         """What some samples of one fold say about one map."""
         columns = self._columns[name]
         locations = sum(part.read.locations for part in parts)
-        last = self._fit.get(name)
+        last = self._fit.get(label)
         if last is not None and last.moments.locations != locations:
             raise UnsupportedError(
                 f"{name} reads {locations} rows a sample in one batch and {last.moments.locations} in another: "

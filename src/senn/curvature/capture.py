@@ -7,9 +7,10 @@ modes and the global random state come back as they were.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class Capture:
     """One batch, seen at every linear map.
 
     Attributes:
-        rows: by the linear map's name.
+        rows: by the linear map's name; of a grouped convolution by `labels`.
         blocks: runs of the blocks that were asked for, by name.
         loss: mean loss of the batch, in the loss's own unit (nats for cross-entropy).
         bound: lambda, the most that eta can be on this batch.
@@ -176,16 +177,17 @@ def capture(
             raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
         s = torch.autograd.grad(output, edges + ends, sign)
     given = {x.untyped_storage().data_ptr() for x in batch.tensors(inputs)}
-    parts: dict[str, list[Part]] = {name: [] for name in names}
-    for (name, one), gradient, signs in zip(applied, dz, s, strict=False):  # blocks follow
-        layout = layout_of(layouts, name, len(parts[name]))
-        read = read_of(name, one, layout, len(y))
-        back = (_back(name, one, layout, values, len(y)) for values in (gradient, signs))
-        parts[name].append(Part(read, *back))
-    rows = {
-        name: Rows(tuple(several), seen[name][0].x.untyped_storage().data_ptr() in given)
-        for name, several in parts.items()
-    }
+    parts: dict[str, list[Part]] = {}
+    number: Counter[str] = Counter()
+    for (name, one), *back in zip(applied, dz, s, strict=False):  # blocks follow
+        layout = layout_of(layouts, name, number[name])
+        number[name] += 1
+        reads = reads_of(name, one, layout, len(y))
+        gradients, signs = (_back(one, layout, values, len(y)).chunk(len(reads), 2) for values in back)
+        for label, read, slope, sign in zip(labels(name, len(reads)), reads, gradients, signs, strict=True):
+            parts.setdefault(label, []).append(Part(read, slope, sign))
+    read_inputs = {name for name in names if seen[name][0].x.untyped_storage().data_ptr() in given}
+    rows = {label: Rows(tuple(several), label in read_inputs) for label, several in parts.items()}
     found: dict[str, BlockRun] = {
         name: BlockRun(run.args, run.kwargs, gradient, signs)
         for (name, run), gradient, signs in zip(runs.items(), dz[len(edges) :], s[len(edges) :], strict=True)
@@ -233,17 +235,32 @@ def layout_of(layouts: Mapping[str, Reading] | None, name: str, number: int) -> 
     return layouts[name].layouts[number]
 
 
-def read_of(name: str, one: Application, layout: Layout, samples: int) -> Read:
-    """What an application reads, by sample and location."""
-    x, biased = full(one.x.detach()), one.bias is not None
-    if not layout.fits(x.shape[layout.axis], samples) or (one.kernel is not None and len(x) != samples):
+def labels(name: str, groups: int) -> list[str]:
+    """What a map's groups are called: each is a map of its own."""
+    return [name] if groups == 1 else [f"{name}[{group}]" for group in range(groups)]
+
+
+def reads_of(name: str, one: Application, layout: Layout, samples: int) -> list[Read]:
+    """What an application reads, by sample and location: one for each group."""
+    x, biased, kernel = full(one.x.detach()), one.bias is not None, one.kernel
+    if not layout.fits(x.shape[layout.axis], samples) or (kernel is not None and len(x) != samples):
         raise UnsupportedError(
             f"{name} reads a tensor whose first dimension doesn't count samples: leave it out by ignore"
         )
-    return Patches.of(x, biased, one.kernel) if one.kernel else Dense(layout.by_sample(x, samples), biased)
+    if kernel is None:
+        return [Dense(layout.by_sample(x, samples), biased)]
+    if kernel.transposed:
+        return [Dense(x.flatten(2).mT, biased)]
+    alone = replace(kernel, groups=1)
+    return [Patches.of(own, biased, alone) for own in torch.chunk(x, kernel.groups, 1)]
 
 
-def _back(name: str, one: Application, layout: Layout, gradient: Tensor, samples: int) -> Tensor:
+def _back(one: Application, layout: Layout, gradient: Tensor, samples: int) -> Tensor:
     """(samples, locations, m) of what came back to an application."""
     gradient = full(gradient)
-    return gradient.flatten(2).mT if one.kernel else layout.by_sample(gradient, samples)
+    if one.kernel is None:
+        return layout.by_sample(gradient, samples)
+    if one.kernel.transposed:
+        patches = Patches.of(gradient, False, one.kernel)
+        return patches.rows().view(samples, patches.locations, -1)
+    return gradient.flatten(2).mT

@@ -1,7 +1,7 @@
 """What a linear map reads and what comes back, as the three statistics that scores are made of.
 
-A `Dense` map is applied to rows; `Patches` are what an ungrouped convolution reads: rows of (in * taps,), input channel
-by input channel, taps inside in row-major order, so that the map's matrix is `weight.flatten(1)`. Rows are
+A `Dense` map is applied to rows; `Patches` are what a convolution (of one group) reads: rows of (in * taps,), input
+channel by input channel, taps inside in row-major order, so that the map's matrix is `weight.flatten(1)`. Rows are
 sample-major, one for each location. A convolution's patches are only ever formed for some locations or some samples:
 its cross moment is a weight gradient, which has a kernel of its own.
 """
@@ -24,12 +24,16 @@ class Kernel:
         stride: by dimension.
         dilation: by dimension.
         padding: zeros before and after, by dimension.
+        groups: of channels that are mapped on their own.
+        transposed: whether it is a transposed convolution's: each pixel that is read gives a patch.
     """
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
+    groups: int = 1
+    transposed: bool = False
 
     @property
     def taps(self) -> int:

@@ -163,11 +163,11 @@ def _convolution(
     groups: int = 1,
 ) -> Found | None:
     spatial = weight.dim() - 2
-    if groups != 1 or input.dim() != weight.dim():
+    if input.dim() != weight.dim():
         return None
 
     def each(value: Any) -> tuple[int, ...]:
-        return (value,) * spatial if isinstance(value, int) else tuple(value) * (spatial // len(value))
+        return _each(value, spatial)
 
     size, gaps = tuple(weight.shape[2:]), each(dilation)
     if padding == "same":
@@ -175,12 +175,36 @@ def _convolution(
         sides = [(width // 2, width - width // 2) for width in total]
     else:
         sides = [(width, width) for width in (each(0) if padding == "valid" else each(padding))]
-    return input, weight, Kernel(size, each(stride), gaps, tuple(sides)), bias
+    return input, weight, Kernel(size, each(stride), gaps, tuple(sides), groups), bias
+
+
+def _transposed(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Found | None:
+    spatial = weight.dim() - 2
+    if input.dim() != weight.dim() or groups != 1:
+        return None
+    sides = tuple((width, width) for width in _each(padding, spatial))
+    kernel = Kernel(tuple(weight.shape[2:]), _each(stride, spatial), _each(dilation, spatial), sides, transposed=True)
+    return input, weight, kernel, None  # its bias isn't one of the map of pixels
+
+
+def _each(value: Any, spatial: int) -> tuple[int, ...]:
+    """A setting by dimension."""
+    return (value,) * spatial if isinstance(value, int) else tuple(value) * (spatial // len(value))
 
 
 _CALLS: dict[Any, Callable[..., Found | None]] = {
     F.linear: _linear,
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
+    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _transposed),
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
     **dict.fromkeys((torch.mm, Tensor.mm), _matrix_product),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
@@ -239,11 +263,13 @@ class Reading:
         layouts: of each application.
         locations: rows per sample of all applications together.
         biased: whether a bias is added to what it gives.
+        groups: of a convolution: so many maps side by side.
     """
 
     layouts: tuple[Layout, ...]
     locations: int
     biased: bool
+    groups: int = 1
 
 
 def legible(
@@ -290,11 +316,13 @@ def _reading(name: str, several: list[tuple[Application, list[Tensor | None]]]) 
         if layout is None:
             return f"{name} reads rows that can't be told apart by samples"
         layouts.append(layout)
-        features = one.shape[1] if one.kernel is not None else one.shape[-1]
-        locations += one.shape.numel() // features // len(found)
+        shape = one.x.shape if one.kernel is not None and one.kernel.transposed else one.shape
+        features = shape[1] if one.kernel is not None else shape[-1]
+        locations += shape.numel() // features // len(found)
     if len({one.kernel is None for one, _ in several}) > 1 or len({id(one.bias) for one, _ in several}) > 1:
         return f"{name} is applied in ways that differ"
-    return Reading(tuple(layouts), locations, several[0][0].bias is not None)
+    kernel = several[0][0].kernel
+    return Reading(tuple(layouts), locations, several[0][0].bias is not None, 1 if kernel is None else kernel.groups)
 
 
 def _layout(gradients: Sequence[Tensor], convolution: bool) -> Layout | None:

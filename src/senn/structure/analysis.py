@@ -159,7 +159,8 @@ def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[Line
         found.append(
             LinearMap(
                 _short(weight), weight, None if bias is None else f"{module}.bias".lstrip("."), first.out_dim,
-                first.in_dim, first.taps, scored, len(several),
+                first.in_dim, 1 if first.transposed else first.taps, scored, len(several), first.groups,
+                first.transposed,
             )
         )  # fmt: skip
     return found
@@ -177,7 +178,7 @@ def _sites(
         use = last[one.weight]
         path = one.weight.rpartition(".")[0]
         module = model.get_submodule(path)
-        if one.uses > 1 or use.inside != path or one.weight in fixed or not use.scored:
+        if one.uses > 1 or use.inside != path or one.weight in fixed or not use.scored or one.groups > 1:
             continue
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue

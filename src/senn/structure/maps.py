@@ -126,7 +126,9 @@ def convolution(trace: Trace, call: Call) -> None:
             out_dim=out_dim,
             axis=1,
             taps=taps,
-            plain=groups == 1 and not transposed,
+            plain=groups == 1 or not transposed,
+            groups=groups,
+            transposed=bool(transposed),
         )
         rows = trace.produce(held, out_dim)
         if groups > 1 and transposed:

@@ -121,7 +121,8 @@ class LinearMap:
     """A linear map z = W a + b of the forward pass, applied at every location (token, pixel) of every sample.
 
     As a matrix W is (out, in * taps), columns of one input side by side: `weight.movedim` of `out_dim` and `in_dim` to
-    the front, then flattened (`matrix`).
+    the front, then flattened (`matrix`). Of a grouped convolution that is one matrix above the other; of a transposed
+    one it is (out * kernel positions, in).
 
     Attributes:
         name: the module's name where the tensor is its `weight`, else the tensor's full name.
@@ -129,10 +130,12 @@ class LinearMap:
         bias: full name of the bias, or None.
         out_dim: dimension of the weight that counts outputs.
         in_dim: dimension that counts inputs.
-        taps: kernel positions (9 for a 3 x 3 convolution).
-        scored: whether its inputs and outputs can be read: applied by `linear`, `addmm` or an ungrouped convolution
-            of the forward's own Python code, and not inside a fused operation.
+        taps: columns of one input: kernel positions (9 for a 3 x 3 convolution), 1 for a transposed one.
+        scored: whether its inputs and outputs can be read: applied by `linear`, `addmm`, a matrix product or a
+            convolution, and not inside a fused operation.
         uses: how often the forward pass applies it.
+        groups: of a convolution.
+        transposed: whether it is a transposed convolution.
     """
 
     name: str
@@ -143,6 +146,8 @@ class LinearMap:
     taps: int = 1
     scored: bool = True
     uses: int = 1
+    groups: int = 1
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -245,6 +250,8 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 def matrix(model: nn.Module, one: LinearMap) -> Tensor:
     """The weight of a linear map as a matrix, (out, in * taps), detached."""
     weight = tensor_of(model, one.weight).detach()
+    if one.transposed:
+        return weight.flatten(1).mT
     return weight.movedim((one.out_dim, one.in_dim), (0, 1)).flatten(1)
 
 

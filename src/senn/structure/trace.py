@@ -20,6 +20,7 @@ from senn.structure.uses import KEEPING_ZERO, REARRANGING, Held, NormUse, Use, p
 _READABLE = frozenset(
     [
         *("linear", "addmm", "mm", "matmul", "__matmul__", "conv1d", "conv2d", "conv3d"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
         "multi_head_attention_forward",  # its own Python code is looked into
     ]
 )
@@ -192,6 +193,8 @@ class Trace:
         axis: int,
         taps: int = 1,
         plain: bool = True,
+        groups: int = 1,
+        transposed: bool = False,
     ) -> None:
         """Note that a map read `source`, whose features (along `axis`) have the labels `columns`."""
         scored = plain and (self.function is None or self.function in _READABLE)
@@ -203,7 +206,7 @@ class Trace:
         self.uses.append(
             Use(
                 held.name, everything.cpu(), in_dim, out_dim, taps, scored and held.stop is None, activation,
-                self.path[-1], spatial, self.coats(source), uniform, id(source) in self._normed,
+                self.path[-1], spatial, self.coats(source), uniform, id(source) in self._normed, groups, transposed,
             )
         )  # fmt: skip
 

@@ -26,6 +26,8 @@ class Use:
         source: coats of its input.
         uniform: whether its input has no units and is the same for all columns (zeros of a first state).
         normed: whether its input comes straight from a normalisation of whole units.
+        groups: of a convolution.
+        transposed: whether it is a transposed convolution.
     """
 
     weight: str
@@ -40,6 +42,8 @@ class Use:
     source: list[Tensor]
     uniform: bool
     normed: bool
+    groups: int = 1
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
