@@ -52,23 +52,26 @@ class ResidualLayer:
     def parameters(self, units: int) -> int:
         """Number of parameters of the layer with that many units."""
         per_unit = sum(p[..., :1].numel() for p in self.activation.parameters()) if _per_unit(self.activation) else 0
-        return units * (2 * self.site.features + 1 + per_unit)
+        return units * (self.weight[0].numel() + 1 + self.site.features + per_unit)
 
     def move(self, units: Sequence[int]) -> Insert:
         """The insertion of a layer of the chosen units."""
         chosen = torch.as_tensor(list(units))
-        first = nn.Linear(self.site.features, len(chosen))
-        last = nn.Linear(len(chosen), self.site.features, bias=False)
+        first, last = self._ends(len(chosen))
         activation = copy.deepcopy(self.activation)
         if _per_unit(activation):
             activation = type(activation)(len(chosen))
             for name, parameter in activation.named_parameters():
                 parameter.data = self.activation.get_parameter(name).detach()[chosen].clone()
         with torch.no_grad():
-            first.weight.copy_(self.weight[chosen])
-            first.bias.copy_(self.bias[chosen])
-            last.weight.zero_()
+            first.get_parameter("weight").copy_(self.weight[chosen])
+            first.get_parameter("bias").copy_(self.bias[chosen])
+            last.get_parameter("weight").zero_()
         return Insert(self.site.module, Residual(nn.Sequential(first, activation, last)))
+
+    def _ends(self, units: int) -> tuple[nn.Module, nn.Module]:
+        """Fresh maps to and from so many units."""
+        return nn.Linear(self.site.features, units), nn.Linear(units, self.site.features, bias=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,67 +132,27 @@ class IdentityLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class ConvolutionalLayer:
-    """A residual layer x + V * phi(B * x + beta), V = 0, before a convolution, of which some channels will be chosen.
+class ConvolutionalLayer(ResidualLayer):
+    """The same before a convolution, x + V * phi(B * x + beta), with B (units, in, *taps).
 
     B keeps the size of the image, V has one tap. Its features are scored at the convolution's *input*: what they add to
     x is a map of one tap.
-
-    Attributes:
-        site: where.
-        weight: B, (units, in, *taps).
-        bias: beta, (units,).
-        activation: phi, a module over `units` channels.
     """
-
-    site: Site
-    weight: Tensor
-    bias: Tensor
-    activation: nn.Module
-
-    columns_per_unit = 1
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"residual {type(self.activation).__name__}"
-
-    @property
-    def columns(self) -> int:
-        """Number of features."""
-        return len(self.weight)
 
     def features(self, x: Tensor) -> Tensor:
         """phi(B * x + beta), (samples, in, *spatial) to (samples, units, *spatial)."""
-        spatial = self.weight.dim() - 2
-        apply = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
+        apply = (F.conv1d, F.conv2d, F.conv3d)[self.site.spatial - 1]
         z = apply(x, self.weight.to(x), self.bias.to(x), padding=self.weight.shape[-1] // 2)
         result: Tensor = self.activation(z)
         return result
 
-    def parameters(self, units: int) -> int:
-        """Number of parameters of the layer with that many channels."""
-        own = 1 if isinstance(self.activation, nn.PReLU) else 0
-        return units * (self.weight[0].numel() + 1 + self.site.features + own)
-
-    def move(self, units: Sequence[int]) -> Insert:
-        """The insertion of a layer of the chosen channels."""
-        chosen = torch.as_tensor(list(units))
-        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.weight.dim() - 3]
-        size = self.weight.shape[-1]
-        first = kind(self.site.features, len(chosen), size, padding=size // 2)
-        last = kind(len(chosen), self.site.features, 1, bias=False)
-        activation = copy.deepcopy(self.activation)
-        if isinstance(activation, nn.PReLU):
-            activation = nn.PReLU(len(chosen))
-        with torch.no_grad():
-            first.weight.copy_(self.weight[chosen])
-            first.get_parameter("bias").copy_(self.bias[chosen])
-            last.weight.zero_()
-        return Insert(self.site.module, Residual(nn.Sequential(first, activation, last)))
+    def _ends(self, units: int) -> tuple[nn.Module, nn.Module]:
+        kind, size = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.site.spatial - 1], self.weight.shape[-1]
+        first = kind(self.site.features, units, size, padding=size // 2)
+        return first, kind(units, self.site.features, 1, bias=False)
 
 
-Layer = ResidualLayer | IdentityLayer | ConvolutionalLayer
+Layer = ResidualLayer | IdentityLayer
 
 
 def same(spatial: int, size: int) -> Kernel:
