@@ -14,8 +14,7 @@ HEAD = """# Gallery
 Models of other libraries, unmodified, growing in ordinary training loops. Each program is in `examples/`; below is what
 it printed, as `python docs/gallery.py` wrote it down. A line such as `widen PLACE: 2 -> 3` is a change of size: by how
 much the loss was promised to change, the parameters, and the least promise at which it would have been made. Promises
-are summed over units and come from a quadratic model of the loss around one layer; no cap is put on them, and attention
-heads early in a run may be promised more than the whole loss, which for ten classes starts at about 2.3 nats.
+are summed over units and come from a quadratic model of the loss around one layer.
 """
 
 

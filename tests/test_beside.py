@@ -133,8 +133,8 @@ def fitted(model: nn.Module, names: list[str], x: torch.Tensor) -> float:
     model = copy.deepcopy(model)
     own = dict(model.named_parameters())
     chosen = [own[name] for name in names]
-    optimizer = torch.optim.Adam(chosen, 1e-2)
-    for _ in range(300):
+    optimizer = torch.optim.Adam(chosen, 2e-2)
+    for _ in range(120):
         optimizer.zero_grad()
         F.cross_entropy(model(x), Y).backward()
         optimizer.step()

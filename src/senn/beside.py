@@ -24,10 +24,13 @@ from senn.curvature.gather import gather, places_of
 from senn.curvature.patches import Dense, Patches, Read, full
 from senn.curvature.reading import Reading, evaluating, reading
 from senn.layers import ConvolutionalLayer
-from senn.ledger import SAMPLES, Fold, Ledger
+from senn.ledger import Fold, Ledger
 from senn.proposals import Draw
 from senn.structure import Block, LinearMap, Structure, tensor_of
 from senn.surgery import Append
+
+FEW = 32
+"""Samples of each fold of a batch that are read: it takes passes of their own."""
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -173,7 +176,7 @@ def look_beside(
         readings: how maps are read.
         generator: source of the locations that are read.
     """
-    some = slice(samples.start, min(samples.start + SAMPLES, samples.stop))
+    some = slice(samples.start, min(samples.start + FEW, samples.stop))
     found: dict[Label, tuple[Part, Columns]] = {}
     for name, (layer, *_) in draw.layers.items():
         if isinstance(layer, ConvolutionalLayer):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -135,10 +136,9 @@ class Ledger:
             self.inverse = InverseOfRows(torch.cat([one[:, :existing] for one in rows if one is not None]))
         else:
             self.inverse = Inverse(cholesky(both.A[:existing, :existing], DAMPING) if factor is None else factor)
-        # L_S^-1 G A^-1: the natural step, whitened
         white = whiten(self.whitener, G[:, :existing])
-        self._step = self.inverse.solve(white.mT).mT
-        self.eta = self.locations * float((self._step * white).sum())
+        square, self._finish = self.inverse.start(white.mT)
+        self.eta = self.locations * square
         if G.shape[1] == existing:
             return
         if few:
@@ -202,6 +202,11 @@ class Ledger:
         samples = kept[0] if len(kept) == 1 else None
         weight = max(sum(one.total for one in kept), 1e-30)
         return Account(residual + torch.diag(self.level), cross, samples, weight)
+
+    @cached_property
+    def _step(self) -> Tensor:
+        """L_S^-1 G A^-1: the natural step, whitened."""
+        return self._finish().mT
 
     @property
     def step(self) -> Tensor:

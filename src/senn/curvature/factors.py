@@ -9,6 +9,7 @@ The Fisher block of the map is F = locations * A (x) S and its gradient is locat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -185,6 +186,11 @@ class Inverse:
         """M^-1 right, for right (c, n), float64."""
         return solve(self.factor, right)
 
+    def start(self, right: Tensor) -> tuple[float, Callable[[], Tensor]]:
+        """The sum of right * M^-1 right, and what finishes M^-1 right: often the sum is all that is wanted."""
+        half = whiten(self.factor, right)
+        return float(half.square().sum()), lambda: torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
+
     @cached_property
     def whole(self) -> Tensor:
         """(c, c)."""
@@ -219,6 +225,11 @@ class InverseOfRows(Inverse):
         """M^-1 right, for right (c, n), float64."""
         right = right.double()
         return (right - self.a.mT @ solve(self.products, self.a @ right)) / self.level
+
+    def start(self, right: Tensor) -> tuple[float, Callable[[], Tensor]]:
+        """See `Inverse.start`."""
+        found = self.solve(right)
+        return float((right * found).sum()), lambda: found
 
     @cached_property
     def whole(self) -> Tensor:

@@ -11,7 +11,7 @@ from senn.curvature.capture import Part
 from senn.curvature.factors import Moments, gram, input_moment
 from senn.curvature.samples import Rowwise, Samples, Summed
 
-READ = 4096
+READ = 2048
 """Rows of a map with many locations whose outer products make its input moment, or `READ_PER_COLUMN` a column."""
 
 READ_PER_COLUMN = 8
@@ -67,7 +67,8 @@ def _kept(parts: Sequence[Part], weights: Tensor | None) -> Samples:
     outputs = parts[0].dz.shape[2]
     locations, columns = sum(part.read.locations for part in parts), parts[0].read.columns
     if locations > 1 and locations * (outputs + columns) > outputs * columns:
-        both = [part.read.by_sample(torch.cat([part.s, part.dz], 2)) for part in parts]
+        # locations last, as convolutions have them: nothing is copied twice
+        both = [part.read.by_sample(torch.cat([part.s.mT, part.dz.mT], 1).mT) for part in parts]
         s, dz = torch.split(sum(both[1:], both[0]), outputs, 1)
         return Summed(s, dz, locations, weights)
     a = torch.cat([part.read.rows().view(*part.dz.shape[:2], -1) for part in parts], 1).flatten(0, 1)
