@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from growth_cases import X, Y, train
+from growth_cases import Y, train
 from test_convolutions import IMAGES
 from torch import nn
 from torch.nn import functional as F
@@ -133,8 +133,8 @@ def fitted(model: nn.Module, names: list[str], x: torch.Tensor) -> float:
     model = copy.deepcopy(model)
     own = dict(model.named_parameters())
     chosen = [own[name] for name in names]
-    optimizer = torch.optim.Adam(chosen, 2e-2)
-    for _ in range(120):
+    optimizer = torch.optim.Adam(chosen, 1e-2)
+    for _ in range(400):
         optimizer.zero_grad()
         F.cross_entropy(model(x), Y).backward()
         optimizer.step()
@@ -146,15 +146,14 @@ def fitted(model: nn.Module, names: list[str], x: torch.Tensor) -> float:
 )
 def test_the_grower_deepens_a_convolutional_net_and_the_promise_is_no_exaggeration(place, kind, beside) -> None:
     """Fitting the new silent weights, and the map that takes their linear part, brings about what was promised."""
-    model = residual_net().double()
-    x = IMAGES.double()
+    model, x = residual_net(), IMAGES
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     train(model, optimizer, 30, x, Y)
     before = {id(p) for p in model.parameters()}
     grower = senn.Grower(model, optimizer, policy=Deepest(place), moves=("depth",), samples=len(x))
     (event,) = grower.grow([(x, Y)])
     assert (event.kind, event.detail) == ("insert", kind)
-    assert event.output_change <= 1e-10
+    assert event.output_change <= 1e-5
     new = {name: p for name, p in model.named_parameters() if id(p) not in before}
     silent = [name for name, p in new.items() if not p.any()]
     also = [name for name, _ in model.named_parameters() if any(name.startswith(prefix) for prefix in beside)]
@@ -177,6 +176,6 @@ def test_nothing_else_changes_in_a_round_that_repeats_a_block() -> None:
             others = [c for c in candidates if c not in copies]
             return (copies or others or [None])[0]
 
-    events = senn.Grower(model, policy=Greedy(), samples=len(X), max_width=6).grow([(IMAGES, Y)])
+    events = senn.Grower(model, policy=Greedy(), samples=len(Y), max_width=6).grow([(IMAGES, Y)])
     assert [event.detail for event in events] == ["a copy after it"]
     assert len(model[1]) == 2
