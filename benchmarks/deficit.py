@@ -1,13 +1,15 @@
 """Does a net that grew while it trained end below a fixed net of its final size, and what closes that gap?
 
-An MLP d-[10]-10 with ReLU grows under several recipes. Each is paired, seed by seed, with a fixed net of exactly its final
-architecture: same rows, same batches in the same order, same optimizer and learning rates, same number of steps. Both
-have an exponential average of their weights beside them. Validation rows come out of the training split; test splits are
-never read.
+An MLP d-[10]-10 with ReLU grows under several recipes. Each is paired, seed by seed, with a fixed net of exactly its
+final architecture: same rows, same batches in the same order, same optimizer, learning rates and number of steps. Both
+have an exponential average of their weights beside them. Validation rows come out of the training split; test splits
+are never read. MNIST is read from a folder of IDX files, gzipped.
 
-    python benchmarks/deficit.py --set digits --out results/digits.json
-    python benchmarks/deficit.py --set mnist --data-dir DIR --out results/mnist.json      # DIR holds IDX files, .gz
-    python benchmarks/deficit.py --set mnist --data-dir DIR --recipes 'once .02' 'once .5' --seeds 5
+    python benchmarks/deficit.py --epochs 60 --kappa 0.1 --out digits.json
+    python benchmarks/deficit.py --set mnist --data-dir DIR --out mnist.json
+    python benchmarks/deficit.py --recipes 'early' '32 at 0.5, smooth, own clock' --seeds 5
+
+A recipe's name is one of WHEN and any of HOW in `deficit_recipes.py`, with commas between.
 """
 
 from __future__ import annotations
@@ -20,111 +22,29 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from deficit_recipes import DEFAULT, Forced, Recipe, recipe_of
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from senn import Grower
-from senn.policy import Candidate, Policy, PricePolicy
+from senn.errors import SennError
+from senn.policy import PricePolicy
 from senn.proposals import Proposals, directions
 
 BATCH, PROBE, DECAY, FOLLOWED = 256, 4096, 0.98, 200
-EARLY = (0.02, 0.04, 0.08, 0.16, 0.32)
 BETAS = (0.9, 0.999)
 SPANS = ((1, 10), (11, 50), (51, 200))
 FRESH = 3**-0.5  # length of a row that `nn.Linear` draws
-WHO = ("old", "new")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a net grows and trains.
-
-    Attributes:
-        rounds: considerations of growth, as fractions of all steps; None for one after each epoch.
-        force: units that each of them adds at any price; 0: as many as pay.
-        prune: considerations of removals alone, likewise: a unit goes that isn't worth half its price.
-        bid: the price at which units are bought, as a multiple of that at which they are kept.
-        schedule: of the learning rate: `tail` (constant, then down over the last third), `cosine`, `onecycle`, or `rewarm`
-            (up over the 20 steps after each growth, then as `tail`).
-        clock: Adam's moments of new units start at zero; `old` corrects them by the age of their parameter, as an optimizer
-            with one count a parameter does, `own` by the units' own age.
-        boost: factor on the steps of new units, which decays to 1 over 50 steps.
-        birth: length of new units' incoming weights over that of freshly initialised units; None as the grower draws them.
-        smooth: fraction of proposals whose direction follows the data.
-    """
-
-    rounds: tuple[float, ...] | None = EARLY
-    force: int = 0
-    prune: tuple[float, ...] = ()
-    bid: float = 1.0
-    schedule: str = "tail"
-    clock: str = "old"
-    boost: float = 1.0
-    birth: float | None = None
-    smooth: float = 0.0
-
-
-@dataclass(frozen=True)
-class Forced(Policy):
-    """So many units a round, the best by held-out gain, at any price."""
-
-    units: int
-
-    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
-        """The best until there are enough."""
-        enough = sum(c.units for c in accepted) >= self.units
-        return None if enough else max(candidates, key=lambda c: c.heldout, default=None)
-
-
-BACK = (0.4, 0.5)
-SPREAD = tuple(k / 15 for k in range(1, 9))
-PRICED = {
-    "each epoch": Recipe(rounds=None),
-    "each epoch, smooth": Recipe(rounds=None, smooth=1.0),
-    "early": Recipe(),
-    "early, cosine": Recipe(schedule="cosine"),
-    "early, one cycle": Recipe(schedule="onecycle"),
-    "early, re-warmed": Recipe(schedule="rewarm"),
-    "early, own clock": Recipe(clock="own"),
-    "early, own clock x3": Recipe(clock="own", boost=3.0),
-    "early, x3": Recipe(boost=3.0),
-    "early, born short": Recipe(birth=1.0),
-    "early, past and back": Recipe(bid=0.3, prune=BACK),
-    "early, smooth": Recipe(smooth=1.0),
-    "early, half smooth": Recipe(smooth=0.5),
-    "early, smooth, x3": Recipe(smooth=1.0, boost=3.0),
-    "early, smooth, born short": Recipe(smooth=1.0, birth=1.0),
-    "early, smooth, past and back": Recipe(smooth=1.0, bid=0.3, prune=BACK),
-    "early, smooth, x3, past and back": Recipe(smooth=1.0, boost=3.0, bid=0.3, prune=BACK),
-}
-TIMED = {  # 32 units in all, whatever they promise: so all end at 42 units
-    **{f"32 at {p:g}": Recipe(rounds=(p,), force=32) for p in (0.02, 0.07, 0.2, 0.5)},
-    "4 x 8 epochs": Recipe(rounds=SPREAD, force=4),
-    "4 x 8 epochs, own clock": Recipe(rounds=SPREAD, force=4, clock="own"),
-    "4 x 8 epochs, x3": Recipe(rounds=SPREAD, force=4, boost=3.0),
-    "4 x 8 epochs, born short": Recipe(rounds=SPREAD, force=4, birth=1.0),
-    "4 x 8 epochs, smooth": Recipe(rounds=SPREAD, force=4, smooth=1.0),
-    "4 x 8 epochs, smooth, x3": Recipe(rounds=SPREAD, force=4, smooth=1.0, boost=3.0),
-    "32 at 0.5, own clock": Recipe(rounds=(0.5,), force=32, clock="own"),
-    "32 at 0.5, x3": Recipe(rounds=(0.5,), force=32, boost=3.0),
-    "32 at 0.5, born short": Recipe(rounds=(0.5,), force=32, birth=1.0),
-    "32 at 0.5, smooth": Recipe(rounds=(0.5,), force=32, smooth=1.0),
-    "32 at 0.5, smooth, x3": Recipe(rounds=(0.5,), force=32, smooth=1.0, boost=3.0),
-    "32 at 0.5, re-warmed": Recipe(rounds=(0.5,), force=32, schedule="rewarm"),
-}
-RECIPES = PRICED | TIMED
-
-
-@dataclass(frozen=True)
-class Data:
+class Data(NamedTuple):
     """Training and validation rows, (n, d) and (n,)."""
 
     x: Tensor
@@ -189,36 +109,40 @@ class Units:
     """
 
     def __init__(self, model: nn.Sequential) -> None:
-        self.model, self.born = model, torch.zeros(len(model[0].weight))  # type: ignore[arg-type]
+        self.model, self.born = model, torch.zeros(len(model[0].weight))
         self.followed: list[dict[str, Any]] = []
         self._start: tuple[int, Tensor, Tensor, Tensor] | None = None
-        self._sums: dict[tuple[str, str, int], float] = {}
+        self._rows: list[dict[str, float]] = []
 
     @property
     def weights(self) -> tuple[Tensor, Tensor]:
         """Incoming (units, d) and outgoing (units, 10) weights."""
-        return self.model[0].weight, self.model[2].weight.mT  # type: ignore[union-attr,return-value]
+        return self.model[0].weight, self.model[2].weight.mT
 
-    def changed(self, before: Tensor, step: int, birth: float | None) -> None:
+    def changed(self, before: Tensor, step: int, recipe: Recipe, optimizer: torch.optim.Adam) -> None:
         """After a round: who is new; incoming weights of the others are the former ones, bit by bit."""
-        rows, _ = self.weights
+        rows, first, second = self.weights[0], self.model[0], self.model[2]
         same = torch.stack([(before == row).all(1) for row in rows.detach()])
         old = same.any(1)
         self.born = torch.where(old, self.born[same.int().argmax(1)], torch.tensor(float(step)))
-        self._start, self._sums = None, {}
+        self._start, self._rows = None, []
         if old.all():
             return
-        if birth is not None:
+        if recipe.birth is not None:
             with torch.no_grad():  # outgoing weights are zero, so nothing else changes
-                shrink = birth * FRESH / rows[~old].norm(dim=1)
+                shrink = recipe.birth * FRESH / rows[~old].norm(dim=1)
                 rows[~old] *= shrink[:, None]
-                self.model[0].bias[~old] *= shrink  # type: ignore[union-attr,operator,index]
+                first.bias[~old] *= shrink
+        if recipe.clock == "inherit":
+            for parameter, dim in ((first.weight, 0), (first.bias, 0), (second.weight, 1)):
+                squares = optimizer.state[parameter]["exp_avg_sq"].movedim(dim, 0)
+                squares[~old] = squares[old].mean(0)
         self._start = (step, old, rows.detach().clone(), self.weights[1].detach().clone())
 
     def scale(self, recipe: Recipe, step: int) -> Tensor | None:
         """(units,) factors on this step's update; None where all are 1."""
         young = self.born > 0
-        if not young.any() or (recipe.clock == "old" and recipe.boost == 1):
+        if not young.any() or (recipe.clock != "own" and recipe.boost == 1):
             return None
         age = step + 1 - self.born
         result = 1 + (recipe.boost - 1) * torch.exp(-age / 50)
@@ -228,31 +152,26 @@ class Units:
         return torch.where(young, result, torch.ones(()))
 
     def follow(self, step: int) -> None:
-        """Gradients and movement of this step, means over old and over new units, at most `FOLLOWED` steps long."""
-        if self._start is None or step >= self._start[0] + FOLLOWED or self._start[1].shape != self.born.shape:
+        """Gradients and movement of this step, means over old and over new units, for `FOLLOWED` steps of a growth."""
+        if self._start is None or step >= self._start[0] + FOLLOWED:
             return
-        age, old = step + 1 - self._start[0], self._start[1]
-        gradients = (self.model[0].weight.grad, self.model[2].weight.grad.mT)  # type: ignore[union-attr]
-        for place, weight, start, slope in zip(("in", "out"), self.weights, self._start[2:], gradients, strict=True):
-            gradient, moved = slope.norm(dim=1), (weight.detach() - start).norm(dim=1)  # type: ignore[operator,union-attr]
-            for who, mask in (("old", old), ("new", ~old)):
-                for name, value in (("gradient", gradient), ("moved", moved), ("start", start.norm(dim=1))):
-                    key = (f"{name} {place}", who, age)
-                    self._sums[key] = float(value[mask].mean())
-        if age == FOLLOWED:
-            self.followed.append(self._summary(self._start[0], int((~old).sum())))
-
-    def _summary(self, step: int, count: int) -> dict[str, Any]:
-        record: dict[str, Any] = {"step": step, "new": count}
-        for name in ("gradient in", "gradient out"):
+        since, old, *starts = self._start
+        gradients, row = (self.model[0].weight.grad, self.model[2].weight.grad.mT), {}
+        for place, weight, start, gradient in zip(("in", "out"), self.weights, starts, gradients, strict=True):
+            found = {"gradient": gradient, "moved": weight.detach() - start, "length": start}
+            for name, value in found.items():
+                norm = value.norm(dim=1)
+                row |= {f"{name} {place} {who}": float(norm[m].mean()) for who, m in (("old", old), ("new", ~old))}
+        self._rows.append(row)
+        if len(self._rows) == FOLLOWED:
+            record = {f"{key} at birth": value for key, value in self._rows[0].items() if "length" in key}
             for first, last in SPANS:
-                means = {who: statistics.fmean(self._sums[name, who, a] for a in range(first, last + 1)) for who in WHO}
-                record[f"{name} {first}-{last}"] = means
-        for place in ("in", "out"):
-            record[f"length {place}"] = {who: self._sums[f"start {place}", who, 1] for who in WHO}
-            for age in (10, 50, 200):
-                record[f"moved {place} {age}"] = {who: self._sums[f"moved {place}", who, age] for who in WHO}
-        return record
+                for key in row:
+                    if "gradient" in key:
+                        record[f"{key} {first}-{last}"] = statistics.fmean(r[key] for r in self._rows[first - 1 : last])
+                    if "moved" in key:
+                        record[f"{key} {last}"] = self._rows[last - 1][key]
+            self.followed.append({"step": since, "new": int((~old).sum()), **record})
 
 
 class Training:
@@ -273,7 +192,7 @@ class Training:
     def run(self, grows: bool, warmths: Sequence[int] = ()) -> Training:
         """Train; a fixed net follows the learning rates of the grown one, whose growths were at `warmths`."""
         grower = self._grower() if grows else None
-        adds, removes = self._rounds() if grows else (set(), set())
+        adds, removes = ({round(p * self.total) for p in ps} for ps in (self.recipe.rounds, self.recipe.prune))
         started = time.process_time()
         for step, batch in enumerate(order_of(len(self.data.x), self.arguments.epochs, self.seed)):
             if grower is not None and (step in adds or step in removes):
@@ -285,21 +204,14 @@ class Training:
         self.seconds = time.process_time() - started
         return self
 
-    def _rounds(self) -> tuple[set[int], set[int]]:
-        epoch = self.total // self.arguments.epochs
-        adds = range(epoch, self.total, epoch) if self.recipe.rounds is None else ()
-        chosen = {round(p * self.total) for p in self.recipe.rounds or ()} | {*adds}
-        return chosen, {round(p * self.total) for p in self.recipe.prune}
-
     def _grower(self) -> Grower:
+        force, price = self.recipe.force, PricePolicy(self.recipe.bid * self.arguments.kappa)
         return Grower(
             self.model,
             self.optimizer,
             samples=len(self.data.x),
             averaged=[self.average],
-            policy=Forced(self.recipe.force)
-            if self.recipe.force
-            else PricePolicy(self.recipe.bid * self.arguments.kappa),
+            policy=Forced(force) if force else price,
             moves=("width",),
             proposals=Proposals(smooth=self.recipe.smooth),
             seed=self.seed,
@@ -316,14 +228,12 @@ class Training:
         events = grower.grow()
         if not events:
             return
-        self.units.changed(before, step, self.recipe.birth)
+        self.units.changed(before, step, self.recipe, self.optimizer)
         self.grown_at.append(step)
         for event in events:
             change = event.loss_after / event.loss_before - 1
-            self.events.append(
-                {"kind": event.kind, "at": step / self.total, "to": event.after, "loss_change": change}
-                | {"promised": event.promised}
-            )
+            record = {"kind": event.kind, "at": step / self.total, "to": event.after, "promised": event.promised}
+            self.events.append({**record, "loss_change": change})
 
     def _step(self, batch: Tensor, step: int) -> None:
         self.optimizer.zero_grad()
@@ -331,32 +241,33 @@ class Training:
         scale = self.units.scale(self.recipe, step)
         first, second = self.model[0], self.model[2]
         places = [(first.weight, 0), (first.bias, 0), (second.weight, 1)] if scale is not None else []
-        before = [p.detach().clone() for p, _ in places]  # type: ignore[union-attr,operator]
+        before = [p.detach().clone() for p, _ in places]
         self.optimizer.step()
         with torch.no_grad():
             for (parameter, dim), old in zip(places, before, strict=True):
                 shape = [-1 if d == dim else 1 for d in range(old.dim())]
-                parameter.copy_(old + scale.view(shape) * (parameter - old))  # type: ignore[union-attr,operator]
+                parameter.copy_(old + scale.view(shape) * (parameter - old))
         self.units.follow(step)
         self.average.update_parameters(self.model)
 
+    @torch.no_grad()
     def figures(self) -> dict[str, Any]:
-        """Validation accuracy and loss, of the weights and of their average; training loss; lengths; seconds."""
+        """Validation accuracy and loss, of the weights and of their average; dead units; lengths; seconds."""
         record: dict[str, Any] = {"seconds": self.seconds}
         for name, model in (("", self.model), ("average ", self.average)):
-            with torch.no_grad():
-                output = model(self.data.held_x)
-                record[f"{name}accuracy"] = float((output.argmax(1) == self.data.held_y).float().mean())
-                record[f"{name}loss"] = float(F.cross_entropy(output, self.data.held_y))
-        with torch.no_grad():
-            record["train loss"] = float(F.cross_entropy(self.model(self.data.x), self.data.y))
-        record["length"] = float(self.units.weights[0].detach().norm(dim=1).mean())
+            output = model(self.data.held_x)
+            record[f"{name}accuracy"] = float((output.argmax(1) == self.data.held_y).float().mean())
+            record[f"{name}loss"] = float(F.cross_entropy(output, self.data.held_y))
+        active = (self.model[0](self.data.x) > 0).any(0).float()
+        record["dead"] = 1 - float(active.mean())
+        record["train loss"] = float(F.cross_entropy(self.model(self.data.x), self.data.y))
+        record["length"] = float(self.units.weights[0].norm(dim=1).mean())
         return record
 
 
 def pair(data: Data, name: str, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """A grown net and the fixed net of its final size."""
-    recipe = RECIPES[name]
+    recipe = recipe_of(name)
     grown = Training(data, recipe, arguments, seed, 10).run(grows=True)
     hidden = len(grown.units.born)
     fixed = Training(data, recipe, arguments, seed, hidden).run(grows=False, warmths=grown.grown_at)
@@ -365,7 +276,7 @@ def pair(data: Data, name: str, arguments: argparse.Namespace, seed: int) -> dic
         drawn = Training(data, recipe, arguments, seed, hidden)
         with torch.no_grad():
             rows = directions(data.x[:PROBE], hidden, recipe.smooth, torch.Generator().manual_seed(seed))
-            drawn.model[0].weight.copy_(FRESH * rows)  # type: ignore[union-attr,operator]
+            drawn.model[0].weight.copy_(FRESH * rows)
         record["drawn"] = drawn.run(grows=False, warmths=grown.grown_at).figures()
     return {**record, "events": grown.events, "followed": grown.units.followed}
 
@@ -392,10 +303,11 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def line(name: str, figures: dict[str, Any]) -> str:
-    parts = [f"{name:<30}"]
+    parts = [f"{name:<40}"]
     for key in ("accuracy", "loss", "average accuracy", "average loss"):
         one = figures[key]
         parts.append(f"{one['grown']:.4f} {one['difference']:+.4f}+-{one['error'] or 0:.4f}")
+    parts.append(f"{figures['dead']['grown']:.2f} {figures['dead']['fixed']:.2f}")
     widths = ",".join(map(str, figures["hidden"]))
     if "drawn" in figures:
         widths += f"  (fixed, drawn smooth: {figures['drawn']['accuracy']:.4f} {figures['drawn']['loss']:.4f})"
@@ -406,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     torch.set_num_threads(1)
     heads = [f"{name} less fixed" for name in ("accuracy", "loss", "averaged accuracy", "averaged loss")]
-    print("  ".join([f"{'recipe':<30}", *heads, "time", "loss change", "hidden"]))
+    print("  ".join([f"{'recipe':<40}", *heads, "dead units", "time", "loss change", "hidden"]))
     loaded = {seed: load(arguments, seed) for seed in range(arguments.seeds)}
     runs, means = [], {}
     for name in arguments.recipes:
@@ -426,15 +338,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=("digits", "mnist"), default="digits")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of MNIST's IDX files, gzipped")
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=DEFAULT, metavar="RECIPE")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=12_000, help="training rows, at most")
     parser.add_argument("--validation", type=int, default=4_000, help="validation rows, at most a fifth")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--kappa", type=float, default=0.3, help="price of a parameter, in nats times training rows")
+    parser.add_argument("--kappa", type=float, default=0.03, help="price of a parameter, in nats times training rows")
     parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    try:
+        [recipe_of(name) for name in arguments.recipes]
+    except SennError as error:
+        parser.error(str(error))
+    return arguments
 
 
 if __name__ == "__main__":
