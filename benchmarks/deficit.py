@@ -34,7 +34,6 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from senn import Grower
-from senn.errors import SennError
 from senn.policy import PricePolicy
 from senn.proposals import Proposals, directions
 
@@ -265,9 +264,8 @@ class Training:
         return record
 
 
-def pair(data: Data, name: str, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+def pair(data: Data, name: str, recipe: Recipe, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """A grown net and the fixed net of its final size."""
-    recipe = recipe_of(name)
     grown = Training(data, recipe, arguments, seed, 10).run(grows=True)
     hidden = len(grown.units.born)
     fixed = Training(data, recipe, arguments, seed, hidden).run(grows=False, warmths=grown.grown_at)
@@ -283,7 +281,6 @@ def pair(data: Data, name: str, arguments: argparse.Namespace, seed: int) -> dic
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds, and the standard error of the differences."""
-    n = len(runs)
     result: dict[str, Any] = {"hidden": [run["hidden"] for run in runs]}
     for key in runs[0]["grown"]:
         both = [(run["grown"][key], run["fixed"][key]) for run in runs]
@@ -292,10 +289,10 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "grown": statistics.fmean(a for a, _ in both),
             "fixed": statistics.fmean(b for _, b in both),
             "difference": statistics.fmean(differences),
-            "error": statistics.stdev(differences) / n**0.5 if n > 1 else None,
+            "error": statistics.stdev(differences) / len(runs) ** 0.5 if len(runs) > 1 else None,
         }
-    changes = [abs(e["loss_change"]) for run in runs for e in run["events"] if e["kind"] == "widen"]
-    result["largest loss change"] = max(changes, default=0.0)
+    widened = [e for run in runs for e in run["events"] if e["kind"] == "widen"]
+    result["largest loss change"] = max((abs(e["loss_change"]) for e in widened), default=0.0)
     if "drawn" in runs[0]:
         result["drawn"] = {k: statistics.fmean(run["drawn"][k] for run in runs) for k in runs[0]["drawn"]}
     result["time ratio"] = statistics.fmean(run["grown"]["seconds"] / run["fixed"]["seconds"] for run in runs)
@@ -317,12 +314,12 @@ def line(name: str, figures: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     torch.set_num_threads(1)
-    heads = [f"{name} less fixed" for name in ("accuracy", "loss", "averaged accuracy", "averaged loss")]
-    print("  ".join([f"{'recipe':<40}", *heads, "dead units", "time", "loss change", "hidden"]))
+    print(f"{'recipe':<40}  accuracy, loss, both averaged, each with less fixed; dead units; time; loss change; hidden")
+    recipes = {name: recipe_of(name) for name in arguments.recipes}
     loaded = {seed: load(arguments, seed) for seed in range(arguments.seeds)}
     runs, means = [], {}
-    for name in arguments.recipes:
-        mine = [pair(data, name, arguments, seed) for seed, data in loaded.items()]
+    for name in recipes:
+        mine = [pair(data, name, recipes[name], arguments, seed) for seed, data in loaded.items()]
         means[name] = summary(mine)
         runs += mine
         print(line(name, means[name]), flush=True)
@@ -346,12 +343,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--kappa", type=float, default=0.03, help="price of a parameter, in nats times training rows")
     parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
-    arguments = parser.parse_args(argv)
-    try:
-        [recipe_of(name) for name in arguments.recipes]
-    except SennError as error:
-        parser.error(str(error))
-    return arguments
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
