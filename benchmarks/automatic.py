@@ -6,17 +6,17 @@ that the grown one ended with (`fixed`); optimizer, schedule, epochs and order o
 
     python benchmarks/automatic.py --data-dir ../shared/data --seeds 3 --out automatic.json
 
-The folder holds `cifar-10/train*.parquet` and `cifar-10/test*.parquet` with columns img (encoded bytes) and label. Each
-seed draws training and validation images of its own from the training file. The test images are looked at once for
-each net, after its last epoch, and not at all with `--tuning`, in which choices are to be made. `change` is the largest
-relative change of the loss on validation images at a growth; rounds that remove units, which may change it, are apart.
+The folder holds `cifar-10/train*.parquet` and `cifar-10/test*.parquet` with columns img (encoded bytes) and label, or
+`cifar-10/cifar-10-binary.tar.gz`; figures in the documentation are of the former, which are compressed. Each seed draws
+training and validation images of its own from the training file. The test images are looked at once for each net, after
+its last epoch, and not at all with `--tuning`, in which choices are to be made. `change` is the largest relative change
+of the loss on validation images at a growth; rounds that remove units, which may change it, are apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
 import math
 import statistics
@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import senn
+from senn.data.images import load_images
+from senn.data.images.arrays import Images as Pixels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -98,14 +99,13 @@ RECIPES = {
 }
 
 
-def read(path: Path) -> Images:
-    """Images (n, 3, SIDE, SIDE), standardised, and labels (n,) of a parquet file."""
-    table = pd.read_parquet(path)
-    decoded = [Image.open(io.BytesIO(img["bytes"])).convert("RGB") for img in table["img"]]
-    pixels = np.stack([np.asarray(img.resize((SIDE, SIDE), Image.Resampling.BOX)) for img in decoded])
+def small(images: Pixels) -> Images:
+    """Images (n, 3, SIDE, SIDE), standardised, and labels (n,)."""
+    resized = (Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX) for image in images.pixels)
+    pixels = np.stack([np.asarray(image) for image in resized])
     mean, std = torch.tensor([0.4913, 0.4821, 0.4465]), torch.tensor([0.2452, 0.2428, 0.2606])
     x = (torch.from_numpy(pixels).float() / 255 - mean) / std
-    return x.permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"].to_numpy())
+    return x.permute(0, 3, 1, 2).contiguous(), torch.tensor(images.labels)
 
 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -298,7 +298,7 @@ def print_table(summary: dict[str, dict[str, Any]]) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--data-dir", type=Path, help="else SENN_DATA, else CIFAR-10 is downloaded")
     parser.add_argument("--nets", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=5000, help="training images")
@@ -319,9 +319,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(options.threads)
-    folder = options.data_dir / "cifar-10"
-    parts = ("train",) if options.tuning else ("train", "test")
-    files = {part: read(next(iter(sorted(folder.glob(f"{part}*.parquet"))))) for part in parts}
+    images = load_images("cifar-10", options.data_dir)
+    files = {"train": small(images.train)} | ({} if options.tuning else {"test": small(images.test)})
     rows: list[dict[str, Any]] = []
     for net in options.nets:
         for seed in range(options.seeds):

@@ -2,14 +2,14 @@
 
     SENN_DATA=folder python benchmarks/natural_gradient.py --out results.json
 
-`SENN_DATA` is a folder with `mnist/*.gz` in IDX format; without it, synthetic digits of the same shape are used.
+`SENN_DATA` is a folder with `mnist/*.gz` in IDX format (`senn.data.images`); without it, synthetic digits
+of the same shape are used.
 Timings of the two optimizers are interleaved, and medians are given.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import statistics
@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from senn.data.images import load_images
 from senn.nn import MLP
 from senn.optim import NaturalGradient
 
@@ -29,18 +29,14 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def digits(count: int) -> tuple[Tensor, Tensor, str]:
-    folder = os.environ.get("SENN_DATA")
-    if folder is None:
+    if not os.environ.get("SENN_DATA"):
         generator = torch.Generator().manual_seed(0)
         centres = torch.rand(10, 784, generator=generator)
         y = torch.randint(0, 10, (count,), generator=generator)
         return (centres[y] + 0.5 * torch.randn(count, 784, generator=generator)).clamp(0, 1), y, "synthetic"
-    arrays = []
-    for name, header in (("train-images-idx3-ubyte.gz", 16), ("train-labels-idx1-ubyte.gz", 8)):
-        with gzip.open(Path(folder) / "mnist" / name) as file:
-            arrays.append(np.frombuffer(file.read(), np.uint8, offset=header))
-    x = torch.from_numpy(arrays[0].reshape(-1, 784)[:count].copy()).float() / 255
-    return x, torch.from_numpy(arrays[1][:count].copy()).long(), "mnist"
+    images = load_images("mnist").train
+    x = torch.tensor(images.pixels[:count]).flatten(1).float() / 255
+    return x, torch.tensor(images.labels[:count]), "mnist"
 
 
 def network(activation: str) -> MLP:

@@ -1,0 +1,150 @@
+"""Labelled images as arrays, and what is expected of those of a known set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from senn.errors import SennError
+
+MOST_BYTES = 2**31
+"""Pixels of one part of a set, at most: more is taken for a damaged or hostile file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Labelled images.
+
+    Attributes:
+        pixels: (N, H, W, C) uint8.
+        labels: (N,) int64.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def take(self, rows: NDArray[np.integer]) -> Images:
+        """A copy of some rows, in memory and writable."""
+        return Images(self.pixels[rows].copy(), self.labels[rows].copy())
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A set of labelled images in its parts.
+
+    Attributes:
+        name: of the set.
+        form: the format that it was read from; two forms of a set can differ in their pixels.
+        classes: names, by label.
+        train: training images, in the order of the file (which may be by class).
+        test: test images; of Tiny-ImageNet its labelled validation images, as its test images have no labels.
+        validation: images held out of training, None until `hold_out`.
+    """
+
+    name: str
+    form: str
+    classes: tuple[str, ...]
+    train: Images
+    test: Images
+    validation: Images | None = None
+
+    def hold_out(self, count: int, seed: int) -> ImageSet:
+        """The same set with `count` training images, drawn by `seed`, for validation; both parts are shuffled copies.
+
+        Raises:
+            SennError: if that leaves no image in either part, or some are held out already.
+        """
+        if self.validation is not None:
+            raise SennError(f"{len(self.validation):,} images of {self.name} are held out already")
+        if not 0 < count < len(self.train):
+            raise SennError(f"{count:,} images can't be held out of {len(self.train):,} of {self.name}")
+        order = np.random.default_rng(seed).permutation(len(self.train))
+        return replace(self, train=self.train.take(order[count:]), validation=self.train.take(order[:count]))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a known set must hold.
+
+    Attributes:
+        name: of the set.
+        shape: (H, W, C) of every image.
+        counts: images in "train" and "test".
+        classes: names by label.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    counts: Mapping[str, int]
+    classes: tuple[str, ...]
+
+    def check_count(self, part: str, count: int, where: str) -> None:
+        """Refuse another number of images than the set has.
+
+        Raises:
+            SennError: naming `where` they are.
+        """
+        if count != self.counts[part]:
+            raise SennError(f"{where} holds {count:,} {part} images, but {self.name} has {self.counts[part]:,} of them")
+
+    def check(self, part: str, images: Images, where: str) -> None:
+        """Refuse images of other counts, shapes or labels than the set has.
+
+        Raises:
+            SennError: naming `where` they are.
+        """
+        self.check_count(part, len(images), where)
+        if images.pixels.shape[1:] != self.shape:
+            raise SennError(
+                f"{where} holds images of {shown(images.pixels.shape[1:])}, but {self.name} has {shown(self.shape)}"
+            )
+        check_labels(images, len(self.classes), where)
+
+
+def check_labels(images: Images, classes: int, where: str) -> None:
+    """Refuse labels that aren't one of 0...classes - 1 for each image.
+
+    Raises:
+        SennError: naming `where` they are and the first wrong row, counted from 1.
+    """
+    if len(images.labels) != len(images):
+        raise SennError(f"{where} holds {len(images):,} images but {len(images.labels):,} labels")
+    wrong = np.flatnonzero((images.labels < 0) | (images.labels >= classes))
+    if len(wrong):
+        label = images.labels[wrong[0]]
+        raise SennError(
+            f"{where}, row {wrong[0] + 1}: label {label} is none of the {classes} classes 0...{classes - 1}"
+        )
+
+
+def shown(shape: tuple[int, ...]) -> str:
+    """A shape in words."""
+    return " x ".join(map(str, shape))
+
+
+@contextmanager
+def reading(path: Path, form: str) -> Iterator[None]:
+    """Turn whatever a reader makes of a missing, unreadable or damaged file into one sentence.
+
+    Raises:
+        SennError: naming the file.
+    """
+    try:
+        yield
+    except SennError:
+        raise
+    except EOFError as error:
+        raise SennError(f"{str(path)!r} is cut short") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise SennError(f"{str(path)!r} can't be read: {error.strerror}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SennError(f"{str(path)!r} can't be read as {form}: {reason}") from error

@@ -1,0 +1,84 @@
+"""The IDX format of MNIST: two zero bytes, a type, a number of dimensions, the sizes, then the bytes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from senn.data.images.arrays import MOST_BYTES, Expected, Images, ImageSet, reading
+from senn.errors import SennError
+
+_UNSIGNED_BYTE = 8
+
+
+def read_idx(path: str | Path, dims: int) -> NDArray[np.uint8]:
+    """The array of an IDX file of unsigned bytes, gzipped or not.
+
+    Args:
+        path: the file.
+        dims: how many dimensions it must have: 1 for labels, 3 for grey images.
+
+    Raises:
+        SennError: if there is no such file, or it is damaged, or holds anything else.
+    """
+    path = Path(path)
+    with reading(path, "gzipped IDX"), _opened(path) as file:
+        magic = file.read(4)
+        if magic != bytes([0, 0, _UNSIGNED_BYTE, dims]):
+            raise SennError(
+                f"{str(path)!r} isn't an IDX file of bytes in {dims} dimension{'s' * (dims > 1)}: "
+                f"it begins with {magic.hex() or 'nothing'}, not 0000{_UNSIGNED_BYTE:02x}{dims:02x}"
+            )
+        header = file.read(4 * dims)
+        if len(header) < 4 * dims:
+            raise SennError(f"{str(path)!r} is cut short")
+        shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
+        promised = math.prod(shape)
+        if promised > MOST_BYTES:
+            raise SennError(
+                f"the header of {str(path)!r} promises {promised:,} bytes, over the limit of {MOST_BYTES:,}"
+            )
+        content = file.read(promised + 1)  # one more, to see whether it ends there and to check the gzip sum
+    if len(content) != promised:
+        found = "more" if len(content) > promised else f"{len(content):,}"
+        raise SennError(f"the header of {str(path)!r} promises {promised:,} bytes, but {found} follow")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if packed else path.open("rb")
+
+
+def read_labelled_idx(images: str | Path, labels: str | Path) -> Images:
+    """Grey images of one IDX file as (N, H, W, 1), with the labels of another.
+
+    Raises:
+        SennError: if a file can't be read, or there are more of one than of the other.
+    """
+    pixels, numbers = read_idx(images, 3), read_idx(labels, 1)
+    if len(pixels) != len(numbers):
+        raise SennError(
+            f"{str(images)!r} holds {len(pixels):,} images, but {str(labels)!r} holds {len(numbers):,} labels"
+        )
+    return Images(pixels[..., None], numbers.astype(np.int64))
+
+
+def read_idx_set(files: dict[str, tuple[Path, ...]], expected: Expected) -> ImageSet:
+    """The set in four IDX files.
+
+    Raises:
+        SennError: if a file can't be read or holds anything else than what is expected.
+    """
+    parts = {}
+    for part in ("train", "test"):
+        (images,), (labels,) = files[f"{part} images"], files[f"{part} labels"]
+        parts[part] = read_labelled_idx(images, labels)
+        expected.check(part, parts[part], repr(str(images)))
+    return ImageSet(expected.name, "IDX", expected.classes, **parts)
