@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,18 @@ def test_a_stale_cache_is_made_anew(folder, tmp_path):
     made = mnist(folder)
     agree(load_images(MNIST, folder), made)
     assert len(entries(tmp_path)) == 4
+
+
+def test_what_a_killed_run_left_in_the_cache_is_removed(folder, tmp_path):
+    mnist(folder)
+    load_images(MNIST, folder)
+    entry = entries(tmp_path)[0].parent
+    (entry / "set.json").unlink()
+    for name, age in ((".new-old", 9999), (".new-young", 9)):
+        (entry / name).touch()
+        os.utime(entry / name, (time.time() - age,) * 2)
+    load_images(MNIST, folder)
+    assert [path.name for path in entry.glob(".new-*")] == [".new-young"]
 
 
 def test_a_pickle_in_the_cache_is_not_run(folder, tmp_path):

@@ -203,6 +203,17 @@ def test_damaged_rows_of_parquet(folder, images, labels, match):
     refused(match, CIFAR, folder)
 
 
+def test_sums_of_parquet_pages_are_checked(folder):
+    cifar(folder)
+    path = folder / "train-00000-of-00001.parquet"
+    table = pa.table({"img": [encoded(image) for image in PIXELS], "label": np.arange(1, 7)})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    whole, labels = path.read_bytes(), np.arange(1, 7).tobytes()
+    assert whole.count(labels) == 1
+    path.write_bytes(whole.replace(labels, labels[::-1]))
+    refused("can't be read as parquet: .*checksum", CIFAR, folder)
+
+
 def test_other_parquet_files(folder):
     cifar(folder)
     path = folder / "train-00000-of-00001.parquet"
@@ -272,6 +283,8 @@ def test_damaged_tars(folder):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     refused("is cut short", CIFAR, folder)
+    path.write_bytes(whole[:-8] + bytes(4) + whole[-4:])  # the sum at its end
+    refused("can't be read as a gzipped tar: CRC check failed", CIFAR, folder)
     for name, match in (
         ("../data_batch_1.bin", "leads out"),
         ("x/data_batch_1.bin", "isn't a batch"),

@@ -146,5 +146,10 @@ def reading(path: Path, form: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise SennError(f"{str(path)!r} can't be read: {error.strerror}") from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SennError(f"{str(path)!r} can't be read as {form}: {reason}") from error
+        raise SennError(f"{str(path)!r} can't be read as {form}: {in_short(error)}") from error
+
+
+def in_short(error: Exception) -> str:
+    """What a library says of a damaged file, which can quote much of it: the first line, not all of a long one."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 160 else f"{line[:157]}..."

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ VERSION = 1
 """To be raised when the same files would be decoded otherwise."""
 
 _INDEX = "set.json"
+_NEW = ".new-"
+_ABANDONED = 3600  # seconds after which what another run was writing isn't being written any more
 
 
 def cache_folder() -> Path:
@@ -102,6 +105,9 @@ def _sum(path: Path) -> str:
 def _write(entry: Path, key: list[Any], made: ImageSet) -> None:
     """Each file under a new name, then renamed; the index last, so that a run that stops leaves no false entry."""
     entry.mkdir(parents=True, exist_ok=True)
+    for left in entry.glob(f"{_NEW}*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            left.unlink(missing_ok=True)
     parts: dict[str, list[dict[str, str]]] = {}
     for part, images in (("train", made.train), ("test", made.test)):
         parts[part] = [
@@ -113,7 +119,7 @@ def _write(entry: Path, key: list[Any], made: ImageSet) -> None:
 
 
 def _put(entry: Path, name: str, content: NDArray[Any] | bytes) -> dict[str, str]:
-    handle, new = tempfile.mkstemp(dir=entry, prefix=".new-")
+    handle, new = tempfile.mkstemp(dir=entry, prefix=_NEW)
     try:
         with os.fdopen(handle, "wb") as file:
             if isinstance(content, bytes):

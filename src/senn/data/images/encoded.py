@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from senn.data.images.arrays import MOST_BYTES, Expected, Images, ImageSet, reading, shown
+from senn.data.images.arrays import MOST_BYTES, Expected, Images, ImageSet, in_short, reading, shown
 from senn.errors import SennError
 
 MOST_PIXELS = 2**24
@@ -48,8 +48,8 @@ def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArra
     except SennError:
         raise
     except Exception as error:  # whatever the decoder makes of damaged bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = "it is neither JPEG nor PNG" if "cannot identify" in reason else reason
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is neither JPEG nor PNG" if unknown else in_short(error)
         raise SennError(f"{where} can't be decoded as an image: {reason}") from error
 
 
@@ -136,7 +136,7 @@ def _rows(
     """Name and bytes of each image; the labels are appended to `labels` on the way."""
     for path in paths:
         row = 0
-        with reading(path, "parquet"), pq.ParquetFile(path) as file:
+        with reading(path, "parquet"), pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(_AT_ONCE, columns=[image, label]):
                 if batch.column(label).null_count:
                     raise SennError(f"{str(path)!r} has rows without a label")
