@@ -9,6 +9,8 @@ from pathlib import Path
 
 from senn.errors import SennError
 
+_CHUNK = 2**16
+
 
 @dataclass(frozen=True)
 class Download:
@@ -40,7 +42,7 @@ def fetch(name: str, downloads: Sequence[Download], folder: Path, timeout: float
         import pooch
     except ImportError as error:
         raise SennError(f"{name} can't be downloaded without pooch: install senn[cli], or {otherwise}") from error
-    loader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout)
+    loader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=_CHUNK, timeout=timeout)
     for file in downloads:
         target = file.url.rpartition("/")[2]
         try:
