@@ -96,7 +96,7 @@ def test_every_map_is_read_whoever_applies_it(name: str) -> None:
     structure = analyse(model, x)
     names = structure.linears
     assert {one.weight for one in structure.maps} == {structure.map(name).weight for name in names}
-    found = legible(model, names, x)
+    found = legible(model, {name: structure.map(name).uses for name in names}, x)
     assert all(isinstance(reading, Reading) for reading in found.values()), found
     state = torch.get_rng_state()
     metric = OutputMetric(F.cross_entropy)
@@ -131,7 +131,7 @@ def test_a_transposed_convolution_is_a_map_of_pixels(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)).double()
     x, y = torch.randn(N, 1, 6, 7, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     model(x)
-    found = legible(model, ["2"], x)
+    found = legible(model, {"2": 1}, x)
     rows = capture(model, ["2"], x, y, OutputMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
     assert found["2"].locations == rows["2"].locations == 4 * 5
     F.cross_entropy(model(x), y).backward()
@@ -144,7 +144,7 @@ def test_each_group_of_a_convolution_is_a_map_of_its_own() -> None:
     model = nn.Sequential(nn.Conv1d(1, 6, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)).double()
     x, y = torch.randn(N, 1, 8, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     model(x)
-    found = legible(model, ["2"], x)
+    found = legible(model, {"2": 1}, x)
     rows = capture(model, ["2"], x, y, OutputMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
     assert [*rows] == ["2[0]", "2[1]", "2[2]"]
     F.cross_entropy(model(x), y).backward()
@@ -155,7 +155,7 @@ def test_each_group_of_a_convolution_is_a_map_of_its_own() -> None:
 
 def test_layouts_are_found_out() -> None:
     x, _ = data()
-    layouts = {name: legible(MODELS[name]().double(), ["map"], x)["map"].layouts[0] for name in list(MODELS)[:4]}
+    layouts = {name: legible(MODELS[name]().double(), {"map": 1}, x)["map"].layouts[0] for name in list(MODELS)[:4]}
     assert [*layouts.values()] == [Layout(), Layout(1), Layout(), Layout(0, inner=True)]
 
 
@@ -163,14 +163,14 @@ def test_what_cannot_be_told_apart_by_samples_is_refused_with_the_reason() -> No
     x, _ = data()
     mixing = Net(lambda m, x: m.head(m.map(x - x.mean(0)).tanh().mean(1)), map=nn.Linear(D, 6), head=nn.Linear(6, 2))
     mixing.body = lambda m, x: (lambda h: m.head((h - h.mean(0)).mean(1)))(m.map(x))
-    assert "can't be told apart by samples" in legible(mixing.double(), ["map"], x)["map"]
+    assert "can't be told apart by samples" in legible(mixing.double(), {"map": 1}, x)["map"]
     loose = MODELS["module"]().double()
     loose.body = lambda m, x: (m.map(x), m.head(x.mean(1).repeat(1, 2)[:, :6]))[1]
-    found = legible(loose, ["map", "head"], x)
+    found = legible(loose, {"map": 1, "head": 1}, x)
     assert found["map"] == "the model's outputs do not depend on map"
     assert isinstance(found["head"], Reading)
     unseen = Net(lambda m, x: torch.einsum("ntd,md->nm", x, m.map.weight), map=nn.Linear(D, 2))
-    assert "inside a fused operation" in legible(unseen.double(), ["map"], x)["map"]
+    assert "inside a fused operation" in legible(unseen.double(), {"map": 1}, x)["map"]
 
 
 def test_a_forward_that_draws_at_random_leaves_the_global_state_alone() -> None:
@@ -192,3 +192,16 @@ def test_batches_of_different_lengths_are_refused_by_name() -> None:
     grower.observe(x, y)
     with pytest.raises(senn.UnsupportedError, match="map reads 2 rows a sample in one batch and 3 in another"):
         grower.observe(x[:, :2], y)
+
+
+def test_maps_that_cannot_be_read_are_named_by_the_grower() -> None:
+    torch.manual_seed(0)
+    x, y = (torch.cat([part] * 5) for part in data())
+    model = MODELS["module"]().double()
+    # one use of two isn't seen: half of the gradient would be wrong
+    assert legible(model, {"map": 2}, x) == {"map": "map is also applied in a way that isn't read"}
+    model.loose = nn.Linear(D, 2).double()
+    model.body = lambda m, x: (m.loose(x), m.head(m.map(x).tanh().mean(1)))
+    grower = senn.Grower(model, samples=20, output=lambda result: result[1])
+    grower.observe(x, y)
+    assert grower.unread == {"loose": "the model's outputs do not depend on loose"}

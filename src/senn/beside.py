@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import batch
 from senn.columns import Columns
-from senn.curvature.capture import BlockRun, Capture, Part, layout_of, reads_of
+from senn.curvature.capture import BlockRun, Capture, Part, back_of, layout_of, reads_of
 from senn.curvature.gather import gather, places_of
 from senn.curvature.patches import Dense, Patches, Read, full
 from senn.curvature.reading import Reading, evaluating, reading
@@ -99,17 +99,16 @@ def after_block(
             x = normed[name][0]
             ones = x.new_ones(len(x), 1, *x.shape[2:])
             inner = Dense(torch.cat([ones, x], 1).flatten(2).mT, bias=False)
-            back = [full(g).reshape(count, g.shape[1], -1).mT for g in (slope, signs)]
+            back = [full(g).reshape(count, g.shape[1], -1).mT for g in (slope, signs)]  # (samples, features) too
         else:
             (one,) = seen[name]
             layout = layout_of({name: readings[f"{move.block}.{name}"]}, name, 0)
             (inner,) = reads_of(name, one, layout, count)
             if isinstance(inner, Patches):
                 inner = replace(inner, bias=True, existing=0)
-                back = [full(g).flatten(2).mT for g in (slope, signs)]
             else:
                 inner = Dense(torch.cat([inner.x.new_ones(*inner.x.shape[:2], 1), inner.x], 2), bias=False)
-                back = [layout.by_sample(full(g), count) for g in (slope, signs)]
+            back = [back_of(one, layout, g, count) for g in (slope, signs)]
         parts[name] = Part(inner, *back)
     return parts
 

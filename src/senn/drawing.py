@@ -120,8 +120,7 @@ def _before_convolution(
     if not recipe.residual or not affordable(site.features * (size**site.spatial + 1) + 1, loss):
         return None
     read = Patches.of(full(one.x), False, same(site.spatial, size))
-    places = torch.arange(0, read.locations, max(read.locations * len(one.x) // LOOKED_AT, 1), device=one.x.device)
-    return draw_convolutional(site, read.rows(places), recipe, generator)
+    return draw_convolutional(site, read.rows(_spread(read)), recipe, generator)
 
 
 def _repeats(
@@ -155,12 +154,17 @@ def _open_sites(model: nn.Module, structure: Structure, maps: Mapping[str, Linea
     return [site for site in sites if not any(site.module.startswith(branch) for branch in branches)]
 
 
+def _spread(read: Patches) -> Tensor:
+    """Evenly spread locations, of which all samples have about `LOOKED_AT` rows."""
+    return torch.arange(0, read.locations, max(read.locations * len(read.x) // LOOKED_AT, 1), device=read.x.device)
+
+
 def _passing(one: Application, layout: Layout, samples: int) -> Passing:
     """About `LOOKED_AT` of the rows, evenly spread."""
     assert one.z is not None
     if one.kernel is not None:
         read = Patches.of(full(one.x), False, one.kernel)
-        places = torch.arange(0, read.locations, max(read.locations * samples // LOOKED_AT, 1), device=one.x.device)
+        places = _spread(read)
         z = full(one.z).flatten(2).mT[:, places]
         return Passing(read.rows(places), z.flatten(0, 1))
     x, z = (layout.by_sample(full(values), samples).flatten(0, 1) for values in (one.x, one.z))

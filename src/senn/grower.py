@@ -122,6 +122,11 @@ class Grower:
         return self._structure
 
     @property
+    def unread(self) -> dict[str, str]:
+        """Linear maps that can't be read, and why: no gain through them counts. Known after the first batch."""
+        return {name: found for name, found in self._readings.items() if isinstance(found, str)}
+
+    @property
     def architecture(self) -> tuple[int, ...]:
         """Widths of the spaces that can change, in order of use."""
         return tuple(space.width for space in self.structure.spaces)

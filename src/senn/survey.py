@@ -134,7 +134,7 @@ class Survey:
         looks = [self._look(draw, part, inputs, targets, weights) for part in self._parts(count)]
         self._draw = draw  # only now: a batch that was refused leaves nothing behind
         for look in looks:
-            for folds, found in ((self._fit, look.fit), (self._held, look.held)):
+            for folds, found in ((self._fit, look.folds["fit"]), (self._held, look.folds["held"])):
                 for name, fold in found.items():
                     folds[name] = folds[name] + fold if name in folds else fold
         loss = sum(look.loss * look.samples for look in looks) / count
@@ -213,16 +213,18 @@ class Survey:
         """Which linear maps can be read on such inputs, and how."""
         names = self.structure.linears
         if any(name not in self.readings for name in names):
-            self.readings |= legible(self.model, names, inputs, self.output)
+            uses = {name: self.structure.map(name).uses for name in names}
+            found = legible(self.model, uses, inputs, self.output)
+            self.readings.clear()
+            self.readings.update(found)
         readings = self._readings
         self.maps = {name: self.structure.map(name) for name in names if name in readings}
         if not self.maps:
             reasons = [found for found in self.readings.values() if isinstance(found, str)]
             raise UnsupportedError("; ".join(reasons[:3]) or "the model has no linear map whose inputs could be read")
         for name, one in self.maps.items():
-            if readings[name].biased != (one.bias is not None):
-                bias = one.bias if readings[name].biased else None
-                self.maps[name] = replace(one, bias=bias)
+            if not readings[name].biased:
+                self.maps[name] = replace(one, bias=None)
 
     def _parts(self, count: int) -> list[tuple[slice, list[tuple[str, slice]], bool]]:
         """What of a batch is looked at at once, which samples of that are in which fold, whether they are its first."""
@@ -362,7 +364,7 @@ class Look:
         loss: their mean loss.
         bound: their lambda.
         output: the model's outputs.
-        folds: by fold and map, what was gathered.
+        folds: what was gathered, by map, of the samples on which steps are fitted (`fit`) and valued (`held`).
     """
 
     samples: int
@@ -370,16 +372,6 @@ class Look:
     bound: float
     output: Tensor
     folds: dict[str, dict[str, Fold]] = field(default_factory=lambda: {"fit": {}, "held": {}})
-
-    @property
-    def fit(self) -> dict[str, Fold]:
-        """Of the samples on which steps are fitted."""
-        return self.folds["fit"]
-
-    @property
-    def held(self) -> dict[str, Fold]:
-        """Of those on which they are valued."""
-        return self.folds["held"]
 
 
 def _weight(model: nn.Module, one: LinearMap) -> Tensor:

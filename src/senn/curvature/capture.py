@@ -183,7 +183,7 @@ def capture(
         layout = layout_of(layouts, name, number[name])
         number[name] += 1
         reads = reads_of(name, one, layout, len(y))
-        gradients, signs = (_back(one, layout, values, len(y)).chunk(len(reads), 2) for values in back)
+        gradients, signs = (back_of(one, layout, values, len(y)).chunk(len(reads), 2) for values in back)
         for label, read, slope, sign in zip(labels(name, len(reads)), reads, gradients, signs, strict=True):
             parts.setdefault(label, []).append(Part(read, slope, sign))
     read_inputs = {name for name in names if seen[name][0].x.untyped_storage().data_ptr() in given}
@@ -255,7 +255,7 @@ def reads_of(name: str, one: Application, layout: Layout, samples: int) -> list[
     return [Patches.of(own, biased, alone) for own in torch.chunk(x, kernel.groups, 1)]
 
 
-def _back(one: Application, layout: Layout, gradient: Tensor, samples: int) -> Tensor:
+def back_of(one: Application, layout: Layout, gradient: Tensor, samples: int) -> Tensor:
     """(samples, locations, m) of what came back to an application."""
     gradient = full(gradient)
     if one.kernel is None:

@@ -273,16 +273,22 @@ class Reading:
 
 
 def legible(
-    model: nn.Module, names: Sequence[str], inputs: Inputs, output: Output | None = None
+    model: nn.Module, uses: Mapping[str, int], inputs: Inputs, output: Output | None = None
 ) -> dict[str, Reading | str]:
     """How each map can be read; or in one sentence why it can't.
 
     A few samples go through the model, and each sample's output backwards on its own: its gradient must reach that
     sample's rows of a map and no others.
+
+    Args:
+        model: any module.
+        uses: by map, how often a forward pass applies it.
+        inputs: of which the first samples are taken.
+        output: finds the outputs in what the model returns.
     """
     number = min(SAMPLES, batch.count(inputs))
     inputs = batch.copied(batch.few(inputs, number))
-    with torch.enable_grad(), evaluating(model), reading(model, names) as seen:
+    with torch.enable_grad(), evaluating(model), reading(model, [*uses]) as seen:
         y = forward(model, inputs, output)
         signs = torch.Generator().manual_seed(0)
         slope = torch.randn(y.shape, generator=signs, dtype=torch.float32).to(y)
@@ -296,9 +302,10 @@ def legible(
             for gradients, (_, one) in zip(reached, applied, strict=True):
                 gradients.append(next(found) if one.edge is not None else None)
     result: dict[str, Reading | str] = {}
-    for name in names:
+    for name, number in uses.items():
         several = [(one, gradients) for (owner, one), gradients in zip(applied, reached, strict=True) if owner == name]
-        result[name] = _reading(name, several)
+        seldom = several and len(several) != number
+        result[name] = f"{name} is also applied in a way that isn't read" if seldom else _reading(name, several)
     return result
 
 
