@@ -1,0 +1,8 @@
+"""Several processes run the tests side by side, each on one core."""
+
+import os
+
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
