@@ -12,8 +12,8 @@ from senn.errors import SennError
 class ConvNet(nn.Module):
     """Stages of 3 x 3 convolutions with max-pooling between them, (N, in_channels, H, W) to (N, out_features).
 
-    Each hidden layer is Conv2d without a bias, BatchNorm2d, ReLU; between stages a maximum over 2 x 2 halves the maps,
-    and after the last one their mean is taken. All of that lies in `body`, an `nn.Sequential`, before the linear `head`.
+    Each hidden layer is Conv2d without a bias, BatchNorm2d, ReLU; a maximum over 2 x 2 halves the maps between stages,
+    and after the last their mean is taken. All of that lies in `body`, an `nn.Sequential`, before the linear `head`.
     Maps of any size fit that are still of 1 x 1 at least after the last halving.
 
     Args:
@@ -34,7 +34,7 @@ class ConvNet(nn.Module):
                 convolution = nn.Conv2d(width, wider, 3, padding=1, bias=False)
                 layers += [convolution, nn.BatchNorm2d(wider), nn.ReLU()]
                 width = wider
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.body = nn.Sequential(*layers)
         self.head = nn.Linear(width, out_features)
 
     @property
@@ -45,7 +45,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs, (N, out_features), without a final activation."""
-        output: Tensor = self.head(self.body(x))
+        output: Tensor = self.head(self.body(x).mean((2, 3)))
         return output
 
 

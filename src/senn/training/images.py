@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from senn.augment import Standard, augmented
 from senn.errors import SennError
 from senn.nn import ConvNet
+from senn.policy import PricePolicy
 from senn.training.callbacks import Callback
 from senn.training.loop import fit_model
 from senn.training.recipe import Recipe
 from senn.training.rows import Inputs, partition
 from senn.training.run import Run
 
-START = 8
+START = 16
 """Width of every convolution at the start."""
 
 _SMALLEST_MAP = 7
@@ -30,17 +31,24 @@ def image_recipe(**choices: Any) -> Recipe:
     """Choices that suit conv nets on images; any field of `Recipe` may be said otherwise.
 
     `hidden` is empty unless said: `train_images` then starts from as many narrow convolutions as the size of the images
-    asks for. `shortcut` and `activation` say nothing of a conv net. Only widths grow.
+    asks for. `shortcut` and `activation` say nothing of a conv net. Only widths grow, one layer's a round, so there are
+    more rounds than for a table. A look takes few images, on which promises are noisy: they are taken as they come,
+    since rounds of removals follow.
     """
+    named = str(choices.get("optimizer", "adamw")).lower()
     defaults: dict[str, Any] = {
         "hidden": (),
         "optimizer": "adamw",
+        "lr": 1e-2 if named in ("adam", "adamw") else None,
         "steps": 4000,
         "min_epochs": 15,
         "max_epochs": 40,
         "batch_size": 128,
         "schedule": "cosine",
         "patience": math.inf,
+        "policy": PricePolicy(confidence=0.0),
+        "rounds": (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25),
+        "candidates": 32,
         "probe": 1024,
         "moves": ("width", "prune"),
     }

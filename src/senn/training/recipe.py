@@ -47,6 +47,7 @@ class Recipe:
         policy: object or name (`price`, `paper`) of what decides on growth; None for the price policy.
         rounds: fractions of the steps after which the net is considered for additions.
         removals: fractions of the steps after which it is considered for removals.
+        candidates: units that a round draws for each layer, to add the best; None for as many as `Proposals` draws.
         probe: training rows that a round looks at, at most.
         max_params: budget of parameters that growth keeps to.
         max_width: most units of a layer.
@@ -79,6 +80,7 @@ class Recipe:
     policy: Policy | str | None = None
     rounds: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32)
     removals: tuple[float, ...] = (0.4, 0.5)
+    candidates: int | None = None
     probe: int = 4096
     max_params: int | None = None
     max_width: int | None = None
@@ -145,7 +147,9 @@ class Rounds:
 
     def __init__(self, recipe: Recipe, steps: int | None = None) -> None:
         total = recipe.steps if steps is None else steps
-        planned: dict[int, tuple[str, ...]] = {max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals}
+        planned: dict[int, tuple[str, ...]] = {
+            max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals
+        }
         planned |= {max(1, round(fraction * total)): ADDITIONS for fraction in recipe.rounds}
         self._left = sorted(planned.items()) if recipe.grow else []
         self._goes_on = steps is None
@@ -167,7 +171,7 @@ def _check(recipe: Recipe) -> None:
     """Raise SennError for the first field that makes no sense."""
     for name in ("steps", "min_epochs", "max_epochs", "probe", "round_to"):
         check_positive(name, getattr(recipe, name), whole=True)
-    for name in ("lr", "epochs", "batch_size", "patience", "max_params", "max_width"):
+    for name in ("lr", "epochs", "batch_size", "patience", "candidates", "max_params", "max_width"):
         if getattr(recipe, name) is not None:
             check_positive(name, getattr(recipe, name), whole=name not in ("lr", "patience"))
     check_fraction("validation_fraction", recipe.validation_fraction, top=0.9)
