@@ -93,12 +93,12 @@ def test_what_cannot_be_read_is_left_out_by_name(tmp_path):
 
 def test_too_many_pixels_and_bytes_are_left_out(tmp_path, monkeypatch):
     root = write(tmp_path / "pets", ["cat", "dog"])
-    bomb = encoded(Image.new("1", (8000, 8000)))  # a few hundred bytes
+    bomb = encoded(Image.new("1", (9000, 9000)))  # a few hundred bytes
     (root / "cat" / "bomb.png").write_bytes(bomb)
     (root / "cat" / "million.png").write_bytes(encoded(Image.new("L", (1200, 1000))))
     found = collect(str(root))
     (left_out,) = found.left_out
-    assert "'cat/bomb.png' is an image of 8,000 x 8,000 pixels, over the limit of 16,777,216" in left_out.reason
+    assert "'cat/bomb.png' is an image of 9,000 x 9,000 pixels, over the limit of 67,108,864" in left_out.reason
     assert len(found.train) == 7
     picture((100, 100)).save(root / "dog" / "large.png")
     monkeypatch.setattr(module, "MOST_FILE_BYTES", 20_000)
@@ -181,7 +181,7 @@ def test_folders_that_hold_no_classes(tmp_path):
     root.mkdir()
     refused("is empty", root)
     picture().save(root / "a.png")
-    refused("has no sub-folders; the images of each class belong", root)
+    refused("has no sub-folders; the images of each class belong in", root)
     (root / "cat").mkdir()
     refused(r"holds a single class \('cat'\); at least two", root)
     (root / "dog").mkdir()

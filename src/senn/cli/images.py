@@ -114,14 +114,14 @@ class ImagePreparation:
         reads = [self.encoder.channels, *hidden[:-1]]
         read_by = [*(taps * width for width in hidden[1:]), len(self.encoder.labels)]
         unit = max(taps * before + 2 + after for before, after in zip(reads, read_by, strict=True))
-        labels = torch.from_numpy(self.train_part.labels)
+        labels = _tensor(self.train_part.labels)
         return planned(model, self.recipe, hidden, labels, unit)
 
     def train(self, callbacks: Sequence[Callback]) -> Run:
         """A network."""
         return train_images(
-            torch.from_numpy(planes(self.train_part)),
-            torch.from_numpy(self.train_part.labels),
+            _tensor(planes(self.train_part)),
+            _tensor(self.train_part.labels),
             classes=len(self.encoder.labels),
             standard=Standard(self.encoder.mean, self.encoder.std),
             flip=self.encoder.flip,
@@ -132,7 +132,7 @@ class ImagePreparation:
     def test(self, model: nn.Module) -> dict[str, float | None]:
         """Its accuracy and log loss (nats) on what was held out."""
         log = image_outputs(model, self.encoder, planes(self.test_part)).log_softmax(-1)
-        truth = torch.from_numpy(self.test_part.labels)
+        truth = _tensor(self.test_part.labels)
         hits = (log.argmax(1) == truth).double().mean()
         return {"accuracy": hits.item(), "log_loss": -log[torch.arange(len(truth)), truth].mean().item()}
 
@@ -152,10 +152,15 @@ def _encoder(collection: Collection, train: Images, no_flip: bool) -> ImageEncod
     """What the training images say of all others. Grey ones may be letters or digits, which mirroring would change."""
     pixels = train.pixels
     _, side, _, channels = pixels.shape
-    standard = Standard.of(torch.from_numpy(planes(train)))
+    standard = Standard.of(_tensor(planes(train)))
     coloured = channels == 3 and bool((pixels != pixels[..., :1]).any())
     flip = coloured and not no_flip
     return ImageEncoder(side, channels, standard.mean, standard.std, collection.classes, flip)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """An array as a tensor; one that is mapped from a file can't be written to, and is copied."""
+    return torch.from_numpy(np.require(array, requirements="W"))
 
 
 def _images(count: int) -> str:
@@ -166,7 +171,7 @@ def _images(count: int) -> str:
 def image_outputs(model: nn.Module, encoder: ImageEncoder, pixels: NDArray[np.uint8]) -> Tensor:
     """The network's outputs for (n, C, side, side) bytes, (n, classes), in float64."""
     standard = Standard(encoder.mean, encoder.std)
-    return torch.cat([model(standard(part)) for part in torch.split(torch.from_numpy(pixels), _AT_ONCE)]).double()
+    return torch.cat([model(standard(part)) for part in torch.split(_tensor(pixels), _AT_ONCE)]).double()
 
 
 def prepare_images(args: argparse.Namespace) -> ImagePreparation:

@@ -16,7 +16,7 @@ Task = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train a net on a table.
+    """How to train a net; the defaults are for tables.
 
     Attributes:
         hidden: widths of the hidden layers at the start.

@@ -81,7 +81,7 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
         return _resized(Collection(source, loaded.classes, loaded.train, loaded.test), side)
     path = Path(source)
     files = sorted(path.iterdir()) if path.is_dir() and _is_flat(path) else [path]
-    name = path.resolve().name.partition(".")[0] or "images"
+    name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
     if any(file.suffix.lower() == ".parquet" for file in files):
         return _checked(_parquet(name, [file for file in files if file.suffix.lower() == ".parquet"], side))
     idx = [file for file in files if file.is_file() and is_idx(file)]

@@ -37,7 +37,7 @@ def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArra
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            warnings.simplefilter("ignore")  # of sizes, for which the limit here is lower, and of odd headers
             with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
                 if image.width * image.height > most_pixels:
                     raise SennError(

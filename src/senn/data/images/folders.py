@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from senn.data.images.arrays import MOST_BYTES
-from senn.data.images.encoded import MOST_PIXELS, decode
+from senn.data.images.encoded import decode
 from senn.errors import SennError
 
 SIDES = (32, 64)
 """Sides that are chosen by themselves, from and to; images that all have one smaller square size keep it."""
+
+MOST_PIXELS = 2**26
+"""Pixels of one image, at most: photographs of cameras have fewer."""
 
 MOST_FILE_BYTES = 2**27
 """Bytes of one image file, at most."""
@@ -141,7 +144,7 @@ def sizes(entries: Iterable[Entry]) -> Iterator[tuple[int, int]]:
         source = entry.content if isinstance(entry.content, Path) else io.BytesIO(entry.content)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                warnings.simplefilter("ignore")
                 with Image.open(source, formats=("JPEG", "PNG")) as image:
                     yield image.size
         except Exception:  # whatever the decoder makes of a damaged file: it is named when it is read
@@ -181,9 +184,7 @@ def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
     if not inside:
         raise SennError(f"the folder {str(root)!r} is empty")
     if not folders:
-        raise SennError(
-            f"{str(root)!r} has no sub-folders; the images of each class belong into a sub-folder of its own"
-        )
+        raise SennError(f"{str(root)!r} has no sub-folders; the images of each class belong in a sub-folder of its own")
     names = [path.name for path in folders]
     if {name.lower() for name in names} <= _PARTS and any(path.is_dir() for top in folders for path in top.iterdir()):
         raise SennError(
