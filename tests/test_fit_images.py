@@ -1,5 +1,6 @@
 """Training on images, in memory and from the command line: what it writes, prints, predicts and refuses."""
 
+import copy
 import csv
 import io
 import json
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from senn.augment import Standard
 from senn.cli.main import main
@@ -19,7 +21,10 @@ from senn.data.images import load_images
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.persistence import load, load_extra, save
+from senn.training import Recipe, loop
 from senn.training.images import build_conv_net, image_recipe, start_widths, train_images
+from senn.training.loop import fit_model
+from senn.training.rows import Inputs, Rows
 
 FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
 FIXED = image_recipe(grow=False, epochs=6, batch_size=16, hidden=(4, 4))
@@ -72,6 +77,26 @@ def test_a_net_grows_and_is_the_same_by_seed():
     assert growth
     assert {record["kind"] for record in growth} <= {"widen", "prune"}
     assert growth[-1]["architecture"] == list(runs[0].architecture) == list(runs[0].model.hidden)
+
+
+def test_any_model_is_fitted_on_rows_of_any_shape(monkeypatch):
+    x, y = tensors(48)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    augmented = []
+    inputs = Inputs(lambda bytes: bytes / 255, lambda x, generator: augmented.append(len(x)) or x)
+    rows, held_out, recipe = Rows(x[:32], y[:32]), Rows(x[32:], y[32:]), Recipe(epochs=3, batch_size=16, seed=1)
+    recipe = replace(recipe, rounds=(0.3,), removals=(0.6,), probe=20, moves=("width", "prune"))
+    found = []
+    for at_once in (500, 7):  # images are validated in parts, which changes nothing
+        monkeypatch.setattr(loop, "_AT_ONCE", at_once)
+        generator = torch.Generator().manual_seed(1)
+        found.append(fit_model(copy.deepcopy(model), rows, held_out, "classification", recipe, (), generator, inputs))
+    assert augmented == 2 * [16, 16, 20, 16, 16, 20, 16, 16]  # batches and probes, never what is held out
+    assert found[0].validation == pytest.approx(found[1].validation)
+    assert (found[0].architecture, found[0].history[-1]["architecture"]) == ((), [])
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(found[0].model(x[32:] / 255), y[32:]).item()
+    assert found[0].validation["loss"] == pytest.approx(loss)
 
 
 def test_the_widths_are_dealt_out_to_stages():
