@@ -209,7 +209,8 @@ def check_classes(names: Sequence[str], labels: NDArray[np.int64], left_out: Seq
     counts = np.bincount(labels, minlength=len(names))
     for name, count in zip(names, counts, strict=True):
         if count < 2:
-            why = f" ({left_out[0].reason})" if left_out and not count else ""
+            reasons = [one.reason for one in left_out if one.name.startswith(f"{name}{os.sep}")]
+            why = f" ({reasons[0]})" if reasons and not count else ""
             has = "a single image" if count else "no image"
             raise SennError(
                 f"class {name!r} has {has} that can be read{why}; at least two are needed, to learn from and to test on"
