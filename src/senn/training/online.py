@@ -33,7 +33,7 @@ class Online:
     def pass_over(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> list[Record]:
         """One pass over rows x (n, d) with targets y and weights (n,); what happened, as in `Run.history`.
 
-        Growth is considered at the end of a pass, on its rows, when enough steps have been made since the last time;
+        A round that has come due takes place at the end of a pass, on its rows (`Rounds`, without a planned end);
         the price of a parameter goes by all the rows seen so far.
 
         Raises:
