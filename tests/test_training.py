@@ -274,7 +274,7 @@ GROWING = Recipe(epochs=12, batch_size=32, rounds=(0.1, 0.2, 0.3, 0.4, 0.5), rem
 def test_a_net_grows_to_what_its_data_need():
     x, y = curve()
     listener = Listener()
-    recipe = replace(GROWING, hidden=(1,), epochs=60, lr=0.02)
+    recipe = replace(GROWING, hidden=(1,), epochs=100, lr=0.02)
     run = train(x, y, task="regression", outputs=1, recipe=recipe, callbacks=[listener])
     growth = [record for record in run.history if record["event"] == "growth"]
     assert growth
