@@ -14,7 +14,8 @@ from senn.errors import SennError, SurgeryError
 from senn.policy import Policy, PricePolicy
 from senn.training import Recipe
 from senn.training import train as fit
-from senn.training.learner import Learner
+from senn.training.learner import Learner, build_model
+from senn.training.online import Online
 
 CHEAP = PricePolicy(kappa=1e-6, confidence=0.0, layer_cost=1.0, keep=2.0)
 """Buys whatever promises anything."""
@@ -157,10 +158,31 @@ def test_a_default_run_adds_early_and_removes_later(load, monkeypatch):
     total = next(record["steps"] for record in run.history if record["event"] == "epoch")
     growth = [record for record in run.history if record["event"] == "growth"]
     added = {record["step"] for record in growth if record["kind"] != "prune"}
+    # On the digits so many units are to go at once that the change fails its verification, which is recorded too.
     removed = {record["step"] for record in growth if record["kind"] == "prune"}
+    removed |= {record["step"] for record in run.history if record["event"] == "rollback"}
     assert added
+    assert removed
     assert added <= {round(part * total) for part in Recipe().rounds}
     assert removed <= {round(part * total) for part in Recipe().removals}
-    # On the digits so many units are to go at once that the change fails its verification.
-    assert removed or load is load_digits
     assert run.validation["accuracy"] > 0.95
+
+
+class Everything(Policy):
+    """Sells every unit but one."""
+
+    def choose(self, candidates, accepted):
+        return next((c for c in candidates if c.kind == "prune"), None)
+
+
+def test_removals_that_were_rolled_back_are_recorded():
+    recipe = Recipe(hidden=(24,), shortcut=False, lr=1e-2, epochs=40, batch_size=64, policy=Everything(), rounds=())
+    recipe = replace(recipe, removals=(0.5,), moves=("prune",))
+    run = fit(X, Y, task="classification", outputs=10, recipe=recipe)
+    (record,) = [record for record in run.history if record["event"] not in ("epoch", "end")]
+    assert (record["event"], record["epoch"], record["step"]) == ("rollback", 20, 160)
+    assert "it raised the loss by" in record["text"]
+    assert run.architecture == (24,)
+    online = Online(build_model(64, 10, recipe), replace(recipe, growing=360), "classification")
+    records = [record for _ in range(21) for record in online.pass_over(X, Y)]
+    assert [record["step"] for record in records if record["event"] == "rollback"] == [180]

@@ -61,8 +61,10 @@ class Online:
     def _grow(self, probe: Rows) -> list[Record]:
         if not (moves := self.rounds.due(self.step)):
             return []
+        known = len(self.learner.rejections)
         try:
             events = self.learner.grow(probe.batches(1), moves)
         except SurgeryError as error:  # everything is as it was, so training can go on
             return [rollback_record(error, self.passes, self.step)]
-        return [event_record(event, self.passes, self.step, self.model.hidden) for event in events]
+        rejected = [rollback_record(text, self.passes, self.step) for text in self.learner.rejections[known:]]
+        return rejected + [event_record(event, self.passes, self.step, self.model.hidden) for event in events]
