@@ -18,7 +18,7 @@ from senn.errors import SennError
 from senn.estimators import SENNClassifier, SENNRegressor
 from senn.training import Recipe
 
-QUICK = Recipe(rounds=3, moves=("width",))
+QUICK = Recipe(growing=200, rounds=(0.05, 0.1, 0.2), removals=(), moves=("width",))
 
 # A minibatch of weighted rows is not a minibatch of repeated rows, see the note in SENNClassifier.
 NOT_HELD = {"check_sample_weight_equivalence_on_dense_data": "a weighted minibatch is not one of repeated rows"}

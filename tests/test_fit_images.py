@@ -15,14 +15,15 @@ from PIL import Image
 from torch import nn
 
 from senn.augment import Standard
-from senn.cli.main import main
+from senn.cli.images import prepare_images
+from senn.cli.main import main, parser
 from senn.cli.progress import LinesCallback
 from senn.data.images import load_images
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.persistence import load, load_extra, save
 from senn.training import Recipe, loop
-from senn.training.images import build_conv_net, image_recipe, start_widths, train_images
+from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
 from senn.training.loop import fit_model
 from senn.training.rows import Inputs, Rows
 
@@ -238,8 +239,12 @@ def test_dry_run_writes_nothing(home, tmp_path, capsys, monkeypatch):
     ]
     assert "  note: 1 image that can't be read left out:" in lines
     assert any("a unit more has up to " in line for line in lines)
+    assert main([*argv, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["price_per_unit"] == PRICES.price(plan["parameters_per_unit"], plan["fitted_rows"])
     assert main([*argv, "--json", "--kappa", "2"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert document["plan"]["price_per_unit"] == 100 * plan["price_per_unit"]  # instead of 0.02
     assert (document["data"]["flip"], document["plan"]["architecture"]) == (False, [16, 16, 16])
     # a unit more: 9 weights from each of 16 channels, 2 of its norm, 9 weights to each of 16
     assert document["plan"]["parameters_per_unit"] == 9 * 16 + 2 + 9 * 16
@@ -255,6 +260,13 @@ def test_same_seed_same_run_within_a_budget(home, capsys):
     assert documents[0]["test"] == documents[1]["test"] != documents[2]["test"]
     assert all(document["parameters"] <= 3100 for document in documents)
     assert documents[0]["data"]["test_rows"] == 18
+
+
+def test_the_command_asks_the_prices_of_the_recipe(home):
+    argv = ["fit", str(home / "stripes"), "--image-size", "16"]
+    assert prepare_images(parser().parse_args(argv)).recipe == image_recipe()
+    dearer = prepare_images(parser().parse_args([*argv, "--kappa", "0.5"])).recipe
+    assert dearer == image_recipe(policy=replace(PRICES, kappa=0.5))
 
 
 def test_an_interruption_keeps_the_best_net(home, capsys, monkeypatch):

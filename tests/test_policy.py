@@ -101,13 +101,53 @@ def test_no_gain_is_both_bought_and_sold(gain, kappa, hysteresis):
     assert buy is None or sell is None
 
 
+def test_without_additions_what_is_worth_less_than_keep_times_its_price_is_sold():
+    policy = PricePolicy(kappa=1.0, keep=3.0, hysteresis=0.5)
+    price = policy.price(10, 1000)
+    removing = policy.removing()
+    unit = replace(BASE, kind="prune", parameters=-10)
+    below, above = (replace(unit, gain=-2 * worth * price) for worth in (2.999, 3.001))
+    assert removing.choose([above], []) is None
+    assert removing.choose([below], []) is below
+    assert policy.choose([below], []) is None
+    worst = replace(unit, gain=-2 * 0.1 * price)
+    assert removing.choose([below, worst, above], []) is worst
+    assert removing.choose([below, above], [worst]) is below
+    assert removing.price(10, 1000) == price
+
+
+def test_nothing_is_added_where_nothing_can_be():
+    addition = replace(BASE, heldout=9.0)
+    assert PricePolicy().choose([addition], []) is addition
+    assert PricePolicy().removing().choose([addition], []) is None
+    assert PricePolicy().removing().choose([], []) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cost=st.floats(0, 1), nat=st.floats(0.1, 10), parameters=st.integers(1, 500), keep=st.floats(0, 4, exclude_min=True)
+)
+def test_a_unit_stays_exactly_when_it_is_worth_keep_times_its_price(cost, nat, parameters, keep):
+    policy = PricePolicy(0.5, keep=keep)
+    unit = replace(BASE, kind="prune", parameters=-parameters, gain=-cost, nat=nat)
+    sold = policy.removing().choose([unit], []) is unit
+    assert sold == (cost / (2 * nat) < keep * 0.5 * parameters / 1000)
+
+
+def test_the_papers_rule_is_the_same_in_every_round():
+    policy = PaperPolicy()
+    assert policy.removing() is policy
+
+
 @pytest.mark.parametrize("bad", [{"tau": 0.0}, {"tau": -1.0}, {"tau": math.nan}, {"alpha": 0.0}, {"alpha": 1.5}])
 def test_paper_policy_refuses_what_is_out_of_range(bad):
     with pytest.raises(SennError, match=next(iter(bad))):
         PaperPolicy(**bad)
 
 
-@pytest.mark.parametrize("bad", [{"kappa": 0.0}, {"kappa": -1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}])
+@pytest.mark.parametrize(
+    "bad", [{"kappa": 0.0}, {"kappa": -1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}, {"keep": -1.0}]
+)
 def test_price_policy_refuses_what_is_out_of_range(bad):
     with pytest.raises(SennError, match=next(iter(bad))):
         PricePolicy(**bad)

@@ -118,10 +118,10 @@ def test_history_is_json_and_callbacks_hear_the_same():
 def test_the_best_epoch_is_kept():
     """Validation targets that contradict the training targets: the first epochs are the best."""
     x, y = blobs()
-    run = fit(x, y, replace(FIXED, epochs=12, patience=3, rounds_until=0.0), validation=(x, (y + 1) % 3))
+    run = fit(x, y, replace(FIXED, epochs=12, patience=3, rounds=(), removals=()), validation=(x, (y + 1) % 3))
     assert run.best_epoch == 0
     assert run.history[-1]["epochs"] == 5  # three of patience make two thirds, the rest is the tail
-    assert run.history[4]["lr"] < run.history[2]["lr"] == 5e-3
+    assert run.history[4]["lr"] < run.history[2]["lr"] == 4e-3
     assert "no better validation loss" in run.history[-1]["reason"]
     assert torch.equal(run.model(x), torch.zeros(len(x), 3))
     assert run.validation["loss"] == pytest.approx(math.log(3), rel=1e-6)
@@ -137,10 +137,11 @@ def test_the_best_epoch_by_accuracy_or_by_loss():
 
 def test_a_run_is_not_cut_short_while_the_net_may_grow():
     x, y = blobs()
-    run = fit(x, y, replace(FIXED, epochs=12, patience=3, rounds_until=0.5), validation=(x, (y + 1) % 3))
-    assert run.history[-1]["epochs"] == 9
-    cosine = replace(FIXED, epochs=12, patience=3, rounds_until=0.5, schedule="cosine")
-    assert fit(x, y, cosine, validation=(x, (y + 1) % 3)).history[-1]["epochs"] == 6
+    for last in ({"rounds": (0.1, 0.5), "removals": ()}, {"rounds": (0.1,), "removals": (0.2, 0.5)}):
+        recipe = replace(FIXED, epochs=12, patience=3, **last)
+        assert fit(x, y, recipe, validation=(x, (y + 1) % 3)).history[-1]["epochs"] == 9
+        cosine = replace(recipe, schedule="cosine")
+        assert fit(x, y, cosine, validation=(x, (y + 1) % 3)).history[-1]["epochs"] == 6
 
 
 def test_without_validation_rows_the_last_epoch_is_kept():
@@ -267,13 +268,13 @@ def test_bad_data_is_refused_by_name(change, words):
 
 # -- growth
 
-GROWING = Recipe(epochs=12, batch_size=32, rounds=8, moves=("width",))
+GROWING = Recipe(epochs=12, batch_size=32, rounds=(0.1, 0.2, 0.3, 0.4, 0.5), removals=(), moves=("width",))
 
 
 def test_a_net_grows_to_what_its_data_need():
     x, y = curve()
     listener = Listener()
-    recipe = replace(GROWING, hidden=(1,), epochs=60, lr=0.02)
+    recipe = replace(GROWING, hidden=(1,), epochs=100, lr=0.02)
     run = train(x, y, task="regression", outputs=1, recipe=recipe, callbacks=[listener])
     growth = [record for record in run.history if record["event"] == "growth"]
     assert growth
@@ -308,7 +309,7 @@ def test_an_average_grows_along():
 
 
 def test_a_change_that_was_rolled_back_does_not_end_the_run(monkeypatch):
-    def fail(self, batches):
+    def fail(self, batches, moves):
         raise SurgeryError("body.0 was rolled back")
 
     monkeypatch.setattr(Learner, "grow", fail)
@@ -360,7 +361,7 @@ def test_a_natural_gradient_that_is_not_finite_ends_the_run():
 def test_online_training_goes_on_with_the_same_net():
     x, y = blobs(480)
     model = build_model(4, 3, GROWING)
-    online = Online(model, replace(GROWING, batch_size=16), "classification")
+    online = Online(model, replace(GROWING, batch_size=16, growing=100), "classification")
     before = F.cross_entropy(model(x), y)
     parts = 2 * list(zip(x.split(160), y.split(160), strict=True))
     history = [record for part in parts for record in online.pass_over(*part)]
@@ -388,6 +389,6 @@ def test_online_training_passes_on_what_the_natural_gradient_says():
 
 def test_a_network_that_diverged_in_the_step_before_a_round_ends_the_run():
     x, y = blobs()
-    run = fit(x, y, replace(GROWING, optimizer="sgd", lr=1e38, rounds_every=1))
+    run = fit(x, y, replace(GROWING, optimizer="sgd", lr=1e38, rounds=tuple(step / 84 for step in range(1, 9))))
     assert "diverged" in run.history[-1]["reason"]
     assert run.best_epoch == 0

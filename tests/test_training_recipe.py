@@ -40,22 +40,87 @@ def test_too_few_validation_rows_are_not_held_out():
     assert (len(kept), len(held)) == (30, 0)
 
 
-def round_steps(rounds, changing, steps):
-    taken = []
-    for step in range(1, steps + 1):
-        if rounds.due(step):
-            taken.append(step)
-            rounds.done(step, changed=step in changing)
-    return taken
+def rounds_of(recipe, steps, until=None):
+    """Steps with a round of additions and with one of removals, when every step up to `until` is asked about."""
+    rounds = Rounds(recipe, steps)
+    due = {step: rounds.due(step) for step in range(1, (until or steps) + 1)}
+    assert set(due.values()) <= {(), ("width", "depth"), ("prune",)}
+    return [step for step, moves in due.items() if "width" in moves], [s for s, m in due.items() if m == ("prune",)]
 
 
-def test_rounds_come_early_and_at_increasing_intervals_while_nothing_changes():
-    recipe = Recipe(rounds_every=8, rounds_stretch=2.0, rounds=6)
-    assert round_steps(Rounds(recipe, end=300), {8}, 1000) == [8, 16, 32, 64, 128, 256]
-    assert round_steps(Rounds(recipe, end=100), {8, 32}, 1000) == [8, 16, 32, 40, 56, 88]
-    assert round_steps(Rounds(recipe, end=50), {}, 1000) == [8, 24]
-    assert round_steps(Rounds(replace(recipe, rounds=2)), range(100), 1000) == [8, 16]
-    assert round_steps(Rounds(replace(recipe, grow=False)), {}, 1000) == []
+@pytest.mark.parametrize(
+    ("steps", "additions", "removals"),
+    [
+        (1, [1], []),
+        (20, [1, 2, 3, 6], [8, 10]),
+        (1500, [30, 60, 120, 240, 480], [600, 750]),
+        (100_000, [40, 80, 160, 320, 640], [800, 1000]),
+    ],
+)
+def test_rounds_of_a_short_and_of_a_long_run(steps, additions, removals):
+    assert rounds_of(Recipe(), steps, min(steps, 5000)) == (additions, removals)
+
+
+def test_rounds_without_a_planned_end_come_again_twice_as_late():
+    additions, removals = rounds_of(Recipe(), None, 10_000)
+    assert additions == [40, 80, 160, 320, 640, 1280, 2560, 5120]
+    assert removals == [800, 1000, 2000, 4000, 8000]
+
+
+def test_rounds_of_one_kind_do_not_wait_for_those_of_the_other():
+    additions, removals = rounds_of(Recipe(rounds=(0.02,), removals=(0.5,)), None, 3000)
+    assert additions == [40, 80, 160, 320, 640, 1280, 2560]
+    assert removals == [1000, 2000]
+
+
+def test_rounds_of_one_kind_do_not_take_the_place_of_those_of_the_other():
+    """Twice 0.2 is 0.4: both would fall on one step again and again."""
+    additions, removals = rounds_of(Recipe(growing=100, rounds=(0.2,), removals=(0.4,)), None, 400)
+    assert additions == [20, 60, 120, 240]
+    assert removals == [40, 80, 160, 320]
+
+
+def test_a_fixed_net_has_no_rounds():
+    assert rounds_of(Recipe(grow=False), 1500) == rounds_of(Recipe(grow=False), None, 1500) == ([], [])
+
+
+fractions = st.lists(st.floats(0, 1), max_size=6).map(tuple)
+
+
+@given(fractions, fractions, st.integers(1, 300), st.one_of(st.none(), st.integers(1, 400)))
+@settings(max_examples=100, deadline=None)
+def test_each_planned_round_comes_once_at_its_step(rounds, removals, growing, steps):
+    recipe = Recipe(rounds=rounds, removals=removals, growing=growing)
+    found = rounds_of(recipe, steps, steps or growing)
+    total = growing if steps is None else min(steps, growing)
+    wanted = [{max(1, round(fraction * total)) for fraction in kind} for kind in (rounds, removals)]
+    assert wanted[0] <= set(found[0])
+    assert wanted[1] - wanted[0] <= set(found[1]) | set(found[0])
+    if steps is not None:
+        assert found == (sorted(wanted[0]), sorted(wanted[1] - wanted[0]))
+
+
+@given(st.integers(1, 100_000))
+def test_nothing_is_removed_before_something_could_be_added(steps):
+    additions, removals = rounds_of(Recipe(), steps, min(steps, 2000))
+    assert not removals or max(additions) < min(removals)
+
+
+def test_rounds_that_were_passed_over_are_left_out_but_for_the_last():
+    rounds = Rounds(Recipe(), 2000)
+    assert [rounds.due(step) for step in (39, 100, 100, 900, 999)] == [(), ("width", "depth"), (), ("prune",), ()]
+    assert rounds.due(5000) == ("prune",)
+    assert rounds.due(5001) == ()
+
+
+@pytest.mark.parametrize(("epochs", "end"), [(1, 10), (50, 500), (200, 1000)])
+def test_growth_ends_with_the_last_round(epochs, end):
+    recipe = Recipe(epochs=epochs, batch_size=64)
+    plan = recipe.plan(64 * 20)
+    assert (plan.steps, plan.growth_end) == (20 * epochs, end)
+    additions, removals = rounds_of(recipe, plan.steps)
+    assert max(additions + removals) == end
+    assert replace(recipe, rounds=(), removals=()).plan(64 * 20).growth_end == 0
 
 
 def test_a_plan_follows_the_number_of_rows():
@@ -83,8 +148,12 @@ def test_schedules():
         {"batch_size": 2.5},
         {"steps": True},
         {"max_params": 0},
-        {"rounds": -1},
-        {"rounds_stretch": 0.5},
+        {"rounds": 8},
+        {"rounds": (0.1, 1.5)},
+        {"removals": (-0.1,)},
+        {"removals": [0.5]},
+        {"growing": 0},
+        {"candidates": 0},
         {"validation_fraction": 1.0},
         {"tail": 2},
         {"schedule": "steps"},

@@ -1,8 +1,9 @@
 """Candidates for new units and layers, and how they are drawn.
 
 A candidate unit is drawn so that its pre-activation varies over the data as much as its neighbours' do; the score is
-scale free, later training is not. Directions are uniform; a fraction of them can be asked to follow the data (a random
-mixture of centred samples has the inputs' covariance), or to be perturbed copies of existing units'. The score judges.
+scale free, later training is not. Directions follow the data (a random mixture of centred samples has the inputs'
+covariance); a fraction of them can be asked to be uniform, or to be perturbed copies of existing units'. The score
+judges.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Proposals:
         units: candidate units for each space; None for as many as `WEIGHTS` weights allow, between 64 and 256, and for
             channels of a convolution a quarter as many as there are (but `CHANNELS`).
         copies: fraction of them that are perturbed copies of existing units.
-        smooth: fraction of the random ones whose direction follows the data.
+        smooth: fraction of the random ones whose direction follows the data; the others' are uniform.
         residual: candidate units of a residual layer at each site; 0 offers none.
         identity: random bases for an identity insertion at each site; 0 offers none.
         ascent: steps of ascent of log D' on the candidate units' incoming parameters.

@@ -22,7 +22,7 @@ from senn.data.images import Collection, ImageEncoder, Images, collect, planes
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.training import Callback, Recipe, Run
-from senn.training.images import build_conv_net, image_recipe, start_widths, train_images
+from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
 
 SMALLEST, LARGEST = 8, 512
 """Sides that may be asked for."""
@@ -185,7 +185,7 @@ def prepare_images(args: argparse.Namespace) -> ImagePreparation:
         raise SennError(f"{args.data!r} holds images, of which senn learns classes only, not --task regression")
     if args.image_size is not None and not SMALLEST <= args.image_size <= LARGEST:
         raise SennError(f"--image-size must be from {SMALLEST} to {LARGEST}, and is {args.image_size:,}")
-    recipe = image_recipe(policy=policy(args, confidence=0.0), **told(args))
+    recipe = image_recipe(policy=policy(args, PRICES), **told(args))
     collection = collect(args.data, args.image_size, args.data_dir)
     train, test = collection.train, collection.test
     if len(train) < FEWEST_ROWS:

@@ -170,7 +170,7 @@ def _fit(command: argparse.ArgumentParser) -> None:
     add(
         "--optimizer",
         metavar="NAME",
-        help="natural-gradient, or one of torch.optim: adam (default; adamw for images), sgd, rmsprop, ...",
+        help="natural-gradient, or one of torch.optim: adamw (default), adam, sgd, rmsprop, ...",
     )
     add("--policy", choices=("price", "paper"), default="price",
         help="when to grow: when a promise exceeds the price of its parameters, or when the paper's expansion score "

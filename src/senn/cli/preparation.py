@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -266,12 +266,12 @@ def check_start(model: nn.Module, recipe: Recipe, task: Task) -> None:
         raise SennError(f"--max-params {recipe.max_params:,} is less than the {smallest:,} of the network at the start")
 
 
-def policy(args: argparse.Namespace, **defaults: float) -> Policy:
-    """The policy that the arguments say; `defaults` are of the price policy."""
+def policy(args: argparse.Namespace, prices: PricePolicy | None = None) -> Policy:
+    """The policy that the arguments say; `prices` is the price policy where they say nothing of it."""
     options = {"price": ("kappa",), "paper": ("tau", "alpha")}
     for name, fields in options.items():
         for field in fields:
             if name != args.policy and getattr(args, field) is not None:
                 raise SennError(f"--{field} belongs to --policy {name}")
     given = {field: getattr(args, field) for field in options[args.policy] if getattr(args, field) is not None}
-    return PaperPolicy(**given) if args.policy == "paper" else PricePolicy(**{**defaults, **given})
+    return PaperPolicy(**given) if args.policy == "paper" else replace(prices or PricePolicy(), **given)

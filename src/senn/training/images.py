@@ -20,6 +20,9 @@ from senn.training.recipe import Recipe
 from senn.training.rows import Inputs, partition
 from senn.training.run import Run
 
+PRICES = PricePolicy(kappa=0.02, confidence=0.0, keep=1.67)
+"""What a conv net pays for its units, and asks of them, unless said otherwise."""
+
 START = 16
 """Width of every convolution at the start."""
 
@@ -46,7 +49,7 @@ def image_recipe(**choices: Any) -> Recipe:
         "batch_size": 128,
         "schedule": "cosine",
         "patience": math.inf,
-        "policy": PricePolicy(kappa=0.02, confidence=0.0, keep=1.67),
+        "policy": PRICES,
         "growing": 4000,
         "rounds": (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25),
         "candidates": 32,

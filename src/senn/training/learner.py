@@ -164,6 +164,11 @@ class Learner:
         """One round of these moves on a probe; the events, none for a fixed net."""
         return [] if self._grower is None else self._grower.grow(batches, moves)
 
+    @property
+    def rejections(self) -> list[str]:
+        """Removals so far that failed their verification and were not done, one sentence for each round."""
+        return [] if self._grower is None else self._grower.rejections
+
     def update_average(self) -> None:
         """Take the weights as they are now into the average."""
         if self.averaged is not None:

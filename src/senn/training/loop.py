@@ -131,12 +131,14 @@ class _Training:
         probe = self.rows
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
+        known = len(self.learner.rejections)
         try:
             batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
             events = self.learner.grow(batches, moves)
         except SurgeryError as error:  # everything is as it was, so training can go on
             self.history.append(rollback_record(error, self.epoch, self.step))
             return
+        self.history += [rollback_record(text, self.epoch, self.step) for text in self.learner.rejections[known:]]
         for event in events:
             record = event_record(event, self.epoch, self.step, architecture(self.model))
             self.growth.append((event, record))

@@ -33,7 +33,7 @@ class Online:
     def pass_over(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> list[Record]:
         """One pass over rows x (n, d) with targets y and weights (n,); what happened, as in `Run.history`.
 
-        Growth is considered at the end of a pass, on its rows, when enough steps have been made since the last time;
+        A round that has come due takes place at the end of a pass, on its rows (`Rounds`, without a planned end);
         the price of a parameter goes by all the rows seen so far.
 
         Raises:
@@ -61,8 +61,10 @@ class Online:
     def _grow(self, probe: Rows) -> list[Record]:
         if not (moves := self.rounds.due(self.step)):
             return []
+        known = len(self.learner.rejections)
         try:
             events = self.learner.grow(probe.batches(1), moves)
         except SurgeryError as error:  # everything is as it was, so training can go on
             return [rollback_record(error, self.passes, self.step)]
-        return [event_record(event, self.passes, self.step, self.model.hidden) for event in events]
+        rejected = [rollback_record(text, self.passes, self.step) for text in self.learner.rejections[known:]]
+        return rejected + [event_record(event, self.passes, self.step, self.model.hidden) for event in events]

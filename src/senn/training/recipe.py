@@ -45,10 +45,11 @@ class Recipe:
         average_decay: of the exponential moving average.
         grow: False for a fixed net.
         policy: object or name (`price`, `paper`) of what decides on growth; None for the price policy.
-        total = recipe.growing if steps is None else min(steps, recipe.growing)
-        planned: dict[int, tuple[str, ...]] = {
-            max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals
-        }
+        growing: growth takes place in the first so many steps, or in the whole run if that is shorter.
+        rounds: considerations of additions, as fractions of these steps.
+        removals: rounds in which units can only go, as fractions of these steps; where both fall on one step, the
+            round of additions takes place.
+        candidates: candidate units that a round draws for each layer; None for as many as `Proposals` draws by itself.
         probe: training rows that a round looks at, at most.
         max_params: budget of parameters that growth keeps to.
         max_width: most units of a layer.
@@ -144,7 +145,7 @@ class Rounds:
     Args:
         recipe: at which fractions of the steps.
         steps: of the whole run; None where that has no planned end: the last round of each kind then comes again, each
-            time twice as late.
+            time twice as late, or three times where the other kind has its round at that step.
     """
 
     def __init__(self, recipe: Recipe, steps: int | None = None) -> None:
@@ -165,7 +166,8 @@ class Rounds:
         while self._left and self._left[0][0] <= step:
             at, moves = self._left.pop(0)
             if self._goes_on and all(other != moves for _, other in self._left):
-                self._left.append((2 * at, moves))
+                again = 3 * at if any(taken == 2 * at for taken, _ in self._left) else 2 * at
+                self._left = sorted([*self._left, (again, moves)])
         return moves
 
 

@@ -48,6 +48,6 @@ def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, .
     return {"event": "growth", "epoch": epoch, "step": step, **event.as_dict(), "architecture": list(hidden)}
 
 
-def rollback_record(error: Exception, epoch: int, step: int) -> Record:
+def rollback_record(reason: Exception | str, epoch: int, step: int) -> Record:
     """A change of size that failed its verification, as it goes into the history."""
-    return {"event": "rollback", "epoch": epoch, "step": step, "text": str(error)}
+    return {"event": "rollback", "epoch": epoch, "step": step, "text": str(reason)}

@@ -1,0 +1,188 @@
+"""Rounds in which some moves only may happen: `Grower.grow(moves=...)`, and the rounds of a default run."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from growth_cases import FEW, Take, X, Y, net, train
+from sklearn.datasets import load_digits, load_wine
+from torch.nn import functional as F
+
+import senn
+from senn.errors import SennError, SurgeryError
+from senn.policy import Policy, PricePolicy
+from senn.training import Recipe
+from senn.training import train as fit
+from senn.training.learner import Learner, build_model
+from senn.training.online import Online
+
+CHEAP = PricePolicy(kappa=1e-6, confidence=0.0, layer_cost=1.0, keep=2.0)
+"""Buys whatever promises anything."""
+
+
+class Any(Policy):
+    """Takes one candidate, whatever it is, and notes which kinds were on offer."""
+
+    def __init__(self):
+        self.offered = []
+
+    def choose(self, candidates, accepted):
+        self.offered.append({c.kind for c in candidates})
+        return candidates[0] if candidates and not accepted else None
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(model, before):
+    now = model.state_dict()
+    return now.keys() == before.keys() and all(torch.equal(now[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("moves", "kinds"),
+    [
+        (("width",), {"widen"}),
+        (("depth",), {"insert"}),
+        (("prune",), {"prune"}),
+        (("width", "depth"), {"widen", "insert"}),
+        (None, {"widen", "insert", "prune"}),
+    ],
+)
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_round_offers_its_moves_only(moves, kinds, seen):
+    """Also where batches were observed before, with all moves in view."""
+    model, policy = net(4), Any()
+    grower = senn.Grower(model, policy=policy, proposals=FEW)
+    if seen:
+        grower.observe(X, Y)
+    events = grower.grow(None if seen else [(X, Y)], moves)
+    assert policy.offered[0] == kinds
+    assert {event.kind for event in events} <= kinds
+    assert grower.moves == ("width", "depth", "prune")
+
+
+def test_a_move_that_the_grower_may_not_make_is_not_made():
+    policy = Any()
+    grower = senn.Grower(net(4), policy=policy, proposals=FEW, moves=("width", "prune"))
+    grower.grow([(X, Y)], ("width", "depth"))
+    assert grower.moves == ("width", "prune")
+    grower.grow([(X, Y)], ("depth",))
+    assert policy.offered[0] == {"widen"}
+    assert policy.offered[-1] == set()
+
+
+@pytest.mark.parametrize("moves", [("shrink",), ("prune", "shrink"), "prune"])
+def test_an_unknown_move_is_refused_and_nothing_is_changed(moves):
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    train(model, optimizer, 3)
+    grower = senn.Grower(model, optimizer, F.cross_entropy, CHEAP, proposals=FEW, moves=("width", "prune"))
+    grower.observe(X, Y)
+    before, held = state(model), copy.deepcopy(optimizer.state_dict())
+    wrong = "p" if isinstance(moves, str) else "shrink"
+    with pytest.raises(SennError, match=f"^moves may hold width, depth, prune, and '{wrong}' is none of them$"):
+        grower.grow([(X, Y)], moves)
+    assert same(model, before)
+    assert str(optimizer.state_dict()) == str(held)
+    assert (grower.moves, grower.rounds, grower.events) == (("width", "prune"), 0, [])
+    assert grower.grow()  # what was observed before is still there
+
+
+def test_a_round_of_removals_never_adds_and_sells_what_is_not_worth_keeping():
+    model = net(12)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    train(model, optimizer, 40)
+    grower = senn.Grower(model, optimizer, F.cross_entropy, CHEAP, proposals=FEW, samples=len(X))
+    costs = sorted(-c.promise for c in grower.consider([(X, Y)]) if c.kind == "prune")
+    price = CHEAP.price(64 + 1 + 10, len(X))
+    assert grower.grow(moves=("prune",)) == []  # none is worth less than twice that
+    for keep, sold in ((0.99 * costs[0] / price, 0), (1.01 * costs[0] / price, 1)):
+        grower.policy = replace(CHEAP, keep=keep)
+        events = grower.grow([(X, Y)], ("prune",))
+        assert [(event.kind, event.before, event.after) for event in events] == sold * [("prune", 12, 11)]
+    grower.policy = CHEAP  # the same grower buys again when it may
+    assert any(event.kind != "prune" for event in grower.grow([(X, Y)]))
+
+
+@pytest.mark.parametrize("broken", [[(X, Y, None, None)], [(X, Y[:3])], []])
+def test_the_growers_moves_are_its_own_again_after_an_exception(broken):
+    grower = senn.Grower(net(), policy=Any(), proposals=FEW, moves=("width", "depth"))
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever it is that a bad batch raises
+        grower.grow(broken, ("width",))
+    assert grower.moves == ("width", "depth")
+
+
+def test_the_growers_moves_are_its_own_again_after_a_policy_failed():
+    class Broken(Policy):
+        def choose(self, candidates, accepted):
+            raise ZeroDivisionError
+
+    model = net()
+    before = state(model)
+    grower = senn.Grower(model, policy=Broken(), proposals=FEW)
+    with pytest.raises(ZeroDivisionError):
+        grower.grow([(X, Y)], ("depth",))
+    assert grower.moves == ("width", "depth", "prune")
+    assert same(model, before)
+
+
+def test_the_growers_moves_are_its_own_again_after_a_rollback(monkeypatch):
+    def fail(*args, **options):
+        raise SurgeryError("rolled back")
+
+    grower = senn.Grower(net(), policy=Take("widen"), proposals=FEW)
+    monkeypatch.setattr("senn.grower.operate", fail)
+    with pytest.raises(SurgeryError):
+        grower.grow([(X, Y)], ("width",))
+    assert grower.moves == ("width", "depth", "prune")
+
+
+@pytest.mark.parametrize("load", [load_digits, load_wine])
+def test_a_default_run_adds_early_and_removes_later(load, monkeypatch):
+    asked = []
+
+    def listening(learner, batches, moves, grow=Learner.grow):
+        asked.append(moves)
+        return grow(learner, batches, moves)
+
+    monkeypatch.setattr(Learner, "grow", listening)
+    table = load()
+    x = torch.tensor(table.data, dtype=torch.float32)
+    x = (x - x.mean(0)) / x.std(0).clamp_min(1e-2)
+    y = torch.tensor(table.target)
+    run = fit(x, y, task="classification", outputs=len(table.target_names), recipe=Recipe())
+    assert asked == 5 * [("width", "depth")] + 2 * [("prune",)]
+    total = next(record["steps"] for record in run.history if record["event"] == "epoch")
+    growth = [record for record in run.history if record["event"] == "growth"]
+    added = {record["step"] for record in growth if record["kind"] != "prune"}
+    # On the digits so many units are to go at once that the change fails its verification, which is recorded too.
+    removed = {record["step"] for record in growth if record["kind"] == "prune"}
+    removed |= {record["step"] for record in run.history if record["event"] == "rollback"}
+    assert added
+    assert removed
+    assert added <= {round(part * total) for part in Recipe().rounds}
+    assert removed <= {round(part * total) for part in Recipe().removals}
+    assert run.validation["accuracy"] > 0.95
+
+
+class Everything(Policy):
+    """Sells every unit but one."""
+
+    def choose(self, candidates, accepted):
+        return next((c for c in candidates if c.kind == "prune"), None)
+
+
+def test_removals_that_were_rolled_back_are_recorded():
+    recipe = Recipe(hidden=(24,), shortcut=False, lr=1e-2, epochs=40, batch_size=64, policy=Everything(), rounds=())
+    recipe = replace(recipe, removals=(0.5,), moves=("prune",))
+    run = fit(X, Y, task="classification", outputs=10, recipe=recipe)
+    (record,) = [record for record in run.history if record["event"] not in ("epoch", "end")]
+    assert (record["event"], record["epoch"], record["step"]) == ("rollback", 20, 160)
+    assert "it raised the loss by" in record["text"]
+    assert run.architecture == (24,)
+    online = Online(build_model(64, 10, recipe), replace(recipe, growing=360), "classification")
+    records = [record for _ in range(21) for record in online.pass_over(X, Y)]
+    assert [record["step"] for record in records if record["event"] == "rollback"] == [180]
