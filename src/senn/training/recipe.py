@@ -145,7 +145,9 @@ class Rounds:
 
     def __init__(self, recipe: Recipe, steps: int | None = None) -> None:
         total = recipe.steps if steps is None else steps
-        planned: dict[int, tuple[str, ...]] = {max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals}
+        planned: dict[int, tuple[str, ...]] = {
+            max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals
+        }
         planned |= {max(1, round(fraction * total)): ADDITIONS for fraction in recipe.rounds}
         self._left = sorted(planned.items()) if recipe.grow else []
         self._goes_on = steps is None
