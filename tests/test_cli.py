@@ -470,8 +470,9 @@ class TestReproduce:
     @pytest.mark.parametrize(
         ("argv", "message"),
         [
-            (["mnist", "--device", "abacus"], "the device 'abacus' is not available: "),
-            (["mnist", "--device", "meta"], "the device 'meta' is not available: "),
+            (["mnist", "--device", "abacus"], "the device 'abacus' can't be used: "),
+            (["mnist", "--data-dir", "nowhere"], "'nowhere', from --data-dir or SENN_DATA, can't be read"),
+            (["mnist-sizes", "--data-dir", "nowhere"], "'nowhere', from --data-dir or SENN_DATA, can't be read"),
             (["moons", "--device", "cpu"], "--device is for experiments on images, and moons has none"),
             (["regression", "--data-dir", "x"], "--data-dir is for experiments on images, and regression has none"),
             (["moons", "--seeds", "0"], "'0' is not a whole number above 0"),

@@ -7,8 +7,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from senn.cli.folder import OutputFolder
 from senn.cli.main import EXPERIMENTS
 from senn.errors import SennError
@@ -32,27 +30,12 @@ def _image_options(args: argparse.Namespace) -> dict[str, Any]:
     """What experiments on images take besides.
 
     Raises:
-        SennError: another experiment is given it, or the device is not available.
+        SennError: another experiment is given it.
     """
     options = {"data_dir": args.data_dir, "device": args.device}
     if EXPERIMENTS[args.experiment].images:
-        if args.device is not None:
-            check_device(args.device)
         return options
     for name, value in options.items():
         if value is not None:
             raise SennError(f"--{name.replace('_', '-')} is for experiments on images, and {args.experiment} has none")
     return {}
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that PyTorch doesn't know or can't compute on here.
-
-    Raises:
-        SennError: naming it.
-    """
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, ImportError) as error:  # of a build without the device
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SennError(f"the device {name!r} is not available: {why}") from error
