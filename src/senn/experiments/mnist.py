@@ -22,7 +22,7 @@ from senn.events import GrowthEvent
 from senn.experiments.images import Data, load, pick_device
 from senn.experiments.results import Record, by_arm, table, write_results
 from senn.nn import MLP
-from senn.policy import PaperPolicy
+from senn.policy import PaperPolicy, PricePolicy
 from senn.training import Recipe
 from senn.training.learner import Learner
 from senn.training.recipe import Rounds
@@ -36,12 +36,14 @@ ARMS = {
 }
 """By name: which recipe of the settings, and what may happen to the net."""
 
+EARLY = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.32)
+PRICE = PricePolicy(kappa=0.01, confidence=1.0)
 # The damping and the rate are the paper's.
 NATURAL = Recipe(
     hidden=(10,), shortcut=False, optimizer="natural-gradient", epochs=6, batch_size=512, weight_decay=1e-3,
-    optimizer_options={"damping": 0.1, "norm_constraint": 3e-3},
+    optimizer_options={"damping": 0.1, "norm_constraint": 3e-3}, policy=PRICE, rounds=EARLY, removals=(),
 )  # fmt: skip
-ADAM = Recipe(hidden=(10,), shortcut=False, epochs=15)
+ADAM = Recipe(hidden=(10,), shortcut=False, lr=2e-3, epochs=15, policy=PRICE, rounds=EARLY, removals=())
 PAPER = Recipe(
     hidden=(10,), shortcut=False, activation="rational", optimizer="natural-gradient", epochs=200, batch_size=1024,
     weight_decay=1e-3, optimizer_options={"damping": 0.1}, schedule="constant", policy=PaperPolicy(0.03, 2.5e-3),
@@ -51,7 +53,7 @@ PAPER = Recipe(
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run goes.
+    """How a run goes; found on training images of seeds from 100 on, which no figure reports.
 
     Args:
         natural: natural gradient, growth, and how long both last; `moves` and `seed` come from arm and run.
