@@ -90,6 +90,14 @@ class TestMNIST:
             assert torch.equal(torch.get_rng_state(), state)
         assert records[0] == records[1]
 
+    @pytest.mark.parametrize("arm", ["natural gradient", "Adam"])
+    def test_the_papers_recipe_in_short(self, images, arm):
+        short = {"epochs": 4, "batch_size": 50, "rounds": (0.0, 0.5), "probe": 200}
+        full = mnist.FULL
+        settings = replace(QUICK, natural=replace(full.natural, **short), adam=replace(full.adam, **short))
+        record = mnist.run(arm, 0, mnist.Rows.of(mnist.load("mnist", 28, 300, 100, 0)), settings)
+        check_courses([record])
+
     @pytest.mark.skipif("SENN_DATA" not in os.environ, reason="SENN_DATA is not set")
     def test_images_of_mnist(self):
         rows = mnist.Rows.of(mnist.load("mnist", 28, 1000, 1000, 0))

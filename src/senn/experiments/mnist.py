@@ -195,8 +195,13 @@ def main(
     for seed in range(seeds):
         rows = Rows.of(load("mnist", 28, settings.images, settings.held_out, seed, data_dir, place))
         records += [run(arm, seed, rows, settings) for arm in ARMS]
-    full = " --full" * (settings == FULL)
-    write_results(records, out / "results.json", f"senn reproduce mnist --seeds {seeds}{full}", arms=True)
+    command = f"senn reproduce mnist --seeds {seeds}" + " --full" * (settings == FULL)
+    about = {
+        "images": len(rows.train[0]),
+        "held_out": settings.held_out,
+        "epochs": {"natural gradient": settings.natural.epochs, "Adam": settings.adam.epochs},
+    }
+    write_results(records, out / "results.json", command, arms=True, settings=about)
     figure(records, out / "figure.png")
     for arm, runs in by_arm(records).items():
         print(f"{arm}\n{table(runs)}\n")

@@ -112,7 +112,8 @@ def main(
     correlation = rank_correlation(*([record[key] for record in grown] for key in ("images", "units")))
     lines = compare(records)
     command = f"senn reproduce mnist-sizes --seeds {seeds}" + " --full" * (settings == FULL)
-    found = {"rank_correlation": correlation, "comparison": lines}
+    about = {key: getattr(settings.recipe, key) for key in ("epochs", "steps", "batch_size")}
+    found = {"settings": about, "rank_correlation": correlation, "comparison": lines}
     write_results(records, out / "results.json", command, arms=True, **found)
     figure(records, out / "figure.png")
     print(f"{table(lines)}\nrank correlation of size and images: {correlation:.3f}")
