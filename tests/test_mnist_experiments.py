@@ -14,13 +14,13 @@ from senn.experiments import mnist, mnist_sizes
 from senn.experiments.mnist_sizes import compare, rank_correlation
 from senn.training import Recipe
 
-RECIPE = Recipe(hidden=(3,), shortcut=False, epochs=6, batch_size=50, rounds=(0.1, 0.3), removals=(0.6,))
+RECIPE = Recipe(hidden=(3,), shortcut=False, epochs=5, batch_size=50, rounds=(0.1, 0.4), removals=(0.6,))
 QUICK = mnist.Settings(
     natural=replace(RECIPE, optimizer="natural-gradient", optimizer_options={"damping": 0.1}),
     adam=replace(RECIPE, lr=3e-3),
     images=300,
     held_out=100,
-    looks=8,
+    looks=6,
 )
 FEW = mnist_sizes.Settings(images=(12, 40), fixed=(2, 6), recipe=replace(RECIPE, moves=mnist.WIDTH))
 
