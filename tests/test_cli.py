@@ -471,6 +471,7 @@ class TestReproduce:
         ("argv", "message"),
         [
             (["mnist", "--device", "abacus"], "the device 'abacus' can't be used: "),
+            (["mnist", "--device", "meta"], "the device 'meta' can't be used: "),
             (["mnist", "--data-dir", "nowhere"], "'nowhere', from --data-dir or SENN_DATA, can't be read"),
             (["mnist-sizes", "--data-dir", "nowhere"], "'nowhere', from --data-dir or SENN_DATA, can't be read"),
             (["moons", "--device", "cpu"], "--device is for experiments on images, and moons has none"),

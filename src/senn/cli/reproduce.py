@@ -7,6 +7,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from senn.cli.folder import OutputFolder
 from senn.cli.main import EXPERIMENTS
 from senn.errors import SennError
@@ -30,12 +32,22 @@ def _image_options(args: argparse.Namespace) -> dict[str, Any]:
     """What experiments on images take besides.
 
     Raises:
-        SennError: another experiment is given it.
+        SennError: another experiment is given it, or PyTorch can't compute on the device here.
     """
     options = {"data_dir": args.data_dir, "device": args.device}
     if EXPERIMENTS[args.experiment].images:
+        if args.device is not None:
+            _check_device(args.device)
         return options
     for name, value in options.items():
         if value is not None:
             raise SennError(f"--{name.replace('_', '-')} is for experiments on images, and {args.experiment} has none")
     return {}
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # PyTorch asserts that it was built for CUDA
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SennError(f"the device {name!r} can't be used: {why}") from error

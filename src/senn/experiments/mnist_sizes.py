@@ -218,7 +218,7 @@ def _sizes(axes: Axes, grown: Sequence[Record]) -> None:
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
     axes.set_ylim(low, high)
-    axes.set_ylabel("hidden units that grew")
+    axes.set_ylabel("hidden units of the grown net")
     axes.legend(frameon=False)
 
 
@@ -232,4 +232,4 @@ def _accuracies(axes: Axes, records: Sequence[Record]) -> None:
     axes.plot(images, [mean[GROWN] for mean in means], color=ORANGE, linewidth=2.2, marker="o", label="grown")
     accuracy_axis(axes, "test accuracy, mean", TICKS)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], frameon=False, loc="lower right")
+    axes.legend(handles[::-1], labels[::-1], frameon=False, loc="upper left")
