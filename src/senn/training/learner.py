@@ -17,6 +17,7 @@ from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
 from senn.policy import PaperPolicy, Policy, PricePolicy
+from senn.proposals import Proposals
 from senn.training.recipe import Recipe, Task
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -115,6 +116,7 @@ class Learner:
             max_width=recipe.max_width,
             round_to=recipe.round_to,
             moves=recipe.moves,
+            proposals=Proposals(units=recipe.candidates),
             averaged=() if self.averaged is None else (self.averaged,),
             seed=recipe.seed,
         )

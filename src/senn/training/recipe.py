@@ -16,7 +16,7 @@ Task = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train a net on a table.
+    """How to train a net; the defaults are for tables.
 
     Attributes:
         hidden: widths of the hidden layers at the start.
@@ -48,6 +48,7 @@ class Recipe:
         growing: steps that growth takes, if the run has so many.
         rounds: fractions of these steps after which the net is considered for additions.
         removals: fractions of them after which it is considered for removals.
+        candidates: units that are drawn for each space in a round; None for `Proposals`' own number.
         probe: training rows that a round looks at, at most.
         max_params: budget of parameters that growth keeps to.
         max_width: most units of a layer.
@@ -81,6 +82,7 @@ class Recipe:
     growing: int = 2000
     rounds: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32)
     removals: tuple[float, ...] = (0.4, 0.5)
+    candidates: int | None = None
     probe: int = 4096
     max_params: int | None = None
     max_width: int | None = None
@@ -147,7 +149,9 @@ class Rounds:
 
     def __init__(self, recipe: Recipe, steps: int | None = None) -> None:
         total = recipe.growing if steps is None else min(steps, recipe.growing)
-        planned: dict[int, tuple[str, ...]] = {max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals}
+        planned: dict[int, tuple[str, ...]] = {
+            max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals
+        }
         planned |= {max(1, round(fraction * total)): ADDITIONS for fraction in recipe.rounds}
         self._left = sorted(planned.items()) if recipe.grow else []
         self._goes_on = steps is None
@@ -169,7 +173,7 @@ def _check(recipe: Recipe) -> None:
     """Raise SennError for the first field that makes no sense."""
     for name in ("steps", "min_epochs", "max_epochs", "growing", "probe", "round_to"):
         check_positive(name, getattr(recipe, name), whole=True)
-    for name in ("lr", "epochs", "batch_size", "patience", "max_params", "max_width"):
+    for name in ("lr", "epochs", "batch_size", "patience", "candidates", "max_params", "max_width"):
         if getattr(recipe, name) is not None:
             check_positive(name, getattr(recipe, name), whole=name not in ("lr", "patience"))
     check_fraction("validation_fraction", recipe.validation_fraction, top=0.9)
