@@ -41,9 +41,10 @@ PRICE = PricePolicy(kappa=0.01, confidence=1.0)
 # The damping and the rate are the paper's.
 NATURAL = Recipe(
     hidden=(10,), shortcut=False, optimizer="natural-gradient", epochs=6, batch_size=512, weight_decay=1e-3,
-    optimizer_options={"damping": 0.1, "norm_constraint": 3e-3}, policy=PRICE, rounds=EARLY, removals=(), growing=100_000, candidates=64,
+    optimizer_options={"damping": 0.1, "norm_constraint": 3e-3}, policy=PRICE, rounds=EARLY, removals=(),
+    growing=100_000, candidates=64,
 )  # fmt: skip
-ADAM = replace(NATURAL, optimizer="adam", lr=2e-3, epochs=15, batch_size=215, weight_decay=None, optimizer_options={})
+ADAM = replace(NATURAL, optimizer="adam", lr=2e-3, epochs=15, batch_size=214, weight_decay=None, optimizer_options={})
 PAPER = Recipe(
     hidden=(10,), shortcut=False, activation="rational", optimizer="natural-gradient", epochs=200, batch_size=1024,
     weight_decay=1e-3, optimizer_options={"damping": 0.1}, schedule="constant", policy=PaperPolicy(0.03, 2.5e-3),
