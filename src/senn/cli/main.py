@@ -45,8 +45,8 @@ class Experiment(NamedTuple):
 EXPERIMENTS = {
     "regression": Experiment("figure 2: neurons added to a fit of a curve", 5, "half a minute", images=False),
     "moons": Experiment("figure 3: layers added between two half-moons", 5, "a minute", images=False),
-    "mnist": Experiment("figure 4 left: sizes and accuracy over the steps", 5, "20 minutes"),
-    "mnist-sizes": Experiment("figure 4 right: the size follows the number of images", 3, "15 minutes"),
+    "mnist": Experiment("figure 4 left: sizes and accuracy over the steps", 5, "10 minutes"),
+    "mnist-sizes": Experiment("figure 4 right: the size follows the number of images", 3, "10 minutes"),
     "cifar-cycles": Experiment("figure 5: widths follow the learning rate up and down", 3, "an hour"),
     "transfer": Experiment("figure 6 and table 1: from CIFAR-10 to Tiny-ImageNet", 3, "an hour"),
 }

@@ -45,10 +45,9 @@ NATURAL = Recipe(
     growing=100_000, candidates=64,
 )  # fmt: skip
 ADAM = replace(NATURAL, optimizer="adam", lr=2e-3, epochs=15, batch_size=214, weight_decay=None, optimizer_options={})
-PAPER = Recipe(
-    hidden=(10,), shortcut=False, activation="rational", optimizer="natural-gradient", epochs=200, batch_size=1024,
-    weight_decay=1e-3, optimizer_options={"damping": 0.1}, schedule="constant", policy=PaperPolicy(0.03, 2.5e-3),
-    rounds=tuple(epoch / 200 for epoch in range(0, 200, 10)), removals=(), growing=100_000, probe=16_384,
+PAPER = replace(
+    NATURAL, epochs=200, batch_size=1024, policy=PaperPolicy(tau=0.007, alpha=5e-4), probe=16_384, candidates=None,
+    rounds=tuple(epoch / 200 for epoch in range(0, 200, 10)), growing=10_000_000,
 )  # fmt: skip
 
 
@@ -72,7 +71,7 @@ class Settings:
 
 
 FULL = Settings(natural=PAPER, adam=replace(PAPER, optimizer="adam", weight_decay=None, optimizer_options={}))
-"""The paper's batches, damping, decay, rounds and rule."""
+"""The paper's size: its batches, damping, decay, rounds and rule; the units are ReLU here too."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ class Settings:
 
 
 FULL = Settings(recipe=replace(PAPER, moves=WIDTH))
-"""The paper's optimizer, number of epochs, rounds and rule."""
+"""The paper's size: natural gradient by its batches, decay, rounds and rule."""
 
 
 @dataclass(frozen=True, eq=False)
