@@ -70,7 +70,7 @@ class Settings:
     looks: int = 60
 
 
-FULL = Settings(natural=PAPER, adam=replace(PAPER, optimizer="adam", weight_decay=None, optimizer_options={}))
+FULL = Settings(natural=PAPER, adam=replace(PAPER, optimizer="adam", lr=2e-3, weight_decay=None, optimizer_options={}))
 """The paper's size: its batches, damping, decay, rounds and rule; the units are ReLU here too."""
 
 
