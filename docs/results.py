@@ -249,15 +249,15 @@ def mnist_sizes() -> Iterator[str]:
         f"makes at most {settings['steps']:,} steps of about {settings['batch_size']} images by one recipe, and the "
         "epoch with the best validation is kept and scored once. Differences of test accuracy: grown less fixed, "
         "paired by seed, ± standard error. The best fixed net is chosen twice: by mean validation accuracy, as a user "
-        "would, and by mean test accuracy, which favours it. Where it is the largest of the grid, a larger one might be "
-        "better still.\n"
+        "would, and by mean test accuracy, which favours it. Where it is the largest of the grid, a larger one might "
+        "be better still.\n"
     )
     yield from mnist_sizes_table(found)
     yield "![Hidden units and test accuracy over the number of images](mnist_sizes.png)\n"
     yield (
         "Not the paper's: as for figure 4 left, and Adam instead of natural gradient. Classes are drawn at random and "
-        "not exactly even. Not `senn fit`'s: both figures use their own rates of learning, more and earlier rounds, and "
-        "no removals, found on other seeds.\n"
+        "not exactly even. Not `senn fit`'s: both figures use their own rates of learning, more and earlier rounds, "
+        "and no removals, found on other seeds.\n"
     )
     yield from full_size("mnist_sizes", mnist_sizes_table)
 
