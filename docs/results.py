@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +174,115 @@ def experiments() -> Iterator[str]:
         yield f"\nMedian {statistics.median(values):.3g}, mean {statistics.fmean(values):.3g}.\n"
 
 
+def runs_of(found: Any) -> dict[str, list[dict[str, Any]]]:
+    """Runs by arm."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for run in found["runs"]:
+        arms.setdefault(run["arm"], []).append(run)
+    return arms
+
+
+def full_size(name: str, section: Callable[[Any], Iterator[str]]) -> Iterator[str]:
+    """The paper's size: its results where they are stored, and otherwise how to get them."""
+    if (STORED / f"{name}_full.json").exists():
+        found = stored(f"{name}_full")
+        yield f"At the paper's size, `{found['command']}`:\n"
+        yield from section(found)
+    else:
+        command = f"senn reproduce {name.replace('_', '-')} --full --device cuda"
+        yield f"At the paper's size it has not been measured: `{command}`.\n"
+
+
+def mnist() -> Iterator[str]:
+    """Figure 4 left."""
+    found = stored("mnist")
+    yield f"## Figure 4 left, MNIST from ten hidden units\n\n`{found['command']}`\n"
+    settings = found["settings"]
+    epochs = settings["epochs"]
+    yield (
+        f"{settings['images']:,} images to train on and {settings['held_out']:,} held out, other ones for each seed; "
+        "the test images are scored once, with the last weights. Adam trains for "
+        f"{epochs['Adam']} epochs, natural gradient for {epochs['natural gradient']}; mean ± standard deviation over "
+        "the seeds. The last columns are the largest changes of training loss and validation accuracy by an addition, "
+        "right before it and right after.\n"
+    )
+    yield from mnist_table(found)
+    yield "![Hidden units and validation accuracy over the steps](mnist.png)\n"
+    yield (
+        "Not the paper's: ReLU instead of rational units, K-FAC instead of conjugate gradients, a price instead of "
+        "`tau` and `alpha`, rounds within the first third of the steps instead of every ten epochs, far fewer epochs.\n"
+    )
+    yield from full_size("mnist", mnist_table)
+
+
+def mnist_table(found: Any) -> Iterator[str]:
+    """A line for each arm."""
+    rows = []
+    for arm, runs in runs_of(found).items():
+        largest = [max(run["largest"][change] for run in runs) for change in ("loss_change", "accuracy_change")]
+        rows.append((
+            arm, *(spread([run[part]["accuracy"] for run in runs]) for part in ("test", "validation")),
+            ", ".join("-".join(map(str, run["hidden"])) for run in runs),
+            f"{statistics.fmean(run['parameters'] for run in runs):,.0f}",
+            f"{statistics.fmean(run['seconds'] for run in runs):.0f}", f"{largest[0]:.1e}", f"{largest[1]:.1g}",
+        ))  # fmt: skip
+    head = (
+        "arm",
+        "test accuracy",
+        "validation",
+        "hidden units",
+        "parameters",
+        "seconds",
+        "loss change",
+        "accuracy change",
+    )
+    yield table(head, rows) + "\n"
+
+
+def mnist_sizes() -> Iterator[str]:
+    """Figure 4 right."""
+    found = stored("mnist_sizes")
+    yield f"## Figure 4 right, the size follows the number of images\n\n`{found['command']}`\n"
+    settings = found["settings"]
+    yield (
+        "N images a class of MNIST's training split, a tenth of them held out of training for validation; every net "
+        f"makes at most {settings['steps']:,} steps of about {settings['batch_size']} images by one recipe, and the "
+        "epoch with the best validation is kept and scored once. Differences of test accuracy: grown less fixed, "
+        "paired by seed, ± standard error. The best fixed net is chosen twice: by mean validation accuracy, as a user "
+        "would, and by mean test accuracy, which favours it. Where it is the largest of the grid, a larger one might "
+        "be better still.\n"
+    )
+    yield from mnist_sizes_table(found)
+    yield "![Hidden units and test accuracy over the number of images](mnist_sizes.png)\n"
+    yield (
+        "Not the paper's: as for figure 4 left, and Adam instead of natural gradient. Classes are drawn at random and "
+        "not exactly even. Not `senn fit`'s: both figures use their own rates of learning, more and earlier rounds, "
+        "and no removals, found on other seeds.\n"
+    )
+    yield from full_size("mnist_sizes", mnist_sizes_table)
+
+
+def mnist_sizes_table(found: Any) -> Iterator[str]:
+    """A line for each N."""
+    rows = []
+    for line in found["comparison"]:
+        best = (line["best by validation"], line["best by test"])
+        rows.append((
+            f"{line['images']:,}", ", ".join(map(str, line["units"])), f"{line['accuracy']:.4f}",
+            *(f"{b['difference']:+.4f} ± {b['error']:.4f} ({b['net']} units: {b['accuracy']:.4f})" for b in best),
+        ))  # fmt: skip
+    head = ("N", "units that grew", "test accuracy", "less the best fixed by validation", "less the best fixed by test")
+    yield table(head, rows)
+    yield f"\nRank correlation (Spearman) of N and the units that grew: {found['rank_correlation']:.3f}.\n"
+
+
 def main() -> None:
     """Write the page."""
     parts = [
         "# Results\n\nMade by `python docs/results.py` from `benchmarks/results`; two cores of a shared machine.\n"
     ]
-    for section in (digits, images, auto_size, automatic, growth_step, natural_gradient, calibration, experiments):
+    tables = (digits, images, auto_size, automatic, growth_step, natural_gradient, calibration)
+    for section in (*tables, experiments, mnist, mnist_sizes):
         parts += section()
     (HERE / "results.md").write_text("\n".join(parts))
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from senn.errors import SennError
 
@@ -23,6 +23,32 @@ _COMMANDS = {
     "predict": "senn.cli.predict",
     "show": "senn.cli.show",
     "reproduce": "senn.cli.reproduce",
+}
+
+
+class Experiment(NamedTuple):
+    """What `senn reproduce` says of an experiment.
+
+    Attributes:
+        about: which figure of the paper it is.
+        seeds: how many by default.
+        time: what these take on two cores.
+        images: whether it reads a set of images, and can use a GPU.
+    """
+
+    about: str
+    seeds: int
+    time: str
+    images: bool = True
+
+
+EXPERIMENTS = {
+    "regression": Experiment("figure 2: neurons added to a fit of a curve", 5, "half a minute", images=False),
+    "moons": Experiment("figure 3: layers added between two half-moons", 5, "a minute", images=False),
+    "mnist": Experiment("figure 4 left: sizes and accuracy over the steps", 5, "10 minutes"),
+    "mnist-sizes": Experiment("figure 4 right: the size follows the number of images", 3, "10 minutes"),
+    "cifar-cycles": Experiment("figure 5: widths follow the learning rate up and down", 3, "an hour"),
+    "transfer": Experiment("figure 6 and table 1: from CIFAR-10 to Tiny-ImageNet", 3, "an hour"),
 }
 
 _ABOUT = {
@@ -58,10 +84,17 @@ and the one that followed.
 example:
   senn show runs/digits""",
     "reproduce": """\
-Run an experiment of the paper over several seeds and draw its figure.
+Run an experiment of the paper over several seeds, print its table, and write results.json and figure.png to a folder.
+Its size is one for two cores, on which it takes about the time given below; --full is the paper's, for a GPU.
 
-example:
-  senn reproduce moons --seeds 5 --out runs/moons-figure""",
+experiments:
+"""
+    + "".join(f"  {name:14}{e.about}; {e.seeds} seeds take {e.time}\n" for name, e in EXPERIMENTS.items())
+    + """
+examples:
+  senn reproduce moons --seeds 5 --out runs/moons-figure
+  senn reproduce mnist --data-dir data
+  senn reproduce mnist --full --device cuda""",
 }
 
 
@@ -200,9 +233,14 @@ def _show(command: argparse.ArgumentParser) -> None:
 
 def _reproduce(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("experiment", choices=("regression", "moons"), help="figure 2 (regression) or figure 3 (moons) of the paper")
-    add("--seeds", type=_positive, default=5, metavar="N", help="how many random seeds (default: 5)")
-    add("--out", type=Path, metavar="DIR", help="folder for the figures (default: runs/EXPERIMENT)")
+    add("experiment", metavar="EXPERIMENT", choices=tuple(EXPERIMENTS), help="one of those below")
+    add("--seeds", type=_positive, metavar="N", help="how many random seeds (default: as many as below)")
+    add("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/EXPERIMENT)")
+    add("--overwrite", action="store_true", help="replace the results that the folder holds")
+    add("--data-dir", type=Path, metavar="DIR",
+        help="folder of the images (default: that in SENN_DATA, else they are downloaded once)")  # fmt: skip
+    add("--full", action="store_true", help="the paper's size (regression and moons have it anyway)")
+    add("--device", metavar="NAME", help="cpu, cuda, ... for images (default: cuda if it is available, else cpu)")
 
 
 def _positive(text: str) -> int:

@@ -5,10 +5,49 @@ from __future__ import annotations
 import argparse
 import importlib
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from senn.cli.folder import OutputFolder
+from senn.cli.main import EXPERIMENTS
+from senn.errors import SennError
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry the command out."""
-    experiment = importlib.import_module(f"senn.experiments.{args.experiment}")
-    experiment.main(seeds=args.seeds, out=args.out or Path("runs") / args.experiment)
+    """Carry the command out: the folder of results is written whole or left as it was."""
+    images = _image_options(args)
+    experiment = importlib.import_module(f"senn.experiments.{args.experiment.replace('-', '_')}")
+    seeds = args.seeds or EXPERIMENTS[args.experiment].seeds
+    out: Path = args.out or Path("runs") / args.experiment
+    with OutputFolder(out, args.overwrite) as folder:
+        experiment.main(seeds=seeds, out=folder.draft, settings=experiment.FULL if args.full else None, **images)
+        written = sorted(file.name for file in folder.draft.iterdir())
+        folder.publish()
+    print(f"written to {out}: {', '.join(written)}")
     return 0
+
+
+def _image_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What experiments on images take besides.
+
+    Raises:
+        SennError: another experiment is given it, or PyTorch can't compute on the device here.
+    """
+    options = {"data_dir": args.data_dir, "device": args.device}
+    if EXPERIMENTS[args.experiment].images:
+        if args.device is not None:
+            _check_device(args.device)
+        return options
+    for name, value in options.items():
+        if value is not None:
+            raise SennError(f"--{name.replace('_', '-')} is for experiments on images, and {args.experiment} has none")
+    return {}
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # PyTorch asserts that it was built for CUDA
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SennError(f"the device {name!r} can't be used: {why}") from error

@@ -55,6 +55,10 @@ class Settings:
     proposals: Proposals = PROPOSALS
 
 
+FULL = Settings()
+"""The paper's size."""
+
+
 @dataclass
 class Run:
     """What came of one seed.

@@ -52,6 +52,10 @@ class Settings:
     proposals: Proposals = PROPOSALS
 
 
+FULL = Settings()
+"""The paper's size."""
+
+
 @dataclass
 class Run:
     """What came of one seed.

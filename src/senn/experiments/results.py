@@ -11,25 +11,39 @@ from typing import Any
 Record = dict[str, Any]
 
 
-def write_results(runs: Sequence[Record], path: Path, command: str) -> None:
-    """Write all runs with mean and standard deviation of every figure of theirs as JSON.
+def write_results(runs: Sequence[Record], path: Path, command: str, *, arms: bool = False, **more: Any) -> None:
+    """Write all runs with mean, standard deviation and median of every figure of theirs as JSON.
 
     Args:
         runs: one record for each seed; figures may lie one level deep, as in `{"test": {"accuracy": .9}}`.
         path: the file; its folder is made.
         command: how to run the experiment again.
+        arms: whether the runs are of several `arm`s: means are then kept for each, under `arms`.
+        more: what else there is to say.
     """
+    means = {"arms": {arm: _means(of) for arm, of in by_arm(runs).items()}} if arms else _means(runs)
+    document = {"command": command, "runs": list(runs), **means, **more}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def by_arm(runs: Sequence[Record]) -> dict[str, list[Record]]:
+    """The runs of each arm."""
+    arms: dict[str, list[Record]] = {}
+    for run in runs:
+        arms.setdefault(run["arm"], []).append(run)
+    return arms
+
+
+def _means(runs: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation and median of every figure."""
     columns = {name: [figures(run)[name] for run in runs] for name in figures(runs[0]) if name != "seed"}
     spread: Callable[[list[float]], float] = statistics.stdev if len(runs) > 1 else lambda _: 0.0
-    document = {
-        "command": command,
-        "runs": list(runs),
+    return {
         "mean": {name: statistics.fmean(values) for name, values in columns.items()},
         "std": {name: spread(values) for name, values in columns.items()},
         "median": {name: statistics.median(values) for name, values in columns.items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def figures(run: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,273 @@
+"""Figure 4 left: MNIST from ten hidden units, sizes and accuracy over the steps, and no dip where the net grows.
+
+Natural gradient or Adam trains the net, and it may widen, or widen and deepen: four arms. The loop is that of
+`senn.training`, taken apart so that the net can be looked at right before and right after each round of growth.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from senn.events import GrowthEvent
+from senn.experiments.images import Data, load, pick_device
+from senn.experiments.results import Record, by_arm, table, write_results
+from senn.nn import MLP
+from senn.policy import PaperPolicy, PricePolicy
+from senn.training import Recipe
+from senn.training.learner import Learner
+from senn.training.recipe import Rounds
+
+WIDTH, DEPTH = ("width", "prune"), ("width", "depth", "prune")
+ARMS = {
+    "natural gradient": ("natural", WIDTH),
+    "natural gradient, depth": ("natural", DEPTH),
+    "Adam": ("adam", WIDTH),
+    "Adam, depth": ("adam", DEPTH),
+}
+"""By name: which recipe of the settings, and what may happen to the net."""
+
+EARLY = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.32)
+PRICE = PricePolicy(kappa=0.01, confidence=1.0)
+# The damping and the rate are the paper's.
+NATURAL = Recipe(
+    hidden=(10,), shortcut=False, optimizer="natural-gradient", epochs=6, batch_size=512, weight_decay=1e-3,
+    optimizer_options={"damping": 0.1, "norm_constraint": 3e-3}, policy=PRICE, rounds=EARLY, removals=(),
+    growing=100_000, candidates=64,
+)  # fmt: skip
+ADAM = replace(NATURAL, optimizer="adam", lr=2e-3, epochs=15, batch_size=214, weight_decay=None, optimizer_options={})
+PAPER = replace(
+    NATURAL, epochs=200, batch_size=1024, policy=PaperPolicy(tau=0.007, alpha=5e-4), probe=16_384, candidates=None,
+    rounds=tuple(epoch / 200 for epoch in range(0, 200, 10)), growing=10_000_000,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes; found on training images of seeds from 100 on, which no figure reports.
+
+    Args:
+        natural: natural gradient, growth, and how long both last; `moves` and `seed` come from arm and run.
+        adam: the same with Adam.
+        images: to train on; None for all that are not held out.
+        held_out: images for the validation accuracy.
+        looks: how often it is taken, more densely early on, beside twice a round of growth.
+    """
+
+    natural: Recipe = NATURAL
+    adam: Recipe = ADAM
+    images: int | None = None
+    held_out: int = 5000
+    looks: int = 60
+
+
+FULL = Settings(natural=PAPER, adam=replace(PAPER, optimizer="adam", lr=2e-3, weight_decay=None, optimizer_options={}))
+"""The paper's size: its batches, damping, decay, rounds and rule; the units are ReLU here too."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The parts of a set as rows of standardised pixels (n, 784) and labels (n,)."""
+
+    train: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, data: Data) -> Rows:
+        """Of images."""
+        parts = (data.train, data.validation, data.test)
+        train, validation, test = ((data.standard(part.pixels).flatten(1), part.labels) for part in parts)
+        return cls(train, validation, test)
+
+
+@dataclass
+class Course:
+    """What is seen of a run while it goes on.
+
+    Attributes:
+        steps: at which the validation accuracy was taken.
+        accuracy: there.
+        units: there, in all hidden layers.
+        growths: of every change of size its step, kind, widths before and after, and the changes at that moment.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)
+    growths: list[Record] = field(default_factory=list)
+
+    def look(self, step: int, accuracy: float, units: int) -> None:
+        """Note a look."""
+        self.steps.append(step)
+        self.accuracy.append(round(accuracy, 5))
+        self.units.append(units)
+
+    def largest(self) -> dict[str, float]:
+        """The largest changes, either way, at rounds that only added."""
+        added = [growth for growth in self.growths if growth["kind"] != "prune"]
+        return {
+            name: max((abs(growth[name]) for growth in added), default=0.0)
+            for name in ("loss_change", "accuracy_change")
+        }
+
+
+def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
+    """Train and grow one net; the seed decides its start, the batches and all proposals."""
+    recipe_name, moves = ARMS[arm]
+    recipe: Recipe = replace(getattr(settings, recipe_name), moves=moves, seed=seed)
+    x, y = rows.train
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MLP(x.shape[1], recipe.hidden, 10, activation=recipe.activation, shortcut=recipe.shortcut).to(x.device)
+    learner = Learner(model, recipe, "classification", samples=len(x))
+    plan = recipe.plan(len(x))
+    rounds = Rounds(recipe, plan.steps)
+    looks = {round(plan.steps * (number / settings.looks) ** 2) for number in range(settings.looks + 1)}
+    course, sizes, step = Course(), recipe.hidden, 0
+    course.look(0, judge(model, rows.validation)["accuracy"], sum(sizes))
+    seconds = -time.perf_counter()
+    for _ in range(plan.epochs):
+        for batch in torch.tensor_split(torch.randperm(len(x), generator=generator).to(y.device), plan.batches):
+            learner.set_lr(recipe.lr_factor(step / plan.steps))
+            learner.step(x[batch], y[batch])
+            step += 1
+            due = rounds.due(step)
+            if not due and step not in looks:
+                continue
+            seconds += time.perf_counter()
+            before = judge(model, rows.validation)["accuracy"]
+            course.look(step, before, sum(sizes))
+            seconds -= time.perf_counter()
+            if due:
+                probe = torch.randperm(len(x), generator=generator)[: recipe.probe].to(y.device)
+                events = learner.grow([(x[probe], y[probe])], due)
+                sizes = events[-1].architecture if events else sizes
+                after = judge(model, rows.validation)["accuracy"]
+                course.growths += [_growth(event, step, after - before) for event in events]
+                course.look(step, after, sum(sizes))
+    seconds += time.perf_counter()
+    return {
+        "arm": arm, "seed": seed, "test": judge(model, rows.test), "validation": judge(model, rows.validation),
+        "hidden": list(sizes), "units": sum(sizes), "parameters": sum(p.numel() for p in model.parameters()),
+        "largest": course.largest(), "seconds": seconds, "course": vars(course),
+    }  # fmt: skip
+
+
+def _growth(event: GrowthEvent, step: int, accuracy_change: float) -> Record:
+    loss_change = event.loss_after / event.loss_before - 1
+    kept = {name: getattr(event, name) for name in ("kind", "place", "before", "after")}
+    return {"step": step, **kept, "loss_change": loss_change, "accuracy_change": accuracy_change}
+
+
+@torch.no_grad()
+def judge(model: nn.Module, part: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Accuracy and cross-entropy on images (n, 784) and labels (n,)."""
+    logits = model(part[0])
+    return {
+        "accuracy": float((logits.argmax(1) == part[1]).double().mean()),
+        "loss": float(F.cross_entropy(logits, part[1])),
+    }
+
+
+def main(
+    seeds: int,
+    out: Path,
+    settings: Settings | None = None,
+    *,
+    data_dir: Path | None = None,
+    device: str | None = None,
+) -> list[Record]:
+    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table for each arm."""
+    place = pick_device(device)
+    settings = settings or Settings()
+    records = []
+    for seed in range(seeds):
+        rows = Rows.of(load("mnist", 28, settings.images, settings.held_out, seed, data_dir, place))
+        records += [run(arm, seed, rows, settings) for arm in ARMS]
+    command = f"senn reproduce mnist --seeds {seeds}" + " --full" * (settings == FULL)
+    about = {
+        "images": len(rows.train[0]),
+        "held_out": settings.held_out,
+        "epochs": {"natural gradient": settings.natural.epochs, "Adam": settings.adam.epochs},
+    }
+    write_results(records, out / "results.json", command, arms=True, settings=about)
+    figure(records, out / "figure.png")
+    for arm, runs in by_arm(records).items():
+        print(f"{arm}\n{table(runs)}\n")
+    return records
+
+
+# -- the figure
+
+
+BLUE, ORANGE = "#1f77b4", "#e6741d"
+
+
+def figure(records: Sequence[Record], path: Path) -> None:
+    """Hidden units and validation accuracy over the steps, all seeds; natural gradient beside Adam."""
+    canvas = Figure(figsize=(10.5, 6.6), layout="constrained")
+    FigureCanvasAgg(canvas)
+    panels = canvas.subplots(2, 2, sharex="col", sharey="row")
+    for column, optimizer in enumerate(("natural gradient", "Adam")):
+        upper, lower = panels[:, column]
+        upper.set_title(optimizer)
+        for arm, color in ((optimizer, BLUE), (f"{optimizer}, depth", ORANGE)):
+            for number, record in enumerate(by_arm(records).get(arm, [])):
+                _draw(
+                    upper,
+                    lower,
+                    record,
+                    color,
+                    None if number else f"may {'deepen too' if 'depth' in arm else 'widen'}",
+                )
+        upper.legend(frameon=False, loc="lower right")
+        lower.set_xlabel("optimisation step")
+        lower.set_xscale("log")
+        lower.xaxis.set_major_formatter("{x:g}")
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.93", linewidth=0.8)
+        axes.set_axisbelow(True)
+    panels[0, 0].set_ylabel("hidden units, all layers\n($\\blacktriangle$ a layer comes)")
+    panels[0, 0].set_ylim(bottom=0)
+    ticks = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+    accuracy_axis(panels[1, 0], "validation accuracy\n($\\bullet$ right before and after a growth)", ticks)
+    canvas.savefig(path, dpi=160, format="png")
+
+
+def _draw(upper: Axes, lower: Axes, record: Record, color: str, label: str | None) -> None:
+    """One run: its units, and a triangle where a layer came; its accuracy, and dots where it grew."""
+    course = record["course"]
+    seen = slice(1, None)  # a logarithmic axis has no step 0
+    steps, accuracy, units = (course[name][seen] for name in ("steps", "accuracy", "units"))
+    upper.step(steps, units, where="post", color=color, linewidth=1.1, alpha=0.8, label=label)
+    lower.plot(steps, accuracy, color=color, linewidth=1.1, alpha=0.8)
+    at = dict(zip(steps, units, strict=True))  # after a round, where there are two looks
+    layers = [growth["step"] for growth in course["growths"] if growth["kind"] == "insert"]
+    upper.plot(layers, [at[step] for step in layers], "^", color=color, markersize=6, markeredgecolor="white")
+    grown = {growth["step"] for growth in course["growths"] if growth["kind"] != "prune"}
+    dots = [(step, value) for step, value in zip(steps, accuracy, strict=True) if step in grown]
+    if dots:
+        lower.plot(*zip(*dots, strict=True), ".", color=color, markersize=5)
+
+
+def accuracy_axis(axes: Axes, label: str, ticks: Sequence[float]) -> None:
+    """A vertical axis on which 90 and 99 % are as far apart as 50 and 90 %."""
+    axes.set_yscale("logit")
+    axes.autoscale()
+    limits = axes.get_ylim()
+    axes.set_yticks(list(ticks), [f"{tick:.3g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    axes.set_ylim(limits)
+    axes.set_ylabel(label)
