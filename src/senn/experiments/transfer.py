@@ -31,8 +31,7 @@ from senn.proposals import Proposals
 
 SOURCE, TARGET = "cifar-10", "tiny-imagenet"
 ARMS = ("fixed", "grown", "scratch")
-BUY = PricePolicy(kappa=0.03, confidence=1.0)
-KEEP = PricePolicy(kappa=0.1, hysteresis=0.5)
+POLICY = PricePolicy(kappa=0.03, confidence=1.0)
 PROPOSALS = Proposals(units=16, smooth=1.0)
 
 
@@ -52,10 +51,8 @@ class Settings:
         lr: peak of the one cycle of AdamW's learning rate.
         weight_decay: AdamW's.
         shift: images are flipped, and shifted by up to so many pixels.
-        additions: fractions of the steps after which units may be added.
-        removals: those after which units may be removed, and none added.
-        buy: policy of additions.
-        keep: policy of removals.
+        rounds: fractions of the steps after which units may be added.
+        policy: when they are.
         proposals: what to grow by.
         most: parameters that growth may end with, over the pre-trained net's with its new head.
         looked_at: training images that a consideration looks at.
@@ -65,27 +62,25 @@ class Settings:
     hidden: tuple[tuple[int, ...], ...] = ((12, 12), (12, 12), (12, 12))
     side: int = 16
     source_images: int | None = None
-    target_images: int | None = 10_000
-    held_out: int = 5000
-    source_epochs: int = 10
-    target_epochs: int = 12
+    target_images: int | None = None
+    held_out: int = 2500
+    source_epochs: int = 16
+    target_epochs: int = 8
     batch_size: int = 64
     lr: float = 5e-3
     weight_decay: float = 0.01
     shift: int = 1
-    additions: tuple[float, ...] = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
-    removals: tuple[float, ...] = (0.5,)
-    buy: PricePolicy = BUY
-    keep: PricePolicy = KEEP
+    rounds: tuple[float, ...] = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12)
+    policy: PricePolicy = POLICY
     proposals: Proposals = PROPOSALS
     most: float = 2.0
     looked_at: int = 4096
-    points: int = 24
+    points: int = 20
 
 
 FULL = Settings(
-    hidden=((128,) * 3,) * 4, side=64, target_images=None, held_out=2500, source_epochs=120, target_epochs=100,
-    lr=3e-4, shift=8, proposals=Proposals(smooth=1.0),
+    hidden=((128,) * 3,) * 4, side=64, source_epochs=120, target_epochs=100, lr=3e-4, shift=8,
+    proposals=Proposals(smooth=1.0),
 )  # fmt: skip
 """The paper's size, for a GPU."""
 
@@ -99,7 +94,7 @@ class Trace:
         accuracy: on validation images.
         widths: (step, channels of all layers) at the start, after every change and at the end.
         events: every change in words.
-        change: largest relative change of the loss on validation images by a round of additions.
+        change: largest relative change of the loss on validation images by a round.
         seconds: of training and considering.
         considering: seconds of it that considering took.
     """
@@ -127,7 +122,7 @@ def transferred(model: DenseConvNet, classes: int) -> DenseConvNet:
     """A copy of a net with a head of zeros for other classes."""
     model = copy.deepcopy(model)
     head = model.head.weight
-    model.head = nn.utils.skip_init(nn.Linear, head.shape[1], classes, bias=False, device=head.device)
+    model.head = nn.Linear(head.shape[1], classes, bias=False, device="meta").to_empty(device=head.device)
     nn.init.zeros_(model.head.weight)
     return model
 
@@ -181,28 +176,24 @@ def _watch(model: DenseConvNet, data: Data, step: int, trace: Trace) -> float:
 
 
 class _Growth:
-    """Considers a net when that is due: units are added early, while most is to gain, and removed later."""
+    """Considers a net when that is due."""
 
     def __init__(
         self, model: DenseConvNet, optimizer: torch.optim.Optimizer, data: Data, seed: int, steps: int,
         settings: Settings,
     ) -> None:  # fmt: skip
         self.model, self.data, self.settings = model, data, settings
-        self.additions = {max(1, round(steps * fraction)) for fraction in settings.additions}
-        self.removals = {max(1, round(steps * fraction)) for fraction in settings.removals} - self.additions
+        self.rounds = {max(1, round(steps * fraction)) for fraction in settings.rounds}
         self.generator = torch.Generator().manual_seed(seed)
         self.grower = Grower(
-            model, optimizer, F.cross_entropy, samples=len(data.train), max_params=int(settings.most * size(model)),
-            proposals=settings.proposals, seed=seed,
+            model, optimizer, F.cross_entropy, settings.policy, samples=len(data.train),
+            max_params=int(settings.most * size(model)), moves=("width",), proposals=settings.proposals, seed=seed,
         )  # fmt: skip
 
     def after(self, step: int, trace: Trace) -> float:
         """A round, if one is due after that many steps; the seconds that it took to see what it did to the loss."""
-        adding = step in self.additions
-        if not adding and step not in self.removals:
+        if step not in self.rounds:
             return 0.0
-        self.grower.moves = ("width",) if adding else ("prune",)
-        self.grower.policy = self.settings.buy if adding else self.settings.keep
         clock = [time.perf_counter()]
         before = self._loss()
         clock.append(time.perf_counter())
@@ -211,7 +202,6 @@ class _Growth:
         if events:
             trace.widths.append((step, widths(self.model)))
             trace.events += [f"step {step}: {event}" for event in events]
-        if events and adding:
             trace.change = max(trace.change, abs(self._loss() / before - 1))
         trace.considering += clock[2] - clock[1]
         return clock[1] - clock[0] + time.perf_counter() - clock[2]
@@ -230,7 +220,9 @@ class _Growth:
 # -- the experiment
 
 
-def run(seed: int, settings: Settings, source: Data, target: Data, device: torch.device) -> Record:
+def run(
+    seed: int, settings: Settings, source: Data, target: Data, device: torch.device
+) -> tuple[Record, dict[str, DenseConvNet]]:
     """Pre-train one net, and from there train one for each of `ARMS`.
 
     Args:
@@ -241,12 +233,13 @@ def run(seed: int, settings: Settings, source: Data, target: Data, device: torch
         device: where the images are.
 
     Returns:
-        For each arm test, train and validation accuracy, parameters and seconds; curves and widths as lists.
+        What `results.json` says (for each arm test, train and validation accuracy, parameters and seconds; curves and
+        widths as lists), and the trained nets by arm, the pre-trained one as `source`.
     """
     first = fresh(settings.hidden, source.classes, seed, device)
     pretraining = fit(first, source, settings.source_epochs, seed, settings)
     print(f"seed {seed}, {SOURCE}: {size(first):,} parameters, {pretraining.seconds:.0f} s", flush=True)
-    nets: dict[str, DenseConvNet] = {}
+    nets = {"source": first}
     traces: dict[str, Trace] = {}
     for arm in ARMS:
         if arm == "scratch":  # a seed of its own: its weights are not the pre-trained net's first ones
@@ -257,31 +250,40 @@ def run(seed: int, settings: Settings, source: Data, target: Data, device: torch
         nets[arm] = net
         found = f"validation accuracy {traces[arm].accuracy[-1]:.4f}"
         print(f"seed {seed}, {arm}: {size(net):,} parameters, {found}, {traces[arm].seconds:.0f} s", flush=True)
-    return _record(seed, source, target, first, pretraining, nets, traces)
+    record = _record(seed, _setting(settings, source, target), source, target, nets, {"source": pretraining, **traces})
+    return record, nets
 
 
 def _record(
-    seed: int, source: Data, target: Data, first: DenseConvNet, pretraining: Trace, nets: dict[str, DenseConvNet],
-    traces: dict[str, Trace],
-) -> Record:  # fmt: skip
-    record: Record = {"seed": seed}
+    seed: int, setting: str, source: Data, target: Data, nets: dict[str, DenseConvNet], traces: dict[str, Trace]
+) -> Record:
+    record: Record = {"seed": seed, "setting": setting}
     for name in ("test", "train", "validation"):
         part = getattr(target, name)
         record[name] = {arm: accuracy_and_loss(nets[arm], part, target.standard)["accuracy"] for arm in ARMS}
     grown = traces["grown"]
     record["gain"] = {f"over {arm}": record["test"]["grown"] - record["test"][arm] for arm in ("fixed", "scratch")}
     record["parameters"] = {arm: size(nets[arm]) for arm in ARMS}
-    record["seconds"] = {"pretraining": pretraining.seconds} | {arm: traces[arm].seconds for arm in ARMS}
+    record["seconds"] = {name: trace.seconds for name, trace in traces.items()}
     record["growth"] = {"loss change": grown.change, "seconds": grown.considering, "events": grown.events}
-    record["source"] = {"test": accuracy_and_loss(first, source.test, source.standard)["accuracy"]}
+    record["source"] = {"test": accuracy_and_loss(nets["source"], source.test, source.standard)["accuracy"]}
     record["hidden"] = widths(nets["grown"])
     record["widths"] = grown.widths
-    record["blocks"] = [len(block) for block in first.hidden]
-    curves = {"source": pretraining, **traces}
+    record["blocks"] = [len(block) for block in nets["source"].hidden]
     record["curves"] = {
-        name: [list(point) for point in zip(t.steps, t.accuracy, strict=True)] for name, t in curves.items()
+        name: [list(point) for point in zip(t.steps, t.accuracy, strict=True)] for name, t in traces.items()
     }
     return record
+
+
+def _setting(settings: Settings, source: Data, target: Data) -> str:
+    """The size of the experiment in words."""
+    hidden = ", ".join("-".join(map(str, block)) for block in settings.hidden)
+    return (
+        f"Blocks of dense convolutions of {hidden} channels; {settings.side} x {settings.side} pixels; "
+        f"{len(source.train):,} images and {settings.source_epochs} epochs of pre-training, then {len(target.train):,} "
+        f"images and {settings.target_epochs} epochs; growth may end at {settings.most:g} times the parameters."
+    )
 
 
 def main(
@@ -303,7 +305,7 @@ def main(
             load(name, settings.side, images, settings.held_out, seed, data_dir, place)
             for name, images in ((SOURCE, settings.source_images), (TARGET, settings.target_images))
         )
-        records.append(run(seed, settings, source, target, place))
+        records.append(run(seed, settings, source, target, place)[0])
         # after each seed, so that a run that is stopped leaves what it has measured
         write_results(records, out / "results.json", f"senn reproduce transfer --seeds {seeds}")
     figure(records, out / "figure.png")

@@ -24,8 +24,9 @@ def figure(records: Records, path: Path) -> None:
     """Draw what `senn.experiments.transfer` records, as a PNG file.
 
     Three panels over steps: accuracy on held-out CIFAR-10 while the net is pre-trained; on held-out Tiny-ImageNet
-    afterwards, rounds that added units marked; channels of each layer of the nets that grew. Lines are means over the
-    seeds, shades reach from the smallest to the largest. The last two panels give early steps more room.
+    afterwards, rounds that added units marked; channels of each layer of the nets that grew. Thick lines are means over
+    the seeds, shades reach from the smallest to the largest, thin lines are single seeds. The last two panels give
+    early steps more room.
     """
     canvas = Figure(figsize=(13.5, 4.7), layout="constrained")
     FigureCanvasAgg(canvas)
@@ -95,14 +96,14 @@ def _rounds(record: Mapping[str, Any]) -> Iterator[int]:
 
 def _widths(axes: Axes, records: Records) -> None:
     depths = len(records[0]["hidden"])
-    shades = colormaps["viridis"](np.linspace(0, 0.88, depths))
+    shades = colormaps["viridis"](np.linspace(0, 0.82, depths))
     names = [f"block {b + 1}, layer {k + 1}" for b, count in enumerate(records[0]["blocks"]) for k in range(count)]
     steps = sorted({step for record in records for step, _ in record["widths"]})
     ends = []
     for layer, shade in enumerate(shades):
         values = np.array([[_at(record, step)[layer] for step in steps] for record in records])
-        axes.fill_between(steps, values.min(0), values.max(0), step="post", color=shade, alpha=0.12, linewidth=0)
-        axes.step(steps, values.mean(0), where="post", color=shade, linewidth=1.9)
+        axes.step(steps, values.T, where="post", color=shade, linewidth=0.8, alpha=0.35)
+        axes.step(steps, values.mean(0), where="post", color=shade, linewidth=2.2)
         ends.append(float(values.mean(0)[-1]))
     _label_ends(axes, ends, names, shades)
     axes.set_title("channels of the self-expanding net", fontsize=11, loc="left")
