@@ -59,23 +59,23 @@ class Settings:
         points: of the curves of validation accuracy, the start not counted.
     """
 
-    hidden: tuple[tuple[int, ...], ...] = ((12, 12), (12, 12), (12, 12))
+    hidden: tuple[tuple[int, ...], ...] = ((8, 8), (8, 8), (8, 8))
     side: int = 16
     source_images: int | None = None
     target_images: int | None = None
     held_out: int = 2500
-    source_epochs: int = 16
-    target_epochs: int = 8
+    source_epochs: int = 10
+    target_epochs: int = 6
     batch_size: int = 64
     lr: float = 5e-3
     weight_decay: float = 0.01
     shift: int = 1
-    rounds: tuple[float, ...] = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12)
+    rounds: tuple[float, ...] = (0.01, 0.02, 0.04, 0.06, 0.09, 0.12)
     policy: PricePolicy = POLICY
     proposals: Proposals = PROPOSALS
     most: float = 2.0
     looked_at: int = 4096
-    points: int = 20
+    points: int = 16
 
 
 FULL = Settings(
