@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 Records = Sequence[Mapping[str, Any]]
 
 COLORS = {"grown": "#d62728", "fixed": "#1f77b4", "scratch": "0.45"}
-NAMES = {"grown": "self-expanding", "fixed": "fixed size", "scratch": "from scratch, final size"}
+NAMES = {"grown": "self-expanding", "fixed": "fixed size", "scratch": "from scratch"}
 
 
 def figure(records: Records, path: Path) -> None:
@@ -77,12 +77,13 @@ def _transfer(axes: Axes, records: Records) -> None:
         steps, mean = _curve(axes, records, arm, color=COLORS[arm], label=label, zorder=3 + order)
     grown = sorted({step for record in records for step in _rounds(record)})
     axes.scatter(
-        grown, np.interp(grown, steps, mean), marker="^", s=42, color=COLORS["grown"], edgecolors="white",
+        grown, np.interp(_root(grown), _root(steps), mean), marker="^", s=42, color=COLORS["grown"], edgecolors="white",
         linewidths=0.8, zorder=8, label="units added",
     )  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
     best_first = [handles[2::-1] + handles[3:], labels[2::-1] + labels[3:]]
-    axes.legend(*best_first, fontsize=9, loc="lower right", framealpha=0.9, borderaxespad=0.8)
+    axes.legend(*best_first, fontsize=9, loc="upper left", framealpha=0.9, borderaxespad=0.8)
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     axes.set_title("after: Tiny-ImageNet, 50 classes", fontsize=11, loc="left")
     axes.set_ylabel("validation accuracy, %")
 
