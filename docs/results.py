@@ -276,13 +276,44 @@ def mnist_sizes_table(found: Any) -> Iterator[str]:
     yield f"\nRank correlation (Spearman) of N and the units that grew: {found['rank_correlation']:.3f}.\n"
 
 
+def transfer() -> Iterator[str]:
+    """The paper's figure 6 and table 1."""
+    found = stored("transfer")
+    runs = found["runs"]
+    yield "## Figure 6 and table 1, transfer: pre-trained on CIFAR-10, then Tiny-ImageNet\n"
+    yield f"`{found['command']}`; the paper's size, for a GPU: `{found['command']} --full --device cuda`.\n"
+    yield f"{runs[0]['setting']} Accuracy, mean ± standard deviation over {len(runs)} seeds.\n"
+    names = {
+        "fixed": "pre-trained, fixed size",
+        "grown": "pre-trained, self-expanding",
+        "scratch": "from scratch, grown size",
+    }
+    rows = [
+        (name, *(spread([r[part][arm] for r in runs]) for part in ("test", "train")),
+         *(f"{statistics.fmean([r[part][arm] for r in runs]):,.0f}" for part in ("parameters", "seconds")))
+        for arm, name in names.items()
+    ]  # fmt: skip
+    yield table(("net", "test accuracy", "train accuracy", "parameters", "seconds"), rows) + "\n"
+    for arm, name in (("fixed", "the fixed net"), ("scratch", "the net from scratch")):
+        gains = [100 * r["gain"][f"over {arm}"] for r in runs]
+        each = ", ".join(f"{gain:+.1f}" for gain in gains)
+        yield f"Self-expanding over {name}: {statistics.fmean(gains):+.1f} points of test accuracy ({each} by seed).\n"
+    change, growing = (max(r["growth"][key] for r in runs) for key in ("loss change", "seconds"))
+    widths = "; ".join("-".join(map(str, r["hidden"])) for r in runs)
+    yield (
+        f"Widths at the end: {widths}. Considering growth took up to {growing:.0f} of the seconds. Largest relative "
+        f"change of the loss by an addition: {change:.1e}.\n"
+    )
+    yield "![Accuracy before and after the change of data, and widths](transfer.png)\n"
+
+
 def main() -> None:
     """Write the page."""
     parts = [
         "# Results\n\nMade by `python docs/results.py` from `benchmarks/results`; two cores of a shared machine.\n"
     ]
     tables = (digits, images, auto_size, automatic, growth_step, natural_gradient, calibration)
-    for section in (*tables, experiments, mnist, mnist_sizes):
+    for section in (*tables, experiments, mnist, mnist_sizes, transfer):
         parts += section()
     (HERE / "results.md").write_text("\n".join(parts))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from senn.nn import DenseConvNet
 from zoo.entry import Entry, image
 
 
@@ -360,6 +361,11 @@ ENTRIES = {
     ),
     "densenet": Entry(
         DenseNet, image(3, 8), {"stem": 5, "block.0.conv": 3, "block.1.conv": 4, "transition.2": 6}, never=OUT
+    ),
+    "dense blocks": Entry(
+        lambda: DenseConvNet(3, ((4, 5, 6), (7, 3)), 5), image(3, 8),
+        {"blocks.0.0": 4, "blocks.0.1": 5, "blocks.0.2": 6, "blocks.1.0": 7, "blocks.1.1": 3},
+        never={"head": "outputs"},
     ),
     "mobilenet": Entry(
         MobileNet, image(3, 16),

@@ -1,0 +1,330 @@
+"""Figure 6 and table 1: from CIFAR-10 to Tiny-ImageNet, at fixed size and self-expanding.
+
+A net of dense blocks is trained on CIFAR-10. For the classes of the target its head is replaced by one of zeros, as in
+the paper's code, and it is trained on: as it is (`fixed`), and with a `Grower` (`grown`). `scratch` has the size that
+the grown net ended with, and new random weights. All three take the same steps on the same batches in the same order.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from senn.augment import augmented
+from senn.experiments.images import Data, accuracy_and_loss, batches, load, one_cycle, pick_device
+from senn.experiments.results import Record, write_results
+from senn.experiments.transfer_figure import figure
+from senn.grower import Grower
+from senn.nn import DenseConvNet
+from senn.policy import PricePolicy
+from senn.proposals import Proposals
+
+SOURCE, TARGET = "cifar-10", "tiny-imagenet"
+ARMS = ("fixed", "grown", "scratch")
+POLICY = PricePolicy(kappa=0.03, confidence=1.0)
+PROPOSALS = Proposals(units=16, smooth=1.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes; found on validation images and on seeds from 100 on, which no figure reports.
+
+    Args:
+        hidden: channels of the pre-trained net's layers, block by block.
+        side: of the images of both sets, in pixels.
+        source_images: training images of the source; None for all that aren't held out.
+        target_images: those of the target.
+        held_out: validation images of each set.
+        source_epochs: of pre-training.
+        target_epochs: of what follows.
+        batch_size: images in a step.
+        lr: peak of the one cycle of AdamW's learning rate.
+        weight_decay: AdamW's.
+        shift: images are flipped, and shifted by up to so many pixels.
+        rounds: fractions of the steps after which units may be added.
+        policy: when they are.
+        proposals: what to grow by.
+        most: parameters that growth may end with, over the pre-trained net's with its new head.
+        looked_at: training images that a consideration looks at.
+        points: of the curves of validation accuracy, the start not counted.
+    """
+
+    hidden: tuple[tuple[int, ...], ...] = ((8, 8), (8, 8), (8, 8))
+    side: int = 16
+    source_images: int | None = None
+    target_images: int | None = None
+    held_out: int = 2500
+    source_epochs: int = 10
+    target_epochs: int = 6
+    batch_size: int = 64
+    lr: float = 5e-3
+    weight_decay: float = 0.01
+    shift: int = 1
+    rounds: tuple[float, ...] = (0.01, 0.02, 0.04, 0.06, 0.09, 0.12)
+    policy: PricePolicy = POLICY
+    proposals: Proposals = PROPOSALS
+    most: float = 2.0
+    looked_at: int = 4096
+    points: int = 16
+
+
+FULL = Settings(
+    hidden=((128,) * 3,) * 4, side=64, source_epochs=120, target_epochs=100, lr=3e-4, shift=8,
+    proposals=Proposals(smooth=1.0),
+)  # fmt: skip
+"""The paper's size, for a GPU."""
+
+
+@dataclass
+class Trace:
+    """What happened while a net was trained.
+
+    Attributes:
+        steps: after which the validation accuracy was taken.
+        accuracy: on validation images.
+        widths: (step, channels of all layers) at the start, after every change and at the end.
+        events: every change in words.
+        change: largest relative change of the loss on validation images by a round.
+        seconds: of training and considering.
+        considering: seconds of it that considering took.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    widths: list[tuple[int, list[int]]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    change: float = 0.0
+    seconds: float = 0.0
+    considering: float = 0.0
+
+
+# -- nets
+
+
+def fresh(hidden: Sequence[Sequence[int]], classes: int, seed: int, device: torch.device) -> DenseConvNet:
+    """A net for colour images with random weights of its own; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DenseConvNet(3, hidden, classes).to(device)
+
+
+def transferred(model: DenseConvNet, classes: int) -> DenseConvNet:
+    """A copy of a net with a head of zeros for other classes."""
+    model = copy.deepcopy(model)
+    head = model.head.weight
+    model.head = nn.Linear(head.shape[1], classes, bias=False, device="meta").to_empty(device=head.device)
+    nn.init.zeros_(model.head.weight)
+    return model
+
+
+def widths(model: DenseConvNet) -> list[int]:
+    """Channels of all layers, in order."""
+    return [width for block in model.hidden for width in block]
+
+
+def size(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# -- training and growth
+
+
+def fit(model: DenseConvNet, data: Data, epochs: int, seed: int, settings: Settings, grow: bool = False) -> Trace:
+    """Train a net with AdamW and one cycle, growing or not; the seed decides batches, augmentation and proposals."""
+    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * (len(data.train) // min(settings.batch_size, len(data.train)))
+    growth = _Growth(model, optimizer, data, seed, steps, settings) if grow else None
+    watched = {round(steps * point / settings.points) for point in range(settings.points)}
+    trace = Trace(widths=[(0, widths(model))])
+    epoch_by_epoch = (batches(data.train, settings.batch_size, generator) for _ in range(epochs))
+    start = time.perf_counter()
+    for step, (pixels, labels) in enumerate(itertools.chain.from_iterable(epoch_by_epoch)):
+        if step in watched:
+            start += _watch(model, data, step, trace)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * one_cycle(step / steps)
+        x = augmented(data.standard(pixels), generator, shift=settings.shift)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if growth is not None:
+            start += growth.after(step + 1, trace)
+    trace.seconds = time.perf_counter() - start
+    _watch(model, data, steps, trace)
+    trace.widths.append((steps, widths(model)))
+    return trace
+
+
+def _watch(model: DenseConvNet, data: Data, step: int, trace: Trace) -> float:
+    """Note the validation accuracy; the seconds that this took."""
+    start = time.perf_counter()
+    trace.steps.append(step)
+    trace.accuracy.append(accuracy_and_loss(model, data.validation, data.standard)["accuracy"])
+    return time.perf_counter() - start
+
+
+class _Growth:
+    """Considers a net when that is due."""
+
+    def __init__(
+        self, model: DenseConvNet, optimizer: torch.optim.Optimizer, data: Data, seed: int, steps: int,
+        settings: Settings,
+    ) -> None:  # fmt: skip
+        self.model, self.data, self.settings = model, data, settings
+        self.rounds = {max(1, round(steps * fraction)) for fraction in settings.rounds}
+        self.generator = torch.Generator().manual_seed(seed)
+        self.grower = Grower(
+            model, optimizer, F.cross_entropy, settings.policy, samples=len(data.train),
+            max_params=int(settings.most * size(model)), moves=("width",), proposals=settings.proposals, seed=seed,
+        )  # fmt: skip
+
+    def after(self, step: int, trace: Trace) -> float:
+        """A round, if one is due after that many steps; the seconds that it took to see what it did to the loss."""
+        if step not in self.rounds:
+            return 0.0
+        clock = [time.perf_counter()]
+        before = self._loss()
+        clock.append(time.perf_counter())
+        events = self.grower.grow(self._looked_at())
+        clock.append(time.perf_counter())
+        if events:
+            trace.widths.append((step, widths(self.model)))
+            trace.events += [f"step {step}: {event}" for event in events]
+            trace.change = max(trace.change, abs(self._loss() / before - 1))
+        trace.considering += clock[2] - clock[1]
+        return clock[1] - clock[0] + time.perf_counter() - clock[2]
+
+    def _loss(self) -> float:
+        return accuracy_and_loss(self.model, self.data.validation, self.data.standard)["loss"]
+
+    def _looked_at(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training images as they are."""
+        train = self.data.train
+        rows = torch.randperm(len(train), generator=self.generator)[: self.settings.looked_at].to(train.labels.device)
+        for some in torch.split(rows, 256):
+            yield self.data.standard(train.pixels[some]), train.labels[some]
+
+
+# -- the experiment
+
+
+def run(
+    seed: int, settings: Settings, source: Data, target: Data, device: torch.device
+) -> tuple[Record, dict[str, DenseConvNet]]:
+    """Pre-train one net, and from there train one for each of `ARMS`.
+
+    Args:
+        seed: decides all random weights, batches and proposals.
+        settings: how.
+        source: images to pre-train on.
+        target: images to learn then.
+        device: where the images are.
+
+    Returns:
+        What `results.json` says (for each arm test, train and validation accuracy, parameters and seconds; curves and
+        widths as lists), and the trained nets by arm, the pre-trained one as `source`.
+    """
+    first = fresh(settings.hidden, source.classes, seed, device)
+    pretraining = fit(first, source, settings.source_epochs, seed, settings)
+    print(f"seed {seed}, {SOURCE}: {size(first):,} parameters, {pretraining.seconds:.0f} s", flush=True)
+    nets = {"source": first}
+    traces: dict[str, Trace] = {}
+    for arm in ARMS:
+        if arm == "scratch":  # a seed of its own: its weights are not the pre-trained net's first ones
+            net = fresh(nets["grown"].hidden, target.classes, seed + 1_000_000, device)
+        else:
+            net = transferred(first, target.classes)
+        traces[arm] = fit(net, target, settings.target_epochs, seed, settings, grow=arm == "grown")
+        nets[arm] = net
+        found = f"validation accuracy {traces[arm].accuracy[-1]:.4f}"
+        print(f"seed {seed}, {arm}: {size(net):,} parameters, {found}, {traces[arm].seconds:.0f} s", flush=True)
+    record = _record(seed, _setting(settings, source, target), source, target, nets, {"source": pretraining, **traces})
+    return record, nets
+
+
+def _record(
+    seed: int, setting: str, source: Data, target: Data, nets: dict[str, DenseConvNet], traces: dict[str, Trace]
+) -> Record:
+    record: Record = {"seed": seed, "setting": setting}
+    for name in ("test", "train", "validation"):
+        part = getattr(target, name)
+        record[name] = {arm: accuracy_and_loss(nets[arm], part, target.standard)["accuracy"] for arm in ARMS}
+    grown = traces["grown"]
+    record["gain"] = {f"over {arm}": record["test"]["grown"] - record["test"][arm] for arm in ("fixed", "scratch")}
+    record["parameters"] = {arm: size(nets[arm]) for arm in ARMS}
+    record["seconds"] = {name: trace.seconds for name, trace in traces.items()}
+    record["growth"] = {"loss change": grown.change, "seconds": grown.considering, "events": grown.events}
+    record["source"] = {"test": accuracy_and_loss(nets["source"], source.test, source.standard)["accuracy"]}
+    record["hidden"] = widths(nets["grown"])
+    record["widths"] = grown.widths
+    record["blocks"] = [len(block) for block in nets["source"].hidden]
+    record["curves"] = {
+        name: [list(point) for point in zip(t.steps, t.accuracy, strict=True)] for name, t in traces.items()
+    }
+    return record
+
+
+def _setting(settings: Settings, source: Data, target: Data) -> str:
+    """The size of the experiment in words."""
+    hidden = ", ".join("-".join(map(str, block)) for block in settings.hidden)
+    return (
+        f"Blocks of dense convolutions of {hidden} channels; {settings.side} x {settings.side} pixels; "
+        f"{len(source.train):,} images and {settings.source_epochs} epochs of pre-training, then {len(target.train):,} "
+        f"images and {settings.target_epochs} epochs; growth may end at {settings.most:g} times the parameters."
+    )
+
+
+def main(
+    seeds: int, out: Path, settings: Settings | None = None, *, data_dir: Path | None = None, device: str | None = None
+) -> list[Record]:
+    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table.
+
+    Args:
+        seeds: how many.
+        out: folder to write into.
+        settings: how; by default a size for two cores.
+        data_dir: folder of the images, as in `load_images`.
+        device: by default a GPU where there is one.
+    """
+    settings, place = settings or Settings(), pick_device(device)
+    records: list[Record] = []
+    for seed in range(seeds):
+        source, target = (
+            load(name, settings.side, images, settings.held_out, seed, data_dir, place)
+            for name, images in ((SOURCE, settings.source_images), (TARGET, settings.target_images))
+        )
+        records.append(run(seed, settings, source, target, place)[0])
+        # after each seed, so that a run that is stopped leaves what it has measured
+        write_results(records, out / "results.json", f"senn reproduce transfer --seeds {seeds}")
+    figure(records, out / "figure.png")
+    print(summary(records))
+    return records
+
+
+def summary(records: Sequence[Record]) -> str:
+    """A line for each arm, mean ± standard deviation over the seeds, and what growth brought, seed by seed."""
+
+    def cells(name: str, arm: str, form: str) -> str:
+        values = [record[name][arm] for record in records]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        return f"{f'{statistics.fmean(values):{form}} ± {spread:{form}}':>20}"
+
+    columns: dict[str, Any] = {"test": ".4f", "train": ".4f", "parameters": ",.0f", "seconds": ",.0f"}
+    lines = [" " * 8 + "".join(f"{name:>20}" for name in columns)]
+    lines += [f"{arm:8}" + "".join(cells(name, arm, form) for name, form in columns.items()) for arm in ARMS]
+    for arm in ("fixed", "scratch"):
+        gains = [record["gain"][f"over {arm}"] for record in records]
+        lines.append(f"grown over {arm}: {statistics.fmean(gains):+.4f} ({', '.join(f'{g:+.4f}' for g in gains)})")
+    return "\n".join(lines)
