@@ -225,18 +225,22 @@ class Grower:
         return not self.samples or self.policy.floor("insert", parameters, self.samples) < loss
 
     def _carry_out(self, menu: Menu, survey: Survey, eta_before: float) -> list[GrowthEvent]:
-        """Change the model as decided; if the removals fail their verification, without them."""
-        try:
-            return self._operate(menu, survey, eta_before, menu.accepted)
-        except SurgeryError as error:
-            additions = [c for c in menu.accepted if c.kind != "prune"]
-            if len(additions) == len(menu.accepted):
-                raise
-            self.rejections.append(str(error))
-            return self._operate(menu, survey, eta_before, additions) if additions else []
+        """Change the model as decided; if removals fail their verification, with the first half of them, and so on."""
+        removals = sum(c.kind == "prune" for c in menu.accepted)
+        while True:
+            accepted = _first(menu.accepted, removals)
+            try:
+                return self._operate(menu, survey, eta_before, accepted, removals) if accepted else []
+            except SurgeryError as error:
+                if not removals:
+                    raise
+                self.rejections.append(str(error))
+                removals //= 2
 
-    def _operate(self, menu: Menu, survey: Survey, eta_before: float, accepted: list[Candidate]) -> list[GrowthEvent]:
-        moves = menu.moves(prune=any(c.kind == "prune" for c in accepted))
+    def _operate(
+        self, menu: Menu, survey: Survey, eta_before: float, accepted: list[Candidate], removals: int
+    ) -> list[GrowthEvent]:
+        moves = menu.moves(removals)
         cost = sum(-c.gain / 2 for c in accepted if c.kind == "prune")
         before = {space.name: space.width for space in self.structure.spaces}
         receipt = operate(
@@ -284,6 +288,12 @@ class Grower:
         self.events += events
         self._open = list(events)
         return events
+
+
+def _first(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:
+    """All additions, and the first so many removals, which cost least."""
+    kept = [c for c in accepted if c.kind == "prune"][:removals]
+    return [c for c in accepted if c.kind != "prune" or any(c is one for one in kept)]
 
 
 def _allowed(moves: Sequence[str] | None, allowed: Sequence[str]) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ class Menu:
         self.removed: dict[str, list[int]] = {}
         self.repeated: list[str] = []
         self.accepted: list[Candidate] = []
+        self._removals: list[tuple[str, tuple[int, ...]]] = []
         self._options: dict[int, Option] = {}
         self._scored: dict[str, list[Option]] = {}
         self._scored_sites: dict[str, list[Option]] = {}
@@ -110,6 +111,7 @@ class Menu:
         place = candidate.place
         if candidate.kind == "prune":
             self.removed.setdefault(place, []).extend(option.chosen)
+            self._removals.append((place, option.chosen))
             for slot in self.structure.space(place).of("consumer"):
                 if slot.map in self.pruning:
                     self.pruning[slot.map].remove(self._owned(slot)[list(option.chosen)].flatten())
@@ -142,13 +144,16 @@ class Menu:
             if other.name == space or any(slot.map in maps for slot in other.of("consumer")):
                 self._scored.pop(other.name, None)
 
-    def moves(self, *, prune: bool = True) -> list[Move]:
-        """What has been accepted, as moves for the surgery; without removals if asked."""
+    def moves(self, removals: int | None = None) -> list[Move]:
+        """What has been accepted, as moves for the surgery; of the removals the first so many, None for all."""
         moves: list[Move] = []
         for name, units in self.grown.items():
             moves.append(select(self.draw.widen[name], units, self.structure.space(name)))
-        for name, gone in self.removed.items() if prune else ():
-            moves.append(self._removal(self.structure.space(name), sorted(gone)))
+        removed: dict[str, list[int]] = {}
+        for name, gone in self._removals[:removals]:
+            removed.setdefault(name, []).extend(gone)
+        for name, units in removed.items():
+            moves.append(self._removal(self.structure.space(name), sorted(units)))
         for site, (number, units) in self.inserted.items():
             layer = self.draw.layers[site][number]
             moves.append(layer.move() if isinstance(layer, IdentityLayer) else layer.move(units))

@@ -166,7 +166,7 @@ class PricePolicy(Policy):
     confidence: float = 1.0
     layer_cost: float = 20.0
     hysteresis: float = 0.02
-    keep: float = 2.0
+    keep: float = 5.0
 
     def __post_init__(self) -> None:
         _check("kappa", self.kappa, 0.0, math.inf)

@@ -52,6 +52,7 @@ def image_recipe(**choices: Any) -> Recipe:
         "policy": PRICES,
         "growing": 4000,
         "rounds": (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25),
+        "removals": (0.4, 0.5),
         "candidates": 32,
         "probe": 1024,
         "moves": ("width", "prune"),

@@ -81,8 +81,8 @@ class Recipe:
     grow: bool = True
     policy: Policy | str | None = None
     growing: int = 2000
-    rounds: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32)
-    removals: tuple[float, ...] = (0.4, 0.5)
+    rounds: tuple[float, ...] = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+    removals: tuple[float, ...] = (0.4,)
     candidates: int | None = None
     probe: int = 4096
     max_params: int | None = None
