@@ -7,7 +7,9 @@ grown net's units do, with output weights of zero (`silent`), one as `torch.nn.L
 
     python benchmarks/grown_and_fixed.py --data-dir DIR --seeds 5 --out grown_and_fixed.json
     python benchmarks/grown_and_fixed.py --sets mnist --prices 0.3 0.1 0.03 --sizes 16 32 64 128 256    # the frontier
-    python benchmarks/grown_and_fixed.py --tuning         # scores on rows held out of training, never on test rows
+    python benchmarks/grown_and_fixed.py --sets mnist --variants --tuning     # what each choice of the recipe does
+
+With `--tuning`, scores are of rows held out of training, never of test rows.
 
 Prices (kappa) beyond the default one and fixed sizes make the frontier of accuracy against size, on MNIST only. Seconds
 are of processor time, everything being measured in one process, one net after the other.
@@ -42,6 +44,25 @@ from senn.training.rows import partition
 
 SETS = ("digits", "mnist", "cifar-10")
 START, CLASSES, SIDE = (10,), 10, 16
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "rounds over a third of the run": {
+        "growing": 10**6,
+        "rounds": (0.02, 0.04, 0.08, 0.16, 0.32),
+        "removals": (0.4, 0.5),
+    },
+    "no removals": {"removals": ()},
+    "removals in the second half": {
+        "growing": 10**6,
+        "rounds": (0.002, 0.004, 0.01, 0.02, 0.05),
+        "removals": (0.55, 0.7),
+    },
+    "32 candidates a round": {"candidates": 32},
+    "two standard errors": {"policy": PricePolicy(confidence=2.0)},
+    "Adam without decay": {"optimizer": "adam"},
+}
+"""Choices of the recipe other than the default ones, to see what each is good for."""
 
 
 class Data(NamedTuple):
@@ -127,6 +148,8 @@ def record(name: str, net: str, seed: int, data: Data, found: tuple[Run, float])
 def measure(name: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The grown net, its twins and, for MNIST, the frontier."""
     data = load(name, seed, options)
+    if options.variants:
+        return variants(name, seed, data, options)
     found = learn(name, data, recipe_of(name, options, seed=seed))
     rows = [record(name, "grown", seed, data, found)]
     twin = recipe_of(name, options, seed=seed, grow=False, hidden=tuple(found[0].architecture))
@@ -140,6 +163,18 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> list[dict[str,
             for kind, drawn in kinds:
                 sized = replace(twin, hidden=(size,))
                 rows.append(record(name, f"{size}, {kind[7:]}", seed, data, learn(name, data, sized, drawn=drawn)))
+    return rows
+
+
+def variants(name: str, seed: int, data: Data, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Nets grown otherwise, each with its twin of the same recipe and start."""
+    rows = []
+    for kind, choices in VARIANTS.items():
+        recipe = recipe_of(name, options, **{**choices, "seed": seed})
+        found = learn(name, data, recipe)
+        rows.append(record(name, kind, seed, data, found))
+        twin = replace(recipe, grow=False, hidden=tuple(found[0].architecture))
+        rows.append(record(name, f"{kind}, fixed", seed, data, learn(name, data, twin)))
     return rows
 
 
@@ -157,15 +192,16 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 found[net][key] = statistics.fmean(values)
                 found[net][f"{key} spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
             found[net]["loss_change"] = max(row["loss_change"] for row in mine)
-            if net.startswith("fixed"):
+            grown = by_net.get("grown" if net.startswith("fixed") else net.removesuffix(", fixed"))
+            if grown is not None and "fixed" in net:
                 for key in ("accuracy", "loss"):
-                    differences = [a[key] - b[key] for a, b in zip(by_net["grown"], mine, strict=True)]
+                    differences = [a[key] - b[key] for a, b in zip(grown, mine, strict=True)]
                     error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
                     found[net][f"grown less, {key}"] = [statistics.fmean(differences), error]
-                seconds = [a["cpu_seconds"] / b["cpu_seconds"] for a, b in zip(by_net["grown"], mine, strict=True)]
+                seconds = [a["cpu_seconds"] / b["cpu_seconds"] for a, b in zip(grown, mine, strict=True)]
                 found[net]["time ratio"] = statistics.fmean(seconds)
         summary[name] = found
-    if "mnist" in summary:
+    if "grown" in summary.get("mnist", {}):
         summary["frontier"] = frontier(summary["mnist"])
     return summary
 
@@ -203,6 +239,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="hidden units of further fixed nets on MNIST")
     parser.add_argument("--images", type=int, default=5000, help="training images of CIFAR-10")
     parser.add_argument("--epochs", type=int, default=20, help="over the images of CIFAR-10")
+    parser.add_argument("--variants", action="store_true", help="grow by other recipes, each beside its fixed twin")
     parser.add_argument("--tuning", action="store_true", help="score on an inner part of the training rows")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data-dir", type=Path, help="else SENN_DATA, else the sets are downloaded")
