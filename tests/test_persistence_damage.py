@@ -9,6 +9,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+import torch.utils._device  # torch imports it late, by itself
 from surgery_cases import everything
 from torch import nn
 

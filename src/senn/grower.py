@@ -17,7 +17,7 @@ from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.events import GrowthEvent, merge
 from senn.menu import Menu
-from senn.policy import Budget, Candidate, Policy, PricePolicy
+from senn.policy import Budget, Candidate, Kind, Policy, PricePolicy
 from senn.proposals import Draw, Proposals
 from senn.structure import Structure, analyse
 from senn.surgery import Prune, operate
@@ -26,7 +26,8 @@ from senn.survey import KnownMoment, Survey
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
-MOVES = ("width", "depth", "prune")
+MOVES: dict[str, Kind] = {"width": "widen", "depth": "insert", "prune": "prune"}
+"""What may happen, and the kind of candidate that does it."""
 
 
 class Grower:
@@ -73,7 +74,7 @@ class Grower:
         max_params: int | None = None,
         max_width: int | None = None,
         round_to: int = 1,
-        moves: Sequence[str] = MOVES,
+        moves: Sequence[str] = (*MOVES,),
         proposals: Proposals | None = None,
         averaged: Sequence[AveragedModel] = (),
         ignore: Sequence[str] = (),
@@ -86,9 +87,7 @@ class Grower:
             raise SennError(f"samples must be at least 1, and is {samples}")
         if policy is not None and not hasattr(policy, "choose"):
             raise SennError(f"policy must be a policy such as PricePolicy(), and {policy!r} is none")
-        unknown = [move for move in moves if move not in MOVES]
-        if unknown:
-            raise SennError(f"moves may hold {', '.join(MOVES)}, and {unknown[0]!r} is none of them")
+        self.moves = _allowed(moves, (*MOVES,))
         if optimizer is not None:
             check_holds(unwrap(optimizer), model)
         self.model = model
@@ -96,7 +95,6 @@ class Grower:
         self.policy: Policy = policy if policy is not None else PricePolicy()
         self.budget = Budget(max_params, max_width, round_to)
         self.samples = samples
-        self.moves = tuple(moves)
         self.proposals = proposals if proposals is not None else Proposals()
         self.averaged = tuple(averaged)
         self.output = output
@@ -174,15 +172,27 @@ class Grower:
         menu = self._menu(batches)
         return sorted(menu.candidates(), key=lambda c: -c.heldout)
 
-    def grow(self, batches: Iterable[Batch] | None = None) -> list[GrowthEvent]:
+    def grow(self, batches: Iterable[Batch] | None = None, moves: Sequence[str] | None = None) -> list[GrowthEvent]:
         """One round: consider, decide, change the model. Empty when nothing pays.
+
+        Args:
+            batches: to look at, beside those observed before.
+            moves: which of the grower's may happen in this round. In one of removals alone, `("prune",)`, a policy may
+                ask more of a unit to stay.
 
         Raises:
             SurgeryError: a change failed its verification; everything is as it was.
         """
-        menu = self._menu(batches)
+        every = self.moves
+        try:
+            self.moves = wanted = _allowed(moves, every)
+            menu = self._menu(batches)
+        finally:
+            self.moves = every
+        policy = self.policy.removing() if set(wanted) <= {"prune"} else self.policy
+        kinds = {MOVES[move] for move in wanted}
         eta_before = self.eta
-        while (choice := self.policy.choose(menu.candidates(), menu.accepted)) is not None:
+        while choice := policy.choose([c for c in menu.candidates() if c.kind in kinds], menu.accepted):
             menu.accept(choice)
         self.rounds += 1
         survey, self._survey = self._survey, None
@@ -274,6 +284,14 @@ class Grower:
         self.events += events
         self._open = list(events)
         return events
+
+
+def _allowed(moves: Sequence[str] | None, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Those of the moves that are allowed; all of these for None."""
+    unknown = [move for move in moves or () if move not in MOVES]
+    if unknown:
+        raise SennError(f"moves may hold {', '.join(MOVES)}, and {unknown[0]!r} is none of them")
+    return tuple(allowed) if moves is None else tuple(move for move in moves if move in allowed)
 
 
 def _check_model(model: object) -> None:

@@ -83,6 +83,10 @@ class Policy:
         """Least promise, in nats per sample, with which a change of that kind could be accepted; others go unscored."""
         return self.price(parameters, samples)
 
+    def removing(self) -> Policy:
+        """The rule for a round in which nothing can be added: the same."""
+        return self
+
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not (isinstance(value, int | float) and low < value < high):
@@ -141,17 +145,21 @@ class PricePolicy(Policy):
     """A price per parameter: q new parameters must surely promise more than kappa q / N nats on held-out samples.
 
     kappa = 1 is Akaike's price, ln(N) / 2 the description length's. Half the *held-out* gain is compared with it, so a
-    promise that comes from fitting noise buys nothing. A unit goes when it is worth less than `hysteresis` times the
-    price at which it would be bought again.
+    promise that comes from fitting noise buys nothing.
 
     The best of many candidates is partly the luckiest one, the more so the fewer and noisier the samples, so a promise
     counts less `confidence` standard errors.
+
+    A promise is that of one step, and training makes more of a unit than that. So units are bought cheaply, early, and
+    those that turn out to be worth less than `keep` times their price are sold in rounds of removals alone. Where
+    additions are on offer too, a unit goes only below `hysteresis` times the price, or it would be bought again.
 
     Args:
         kappa: price of one parameter, in nats times training samples.
         confidence: standard errors taken off a promise, at least 0.
         layer_cost: a layer's promise is divided by this, as by the paper's code: training realises it more slowly.
-        hysteresis: fraction of the price below which a unit is sold, below 1.
+        hysteresis: fraction of the price below which a unit is sold while others are bought, below 1.
+        keep: fraction of the price below which a unit is sold in a round of removals alone.
 
     Raises:
         SennError: an argument is out of range.
@@ -161,12 +169,14 @@ class PricePolicy(Policy):
     confidence: float = 2.0
     layer_cost: float = 20.0
     hysteresis: float = 0.02
+    keep: float = 1.67
 
     def __post_init__(self) -> None:
         _check("kappa", self.kappa, 0.0, math.inf)
         _check("layer_cost", self.layer_cost, 0.0, math.inf)
         _check("confidence", self.confidence, -1e-300, math.inf)
         _check("hysteresis", self.hysteresis, -1e-300, 1.0)
+        _check("keep", self.keep, -1e-300, math.inf)
 
     def price(self, parameters: int, samples: int) -> float:
         """Kappa q / N, in nats per sample."""
@@ -175,6 +185,10 @@ class PricePolicy(Policy):
     def floor(self, kind: Kind, parameters: int, samples: int) -> float:
         """The price; a layer's times `layer_cost`."""
         return self.price(parameters, samples) * (self.layer_cost if kind == "insert" else 1.0)
+
+    def removing(self) -> _Keep:
+        """Sell what is worth less than `keep` times its price."""
+        return _Keep(self)
 
     def net(self, candidate: Candidate) -> float:
         """Sure promise less the price, in nats per sample; for pruning: the refund less the cost."""
@@ -194,6 +208,26 @@ class PricePolicy(Policy):
         open_ = [c for c in candidates if c.kind == "prune" or not places or c.place in places]
         best = max(open_, key=self.net, default=None)
         return best if best is not None and self.net(best) > 0 else None
+
+
+@dataclass(frozen=True)
+class _Keep(Policy):
+    """The rounds of removals of a price policy."""
+
+    prices: PricePolicy
+
+    def price(self, parameters: int, samples: int) -> float:
+        """The policy's own."""
+        return self.prices.price(parameters, samples)
+
+    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+        """The removal that saves most, if it saves anything."""
+
+        def saved(c: Candidate) -> float:
+            return c.promise - self.prices.keep * self.price(c.parameters, c.samples)
+
+        best = max((c for c in candidates if c.kind == "prune"), key=saved, default=None)
+        return best if best is not None and saved(best) > 0 else None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Proposals:
 
     units: int | None = None
     copies: float = 0.0
-    smooth: float = 0.0
+    smooth: float = 1.0
     residual: int = 16
     identity: int = 2
     ascent: int = 0

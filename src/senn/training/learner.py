@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -156,9 +156,9 @@ class Learner:
         losses = self._loss(output, target, reduction="none")
         return (losses.flatten(1).mean(1) * weight).mean() if losses.dim() > 1 else (losses * weight).mean()
 
-    def grow(self, batches: list[Batch]) -> list[GrowthEvent]:
-        """One round of growth on a probe; the events, none for a fixed net."""
-        return [] if self._grower is None else self._grower.grow(batches)
+    def grow(self, batches: list[Batch], moves: Sequence[str]) -> list[GrowthEvent]:
+        """One round of these moves on a probe; the events, none for a fixed net."""
+        return [] if self._grower is None else self._grower.grow(batches, moves)
 
     def update_average(self) -> None:
         """Take the weights as they are now into the average."""

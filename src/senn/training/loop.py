@@ -116,7 +116,7 @@ class _Training:
         # An accuracy says more than a loss about what is asked for, but only where enough rows are counted.
         large = held_out is not None and len(held_out) >= 1000
         self.monitor = recipe.monitor or ("score" if large else "loss")
-        self.rounds = Rounds(recipe, self.plan.growth_end)
+        self.rounds = Rounds(recipe, self.plan.steps)
         self.step = self.epoch = 0
         self.reason = "all epochs done"
         self.history: list[Record] = []
@@ -148,31 +148,30 @@ class _Training:
             self.step += 1
             if self.recipe.average == "ema":
                 self.learner.update_average()
-            if self.rounds.due(self.step):
+            if moves := self.rounds.due(self.step):
                 if not math.isfinite(losses[-1].item()):
                     break
-                self.rounds.done(self.step, self.grow())
+                self.grow(moves)
         if self.recipe.average == "swa" and self.step > (1 - self.recipe.tail) * self.plan.steps:
             self.learner.update_average()
         return self.end_epoch(torch.stack(losses).mean().item())
 
-    def grow(self) -> bool:
-        """One round of growth on at most `recipe.probe` training rows; whether the net has changed."""
+    def grow(self, moves: Sequence[str]) -> None:
+        """One round of these moves, on at most `recipe.probe` training rows."""
         probe = self.rows
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
         try:
-            events = self.learner.grow(probe.batches(1))
+            events = self.learner.grow(probe.batches(1), moves)
         except SurgeryError as error:  # everything is as it was, so training can go on
             self.history.append(rollback_record(error, self.epoch, self.step))
-            return False
+            return
         for event in events:
             record = event_record(event, self.epoch, self.step, self.model.hidden)
             self.growth.append((event, record))
             self.history.append(record)
             for callback in self.callbacks:
                 callback.on_growth(record)
-        return bool(events)
 
     def end_epoch(self, train_loss: float) -> bool:
         """Validate, record, keep the best; whether to stop."""

@@ -59,12 +59,10 @@ class Online:
         return [*grown, {**record, "architecture": list(self.model.hidden)}]
 
     def _grow(self, probe: Rows) -> list[Record]:
-        if not self.rounds.due(self.step):
+        if not (moves := self.rounds.due(self.step)):
             return []
         try:
-            events = self.learner.grow(probe.batches(1))
+            events = self.learner.grow(probe.batches(1), moves)
         except SurgeryError as error:  # everything is as it was, so training can go on
-            self.rounds.done(self.step, changed=False)
             return [rollback_record(error, self.passes, self.step)]
-        self.rounds.done(self.step, changed=bool(events))
         return [event_record(event, self.passes, self.step, self.model.hidden) for event in events]

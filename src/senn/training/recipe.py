@@ -45,10 +45,8 @@ class Recipe:
         average_decay: of the exponential moving average.
         grow: False for a fixed net.
         policy: object or name (`price`, `paper`) of what decides on growth; None for the price policy.
-        rounds: considerations of growth in a run of `steps` steps, at most; a longer run has more in proportion.
-        rounds_every: steps before the first round, and between a round that changed the net and the next.
-        rounds_stretch: a round that changed nothing lengthens the interval to the next by this factor.
-        rounds_until: fraction of the steps after which no round comes.
+        rounds: fractions of the steps after which the net is considered for additions.
+        removals: fractions of the steps after which it is considered for removals.
         probe: training rows that a round looks at, at most.
         max_params: budget of parameters that growth keeps to.
         max_width: most units of a layer.
@@ -79,10 +77,8 @@ class Recipe:
     average_decay: float = 0.99
     grow: bool = True
     policy: Policy | str | None = None
-    rounds: int = 8
-    rounds_every: int = 8
-    rounds_stretch: float = 2.0
-    rounds_until: float = 0.5
+    rounds: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32)
+    removals: tuple[float, ...] = (0.4, 0.5)
     probe: int = 4096
     max_params: int | None = None
     max_width: int | None = None
@@ -100,7 +96,8 @@ class Recipe:
         epochs = self.epochs or max(self.min_epochs, min(self.max_epochs, round(self.steps / batches)))
         steps = epochs * batches
         patience = max(10, epochs // 5) if self.patience is None else self.patience
-        return Plan(epochs, batches, steps, patience, growth_end=int(steps * self.rounds_until))
+        last = max((*self.rounds, *self.removals), default=0.0)
+        return Plan(epochs, batches, steps, patience, growth_end=round(last * steps))
 
     def lr_factor(self, progress: float) -> float:
         """Learning rate as a fraction of its peak when a fraction `progress` of the steps has been made."""
@@ -131,49 +128,57 @@ class Plan:
     growth_end: int
 
 
-class Rounds:
-    """When growth is considered: early and often, less and less often while nothing comes of it.
+ADDITIONS, REMOVALS = ("width", "depth"), ("prune",)
 
-    Gains are largest in the first few dozen steps of a run, and a net that has just grown may soon want more.
+
+class Rounds:
+    """When a net is considered, and for what: additions early and often, removals later.
+
+    Gains are largest in the first few dozen steps of a run, and a unit that comes late finds a net that has settled
+    without it. What units are worth shows when they have been trained.
 
     Args:
-        recipe: first interval, stretch and number of rounds.
-        end: step after which no round comes; None for no end.
+        recipe: at which fractions of the steps.
+        steps: of the whole run; None where that has no planned end. The recipe's own `steps` stand for it then, and
+            the last of each kind comes again, each time twice as late.
     """
 
-    def __init__(self, recipe: Recipe, end: int | None = None) -> None:
-        self.every, self.stretch = recipe.rounds_every, recipe.rounds_stretch
-        self.end = math.inf if end is None else end
-        longer = max(1.0, 1.0 if end is None else end / (recipe.steps * recipe.rounds_until or 1.0))
-        self.left = round(recipe.rounds * longer) if recipe.grow else 0
-        self.interval = float(self.every)
-        self.next = self.every
+    def __init__(self, recipe: Recipe, steps: int | None = None) -> None:
+        total = recipe.steps if steps is None else steps
+        planned: dict[int, tuple[str, ...]] = {max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals}
+        planned |= {max(1, round(fraction * total)): ADDITIONS for fraction in recipe.rounds}
+        self._left = sorted(planned.items()) if recipe.grow else []
+        self._goes_on = steps is None
 
-    def due(self, step: int) -> bool:
-        """Whether a round comes after that step."""
-        return self.left > 0 and self.next <= step <= self.end
+    def due(self, step: int) -> tuple[str, ...]:
+        """Moves that are to be considered after that step; none if it isn't time for a round.
 
-    def done(self, step: int, changed: bool) -> None:
-        """A round came after that step, and the net has changed or not."""
-        self.left -= 1
-        self.interval = float(self.every) if changed else self.interval * self.stretch
-        self.next = step + round(self.interval)
+        Rounds that lie before the step and were never asked for are left out but for the last.
+        """
+        moves: tuple[str, ...] = ()
+        while self._left and self._left[0][0] <= step:
+            at, moves = self._left.pop(0)
+            if self._goes_on and all(other != moves for _, other in self._left):
+                self._left.append((2 * at, moves))
+        return moves
 
 
 def _check(recipe: Recipe) -> None:
     """Raise SennError for the first field that makes no sense."""
-    for name in ("steps", "min_epochs", "max_epochs", "rounds_every", "probe", "round_to"):
+    for name in ("steps", "min_epochs", "max_epochs", "probe", "round_to"):
         check_positive(name, getattr(recipe, name), whole=True)
     for name in ("lr", "epochs", "batch_size", "patience", "max_params", "max_width"):
         if getattr(recipe, name) is not None:
             check_positive(name, getattr(recipe, name), whole=name not in ("lr", "patience"))
-    if not _is_number(recipe.rounds, whole=True) or recipe.rounds < 0:
-        raise SennError(f"rounds must be a whole number of at least 0, not {recipe.rounds!r}.")
     check_fraction("validation_fraction", recipe.validation_fraction, top=0.9)
-    for name in ("tail", "rounds_until", "average_decay"):
+    for name in ("tail", "average_decay"):
         check_fraction(name, getattr(recipe, name))
-    if not _is_number(recipe.rounds_stretch) or recipe.rounds_stretch < 1:
-        raise SennError(f"rounds_stretch must be a number of at least 1, not {recipe.rounds_stretch!r}.")
+    for name in ("rounds", "removals"):
+        value = getattr(recipe, name)
+        if not isinstance(value, tuple):
+            raise SennError(f"{name} must be a tuple of fractions of the steps, not {value!r}.")
+        for fraction in value:
+            check_fraction(f"each of {name}", fraction)
     choices = {
         "schedule": ("tail", "cosine", "constant"),
         "average": ("ema", "swa", None),
