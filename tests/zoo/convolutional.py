@@ -364,7 +364,8 @@ ENTRIES = {
     ),
     "dense blocks": Entry(
         lambda: DenseConvNet(3, ((4, 5, 6), (7, 3)), 5), image(3, 8),
-        {"blocks.0.0": 4, "blocks.0.1": 5, "blocks.0.2": 6, "blocks.1.0": 7, "blocks.1.1": 3}, never={"head": "outputs"},
+        {"blocks.0.0": 4, "blocks.0.1": 5, "blocks.0.2": 6, "blocks.1.0": 7, "blocks.1.1": 3},
+        never={"head": "outputs"},
     ),
     "mobilenet": Entry(
         MobileNet, image(3, 16),

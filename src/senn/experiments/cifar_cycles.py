@@ -108,7 +108,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.cycles < COUNTED:
-            raise SennError(f"cycles must be at least {COUNTED}, over which breathing is measured, and is {self.cycles}")
+            raise SennError(f"breathing is measured over {COUNTED} cycles, and there are {self.cycles}")
         if self.cycle < 2 * self.every:
             raise SennError(f"a cycle of {self.cycle} steps leaves no two considerations, one every {self.every} steps")
 
@@ -178,7 +178,7 @@ def batches(images: Pictures, settings: Settings, generator: torch.Generator) ->
     """Augmented batches, one epoch after another."""
     x, y = images
     while True:
-        for rows in torch.randperm(len(x), generator=generator).split(settings.batch):
+        for rows in torch.split(torch.randperm(len(x), generator=generator), settings.batch):
             if len(rows) == settings.batch:
                 rows = rows.to(x.device)
                 yield augmented(x[rows], generator, shift=settings.shift), y[rows]
@@ -187,7 +187,7 @@ def batches(images: Pictures, settings: Settings, generator: torch.Generator) ->
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Pictures) -> float:
     """Fraction of images whose class has the largest score."""
-    found = torch.cat([model(x).argmax(1) for x in images[0].split(1000)])
+    found = torch.cat([model(x).argmax(1) for x in torch.split(images[0], 1000)])
     return float((found == images[1]).float().mean())
 
 
@@ -206,7 +206,7 @@ def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, gro
     for step in range(settings.steps):
         x, y = next(images)
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if (step + 1) % settings.every == 0:
@@ -222,7 +222,7 @@ def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, c
     """One round, on training images as training sees them."""
     drawn = [next(looking) for _ in range(max(settings.looked_at // settings.batch, 1))]
     joined = torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
-    events = grower.grow(list(zip(*(part.split(1024) for part in joined), strict=True)))
+    events = grower.grow(list(zip(*(torch.split(part, 1024) for part in joined), strict=True)))
     change = max((abs(event.loss_after / event.loss_before - 1) for event in events), default=0.0)
     if any(event.kind == "prune" for event in events):
         curves.removals = max(curves.removals, change)

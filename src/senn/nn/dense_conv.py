@@ -15,9 +15,9 @@ from senn.errors import SennError
 class DenseConvNet(nn.Module):
     """Blocks of densely connected 3 x 3 convolutions with swish and no norm, (N, in_channels, H, W) to (N, classes).
 
-    Layer k of a block reads the block's input beside the outputs of the block's earlier layers. What the last layer gives
-    is the block's output; a 3 x 3 max-pool of stride 2 follows. After the last block come the global average and a linear
-    map (Mitchell et al., Self-Expanding Neural Networks, arXiv 2307.04526, section 4).
+    Layer k of a block reads the block's input beside the outputs of the block's earlier layers. What the last layer
+    gives is the block's output; a 3 x 3 max-pool of stride 2 follows. After the last block come the global average and
+    a linear map (Mitchell et al., Self-Expanding Neural Networks, arXiv 2307.04526, section 4).
 
     Args:
         in_channels: of the images.
@@ -34,10 +34,9 @@ class DenseConvNet(nn.Module):
 
     def __init__(self, in_channels: int, hidden: Sequence[Sequence[int]], classes: int, bias: bool = False) -> None:
         super().__init__()
-        sizes = [("in_channels", in_channels), ("classes", classes), *(("hidden", h) for block in hidden for h in block)]
-        for name, size in sizes:
-            if size < 1:
-                raise SennError(f"DenseConvNet needs positive sizes, but {name} contains {size}.")
+        widths = [width for block in hidden for width in block]
+        if min(in_channels, classes, *widths) < 1:
+            raise SennError(f"DenseConvNet needs positive sizes, not {in_channels}, {widths} and {classes}.")
         if not hidden or not all(hidden):
             raise SennError("DenseConvNet needs blocks of at least one layer each.")
         self.blocks = nn.ModuleList()
