@@ -52,7 +52,7 @@ class BothWays(PricePolicy):
 
     kappa: float = 0.1
     confidence: float = 1.0
-    hysteresis: float = 0.9
+    hysteresis: float = 0.95
     margin: float = 0.2
     most: int = 2
 
@@ -99,7 +99,7 @@ class Settings:
     cycles: int = 6
     cycle: int = 600
     batch: int = 64
-    rate: float = 1e-2
+    rate: float = 4e-3
     weight_decay: float = 1e-2
     every: int = 60
     looked_at: int = 4096
