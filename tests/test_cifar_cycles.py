@@ -71,7 +71,7 @@ def test_a_run_depends_on_its_seed_alone():
 def test_too_few_images_or_steps_are_refused():
     with pytest.raises(SennError, match="450 training images are asked for, and 400 are left"):
         cifar_cycles.run(0, replace(QUICK, images=450))
-    with pytest.raises(SennError, match="cycles must be at least 4"):
+    with pytest.raises(SennError, match="measured over 4 cycles, and there are 3"):
         Settings(cycles=3)
     with pytest.raises(SennError, match="no two considerations"):
         Settings(every=400)
