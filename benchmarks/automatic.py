@@ -256,6 +256,8 @@ def measure(net: str, seed: int, files: dict[str, Images], options: argparse.Nam
     recipe, data = RECIPES[net], draw(files, seed, options)
     if options.max_params:
         recipe = replace(recipe, max_params=options.max_params)
+    if options.widths is not None:
+        recipe = replace(recipe, widths=(recipe.widths[0], *options.widths))
     rows: list[dict[str, Any]] = []
     grown = nn.Module()
     for method in ("grown", "twin", *(f"width {width}" for width in recipe.widths)):
@@ -349,6 +351,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--removals", type=float, nargs="+", default=[0.4, 0.5], help="and removals")
     parser.add_argument("--looked-at", type=int, default=2048, help="training images that a consideration looks at")
     parser.add_argument("--max-params", type=int, help="budget of the grown nets, instead of each net's own")
+    parser.add_argument("--widths", type=int, nargs="*", help="fixed ones beside that of the start, for every net")
     parser.add_argument("--policy", type=json.loads, default={}, help="arguments of PricePolicy, as JSON")
     parser.add_argument("--tuning", action="store_true", help="leave the test images alone")
     parser.add_argument("--threads", type=int, default=2)
