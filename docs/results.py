@@ -47,6 +47,28 @@ def digits() -> Iterator[str]:
     yield f"\nMean and standard deviation: {spread([r['test'][found['metric']] for r in found['runs']])}.\n"
 
 
+def images() -> Iterator[str]:
+    """`senn fit FOLDER`."""
+    found = stored("fit_images")
+    runs, head = found["runs"], ("net", "seed", "widths", "parameters", "CPU seconds")
+    parts = list(runs[0]["test"])
+    yield "## `senn fit` with a folder of images\n\n`python benchmarks/fit_images.py`\n"
+    yield (
+        f"{found['images']:,} training images of CIFAR-10 as PNG files, {found['epochs']} epochs, one fifth of the "
+        "images held out for the test; the fixed net has the grown one's widths from the start.\n"
+    )
+    rows = [
+        (r["net"], r["seed"], "-".join(map(str, r["architecture"])), f"{r['parameters']:,}", f"{r['cpu_seconds']:.0f}",
+         *(f"{r['test'][part]:.4f}" for part in parts)) for r in runs
+    ]  # fmt: skip
+    yield table((*head, *parts), rows)
+    for part in parts:
+        grown, fixed = ([r["test"][part] for r in runs if r["net"] == net] for net in ("grown", "fixed"))
+        less = [one - other for one, other in zip(grown, fixed, strict=True)]
+        yield f"\n{part}: grown {spread(grown)}, fixed {spread(fixed)}, grown less fixed {spread(less)}."
+    yield ""
+
+
 def auto_size() -> Iterator[str]:
     """Against a grid of fixed sizes."""
     yield "## Grown against a grid of fixed sizes\n\n`python benchmarks/auto_size.py --seeds 5`\n"
@@ -185,7 +207,7 @@ def main() -> None:
     parts = [
         "# Results\n\nMade by `python docs/results.py` from `benchmarks/results`; two cores of a shared machine.\n"
     ]
-    measured = (digits, auto_size, automatic, growth_step, natural_gradient, calibration)
+    measured = (digits, images, auto_size, automatic, growth_step, natural_gradient, calibration)
     for section in (*measured, experiments, cifar_cycles):
         parts += section()
     (HERE / "results.md").write_text("\n".join(parts))

@@ -1,4 +1,4 @@
-"""Rational, Residual, MLP and DenseConvNet."""
+"""Rational, Residual, MLP, ConvNet and DenseConvNet."""
 
 import copy
 import pickle
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from senn.errors import SennError
-from senn.nn import MLP, DenseConvNet, Rational, Residual
+from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
+from senn.structure import analyse
 
 coefficients = st.floats(-3, 3, allow_nan=False).filter(lambda x: abs(x) > 1e-3)
 
@@ -123,6 +124,33 @@ def test_mlp_hidden_reads_the_actual_shapes():
 def test_mlp_names_what_is_wrong(arguments, message):
     with pytest.raises(SennError, match=message):
         MLP(**{"in_features": 4, "hidden": (3,), "out_features": 2, **arguments})
+
+
+@pytest.mark.parametrize("side", [4, 9, 16])
+def test_conv_net_halves_its_maps_between_stages(side):
+    model = ConvNet(3, ((5,), (6, 7), (8,)), 2).eval()
+    x = torch.randn(4, 3, side, side)
+    assert model.hidden == (5, 6, 7, 8)
+    assert model.body(x).shape == (4, 8, side // 4, side // 4)
+    assert torch.equal(model(x), model.head(model.body(x).mean((2, 3))))
+    kinds = [type(layer).__name__ for layer in model.body]
+    block = ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert kinds == [*block, "MaxPool2d", *block, *block, "MaxPool2d", *block]
+
+
+def test_conv_net_can_grow_everywhere_in_either_layout_of_memory():
+    model, x = ConvNet(3, ((4,), (4, 4)), 2), torch.randn(4, 3, 8, 8)
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        assert [space.width for space in analyse(model, images).spaces] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0, ((4,),), 2), "in_channels"), ((3, ((4, 0),), 2), "stages"), ((3, ((4,), ()), 2), "one convolution in every")],
+)
+def test_conv_net_names_what_is_wrong(arguments, message):
+    with pytest.raises(SennError, match=message):
+        ConvNet(*arguments)
 
 
 def test_dense_blocks_read_all_earlier_layers_and_give_their_last():

@@ -165,11 +165,11 @@ class PricePolicy(Policy):
         SennError: an argument is out of range.
     """
 
-    kappa: float = 0.02
-    confidence: float = 2.0
+    kappa: float = 0.01
+    confidence: float = 1.0
     layer_cost: float = 20.0
     hysteresis: float = 0.02
-    keep: float = 1.67
+    keep: float = 2.0
 
     def __post_init__(self) -> None:
         _check("kappa", self.kappa, 0.0, math.inf)

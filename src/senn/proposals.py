@@ -23,7 +23,7 @@ SMALLEST_SPREAD = 1e-6
 """Smallest spread of a pre-activation that a unit is scaled by."""
 
 
-WEIGHTS = 20_000
+WEIGHTS = 100_000
 """Weights that all candidate units of a space have together, so that looking stays cheap beside training wide maps."""
 
 

@@ -1,4 +1,4 @@
-"""`senn fit`: train a network on a table and write a folder that says all about it."""
+"""`senn fit`: train a network on a table or on images and write a folder that says all about it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from senn import __version__
 from senn.cli.folder import FIGURE, HISTORY, RESULTS, OutputFolder, plain
+from senn.cli.images import prepare_images
 from senn.cli.main import EXIT_INTERRUPTED
-from senn.cli.metrics import metrics
-from senn.cli.preparation import Preparation, prepare
+from senn.cli.preparation import Prepared, prepare
 from senn.cli.progress import LinesCallback, LiveCallback, figure, widths
+from senn.data.images import is_images
 from senn.persistence import DESCRIPTION, WEIGHTS, save
 from senn.plots import growth_figure
-from senn.training import Run, train
+from senn.training import Run
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out."""
     console = Console(file=sys.stdout, quiet=args.quiet or args.json, highlight=False)
     say = _Speaker(console)
-    preparation = prepare(args)
+    preparation = _prepare(args)
     if args.dry_run:
         _show_plan(say, args, preparation)
         return 0
-    out: Path = args.out or Path("runs") / preparation.table.name
+    out: Path = args.out or Path("runs") / preparation.name
     with OutputFolder(out, args.overwrite) as folder, _one_interruption() as no_more:
-        say(_data_line(preparation))
-        for note in preparation.encoder.notes:
+        say(preparation.line())
+        for note in preparation.notes:
             say(f"note: {note}")
         trained = _train(preparation, console)
         no_more()  # writing takes a moment only
@@ -50,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
     if trained.interrupted:
         print("senn: interrupted; the best network so far is kept", file=sys.stderr)
     return EXIT_INTERRUPTED if trained.interrupted else 0
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    return prepare_images(args) if is_images(args.data) else prepare(args)
 
 
 @contextmanager
@@ -90,38 +94,21 @@ class _Speaker:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _train(preparation: Preparation, console: Console) -> Run:
-    target = preparation.encoder.target
+def _train(preparation: Prepared, console: Console) -> Run:
     callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
     try:
-        return train(
-            preparation.x,
-            preparation.y,
-            task=target.task,
-            outputs=target.outputs,
-            recipe=preparation.recipe,
-            callbacks=(callback,),
-        )
+        return preparation.train((callback,))
     finally:
         if isinstance(callback, LiveCallback):
             callback.stop()
 
 
-def _data_line(preparation: Preparation) -> str:
-    about = preparation.summary()
-    what = f"{len(about['classes'])} classes" if about["classes"] else "a number"
-    return (
-        f"{about['name']}: {about['rows']:,} rows ({about['train_rows']:,} to train on, {about['test_rows']:,} for the "
-        f"test), {about['features']:,} features, target {about['target']!r} ({what})"
-    )
-
-
-def _results(preparation: Preparation, trained: Run) -> dict[str, Any]:
+def _results(preparation: Prepared, trained: Run) -> dict[str, Any]:
     """The content of results.json."""
     recipe = preparation.recipe
     packages = ("torch", "numpy", "pandas", "scikit-learn")
     results = {
-        "task": preparation.encoder.target.task,
+        "task": preparation.task,
         "seed": recipe.seed,
         "optimizer": recipe.optimizer,
         "policy": repr(recipe.policy),
@@ -130,7 +117,7 @@ def _results(preparation: Preparation, trained: Run) -> dict[str, Any]:
         "seconds": trained.seconds,
         "best_epoch": trained.best_epoch,
         "interrupted": trained.interrupted,
-        "test": metrics(trained.model, preparation.encoder.target, preparation.x_test, preparation.y_test),
+        "test": preparation.test(trained.model),
         "validation": trained.validation,
         "growth_events": sum(record["event"] == "growth" for record in trained.history),
         "data": preparation.summary(),
@@ -143,10 +130,10 @@ def _results(preparation: Preparation, trained: Run) -> dict[str, Any]:
     return {key: plain(value) for key, value in results.items()}
 
 
-def _write(folder: OutputFolder, preparation: Preparation, trained: Run, results: dict[str, Any]) -> None:
-    save(folder.draft, trained.model, {"encoder": preparation.encoder.to_dict()})
+def _write(folder: OutputFolder, preparation: Prepared, trained: Run, results: dict[str, Any]) -> None:
+    save(folder.draft, trained.model, {"encoder": preparation.record()})
     folder.write_lines(HISTORY, trained.history)
-    growth_figure(trained.history, folder.draft / FIGURE, preparation.recipe.hidden)
+    growth_figure(trained.history, folder.draft / FIGURE, preparation.start)
     folder.write_json(RESULTS, results)
 
 
@@ -163,27 +150,24 @@ def _conclude(say: _Speaker, args: argparse.Namespace, out: Path, results: dict[
     say(f"written to {out}: {WEIGHTS}, {DESCRIPTION}, {HISTORY}, {RESULTS}, {FIGURE}")
 
 
-def _show_plan(say: _Speaker, args: argparse.Namespace, preparation: Preparation) -> None:
+def _show_plan(say: _Speaker, args: argparse.Namespace, preparation: Prepared) -> None:
     about, plan = preparation.summary(), preparation.plan()
-    task = preparation.encoder.target.task
     if args.json:
-        print(json.dumps({"task": task, "data": about, "plan": plan}, ensure_ascii=False))
+        print(json.dumps({"task": preparation.task, "data": about, "plan": plan}, ensure_ascii=False))
         return
-    say(_data_line(preparation))
-    kinds = np.asarray(list(about["columns"].values()))
-    for kind in sorted(set(kinds)):
-        names = [name for name, other in about["columns"].items() if other == kind]
-        more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
-        say(f"  {kind}: {', '.join(names[:8])}{more}")
-    for note in about["notes"]:
+    say(preparation.line())
+    for line in preparation.details():
+        say(f"  {line}")
+    for note in preparation.notes:
         say(f"  note: {note}")
     say(f"of the training rows, {plan['fitted_rows']:,} to fit, {plan['validation_rows']:,} for validation")
     say(
-        f"{task}, {plan['optimizer']}, {plan['policy']}: at most {plan['epochs']} epochs ({plan['steps']:,} steps), "
-        f"growing until step {plan['growth_until_step']:,} at the latest"
+        f"{preparation.task}, {plan['optimizer']}, {plan['policy']}: at most {plan['epochs']} epochs "
+        f"({plan['steps']:,} steps), growing until step {plan['growth_until_step']:,} at the latest"
     )
+    unit = f"{'up to ' if about.get('kind') == 'images' else ''}{plan['parameters_per_unit']:,} parameters"
     say(
         f"starts with hidden layers {widths(plan['architecture'])}, {plan['parameters']:,} parameters; a unit more has "
-        f"{plan['parameters_per_unit']:,} parameters and must promise {plan['price_per_unit']:.3g} nats per sample"
+        f"{unit} and must promise {plan['price_per_unit']:.3g} nats per sample"
     )
     say("nothing was written (--dry-run)")

@@ -27,24 +27,30 @@ _COMMANDS = {
 
 _ABOUT = {
     "fit": """\
-Train a network that finds its own size on a table, and write the network, its history and its scores to a folder.
-Numbers, categories, dates and missing cells are told apart by themselves. A test part of the rows is held out and
-scored once, at the end. The files: model.safetensors and model.json (for 'senn predict' and senn.load), results.json
-(scores, architecture), history.jsonl (every epoch and change of size), growth.png.
+Train a network that finds its own size on a table or on images, and write the network, its history and its scores to
+a folder. In tables, numbers, categories, dates and missing cells are told apart by themselves. Images lie in a folder
+with a sub-folder for each class, as PNG or JPEG files of any sizes and modes, or in IDX or parquet files; a
+convolutional network is trained on them. A test part is held out and scored once, at the end. The files:
+model.safetensors and model.json (for 'senn predict' and senn.load), results.json (scores, architecture), history.jsonl
+(every epoch and change of size), growth.png.
 
 examples:
   senn fit wine --dry-run                                what would be done
   senn fit digits --out runs/digits
   senn fit houses.csv --target price --max-params 5000
   senn fit people.csv --target job --column zip=category --column id=dropped
+  senn fit photos --out runs/photos                      a folder with sub-folders such as photos/cat, photos/dog
+  senn fit cifar-10 --data-dir data --epochs 10
 
 The exit code is 2 for bad input; 130 after Ctrl-C, which keeps the best network so far.""",
     "predict": """\
-Predict the rows of another table with a network made by 'senn fit'. Columns are found by name, in any order.
+Predict the rows of another table, or other images, with a network made by 'senn fit'. Columns are found by name, in
+any order; images are resized as those of training were, and what can't be read is named and left out.
 
 examples:
   senn predict runs/people new.csv
-  senn predict runs/people new.csv --proba --out predictions.csv""",
+  senn predict runs/people new.csv --proba --out predictions.csv
+  senn predict runs/photos holiday/ portrait.jpg --proba""",
     "show": """\
 Show the scores, the architecture and every change of size of a run, with the decrease of the loss that it promised
 and the one that followed.
@@ -120,8 +126,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"senn {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (arguments, help_line) in {
-        "fit": (_fit, "train a network on a table"),
-        "predict": (_predict, "predict the rows of another table"),
+        "fit": (_fit, "train a network on a table or on images"),
+        "predict": (_predict, "predict the rows of another table, or other images"),
         "show": (_show, "show what a folder written by fit holds"),
         "reproduce": (_reproduce, "run an experiment of the paper"),
     }.items():
@@ -140,21 +146,31 @@ def parser() -> argparse.ArgumentParser:
 
 def _fit(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("data", metavar="DATA", help="a CSV, TSV, Parquet or NPZ file, or digits, breast-cancer, wine, diabetes, moons")
+    add("data", metavar="DATA",
+        help="a CSV, TSV, Parquet or NPZ file, or digits, breast-cancer, wine, diabetes, moons; images: a folder of "
+        "class folders, or with IDX or Parquet files, or mnist, cifar-10, tiny-imagenet")  # fmt: skip
     add("--target", metavar="COL", help="the column to predict (known for the built-in tables)")
     add("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/NAME)")
     add("--overwrite", action="store_true", help="replace the run that the folder holds")
     add("--task", choices=("classification", "regression"), help="default: inferred from the target")
     add("--column", action="append", default=[], metavar="NAME=KIND", type=_column_kind,
         help="take a column as number, boolean, category, date or dropped (left out); may be repeated")  # fmt: skip
-    add("--test-fraction", type=_fraction, default=0.2, metavar="F", help="rows held out for the test (default: 0.2)")
+    add("--test-fraction", type=_fraction, default=0.2, metavar="F",
+        help="share held out for the test, of data that has no test part of its own (default: 0.2)")  # fmt: skip
+    add("--image-size", type=_positive, metavar="N",
+        help="side of the squares that images become (default: the median of their shorter sides, "
+        "from 32 to 64)")  # fmt: skip
+    add("--no-flip", action="store_true",
+        help="don't mirror images in training; grey ones, as letters may be, never are")  # fmt: skip
+    add("--data-dir", type=Path, metavar="DIR",
+        help="folder of mnist, cifar-10 or tiny-imagenet (default: SENN_DATA, or they are downloaded)")  # fmt: skip
     add("--max-params", type=_positive, metavar="N", help="most parameters the network may have")
     add("--epochs", type=_positive, metavar="N", help="most passes over the training rows")
     add("--seed", type=_seed, default=0, metavar="N", help="decides all that is drawn at random (default: 0)")
     add(
         "--optimizer",
         metavar="NAME",
-        help="natural-gradient, or one of torch.optim: adam (default), sgd, adamw, rmsprop, ...",
+        help="natural-gradient, or one of torch.optim: adam (default; adamw for images), sgd, rmsprop, ...",
     )
     add("--policy", choices=("price", "paper"), default="price",
         help="when to grow: when a promise exceeds the price of its parameters, or when the paper's expansion score "
@@ -170,7 +186,9 @@ def _fit(command: argparse.ArgumentParser) -> None:
 def _predict(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("folder", type=Path, metavar="DIR", help="a folder written by fit")
-    add("data", metavar="NEW", help="a table with the columns of the training table; further ones are ignored")
+    add("data", metavar="NEW", nargs="+",
+        help="a table with the columns of the training table (further ones are ignored); or images: "
+        "files or folders")  # fmt: skip
     add("--proba", action="store_true", help="add the probability of each class")
     add("--out", type=Path, metavar="FILE", help="a CSV file to write (default: standard output)")
 

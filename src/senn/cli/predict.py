@@ -1,4 +1,4 @@
-"""`senn predict`: the predictions of a trained network for another table."""
+"""`senn predict`: the predictions of a trained network for another table, or for other images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from senn.cli.images import predict_images
 from senn.cli.metrics import outputs, probabilities
 from senn.data import TableEncoder, read_table
+from senn.data.images import ImageEncoder
+from senn.data.images.encoder import KIND
 from senn.errors import SennError
 from senn.persistence import load, load_extra
 
@@ -22,23 +25,34 @@ def run(args: argparse.Namespace) -> int:
     record = load_extra(args.folder).get("encoder")
     if record is None:
         raise SennError(f"the model in {str(args.folder)!r} wasn't made by 'senn fit': it knows no columns")
-    encoder = TableEncoder.from_dict(record)
-    target = encoder.target
-    if args.proba and target.task != "classification":
-        raise SennError(f"--proba makes no sense here: {target.name!r} is a number, not a class")
-    model = load(args.folder)
-    x = encoder.transform(read_table(args.data, text=encoder.text_columns).frame)
-    values = outputs(model, torch.from_numpy(x))
-    columns = {"prediction": pd.Series(target.decode(values), dtype=object)}
-    if args.proba:
-        chances = probabilities(values)
-        columns |= {f"probability {label}": pd.Series(chances[:, at]) for at, label in enumerate(target.labels)}
-    text = pd.DataFrame(columns).to_csv(index=False)
+    if isinstance(record, dict) and record.get("kind") == KIND:
+        encoder = ImageEncoder.from_dict(record)
+        frame = predict_images(load(args.folder), encoder, args.data, args.proba)
+    else:
+        frame = _predict_table(args, TableEncoder.from_dict(record))
+    text = frame.to_csv(index=False)
     if args.out is None:
         sys.stdout.write(text)
     else:
         _write(args.out, text)
     return 0
+
+
+def _predict_table(args: argparse.Namespace, encoder: TableEncoder) -> pd.DataFrame:
+    """A row for each of the table's."""
+    target = encoder.target
+    if args.proba and target.task != "classification":
+        raise SennError(f"--proba makes no sense here: {target.name!r} is a number, not a class")
+    if len(args.data) > 1:
+        raise SennError(f"the model in {str(args.folder)!r} predicts the rows of one table, not of {len(args.data)}")
+    model = load(args.folder)
+    x = encoder.transform(read_table(args.data[0], text=encoder.text_columns).frame)
+    values = outputs(model, torch.from_numpy(x))
+    columns = {"prediction": pd.Series(target.decode(values), dtype=object)}
+    if args.proba:
+        chances = probabilities(values)
+        columns |= {f"probability {label}": pd.Series(chances[:, at]) for at, label in enumerate(target.labels)}
+    return pd.DataFrame(columns)
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from senn.cli.metrics import metrics
 from senn.data import Table, TableEncoder, Target, read_table, split
 from senn.data.encoder import check_names
 from senn.errors import SennError
 from senn.policy import PaperPolicy, Policy, PricePolicy
-from senn.training import Recipe
+from senn.training import Callback, Recipe, Run, Task, train
 from senn.training.learner import build_model, build_optimizer, loss_function, resolve_policy
 from senn.training.loop import count_parameters
 from senn.training.split import validation_split
@@ -21,9 +23,54 @@ from senn.training.split import validation_split
 FEWEST_ROWS = 8
 
 
+class Prepared(Protocol):
+    """Data ready for training, of whatever kind."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """All choices of training."""
+
+    @property
+    def name(self) -> str:
+        """Of the data."""
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on the data, one sentence each."""
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """Widths of the hidden layers at the start."""
+
+    def line(self) -> str:
+        """The data in one line."""
+
+    def details(self) -> list[str]:
+        """More lines on them."""
+
+    def summary(self) -> dict[str, Any]:
+        """The data and what will be made of it, JSON-able."""
+
+    def plan(self) -> dict[str, Any]:
+        """What training would start from, and what growth costs there, JSON-able."""
+
+    def train(self, callbacks: Sequence[Callback]) -> Run:
+        """A network."""
+
+    def test(self, model: nn.Module) -> dict[str, float | None]:
+        """Its scores on what was held out."""
+
+    def record(self) -> dict[str, Any]:
+        """What `senn predict` must know beside the network, JSON-able."""
+
+
 @dataclass(frozen=True, eq=False)
 class Preparation:
-    """A table as numbers.
+    """A table as numbers; a `Prepared`.
 
     Attributes:
         table: as read.
@@ -42,6 +89,58 @@ class Preparation:
     x_test: Tensor
     y_test: Tensor
     recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Of the table."""
+        return self.table.name
+
+    @property
+    def task(self) -> Task:
+        """As the target has it."""
+        return self.encoder.target.task
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on single columns."""
+        return self.encoder.notes
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """As the recipe has them."""
+        return self.recipe.hidden
+
+    def line(self) -> str:
+        """The data in one line."""
+        about = self.summary()
+        what = f"{len(about['classes'])} classes" if about["classes"] else "a number"
+        return (
+            f"{about['name']}: {about['rows']:,} rows ({about['train_rows']:,} to train on, {about['test_rows']:,} for "
+            f"the test), {about['features']:,} features, target {about['target']!r} ({what})"
+        )
+
+    def details(self) -> list[str]:
+        """The columns of each kind."""
+        lines = []
+        kinds = {column.name: column.kind for column in self.encoder.columns}
+        for kind in sorted(set(kinds.values())):
+            names = [name for name, other in kinds.items() if other == kind]
+            more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
+            lines.append(f"{kind}: {', '.join(names[:8])}{more}")
+        return lines
+
+    def train(self, callbacks: Sequence[Callback]) -> Run:
+        """A network."""
+        outputs = self.encoder.target.outputs
+        return train(self.x, self.y, task=self.task, outputs=outputs, recipe=self.recipe, callbacks=callbacks)
+
+    def test(self, model: nn.Module) -> dict[str, float | None]:
+        """Its scores on what was held out."""
+        return metrics(model, self.encoder.target, self.x_test, self.y_test)
+
+    def record(self) -> dict[str, Any]:
+        """The encoding of the columns."""
+        return self.encoder.to_dict()
 
     def summary(self) -> dict[str, Any]:
         """The data and what will be made of it, JSON-able."""
@@ -63,24 +162,35 @@ class Preparation:
         """What training would start from, and what growth costs there, JSON-able."""
         outputs = self.encoder.target.outputs
         model = build_model(self.x.shape[1], outputs, self.recipe)
-        unit = self.x.shape[1] + 1 + outputs
-        drawn = torch.Generator().manual_seed(self.recipe.seed)
-        recipe = self.recipe
-        fitted, validation = validation_split(self.y, recipe.validation_fraction, drawn, minimum=recipe.min_validation)
-        plan = recipe.plan(len(fitted))
-        return {
-            "fitted_rows": len(fitted),
-            "validation_rows": len(validation),
-            "optimizer": self.recipe.optimizer,
-            "policy": type(self.recipe.policy).__name__,
-            "architecture": list(self.recipe.hidden),
-            "parameters": count_parameters(model),
-            "epochs": plan.epochs,
-            "steps": plan.steps,
-            "growth_until_step": plan.growth_end,
-            "parameters_per_unit": unit,
-            "price_per_unit": resolve_policy(recipe.policy).price(unit, len(fitted)),
-        }
+        return planned(model, self.recipe, self.recipe.hidden, self.y, unit=self.x.shape[1] + 1 + outputs)
+
+
+def planned(model: nn.Module, recipe: Recipe, hidden: Sequence[int], y: Tensor, unit: int) -> dict[str, Any]:
+    """What training would start from, JSON-able.
+
+    Args:
+        model: as it starts.
+        recipe: all choices.
+        hidden: widths of its hidden layers.
+        y: targets of all rows that aren't for the test.
+        unit: parameters that a unit more has.
+    """
+    drawn = torch.Generator().manual_seed(recipe.seed)
+    fitted, validation = validation_split(y, recipe.validation_fraction, drawn, minimum=recipe.min_validation)
+    plan = recipe.plan(len(fitted))
+    return {
+        "fitted_rows": len(fitted),
+        "validation_rows": len(validation),
+        "optimizer": recipe.optimizer,
+        "policy": type(recipe.policy).__name__,
+        "architecture": list(hidden),
+        "parameters": count_parameters(model),
+        "epochs": plan.epochs,
+        "steps": plan.steps,
+        "growth_until_step": plan.growth_end,
+        "parameters_per_unit": unit,
+        "price_per_unit": resolve_policy(recipe.policy).price(unit, len(fitted)),
+    }
 
 
 def prepare(args: argparse.Namespace) -> Preparation:
@@ -89,6 +199,7 @@ def prepare(args: argparse.Namespace) -> Preparation:
     Raises:
         SennError: for whatever is wrong with the table or the options, by name.
     """
+    refuse_options(args, {"image_size": None, "data_dir": None, "no_flip": False}, "images, and {data} is a table")
     kinds = dict(args.column)
     table = read_table(args.data, text=[name for name, kind in kinds.items() if kind == "category"])
     name = args.target or table.target
@@ -112,24 +223,55 @@ def prepare(args: argparse.Namespace) -> Preparation:
     return Preparation(table, encoder, x, y, x_test, y_test, _recipe(args, encoder, x.shape[1]))
 
 
+def refuse_options(args: argparse.Namespace, defaults: dict[str, Any], reason: str) -> None:
+    """Refuse options of another kind of data.
+
+    Args:
+        args: all arguments.
+        defaults: of the options that would have no meaning.
+        reason: what they are for, and what `{data}` is.
+
+    Raises:
+        SennError: naming the first that is given.
+    """
+    for name, default in defaults.items():
+        if getattr(args, name) != default:
+            raise SennError(f"--{name.replace('_', '-')} is for {reason.format(data=repr(args.data))}")
+
+
 def _recipe(args: argparse.Namespace, encoder: TableEncoder, features: int) -> Recipe:
     """The default recipe but for what the arguments say, checked as far as can be without training."""
-    told = {key: getattr(args, key) for key in ("optimizer", "epochs", "max_params") if getattr(args, key) is not None}
-    recipe = Recipe(seed=args.seed, policy=_policy(args), **told)
+    recipe = Recipe(policy=policy(args), **told(args))
     with torch.random.fork_rng(devices=[]):
         model = build_model(features, encoder.target.outputs, recipe)
-    build_optimizer(model, recipe, loss_function(encoder.target.task))
-    smallest = count_parameters(model)
-    if recipe.max_params is not None and recipe.max_params < smallest:
-        raise SennError(f"--max-params {recipe.max_params:,} is less than the {smallest:,} of the network at the start")
+    check_start(model, recipe, encoder.target.task)
     return recipe
 
 
-def _policy(args: argparse.Namespace) -> Policy:
+def told(args: argparse.Namespace) -> dict[str, Any]:
+    """Choices of training that the arguments make."""
+    names = ("seed", "optimizer", "epochs", "max_params")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def check_start(model: nn.Module, recipe: Recipe, task: Task) -> None:
+    """Refuse an optimizer that there isn't, and a budget that the network exceeds from the start.
+
+    Raises:
+        SennError: saying so.
+    """
+    build_optimizer(model, recipe, loss_function(task))
+    smallest = count_parameters(model)
+    if recipe.max_params is not None and recipe.max_params < smallest:
+        raise SennError(f"--max-params {recipe.max_params:,} is less than the {smallest:,} of the network at the start")
+
+
+def policy(args: argparse.Namespace, **defaults: float) -> Policy:
+    """The policy that the arguments say; `defaults` are of the price policy."""
     options = {"price": ("kappa",), "paper": ("tau", "alpha")}
-    for policy, names in options.items():
-        for name in names:
-            if policy != args.policy and getattr(args, name) is not None:
-                raise SennError(f"--{name} belongs to --policy {policy}")
-    told = {name: getattr(args, name) for name in options[args.policy] if getattr(args, name) is not None}
-    return PaperPolicy(**told) if args.policy == "paper" else PricePolicy(**told)
+    for name, fields in options.items():
+        for field in fields:
+            if name != args.policy and getattr(args, field) is not None:
+                raise SennError(f"--{field} belongs to --policy {name}")
+    given = {field: getattr(args, field) for field in options[args.policy] if getattr(args, field) is not None}
+    return PaperPolicy(**given) if args.policy == "paper" else PricePolicy(**{**defaults, **given})

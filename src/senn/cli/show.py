@@ -43,9 +43,8 @@ def _lines(results: dict[str, Any], growth: list[dict[str, Any]]) -> list[str]:
     scores = ", ".join(f"{name} {value:.4g}" for name, value in results["test"].items() if value is not None)
     hidden = "-".join(map(str, results["architecture"])) or "none"
     lines = [
-        f"{data['name']}: {results['task']} of {data['target']!r} from {data['features']:,} features, "
-        f"{data['train_rows']:,} training rows",
-        f"test ({data['test_rows']:,} rows): {scores}",
+        f"{data['name']}: {results['task']} of {_what(data)}",
+        f"test ({data['test_rows']:,} {'images' if data.get('kind') == 'images' else 'rows'}): {scores}",
         f"hidden layers {hidden}, {results['parameters']:,} parameters, {results['seconds']:.1f} seconds, "
         f"seed {results['seed']}, {results['optimizer']}, {results['policy']}",
     ]
@@ -56,3 +55,11 @@ def _lines(results: dict[str, Any], growth: list[dict[str, Any]]) -> list[str]:
         came = "" if realised is None else f", realised {-realised:+.3g}"
         lines.append(f"  step {record['step']}: {record['text']}{came}")
     return lines
+
+
+def _what(data: dict[str, Any]) -> str:
+    """What is classified or predicted, from how much."""
+    if data.get("kind") == "images":
+        size = " x ".join(map(str, data["shape"]))
+        return f"images of {size} into {len(data['classes']):,} classes, {data['train_rows']:,} training images"
+    return f"{data['target']!r} from {data['features']:,} features, {data['train_rows']:,} training rows"

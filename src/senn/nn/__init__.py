@@ -1,8 +1,9 @@
-"""Ordinary modules that expanding networks are made of: `Rational`, `Residual`, `MLP`, `DenseConvNet`."""
+"""Ordinary modules that expanding networks are made of: `Rational`, `Residual`, `MLP`, `ConvNet`, `DenseConvNet`."""
 
+from senn.nn.conv_net import ConvNet
 from senn.nn.dense_conv import DenseConvNet
 from senn.nn.mlp import MLP
 from senn.nn.rational import Rational
 from senn.nn.residual import Residual
 
-__all__ = ["MLP", "DenseConvNet", "Rational", "Residual"]
+__all__ = ["MLP", "ConvNet", "DenseConvNet", "Rational", "Residual"]

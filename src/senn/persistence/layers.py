@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from senn.errors import SennError, UnsupportedError
-from senn.nn import MLP, DenseConvNet, Rational, Residual
+from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
 
 Arguments = tuple[str, ...]
 Class = type[nn.Module]
@@ -126,6 +126,7 @@ CONTAINERS: dict[Class, Callable[[Collection[str]], nn.Module]] = {
     nn.ModuleList: lambda parts: nn.ModuleList(),
     nn.ModuleDict: lambda parts: nn.ModuleDict(),
     MLP: lambda parts: MLP(1, (1,), 1, shortcut="shortcut" in parts),
+    ConvNet: lambda parts: ConvNet(1, ((1,),), 1),
     DenseConvNet: lambda parts: DenseConvNet(1, ((1,),), 1),
     Residual: lambda parts: Residual(nn.Identity()),
 }

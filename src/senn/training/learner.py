@@ -17,12 +17,13 @@ from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
 from senn.policy import PaperPolicy, Policy, PricePolicy
+from senn.proposals import Proposals
 from senn.training.recipe import Recipe, Task
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 # Learning rates that suit small nets on standardised tables, by optimizer; others start from torch's own default.
-_LR = {"adam": 5e-3, "adamw": 5e-3, "nadam": 5e-3, "radam": 5e-3, "rmsprop": 2e-3, "sgd": 0.1}
+_LR = {"adam": 5e-3, "adamw": 4e-3, "nadam": 5e-3, "radam": 5e-3, "rmsprop": 2e-3, "sgd": 0.1}
 # These need a closure, sparse gradients or matrices only.
 _UNSUITED = {"lbfgs", "sparseadam", "muon"}
 NATURAL_GRADIENT = "natural-gradient"
@@ -55,6 +56,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe, loss: Callable[..., Tensor
         cls = _optimizer_class(name)
         accepted = inspect.signature(cls).parameters
         defaults: dict[str, Any] = {"betas": (0.9, 0.99), "fused": True, "momentum": 0.9 if name == "sgd" else 0.0}
+        if name == "adamw":
+            defaults["weight_decay"] = 0.15
         defaults = {key: value for key, value in defaults.items() if key in accepted and key not in options}
         return cls(model.parameters(), **defaults, **options)
     except (TypeError, ValueError) as error:
@@ -113,6 +116,7 @@ class Learner:
             max_width=recipe.max_width,
             round_to=recipe.round_to,
             moves=recipe.moves,
+            proposals=Proposals(units=recipe.candidates),
             averaged=() if self.averaged is None else (self.averaged,),
             seed=recipe.seed,
         )

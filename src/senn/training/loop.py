@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, rounds of growth, validation, stopping."""
+"""The training loop, for any model: epochs of steps, rounds of growth, validation, stopping."""
 
 from __future__ import annotations
 
@@ -13,77 +13,45 @@ from torch import Tensor, nn
 
 from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.events import GrowthEvent
-from senn.nn import MLP
 from senn.training.callbacks import Callback
-from senn.training.learner import Batch, Learner, build_model
+from senn.training.learner import Learner
 from senn.training.recipe import Plan, Recipe, Rounds, Task
-from senn.training.run import Record, Run, event_record, rollback_record
-from senn.training.split import validation_split
+from senn.training.rows import Inputs, Rows
+from senn.training.run import Record, Run, architecture, event_record, rollback_record
+
+_AT_ONCE = 500
+"""Images that are validated at once: a table's rows go through a network together, those of an image are too many."""
 
 
-def train(
-    x: Tensor,
-    y: Tensor,
-    *,
+def fit_model(
+    model: nn.Module,
+    rows: Rows,
+    held_out: Rows | None,
     task: Task,
-    outputs: int,
-    recipe: Recipe | None = None,
-    sample_weight: Tensor | None = None,
-    validation: tuple[Tensor, Tensor] | None = None,
-    callbacks: Sequence[Callback] = (),
+    recipe: Recipe,
+    callbacks: Sequence[Callback],
+    generator: torch.Generator,
+    inputs: Inputs | None = None,
 ) -> Run:
-    """Train a net that finds its own size on a table held in memory.
+    """Train and grow a model that is there, on rows that are split already.
 
-    The global random state is left as it was. An interruption (KeyboardInterrupt) ends the run early and is
-    marked in the result; a loss or a step that is not finite ends it with the last good net and the reason in the
-    history.
+    Draws from the global random state too (dropout), which is the caller's to keep.
 
     Args:
-        x: (n, d) floating point, standardised.
-        y: (n,) long classes for classification; (n, k) floating point, standardised, for regression.
-        task: `classification` (cross-entropy) or `regression` (mean squared error).
-        outputs: number of classes, or k.
-        recipe: all choices; None for the defaults.
-        sample_weight: (n,) non-negative; a row of weight zero counts as absent.
-        validation: rows to validate on; None: `recipe.validation_fraction` of the rows, classes in proportion.
+        model: any module; a property `hidden`, where it has one, gives the widths that are recorded as `architecture`.
+        rows: to train on.
+        held_out: to validate on; None for no validation.
+        task: decides on the loss.
+        recipe: all choices but the model's own.
         callbacks: told of every event.
+        generator: draws the order of the rows and what else is random in a batch.
+        inputs: how the model reads the inputs of rows; None: as they are.
 
     Raises:
-        SennError: for data or choices that make no sense, by name.
+        SennError: for choices that make no sense, by name.
     """
-    recipe = recipe or Recipe()
-    _check(x, y, task, outputs, sample_weight)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(recipe.seed)
-        generator = torch.Generator().manual_seed(recipe.seed)
-        training, held_out = _partition(x, y, recipe, sample_weight, validation, generator)
-        model = build_model(x.shape[1], outputs, recipe).to(x)
-        _check_budget(model, recipe)
-        return _Training(model, training, held_out, task, recipe, callbacks, generator).run()
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows to train or validate on: x (n, d), y, weight (n,) with mean 1 or None."""
-
-    x: Tensor
-    y: Tensor
-    weight: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def take(self, rows: Tensor) -> Rows:
-        """Those rows, in that order."""
-        rows = rows.to(self.x.device)
-        return Rows(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
-
-    def batches(self, count: int) -> list[Batch]:
-        """The rows in `count` batches of nearly equal size."""
-        x, y = torch.tensor_split(self.x, count), torch.tensor_split(self.y, count)
-        if self.weight is None:
-            return list(zip(x, y, strict=True))
-        return list(zip(x, y, torch.tensor_split(self.weight, count), strict=True))
+    _check_budget(model, recipe)
+    return _Training(model, rows, held_out, task, recipe, callbacks, generator, inputs or Inputs()).run()
 
 
 @dataclass
@@ -96,21 +64,23 @@ class _Best:
 
 
 class _Training:
-    """One run of `train`: its state between epochs."""
+    """One run of `fit_model`: its state between epochs."""
 
     def __init__(
         self,
-        model: MLP,
+        model: nn.Module,
         rows: Rows,
         held_out: Rows | None,
         task: Task,
         recipe: Recipe,
         callbacks: Sequence[Callback],
         generator: torch.Generator,
+        inputs: Inputs,
     ) -> None:
         self.started = time.perf_counter()
         self.model, self.rows, self.held_out = model, rows, held_out
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
+        self.inputs = inputs
         self.plan: Plan = recipe.plan(len(rows))
         self.learner = Learner(model, recipe, task, samples=len(rows))
         # An accuracy says more than a loss about what is asked for, but only where enough rows are counted.
@@ -144,7 +114,7 @@ class _Training:
         order = torch.randperm(len(self.rows), generator=self.generator)
         for batch in self.rows.take(order).batches(self.plan.batches):
             self.learner.set_lr(self.recipe.lr_factor(self.step / self.plan.steps))
-            losses.append(self.learner.step(*batch))
+            losses.append(self.learner.step(*self.inputs.training(batch, self.generator)))
             self.step += 1
             if self.recipe.average == "ema":
                 self.learner.update_average()
@@ -162,12 +132,13 @@ class _Training:
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
         try:
-            events = self.learner.grow(probe.batches(1), moves)
+            batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
+            events = self.learner.grow(batches, moves)
         except SurgeryError as error:  # everything is as it was, so training can go on
             self.history.append(rollback_record(error, self.epoch, self.step))
             return
         for event in events:
-            record = event_record(event, self.epoch, self.step, self.model.hidden)
+            record = event_record(event, self.epoch, self.step, architecture(self.model))
             self.growth.append((event, record))
             self.history.append(record)
             for callback in self.callbacks:
@@ -207,7 +178,8 @@ class _Training:
         held_out = self.held_out
         training = model.training
         model.eval()
-        output = model(held_out.x)
+        at_once = _AT_ONCE if held_out.x.dim() > 2 else len(held_out)
+        output = torch.cat([model(self.inputs(x)) for x in torch.split(held_out.x, at_once)])
         model.train(training)
         loss = self.learner.loss(output, held_out.y, held_out.weight).item()
         weight = torch.ones(len(held_out)).to(output) if held_out.weight is None else held_out.weight
@@ -224,7 +196,7 @@ class _Training:
             "steps": self.plan.steps,
             "train_rows": len(self.rows),
             "validation_rows": 0 if self.held_out is None else len(self.held_out),
-            "architecture": list(self.model.hidden),
+            "architecture": list(architecture(self.model)),
             "parameters": count_parameters(self.model),
             "optimizer": self.recipe.optimizer,
             "policy": _policy_name(self.recipe),
@@ -244,7 +216,7 @@ class _Training:
             "validation_loss": figures.get("loss"),
             "validation_score": figures.get("accuracy", figures.get("r2")),
             "lr": self.learner.optimizer.param_groups[0]["lr"],
-            "architecture": list(self.model.hidden),
+            "architecture": list(architecture(self.model)),
             "parameters": count_parameters(self.model),
             "seconds": time.perf_counter() - self.started,
         }
@@ -260,7 +232,7 @@ class _Training:
         run = Run(
             model=model,
             history=self.history,
-            architecture=model.hidden,  # type: ignore[arg-type]
+            architecture=architecture(model),
             parameters=count_parameters(model),
             seconds=time.perf_counter() - self.started,
             best_epoch=self.best.epoch,
@@ -311,48 +283,7 @@ def _policy_name(recipe: Recipe) -> str | None:
     return policy if isinstance(policy, str) else type(policy).__name__
 
 
-def _partition(
-    x: Tensor,
-    y: Tensor,
-    recipe: Recipe,
-    sample_weight: Tensor | None,
-    validation: tuple[Tensor, Tensor] | None,
-    generator: torch.Generator,
-) -> tuple[Rows, Rows | None]:
-    """Training rows and validation rows (None if there are none)."""
-    rows = Rows(x, y)
-    if sample_weight is not None:
-        present = (sample_weight > 0).nonzero().flatten()
-        weight = sample_weight[present].to(x)
-        rows = Rows(x[present], y[present], None if (weight == weight[0]).all() else weight / weight.mean())
-    if validation is not None:
-        return rows, Rows(*validation)
-    kept, held = validation_split(rows.y, recipe.validation_fraction, generator, minimum=max(1, recipe.min_validation))
-    return rows.take(kept), rows.take(held) if len(held) else None
-
-
 def _check_budget(model: nn.Module, recipe: Recipe) -> None:
     parameters = count_parameters(model)
     if recipe.grow and recipe.max_params is not None and parameters > recipe.max_params:
         raise SennError(f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters.")
-
-
-def _check(x: Tensor, y: Tensor, task: str, outputs: int, sample_weight: Tensor | None) -> None:
-    if task not in ("classification", "regression"):
-        raise SennError(f"task must be 'classification' or 'regression', not {task!r}.")
-    if x.dim() != 2 or not x.is_floating_point() or x.shape[0] < 1 or x.shape[1] < 1:
-        raise SennError(f"x must be a floating-point table of rows and columns, not {tuple(x.shape)} {x.dtype}.")
-    expected = (len(x),) if task == "classification" else (len(x), outputs)
-    if tuple(y.shape) != expected:
-        raise SennError(f"y must have the shape {expected} for {task}, not {tuple(y.shape)}.")
-    if task == "classification" and (y.dtype != torch.long or y.min() < 0 or y.max() >= outputs):
-        raise SennError(f"y must hold class numbers from 0 to {outputs - 1} as torch.long.")
-    if task == "regression" and not y.is_floating_point():
-        raise SennError(f"y must be floating point for regression, not {y.dtype}.")
-    for name, tensor in (("x", x), ("y", y)):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise SennError(f"{name} contains NaN or infinity.")
-    if sample_weight is not None:
-        weight = sample_weight
-        if weight.shape != (len(x),) or not torch.isfinite(weight).all() or (weight < 0).any() or weight.sum() == 0:
-            raise SennError(f"sample_weight must be {len(x)} finite numbers of at least 0, not all of them 0.")

@@ -8,8 +8,8 @@ from torch import Tensor
 from senn.errors import DivergenceError, SurgeryError
 from senn.nn import MLP
 from senn.training.learner import Learner
-from senn.training.loop import Rows
 from senn.training.recipe import Recipe, Rounds, Task
+from senn.training.rows import Rows
 from senn.training.run import Record, event_record, rollback_record
 
 

@@ -16,7 +16,7 @@ Task = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train a net on a table.
+    """How to train a net; the defaults are for tables.
 
     Attributes:
         hidden: widths of the hidden layers at the start.
@@ -31,7 +31,7 @@ class Recipe:
         steps: steps aimed at when `epochs` is None.
         min_epochs: fewest epochs when `epochs` is None.
         max_epochs: most epochs when `epochs` is None.
-        batch_size: rows per step; None: `max(64, rows / 256)`, at most 512.
+        batch_size: rows per step; None: `max(64, rows / 512)`, at most 512.
         schedule: `tail` (constant, then linearly to zero over the last `tail` of the steps), `cosine` or `constant`.
         tail: fraction of the steps over which the learning rate falls, and over which `swa` averages.
         validation_fraction: share of the rows held out for stopping; 0 for none.
@@ -45,8 +45,10 @@ class Recipe:
         average_decay: of the exponential moving average.
         grow: False for a fixed net.
         policy: object or name (`price`, `paper`) of what decides on growth; None for the price policy.
-        rounds: fractions of the steps after which the net is considered for additions.
-        removals: fractions of the steps after which it is considered for removals.
+        total = recipe.growing if steps is None else min(steps, recipe.growing)
+        planned: dict[int, tuple[str, ...]] = {
+            max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals
+        }
         probe: training rows that a round looks at, at most.
         max_params: budget of parameters that growth keeps to.
         max_width: most units of a layer.
@@ -58,7 +60,7 @@ class Recipe:
     hidden: tuple[int, ...] = (2,)
     shortcut: bool = True
     activation: Any = "relu"
-    optimizer: str = "adam"
+    optimizer: str = "adamw"
     lr: float | None = None
     weight_decay: float | None = None
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
@@ -77,8 +79,10 @@ class Recipe:
     average_decay: float = 0.99
     grow: bool = True
     policy: Policy | str | None = None
+    growing: int = 2000
     rounds: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32)
     removals: tuple[float, ...] = (0.4, 0.5)
+    candidates: int | None = None
     probe: int = 4096
     max_params: int | None = None
     max_width: int | None = None
@@ -91,13 +95,13 @@ class Recipe:
 
     def plan(self, rows: int) -> Plan:
         """The numbers that follow from how many training rows there are."""
-        batch_size = self.batch_size or min(512, max(64, rows // 256))
+        batch_size = self.batch_size or min(512, max(64, rows // 512))
         batches = max(1, round(rows / batch_size))
         epochs = self.epochs or max(self.min_epochs, min(self.max_epochs, round(self.steps / batches)))
         steps = epochs * batches
         patience = max(10, epochs // 5) if self.patience is None else self.patience
         last = max((*self.rounds, *self.removals), default=0.0)
-        return Plan(epochs, batches, steps, patience, growth_end=round(last * steps))
+        return Plan(epochs, batches, steps, patience, growth_end=round(last * min(steps, self.growing)))
 
     def lr_factor(self, progress: float) -> float:
         """Learning rate as a fraction of its peak when a fraction `progress` of the steps has been made."""
@@ -139,13 +143,15 @@ class Rounds:
 
     Args:
         recipe: at which fractions of the steps.
-        steps: of the whole run; None where that has no planned end. The recipe's own `steps` stand for it then, and
-            the last of each kind comes again, each time twice as late.
+        steps: of the whole run; None where that has no planned end: the last round of each kind then comes again, each
+            time twice as late.
     """
 
     def __init__(self, recipe: Recipe, steps: int | None = None) -> None:
-        total = recipe.steps if steps is None else steps
-        planned: dict[int, tuple[str, ...]] = {max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals}
+        total = recipe.growing if steps is None else min(steps, recipe.growing)
+        planned: dict[int, tuple[str, ...]] = {
+            max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals
+        }
         planned |= {max(1, round(fraction * total)): ADDITIONS for fraction in recipe.rounds}
         self._left = sorted(planned.items()) if recipe.grow else []
         self._goes_on = steps is None
@@ -165,9 +171,9 @@ class Rounds:
 
 def _check(recipe: Recipe) -> None:
     """Raise SennError for the first field that makes no sense."""
-    for name in ("steps", "min_epochs", "max_epochs", "probe", "round_to"):
+    for name in ("steps", "min_epochs", "max_epochs", "growing", "probe", "round_to"):
         check_positive(name, getattr(recipe, name), whole=True)
-    for name in ("lr", "epochs", "batch_size", "patience", "max_params", "max_width"):
+    for name in ("lr", "epochs", "batch_size", "patience", "candidates", "max_params", "max_width"):
         if getattr(recipe, name) is not None:
             check_positive(name, getattr(recipe, name), whole=name not in ("lr", "patience"))
     check_fraction("validation_fraction", recipe.validation_fraction, top=0.9)

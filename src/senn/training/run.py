@@ -38,9 +38,14 @@ class Run:
     interrupted: bool = False
 
 
-def event_record(event: GrowthEvent, epoch: int, step: int, architecture: tuple[int, ...]) -> Record:
-    """A growth event as it goes into the history."""
-    return {"event": "growth", "epoch": epoch, "step": step, **event.as_dict(), "architecture": list(architecture)}
+def architecture(model: nn.Module) -> tuple[int, ...]:
+    """Widths of a model's hidden layers: what its property `hidden` says, nothing if it has none."""
+    return tuple(getattr(model, "hidden", ()))
+
+
+def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, ...]) -> Record:
+    """A growth event as it goes into the history, with the widths that it left."""
+    return {"event": "growth", "epoch": epoch, "step": step, **event.as_dict(), "architecture": list(hidden)}
 
 
 def rollback_record(error: Exception, epoch: int, step: int) -> Record:

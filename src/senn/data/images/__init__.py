@@ -1,16 +1,22 @@
 """Sets of labelled images: read safely from their public formats, decoded once, kept memory-mapped."""
 
 from senn.data.images.arrays import Images, ImageSet
+from senn.data.images.collection import Collection, collect, is_images
 from senn.data.images.encoded import decode, read_parquet
+from senn.data.images.encoder import ImageEncoder
 from senn.data.images.idx import read_idx, read_labelled_idx
 from senn.data.images.sets import SOURCES, load_images
 from senn.data.images.tensors import planes
 
 __all__ = [
     "SOURCES",
+    "Collection",
+    "ImageEncoder",
     "ImageSet",
     "Images",
+    "collect",
     "decode",
+    "is_images",
     "load_images",
     "planes",
     "read_idx",

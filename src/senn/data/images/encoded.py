@@ -37,7 +37,7 @@ def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArra
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            warnings.simplefilter("ignore")  # of sizes, for which the limit here is lower, and of odd headers
             with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
                 if image.width * image.height > most_pixels:
                     raise SennError(
@@ -104,9 +104,18 @@ def read_parquet(
     """
     files = [Path(path) for path in paths]
     count = sum(count_rows(path, image, label) for path in files)
-    labels: list[NDArray[np.int64]] = []
-    pixels = decode_all(_rows(files, image, label, labels), count, shape)
-    return Images(pixels, np.concatenate([np.empty(0, np.int64), *labels]))
+    labels: list[int] = []
+
+    def rows() -> Iterator[tuple[str, bytes]]:
+        for path in files:
+            for where, content, number in encoded_rows(path, image, label):
+                if content is None:
+                    raise SennError(f"{where} has no image")
+                labels.append(number)
+                yield where, content
+
+    pixels = decode_all(rows(), count, shape)
+    return Images(pixels, np.array(labels, np.int64))
 
 
 def count_rows(path: Path, image: str = "img", label: str = "label") -> int:
@@ -121,34 +130,56 @@ def count_rows(path: Path, image: str = "img", label: str = "label") -> int:
             if schema.get_field_index(name) < 0:
                 raise SennError(f"{str(path)!r} has no column {name!r}, but {', '.join(map(repr, schema.names))}")
         kind = schema.field(image).type
-        if pa.types.is_struct(kind):
-            kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        if not _is_encoded(kind):
             raise SennError(f"column {image!r} of {str(path)!r} holds {kind}, not encoded images")
         if not pa.types.is_integer(schema.field(label).type):
             raise SennError(f"column {label!r} of {str(path)!r} holds {schema.field(label).type}, not whole numbers")
         return int(file.metadata.num_rows)
 
 
-def _rows(
-    paths: Sequence[Path], image: str, label: str, labels: list[NDArray[np.int64]]
-) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each image; the labels are appended to `labels` on the way."""
-    for path in paths:
-        row = 0
-        with reading(path, "parquet"), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(_AT_ONCE, columns=[image, label]):
-                if batch.column(label).null_count:
-                    raise SennError(f"{str(path)!r} has rows without a label")
-                labels.append(batch.column(label).to_numpy().astype(np.int64))
-                cells = batch.column(image)
-                cells = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
-                for cell in cells:
-                    row += 1
-                    content = cell.as_py()
-                    if content is None:
-                        raise SennError(f"row {row:,} of {str(path)!r} has no image")
-                    yield f"row {row:,} of {str(path)!r}", content
+def encoded_rows(path: Path, image: str, label: str | None) -> Iterator[tuple[str, bytes | None, int]]:
+    """For each row of a parquet file what to call it, the bytes of its image, if it has one, and its label (or -1).
+
+    Raises:
+        SennError: if the file can't be read, or a row has no label.
+    """
+    row = 0
+    with reading(path, "parquet"), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(_AT_ONCE, columns=[image] if label is None else [image, label]):
+            if label is not None and batch.column(label).null_count:
+                raise SennError(f"{str(path)!r} has rows without a label")
+            labels = [-1] * len(batch) if label is None else batch.column(label).to_pylist()
+            cells = batch.column(image)
+            cells = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
+            for cell, number in zip(cells, labels, strict=True):
+                row += 1
+                yield f"row {row:,} of {str(path)!r}", cell.as_py(), number
+
+
+def image_columns(path: Path, labelled: bool = True) -> tuple[str, str | None] | None:
+    """The columns of encoded images and of labels in a parquet file; None if there is no such file with both.
+
+    Labels are whole numbers: the column `label`, or the only one of whole numbers.
+
+    Args:
+        path: the file.
+        labelled: whether there must be labels.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except Exception:  # whatever a parser makes of another file
+        return None
+    images = [field.name for field in schema if _is_encoded(field.type)]
+    whole = [field.name for field in schema if pa.types.is_integer(field.type)]
+    label = "label" if "label" in whole else whole[0] if len(whole) == 1 else None
+    return None if not images or (labelled and label is None) else (images[0], label)
+
+
+def _is_encoded(kind: pa.DataType) -> bool:
+    """Whether a column's type is binary, or a struct with the field `bytes` that is."""
+    if pa.types.is_struct(kind):
+        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def read_parquet_set(files: dict[str, tuple[Path, ...]], expected: Expected) -> ImageSet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,15 @@ def read_idx(path: str | Path, dims: int) -> NDArray[np.uint8]:
         found = "more" if len(content) > promised else f"{len(content):,}"
         raise SennError(f"the header of {str(path)!r} promises {promised:,} bytes, but {found} follow")
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def is_idx(path: Path) -> bool:
+    """Whether a file begins like one of grey images."""
+    try:
+        with _opened(path) as file:
+            return file.read(4) == bytes([0, 0, _UNSIGNED_BYTE, 3])
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:

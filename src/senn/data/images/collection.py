@@ -1,0 +1,219 @@
+"""Labelled images of any source: a folder for each class, IDX or parquet files, or a known set by its name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from senn.data.images.arrays import Images, reading
+from senn.data.images.encoded import encoded_rows, image_columns
+from senn.data.images.folders import (
+    Entry,
+    LeftOut,
+    check_classes,
+    class_folders,
+    common_side,
+    sizes,
+    square,
+    squares,
+)
+from senn.data.images.idx import is_idx, read_labelled_idx
+from senn.data.images.sets import SOURCES, load_images
+from senn.errors import SennError
+
+_TABLES = (".csv", ".tsv", ".npz")
+_TRAIN, _TEST = re.compile(r"^train", re.I), re.compile(r"^(t10k|test)", re.I)
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Labelled images, squares of one side.
+
+    Attributes:
+        name: of the set, or of its folder or file.
+        classes: names, by label.
+        train: all images, or those that the source sets apart for training.
+        test: those that it sets apart for the test; None if it doesn't.
+        left_out: images that couldn't be read.
+        notes: remarks, one sentence each.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    test: Images | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def is_images(source: str) -> bool:
+    """Whether a source is taken for images: a known set, a folder, an IDX file, or parquet with encoded images."""
+    path = Path(source)
+    if source in SOURCES or path.is_dir():
+        return True
+    if not path.is_file() or path.suffix.lower() in _TABLES:
+        return False
+    return image_columns(path) is not None if path.suffix.lower() == ".parquet" else is_idx(path)
+
+
+def collect(source: str, side: int | None = None, data_dir: Path | None = None) -> Collection:
+    """Read labelled images.
+
+    Args:
+        source: a known set's name, a folder with a sub-folder for each class, or with IDX or parquet files, or such a
+            file.
+        side: of the squares that they become; None for one that suits them (`common_side`).
+        data_dir: where a known set lies.
+
+    Raises:
+        SennError: if there are no two classes of two images each, or a source is damaged as a whole.
+    """
+    if source in SOURCES:
+        loaded = load_images(source, data_dir)
+        return _resized(Collection(source, loaded.classes, loaded.train, loaded.test), side)
+    path = Path(source)
+    files = sorted(path.iterdir()) if path.is_dir() and _is_flat(path) else [path]
+    name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
+    if any(file.suffix.lower() == ".parquet" for file in files):
+        return _checked(_parquet(name, [file for file in files if file.suffix.lower() == ".parquet"], side))
+    idx = [file for file in files if file.is_file() and is_idx(file)]
+    return _checked(_resized(_idx(name, idx), side) if idx else _folder(path, side))
+
+
+def _is_flat(folder: Path) -> bool:
+    """Whether a folder has no sub-folders, but files that hold many images each."""
+    try:
+        inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return False
+    many = any(path.suffix.lower() == ".parquet" or (path.is_file() and is_idx(path)) for path in inside)
+    return many and not any(path.is_dir() for path in inside)
+
+
+def _checked(found: Collection) -> Collection:
+    """The collection, if it has two classes of two images each."""
+    if len(found.classes) < 2:
+        raise SennError(f"{found.name!r} holds a single class ({found.classes[0]!r}); at least two are needed")
+    check_classes(found.classes, found.train.labels, found.left_out)
+    return found
+
+
+def _folder(root: Path, side: int | None) -> Collection:
+    classes, beside = class_folders(root)
+    entries = [Entry(str(path.relative_to(root)), path) for files in classes.values() for path in files]
+    labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
+    images, left_out = _decoded(entries, labels, side)
+    notes = (f"{beside:,} file{'s' * (beside > 1)} beside the folders of the classes left alone",) if beside else ()
+    return Collection(root.resolve().name, tuple(classes), images, None, left_out, notes)
+
+
+def _decoded(
+    entries: Sequence[Entry], labels: NDArray[np.int64], side: int | None
+) -> tuple[Images, tuple[LeftOut, ...]]:
+    made = squares(entries, common_side(sizes(entries)) if side is None else side)
+    return Images(made.pixels, labels[made.rows].astype(np.int64)), made.left_out
+
+
+def _resized(found: Collection, side: int | None) -> Collection:
+    """Its images, which all have one size, as squares."""
+    height, width, channels = found.train.pixels.shape[1:]
+    side = common_side([(width, height)]) if side is None else side
+    if (height, width) == (side, side):
+        return found
+
+    def resize(images: Images) -> Images:
+        return Images(np.stack([square(image, side, channels) for image in images.pixels]), images.labels)
+
+    return replace(found, train=resize(found.train), test=None if found.test is None else resize(found.test))
+
+
+def _named(parts: Sequence[NDArray[np.int64]], names: Sequence[str] | None) -> tuple[tuple[str, ...], list[Any]]:
+    """Names of the classes, and each part's labels counted from 0 in their order."""
+    numbers = np.unique(parts[0])
+    for labels in parts[1:]:
+        if strange := sorted(set(np.unique(labels)) - set(numbers)):
+            raise SennError(f"class {strange[0]} is in the test images but not in those to train on")
+    known = names is not None and len(numbers) and numbers[0] >= 0 and numbers[-1] < len(names)
+    found = tuple(names[number] if known and names else str(number) for number in numbers)
+    return found, [np.searchsorted(numbers, labels).astype(np.int64) for labels in parts]
+
+
+# -- IDX
+
+
+def _idx(name: str, images: list[Path]) -> Collection:
+    """Files of images, each with one of labels beside it; those for the test are told by their names."""
+    pairs = [(path, _labels_of(path)) for path in images]
+    parts = _split_by_name(images)
+    read = [read_labelled_idx(*next(pair for pair in pairs if pair[0] == files[0])) for files in parts]
+    if len({images.pixels.shape[1:] for images in read}) > 1:
+        raise SennError(f"the training and test images of {name!r} differ in size")
+    if not len(read[0]):
+        raise SennError(f"{str(parts[0][0])!r} holds no images")
+    classes, labels = _named([images.labels for images in read], None)
+    made = [Images(images.pixels, numbers) for images, numbers in zip(read, labels, strict=True)]
+    return Collection(name, classes, made[0], made[1] if len(made) > 1 else None)
+
+
+def _labels_of(images: Path) -> Path:
+    """The file of labels beside one of images, by its name: "labels" for "images", 1 dimension for 3."""
+    name = images.name.replace("images", "labels").replace("idx3", "idx1")
+    for path in (images.with_name(name), images.with_name(name.removesuffix(".gz")), images.with_name(f"{name}.gz")):
+        if path != images and path.is_file():
+            return path
+    raise SennError(f"{str(images)!r} holds images, but there are no labels in {name!r} beside it")
+
+
+def _split_by_name(files: Sequence[Path]) -> list[list[Path]]:
+    """Training and test files where there are both by name; else all of them, of which IDX can have one only."""
+    train = [path for path in files if _TRAIN.match(path.name)]
+    test = [path for path in files if _TEST.match(path.name)]
+    if train and test and len(train) + len(test) == len(files):
+        return [train, test]
+    if len(files) > 1 and files[0].suffix.lower() != ".parquet":
+        names = ", ".join(path.name for path in files)
+        raise SennError(f"there are {len(files)} files of images, not told apart as train and test by name: {names}")
+    return [list(files)]
+
+
+# -- parquet
+
+
+def _parquet(name: str, files: Sequence[Path], side: int | None) -> Collection:
+    parts = [list(_labelled_rows(part)) for part in _split_by_name(files)]
+    classes, labels = _named([np.array([label for _, label in part], np.int64) for part in parts], _class_names(files))
+    if not parts[0]:
+        raise SennError(f"{str(files[0])!r} holds no images")
+    entries = [[entry for entry, _ in part] for part in parts]
+    side = common_side(sizes(entries[0])) if side is None else side
+    made = [_decoded(one, numbers, side) for one, numbers in zip(entries, labels, strict=True)]
+    left_out = tuple(one for _, group in made for one in group)
+    return Collection(name, classes, made[0][0], made[1][0] if len(made) > 1 else None, left_out)
+
+
+def _labelled_rows(files: Sequence[Path]) -> Iterator[tuple[Entry, int]]:
+    for path in files:
+        columns = image_columns(path)
+        if columns is None:
+            raise SennError(f"{str(path)!r} has no column of encoded images beside one of whole numbers, the labels")
+        yield from ((Entry(name, content or b""), label) for name, content, label in encoded_rows(path, *columns))
+
+
+def _class_names(files: Sequence[Path]) -> list[str] | None:
+    """Names of the classes where the Hugging Face hub noted them."""
+    with reading(files[0], "parquet"):
+        metadata = pq.read_schema(files[0]).metadata or {}
+    columns = image_columns(files[0])
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][columns[1] if columns else ""]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(one, str) for one in names) else None

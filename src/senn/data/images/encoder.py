@@ -1,0 +1,129 @@
+"""What was done to the images that a network was trained on, as a record, so that new ones get the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from senn.data.images.encoded import encoded_rows, image_columns
+from senn.data.images.folders import Entry, LeftOut, files_in, square, squares
+from senn.data.images.idx import is_idx, read_idx
+from senn.errors import SennError
+
+KIND = "images"
+_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Turns images into what a network reads, always the same way.
+
+    Attributes:
+        side: of the squares that they become.
+        channels: 1 (grey) or 3.
+        mean: of each channel of the training images, of pixels from 0 to 1.
+        std: deviation, likewise.
+        labels: names of the classes.
+        flip: whether training images were mirrored.
+    """
+
+    side: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: tuple[str, ...]
+    flip: bool
+
+    def read(self, sources: Sequence[str]) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
+        """Images of files, or of all files in folders: names, pixels (n, side, side, C) and what is left out, in parts.
+
+        PNG and JPEG hold an image each; IDX and parquet files many, which are called by their row, counted from 1.
+
+        Raises:
+            SennError: if a source isn't there, or is damaged as a whole.
+        """
+        plain: list[Entry] = []
+        for path in (file for source in sources for file in _files(source)):
+            if path.suffix.lower() == ".parquet" or is_idx(path):
+                yield from self._encoded(plain)
+                plain = []
+                yield from self._rows(path)
+            else:
+                plain.append(Entry(str(path), path))
+        yield from self._encoded(plain)
+
+    def _encoded(self, entries: Sequence[Entry]) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
+        for at in range(0, len(entries), _AT_ONCE):
+            part = entries[at : at + _AT_ONCE]
+            made = squares(part, self.side, self.channels)
+            yield [part[row].name for row in made.rows], made.pixels, made.left_out
+
+    def _rows(self, path: Path) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
+        """The images of a file that holds many."""
+        if path.suffix.lower() == ".parquet":
+            columns = image_columns(path, labelled=False)
+            if columns is None:
+                raise SennError(f"{str(path)!r} has no column of encoded images")
+            rows = encoded_rows(path, *columns)
+            yield from self._encoded([Entry(name, content or b"") for name, content, _ in rows])
+            return
+        pixels = read_idx(path, 3)[..., None]
+        made = [square(image, self.side, self.channels) for image in pixels]
+        yield [f"row {row:,} of {str(path)!r}" for row in range(1, len(made) + 1)], np.stack(made), ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able record."""
+        return {"kind": KIND, **{key: _listed(value) for key, value in asdict(self).items()}}
+
+    @classmethod
+    def from_dict(cls, record: Any) -> ImageEncoder:
+        """The encoder of a record made by `to_dict`.
+
+        Raises:
+            SennError: if the record isn't one.
+        """
+        if not isinstance(record, dict) or not _sound(record):
+            raise SennError("the stored encoding of the images is damaged")
+        return cls(**{key: _tuple(value) for key, value in record.items() if key != "kind"})
+
+
+def _files(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        found = files_in(path)
+        if not found:
+            raise SennError(f"the folder {source!r} holds no files")
+        return found
+    if not path.exists():
+        raise SennError(f"there is no file or folder {source!r}")
+    return [path]
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _sound(record: dict[str, Any]) -> bool:
+    keys = {"kind", "side", "channels", "mean", "std", "labels", "flip"}
+    if set(record) != keys or record["kind"] != KIND or not isinstance(record["flip"], bool):
+        return False
+    side, channels, labels = record["side"], record["channels"], record["labels"]
+    if type(side) is not int or side < 1 or channels not in (1, 3) or type(channels) is not int:
+        return False
+    for key, least in (("mean", 0), ("std", 1e-9)):
+        values = record[key]
+        if not isinstance(values, list) or len(values) != channels:
+            return False
+        if not all(isinstance(value, int | float) and isfinite(value) and value >= least for value in values):
+            return False
+    return isinstance(labels, list) and len(labels) >= 2 and all(isinstance(label, str) for label in labels)

@@ -1,0 +1,217 @@
+"""A user's own images: files of mixed sizes, made squares of one side; what can't be read is left out, by name."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from senn.data.images.arrays import MOST_BYTES
+from senn.data.images.encoded import decode
+from senn.errors import SennError
+
+SIDES = (32, 64)
+"""Sides that are chosen by themselves, from and to; images that all have one smaller square size keep it."""
+
+MOST_PIXELS = 2**26
+"""Pixels of one image, at most: photographs of cameras have fewer."""
+
+MOST_FILE_BYTES = 2**27
+"""Bytes of one image file, at most."""
+
+_PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An encoded image.
+
+    Attributes:
+        name: what to call it.
+        content: its bytes, or the file that holds them.
+    """
+
+    name: str
+    content: bytes | Path
+
+    @property
+    def where(self) -> str:
+        """What to call it in a sentence."""
+        return repr(self.name) if isinstance(self.content, Path) else self.name
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            SennError: if the file can't be read or is too large.
+        """
+        if isinstance(self.content, bytes):
+            return self.content
+        try:
+            if self.content.stat().st_size > MOST_FILE_BYTES:
+                raise SennError(f"{self.name!r} has more than {MOST_FILE_BYTES:,} bytes")
+            return self.content.read_bytes()
+        except OSError as error:
+            raise SennError(f"{self.name!r} can't be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An image that couldn't be read, and a sentence that says why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Squares:
+    """Images of one side.
+
+    Attributes:
+        pixels: (n, side, side, channels) uint8.
+        rows: (n,) which of the entries these are.
+        left_out: the other entries.
+    """
+
+    pixels: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    left_out: tuple[LeftOut, ...]
+
+
+def square(image: NDArray[np.uint8], side: int, channels: int = 3) -> NDArray[np.uint8]:
+    """An image (H, W, 1 or 3) as (side, side, channels): the middle of it, averaged over boxes where it shrinks."""
+    if image.shape == (side, side, channels):
+        return image
+    source = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    source = source.convert("L" if channels == 1 else "RGB")
+    method = Image.Resampling.BOX if min(source.size) > side else Image.Resampling.BILINEAR
+    return np.asarray(ImageOps.fit(source, (side, side), method)).reshape(side, side, channels)
+
+
+def squares(entries: Sequence[Entry], side: int, channels: int = 3, most_pixels: int = MOST_PIXELS) -> Squares:
+    """Images of any sizes, decoded, upright, cut and resized; those that can't be are left out, by name.
+
+    Raises:
+        SennError: if they come to more than `MOST_BYTES`.
+    """
+    size = side * side * channels
+    if len(entries) * size > MOST_BYTES:
+        raise SennError(
+            f"{len(entries):,} images of {side} x {side} are over the limit of {MOST_BYTES:,} bytes; "
+            "a smaller --image-size fits"
+        )
+    pixels = np.empty((len(entries), side, side, channels), np.uint8)
+    rows: list[int] = []
+    left_out: list[LeftOut] = []
+    for row, entry in enumerate(entries):
+        try:
+            pixels[len(rows)] = square(decode(entry.read(), entry.where, most_pixels), side, channels)
+            rows.append(row)
+        except SennError as error:
+            left_out.append(LeftOut(entry.name, str(error)))
+    return Squares(pixels[: len(rows)], np.array(rows, np.int64), tuple(left_out))
+
+
+def common_side(sizes: Iterable[tuple[int, int]]) -> int:
+    """A side for images of these widths and heights.
+
+    Their own, if all are squares of one size that isn't above the larger of `SIDES`; otherwise the median of the
+    shorter sides, rounded to a multiple of four and kept within `SIDES`.
+
+    Raises:
+        SennError: if there are none.
+    """
+    found = list(sizes)
+    if not found:
+        raise SennError("there is no image that can be read")
+    shorter = [min(size) for size in found]
+    low, high = SIDES
+    if len(set(found)) == 1 and found[0][0] == found[0][1] <= high:
+        return shorter[0]
+    return min(max(4 * round(float(np.median(shorter)) / 4), low), high)
+
+
+def sizes(entries: Iterable[Entry]) -> Iterator[tuple[int, int]]:
+    """Width and height of each image that says so in its first bytes, as they are stored."""
+    for entry in entries:
+        source = entry.content if isinstance(entry.content, Path) else io.BytesIO(entry.content)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(source, formats=("JPEG", "PNG")) as image:
+                    yield image.size
+        except Exception:  # whatever the decoder makes of a damaged file: it is named when it is read
+            continue
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Files in a folder and its sub-folders, sorted; those whose path from there has a hidden part are none.
+
+    Raises:
+        SennError: if it can't be read.
+    """
+    found: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        raise SennError(f"the folder {str(error.filename)!r} can't be read: {error.strerror}") from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        found += [path for path in paths if path.is_file()]
+    return sorted(found)
+
+
+def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
+    """The files of each class, by the name of its sub-folder, and how many files lie beside these.
+
+    Raises:
+        SennError: if there aren't at least two such folders with files in them.
+    """
+    try:
+        inside = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise SennError(f"the folder {str(root)!r} can't be read: {error.strerror or error}") from error
+    folders = [path for path in inside if path.is_dir()]
+    beside = len(inside) - len(folders)
+    if not inside:
+        raise SennError(f"the folder {str(root)!r} is empty")
+    if not folders:
+        raise SennError(f"{str(root)!r} has no sub-folders; the images of each class belong in a sub-folder of its own")
+    names = [path.name for path in folders]
+    if {name.lower() for name in names} <= _PARTS and any(path.is_dir() for top in folders for path in top.iterdir()):
+        raise SennError(
+            f"the sub-folders of {str(root)!r} are {', '.join(map(repr, names))}, which are parts of a set, not "
+            "classes; name one of them"
+        )
+    if len(folders) == 1:
+        raise SennError(f"{str(root)!r} holds a single class ({names[0]!r}); at least two are needed")
+    found = {path.name: files_in(path) for path in folders}
+    for name, files in found.items():
+        if not files:
+            raise SennError(f"the folder of class {name!r} in {str(root)!r} holds no files")
+    return found, beside
+
+
+def check_classes(names: Sequence[str], labels: NDArray[np.int64], left_out: Sequence[LeftOut]) -> None:
+    """Refuse classes of which fewer than two images could be read.
+
+    Raises:
+        SennError: naming the first one.
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    for name, count in zip(names, counts, strict=True):
+        if count < 2:
+            reasons = [one.reason for one in left_out if one.name.startswith(f"{name}{os.sep}")]
+            why = f" ({reasons[0]})" if reasons and not count else ""
+            has = "a single image" if count else "no image"
+            raise SennError(
+                f"class {name!r} has {has} that can be read{why}; at least two are needed, to learn from and to test on"
+            )

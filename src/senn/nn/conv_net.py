@@ -1,0 +1,58 @@
+"""A convolutional network made of ordinary layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from senn.errors import SennError
+
+
+class ConvNet(nn.Module):
+    """Stages of 3 x 3 convolutions with max-pooling between them, (N, in_channels, H, W) to (N, out_features).
+
+    Each hidden layer is Conv2d without a bias, BatchNorm2d, ReLU; a maximum over 2 x 2 halves the maps between stages,
+    and after the last their mean is taken. All of that lies in `body`, an `nn.Sequential`, before the linear `head`.
+    Maps of any size fit that are still of 1 x 1 at least after the last halving.
+
+    Args:
+        in_channels: channels of the input.
+        stages: widths of the convolutions of each stage, in order.
+        out_features: size of the output.
+    """
+
+    def __init__(self, in_channels: int, stages: Sequence[Sequence[int]], out_features: int) -> None:
+        super().__init__()
+        _check(in_channels, stages, out_features)
+        layers: list[nn.Module] = []
+        width = in_channels
+        for number, stage in enumerate(stages):
+            if number:
+                layers.append(nn.MaxPool2d(2))
+            for wider in stage:
+                convolution = nn.Conv2d(width, wider, 3, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(wider), nn.ReLU()]
+                width = wider
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(width, out_features)
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Widths of the hidden layers as they are now: the rows of every map but the last, in order."""
+        maps = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        return tuple(layer.weight.shape[0] for layer in maps[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs, (N, out_features), without a final activation."""
+        output: Tensor = self.head(self.body(x).mean((2, 3)))
+        return output
+
+
+def _check(in_channels: int, stages: Sequence[Sequence[int]], out_features: int) -> None:
+    if not stages or not all(stages):
+        raise SennError("ConvNet needs at least one convolution in every stage.")
+    widths = [("stages", width) for stage in stages for width in stage]
+    for name, size in [("in_channels", in_channels), ("out_features", out_features), *widths]:
+        if size < 1:
+            raise SennError(f"ConvNet needs positive sizes, but {name} contains {size}.")

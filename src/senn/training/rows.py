@@ -1,0 +1,85 @@
+"""Rows of inputs and targets, the part held out for validation, and how a network reads its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from senn.training.learner import Batch
+from senn.training.recipe import Recipe
+from senn.training.split import validation_split
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to train or validate on.
+
+    Attributes:
+        x: (n, ...) inputs, as they are kept: a network may read them through `Inputs`.
+        y: (n,) classes, or (n, k) numbers.
+        weight: (n,) with mean 1, or None.
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: Tensor) -> Rows:
+        """Those rows, in that order."""
+        rows = rows.to(self.x.device)
+        return Rows(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
+
+    def batches(self, count: int) -> list[Batch]:
+        """The rows in `count` batches of nearly equal size."""
+        x, y = torch.tensor_split(self.x, count), torch.tensor_split(self.y, count)
+        if self.weight is None:
+            return list(zip(x, y, strict=True))
+        return list(zip(x, y, torch.tensor_split(self.weight, count), strict=True))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How a network reads the inputs of rows.
+
+    Attributes:
+        read: from kept inputs (n, ...), such as bytes, to what the network takes; None: as they are.
+        augment: changes a batch of what is read at random, drawn from a generator, in training only; None: it doesn't.
+    """
+
+    read: Callable[[Tensor], Tensor] | None = None
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Inputs to evaluate the network on."""
+        return x if self.read is None else self.read(x)
+
+    def training(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """A batch to train on."""
+        x = self(batch[0])
+        return (x if self.augment is None else self.augment(x, generator), *batch[1:])
+
+
+def partition(
+    x: Tensor,
+    y: Tensor,
+    recipe: Recipe,
+    sample_weight: Tensor | None,
+    validation: tuple[Tensor, Tensor] | None,
+    generator: torch.Generator,
+) -> tuple[Rows, Rows | None]:
+    """Training rows and validation rows (None if there are none)."""
+    rows = Rows(x, y)
+    if sample_weight is not None:
+        present = (sample_weight > 0).nonzero().flatten()
+        weight = sample_weight[present].to(x)
+        rows = Rows(x[present], y[present], None if (weight == weight[0]).all() else weight / weight.mean())
+    if validation is not None:
+        return rows, Rows(*validation)
+    kept, held = validation_split(rows.y, recipe.validation_fraction, generator, minimum=max(1, recipe.min_validation))
+    return rows.take(kept), rows.take(held) if len(held) else None
