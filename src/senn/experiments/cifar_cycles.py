@@ -232,9 +232,7 @@ def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, c
         curves.additions = max(curves.additions, change)
 
 
-def run(
-    seed: int, settings: Settings, data_dir: Path | None = None, device: torch.device | str = "cpu"
-) -> tuple[Record, Curves]:
+def run(seed: int, settings: Settings, data_dir: Path | None = None, device: torch.device | str = "cpu") -> Record:
     """One network that grows, and one of its final size from new random weights, on the same batches."""
     device = torch.device(device)
     data = Data.draw(settings, seed, data_dir, device)
@@ -266,7 +264,7 @@ def run(
             "grown": curves.accuracy, "fixed": fixed.accuracy,
         },
     }  # fmt: skip
-    return record, curves
+    return record
 
 
 def breathing(curves: Curves, settings: Settings) -> dict[str, float]:
@@ -298,25 +296,25 @@ def main(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     runs = []
     for seed in range(seeds):
-        record, curves = run(seed, settings, data_dir, device)
-        runs.append(record)
-        if seed == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            figure(record, curves, settings, out / "figure.png")
+        runs.append(run(seed, settings, data_dir, device))
         # after each seed, so that a run that is stopped leaves what it has measured
         write_results(runs, out / "results.json", f"senn reproduce cifar-cycles --seeds {seeds}")
+    figure(runs[0], settings, out / "figure.png")
     print(table(runs))
     return runs
 
 
 # -- the figure
 
-STRONG = ("#d95f02", "#c2185b", "#7b1fa2", "#ad1457")
-"""Colours of the first block's last layers."""
+STRONG, QUIET = ("#d95f02", "#c2185b", "#7b1fa2", "#ad1457"), ("#1b7837", "#2166ac", "#4d9ed8", "#92c5de")
+"""Colours of the first block's last layers, and of others."""
 
 
-def figure(record: Record, curves: Curves, settings: Settings, path: Path) -> None:
-    """Widths over the steps, the first block's last layers in colour; below, the learning rate and the accuracy."""
+def figure(record: Record, settings: Settings, path: Path) -> None:
+    """Widths over one run's steps, the first block's last layers in colour; below, the learning rate and the accuracy.
+
+    Where the rate is above half its peak the ground is shaded.
+    """
     canvas = Figure(figsize=(9, 8), layout="constrained")
     FigureCanvasAgg(canvas)
     grid = canvas.add_gridspec(3, 1, height_ratios=[3, 0.8, 1.3])
@@ -324,11 +322,11 @@ def figure(record: Record, curves: Curves, settings: Settings, path: Path) -> No
     panels = [above, *(canvas.add_subplot(grid[row], sharex=above) for row in (1, 2))]
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlim(0, settings.steps)
+        axes.set_xlim(0, 1.005 * settings.steps)
         for cycle in range(settings.cycles):
             high = [cycle + 0.04, cycle + 0.55]  # where the rate is above half its peak
             axes.axvspan(*(settings.cycle * edge for edge in high), color="#f3e9dc", zorder=0, linewidth=0)
-    _widths(panels[0], curves, settings)
+    _widths(panels[0], record, settings)
     _rate(panels[1], settings)
     _accuracy(panels[2], record)
     for axes in panels[:2]:
@@ -336,16 +334,15 @@ def figure(record: Record, curves: Curves, settings: Settings, path: Path) -> No
     canvas.savefig(path, dpi=160, format="png")
 
 
-def _widths(axes: Axes, curves: Curves, settings: Settings) -> None:
-    steps, greys = [0, *curves.steps], iter(["#1b7837", "#2166ac", "#4d9ed8", "#92c5de", *["#bbbbbb"] * 20])
-    for b, block in enumerate(settings.hidden):
-        for k, first in enumerate(block):
-            width = [first, *(widths[b][k] for widths in curves.widths)]
-            bold = b == 0 and k > 0
-            axes.step(
-                steps, width, where="post", color=STRONG[(k - 1) % len(STRONG)] if bold else next(greys),
-                linewidth=2.6 if bold else 1.3, zorder=3 if bold else 2, label=f"block {b + 1}, layer {k + 1}",
-            )  # fmt: skip
+def _widths(axes: Axes, record: Record, settings: Settings) -> None:
+    steps, quiet = [0, *record["curves"]["steps"]], iter([*QUIET, *["#bbbbbb"] * 20])
+    layers = [(b, k, first) for b, block in enumerate(settings.hidden) for k, first in enumerate(block)]
+    for (b, k, first), width in zip(layers, zip(*record["curves"]["widths"], strict=True), strict=True):
+        bold = b == 0 and k > 0
+        axes.step(
+            steps, [first, *width], where="post", color=STRONG[(k - 1) % len(STRONG)] if bold else next(quiet),
+            linewidth=2.6 if bold else 1.3, zorder=3 if bold else 2, label=f"block {b + 1}, layer {k + 1}",
+        )  # fmt: skip
     axes.set_ylim(0)
     axes.set_ylabel("channels")
     axes.legend(loc="upper left", ncols=len(settings.hidden), fontsize=9, framealpha=0.9)
