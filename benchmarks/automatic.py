@@ -365,10 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = load_images("cifar-10", options.data_dir)
     files = {"train": small(images.train)} | ({} if options.tuning else {"test": small(images.test)})
     rows: list[dict[str, Any]] = []
-    for net in options.nets:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for net in options.nets:
             rows += measure(net, seed, files, options)
-            if options.out:  # after each seed, so that a run that is stopped leaves what it has measured
+            if options.out:  # after each net, so that a run that is stopped leaves what it has measured
                 write(rows, options)
     print_table(summarise(rows))
     return 0

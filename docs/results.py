@@ -98,7 +98,11 @@ def automatic() -> Iterator[str]:
     found = stored("automatic")
     settings, parts = found["settings"], ("train", "validation", "test")
     yield "## Grown by itself on images\n"
-    yield f"`python benchmarks/automatic.py --data-dir folder --seeds {settings['seeds']}`\n"
+    options = " ".join(
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in settings.items() if name in ("nets", "seeds", "epochs", "widths") and value is not None
+    )  # fmt: skip
+    yield f"`python benchmarks/automatic.py --data-dir folder {options}`\n"
     yield (
         f"{settings['images']:,} images of CIFAR-10 (JPEG, 16 x 16 pixels), {settings['epochs']} epochs, "
         f"considerations of {settings['looked_at']:,} images; accuracy, mean ± standard deviation over "
