@@ -161,9 +161,9 @@ def test_noise_adds_nothing_to_what_both_halves_agree_on():
         x, dz = (torch.randn(120, size, generator=g, dtype=torch.float64) for size in (4, 3))
         ledger = Ledger(*(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2)
         gain = torch.tensor([[0, 1]])
-        cost = PruningLedger(ledger.inverse, ledger.after(weight), 1).costs(torch.tensor([[0]]))[:, 0]
-        squares.append([ledger.gain(gain).item(), cost[0].item()])
-        agreed.append([ledger.agreed(gain).item(), cost[1].item()])
+        pruning, unit = PruningLedger(ledger.inverse, ledger.after(weight), 1), torch.tensor([[0]])
+        squares.append([ledger.gain(gain).item(), pruning.costs(unit).item()])
+        agreed.append([ledger.agreed(gain).item(), pruning.agreed(unit).item()])
     mean, error = torch.tensor(agreed).mean(0), torch.tensor(agreed).std(0) / math.sqrt(300)
     truth = torch.tensor([0.0, 3 * 0.3**2])
     assert ((mean - truth).abs() < 3 * error).all()

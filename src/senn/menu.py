@@ -263,17 +263,18 @@ class Menu:
         count = len(left) % step or step
         if count >= len(left):
             return []
-        cost = torch.stack([self.pruning[slot.map].costs(self._owned(slot)[left]) for slot in slots]).sum(0)
-        order = cost[0].argsort()[:count]
+        accounts = [(self.pruning[slot.map], self._owned(slot)) for slot in slots]
+        cost = torch.stack([account.costs(owned[left]) for account, owned in accounts]).sum(0)
+        order = cost.argsort()[:count]
+        agreed = torch.stack([account.agreed(owned[left[order]]) for account, owned in accounts]).sum()
         chosen = tuple(int(unit) for unit in left[order])
-        return [self._removal_option(space, chosen, cost[:, order].sum(1).tolist(), len(left) - count)]
+        return [self._removal_option(space, chosen, float(cost[order].sum()), float(agreed), len(left) - count)]
 
     def _owned(self, slot: Slot) -> Tensor:
         """Columns of a consumer's matrix that each unit owns, (width, k * taps)."""
         return columns_of(slot, self.maps[slot.map].taps)
 
-    def _removal_option(self, space: Space, units: tuple[int, ...], costs: list[float], width: int) -> Option:
-        cost, agreed = costs
+    def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, agreed: float, width: int) -> Option:
         candidate = Candidate(
             "prune", space.name, "units " + ", ".join(map(str, units)), len(units), width,
             -len(units) * self.per_unit[space.name], -cost, -cost, -cost, 0.0, self.eta, self.limit, self.samples,

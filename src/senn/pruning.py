@@ -32,18 +32,24 @@ class PruningLedger:
     def costs(self, columns: Tensor) -> Tensor:
         """Cost in eta of removing each group of columns (groups, p), numbered as at the start, others compensating.
 
-        Returns:
-            (2, groups): the cost, to which the noise of the step adds about the number of entries over that of samples,
-            and the product of what one fold and the other say instead of a square, to which it adds nothing on average.
+        A square, to which the noise of the step adds about the number of the columns' entries over that of samples.
         """
+        return self._products(columns, 0, 0)
+
+    def agreed(self, columns: Tensor) -> Tensor:
+        """The same as the two folds agree on it: a product, to which noise adds nothing on average."""
+        return self._products(columns, 1, 2)
+
+    def _products(self, columns: Tensor, one: int, other: int) -> Tensor:
+        """Of two values, under the metric that removal costs; (groups,)."""
         position = self._positions(columns)
         if self._now is None:
             block = self._start.blocks(position)
         else:
             block = self._now[position[:, :, None], position[:, None, :]]
-        v = self.value[:, :, position].movedim(2, 1)
-        left = v[:2] / block if block.shape[-1] == 1 else torch.linalg.solve(block, v[:2].mT).mT
-        return self.locations * (left * v[[0, 2]]).sum((-2, -1))
+        v, right = (self.value[which][:, position].movedim(1, 0) for which in (one, other))
+        left = v / block if block.shape[-1] == 1 else torch.linalg.solve(block, v.mT).mT
+        return self.locations * (left * right).sum((-2, -1))
 
     def remove(self, columns: Tensor) -> None:
         """Take the columns (p,) out and let the others compensate."""
