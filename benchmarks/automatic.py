@@ -1,8 +1,9 @@
-"""Does a network that grows by itself learn images better than the one that it started as?
+"""Does a network that grows by itself learn images as well as one whose size was chosen?
 
-A ResNet-8 of width 4 and a small ViT on a part of CIFAR-10 at 16 x 16 pixels. Each is trained as it is (`ungrown`),
-with a `Grower` on the default policy and a budget of parameters (`grown`), and from new random weights at the size
-that the grown one ended with (`fixed`); optimizer, schedule, epochs and order of the images are the same for all.
+A ResNet-8 and a VGG of width 4 and a small ViT, on a part of CIFAR-10 at 16 x 16 pixels. Each is trained with a
+`Grower` on the default policy (`grown`); from new random weights at exactly the size that the grown one ended with
+(`twin`); and at fixed widths, that of the start among them. Optimizer, schedule, epochs and order of the images are the
+same for all. Additions are considered early, removals once it is known what units are worth.
 
     python benchmarks/automatic.py --data-dir ../shared/data --seeds 3 --out automatic.json
 
@@ -23,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ from zoo.convolutional import Basic, ResNet
 from zoo.transformer import Block, ViT
 
 SIDE, CLASSES = 16, 10
-METHODS = ("ungrown", "grown", "fixed")
 PARTS = ("train", "validation", "test")
 KEPT = (
     "round",
@@ -63,39 +63,60 @@ Images = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one kind of network is trained, grown or not; the same for all three methods.
+    """How one kind of network is trained, grown or not.
 
     Attributes:
-        build: makes it at its first size.
+        build: makes it at a width.
         optimizer: from its parameters.
-        max_params: the grower's budget.
+        widths: fixed ones; the first is that at which growth starts.
+        max_params: the grower's budget; None for none.
     """
 
-    build: Callable[[], nn.Module]
+    build: Callable[[int], nn.Module]
     optimizer: Callable[[Any], torch.optim.Optimizer]
-    max_params: int
+    widths: tuple[int, ...]
+    max_params: int | None = None
 
 
-def resnet() -> nn.Module:
-    """ResNet-8 of width 4."""
-    model = ResNet([Basic(4, 4, 4), Basic(4, 8, 8, 2), Basic(8, 16, 16, 2)], 4, 16)
-    model.fc = nn.Linear(16, CLASSES)
+def resnet(width: int) -> nn.Module:
+    """ResNet-8, a block each of once, twice and four times the width."""
+    a, b, c = width, 2 * width, 4 * width
+    model = ResNet([Basic(a, a, a), Basic(a, b, b, 2), Basic(b, c, c, 2)], a, c)
+    model.fc = nn.Linear(c, CLASSES)
     return model
 
 
-def vit() -> nn.Module:
-    """Two blocks of width 32, two heads, with hidden layers of 16; patches of 4 x 4."""
-    model = ViT(32, 2)
-    model.blocks = nn.ModuleList([Block(32, 2, 16), Block(32, 2, 16)])
-    model.head = nn.Linear(32, CLASSES)
+def vgg(width: int) -> nn.Module:
+    """Six convolutions with norm and ReLU, two each of once, twice and four times the width."""
+    layers: list[nn.Module] = []
+    entering = 3
+    for part in (width, 2 * width, 4 * width):
+        for leaving in (part, part):
+            layers += [nn.Conv2d(entering, leaving, 3, padding=1, bias=False), nn.BatchNorm2d(leaving), nn.ReLU()]
+            entering = leaving
+        layers.append(nn.AdaptiveAvgPool2d(1) if part == 4 * width else nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(entering, CLASSES))
+
+
+def vit(width: int) -> nn.Module:
+    """Two blocks of a width, two heads, with hidden layers of half of it; patches of 4 x 4."""
+    model = ViT(width, 2)
+    model.blocks = nn.ModuleList([Block(width, 2, width // 2), Block(width, 2, width // 2)])
+    model.head = nn.Linear(width, CLASSES)
     for parameter in (model.cls, model.pos):
         nn.init.normal_(parameter, std=0.02)
     return model
 
 
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """Nesterov's momentum, as residual networks are trained."""
+    return torch.optim.SGD(parameters, 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+
+
 RECIPES = {
-    "resnet": Recipe(resnet, lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=5e-4, nesterov=True), 30_000),
-    "vit": Recipe(vit, lambda p: torch.optim.AdamW(p, 2e-3, weight_decay=0.05), 30_000),
+    "resnet": Recipe(resnet, sgd, (4, 8, 16, 32)),
+    "vgg": Recipe(vgg, sgd, (4, 8, 16, 32)),
+    "vit": Recipe(vit, lambda p: torch.optim.AdamW(p, 2e-3, weight_decay=0.05), (32,), 30_000),
 }
 
 
@@ -136,9 +157,10 @@ def scores(model: nn.Module, images: Images) -> dict[str, float]:
     }
 
 
-def round_steps(steps: int, rounds: int, until: float) -> set[int]:
-    """Steps after which the grower considers: evenly spread up to that fraction of the run."""
-    return {max(1, round(steps * until * (number + 1) / rounds)) for number in range(rounds)}
+def round_steps(steps: int, options: argparse.Namespace) -> dict[int, tuple[str, ...]]:
+    """Steps after which the grower considers, and what."""
+    removals = {max(1, round(steps * part)): ("prune",) for part in options.removals}
+    return removals | {max(1, round(steps * part)): ("width", "depth") for part in options.additions}
 
 
 def train(
@@ -157,7 +179,7 @@ def train(
     grower = senn.Grower(
         model, optimizer, F.cross_entropy, policy, samples=images, max_params=recipe.max_params, seed=seed
     )
-    due = round_steps(steps, options.rounds, options.until) if grow else set()
+    due = round_steps(steps, options) if grow else {}
     step, looking, start = 0, 0.0, time.perf_counter()
     changes: list[dict[str, Any]] = []
     seen = data["validation"][0][:500], data["validation"][1][:500]
@@ -171,7 +193,7 @@ def train(
             step += 1
             if step in due:
                 looked, before = time.perf_counter(), scores(model, seen)["loss"]
-                kinds = consider(grower, data["train"], options, step)
+                kinds = consider(grower, data["train"], options, step, due[step])
                 after = scores(model, seen)["loss"]
                 looking += time.perf_counter() - looked
                 if kinds:
@@ -187,10 +209,12 @@ def train(
     }
 
 
-def consider(grower: senn.Grower, images: Images, options: argparse.Namespace, step: int) -> list[str]:
+def consider(
+    grower: senn.Grower, images: Images, options: argparse.Namespace, step: int, moves: tuple[str, ...]
+) -> list[str]:
     """One round on training images as they are, drawn by the step's number; the kinds of what was done."""
     rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(step))[: options.looked_at]
-    events = grower.grow([(images[0][part], images[1][part]) for part in rows.split(256)])
+    events = grower.grow([(images[0][part], images[1][part]) for part in rows.split(256)], moves)
     for event in events:
         print(f"    step {step}: {event}", file=sys.stderr)
     if not events:
@@ -205,7 +229,7 @@ def widths(model: nn.Module, inputs: Tensor) -> dict[str, int]:
 
 def fresh(grown: nn.Module, recipe: Recipe) -> nn.Module:
     """A model of the size of a grown one, with new random weights from the same distributions as the first one's."""
-    model, first = copy.deepcopy(grown), recipe.build()
+    model, first = copy.deepcopy(grown), recipe.build(recipe.widths[0])
     drawn = set()
     for name, module in model.named_modules():
         if hasattr(module, "reset_parameters"):
@@ -231,12 +255,15 @@ def measure(net: str, seed: int, files: dict[str, Images], options: argparse.Nam
     """One row for each method; all start from the same random state."""
     recipe, data = RECIPES[net], draw(files, seed, options)
     if options.max_params:
-        recipe = Recipe(recipe.build, recipe.optimizer, options.max_params)
+        recipe = replace(recipe, max_params=options.max_params)
+    if options.widths is not None:
+        recipe = replace(recipe, widths=(recipe.widths[0], *options.widths))
     rows: list[dict[str, Any]] = []
-    grown: nn.Module | None = None
-    for method in METHODS:
+    grown = nn.Module()
+    for method in ("grown", "twin", *(f"width {width}" for width in recipe.widths)):
         torch.manual_seed(seed)
-        model = recipe.build() if method != "fixed" or grown is None else fresh(grown, recipe)
+        width = int(method.split()[-1]) if method.startswith("width") else recipe.widths[0]
+        model = fresh(grown, recipe) if method == "twin" else recipe.build(width)
         print(f"  {net} seed {seed} {method}", file=sys.stderr)
         row = train(model, recipe, data, seed, options, grow=method == "grown")
         grown = model if method == "grown" else grown
@@ -264,7 +291,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By net and method: mean and standard deviation over the seeds of each figure; the largest change of the loss."""
     summary: dict[str, dict[str, Any]] = {}
     for net in dict.fromkeys(row["net"] for row in rows):
-        for method in METHODS:
+        for method in dict.fromkeys(row["method"] for row in rows if row["net"] == net):
             mine = [row for row in rows if (row["net"], row["method"]) == (net, method)]
             figures = {part: [row[part]["accuracy"] for row in mine] for part in PARTS if part in mine[0]}
             figures |= {key: [row[key] for row in mine] for key in ("parameters", "seconds", "looking")}
@@ -274,6 +301,15 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 },
                 "loss_change": max(map(loss_change, mine)),
             }
+        pairs = zip(*([row for row in rows if (row["net"], row["method"]) == (net, m)] for m in ("grown", "twin")),
+                    strict=True)  # fmt: skip
+        part = "test" if "test" in mine[0] else "validation"
+        margins, ratios = zip(*((g[part]["accuracy"] - t[part]["accuracy"], g["seconds"] / t["seconds"])
+                                for g, t in pairs), strict=True)  # fmt: skip
+        summary[net]["grown"] |= {
+            "over_twin": {"mean": statistics.fmean(margins), "spread": spread(margins)},
+            "seconds_over_twin": {"mean": statistics.fmean(ratios), "spread": spread(ratios)},
+        }
     return summary
 
 
@@ -293,7 +329,12 @@ def print_table(summary: dict[str, dict[str, Any]]) -> None:
             cells.append(f"{found['parameters']['mean']:>9,.0f} +- {found['parameters']['spread']:<5,.0f}")
             cells += [f"{found[key]['mean']:>9.0f}" for key in ("seconds", "looking")]
             print(f"{method:10s}" + "".join(cells))
-        print(f"largest relative change of the loss at a growth: {methods['grown']['loss_change']:.1e}\n")
+        grown = methods["grown"]
+        print(
+            f"grown less twin {grown['over_twin']['mean']:+.4f} +- {grown['over_twin']['spread']:.4f}, at "
+            f"{grown['seconds_over_twin']['mean']:.2f} times its seconds; largest relative change of the loss at a "
+            f"growth: {grown['loss_change']:.1e}\n"
+        )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -305,10 +346,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=2000, help="validation images")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=6, help="considerations of growth")
-    parser.add_argument("--until", type=float, default=0.4, help="fraction of the run after which none comes")
+    parser.add_argument("--additions", type=float, nargs="+", default=[0.02, 0.04, 0.08, 0.16, 0.32],
+                        help="fractions of the run after which additions are considered")  # fmt: skip
+    parser.add_argument("--removals", type=float, nargs="+", default=[0.4, 0.5], help="and removals")
     parser.add_argument("--looked-at", type=int, default=2048, help="training images that a consideration looks at")
     parser.add_argument("--max-params", type=int, help="budget of the grown nets, instead of each net's own")
+    parser.add_argument("--widths", type=int, nargs="*", help="fixed ones beside that of the start, for every net")
     parser.add_argument("--policy", type=json.loads, default={}, help="arguments of PricePolicy, as JSON")
     parser.add_argument("--tuning", action="store_true", help="leave the test images alone")
     parser.add_argument("--threads", type=int, default=2)
@@ -322,10 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = load_images("cifar-10", options.data_dir)
     files = {"train": small(images.train)} | ({} if options.tuning else {"test": small(images.test)})
     rows: list[dict[str, Any]] = []
-    for net in options.nets:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for net in options.nets:
             rows += measure(net, seed, files, options)
-            if options.out:  # after each seed, so that a run that is stopped leaves what it has measured
+            if options.out:  # after each net, so that a run that is stopped leaves what it has measured
                 write(rows, options)
     print_table(summarise(rows))
     return 0

@@ -98,12 +98,16 @@ def automatic() -> Iterator[str]:
     found = stored("automatic")
     settings, parts = found["settings"], ("train", "validation", "test")
     yield "## Grown by itself on images\n"
-    yield f"`python benchmarks/automatic.py --data-dir folder --seeds {settings['seeds']}`\n"
+    options = " ".join(
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in settings.items() if name in ("nets", "seeds", "epochs", "widths") and value is not None
+    )  # fmt: skip
+    yield f"`python benchmarks/automatic.py --data-dir folder {options}`\n"
     yield (
         f"{settings['images']:,} images of CIFAR-10 (JPEG, 16 x 16 pixels), {settings['epochs']} epochs, "
-        f"{settings['rounds']} considerations of {settings['looked_at']:,} images; accuracy, mean ± standard deviation "
-        f"over {settings['seeds']} seeds. `fixed` has new random weights at the grown size. Seconds include those of "
-        f"looking; other work shared the machine.\n"
+        f"considerations of {settings['looked_at']:,} images; accuracy, mean ± standard deviation over "
+        f"{settings['seeds']} seeds. `twin` has new random weights at exactly the size that the grown net ended with. "
+        f"Seconds include those of looking; other work shared the machine.\n"
     )
     for net, methods in found["summary"].items():
         rows = [
@@ -111,7 +115,12 @@ def automatic() -> Iterator[str]:
              f"{f['seconds']['mean']:.0f}", f"{f['looking']['mean']:.0f}") for method, f in methods.items()
         ]  # fmt: skip
         yield table((net, *parts, "parameters", "seconds", "looking"), rows)
-        yield f"\nLargest relative change of the loss at a growth: {methods['grown']['loss_change']:.1e}.\n"
+        grown = methods["grown"]
+        yield (
+            f"\nGrown less twin, on the same seed: {grown['over_twin']['mean']:+.4f} ± "
+            f"{grown['over_twin']['spread']:.4f} of the test images, at {grown['seconds_over_twin']['mean']:.2f} times "
+            f"its seconds. Largest relative change of the loss at a growth: {grown['loss_change']:.1e}.\n"
+        )
 
 
 def growth_step() -> Iterator[str]:
@@ -307,13 +316,36 @@ def transfer() -> Iterator[str]:
     yield "![Accuracy before and after the change of data, and widths](transfer.png)\n"
 
 
+def cifar_cycles() -> Iterator[str]:
+    """Figure 5."""
+    found = stored("cifar_cycles")
+    yield f"## Figure 5, convolutions under a cyclic learning rate\n\n`{found['command']}`\n"
+    rows = [
+        (r["seed"], f"{r['correlation']:.2f}", r["lag"], f"{r['peak_to_trough']:.1%}", f"{r['test']['grown']:.4f}",
+         f"{r['test']['fixed']:.4f}", "-".join(map(str, r["hidden"])), f"{r['parameters']:,}", f"{r['seconds']:.0f}",
+         f"{r['seconds_fixed']:.0f}", f"{r['change']['additions']:.1e}", f"{r['change']['removals']:.1e}")
+        for r in found["runs"]
+    ]  # fmt: skip
+    head = ("seed", "correlation", "lag, steps", "peak to trough", "test, grown", "test, fixed", "channels",
+            "parameters", "seconds", "seconds, fixed", "loss change at additions", "with removals")  # fmt: skip
+    yield table(head, rows)
+    margin = [r["test"]["grown"] - r["test"]["fixed"] for r in found["runs"]]
+    yield (
+        f"\nGrown less fixed, on the same seed: {spread(margin)}. `correlation` is that of the channels of the first "
+        "block's last layers with the learning rate `lag` steps before, over the last four cycles; `peak to trough` "
+        "how far they fall within a cycle. The fixed net has the grown one's last size, new random weights, the same "
+        "batches and schedule. The paper's size: `senn reproduce cifar-cycles --full`.\n"
+    )
+    yield "![Channels and the learning rate](cifar_cycles.png)\n"
+
+
 def main() -> None:
     """Write the page."""
     parts = [
         "# Results\n\nMade by `python docs/results.py` from `benchmarks/results`; two cores of a shared machine.\n"
     ]
     tables = (digits, images, auto_size, automatic, growth_step, natural_gradient, calibration)
-    for section in (*tables, experiments, mnist, mnist_sizes, transfer):
+    for section in (*tables, experiments, mnist, mnist_sizes, cifar_cycles, transfer):
         parts += section()
     (HERE / "results.md").write_text("\n".join(parts))
 

@@ -1,4 +1,4 @@
-"""Rational, Residual, MLP and ConvNet."""
+"""Rational, Residual, MLP, ConvNet and DenseConvNet."""
 
 import copy
 import pickle
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from senn.errors import SennError
-from senn.nn import MLP, ConvNet, Rational, Residual
+from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
 from senn.structure import analyse
 
 coefficients = st.floats(-3, 3, allow_nan=False).filter(lambda x: abs(x) > 1e-3)
@@ -151,3 +151,29 @@ def test_conv_net_can_grow_everywhere_in_either_layout_of_memory():
 def test_conv_net_names_what_is_wrong(arguments, message):
     with pytest.raises(SennError, match=message):
         ConvNet(*arguments)
+
+
+def test_dense_blocks_read_all_earlier_layers_and_give_their_last():
+    model = DenseConvNet(3, ((4, 5), (6,)), 7, bias=True)
+    x = torch.randn(2, 3, 9, 9)
+    (first, second), (third,) = model.blocks
+    a = nn.functional.silu(first(x))
+    b = nn.functional.silu(second(torch.cat([x, a], 1)))
+    c = nn.functional.silu(third(nn.functional.max_pool2d(b, 3, 2, 1)))
+    expected = model.head(nn.functional.max_pool2d(c, 3, 2, 1).mean((2, 3)))
+    assert model.hidden == ((4, 5), (6,))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_dense_blocks_know_their_widths_with_a_layer_inserted():
+    model = DenseConvNet(3, ((4, 5), (6,)), 7)
+    assert not any(name.endswith("bias") for name, _ in model.named_parameters())
+    model.blocks[0][1] = nn.Sequential(Residual(nn.Conv2d(7, 7, 1)), model.blocks[0][1])
+    assert model.hidden == ((4, 5), (6,))
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("hidden", "message"), [(((4, 0),), "positive"), ((), "blocks"), (((4,), ()), "blocks")])
+def test_dense_blocks_name_what_is_wrong(hidden, message):
+    with pytest.raises(SennError, match=message):
+        DenseConvNet(3, hidden, 10)

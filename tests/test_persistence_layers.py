@@ -9,7 +9,7 @@ from torch import nn
 
 import senn
 from senn.errors import SennError
-from senn.nn import MLP, ConvNet, Rational, Residual
+from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
 from senn.persistence.layers import CONSTRUCTORS, CONTAINERS, arguments_of
 from senn.structure import analyse
 from senn.surgery import operate
@@ -93,6 +93,7 @@ SAMPLES = [
     (nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), Residual(nn.Linear(3, 3)))), ROW),
     (MLP(4, (3,), 2, norm="batch", shortcut=True), ROW),
     (ConvNet(4, ((3,), (5, 2)), 2), IMAGE),
+    (DenseConvNet(4, ((3, 2), (2,)), 3, bias=True), IMAGE),
 ]
 
 

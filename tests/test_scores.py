@@ -152,12 +152,32 @@ def test_heldout_gain_of_noise_is_negative_in_the_mean_and_the_fitted_gain_posit
     assert min(fitted) > 0
 
 
+def test_noise_adds_nothing_to_what_both_halves_agree_on():
+    """Neither to a gain nor to a cost of removal, while it makes the squares larger than they are."""
+    S, weight = torch.eye(3, dtype=torch.float64), torch.tensor([[0.3, 0.2]] * 3, dtype=torch.float64)
+    agreed, squares = [], []
+    for seed in range(300):
+        g = torch.Generator().manual_seed(seed)
+        x, dz = (torch.randn(120, size, generator=g, dtype=torch.float64) for size in (4, 3))
+        ledger = Ledger(*(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2)
+        gain = torch.tensor([[0, 1]])
+        pruning, unit = PruningLedger(ledger.inverse, ledger.after(weight), 1), torch.tensor([[0]])
+        squares.append([ledger.gain(gain).item(), pruning.costs(unit).item()])
+        agreed.append([ledger.agreed(gain).item(), pruning.agreed(unit).item()])
+    mean, error = torch.tensor(agreed).mean(0), torch.tensor(agreed).std(0) / math.sqrt(300)
+    truth = torch.tensor([0.0, 3 * 0.3**2])
+    assert ((mean - truth).abs() < 3 * error).all()
+    noise = torch.tensor(squares).mean(0) - truth
+    torch.testing.assert_close(noise, torch.tensor([6 / 120, 3 / 120]), rtol=0.25, atol=0)
+
+
 def test_heldout_gain_of_a_real_unit_is_near_the_exact_gain():
     a, new, dz = problem(5, n=20000, p=2)
     x, S = torch.cat([a, new], 1), torch.eye(2, dtype=torch.float64)
     ledger = Ledger(fold_of(x[::2], dz[::2], S), fold_of(x[1::2], dz[1::2], S), existing=4)
     columns = torch.tensor([[0, 1]])
     assert ledger.heldout(columns)[0].item() == pytest.approx(ledger.gain(columns).item(), rel=0.05)
+    assert ledger.agreed(columns).item() == pytest.approx(ledger.gain(columns).item(), rel=0.05)
 
 
 def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:

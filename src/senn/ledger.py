@@ -139,6 +139,7 @@ class Ledger:
         white = whiten(self.whitener, G[:, :existing])
         square, self._finish = self.inverse.start(white.mT)
         self.eta = self.locations * square
+        self._gradients = [fold.moments.G[:, :existing] for fold in (fit, held)]
         if G.shape[1] == existing:
             return
         if few:
@@ -215,8 +216,13 @@ class Ledger:
         return step
 
     def after(self, weight: Tensor) -> Tensor:
-        """L^T times the weights [W | b] (m, c) less their natural step, S = L L^T: where they are going, whitened."""
-        return self.whitener.mT @ weight.double() - self._step
+        """L^T times the weights [W | b] (m, c) less their natural step, S = L L^T: where they are going, whitened.
+
+        Returns:
+            (3, m, c): with the step of all samples, and with those that each fold's gradient asks for.
+        """
+        steps = [self.inverse.solve(whiten(self.whitener, G).mT).mT for G in self._gradients]
+        return self.whitener.mT @ weight.double() - torch.stack([self._step, *steps])
 
     def gain(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
         """Exact gain D of each group of columns, (groups, p) long to (groups,), see `scores.width_gain`."""
@@ -233,6 +239,19 @@ class Ledger:
         return self._value(
             step, (step * cross).sum((-2, -1)), (step * _gather(self.held.cross, columns)).sum((-2, -1)), columns
         )
+
+    def agreed(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Gain of each group as the two folds agree on it: what one's step brings to first order on the other.
+
+        At the best length half of what a step brings to first order is lost to curvature. The held-out gain is less by
+        what the noise of its step costs; this one isn't, on average, but nothing bounds it.
+        """
+        cross = _projected(_gather(self.fit.cross, columns), onto)
+        step = _divide(cross, _blocks(self.fit.residual, columns))
+        flat, length = self._stepped(step, (step * cross).sum((-2, -1)), columns)
+        _, crossed = self.held.curvature(self.held.along("s", flat, columns))
+        slope = (step * _gather(self.held.cross, columns)).sum((-2, -1))
+        return self.locations * length * (slope - crossed)
 
     def diagonal(self, columns: Tensor, through: Tensor) -> tuple[float, float, float]:
         """Gain, held-out gain and its standard error of parameters that enter z through fixed columns.

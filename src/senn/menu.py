@@ -181,7 +181,8 @@ class Menu:
         for figures in _best(groups, units, accepted):
             candidate = Candidate(
                 "widen", space.name, f"{units} of {len(groups[0][1])} candidates", units, width + units,
-                units * self.per_unit[space.name], *figures[1:], self.eta, self.limit, self.samples, self.nat,
+                units * self.per_unit[space.name], *figures[1:-1], self.eta, self.limit, self.samples, self.nat,
+                figures[-1],
             )  # fmt: skip
             options.append(Option(candidate, figures[0]))
         return options
@@ -204,8 +205,8 @@ class Menu:
         for figures in _best([(ledger, columns, self._onto(site))], units, accepted):
             width = len(accepted) + units
             candidate = Candidate(
-                "insert", site, layer.name, units, width, layer.parameters(units), *figures[1:],
-                self.eta, self.limit, self.samples, self.nat,
+                "insert", site, layer.name, units, width, layer.parameters(units), *figures[1:-1],
+                self.eta, self.limit, self.samples, self.nat, figures[-1],
             )  # fmt: skip
             options.append(Option(candidate, figures[0], number))
         return options
@@ -267,20 +268,22 @@ class Menu:
         count = len(left) % step or step
         if count >= len(left):
             return []
-        cost = torch.stack([self.pruning[slot.map].costs(self._owned(slot)[left]) for slot in slots]).sum(0)
+        accounts = [(self.pruning[slot.map], self._owned(slot)) for slot in slots]
+        cost = torch.stack([account.costs(owned[left]) for account, owned in accounts]).sum(0)
         order = cost.argsort()[:count]
+        agreed = torch.stack([account.agreed(owned[left[order]]) for account, owned in accounts]).sum()
         chosen = tuple(int(unit) for unit in left[order])
-        return [self._removal_option(space, chosen, float(cost[order].sum()), len(left) - count)]
+        return [self._removal_option(space, chosen, float(cost[order].sum()), float(agreed), len(left) - count)]
 
     def _owned(self, slot: Slot) -> Tensor:
         """Columns of a consumer's matrix that each unit owns, (width, k * taps)."""
         return columns_of(slot, self.maps[slot.map].taps)
 
-    def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, width: int) -> Option:
+    def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, agreed: float, width: int) -> Option:
         candidate = Candidate(
             "prune", space.name, "units " + ", ".join(map(str, units)), len(units), width,
             -len(units) * self.per_unit[space.name], -cost, -cost, -cost, 0.0, self.eta, self.limit, self.samples,
-            self.nat,
+            self.nat, -agreed,
         )  # fmt: skip
         return Option(candidate, units)
 
@@ -305,12 +308,14 @@ def _best(groups: list[Group], units: int, accepted: Sequence[int]) -> list[Choi
         return found
     first = _figures(groups, left)
     for key in (_sure, _bound):
-        rest, figures, chosen, totals = left, first, [], torch.zeros(4, dtype=torch.float64)
+        rest, figures, chosen, totals, agreed = left, first, [], torch.zeros(4, dtype=torch.float64), 0.0
         trial = [(ledger.clone(), columns, onto) for ledger, columns, onto in groups] if units > 1 else []
         while True:
             best = int(key(figures).argmax())
             totals = totals + figures[:, best]
             chosen.append(int(rest[best]))
+            for ledger, columns, onto in trial or groups:
+                agreed += float(ledger.agreed(columns[chosen[-1:]], onto))
             if len(chosen) == units:
                 break
             for ledger, columns, onto in trial:
@@ -319,12 +324,12 @@ def _best(groups: list[Group], units: int, accepted: Sequence[int]) -> list[Choi
             figures = _figures(trial, rest)
         if not found or found[0][0] != tuple(chosen):
             gain, bound, heldout, error = totals.tolist()
-            found.append((tuple(chosen), gain, bound, heldout, error))
+            found.append((tuple(chosen), gain, bound, heldout, error, agreed))
     return found
 
 
-Choice = tuple[tuple[int, ...], float, float, float, float]
-"""Units, and their gain, bound, held-out gain and its standard error."""
+Choice = tuple[tuple[int, ...], float, float, float, float, float]
+"""Units, and their gain, bound, held-out gain and its standard error, and agreed gain."""
 
 
 SHORTLIST = 32

@@ -36,6 +36,8 @@ class Candidate:
         limit: lambda, what eta cannot exceed.
         samples: number of training samples, for the price.
         nat: how much of the loss one nat per sample is (`OutputMetric.nat`).
+        agreed: gain as the two halves agree on it (negative for pruning): a product of what one and the other say
+            where `gain` has a square, so that the noise of few samples adds nothing to it on average; NaN for none.
     """
 
     kind: Kind
@@ -52,6 +54,7 @@ class Candidate:
     limit: float
     samples: int
     nat: float = 1.0
+    agreed: float = math.nan
 
     @property
     def promise(self) -> float:

@@ -17,7 +17,8 @@ class PruningLedger:
 
     Args:
         inverse: of the damped input moment of the existing columns.
-        value: [W | b] less its natural step, whitened by the root of S (`Ledger.after`), (m, c).
+        value: [W | b] less its natural step, whitened by the root of S, on all samples and on each of two folds
+            (`Ledger.after`), (3, m, c).
         locations: rows per sample.
     """
 
@@ -26,18 +27,29 @@ class PruningLedger:
         self._start = inverse
         self._now: Tensor | None = None  # made when the first unit goes
         self.value = value
-        self.kept = torch.arange(value.shape[1])
+        self.kept = torch.arange(value.shape[-1])
 
     def costs(self, columns: Tensor) -> Tensor:
-        """Cost in eta of removing each group of columns (groups, p), numbered as at the start, others compensating."""
+        """Cost in eta of removing each group of columns (groups, p), numbered as at the start, others compensating.
+
+        A square, to which the noise of the step adds about the number of the columns' entries over that of samples.
+        """
+        return self._products(columns, 0, 0)
+
+    def agreed(self, columns: Tensor) -> Tensor:
+        """The same as the two folds agree on it: a product, to which noise adds nothing on average."""
+        return self._products(columns, 1, 2)
+
+    def _products(self, columns: Tensor, one: int, other: int) -> Tensor:
+        """Of two values, under the metric that removal costs; (groups,)."""
         position = self._positions(columns)
         if self._now is None:
             block = self._start.blocks(position)
         else:
             block = self._now[position[:, :, None], position[:, None, :]]
-        v = self.value[:, position].movedim(1, 0)
+        v, right = (self.value[which][:, position].movedim(1, 0) for which in (one, other))
         left = v / block if block.shape[-1] == 1 else torch.linalg.solve(block, v.mT).mT
-        return self.locations * (left * v).sum((-2, -1))
+        return self.locations * (left * right).sum((-2, -1))
 
     def remove(self, columns: Tensor) -> None:
         """Take the columns (p,) out and let the others compensate."""
@@ -46,7 +58,7 @@ class PruningLedger:
         rest[gone] = False
         inverse = self._start.whole if self._now is None else self._now
         take_over = compensation(inverse, gone)
-        self.value = self.value[:, rest] + self.value[:, gone] @ take_over
+        self.value = self.value[..., rest] + self.value[..., gone] @ take_over
         self._now = inverse[rest][:, rest] + inverse[rest][:, gone] @ take_over
         self.kept = self.kept[rest]
 

@@ -1,0 +1,364 @@
+"""Figure 5: convolutions under a cyclic learning rate, grown and pruned all along.
+
+A `DenseConvNet` starts with eight channels a layer. Every so many steps a `Grower` looks at training images and may add
+and remove channels anywhere. While the rate is high the network is far from where it is going, and every channel has
+work to do; when the rate has come down many do without. The layers of the first block breathe with the cycles.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from senn.augment import Standard, augmented
+from senn.data.images import Images, load_images, planes
+from senn.errors import SennError
+from senn.experiments.results import Record, table, write_results
+from senn.grower import Grower
+from senn.nn import DenseConvNet
+from senn.policy import Candidate, PricePolicy
+from senn.proposals import Proposals
+
+COUNTED = 4
+"""Last cycles over which breathing is measured."""
+
+Pictures = tuple[Tensor, Tensor]
+"""Standardised images (N, C, H, W) and labels (N,)."""
+
+
+@dataclass(frozen=True)
+class BothWays(PricePolicy):
+    """One price for buying and keeping, in every place at once, of what two halves of the samples agree on.
+
+    A held-out promise is less than what a unit is worth by the noise of a step fitted on few samples, and a removal's
+    cost is more by it: between the two nothing would ever happen on a few thousand images. What the halves agree on is
+    free of it on average. But the best of many candidates is partly the luckiest: a promise counts less `confidence`
+    standard errors, a cost more by a `margin`.
+
+    Args:
+        margin: fraction of a cost's noise that it counts.
+        most: changes of one place in one round, since figures are those of small changes.
+    """
+
+    kappa: float = 0.08
+    confidence: float = 1.5
+    hysteresis: float = 0.95
+    margin: float = 0.1
+    most: int = 2
+
+    def net(self, candidate: Candidate) -> float:
+        """Sure promise less the price, or the refund less the cost, in nats per sample."""
+        price, gain = self.price(candidate.parameters, candidate.samples), candidate.agreed
+        if candidate.kind == "prune":
+            gain += self.margin * (candidate.gain - candidate.agreed)
+            return gain / (2 * candidate.nat) - self.hysteresis * price
+        return (gain - self.confidence * candidate.error) / (2 * candidate.nat) - price
+
+    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+        """The candidate with the largest net value above zero, at a place that has not changed too much already."""
+        places = [c.place for c in accepted]
+        best = max((c for c in candidates if places.count(c.place) < self.most), key=self.net, default=None)
+        return best if best is not None and self.net(best) > 0 else None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes; found on seeds from 100 on and on validation images.
+
+    Args:
+        hidden: channels at first, block by block.
+        side: images are reduced to side x side pixels.
+        images: training images, of which validation images are none.
+        validation: images held out of the training file.
+        shift: most pixels by which training images are shifted.
+        cycles: of the learning rate.
+        cycle: steps of each: a rise over the first tenth, then half a cosine.
+        batch: images of a step.
+        rate: AdamW's learning rate at the top of each cycle.
+        weight_decay: AdamW's.
+        every: steps between two considerations.
+        looked_at: images that each looks at.
+        policy: what is bought and sold.
+        proposals: what is offered.
+    """
+
+    hidden: tuple[tuple[int, ...], ...] = ((8, 8, 8), (8, 8, 8))
+    side: int = 12
+    images: int = 8000
+    validation: int = 2000
+    shift: int = 1
+    cycles: int = 6
+    cycle: int = 600
+    batch: int = 64
+    rate: float = 4e-3
+    weight_decay: float = 1e-2
+    every: int = 60
+    looked_at: int = 4096
+    policy: PricePolicy = field(default_factory=BothWays)
+    proposals: Proposals = field(default_factory=lambda: Proposals(units=6, smooth=1.0))
+
+    def __post_init__(self) -> None:
+        if self.cycles < COUNTED:
+            raise SennError(f"breathing is measured over {COUNTED} cycles, and there are {self.cycles}")
+        if self.cycle < 2 * self.every:
+            raise SennError(f"a cycle of {self.cycle} steps leaves no two considerations, one every {self.every} steps")
+
+    @property
+    def steps(self) -> int:
+        """Of all cycles."""
+        return self.cycles * self.cycle
+
+    def relative(self, step: int) -> float:
+        """The learning rate of a step as a fraction of its peak."""
+        part = step % self.cycle / self.cycle
+        return 0.04 + 9.6 * part if part < 0.1 else 0.5 * (1 + math.cos(math.pi * (part - 0.1) / 0.9))
+
+
+FULL = Settings(
+    hidden=((8, 8, 8), (8, 8, 8), (8, 8, 8)), side=32, images=45_000, validation=5000, shift=4, cycles=25,
+    cycle=40 * (45_000 // 64), rate=3e-4, every=45_000 // 64, looked_at=8192,
+)  # fmt: skip
+"""Paper's size: 25 cycles of 40 epochs."""
+
+
+@dataclass
+class Curves:
+    """What was seen at each consideration.
+
+    Attributes:
+        steps: taken until then.
+        widths: channels of each layer afterwards.
+        accuracy: on validation images.
+        additions: largest relative change of the loss at additions alone.
+        removals: and in rounds with removals.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    widths: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    additions: float = 0.0
+    removals: float = 0.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of one seed."""
+
+    train: Pictures
+    validation: Pictures
+    test: Pictures
+
+    @classmethod
+    def draw(cls, settings: Settings, seed: int, data_dir: Path | None, device: torch.device) -> Data:
+        """Training and validation images by seed, all test images."""
+        sets = load_images("cifar-10", data_dir).hold_out(settings.validation, seed)
+        if settings.images > len(sets.train):
+            raise SennError(f"{settings.images:,} training images are asked for, and {len(sets.train):,} are left")
+        assert sets.validation is not None
+        parts = [sets.train.take(np.arange(settings.images)), sets.validation, sets.test]
+        pixels = [torch.from_numpy(planes(part, settings.side)) for part in parts]
+        standard = Standard.of(pixels[0])
+
+        def pictures(pixels: Tensor, images: Images) -> Pictures:
+            return standard(pixels).to(device), torch.from_numpy(images.labels.copy()).to(device)
+
+        return cls(*map(pictures, pixels, parts))
+
+
+def batches(images: Pictures, settings: Settings, generator: torch.Generator) -> Iterator[Pictures]:
+    """Augmented batches, one epoch after another."""
+    x, y = images
+    while True:
+        for rows in torch.split(torch.randperm(len(x), generator=generator), settings.batch):
+            if len(rows) == settings.batch:
+                rows = rows.to(x.device)
+                yield augmented(x[rows], generator, shift=settings.shift), y[rows]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Pictures) -> float:
+    """Fraction of images whose class has the largest score."""
+    found = torch.cat([model(x).argmax(1) for x in torch.split(images[0], 1000)])
+    return float((found == images[1]).float().mean())
+
+
+def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, grow: bool) -> Curves:
+    """Train through all cycles; with `grow`, considering growth and removal at every beat."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.relative)
+    grower = Grower(
+        model, optimizer, F.cross_entropy, settings.policy, samples=settings.images, moves=("width", "prune"),
+        proposals=settings.proposals, seed=seed,
+    )  # fmt: skip
+    images, looking = (batches(data.train, settings, torch.Generator().manual_seed(1000 * seed + n)) for n in (1, 2))
+    curves = Curves()
+    for step in range(settings.steps):
+        x, y = next(images)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % settings.every == 0:
+            if grow:
+                _consider(grower, looking, settings, curves)
+            curves.steps.append(step + 1)
+            curves.widths.append(model.hidden)
+            curves.accuracy.append(accuracy(model, data.validation))
+    return curves
+
+
+def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, curves: Curves) -> None:
+    """One round, on training images as training sees them."""
+    drawn = [next(looking) for _ in range(max(settings.looked_at // settings.batch, 1))]
+    joined = torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
+    events = grower.grow(list(zip(*(torch.split(part, 1024) for part in joined), strict=True)))
+    change = max((abs(event.loss_after / event.loss_before - 1) for event in events), default=0.0)
+    if any(event.kind == "prune" for event in events):
+        curves.removals = max(curves.removals, change)
+    else:
+        curves.additions = max(curves.additions, change)
+
+
+def run(seed: int, settings: Settings, data_dir: Path | None = None, device: torch.device | str = "cpu") -> Record:
+    """One network that grows, and one of its final size from new random weights, on the same batches."""
+    device = torch.device(device)
+    data = Data.draw(settings, seed, data_dir, device)
+    classes = int(data.train[1].max()) + 1
+
+    def build(hidden: Sequence[Sequence[int]]) -> DenseConvNet:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return DenseConvNet(data.train[0].shape[1], hidden, classes).to(device)
+
+    record: Record = {"seed": seed}
+    start, model = time.perf_counter(), build(settings.hidden)
+    curves = train(model, data, settings, seed, grow=True)
+    middle, twin = time.perf_counter(), build(model.hidden)
+    fixed = train(twin, data, settings, seed, grow=False)
+    for part in ("test", "validation"):
+        images: Pictures = getattr(data, part)
+        record[part] = {"grown": accuracy(model, images), "fixed": accuracy(twin, images)}
+    record |= breathing(curves, settings)
+    record |= {
+        "largest": max(width for block in model.hidden for width in block),
+        "smallest": min(width for block in model.hidden for width in block),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": middle - start, "seconds_fixed": time.perf_counter() - middle,
+        "change": {"additions": curves.additions, "removals": curves.removals},
+        "hidden": [width for block in model.hidden for width in block],
+        "curves": {
+            "steps": curves.steps, "widths": [[w for block in widths for w in block] for widths in curves.widths],
+            "grown": curves.accuracy, "fixed": fixed.accuracy,
+        },
+    }  # fmt: skip
+    return record
+
+
+def breathing(curves: Curves, settings: Settings) -> dict[str, float]:
+    """How the channels of the first block's last layers follow the learning rate over the last cycles.
+
+    Returns:
+        their largest correlation with the rate of some steps before, at most a third of a cycle (`correlation`, `lag`
+        in steps), and the mean over cycles of how far they fall, as a fraction of their most (`peak_to_trough`).
+    """
+    width = np.array([sum(widths[0][1:] or widths[0]) for widths in curves.widths], float)
+    steps, per_cycle = np.array(curves.steps), settings.cycle / settings.every
+    counted = steps > (settings.cycles - COUNTED) * settings.cycle
+    found = []
+    for lag in range(int(per_cycle / 3) + 1):
+        rate = np.array([settings.relative(step - 1 - lag * settings.every) for step in steps[counted]])
+        flat = width[counted].std() == 0
+        found.append((0.0 if flat else float(np.corrcoef(width[counted], rate)[0, 1]), lag * settings.every))
+    correlation, lag = max(found)
+    cycles = [width[counted][(steps[counted] - 1) // settings.cycle == c] for c in range(settings.cycles)]
+    falls = [1 - one.min() / one.max() for one in cycles if len(one)]
+    return {"correlation": correlation, "lag": lag, "peak_to_trough": float(np.mean(falls))}
+
+
+def main(
+    seeds: int, out: Path, settings: Settings | None = None, *, data_dir: Path | None = None, device: str | None = None
+) -> list[Record]:
+    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table."""
+    settings = settings or Settings()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    runs = []
+    for seed in range(seeds):
+        runs.append(run(seed, settings, data_dir, device))
+        # after each seed, so that a run that is stopped leaves what it has measured
+        write_results(runs, out / "results.json", f"senn reproduce cifar-cycles --seeds {seeds}")
+    figure(runs[0], settings, out / "figure.png")
+    print(table(runs))
+    return runs
+
+
+# -- the figure
+
+STRONG, QUIET = ("#d95f02", "#c2185b", "#7b1fa2", "#ad1457"), ("#1b7837", "#2166ac", "#4d9ed8", "#92c5de")
+"""Colours of the first block's last layers, and of others."""
+
+
+def figure(record: Record, settings: Settings, path: Path) -> None:
+    """Widths over one run's steps, the first block's last layers in colour; below, the learning rate and the accuracy.
+
+    Where the rate is above half its peak the ground is shaded.
+    """
+    canvas = Figure(figsize=(9, 8), layout="constrained")
+    FigureCanvasAgg(canvas)
+    grid = canvas.add_gridspec(3, 1, height_ratios=[3, 0.8, 1.3])
+    above = canvas.add_subplot(grid[0])
+    panels = [above, *(canvas.add_subplot(grid[row], sharex=above) for row in (1, 2))]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(0, 1.005 * settings.steps)
+        for cycle in range(settings.cycles):
+            high = [cycle + 0.04, cycle + 0.55]  # where the rate is above half its peak
+            axes.axvspan(*(settings.cycle * edge for edge in high), color="#f3e9dc", zorder=0, linewidth=0)
+    _widths(panels[0], record, settings)
+    _rate(panels[1], settings)
+    _accuracy(panels[2], record)
+    for axes in panels[:2]:
+        axes.tick_params(labelbottom=False)
+    canvas.savefig(path, dpi=160, format="png")
+
+
+def _widths(axes: Axes, record: Record, settings: Settings) -> None:
+    steps, quiet = [0, *record["curves"]["steps"]], iter([*QUIET, *["#bbbbbb"] * 20])
+    layers = [(b, k, first) for b, block in enumerate(settings.hidden) for k, first in enumerate(block)]
+    for (b, k, first), width in zip(layers, zip(*record["curves"]["widths"], strict=True), strict=True):
+        bold = b == 0 and k > 0
+        axes.step(
+            steps, [first, *width], where="post", color=STRONG[(k - 1) % len(STRONG)] if bold else next(quiet),
+            linewidth=2.6 if bold else 1.3, zorder=3 if bold else 2, label=f"block {b + 1}, layer {k + 1}",
+        )  # fmt: skip
+    axes.set_ylim(0)
+    axes.set_ylabel("channels")
+    axes.legend(loc="upper left", ncols=len(settings.hidden), fontsize=9, framealpha=0.9)
+
+
+def _rate(axes: Axes, settings: Settings) -> None:
+    steps = range(0, settings.steps, max(settings.cycle // 200, 1))
+    axes.plot(steps, [settings.rate * settings.relative(step) for step in steps], color="#555555", linewidth=1.5)
+    axes.set_ylim(0)
+    axes.set_ylabel("learning rate")
+
+
+def _accuracy(axes: Axes, record: Record) -> None:
+    curves = record["curves"]
+    for name, color, label in (("grown", "black", "grown"), ("fixed", "#999999", "fixed at the grown net's last size")):
+        axes.plot(curves["steps"], curves[name], color=color, linewidth=1.6, label=label)
+    axes.set_xlabel("optimisation step")
+    axes.set_ylabel("validation accuracy")
+    axes.legend(loc="lower right", fontsize=9, framealpha=0.9)
