@@ -138,12 +138,12 @@ class TestFit:
         assert main(["fit", "wine", "--dry-run"]) == 0
         out = capsys.readouterr().out
         assert "number: alcohol, malic_acid" in out
-        # 128 of the 142 rows to fit: 2 steps an epoch, half of them with rounds
-        assert "classification, adamw, PricePolicy: at most 120 epochs (240 steps), growing until step 120" in out
+        # 128 of the 142 rows to fit: 2 steps an epoch, two fifths of them with rounds
+        assert "classification, adamw, PricePolicy: at most 120 epochs (240 steps), growing until step 96" in out
         assert f"a unit more has 17 parameters and must promise {0.01 * 17 / 128:.3g} nats per sample" in out
         assert list(tmp_path.iterdir()) == []
         assert main(["fit", "digits", "--dry-run", "--epochs", "5000"]) == 0
-        assert "growing until step 1,000 at the latest" in capsys.readouterr().out
+        assert "growing until step 800 at the latest" in capsys.readouterr().out
         assert main(["fit", "wine", "--dry-run", "--json", "--kappa", "2"]) == 0
         plan = json.loads(capsys.readouterr().out)["plan"]
         assert plan["fitted_rows"] + plan["validation_rows"] == 142

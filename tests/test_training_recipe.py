@@ -40,6 +40,9 @@ def test_too_few_validation_rows_are_not_held_out():
     assert (len(kept), len(held)) == (30, 0)
 
 
+FIVE = Recipe(rounds=(0.02, 0.04, 0.08, 0.16, 0.32), removals=(0.4, 0.5))
+
+
 def rounds_of(recipe, steps, until=None):
     """Steps with a round of additions and with one of removals, when every step up to `until` is asked about."""
     rounds = Rounds(recipe, steps)
@@ -58,11 +61,15 @@ def rounds_of(recipe, steps, until=None):
     ],
 )
 def test_rounds_of_a_short_and_of_a_long_run(steps, additions, removals):
-    assert rounds_of(Recipe(), steps, min(steps, 5000)) == (additions, removals)
+    assert rounds_of(FIVE, steps, min(steps, 5000)) == (additions, removals)
+
+
+def test_the_default_rounds():
+    assert rounds_of(Recipe(), 10_000) == ([10, 20, 40, 80, 160, 320], [800])
 
 
 def test_rounds_without_a_planned_end_come_again_twice_as_late():
-    additions, removals = rounds_of(Recipe(), None, 10_000)
+    additions, removals = rounds_of(FIVE, None, 10_000)
     assert additions == [40, 80, 160, 320, 640, 1280, 2560, 5120]
     assert removals == [800, 1000, 2000, 4000, 8000]
 
@@ -107,7 +114,7 @@ def test_nothing_is_removed_before_something_could_be_added(steps):
 
 
 def test_rounds_that_were_passed_over_are_left_out_but_for_the_last():
-    rounds = Rounds(Recipe(), 2000)
+    rounds = Rounds(FIVE, 2000)
     assert [rounds.due(step) for step in (39, 100, 100, 900, 999)] == [(), ("width", "depth"), (), ("prune",), ()]
     assert rounds.due(5000) == ("prune",)
     assert rounds.due(5001) == ()
@@ -115,7 +122,7 @@ def test_rounds_that_were_passed_over_are_left_out_but_for_the_last():
 
 @pytest.mark.parametrize(("epochs", "end"), [(1, 10), (50, 500), (200, 1000)])
 def test_growth_ends_with_the_last_round(epochs, end):
-    recipe = Recipe(epochs=epochs, batch_size=64)
+    recipe = replace(FIVE, epochs=epochs, batch_size=64)
     plan = recipe.plan(64 * 20)
     assert (plan.steps, plan.growth_end) == (20 * epochs, end)
     additions, removals = rounds_of(recipe, plan.steps)
