@@ -160,6 +160,8 @@ class PricePolicy(Policy):
         layer_cost: a layer's promise is divided by this, as by the paper's code: training realises it more slowly.
         hysteresis: fraction of the price below which a unit is sold while others are bought, below 1.
         keep: fraction of the price below which a unit is sold in a round of removals alone.
+        places: to how many places the additions of one round may go: gains of different maps may promise one decrease
+            twice, which the blocks of a block-diagonal Fisher cannot tell.
 
     Raises:
         SennError: an argument is out of range.
@@ -170,6 +172,7 @@ class PricePolicy(Policy):
     layer_cost: float = 20.0
     hysteresis: float = 0.02
     keep: float = 5.0
+    places: int = 1
 
     def __post_init__(self) -> None:
         _check("kappa", self.kappa, 0.0, math.inf)
@@ -177,6 +180,8 @@ class PricePolicy(Policy):
         _check("confidence", self.confidence, -1e-300, math.inf)
         _check("hysteresis", self.hysteresis, -1e-300, 1.0)
         _check("keep", self.keep, -1e-300, math.inf)
+        if self.places < 1:
+            raise SennError(f"places must be at least 1, and is {self.places}")
 
     def price(self, parameters: int, samples: int) -> float:
         """Kappa q / N, in nats per sample."""
@@ -199,13 +204,10 @@ class PricePolicy(Policy):
         return (sure / self.layer_cost if candidate.kind == "insert" else sure) - price
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
-        """The candidate with the largest net value above zero.
-
-        Additions of one round go to one place: different maps' gains may promise the same decrease twice, which the
-        blocks of a block-diagonal Fisher cannot tell.
-        """
-        places = {c.place for c in accepted if c.kind != "prune"}
-        open_ = [c for c in candidates if c.kind == "prune" or not places or c.place in places]
+        """The candidate with the largest net value above zero, in one of the `places` that this round may change."""
+        taken = {c.place for c in accepted if c.kind != "prune"}
+        more = len(taken) < self.places
+        open_ = [c for c in candidates if c.kind == "prune" or more or c.place in taken]
         best = max(open_, key=self.net, default=None)
         return best if best is not None and self.net(best) > 0 else None
 

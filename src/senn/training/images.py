@@ -20,7 +20,7 @@ from senn.training.recipe import Recipe
 from senn.training.rows import Inputs, partition
 from senn.training.run import Run
 
-PRICES = PricePolicy(kappa=0.02, confidence=0.0, keep=1.67)
+PRICES = PricePolicy(kappa=0.02, confidence=0.0, keep=1.67, places=3)
 """What a conv net pays for its units, and asks of them, unless said otherwise."""
 
 START = 16
@@ -34,7 +34,7 @@ def image_recipe(**choices: Any) -> Recipe:
     """Choices that suit conv nets on images; any field of `Recipe` may be said otherwise.
 
     `hidden` is empty unless said: `train_images` then starts from as many narrow convolutions as the size of the images
-    asks for. `shortcut` and `activation` say nothing of a conv net. Only widths grow, one layer's a round, so there are
+    asks for. `shortcut` and `activation` say nothing of a conv net. Only widths grow, three layers a round, and there are
     more rounds than for a table. A look takes few images, on which promises are noisy: they are taken as they come,
     since rounds of removals follow.
     """
@@ -51,7 +51,7 @@ def image_recipe(**choices: Any) -> Recipe:
         "patience": math.inf,
         "policy": PRICES,
         "growing": 4000,
-        "rounds": (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25),
+        "rounds": (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08),
         "removals": (0.4, 0.5),
         "candidates": 32,
         "probe": 1024,
