@@ -80,6 +80,12 @@ def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
     policy = PricePolicy(kappa=1.0)
     assert policy.choose([first, second], []) is second
     assert policy.choose([first, second], [first]) is first
+    third = replace(BASE, place="body.4", heldout=0.95)
+    two = replace(policy, places=2)
+    assert two.choose([first, second], [first]) is second
+    assert two.choose([first, second, third], [first, second]) is second
+    with pytest.raises(SennError, match="places must be at least 1"):
+        PricePolicy(places=0)
 
 
 def test_hysteresis_what_has_just_been_bought_is_not_sold():

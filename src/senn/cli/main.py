@@ -47,8 +47,8 @@ EXPERIMENTS = {
     "moons": Experiment("figure 3: layers added between two half-moons", 5, "a minute", images=False),
     "mnist": Experiment("figure 4 left: sizes and accuracy over the steps", 5, "10 minutes"),
     "mnist-sizes": Experiment("figure 4 right: the size follows the number of images", 3, "10 minutes"),
-    "cifar-cycles": Experiment("figure 5: widths follow the learning rate up and down", 3, "an hour"),
-    "transfer": Experiment("figure 6 and table 1: from CIFAR-10 to Tiny-ImageNet", 3, "an hour"),
+    "cifar-cycles": Experiment("figure 5: widths follow the learning rate up and down", 3, "half an hour"),
+    "transfer": Experiment("figure 6 and table 1: from CIFAR-10 to Tiny-ImageNet", 3, "a quarter of an hour"),
 }
 
 _ABOUT = {

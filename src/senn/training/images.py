@@ -34,8 +34,8 @@ def image_recipe(**choices: Any) -> Recipe:
     """Choices that suit conv nets on images; any field of `Recipe` may be said otherwise.
 
     `hidden` is empty unless said: `train_images` then starts from as many narrow convolutions as the size of the images
-    asks for. `shortcut` and `activation` say nothing of a conv net. Only widths grow, three layers a round, and there are
-    more rounds than for a table. A look takes few images, on which promises are noisy: they are taken as they come,
+    asks for. `shortcut` and `activation` say nothing of a conv net. Only widths grow, of up to three layers in each of
+    many rounds in the first steps. A look takes few images, on which promises are noisy: they are taken as they come,
     since rounds of removals follow.
     """
     named = str(choices.get("optimizer", "adamw")).lower()
