@@ -100,14 +100,14 @@ def automatic() -> Iterator[str]:
     yield "## Grown by itself on images\n"
     options = " ".join(
         f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in settings.items() if name in ("nets", "seeds", "epochs", "widths") and value is not None
+        for name, value in settings.items() if name in ("nets", "seeds", "epochs", "widths")
     )  # fmt: skip
     yield f"`python benchmarks/automatic.py --data-dir folder {options}`\n"
     yield (
         f"{settings['images']:,} images of CIFAR-10 (JPEG, 16 x 16 pixels), {settings['epochs']} epochs, "
-        f"considerations of {settings['looked_at']:,} images; accuracy, mean ± standard deviation over "
-        f"{settings['seeds']} seeds. `twin` has new random weights at exactly the size that the grown net ended with. "
-        f"Seconds include those of looking; other work shared the machine.\n"
+        f"the recipe of `train_images`, growing from width {settings['start']}; accuracy, mean ± standard deviation "
+        f"over {settings['seeds']} seeds. `twin` has new random weights at exactly the size that the grown net ended "
+        f"with. Seconds are of processor time and include those of looking.\n"
     )
     for net, methods in found["summary"].items():
         rows = [
@@ -118,8 +118,9 @@ def automatic() -> Iterator[str]:
         grown = methods["grown"]
         yield (
             f"\nGrown less twin, on the same seed: {grown['over_twin']['mean']:+.4f} ± "
-            f"{grown['over_twin']['spread']:.4f} of the test images, at {grown['seconds_over_twin']['mean']:.2f} times "
-            f"its seconds. Largest relative change of the loss at a growth: {grown['loss_change']:.1e}.\n"
+            f"{grown['over_twin']['error']:.4f} (standard error) of the test images, at "
+            f"{grown['seconds_over_twin']['mean']:.2f} times its seconds. Largest relative change of the "
+            f"loss at a growth: {grown['loss_change']:.1e}.\n"
         )
 
 
