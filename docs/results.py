@@ -116,11 +116,14 @@ def automatic() -> Iterator[str]:
         ]  # fmt: skip
         yield table((net, *parts, "parameters", "seconds", "looking"), rows)
         grown = methods["grown"]
+        best = max((m for m in methods if m.startswith("width")), key=lambda m: methods[m]["test"]["mean"])
         yield (
             f"\nGrown less twin, on the same seed: {grown['over_twin']['mean']:+.4f} ± "
             f"{grown['over_twin']['error']:.4f} (standard error) of the test images, at "
             f"{grown['seconds_over_twin']['mean']:.2f} times its seconds. Largest relative change of the "
-            f"loss at a growth: {grown['loss_change']:.1e}.\n"
+            f"loss at a growth: {grown['loss_change']:.1e}. Less the best fixed net, {best}: "
+            f"{grown['test']['mean'] - methods[best]['test']['mean']:+.4f}, with "
+            f"{grown['parameters']['mean'] / methods[best]['parameters']['mean']:.2f} times its parameters.\n"
         )
 
 
