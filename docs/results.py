@@ -105,8 +105,8 @@ def automatic() -> Iterator[str]:
     yield f"`python benchmarks/automatic.py --data-dir folder {options}`\n"
     yield (
         f"{settings['images']:,} images of CIFAR-10 (JPEG, 16 x 16 pixels), {settings['epochs']} epochs, "
-        f"the recipe of `train_images`, growing from width {settings['start']}; accuracy, mean ± standard deviation "
-        f"over {settings['seeds']} seeds. `twin` has new random weights at exactly the size that the grown net ended "
+        f"otherwise the recipe of `train_images` but for batches of {settings['batch_size']}, growing from width "
+        f"{settings['start']}; accuracy, mean ± standard deviation over {settings['seeds']} seeds. `twin` has new random weights at exactly the size that the grown net ended "
         f"with. Seconds are of processor time and include those of looking.\n"
     )
     for net, methods in found["summary"].items():
