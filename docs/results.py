@@ -106,7 +106,8 @@ def automatic() -> Iterator[str]:
     yield (
         f"{settings['images']:,} images of CIFAR-10 (JPEG, 16 x 16 pixels), {settings['epochs']} epochs, "
         f"otherwise the recipe of `train_images` but for batches of {settings['batch_size']}, growing from width "
-        f"{settings['start']}; accuracy, mean ± standard deviation over {settings['seeds']} seeds. `twin` has new random weights at exactly the size that the grown net ended "
+        f"{settings['start']}; accuracy, mean ± standard deviation over {settings['seeds']} seeds. "
+        f"`twin` has new random weights at exactly the size that the grown net ended "
         f"with. Seconds are of processor time and include those of looking.\n"
     )
     for net, methods in found["summary"].items():
