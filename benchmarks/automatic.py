@@ -1,17 +1,17 @@
 """Does a network that grows by itself learn images as well as one whose size was chosen?
 
-A ResNet-8 and a VGG of width 4 and a small ViT, on a part of CIFAR-10 at 16 x 16 pixels. Each is trained with a
-`Grower` on the default policy (`grown`); from new random weights at exactly the size that the grown one ended with
-(`twin`); and at fixed widths, that of the start among them. Optimizer, schedule, epochs and order of the images are the
-same for all. Additions are considered early, removals once it is known what units are worth.
+A ResNet-8 and a VGG of width 4 on a part of CIFAR-10 at 16 x 16 pixels. Each is trained by the library's recipe for
+images (`grown`); from new random weights at exactly the size that the grown one ended with (`twin`); and at fixed
+widths, that of the start among them. Optimizer, schedule, epochs and order of the images are the same for all.
 
     python benchmarks/automatic.py --data-dir ../shared/data --seeds 3 --out automatic.json
 
 The folder holds `cifar-10/train*.parquet` and `cifar-10/test*.parquet` with columns img (encoded bytes) and label, or
 `cifar-10/cifar-10-binary.tar.gz`; figures in the documentation are of the former, which are compressed. Each seed draws
 training and validation images of its own from the training file. The test images are looked at once for each net, after
-its last epoch, and not at all with `--tuning`, in which choices are to be made. `change` is the largest relative change
-of the loss on validation images at a growth; rounds that remove units, which may change it, are apart.
+its last epoch, and not at all with `--tuning`, in which choices are to be made. Seconds are of processor
+time. `change` is the largest relative change of the loss on validation images at a growth; rounds that remove units,
+which may change it, are apart.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,13 @@ from torch.nn import functional as F
 import senn
 from senn.data.images import load_images
 from senn.data.images.arrays import Images as Pixels
+from senn.training.images import PRICES, image_recipe
+from senn.training.learner import Learner
+from senn.training.recipe import Recipe, Rounds
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from zoo.convolutional import Basic, ResNet
-from zoo.transformer import Block, ViT
 
 SIDE, CLASSES = 16, 10
 PARTS = ("train", "validation", "test")
@@ -59,23 +60,6 @@ KEPT = (
     "text",
 )
 Images = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one kind of network is trained, grown or not.
-
-    Attributes:
-        build: makes it at a width.
-        optimizer: from its parameters.
-        widths: fixed ones; the first is that at which growth starts.
-        max_params: the grower's budget; None for none.
-    """
-
-    build: Callable[[int], nn.Module]
-    optimizer: Callable[[Any], torch.optim.Optimizer]
-    widths: tuple[int, ...]
-    max_params: int | None = None
 
 
 def resnet(width: int) -> nn.Module:
@@ -98,26 +82,7 @@ def vgg(width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(entering, CLASSES))
 
 
-def vit(width: int) -> nn.Module:
-    """Two blocks of a width, two heads, with hidden layers of half of it; patches of 4 x 4."""
-    model = ViT(width, 2)
-    model.blocks = nn.ModuleList([Block(width, 2, width // 2), Block(width, 2, width // 2)])
-    model.head = nn.Linear(width, CLASSES)
-    for parameter in (model.cls, model.pos):
-        nn.init.normal_(parameter, std=0.02)
-    return model
-
-
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """Nesterov's momentum, as residual networks are trained."""
-    return torch.optim.SGD(parameters, 0.1, 0.9, weight_decay=5e-4, nesterov=True)
-
-
-RECIPES = {
-    "resnet": Recipe(resnet, sgd, (4, 8, 16, 32)),
-    "vgg": Recipe(vgg, sgd, (4, 8, 16, 32)),
-    "vit": Recipe(vit, lambda p: torch.optim.AdamW(p, 2e-3, weight_decay=0.05), (32,), 30_000),
-}
+NETS = {"resnet": resnet, "vgg": vgg}
 
 
 def small(images: Pixels) -> Images:
@@ -157,69 +122,58 @@ def scores(model: nn.Module, images: Images) -> dict[str, float]:
     }
 
 
-def round_steps(steps: int, options: argparse.Namespace) -> dict[int, tuple[str, ...]]:
-    """Steps after which the grower considers, and what."""
-    removals = {max(1, round(steps * part)): ("prune",) for part in options.removals}
-    return removals | {max(1, round(steps * part)): ("width", "depth") for part in options.additions}
+def recipe_of(options: argparse.Namespace, seed: int, grow: bool) -> Recipe:
+    """The recipe for images, with what the command line says otherwise."""
+    own = {key: tuple(value) if isinstance(value, list) else value for key, value in options.recipe.items()}
+    policy = replace(PRICES, **own.pop("policy", {}))
+    return image_recipe(
+        policy=policy, epochs=options.epochs, batch_size=options.batch_size, seed=seed, grow=grow, **own
+    )
 
 
 def train(
-    model: nn.Module, recipe: Recipe, data: dict[str, Images], seed: int, options: argparse.Namespace, grow: bool
+    model: nn.Module, data: dict[str, Images], seed: int, options: argparse.Namespace, grow: bool
 ) -> dict[str, Any]:
     """Train a model and, if asked for, grow it; what came of it."""
     generator = torch.Generator().manual_seed(1000 + seed)
-    optimizer = recipe.optimizer(model.parameters())
+    recipe = recipe_of(options, seed, grow)
+    learner = Learner(model, recipe, "classification", samples=len(data["train"][0]))
     steps = options.epochs * (len(data["train"][0]) // options.batch_size)
-    warm = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)))
-    )
-    policy = senn.PricePolicy(**options.policy)
-    images = len(data["train"][0])
-    grower = senn.Grower(
-        model, optimizer, F.cross_entropy, policy, samples=images, max_params=recipe.max_params, seed=seed
-    )
-    due = round_steps(steps, options) if grow else {}
-    step, looking, start = 0, 0.0, time.perf_counter()
+    rounds = Rounds(recipe, steps)
+    step, looking, start = 0, 0.0, time.process_time()
     changes: list[dict[str, Any]] = []
+    events: list[senn.GrowthEvent] = []
     seen = data["validation"][0][:500], data["validation"][1][:500]
-    model.train()
     for _ in range(options.epochs):
         for x, y in batches(data["train"], options.batch_size, generator):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            schedule.step()
+            learner.set_lr(recipe.lr_factor(step / steps))
+            learner.step(x, y)
             step += 1
-            if step in due:
-                looked, before = time.perf_counter(), scores(model, seen)["loss"]
-                kinds = consider(grower, data["train"], options, step, due[step])
+            if moves := rounds.due(step):
+                looked, before = time.process_time(), scores(model, seen)["loss"]
+                found = learner.grow(probe(data["train"], recipe, step), moves)
                 after = scores(model, seen)["loss"]
-                looking += time.perf_counter() - looked
-                if kinds:
+                looking += time.process_time() - looked
+                print(f"    step {step}: {'; '.join(map(str, found)) or 'nothing pays'}", file=sys.stderr)
+                events += found
+                if found:
+                    kinds = sorted({event.kind for event in found})
                     changes.append({"step": step, "kinds": kinds, "change": abs(after / before - 1)})
     return {
-        "seconds": time.perf_counter() - start,
+        "seconds": time.process_time() - start,
         "looking": looking,
         "parameters": sum(p.numel() for p in model.parameters()),
         "widths": widths(model, data["train"][0][:2]),
         "changes": changes,
-        "events": [{key: event.as_dict()[key] for key in KEPT} for event in grower.events],
+        "events": [{key: event.as_dict()[key] for key in KEPT} for event in events],
         **{part: scores(model, images) for part, images in data.items()},
     }
 
 
-def consider(
-    grower: senn.Grower, images: Images, options: argparse.Namespace, step: int, moves: tuple[str, ...]
-) -> list[str]:
-    """One round on training images as they are, drawn by the step's number; the kinds of what was done."""
-    rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(step))[: options.looked_at]
-    events = grower.grow([(images[0][part], images[1][part]) for part in rows.split(256)], moves)
-    for event in events:
-        print(f"    step {step}: {event}", file=sys.stderr)
-    if not events:
-        print(f"    step {step}: nothing pays", file=sys.stderr)
-    return sorted({event.kind for event in events})
+def probe(images: Images, recipe: Recipe, step: int) -> list[Images]:
+    """Training images that a round looks at, as they are, drawn by the step's number."""
+    rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(step))[: recipe.probe]
+    return [(images[0][part], images[1][part]) for part in rows.split(256)]
 
 
 def widths(model: nn.Module, inputs: Tensor) -> dict[str, int]:
@@ -227,18 +181,12 @@ def widths(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     return {space.name: space.width for space in senn.analyse(model, inputs).spaces}
 
 
-def fresh(grown: nn.Module, recipe: Recipe) -> nn.Module:
-    """A model of the size of a grown one, with new random weights from the same distributions as the first one's."""
-    model, first = copy.deepcopy(grown), recipe.build(recipe.widths[0])
-    drawn = set()
-    for name, module in model.named_modules():
+def fresh(grown: nn.Module) -> nn.Module:
+    """A model of the size of a grown one, with new random weights: every parameter is that of a module of torch."""
+    model = copy.deepcopy(grown)
+    for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-            drawn |= {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name not in drawn:  # bare parameters, none of which changes its size here
-                parameter.copy_(first.get_parameter(name))
     return model
 
 
@@ -253,19 +201,15 @@ def draw(files: dict[str, Images], seed: int, options: argparse.Namespace) -> di
 
 def measure(net: str, seed: int, files: dict[str, Images], options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each method; all start from the same random state."""
-    recipe, data = RECIPES[net], draw(files, seed, options)
-    if options.max_params:
-        recipe = replace(recipe, max_params=options.max_params)
-    if options.widths is not None:
-        recipe = replace(recipe, widths=(recipe.widths[0], *options.widths))
+    data, build = draw(files, seed, options), NETS[net]
     rows: list[dict[str, Any]] = []
     grown = nn.Module()
-    for method in ("grown", "twin", *(f"width {width}" for width in recipe.widths)):
+    for method in ("grown", "twin", *(f"width {width}" for width in options.widths)):
         torch.manual_seed(seed)
-        width = int(method.split()[-1]) if method.startswith("width") else recipe.widths[0]
-        model = fresh(grown, recipe) if method == "twin" else recipe.build(width)
+        width = int(method.split()[-1]) if method.startswith("width") else options.start
+        model = fresh(grown) if method == "twin" else build(width)
         print(f"  {net} seed {seed} {method}", file=sys.stderr)
-        row = train(model, recipe, data, seed, options, grow=method == "grown")
+        row = train(model, data, seed, options, grow=method == "grown")
         grown = model if method == "grown" else grown
         rows.append({"net": net, "seed": seed, "method": method, **row})
         print("    " + line(rows[-1]), file=sys.stderr)
@@ -307,7 +251,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         margins, ratios = zip(*((g[part]["accuracy"] - t[part]["accuracy"], g["seconds"] / t["seconds"])
                                 for g, t in pairs), strict=True)  # fmt: skip
         summary[net]["grown"] |= {
-            "over_twin": {"mean": statistics.fmean(margins), "spread": spread(margins)},
+            "over_twin": {"mean": statistics.fmean(margins), "error": spread(margins) / len(margins) ** 0.5},
             "seconds_over_twin": {"mean": statistics.fmean(ratios), "spread": spread(ratios)},
         }
     return summary
@@ -319,7 +263,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def print_table(summary: dict[str, dict[str, Any]]) -> None:
-    """Means and standard deviations over the seeds."""
+    """Means and standard deviations over the seeds; the standard error of the difference from the twin."""
     for net, methods in summary.items():
         parts = [part for part in PARTS if part in methods["grown"]]
         head = [*(f"{part:>18s}" for part in parts), f"{'parameters':>18s}", f"{'seconds':>9s}", f"{'looking':>9s}"]
@@ -331,7 +275,7 @@ def print_table(summary: dict[str, dict[str, Any]]) -> None:
             print(f"{method:10s}" + "".join(cells))
         grown = methods["grown"]
         print(
-            f"grown less twin {grown['over_twin']['mean']:+.4f} +- {grown['over_twin']['spread']:.4f}, at "
+            f"grown less twin {grown['over_twin']['mean']:+.4f} +- {grown['over_twin']['error']:.4f}, at "
             f"{grown['seconds_over_twin']['mean']:.2f} times its seconds; largest relative change of the loss at a "
             f"growth: {grown['loss_change']:.1e}\n"
         )
@@ -340,19 +284,17 @@ def print_table(summary: dict[str, dict[str, Any]]) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="else SENN_DATA, else CIFAR-10 is downloaded")
-    parser.add_argument("--nets", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="choices are to be made from 100 on")
     parser.add_argument("--images", type=int, default=5000, help="training images")
     parser.add_argument("--validation", type=int, default=2000, help="validation images")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--additions", type=float, nargs="+", default=[0.02, 0.04, 0.08, 0.16, 0.32],
-                        help="fractions of the run after which additions are considered")  # fmt: skip
-    parser.add_argument("--removals", type=float, nargs="+", default=[0.4, 0.5], help="and removals")
-    parser.add_argument("--looked-at", type=int, default=2048, help="training images that a consideration looks at")
-    parser.add_argument("--max-params", type=int, help="budget of the grown nets, instead of each net's own")
-    parser.add_argument("--widths", type=int, nargs="*", help="fixed ones beside that of the start, for every net")
-    parser.add_argument("--policy", type=json.loads, default={}, help="arguments of PricePolicy, as JSON")
+    parser.add_argument("--start", type=int, default=4, help="width at which growth starts")
+    parser.add_argument("--widths", type=int, nargs="*", default=[4, 8, 16, 32], help="fixed ones")
+    parser.add_argument("--recipe", type=json.loads, default={},
+                        help="choices of `image_recipe` made otherwise, as JSON; `policy` of PricePolicy")  # fmt: skip
     parser.add_argument("--tuning", action="store_true", help="leave the test images alone")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
@@ -365,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = load_images("cifar-10", options.data_dir)
     files = {"train": small(images.train)} | ({} if options.tuning else {"test": small(images.test)})
     rows: list[dict[str, Any]] = []
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for net in options.nets:
             rows += measure(net, seed, files, options)
             if options.out:  # after each net, so that a run that is stopped leaves what it has measured

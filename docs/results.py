@@ -100,14 +100,15 @@ def automatic() -> Iterator[str]:
     yield "## Grown by itself on images\n"
     options = " ".join(
         f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in settings.items() if name in ("nets", "seeds", "epochs", "widths") and value is not None
+        for name, value in settings.items() if name in ("nets", "seeds", "epochs", "widths")
     )  # fmt: skip
     yield f"`python benchmarks/automatic.py --data-dir folder {options}`\n"
     yield (
         f"{settings['images']:,} images of CIFAR-10 (JPEG, 16 x 16 pixels), {settings['epochs']} epochs, "
-        f"considerations of {settings['looked_at']:,} images; accuracy, mean ± standard deviation over "
-        f"{settings['seeds']} seeds. `twin` has new random weights at exactly the size that the grown net ended with. "
-        f"Seconds include those of looking; other work shared the machine.\n"
+        f"otherwise the recipe of `train_images` but for batches of {settings['batch_size']}, growing from width "
+        f"{settings['start']}; accuracy, mean ± standard deviation over {settings['seeds']} seeds. "
+        f"`twin` has new random weights at exactly the size that the grown net ended "
+        f"with. Seconds are of processor time and include those of looking.\n"
     )
     for net, methods in found["summary"].items():
         rows = [
@@ -116,10 +117,14 @@ def automatic() -> Iterator[str]:
         ]  # fmt: skip
         yield table((net, *parts, "parameters", "seconds", "looking"), rows)
         grown = methods["grown"]
+        best = max((m for m in methods if m.startswith("width")), key=lambda m: methods[m]["test"]["mean"])
         yield (
             f"\nGrown less twin, on the same seed: {grown['over_twin']['mean']:+.4f} ± "
-            f"{grown['over_twin']['spread']:.4f} of the test images, at {grown['seconds_over_twin']['mean']:.2f} times "
-            f"its seconds. Largest relative change of the loss at a growth: {grown['loss_change']:.1e}.\n"
+            f"{grown['over_twin']['error']:.4f} (standard error) of the test images, at "
+            f"{grown['seconds_over_twin']['mean']:.2f} times its seconds. Largest relative change of the "
+            f"loss at a growth: {grown['loss_change']:.1e}. Less the best fixed net, {best}: "
+            f"{grown['test']['mean'] - methods[best]['test']['mean']:+.4f}, with "
+            f"{grown['parameters']['mean'] / methods[best]['parameters']['mean']:.2f} times its parameters.\n"
         )
 
 
