@@ -9,7 +9,7 @@ import torch
 
 from senn.data.images import Images, ImageSet
 from senn.errors import SennError
-from senn.experiments import cifar_cycles
+from senn.experiments import cifar_cycles, images
 from senn.experiments.cifar_cycles import BothWays, Curves, Settings, breathing
 from senn.policy import Candidate
 from senn.proposals import Proposals
@@ -36,7 +36,7 @@ def _stripes(monkeypatch):
     def load(name, data_dir):
         return ImageSet(name, "stripes", tuple("0123456789"), draw(500, 0), draw(200, 1))
 
-    monkeypatch.setattr(cifar_cycles, "load_images", load)
+    monkeypatch.setattr(images, "load_images", load)
 
 
 @pytest.mark.usefixtures("_stripes")
@@ -69,7 +69,7 @@ def test_a_run_depends_on_its_seed_alone():
 
 @pytest.mark.usefixtures("_stripes")
 def test_too_few_images_or_steps_are_refused():
-    with pytest.raises(SennError, match="450 training images are asked for, and 400 are left"):
+    with pytest.raises(SennError, match="450 training images of cifar-10 are asked for, and there are 400"):
         cifar_cycles.run(0, replace(QUICK, images=450))
     with pytest.raises(SennError, match="measured over 4 cycles, and there are 3"):
         Settings(cycles=3)

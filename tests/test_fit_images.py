@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cli_cases import refused
 from PIL import Image
 from torch import nn
 
@@ -154,15 +155,6 @@ def home(tmp_path_factory):
     (pictures / "readme.txt").write_text("mine")
     assert main(["fit", str(pictures), "--out", str(root / "run"), "--epochs", "12", "--quiet"]) == 0
     return root
-
-
-def refused(capsys, argv):
-    """The one sentence of a refusal."""
-    capsys.readouterr()
-    assert main([str(arg) for arg in argv]) == 2
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err.count("\n")) == ("", 1)
-    return captured.err
 
 
 def test_a_run_says_all(home, capsys):

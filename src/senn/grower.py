@@ -177,15 +177,17 @@ class Grower:
 
         Args:
             batches: to look at, beside those observed before.
-            moves: which of the grower's may happen in this round. In one of removals alone, `("prune",)`, a policy may
-                ask more of a unit to stay.
+            moves: which of the grower's may happen in this round; if none of them may, nothing is looked at. In one of
+                removals alone, `("prune",)`, a policy may ask more of a unit to stay.
 
         Raises:
             SurgeryError: a change failed its verification; everything is as it was.
         """
-        every = self.moves
+        every, wanted = self.moves, _allowed(moves, self.moves)
+        if not wanted:
+            return []
         try:
-            self.moves = wanted = _allowed(moves, every)
+            self.moves = wanted
             menu = self._menu(batches)
         finally:
             self.moves = every

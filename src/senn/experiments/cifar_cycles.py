@@ -18,12 +18,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from senn.augment import Standard, augmented
-from senn.data.images import Images, load_images, planes
+from senn.augment import augmented
 from senn.errors import SennError
+from senn.experiments.images import Data, accuracy_and_loss, batches, load, pick_device
 from senn.experiments.results import Record, table, write_results
 from senn.grower import Grower
 from senn.nn import DenseConvNet
@@ -34,7 +34,7 @@ COUNTED = 4
 """Last cycles over which breathing is measured."""
 
 Pictures = tuple[Tensor, Tensor]
-"""Standardised images (N, C, H, W) and labels (N,)."""
+"""Standardised images (N, C, H, W) of a batch and their labels (N,)."""
 
 
 @dataclass(frozen=True)
@@ -151,46 +151,12 @@ class Curves:
     removals: float = 0.0
 
 
-@dataclass(frozen=True)
-class Data:
-    """The images of one seed."""
-
-    train: Pictures
-    validation: Pictures
-    test: Pictures
-
-    @classmethod
-    def draw(cls, settings: Settings, seed: int, data_dir: Path | None, device: torch.device) -> Data:
-        """Training and validation images by seed, all test images."""
-        sets = load_images("cifar-10", data_dir).hold_out(settings.validation, seed)
-        if settings.images > len(sets.train):
-            raise SennError(f"{settings.images:,} training images are asked for, and {len(sets.train):,} are left")
-        assert sets.validation is not None
-        parts = [sets.train.take(np.arange(settings.images)), sets.validation, sets.test]
-        pixels = [torch.from_numpy(planes(part, settings.side)) for part in parts]
-        standard = Standard.of(pixels[0])
-
-        def pictures(pixels: Tensor, images: Images) -> Pictures:
-            return standard(pixels).to(device), torch.from_numpy(images.labels.copy()).to(device)
-
-        return cls(*map(pictures, pixels, parts))
-
-
-def batches(images: Pictures, settings: Settings, generator: torch.Generator) -> Iterator[Pictures]:
-    """Augmented batches, one epoch after another."""
-    x, y = images
+def seen(data: Data, settings: Settings, seed: int) -> Iterator[Pictures]:
+    """Augmented batches of training images, one epoch after another."""
+    generator = torch.Generator().manual_seed(seed)
     while True:
-        for rows in torch.split(torch.randperm(len(x), generator=generator), settings.batch):
-            if len(rows) == settings.batch:
-                rows = rows.to(x.device)
-                yield augmented(x[rows], generator, shift=settings.shift), y[rows]
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Pictures) -> float:
-    """Fraction of images whose class has the largest score."""
-    found = torch.cat([model(x).argmax(1) for x in torch.split(images[0], 1000)])
-    return float((found == images[1]).float().mean())
+        for pixels, labels in batches(data.train, settings.batch, generator):
+            yield augmented(data.standard(pixels), generator, shift=settings.shift), labels
 
 
 def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, grow: bool) -> Curves:
@@ -203,7 +169,7 @@ def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, gro
         model, optimizer, F.cross_entropy, settings.policy, samples=settings.images, moves=("width", "prune"),
         proposals=settings.proposals, seed=seed,
     )  # fmt: skip
-    images, looking = (batches(data.train, settings, torch.Generator().manual_seed(1000 * seed + n)) for n in (1, 2))
+    images, looking = (seen(data, settings, 1000 * seed + n) for n in (1, 2))
     curves = Curves()
     for step in range(settings.steps):
         x, y = next(images)
@@ -216,7 +182,7 @@ def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, gro
                 _consider(grower, looking, settings, curves)
             curves.steps.append(step + 1)
             curves.widths.append(model.hidden)
-            curves.accuracy.append(accuracy(model, data.validation))
+            curves.accuracy.append(accuracy_and_loss(model, data.validation, data.standard)["accuracy"])
     return curves
 
 
@@ -234,23 +200,21 @@ def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, c
 
 def run(seed: int, settings: Settings, data_dir: Path | None = None, device: torch.device | str = "cpu") -> Record:
     """One network that grows, and one of its final size from new random weights, on the same batches."""
-    device = torch.device(device)
-    data = Data.draw(settings, seed, data_dir, device)
-    classes = int(data.train[1].max()) + 1
+    data = load("cifar-10", settings.side, settings.images, settings.validation, seed, data_dir, device)
 
     def build(hidden: Sequence[Sequence[int]]) -> DenseConvNet:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return DenseConvNet(data.train[0].shape[1], hidden, classes).to(device)
+            return DenseConvNet(data.train.pixels.shape[1], hidden, data.classes).to(device)
 
     record: Record = {"seed": seed}
     start, model = time.perf_counter(), build(settings.hidden)
     curves = train(model, data, settings, seed, grow=True)
     middle, twin = time.perf_counter(), build(model.hidden)
     fixed = train(twin, data, settings, seed, grow=False)
-    for part in ("test", "validation"):
-        images: Pictures = getattr(data, part)
-        record[part] = {"grown": accuracy(model, images), "fixed": accuracy(twin, images)}
+    for name, part in (("test", data.test), ("validation", data.validation)):
+        nets = {"grown": model, "fixed": twin}
+        record[name] = {net: accuracy_and_loss(nets[net], part, data.standard)["accuracy"] for net in nets}
     record |= breathing(curves, settings)
     record |= {
         "largest": max(width for block in model.hidden for width in block),
@@ -293,12 +257,13 @@ def main(
 ) -> list[Record]:
     """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table."""
     settings = settings or Settings()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = pick_device(device)
+    command = f"senn reproduce cifar-cycles --seeds {seeds}" + " --full" * (settings == FULL)
     runs = []
     for seed in range(seeds):
-        runs.append(run(seed, settings, data_dir, device))
+        runs.append(run(seed, settings, data_dir, place))
         # after each seed, so that a run that is stopped leaves what it has measured
-        write_results(runs, out / "results.json", f"senn reproduce cifar-cycles --seeds {seeds}")
+        write_results(runs, out / "results.json", command)
     figure(runs[0], settings, out / "figure.png")
     print(table(runs))
     return runs

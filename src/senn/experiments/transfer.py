@@ -299,6 +299,7 @@ def main(
         device: by default a GPU where there is one.
     """
     settings, place = settings or Settings(), pick_device(device)
+    command = f"senn reproduce transfer --seeds {seeds}" + " --full" * (settings == FULL)
     records: list[Record] = []
     for seed in range(seeds):
         source, target = (
@@ -307,7 +308,7 @@ def main(
         )
         records.append(run(seed, settings, source, target, place)[0])
         # after each seed, so that a run that is stopped leaves what it has measured
-        write_results(records, out / "results.json", f"senn reproduce transfer --seeds {seeds}")
+        write_results(records, out / "results.json", command)
     figure(records, out / "figure.png")
     print(summary(records))
     return records
