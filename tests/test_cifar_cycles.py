@@ -103,8 +103,8 @@ def test_breathing_is_what_it_is_called():
 
 def test_a_removal_costs_what_both_halves_agree_on_and_a_margin():
     removal = Candidate("prune", "0", "", 1, 7, -100, -0.5, -0.5, -0.5, 0.0, 1.0, 4.0, 1000, agreed=-0.01)
-    policy = BothWays(kappa=0.1, hysteresis=0.9, margin=0.0)
-    assert policy.net(removal) == pytest.approx(-0.01 / 2 + 0.9 * 0.1 * 100 / 1000)
+    policy = BothWays(kappa=0.1, hysteresis=0.9, noise=0.0)
+    assert policy.margin(removal) == pytest.approx(-0.01 / 2 + 0.9 * 0.1 * 100 / 1000)
     assert policy.choose([removal], []) is removal
     assert policy.choose([removal], [removal] * policy.most) is None
-    assert replace(policy, margin=0.2).choose([removal], []) is None
+    assert replace(policy, noise=0.2).choose([removal], []) is None

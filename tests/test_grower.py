@@ -1,6 +1,7 @@
 """`Grower` from end to end, with real optimizers on real data; looking must not touch, growing must not disturb."""
 
 import copy
+import json
 import math
 from collections.abc import Callable
 
@@ -362,3 +363,33 @@ def test_blocks_of_units_have_finite_figures_even_where_nothing_is_left_to_gain(
     found = senn.Grower(model, loss=F.mse_loss, round_to=8, samples=64).consider([(x, y)])
     assert found
     assert all(math.isfinite(figure) for c in found for figure in (c.gain, c.bound, c.heldout, c.error))
+
+
+# -- why
+
+
+def test_a_consideration_says_what_was_taken_and_what_was_refused_by_how_much():
+    grower = senn.Grower(net(), samples=len(X), moves=("width",))
+    events = grower.grow([(X, Y)])
+    found = grower.consideration
+    assert found is not None
+    assert sum(one.candidate.units for one in found.accepted) == sum(event.units for event in events) > 0
+    assert all(one.margin > 0 for one in found.accepted)
+    assert found.refused
+    assert all(one.margin <= 0 for one in found.refused)
+    margins = [one.margin for one in found.refused]
+    assert margins == sorted(margins, reverse=True)
+    one = found.refused[0]
+    sure = one.candidate.promise - one.candidate.error / (2 * one.candidate.nat)
+    assert one.margin == pytest.approx(sure - one.price)
+    assert sum(found.eta_of.values()) == pytest.approx(found.eta)
+    assert found.looked_at == found.samples == len(X)
+    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
+
+
+def test_a_round_that_refuses_everything_says_so_too():
+    grower = senn.Grower(net(), samples=len(X), policy=senn.PricePolicy(kappa=100.0), moves=("width", "depth"))
+    assert grower.grow([(X, Y)]) == []
+    assert grower.consideration is not None
+    assert grower.consideration.accepted == ()
+    assert {one.candidate.kind for one in grower.consideration.refused} == {"widen"}  # layers were not even drawn

@@ -45,8 +45,8 @@ class Listener(Callback):
     def __init__(self):
         self.heard = []
 
-    def on_start(self, info):
-        self.heard.append(("start", dict(info)))
+    def on_start(self, record):
+        self.heard.append(("start", dict(record)))
 
     def on_epoch(self, record):
         self.heard.append(("epoch", dict(record)))
@@ -108,11 +108,11 @@ def test_history_is_json_and_callbacks_hear_the_same():
     run = fit(x, y, callbacks=[listener])
     kinds = [kind for kind, _ in listener.heard]
     assert kinds == ["start", *["epoch"] * 4, "end"]
-    assert [record for kind, record in listener.heard if kind != "start"] == run.history
+    assert [record for _, record in listener.heard] == run.history
     assert json.loads(json.dumps(run.history)) == run.history
     assert listener.heard[0][1]["train_rows"] + listener.heard[0][1]["validation_rows"] == len(x)
     assert run.history[-1]["epochs"] == 4
-    assert run.history[3]["step"] == run.history[3]["steps"]
+    assert run.history[4]["step"] == run.history[4]["steps"]
 
 
 def test_the_best_epoch_is_kept():
@@ -121,7 +121,7 @@ def test_the_best_epoch_is_kept():
     run = fit(x, y, replace(FIXED, epochs=12, patience=3, rounds=(), removals=()), validation=(x, (y + 1) % 3))
     assert run.best_epoch == 0
     assert run.history[-1]["epochs"] == 5  # three of patience make two thirds, the rest is the tail
-    assert run.history[4]["lr"] < run.history[2]["lr"] == 4e-3
+    assert run.history[5]["lr"] < run.history[3]["lr"] == 4e-3
     assert "no better validation loss" in run.history[-1]["reason"]
     assert torch.equal(run.model(x), torch.zeros(len(x), 3))
     assert run.validation["loss"] == pytest.approx(math.log(3), rel=1e-6)
@@ -315,7 +315,7 @@ def test_a_change_that_was_rolled_back_does_not_end_the_run(monkeypatch):
     monkeypatch.setattr(Learner, "grow", fail)
     x, y = blobs()
     run = fit(x, y, GROWING)
-    first = next(record for record in run.history if record["event"] != "epoch")
+    first = next(record for record in run.history if record["event"] not in ("start", "epoch"))
     assert first == {"event": "rollback", "epoch": 2, "step": 8, "text": "body.0 was rolled back"}
     assert run.history[-1]["reason"] == "all epochs done"
 

@@ -1,13 +1,14 @@
-"""What happened to a network: one record per change, readable by people and by programs."""
+"""What happened to a network, and why: one record per change and per consideration, for people and for programs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 from senn.errors import SurgeryError
-from senn.policy import Candidate
+from senn.policy import Candidate, Policy
 
 
 @dataclass(eq=False)
@@ -97,6 +98,71 @@ class GrowthEvent:
     def forget(self) -> None:
         """Let go of what `undo` needs: the former parameters."""
         self._undo = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A candidate, and by how much it exceeded what the policy asked of it.
+
+    Attributes:
+        candidate: with its figures at that moment: an accepted one's when it was, a refused one's at the end.
+        price: what its parameters had to promise at least, in nats per sample.
+        margin: what it promised beyond what was asked, in nats per sample; negative for what fell short.
+    """
+
+    candidate: Candidate
+    price: float
+    margin: float
+
+    @classmethod
+    def of(cls, policy: Policy, candidate: Candidate) -> Verdict:
+        """What a policy says of a candidate."""
+        return cls(candidate, policy.price(candidate.parameters, candidate.samples), policy.margin(candidate))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, ready for JSON: null for what isn't finite."""
+        figures = {**asdict(self.candidate), "promise": self.candidate.promise}
+        figures |= {"price": self.price, "margin": self.margin}
+        return {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in figures.items()}
+
+
+@dataclass(frozen=True)
+class Consideration:
+    """One round of growth: what was on offer, what was taken, what was refused by how much.
+
+    Attributes:
+        round: its number, that of its events.
+        moves: which might happen.
+        looked_at: samples that the figures are means over.
+        samples: training samples, for prices.
+        loss: mean loss of those looked at, in the loss's own unit.
+        nat: how much of the loss one nat is.
+        parameters: of the model before.
+        eta: the expansion score before.
+        eta_of: by linear map, its part of eta; their sum is `eta` unless the policy asks for that of the network whole.
+        limit: lambda, what eta can't exceed.
+        accepted: in order.
+        refused: the best candidates that were left of each kind at each place, the closest to being accepted first.
+    """
+
+    round: int
+    moves: tuple[str, ...]
+    looked_at: int
+    samples: int
+    loss: float
+    nat: float
+    parameters: int
+    eta: float
+    eta_of: dict[str, float]
+    limit: float
+    accepted: tuple[Verdict, ...]
+    refused: tuple[Verdict, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, ready for JSON."""
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        lists = {name: [one.as_dict() for one in record[name]] for name in ("accepted", "refused")}
+        return {**record, **lists, "moves": list(self.moves)}
 
 
 def merge(accepted: list[Candidate]) -> list[tuple[Candidate, Candidate, list[Candidate]]]:

@@ -15,7 +15,7 @@ from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError, UnsupportedError
-from senn.events import GrowthEvent, merge
+from senn.events import Consideration, GrowthEvent, Verdict, merge
 from senn.menu import Menu
 from senn.policy import Budget, Candidate, Kind, Policy, PricePolicy
 from senn.proposals import Draw, Proposals
@@ -56,6 +56,7 @@ class Grower:
         events: every change so far.
         eta: the expansion score at the last consideration.
         draw: all candidates of the last consideration, after their ascent.
+        consideration: the last round: its candidates, accepted and refused, each with its verdict; None before.
         rejections: removals that failed their verification and were not done, one sentence each.
 
     Raises:
@@ -104,6 +105,7 @@ class Grower:
         self.rejections: list[str] = []
         self.eta = float("nan")
         self.draw = Draw()
+        self.consideration: Consideration | None = None
         self.rounds = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._structure: Structure | None = None
@@ -193,13 +195,21 @@ class Grower:
             self.moves = every
         policy = self.policy.removing() if set(wanted) <= {"prune"} else self.policy
         kinds = {MOVES[move] for move in wanted}
-        eta_before = self.eta
-        while choice := policy.choose([c for c in menu.candidates() if c.kind in kinds], menu.accepted):
+        eta_before, parameters = self.eta, menu.parameters
+        eta_of = {name: ledger.eta for name, ledger in menu.ledgers.items()}
+        accepted: list[Verdict] = []
+        while choice := policy.choose(offered := [c for c in menu.candidates() if c.kind in kinds], menu.accepted):
+            accepted.append(Verdict.of(policy, choice))
             menu.accept(choice)
         self.rounds += 1
         survey, self._survey = self._survey, None
         assert survey is not None
-        return self._carry_out(menu, survey, eta_before) if menu.accepted else []
+        refused = sorted((Verdict.of(policy, one) for one in offered), key=lambda one: -one.margin)
+        self.consideration = Consideration(
+            self.rounds, wanted, survey.samples, menu.samples, survey.loss, menu.nat, parameters, eta_before, eta_of,
+            menu.limit, tuple(accepted), tuple(refused),
+        )  # fmt: skip
+        return self._carry_out(menu, survey, eta_before) if accepted else []
 
     def reset(self) -> None:
         """Forget the batches looked at since the last round."""

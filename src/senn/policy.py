@@ -79,6 +79,10 @@ class Policy:
         """What that many new parameters must promise at least, in nats per sample: nothing."""
         return 0.0
 
+    def margin(self, candidate: Candidate) -> float:
+        """By how much a candidate exceeds what is asked of it, in nats per sample; negative where it falls short."""
+        return candidate.promise - self.price(candidate.parameters, candidate.samples)
+
     def floor(self, kind: Kind, parameters: int, samples: int) -> float:
         """Least promise, in nats per sample, with which a change of that kind could be accepted; others go unscored."""
         return self.price(parameters, samples)
@@ -127,17 +131,24 @@ class PaperPolicy(Policy):
         return min(candidate.eta + gain, candidate.limit) - candidate.eta
 
     def accepts(self, candidate: Candidate) -> bool:
-        """Whether both tests pass."""
-        gain = self.score(candidate)
-        return gain > self.tau * max(candidate.eta, 0.0) and gain > self.alpha * candidate.limit
+        """Whether both tests pass; of a removal, whether it is cheap enough."""
+        return self.margin(candidate) > 0
+
+    def margin(self, candidate: Candidate) -> float:
+        """By how much the stricter of both tests is passed, in nats per sample."""
+        c = candidate
+        if c.kind == "prune":
+            return (c.gain + self.prune * self.alpha * c.limit) / (2 * c.nat)
+        asked = max(self.tau * max(c.eta, 0.0), self.alpha * c.limit)
+        return (self.score(c) - asked) / (2 * c.nat)
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The addition with the largest score, if it passes; else the cheapest pruning, if it is cheap enough."""
-        additions = [c for c in candidates if c.kind != "prune" and self.accepts(c)]
+        passing = [c for c in candidates if self.accepts(c)]
+        additions = [c for c in passing if c.kind != "prune"]
         if additions:
             return max(additions, key=self.score)
-        removals = [c for c in candidates if c.kind == "prune" and -c.gain < self.prune * self.alpha * c.limit]
-        return max(removals, key=lambda c: c.gain, default=None)
+        return max(passing, key=lambda c: c.gain, default=None)
 
 
 @dataclass(frozen=True)
@@ -195,7 +206,7 @@ class PricePolicy(Policy):
         """Sell what is worth less than `keep` times its price."""
         return _Keep(self)
 
-    def net(self, candidate: Candidate) -> float:
+    def margin(self, candidate: Candidate) -> float:
         """Sure promise less the price, in nats per sample; for pruning: the refund less the cost."""
         price = self.price(candidate.parameters, candidate.samples)
         if candidate.kind == "prune":
@@ -204,12 +215,12 @@ class PricePolicy(Policy):
         return (sure / self.layer_cost if candidate.kind == "insert" else sure) - price
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
-        """The candidate with the largest net value above zero, in one of the `places` that this round may change."""
+        """The candidate with the largest margin above zero, in one of the `places` that this round may change."""
         taken = {c.place for c in accepted if c.kind != "prune"}
         more = len(taken) < self.places
         open_ = [c for c in candidates if c.kind == "prune" or more or c.place in taken]
-        best = max(open_, key=self.net, default=None)
-        return best if best is not None and self.net(best) > 0 else None
+        best = max(open_, key=self.margin, default=None)
+        return best if best is not None and self.margin(best) > 0 else None
 
 
 @dataclass(frozen=True)
@@ -224,12 +235,14 @@ class _Keep(Policy):
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The removal that saves most, if it saves anything."""
+        best = max((c for c in candidates if c.kind == "prune"), key=self.margin, default=None)
+        return best if best is not None and self.margin(best) > 0 else None
 
-        def saved(c: Candidate) -> float:
-            return c.promise - self.prices.keep * self.price(c.parameters, c.samples)
-
-        best = max((c for c in candidates if c.kind == "prune"), key=saved, default=None)
-        return best if best is not None and saved(best) > 0 else None
+    def margin(self, candidate: Candidate) -> float:
+        """What a removal saves; nothing is added in such a round."""
+        if candidate.kind != "prune":
+            return -math.inf
+        return candidate.promise - self.prices.keep * self.price(candidate.parameters, candidate.samples)
 
 
 @dataclass(frozen=True)

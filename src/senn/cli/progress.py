@@ -87,9 +87,9 @@ class LiveCallback(LinesCallback):
         )
         self._task = self._progress.add_task("starting", total=None)
 
-    def on_start(self, info: Mapping[str, Any]) -> None:
+    def on_start(self, record: Mapping[str, Any]) -> None:
         """Show the bar."""
-        self._progress.update(self._task, total=info["epochs"])
+        self._progress.update(self._task, total=record["epochs"])
         self._progress.start()
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:

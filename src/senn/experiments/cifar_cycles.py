@@ -44,32 +44,32 @@ class BothWays(PricePolicy):
     A held-out promise is less than what a unit is worth by the noise of a step fitted on few samples, and a removal's
     cost is more by it: between the two nothing would ever happen on a few thousand images. What the halves agree on is
     free of it on average. But the best of many candidates is partly the luckiest: a promise counts less `confidence`
-    standard errors, a cost more by a `margin`.
+    standard errors, a cost more by a share of its `noise`.
 
     Args:
-        margin: fraction of a cost's noise that it counts.
+        noise: fraction of a cost's noise that it counts.
         most: changes of one place in one round, since figures are those of small changes.
     """
 
     kappa: float = 0.08
     confidence: float = 1.5
     hysteresis: float = 0.95
-    margin: float = 0.1
+    noise: float = 0.1
     most: int = 2
 
-    def net(self, candidate: Candidate) -> float:
+    def margin(self, candidate: Candidate) -> float:
         """Sure promise less the price, or the refund less the cost, in nats per sample."""
         price, gain = self.price(candidate.parameters, candidate.samples), candidate.agreed
         if candidate.kind == "prune":
-            gain += self.margin * (candidate.gain - candidate.agreed)
+            gain += self.noise * (candidate.gain - candidate.agreed)
             return gain / (2 * candidate.nat) - self.hysteresis * price
         return (gain - self.confidence * candidate.error) / (2 * candidate.nat) - price
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
-        """The candidate with the largest net value above zero, at a place that has not changed too much already."""
+        """The candidate with the largest margin above zero, at a place that has not changed too much already."""
         places = [c.place for c in accepted]
-        best = max((c for c in candidates if places.count(c.place) < self.most), key=self.net, default=None)
-        return best if best is not None and self.net(best) > 0 else None
+        best = max((c for c in candidates if places.count(c.place) < self.most), key=self.margin, default=None)
+        return best if best is not None and self.margin(best) > 0 else None
 
 
 @dataclass(frozen=True)

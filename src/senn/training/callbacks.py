@@ -14,12 +14,13 @@ class Callback:
     or squared error in units of the standardised target (regression).
     """
 
-    def on_start(self, info: Mapping[str, Any]) -> None:
+    def on_start(self, record: Mapping[str, Any]) -> None:
         """Training is about to begin.
 
         Args:
-            info: `task`, `epochs`, `steps` (planned totals), `train_rows`, `validation_rows`,
-                `architecture` (list of hidden widths), `parameters`, `optimizer`, `policy`.
+            record: `event` ("start"), `task`, `epochs`, `steps` (planned totals), `train_rows`, `validation_rows`,
+                `architecture` (list of hidden widths), `parameters`, `optimizer`, `policy`, `flops` (floating-point
+                operations of a forward pass, per row).
         """
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
@@ -28,7 +29,21 @@ class Callback:
         Args:
             record: `event` ("epoch"), `epoch` (from 1), `epochs`, `step`, `steps`, `train_loss`,
                 `validation_loss`, `validation_score` (accuracy or R squared; None if there is
-                none), `lr`, `architecture`, `parameters`, `seconds` (since the start).
+                none), `lr`, `architecture`, `parameters`, `flops`, `seconds` (since the start).
+        """
+
+    def on_consideration(self, record: Mapping[str, Any]) -> None:
+        """A round of growth has been decided, and changes that it made follow.
+
+        Args:
+            record: `event` ("consideration"), `epoch`, `step` and the fields of `senn.events.Consideration`.
+        """
+
+    def on_rollback(self, record: Mapping[str, Any]) -> None:
+        """A change of size failed its verification, and everything is as it was before.
+
+        Args:
+            record: `event` ("rollback"), `epoch`, `step`, `text` (why).
         """
 
     def on_growth(self, record: Mapping[str, Any]) -> None:

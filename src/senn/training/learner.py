@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from senn.errors import SennError, UnsupportedError
-from senn.events import GrowthEvent
+from senn.events import Consideration, GrowthEvent
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
@@ -163,6 +163,11 @@ class Learner:
     def grow(self, batches: list[Batch], moves: Sequence[str]) -> list[GrowthEvent]:
         """One round of these moves on a probe; the events, none for a fixed net."""
         return [] if self._grower is None else self._grower.grow(batches, moves)
+
+    @property
+    def consideration(self) -> Consideration | None:
+        """The last round, with all candidates and what was said of them."""
+        return None if self._grower is None else self._grower.consideration
 
     @property
     def rejections(self) -> list[str]:

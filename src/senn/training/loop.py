@@ -17,7 +17,15 @@ from senn.training.callbacks import Callback
 from senn.training.learner import Learner
 from senn.training.recipe import Plan, Recipe, Rounds, Task
 from senn.training.rows import Inputs, Rows
-from senn.training.run import Record, Run, architecture, event_record, rollback_record
+from senn.training.run import (
+    Record,
+    Run,
+    architecture,
+    consideration_record,
+    event_record,
+    forward_flops,
+    rollback_record,
+)
 
 _AT_ONCE = 500
 """Images that are validated at once: a table's rows go through a network together, those of an image are too many."""
@@ -131,20 +139,28 @@ class _Training:
         probe = self.rows
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
-        known = len(self.learner.rejections)
+        known, last = len(self.learner.rejections), self.learner.consideration
+        batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
+        failures: list[str] = []
         try:
-            batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
             events = self.learner.grow(batches, moves)
         except SurgeryError as error:  # everything is as it was, so training can go on
-            self.history.append(rollback_record(error, self.epoch, self.step))
-            return
-        self.history += [rollback_record(text, self.epoch, self.step) for text in self.learner.rejections[known:]]
+            events, failures = [], [str(error)]
+        round_ = self.learner.consideration
+        if round_ is not None and round_ is not last:
+            self.tell(consideration_record(round_, self.epoch, self.step))
+        for reason in [*failures, *self.learner.rejections[known:]]:
+            self.tell(rollback_record(reason, self.epoch, self.step))
         for event in events:
             record = event_record(event, self.epoch, self.step, architecture(self.model))
             self.growth.append((event, record))
-            self.history.append(record)
-            for callback in self.callbacks:
-                callback.on_growth(record)
+            self.tell(record)
+
+    def tell(self, record: Record) -> None:
+        """Put a record into the history and tell the callbacks."""
+        self.history.append(record)
+        for callback in self.callbacks:
+            getattr(callback, f"on_{record['event']}")(record)
 
     def end_epoch(self, train_loss: float) -> bool:
         """Validate, record, keep the best; whether to stop."""
@@ -192,7 +208,10 @@ class _Training:
 
     def announce(self) -> None:
         """Tell the callbacks what is about to happen."""
-        info = {
+        record = {
+            "event": "start",
+            "epoch": 0,
+            "step": 0,
             "task": self.task,
             "epochs": self.plan.epochs,
             "steps": self.plan.steps,
@@ -202,9 +221,9 @@ class _Training:
             "parameters": count_parameters(self.model),
             "optimizer": self.recipe.optimizer,
             "policy": _policy_name(self.recipe),
+            "flops": self.flops(),
         }
-        for callback in self.callbacks:
-            callback.on_start(info)
+        self.tell(record)
 
     def report(self, train_loss: float, figures: dict[str, float]) -> None:
         """Record an epoch."""
@@ -220,11 +239,14 @@ class _Training:
             "lr": self.learner.optimizer.param_groups[0]["lr"],
             "architecture": list(architecture(self.model)),
             "parameters": count_parameters(self.model),
+            "flops": self.flops(),
             "seconds": time.perf_counter() - self.started,
         }
-        self.history.append(record)
-        for callback in self.callbacks:
-            callback.on_epoch(record)
+        self.tell(record)
+
+    def flops(self) -> int:
+        """Floating-point operations of the model as it is now, per row."""
+        return forward_flops(self.model, self.inputs(self.rows.x[:1]))
 
     def finish(self, interrupted: bool) -> Run:
         """The result, from the best net."""
@@ -252,9 +274,7 @@ class _Training:
             "interrupted": interrupted,
             "reason": self.reason,
         }
-        self.history.append(record)
-        for callback in self.callbacks:
-            callback.on_end(record)
+        self.tell(record)
         return run
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from senn.events import GrowthEvent
+from senn.events import Consideration, GrowthEvent
 
 Record = dict[str, Any]
 
@@ -18,8 +20,9 @@ class Run:
 
     Attributes:
         model: the net of the best epoch, in eval mode.
-        history: JSON-able records in order: `epoch`, `growth`, `rollback` (a change that failed its verification:
-            `text`) and one `end` (other fields: see `Callback`).
+        history: JSON-able records in order: one `start`, then `epoch`, `consideration` (a round: the fields of
+            `Consideration`), `growth`, `rollback` (a change that failed its verification: `text`) and one `end` (other
+            fields: see `Callback`).
         architecture: widths of its hidden layers.
         parameters: number of its parameters.
         seconds: wall-clock time of the run.
@@ -41,6 +44,24 @@ class Run:
 def architecture(model: nn.Module) -> tuple[int, ...]:
     """Widths of a model's hidden layers: what its property `hidden` says, nothing if it has none."""
     return tuple(getattr(model, "hidden", ()))
+
+
+@torch.no_grad()
+def forward_flops(model: nn.Module, x: Tensor) -> int:
+    """Floating-point operations of a forward pass, in products and convolutions, per row of x."""
+    training = model.training
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(x)
+    finally:
+        model.train(training)
+    return int(counter.get_total_flops()) // len(x)
+
+
+def consideration_record(consideration: Consideration, epoch: int, step: int) -> Record:
+    """A round as it goes into the history, before the changes that it made."""
+    return {"event": "consideration", "epoch": epoch, "step": step, **consideration.as_dict()}
 
 
 def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, ...]) -> Record:
