@@ -20,11 +20,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from senn import batch
 from senn.columns import Columns
 from senn.curvature.capture import BlockRun, Capture, Part, back_of, layout_of, reads_of
-from senn.curvature.gather import gather, places_of
+from senn.curvature.folds import Fold, Own
+from senn.curvature.gather import places_of
 from senn.curvature.patches import Dense, Patches, Read, full
 from senn.curvature.reading import Reading, evaluating, reading
 from senn.layers import ConvolutionalLayer
-from senn.ledger import Fold, Ledger
+from senn.ledger import Ledger
 from senn.proposals import Draw
 from senn.structure import Block, LinearMap, Structure, tensor_of
 from senn.surgery import Append
@@ -157,7 +158,7 @@ def look_beside(
     maps: Mapping[str, LinearMap],
     draw: Draw,
     seen: Capture,
-    samples: slice,
+    own: Own,
     weights: Tensor | None,
     readings: Mapping[str, Reading],
     generator: torch.Generator,
@@ -170,12 +171,13 @@ def look_beside(
         maps: its maps that are read, by name.
         draw: the candidates.
         seen: what passed through the model.
-        samples: those of one fold.
-        weights: theirs, or None.
+        own: those of one fold.
+        weights: of all samples, or None.
         readings: how maps are read.
         generator: source of the locations that are read.
     """
-    some = slice(samples.start, min(samples.start + FEW, samples.stop))
+    own = own.first(FEW)
+    some = own.readable
     found: dict[Label, tuple[Part, Columns]] = {}
     for name, (layer, *_) in draw.layers.items():
         if isinstance(layer, ConvolutionalLayer):
@@ -188,10 +190,8 @@ def look_beside(
             found[Label(block, name)] = part, Columns(1, torch.arange(1), 1)
     folds = {}
     for label, (part, columns) in found.items():
-        count = len(part.dz)
-        places = places_of([part], part.read.columns, count, generator)
-        of = None if weights is None else weights[:count]
-        folds[label] = columns, Fold.of(*gather([part], places, keep=count, weights=of))
+        places = places_of([part], part.read.columns, own.count, generator)
+        folds[label] = columns, own.fold([part], places, weights)
     return folds
 
 

@@ -19,10 +19,14 @@ from senn.events import Consideration, GrowthEvent, Verdict, merge
 from senn.menu import Menu
 from senn.policy import Budget, Candidate, Kind, Policy, PricePolicy
 from senn.proposals import Draw, Proposals
+from senn.ranks import Ranks, default_ranks
 from senn.structure import Structure, analyse
 from senn.surgery import Prune, operate
+from senn.surgery.moves import tensors_of
 from senn.surgery.optimizer import check_holds, unwrap
 from senn.survey import KnownMoment, Survey
+from senn.survey.joint import first_of
+from senn.survey.together import agree_on_basis, agree_on_weights, chosen, each_batch
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
@@ -51,6 +55,9 @@ class Grower:
         output: finds, in what the model returns, the tensor that the loss takes; not needed for a tensor, for anything
             with `logits`, and where only one tensor is floating-point.
         seed: of everything drawn at random; the global random state is left alone.
+        ranks: the processes that grow one model together: all make the same calls, each with its own batches, and all
+            end with the same model. By default all of `torch.distributed` where it is initialised with several;
+            `Ranks()` for this process alone.
 
     Attributes:
         events: every change so far.
@@ -82,8 +89,12 @@ class Grower:
         metric: str = "fisher",
         output: Output | None = None,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         _check_model(model)
+        self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
+        if self._wrapper is not None:
+            model = self._wrapper.module  # type: ignore[assignment]
         if samples is not None and samples < 1:
             raise SennError(f"samples must be at least 1, and is {samples}")
         if policy is not None and not hasattr(policy, "choose"):
@@ -107,6 +118,7 @@ class Grower:
         self.draw = Draw()
         self.consideration: Consideration | None = None
         self.rounds = 0
+        self.ranks = ranks if ranks is not None else default_ranks()
         self._generator = torch.Generator().manual_seed(seed)
         self._structure: Structure | None = None
         self._survey: Survey | None = None
@@ -137,15 +149,13 @@ class Grower:
         Runs the model in eval mode, once, with two backward passes; no `.grad`, mode, hook or random state changes.
         Call it with batches from the training pass, then `grow()` without arguments.
         """
-        if not batch.tensors(inputs) or not isinstance(targets, Tensor):
-            raise SennError(
-                "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
-            )
-        if self._structure is None:
-            self._structure = analyse(self.model, batch.few(inputs), ignore=self.ignore)
-            if not self._structure.spaces and not self._structure.sites:
-                reasons = "; ".join(f"{r.place}: {r.reason}" for r in self._structure.refused[:3])
-                raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
+        with self.ranks.together("look at a batch"):
+            if not batch.tensors(inputs) or not isinstance(targets, Tensor):
+                raise SennError(
+                    "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
+                )
+            if self._structure is None:
+                self._structure = self._analysed(inputs)
         if self._survey is None:
             self._survey = Survey(
                 self.model,
@@ -158,6 +168,7 @@ class Grower:
                 self._known,
                 self.output,
                 self._readings,
+                self.ranks,
             )
         loss = self._survey.add(inputs, targets, weights)
         for event in self._open:
@@ -198,7 +209,10 @@ class Grower:
         eta_before, parameters = self.eta, menu.parameters
         eta_of = {name: ledger.eta for name, ledger in menu.ledgers.items()}
         accepted: list[Verdict] = []
-        while choice := policy.choose(offered := [c for c in menu.candidates() if c.kind in kinds], menu.accepted):
+        agree_on_basis(self.ranks, self.structure, menu, policy, self._generator)
+        while choice := chosen(
+            self.ranks, policy, offered := [c for c in menu.candidates() if c.kind in kinds], menu.accepted
+        ):
             accepted.append(Verdict.of(policy, choice))
             menu.accept(choice)
         self.rounds += 1
@@ -221,9 +235,7 @@ class Grower:
         if batches is not None:
             if self.samples is None and hasattr(getattr(batches, "dataset", None), "__len__"):
                 self.samples = len(batches.dataset)  # type: ignore[attr-defined]
-            for one in batches:
-                if not isinstance(one, tuple | list) or len(one) not in (2, 3):
-                    raise SennError("a batch must be inputs, targets and perhaps weights: give a list of such batches")
+            for one in each_batch(self.ranks, batches):
                 self.observe(*one)
         if self._survey is None or not self._survey.samples:
             raise SennError("no batch has been looked at: give batches, or call observe first")
@@ -231,6 +243,18 @@ class Grower:
         menu = self._survey.menu(samples, self.budget, whole_eta=self.policy.whole_eta)
         self.eta, self.draw = menu.eta, menu.draw
         return menu
+
+    def _analysed(self, inputs: Inputs) -> Structure:
+        if any(type(parameter.data).__name__ == "DTensor" for parameter in self.model.parameters()):
+            raise UnsupportedError(
+                "the model's parameters are spread over processes: look at it inside "
+                "`with senn.distributed.gathered(model, optimizer):`"
+            )
+        structure = analyse(self.model, first_of(self.ranks, inputs), ignore=self.ignore)
+        if not structure.spaces and not structure.sites:
+            reasons = "; ".join(f"{r.place}: {r.reason}" for r in structure.refused[:3])
+            raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
+        return structure
 
     def _affordable(self, parameters: int, loss: float) -> bool:
         """Whether a layer of that many parameters could pay even if it removed the whole loss, in nats."""
@@ -252,29 +276,36 @@ class Grower:
     def _operate(
         self, menu: Menu, survey: Survey, eta_before: float, accepted: list[Candidate], removals: int
     ) -> list[GrowthEvent]:
-        moves = menu.moves(removals)
+        with self.ranks.together("change the model"):
+            moves, probe = menu.moves(removals), survey.probe_inputs
+            self.ranks.copied("send the decision", tensors_of(moves))
         cost = sum(-c.gain / 2 for c in accepted if c.kind == "prune")
         before = {space.name: space.width for space in self.structure.spaces}
-        receipt = operate(
-            self.model,
-            moves,
-            self.structure,
-            optimizer=self.optimizer,
-            averaged=self.averaged,
-            probe=survey.probe_inputs,
-            loss=survey.probe_loss if any(isinstance(m, Prune) for m in moves) else None,
-            loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
-        )
-        previous = self.structure
+        previous, receipt = self.structure, None
         try:
-            self._structure = receipt.structure
-            if self._structure is None:  # something was inserted
-                self._structure = analyse(self.model, batch.few(survey.probe_inputs), ignore=self.ignore)
-            loss_after = survey.probe_loss()
+            with self.ranks.together("change the model"):
+                receipt = operate(
+                    self.model,
+                    moves,
+                    self.structure,
+                    optimizer=self.optimizer,
+                    averaged=self.averaged,
+                    probe=probe,
+                    loss=survey.probe_loss if any(isinstance(m, Prune) for m in moves) else None,
+                    loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
+                )
+                self._structure = receipt.structure
+                if self._structure is None:  # something was inserted
+                    self._structure = analyse(self.model, batch.few(probe), ignore=self.ignore)
+                loss_after = survey.probe_loss()
+            agree_on_weights(self.ranks, "compare the changed model", self.model)
         except BaseException:  # all or nothing: an interrupt too
-            receipt.undo()
+            if receipt is not None:
+                receipt.undo()
             self._structure = previous
             raise
+        if self._wrapper is not None:
+            self._wrapper.register_forward_pre_hook(_stale)
 
         def undo() -> None:
             receipt.undo()
@@ -300,6 +331,13 @@ class Grower:
         self.events += events
         self._open = list(events)
         return events
+
+
+def _stale(*_: object) -> None:
+    raise SennError(
+        "the model has grown, and its DistributedDataParallel still holds the former parameters: "
+        "call senn.distributed.rewrap(model) after a growth"
+    )
 
 
 def _first(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:

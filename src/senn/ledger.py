@@ -30,81 +30,17 @@ from senn.curvature.factors import (
     DAMPING,
     Inverse,
     InverseOfRows,
-    Moments,
     cholesky,
-    gram,
     input_moment,
     solve,
     whiten,
 )
+from senn.curvature.folds import Fold
 from senn.curvature.samples import Rowwise, Samples
 from senn.scores import diagonal_gain
 
-ROWS = 1024
-"""Rows of each fold that are kept for exact curvatures along a step."""
-
-SAMPLES = 64
-"""Samples of each fold that are kept at least, however many locations each has."""
-
 UNIT_DAMPING = 1e-3
 """Relative damping of a candidate column's own moment, so that an exact copy of an existing one gains nothing."""
-
-
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """What is known about one fold of samples.
-
-    Attributes:
-        moments: over [a_c | a_p]; of the inputs it has `read` none while all rows are kept and are few (see `few`).
-        samples: some of them, one by one, over the same columns.
-    """
-
-    moments: Moments
-    samples: Samples
-
-    @classmethod
-    def of(cls, found: Moments, samples: Samples) -> Fold:
-        """The moments of some samples with the first of them: whole samples, `ROWS` rows or `SAMPLES`."""
-        return cls(found, samples.first(Fold.most(found.locations)))
-
-    @staticmethod
-    def most(locations: int) -> int:
-        """Number of samples that are kept one by one."""
-        return max(ROWS // locations, SAMPLES)
-
-    @staticmethod
-    def few(rows: int, existing: int) -> bool:
-        """Whether so many rows stand for themselves: a moment of more columns than rows says the same at more cost."""
-        return rows <= ROWS and 2 * rows <= existing
-
-    def __add__(self, other: Fold) -> Fold:
-        """Both sets of samples, with the first ones one by one."""
-        ours, theirs = self.moments, other.moments
-        if self.rows is not None and other.rows is not None:
-            existing = self.rows.shape[1]
-            if not Fold.few(len(self.rows) + len(other.rows), existing):
-                ours, theirs = self.whole, other.whole
-        elif self.rows is not None or other.rows is not None:
-            ours, theirs = self.whole, other.whole
-        total = ours + theirs
-        if len(self.samples) >= Fold.most(total.locations):
-            return replace(self, moments=total)
-        return Fold.of(total, self.samples + other.samples)  # type: ignore[operator]
-
-    @property
-    def rows(self) -> Tensor | None:
-        """All rows [a_c | a_p], where these stand for the moment of inputs."""
-        if self.moments.read:
-            return None
-        assert isinstance(self.samples, Rowwise)
-        return self.samples.a
-
-    @property
-    def whole(self) -> Moments:
-        """The moments with those of the inputs."""
-        if self.rows is None:
-            return self.moments
-        return replace(self.moments, inputs=gram(self.rows), read=float(len(self.rows)))
 
 
 class Ledger:

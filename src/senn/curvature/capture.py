@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import batch
 from senn.batch import Inputs, Output
-from senn.curvature.output import OutputMetric
+from senn.curvature.output import Among, OutputMetric
 from senn.curvature.patches import Dense, Patches, Read, full
 from senn.curvature.reading import Application, Layout, Reading, evaluating, forward, reading
 from senn.errors import SennError, UnsupportedError
@@ -133,6 +133,7 @@ def capture(
     find: Output | None = None,
     layouts: Mapping[str, Reading] | None = None,
     blocks: Sequence[str] = (),
+    among: Among | None = None,
 ) -> Capture:
     """Read the rows of the named linear maps on one batch.
 
@@ -147,6 +148,7 @@ def capture(
         find: finds the outputs in what the model returns.
         layouts: how maps are to be read (`legible`); without, first dimensions count samples.
         blocks: modules whose runs are wanted too.
+        among: of which samples these are some, see `OutputMetric.probe`.
 
     Raises:
         SennError: the outputs or the loss are NaN or infinite.
@@ -170,7 +172,7 @@ def capture(
         raise UnsupportedError("the outputs do not depend on any trainable parameter")
     with torch.enable_grad():
         true = metric.gradient(y, targets, weights).to(output.dtype).reshape(output.shape)
-        sign = metric.probe(y, targets, generator, weights).to(output.dtype).reshape(output.shape)
+        sign = metric.probe(y, targets, generator, weights, among).to(output.dtype).reshape(output.shape)
         dz = torch.autograd.grad(output, edges + ends, true, retain_graph=True, allow_unused=True)
         loose = [name for (name, _), gradient in zip(applied, dz, strict=False) if gradient is None]
         if loose:

@@ -40,7 +40,10 @@ def gather(
     keep = min(keep, samples)
     locations = sum(part.read.locations for part in parts)
     total = float(samples) if weights is None else float(weights.sum())
-    kept = _kept([part.some(slice(0, keep)) for part in parts], None if weights is None else weights[:keep])
+    first = slice(0, max(keep, 1))  # a convolution of no samples can't be formed
+    kept = _kept([part.some(first) for part in parts], None if weights is None else weights[first])
+    if not keep:
+        kept = kept.first(0)
     rest = [part.some(slice(keep, samples)) for part in parts] if isinstance(kept, Summed) else parts
     crosses = [part.read.cross(part.dz) for part in rest if len(part.dz)]
     if isinstance(kept, Summed):
@@ -55,6 +58,15 @@ def gather(
         read += count * total
     signs = sum((_gram_of(part.s) for part in parts[1:]), _gram_of(parts[0].s))
     return Moments(locations * total, locations, moment, cross, signs, read), kept
+
+
+def gather_none(
+    parts: Sequence[Part], places: Sequence[Tensor | None], *, known: int = 0, inputs: bool = True
+) -> tuple[Moments, Samples]:
+    """The same of no samples, of the shapes that these parts would give."""
+    found, kept = gather([part.some(slice(0, 1)) for part in parts], places, keep=1, known=known, inputs=inputs)
+    inputs_, cross, outputs = (torch.zeros_like(sums) for sums in (found.inputs, found.cross, found.outputs))
+    return Moments(0.0, found.locations, inputs_, cross, outputs, 0.0), kept.first(0)
 
 
 def _gram_of(s: Tensor) -> Tensor:

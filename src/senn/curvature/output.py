@@ -24,6 +24,9 @@ from senn.errors import SennError, UnsupportedError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+Among = tuple[int, Tensor]
+"""How many samples there are, and which of them are looked at, (samples,)."""
+
 
 class OutputMetric:
     """A loss with the metric H of its outputs.
@@ -76,15 +79,33 @@ class OutputMetric:
         """Rows N dL/dy_i, (N, m); arguments as in `loss`."""
         return self._local(output, target, weight, curved=False).gradient
 
-    def probe(self, output: Tensor, target: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
+    def probe(
+        self,
+        output: Tensor,
+        target: Tensor,
+        generator: torch.Generator,
+        weight: Tensor | None = None,
+        among: Among | None = None,
+    ) -> Tensor:
         """Random rows v_i with E[v_i v_i^T] = H_i and independent over i, (N, m): curvature propagation.
 
         A backward pass of v gives s with E[s s^T] = S, without sampling labels; softmax: v = sqrt(p) r -
         p sum(sqrt(p) r) with random signs r.
+
+        Args:
+            output: as of `loss`.
+            target: as of `loss`.
+            generator: source of the signs.
+            weight: as of `loss`.
+            among: of which samples these are some, so that every sample gets the signs that it has there.
         """
         local = self._local(output, target, weight)
-        shape = local.gradient.shape
-        signs = torch.randint(0, 2, shape, generator=generator, device=generator.device)
+        samples, m = local.gradient.shape
+        signs = torch.randint(
+            0, 2, (samples if among is None else among[0], m), generator=generator, device=generator.device
+        )
+        if among is not None:
+            signs = signs[among[1].to(signs.device)]
         return local.curvature.root(signs.to(local.gradient) * 2 - 1)
 
     def product(self, output: Tensor, target: Tensor, u: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ rows s, dz and a themselves it is `Summed`, otherwise the rows are kept (`Rowwis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,6 +49,17 @@ class Rowwise:
     def total(self) -> float:
         """Sum of the rows' weights."""
         return float(len(self.a)) if self.weight is None else float(self.weight.sum())
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that is kept, by sample: (samples, ...) each."""
+        rows = (self.a, self.s, self.dz) if self.weight is None else (self.a, self.s, self.dz, self.weight)
+        return tuple(x.reshape(len(self), self.locations, *x.shape[1:]) for x in rows)
+
+    def of(self, tensors: Sequence[Tensor]) -> Rowwise:
+        """Other samples of the same map, from their `tensors`."""
+        a, s, dz, *weight = (x.flatten(0, 1) for x in tensors)
+        return Rowwise(a, s, dz, self.locations, weight[0] if weight else None)
 
     def first(self, samples: int) -> Rowwise:
         """The first samples."""
@@ -118,6 +130,16 @@ class Summed:
     def total(self) -> float:
         """Sum of the rows' weights."""
         return self.locations * float(self._weights.sum())
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See `Rowwise.tensors`."""
+        return (self.s, self.dz) if self.weight is None else (self.s, self.dz, self.weight)
+
+    def of(self, tensors: Sequence[Tensor]) -> Summed:
+        """See `Rowwise.of`."""
+        s, dz, *weight = tensors
+        return Summed(s, dz, self.locations, weight[0] if weight else None)
 
     def first(self, samples: int) -> Summed:
         """The first samples."""

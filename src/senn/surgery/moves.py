@@ -9,7 +9,7 @@ are the old ones; new rows read zero from units that other moves of the call add
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -92,3 +92,19 @@ class Append:
 
 
 Move = Widen | Prune | Insert | Append
+
+
+def tensors_of(moves: Sequence[Move]) -> list[Tensor]:
+    """Everything in the moves that is a number of the grown model, in order."""
+    found: list[Tensor] = []
+    for move in moves:
+        if isinstance(move, Widen):
+            found += move.values.values()
+        elif isinstance(move, Prune):
+            found += move.compensation.values()
+        elif isinstance(move, Insert):
+            found += [*move.layer.parameters(), *move.layer.buffers()]
+            found += [x for x in (move.right, move.shift) if x is not None]
+        else:
+            found += [*move.copy.parameters(), *move.copy.buffers()]
+    return [tensor.detach() for tensor in found]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,38 +16,31 @@ from senn.beside import Beside, Label, look_beside
 from senn.columns import Columns, lay_out
 from senn.curvature.capture import Part, capture, labels, layout_of, reads_of
 from senn.curvature.factors import Inverse
-from senn.curvature.gather import gather, places_of
+from senn.curvature.folds import Fold, Own
+from senn.curvature.gather import places_of
 from senn.curvature.output import OutputMetric
 from senn.curvature.patches import Read
 from senn.curvature.reading import Layout, Reading, evaluating, forward, legible, reading
-from senn.drawing import propose
-from senn.errors import SennError, UnsupportedError
-from senn.ledger import Fold, Ledger
+from senn.drawing import LOOK, propose
+from senn.errors import UnsupportedError
+from senn.ledger import Ledger
 from senn.menu import Menu
 from senn.policy import Budget
 from senn.proposals import Draw, Proposals
 from senn.pruning import PruningLedger
-from senn.structure import LinearMap, Structure, matrix, tensor_of
+from senn.ranks import Ranks, Share
+from senn.structure import LinearMap, Structure
 from senn.surgery import carry_out
 from senn.surgery.verify import fingerprint
+from senn.survey.joint import Joint, Some, joined
+from senn.survey.looks import KnownMoment, Look, weight_of, whole_eta_of
+from senn.survey.together import agree_on_weights
 
 MOST_ROWS = 1 << 16
 """Rows of one map that pass through the model at once: a large batch of images is looked at in parts."""
 
-
-@dataclass(frozen=True, eq=False)
-class KnownMoment:
-    """Input moment of a linear map that reads the data itself, kept from one window for the next ones.
-
-    Attributes:
-        factor: lower Cholesky factor of the damped moment, (c, c).
-        rows: that it is a mean over.
-        outgrown: a later window held at least twice as many rows; the next one of that size takes its place.
-    """
-
-    factor: Tensor
-    rows: float
-    outgrown: bool = False
+PROBE = 1024
+"""Samples on which a change is verified, and from which new BatchNorm channels take their statistics."""
 
 
 class Survey:
@@ -65,12 +58,12 @@ class Survey:
             the first window that has more rows than columns, made anew by one with twice the rows, kept by the caller.
         output: finds the outputs in what the model returns.
         readings: by linear map, how it can be read, or why not: filled in by the first window, kept by the caller.
+        ranks: the processes that look together; by default this one alone.
 
     Attributes:
         maps: the linear maps that are read, by name.
-        samples: looked at so far.
+        samples: looked at so far, by all ranks.
         loss: mean loss over them.
-        probe_inputs: the last batch's inputs, for verification.
     """
 
     def __init__(
@@ -85,6 +78,7 @@ class Survey:
         known: dict[str, KnownMoment],
         output: Output | None = None,
         readings: dict[str, Reading | str] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.output = output
         self.readings = {} if readings is None else readings
@@ -103,8 +97,9 @@ class Survey:
         self._columns: dict[str, Columns] = {}
         self._fit: dict[str, Fold] = {}
         self._held: dict[str, Fold] = {}
-        self.probe_inputs: Inputs = torch.empty(0)
-        self._probe: tuple[Tensor, Tensor | None] = (torch.empty(0), None)
+        self.ranks = ranks if ranks is not None else Ranks()
+        self._last: Joint | None = None
+        self._sample: Some = (torch.empty(0), torch.empty(0), None)
         self.probe_loss_before = float("nan")
         self._output = torch.empty(0)
 
@@ -115,81 +110,100 @@ class Survey:
 
     def add(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
         """Look at one batch; returns its loss. The model is left as it was."""
-        count = _samples(inputs, targets, weights)
-        order = torch.randperm(count, generator=self.generator).to(targets.device)
-        inputs = batch.take(inputs, order, count)
-        targets = targets[order]
-        if weights is not None:
-            weights = weights[order] / weights.mean()
-        draw = self._draw
-        if draw is None:
-            self._find_maps(inputs)
-            draw = propose(
-                self.model, self.structure, self.maps, inputs, targets, self.metric, self.proposals, self.moves,
-                self.affordable, self.generator, self.output, self._readings,
-            )  # fmt: skip
-            self._columns = lay_out(self.model, self.structure, self.maps, draw)
-            if self.proposals.ascent and draw.widen:
-                draw = self._ascended(draw, inputs, targets, weights)
-        looks = [self._look(draw, part, inputs, targets, weights) for part in self._parts(count)]
+        state = self.generator.get_state()
+        try:
+            self._check_alike()
+            joint = Joint.of(self.ranks, inputs, targets, weights, self.generator)
+            with self.ranks.together("look at a batch"):
+                draw = self._first_draw(joint) if self._draw is None else self._draw
+                looks = [self._look(draw, part, joint) for part in self._parts(joint.share)]
+        except BaseException:
+            if not self.ranks.alone:  # one rank may have drawn more than another
+                self.generator.set_state(state)
+            raise
         self._draw = draw  # only now: a batch that was refused leaves nothing behind
         for look in looks:
             for folds, found in ((self._fit, look.folds["fit"]), (self._held, look.folds["held"])):
                 for name, fold in found.items():
                     folds[name] = folds[name] + fold if name in folds else fold
-        loss = sum(look.loss * look.samples for look in looks) / count
+        count = joint.share.total
+        own = [sum(look.loss * look.samples for look in looks), sum(look.bound * look.samples for look in looks)]
+        total, limit = (sum(column) for column in zip(*self.ranks.exchange("look at a batch", own), strict=True))
+        loss = float(total / count)
         self.samples += count
         self._loss_sum += loss * count
-        self._limit_sum += sum(look.bound * look.samples for look in looks)
-        self.probe_inputs, self._probe, self.probe_loss_before = inputs, (targets, weights), loss
+        self._limit_sum += limit
+        self._last, self.probe_loss_before = joint, loss
         self._output = torch.cat([look.output for look in looks])
         return loss
 
+    def _check_alike(self) -> None:
+        """Check that all ranks look at one model; buffers are the first rank's, as in DistributedDataParallel."""
+        if self.ranks.alone:
+            return
+        buffers = [*self.model.buffers()]
+        marks = self.ranks.exchange("look at a batch", fingerprint(buffers))
+        if any(mark != marks[0] for mark in marks):
+            self.ranks.copied("copy buffers", buffers)
+        agree_on_weights(self.ranks, "look at a batch", self.model)
+
+    def _first_draw(self, joint: Joint) -> Draw:
+        """Find what can be read and draw the candidates, from the first samples."""
+        inputs, targets, weights = joint.first(LOOK)
+        self._sample = (
+            batch.take(inputs, slice(0, 1), len(targets)),
+            targets[:1],
+            weights[:1] if weights is not None else None,
+        )
+        self._find_maps(inputs)
+        draw = propose(
+            self.model, self.structure, self.maps, inputs, targets, self.metric, self.proposals, self.moves,
+            self.affordable, self.generator, self.output, self._readings,
+        )  # fmt: skip
+        self._columns = lay_out(self.model, self.structure, self.maps, draw)
+        return self._ascended(draw, joint) if self.proposals.ascent and draw.widen else draw
+
+    @property
+    def probe_inputs(self) -> Inputs:
+        """The first inputs of the last batch, of all ranks, for verification; each call gathers them anew."""
+        assert self._last is not None
+        return self._last.first(PROBE)[0]
+
     def probe_loss(self) -> float:
-        """Loss of the model, as it is now, on the last batch."""
-        with torch.no_grad(), evaluating(self.model):
-            return float(self.metric.loss(forward(self.model, self.probe_inputs, self.output), *self._probe))
+        """Loss of the model, as it is now, on the last batch of all ranks."""
+        assert self._last is not None
+        last, count = self._last, len(self._last.targets)
+        loss = 0.0
+        if count:
+            with torch.no_grad(), evaluating(self.model):
+                output = forward(self.model, last.inputs, self.output)
+                loss = float(self.metric.loss(output, last.targets, last.weights))
+        if self.ranks.alone:
+            return loss
+        return float(sum(self.ranks.exchange("compare losses", loss * count)) / last.share.total)
 
     def menu(self, samples: int, budget: Budget, *, whole_eta: bool = False) -> Menu:
-        """The scored candidates; with `whole_eta` the network's own expansion score, see `_whole_eta`."""
+        """The scored candidates; with `whole_eta` the network's own expansion score, see `whole_eta_of`."""
         assert self._draw is not None
-        ledgers, pruning = {}, {}
+        ledgers, pruning, limit = {}, {}, self._limit_sum / self.samples
+        fits, helds = joined(self.ranks, self._fit), joined(self.ranks, self._held)
         prunable = {slot.map for space in self.structure.spaces for slot in space.of("consumer")}
         for name, label in self._labels():
-            columns, fit, held = self._columns[name], self._fit[label], self._held[label]
+            columns, fit, held = self._columns[name], fits[label], helds[label]
             ledgers[label] = ledger = Ledger(fit, held, columns.existing, self._shared.get(name))
             if name in self._data and type(ledger.inverse) is Inverse:
                 self._remember(name, ledger.inverse.factor, fit.moments.rows + held.moments.rows)
             one = self.maps[name]
             if "prune" in self.moves and name in prunable and one.groups == 1 and not one.transposed:
-                after = ledger.after(_weight(self.model, one))
+                after = ledger.after(weight_of(self.model, one))
                 pruning[name] = PruningLedger(ledger.inverse, after, ledger.locations)
-        beside = Beside.of(self._beside, self._fit, self._held)
+        beside = Beside.of(self._beside, fits, helds)
         return Menu(
             self.model, self.structure, self.maps, self._draw, ledgers, pruning,
             {label: self._columns[name] for name, label in self._labels()}, beside,
-            limit=self._limit_sum / self.samples, samples=samples, nat=self.metric.nat(self.loss, self._output),
-            budget=budget, eta=self._whole_eta(ledgers) if whole_eta else None,
+            limit=limit, samples=samples, nat=self.metric.nat(self.loss, self._output),
+            budget=budget, eta=whole_eta_of(ledgers, (fits, helds), limit) if whole_eta else None,
         )  # fmt: skip
-
-    def _whole_eta(self, ledgers: Mapping[str, Ledger]) -> float:
-        """A lower bound of the network's eta that takes its maps together, and so stays below lambda.
-
-        The sum over the maps counts a decrease that several of them could bring several times, and may come out above
-        lambda. Along the K-FAC step d of all maps, with the exact curvature d^T F d = E[(sum_l s_l^T d_l a_l)^2],
-        (g^T d)^2 / d^T F d <= g^T F^-1 g (Cauchy-Schwarz).
-        """
-        total = sum(ledger.eta for ledger in ledgers.values())
-        square = weight = 0.0
-        for fold in (self._fit, self._held):
-            parts = [fold[name].samples.of_existing(ledger.step) for name, ledger in ledgers.items()]
-            kept = min(map(len, parts))
-            square += float(torch.stack([part[:kept] for part in parts]).sum(0).square().sum())
-            name, ledger = next(iter(ledgers.items()))
-            weight += fold[name].samples.first(kept).total / ledger.locations
-        exact = square / max(weight, 1e-300)
-        limit = self._limit_sum / self.samples
-        return min(total**2 / max(exact, 1e-300), limit) if total > 0 else 0.0
 
     def _remember(self, name: str, factor: Tensor, rows: float) -> None:
         """Keep a data moment for later windows if there is none of as many rows; or note that it is outgrown."""
@@ -226,37 +240,33 @@ class Survey:
             if not readings[name].biased:
                 self.maps[name] = replace(one, bias=None)
 
-    def _parts(self, count: int) -> list[tuple[slice, list[tuple[str, slice]], bool]]:
+    def _parts(self, share: Share) -> list[tuple[slice, list[tuple[str, slice]], bool]]:
         """What of a batch is looked at at once, which samples of that are in which fold, whether they are its first."""
+        count = share.total
         half, most = count // 2, max(reading.locations for reading in self._readings.values())
-        if count * most <= MOST_ROWS:
+        most_rows = MOST_ROWS / share.largest  # of all ranks
+        if count * most <= most_rows:
             return [(slice(0, count), [("fit", slice(0, half)), ("held", slice(half, count))], True)]
-        size = max(MOST_ROWS // most, 1)
+        size = max(int(most_rows // most), 1)
         return [
             (slice(start, min(start + size, last)), [(fold, slice(0, min(size, last - start)))], start == first)
             for fold, first, last in (("fit", 0, half), ("held", half, count))
             for start in range(first, last, size)
         ]
 
-    def _look(
-        self,
-        draw: Draw,
-        part: tuple[slice, list[tuple[str, slice]], bool],
-        inputs: Inputs,
-        targets: Tensor,
-        weights: Tensor | None,
-    ) -> Look:
+    def _look(self, draw: Draw, part: tuple[slice, list[tuple[str, slice]], bool], joint: Joint) -> Look:
         """Look at one part of a batch: the model forwards and backwards, the trial forwards only."""
         which, folds, first = part
-        count = len(targets)
-        inputs, targets = batch.take(inputs, which, count), targets[which]
-        weights = None if weights is None else weights[which]
+        (inputs, targets, weights), among = joint.few(which, self._sample)
         seen = capture(
             self.model, [*self.maps], inputs, targets, self.metric, generator=self.generator, weights=weights,
-            find=self.output, layouts=self._readings, blocks=[*draw.repeats] if first else (),
+            find=self.output, layouts=self._readings, blocks=[*draw.repeats] if first else (), among=among,
         )  # fmt: skip
+        self._dormant(draw, joint, which)
         reads = self._reads_of_trial(draw, inputs, len(targets))
-        look = Look(len(targets), seen.loss, seen.bound, seen.output)
+        owns = {fold: joint.own(which, samples) for fold, samples in folds}
+        samples = sum(own.samples.stop - own.samples.start for own in owns.values())
+        look = Look(samples, seen.loss, seen.bound, seen.output) if samples else Look(0, 0.0, 0.0, seen.output)
         for name, label in self._labels():
             columns, layers, rows = self._columns[name], draw.layers.get(name, ()), seen.rows[label]
             parts = [
@@ -265,15 +275,12 @@ class Survey:
             ]
             if rows.data:
                 self._data.add(name)
-            for fold, samples in folds:
-                own = [one.some(samples) for one in parts]
-                of = None if weights is None else weights[samples]
-                look.folds[fold][label] = self._fold(name, label, own, of, count)
+            for fold, own in owns.items():
+                look.folds[fold][label] = self._fold(name, label, parts, own, weights, joint.share.total)
         if first:
-            for fold, samples in folds:
-                of = None if weights is None else weights[samples]
+            for fold, own in owns.items():
                 for place, (columns, found) in look_beside(
-                    self.model, self.structure, self.maps, draw, seen, samples, of, self._readings, self.generator
+                    self.model, self.structure, self.maps, draw, seen, own, weights, self._readings, self.generator
                 ).items():
                     self._beside[place] = columns
                     look.folds[fold][str(place)] = found
@@ -283,7 +290,8 @@ class Survey:
         """What each map reads once all candidate units are there; nothing if there are none."""
         if not draw.widen:
             return {}
-        trial, readings = self._trial(draw, inputs), self._readings
+        assert self._copy is not None
+        trial, readings = self._copy[1], self._readings
         with torch.no_grad(), evaluating(trial), reading(trial, [*self.maps]) as seen:
             forward(trial, inputs, self.output)
         found: dict[str, list[Read]] = {}
@@ -294,7 +302,7 @@ class Survey:
                     found.setdefault(label, []).append(read)
         return found
 
-    def _fold(self, name: str, label: str, parts: list[Part], weights: Tensor | None, count: int) -> Fold:
+    def _fold(self, name: str, label: str, parts: list[Part], own: Own, weights: Tensor | None, count: int) -> Fold:
         """What some samples of one fold say about one map."""
         columns = self._columns[name]
         locations = sum(part.read.locations for part in parts)
@@ -304,35 +312,29 @@ class Survey:
                 f"{name} reads {locations} rows a sample in one batch and {last.moments.locations} in another: "
                 f"pad all samples to one size"
             )
-        rows = len(parts[0].dz)
         past = self.known.get(name)
         # one decision for the whole window, whose moments are summed
         single = locations == 1 and name in self._data
         if single and past is not None and last is None and not past.outgrown and count < 2 * past.rows:
             self._shared[name] = past.factor
         shared = name in self._shared
-        few = locations == 1 and weights is None and not shared and Fold.few(rows, columns.existing)
+        few = locations == 1 and weights is None and not shared and Fold.few(own.count, columns.existing)
         every = columns.existing + sum(own.numel() for own in (*columns.spaces.values(), *columns.layers))
         places = places_of(parts, every, max(count // 2, 1), self.generator)
-        return Fold.of(
-            *gather(
-                parts, places, keep=Fold.most(locations), weights=weights,
-                known=columns.existing if shared else 0, inputs=not few,
-            )
-        )  # fmt: skip
+        some = [one.some(own.readable) for one in parts]
+        return own.fold(some, places, weights, known=columns.existing if shared else 0, inputs=not few)
 
-    def _ascended(self, draw: Draw, inputs: Inputs, targets: Tensor, weights: Tensor | None) -> Draw:
+    def _ascended(self, draw: Draw, joint: Joint) -> Draw:
         """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""
         strange = [name for name in self.maps if not self._is_plain(name)]
         if strange:
             raise UnsupportedError(
                 f"the ascent of proposals isn't understood for {strange[0]}, which is no linear layer: use ascent=0"
             )
-        half = len(targets) // 2
-        part = batch.take(inputs, slice(0, half), len(targets))
+        inputs, targets, weights = joint.first(joint.share.total // 2)
         if weights is not None:
-            weights = weights[:half] / weights[:half].mean()
-        hill = Hill(self.model, self.structure, draw, part, targets[:half], self.metric, self.generator, weights)
+            weights = weights / weights.mean()
+        hill = Hill(self.model, self.structure, draw, inputs, targets, self.metric, self.generator, weights)
         return ascend(hill, draw, self.proposals)
 
     def _is_plain(self, name: str) -> bool:
@@ -340,53 +342,17 @@ class Survey:
         layer = self.maps[name].weight.rpartition(".")[0]
         return isinstance(self.model.get_submodule(layer), nn.Linear) and self._readings[name].layouts == (Layout(),)
 
-    def _trial(self, draw: Draw, inputs: Inputs) -> nn.Module:
-        """A copy of the model in which all candidate units are dormant: it computes the same function.
+    def _dormant(self, draw: Draw, joint: Joint, which: slice) -> None:
+        """Make a copy of the model in which all candidate units are dormant: it computes the same function.
 
         Made anew when the model has changed since the last batch, as it does where batches are seen while training.
         """
         if not draw.widen:
-            return self.model
+            return
         state = fingerprint([*self.model.parameters(), *self.model.buffers()])
         if self._copy is None or state != self._copy[0]:
             trial = copy.deepcopy(self.model)
-            carry_out(trial, list(draw.widen.values()), self.structure, probe=inputs)
+            normed = any(getattr(module, "running_mean", None) is not None for module in trial.modules())
+            probe = joint.first(min(PROBE, which.stop - which.start), which.start)[0] if normed else None
+            carry_out(trial, list(draw.widen.values()), self.structure, probe=probe)
             self._copy = state, trial
-        return self._copy[1]
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """What one part of a batch showed.
-
-    Attributes:
-        samples: how many there were.
-        loss: their mean loss.
-        bound: their lambda.
-        output: the model's outputs.
-        folds: what was gathered, by map, of the samples on which steps are fitted (`fit`) and valued (`held`).
-    """
-
-    samples: int
-    loss: float
-    bound: float
-    output: Tensor
-    folds: dict[str, dict[str, Fold]] = field(default_factory=lambda: {"fit": {}, "held": {}})
-
-
-def _weight(model: nn.Module, one: LinearMap) -> Tensor:
-    """[W | b] of a linear map, detached, (m, c)."""
-    weight = matrix(model, one)
-    return weight if one.bias is None else torch.cat([weight, tensor_of(model, one.bias).detach()[:, None]], 1)
-
-
-def _samples(inputs: Inputs, targets: Tensor, weights: Tensor | None) -> int:
-    """Number of samples of a batch that can be looked at."""
-    count = len(targets)
-    if batch.count(inputs) != count:
-        raise SennError(f"the batch has inputs for {batch.count(inputs)} samples and targets for {count}")
-    if count < 2:
-        raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
-    if weights is not None and not weights.sum() > 0:
-        raise SennError("the sample weights of the batch do not sum to more than zero")
-    return count

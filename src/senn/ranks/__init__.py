@@ -1,0 +1,33 @@
+"""Several processes as one: sums, samples of a joint batch, one decision, comparison, and a clear end.
+
+A joint batch is the batches of all ranks, one after the other in the order of ranks, under one permutation that every
+rank draws from the same generator. Each rank holds the samples of that order that are its own.
+
+Before tensors are sent, all ranks meet in the store of the process group, with a time limit: a rank that is missing,
+that failed, or that is somewhere else ends all of them with one sentence that names it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from senn.ranks.alone import Ranks, Share
+from senn.ranks.processes import Processes
+
+__all__ = ["Processes", "Ranks", "Share", "default_ranks"]
+
+_default: tuple[Any, Ranks] | None = None
+
+
+def default_ranks() -> Ranks:
+    """All processes of `torch.distributed` where it is initialised with several; else this process alone."""
+    global _default
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return Ranks()
+    group = dist.group.WORLD
+    if _default is None or _default[0] is not group:
+        _default = group, Processes()
+    return _default[1]

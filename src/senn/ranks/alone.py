@@ -1,0 +1,111 @@
+"""One process alone, and the questions that several are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """One rank's samples of a joint batch, in its joint order.
+
+    Attributes:
+        counts: number of samples of each rank.
+        local: (own,) where they are in the rank's own batch.
+        positions: (own,) where they are in the joint order, ascending; None for a rank that is alone.
+    """
+
+    counts: tuple[int, ...]
+    local: Tensor
+    positions: Tensor | None = None
+
+    @property
+    def total(self) -> int:
+        """Samples of the joint batch."""
+        return sum(self.counts)
+
+    @property
+    def largest(self) -> float:
+        """The largest part of it that one rank holds."""
+        return max(self.counts) / self.total
+
+    def within(self, first: int, last: int) -> slice:
+        """Which of the own samples stand at the positions from `first` up to `last`."""
+        if self.positions is None:
+            return slice(first, last)
+        return slice(*torch.searchsorted(self.positions, torch.tensor([first, last])).tolist())
+
+
+class Ranks:
+    """One process alone, for which every question is answered already; and what several can be asked.
+
+    Attributes:
+        rank: this process's number.
+        size: number of processes.
+        sent: bytes that this process has sent so far, by ring algorithms, by purpose.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self.sent: dict[str, float] = {}
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process."""
+        return self.size == 1
+
+    def exchange(self, what: str, value: Any = None) -> list[Any]:
+        """Every rank's value (numbers, strings, lists of them), in the order of ranks.
+
+        Raises:
+            SennError: a rank is missing, has failed, or is at something else; on all ranks.
+        """
+        return [value]
+
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """What fails on one rank fails on all: the others raise the same error, with the rank's number."""
+        yield
+
+    def decided(self, what: str, value: Any) -> Any:
+        """The first rank's value."""
+        return self.exchange(what, value if self.rank == 0 else None)[0]
+
+    def agree(self, what: str, marks: Mapping[str, Any]) -> None:
+        """Raise, on all ranks, if one of them has other marks than the others.
+
+        Args:
+            what: in a few words, when.
+            marks: by what they are of, values to compare.
+        """
+
+    def share(self, counts: Sequence[int], generator: torch.Generator) -> Share:
+        """The joint order of a batch of which each rank has so many samples."""
+        order = torch.randperm(sum(counts), generator=generator)
+        if self.alone:
+            return Share(tuple(counts), order)
+        start = sum(counts[: self.rank])
+        positions = torch.nonzero((order >= start) & (order < start + counts[self.rank]))[:, 0]
+        return Share(tuple(counts), order[positions] - start, positions)
+
+    def collected(self, what: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:
+        """Samples that are spread over the ranks, in order, on every rank.
+
+        Args:
+            what: in a few words.
+            groups: of each, the positions of the own samples (own,) and tensors with an entry for each, (own, ...).
+        """
+        return [list(tensors) for _, tensors in groups]
+
+    def summed(self, what: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sums over all ranks; the given tensors stay as they are."""
+        return list(tensors)
+
+    def copied(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """Write the first rank's values into the given tensors."""

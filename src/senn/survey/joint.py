@@ -1,0 +1,145 @@
+"""A batch of which each rank has some samples, and what the ranks' folds say together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from senn import batch
+from senn.batch import Inputs
+from senn.curvature.folds import Fold, Own
+from senn.curvature.output import Among
+from senn.errors import SennError
+from senn.ranks import Ranks, Share
+
+Some = tuple[Inputs, Tensor, Tensor | None]
+"""Inputs, targets and weights of some samples."""
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """One batch of all ranks in random order: this rank's samples of it, in that order.
+
+    Attributes:
+        ranks: the processes.
+        share: which samples these are.
+        inputs: of these.
+        targets: of these.
+        weights: of these, with mean 1 over the samples of all ranks; None for ones.
+    """
+
+    ranks: Ranks
+    share: Share
+    inputs: Inputs
+    targets: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(
+        cls, ranks: Ranks, inputs: Inputs, targets: Tensor, weights: Tensor | None, generator: torch.Generator
+    ) -> Joint:
+        """Permute a batch.
+
+        Raises:
+            SennError: there are fewer than two samples, or inputs, targets and weights don't fit each other.
+        """
+        count = len(targets)
+        with ranks.together("look at a batch"):
+            if batch.count(inputs) != count:
+                raise SennError(f"the batch has inputs for {batch.count(inputs)} samples and targets for {count}")
+        total = 0.0 if weights is None else float(weights.sum())
+        said = ranks.exchange("look at a batch", [count, weights is not None, total])
+        counts = [one[0] for one in said]
+        if sum(counts) < 2:
+            raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
+        if len({one[1] for one in said}) > 1:
+            raise SennError("some ranks give sample weights with a batch and others don't: all must, or none")
+        if weights is not None and not sum(one[2] for one in said) > 0:
+            raise SennError("the sample weights of the batch do not sum to more than zero")
+        share = ranks.share(counts, generator)
+        share = replace(share, local=share.local.to(targets.device))
+        if weights is not None:
+            mean = weights.mean() if ranks.alone else sum(one[2] for one in said) / share.total
+            weights = weights[share.local] / mean
+        return cls(ranks, share, batch.take(inputs, share.local, count), targets[share.local], weights)
+
+    def first(self, number: int, start: int = 0) -> Some:
+        """So many samples of the joint order, on every rank."""
+        own = self.share.within(start, min(start + number, self.share.total))
+        count = len(self.targets)
+        inputs, targets = batch.take(self.inputs, own, count), self.targets[own]
+        weights = None if self.weights is None else self.weights[own]
+        if self.share.positions is None:
+            return inputs, targets, weights
+        found: Some = _everyones(self.ranks, (inputs, targets, weights), len(targets), self.share.positions[own])
+        return found
+
+    def few(self, which: slice, sample: Some) -> tuple[Some, Among | None]:
+        """The own samples at those positions, and which they are of them; without any, this sample instead."""
+        own = self.share.within(which.start, which.stop)
+        among = None
+        if self.share.positions is not None:
+            empty = own.start == own.stop
+            places = torch.zeros(1, dtype=torch.long) if empty else self.share.positions[own] - which.start
+            among = which.stop - which.start, places
+            if empty:
+                return sample, among
+        weights = None if self.weights is None else self.weights[own]
+        return (batch.take(self.inputs, own, len(self.targets)), self.targets[own], weights), among
+
+    def own(self, which: slice, fold: slice) -> Own:
+        """Of the samples at the positions `which`, those of a fold that is some of them, counted from the first."""
+        first, last = which.start + fold.start, which.start + fold.stop
+        if self.share.positions is None:
+            return Own(fold, last - first)
+        before = self.share.within(which.start, which.stop).start
+        own = self.share.within(first, last)
+        positions = self.share.positions[own] - first
+        return Own(slice(own.start - before, own.stop - before), last - first, positions)
+
+
+def first_of(ranks: Ranks, inputs: Inputs, number: int = 2) -> Inputs:
+    """The first inputs of all ranks' batches, one batch after the other."""
+    if ranks.alone:
+        return batch.few(inputs, number)
+    counts = ranks.exchange("look at a batch", batch.count(inputs))
+    own, start = min(counts[ranks.rank], number), sum(counts[: ranks.rank])
+    inputs = batch.take(inputs, slice(0, own), counts[ranks.rank])
+    return batch.few(_everyones(ranks, inputs, own, torch.arange(start, start + own)), number)
+
+
+def _everyones(ranks: Ranks, tree: Any, count: int, positions: Tensor) -> Any:
+    """A nesting of tensors with the samples of all ranks, in order: here are `count` of them."""
+
+    def is_cut(tensor: Tensor) -> bool:
+        return bool(tensor.dim()) and len(tensor) == count
+
+    cut = [tensor for tensor in batch.tensors(tree) if is_cut(tensor)]
+    found = iter(ranks.collected("share samples", [(positions, cut)])[0])
+    return batch.map_tensors(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
+
+
+def joined(ranks: Ranks, folds: Mapping[str, Fold]) -> dict[str, Fold]:
+    """The folds of all ranks together, by name: sums of their moments, and all samples that they keep, in order."""
+    if ranks.alone:
+        return dict(folds)
+    said = ranks.exchange("sum the moments", [[fold.moments.rows, fold.moments.read] for fold in folds.values()])
+    numbers = [[sum(column) for column in zip(*one, strict=True)] for one in zip(*said, strict=True)]
+    every = [fold.moments for fold in folds.values()]
+    sums = iter(ranks.summed("sum the moments", [x for one in every for x in (one.inputs, one.cross, one.outputs)]))
+    groups = [(_positions(fold), fold.samples.tensors) for fold in folds.values()]
+    samples = ranks.collected("gather the kept samples", groups)
+    found = {}
+    for (name, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
+        moments = replace(fold.moments, rows=rows, read=read, inputs=next(sums), cross=next(sums), outputs=next(sums))
+        found[name] = Fold(moments, fold.samples.of(kept))
+    return found
+
+
+def _positions(fold: Fold) -> Tensor:
+    assert fold.positions is not None
+    return fold.positions

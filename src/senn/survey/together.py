@@ -1,0 +1,82 @@
+"""What all ranks must do alike: take batches, look at one model, decide once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from senn import batch
+from senn.errors import SennError
+from senn.menu import Menu
+from senn.policy import Candidate, Policy
+from senn.ranks import Ranks
+from senn.structure import Structure
+from senn.surgery.verify import fingerprint
+
+
+def each_batch(ranks: Ranks, batches: Iterable[Any]) -> Iterator[Any]:
+    """A rank's batches, as many as the rank has that has most: the others' further ones hold no samples."""
+    own, last = iter(batches), None
+    while True:
+        with ranks.together("take a batch"):
+            one = next(own, None)
+            if one is not None and (not isinstance(one, tuple | list) or len(one) not in (2, 3)):
+                raise SennError("a batch must be inputs, targets and perhaps weights: give a list of such batches")
+        if not any(ranks.exchange("take a batch", one is not None)):
+            return
+        with ranks.together("take a batch"):
+            if one is None:
+                if last is None:
+                    raise SennError("it has no batch, and others have: give it one, of no samples at least")
+                one = batch.take(tuple(last), slice(0, 0), batch.count(last[0]))
+        last = one
+        yield one
+
+
+def agree_on_weights(ranks: Ranks, what: str, model: nn.Module) -> None:
+    """Check, bit by bit, that all ranks have the same parameters."""
+    if not ranks.alone:
+        ranks.agree(what, {f"the weights {name}": fingerprint([p]) for name, p in model.named_parameters()})
+
+
+def agree_on_basis(ranks: Ranks, structure: Structure, menu: Menu, policy: Policy, generator: torch.Generator) -> None:
+    """Check that all ranks base their decision on the same."""
+    if not ranks.alone:
+        agree_on_weights(ranks, "decide", menu.model)
+        marks = {
+            "the structure of its model": [(space.name, space.width) for space in structure.spaces],
+            "its random generator": generator.get_state().tolist(),
+            "its policy": policy,
+            "its budget": menu.budget,
+            "its number of training samples": menu.samples,
+        }
+        ranks.agree("decide", marks)
+
+
+def chosen(
+    ranks: Ranks, policy: Policy, offered: Sequence[Candidate], accepted: Sequence[Candidate]
+) -> Candidate | None:
+    """The policy's choice, on the first rank."""
+    if ranks.alone:
+        return policy.choose(offered, accepted)
+    number = None
+    with ranks.together("decide"):
+        choice = policy.choose(offered, accepted) if ranks.rank == 0 else None
+        if choice is not None:
+            number = next(i for i, one in enumerate(offered) if one is choice)
+    number, name = ranks.decided("decide", [number, _name(offered, number)])
+    with ranks.together("decide"):
+        if name != _name(offered, number):
+            raise SennError(f"its candidates are others than those of rank 0, it has no {name}")
+    return None if number is None else offered[number]
+
+
+def _name(offered: Sequence[Candidate], number: int | None) -> str | None:
+    """What a candidate is, in words."""
+    if number is None or number >= len(offered):
+        return None
+    one = offered[number]
+    return f"{one.kind} of {one.place}: {one.detail}, {one.units} units to {one.width}"
