@@ -145,7 +145,7 @@ class Own:
         own = self.first(keep)
         assert own.positions is not None
         if not len(self.positions):
-            found = gather_none(parts, places, known=known, inputs=inputs)
+            found = gather_none(parts, places, weights=weights, known=known, inputs=inputs)
         else:
             found = gather(parts, places, keep=len(own.positions), weights=of, known=known, inputs=inputs)
         return Fold(*found, own.positions, own.count)

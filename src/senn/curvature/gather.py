@@ -61,12 +61,21 @@ def gather(
 
 
 def gather_none(
-    parts: Sequence[Part], places: Sequence[Tensor | None], *, known: int = 0, inputs: bool = True
+    parts: Sequence[Part],
+    places: Sequence[Tensor | None],
+    *,
+    weights: Tensor | None = None,
+    known: int = 0,
+    inputs: bool = True,
 ) -> tuple[Moments, Samples]:
-    """The same of no samples, of the shapes that these parts would give."""
-    found, kept = gather([part.some(slice(0, 1)) for part in parts], places, keep=1, known=known, inputs=inputs)
-    inputs_, cross, outputs = (torch.zeros_like(sums) for sums in (found.inputs, found.cross, found.outputs))
-    return Moments(0.0, found.locations, inputs_, cross, outputs, 0.0), kept.first(0)
+    """The same of no samples, of the shapes that these parts and weights would give."""
+    one = slice(0, 1)
+    weights = None if weights is None else weights[one]
+    found, kept = gather(
+        [part.some(one) for part in parts], places, keep=1, weights=weights, known=known, inputs=inputs
+    )
+    a, cross, outputs = (torch.zeros_like(sums) for sums in (found.inputs, found.cross, found.outputs))
+    return Moments(0.0, found.locations, a, cross, outputs, 0.0), kept.first(0)
 
 
 def _gram_of(s: Tensor) -> Tensor:

@@ -1,0 +1,117 @@
+"""Runs of growing that several processes do together and one alone: what must come out alike."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import ZOO
+
+from senn import Grower, PaperPolicy, PricePolicy
+from senn.nn import MLP, ConvNet
+from senn.proposals import Proposals
+from senn.ranks import Ranks, default_ranks
+
+SAMPLES = 120
+
+
+def _rows(features: int = 6, classes: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(SAMPLES, features, generator=generator, dtype=torch.float64)
+    y = ((x[:, 0] * x[:, 1] > 0).long() + (x[:, 2] > x[:, 3]).long()) % classes
+    return x, y
+
+
+def _images() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(SAMPLES, 2, 6, 6, generator=generator, dtype=torch.float64)
+    return x, (x[:, 0, :3].mean((1, 2)) * x[:, 1, 3:].mean((1, 2)) > 0).long()
+
+
+class Flat(nn.Module):
+    """A first map of more columns than rows: rows stand for themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(300, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.hidden(x)))
+
+
+def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Sequence[Sequence[str]]]:
+    """Model, joint batch, arguments of the grower, moves of each round."""
+    eager = {"policy": PricePolicy(kappa=1e-4, confidence=0.0, layer_cost=1.0), "samples": 10_000}
+    every = ("width", "depth", "prune")
+    if name == "width and depth":
+        return MLP(6, (3, 2), 3), _rows(), {**eager, "proposals": Proposals(units=12), "max_width": 6}, [every, every]
+    if name == "weights":
+        weights = torch.rand(SAMPLES, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        return MLP(6, (3,), 3), (*_rows(), weights), {**eager, "max_width": 5}, [("width",), ("depth",)]
+    if name == "removals":
+        grower = {"policy": PricePolicy(kappa=1.0, keep=50.0), "samples": 1000}
+        return MLP(6, (12, 9), 3), _rows(), grower, [("prune",), ("width", "prune")]
+    if name == "paper":
+        return MLP(6, (3,), 3), _rows(), {"policy": PaperPolicy(tau=0.05), "proposals": Proposals(units=6, ascent=3)}, [
+            ("width",)
+        ]
+    if name == "rows for themselves":
+        return Flat(), _rows(300), {**eager, "max_width": 6, "proposals": Proposals(units=8)}, [("width",)]
+    if name == "images":
+        return ConvNet(2, ((3,), (4,)), 2), _images(), {**eager, "max_width": 6}, [("width", "depth"), ("prune",)]
+    assert name == "a block"
+    entry = next(one for key, one in ZOO.items() if one.blocks and "conv" in key.lower())
+    return entry.build(), _images(), {**eager}, [("depth",)]
+
+
+CASES = ("width and depth", "weights", "removals", "paper", "rows for themselves", "images")
+
+
+def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int = 3) -> dict[str, Any]:
+    """A run of rounds with training between, this rank's samples being `counts[rank]` of the joint batch."""
+    torch.manual_seed(0)
+    model, joint, arguments, rounds = _case(name)
+    model = model.double()
+    start = sum(counts[:rank])
+    own = tuple(x[start : start + counts[rank]] for x in joint)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    grower = Grower(model, optimizer, loss=F.cross_entropy, ranks=ranks, seed=1, **arguments)
+    train = steps if name != "images" else 0  # batch statistics are those of a rank
+    events, figures = [], []
+    for moves in rounds:
+        _train(model, optimizer, own, SAMPLES, train, ranks)
+        events += [(e.kind, e.place, e.units, e.loss_before, e.loss_after) for e in grower.grow([own], moves)]
+        found = grower.consideration
+        assert found is not None
+        figures += [grower.eta, found.loss, float(found.samples), *(one.margin for one in found.accepted)]
+        figures += [x for one in found.refused for x in (one.margin, one.candidate.gain, one.candidate.heldout)]
+    _train(model, optimizer, own, SAMPLES, train, ranks)
+    state = [x for one in optimizer.state.values() for x in one.values()]
+    return {"events": events, "figures": figures, "weights": model.state_dict(), "state": state, "sent": ranks.sent}
+
+
+def _train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, own: tuple[Tensor, ...], total: int, steps: int, ranks: Ranks
+) -> None:
+    """Steps on the mean over the joint batch."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        weight = own[2] if len(own) == 3 else torch.ones(len(own[1]), dtype=torch.float64)
+        if len(own[1]):
+            (F.cross_entropy(model(own[0]), own[1], reduction="none") * weight / total).sum().backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        for parameter, gradient in zip(model.parameters(), ranks.summed("train", gradients), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+
+def several(rank: int, cases: Sequence[tuple[str, Sequence[int]]]) -> bytes:
+    """All cases, one after the other."""
+    found = [grow(name, counts, rank, default_ranks()) for name, counts in cases]
+    buffer = io.BytesIO()
+    torch.save(found, buffer)
+    return buffer.getvalue()

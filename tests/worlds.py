@@ -1,0 +1,55 @@
+"""Functions run in several processes of one `torch.distributed` group."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import queue
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "senn", "torch.distributed"])
+
+
+def world(size: int, run: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
+    """What `run(rank, *arguments)` returns in each of so many processes, an exception as a string; None of one killed."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    answers = _context.Queue()
+    processes = [
+        _context.Process(target=_child, args=(rank, size, store.port, answers, run, arguments)) for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    found: list[Any] = [None] * size
+    try:
+        while any(process.is_alive() for process in processes) or not answers.empty():
+            try:
+                rank, answer = answers.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            found[rank] = torch.load(io.BytesIO(answer), weights_only=False) if isinstance(answer, bytes) else answer
+    finally:
+        for process in processes:
+            process.join(timeout)
+            if process.is_alive():
+                process.kill()
+    return found
+
+
+def _child(rank: int, size: int, port: int, answers: Any, run: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    try:
+        answers.put((rank, run(rank, *arguments)))
+    except BaseException as error:
+        traceback.print_exc()
+        answers.put((rank, f"{type(error).__name__}: {error}"))
