@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import os
+import time
+import unittest.mock
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import ZOO
 
 from senn import Grower, PaperPolicy, PricePolicy
+from senn.errors import SennError, SurgeryError
 from senn.nn import MLP, ConvNet
 from senn.proposals import Proposals
-from senn.ranks import Ranks, default_ranks
+from senn.ranks import Processes, Ranks, default_ranks
+from senn.survey import window
 
 SAMPLES = 120
 
@@ -43,6 +48,28 @@ class Flat(nn.Module):
         return self.out(torch.tanh(self.hidden(x)))
 
 
+class Residual(nn.Module):
+    """A block of the user's own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.relu(self.first(x)))
+
+
+class Blocks(nn.Module):
+    """A net of one residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.out = nn.Conv2d(2, 4, 3, padding=1), Residual(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.block(self.stem(x))).mean((2, 3)))
+
+
 def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Sequence[Sequence[str]]]:
     """Model, joint batch, arguments of the grower, moves of each round."""
     eager = {"policy": PricePolicy(kappa=1e-4, confidence=0.0, layer_cost=1.0), "samples": 10_000}
@@ -63,12 +90,18 @@ def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Seq
         return Flat(), _rows(300), {**eager, "max_width": 6, "proposals": Proposals(units=8)}, [("width",)]
     if name == "images":
         return ConvNet(2, ((3,), (4,)), 2), _images(), {**eager, "max_width": 6}, [("width", "depth"), ("prune",)]
+    if name == "images in parts":
+        return ConvNet(2, ((3,), (4,)), 2), _images(), {**eager, "max_width": 6}, [("width",), ("prune", "width")]
     assert name == "a block"
-    entry = next(one for key, one in ZOO.items() if one.blocks and "conv" in key.lower())
-    return entry.build(), _images(), {**eager}, [("depth",)]
+    x, _ = _images()
+    policy = PaperPolicy(tau=1e-9, alpha=1e-9, layer_cost=1.0)
+    joint = x, (x[:, 0] * x[:, 1]).mean((1, 2)).gt(0).long()
+    return Blocks(), joint, {"policy": policy, "moves": ("depth",), "proposals": Proposals(residual=0, identity=0)}, [("depth",)]
 
 
-CASES = ("width and depth", "weights", "removals", "paper", "rows for themselves", "images")
+CASES = (
+    "width and depth", "weights", "removals", "paper", "rows for themselves", "images", "images in parts", "a block"
+)  # fmt: skip
 
 
 def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int = 3) -> dict[str, Any]:
@@ -80,8 +113,11 @@ def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int =
     own = tuple(x[start : start + counts[rank]] for x in joint)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     grower = Grower(model, optimizer, loss=F.cross_entropy, ranks=ranks, seed=1, **arguments)
-    train = steps if name != "images" else 0  # batch statistics are those of a rank
+    train = steps if not isinstance(model, ConvNet) else 0  # batch statistics are those of a rank
     events, figures = [], []
+    most = window.MOST_ROWS
+    if name == "images in parts":  # parts are as large for several processes as they are for one here
+        window.MOST_ROWS = int(25 * 36 * max(counts) / SAMPLES + 1)
     for moves in rounds:
         _train(model, optimizer, own, SAMPLES, train, ranks)
         events += [(e.kind, e.place, e.units, e.loss_before, e.loss_after) for e in grower.grow([own], moves)]
@@ -89,6 +125,7 @@ def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int =
         assert found is not None
         figures += [grower.eta, found.loss, float(found.samples), *(one.margin for one in found.accepted)]
         figures += [x for one in found.refused for x in (one.margin, one.candidate.gain, one.candidate.heldout)]
+    window.MOST_ROWS = most
     _train(model, optimizer, own, SAMPLES, train, ranks)
     state = [x for one in optimizer.state.values() for x in one.values()]
     return {"events": events, "figures": figures, "weights": model.state_dict(), "state": state, "sent": ranks.sent}
@@ -107,6 +144,47 @@ def _train(
         for parameter, gradient in zip(model.parameters(), ranks.summed("train", gradients), strict=True):
             parameter.grad = gradient
         optimizer.step()
+
+
+def endings(rank: int) -> list[str]:
+    """How rounds end in which one rank is another or fails: what each rank says of it. The last one's rank 1 dies."""
+    ranks = Processes(timeout=2)
+    torch.manual_seed(0)
+    x, y = (part[40 * rank : 40 * rank + 40] for part in _rows())
+    said = []
+
+    def attempt(model: nn.Module, change: str, policy: PricePolicy | None = None) -> None:
+        policy = policy or PricePolicy(kappa=1e-4, confidence=0.0)
+        optimizer = torch.optim.Adam(model.parameters())
+        grower = Grower(model, optimizer, F.cross_entropy, policy, samples=10_000, ranks=ranks)
+        before = copy.deepcopy(model.state_dict())
+        inputs = x[:, :5] if change == "shape" and rank == 2 else x
+        targets: Any = y.tolist() if change == "type" and rank == 2 else y
+        try:
+            if change == "late" and rank == 1:
+                time.sleep(2.7)
+            if change == "death" and rank == 1:  # in the middle of a sum
+                unittest.mock.patch("torch.distributed.all_reduce", side_effect=lambda *_, **__: os._exit(1)).start()
+            if change == "surgery" and rank == 1:
+                with unittest.mock.patch("senn.grower.operate", side_effect=SurgeryError("the outputs changed")):
+                    grower.grow([(inputs, targets)], ("width",))
+            elif change in ("call", "late") and rank == 1:
+                ranks.exchange("do something else")
+            else:
+                grower.grow([(inputs, targets)], ("width",))
+            said.append("nothing")
+        except SennError as error:
+            same = all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+            said.append(f"{type(error).__name__}: {error}" if same else "the model has changed")
+
+    model = MLP(6, (3,), 3).double()
+    for change in ("weight", "shape", "type", "policy", "surgery", "call", "late", "death"):
+        other = copy.deepcopy(model)
+        if change == "weight" and rank == 1:
+            with torch.no_grad():
+                other.body[0].weight[0, 0] += 1e-12
+        attempt(other, change, PricePolicy(kappa=0.5) if change == "policy" and rank == 2 else None)
+    return said
 
 
 def several(rank: int, cases: Sequence[tuple[str, Sequence[int]]]) -> bytes:

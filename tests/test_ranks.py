@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import CASES, SAMPLES, grow, several
+from rank_cases import CASES, SAMPLES, endings, grow, several
 from worlds import world
 
 from senn.ranks import Ranks
@@ -30,7 +30,7 @@ def together(request: pytest.FixtureRequest) -> list[list[dict[str, Any]]]:
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_growth_and_weights_as_one_process(name: str, alone: Any, together: Any) -> None:
     one = alone[name]
-    assert one["events"] or name == "paper", "nothing grew, so nothing is compared"
+    assert one["events"], "nothing grew, so nothing is compared"
     for rank in together:
         several = rank[CASES.index(name)]
         assert [event[:3] for event in several["events"]] == [event[:3] for event in one["events"]]
@@ -45,3 +45,19 @@ def test_the_same_growth_and_weights_as_one_process(name: str, alone: Any, toget
 def _close(found: Any, expected: Any) -> None:
     found, expected = (torch.tensor(x, dtype=torch.float64) for x in (found, expected))
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_one_that_differs_fails_or_is_missing_ends_all() -> None:
+    said = world(3, endings)
+    assert said[1] is None, "rank 1 was to die"
+    weight, shape, kind, policy, surgery, call, late, death = zip(said[0], said[2], strict=True)
+    assert "rank 1 of 3 differs from the others in the weights body.0.weight" in weight[0]
+    assert weight[0] == weight[1]
+    assert "rank 2 of 3 has tensors of other shapes" in shape[0] and shape[0] == shape[1]
+    assert kind[0].startswith("SennError: rank 2 failed when it was to look at a batch: a batch's inputs must be")
+    assert "rank 2 of 3 differs from the others in its policy" in policy[0] and policy[0] == policy[1]
+    assert surgery[0].startswith("SurgeryError: rank 1 failed when it was to change the model: the outputs changed")
+    assert surgery[0] == surgery[1]
+    assert "rank 1 was to do something else when rank 0 was to" in call[0] and call[0] == call[1]
+    assert "rank 1 of 3 did not come to take a batch within 2 s" in late[0] and late[0] == late[1]
+    assert "rank 1 of 3 was lost while all ranks were to sum the moments" in death[0] and death[0] == death[1]
