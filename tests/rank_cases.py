@@ -83,9 +83,12 @@ def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Seq
         grower = {"policy": PricePolicy(kappa=1.0, keep=50.0), "samples": 1000}
         return MLP(6, (12, 9), 3), _rows(), grower, [("prune",), ("width", "prune")]
     if name == "paper":
-        return MLP(6, (3,), 3), _rows(), {"policy": PaperPolicy(tau=0.05), "proposals": Proposals(units=6, ascent=3)}, [
-            ("width",)
-        ]
+        return (
+            MLP(6, (3,), 3),
+            _rows(),
+            {"policy": PaperPolicy(tau=0.05), "proposals": Proposals(units=6, ascent=3)},
+            [("width",)],
+        )
     if name == "rows for themselves":
         return Flat(), _rows(300), {**eager, "max_width": 6, "proposals": Proposals(units=8)}, [("width",)]
     if name == "images":
@@ -96,7 +99,12 @@ def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Seq
     x, _ = _images()
     policy = PaperPolicy(tau=1e-9, alpha=1e-9, layer_cost=1.0)
     joint = x, (x[:, 0] * x[:, 1]).mean((1, 2)).gt(0).long()
-    return Blocks(), joint, {"policy": policy, "moves": ("depth",), "proposals": Proposals(residual=0, identity=0)}, [("depth",)]
+    return (
+        Blocks(),
+        joint,
+        {"policy": policy, "moves": ("depth",), "proposals": Proposals(residual=0, identity=0)},
+        [("depth",)],
+    )
 
 
 CASES = (

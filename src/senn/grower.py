@@ -154,6 +154,11 @@ class Grower:
                 raise SennError(
                     "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
                 )
+            if any(type(parameter).__name__ == "DTensor" for parameter in self.model.parameters()):
+                raise UnsupportedError(
+                    "the model's parameters are spread over processes: grow it inside "
+                    "`with senn.distributed.gathered(model, optimizer):`"
+                )
             if self._structure is None:
                 self._structure = self._analysed(inputs)
         if self._survey is None:
@@ -245,11 +250,6 @@ class Grower:
         return menu
 
     def _analysed(self, inputs: Inputs) -> Structure:
-        if any(type(parameter.data).__name__ == "DTensor" for parameter in self.model.parameters()):
-            raise UnsupportedError(
-                "the model's parameters are spread over processes: look at it inside "
-                "`with senn.distributed.gathered(model, optimizer):`"
-            )
         structure = analyse(self.model, first_of(self.ranks, inputs), ignore=self.ignore)
         if not structure.spaces and not structure.sites:
             reasons = "; ".join(f"{r.place}: {r.reason}" for r in structure.refused[:3])
@@ -305,7 +305,7 @@ class Grower:
             self._structure = previous
             raise
         if self._wrapper is not None:
-            self._wrapper.register_forward_pre_hook(_stale)
+            self._wrapper.register_forward_pre_hook(stale)
 
         def undo() -> None:
             receipt.undo()
@@ -333,7 +333,8 @@ class Grower:
         return events
 
 
-def _stale(*_: object) -> None:
+def stale(*_: object) -> None:
+    """What a DistributedDataParallel says from a growth on until it is made anew."""
     raise SennError(
         "the model has grown, and its DistributedDataParallel still holds the former parameters: "
         "call senn.distributed.rewrap(model) after a growth"

@@ -1,0 +1,187 @@
+"""Models sharded by `fully_shard` (FSDP2): whole for the moment of a consideration, then sharded as before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+from torch.distributed._composable_state import _module_state_mapping
+from torch.distributed.fsdp import FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from senn.errors import SennError, UnsupportedError
+from senn.surgery.optimizer import unwrap
+
+
+@contextmanager
+def gathered(model: nn.Module, optimizer: Any = None) -> Iterator[nn.Module]:
+    """Within it a model that `fully_shard` has sharded is a plain one, whole on every rank.
+
+    All parameters and optimizer states are gathered, so that every rank holds them whole for the moment: for Adam in
+    float32, 12 bytes a parameter beside what the consideration itself takes. Afterwards the same modules are sharded with
+    the same settings, the optimizer's states with their parameters, and new modules beside sharded ones of their class
+    as these are. Model, optimizer and its groups stay the same objects, so that schedulers go on. Gradients are dropped.
+
+        grower = senn.Grower(model, optimizer, loss)
+        ...
+        with senn.distributed.gathered(model, optimizer):
+            events = grower.grow(batches)
+
+    Args:
+        model: the root that was sharded.
+        optimizer: the optimizer of its parameters, or None.
+
+    Raises:
+        SennError: the model isn't sharded.
+        UnsupportedError: it is, in a way that can't be read back from it, by name.
+    """
+    if not isinstance(model, FSDPModule):
+        raise SennError("gathered takes a model that torch.distributed.fsdp.fully_shard has sharded")
+    wrappings = [_Wrapping.of(one) for one in dict.fromkeys(map(_state_of, _sharded(model)))]
+    inner = None if optimizer is None else unwrap(optimizer)
+    before = [*model.modules()]
+    _gather(model, inner)
+    try:
+        yield model
+    finally:
+        _shard(model, _with_new(model, before, wrappings), inner)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wrapping:
+    """One call of `fully_shard`.
+
+    Attributes:
+        modules: what it was called with.
+        settings: its arguments.
+    """
+
+    modules: tuple[nn.Module, ...]
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, state: Any) -> _Wrapping:
+        groups = state._fsdp_param_groups
+        if len(groups) > 1:
+            raise UnsupportedError("a model whose modules are sharded over several meshes can't be gathered")
+        if not groups:
+            return cls(tuple(state._modules), {})
+        (group,) = groups
+        if getattr(group.mesh_info, "is_spmd_mesh", False) or any(one.is_dtensor for one in group.fsdp_params):
+            raise UnsupportedError("a model that is tensor-parallel beside being sharded can't be gathered")
+        if type(group.offload_policy) is not OffloadPolicy:
+            raise UnsupportedError("a model that is sharded with CPUOffloadPolicy can't be gathered")
+        after = group.post_forward_mesh_info
+        reshard: bool | int | None = after is not None
+        if after is not None and after is not group.mesh_info:
+            reshard = int(after.shard_mesh_size)
+        if state._auto_reshard_after_forward:
+            reshard = None
+        settings = {
+            "mesh": group.mesh_info.mesh,
+            "reshard_after_forward": reshard,
+            "mp_policy": group.mp_policy,
+            "offload_policy": group.offload_policy,
+        }
+        if any(one.fsdp_placement.dim for one in group.fsdp_params):
+            raise UnsupportedError("a model that is sharded along other dimensions than the first can't be gathered")
+        return cls(tuple(state._modules), settings)
+
+
+def _sharded(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _state_of(module: FSDPModule) -> Any:
+    return module._get_fsdp_state()
+
+
+def _gather(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Exchange all sharded parameters and states for whole ones, and take off what `fully_shard` put on."""
+    modules = _sharded(model)
+    for module in modules:
+        module.reshard()
+    whole: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor):
+                if parameter not in whole:
+                    values = parameter.detach().full_tensor().clone()
+                    whole[parameter] = nn.Parameter(values, parameter.requires_grad)
+                module._parameters[name] = whole[parameter]
+    for state in dict.fromkeys(map(_state_of, modules)):
+        state._pre_forward_hook_handle.remove()
+        state._post_forward_hook_handle.remove()
+        for group in state._fsdp_param_groups:
+            saves, loads = (
+                group._module_to_pre_save_state_dict_hook_handle,
+                group._module_to_pre_load_state_dict_hook_handle,
+            )
+            for handle in (
+                *saves.values(),
+                *loads.values(),
+                *(one._post_load_hook_handle for one in group.fsdp_params),
+            ):
+                handle.remove()
+    for module in modules:
+        _module_state_mapping.pop(module, None)
+        module.__class__ = type(module).__mro__[module._orig_cls_mro_index]
+    for module in model.modules():
+        for key in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+            module.__dict__.pop(key, None)
+    _follow(optimizer, whole, lambda value, _: value.full_tensor() if isinstance(value, DTensor) else value)
+
+
+def _shard(model: nn.Module, wrappings: Sequence[_Wrapping], optimizer: torch.optim.Optimizer | None) -> None:
+    """Shard a whole model, and the optimizer's states along with it."""
+    plain = dict(model.named_parameters(remove_duplicate=False))
+    settings = next(one.settings for one in wrappings if one.settings)
+    for wrapping in reversed(wrappings):  # inner ones first
+        modules = wrapping.modules
+        fully_shard(modules[0] if len(modules) == 1 else [*modules], **(wrapping.settings or settings))
+    now = dict(model.named_parameters(remove_duplicate=False))
+
+    def spread(value: Any, parameter: nn.Parameter) -> Any:
+        if isinstance(value, Tensor) and isinstance(parameter, DTensor) and value.shape == parameter.shape:
+            return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return value
+
+    _follow(optimizer, {old: now[name] for name, old in plain.items()}, spread)
+
+
+def _follow(
+    optimizer: torch.optim.Optimizer | None,
+    new: Mapping[nn.Parameter, nn.Parameter],
+    change: Callable[[Any, nn.Parameter], Any],
+) -> None:
+    """Give an optimizer the new parameters in the places of the old ones, with their states changed."""
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        group["params"][:] = [new.get(parameter, parameter) for parameter in group["params"]]
+    for old, parameter in new.items():
+        if old in optimizer.state:
+            state = optimizer.state.pop(old)
+            optimizer.state[parameter] = {name: change(value, parameter) for name, value in state.items()}
+
+
+def _with_new(model: nn.Module, before: Sequence[nn.Module], wrappings: Sequence[_Wrapping]) -> list[_Wrapping]:
+    """The wrappings that are still of the model, and those of new modules: as a module of their class beside them."""
+    present, known = {*model.modules()}, {*before}
+    alike = {one.modules[0]: one for one in wrappings if len(one.modules) == 1}
+    found: dict[nn.Module, list[_Wrapping]] = {}
+    for one in wrappings:
+        if all(module in present for module in one.modules):
+            found.setdefault(one.modules[0], []).append(one)
+    for parent in model.modules():
+        children = [*parent.children()]
+        for child in children:
+            like = next((alike[other] for other in children if other in alike and type(other) is type(child)), None)
+            if child not in known and like is not None:
+                found[child] = [_Wrapping((child,), like.settings)]
+    return [one for module in model.modules() for one in found.get(module, ())]
