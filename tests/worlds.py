@@ -19,7 +19,7 @@ _context.set_forkserver_preload(["torch", "senn", "torch.distributed"])
 
 
 def world(size: int, run: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
-    """What `run(rank, *arguments)` returns in each of so many processes, an exception as a string; None of one killed."""
+    """What `run(rank, *arguments)` returns in each of so many processes; an exception as text, None of a dead one."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     answers = _context.Queue()
     processes = [

@@ -23,9 +23,10 @@ def gathered(model: nn.Module, optimizer: Any = None) -> Iterator[nn.Module]:
     """Within it a model that `fully_shard` has sharded is a plain one, whole on every rank.
 
     All parameters and optimizer states are gathered, so that every rank holds them whole for the moment: for Adam in
-    float32, 12 bytes a parameter beside what the consideration itself takes. Afterwards the same modules are sharded with
-    the same settings, the optimizer's states with their parameters, and new modules beside sharded ones of their class
-    as these are. Model, optimizer and its groups stay the same objects, so that schedulers go on. Gradients are dropped.
+    float32, 12 bytes a parameter beside what the consideration itself takes. Afterwards the same modules are sharded
+    with the same settings, the optimizer's states with their parameters, and new modules beside sharded ones of their
+    class as these are. Model, optimizer and its groups stay the same objects, so that schedulers go on. Gradients are
+    dropped.
 
         grower = senn.Grower(model, optimizer, loss)
         ...
@@ -103,34 +104,28 @@ def _state_of(module: FSDPModule) -> Any:
 
 def _gather(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Exchange all sharded parameters and states for whole ones, and take off what `fully_shard` put on."""
-    modules = _sharded(model)
-    for module in modules:
-        module.reshard()
-    whole: dict[nn.Parameter, nn.Parameter] = {}
+    modules: list[Any] = [*_sharded(model)]  # each an nn.Module too
+    for one in modules:
+        one.reshard()
+    whole: dict[Any, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if isinstance(parameter, DTensor):
                 if parameter not in whole:
-                    values = parameter.detach().full_tensor().clone()
+                    values = parameter.full_tensor().detach().clone()
                     whole[parameter] = nn.Parameter(values, parameter.requires_grad)
                 module._parameters[name] = whole[parameter]
     for state in dict.fromkeys(map(_state_of, modules)):
-        state._pre_forward_hook_handle.remove()
-        state._post_forward_hook_handle.remove()
+        handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
         for group in state._fsdp_param_groups:
-            saves, loads = (
-                group._module_to_pre_save_state_dict_hook_handle,
-                group._module_to_pre_load_state_dict_hook_handle,
-            )
-            for handle in (
-                *saves.values(),
-                *loads.values(),
-                *(one._post_load_hook_handle for one in group.fsdp_params),
-            ):
-                handle.remove()
-    for module in modules:
-        _module_state_mapping.pop(module, None)
-        module.__class__ = type(module).__mro__[module._orig_cls_mro_index]
+            handles += [one._post_load_hook_handle for one in group.fsdp_params]
+            handles += group._module_to_pre_save_state_dict_hook_handle.values()
+            handles += group._module_to_pre_load_state_dict_hook_handle.values()
+        for handle in handles:
+            handle.remove()
+    for one in modules:
+        _module_state_mapping.pop(one, None)
+        one.__class__ = type(one).__mro__[one._orig_cls_mro_index]
     for module in model.modules():
         for key in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
             module.__dict__.pop(key, None)
