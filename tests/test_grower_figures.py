@@ -64,7 +64,7 @@ def test_samples_of_weight_zero_are_not_there_and_weights_are_repeats(policy):
 
 def test_the_rows_kept_for_the_whole_eta_count_by_their_weight(monkeypatch):
     """With one distinct sample F has rank one, so that eta is lambda along any direction, whichever rows are kept."""
-    monkeypatch.setattr(senn.ledger, "ROWS", 8)
+    monkeypatch.setattr("senn.curvature.folds.ROWS", 8)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     weights = (torch.arange(200) % 10 == 0).double()
