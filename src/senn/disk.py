@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,23 +17,31 @@ MOST = 1 << 26
 """Bytes of a JSON document at most: a longer one is none that was written here."""
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file under another name, have it reach the disk, and give it its own name.
+@contextmanager
+def draft(path: Path, data: bytes) -> Iterator[None]:
+    """A context in which a file's new content is on the disk under another name; at its end it gets its own.
 
     Raises:
         OSError: it can't be written; what was there still is.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    other = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("wb") as file:
+        with other.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+        yield
+        other.replace(path)
     finally:
         with suppress(OSError):
-            draft.unlink(missing_ok=True)
+            other.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, as `draft` does."""
+    with draft(path, data):
+        pass
 
 
 def sync(folder: Path) -> None:
@@ -55,9 +63,10 @@ def read(path: Path, most: int = MOST) -> bytes:
     if path.exists() and not path.is_file():
         raise OSError(None, "not a file")
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > most:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
             raise OSError(None, "longer than it can be")
-        return file.read(most + 1)
+        return file.read(size)
 
 
 def digest(data: bytes) -> str:

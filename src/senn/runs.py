@@ -73,7 +73,7 @@ def read(path: str | Path) -> SavedRun:
 
 
 def complete(path: Path) -> Path:
-    """Where the files of a finished run lie: in its folder, or, where a kill has kept them from it, on the way there."""
+    """Where the files of a finished run lie: in its folder, or where a kill left them on their way there."""
     on_the_way = path / UNFINISHED / "finished"
     return on_the_way if (on_the_way / RESULTS).exists() else path
 
