@@ -321,6 +321,8 @@ class Training:
 
     def finish(self, interrupted: bool) -> Run:
         """The result, from the best net."""
+        if self.keeper is not None:
+            self.keeper.end()
         for event, record in self.growth:  # what a move really brought is known only later
             record["realised"] = event.realised
         model = self.best.model.eval()
