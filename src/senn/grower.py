@@ -18,7 +18,7 @@ from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.events import Consideration, GrowthEvent, Verdict, merge
 from senn.menu import Menu
-from senn.policy import Budget, Candidate, Kind, Policy, PricePolicy
+from senn.policy import Budget, Candidate, Policy, PricePolicy
 from senn.proposals import Draw, Proposals
 from senn.ranks import Ranks, default_ranks
 from senn.structure import Structure, analyse
@@ -26,13 +26,11 @@ from senn.surgery import Prune, operate
 from senn.surgery.moves import tensors_of
 from senn.surgery.optimizer import check_holds, unwrap
 from senn.survey import KnownMoment, Survey
+from senn.survey.asked import MOVES, allowed, check_model, first_removals
 from senn.survey.joint import first_of
 from senn.survey.together import agree_on_basis, agree_on_weights, chosen, each_batch
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
-
-MOVES: dict[str, Kind] = {"width": "widen", "depth": "insert", "prune": "prune"}
-"""What may happen, and the kind of candidate that does it."""
 
 
 class Grower:
@@ -92,7 +90,7 @@ class Grower:
         seed: int = 0,
         ranks: Ranks | None = None,
     ) -> None:
-        _check_model(model)
+        check_model(model)
         self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
         if self._wrapper is not None:
             model = self._wrapper.module  # type: ignore[assignment]
@@ -100,7 +98,7 @@ class Grower:
             raise SennError(f"samples must be at least 1, and is {samples}")
         if policy is not None and not hasattr(policy, "choose"):
             raise SennError(f"policy must be a policy such as PricePolicy(), and {policy!r} is none")
-        self.moves = _allowed(moves, (*MOVES,))
+        self.moves = allowed(moves, (*MOVES,))
         if optimizer is not None:
             check_holds(unwrap(optimizer), model)
         self.model = model
@@ -202,7 +200,7 @@ class Grower:
         Raises:
             SurgeryError: a change failed its verification; everything is as it was.
         """
-        every, wanted = self.moves, _allowed(moves, self.moves)
+        every, wanted = self.moves, allowed(moves, self.moves)
         if not wanted:
             return []
         try:
@@ -318,7 +316,7 @@ class Grower:
         """Change the model as decided; if removals fail their verification, with the first half of them, and so on."""
         removals = sum(c.kind == "prune" for c in menu.accepted)
         while True:
-            accepted = _first(menu.accepted, removals)
+            accepted = first_removals(menu.accepted, removals)
             try:
                 return self._operate(menu, survey, eta_before, accepted, removals) if accepted else []
             except SurgeryError as error:
@@ -393,25 +391,3 @@ def stale(*_: object) -> None:
         "the model has grown, and its DistributedDataParallel still holds the former parameters: "
         "call senn.distributed.rewrap(model) after a growth"
     )
-
-
-def _first(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:
-    """All additions, and the first so many removals, which cost least."""
-    kept = [c for c in accepted if c.kind == "prune"][:removals]
-    return [c for c in accepted if c.kind != "prune" or any(c is one for one in kept)]
-
-
-def _allowed(moves: Sequence[str] | None, allowed: Sequence[str]) -> tuple[str, ...]:
-    """Those of the moves that are allowed; all of these for None."""
-    unknown = [move for move in moves or () if move not in MOVES]
-    if unknown:
-        raise SennError(f"moves may hold {', '.join(MOVES)}, and {unknown[0]!r} is none of them")
-    return tuple(allowed) if moves is None else tuple(move for move in moves if move in allowed)
-
-
-def _check_model(model: object) -> None:
-    """Refuse what isn't a module whose parts can be exchanged."""
-    if not isinstance(model, nn.Module):
-        raise SennError(f"the model must be a torch.nn.Module, not a {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedError("the model is compiled by TorchScript and can't change its size: give its original")

@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from senn.cli.arguments import as_kept, given, resumed
 from senn.cli.images import prepare_images
 from senn.cli.keeping import FolderKeeper
 from senn.cli.preparation import Prepared, prepare
+from senn.cli.processes import Follower, processes, shared_state
 from senn.cli.progress import LinesCallback, LiveCallback, figure, widths
 from senn.cli.signals import Signals
 from senn.data.images import is_images
@@ -25,28 +27,64 @@ from senn.disk import plain
 from senn.errors import SennError
 from senn.persistence import DESCRIPTION, WEIGHTS, save
 from senn.plots import growth_figure
+from senn.ranks import Ranks
 from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, read
 from senn.training import Run
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out."""
-    args, saved = _told(args)
+    with processes() as ranks:
+        return _lead(args, ranks) if ranks.rank == 0 else _follow(args, ranks)
+
+
+def _follow(args: argparse.Namespace, ranks: Ranks) -> int:
+    """What the processes after the first do: they train with it, and neither speak nor write."""
+    try:
+        with ranks.together("begin"):
+            args, saved = _told(args)
+            preparation = None if args.dry_run or _is_complete(saved) else _prepare(args)
+        if preparation is None:
+            return 0
+        with ranks.together("open the folder"):
+            pass
+    except SennError:
+        return 2  # the first process says why
+    with Signals() as signals:
+        keeper = Follower(ranks, signals, shared_state(ranks, None, args.out or Path()))
+        with signals.between_steps():
+            trained = preparation.train((), keeper)
+        signals.no_more()
+    return signals.code if trained.interrupted else 0
+
+
+def _is_complete(saved: SavedRun | None) -> bool:
+    return saved is not None and not saved.unfinished
+
+
+def _lead(args: argparse.Namespace, ranks: Ranks) -> int:
+    """What one process does, or the first of several."""
+    with ranks.together("begin"):
+        args, saved = _told(args)
+        preparation = None if _is_complete(saved) else _prepare(args)
     console = Console(file=sys.stdout, quiet=args.quiet or args.json, highlight=False)
     say = _Speaker(console)
-    if saved is not None and not saved.unfinished:
+    if preparation is None:
+        assert saved is not None
         assert saved.results is not None
         say(f"the run in {args.out} is complete")
         if args.json:
             print(json.dumps({"out": str(args.out), **saved.results}, ensure_ascii=False))
         return 0
-    preparation = _prepare(args)
     if args.dry_run:
         _show_plan(say, args, preparation)
         return 0
     out: Path = args.out or Path("runs") / preparation.name
-    with Signals() as signals, RunFolder(out, overwrite=args.overwrite, resume=saved is not None) as folder:
-        keeper = _begun(folder, signals, args, preparation, saved)
+    with Signals() as signals, ExitStack() as stack:
+        with ranks.together("open the folder"):
+            folder = stack.enter_context(RunFolder(out, overwrite=args.overwrite, resume=saved is not None))
+            keeper = _begun(folder, signals, args, preparation, saved)
+        keeper.ranks, keeper.state = ranks, shared_state(ranks, keeper.state, out)
         say(preparation.line())
         for note in [*preparation.notes, *keeper.notes]:
             say(f"note: {note}")

@@ -11,6 +11,7 @@ from typing import Any
 from senn.cli.signals import Signals
 from senn.errors import SennError
 from senn.persistence.state import State, packed, unpacked
+from senn.ranks import Ranks
 from senn.runs import RunFolder
 from senn.training.run import Record
 
@@ -31,10 +32,12 @@ class FolderKeeper:
 
     Attributes:
         notes: on states that aren't, one sentence each.
+        ranks: the processes that make the run, of which this one keeps it.
     """
 
     def __init__(self, folder: RunFolder, signals: Signals, resume: bool = False) -> None:
         self.folder, self.signals = folder, signals
+        self.ranks = Ranks()
         self.notes: list[str] = []
         self.state: Mapping[str, Any] | None = self._found() if resume else None
         self.seconds = _seconds()

@@ -103,9 +103,19 @@ class Ranks:
         """
         return [list(tensors) for _, tensors in groups]
 
-    def summed(self, what: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sums over all ranks; the given tensors stay as they are."""
+    def summed(self, what: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:
+        """Sums over all ranks; the given tensors stay as they are.
+
+        Args:
+            what: in a few words.
+            tensors: of the same shapes on all ranks.
+            meet: check that all ranks are there first; without, one that is missing is noticed by the sending itself.
+        """
         return list(tensors)
+
+    def part(self, total: int) -> slice:
+        """This rank's part of so many samples that every rank has."""
+        return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def copied(self, what: str, tensors: Sequence[Tensor]) -> None:
         """Write the first rank's values into the given tensors."""

@@ -81,7 +81,9 @@ class Processes(Ranks):
         if failed:
             self._told = True
             rank, one = failed[0]
-            kind = getattr(errors, one["error"], SennError)
+            kind: type[BaseException] = getattr(errors, one["error"], SennError)
+            if one["error"] in ("KeyboardInterrupt", "Interrupted"):  # then this rank is interrupted too
+                kind = KeyboardInterrupt
             raise kind(f"rank {rank} failed when it was to {one['at']}: {one['message']}")
         places = [one["at"] for one in said]
         if len({*places}) > 1:
@@ -164,9 +166,9 @@ class Processes(Ranks):
             found.append([c[place].to(x.device) for c, x in zip(columns, tensors, strict=True)])
         return found
 
-    def summed(self, what: str, tensors: Sequence[Tensor]) -> list[Tensor]:  # noqa: D102
-        said = self.exchange(what, [[str(x.dtype), *x.shape] for x in tensors])
-        self._same(what, said)
+    def summed(self, what: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:  # noqa: D102
+        if meet:
+            self._same(what, self.exchange(what, [[str(x.dtype), *x.shape] for x in tensors]))
         result = list(tensors)
         for bucket in _buckets(tensors):
             flat = self._sendable(torch.cat([tensors[i].detach().reshape(-1) for i in bucket]))

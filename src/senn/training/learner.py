@@ -20,6 +20,7 @@ from senn.optim import NaturalGradient
 from senn.persistence.state import State, load_model_state, load_optimizer_state, model_state, optimizer_state
 from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.proposals import Proposals
+from senn.ranks import Ranks
 from senn.training.recipe import Recipe, Task
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -94,16 +95,23 @@ class Learner:
         recipe: optimizer, averaging and growth.
         task: decides on the loss.
         samples: rows that training has at hand (the price of a parameter depends on it).
+        ranks: processes that take the same steps together, each on its part of a batch that all of them have; by
+            default this one alone.
 
     Attributes:
         averaged: average of the weights, or None.
+        stopping: whether one of several processes has asked for an end, as all of them know since the last step.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, task: Task, samples: int) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, task: Task, samples: int, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks if ranks is not None else Ranks()
+        self.stopping = False
         self.model = model.train()
         self._loss = loss_function(task)
         self.optimizer = build_optimizer(model, recipe, self._loss)
         self._natural = self.optimizer if isinstance(self.optimizer, NaturalGradient) else None
+        if self._natural is not None and not self.ranks.alone:
+            raise UnsupportedError("Steps of natural-gradient are taken by one process: choose another optimizer.")
         self._peak = [group["lr"] for group in self.optimizer.param_groups]
         self.averaged = _averaged(model, recipe)
         self._grower = self._build_grower(recipe) if recipe.grow else None
@@ -122,6 +130,7 @@ class Learner:
             proposals=Proposals(units=recipe.candidates),
             averaged=() if self.averaged is None else (self.averaged,),
             seed=recipe.seed,
+            ranks=self.ranks,
         )
 
     @property
@@ -140,8 +149,10 @@ class Learner:
         for group, peak in zip(self.optimizer.param_groups, self._peak, strict=True):
             group["lr"] = peak * factor
 
-    def step(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, y: Tensor, weight: Tensor | None = None, *, stop: bool = False) -> Tensor:
         """One step on a batch: (rows, features), targets, (rows,) weights. Returns the loss before it, detached.
+
+        With several processes all have the whole batch, and `stop` of one of them makes all of them `stopping`.
 
         Raises:
             DivergenceError: the natural gradient is not finite; with other optimizers the loss itself says so.
@@ -151,10 +162,38 @@ class Learner:
         for group in self.optimizer.param_groups:  # a tenth of zero_grad's cost, which small nets feel
             for parameter in group["params"]:
                 parameter.grad = None
-        loss = self.loss(self.model(x), y, weight)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self.ranks.alone:
+            loss = self.loss(self.model(x), y, weight)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            loss = self._shared(x, y, weight, stop)
         self.optimizer.step()
         return loss.detach()
+
+    def _shared(self, x: Tensor, y: Tensor, weight: Tensor | None, stop: bool) -> Tensor:
+        """The loss of a batch and its gradient, of which this process computes its part; one sum over all of them.
+
+        Running statistics of normalisations become the mean of those that the processes have after their parts.
+        """
+        part = self.ranks.part(len(x))
+        share = (part.stop - part.start) / len(x)
+        loss = torch.zeros(())
+        if share:
+            loss = share * self.loss(self.model(x[part]), y[part], None if weight is None else weight[part])
+            loss.backward()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        known = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        known += [buffer * share for buffer in buffers]
+        loss = loss.detach().to(parameters[0])
+        known.append(torch.stack([loss, torch.full_like(loss, float(stop))]))
+        *sums, told = self.ranks.summed("take a step", known, meet=False)
+        for parameter, gradient in zip(parameters, sums, strict=False):
+            parameter.grad = gradient
+        for buffer, value in zip(buffers, sums[len(parameters) :], strict=True):
+            buffer.copy_(value)
+        self.stopping = bool(told[1])
+        return told[0]
 
     def loss(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean loss of a batch, samples weighted: a scalar."""
@@ -165,7 +204,11 @@ class Learner:
 
     def grow(self, batches: list[Batch], moves: Sequence[str]) -> list[GrowthEvent]:
         """One round of these moves on a probe; the events, none for a fixed net."""
-        return [] if self._grower is None else self._grower.grow(batches, moves)
+        if self._grower is None:
+            return []
+        if not self.ranks.alone:
+            batches = [tuple(x[self.ranks.part(len(x))] for x in batch) for batch in batches]  # type: ignore[misc]
+        return self._grower.grow(batches, moves)
 
     @property
     def consideration(self) -> Consideration | None:

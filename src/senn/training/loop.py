@@ -105,7 +105,8 @@ class Training:
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
         self.inputs = inputs
         self.plan: Plan = recipe.plan(len(rows))
-        self.learner = Learner(model, recipe, task, samples=len(rows))
+        ranks = None if keeper is None else keeper.ranks
+        self.learner = Learner(model, recipe, task, samples=len(rows), ranks=ranks)
         # An accuracy says more than a loss about what is asked for, but only where enough rows are counted.
         large = held_out is not None and len(held_out) >= 1000
         self.monitor = recipe.monitor or ("score" if large else "loss")
@@ -146,7 +147,8 @@ class Training:
         batches = self.rows.take(self.order()).batches(self.plan.batches)
         for batch in batches[self.at :]:
             self.learner.set_lr(self.recipe.lr_factor(self.step / self.plan.steps))
-            self.losses.append(self.learner.step(*self.inputs.training(batch, self.generator)))
+            stop = self.keeper is not None and self.keeper.stopping
+            self.losses.append(self.learner.step(*self.inputs.training(batch, self.generator), stop=stop))
             self.step += 1
             self.at += 1
             if self.recipe.average == "ema":
@@ -174,9 +176,12 @@ class Training:
 
     def pause(self) -> None:
         """Between two steps, where all is in one piece: keep the state if it is wanted, and end if that is wanted."""
-        if self.keeper is not None and self.keeper.due():
+        if self.keeper is None:
+            return
+        stopping = self.keeper.stopping if self.learner.ranks.alone else self.learner.stopping
+        if stopping or self.keeper.due():
             self.keep()
-            if self.keeper.stopping:
+            if stopping:
                 raise KeyboardInterrupt
 
     def keep(self, state: State | None = None) -> None:

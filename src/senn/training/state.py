@@ -12,6 +12,7 @@ import torch
 
 from senn.errors import SennError
 from senn.persistence.state import State, load_model_state, model_state
+from senn.ranks import Ranks
 from senn.training.recipe import Plan
 from senn.training.run import Record
 
@@ -24,9 +25,11 @@ class Keeper(Protocol):
 
     Attributes:
         state: where the run goes on; None for one that begins.
+        ranks: processes that make the same run together.
     """
 
     state: Mapping[str, Any] | None
+    ranks: Ranks
 
     def record(self, record: Record) -> None:
         """Hear of one more record of the history."""
