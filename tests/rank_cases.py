@@ -8,6 +8,7 @@ import os
 import time
 import unittest.mock
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from senn import Grower, PaperPolicy, PricePolicy
+from senn.cli.processes import Follower, shared_state
+from senn.cli.signals import Signals
 from senn.errors import SennError, SurgeryError
 from senn.nn import MLP, ConvNet
 from senn.proposals import Proposals
 from senn.ranks import Processes, Ranks, default_ranks
 from senn.survey import window
+from senn.training import Recipe
+from senn.training.loop import fit_model
+from senn.training.rows import Rows
 
 SAMPLES = 120
 
@@ -154,9 +160,27 @@ def _train(
         optimizer.step()
 
 
-def endings(rank: int) -> list[str]:
+def fit(ranks: Ranks) -> dict[str, Any]:
+    """A run of `fit_model` with growth, validation and averages; and the state that one would go on with."""
+    torch.manual_seed(0)
+    x, y = _rows()
+    model = MLP(6, (2,), 3).double()
+    recipe = Recipe(epochs=6, batch_size=25, average="ema", policy=PricePolicy(kappa=1e-4), candidates=8, max_width=6)
+    weight = torch.rand(len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows, held_out = Rows(x[:90], y[:90], weight[:90] / weight[:90].mean()), Rows(x[90:], y[90:])
+    keeper = Follower(ranks, Signals(), None)
+    run = fit_model(
+        model, rows, held_out, "classification", recipe, (), torch.Generator().manual_seed(2), keeper=keeper
+    )
+    losses = [record["train_loss"] for record in run.history if record["event"] == "epoch"]
+    state = {"weights": model.state_dict(), "step": 3, "losses": losses}
+    sent = shared_state(ranks, state if ranks.rank == 0 else None, Path())
+    return {"architecture": run.architecture, "losses": losses, "weights": run.model.state_dict(), "sent": sent}
+
+
+def endings(rank: int, folder: str) -> list[str]:
     """How rounds end in which one rank is another or fails: what each rank says of it. The last one's rank 1 dies."""
-    ranks = Processes(timeout=2)
+    patient, hasty = Processes(), Processes(timeout=6)
     torch.manual_seed(0)
     x, y = (part[40 * rank : 40 * rank + 40] for part in _rows())
     said = []
@@ -164,13 +188,16 @@ def endings(rank: int) -> list[str]:
     def attempt(model: nn.Module, change: str, policy: PricePolicy | None = None) -> None:
         policy = policy or PricePolicy(kappa=1e-4, confidence=0.0)
         optimizer = torch.optim.Adam(model.parameters())
+        patient.exchange("begin")
+        ranks = hasty if change in ("late", "death") else patient
         grower = Grower(model, optimizer, F.cross_entropy, policy, samples=10_000, ranks=ranks)
         before = copy.deepcopy(model.state_dict())
         inputs = x[:, :5] if change == "shape" and rank == 2 else x
         targets: Any = y.tolist() if change == "type" and rank == 2 else y
         try:
             if change == "late" and rank == 1:
-                time.sleep(2.7)
+                while len([*Path(folder).iterdir()]) < 2:  # until the others have given up
+                    time.sleep(0.1)
             if change == "death" and rank == 1:  # in the middle of a sum
                 unittest.mock.patch("torch.distributed.all_reduce", side_effect=lambda *_, **__: os._exit(1)).start()
             if change == "surgery" and rank == 1:
@@ -182,6 +209,8 @@ def endings(rank: int) -> list[str]:
                 grower.grow([(inputs, targets)], ("width",))
             said.append("nothing")
         except SennError as error:
+            if change == "late":
+                (Path(folder) / str(rank)).touch()
             same = all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
             said.append(f"{type(error).__name__}: {error}" if same else "the model has changed")
 
@@ -197,7 +226,7 @@ def endings(rank: int) -> list[str]:
 
 def several(rank: int, cases: Sequence[tuple[str, Sequence[int]]]) -> bytes:
     """All cases, one after the other."""
-    found = [grow(name, counts, rank, default_ranks()) for name, counts in cases]
+    found = [grow(name, counts, rank, default_ranks()) for name, counts in cases] + [fit(default_ranks())]
     buffer = io.BytesIO()
     torch.save(found, buffer)
     return buffer.getvalue()

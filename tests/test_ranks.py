@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rank_cases import CASES, SAMPLES, endings, grow, several
+from rank_cases import CASES, SAMPLES, endings, fit, grow, several
 from worlds import world
 
 from senn.ranks import Ranks
@@ -16,7 +17,7 @@ SHARES = {2: (77, 43), 3: (50, 0, 70)}
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    return {name: grow(name, (SAMPLES,), 0, Ranks()) for name in CASES}
+    return {name: grow(name, (SAMPLES,), 0, Ranks()) for name in CASES} | {"fit": fit(Ranks())}
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -42,13 +43,29 @@ def test_the_same_growth_and_weights_as_one_process(name: str, alone: Any, toget
             torch.testing.assert_close(mine, its, rtol=1e-8, atol=1e-8)
 
 
+def test_the_same_training_as_one_process(alone: Any, together: Any) -> None:
+    one = alone["fit"]
+    assert len(one["losses"]) == 6
+    assert sum(one["architecture"]) > 2
+    for rank in together:
+        several = rank[-1]
+        assert several["architecture"] == one["architecture"]
+        _close(several["losses"], one["losses"])
+        for found, expected in (
+            (several["weights"], one["weights"]),
+            (several["sent"]["weights"], one["sent"]["weights"]),
+        ):
+            for key, tensor in expected.items():
+                torch.testing.assert_close(found[key], tensor, rtol=1e-8, atol=1e-8)
+
+
 def _close(found: Any, expected: Any) -> None:
     found, expected = (torch.tensor(x, dtype=torch.float64) for x in (found, expected))
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
-def test_one_that_differs_fails_or_is_missing_ends_all() -> None:
-    said = world(3, endings)
+def test_one_that_differs_fails_or_is_missing_ends_all(tmp_path: Path) -> None:
+    said = world(3, endings, str(tmp_path))
     assert said[1] is None, "rank 1 was to die"
     weight, shape, kind, policy, surgery, call, late, death = zip(said[0], said[2], strict=True)
     assert "rank 1 of 3 differs from the others in the weights body.0.weight" in weight[0]
@@ -62,7 +79,7 @@ def test_one_that_differs_fails_or_is_missing_ends_all() -> None:
     assert surgery[0] == surgery[1]
     assert "rank 1 was to do something else when rank 0 was to" in call[0]
     assert call[0] == call[1]
-    assert "rank 1 of 3 did not come to take a batch within 2 s" in late[0]
+    assert "rank 1 of 3 did not come to take a batch within 6 s" in late[0]
     assert late[0] == late[1]
     assert "rank 1 of 3 was lost while all ranks were to sum the moments" in death[0]
     assert death[0] == death[1]

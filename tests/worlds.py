@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "senn", "torch.distributed"])
+_context.set_forkserver_preload(["senn.training.loop", "senn.cli.processes"])
 
 
 def world(size: int, run: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:

@@ -1,0 +1,51 @@
+"""`senn fit` under torchrun: the processes train one network, end together and go on together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from senn.cli.main import main
+from senn.errors import SennError
+from senn.ranks import Ranks
+from senn.training import Recipe
+from senn.training.learner import Learner
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "senn", "fit"]
+
+
+def test_torchrun_ends_together_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    begun = subprocess.Popen(
+        [*TORCHRUN, "wine", "--epochs", "100", "--out", str(out)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert begun.stdout is not None
+    heads = [begun.stdout.readline()]
+    while "widen" not in heads[-1]:
+        heads.append(begun.stdout.readline())
+        assert heads[-1], begun.stderr.read() if begun.stderr else ""
+    assert sum(line.startswith("wine: ") for line in heads) == 1, "both processes speak"
+    begun.terminate()
+    _, errors = begun.communicate(timeout=60)
+    assert errors.count("senn: interrupted; ") == 1
+    assert (out / "unfinished").is_dir()
+    assert main(["fit", "--resume", str(out)]) == 0  # by one process
+    assert "note: goes on after step" in capsys.readouterr().out
+    assert not (out / "unfinished").exists()
+    events = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events].count("start") == 1
+    assert any(event["event"] == "growth" for event in events)
+    assert json.loads((out / "results.json").read_text())["test"]["accuracy"] > 0.8
+
+
+def test_the_natural_gradient_is_refused() -> None:
+    with pytest.raises(SennError, match="natural-gradient are taken by one process"):
+        Learner(torch.nn.Linear(2, 2), Recipe(optimizer="natural-gradient"), "classification", 10, Ranks(0, 2))
