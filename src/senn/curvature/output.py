@@ -27,6 +27,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Among = tuple[int, Tensor]
 """How many samples there are, and which of them are looked at, (samples,)."""
 
+JOINT_SIGNS = 1 << 26
+"""Up to so many signs a rank draws those of all ranks' samples, so as to have the same ones as one process."""
+
 
 class OutputMetric:
     """A loss with the metric H of its outputs.
@@ -101,11 +104,17 @@ class OutputMetric:
         """
         local = self._local(output, target, weight)
         samples, m = local.gradient.shape
-        signs = torch.randint(
-            0, 2, (samples if among is None else among[0], m), generator=generator, device=generator.device
-        )
+        chosen = None
         if among is not None:
-            signs = signs[among[1].to(signs.device)]
+            total, places = among
+            if total * m <= JOINT_SIGNS:
+                samples, chosen = total, places
+            else:  # as random, but not the ones that one process would draw
+                seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+                generator = torch.Generator(generator.device).manual_seed(seed + int(places[0]))
+        signs = torch.randint(0, 2, (samples, m), generator=generator, device=generator.device)
+        if chosen is not None:
+            signs = signs[chosen.to(signs.device)]
         return local.curvature.root(signs.to(local.gradient) * 2 - 1)
 
     def product(self, output: Tensor, target: Tensor, u: Tensor, weight: Tensor | None = None) -> Tensor:
