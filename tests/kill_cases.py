@@ -79,7 +79,7 @@ def main(folder: Path) -> None:
 
     import senn.cli.fit
     import senn.cli.images
-    import senn.training.images  # noqa: F401
+    import senn.training.images
 
     torch.set_num_threads(1)
     os.environ["SENN_CHECKPOINT_SECONDS"] = "0"

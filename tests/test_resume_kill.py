@@ -14,6 +14,7 @@ import pytest
 from kill_cases import ROOMS
 from PIL import Image
 
+import senn
 from senn import disk
 from senn.runs import read
 
@@ -94,7 +95,8 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path):
     (tmp_path / "table.csv").write_text("x,y,kind\n" + rows)
     command = [sys.executable, "-m", "senn.cli.main", "fit"]
     argv = ["table.csv", "--target", "kind", "--epochs", "400", "--out", "run", "--quiet"]
-    process = subprocess.Popen([*command, *argv], cwd=tmp_path, env={**os.environ, "SENN_CHECKPOINT_SECONDS": "0"})
+    env = {**os.environ, "PYTHONPATH": str(Path(senn.__file__).parents[1])}
+    process = subprocess.Popen([*command, *argv], cwd=tmp_path, env={**env, "SENN_CHECKPOINT_SECONDS": "0"})
     while not list((tmp_path / "run" / "unfinished").glob("checkpoint-*")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -104,12 +106,16 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path):
     assert saved.results is None
     assert saved.unfinished
     assert f"{tmp_path}/table.csv" in saved.about["arguments"]
-    done = subprocess.run([*command, "--resume", str(tmp_path / "run")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, "--resume", str(tmp_path / "run")], env=env, capture_output=True, text=True, check=True
+    )
     assert "note: goes on after step" in done.stdout
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
         "growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"
     ]  # fmt: skip
     results = disk.opened(tmp_path / "run" / "results.json", "senn-run", 1)
     assert not results["interrupted"]
-    again = subprocess.run([*command, "--resume", "run"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        [*command, "--resume", "run"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
     assert again.stdout == "the run in run is complete\n"
