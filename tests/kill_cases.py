@@ -7,11 +7,14 @@ on one thread here, and the parent computes nothing, so that it can be forked.
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import io
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -54,7 +57,9 @@ def called(argv: list[str], killer: Killer | None = None, after: float | None = 
                 code = main(argv)
             sys.setprofile(None)
             counts = {} if killer is None else killer.counts
-            os.write(into, json.dumps({"counts": counts, "text": text.getvalue()[-3000:]}).encode())
+            told = {"counts": counts, "text": text.getvalue()[-3000:], "modules": [*sys.modules]}
+            with os.fdopen(into, "w") as pipe:
+                json.dump(told, pipe)
         finally:
             os._exit(code)
     os.close(into)
@@ -64,21 +69,27 @@ def called(argv: list[str], killer: Killer | None = None, after: float | None = 
     with os.fdopen(out, "rb") as pipe:
         written = pipe.read()
     status = os.waitpid(process, 0)[1]
-    told = json.loads(written) if written else {"counts": {}, "text": ""}
+    told = json.loads(written) if written else {"counts": {}, "text": "", "modules": []}
     return {**told, "code": os.waitstatus_to_exitcode(status)}
 
 
 def main(folder: Path) -> None:
     """Carry the trials out."""
-    import matplotlib.figure  # noqa: F401
     import torch
 
     import senn.cli.fit
     import senn.cli.images
-    import senn.training.images  # noqa: F401
+    import senn.training.images
 
     torch.set_num_threads(1)
     os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
+    with tempfile.TemporaryDirectory() as aside:
+        for name in called(["fit", "wine", "--epochs", "9", "--quiet", "--out", f"{aside}/run"])["modules"]:
+            with contextlib.suppress(Exception):  # what is imported late, once for all trials
+                importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # so that children needn't copy what they only count
+    senn.cli.fit.growth_figure = lambda *_: None  # it would take most of the time
     results = []
     for number, trial in enumerate(json.load(sys.stdin)):
         place = folder / str(number)
@@ -89,7 +100,11 @@ def main(folder: Path) -> None:
         begun = (place / "unfinished" / "run.json").exists()
         second = None
         if trial.get("resume"):
+            os.environ["SENN_CHECKPOINT_SECONDS"] = "100"
             second = called(["fit", "--resume", str(place), "--quiet"] if begun else [*argv, "--overwrite"])
+        os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
+        for one in (first, second or {}):
+            one.pop("modules", None)
         results.append({"first": first, "second": second, "left": left})
     print(json.dumps(results))
 

@@ -199,13 +199,18 @@ class Grower:
 
         Raises:
             SurgeryError: a change failed its verification; everything is as it was.
+            Exception: whatever `batches` or the loss raise; everything is as it was, window and random state too.
         """
         every, wanted = self.moves, allowed(moves, self.moves)
         if not wanted:
             return []
+        back = self._back()
         try:
             self.moves = wanted
             menu = self._menu(batches)
+        except BaseException:
+            back()
+            raise
         finally:
             self.moves = every
         policy = self.policy.removing() if set(wanted) <= {"prune"} else self.policy
@@ -239,7 +244,6 @@ class Grower:
         Between rounds it is complete: with the model and the optimizer brought back to the same numbers, all that
         follows is bit for bit the same. Batches observed since the last round aren't in it, nor are `draw` and `undo`.
         """
-        considered = self.consideration
         return {
             "rounds": self.rounds,
             "samples": self.samples,
@@ -249,7 +253,7 @@ class Grower:
             "events": [event.state() for event in self.events],
             "open": [number for number, event in enumerate(self.events) if any(event is one for one in self._open)],
             "rejections": [*self.rejections],
-            "consideration": None if considered is None else considered.state(),
+            "consideration": None if self.consideration is None else self.consideration.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -269,8 +273,7 @@ class Grower:
             }
             events = [GrowthEvent.of(one) for one in state["events"]]
             opened = [events[number] for number in state["open"]]
-            considered = state["consideration"]
-            consideration = None if considered is None else Consideration.of(considered)
+            consideration = None if state["consideration"] is None else Consideration.of(state["consideration"])
             generator = torch.Generator()
             generator.set_state(state["generator"].cpu())
             rounds, samples, eta = int(state["rounds"]), state["samples"], float(state["eta"])
@@ -287,6 +290,25 @@ class Grower:
         self.events, self._open, self.rejections, self.consideration = events, opened, rejections, consideration
 
     # -- inside
+
+    def _back(self) -> Callable[[], None]:
+        """A function that undoes all that is noted while batches are looked at."""
+        survey, generator = self._survey, self._generator.get_state()
+        held = {} if survey is None else vars(survey)  # what its tables hold is never changed, only replaced
+        seen = {name: one.copy() if isinstance(one, dict | set) else one for name, one in held.items()}
+        opened = [(event, event.realised) for event in self._open]
+        kept = {"samples": self.samples, "eta": self.eta, "draw": self.draw}
+
+        def undo() -> None:
+            self._survey = survey
+            held.update(seen and {**seen, "known": self._known, "readings": self._readings})
+            self._generator.set_state(generator)
+            self._open = [event for event, _ in opened]
+            for event, realised in opened:
+                event.realised = realised
+            vars(self).update(kept)
+
+        return undo
 
     def _menu(self, batches: Iterable[Batch] | None) -> Menu:
         if batches is not None:

@@ -31,6 +31,9 @@ from senn.ranks import Ranks
 from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, read
 from senn.training import Run
 
+SCORED, DRAWN = 1.1, 1.5
+"""Seconds after a signal by which the test is made and the figure drawn; what isn't by then is left out."""
+
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out."""
@@ -91,10 +94,12 @@ def _lead(args: argparse.Namespace, ranks: Ranks) -> int:
         with signals.between_steps():
             trained = _train(preparation, console, keeper)
         signals.no_more()  # writing takes a moment only
-        results = _results(preparation, trained)
+        nothing: dict[str, float | None] = {}
+        scores = signals.attempt(SCORED, lambda: preparation.test(trained.model), nothing)
+        results = _results(preparation, trained, scores)
         written = not (trained.interrupted and folder.replaces_another)
         if written:
-            _write(folder, preparation, trained, results)
+            _write(folder, signals, preparation, trained, results)
             folder.publish(keep=trained.interrupted)
     if written:
         _conclude(say, args, out, results)
@@ -157,7 +162,7 @@ def _train(preparation: Prepared, console: Console, keeper: FolderKeeper) -> Run
             callback.stop()
 
 
-def _results(preparation: Prepared, trained: Run) -> dict[str, Any]:
+def _results(preparation: Prepared, trained: Run, scores: dict[str, float | None]) -> dict[str, Any]:
     """The content of results.json."""
     recipe = preparation.recipe
     results = {
@@ -170,7 +175,7 @@ def _results(preparation: Prepared, trained: Run) -> dict[str, Any]:
         "seconds": trained.seconds,
         "best_epoch": trained.best_epoch,
         "interrupted": trained.interrupted,
-        "test": preparation.test(trained.model),
+        "test": scores,
         "validation": trained.validation,
         "growth_events": sum(record["event"] == "growth" for record in trained.history),
         "data": preparation.summary(),
@@ -185,10 +190,16 @@ def _versions() -> dict[str, str]:
     return {"senn": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _write(folder: RunFolder, preparation: Prepared, trained: Run, results: dict[str, Any]) -> None:
+def _write(folder: RunFolder, signals: Signals, preparation: Prepared, trained: Run, results: dict[str, Any]) -> None:
     save(folder.draft, trained.model, {"encoder": preparation.record()})
     folder.write_history(trained.history)
-    growth_figure(trained.history, folder.draft / FIGURE, preparation.start)
+
+    def draw() -> bool:
+        growth_figure(trained.history, folder.draft / FIGURE, preparation.start)
+        return True
+
+    if not signals.attempt(DRAWN, draw, False):
+        (folder.draft / FIGURE).unlink(missing_ok=True)
     folder.write_results(results)
 
 
@@ -197,12 +208,14 @@ def _conclude(say: _Speaker, args: argparse.Namespace, out: Path, results: dict[
         print(json.dumps({"out": str(out), **results}, ensure_ascii=False))
         return
     scores = ", ".join(f"{name} {figure(value, 4)}" for name, value in results["test"].items())
-    say(f"test: {scores}")
+    if scores:
+        say(f"test: {scores}")
     say(
         f"hidden layers: {widths(results['architecture'])}; {results['parameters']:,} parameters; "
         f"{results['seconds']:.1f} seconds"
     )
-    say(f"written to {out}: {WEIGHTS}, {DESCRIPTION}, {HISTORY}, {RESULTS}, {FIGURE}")
+    names = (WEIGHTS, DESCRIPTION, HISTORY, RESULTS, FIGURE)
+    say(f"written to {out}: {', '.join(name for name in names if (out / name).exists())}")
 
 
 def _show_plan(say: _Speaker, args: argparse.Namespace, preparation: Prepared) -> None:

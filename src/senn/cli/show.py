@@ -58,7 +58,7 @@ def _lines(results: dict[str, Any]) -> list[str]:
     hidden = "-".join(map(str, results["architecture"])) or "none"
     lines = [
         f"{data['name']}: {results['task']} of {_what(data)}",
-        f"test ({data['test_rows']:,} {'images' if data.get('kind') == 'images' else 'rows'}): {scores}",
+        f"test ({data['test_rows']:,} {'images' if data.get('kind') == 'images' else 'rows'}): {scores or 'not made'}",
         f"hidden layers {hidden}, {results['parameters']:,} parameters, {results['seconds']:.1f} seconds, "
         f"seed {results['seed']}, {results['optimizer']}, {results['policy']}",
     ]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 SIGALRM = getattr(signal, "SIGALRM", None)
-PATIENCE = 1.0
+PATIENCE = 0.7
 """Seconds that what is under way may take to come to an end by itself."""
+T = TypeVar("T")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -26,6 +28,10 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + number
 
 
+class _TooLate(BaseException):
+    """Work is given up."""
+
+
 class Signals:
     """Listens to SIGINT and SIGTERM, as a context: the first one raises `Interrupted`, later ones do nothing.
 
@@ -38,7 +44,8 @@ class Signals:
     def __init__(self) -> None:
         self.number: int | None = None
         self._former: dict[int, Any] = {}
-        self._patient = self._busy = self._over = False
+        self._came = 0.0
+        self._patient = self._busy = self._over = self._limited = False
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
@@ -68,6 +75,26 @@ class Signals:
         self._over = True
         self._arm(0)
 
+    def attempt(self, seconds: float, work: Callable[[], T], otherwise: T) -> T:
+        """What some work gives, or something else where it isn't done so many seconds after the signal that came.
+
+        Without a signal it has all the time.
+        """
+        left = self._came + seconds - time.monotonic()
+        if not self.stopping:
+            return work()
+        try:
+            if left <= 0:
+                return otherwise
+            self._limited = True
+            self._arm(left)
+            return work()
+        except _TooLate:
+            return otherwise
+        finally:
+            self._limited = False
+            self._arm(0)
+
     @contextmanager
     def between_steps(self) -> Iterator[None]:
         """What looks at `stopping` now and then."""
@@ -89,12 +116,14 @@ class Signals:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.stopping or self._over:
             return
-        self.number = number
+        self.number, self._came = number, time.monotonic()
         if not self._patient or SIGALRM is None:
             raise Interrupted(number)
         self._arm(PATIENCE)
 
     def _alarm(self, number: int, frame: FrameType | None) -> None:
+        if self._limited:
+            raise _TooLate
         if self.number is not None and self._patient and not self._busy and not self._over:
             self._arm(0)
             raise Interrupted(self.number)
