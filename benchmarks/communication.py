@@ -2,12 +2,12 @@
 
     python benchmarks/communication.py [--repeats 5] [--out benchmarks/results/communication.json]
 
-Bytes are counted where they are sent, by ring algorithms: a sum of n bytes over W ranks makes each send 2 (W - 1) / W n,
-gathering what ranks hold W - 1 times what it holds itself. The float32 nets are looked at with 1,024 samples, spread
-evenly over the ranks: one full consideration (width, depth, pruning) without a change of the model. `calculated` are the
-bytes of the moments alone, 2 folds of (columns^2 + outputs columns + outputs^2) numbers a map. Seconds are CPU time of
-the process that took longest, medians; a window of one process and one of two are taken in turn. All processes run
-with one thread, over gloo on this machine.
+Bytes are counted where they are sent, by ring algorithms: a sum of n bytes over W ranks makes each send 2 (W - 1) / W
+n, gathering what ranks hold W - 1 times what it holds itself. The float32 nets are looked at with 1,024 samples,
+spread evenly over the ranks: one full consideration (width, depth, pruning) without a change of the model.
+`calculated` are the bytes of the moments alone, 2 folds of (columns^2 + outputs columns + outputs^2) numbers a map.
+Seconds are CPU time of the process that took longest, medians; a window of one process and one of two are taken in
+turn. All processes run with one thread, over gloo on this machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write docs/several_processes.md: how several processes grow one network, what they send, and what it would cost at scale.
+"""Write docs/several_processes.md: how several processes grow one network, and what that costs.
 
     python docs/several_processes.py
 
@@ -20,8 +20,8 @@ TEXT = """# Several processes
 
 Written by `python docs/several_processes.py`.
 
-Processes of one `torch.distributed` group grow one network together. All of them make the same calls, each with its own
-batches, and all end with the same network and the same optimizer state:
+Processes of one `torch.distributed` group grow one network together. All of them make the same calls, each with its
+own batches, and all end with the same network and the same optimizer state:
 
 ```python
 model = DistributedDataParallel(net)                      # or fully_shard(net), or gradients summed by hand
@@ -36,37 +36,39 @@ with senn.distributed.gathered(model, optimizer):         # fully_shard: whole f
     events = grower.grow(recent_batches)
 ```
 
-`torchrun --nproc-per-node 2 examples/ddp_loop.py` is a whole loop. `torchrun --nproc-per-node 2 -m senn fit digits` trains in
-several processes: each computes its part of every batch, the first one speaks and writes. `Grower(..., ranks=Ranks())` grows in one
-process alone.
+`torchrun --nproc-per-node 2 examples/ddp_loop.py` is a whole loop. `torchrun --nproc-per-node 2 -m senn fit digits`
+trains in several processes: each computes its part of every batch, the first one speaks and writes. `Grower(...,
+ranks=Ranks())` grows in one process alone.
 
 ## How it works
 
-- **One joint batch.** The batches of all ranks, one after the other, are put into one random order, which every rank draws from the
-  same generator. Folds, kept samples, random signs and locations follow that order, so that the figures are those of one process that
-  sees the joined batch: to 1e-8 in float64, for any spread of the samples, ranks without any included.
-- **Candidates** are drawn from the first 128 samples, which every rank gets. New BatchNorm channels take their statistics from the
-  first 1,024, on which the change is verified too.
-- **Moments are sums**: each rank has those of its own samples, and they are summed once, when the window of looking closes. What is
-  kept sample by sample is gathered then.
-- **One decision.** All ranks have the same accounts; the first one's policy chooses, and all get the numbers of its moves. Before
-  it, the weights of all ranks are compared bit by bit, and their structures, generators, policies and budgets; after it, the weights
-  again. A change that fails its verification on one rank is taken back on all.
-- **A clear end.** Before anything is sent all ranks meet in the group's store. One that is missing for 45 seconds, has failed, differs or
-  does something else ends all of them with one sentence that names it.
+- **One joint batch.** The batches of all ranks, one after the other, are put into one random order, which every rank
+  draws from the same generator. Folds, kept samples, random signs and locations follow that order, so that the
+  figures are those of one process that sees the joined batch: to 1e-8 in float64, for any spread of the samples,
+  ranks without any included.
+- **Candidates** are drawn from the first 128 samples, which every rank gets. New BatchNorm channels take their
+  statistics from the first 1,024, on which the change is verified too.
+- **Moments are sums**: each rank has those of its own samples, and they are summed once, when the window of looking
+  closes. What is kept sample by sample is gathered then.
+- **One decision.** All ranks have the same accounts; the first one's policy chooses, and all get the numbers of its
+  moves. Before it, the weights of all ranks are compared bit by bit, and their structures, generators, policies and
+  budgets; after it, the weights again. A change that fails its verification on one rank is taken back on all.
+- **A clear end.** Before anything is sent all ranks meet in the group's store. One that is missing for 45 seconds,
+  has failed, differs or does something else ends all of them with one sentence that names it.
 
 ## What it asks for
 
-- Losses that are means over samples. One that divides by something else (class weights, ignored targets) is averaged over ranks, as by
-  DistributedDataParallel.
-- Buffers are those of the first rank from a consideration on, as DistributedDataParallel has them. `senn fit` takes the mean of
-  the running statistics of BatchNorms; they normalise by the statistics of each rank's own part, so that a network with BatchNorms trains a little
-  differently than in one process.
-- A batch that is looked at in parts (more than 65,536 rows of a map) is cut into parts that are larger by the number of ranks: as one
-  process would with that limit. Beyond 67 million signs each rank draws its own.
+- Losses that are means over samples. One that divides by something else (class weights, ignored targets) is averaged
+  over ranks, as by DistributedDataParallel.
+- Buffers are those of the first rank from a consideration on, as DistributedDataParallel has them. `senn fit` takes
+  the mean of the running statistics of BatchNorms; they normalise by the statistics of each rank's own part, so that
+  a network with BatchNorms trains a little differently than in one process.
+- A batch that is looked at in parts (more than 65,536 rows of a map) is cut into parts that are larger by the number
+  of ranks: as one process would with that limit. Beyond 67 million signs each rank draws its own.
 - Every rank needs at least an empty batch, to know its shape.
-- For `gathered`, each rank must have room for the whole model with its optimizer states. CPU offloading, tensor parallelism, and sharding along
-  other dimensions than the first are refused by name, as is `DistributedDataParallel` with `mixed_precision`.
+- For `gathered`, each rank must have room for the whole model with its optimizer states. CPU offloading, tensor
+  parallelism, and sharding along other dimensions than the first are refused by name, as is `DistributedDataParallel`
+  with `mixed_precision`.
 - `natural-gradient` steps in one process only.
 
 ## What is sent
@@ -75,17 +77,18 @@ process alone.
 
 <!-- measured -->
 
-`calculated` is 2 (W - 1) / W times 4 bytes times 2 folds of (c + p)² + m (c + p) + m² numbers for each map of c columns, p candidate
-columns and m outputs. Scores of layers before convolutions have sums of their own beside these. Looking is shared by the ranks; the
-accounts are not: every rank computes all of them.
+`calculated` is 2 (W - 1) / W times 4 bytes times 2 folds of (c + p)² + m (c + p) + m² numbers for each map of c
+columns, p candidate columns and m outputs. Scores of layers before convolutions have sums of their own beside these.
+Looking is shared by the ranks; the accounts are not: every rank computes all of them.
 
 ## What it would cost at scale
 
-Nothing here is measured. A decoder of width d has 12 d² parameters a layer: maps of d to 3 d, d to d, d to 4 d and 4 d to d columns;
-embedding and output layer are left out by `ignore`, since S of a vocabulary has no place anywhere. Assumed are {passes:.0f} Tflop/s a GPU
-for passes (of {peak:.0f}, at a utilisation of 0.4), {products:.0f} for products, {double:.0f} in float64, {link:.0f} GB/s between GPUs and
-{memory:.0f} GB of memory. A consideration looks at {tokens:,} tokens in sequences of {length:,}; a training step is of {steps} tokens for
-the two sizes. With n tokens on a GPU, W GPUs, q parameters, and for each map c, p, m as above:
+Nothing here is measured. A decoder of width d has 12 d² parameters a layer: maps of d to 3 d, d to d, d to 4 d and 4
+d to d columns; embedding and output layer are left out by `ignore`, since S of a vocabulary has no place anywhere.
+Assumed are {passes:.0f} Tflop/s a GPU for passes (of {peak:.0f}, at a utilisation of 0.4), {products:.0f} for
+products, {double:.0f} in float64, {link:.0f} GB/s between GPUs and {memory:.0f} GB of memory. A consideration looks
+at {tokens:,} tokens in sequences of {length:,}; a training step is of {steps} tokens for the two sizes. With n tokens
+on a GPU, W GPUs, q parameters, and for each map c, p, m as above:
 
 | | |
 | --- | --- |
@@ -102,19 +105,21 @@ By GPU:
 
 <!-- costs -->
 
-So the sums are the smaller part: what is kept sample by sample, for exact curvatures along a step, outgrows everything, and it is
-what doesn't fit. Below, each row adds one approximation to those above it; cells are the share of training time with a consideration every
-{every:,} steps, and the memory that a GPU needs beside the model.
+So the sums are the smaller part: what is kept sample by sample, for exact curvatures along a step, outgrows
+everything, and it is what doesn't fit. Below, each row adds one approximation to those above it; cells are the share
+of training time with a consideration every {every:,} steps, and the memory that a GPU needs beside the model.
 
 <!-- remedies -->
 
 None of these is built yet; each changes where numbers are, or how many, and not what they mean:
 
-- *Kept samples stay where they are*: a step's curvature is a sum over samples, so that ranks need to exchange one number a candidate,
-  not the samples.
-- *Each rank has the accounts of some maps*: sums go to one owner (half the bytes), whose float64 copies and factorisations are the only ones.
+- *Kept samples stay where they are*: a step's curvature is a sum over samples, so that ranks need to exchange one
+  number a candidate, not the samples.
+- *Each rank has the accounts of some maps*: sums go to one owner (half the bytes), whose float64 copies and
+  factorisations are the only ones.
 - *bfloat16*: a sum of W rounded sums has a relative error of about 2⁻⁹ / √W, far below a promise's standard error.
-- *Fewer sequences and heads*: 8 sequences of 2,048 tokens are still 16,384 rows, and a head counts as many columns as it has units.
+- *Fewer sequences and heads*: 8 sequences of 2,048 tokens are still 16,384 rows, and a head counts as many columns as
+  it has units.
 - *An eighth of the maps a round*: spaces take turns, and so each is considered every {turn:,} steps.
 - Considering rarely costs nothing but patience: all shares fall as the steps between considerations grow.
 """
@@ -154,6 +159,7 @@ class Transformer:
 
     @property
     def parameters(self) -> int:
+        """Of all blocks."""
         return 12 * self.layers * self.d**2
 
     def maps(self) -> list[tuple[int, int, int]]:
@@ -257,14 +263,14 @@ def cost(net: Transformer, gpus: int, look: Look, machine: Machine) -> Cost:
 NETS = (Transformer("100 M", 12, 832, 1 << 20), Transformer("10 B", 40, 4608, 4 << 20))
 GPUS = (8, 512)
 PLAIN = Look(tokens=1 << 20)
+SPREAD = replace(PLAIN, gathered=False, sharded=True)
 STEPS = (
     ("as it is", PLAIN),
     ("kept samples stay where they are", replace(PLAIN, gathered=False)),
-    ("and each rank has the accounts of some maps", replace(PLAIN, gathered=False, sharded=True)),
-    ("and sums are sent in bfloat16", replace(PLAIN, gathered=False, sharded=True, number=2)),
-    ("and 8 sequences are kept, 4 heads drawn", replace(PLAIN, gathered=False, sharded=True, number=2, kept=8, heads=4)),
-    ("and an eighth of the maps a round", replace(
-        PLAIN, gathered=False, sharded=True, number=2, kept=8, heads=4, share=1 / 8)),
+    ("and each rank has the accounts of some maps", SPREAD),
+    ("and sums are sent in bfloat16", replace(SPREAD, number=2)),
+    ("and 8 sequences are kept, 4 heads drawn", replace(SPREAD, number=2, kept=8, heads=4)),
+    ("and an eighth of the maps a round", replace(SPREAD, number=2, kept=8, heads=4, share=1 / 8)),
 )  # fmt: skip
 
 
@@ -313,8 +319,8 @@ def measured() -> Iterator[str]:
     )  # fmt: skip
     yield table(head, rows)
     yield (
-        f"\nBy each rank, in one consideration of {found['samples']:,} samples; seconds are CPU time of the slowest rank, "
-        f"medians of {found['repeats']} (of one run for three ranks), PyTorch {found['torch']}.\n"
+        f"\nBy each rank, in one consideration of {found['samples']:,} samples; seconds are CPU time of the slowest "
+        f"rank, medians of {found['repeats']} (of one run for three ranks), PyTorch {found['torch']}.\n"
     )
 
 
@@ -360,7 +366,8 @@ def page(machine: Machine) -> str:
     text = TEXT.format(
         passes=machine.passes / 1e12, peak=machine.passes / 0.4e12, products=machine.products / 1e12,
         double=machine.double / 1e12, link=machine.link / 1e9, memory=machine.memory / 1e9, tokens=PLAIN.tokens,
-        length=PLAIN.length, steps=" and ".join(f"{net.step:,}" for net in NETS), every=PLAIN.every, turn=8 * PLAIN.every,
+        length=PLAIN.length, steps=" and ".join(f"{net.step:,}" for net in NETS), every=PLAIN.every,
+        turn=8 * PLAIN.every,
     )  # fmt: skip
     for name, found in parts.items():
         text = text.replace(f"<!-- {name} -->", "\n".join(found))

@@ -15,7 +15,7 @@ from senn import batch
 from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Reading
-from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.errors import SennError, SurgeryError
 from senn.events import Consideration, GrowthEvent, Verdict, merge
 from senn.menu import Menu
 from senn.policy import Budget, Candidate, Policy, PricePolicy
@@ -27,8 +27,15 @@ from senn.surgery.moves import tensors_of
 from senn.surgery.optimizer import check_holds, unwrap
 from senn.survey import KnownMoment, Survey
 from senn.survey.asked import MOVES, allowed, check_model, first_removals
-from senn.survey.joint import first_of
-from senn.survey.together import agree_on_basis, agree_on_weights, chosen, each_batch
+from senn.survey.together import (
+    agree_on_basis,
+    agree_on_weights,
+    analysed,
+    check_whole,
+    chosen,
+    each_batch,
+    stale,
+)
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
@@ -153,27 +160,14 @@ class Grower:
                 raise SennError(
                     "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
                 )
-            if any(type(parameter).__name__ == "DTensor" for parameter in self.model.parameters()):
-                raise UnsupportedError(
-                    "the model's parameters are spread over processes: grow it inside "
-                    "`with senn.distributed.gathered(model, optimizer):`"
-                )
+            check_whole(self.model)
             if self._structure is None:
-                self._structure = self._analysed(inputs)
+                self._structure = analysed(self.ranks, self.model, inputs, self.ignore)
         if self._survey is None:
             self._survey = Survey(
-                self.model,
-                self._structure,
-                self.metric,
-                self.proposals,
-                self.moves,
-                self._affordable,
-                self._generator,
-                self._known,
-                self.output,
-                self._readings,
-                self.ranks,
-            )
+                self.model, self._structure, self.metric, self.proposals, self.moves, self._affordable, self._generator,
+                self._known, self.output, self._readings, self.ranks,
+            )  # fmt: skip
         loss = self._survey.add(inputs, targets, weights)
         for event in self._open:
             event.realised = (event.loss_after - loss) / event.nat
@@ -323,13 +317,6 @@ class Grower:
         self.eta, self.draw = menu.eta, menu.draw
         return menu
 
-    def _analysed(self, inputs: Inputs) -> Structure:
-        structure = analyse(self.model, first_of(self.ranks, inputs), ignore=self.ignore)
-        if not structure.spaces and not structure.sites:
-            reasons = "; ".join(f"{r.place}: {r.reason}" for r in structure.refused[:3])
-            raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
-        return structure
-
     def _affordable(self, parameters: int, loss: float) -> bool:
         """Whether a layer of that many parameters could pay even if it removed the whole loss, in nats."""
         return not self.samples or self.policy.floor("insert", parameters, self.samples) < loss
@@ -405,11 +392,3 @@ class Grower:
         self.events += events
         self._open = list(events)
         return events
-
-
-def stale(*_: object) -> None:
-    """What a DistributedDataParallel says from a growth on until it is made anew."""
-    raise SennError(
-        "the model has grown, and its DistributedDataParallel still holds the former parameters: "
-        "call senn.distributed.rewrap(model) after a growth"
-    )

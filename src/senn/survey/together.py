@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from senn import batch
-from senn.errors import SennError
+from senn.batch import Inputs
+from senn.errors import SennError, UnsupportedError
 from senn.menu import Menu
 from senn.policy import Candidate, Policy
 from senn.ranks import Ranks
-from senn.structure import Structure
+from senn.structure import Structure, analyse
 from senn.surgery.verify import fingerprint
+from senn.survey.joint import first_of
 
 
 def each_batch(ranks: Ranks, batches: Iterable[Any]) -> Iterator[Any]:
@@ -80,3 +82,33 @@ def _name(offered: Sequence[Candidate], number: int | None) -> str | None:
         return None
     one = offered[number]
     return f"{one.kind} of {one.place}: {one.detail}, {one.units} units to {one.width}"
+
+
+def analysed(ranks: Ranks, model: nn.Module, inputs: Inputs, ignore: Sequence[str]) -> Structure:
+    """What in a model can change size, found on the first samples of all ranks.
+
+    Raises:
+        SennError: nothing can.
+    """
+    structure = analyse(model, first_of(ranks, inputs), ignore=ignore)
+    if not structure.spaces and not structure.sites:
+        reasons = "; ".join(f"{r.place}: {r.reason}" for r in structure.refused[:3])
+        raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
+    return structure
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model of whose parameters each process has a part."""
+    if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
+        raise UnsupportedError(
+            "the model's parameters are spread over processes: grow it inside "
+            "`with senn.distributed.gathered(model, optimizer):`"
+        )
+
+
+def stale(*_: object) -> None:
+    """What a DistributedDataParallel says from a growth on until it is made anew."""
+    raise SennError(
+        "the model has grown, and its DistributedDataParallel still holds the former parameters: "
+        "call senn.distributed.rewrap(model) after a growth"
+    )
