@@ -85,7 +85,7 @@ Looking is shared by the ranks; the accounts are not: every rank computes all of
 
 Nothing here is measured. A decoder of width d has 12 d² parameters a layer: maps of d to 3 d, d to d, d to 4 d and 4
 d to d columns; embedding and output layer are left out by `ignore`, since S of a vocabulary has no place anywhere.
-Assumed are {passes:.0f} Tflop/s a GPU for passes (of {peak:.0f}, at a utilisation of 0.4), {products:.0f} for
+Assumed are {passes:,.0f} Tflop/s a GPU for passes (of {peak:,.0f}, at a utilisation of 0.4), {products:.0f} for
 products, {double:.0f} in float64, {link:.0f} GB/s between GPUs and {memory:.0f} GB of memory. A consideration looks
 at {tokens:,} tokens in sequences of {length:,}; a training step is of {steps} tokens for the two sizes. With n tokens
 on a GPU, W GPUs, q parameters, and for each map c, p, m as above:
@@ -105,9 +105,11 @@ By GPU:
 
 <!-- costs -->
 
-So the sums are the smaller part: what is kept sample by sample, for exact curvatures along a step, outgrows
-everything, and it is what doesn't fit. Below, each row adds one approximation to those above it; cells are the share
-of training time with a consideration every {every:,} steps, and the memory that a GPU needs beside the model.
+So a model of 10 B doesn't fit whole into a GPU: `gathered` is for those that do, and beyond them the sharded model
+would have to be looked at as it is, block by block, which isn't built. The sums are the smaller part: what is kept
+sample by sample, for exact curvatures along a step, outgrows everything, and it is what doesn't fit. Below, each row
+adds one approximation to those above it; cells are the share of training time with a consideration every {every:,}
+steps, and the memory that a GPU needs beside the model.
 
 <!-- remedies -->
 
@@ -159,6 +161,7 @@ class Transformer:
 
     @property
     def parameters(self) -> int:
+        """Of all blocks."""
         """Of all blocks."""
         return 12 * self.layers * self.d**2
 
@@ -264,6 +267,7 @@ NETS = (Transformer("100 M", 12, 832, 1 << 20), Transformer("10 B", 40, 4608, 4 
 GPUS = (8, 512)
 PLAIN = Look(tokens=1 << 20)
 SPREAD = replace(PLAIN, gathered=False, sharded=True)
+SPREAD = replace(PLAIN, gathered=False, sharded=True)
 STEPS = (
     ("as it is", PLAIN),
     ("kept samples stay where they are", replace(PLAIN, gathered=False)),
@@ -286,6 +290,11 @@ def size(number: float) -> str:
         if number >= scale:
             return f"{number / scale:.3g} {unit}"
     return f"{number / 1e3:.3g} kB"
+
+
+def percent(share: float) -> str:
+    """A share of training time, at two digits."""
+    return f"{100 * share:.0f} %" if share > 0.1 else f"{100 * share:.2g} %"
 
 
 def seconds(number: float) -> str:
@@ -336,7 +345,7 @@ def costs(machine: Machine) -> Iterator[str]:
                 (
                     net.name, gpus, f"{one.passes + one.products + one.account:.2g}", size(one.sent), size(one.memory),
                     size(one.model), passes, products, sending, account, seconds(one.step), f"{total / one.step:,.1f}",
-                    f"{100 * one.share(PLAIN.every):.2g} %",
+                    percent(one.share(PLAIN.every)),
                 )
             )  # fmt: skip
     head = (
@@ -355,7 +364,7 @@ def remedies(machine: Machine) -> Iterator[str]:
             for gpus in GPUS:
                 one = cost(net, gpus, look, machine)
                 fits = "" if one.memory - one.model < machine.memory else ", too much"
-                cells.append(f"{100 * one.share(look.every):.2g} %; {size(one.memory - one.model)}{fits}")
+                cells.append(f"{percent(one.share(look.every))}; {size(one.memory - one.model)}{fits}")
         rows.append(cells)
     yield table(("", *(f"{net.name}, {gpus}" for net in NETS for gpus in GPUS)), rows) + "\n"
 

@@ -134,7 +134,13 @@ def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int =
         window.MOST_ROWS = int(25 * 36 * max(counts) / SAMPLES + 1)
     for moves in rounds:
         _train(model, optimizer, own, SAMPLES, train, ranks)
-        events += [(e.kind, e.place, e.units, e.loss_before, e.loss_after) for e in grower.grow([own], moves)]
+        batches = [own]
+        if name == "width and depth" and rank == 0:  # one rank has a batch more than the others
+            batches.append(tuple(part[:20] for part in joint))
+        if name == "removals":
+            grower.observe(*batches.pop())
+        changes = grower.grow(batches or None, moves)
+        events += [(e.kind, e.place, e.units, e.loss_before, e.loss_after) for e in changes]
         found = grower.consideration
         assert found is not None
         figures += [grower.eta, found.loss, float(found.samples), *(one.margin for one in found.accepted)]

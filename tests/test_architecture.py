@@ -38,7 +38,7 @@ STRANGERS = {
     "data": {"nn", "torch"},
 }
 
-MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+MODULES = sorted(path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or path.stem[:2] != "__")
 
 
 def room_of(path: Path) -> str:

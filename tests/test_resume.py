@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from senn.errors import SennError
 from senn.persistence.state import packed, unpacked
+from senn.ranks import Ranks
 from senn.training import Callback, Recipe, train
 from senn.training.images import image_recipe, train_images
 
@@ -39,7 +40,7 @@ class MemoryKeeper:
     """Keeps the states of some steps, as they would lie on a disk."""
 
     def __init__(self, state=None, wanted=()):
-        self.state, self.stopping = state, False
+        self.state, self.stopping, self.ranks = state, False, Ranks()
         self.wanted, self.asked, self.kept = wanted, 0, []
 
     def record(self, record):
