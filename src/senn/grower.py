@@ -16,7 +16,7 @@ from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError
-from senn.events import Consideration, GrowthEvent, Verdict, merge
+from senn.events import Consideration, GrowthEvent, Verdict, merge, with_removals
 from senn.menu import Menu
 from senn.policy import Budget, Candidate, Policy, PricePolicy
 from senn.proposals import Draw, Proposals
@@ -26,7 +26,7 @@ from senn.surgery import Prune, operate
 from senn.surgery.moves import tensors_of
 from senn.surgery.optimizer import check_holds, unwrap
 from senn.survey import KnownMoment, Survey
-from senn.survey.asked import MOVES, allowed, check_model, first_removals
+from senn.survey.asked import MOVES, allowed, check_model
 from senn.survey.together import (
     agree_on_basis,
     agree_on_weights,
@@ -198,26 +198,25 @@ class Grower:
         every, wanted = self.moves, allowed(moves, self.moves)
         if not wanted:
             return []
-        back = self._back()
+        back, accepted, offered = self._back(), list[Verdict](), list[Candidate]()
         try:
             self.moves = wanted
             menu = self._menu(batches)
+            policy = self.policy.removing() if set(wanted) <= {"prune"} else self.policy
+            kinds = {MOVES[move] for move in wanted}
+            eta_before, parameters = self.eta, menu.parameters
+            eta_of = {name: ledger.eta for name, ledger in menu.ledgers.items()}
+            agree_on_basis(self.ranks, self.structure, menu, policy, self._generator)
+            while choice := chosen(
+                self.ranks, policy, offered := [c for c in menu.candidates() if c.kind in kinds], menu.accepted
+            ):
+                accepted.append(Verdict.of(policy, choice))
+                menu.accept(choice)
         except BaseException:
             back()
             raise
         finally:
             self.moves = every
-        policy = self.policy.removing() if set(wanted) <= {"prune"} else self.policy
-        kinds = {MOVES[move] for move in wanted}
-        eta_before, parameters = self.eta, menu.parameters
-        eta_of = {name: ledger.eta for name, ledger in menu.ledgers.items()}
-        accepted: list[Verdict] = []
-        agree_on_basis(self.ranks, self.structure, menu, policy, self._generator)
-        while choice := chosen(
-            self.ranks, policy, offered := [c for c in menu.candidates() if c.kind in kinds], menu.accepted
-        ):
-            accepted.append(Verdict.of(policy, choice))
-            menu.accept(choice)
         self.rounds += 1
         survey, self._survey = self._survey, None
         assert survey is not None
@@ -291,12 +290,15 @@ class Grower:
         held = {} if survey is None else vars(survey)  # what its tables hold is never changed, only replaced
         seen = {name: one.copy() if isinstance(one, dict | set) else one for name, one in held.items()}
         opened = [(event, event.realised) for event in self._open]
+        known = dict(self._known)
         kept = {"samples": self.samples, "eta": self.eta, "draw": self.draw}
 
         def undo() -> None:
             self._survey = survey
             held.update(seen and {**seen, "known": self._known, "readings": self._readings})
             self._generator.set_state(generator)
+            self._known.clear()
+            self._known.update(known)
             self._open = [event for event, _ in opened]
             for event, realised in opened:
                 event.realised = realised
@@ -325,7 +327,7 @@ class Grower:
         """Change the model as decided; if removals fail their verification, with the first half of them, and so on."""
         removals = sum(c.kind == "prune" for c in menu.accepted)
         while True:
-            accepted = first_removals(menu.accepted, removals)
+            accepted = with_removals(menu.accepted, removals)
             try:
                 return self._operate(menu, survey, eta_before, accepted, removals) if accepted else []
             except SurgeryError as error:

@@ -1,4 +1,4 @@
-"""What a grower is asked: the moves that may happen, a model that can change, how many removals are carried out."""
+"""What a grower is asked: the moves that may happen, a model that can change."""
 
 from __future__ import annotations
 
@@ -8,16 +8,10 @@ import torch
 from torch import nn
 
 from senn.errors import SennError, UnsupportedError
-from senn.policy import Candidate, Kind
+from senn.policy import Kind
 
 MOVES: dict[str, Kind] = {"width": "widen", "depth": "insert", "prune": "prune"}
 """What may happen, and the kind of candidate that does it."""
-
-
-def first_removals(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:
-    """All additions, and the first so many removals, which cost least."""
-    kept = [c for c in accepted if c.kind == "prune"][:removals]
-    return [c for c in accepted if c.kind != "prune" or any(c is one for one in kept)]
 
 
 def allowed(moves: Sequence[str] | None, every: Sequence[str]) -> tuple[str, ...]:
