@@ -6,7 +6,7 @@ Bytes are counted where they are sent, by ring algorithms: a sum of n bytes over
 n, gathering what ranks hold W - 1 times what it holds itself. The float32 nets are looked at with 1,024 samples,
 spread evenly over the ranks: one full consideration (width, depth, pruning) without a change of the model.
 `calculated` are the bytes of the moments alone, 2 folds of (columns^2 + outputs columns + outputs^2) numbers a map.
-Seconds are CPU time of the process that took longest, medians; a window of one process and one of two are taken in
+Seconds are CPU time of the process that took longest, medians; worlds of one, two and three processes are taken in
 turn. All processes run with one thread, over gloo on this machine.
 """
 
@@ -129,11 +129,10 @@ def main() -> None:
     args = parser.parse_args()
     results: dict[str, Any] = {"samples": SAMPLES, "torch": torch.__version__, "repeats": args.repeats, "nets": []}
     for name in NETS:
-        runs = {1: [], 2: []}  # type: dict[int, list[list[dict[str, Any]]]]
+        runs: dict[int, list[list[dict[str, Any]]]] = {1: [], 2: [], 3: []}
         for _ in range(args.repeats):
             for size in runs:
                 runs[size].append(measured(name, size))
-        runs[3] = [measured(name, 3)]
         one = runs[2][0][0]
         record: dict[str, Any] = {"net": name, "parameters": one["parameters"], "maps": one["maps"], "worlds": []}
         for size, repeats in runs.items():

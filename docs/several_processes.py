@@ -24,6 +24,8 @@ Processes of one `torch.distributed` group grow one network together. All of the
 own batches, and all end with the same network and the same optimizer state:
 
 ```python
+import senn.distributed
+
 model = DistributedDataParallel(net)                      # or fully_shard(net), or gradients summed by hand
 grower = senn.Grower(model, optimizer, F.cross_entropy)   # knows of the processes by itself
 ...
@@ -38,7 +40,7 @@ with senn.distributed.gathered(model, optimizer):         # fully_shard: whole f
 
 `torchrun --nproc-per-node 2 examples/ddp_loop.py` is a whole loop. `torchrun --nproc-per-node 2 -m senn fit digits`
 trains in several processes: each computes its part of every batch, the first one speaks and writes. `Grower(...,
-ranks=Ranks())` grows in one process alone.
+ranks=Ranks())` grows in one process alone, `ranks=senn.ranks.Processes(group)` in those of one group.
 
 ## How it works
 
@@ -70,6 +72,8 @@ ranks=Ranks())` grows in one process alone.
   parallelism, and sharding along other dimensions than the first are refused by name, as is `DistributedDataParallel`
   with `mixed_precision`.
 - `natural-gradient` steps in one process only.
+- A run of `senn fit` that a signal, a failure or a lost process ends goes on from its last checkpoint with `senn fit
+  --resume`, in any number of processes; in as many as before, bit for bit.
 
 ## What is sent
 
@@ -161,6 +165,7 @@ class Transformer:
 
     @property
     def parameters(self) -> int:
+        """Of all blocks."""
         """Of all blocks."""
         """Of all blocks."""
         return 12 * self.layers * self.d**2
@@ -268,6 +273,7 @@ GPUS = (8, 512)
 PLAIN = Look(tokens=1 << 20)
 SPREAD = replace(PLAIN, gathered=False, sharded=True)
 SPREAD = replace(PLAIN, gathered=False, sharded=True)
+SPREAD = replace(PLAIN, gathered=False, sharded=True)
 STEPS = (
     ("as it is", PLAIN),
     ("kept samples stay where they are", replace(PLAIN, gathered=False)),
@@ -329,7 +335,7 @@ def measured() -> Iterator[str]:
     yield table(head, rows)
     yield (
         f"\nBy each rank, in one consideration of {found['samples']:,} samples; seconds are CPU time of the slowest "
-        f"rank, medians of {found['repeats']} (of one run for three ranks), PyTorch {found['torch']}.\n"
+        f"rank, medians of {found['repeats']}, PyTorch {found['torch']}.\n"
     )
 
 
