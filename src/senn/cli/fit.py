@@ -25,7 +25,7 @@ from senn.disk import plain
 from senn.errors import SennError
 from senn.persistence import DESCRIPTION, WEIGHTS, save
 from senn.plots import growth_figure
-from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, read
+from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, complete, read
 from senn.training import Run
 from senn.training.run import first_line
 
@@ -78,6 +78,9 @@ def _told(args: argparse.Namespace) -> tuple[argparse.Namespace, SavedRun | None
         if args.data is None:
             raise SennError("the following arguments are required: DATA; see 'senn fit --help'")
         return args, None
+    if complete(args.resume) != args.resume:  # it was killed while its files were on their way
+        with RunFolder(args.resume, resume=True):
+            pass
     saved = read(args.resume)
     if not saved.unfinished:
         if saved.results is not None and saved.results.get("interrupted"):

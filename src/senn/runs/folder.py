@@ -76,8 +76,9 @@ class RunFolder:
             else:
                 _discard(self.home)
                 self.home.mkdir()
-            _remove(self.draft)
-            self.draft.mkdir()
+            if self.home.exists():  # it doesn't where a run was complete but for its last moment
+                _remove(self.draft)
+                self.draft.mkdir()
         except OSError as error:
             self._leave()
             raise self.unwritable(error) from error
@@ -170,9 +171,14 @@ class RunFolder:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """One more record of the history, for those who watch."""
-        text = _lines([record])
-        with (self.home / HISTORY).open("ab") as file:
-            file.write(text)
+        text, path = _lines([record]), self.home / HISTORY
+        try:
+            with path.open("ab") as file:
+                file.write(text)
+        except OSError:
+            with suppress(OSError):  # no half of a line before others
+                os.truncate(path, self._written[1])
+            raise
         self._written[0].update(text)
         self._written = self._written[0], self._written[1] + len(text)
 
@@ -193,7 +199,8 @@ class RunFolder:
                 "numbers": {"bytes": len(numbers), "sha256": disk.digest(numbers)},
                 "history": {"bytes": self._written[1], "sha256": self._written[0].hexdigest()},
             }
-            disk.sync(self.home / HISTORY)
+            if (self.home / HISTORY).exists():
+                disk.sync(self.home / HISTORY)
             disk.write(draft / NUMBERS, numbers)
             disk.write(draft / STATE, disk.sealed({**head, **told, "state": state}, indent=None))
             draft.rename(self.home / f"checkpoint-{number:03}")

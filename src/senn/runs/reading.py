@@ -72,7 +72,10 @@ def _history_so_far(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]
         if told is None or not is_told or disk.digest(text[:size]) != told["sha256"]:
             raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't the history that the run has written")
         break
-    return _records(text, home / HISTORY, torn=True)
+    records = _records(text, home / HISTORY, torn=True)
+    if any((record["event"] == "start") != (number == 0) for number, record in enumerate(records)):
+        raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't one run's history from its start")
+    return records
 
 
 def checkpoints(home: Path) -> dict[int, Path]:
