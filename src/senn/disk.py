@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,10 +44,14 @@ def write(path: Path, data: bytes) -> None:
         pass
 
 
-def sync(folder: Path) -> None:
-    """Have the names in a folder reach the disk, where the system can be asked to."""
-    with suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have a file reach the disk, or the names in a folder where the system can be asked for that.
+
+    Raises:
+        OSError: a file can't be written.
+    """
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        number = os.open(path, os.O_RDONLY)
         try:
             os.fsync(number)
         finally:

@@ -28,8 +28,9 @@ from senn.errors import SennError
 from senn.persistence import DESCRIPTION, WEIGHTS, save
 from senn.plots import growth_figure
 from senn.ranks import Ranks
-from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, read
+from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, complete, read
 from senn.training import Run
+from senn.training.run import first_line
 
 SCORED, DRAWN = 1.1, 1.5
 """Seconds after a signal by which the test is made and the figure drawn; what isn't by then is left out."""
@@ -115,8 +116,13 @@ def _told(args: argparse.Namespace) -> tuple[argparse.Namespace, SavedRun | None
         if args.data is None:
             raise SennError("the following arguments are required: DATA; see 'senn fit --help'")
         return args, None
+    if complete(args.resume) != args.resume:  # it was killed while its files were on their way
+        with RunFolder(args.resume, resume=True):
+            pass
     saved = read(args.resume)
     if not saved.unfinished:
+        if saved.results is not None and saved.results.get("interrupted"):
+            raise SennError(f"the run in {str(args.resume)!r} was interrupted, but what it would go on from is gone")
         args.out = args.resume
         return args, saved
     return resumed(args.argv, saved.about["arguments"], args.resume), saved
@@ -157,6 +163,11 @@ def _train(preparation: Prepared, console: Console, keeper: FolderKeeper) -> Run
     callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
     try:
         return preparation.train((callback,), keeper)
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        if keeper.state is None or isinstance(error, SennError):
+            raise
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise SennError(f"the run can't go on from its checkpoint: {what}") from error
     finally:
         if isinstance(callback, LiveCallback):
             callback.stop()

@@ -25,10 +25,13 @@ from senn.training.run import (
     Run,
     architecture,
     consideration_record,
+    count_parameters,
     event_record,
     fault_record,
     first_line,
     forward_flops,
+    r2,
+    rank,
     rollback_record,
 )
 from senn.training.state import Keeper, captured, restore
@@ -257,7 +260,7 @@ class Training:
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
             self.reason = f"the loss was not finite in epoch {self.epoch}; the net is that of epoch {self.best.epoch}"
             return True
-        if not figures or _rank(figures, self.monitor) < _rank(self.best.validation, self.monitor):
+        if not figures or rank(figures, self.monitor) < rank(self.best.validation, self.monitor):
             self.best = _Best(copy.deepcopy(model), self.epoch, figures)
         self.report(train_loss, figures)
         stale = bool(figures) and self.epoch - self.best.epoch >= self.plan.patience
@@ -291,7 +294,7 @@ class Training:
         if self.task == "classification":
             hit = (output.argmax(1) == held_out.y).to(output)
             return {"loss": loss, "accuracy": ((hit * weight).sum() / weight.sum()).item()}
-        return {"loss": loss, "r2": _r2(output, held_out.y, weight)}
+        return {"loss": loss, "r2": r2(output, held_out.y, weight)}
 
     def announce(self) -> None:
         """Tell the callbacks what is about to happen."""
@@ -365,26 +368,6 @@ class Training:
         }
         self.tell(record)
         return run
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters of a model."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _rank(figures: dict[str, float], monitor: str) -> tuple[float, float]:
-    """Smaller is better: by loss, or by accuracy and among equals by loss."""
-    loss = figures.get("loss", math.inf)
-    return (-figures.get("accuracy", 0.0) if monitor == "score" else loss, loss)
-
-
-def _r2(output: Tensor, target: Tensor, weight: Tensor) -> float:
-    """Coefficient of determination, averaged over the targets that vary."""
-    w = (weight / weight.sum()).unsqueeze(1)
-    residual = (w * (target - output) ** 2).sum(0)
-    spread = (w * (target - (w * target).sum(0)) ** 2).sum(0)
-    varies = spread > 0
-    return (1 - residual[varies] / spread[varies]).mean().item() if varies.any() else 0.0
 
 
 def _policy_name(recipe: Recipe) -> str | None:

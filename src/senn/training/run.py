@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,3 +87,23 @@ def fault_record(text: str, epoch: int, step: int) -> Record:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def rank(figures: dict[str, float], monitor: str) -> tuple[float, float]:
+    """Smaller is better: by loss, or by accuracy and among equals by loss."""
+    loss = figures.get("loss", math.inf)
+    return (-figures.get("accuracy", 0.0) if monitor == "score" else loss, loss)
+
+
+def r2(output: Tensor, target: Tensor, weight: Tensor) -> float:
+    """Coefficient of determination, averaged over the targets that vary."""
+    w = (weight / weight.sum()).unsqueeze(1)
+    residual = (w * (target - output) ** 2).sum(0)
+    spread = (w * (target - (w * target).sum(0)) ** 2).sum(0)
+    varies = spread > 0
+    return (1 - residual[varies] / spread[varies]).mean().item() if varies.any() else 0.0

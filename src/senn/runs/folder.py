@@ -1,18 +1,12 @@
-"""A run's folder: written whole or not at all, believed only if intact; what a run needs to go on after a kill.
-
-A finished run has its files in the folder itself: the network, `history.jsonl`, `growth.png`, and `results.json` with
-the checksums of all. While it goes on, everything is in `unfinished/`: `run.json` (how it was called, on which data),
-`history.jsonl` as far as it has come, and the last two of `checkpoint-NNN/`. Whatever has its own name is complete.
-"""
+"""Writing a run's folder: whole or not at all."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
 from types import TracebackType
@@ -20,119 +14,27 @@ from typing import Any
 
 from senn import disk
 from senn.errors import SennError
+from senn.runs.reading import (
+    CHECKPOINT,
+    FORMAT,
+    HISTORY,
+    LONGEST,
+    NAME,
+    NUMBERS,
+    RESULTS,
+    RUN,
+    STATE,
+    UNFINISHED,
+    VERSION,
+    about_of,
+    as_told,
+    checkpoints,
+    documents,
+    intact,
+)
 
-RESULTS, HISTORY, FIGURE = "results.json", "history.jsonl", "growth.png"
-UNFINISHED, RUN, STATE, NUMBERS = "unfinished", "run.json", "state.json", "state.safetensors"
-FORMAT, VERSION = "senn-run", 1
-
-_CHECKPOINT = re.compile(r"checkpoint-(\d{3,9})")
 _KEPT = 2
-_LONGEST = 1 << 28
-"""Bytes of a history at most."""
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """What a run's folder holds.
-
-    Attributes:
-        path: the folder.
-        results: the content of `results.json`; None while no run there has come to an end.
-        history: records of the run that `results` is of, or else of the unfinished one.
-        unfinished: a run there can be gone on with. Beside results that are `interrupted` it is the same run, else one
-            that would replace them.
-        about: of an unfinished run: its `arguments` (of the command), `versions` and the `data`'s checksum.
-    """
-
-    path: Path
-    results: dict[str, Any] | None
-    history: list[dict[str, Any]] = field(repr=False)
-    unfinished: bool
-    about: dict[str, Any] = field(default_factory=dict, repr=False)
-
-
-def read(path: str | Path) -> SavedRun:
-    """What a run's folder holds.
-
-    Raises:
-        SennError: it holds no run, or one that is damaged or of another version.
-    """
-    path = Path(path)
-    home, place = path / UNFINISHED, complete(path)
-    goes_on = (home / RUN).exists()
-    if not (place / RESULTS).exists() and not goes_on:
-        raise SennError(f"{str(path)!r} holds no run (there is no {RESULTS})")
-    about = _about(home) if goes_on else {}
-    if (place / RESULTS).exists():
-        results = disk.opened(place / RESULTS, FORMAT, VERSION)
-        history = _records(_intact(place, results, HISTORY, _LONGEST), place / HISTORY, torn=False)
-    else:
-        results, text = None, _bytes(home / HISTORY, _LONGEST) if (home / HISTORY).exists() else b""
-        history = _records(text, home / HISTORY, torn=True)
-    return SavedRun(path, results, history, goes_on, about)
-
-
-def complete(path: Path) -> Path:
-    """Where the files of a finished run lie: in its folder, or where a kill left them on their way there."""
-    on_the_way = path / UNFINISHED / "finished"
-    return on_the_way if (on_the_way / RESULTS).exists() else path
-
-
-def check(path: Path, names: Sequence[str]) -> None:
-    """Hold some files of a finished run against its results.
-
-    Raises:
-        SennError: one isn't what was written with them.
-    """
-    results = disk.opened(path / RESULTS, FORMAT, VERSION)
-    for name in names:
-        _intact(path, results, name, 1 << 40)
-
-
-def _intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> bytes:
-    """A file's bytes, which must be those that its run's results tell of."""
-    files = results.get("files")
-    return _as_told(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
-
-
-def _as_told(path: Path, told: Any, most: int, teller: str) -> bytes:
-    """A file's bytes, if they are as many and the same as another file tells."""
-    size = told.get("bytes") if isinstance(told, dict) else None
-    if not isinstance(told, dict) or type(size) is not int or not 0 <= size <= most:
-        raise SennError(f"{str(path.with_name(teller))!r} is damaged: it doesn't tell of {path.name}")
-    data = _bytes(path, size)
-    if disk.digest(data) != told.get("sha256"):
-        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {teller}")
-    return data
-
-
-def _bytes(path: Path, most: int) -> bytes:
-    try:
-        return disk.read(path, most)
-    except OSError as error:
-        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
-
-
-def _about(home: Path) -> dict[str, Any]:
-    about = disk.opened(home / RUN, FORMAT, VERSION)
-    arguments = about.get("arguments")
-    if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
-        raise SennError(f"{str(home / RUN)!r} is damaged: its arguments are none")
-    return about
-
-
-def _records(text: bytes, path: Path, torn: bool) -> list[dict[str, Any]]:
-    """A history's records; with `torn` the last line may be half of one."""
-    lines = text.splitlines()
-    if torn and text and not text.endswith(b"\n"):
-        lines.pop()
-    try:
-        records = [disk.parse(line) for line in lines]
-    except ValueError as error:
-        raise SennError(f"{str(path)!r} is damaged: it doesn't hold a JSON record per line") from error
-    if not all(isinstance(record, dict) and isinstance(record.get("event"), str) for record in records):
-        raise SennError(f"{str(path)!r} is damaged: it doesn't hold a record per line")
-    return records
+"""Checkpoints at most."""
 
 
 class RunFolder:
@@ -161,6 +63,7 @@ class RunFolder:
         self.draft, self._finished = self.home / "draft", self.home / "finished"
         self.about: dict[str, Any] = {}
         self._keep, self._lock = resume, -1
+        self._written = hashlib.sha256(), 0
         self._refuse(overwrite, resume)
         self._made = [folder for folder in (self.place, *self.place.parents) if not folder.exists()]
         try:
@@ -173,8 +76,9 @@ class RunFolder:
             else:
                 _discard(self.home)
                 self.home.mkdir()
-            _remove(self.draft)
-            self.draft.mkdir()
+            if self.home.exists():  # it doesn't where a run was complete but for its last moment
+                _remove(self.draft)
+                self.draft.mkdir()
         except OSError as error:
             self._leave()
             raise self.unwritable(error) from error
@@ -208,11 +112,11 @@ class RunFolder:
 
     def _take_up(self) -> None:
         """What a kill has left half-done is done, or undone."""
-        self.about = _about(self.home)
+        self.about = about_of(self.home)
         if (self._finished / RESULTS).exists():
             results = disk.opened(self._finished / RESULTS, FORMAT, VERSION)
             for name in results.get("files", {}):
-                _intact(self._finished, results, name, _LONGEST)
+                intact(self._finished, results, name, LONGEST)
             self._deliver(keep=results.get("interrupted") is True)
         for left in self.home.glob(".*"):
             _remove(left)
@@ -257,16 +161,26 @@ class RunFolder:
         """Note how the run was called, so that it can be gone on with."""
         document = {"format": FORMAT, "version": VERSION, "arguments": list(arguments), **about}
         disk.write(self.home / RUN, disk.sealed(document))
-        self.about = _about(self.home)
+        self.about = about_of(self.home)
 
     def restart(self, history: Sequence[Mapping[str, Any]]) -> None:
         """The history as it is where the run goes on."""
-        disk.write(self.home / HISTORY, _lines(history))
+        text = _lines(history)
+        self._written = hashlib.sha256(text), len(text)
+        disk.write(self.home / HISTORY, text)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """One more record of the history, for those who watch."""
-        with (self.home / HISTORY).open("ab") as file:
-            file.write(_lines([record]))
+        text, path = _lines([record]), self.home / HISTORY
+        try:
+            with path.open("ab") as file:
+                file.write(text)
+        except OSError:
+            with suppress(OSError):  # no half of a line before others
+                os.truncate(path, self._written[1])
+            raise
+        self._written[0].update(text)
+        self._written = self._written[0], self._written[1] + len(text)
 
     def save(self, state: Mapping[str, Any], numbers: bytes) -> None:
         """One more checkpoint; the last two are kept.
@@ -275,42 +189,41 @@ class RunFolder:
             state: JSON-able.
             numbers: the tensors that it speaks of.
         """
-        number = max(self._checkpoints(), default=0) + 1
+        number = max(checkpoints(self.home), default=0) + 1
         draft = self.home / f".checkpoint-{number:03}.partial"
         _remove(draft)
         draft.mkdir()
         try:
-            head = {"format": "senn-checkpoint", "version": VERSION, "run": self.about["checksum"], "number": number}
-            told = {"bytes": len(numbers), "sha256": disk.digest(numbers)}
+            head = {"format": CHECKPOINT, "version": VERSION, "run": self.about["checksum"], "number": number}
+            told = {
+                "numbers": {"bytes": len(numbers), "sha256": disk.digest(numbers)},
+                "history": {"bytes": self._written[1], "sha256": self._written[0].hexdigest()},
+            }
+            if (self.home / HISTORY).exists():
+                disk.sync(self.home / HISTORY)
             disk.write(draft / NUMBERS, numbers)
-            disk.write(draft / STATE, disk.sealed({**head, "numbers": told, "state": state}, indent=None))
+            disk.write(draft / STATE, disk.sealed({**head, **told, "state": state}, indent=None))
             draft.rename(self.home / f"checkpoint-{number:03}")
         finally:
             _remove(draft)
         disk.sync(self.home)
         self._keep = True
-        for old in sorted(self._checkpoints())[:-_KEPT]:
-            _discard(self._checkpoints()[old])
+        for old in sorted(checkpoints(self.home))[:-_KEPT]:
+            _discard(checkpoints(self.home)[old])
 
     def newest(self) -> tuple[tuple[dict[str, Any], bytes] | None, list[str]]:
         """The state and the numbers of the newest checkpoint that is intact, and why newer ones aren't."""
         reasons: list[str] = []
-        for number, folder in sorted(self._checkpoints().items(), reverse=True):
+        for document in documents(self.home, self.about, reasons):
+            folder = self.home / f"checkpoint-{document['number']:03}"
             try:
-                document = disk.opened(folder / STATE, "senn-checkpoint", VERSION)
-                if document.get("run") != self.about["checksum"] or document.get("number") != number:
-                    raise SennError(f"{str(folder)!r} belongs to another run or place")
-                numbers = _as_told(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
                 if not isinstance(document.get("state"), dict):
                     raise SennError(f"{str(folder / STATE)!r} is damaged: it tells of no state")
+                numbers = as_told(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
                 return (document["state"], numbers), reasons
             except SennError as error:
                 reasons.append(str(error))
         return None, reasons
-
-    def _checkpoints(self) -> dict[int, Path]:
-        found = {entry: _CHECKPOINT.fullmatch(entry.name) for entry in self.home.iterdir()}
-        return {int(match[1]): entry for entry, match in found.items() if match}
 
     # -- at its end
 
@@ -354,7 +267,7 @@ def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _ours(name: str) -> bool:
     """Whether a file in an unfinished run's folder is one that is written there."""
-    return name in (RUN, HISTORY, "draft", "finished") or bool(_CHECKPOINT.fullmatch(name)) or name.startswith(".")
+    return name in (RUN, HISTORY, "draft", "finished") or bool(NAME.fullmatch(name)) or name.startswith(".")
 
 
 def _discard(folder: Path) -> None:
