@@ -22,6 +22,7 @@ _COMMANDS = {
     "fit": "senn.cli.fit",
     "predict": "senn.cli.predict",
     "show": "senn.cli.show",
+    "export": "senn.cli.export",
     "reproduce": "senn.cli.reproduce",
 }
 
@@ -83,6 +84,19 @@ and the one that followed.
 
 example:
   senn show runs/digits""",
+    "export": """\
+Write a network made by 'senn fit' as something that needs no senn. What was written is read back, run beside the
+network on examples, and gets its name only if it says the same.
+
+  onnx    one file for ONNX Runtime and others; classes and the constants of the data are in its metadata
+  pt2     one file for torch.export.load
+  python  a folder: net.py (plain PyTorch, with a function that predicts), model.safetensors, preprocessing.json
+  hub     the same with a model card and config.json, as the Hugging Face hub has it
+
+examples:
+  senn export runs/wine --to onnx                        writes runs/wine.onnx
+  senn export runs/photos --to python --out photos
+  senn export runs/wine --to hub --license mit""",
     "reproduce": """\
 Run an experiment of the paper over several seeds, print its table, and write results.json and figure.png to a folder.
 Its size is one for two cores, on which it takes about the time given below; --full is the paper's, for a GPU.
@@ -162,6 +176,7 @@ def parser() -> argparse.ArgumentParser:
         "fit": (_fit, "train a network on a table or on images"),
         "predict": (_predict, "predict the rows of another table, or other images"),
         "show": (_show, "show what a folder written by fit holds"),
+        "export": (_export, "write a network as something that needs no senn"),
         "reproduce": (_reproduce, "run an experiment of the paper"),
     }.items():
         description, _, examples = _ABOUT[name].partition("\n\n")
@@ -229,6 +244,16 @@ def _predict(command: argparse.ArgumentParser) -> None:
 def _show(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, metavar="DIR", help="a folder written by fit")
     command.add_argument("--json", action="store_true", help="print the results as one JSON document")
+
+
+def _export(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", type=Path, metavar="DIR", help="a folder written by fit")
+    add("--to", required=True, choices=("onnx", "pt2", "python", "hub"), help="what to write")
+    add("--out", type=Path, metavar="PATH",
+        help="file or folder to write (default: beside DIR, with its name: DIR.onnx, DIR-python, ...)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace an earlier export")
+    add("--license", metavar="NAME", help="hub: the licence that the card names, such as mit (default: none)")
 
 
 def _reproduce(command: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ def write(folder: Path, tensors: dict[str, Tensor], description: Mapping[str, An
     Raises:
         SennError: if `extra` isn't JSON-able, or the folder can't be written.
     """
-    data = safetensors.torch.save(tensors)
+    data = safetensors.torch.save(tensors, {"format": "pt"})  # as other libraries ask for
     head = {"format": FORMAT, "version": VERSION, "weights_sha256": hashlib.sha256(data).hexdigest()}
     try:
         # As it will be read: keys become strings, tuples lists.
