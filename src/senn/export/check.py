@@ -88,8 +88,15 @@ def check(
 
 
 def several(inputs: Inputs) -> Inputs:
-    """The inputs, of two samples if there is only one: PyTorch takes a size of one for a constant."""
-    return inputs if batch.count(inputs) > 1 else _repeated(inputs, 2)
+    """The inputs, of two samples if there is only one: PyTorch takes a size of one for a constant.
+
+    Raises:
+        SennError: there is none.
+    """
+    count = batch.count(inputs)
+    if not count:
+        raise SennError("an export needs an example batch: inputs of at least one sample")
+    return inputs if count > 1 else _repeated(inputs, 2)
 
 
 def another(inputs: Inputs) -> Inputs:
@@ -99,7 +106,7 @@ def another(inputs: Inputs) -> Inputs:
 
 def _repeated(inputs: Inputs, times: int) -> Inputs:
     count = batch.count(inputs)
-    return batch.take(inputs, torch.arange(times) % max(count, 1), count)
+    return batch.take(inputs, torch.arange(times) % count, count)
 
 
 def in_short(error: BaseException) -> str:

@@ -24,8 +24,8 @@ def draft_of(path: str | Path, *, folder: bool, overwrite: bool) -> Iterator[Pat
         SennError: there is something already, or it can't be written.
     """
     final = Path(os.path.abspath(path))
-    draft = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
     _check(path, final, folder, overwrite)
+    draft = final.with_name(f".{final.name}.{os.getpid()}.partial")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         if folder:

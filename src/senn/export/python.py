@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from senn import batch
@@ -22,7 +23,9 @@ from senn.export.source import python_source
 WEIGHTS, PREPROCESSING = "model.safetensors", "preprocessing.json"
 
 _ABOUT = '''\
-"""A network as plain PyTorch{with_what}; it needs {needs}.
+"""A network as plain PyTorch{with_what}.
+
+It needs {needs}:
 
     model = load()                 # {name} with the weights of model.safetensors, in eval mode
 {use}"""
@@ -120,7 +123,8 @@ def check_python(path: Path, folder: Path, model: nn.Module, inputs: Inputs | No
     namespace: dict[str, Any] = {"__name__": "net", "__file__": str(folder / MARK)}
     try:
         exec(compile(source, str(folder / MARK), "exec"), namespace)
-        twin = namespace["load"]()
+        with torch.random.fork_rng(devices=[]):  # fresh layers draw numbers
+            twin = namespace["load"]()
     except Exception as error:
         raise SennError(f"what was exported can't be read back: {in_short(error)}") from error
     if inputs is None:

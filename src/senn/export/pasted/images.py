@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 
 def encode(paths: Sequence[str | Path], known: dict[str, Any]) -> torch.Tensor:
-    """Images as (N, C, side, side) standardised numbers; `known` is what preprocessing.json holds."""
+    """Images as (N, C, side, side) standardised numbers; `known` is in preprocessing.json."""
     pixels = np.stack([square(path, known["side"], known["channels"]) for path in paths])
     mean, std = (torch.tensor(known[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float()
