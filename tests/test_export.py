@@ -158,9 +158,22 @@ class Fixed(nn.Module):
         return x + torch.arange(4)[:, None]
 
 
+class Misnamed(nn.Module):
+    """With a part that is called like an attribute of torch.fx's own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.code(x)
+        return result
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "sentence"),
     [
+        (Misnamed(), torch.randn(4, 2), "torch.export can't read back what it wrote: "),
         (Fickle(), torch.randn(4, 2), "what was exported isn't the model"),
         (Fixed(), torch.randn(4, 2), "can't be exported for batches of any size"),
         (nn.Linear(2, 2), torch.randn(0, 2), "example batch"),

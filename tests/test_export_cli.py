@@ -148,9 +148,14 @@ def test_bad_folders_and_targets_are_refused_in_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_of_ones_own_becomes_a_folder_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_of_ones_own_becomes_a_folder_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     senn.save(tmp_path / "own", nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
     assert "not checked: there are no example inputs" in export(capsys, tmp_path / "own", "--to", "python")
+    monkeypatch.chdir(tmp_path / "own")
+    export(capsys, ".", "--to", "hub")
+    assert {path.name for path in tmp_path.iterdir()} == {"own", "own-python", "own-hub"}
 
 
 def test_numbers_come_back_in_their_own_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

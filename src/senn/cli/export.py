@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     extra = load_extra(folder)
     model = load(folder)
     resolved = folder.resolve()
-    out = args.out or folder.parent / (resolved.name + _ENDINGS[args.to])
+    named = resolved if folder.name in ("", "..") else folder
+    out = args.out or named.with_name(named.name + _ENDINGS[args.to])
     if Path(out).resolve() == resolved:
         raise SennError(f"--out is the folder of the run, {str(folder)!r}; choose another name")
     record = extra.get("encoder")

@@ -56,10 +56,8 @@ def to_pt2(
     """
     inputs = several(inputs)
     with draft_of(path, folder=False, overwrite=overwrite) as draft, _quiet():
-        file = io.BytesIO()  # a path would have to end in .pt2
-        torch.export.save(_program(model, inputs), file, extra_files={"metadata.json": json.dumps(metadata or {})})
-        draft.write_bytes(file.getvalue())
-        back = torch.export.load(io.BytesIO(draft.read_bytes())).module()
+        draft.write_bytes(_packed(_program(model, inputs), metadata or {}))
+        back = _unpacked(draft.read_bytes())
         return check(Path(path), "torch.export.load", model, inputs, lambda x: _floating(batch.call(back, x)))
 
 
@@ -124,6 +122,23 @@ def _name_batch(graph: Any) -> None:
             for size in value.type.tensor_type.shape.dim:
                 if size.dim_param:
                     size.dim_param = size.dim_param.replace(symbol, "batch")
+
+
+def _packed(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
+    file = io.BytesIO()  # a path would have to end in .pt2
+    try:
+        text = json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SennError(f"metadata can't be written as JSON: {error}") from error
+    torch.export.save(program, file, extra_files={"metadata.json": text})
+    return file.getvalue()
+
+
+def _unpacked(data: bytes) -> nn.Module:
+    try:
+        return torch.export.load(io.BytesIO(data)).module()
+    except Exception as error:  # modules called like what torch.fx has of its own, such as `code`
+        raise SennError(f"torch.export can't read back what it wrote: {in_short(error)}") from error
 
 
 def _needed() -> Any:
