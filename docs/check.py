@@ -23,17 +23,21 @@ sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
 import reference  # noqa: E402
 
-BUILT = {"gallery/index", "api/index"}
-"""Pages that only a build writes."""
-
-
 def broken_links(root: Path = ROOT) -> Iterator[str]:
     """Relative links of the texts that lead nowhere, read as on a host of repositories."""
     for page in sorted([*root.glob("*.md"), *root.glob("docs/*.md")]):
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
         for target in re.findall(r"\]\(([^)#\s]+)", text):
-            if "://" not in target and target not in BUILT and not (page.parent / target).exists():
+            if "://" not in target and not _source(page, target).exists():
                 yield f"{page.relative_to(root)}: no {target}"
+
+
+def _source(page: Path, target: str) -> Path:
+    """The file that a link leads to; for pages that only a build writes, what they are made of."""
+    folder, _, name = target.partition("/")
+    if folder == "gallery" and name:
+        return page.parent.parent / "examples" / ("GALLERY_HEADER.rst" if name == "index" else f"{name}.py")
+    return page.parent / ("_ext/reference.py" if target == "api/index" else target)
 
 
 class _Page(HTMLParser):

@@ -126,8 +126,8 @@ def page(module: ModuleType, names: list[Name]) -> str:
         lines += [f"Also here: {', '.join(elsewhere)}.", ""]
     for name in own:
         lines += [f".. {name.directive}:: {name.name if name.directive == 'py:data' else name.shown}"]
-        lines += ["   :members:"] if inspect.isclass(name.value) else []
-        lines += ["   :show-inheritance:"] if getattr(name.value, "__bases__", (object,)) != (object,) else []
+        if inspect.isclass(name.value):
+            lines += ["   :members:", *(["   :show-inheritance:"] if name.value.__bases__ != (object,) else [])]
         lines += [""]
     return "\n".join(lines)
 

@@ -1,0 +1,178 @@
+"""The pages say what is true: their code runs, the errors that they quote exist, and what checks them sees what is wrong."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = ("index", "four_ways", "how_it_decides", "extending", "troubleshooting", "spaces")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# -- the code of the pages
+
+BLOCK = re.compile(r"(?:<!-- needs (?P<needs>[\w., ]+) -->\n+)?```python\n(?P<code>.*?)```", re.S)
+
+
+def sections(page):
+    """Code of a page that belongs together, with the modules that it needs: blocks continue the one before."""
+    for number, found in enumerate(BLOCK.finditer((DOCS / f"{page}.md").read_text())):
+        yield number, found["code"], re.findall(r"[\w.]+", found["needs"] or "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    space, missing = {"__name__": "__page__"}, []
+    for number, code, needs in sections(page):
+        lacking = [name for name in needs if not there(name)]
+        if lacking:
+            missing.append(f"block {number} needs {', '.join(lacking)}")
+            continue
+        exec(compile(code, f"{page}.md, block {number}", "exec"), space)
+    assert capsys.readouterr().out
+    if missing:
+        pytest.skip("; ".join(missing))
+
+
+def there(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+# -- the errors that the pages quote
+
+
+def templates():
+    """Texts in the source, as patterns, each with the letters it is sure of."""
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+            if all(text is None or isinstance(text, str) for text in texts):
+                sure = "".join(filter(None, texts))
+                if len(sure) >= 12 and "\n\n" not in sure:
+                    yield re.compile("".join(".*" if text is None else re.escape(text) for text in texts), re.S)
+
+
+@pytest.fixture(scope="module")
+def patterns():
+    return list(templates())
+
+
+def quoted():
+    blocks = re.findall(r"```text\n(.*?)```", (DOCS / "troubleshooting.md").read_text(), re.S)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("message", quoted())
+def test_quoted_errors_exist(message, patterns):
+    assert any(pattern.fullmatch(message) for pattern in patterns)
+
+
+def test_an_invented_error_is_seen(patterns):
+    assert not any(pattern.fullmatch("the moon is full: wait for another night") for pattern in patterns)
+
+
+# -- commands
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_understood(page):
+    from senn.cli.main import parser
+
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.S)
+    for line in (line for block in blocks for line in block.splitlines() if line.startswith("senn ")):
+        _, *argv = shlex.split(line, comments=True)
+        assert parser().parse_args(argv).command == argv[0]
+
+
+# -- the checks see what is wrong
+
+
+@pytest.fixture(scope="module")
+def check():
+    pytest.importorskip("sphinx")
+    return load("check")
+
+
+def test_the_documentation_is_whole(check):
+    assert list(check.broken_links()) == []
+    assert list(check.reference.undocumented(check.reference.describe(check.reference.rooms()))) == []
+
+
+def test_a_broken_link_is_seen(check, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("[there](page.md) [gone](nowhere.md)\n```\n[code](isnt.md)\n```\n")
+    assert list(check.broken_links(tmp_path)) == ["docs/page.md: no nowhere.md"]
+
+
+def room(text):
+    module = types.ModuleType("senn_room", "A room.")
+    exec(text, vars(module))
+    module.__all__ = [name for name in vars(module) if not name.startswith("_")]
+    sys.modules["senn_room"] = module
+    return module
+
+
+def test_an_undocumented_name_is_seen(check, monkeypatch):
+    monkeypatch.setitem(sys.modules, "senn_room", None)  # what `room` puts there goes again
+    text = "def f():\n  'Says.'\ndef g(): ...\nclass C:\n  'Says.'\n  def quiet(self): ...\n  def loud(self):\n    'Says.'\n"
+    described = check.reference.describe([room(text)])
+    assert list(check.reference.undocumented(described)) == [
+        "senn_room.g has no docstring",
+        "senn_room.C.quiet has no docstring",
+    ]
+
+
+def test_a_name_on_no_page_is_seen(check, monkeypatch):
+    monkeypatch.setitem(sys.modules, "senn_room", None)
+    rooms = [room("def f():\n  'Says.'\ndef g():\n  'Says.'\n")]
+    assert list(check.unlisted({"senn_room", "senn_room.f", "senn_room.g"}, rooms)) == []
+    assert list(check.unlisted({"senn_room.f"}, rooms)) == ["senn_room.g is on no page", "senn_room has no page"]
+
+
+def test_every_public_room_has_a_page_by_itself(check, monkeypatch, tmp_path):
+    found = [module.__name__ for module in check.reference.rooms()]
+    assert {"senn", "senn.scores", "senn.policy", "senn.structure", "senn.nn", "senn.training"} <= set(found)
+    check.reference.write(tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.rst")} == {*found, "index"}
+    (tmp_path / "senn.gone.rst").write_text("a room that is no more")
+    check.reference.write(tmp_path)
+    assert not (tmp_path / "senn.gone.rst").exists()
+
+
+def test_a_site_with_faults_is_seen(check, tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="#here"></a><a href="#gone"></a><a href="b.html"></a><a href="https://example.org"></a>'
+        f'<img src="https://example.org/x.png"><i>{check.ROOT}/docs</i>'
+    )
+    assert list(check.broken_pages(tmp_path)) == [
+        "a.html loads https://example.org/x.png",
+        "a.html: no anchor #gone",
+        "a.html: no b.html",
+        "a.html has a path of this machine",
+    ]
+
+
+# -- what docstrings become
+
+
+def test_indented_formulas_are_literal_and_sections_are_not(check):
+    text = ["First.", "", "    a = b", "", "Args:", "    x: one", "", "    y: two"]
+    assert check.reference.literal_blocks(text) == ["First.", "", "::", "", "    a = b", "", *text[4:]]
