@@ -29,6 +29,7 @@ extensions = [
     "mathml",
     "reference",
     "drawings",
+    "accessible",
 ]
 exclude_patterns = ["_build", "_static", "gallery/*.ipynb", "gallery/*.py", "sg_execution_times.rst", "gallery/sg_*.rst"]
 nitpicky = True
@@ -39,6 +40,7 @@ nitpick_ignore_regex = [
     # Without a network there are no inventories of other projects: only names of senn's own can lead anywhere.
     (r"py:(class|data|exc|func|meth)", r"(?!senn\.).*"),
 ]
+highlight_language = "none"  # what stands indented in docstrings is mathematics
 default_role = "py:obj"
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
@@ -63,6 +65,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
+    "default_thumb_file": str(HERE / "growing.png"),
     "min_reported_time": 5,
     "plot_gallery": os.environ.get("SENN_GALLERY", "1") == "1",
     "abort_on_example_error": False,
@@ -79,5 +82,3 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#30506d", "color-brand-content": "#1f5f99"},
     "dark_css_variables": {"color-brand-primary": "#9cc3e6", "color-brand-content": "#9cc3e6"},
 }
-pygments_style = "friendly"
-pygments_dark_style = "github-dark"

@@ -27,9 +27,8 @@ x, y = torch.tensor(points, dtype=torch.float32), torch.tensor(labels)
 torch.manual_seed(1)
 model = nn.Sequential(nn.Linear(2, 1), nn.Tanh(), nn.Linear(1, 2))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-grower = senn.Grower(
-    model, optimizer, loss=F.cross_entropy, policy=senn.PricePolicy(kappa=0.3), moves=("width",), max_width=16
-)
+policy = senn.PricePolicy(kappa=0.3)
+grower = senn.Grower(model, optimizer, F.cross_entropy, policy, moves=("width",))
 
 # %%
 # Training
@@ -45,16 +44,18 @@ losses, changes, pictures = [], [], []
 def picture(step):
     with torch.no_grad():
         opinion = model(plane).softmax(1)[:, 1].reshape(len(across), len(up)).T
-        pictures.append((step, model[0].out_features, F.cross_entropy(model(x), y).item(), opinion))
+        loss = F.cross_entropy(model(x), y).item()
+    pictures.append((step, model[0].out_features, loss, opinion))
 
 
+picture(0)
 for step in range(601):
     if step % 30 == 0 and step <= 300:
         events = grower.grow([(x, y)])
         for event in events:
             print(f"step {step}: {event}")
             changes.append((step, event))
-        if step == 0 or events:
+        if events:
             picture(step)
     optimizer.zero_grad()
     loss = F.cross_entropy(model(x), y)
@@ -69,7 +70,7 @@ picture(600)
 # A boundary has about as many bends as there are units that take part in it.
 
 ink, accent = "#30506d", "#e07b39"
-shown = pictures if len(pictures) <= 4 else [*pictures[:3], pictures[-1]]
+shown = pictures[::2]
 figure, panels = plt.subplots(1, len(shown), figsize=(3 * len(shown), 2.9), layout="constrained")
 for axes, (step, units, loss, opinion) in zip(panels, shown, strict=True):
     axes.contourf(across, up, opinion > 0.5, levels=1, cmap=ListedColormap(["#d7e6f2", "#f6e3d3"]))
@@ -88,7 +89,7 @@ figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
 axes.plot(losses, color=ink)
 for step, event in changes:
     axes.axvline(step, color=accent, linestyle=":")
-    axes.annotate(f"{event.before} → {event.after}", (step, losses[step]), (6, 6), textcoords="offset points", color=accent)
-axes.set(xlabel="step", ylabel="training loss, nats", ylim=(0, None))
+    axes.text(step + 2, 0.98, f"{event.before} → {event.after} units", color=accent, rotation=90, va="top")
+axes.set(xlabel="step", ylabel="training loss, nats", xlim=(-5, 305), ylim=(0, 1.02))
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()
