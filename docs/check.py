@@ -1,4 +1,4 @@
-"""Check the documentation: links lead somewhere, public names are described, examples hold: python docs/check.py [SITE].
+"""Check links, public names and the examples of docstrings: python docs/check.py [SITE].
 
 With the folder of the site that `make docs` has built, its pages are checked as well.
 """
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
 import reference  # noqa: E402
+
 
 def broken_links(root: Path = ROOT) -> Iterator[str]:
     """Relative links of the texts that lead nowhere, read as on a host of repositories."""
@@ -63,7 +64,7 @@ class _Page(HTMLParser):
 
 
 def broken_pages(site: Path) -> Iterator[str]:
-    """Links and anchors of a built site that lead nowhere, what it would load from elsewhere, and paths of this machine."""
+    """Links and anchors of a site that lead nowhere, what it loads from elsewhere, paths of this machine."""
     pages = {path: _Page(path.read_text()) for path in sorted(site.rglob("*.html"))}
     if not pages:
         yield f"{site} holds no pages"

@@ -29,9 +29,17 @@ extensions = [
     "mathml",
     "reference",
     "drawings",
+    "examples",
     "accessible",
 ]
-exclude_patterns = ["_build", "_static", "gallery/*.ipynb", "gallery/*.py", "sg_execution_times.rst", "gallery/sg_*.rst"]
+exclude_patterns = [
+    "_build",
+    "_static",
+    "gallery/*.ipynb",
+    "gallery/*.py",
+    "sg_execution_times.rst",
+    "gallery/sg_*.rst",
+]
 nitpicky = True
 nitpick_ignore = [("py:class", name) for name in reference.inner_classes()]
 nitpick_ignore_regex = [

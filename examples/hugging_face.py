@@ -1,13 +1,12 @@
-"""
-A vision transformer of the transformers library
-================================================
+"""Grow a vision transformer of the transformers library, unmodified.
 
-A small `ViTForImageClassification` from its configuration is trained on scikit-learn's digits (8 x 8 pixels) as it is,
-and once more with a `Grower` beside its optimizer and its learning rate schedule; nothing is downloaded. This is a short run; ``--seeds 2 --epochs 30 --rounds 5`` is a fuller one.
+A small `ViTForImageClassification` from its configuration is trained on scikit-learn's digits (8 x 8 pixels) as it
+is, and once more with a `Grower` beside its optimizer and its learning rate schedule; nothing is downloaded. This is
+a short run; `--seeds 2 --epochs 30 --rounds 5` is a fuller one.
 
-A line such as ``widen PLACE: 2 -> 3`` is a change of size: by how much the loss was promised to change, the parameters, and the
-least promise at which it would have been made. Promises are summed over units and come from a quadratic model of the loss around
-one layer.
+A line such as `widen PLACE: 2 -> 3` is a change of size: by how much the loss was promised to change, the
+parameters, and the least promise at which it would have been made. Promises are summed over units and come from a
+quadratic model of the loss around one layer.
 """
 
 from __future__ import annotations

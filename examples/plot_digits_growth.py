@@ -1,16 +1,14 @@
-"""
-Digits: the history of a run as a figure
-========================================
+"""The history of a run as a figure: digits.
 
-The training loop of senn (:py:obj:`senn.training.train`, which ``senn fit`` and the estimators use too) on handwritten digits, and the
-figure that :py:obj:`senn.plots.growth_figure` makes of its history.
+The training loop of senn (`senn.training.train`, which `senn fit` and the estimators use too) on
+handwritten digits, and the figure that `senn.plots.growth_figure` makes of its history.
 """
 
 # %%
 # A run
 # -----
-# The defaults find the size by themselves: they buy units in the first steps, when they are worth most, and sell those which
-# turned out to be worth little.
+# The defaults find the size by themselves: they buy units in the first steps, when they are worth most, and sell
+# those which turned out to be worth little.
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,8 +42,8 @@ with torch.no_grad():
 print(f"hidden layers {run.architecture}, {run.parameters:,} parameters, test accuracy {accuracy:.3f}")
 
 # %%
-# The figure has widths, losses, and for each round of changes what it promised and what followed. ``senn fit`` puts it into the
-# folder of each run as ``growth.png``.
+# The figure has widths, losses, and for each round of changes what it promised and what followed. `senn fit` puts
+# it into the folder of each run as `growth.png`.
 
 with TemporaryDirectory() as folder:
     path = Path(folder) / "growth.png"

@@ -1,10 +1,8 @@
-"""
-A boundary that gets its bends when it needs them
-=================================================
+"""A boundary that gets its bends when it needs them.
 
-A network with a single hidden unit starts on two interleaved half circles. It can draw one line. Every 30 steps it is asked what
-one more unit would be worth; where that is more than its price, units come in. The function is the same before and after
-each change, and training goes on with the same optimizer.
+A network with a single hidden unit starts on two interleaved half circles. It can draw one line. Every 30 steps it is
+asked what one more unit would be worth; where that is more than its price, units come in. The function is the same
+before and after each change, and training goes on with the same optimizer.
 """
 
 # %%
@@ -33,8 +31,8 @@ grower = senn.Grower(model, optimizer, F.cross_entropy, policy, moves=("width",)
 # %%
 # Training
 # --------
-# The loop is anybody's; two lines of it are senn's. Beside that it keeps the network's opinion of the plane at each moment worth
-# showing.
+# The loop is anybody's; two lines of it are senn's. Beside that it keeps the network's opinion of the plane at each
+# moment worth showing.
 
 across, up = torch.linspace(-1.8, 2.8, 161), torch.linspace(-1.4, 1.9, 121)
 plane = torch.cartesian_prod(across, up)
@@ -42,6 +40,7 @@ losses, changes, pictures = [], [], []
 
 
 def picture(step):
+    """Keep what the network says of the plane."""
     with torch.no_grad():
         opinion = model(plane).softmax(1)[:, 1].reshape(len(across), len(up)).T
         loss = F.cross_entropy(model(x), y).item()
@@ -83,13 +82,13 @@ plt.show()
 # %%
 # What each change promised and brought
 # -------------------------------------
-# The loss doesn't jump where the network grows (dotted lines); it bends.
+# The loss doesn't jump where the network grows (dotted lines, with the number of units); it bends.
 
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
 axes.plot(losses, color=ink)
 for step, event in changes:
     axes.axvline(step, color=accent, linestyle=":")
-    axes.text(step + 2, 0.98, f"{event.before} → {event.after} units", color=accent, rotation=90, va="top")
-axes.set(xlabel="step", ylabel="training loss, nats", xlim=(-5, 305), ylim=(0, 1.02))
+    axes.text(step + 2, 1.45, f"{event.before} → {event.after}", color=accent, va="top")
+axes.set(xlabel="step", ylabel="training loss, nats", xlim=(-5, 305), ylim=(0, 1.5))
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()

@@ -1,9 +1,8 @@
-"""
-Why this and not that
-=====================
+"""Why this and not that.
 
-Each round of growth leaves a :py:obj:`senn.events.Consideration`: every candidate that was accepted, in order, and the best of those that
-were refused, each with its gain, its price and its margin. Here one round of a network that learns digits.
+Each round of growth leaves a `senn.events.Consideration`: every candidate that was accepted, in order, and
+the best of those that were refused, each with its gain, its price and its margin. Here one round of a network that
+learns digits.
 """
 
 # %%
@@ -36,8 +35,8 @@ for event in grower.grow([(x, y)]):
 # %%
 # What was on offer
 # -----------------
-# ``place`` is a module whose outputs change in number, or before which a layer would go. A promise is half a gain: a decrease
-# of the loss in nats per sample. The margin is what remains of it after one standard error, a layer's
+# `place` is a module whose outputs change in number, or before which a layer would go. A promise is half a gain: a
+# decrease of the loss in nats per sample. The margin is what remains of it after one standard error, a layer's
 # discount and the price.
 
 considered = grower.consideration
@@ -52,9 +51,9 @@ for word, verdicts in (("accepted", considered.accepted), ("refused", considered
 # %%
 # Drawn
 # -----
-# Units are picked one by one, and each is valued beside those which were picked already: what the first promise, the later ones can't
-# promise again. When nothing is above its price (the mark), the round ends. A promise can exceed its price and be refused: after the
-# standard error and a layer's discount it no longer does.
+# Units are picked one by one, and each is valued beside those which were picked already: what the first promise, the
+# later ones can't promise again. When nothing is above its price (the mark), the round ends. A promise can exceed its
+# price and be refused: after the standard error and a layer's discount it no longer does.
 
 shown = [(v, True) for v in considered.accepted[:14]] + [(v, False) for v in considered.refused[:6]]
 shown = [(v, taken) for v, taken in shown if v.candidate.kind != "prune"]

@@ -1,4 +1,4 @@
-"""The pages say what is true: their code runs, the errors that they quote exist, and what checks them sees what is wrong."""
+"""The code of the pages runs, the errors that they quote exist, and what checks them sees what is wrong."""
 
 import ast
 import importlib.util
@@ -132,7 +132,8 @@ def room(text):
 
 def test_an_undocumented_name_is_seen(check, monkeypatch):
     monkeypatch.setitem(sys.modules, "senn_room", None)  # what `room` puts there goes again
-    text = "def f():\n  'Says.'\ndef g(): ...\nclass C:\n  'Says.'\n  def quiet(self): ...\n  def loud(self):\n    'Says.'\n"
+    text = "def f():\n  'Says.'\ndef g(): ...\n"
+    text += "class C:\n  'Says.'\n  def quiet(self): ...\n  def loud(self):\n    'Says.'\n"
     described = check.reference.describe([room(text)])
     assert list(check.reference.undocumented(described)) == [
         "senn_room.g has no docstring",

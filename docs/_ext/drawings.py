@@ -1,4 +1,4 @@
-"""The figures of docs/how_it_decides.md, drawn at each build by the formulas of `senn.scores`, for light and dark pages."""
+"""The figures of docs/how_it_decides.md, drawn at each build by `senn.scores`, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def write(folder: Path) -> None:
     """Write both versions."""
     folder.mkdir(exist_ok=True)
     for theme, colours in THEMES.items():
-        ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), colours["ink"])
+        ink = dict.fromkeys(
+            ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), colours["ink"]
+        )
         with rc_context({**ink, "svg.hashsalt": "senn", "font.size": 9.5}):
             figure(colours).savefig(folder / f"gains-{theme}.svg", transparent=True, metadata={"Date": None})
 

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw by themselves: the pages load nothing from elsewhere, and no TeX is needed."""
+"""Formulas as MathML, which browsers draw by themselves: nothing is loaded from elsewhere, no TeX is needed."""
 
 from __future__ import annotations
 

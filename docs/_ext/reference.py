@@ -1,8 +1,8 @@
 """The reference of the public names: one page for each public room of senn, written anew at each build.
 
-A room is public unless `INTERNAL` says otherwise, so a new one gets its page by itself. Its public names are those of its
-`__all__`, or what it defines without a leading underscore. A name that several rooms offer is described once, where it
-is shortest, and the others link there.
+A room is public unless `INTERNAL` says otherwise, so a new one gets its page by itself. Its public names are those of
+its `__all__`, or what it defines without a leading underscore. A name that several rooms offer is described once, where
+it is shortest, and the others link there.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sphinx.pycode import ModuleAnalyzer
 import senn
 
 INTERNAL = {
-    "ascent", "augment", "batch", "beside", "columns", "drawing", "layers", "ledger", "menu", "pruning", "ranks", "survey",
-    "cli", "experiments",  # used from a terminal: `senn --help`
+    "ascent", "augment", "batch", "beside", "columns", "disk", "drawing", "layers", "ledger", "menu", "pruning",
+    "ranks", "survey", "cli", "experiments",  # these two are used from a terminal: `senn --help`
     "errors", "estimators", "grower",  # all that they hold is a name of senn's own
 }  # fmt: skip
 """Rooms of the inner workings, which docs/architecture.md describes: no promise that they stay as they are."""
@@ -71,7 +71,7 @@ class Name:
 
 
 def rooms(package: ModuleType = senn) -> list[ModuleType]:
-    """The package and its public rooms, in the order in which names are looked for; rooms whose extra isn't there too."""
+    """The package and its public rooms, in the order in which names are looked for."""
     found = sorted(one.name for one in pkgutil.iter_modules(package.__path__) if one.name not in INTERNAL)
     names = [f"{package.__name__}.{name}" for name in found if not name.startswith("_")]
     parts = [f"{room}.{part}" for room in names for part in PARTS.get(room, ())]
@@ -82,7 +82,9 @@ def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
     """Names that a room offers, and what they stand for."""
     listed = getattr(module, "__all__", None)
     if listed is None:
-        listed = [name for name, value in vars(module).items() if not name.startswith("_") and _own(module, name, value)]
+        listed = [
+            name for name, value in vars(module).items() if not name.startswith("_") and _own(module, name, value)
+        ]
     for name in listed:
         if not name.startswith("__"):
             yield name, getattr(module, name)
