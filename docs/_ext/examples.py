@@ -17,7 +17,9 @@ def entitle(text: str) -> str:
     def head(found: re.Match[str]) -> str:
         title, _, rest = found[2].partition("\n")
         title = title.removesuffix(".")
-        return "\n".join([found[1] + title, "=" * len(title), *literal_blocks(rest.split("\n"))])
+        return "\n".join(
+            [found[1] + title, "=" * len(title), "", ".. py:currentmodule:: senn", *literal_blocks(rest.split("\n"))]
+        )
 
     return _NAME.sub(r"\1\2\3", _HEAD.sub(head, text, count=1))
 

@@ -23,7 +23,7 @@ import senn
 
 INTERNAL = {
     "ascent", "augment", "batch", "beside", "columns", "disk", "drawing", "layers", "ledger", "menu", "pruning",
-    "ranks", "survey", "cli", "experiments",  # these two are used from a terminal: `senn --help`
+    "survey", "cli", "experiments",  # these two are used from a terminal: `senn --help`
     "errors", "estimators", "grower",  # all that they hold is a name of senn's own
 }  # fmt: skip
 """Rooms of the inner workings, which docs/architecture.md describes: no promise that they stay as they are."""
