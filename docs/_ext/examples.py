@@ -8,6 +8,7 @@ from reference import literal_blocks
 from sphinx.application import Sphinx
 
 _HEAD = re.compile(r"(\.\. _sphx_glr_gallery_\w+\.py:\n\n+)(.+?)(?=\n\.\. GENERATED FROM|\n\.\. rst-class|\Z)", re.S)
+_CURRENT = ".. py:currentmodule:: senn"  # so that `Grower` finds its page
 _NAME = re.compile(r'(thumbnail-title">)(.+?)\.?(</div>)')
 
 
@@ -17,9 +18,7 @@ def entitle(text: str) -> str:
     def head(found: re.Match[str]) -> str:
         title, _, rest = found[2].partition("\n")
         title = title.removesuffix(".")
-        return "\n".join(
-            [found[1] + title, "=" * len(title), "", ".. py:currentmodule:: senn", *literal_blocks(rest.split("\n"))]
-        )
+        return "\n".join([found[1] + title, "=" * len(title), "", _CURRENT, *literal_blocks(rest.split("\n"))])
 
     return _NAME.sub(r"\1\2\3", _HEAD.sub(head, text, count=1))
 
