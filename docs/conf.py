@@ -75,7 +75,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "default_thumb_file": str(HERE / "growing.png"),
     "min_reported_time": 5,
-    "plot_gallery": os.environ.get("SENN_GALLERY", "1") == "1",
+    "plot_gallery": os.environ.get("SENN_GALLERY", "1") == "1",  # whether the programs are run
     "abort_on_example_error": False,
     "only_warn_on_example_error": False,
 }
