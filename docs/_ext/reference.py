@@ -212,6 +212,15 @@ def as_rst(_app: Any, what: str, _name: str, _obj: Any, _options: Any, lines: li
     lines[:] = [re.sub(r"(?<!`)(`[^`]+`)(?=\w)", r"\1\\ ", line) for line in literal_blocks(lines)]
 
 
+def signature(
+    _app: Any, _what: str, _name: str, _obj: Any, _options: Any, arguments: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Autodoc's hook: leave out a dataclass's private fields, and what can't be read as Python."""
+    if arguments is not None:
+        arguments = re.sub(r",\s*_\w+: [^=]*= ?[^,()]*(?=[,)])", "", arguments.replace("<factory>", "..."))
+    return arguments, returns
+
+
 def skip(_app: Any, _what: str, _name: str, obj: Any, skipped: bool, _options: Any) -> bool:
     """Autodoc's hook: leave out methods that another library puts into a class."""
     home = getattr(obj, "__module__", None)
@@ -222,5 +231,6 @@ def setup(app: Any) -> dict[str, bool]:
     """Write the pages before Sphinx looks for sources."""
     app.connect("builder-inited", lambda app: write(Path(app.srcdir) / "api"), priority=100)
     app.connect("autodoc-process-docstring", as_rst, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
