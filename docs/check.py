@@ -93,6 +93,14 @@ def unlisted(inventory: Iterable[str], modules: list[ModuleType]) -> Iterator[st
             yield f"{room} has no page"
 
 
+def misnamed(names: Iterable[str], root: Path = ROOT) -> Iterator[str]:
+    """Names in the texts that are said to be described, and aren't."""
+    known = set(names)
+    for page in sorted(root.glob("docs/*.md")):
+        said = re.findall(r"\{py:\w+\}`(?:[^`<]*<)?~?([\w.]+)>?`", page.read_text())
+        yield from (f"{page.relative_to(root)}: {name} is on no page" for name in said if name not in known)
+
+
 def described(site: Path) -> set[str]:
     """Python names that a site describes, by its inventory."""
     from sphinx.util.inventory import InventoryFile
@@ -114,7 +122,8 @@ def main(argv: list[str]) -> int:
     rooms = reference.rooms()
     problems = [*broken_links(), *reference.undocumented(reference.describe(rooms)), *failing_examples()]
     for site in map(Path, argv):
-        problems += [*broken_pages(site.resolve()), *unlisted(described(site), rooms)]
+        names = described(site)
+        problems += [*broken_pages(site.resolve()), *unlisted(names, rooms), *misnamed(names)]
     print("\n".join(problems) or "documentation: links, docstrings and examples hold")
     return 1 if problems else 0
 

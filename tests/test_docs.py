@@ -84,7 +84,7 @@ def quoted():
         yield from (pytest.param(line, marks=marks) for line in block.splitlines())
 
 
-@pytest.mark.parametrize("message", quoted())
+@pytest.mark.parametrize("message", list(quoted()))
 def test_quoted_errors_exist(message, patterns):
     assert any(pattern.fullmatch(message) for pattern in patterns)
 
@@ -153,6 +153,12 @@ def test_a_name_on_no_page_is_seen(check, monkeypatch):
     rooms = [room("def f():\n  'Says.'\ndef g():\n  'Says.'\n")]
     assert list(check.unlisted({"senn_room", "senn_room.f", "senn_room.g"}, rooms)) == []
     assert list(check.unlisted({"senn_room.f"}, rooms)) == ["senn_room.g is on no page", "senn_room has no page"]
+
+
+def test_a_name_that_is_described_nowhere_is_seen(check, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("{py:obj}`senn.save`, {py:obj}`so <senn.sav>` and `senn.no`\n")
+    assert list(check.misnamed({"senn.save"}, tmp_path)) == ["docs/page.md: senn.sav is on no page"]
 
 
 def test_every_public_room_has_a_page_by_itself(check, monkeypatch, tmp_path):

@@ -24,7 +24,7 @@ import senn
 INTERNAL = {
     "ascent", "augment", "batch", "beside", "columns", "disk", "drawing", "layers", "ledger", "menu", "pruning",
     "survey", "cli", "experiments",  # these two are used from a terminal: `senn --help`
-    "errors", "estimators", "grower",  # all that they hold is a name of senn's own
+    "estimators", "grower",  # all that they hold is a name of senn's own
 }  # fmt: skip
 """Rooms of the inner workings, which docs/architecture.md describes: no promise that they stay as they are."""
 
@@ -139,10 +139,17 @@ INDEX = """Reference
 
 Every public name, with shapes, units and errors. A name that isn't here may change in any version.
 
-.. toctree::
-   :maxdepth: 1
-
 """
+
+
+def index(modules: list[ModuleType]) -> str:
+    """The page of all rooms, each with the first sentence of its docstring."""
+    lines = []
+    for module in modules:
+        about = (inspect.getdoc(module) or "").partition("\n\n")[0]
+        lines.append(f":doc:`{module.__name__}`\n   {' '.join(about.split())}\n")
+    names = "".join(f"   {module.__name__}\n" for module in modules)
+    return "\n".join([INDEX, *lines, ".. toctree::", "   :hidden:", "", names])
 
 
 def write(folder: Path) -> None:
@@ -151,7 +158,7 @@ def write(folder: Path) -> None:
     modules = rooms()
     pages = describe(modules)
     texts = {module.__name__: page(module, pages[module.__name__]) for module in modules}
-    texts["index"] = INDEX + "".join(f"   {module.__name__}\n" for module in modules)
+    texts["index"] = index(modules)
     for name, text in texts.items():
         path = folder / f"{name}.rst"
         if not path.exists() or path.read_text() != text:  # an untouched page isn't built again
@@ -227,9 +234,27 @@ def skip(_app: Any, _what: str, _name: str, obj: Any, skipped: bool, _options: A
     return skipped or (isinstance(home, str) and inspect.isroutine(obj) and not home.startswith("senn"))
 
 
+def elsewhere(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Sphinx's hook: a name by which a second room offers something leads to where it is described."""
+    if node.get("refdomain") != "py" or not hasattr(env, "senn_aliases"):
+        return None
+    shown = env.senn_aliases.get(node["reftarget"])
+    if shown is None:
+        return None
+    return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", shown, node, content)
+
+
+def prepare(app: Any) -> None:
+    """Sphinx's hook: write the pages before sources are looked for."""
+    write(Path(app.srcdir) / "api")
+    pages = describe(rooms())
+    app.env.senn_aliases = {f"{room}.{one.name}": one.shown for room, names in pages.items() for one in names}
+
+
 def setup(app: Any) -> dict[str, bool]:
-    """Write the pages before Sphinx looks for sources."""
-    app.connect("builder-inited", lambda app: write(Path(app.srcdir) / "api"), priority=100)
+    """Register the hooks."""
+    app.connect("builder-inited", prepare, priority=100)
+    app.connect("missing-reference", elsewhere)
     app.connect("autodoc-process-docstring", as_rst, priority=100)  # before napoleon
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
