@@ -190,3 +190,13 @@ def test_a_site_with_faults_is_seen(check, tmp_path):
 def test_indented_formulas_are_literal_and_sections_are_not(check):
     text = ["First.", "", "    a = b", "", "Args:", "    x: one", "", "    y: two"]
     assert check.reference.literal_blocks(text) == ["First.", "", "::", "", "    a = b", "", *text[4:]]
+
+
+def test_a_plain_docstring_of_an_example_becomes_a_page_with_a_title(check):
+    pytest.importorskip("sphinx_gallery")
+    import examples  # beside `reference`, which `check` puts on the path
+
+    label, rest = ".. _sphx_glr_gallery_x.py:\n\n\n", "\n.. GENERATED FROM PYTHON SOURCE LINES 1-2\n"
+    assert examples.entitle(f"{label}Say so.\n\n    python x.py\n\nMore.\n{rest}") == (
+        f"{label}Say so\n======\n\n.. py:currentmodule:: senn\n\n\n::\n\n    python x.py\n\nMore.\n{rest}"
+    )

@@ -16,9 +16,9 @@ def entitle(text: str) -> str:
     """The page that sphinx-gallery wrote, with a title."""
 
     def head(found: re.Match[str]) -> str:
-        title, _, rest = found[2].partition("\n")
-        title = title.removesuffix(".")
-        return "\n".join([found[1] + title, "=" * len(title), "", _CURRENT, *literal_blocks(rest.split("\n"))])
+        first, *rest = literal_blocks(found[2].split("\n"))
+        title = first.removesuffix(".")
+        return "\n".join([found[1] + title, "=" * len(title), "", _CURRENT, "", *rest])
 
     return _NAME.sub(r"\1\2\3", _HEAD.sub(head, text, count=1))
 
