@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+logging.getLogger("senn").propagate = False  # the gallery's programs print what is to be seen
 
 import reference  # noqa: E402
 
