@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 
 import senn
@@ -212,11 +213,25 @@ def literal_blocks(lines: list[str]) -> list[str]:
     return out
 
 
-def as_rst(_app: Any, what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
-    """Autodoc's hook: docstrings are plain text with backticks and indented formulas."""
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # or what stands before a colon in the first line would be taken for a type
-    lines[:] = [re.sub(r"(?<!`)(`[^`]+`)(?=\w)", r"\1\\ ", line) for line in literal_blocks(lines)]
+_VALUES = ("attribute", "data", "property")
+
+
+class _AsRst:
+    """Autodoc's hooks: docstrings are plain text with backticks and indented formulas."""
+
+    def __init__(self) -> None:
+        self.plain: dict[str, list[str]] = {}
+
+    def before(self, _app: Any, what: str, name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+        """Before napoleon reads sections."""
+        lines[:] = [re.sub(r"(?<!`)(`[^`]+`)(?=\w)", r"\1\\ ", line) for line in literal_blocks(lines)]
+        if what in _VALUES:
+            self.plain[name] = list(lines)
+
+    def after(self, app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+        """After it, which takes what stands before a colon in the first line of a value's docstring for its type."""
+        if what in _VALUES:
+            lines[:] = GoogleDocstring(self.plain.pop(name), app.config, app, "function", name, obj, options).lines()
 
 
 def signature(
@@ -255,7 +270,9 @@ def setup(app: Any) -> dict[str, bool]:
     """Register the hooks."""
     app.connect("builder-inited", prepare, priority=100)
     app.connect("missing-reference", elsewhere)
-    app.connect("autodoc-process-docstring", as_rst, priority=100)  # before napoleon
+    docstrings = _AsRst()
+    app.connect("autodoc-process-docstring", docstrings.before, priority=100)
+    app.connect("autodoc-process-docstring", docstrings.after, priority=900)
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
