@@ -17,19 +17,27 @@ from senn.data import TableEncoder, read_table
 from senn.data.images import ImageEncoder
 from senn.data.images.encoder import KIND
 from senn.errors import SennError
-from senn.persistence import load, load_extra
+from senn.persistence import DESCRIPTION, WEIGHTS, load, load_extra
+from senn.runs import RESULTS, check, complete
+from senn.training.run import first_line
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out."""
+    args.folder = complete(args.folder)
+    if (args.folder / RESULTS).exists():
+        check(args.folder, (DESCRIPTION, WEIGHTS))
     record = load_extra(args.folder).get("encoder")
     if record is None:
         raise SennError(f"the model in {str(args.folder)!r} wasn't made by 'senn fit': it knows no columns")
-    if isinstance(record, dict) and record.get("kind") == KIND:
-        encoder = ImageEncoder.from_dict(record)
-        frame = predict_images(load(args.folder), encoder, args.data, args.proba)
-    else:
-        frame = _predict_table(args, TableEncoder.from_dict(record))
+    try:
+        if isinstance(record, dict) and record.get("kind") == KIND:
+            frame = predict_images(load(args.folder), ImageEncoder.from_dict(record), args.data, args.proba)
+        else:
+            frame = _predict_table(args, TableEncoder.from_dict(record))
+    except RuntimeError as error:  # shapes or kinds of numbers that `senn fit` doesn't make
+        what = f"doesn't fit what it is said to be for: {first_line(error)}"
+        raise SennError(f"the network in {str(args.folder)!r} {what}") from error
     text = frame.to_csv(index=False)
     if args.out is None:
         sys.stdout.write(text)

@@ -1,0 +1,367 @@
+"""What becomes of damaged run folders: every file cut, flipped, swapped, forged; read, loaded, shown, resumed.
+
+    python benchmarks/damaged_folders.py --out benchmarks/results/damaged_folders.json
+
+Counts, for each way of using a folder, how often damage did no harm (the answer is that of the whole folder), was
+refused in one sentence with nothing touched, or had an answer of its own where somebody who knows the format has
+repaired all checksums; and how often it crashed, hung, or gave a wrong answer: never, it is hoped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from sklearn.datasets import load_wine
+
+import senn
+import senn.cli.fit
+from senn import disk
+from senn.cli.main import main as command
+from senn.cli.progress import LinesCallback
+from senn.errors import SennError
+from senn.runs import read
+from senn.training import Recipe
+from senn.training.learner import build_model
+
+HUGE = 10**12
+HOSTILE = [None, True, -1, HUGE, 1e308, "x", "../x", [], [[]], {}, {"tensor": "0"}, {"float": "x"}, {"items": 3}]
+SECONDS = 20
+"""After so many, it hangs."""
+
+
+def set_up(root: Path) -> dict[str, Path]:
+    """A finished run, an interrupted one, one that was killed, another one to swap files with, and a table."""
+    load_wine(as_frame=True).frame.drop(columns="target").to_csv(root / "new.csv", index=False)
+    argv = ["fit", "wine", "--epochs", "6", "--quiet", "--out"]
+    assert command([*argv, str(root / "finished")]) == 0
+    assert command([*argv, str(root / "other"), "--seed", "1"]) == 0
+    on_epoch = LinesCallback.on_epoch
+    try:
+        LinesCallback.on_epoch = lambda self, record: record["epoch"] == 5 and signal.raise_signal(signal.SIGINT)
+        assert command([*argv, str(root / "interrupted")]) == 130
+        assert command([*argv, str(root / "other"), "--seed", "1", "--overwrite"]) == 130
+    finally:
+        LinesCallback.on_epoch = on_epoch
+    shutil.copytree(root / "interrupted" / "unfinished", root / "killed" / "unfinished")
+    return {name: root / name for name in ("finished", "interrupted", "killed")}
+
+
+# -- damage: of a file's bytes, of what stands in its place, and by somebody who repairs the checksums
+
+
+def _cut(data: bytes, draw: random.Random) -> bytes:
+    return data[: draw.randrange(len(data))]
+
+
+def _flip(data: bytes, draw: random.Random) -> bytes:
+    at = draw.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+
+
+def _zeros(data: bytes, draw: random.Random) -> bytes:
+    at = draw.randrange(len(data))
+    return data[:at] + bytes(min(64, len(data) - at)) + data[at + 64 :]
+
+
+BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "cut": _cut,
+    "bit flipped": _flip,
+    "zeros": _zeros,
+    "emptied": lambda data, draw: b"",
+    "noise": lambda data, draw: draw.randbytes(draw.randrange(1, 999)),
+    "longer": lambda data, draw: data + draw.randbytes(3),
+    "twice": lambda data, draw: data * 2,
+    "deep": lambda data, draw: b"[" * 200_000,
+    "deep tables": lambda data, draw: b'{"a":' * 50_000,
+    "NaN": lambda data, draw: b'{"format": NaN}',
+    "huge header": lambda data, draw: HUGE.to_bytes(8, "little") + data[8:],
+    "huge tensor": lambda data, draw: _header({"a": {"dtype": "F32", "shape": [HUGE], "data_offsets": [0, 4 * HUGE]}}),
+}
+
+
+def _header(document: dict[str, Any]) -> bytes:
+    text = json.dumps(document).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _link(path: Path, to: str) -> None:
+    path.unlink()
+    path.symlink_to(to)
+
+
+def _sparse(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(HUGE)
+
+
+PLACES: dict[str, Callable[[Path], None]] = {
+    "gone": Path.unlink,
+    "a folder": _folder,
+    "a pipe": _pipe,
+    "a link to itself": lambda path: _link(path, path.name),
+    "a link to nowhere": lambda path: _link(path, "nowhere"),
+    "a link to a device": lambda path: _link(path, "/dev/zero"),
+    "10^12 bytes": _sparse,
+}
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from _leaves(item, (*path, key))
+
+
+def _forge(path: Path, draw: random.Random) -> None:
+    """One value replaced, or one tensor, and every checksum that tells of it repaired."""
+    if path.suffix == ".json":
+        document = json.loads(path.read_text())
+        *parents, key = draw.choice([*_leaves(document)])
+        holder = document
+        for parent in parents:
+            holder = holder[parent]
+        holder[key] = draw.choice(HOSTILE)
+        with contextlib.suppress(ValueError, TypeError):
+            document["checksum"] = disk.checksum(document)
+        path.write_text(json.dumps(document))
+    elif path.suffix == ".safetensors":
+        tensors = safetensors.numpy.load(path.read_bytes())
+        name = draw.choice([*tensors])
+        old = tensors[name]
+        new = [old.astype(np.int16), old.astype(np.float64), old.reshape(-1), old[..., None], np.full_like(old, 255)]
+        tensors[name] = draw.choice([*new, np.zeros((3, 1), np.float32), np.full(old.shape, np.nan)])
+        path.write_bytes(safetensors.numpy.save({key: np.ascontiguousarray(one) for key, one in tensors.items()}))
+    else:
+        path.write_bytes(path.read_bytes().replace(b":", b",", 1))
+    _repair(path)
+
+
+def _repair(path: Path) -> None:
+    """Have the documents beside a file tell of it as it is now."""
+    data = path.read_bytes()
+    told = {"bytes": len(data), "sha256": disk.digest(data)}
+    for name in ("model.json", "results.json", "state.json"):
+        other = path.with_name(name)
+        if other == path or not other.is_file():
+            continue
+        document = json.loads(other.read_text())
+        if name == "model.json" and path.name == "model.safetensors":
+            document["weights_sha256"] = told["sha256"]
+        elif name == "state.json" and path.name == "state.safetensors":
+            document["numbers"] = told
+        elif name == "results.json" and path.name in document.get("files", {}):
+            document["files"][path.name] = told
+        else:
+            continue
+        document["checksum"] = disk.checksum(document)
+        other.write_text(json.dumps(document))
+        _repair(other)
+
+
+def damage(folder: Path, other: Path, draw: random.Random) -> tuple[str, bool]:
+    """Damage one file of a folder; says how, and whether checksums were repaired."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png")
+    path = draw.choice(files)
+    name = str(path.relative_to(folder))
+    kind = draw.choice(["bytes", "bytes", "place", "swap", "forged"])
+    if kind == "bytes":
+        how = draw.choice([*BYTES])
+        path.write_bytes(BYTES[how](path.read_bytes(), draw))
+    elif kind == "place":
+        how = draw.choice([*PLACES])
+        PLACES[how](path)
+    elif kind == "swap":
+        alien = other / name
+        if draw.random() < 0.5 and alien.is_file():
+            how = "another run's"
+            shutil.copyfile(alien, path)
+        else:
+            second = draw.choice(files)
+            how = f"swapped with {second.relative_to(folder)}"
+            data = path.read_bytes()
+            path.write_bytes(second.read_bytes())
+            second.write_bytes(data)
+    else:
+        how = "forged"
+        _forge(path, draw)
+    return f"{name}: {how}", kind == "forged"
+
+
+# -- use: each gives what can be compared
+
+
+def _said(argv: list[str]) -> str:
+    """What a command prints.
+
+    Raises:
+        SennError: it refused, in one line.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command(argv)
+    if code == 2:
+        text = err.getvalue()
+        assert text.count("\n") == 1, text
+        assert text.startswith("senn: "), text
+        assert not out.getvalue() or argv[0] == "fit", out.getvalue()
+        raise SennError(text)
+    assert code == 0, (code, err.getvalue())
+    return out.getvalue()
+
+
+def _numbers(model: torch.nn.Module) -> str:
+    return str([(name, one.shape, one.sum().item()) for name, one in model.state_dict().items()])
+
+
+def _into(folder: Path) -> str:
+    fresh = build_model(13, 3, Recipe())
+    before = _numbers(fresh)
+    try:
+        return _numbers(senn.load(folder, into=fresh))
+    except SennError:
+        assert _numbers(fresh) == before, "a model was changed by a load that failed"
+        raise
+
+
+def _resumed(folder: Path) -> str:
+    _said(["fit", "--resume", str(folder), "--quiet"])
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    kept = [{key: value for key, value in record.items() if key != "seconds"} for record in history]
+    return disk.digest((folder / "model.safetensors").read_bytes()) + str(kept)
+
+
+USES: dict[str, Callable[[Path], str]] = {
+    "read": lambda folder: str(read(folder)),
+    "load": lambda folder: _numbers(senn.load(folder)),
+    "load into": _into,
+    "predict": lambda folder: _said(["predict", str(folder), str(folder.parent / "new.csv")]),
+    "show": lambda folder: _said(["show", str(folder)]),
+    "resume": _resumed,
+}
+
+
+def _tree(folder: Path) -> str:
+    """A checksum of all that lies in a folder."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        total.update(str(path.relative_to(folder)).encode())
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < HUGE:
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def _hangs(number: int, frame: object) -> None:
+    raise TimeoutError
+
+
+def outcome(use: str, folder: Path, expected: str | None, forged: bool) -> str:
+    """What becomes of one use of a damaged folder."""
+    before = _tree(folder)
+    former = signal.signal(signal.SIGALRM, _hangs)
+    signal.alarm(SECONDS)
+    try:
+        answer = USES[use](folder)
+    except SennError as error:
+        if len(str(error).strip().splitlines()) > 1:
+            return "crashed: more than a sentence"
+        return "refused" if _tree(folder) == before else "touched"
+    except TimeoutError:
+        return "hung"
+    except BaseException as error:
+        return f"crashed: {type(error).__name__}: {error}"[:300]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
+    return "no harm" if answer == expected else "its own answer" if forged else "wrong"
+
+
+def measure(cases: int, seed: int, root: Path, resume_every: int = 1) -> dict[str, Any]:
+    """Damage so many folders and use each in every way."""
+    os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
+    draw_figure, senn.cli.fit.growth_figure = senn.cli.fit.growth_figure, lambda *_: None  # no part in this
+    try:
+        originals = set_up(root)
+        work, draw = root / "work", random.Random(seed)
+        expected: dict[tuple[str, str], str | None] = {}
+        counts: dict[str, Counter[str]] = {use: Counter() for use in USES}
+        bad = []
+        for name, original in originals.items():
+            for use in USES:
+                shutil.copytree(original, work)
+                with contextlib.suppress(SennError):
+                    expected[name, use] = USES[use](work)
+                shutil.rmtree(work)
+        for number in range(cases):
+            name = [*originals][number % len(originals)]
+            shutil.copytree(originals[name], work)
+            how, forged = damage(work, root / "other", draw)
+            for use in USES:
+                if use == "resume" and (name == "finished" or number % resume_every):
+                    continue
+                # What is left of an interrupted run without its results is one that was killed.
+                like = "killed" if how == "results.json: gone" and use in ("read", "show") else name
+                found = outcome(use, work, expected.get((like, use)), forged)
+                counts[use][found.partition(":")[0]] += 1
+                if found.partition(":")[0] not in ("no harm", "refused", "its own answer"):
+                    bad.append(f"{number}, {name}, {how}, {use}: {found}")
+            shutil.rmtree(work)
+    finally:
+        senn.cli.fit.growth_figure = draw_figure
+        del os.environ["SENN_CHECKPOINT_SECONDS"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {
+        "cases": cases,
+        "peak_mb": peak,
+        "seed": seed,
+        "counts": {use: dict(found) for use, found in counts.items()},
+        "bad": bad,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        results = measure(args.cases, args.seed, Path(root))
+    columns = ["no harm", "refused", "its own answer", "crashed", "hung", "wrong", "touched"]
+    print("".join(f"{column:>16}" for column in ["", *columns]))
+    for use, found in results["counts"].items():
+        print("".join(f"{value:>16}" for value in [use, *(found.get(column, 0) for column in columns)]))
+    print("\n".join(results["bad"]))
+    if args.out is not None:
+        args.out.write_text(
+            json.dumps({"command": f"damaged_folders.py --cases {args.cases}", **results}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""A run's folder: written whole or not at all, believed only if intact; what a run needs to go on after a kill.
+
+A finished run has its files in the folder itself: the network, `history.jsonl`, `growth.png`, and `results.json` with
+the checksums of all. While it goes on, everything is in `unfinished/`: `run.json` (how it was called, on which data),
+`history.jsonl` as far as it has come, and the last two of `checkpoint-NNN/`. Whatever has its own name is complete.
+"""
+
+from senn.runs.folder import RunFolder
+from senn.runs.reading import FIGURE, HISTORY, RESULTS, SavedRun, check, complete, read
+
+__all__ = ["FIGURE", "HISTORY", "RESULTS", "RunFolder", "SavedRun", "check", "complete", "read"]

@@ -1,0 +1,306 @@
+"""Writing a run's folder: whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from json import dumps
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from senn import disk
+from senn.errors import SennError
+from senn.runs.reading import (
+    CHECKPOINT,
+    FORMAT,
+    HISTORY,
+    LONGEST,
+    NAME,
+    NUMBERS,
+    RESULTS,
+    RUN,
+    STATE,
+    UNFINISHED,
+    VERSION,
+    about_of,
+    as_told,
+    checkpoints,
+    documents,
+    intact,
+)
+
+_KEPT = 2
+"""Checkpoints at most."""
+
+
+class RunFolder:
+    """The folder that a run writes to, as a context.
+
+    What is written goes to `draft`, and to the folder itself only by `publish`. Leaving the context without it leaves
+    the folder as it was, but for the checkpoints, if there are any.
+
+    Args:
+        path: the folder; made if need be.
+        overwrite: whether another run there may be replaced; it stays until this one is complete.
+        resume: go on with the unfinished run that is there.
+
+    Attributes:
+        about: what `begin` was told, of a run that is gone on with.
+
+    Raises:
+        SennError: the folder can't be written, another process is at work there, or it holds another run (or anything
+            else), or none to go on with.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+        self.path = path
+        self.place = Path(os.path.abspath(path))
+        self.home = self.place / UNFINISHED
+        self.draft, self._finished = self.home / "draft", self.home / "finished"
+        self.about: dict[str, Any] = {}
+        self._keep, self._lock = resume, -1
+        self._written = hashlib.sha256(), 0
+        self._refuse(overwrite, resume)
+        self._made = [folder for folder in (self.place, *self.place.parents) if not folder.exists()]
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.place)
+            for left in self.place.glob(".gone.*"):
+                _remove(left)
+            if resume:
+                self._take_up()
+            else:
+                _discard(self.home)
+                self.home.mkdir()
+            if self.home.exists():  # it doesn't where a run was complete but for its last moment
+                _remove(self.draft)
+                self.draft.mkdir()
+        except OSError as error:
+            self._leave()
+            raise self.unwritable(error) from error
+        except SennError:
+            self._leave()
+            raise
+
+    def _refuse(self, overwrite: bool, resume: bool) -> None:
+        name = str(self.path)
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise SennError(f"{name!r} is a file, not a folder")
+            found = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+            inside = {entry.name for entry in self.home.iterdir()} if self.home.is_dir() else set()
+        except OSError as error:
+            raise self.unwritable(error) from error
+        if resume:
+            if RUN not in inside:
+                raise SennError(f"{name!r} holds no unfinished run (there is no {UNFINISHED}/{RUN})")
+            return
+        found = {name for name in found if not name.startswith(".gone.")}
+        ours = self.home.is_symlink() is False and all(map(_ours, inside))
+        if found and RESULTS not in found and (found != {UNFINISHED} or not ours):
+            raise SennError(f"{name!r} isn't empty and holds no run; choose another folder with --out")
+        if RUN in inside and not overwrite:
+            raise SennError(
+                f"{name!r} holds an unfinished run; go on with it: senn fit --resume {name}, or replace it: --overwrite"
+            )
+        if RESULTS in found and not overwrite:
+            raise SennError(f"{name!r} holds a run already; choose another --out, or replace it: --overwrite")
+
+    def _take_up(self) -> None:
+        """What a kill has left half-done is done, or undone."""
+        self.about = about_of(self.home)
+        if (self._finished / RESULTS).exists():
+            results = disk.opened(self._finished / RESULTS, FORMAT, VERSION)
+            for name in results.get("files", {}):
+                intact(self._finished, results, name, LONGEST)
+            self._deliver(keep=results.get("interrupted") is True)
+        for left in self.home.glob(".*"):
+            _remove(left)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._leave()
+        if isinstance(error, OSError):
+            raise self.unwritable(error) from error
+
+    def _leave(self) -> None:
+        if self._lock >= 0 and self.home.exists():
+            _remove(self.draft) if self._keep else _discard(self.home)
+        for folder in self._made:  # only those that are empty again
+            with suppress(OSError):
+                folder.rmdir()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def unwritable(self, error: OSError) -> SennError:
+        """What is said when the disk doesn't do as asked."""
+        more = f"; go on later: senn fit --resume {self.path}" if self._keep else ""
+        return SennError(f"{str(self.path)!r} can't be written: {error.strerror or error}{more}")
+
+    @property
+    def replaces_another(self) -> bool:
+        """Whether a run that came to its end is still there, which only one that does so too may replace."""
+        return (self.place / RESULTS).exists() and not self._interrupted()
+
+    def _interrupted(self) -> bool:
+        try:
+            return disk.opened(self.place / RESULTS, FORMAT, VERSION).get("interrupted") is True
+        except SennError:
+            return False
+
+    # -- while the run goes on
+
+    def begin(self, arguments: Sequence[str], **about: Any) -> None:
+        """Note how the run was called, so that it can be gone on with."""
+        document = {"format": FORMAT, "version": VERSION, "arguments": list(arguments), **about}
+        disk.write(self.home / RUN, disk.sealed(document))
+        self.about = about_of(self.home)
+
+    def restart(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """The history as it is where the run goes on."""
+        text = _lines(history)
+        self._written = hashlib.sha256(text), len(text)
+        disk.write(self.home / HISTORY, text)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One more record of the history, for those who watch."""
+        text, path = _lines([record]), self.home / HISTORY
+        try:
+            with path.open("ab") as file:
+                file.write(text)
+        except OSError:
+            with suppress(OSError):  # no half of a line before others
+                os.truncate(path, self._written[1])
+            raise
+        self._written[0].update(text)
+        self._written = self._written[0], self._written[1] + len(text)
+
+    def save(self, state: Mapping[str, Any], numbers: bytes) -> None:
+        """One more checkpoint; the last two are kept.
+
+        Args:
+            state: JSON-able.
+            numbers: the tensors that it speaks of.
+        """
+        number = max(checkpoints(self.home), default=0) + 1
+        draft = self.home / f".checkpoint-{number:03}.partial"
+        _remove(draft)
+        draft.mkdir()
+        try:
+            head = {"format": CHECKPOINT, "version": VERSION, "run": self.about["checksum"], "number": number}
+            told = {
+                "numbers": {"bytes": len(numbers), "sha256": disk.digest(numbers)},
+                "history": {"bytes": self._written[1], "sha256": self._written[0].hexdigest()},
+            }
+            if (self.home / HISTORY).exists():
+                disk.sync(self.home / HISTORY)
+            disk.write(draft / NUMBERS, numbers)
+            disk.write(draft / STATE, disk.sealed({**head, **told, "state": state}, indent=None))
+            draft.rename(self.home / f"checkpoint-{number:03}")
+        finally:
+            _remove(draft)
+        disk.sync(self.home)
+        self._keep = True
+        for old in sorted(checkpoints(self.home))[:-_KEPT]:
+            _discard(checkpoints(self.home)[old])
+
+    def newest(self) -> tuple[tuple[dict[str, Any], bytes] | None, list[str]]:
+        """The state and the numbers of the newest checkpoint that is intact, and why newer ones aren't."""
+        reasons: list[str] = []
+        for document in documents(self.home, self.about, reasons):
+            folder = self.home / f"checkpoint-{document['number']:03}"
+            try:
+                if not isinstance(document.get("state"), dict):
+                    raise SennError(f"{str(folder / STATE)!r} is damaged: it tells of no state")
+                numbers = as_told(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
+                return (document["state"], numbers), reasons
+            except SennError as error:
+                reasons.append(str(error))
+        return None, reasons
+
+    # -- at its end
+
+    def write_json(self, name: str, document: Any) -> None:
+        """A JSON document in the draft."""
+        text = dumps(disk.plain(document), indent=1, ensure_ascii=False, allow_nan=False)
+        (self.draft / name).write_text(text + "\n", encoding="utf-8")
+
+    def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """The history in the draft: a JSON document per line."""
+        (self.draft / HISTORY).write_bytes(_lines(records))
+
+    def write_results(self, document: Mapping[str, Any]) -> None:
+        """The results, with the checksums of all other files of the draft: to be written last."""
+        contents = {file.name: file.read_bytes() for file in sorted(self.draft.iterdir())}
+        files = {name: {"bytes": len(data), "sha256": disk.digest(data)} for name, data in contents.items()}
+        head = {"format": FORMAT, "version": VERSION}
+        (self.draft / RESULTS).write_bytes(disk.sealed({**head, **disk.plain(document), "files": files}))
+
+    def publish(self, keep: bool = False) -> None:
+        """Give the draft's files their place; with `keep` the run can still be gone on with."""
+        for file in self.draft.iterdir():
+            disk.sync(file)
+        disk.sync(self.draft)
+        self.draft.rename(self._finished)
+        disk.sync(self.home)
+        self._deliver(keep)
+
+    def _deliver(self, keep: bool) -> None:
+        """Copies, the results last: as long as they aren't all there, `complete` names where they are from."""
+        for file in sorted(self._finished.iterdir(), key=lambda file: file.name == RESULTS):
+            disk.write(self.place / file.name, file.read_bytes())
+        _discard(self._finished if keep else self.home)
+        self._keep = keep
+
+
+def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
+    texts = (dumps(disk.plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    return "".join(texts).encode()
+
+
+def _ours(name: str) -> bool:
+    """Whether a file in an unfinished run's folder is one that is written there."""
+    return name in (RUN, HISTORY, "draft", "finished") or bool(NAME.fullmatch(name)) or name.startswith(".")
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that may have a meaning: at once, so that no half of it is ever seen."""
+    if folder.is_symlink() or not folder.exists():
+        _remove(folder)
+        return
+    gone = folder.with_name(f".gone.{folder.name}.{os.getpid()}")
+    folder.rename(gone)
+    _remove(gone)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _locked(folder: Path) -> int:
+    """A folder's number while nobody else writes to it.
+
+    Raises:
+        SennError: somebody does.
+    """
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(number)
+        raise SennError(f"another process is at work in {str(folder)!r}") from error
+    except (ImportError, OSError):  # not every system can, nor every file system
+        pass
+    return number

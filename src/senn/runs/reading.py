@@ -1,0 +1,167 @@
+"""What a run's folder holds, believed only if it is intact."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from senn import disk
+from senn.errors import SennError
+
+RESULTS, HISTORY, FIGURE = "results.json", "history.jsonl", "growth.png"
+UNFINISHED, RUN, STATE, NUMBERS = "unfinished", "run.json", "state.json", "state.safetensors"
+FORMAT, CHECKPOINT, VERSION = "senn-run", "senn-checkpoint", 1
+
+NAME = re.compile(r"checkpoint-(\d{3,9})")
+"""Of a checkpoint that is complete."""
+LONGEST = 1 << 28
+"""Bytes of a history at most."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run's folder holds.
+
+    Attributes:
+        path: the folder.
+        results: the content of `results.json`; None while no run there has come to an end.
+        history: records of the run that `results` is of, or else of the unfinished one.
+        unfinished: a run there can be gone on with. Beside results that are `interrupted` it is the same run, else one
+            that would replace them.
+        about: of an unfinished run: its `arguments` (of the command), `versions` and the `data`'s checksum.
+    """
+
+    path: Path
+    results: dict[str, Any] | None
+    history: list[dict[str, Any]] = field(repr=False)
+    unfinished: bool
+    about: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def read(path: str | Path) -> SavedRun:
+    """What a run's folder holds.
+
+    Raises:
+        SennError: it holds no run, or one that is damaged or of another version.
+    """
+    path = Path(path)
+    home, place = path / UNFINISHED, complete(path)
+    goes_on = os.path.lexists(home / RUN) or (home.is_dir() and bool(checkpoints(home)))
+    if not os.path.lexists(place / RESULTS) and not goes_on:
+        raise SennError(f"{str(path)!r} holds no run (there is no {RESULTS})")
+    about = about_of(home) if goes_on else {}
+    if os.path.lexists(place / RESULTS):
+        results = disk.opened(place / RESULTS, FORMAT, VERSION)
+        history = _records(intact(place, results, HISTORY, LONGEST), place / HISTORY, torn=False)
+    else:
+        results, history = None, _history_so_far(home, about)
+    return SavedRun(path, results, history, goes_on, about)
+
+
+def _history_so_far(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The history of an unfinished run, of which the last checkpoint tells how it begins."""
+    text = _bytes(home / HISTORY, LONGEST) if os.path.lexists(home / HISTORY) else b""
+    for document in documents(home, about, []):
+        told = document.get("history")
+        size = told.get("bytes") if isinstance(told, dict) else None
+        is_told = isinstance(told, dict) and type(size) is int and 0 <= size <= len(text)
+        if told is None or not is_told or disk.digest(text[:size]) != told["sha256"]:
+            raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't the history that the run has written")
+        break
+    records = _records(text, home / HISTORY, torn=True)
+    if any((record["event"] == "start") != (number == 0) for number, record in enumerate(records)):
+        raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't one run's history from its start")
+    return records
+
+
+def checkpoints(home: Path) -> dict[int, Path]:
+    """Those of an unfinished run, by number."""
+    found = {entry: NAME.fullmatch(entry.name) for entry in home.iterdir()}
+    return {int(match[1]): entry for entry, match in found.items() if match}
+
+
+def documents(home: Path, about: Mapping[str, Any], reasons: list[str]) -> Iterator[dict[str, Any]]:
+    """The intact documents of a run's checkpoints, the newest first; why others aren't goes into the list.
+
+    Raises:
+        SennError: one is of another run.
+    """
+    for number, folder in sorted(checkpoints(home).items(), reverse=True):
+        try:
+            document = disk.opened(folder / STATE, CHECKPOINT, VERSION)
+            if document.get("number") != number:
+                raise SennError(f"{str(folder)!r} is damaged: it is another checkpoint")
+        except SennError as error:
+            reasons.append(str(error))
+            continue
+        if document.get("run") != about["checksum"]:
+            raise SennError(f"{str(folder)!r} and {RUN} are not of one run")
+        yield document
+
+
+def complete(path: Path) -> Path:
+    """Where the files of a finished run lie: in its folder, or where a kill left them on their way there."""
+    on_the_way = path / UNFINISHED / "finished"
+    return on_the_way if (on_the_way / RESULTS).exists() else path
+
+
+def check(path: Path, names: Sequence[str]) -> None:
+    """Hold some files of a finished run against its results.
+
+    Raises:
+        SennError: one isn't what was written with them.
+    """
+    results = disk.opened(path / RESULTS, FORMAT, VERSION)
+    for name in names:
+        intact(path, results, name, 1 << 40)
+
+
+def intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> bytes:
+    """A file's bytes, which must be those that its run's results tell of."""
+    files = results.get("files")
+    return as_told(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
+
+
+def as_told(path: Path, told: Any, most: int, teller: str) -> bytes:
+    """A file's bytes, if they are as many and the same as another file tells."""
+    size = told.get("bytes") if isinstance(told, dict) else None
+    if not isinstance(told, dict) or type(size) is not int or not 0 <= size <= most:
+        raise SennError(f"{str(path.with_name(teller))!r} is damaged: it doesn't tell of {path.name}")
+    data = _bytes(path, size)
+    if disk.digest(data) != told.get("sha256"):
+        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {teller}")
+    return data
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    try:
+        return disk.read(path, most)
+    except OSError as error:
+        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
+
+
+def about_of(home: Path) -> dict[str, Any]:
+    """How an unfinished run was begun."""
+    about = disk.opened(home / RUN, FORMAT, VERSION)
+    arguments = about.get("arguments")
+    if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
+        raise SennError(f"{str(home / RUN)!r} is damaged: its arguments are none")
+    return about
+
+
+def _records(text: bytes, path: Path, torn: bool) -> list[dict[str, Any]]:
+    """A history's records; with `torn` the last line may be half of one."""
+    lines = text.splitlines()
+    if torn and text and not text.endswith(b"\n"):
+        lines.pop()
+    try:
+        records = [disk.parse(line) for line in lines]
+    except ValueError as error:
+        raise SennError(f"{str(path)!r} is damaged: it doesn't hold a JSON record per line") from error
+    if not all(isinstance(record, dict) and isinstance(record.get("event"), str) for record in records):
+        raise SennError(f"{str(path)!r} is damaged: it doesn't hold a record per line")
+    return records

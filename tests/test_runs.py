@@ -1,0 +1,186 @@
+"""A run's folder: whole or not at all, whatever stops the writing; believed only if intact."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from senn import disk
+from senn.errors import SennError
+from senn.runs import RunFolder, complete, read
+
+START, EPOCH = {"event": "start"}, {"event": "epoch", "epoch": 1, "loss": float("inf")}
+
+
+def begun(path, **options):
+    folder = RunFolder(path, **options)
+    folder.begin(["wine"], data="x")
+    for record in (START, EPOCH):
+        folder.record(record)
+    return folder
+
+
+def finished(folder, text="one", **options):
+    folder.write_history([START, EPOCH])
+    (folder.draft / "model.json").write_text(text)
+    folder.write_results({"seed": 1, "interrupted": False, "loss": float("nan")})
+    folder.publish(**options)
+
+
+def test_a_run_from_its_start_to_its_end(tmp_path):
+    path = tmp_path / "deep" / "run"
+    with begun(path) as folder:
+        folder.save({"a": 1}, b"first")
+        saved = read(path)
+        assert (saved.results, saved.unfinished, saved.about["arguments"]) == (None, True, ["wine"])
+        assert saved.history == [START, {**EPOCH, "loss": None}]
+        finished(folder)
+    saved = read(path)
+    assert not saved.unfinished
+    assert saved.results["seed"] == 1
+    assert saved.results["loss"] is None
+    assert set(saved.results["files"]) == {"model.json", "history.jsonl"}
+    assert sorted(os.listdir(path)) == ["history.jsonl", "model.json", "results.json"]
+
+
+def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), begun(tmp_path / "deep" / "run"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):
+    with begun(tmp_path) as folder:
+        for number in range(5):
+            folder.save({"number": number}, bytes([number]))
+    home = tmp_path / "unfinished"
+    assert sorted(os.listdir(home)) == ["checkpoint-004", "checkpoint-005", "history.jsonl", "run.json"]
+    (home / ".checkpoint-006.partial").mkdir()
+    with RunFolder(tmp_path, resume=True) as folder:
+        assert folder.newest() == (({"number": 4}, b"\4"), [])
+        assert not (home / ".checkpoint-006.partial").exists()
+        folder.restart([START])
+        folder.save({"number": 9}, b"")
+        assert read(tmp_path).history == [START]
+        os.rename(home / "checkpoint-005", home / "checkpoint-007")
+        os.rename(home / "checkpoint-006", home / "checkpoint-005")
+        found, reasons = folder.newest()
+        assert found is None
+        assert [reason.rpartition(": ")[2] for reason in reasons] == ["it is another checkpoint"] * 2
+        about = json.loads((home / "run.json").read_text())
+        (home / "run.json").write_bytes(disk.sealed({**about, "data": "y"}))
+    os.rename(home / "checkpoint-007", home / "checkpoint-006")
+    os.rename(home / "checkpoint-005", home / "checkpoint-007")
+    os.rename(home / "checkpoint-006", home / "checkpoint-005")
+    with pytest.raises(SennError, match="are not of one run"):
+        read(tmp_path)
+
+
+class Killed(BaseException):
+    """Nothing more is done: not even what stands in a `finally`."""
+
+
+def _kill_at(monkeypatch, count):
+    """The system fails at its `count`th renaming, and at all that follows, as after a kill."""
+    done = []
+
+    def counting(name):
+        original = getattr(os, name)
+
+        def call(*args, **kwargs):
+            done.append(name)
+            if len(done) >= count:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
+        monkeypatch.setattr(os, name, counting(name))
+
+
+def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
+    """At every call of the system: before the draft is complete the old run is there, afterwards the new one."""
+    seen = set()
+    for count in range(1, 99):
+        path = tmp_path / str(count)
+        with RunFolder(path) as folder:
+            folder.begin(["wine"])
+            finished(folder, "old")
+        with pytest.MonkeyPatch.context() as patch:
+            folder = begun(path, overwrite=True)
+            folder.save({}, b"")
+            _kill_at(patch, count)
+            try:
+                finished(folder, "new")
+                return_ = True
+            except Killed:
+                return_ = False
+            folder._lock = os.close(folder._lock) or -1
+        place = complete(path)
+        text = (place / "model.json").read_text()
+        seen.add(text)
+        assert read(path).history == [START, {**EPOCH, "loss": None}]
+        assert disk.opened(place / "results.json", "senn-run", 1)["files"]["model.json"]["sha256"] == disk.digest(
+            text.encode()
+        )
+        if return_:
+            break
+        if read(path).unfinished:
+            with RunFolder(path, resume=True):
+                pass
+        assert (path / "model.json").read_text() == text
+    assert seen == {"old", "new"}
+    assert 8 < count < 98
+
+
+def test_a_disk_that_fills_up_at_any_write_costs_one_checkpoint(tmp_path):
+    with begun(tmp_path) as folder:
+        folder.save({"number": 0}, b"0")
+        fsync, refused, last = os.fsync, 0, 0
+        for count in range(1, 9):
+            left = [count]
+
+            def full(number, left=left):
+                left[0] -= 1
+                if left[0] == 0:
+                    raise OSError(28, "No space left on device")
+                fsync(number)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "fsync", full)
+                try:
+                    folder.save({"number": count}, b"1")
+                    last = count
+                except OSError:
+                    refused += 1
+            assert folder.newest()[0][0] == {"number": last}
+            assert not list((tmp_path / "unfinished").glob(".checkpoint*"))
+        assert (
+            refused == 2
+        )  # the numbers and the state; of a folder's names nobody is told more than that they are asked
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "unfinished/thesis.tex", "results.json", "unfinished/run.json"])
+def test_what_is_not_to_be_replaced(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SennError, match=r"choose another|go on with it"):
+        RunFolder(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_five_hundred_damaged_folders(tmp_path):
+    path = Path(__file__).parents[1] / "benchmarks" / "damaged_folders.py"
+    spec = importlib.util.spec_from_file_location("damaged_folders", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.measure(500, 2, tmp_path, resume_every=4)
+    assert found["bad"] == []
+    assert found["peak_mb"] < 4000
+    for use, counts in found["counts"].items():
+        assert set(counts) <= {"no harm", "refused", "its own answer"}
+        assert counts["refused"] > (10 if use == "resume" else 100), use
+        assert counts["no harm"] > 10
