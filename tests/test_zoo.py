@@ -82,8 +82,10 @@ def test_growth_keeps_the_function_and_the_structure_follows(name: str, dtype: t
     assert receipt.structure is not None
     for space, fresh in zip(receipt.structure.spaces, again.spaces, strict=True):
         assert (space.name, space.width, space.attributes) == (fresh.name, fresh.width, fresh.attributes)
-        ours = {(slot.name, slot.dim): sorted(slot.index.flatten().tolist()) for slot in space.slots}
-        assert ours == {(slot.name, slot.dim): sorted(slot.index.flatten().tolist()) for slot in fresh.slots}
+        ours = [(slot.name, slot.dim, slot.index.tolist()) for slot in space.slots]
+        assert ours == [(slot.name, slot.dim, slot.index.tolist()) for slot in fresh.slots]
+    assert receipt.structure.linears == again.linears
+    assert repr(receipt.structure.sites) == repr(again.sites)
 
 
 def _in_training(model: nn.Module, inputs: object) -> list[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Any
@@ -84,6 +84,15 @@ class GrowthEvent:
         record = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
         return {**record, "architecture": list(self.architecture), "text": str(self)}
 
+    def state(self) -> dict[str, Any]:
+        """Every field as it is, infinities and all; `undo` isn't among them."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> GrowthEvent:
+        """The event that `state` was taken of; it can't be undone any more."""
+        return cls(**{**state, "architecture": tuple(state["architecture"])})
+
     def undo(self) -> None:
         """Give the network and its optimizer back as they were before the whole round of this event.
 
@@ -163,6 +172,19 @@ class Consideration:
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         lists = {name: [one.as_dict() for one in record[name]] for name in ("accepted", "refused")}
         return {**record, **lists, "moves": list(self.moves)}
+
+    def state(self) -> dict[str, Any]:
+        """Every field as it is, infinities and all."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Consideration:
+        """The consideration that `state` was taken of."""
+        verdicts = {
+            name: tuple(Verdict(**{**one, "candidate": Candidate(**one["candidate"])}) for one in state[name])
+            for name in ("accepted", "refused")
+        }
+        return cls(**{**state, **verdicts, "moves": tuple(state["moves"])})
 
 
 def merge(accepted: list[Candidate]) -> list[tuple[Candidate, Candidate, list[Candidate]]]:

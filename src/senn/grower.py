@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -214,6 +215,59 @@ class Grower:
     def reset(self) -> None:
         """Forget the batches looked at since the last round."""
         self._survey = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a grower of the same model and settings needs to go on: nested plain values and tensors, all copies.
+
+        Between rounds it is complete: with the model and the optimizer brought back to the same numbers, all that
+        follows is bit for bit the same. Batches observed since the last round aren't in it, nor are `draw` and `undo`.
+        """
+        considered = self.consideration
+        return {
+            "rounds": self.rounds,
+            "samples": self.samples,
+            "eta": self.eta,
+            "generator": self._generator.get_state(),
+            "known": {name: asdict(one) for name, one in self._known.items()},
+            "events": [event.state() for event in self.events],
+            "open": [number for number, event in enumerate(self.events) if any(event is one for one in self._open)],
+            "rejections": [*self.rejections],
+            "consideration": None if considered is None else considered.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the model's structure is analysed anew at the next batch.
+
+        Args:
+            state: of a grower with the same settings, whose model had the sizes that this one's has now.
+
+        Raises:
+            SennError: it isn't such a state; nothing is changed.
+        """
+        try:
+            place = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+            known = {
+                name: KnownMoment(**{**one, "factor": one["factor"].to(place, copy=True)})
+                for name, one in state["known"].items()
+            }
+            events = [GrowthEvent.of(one) for one in state["events"]]
+            opened = [events[number] for number in state["open"]]
+            considered = state["consideration"]
+            consideration = None if considered is None else Consideration.of(considered)
+            generator = torch.Generator()
+            generator.set_state(state["generator"].cpu())
+            rounds, samples, eta = int(state["rounds"]), state["samples"], float(state["eta"])
+            rejections = [str(text) for text in state["rejections"]]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise SennError(f"this isn't the state of a Grower: {type(error).__name__}: {error}") from error
+        self._generator.set_state(generator.get_state())
+        self._known.clear()
+        self._known.update(known)
+        self._readings.clear()
+        self._structure = self._survey = None
+        self.draw = Draw()
+        self.rounds, self.samples, self.eta = rounds, samples, eta
+        self.events, self._open, self.rejections, self.consideration = events, opened, rejections, consideration
 
     # -- inside
 
