@@ -1,4 +1,4 @@
-"""A model's sizes without its numbers, for checkpoints of others: these hold the numbers, but load them into no other size.
+"""A model's sizes without its numbers: for checkpoints of others, which hold the numbers and fit no other size.
 
 `sizes` goes into the checkpoint. Before its numbers are loaded, `regrow` gives a fresh model the sizes, and `hold` an
 optimizer that was made of the fresh model its parameters, in the order in which the checkpoint has their states.
@@ -42,7 +42,24 @@ def shapes(saved: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in description.shapes.items() if name not in description.transient}
 
 
-def regrow(model: nn.Module, saved: Mapping[str, Any]) -> None:
+class Parts:
+    """Which parts a model has now, so that it can be given them back when layers have come in between.
+
+    Args:
+        model: any module; nothing is copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._parts = [(module, dict(module._modules)) for module in model.modules()]
+
+    def restore(self) -> None:
+        """Give them back: what was put before or after a part, or into a list, is gone."""
+        for module, parts in self._parts:
+            module._modules = dict(parts)
+
+
+def regrow(model: nn.Module, saved: Mapping[str, Any], parts: Parts | None = None) -> None:
     """Give a model other sizes, in place: all or nothing.
 
     Tensors whose shape is the same stay the same objects; the others are replaced by zeros, for a state to be loaded.
@@ -50,15 +67,22 @@ def regrow(model: nn.Module, saved: Mapping[str, Any]) -> None:
     Args:
         model: of the same classes, of any size.
         saved: what `sizes` gave.
+        parts: that it had before it grew, if it has grown since: the saved sizes may be of less depth.
 
     Raises:
         SennError: it isn't like that model; it is unchanged.
     """
-    description = _description(saved)
-    fitting = Fitting(description, model)
-    fitting.run()
-    slots = [*fitting.plan.slots, *_emptied(fitting.plan.places, description, saved["buffers"])]
-    exchange([*slots, *flat_weights([module for _, module in fitting.plan.found], slots)])
+    description, now = _description(saved), Parts(model)
+    if parts is not None:
+        parts.restore()
+    try:
+        fitting = Fitting(description, model)
+        fitting.run()
+        slots = [*fitting.plan.slots, *_emptied(fitting.plan.places, description, saved["buffers"])]
+        exchange([*slots, *flat_weights([module for _, module in fitting.plan.found], slots)])
+    except BaseException:
+        now.restore()
+        raise
 
 
 def held(optimizer: Optimizer, model: nn.Module) -> Names:

@@ -62,7 +62,7 @@ class Companion:
 
     Args:
         recipe: when, by how much, and what is looked at: `rounds`, `removals`, `growing`, `probe`, `policy`,
-            `candidates`, `moves`, `max_params`, `max_width`, `round_to`, `seed`. What it says about training isn't used.
+            `candidates`, `moves`, `max_params`, `max_width`, `round_to`, `seed`. The rest isn't used.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples.
         prepare: makes inputs, targets and perhaps weights of a batch of the loop.
         samples: number of training samples, for prices.
@@ -147,7 +147,7 @@ class Companion:
     def near(self, step: int) -> bool:
         """Whether a batch that passes when so many optimizer steps are done will be looked at."""
         following = self._rounds.next
-        if following is None or step > following:
+        if following is None:
             return False
         return not self._rows or (following - step) * self._rows < self.recipe.probe
 
@@ -168,7 +168,7 @@ class Companion:
             kept -= len(self._held.popleft()[1])
 
     def grow(self, step: int) -> list[GrowthEvent]:
-        """After optimizer step number `step`: a round of growth, if one is due. What fails is told, and goes no further."""
+        """After optimizer step number `step`: a round of growth, if one is due. What fails is told of, and no more."""
         if self._rounds.next is None or step < self._rounds.next:
             return []
         self._asked = step
@@ -277,6 +277,6 @@ def _unplain(saved: Mapping[str, Any], device: torch.device) -> Held:
     """The batch that `_plain` was given, on the model's device."""
     on = batch.map_tensors(lambda tensor: tensor.to(device), dict(saved))
     args, kwargs = tuple(on["args"]), dict(on["kwargs"])
-    made = {"tensor": lambda: args[0], "tuple": lambda: args, "mapping": lambda: kwargs}
-    inputs = Arguments(*args, **kwargs) if saved["kind"] == "arguments" else made[saved["kind"]]()
+    made: dict[str, Any] = {"tensor": args[0] if args else None, "tuple": args, "mapping": kwargs}
+    inputs = Arguments(*args, **kwargs) if saved["kind"] == "arguments" else made[saved["kind"]]
     return inputs, on["targets"], on["weights"]
