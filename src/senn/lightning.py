@@ -7,6 +7,7 @@ fresh small module, its averages and its optimizers what they were before Lightn
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ class SelfExpansion(pl.Callback):
             self._parts_of(copy)
         self.companion.callbacks = [*self._callbacks]
         if self.log and trainer.loggers:
-            self.companion.callbacks.append(LoggerCallback(trainer.loggers, draw=_drawing()))
+            self.companion.callbacks.append(LoggerCallback(trainer.loggers, image=_can_draw()))
         self.companion.epoch = trainer.current_epoch + 1
         self.companion.start(
             model, _optimizer(trainer, model), steps=trainer.estimated_stepping_batches, samples=_samples(trainer),
@@ -267,10 +268,6 @@ def _samples(trainer: pl.Trainer) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
-def _drawing() -> Any:
-    """What draws growth, if matplotlib is there."""
-    try:
-        from senn.plots import growth_figure
-    except ImportError:
-        return None
-    return growth_figure
+def _can_draw() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None

@@ -16,7 +16,7 @@ from senn.persistence.layers import arguments_of, class_name
 
 
 def describe(model: nn.Module, *, numbers: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A model as JSON-able parts of a description, and its numbers: separate contiguous tensors on the CPU.
+    """A model as JSON-able parts of a description, and its numbers: separate tensors on the CPU.
 
     Args:
         model: any module.
@@ -93,7 +93,7 @@ class _Writer:
             self.first[id(tensor)] = name
             if self.numbers or is_transient:
                 _check(name, tensor)
-                self.tensors[name] = tensor.detach().cpu().contiguous().clone()
+                self.tensors[name] = tensor.detach().cpu().clone()
         if is_transient:
             self.transient.append(name)
         return True

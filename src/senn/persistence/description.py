@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -69,6 +69,11 @@ class Description:
     frozen: frozenset[str]
     transient: frozenset[str]
     extra: dict[str, Any]
+
+    @property
+    def entries(self) -> int:
+        """Of all tensors together."""
+        return sum(prod(shape) for shape in self.shapes.values())
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Hold the stored tensors against what is described; tied ones are stored once.

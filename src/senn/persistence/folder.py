@@ -10,9 +10,8 @@ from torch import nn
 from senn.errors import SennError
 from senn.persistence.describe import describe
 from senn.persistence.description import parse
-from senn.persistence.exchange import exchange, filled, flat_weights
 from senn.persistence.files import read_description, read_weights, write
-from senn.persistence.regrow import Fitting
+from senn.persistence.regrow import made
 
 
 def save(folder: str | Path, model: nn.Module, extra: dict[str, Any] | None = None) -> None:
@@ -56,16 +55,11 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
         _check_module("load", into)
     try:
         description = parse(read_description(Path(folder)))
-        tensors = read_weights(Path(folder), description.weights_sha256)
+        tensors = read_weights(Path(folder), description.weights_sha256, description.entries)
         description.check(tensors)
-        fitting = Fitting(description, into)
-        model = fitting.run()
-        slots = [*fitting.plan.slots, *filled(fitting.plan.places, description, tensors)]
-        slots += flat_weights([module for _, module in fitting.plan.found], slots)
+        return made(description, tensors, into)
     except RecursionError as error:
         raise SennError(f"the model in {str(folder)!r} is nested too deeply to be read") from error
-    exchange(slots)
-    return model
 
 
 def _check_module(caller: str, model: object) -> None:

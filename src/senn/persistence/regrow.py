@@ -12,7 +12,7 @@ Layers of the table are built; modules of other classes that a fresh model has t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from senn.errors import SennError, UnsupportedError
 from senn.persistence.describe import plain_attributes
 from senn.persistence.description import Description, Node, join, own_tensors
-from senn.persistence.exchange import Place, Plan
+from senn.persistence.exchange import Place, Plan, exchange, filled, flat_weights
 from senn.persistence.files import DESCRIPTION
 from senn.persistence.layers import CONSTRUCTORS, HOLDERS, KNOWN, class_name, construct
 from senn.surgery.plan import BEFORE
@@ -305,6 +305,19 @@ class Fitting:
         # A number in a configuration is rewritten if it counted the parts of something that now has more.
         self.plan.slots += [slot for slot in self.plan.counts if (slot[0][slot[1]], slot[2]) in self.plan.longer]
         return self.given
+
+
+def made(description: Description, tensors: Mapping[str, Tensor], into: nn.Module | None) -> nn.Module:
+    """The model that was described, with its numbers: the given one, or a new one.
+
+    Raises:
+        SennError: it can't be; the given one is unchanged.
+    """
+    fitting = Fitting(description, into)
+    model = fitting.run()
+    slots = [*fitting.plan.slots, *filled(fitting.plan.places, description, tensors)]
+    exchange([*slots, *flat_weights([module for _, module in fitting.plan.found], slots)])
+    return model
 
 
 def _row_like(old: Any, new: list[int]) -> Any:

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from senn import batch
 from senn.batch import Arguments, Inputs, Output
-from senn.errors import SennError, UnsupportedError
+from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.events import GrowthEvent
 from senn.grower import Grower
 from senn.proposals import Proposals
 from senn.training.callbacks import Callback
 from senn.training.learner import resolve_policy
 from senn.training.recipe import Recipe, Rounds
-from senn.training.run import Record, consideration_record, event_record, rollback_record
+from senn.training.run import Record, consideration_record, event_record, fault_record, first_line, rollback_record
 
 Held = tuple[Inputs, Tensor, Tensor | None]
 Prepare = Callable[[Any], Sequence[Any]]
@@ -95,7 +95,6 @@ class Companion:
         self.epoch = 0
         self._averages: Callable[[], Sequence[nn.Module]] = tuple
         self._steps: int | None = None
-        self._asked = 0
         self._rounds = Rounds(self.recipe)
         self._rows = 0
         self._held: deque[Held] = deque()
@@ -133,7 +132,7 @@ class Companion:
         )  # fmt: skip
         self._averages = averages
         self._steps = None if steps is None or not math.isfinite(steps) or steps < 1 else int(steps)
-        self._rounds, self._asked, self._rows = Rounds(recipe, self._steps), 0, 0
+        self._rounds, self._rows = Rounds(recipe, self._steps), 0
         self.history.clear()
         self._held.clear()
         self._open.clear()
@@ -171,7 +170,6 @@ class Companion:
         """After optimizer step number `step`: a round of growth, if one is due. What fails is told of, and no more."""
         if self._rounds.next is None or step < self._rounds.next:
             return []
-        self._asked = step
         moves = self._rounds.due(step)
         batches = [(inputs, targets) if weights is None else (inputs, targets, weights)
                    for inputs, targets, weights in self._held]  # fmt: skip
@@ -186,7 +184,7 @@ class Companion:
                 grower.averaged = tuple(self._averages())  # type: ignore[arg-type]
                 events = grower.grow(batches, moves)
             elif not failures:
-                failures.append("no batch was kept to look at")
+                failures.append(SennError("no batch was kept to look at"))
         except Exception as error:  # the loop's loss on a batch, the surgery: everything is as it was
             failures.append(error)
             grower.reset()
@@ -213,7 +211,7 @@ class Companion:
         self._realise()
         return {
             "steps": self._steps,
-            "asked": self._asked,
+            "rounds": self._rounds.state_dict(),
             "rows": self._rows,
             "held": [_plain(one) for one in self._held],
             "history": [dict(record) for record in self.history],
@@ -225,9 +223,9 @@ class Companion:
     def _load(self, state: Mapping[str, Any], model: nn.Module) -> None:
         device = next(model.parameters()).device
         try:
-            self._steps, self._asked, self._rows = state["steps"], state["asked"], state["rows"]
+            self._steps, self._rows = state["steps"], state["rows"]
             self._rounds = Rounds(self.recipe, self._steps)
-            self._rounds.due(self._asked)
+            self._rounds.load_state_dict(state["rounds"])
             self._held.extend(_unplain(one, device) for one in state["held"])
             self.history[:] = [dict(record) for record in state["history"]]
             grower = state["grower"]
@@ -253,9 +251,12 @@ class Companion:
         return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
     def _fail(self, step: int, failure: Exception | str) -> None:
-        known = isinstance(failure, SennError | str)
-        record = rollback_record(failure if known else f"{type(failure).__name__}: {failure}", self.epoch, step)
-        logger.warning("step %d: the network did not grow: %s", step, record["text"])
+        if isinstance(failure, SurgeryError | str):
+            record = rollback_record(failure, self.epoch, step)
+        else:
+            what = "" if isinstance(failure, SennError) else f"{type(failure).__name__}: "
+            record = fault_record(f"the round was skipped: {what}{first_line(failure)}", self.epoch, step)
+        logger.warning("step %d: %s", step, record["text"])
         self._tell(record)
 
     def _tell(self, record: Record) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy.typing as npt
 from senn.training.callbacks import Callback
 
 Record = Mapping[str, Any]
-Draw = Callable[[Sequence[Record], Path, Sequence[int]], None]
 
 
 class LoggerCallback(Callback):
@@ -33,12 +32,12 @@ class LoggerCallback(Callback):
 
     Args:
         loggers: one or several, with `log_metrics(metrics, step)` as Lightning's and Fabric's have it.
-        draw: writes a figure of the history to a PNG file: `senn.plots.growth_figure`; None for no image.
+        image: whether the growth is drawn; needs matplotlib.
     """
 
-    def __init__(self, loggers: Any, *, draw: Draw | None = None) -> None:
+    def __init__(self, loggers: Any, *, image: bool = True) -> None:
         self.loggers: list[Any] = [*loggers] if isinstance(loggers, list | tuple) else [loggers]
-        self.draw = draw
+        self.image = image
         self.history: list[Record] = []
         self._told: set[int] = set()
 
@@ -66,6 +65,10 @@ class LoggerCallback(Callback):
         self.history.append(record)
         self._text(record, f"not done: {record['text']}")
 
+    def on_fault(self, record: Record) -> None:
+        """Why there was no round."""
+        self.on_rollback(record)
+
     def on_growth(self, record: Record) -> None:
         """The change, and what it promised."""
         self.history.append(record)
@@ -77,8 +80,8 @@ class LoggerCallback(Callback):
         self._realised()
         step = max((int(one.get("step", 0)) for one in self.history), default=0)
         self.history.append(record)
-        if self.draw is not None and any(map(_takes, self.loggers)):
-            image = growth_image(self.history, self.draw)
+        if self.image and any(map(_takes, self.loggers)):
+            image = growth_image(self.history)
             for logger in self.loggers:
                 log_image(logger, "senn/growth", image, step)
         for logger in self.loggers:
@@ -127,12 +130,14 @@ def log_image(logger: Any, key: str, image: npt.NDArray[np.uint8], step: int) ->
         logger.experiment.log_image(logger.run_id, image, f"{key}.png")
 
 
-def growth_image(history: Sequence[Record], draw: Draw) -> npt.NDArray[np.uint8]:
+def growth_image(history: Sequence[Record]) -> npt.NDArray[np.uint8]:
     """How a network grew, as an image (height, width, 3).
 
     Where no epoch was recorded, the losses drawn are those of the samples looked at.
     """
     from matplotlib.image import imread
+
+    from senn.plots import growth_figure
 
     epochs = [] if any(one["event"] == "epoch" for one in history) else [
         {"event": "epoch", "epoch": 0, "step": one["step"], "train_loss": one["loss"], "validation_loss": None}
@@ -140,7 +145,7 @@ def growth_image(history: Sequence[Record], draw: Draw) -> npt.NDArray[np.uint8]
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "growth.png"
-        draw([*history, *epochs], path, ())
+        growth_figure([*history, *epochs], path)
         pixels = imread(path)
     return np.asarray(np.round(pixels[..., :3] * 255), dtype=np.uint8)
 

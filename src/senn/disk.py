@@ -1,0 +1,152 @@
+"""Files written whole or not at all, and read only as far as they can be what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from math import isfinite
+from pathlib import Path
+from typing import Any, NoReturn
+
+from senn.errors import SennError
+
+MOST = 1 << 26
+"""Bytes of a JSON document at most: a longer one is none that was written here."""
+
+
+@contextmanager
+def draft(path: Path, data: bytes) -> Iterator[None]:
+    """A context in which a file's new content is on the disk under another name; at its end it gets its own.
+
+    Raises:
+        OSError: it can't be written; what was there still is.
+    """
+    other = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with other.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+        other.replace(path)
+    finally:
+        with suppress(OSError):
+            other.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, as `draft` does."""
+    with draft(path, data):
+        pass
+
+
+def sync(folder: Path) -> None:
+    """Have the names in a folder reach the disk, where the system can be asked to."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def read(path: Path, most: int = MOST) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        OSError: it can't be read, is no file, or longer than `most` bytes.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(None, "not a file")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(None, "longer than it can be")
+        return file.read(size)
+
+
+def digest(data: bytes) -> str:
+    """SHA-256, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """The value with null for numbers that JSON doesn't have (NaN, infinity)."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def parse(data: bytes | str) -> Any:
+    """What JSON says, strictly.
+
+    Raises:
+        ValueError: it isn't JSON.
+    """
+    try:
+        return json.loads(data, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def checksum(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a document but for its own entry `checksum`.
+
+    Raises:
+        ValueError: it holds what JSON doesn't have.
+    """
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    try:
+        return digest(json.dumps(rest, sort_keys=True, allow_nan=False).encode())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def sealed(document: Mapping[str, Any], indent: int | None = 1) -> bytes:
+    """A document as JSON with its checksum, as it will be read: keys are strings, tuples lists.
+
+    Raises:
+        TypeError, ValueError: it can't be written as JSON.
+    """
+    known = parse(json.dumps(document, allow_nan=False))
+    known["checksum"] = checksum(known)
+    return json.dumps(known, indent=indent, ensure_ascii=False).encode() + b"\n"
+
+
+def opened(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """A sealed document.
+
+    Args:
+        path: the file.
+        kind: its `format`.
+        version: of the format, the only one that is read.
+
+    Raises:
+        SennError: it isn't there, is of another format or version, or was altered.
+    """
+    try:
+        document = parse(read(path))
+        if not isinstance(document, dict) or document.get("format") != kind:
+            raise SennError(f"{str(path)!r} is damaged: it isn't a document of the format {kind!r}")
+        if document.get("version") is True or document.get("version") != version:
+            found = str(document.get("version"))[:20]
+            raise SennError(f"{str(path)!r} has format version {found}; this senn reads {version}")
+        if document.get("checksum") != checksum(document):
+            raise SennError(f"{str(path)!r} is damaged: its content doesn't match its checksum")
+    except SennError:
+        raise
+    except OSError as error:
+        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise SennError(f"{str(path)!r} is damaged: it isn't JSON") from error
+    return document

@@ -1,0 +1,382 @@
+"""A run's folder: written whole or not at all, believed only if intact; what a run needs to go on after a kill.
+
+A finished run has its files in the folder itself: the network, `history.jsonl`, `growth.png`, and `results.json` with
+the checksums of all. While it goes on, everything is in `unfinished/`: `run.json` (how it was called, on which data),
+`history.jsonl` as far as it has come, and the last two of `checkpoint-NNN/`. Whatever has its own name is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from json import dumps
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from senn import disk
+from senn.errors import SennError
+
+RESULTS, HISTORY, FIGURE = "results.json", "history.jsonl", "growth.png"
+UNFINISHED, RUN, STATE, NUMBERS = "unfinished", "run.json", "state.json", "state.safetensors"
+FORMAT, VERSION = "senn-run", 1
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d{3,9})")
+_KEPT = 2
+_LONGEST = 1 << 28
+"""Bytes of a history at most."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run's folder holds.
+
+    Attributes:
+        path: the folder.
+        results: the content of `results.json`; None while no run there has come to an end.
+        history: records of the run that `results` is of, or else of the unfinished one.
+        unfinished: a run there can be gone on with. Beside results that are `interrupted` it is the same run, else one
+            that would replace them.
+        about: of an unfinished run: its `arguments` (of the command), `versions` and the `data`'s checksum.
+    """
+
+    path: Path
+    results: dict[str, Any] | None
+    history: list[dict[str, Any]] = field(repr=False)
+    unfinished: bool
+    about: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def read(path: str | Path) -> SavedRun:
+    """What a run's folder holds.
+
+    Raises:
+        SennError: it holds no run, or one that is damaged or of another version.
+    """
+    path = Path(path)
+    home, place = path / UNFINISHED, complete(path)
+    goes_on = (home / RUN).exists()
+    if not (place / RESULTS).exists() and not goes_on:
+        raise SennError(f"{str(path)!r} holds no run (there is no {RESULTS})")
+    about = _about(home) if goes_on else {}
+    if (place / RESULTS).exists():
+        results = disk.opened(place / RESULTS, FORMAT, VERSION)
+        history = _records(_intact(place, results, HISTORY, _LONGEST), place / HISTORY, torn=False)
+    else:
+        results, text = None, _bytes(home / HISTORY, _LONGEST) if (home / HISTORY).exists() else b""
+        history = _records(text, home / HISTORY, torn=True)
+    return SavedRun(path, results, history, goes_on, about)
+
+
+def complete(path: Path) -> Path:
+    """Where the files of a finished run lie: in its folder, or where a kill left them on their way there."""
+    on_the_way = path / UNFINISHED / "finished"
+    return on_the_way if (on_the_way / RESULTS).exists() else path
+
+
+def check(path: Path, names: Sequence[str]) -> None:
+    """Hold some files of a finished run against its results.
+
+    Raises:
+        SennError: one isn't what was written with them.
+    """
+    results = disk.opened(path / RESULTS, FORMAT, VERSION)
+    for name in names:
+        _intact(path, results, name, 1 << 40)
+
+
+def _intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> bytes:
+    """A file's bytes, which must be those that its run's results tell of."""
+    files = results.get("files")
+    return _as_told(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
+
+
+def _as_told(path: Path, told: Any, most: int, teller: str) -> bytes:
+    """A file's bytes, if they are as many and the same as another file tells."""
+    size = told.get("bytes") if isinstance(told, dict) else None
+    if not isinstance(told, dict) or type(size) is not int or not 0 <= size <= most:
+        raise SennError(f"{str(path.with_name(teller))!r} is damaged: it doesn't tell of {path.name}")
+    data = _bytes(path, size)
+    if disk.digest(data) != told.get("sha256"):
+        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {teller}")
+    return data
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    try:
+        return disk.read(path, most)
+    except OSError as error:
+        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
+
+
+def _about(home: Path) -> dict[str, Any]:
+    about = disk.opened(home / RUN, FORMAT, VERSION)
+    arguments = about.get("arguments")
+    if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
+        raise SennError(f"{str(home / RUN)!r} is damaged: its arguments are none")
+    return about
+
+
+def _records(text: bytes, path: Path, torn: bool) -> list[dict[str, Any]]:
+    """A history's records; with `torn` the last line may be half of one."""
+    lines = text.splitlines()
+    if torn and text and not text.endswith(b"\n"):
+        lines.pop()
+    try:
+        records = [disk.parse(line) for line in lines]
+    except ValueError as error:
+        raise SennError(f"{str(path)!r} is damaged: it doesn't hold a JSON record per line") from error
+    if not all(isinstance(record, dict) and isinstance(record.get("event"), str) for record in records):
+        raise SennError(f"{str(path)!r} is damaged: it doesn't hold a record per line")
+    return records
+
+
+class RunFolder:
+    """The folder that a run writes to, as a context.
+
+    What is written goes to `draft`, and to the folder itself only by `publish`. Leaving the context without it leaves
+    the folder as it was, but for the checkpoints, if there are any.
+
+    Args:
+        path: the folder; made if need be.
+        overwrite: whether another run there may be replaced; it stays until this one is complete.
+        resume: go on with the unfinished run that is there.
+
+    Attributes:
+        about: what `begin` was told, of a run that is gone on with.
+
+    Raises:
+        SennError: the folder can't be written, another process is at work there, or it holds another run (or anything
+            else), or none to go on with.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+        self.path = path
+        self.place = Path(os.path.abspath(path))
+        self.home = self.place / UNFINISHED
+        self.draft, self._finished = self.home / "draft", self.home / "finished"
+        self.about: dict[str, Any] = {}
+        self._keep, self._lock = resume, -1
+        self._refuse(overwrite, resume)
+        self._made = [folder for folder in (self.place, *self.place.parents) if not folder.exists()]
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.place)
+            for left in self.place.glob(".gone.*"):
+                _remove(left)
+            if resume:
+                self._take_up()
+            else:
+                _discard(self.home)
+                self.home.mkdir()
+            _remove(self.draft)
+            self.draft.mkdir()
+        except OSError as error:
+            self._leave()
+            raise self.unwritable(error) from error
+        except SennError:
+            self._leave()
+            raise
+
+    def _refuse(self, overwrite: bool, resume: bool) -> None:
+        name = str(self.path)
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise SennError(f"{name!r} is a file, not a folder")
+            found = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+            inside = {entry.name for entry in self.home.iterdir()} if self.home.is_dir() else set()
+        except OSError as error:
+            raise self.unwritable(error) from error
+        if resume:
+            if RUN not in inside:
+                raise SennError(f"{name!r} holds no unfinished run (there is no {UNFINISHED}/{RUN})")
+            return
+        found = {name for name in found if not name.startswith(".gone.")}
+        ours = self.home.is_symlink() is False and all(map(_ours, inside))
+        if found and RESULTS not in found and (found != {UNFINISHED} or not ours):
+            raise SennError(f"{name!r} isn't empty and holds no run; choose another folder with --out")
+        if RUN in inside and not overwrite:
+            raise SennError(
+                f"{name!r} holds an unfinished run; go on with it: senn fit --resume {name}, or replace it: --overwrite"
+            )
+        if RESULTS in found and not overwrite:
+            raise SennError(f"{name!r} holds a run already; choose another --out, or replace it: --overwrite")
+
+    def _take_up(self) -> None:
+        """What a kill has left half-done is done, or undone."""
+        self.about = _about(self.home)
+        if (self._finished / RESULTS).exists():
+            results = disk.opened(self._finished / RESULTS, FORMAT, VERSION)
+            for name in results.get("files", {}):
+                _intact(self._finished, results, name, _LONGEST)
+            self._deliver(keep=results.get("interrupted") is True)
+        for left in self.home.glob(".*"):
+            _remove(left)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._leave()
+        if isinstance(error, OSError):
+            raise self.unwritable(error) from error
+
+    def _leave(self) -> None:
+        if self._lock >= 0 and self.home.exists():
+            _remove(self.draft) if self._keep else _discard(self.home)
+        for folder in self._made:  # only those that are empty again
+            with suppress(OSError):
+                folder.rmdir()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def unwritable(self, error: OSError) -> SennError:
+        """What is said when the disk doesn't do as asked."""
+        more = f"; go on later: senn fit --resume {self.path}" if self._keep else ""
+        return SennError(f"{str(self.path)!r} can't be written: {error.strerror or error}{more}")
+
+    # -- while the run goes on
+
+    def begin(self, arguments: Sequence[str], **about: Any) -> None:
+        """Note how the run was called, so that it can be gone on with."""
+        document = {"format": FORMAT, "version": VERSION, "arguments": list(arguments), **about}
+        disk.write(self.home / RUN, disk.sealed(document))
+        self.about = _about(self.home)
+
+    def restart(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """The history as it is where the run goes on."""
+        disk.write(self.home / HISTORY, _lines(history))
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One more record of the history, for those who watch."""
+        with (self.home / HISTORY).open("ab") as file:
+            file.write(_lines([record]))
+
+    def save(self, state: Mapping[str, Any], numbers: bytes) -> None:
+        """One more checkpoint; the last two are kept.
+
+        Args:
+            state: JSON-able.
+            numbers: the tensors that it speaks of.
+        """
+        number = max(self._checkpoints(), default=0) + 1
+        draft = self.home / f".checkpoint-{number:03}.partial"
+        _remove(draft)
+        draft.mkdir()
+        try:
+            head = {"format": "senn-checkpoint", "version": VERSION, "run": self.about["checksum"], "number": number}
+            told = {"bytes": len(numbers), "sha256": disk.digest(numbers)}
+            disk.write(draft / NUMBERS, numbers)
+            disk.write(draft / STATE, disk.sealed({**head, "numbers": told, "state": state}, indent=None))
+            draft.rename(self.home / f"checkpoint-{number:03}")
+        finally:
+            _remove(draft)
+        disk.sync(self.home)
+        self._keep = True
+        for old in sorted(self._checkpoints())[:-_KEPT]:
+            _discard(self._checkpoints()[old])
+
+    def newest(self) -> tuple[tuple[dict[str, Any], bytes] | None, list[str]]:
+        """The state and the numbers of the newest checkpoint that is intact, and why newer ones aren't."""
+        reasons: list[str] = []
+        for number, folder in sorted(self._checkpoints().items(), reverse=True):
+            try:
+                document = disk.opened(folder / STATE, "senn-checkpoint", VERSION)
+                if document.get("run") != self.about["checksum"] or document.get("number") != number:
+                    raise SennError(f"{str(folder)!r} belongs to another run or place")
+                numbers = _as_told(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
+                if not isinstance(document.get("state"), dict):
+                    raise SennError(f"{str(folder / STATE)!r} is damaged: it tells of no state")
+                return (document["state"], numbers), reasons
+            except SennError as error:
+                reasons.append(str(error))
+        return None, reasons
+
+    def _checkpoints(self) -> dict[int, Path]:
+        found = {entry: _CHECKPOINT.fullmatch(entry.name) for entry in self.home.iterdir()}
+        return {int(match[1]): entry for entry, match in found.items() if match}
+
+    # -- at its end
+
+    def write_json(self, name: str, document: Any) -> None:
+        """A JSON document in the draft."""
+        text = dumps(disk.plain(document), indent=1, ensure_ascii=False, allow_nan=False)
+        (self.draft / name).write_text(text + "\n", encoding="utf-8")
+
+    def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """The history in the draft: a JSON document per line."""
+        (self.draft / HISTORY).write_bytes(_lines(records))
+
+    def write_results(self, document: Mapping[str, Any]) -> None:
+        """The results, with the checksums of all other files of the draft: to be written last."""
+        contents = {file.name: file.read_bytes() for file in sorted(self.draft.iterdir())}
+        files = {name: {"bytes": len(data), "sha256": disk.digest(data)} for name, data in contents.items()}
+        head = {"format": FORMAT, "version": VERSION}
+        (self.draft / RESULTS).write_bytes(disk.sealed({**head, **disk.plain(document), "files": files}))
+
+    def publish(self, keep: bool = False) -> None:
+        """Give the draft's files their place; with `keep` the run can still be gone on with."""
+        for file in self.draft.iterdir():
+            disk.sync(file)
+        disk.sync(self.draft)
+        self.draft.rename(self._finished)
+        disk.sync(self.home)
+        self._deliver(keep)
+
+    def _deliver(self, keep: bool) -> None:
+        """Copies, the results last: as long as they aren't all there, `complete` names where they are from."""
+        for file in sorted(self._finished.iterdir(), key=lambda file: file.name == RESULTS):
+            disk.write(self.place / file.name, file.read_bytes())
+        _discard(self._finished if keep else self.home)
+        self._keep = keep
+
+
+def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
+    texts = (dumps(disk.plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    return "".join(texts).encode()
+
+
+def _ours(name: str) -> bool:
+    """Whether a file in an unfinished run's folder is one that is written there."""
+    return name in (RUN, HISTORY, "draft", "finished") or bool(_CHECKPOINT.fullmatch(name)) or name.startswith(".")
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that may have a meaning: at once, so that no half of it is ever seen."""
+    if folder.is_symlink() or not folder.exists():
+        _remove(folder)
+        return
+    gone = folder.with_name(f".gone.{folder.name}.{os.getpid()}")
+    folder.rename(gone)
+    _remove(gone)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _locked(folder: Path) -> int:
+    """A folder's number while nobody else writes to it.
+
+    Raises:
+        SennError: somebody does.
+    """
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(number)
+        raise SennError(f"another process is at work in {str(folder)!r}") from error
+    except (ImportError, OSError):  # not every system can, nor every file system
+        pass
+    return number
