@@ -18,6 +18,7 @@ from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.events import GrowthEvent
 from senn.grower import Grower
 from senn.proposals import Proposals
+from senn.surgery.optimizer import unwrap
 from senn.training.callbacks import Callback
 from senn.training.learner import resolve_policy
 from senn.training.recipe import Recipe, Rounds
@@ -52,6 +53,43 @@ def alone(processes: int) -> None:
     """
     if processes > 1:
         raise UnsupportedError(f"a network can't grow yet in a loop of several processes, and here are {processes}")
+
+
+def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, place: str) -> None:
+    """Have the parameters of new layers before a linear map join those like them in an optimizer of several groups.
+
+    Loops make groups by a parameter's kind: biases, say, that don't decay. So a new parameter goes to the group that
+    has all others of its last name and number of dimensions, if one has, and groups stand in the model's order: as they
+    will when the optimizer is made anew for the grown model.
+
+    Args:
+        optimizer: holds the new parameters in the group of the map.
+        model: grown.
+        place: of the map, before which the new layers are.
+    """
+    chain, groups = model.get_submodule(place), [group["params"] for group in optimizer.param_groups]
+    if len(groups) < 2 or not isinstance(chain, nn.Sequential) or isinstance(optimizer, torch.optim.LBFGS):
+        return
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = {parameter: number for number, parameter in enumerate(names)}
+    kinds = {parameter: (name.rpartition(".")[2], parameter.dim()) for parameter, name in names.items()}
+    new = {parameter for layer in [*chain][:-1] for parameter in layer.parameters()}
+    homes: dict[tuple[str, int], set[int]] = {}
+    for number, group in enumerate(groups):
+        for parameter in group:
+            if parameter in names and parameter not in new:
+                homes.setdefault(kinds[parameter], set()).add(number)
+    for number, group in enumerate(groups):
+        for parameter in [one for one in group if one in new]:
+            (home, *others) = homes.get(kinds[parameter], {number})
+            if not others and home != number:
+                group[:] = [one for one in group if one is not parameter]
+                groups[home].append(parameter)
+    for settings in optimizer.param_groups:
+        if all(parameter in order for parameter in settings["params"]):
+            settings["params"].sort(key=order.__getitem__)
+            if "param_names" in settings:
+                settings["param_names"][:] = [names[parameter] for parameter in settings["params"]]
 
 
 class Companion:
@@ -193,6 +231,8 @@ class Companion:
             self._tell(consideration_record(grower.consideration, self.epoch, step))
         for failure in [*failures, *grower.rejections[known:]]:
             self._fail(step, failure)
+        for place in {event.place for event in events if event.kind == "insert"}:
+            regroup(unwrap(grower.optimizer), grower.model, place)
         for event in events:
             record = event_record(event, self.epoch, step, grower.architecture)
             record["size"] = self._size(grower.model)["parameters"]
