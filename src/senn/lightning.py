@@ -142,7 +142,7 @@ class SelfExpansion(pl.Callback):
         """Keep the batch if a round is near; grow if one is due."""
         step = trainer.global_step
         if self.companion.near(step):
-            self.companion.keep(batch)
+            self.companion.keep(batch, step)
             self.companion.grow(step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -89,7 +89,7 @@ class SelfExpansion(TrainerCallback):
         )  # fmt: skip
         self.resume_from = resume_from
         self._hook: Any = None
-        self._says = True
+        self._says, self._warned = True, False
 
     # -- before training
 
@@ -138,7 +138,7 @@ class SelfExpansion(TrainerCallback):
 
             def keep(module: nn.Module, called: tuple[Any, ...], named: Mapping[str, Any]) -> None:
                 if module is model and module.training:
-                    self.companion.keep(dict(named))
+                    self.companion.keep(dict(named), state.global_step + 1)
 
             self._hook = model.register_forward_pre_hook(keep, with_kwargs=True)
 
@@ -167,8 +167,8 @@ class SelfExpansion(TrainerCallback):
             return
         growth = {"optimizer": held(unwrap(optimizer), model), "growth": self.companion.state_dict()}
         _write(folder, model, {"step": state.global_step, **growth})
-        if not self._says:
-            self._says = True  # once is enough
+        if not self._says and not self._warned:
+            self._warned = True
             logger.warning(
                 "no numbers of the configuration say the sizes of this %s: load its checkpoints by "
                 "senn.transformers.load", type(model).__name__,
@@ -334,7 +334,7 @@ def _reassign(optimizer: torch.optim.Optimizer, model: nn.Module, names: Sequenc
                 optimizer.state[parameter] = state
 
 
-def _names(model: nn.Module) -> dict[str, str]:
+def _names(model: Any) -> dict[str, str]:
     """Names of tensors by those under which `save_pretrained` writes them: of some classes, as older versions had them.
 
     Its Trainer loads a checkpoint without giving them their names again.

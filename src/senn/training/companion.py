@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +56,23 @@ def alone(processes: int) -> None:
         raise UnsupportedError(f"a network can't grow yet in a loop of several processes, and here are {processes}")
 
 
+@contextmanager
+def unmixed(model: nn.Module) -> Iterator[None]:
+    """A context in which a model that accelerate has prepared runs without its autocast: in its parameters' precision.
+
+    Moments, promises and the check that a change keeps the function are then as exact as the parameters are.
+    """
+    held = vars(model)
+    if "_original_forward" not in held or "forward" not in held:
+        yield
+        return
+    mixed, held["forward"] = held["forward"], held["_original_forward"]
+    try:
+        yield
+    finally:
+        held["forward"] = mixed
+
+
 def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, place: str) -> None:
     """Have the parameters of new layers before a linear map join those like them in an optimizer of several groups.
 
@@ -95,8 +113,8 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, place: str) -> N
 class Companion:
     """Grows a model beside a loop of others; the loop tells it of every step.
 
-    After a batch has passed: `if companion.near(step): companion.keep(one)`, where `step` is the number of optimizer
-    steps done. After an optimizer step: `companion.grow(step)`. Between rounds both are a comparison of two numbers.
+    After a batch has passed: `if companion.near(step): companion.keep(one, step)`, where `step` is the number of
+    optimizer steps done. After a step: `companion.grow(step)`. Between rounds both compare two numbers.
 
     Args:
         recipe: when, by how much, and what is looked at: `rounds`, `removals`, `growing`, `probe`, `policy`,
@@ -188,7 +206,7 @@ class Companion:
             return False
         return not self._rows or (following - step) * self._rows < self.recipe.probe
 
-    def keep(self, one: Any) -> None:
+    def keep(self, one: Any, step: int) -> None:
         """Keep a batch for the next round, and no more of those before than `Recipe.probe` samples in all."""
         try:
             inputs, targets, *weights = self.prepare(one)
@@ -200,6 +218,9 @@ class Companion:
             return
         self._held.append(own)
         self._rows = len(targets)
+        if not self.near(step):  # the first batch is kept to know how many samples one has
+            self._held.clear()
+            return
         kept = sum(len(targets) for _, targets, _ in self._held)
         while kept - len(self._held[0][1]) >= self.recipe.probe:
             kept -= len(self._held.popleft()[1])
@@ -220,7 +241,8 @@ class Companion:
         try:
             if batches:
                 grower.averaged = tuple(self._averages())  # type: ignore[arg-type]
-                events = grower.grow(batches, moves)
+                with unmixed(grower.model):
+                    events = grower.grow(batches, moves)
             elif not failures:
                 failures.append(SennError("no batch was kept to look at"))
         except Exception as error:  # the loop's loss on a batch, the surgery: everything is as it was
