@@ -73,26 +73,27 @@ def unmixed(model: nn.Module) -> Iterator[None]:
         held["forward"] = mixed
 
 
-def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, place: str) -> None:
+def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, places: Sequence[str]) -> None:
     """Have the parameters of new layers before a linear map join those like them in an optimizer of several groups.
 
     Loops make groups by a parameter's kind: biases, say, that don't decay. So a new parameter goes to the group that
-    has all others of its last name and number of dimensions, if one has, and groups stand in the model's order: as they
-    will when the optimizer is made anew for the grown model.
+    has all others of its last name, if one has, and groups stand in the model's order: as they will when the optimizer
+    is made anew for the grown model.
 
     Args:
         optimizer: holds the new parameters in the group of the map.
         model: grown.
-        place: of the map, before which the new layers are.
+        places: of the maps, before which the new layers are.
     """
-    chain, groups = model.get_submodule(place), [group["params"] for group in optimizer.param_groups]
-    if len(groups) < 2 or not isinstance(chain, nn.Sequential) or isinstance(optimizer, torch.optim.LBFGS):
+    groups = [group["params"] for group in optimizer.param_groups]
+    chains = [chain for place in places if isinstance(chain := model.get_submodule(place), nn.Sequential)]
+    if len(groups) < 2 or not chains:
         return
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = {parameter: number for number, parameter in enumerate(names)}
-    kinds = {parameter: (name.rpartition(".")[2], parameter.dim()) for parameter, name in names.items()}
-    new = {parameter for layer in [*chain][:-1] for parameter in layer.parameters()}
-    homes: dict[tuple[str, int], set[int]] = {}
+    kinds = {parameter: name.rpartition(".")[2] for parameter, name in names.items()}
+    new = {parameter for chain in chains for layer in [*chain][:-1] for parameter in layer.parameters()}
+    homes: dict[str, set[int]] = {}
     for number, group in enumerate(groups):
         for parameter in group:
             if parameter in names and parameter not in new:
@@ -253,8 +254,7 @@ class Companion:
             self._tell(consideration_record(grower.consideration, self.epoch, step))
         for failure in [*failures, *grower.rejections[known:]]:
             self._fail(step, failure)
-        for place in {event.place for event in events if event.kind == "insert"}:
-            regroup(unwrap(grower.optimizer), grower.model, place)
+        regroup(unwrap(grower.optimizer), grower.model, [event.place for event in events if event.kind == "insert"])
         for event in events:
             record = event_record(event, self.epoch, step, grower.architecture)
             record["size"] = self._size(grower.model)["parameters"]
