@@ -25,10 +25,10 @@ Record = Mapping[str, Any]
 class LoggerCallback(Callback):
     """Sends what a run records to loggers, for `train`, `fit_model` and the callbacks for loops of others.
 
-    Scalars, by step: `senn/eta` and `senn/eta/MAP`; `senn/loss`; `senn/parameters`; `senn/width/NUMBER` of each place
+    Scalars, by step: `senn/eta`, `senn/eta_of/MAP`, `senn/loss`, `senn/parameters`; `senn/width/NUMBER` of each place
     that can grow, in order of use; `senn/best/KIND/gain`, `price` and `margin` of the best candidate of each kind;
     `senn/growth/promised` and `realised`, at the step of the change; of an epoch the losses and the learning rate.
-    Text: `senn/growth`, each change and what failed. Image: `senn/growth`, at the end.
+    Text: `senn/events`, each change and what failed. Image: `senn/growth`, at the end.
 
     Args:
         loggers: one or several, with `log_metrics(metrics, step)` as Lightning's and Fabric's have it.
@@ -57,7 +57,7 @@ class LoggerCallback(Callback):
         self._realised()
         self.history.append(record)
         scalars = {name: record[name] for name in ("eta", "loss", "parameters")}
-        scalars |= {f"eta/{name}": value for name, value in record["eta_of"].items()}
+        scalars |= {f"eta_of/{name}": value for name, value in record["eta_of"].items()}
         self._scalars(record, scalars | {"accepted": len(record["accepted"])} | _best(record))
 
     def on_rollback(self, record: Record) -> None:
@@ -105,7 +105,7 @@ class LoggerCallback(Callback):
 
     def _text(self, record: Record, text: str) -> None:
         for logger in self.loggers:
-            log_text(logger, "senn/growth", text, int(record["step"]))
+            log_text(logger, "senn/events", text, int(record["step"]))
 
 
 def log_text(logger: Any, key: str, text: str, step: int) -> None:
@@ -145,7 +145,7 @@ def growth_image(history: Sequence[Record]) -> npt.NDArray[np.uint8]:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "growth.png"
-        growth_figure([*history, *epochs], path)
+        growth_figure([*(one for one in history if one["event"] != "end" or "best_epoch" in one), *epochs], path)
         pixels = imread(path)
     return np.asarray(np.round(pixels[..., :3] * 255), dtype=np.uint8)
 
