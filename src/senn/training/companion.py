@@ -153,7 +153,7 @@ class Companion:
         self._averages: Callable[[], Sequence[nn.Module]] = tuple
         self._steps: int | None = None
         self._rounds = Rounds(self.recipe)
-        self._rows = 0
+        self._rows = self._kept = 0
         self._held: deque[Held] = deque()
         self._trouble: Exception | None = None
         self._open: list[tuple[GrowthEvent, Record]] = []
@@ -189,7 +189,7 @@ class Companion:
         )  # fmt: skip
         self._averages = averages
         self._steps = None if steps is None or not math.isfinite(steps) or steps < 1 else int(steps)
-        self._rounds, self._rows = Rounds(recipe, self._steps), 0
+        self._rounds, self._rows, self._kept = Rounds(recipe, self._steps), 0, 0
         self.history.clear()
         self._held.clear()
         self._open.clear()
@@ -213,18 +213,17 @@ class Companion:
             inputs, targets, *weights = self.prepare(one)
             if not isinstance(targets, Tensor):
                 raise SennError(f"the targets of a batch must be a tensor, not a {type(targets).__name__}")
-            own = batch.copied((inputs, targets, weights[0] if weights else None))
+            own, rows = batch.copied((inputs, targets, weights[0] if weights else None)), len(targets)
         except Exception as error:  # whatever a function of others raises: their training goes on
             self._trouble = error
             return
-        self._held.append(own)
-        self._rows = len(targets)
-        if not self.near(step):  # the first batch is kept to know how many samples one has
-            self._held.clear()
+        self._rows = rows
+        if not self.near(step):  # the first batch came to say how many samples one has
             return
-        kept = sum(len(targets) for _, targets, _ in self._held)
-        while kept - len(self._held[0][1]) >= self.recipe.probe:
-            kept -= len(self._held.popleft()[1])
+        self._held.append(own)
+        self._kept += rows
+        while self._kept - len(self._held[0][1]) >= self.recipe.probe:
+            self._kept -= len(self._held.popleft()[1])
 
     def grow(self, step: int) -> list[GrowthEvent]:
         """After optimizer step number `step`: a round of growth, if one is due. What fails is told of, and no more."""
@@ -234,6 +233,7 @@ class Companion:
         batches = [(inputs, targets) if weights is None else (inputs, targets, weights)
                    for inputs, targets, weights in self._held]  # fmt: skip
         self._held.clear()
+        self._kept = 0
         grower = self._grower()
         known, before = len(grower.rejections), grower.consideration
         failures: list[Exception | str] = [] if self._trouble is None else [self._trouble]
@@ -289,6 +289,7 @@ class Companion:
             self._rounds = Rounds(self.recipe, self._steps)
             self._rounds.load_state_dict(state["rounds"])
             self._held.extend(_unplain(one, device) for one in state["held"])
+            self._kept = sum(len(targets) for _, targets, _ in self._held)
             self.history[:] = [dict(record) for record in state["history"]]
             grower = state["grower"]
         except (KeyError, TypeError, ValueError) as error:
