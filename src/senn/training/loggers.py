@@ -139,15 +139,21 @@ def growth_image(history: Sequence[Record]) -> npt.NDArray[np.uint8]:
 
     from senn.plots import growth_figure
 
-    epochs = [] if any(one["event"] == "epoch" for one in history) else [
-        {"event": "epoch", "epoch": 0, "step": one["step"], "train_loss": one["loss"], "validation_loss": None}
-        for one in history if one["event"] == "consideration"
-    ]  # fmt: skip
+    if not any(one["event"] == "epoch" for one in history):
+        history = [*history, *_instead_of_epochs(history)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "growth.png"
-        growth_figure([*(one for one in history if one["event"] != "end" or "best_epoch" in one), *epochs], path)
+        growth_figure([one for one in history if one["event"] != "end" or "best_epoch" in one], path)
         pixels = imread(path)
     return np.asarray(np.round(pixels[..., :3] * 255), dtype=np.uint8)
+
+
+def _instead_of_epochs(history: Sequence[Record]) -> list[Record]:
+    """The losses at every round, and the sizes up to the end."""
+    none = {"event": "epoch", "epoch": 0, "train_loss": None, "validation_loss": None}
+    losses = [{**none, "step": one["step"], "train_loss": one["loss"]} for one in history if "eta_of" in one]
+    last = [one["architecture"] for one in history if "architecture" in one][-1:]
+    return [*losses, *({**none, "step": history[-1].get("step", 0), "architecture": one} for one in last)]
 
 
 def _takes(logger: Any) -> str | None:
