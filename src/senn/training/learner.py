@@ -22,6 +22,7 @@ from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.proposals import Proposals
 from senn.training.recipe import Recipe, Task
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 # Learning rates that suit small nets on standardised tables, by optimizer; others start from torch's own default.
@@ -233,5 +234,14 @@ def resolve_policy(policy: Policy | str | None) -> Policy:
 def _averaged(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     if recipe.average is None:
         return None
-    function = get_ema_multi_avg_fn(recipe.average_decay) if recipe.average == "ema" else get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
+    function = get_ema_multi_avg_fn(recipe.average_decay) if recipe.average == "ema" else _mean  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=function, use_buffers=True)
+
+
+def _mean(averaged: _Tensors, current: _Tensors, number: Tensor | int) -> None:
+    """The mean of all weights so far; of counts (a normalisation's batches) there is none, they are as they are now."""
+    if averaged[0].is_floating_point():
+        get_swa_multi_avg_fn()(averaged, current, number)  # type: ignore[no-untyped-call]
+        return
+    for old, new in zip(averaged, current, strict=True):
+        old.copy_(new)

@@ -48,6 +48,9 @@ class Keeper(Protocol):
             SennError, OSError: it can't be kept; what was kept before still is.
         """
 
+    def end(self) -> None:
+        """Hear that training has come to its end, so that nothing is to be interrupted any more."""
+
 
 def captured(run: Training) -> State:
     """The state of a run, as nested plain values and tensors that training doesn't change any more.
