@@ -51,6 +51,9 @@ class SelfExpansion(TrainerCallback):
     Numbers of the model's configuration follow where they can say the new sizes: where all layers have the same. Then
     `from_pretrained` loads what the Trainer saves. Where they can't, a warning says so, and `load` does.
 
+    A Trainer that is given a `model_init` makes another model when it trains, unseen by callbacks: have that function
+    return `load(checkpoint, into=...)` to go on from a grown one.
+
     Args:
         recipe: when, by how much, and what is looked at, see `Companion`.
         loss: the training loss, `loss(logits, labels)`, a mean over samples.

@@ -248,7 +248,6 @@ class Companion:
                 failures.append(SennError("no batch was kept to look at"))
         except Exception as error:  # the loop's loss on a batch, the surgery: everything is as it was
             failures.append(error)
-            grower.reset()
         if grower.consideration is not None and grower.consideration is not before:
             self._realise()
             self._tell(consideration_record(grower.consideration, self.epoch, step))
