@@ -1,6 +1,4 @@
-"""An own training loop with accelerate, in which a network grows.
-
-    python examples/accelerate_loop.py
+"""Grow a network in an own loop with accelerate.
 
 `Accelerator.prepare` wraps the optimizer, the schedule and the loader. The grower takes the prepared model and
 optimizer as they are, and the loop stays what it was but for two lines. Data: scikit-learn's handwritten digits.

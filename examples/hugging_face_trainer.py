@@ -1,6 +1,4 @@
-"""A BERT that grows in the Trainer of transformers.
-
-    python examples/hugging_face_trainer.py
+"""Grow a BERT in the Trainer of transformers.
 
 A small `BertForSequenceClassification` from its configuration, an unmodified `Trainer`, and one callback more; nothing
 is downloaded. The task: are the first and the last letter of a word of the same kind, vowel or consonant? At the end, a
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, logging
+from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, logging
 
 from senn.training import Recipe
 from senn.transformers import SelfExpansion
@@ -49,7 +47,9 @@ def trainer(folder: Path, steps: int, expansion: SelfExpansion) -> Trainer:
         disable_tqdm=True, use_cpu=True, seed=0,
     )  # fmt: skip
     data = words(4000, seed=0)
-    return Trainer(bert(), arguments, train_dataset=data, callbacks=[expansion])
+    made = Trainer(bert(), arguments, train_dataset=data, callbacks=[expansion])
+    made.remove_callback(PrinterCallback)  # the figures of the run aren't what is to be seen here
+    return made
 
 
 @torch.no_grad()

@@ -1,6 +1,4 @@
-"""A LightningModule that grows in its own Trainer.
-
-    python examples/lightning_digits.py
+"""Grow a LightningModule in its own Trainer.
 
 The module and the Trainer are what anyone would write: AdamW, a one-cycle schedule, an average of the weights, clipped
 gradients, checkpoints. One callback more, and the network finds its widths and depth on scikit-learn's handwritten
