@@ -181,3 +181,24 @@ def test_what_is_not_finite_is_left_out():
         ({"senn/width/0": 3.0, "senn/parameters": 7.0}, 0),
         ({"senn/validation_score": 0.5, "senn/lr": 0.1, "senn/width/0": 3.0, "senn/parameters": 7.0}, 4),
     ]
+
+
+def test_a_run_that_goes_on_is_drawn_from_its_beginning(tmp_path):
+    from senn.lightning import SelfExpansion
+
+    recipe, made = Recipe(rounds=(0.05, 0.6), removals=()), []
+    for path in (None, tmp_path / "epoch=1.ckpt"):
+        torch.manual_seed(0)
+        expansion, logger = SelfExpansion(recipe), pl.loggers.CSVLogger(tmp_path)
+        kept = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        trainer = pl.Trainer(
+            max_epochs=4, logger=logger, callbacks=[expansion, kept], enable_progress_bar=False, accelerator="cpu",
+            enable_model_summary=False, log_every_n_steps=50,
+        )  # fmt: skip
+        trainer.fit(Net(), DataLoader(TensorDataset(X, Y), batch_size=20), ckpt_path=path)
+        (listener,) = expansion.companion.callbacks
+        steps = [int(row["step"]) for row in rows(logger.experiment.metrics_file_path) if row.get("senn/eta")]
+        made.append((listener.history, steps))
+    (whole, steps), (history, later) = made
+    assert whole == history
+    assert (steps, later) == ([2, 24], [24])

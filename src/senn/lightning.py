@@ -121,14 +121,15 @@ class SelfExpansion(pl.Callback):
         model = _part(pl_module, self.model)
         for copy in self._copies(trainer, pl_module):
             self._parts_of(copy)
-        self.companion.callbacks = [*self._callbacks]
-        if self.log and trainer.loggers:
-            self.companion.callbacks.append(LoggerCallback(trainer.loggers, image=_can_draw()))
+        loggers = [LoggerCallback(trainer.loggers, image=_can_draw())] if self.log and trainer.loggers else []
+        self.companion.callbacks = [*self._callbacks, *loggers]
         self.companion.epoch = trainer.current_epoch + 1
         self.companion.start(
             model, _optimizer(trainer, model), steps=trainer.estimated_stepping_batches, samples=_samples(trainer),
             averages=lambda: self._copies(trainer, pl_module), state=self._state,
         )  # fmt: skip
+        for one in loggers:
+            one.restart(self.companion.history)
 
     # -- training
 

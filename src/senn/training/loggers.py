@@ -46,6 +46,11 @@ class LoggerCallback(Callback):
         self.history, self._told = [record], set()
         self._scalars(record, _sizes(record))
 
+    def restart(self, history: Sequence[Record]) -> None:
+        """Take over the records of a run that goes on, which the loggers have already."""
+        self.history = [*history]
+        self._told = {record["step"] for record in history if record.get("realised") is not None}
+
     def on_epoch(self, record: Record) -> None:
         """Losses, learning rate, sizes."""
         self.history.append(record)
