@@ -26,6 +26,7 @@ from senn.data.images import is_images
 from senn.persistence import DESCRIPTION, WEIGHTS, save
 from senn.plots import growth_figure
 from senn.training import Run
+from senn.training.callbacks import Callback
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
         say(preparation.line())
         for note in preparation.notes:
             say(f"note: {note}")
-        trained = _train(preparation, console)
+        with _watched(args, preparation.name, say) as watching:
+            trained = _train(preparation, console, watching)
         no_more()  # writing takes a moment only
         results = _results(preparation, trained)
         _write(folder, preparation, trained, results)
@@ -50,6 +52,21 @@ def run(args: argparse.Namespace) -> int:
     if trained.interrupted:
         print("senn: interrupted; the best network so far is kept", file=sys.stderr)
     return EXIT_INTERRUPTED if trained.interrupted else 0
+
+
+@contextmanager
+def _watched(args: argparse.Namespace, name: str, say: _Speaker) -> Iterator[tuple[Callback, ...]]:
+    """What shows the run in a browser while it goes on, if that is asked for."""
+    if not args.watch:
+        yield ()
+        return
+    from senn.cli.watch import Watch
+
+    def aloud(line: str) -> None:  # whoever asks for it must learn where it is
+        print(line, file=sys.stderr) if say.console.quiet else say(line)
+
+    with Watch(name, args.port, aloud) as watch:
+        yield (watch,)
 
 
 def _prepare(args: argparse.Namespace) -> Prepared:
@@ -94,10 +111,10 @@ class _Speaker:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _train(preparation: Prepared, console: Console) -> Run:
+def _train(preparation: Prepared, console: Console, watching: tuple[Callback, ...]) -> Run:
     callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
     try:
-        return preparation.train((callback,))
+        return preparation.train((callback, *watching))
     finally:
         if isinstance(callback, LiveCallback):
             callback.stop()
