@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from senn import drawn
 from senn.errors import SennError
 from senn.training import Recipe, Task, train
 from senn.training.learner import build_model
@@ -155,6 +156,11 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
         model = copy.deepcopy(self.model_).double().eval()
         output: torch.Tensor = model(torch.from_numpy((X - self.mean_) / self.scale_))
         return output
+
+    def _html_repr(self) -> str:
+        """scikit-learn's picture in notebooks; of a fitted estimator also its layers and its size over time."""
+        shown: str = super()._html_repr()
+        return shown + (drawn.grown(self.history_, self.architecture_) if hasattr(self, "history_") else "")
 
     def __getstate__(self) -> dict[str, Any]:
         # The optimizer and the grower of `partial_fit` stay behind; a copy starts fresh ones.

@@ -125,19 +125,19 @@ class Watch(Callback):
         with self._news:
             self._listeners += 1
         try:
-            seen = 0
-            send("all", [])
+            told: list[dict[str, Any]] = []
+            send("all", told)
             while True:
+                seen = len(told)
                 with self._news:
-                    self._news.wait_for(lambda: len(self._told) > seen or self._over is not None, _PULSE)
-                    news, over = self._told[seen:], self._over
-                    everything = list(self._told) if over is not None else None
-                if everything is not None:
-                    send("all", everything)
+                    if len(self._told) == seen and self._over is None:
+                        self._news.wait(_PULSE)
+                    told, over = list(self._told), self._over
+                if over is not None:
+                    send("all", told)
                     send("over", over)
                     return
-                seen += len(news)
-                send("more", news)
+                send("more", told[seen:])
         finally:
             with self._news:
                 self._listeners -= 1

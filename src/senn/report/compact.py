@@ -45,7 +45,7 @@ def compact(record: Record) -> dict[str, Any]:
     if not isinstance(event, str):
         raise TypeError("the event of a record has no name")
     if event == "end":
-        return rounded(dict(record))
+        return _rounded(record)
     if isinstance(record["step"], bool) or not isinstance(record["step"], int):
         raise TypeError("the step of a record is no number")
     if event in ("start", "epoch", "growth"):
@@ -53,7 +53,7 @@ def compact(record: Record) -> dict[str, Any]:
             raise TypeError("the widths of a record are no numbers")
         int(record["parameters"])
     if event != "consideration":
-        return rounded(dict(record))
+        return _rounded(record)
     names: dict[str, int] = {}
     rows = [
         [accepted, *(_cell(candidate[column], names) for column in CANDIDATE)]
@@ -61,7 +61,7 @@ def compact(record: Record) -> dict[str, Any]:
         for candidate in record[key]
     ]
     rest = {key: value for key, value in record.items() if key not in ("accepted", "refused")}
-    return {**rounded(rest), "names": list(names), "rows": rows}
+    return {**_rounded(rest), "names": list(names), "rows": rows}
 
 
 def results_shown(results: Record) -> dict[str, Any]:
@@ -74,7 +74,11 @@ def results_shown(results: Record) -> dict[str, Any]:
             about[key] = _first([str(item) for item in data[key]])
     if isinstance(data.get("columns"), dict):
         about["columns"] = _first([[str(name), str(kind)] for name, kind in data["columns"].items()])
-    return rounded({**shown, "data": about})
+    return _rounded({**shown, "data": about})
+
+
+def _rounded(record: Record) -> dict[str, Any]:
+    return {str(key): rounded(item) for key, item in record.items()}
 
 
 def rounded(value: Any) -> Any:
@@ -82,7 +86,7 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): rounded(item) for key, item in value.items()}
+        return _rounded(value)
     return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 

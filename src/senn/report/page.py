@@ -1,4 +1,4 @@
-"""One HTML text from the records of runs: a template, its style and scripts, a charting library, the records as JSON."""
+"""One HTML text from the records of runs: a template with its style and scripts, a charting library, JSON."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ const rug = {
 };
 
 /** Lines over steps: rows of {step, series, value, epoch}. */
-function lines({ y, log, area, stepped, counted, series, colours, dashed }) {
+function lines({ y, log, area, stepped, counted, series, colours, dashed, marked }) {
   const colour = series.length > 1 || dashed
-    ? { field: "series", type: "nominal", scale: { domain: series, range: colours || series.map((_, at) => COLOURS[at % COLOURS.length]) }, sort: null, legend: series.length > 1 && series.length <= 12 ? { symbolType: area ? "square" : "stroke" } : null }
+    ? { field: "series", type: "nominal", scale: { domain: series, range: colours || series.map((_, at) => COLOURS[at % COLOURS.length]) }, sort: null, legend: series.length > 1 && series.length <= 12 ? { symbolType: area ? "square" : "stroke", columns: { expr: "width < 300 ? 3 : 4" } } : null }
     : { value: (colours || COLOURS)[0] };
   const scale = log ? { type: "log", nice: true } : { zero: Boolean(area || stepped || counted), nice: true };
   const Y = { field: "value", type: "quantitative", scale, stack: area ? "zero" : null, axis: { title: y, tickCount: 5, format: (stepped || counted) && !area ? "~s" : ".3~r" } };
@@ -35,7 +35,7 @@ function lines({ y, log, area, stepped, counted, series, colours, dashed }) {
   const mark = area ? { type: "area", opacity: 0.75, line: false, interpolate: "step-after" } : { type: "line", strokeWidth: 2, interpolate: stepped ? "step-after" : "linear" };
   return {
     layer: [
-      rug,
+      ...(marked ? [rug] : []),
       { data: { name: "curve" }, mark, encoding: { x: STEP, y: Y, color: colour, ...dash } },
       ruler,
       {
@@ -75,7 +75,7 @@ function calibration(stories) {
   };
 }
 
-const changesOf = (stories) => stories.flatMap((story) => story.rounds.flatMap((round) => round.changes.map((change) => ({ step: change.step, kind: change.kind, text: changed(change) }))));
+const changesOf = (stories) => stories.flatMap((story) => story.rounds.filter((round) => round.changes.length).map((round) => ({ step: round.step, kind: kindOf(round), text: round.changes.map(changed).join("; ") })));
 
 function lossRows(stories) {
   return stories.flatMap((story) => story.epochs.flatMap((epoch) =>
@@ -94,13 +94,16 @@ function widthRows(story) {
   return story.moments.flatMap((moment) => moment.layers.map((layer) => ({ step: moment.step, epoch: moment.epoch, value: layer.width, series: names.get(layer.id) || "gone" })));
 }
 function etaRows(stories) {
-  return stories.flatMap((story) => story.rounds.filter((round) => round.record).flatMap(({ record, step, epoch }) =>
-    stories.length > 1 ? [{ step, epoch, value: record.eta, series: story.name }]
-      : Object.entries(record.eta_of || {}).map(([series, value]) => ({ step, epoch, value, series }))));
+  return stories.flatMap((story) => {
+    const rounds = story.rounds.filter((round) => round.record);
+    if (stories.length > 1) return rounds.map(({ record, step, epoch }) => ({ step, epoch, value: record.eta, series: story.name }));
+    const maps = [...new Set(rounds.flatMap(({ record }) => Object.keys(record.eta_of || {})))];
+    return rounds.flatMap(({ record, step, epoch }) => maps.map((series) => ({ step, epoch, series, value: (record.eta_of || {})[series] ?? 0 })));
+  });
 }
 function promiseRows(stories) {
   return stories.flatMap((story) => story.rounds.filter((round) => round.changes.length && known(round.changes[0].realised)).map((round) => ({
-    step: round.step, series: story.name, kind: round.changes[0].kind, text: round.changes.map(changed).join("; "),
+    step: round.step, series: story.name, kind: kindOf(round), text: round.changes.map(changed).join("; "),
     promised: round.changes.reduce((sum, change) => sum + (change.promised || 0), 0), realised: round.changes[0].realised,
   })));
 }
@@ -119,7 +122,7 @@ function charts(stories) {
   const runs = stories.map((one) => one.name);
   const changes = several ? [] : changesOf(stories);
   const nats = stories.every((one) => one.task === "classification") ? "loss (nats)" : "loss";
-  const curve = (key, title, about, rows, options) => ({ key, title, about, spec: lines({ series: runs, ...options }), data: { curve: rows, changes }, table: curveTable(options.y, several), rows });
+  const curve = (key, title, about, rows, options) => ({ key, title, about, spec: lines({ series: runs, marked: changes.length > 0, ...options }), data: changes.length ? { curve: rows, changes } : { curve: rows }, table: curveTable(options.y, several), rows });
   const loss = lossRows(stories);
   const eta = etaRows(stories);
   const maps = several ? runs : [...new Set(eta.map((row) => row.series))];

@@ -28,7 +28,7 @@ function tiles(story) {
     : Object.entries(validation || end.validation || {}).length ? Object.entries(validation || end.validation).map(([name, value]) => [`validation ${metric(name)}`, num(value, 4)])
       : known(last.validation_score) ? [[`validation ${story.scoreName}`, num(last.validation_score, 4)]] : [];
   const size = start.parameters ? ` from ${count(start.parameters)}` : "";
-  const facts = [...scores.slice(0, 2), ["hidden units", widths(hidden(story)), start.architecture ? `from ${widths(start.architecture)}` : ""], ["parameters", count(parameters(story)), size.trim()],
+  const facts = [...scores.slice(0, 2), ["hidden layers", widths(hidden(story)), start.architecture ? `from ${widths(start.architecture)}` : ""], ["parameters", count(parameters(story)), size.trim()],
     ["changes of size", count(changeCount(story)), `in ${plural(story.rounds.length, "round")}`], ["time", seconds(took(story)), plural(story.epochs.length, "epoch")]];
   return el("dl", { class: "tiles" }, facts.map(([name, value, note]) => el("div", {}, el("dt", {}, name), el("dd", { class: String(value).length > 10 ? "long" : null }, value, note ? el("small", {}, note) : null))));
 }
@@ -36,7 +36,7 @@ function tiles(story) {
 function comparison(stories) {
   const names = [...new Set(stories.flatMap((story) => Object.keys((story.results || {}).test || {})))];
   const rows = stories.map((story) => {
-    const { results = {} } = { results: story.results || {} }, start = story.start || {};
+    const results = story.results || {}, start = story.start || {};
     const scores = names.map((name) => num((results.test || {})[name], 4));
     const validation = (results.validation || (story.end || {}).validation || {}).loss;
     return [story.name, ...scores, num(validation, 4), widths(hidden(story)), count(parameters(story)), short(flops(story)), count(changeCount(story)), count(story.rounds.length), count(story.epochs.length), seconds(took(story)), results.seed ?? "–", start.optimizer || "–", start.policy || "fixed size"];
@@ -55,7 +55,7 @@ function finalTable(story) {
     ["seed", known(results.seed) ? String(results.seed) : null], ["optimizer", results.optimizer], ["policy", results.policy],
     ["versions", results.versions ? Object.entries(results.versions).map(([name, version]) => `${name} ${version}`).join(", ") : null],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "–");
-  return table("Scores, size and settings", [{ name: "figure", left: true }, { name: "value", left: true }], rows);
+  return table(`Scores, size and settings of ${story.name}`, [{ name: "figure", left: true }, { name: "value", left: true }], rows);
 }
 
 function dataPart(story) {
@@ -76,5 +76,5 @@ function codePart(story) {
     try { await navigator.clipboard.writeText(story.code); said.replaceChildren("Copied."); }
     catch { getSelection().selectAllChildren(code); said.replaceChildren("Selected: copy it with the keyboard."); }
   } }, "Copy");
-  return [el("h3", {}, "As PyTorch code"), el("p", {}, copy, " ", said), el("pre", { tabindex: "0", role: "region", "aria-label": "PyTorch code of the network" }, code)];
+  return [el("h3", {}, "As PyTorch code"), el("p", {}, copy, " ", said), el("pre", { tabindex: "0", role: "region", "aria-label": `PyTorch code of the network of ${story.name}` }, code)];
 }

@@ -5,9 +5,10 @@ const GLOW = 4; // moments over which what came fades, and what went
 const PITCH = [5, 12]; // distance of two units in pixels, at least and at most
 
 class Picture {
-  constructor(story, height = 300) {
+  constructor(story, stories, height) {
     this.story = story;
     this.height = height;
+    this.stories = stories; // beside which it is drawn, at the same scale
     this.svg = svg("svg", { role: "img", class: "network" });
     this.box = el("div", { class: "picture" }, this.svg);
     this.time = 0;
@@ -58,27 +59,28 @@ class Picture {
   }
 
   paint(columns) {
-    const { width, height } = this;
+    const { width, height } = this, widest = Math.max(...this.stories.map((story) => story.widest));
     const top = 26, bottom = 30, tall = height - top - bottom, middle = top + tall / 2;
     const total = columns.reduce((sum, column) => sum + column.presence, 0);
     const slot = Math.min(150, width / total);
     const left = (width - slot * total) / 2;
     // Units as dots, in as many files as it takes to tell them apart; as a bar if there is no room for these.
     const room = slot * 0.5, rows = (pitch) => Math.max(1, Math.floor(tall / pitch));
-    const fits = (pitch) => Math.ceil(this.story.widest / rows(pitch)) * pitch <= room;
+    const fits = (pitch) => Math.ceil(widest / rows(pitch)) * pitch <= room;
     let pitch = PITCH[1];
     while (pitch > PITCH[0] && !fits(pitch)) pitch -= 0.5;
     const dots = fits(pitch);
-    const files = dots ? Math.ceil(this.story.widest / rows(pitch)) : 1;
-    const unit = dots ? pitch : tall / this.story.widest;
+    const files = dots ? Math.ceil(widest / rows(pitch)) : 1;
+    const unit = dots ? pitch : tall / widest;
     const thick = dots ? files * pitch : Math.max(3, Math.min(18, slot * 0.42));
-    const grid = { files, unit, dots };
+    const grid = { unit, dots };
     let at = left;
     const places = columns.map((column) => {
       const x = at + (slot * column.presence) / 2;
       at += slot * column.presence;
-      const size = column.end ? Math.min(tall * 0.34, 84) : Math.max((column.width / files) * unit, 2);
-      return { ...column, x, from: middle - size / 2, to: middle + size / 2, thick: column.end ? Math.min(thick, 14) : thick };
+      const own = Math.max(1, Math.min(files, Math.ceil(column.width))); // files of this layer
+      const size = column.end ? Math.min(tall * 0.34, 84) : Math.max((column.width / own) * unit, 2);
+      return { ...column, x, files: own, from: middle - size / 2, to: middle + size / 2, thick: column.end ? Math.min(thick, 14) : dots ? own * unit : thick };
     });
     const ribbons = places.slice(1).map((place, number) => this.ribbon(places[number], place));
     const parts = places.map((place) => (place.end ? this.end(place, slot) : this.layer(place, grid, slot)));
@@ -102,7 +104,7 @@ class Picture {
 
   /** A layer: old units, those that came lit, those that went as shadows. */
   layer(place, grid, slot) {
-    const { unit, files } = grid;
+    const { unit } = grid, { files } = place;
     const piece = (from, to, name, opacity) => {
       if (to - from < 0.01) return null;
       if (!grid.dots) return svg("line", { x1: place.x, x2: place.x, y1: place.from + from * unit, y2: Math.max(place.from + to * unit, place.from + from * unit + 1.5), "stroke-width": place.thick, class: name, opacity });
@@ -132,7 +134,7 @@ class Player {
   constructor(stories, onMove) {
     this.stories = stories;
     this.onMove = onMove;
-    this.pictures = stories.map((story) => new Picture(story, stories.length > 1 ? 200 : 300));
+    this.pictures = stories.map((story) => new Picture(story, stories, stories.length > 1 ? 230 : 300));
     this.slider = el("input", { type: "range", min: 0, max: 0, step: 1, value: 0, id: "time", "aria-label": "Time", oninput: () => { this.pause(); this.show(Number(this.slider.value)); } });
     this.button = el("button", { type: "button", class: "play", "aria-label": "Play", onclick: () => (this.playing ? this.pause() : this.play()) });
     this.back = el("button", { type: "button", class: "quiet", "aria-label": "Previous change of size", onclick: () => this.jump(-1) }, "‹ change");
@@ -147,10 +149,10 @@ class Player {
 
   element() {
     const pictures = this.pictures.map((picture) => (this.pictures.length > 1 ? el("figure", { class: "one" }, el("figcaption", {}, picture.story.name), picture.box) : picture.box));
-    return el("div", { class: "player" }, pictures,
+    return el("div", { class: "player" }, el("div", { class: "pictures" }, pictures),
       el("div", { class: "controls" }, this.button, el("div", { class: "track" }, this.slider, this.marks), this.back, this.on),
       el("div", { class: "now", "aria-live": "polite" }, this.where, this.what, this.size),
-      el("p", { class: "key" }, el("span", { class: "dot lit" }), "units that came", el("span", { class: "dot inserted" }), "a layer inserted", el("span", { class: "dot gone" }), "units that went"));
+      el("p", { class: "key" }, [["lit", "units that came"], ["inserted", "a layer inserted"], ["gone", "units that went"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `dot ${kind}` }), text))));
   }
 
   /** Positions of the slider: steps at which anything happens. */
@@ -164,7 +166,7 @@ class Player {
       : this.steps.flatMap((step, at) => (this.stories.some((story) => story.rounds.some((round) => round.changes.length && round.step === step)) ? [at] : []));
     const kept = this.stories.length === 1 ? this.stories[0].moments.findIndex((moment) => moment.kind === "epoch" && this.stories[0].kept && moment.epoch === this.stories[0].kept.epoch) : -1;
     this.kept = kept < 0 ? this.steps.length - 1 : kept;
-    const kind = (at) => (single ? this.stories[0].moments[at].round.changes[0].kind : "widen");
+    const kind = (at) => (single ? kindOf(this.stories[0].moments[at].round) : "widen");
     this.marks.replaceChildren(...this.changes.map((at) => {
       const x = (1000 * at) / Math.max(1, this.steps.length - 1);
       return svg("line", { x1: x, x2: x, y1: 0, y2: 10, class: kind(at) });

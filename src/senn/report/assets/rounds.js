@@ -2,14 +2,14 @@
 // Why each change happened: every round, with all of its candidates, what they promised, what they cost, what was refused.
 
 const CANDIDATE_COLUMNS = [
-  { name: "verdict", left: true }, { name: "change", left: true }, { name: "detail", left: true }, { name: "units" },
-  { name: "parameters", title: "net change of the number of parameters" },
-  { name: "gain η", title: "exact gain of the expansion score; minus the cost, for pruning" },
-  { name: "held-out η ± error", title: "gain of a step fitted on one half of the samples and valued on the other, with its standard error" },
+  { name: "verdict", left: true }, { name: "change", left: true },
+  { name: "promise and price", left: true, title: "bar: what is promised, with its standard error; upright line: the price; square-root scale" },
   { name: "promised", title: "decrease of the loss to count on, in nats per sample" },
   { name: "price", title: "what its parameters had to promise at least, in nats per sample" },
   { name: "margin", title: "what it promised beyond what was asked, in nats per sample; negative for what fell short" },
-  { name: "promise against price", left: true, title: "bar: what is promised, with its standard error; upright line: the price; square-root scale" },
+  { name: "gain η", title: "exact gain of the expansion score; minus the cost, for pruning" },
+  { name: "held-out η ± error", title: "gain of a step fitted on one half of the samples and valued on the other, with its standard error" },
+  { name: "units" }, { name: "parameters", title: "net change of the number of parameters" }, { name: "detail", left: true },
 ];
 const CHANGE_COLUMNS = [
   { name: "change", left: true }, { name: "width" }, { name: "parameters" }, { name: "gain η" }, { name: "held-out η ± error" }, { name: "promised" }, { name: "price" },
@@ -35,8 +35,8 @@ function candidateTable(story, round) {
   const most = Math.max(1e-12, ...candidates.map((one) => Math.max(Math.abs(one.promise || 0) + (one.error || 0) / (2 * nat), Math.abs(one.price || 0))));
   const rows = candidates.map((one) => ({
     class: one.accepted ? "accepted" : "refused",
-    cells: [one.accepted ? "accepted" : `refused`, [badge(one.kind), ` ${one.place}`], one.detail, count(one.units), signedCount(one.parameters), num(one.gain),
-      one.kind === "prune" ? "–" : plusMinus(one.heldout, one.error), signed(one.promise), num(one.price), signed(one.margin), bar(one, nat, most)],
+    cells: [one.accepted ? "accepted" : "refused", [badge(one.kind), ` ${one.place}`], bar(one, nat, most), signed(one.promise), num(one.price), signed(one.margin), num(one.gain),
+      one.kind === "prune" ? "–" : plusMinus(one.heldout, one.error), count(one.units), signedCount(one.parameters), one.detail],
   }));
   return table(`Candidates of round ${round.number}, at step ${count(round.step)}: the accepted in their order, then the best refused of each kind and place`, CANDIDATE_COLUMNS, rows);
 }
@@ -59,10 +59,12 @@ function roundSummary(story, round) {
   const { record, changes } = round;
   const promised = changes.reduce((sum, one) => sum + (one.promised || 0), 0);
   const price = changes.reduce((sum, one) => sum + (one.price || 0), 0);
-  const figures = changes.length ? `promised ${signed(promised)} nats for a price of ${num(price)}${known(changes[0].realised) ? `, realised ${signed(changes[0].realised)}` : ""}` : "";
+  const removals = changes.every((one) => one.kind === "prune");
+  const worth = removals ? `costs ${num(-promised)} nats, saves a price of ${num(-price)}` : `promised ${signed(promised)} nats for a price of ${num(price)}`;
+  const figures = changes.length ? `${worth}${known(changes[0].realised) ? `, realised ${signed(changes[0].realised)}` : ""}` : "";
   const moves = record && record.moves ? `considered ${record.moves.map((move) => MOVES[move] || move).join(", ")}` : "";
   const notes = [figures, record ? closest(story, round) : "", changes.length ? "" : moves].filter(Boolean).join(" · ");
-  const state = changes.length ? changes[0].kind : round.rollbacks.length ? "rollback" : "nothing";
+  const state = changes.length ? kindOf(round) : round.rollbacks.length ? "rollback" : "nothing";
   return el("span", { class: `round ${state}` },
     el("span", { class: "when" }, `step ${count(round.step)}`), el("span", { class: "verdict" }, verdict(story, round)),
     round.rollbacks.length ? el("span", { class: "reason" }, round.rollbacks.map((one) => one.text).join("; ")) : null,

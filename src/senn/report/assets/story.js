@@ -93,6 +93,9 @@ function changed(change) {
   return `${KINDS[change.kind] || change.kind} ${change.place} from ${count(change.before)} to ${count(change.after)} units`;
 }
 
+/** The kind of a round's changes, the rarest first. */
+const kindOf = (round) => ["insert", "prune", "widen"].find((kind) => round.changes.some((change) => change.kind === kind)) || "widen";
+
 /** What became of a round, in one sentence. */
 function verdict(story, round) {
   if (round.changes.length) return cap(round.changes.map(changed).join("; "));
