@@ -143,6 +143,15 @@ function charts(stories) {
   return found.filter((one) => one && one.rows.length);
 }
 
+/** Vega-Lite shows, for the cell around the nearest point, fields of the cell: let it be those of its point. */
+function nearestTooltips(spec) {
+  for (const mark of spec.marks || []) {
+    const tooltip = /voronoi/.test(mark.name || "") && mark.encode && mark.encode.update && mark.encode.update.tooltip;
+    if (tooltip && tooltip.signal) tooltip.signal = tooltip.signal.replace(/datum\.datum\[/g, "datum[").replace(/datum\[/g, "datum.datum[");
+  }
+  return spec;
+}
+
 /** A chart on the page: drawn once, its data renewed; drawn anew only if its specification changes. */
 class Chart {
   constructor(chart, onClick) {
@@ -153,7 +162,7 @@ class Chart {
     this.title = el("h3", { id: `chart-${chart.key}` });
     this.about = el("p", { class: "note" });
     this.table = disclosure("As a table", () => table(this.chart.title, ...this.chart.table(this.chart.rows)));
-    this.element = el("section", { class: `card chart ${chart.key}`, "aria-labelledby": `chart-${chart.key}` }, this.title, this.about, this.plot, this.table);
+    this.element = el("div", { role: "group", class: `card chart ${chart.key}`, "aria-labelledby": `chart-${chart.key}` }, this.title, this.about, this.plot, this.table);
     this.ready = this.update(chart);
   }
 
@@ -170,7 +179,7 @@ class Chart {
     }
     this.text = text;
     const spec = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", height: HEIGHT[chart.key] || 225, autosize: { type: "fit", contains: "padding" }, config: CONFIG, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
-    const { view } = await vegaEmbed(this.plot, spec, { actions: false, renderer: "svg", ast: false, tooltip: { theme: "plain" } });
+    const { view } = await vegaEmbed(this.plot, spec, { actions: false, renderer: "svg", ast: false, patch: nearestTooltips, tooltip: { theme: "plain" } });
     this.view = view;
     if (this.onClick && chart.key !== "promises") view.addEventListener("click", (event) => {
       const x = event.clientX - this.plot.querySelector("svg").getBoundingClientRect().left - view.origin()[0];

@@ -76,5 +76,5 @@ function codePart(story) {
     try { await navigator.clipboard.writeText(story.code); said.replaceChildren("Copied."); }
     catch { getSelection().selectAllChildren(code); said.replaceChildren("Selected: copy it with the keyboard."); }
   } }, "Copy");
-  return [el("h3", {}, "As PyTorch code"), el("p", {}, copy, " ", said), el("pre", { tabindex: "0", role: "region", "aria-label": `PyTorch code of the network of ${story.name}` }, code)];
+  return [el("h3", {}, "As PyTorch code"), el("p", {}, copy, " ", said), el("pre", { tabindex: "0", role: "group", "aria-label": `PyTorch code of the network of ${story.name}` }, code)];
 }

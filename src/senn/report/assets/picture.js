@@ -135,7 +135,7 @@ class Player {
     this.stories = stories;
     this.onMove = onMove;
     this.pictures = stories.map((story) => new Picture(story, stories, stories.length > 1 ? 230 : 300));
-    this.slider = el("input", { type: "range", min: 0, max: 0, step: 1, value: 0, id: "time", "aria-label": "Time", oninput: () => { this.pause(); this.show(Number(this.slider.value)); } });
+    this.slider = el("input", { type: "range", min: 0, max: 0, step: 1, value: 0, id: "time", "aria-label": "Time", oninput: () => { this.position = Number(this.slider.value); this.pause(); } });
     this.button = el("button", { type: "button", class: "play", "aria-label": "Play", onclick: () => (this.playing ? this.pause() : this.play()) });
     this.back = el("button", { type: "button", class: "quiet", "aria-label": "Previous change of size", onclick: () => this.jump(-1) }, "‹ change");
     this.on = el("button", { type: "button", class: "quiet", "aria-label": "Next change of size", onclick: () => this.jump(1) }, "change ›");

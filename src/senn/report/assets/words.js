@@ -49,7 +49,7 @@ const cap = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 function table(caption, columns, rows) {
   const heads = columns.map((column) => (typeof column === "string" ? { name: column } : column));
   const side = heads.map((head) => (head.left ? "left" : null));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+  return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption },
     el("table", {},
       el("caption", {}, caption),
       el("thead", {}, el("tr", {}, heads.map((head, at) => el("th", { scope: "col", title: head.title, class: side[at] }, head.name)))),
