@@ -102,7 +102,8 @@ def long_run(events=500, seed=0, name=str):
         kinds = ("widen", "insert", "prune")
         refused = [candidate(rng, kind, place, 30, -rng.random() / 1e4) for place in maps for kind in kinds]
         history.append({
-            "event": "consideration", "epoch": epoch + 1, "step": step, "round": number + 1, "moves": ["width", "depth"],
+            "event": "consideration", "epoch": epoch + 1, "step": step, "round": number + 1,
+            "moves": ["width", "depth"],
             "looked_at": 1024, "samples": 50000, "loss": loss, "nat": 1.0, "parameters": parameters, "eta": 3.0,
             "eta_of": {place: rng.random() for place in maps}, "limit": 0.7, "accepted": accepted, "refused": refused,
         })  # fmt: skip
@@ -120,5 +121,10 @@ def short_run():
         record |= {key: record[key][::8] for key in ("accepted", "refused") if key in record}
         record |= {"eta_of": {"body.0": 1.0, "head": 0.5}} if "eta_of" in record else {}
     rollback = {"event": "rollback", "epoch": 9, "step": 10**6, "text": "it raised the loss by 3, more than 1"}
-    records = [*whole[:6], *(one for one in whole[6:] if one["event"] in ("consideration", "growth")), rollback, whole[-1]]
+    records = [
+        *whole[:6],
+        *(one for one in whole[6:] if one["event"] in ("consideration", "growth")),
+        rollback,
+        whole[-1],
+    ]
     return sorted(records, key=lambda one: one.get("step", math.inf))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,16 @@ _CROSS: dict[str, Any] = {"marker": "x", "color": "C1", "zorder": 4}
 _ASIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02), "frameon": False}
 
 
-def growth_figure(history: Records, path: str | Path | None = None, start: Sequence[int] = ()) -> Figure:
+class Drawing(Figure):
+    """A matplotlib figure that a notebook shows, also where `matplotlib.pyplot` isn't in use."""
+
+    def _repr_png_(self) -> bytes:
+        file = BytesIO()
+        self.savefig(file, dpi=80, format="png")
+        return file.getvalue()
+
+
+def growth_figure(history: Records, path: str | Path | None = None, start: Sequence[int] = ()) -> Drawing:
     """Draw how a network grew and what came of it.
 
     Three panels over steps: the width of each hidden layer, which keeps its colour when others are inserted before it;
@@ -35,11 +45,11 @@ def growth_figure(history: Records, path: str | Path | None = None, start: Seque
         start: hidden widths before the first step, if the history doesn't begin with them.
 
     Returns:
-        the figure, to be changed, shown (notebooks draw it) or saved.
+        the figure, to be changed, shown (in a notebook by itself) or saved.
     """
     epochs = [record for record in history if record["event"] == "epoch"]
     growth = [record for record in history if record["event"] == "growth"]
-    figure = Figure(figsize=(10, 9), layout="constrained")
+    figure = Drawing(figsize=(10, 9), layout="constrained")
     FigureCanvasAgg(figure)
     upper, middle, lower = figure.subplots(3, 1, sharex=True)
     for axes in (upper, middle, lower):
