@@ -15,6 +15,8 @@ import torch
 from cli_cases import refused
 from rich.console import Console
 
+from senn import disk
+from senn.cli import fit as fit_command
 from senn.cli.main import main
 from senn.cli.progress import LinesCallback, LiveCallback
 from senn.persistence import load, save
@@ -269,10 +271,10 @@ class TestInterruption:
         results = json.loads((tmp_path / "run" / "results.json").read_text())
         assert results["interrupted"]
         assert results["best_epoch"] <= 3
-        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
+        assert {path.name for path in (tmp_path / "run").iterdir()} - {"growth.png"} == {*FILES[1:], "unfinished"}
 
     def test_before_training_nothing_is_written(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(LinesCallback, "on_start", lambda self, info: signal.raise_signal(signal.SIGINT))
+        monkeypatch.setattr(fit_command, "_prepare", lambda args: signal.raise_signal(signal.SIGINT))
         assert main([*fit(tmp_path, "wine"), "--quiet"]) == 130
         assert capsys.readouterr().err == "senn: interrupted\n"
         assert list(tmp_path.iterdir()) == []
@@ -289,8 +291,9 @@ class TestInterruption:
             assert any(line.startswith("training ended") for line in process.stdout)
             process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert errors == "senn: interrupted; the best network so far is kept\n"
+        assert process.returncode == 128 + number
+        on = f"to go on: senn fit --resume {tmp_path / 'run'}"
+        assert errors == f"senn: interrupted; the best network so far is kept; {on}\n"
         assert load(tmp_path / "run").hidden
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -384,14 +387,18 @@ class TestShow:
 
     def test_bad_folders(self, home, capsys, tmp_path):
         assert "holds no run" in refused(capsys, ["show", tmp_path])
-        for text, message in (("{", "isn't JSON"), ("[]", "isn't a JSON object"), ("{}", "history")):
+        for text, message in (("{", "isn't JSON"), ("[]", "the format 'senn-run'"), ("{}", "the format 'senn-run'")):
             (tmp_path / "results.json").write_text(text)
             assert message in refused(capsys, ["show", tmp_path])
-        for text in ("[1]\n", "{\n", "\x00", "{}\n"):
+        for text in ("[1]\n", "{\n", "\x00", "{}\n", '{"event": "growth"}\n'):
             (tmp_path / "history.jsonl").write_text(text)
-            assert "history.jsonl' is damaged" in refused(capsys, ["show", tmp_path])
-        (tmp_path / "history.jsonl").write_text('{"event": "growth"}\n')
-        assert "is damaged: KeyError: 'data'" in refused(capsys, ["show", tmp_path])
+            told = {"bytes": len(text), "sha256": disk.digest(text.encode())}
+            for version in (1, 2):
+                results = {"format": "senn-run", "version": version, "files": {"history.jsonl": told}}
+                (tmp_path / "results.json").write_bytes(disk.sealed(results))
+                message = "KeyError: 'data'" if "growth" in text else "history.jsonl' is damaged"
+                found = refused(capsys, ["show", tmp_path])
+                assert (message if version == 1 else "has format version 2; this senn reads 1") in found
 
 
 def test_live_display_shows_the_state_and_scrolls_events():

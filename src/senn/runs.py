@@ -240,6 +240,17 @@ class RunFolder:
         more = f"; go on later: senn fit --resume {self.path}" if self._keep else ""
         return SennError(f"{str(self.path)!r} can't be written: {error.strerror or error}{more}")
 
+    @property
+    def replaces_another(self) -> bool:
+        """Whether a run that came to its end is still there, which only one that does so too may replace."""
+        return (self.place / RESULTS).exists() and not self._interrupted()
+
+    def _interrupted(self) -> bool:
+        try:
+            return disk.opened(self.place / RESULTS, FORMAT, VERSION).get("interrupted") is True
+        except SennError:
+            return False
+
     # -- while the run goes on
 
     def begin(self, arguments: Sequence[str], **about: Any) -> None:

@@ -5,100 +5,108 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from senn import __version__
-from senn.cli.folder import FIGURE, HISTORY, RESULTS, OutputFolder, plain
+from senn.cli.arguments import as_kept, given, resumed
 from senn.cli.images import prepare_images
-from senn.cli.main import EXIT_INTERRUPTED
+from senn.cli.keeping import FolderKeeper
 from senn.cli.preparation import Prepared, prepare
 from senn.cli.progress import LinesCallback, LiveCallback, figure, widths
+from senn.cli.signals import Signals
+from senn.cli.watch import watching
 from senn.data.images import is_images
+from senn.disk import plain
+from senn.errors import SennError
 from senn.persistence import DESCRIPTION, WEIGHTS, save
 from senn.plots import growth_figure
+from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, read
 from senn.training import Run
 from senn.training.callbacks import Callback
+
+SCORED, DRAWN = 1.1, 1.5
+"""Seconds after a signal by which the test is made and the figure drawn; what isn't by then is left out."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out."""
+    args, saved = _told(args)
     console = Console(file=sys.stdout, quiet=args.quiet or args.json, highlight=False)
     say = _Speaker(console)
+    if saved is not None and not saved.unfinished:
+        assert saved.results is not None
+        say(f"the run in {args.out} is complete")
+        if args.json:
+            print(json.dumps({"out": str(args.out), **saved.results}, ensure_ascii=False))
+        return 0
     preparation = _prepare(args)
     if args.dry_run:
         _show_plan(say, args, preparation)
         return 0
     out: Path = args.out or Path("runs") / preparation.name
-    with OutputFolder(out, args.overwrite) as folder, _one_interruption() as no_more:
+    with Signals() as signals, RunFolder(out, overwrite=args.overwrite, resume=saved is not None) as folder:
+        keeper = _begun(folder, signals, args, preparation, saved)
         say(preparation.line())
-        for note in preparation.notes:
+        for note in [*preparation.notes, *keeper.notes]:
             say(f"note: {note}")
-        with _watched(args, preparation.name, say) as watching:
-            trained = _train(preparation, console, watching)
-        no_more()  # writing takes a moment only
-        results = _results(preparation, trained)
-        _write(folder, preparation, trained, results)
-        folder.publish()
-    _conclude(say, args, out, results)
+        earlier = (keeper.state or {}).get("history", ())
+        with signals.between_steps(), watching(args, preparation.name, say, earlier) as watch:
+            trained = _train(preparation, console, keeper, watch)
+        signals.no_more()  # writing takes a moment only
+        nothing: dict[str, float | None] = {}
+        scores = signals.attempt(SCORED, lambda: preparation.test(trained.model), nothing)
+        results = _results(preparation, trained, scores)
+        written = not (trained.interrupted and folder.replaces_another)
+        if written:
+            _write(folder, signals, preparation, trained, results)
+            folder.publish(keep=trained.interrupted)
+    if written:
+        _conclude(say, args, out, results)
     if trained.interrupted:
-        print("senn: interrupted; the best network so far is kept", file=sys.stderr)
-    return EXIT_INTERRUPTED if trained.interrupted else 0
+        kept = "the best network so far is kept" if written else f"{out} still holds the run before"
+        print(f"senn: interrupted; {kept}; to go on: senn fit --resume {out}", file=sys.stderr)
+    return signals.code if trained.interrupted else 0
 
 
-@contextmanager
-def _watched(args: argparse.Namespace, name: str, say: _Speaker) -> Iterator[tuple[Callback, ...]]:
-    """What shows the run in a browser while it goes on, if that is asked for."""
-    if not args.watch:
-        yield ()
-        return
-    from senn.cli.watch import Watch
+def _told(args: argparse.Namespace) -> tuple[argparse.Namespace, SavedRun | None]:
+    """The arguments, with those that a run was begun with if it is to be gone on with, and that run."""
+    if args.resume is None:
+        if args.data is None:
+            raise SennError("the following arguments are required: DATA; see 'senn fit --help'")
+        return args, None
+    saved = read(args.resume)
+    if not saved.unfinished:
+        args.out = args.resume
+        return args, saved
+    return resumed(args.argv, saved.about["arguments"], args.resume), saved
 
-    def aloud(line: str) -> None:  # whoever asks for it must learn where it is
-        print(line, file=sys.stderr) if say.console.quiet else say(line)
 
-    with Watch(name, args.port, aloud) as watch:
-        yield (watch,)
+def _begun(
+    folder: RunFolder, signals: Signals, args: argparse.Namespace, preparation: Prepared, saved: SavedRun | None
+) -> FolderKeeper:
+    """What keeps the run, which begins or goes on."""
+    about = {"data": preparation.digest(), "versions": _versions(), "threads": torch.get_num_threads()}
+    if saved is None:
+        folder.begin(as_kept(given(args.argv)), **about)
+        return FolderKeeper(folder, signals)
+    if folder.about.get("data") != about["data"]:
+        raise SennError(f"the data of the run in {str(folder.path)!r} have changed since: it can't go on with others")
+    keeper = FolderKeeper(folder, signals, resume=True)
+    for name in ("versions", "threads"):
+        if folder.about.get(name) != about[name]:
+            keeper.notes.append(f"{name} are others than at the beginning, so the last digits may differ from now on")
+    return keeper
 
 
 def _prepare(args: argparse.Namespace) -> Prepared:
     return prepare_images(args) if is_images(args.data) else prepare(args)
-
-
-@contextmanager
-def _one_interruption() -> Iterator[Callable[[], None]]:
-    """Ctrl-C and the like interrupt once: a second one must not cost the network that the first one saves.
-
-    Gives a function after whose call there is no interruption any more.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def no_more() -> None:
-        for number in handlers:
-            signal.signal(number, signal.SIG_IGN)
-
-    def interrupt(number: int, frame: object) -> None:
-        no_more()
-        raise KeyboardInterrupt
-
-    try:
-        for number in handlers:
-            signal.signal(number, interrupt)
-        yield no_more
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class _Speaker:
@@ -111,19 +119,18 @@ class _Speaker:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _train(preparation: Prepared, console: Console, watching: tuple[Callback, ...]) -> Run:
+def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch: Sequence[Callback]) -> Run:
     callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
     try:
-        return preparation.train((callback, *watching))
+        return preparation.train((callback, *watch), keeper)
     finally:
         if isinstance(callback, LiveCallback):
             callback.stop()
 
 
-def _results(preparation: Prepared, trained: Run) -> dict[str, Any]:
+def _results(preparation: Prepared, trained: Run, scores: dict[str, float | None]) -> dict[str, Any]:
     """The content of results.json."""
     recipe = preparation.recipe
-    packages = ("torch", "numpy", "pandas", "scikit-learn")
     results = {
         "task": preparation.task,
         "seed": recipe.seed,
@@ -134,24 +141,32 @@ def _results(preparation: Prepared, trained: Run) -> dict[str, Any]:
         "seconds": trained.seconds,
         "best_epoch": trained.best_epoch,
         "interrupted": trained.interrupted,
-        "test": preparation.test(trained.model),
+        "test": scores,
         "validation": trained.validation,
         "growth_events": sum(record["event"] == "growth" for record in trained.history),
         "data": preparation.summary(),
-        "versions": {
-            "senn": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
+        "versions": _versions(),
     }
     return {key: plain(value) for key, value in results.items()}
 
 
-def _write(folder: OutputFolder, preparation: Prepared, trained: Run, results: dict[str, Any]) -> None:
+def _versions() -> dict[str, str]:
+    """Of what computes."""
+    packages = ("torch", "numpy", "pandas", "scikit-learn")
+    return {"senn": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _write(folder: RunFolder, signals: Signals, preparation: Prepared, trained: Run, results: dict[str, Any]) -> None:
     save(folder.draft, trained.model, {"encoder": preparation.record()})
-    folder.write_lines(HISTORY, trained.history)
-    growth_figure(trained.history, folder.draft / FIGURE, preparation.start)
-    folder.write_json(RESULTS, results)
+    folder.write_history(trained.history)
+
+    def draw() -> bool:
+        growth_figure(trained.history, folder.draft / FIGURE, preparation.start)
+        return True
+
+    if not signals.attempt(DRAWN, draw, False):
+        (folder.draft / FIGURE).unlink(missing_ok=True)
+    folder.write_results(results)
 
 
 def _conclude(say: _Speaker, args: argparse.Namespace, out: Path, results: dict[str, Any]) -> None:
@@ -159,12 +174,14 @@ def _conclude(say: _Speaker, args: argparse.Namespace, out: Path, results: dict[
         print(json.dumps({"out": str(out), **results}, ensure_ascii=False))
         return
     scores = ", ".join(f"{name} {figure(value, 4)}" for name, value in results["test"].items())
-    say(f"test: {scores}")
+    if scores:
+        say(f"test: {scores}")
     say(
         f"hidden layers: {widths(results['architecture'])}; {results['parameters']:,} parameters; "
         f"{results['seconds']:.1f} seconds"
     )
-    say(f"written to {out}: {WEIGHTS}, {DESCRIPTION}, {HISTORY}, {RESULTS}, {FIGURE}")
+    names = (WEIGHTS, DESCRIPTION, HISTORY, RESULTS, FIGURE)
+    say(f"written to {out}: {', '.join(name for name in names if (out / name).exists())}")
 
 
 def _show_plan(say: _Speaker, args: argparse.Namespace, preparation: Prepared) -> None:

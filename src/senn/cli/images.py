@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from senn.augment import Standard
 from senn.cli.metrics import probabilities
-from senn.cli.preparation import FEWEST_ROWS, check_start, planned, policy, refuse_options, told
+from senn.cli.preparation import FEWEST_ROWS, check_start, checksum_of, planned, policy, refuse_options, told
 from senn.data import split
 from senn.data.images import Collection, ImageEncoder, Images, collect, planes
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.training import Callback, Recipe, Run
 from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
+from senn.training.state import Keeper
 
 SMALLEST, LARGEST = 8, 512
 """Sides that may be asked for."""
@@ -117,7 +118,12 @@ class ImagePreparation:
         labels = _tensor(self.train_part.labels)
         return planned(model, self.recipe, hidden, labels, unit)
 
-    def train(self, callbacks: Sequence[Callback]) -> Run:
+    def digest(self) -> str:
+        """A checksum of the data as numbers and of how they were made."""
+        parts = self.train_part, self.test_part
+        return checksum_of(self.record(), *(array for part in parts for array in (part.pixels, part.labels)))
+
+    def train(self, callbacks: Sequence[Callback], keeper: Keeper | None = None) -> Run:
         """A network."""
         return train_images(
             _tensor(planes(self.train_part)),
@@ -127,6 +133,7 @@ class ImagePreparation:
             flip=self.encoder.flip,
             recipe=self.recipe,
             callbacks=callbacks,
+            keeper=keeper,
         )
 
     def test(self, model: nn.Module) -> dict[str, float | None]:

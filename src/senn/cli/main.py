@@ -69,7 +69,10 @@ examples:
   senn fit photos --out runs/photos                      a folder with sub-folders such as photos/cat, photos/dog
   senn fit cifar-10 --data-dir data --epochs 10
 
-The exit code is 2 for bad input; 130 after Ctrl-C, which keeps the best network so far.""",
+  senn fit --resume runs/photos                          go on with a run that was interrupted or killed
+
+The exit code is 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM, which keep the best network so far and all
+that is needed to go on.""",
     "predict": """\
 Predict the rows of another table, or other images, with a network made by 'senn fit'. Columns are found by name, in
 any order; images are resized as those of training were, and what can't be read is named and left out.
@@ -120,10 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; None for those of the process.
 
     Returns:
-        0; 2 for bad input, with one sentence on stderr; 130 after an interruption.
+        0; 2 for bad input, with one sentence on stderr; 130 after an interruption, 143 after SIGTERM.
     """
     try:
         args = parser().parse_args(argv)
+        args.argv = list(sys.argv[1:] if argv is None else argv)[1:]
         command = importlib.import_module(_COMMANDS[args.command])
         code: int = command.run(args)
         sys.stdout.flush()
@@ -133,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         extra = "pip install 'senn[cli]'"
         return _complain(f"this command needs the package {error.name!r}, which isn't installed: {extra}", 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _complain("interrupted", getattr(error, "code", EXIT_INTERRUPTED))
     except BrokenPipeError:  # a pager or `head` has seen enough
         _mute()
         return 0
@@ -186,14 +190,24 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def fit_parser() -> argparse.ArgumentParser:
+    """The arguments of `senn fit` alone."""
+    parser = _Parser(prog="senn fit")
+    _fit(parser)
+    return parser
+
+
 def _fit(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("data", metavar="DATA",
+    add("data", metavar="DATA", nargs="?",
         help="a CSV, TSV, Parquet or NPZ file, or digits, breast-cancer, wine, diabetes, moons; images: a folder of "
         "class folders, or with IDX or Parquet files, or mnist, cifar-10, tiny-imagenet")  # fmt: skip
     add("--target", metavar="COL", help="the column to predict (known for the built-in tables)")
     add("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/NAME)")
     add("--overwrite", action="store_true", help="replace the run that the folder holds")
+    add("--resume", type=Path, metavar="DIR",
+        help="go on with the unfinished run in a folder, to the same end as if it had never been broken off; its data "
+        "and options are known")  # fmt: skip
     add("--task", choices=("classification", "regression"), help="default: inferred from the target")
     add("--column", action="append", default=[], metavar="NAME=KIND", type=_column_kind,
         help="take a column as number, boolean, category, date or dropped (left out); may be repeated")  # fmt: skip

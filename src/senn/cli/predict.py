@@ -17,11 +17,15 @@ from senn.data import TableEncoder, read_table
 from senn.data.images import ImageEncoder
 from senn.data.images.encoder import KIND
 from senn.errors import SennError
-from senn.persistence import load, load_extra
+from senn.persistence import DESCRIPTION, WEIGHTS, load, load_extra
+from senn.runs import RESULTS, check, complete
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out."""
+    args.folder = complete(args.folder)
+    if (args.folder / RESULTS).exists():
+        check(args.folder, (DESCRIPTION, WEIGHTS))
     record = load_extra(args.folder).get("encoder")
     if record is None:
         raise SennError(f"the model in {str(args.folder)!r} wasn't made by 'senn fit': it knows no columns")

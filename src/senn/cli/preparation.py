@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from senn.cli.metrics import metrics
@@ -19,6 +23,7 @@ from senn.training import Callback, Recipe, Run, Task, train
 from senn.training.learner import build_model, build_optimizer, loss_function, resolve_policy
 from senn.training.loop import count_parameters
 from senn.training.split import validation_split
+from senn.training.state import Keeper
 
 FEWEST_ROWS = 8
 
@@ -58,7 +63,10 @@ class Prepared(Protocol):
     def plan(self) -> dict[str, Any]:
         """What training would start from, and what growth costs there, JSON-able."""
 
-    def train(self, callbacks: Sequence[Callback]) -> Run:
+    def digest(self) -> str:
+        """A checksum of the data as numbers and of how they were made."""
+
+    def train(self, callbacks: Sequence[Callback], keeper: Keeper | None = None) -> Run:
         """A network."""
 
     def test(self, model: nn.Module) -> dict[str, float | None]:
@@ -129,10 +137,16 @@ class Preparation:
             lines.append(f"{kind}: {', '.join(names[:8])}{more}")
         return lines
 
-    def train(self, callbacks: Sequence[Callback]) -> Run:
+    def digest(self) -> str:
+        """A checksum of the data as numbers and of how they were made."""
+        return checksum_of(self.record(), self.x, self.y, self.x_test, self.y_test)
+
+    def train(self, callbacks: Sequence[Callback], keeper: Keeper | None = None) -> Run:
         """A network."""
         outputs = self.encoder.target.outputs
-        return train(self.x, self.y, task=self.task, outputs=outputs, recipe=self.recipe, callbacks=callbacks)
+        return train(
+            self.x, self.y, task=self.task, outputs=outputs, recipe=self.recipe, callbacks=callbacks, keeper=keeper
+        )
 
     def test(self, model: nn.Module) -> dict[str, float | None]:
         """Its scores on what was held out."""
@@ -163,6 +177,16 @@ class Preparation:
         outputs = self.encoder.target.outputs
         model = build_model(self.x.shape[1], outputs, self.recipe)
         return planned(model, self.recipe, self.recipe.hidden, self.y, unit=self.x.shape[1] + 1 + outputs)
+
+
+def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
+    """SHA-256 of a JSON-able record and of arrays, with their shapes."""
+    total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for array in arrays:
+        content = np.ascontiguousarray(array)
+        total.update(f"{content.dtype} {content.shape}".encode())
+        total.update(content.data if content.size else b"")
+    return total.hexdigest()
 
 
 def planned(model: nn.Module, recipe: Recipe, hidden: Sequence[int], y: Tensor, unit: int) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class LinesCallback(Callback):
         """The change."""
         self._print(f"step {record['step']}: {record['text']}", _COLOURS.get(record["kind"], ""))
 
+    def on_fault(self, record: Mapping[str, Any]) -> None:
+        """What went wrong."""
+        self._print(f"step {record['step']}: {record['text']}", "red")
+
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Why training ended."""
         self._print(f"training ended: {record['reason']} (epoch {record['best_epoch']} is kept)")

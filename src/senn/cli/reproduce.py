@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from senn.cli.folder import OutputFolder
 from senn.cli.main import EXPERIMENTS
+from senn.cli.signals import Signals
 from senn.errors import SennError
+from senn.runs import RunFolder
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,9 +21,10 @@ def run(args: argparse.Namespace) -> int:
     experiment = importlib.import_module(f"senn.experiments.{args.experiment.replace('-', '_')}")
     seeds = args.seeds or EXPERIMENTS[args.experiment].seeds
     out: Path = args.out or Path("runs") / args.experiment
-    with OutputFolder(out, args.overwrite) as folder:
+    with Signals() as signals, RunFolder(out, overwrite=args.overwrite) as folder:
         experiment.main(seeds=seeds, out=folder.draft, settings=experiment.FULL if args.full else None, **images)
         written = sorted(file.name for file in folder.draft.iterdir())
+        signals.no_more()
         folder.publish()
     print(f"written to {out}: {', '.join(written)}")
     return 0

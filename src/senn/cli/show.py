@@ -4,57 +4,73 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
+import shlex
 from typing import Any
 
-from senn.cli.folder import HISTORY, RESULTS, read_run
 from senn.errors import SennError
+from senn.runs import HISTORY, RESULTS, SavedRun, read
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out."""
-    results = read_run(args.folder)
+    saved = read(args.folder)
     if args.json:
-        print(json.dumps(results, ensure_ascii=False))
+        print(json.dumps(_unfinished(saved) if saved.results is None else saved.results, ensure_ascii=False))
         return 0
-    growth = _growth(args.folder)
+    growth = [record for record in saved.history if record["event"] == "growth"]
     try:
-        lines = _lines(results, growth)
+        lines = _so_far(saved) if saved.results is None else _lines(saved.results)
+        lines += [_change(record) for record in growth]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         where = f"{str(args.folder / RESULTS)!r} or its {HISTORY}"
         raise SennError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+    if saved.unfinished:
+        is_same = saved.results is None or saved.results["interrupted"]
+        what = "it is unfinished" if is_same else "a run that is to replace it is unfinished"
+        lines.append(f"{what}; to go on: senn fit --resume {args.folder}")
     print("\n".join(lines))
     return 0
 
 
-def _growth(folder: Path) -> list[dict[str, Any]]:
-    """The changes of size in a run's history."""
-    try:
-        records = [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
-        return [record for record in records if record["event"] == "growth"]
-    except OSError as error:
-        raise SennError(f"{str(folder)!r} has no history ({HISTORY}: {error.strerror or error})") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise SennError(f"{str(folder / HISTORY)!r} is damaged: it doesn't hold a JSON record per line") from error
+def _unfinished(saved: SavedRun) -> dict[str, Any]:
+    """What is known of a run that has no results yet, JSON-able."""
+    last = next((record for record in reversed(saved.history) if record["event"] == "epoch"), None)
+    return {"unfinished": True, "arguments": saved.about["arguments"], "records": len(saved.history), "last": last}
 
 
-def _lines(results: dict[str, Any], growth: list[dict[str, Any]]) -> list[str]:
+def _so_far(saved: SavedRun) -> list[str]:
+    """How far a run has come."""
+    lines = [f"unfinished: senn fit {shlex.join(saved.about['arguments'])}"]
+    epochs = [record for record in saved.history if record["event"] == "epoch"]
+    if epochs:
+        last = epochs[-1]
+        hidden = "-".join(map(str, last["architecture"])) or "none"
+        lines.append(
+            f"epoch {last['epoch']} of {last['epochs']}, hidden layers {hidden}, {last['parameters']:,} parameters, "
+            f"{last['seconds']:.1f} seconds"
+        )
+    return lines
+
+
+def _lines(results: dict[str, Any]) -> list[str]:
     data = results["data"]
     scores = ", ".join(f"{name} {value:.4g}" for name, value in results["test"].items() if value is not None)
     hidden = "-".join(map(str, results["architecture"])) or "none"
     lines = [
         f"{data['name']}: {results['task']} of {_what(data)}",
-        f"test ({data['test_rows']:,} {'images' if data.get('kind') == 'images' else 'rows'}): {scores}",
+        f"test ({data['test_rows']:,} {'images' if data.get('kind') == 'images' else 'rows'}): {scores or 'not made'}",
         f"hidden layers {hidden}, {results['parameters']:,} parameters, {results['seconds']:.1f} seconds, "
         f"seed {results['seed']}, {results['optimizer']}, {results['policy']}",
     ]
     if results["interrupted"]:
         lines.append("training was interrupted")
-    for record in growth:
-        realised = record["realised"]
-        came = "" if realised is None else f", realised {-realised:+.3g}"
-        lines.append(f"  step {record['step']}: {record['text']}{came}")
     return lines
+
+
+def _change(record: dict[str, Any]) -> str:
+    realised = record["realised"]
+    came = "" if realised is None else f", realised {-realised:+.3g}"
+    return f"  step {record['step']}: {record['text']}{came}"
 
 
 def _what(data: dict[str, Any]) -> str:

@@ -6,10 +6,12 @@ threads of their own, from copies.
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -24,6 +26,29 @@ _PULSE = 5.0
 """Seconds of silence after which a browser that has gone away is noticed."""
 
 
+@contextmanager
+def watching(
+    args: argparse.Namespace, name: str, say: Callable[[str], None], earlier: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[tuple[Callback, ...]]:
+    """What shows a run in a browser while it goes on, if that is asked for; nothing else.
+
+    Args:
+        args: of `senn fit`.
+        name: of the run.
+        say: takes a line, where lines are wanted.
+        earlier: records from before it was interrupted.
+    """
+    if not args.watch:
+        yield ()
+        return
+
+    def aloud(line: str) -> None:  # whoever asks for it must learn where it is
+        print(line, file=sys.stderr) if args.quiet or args.json else say(line)
+
+    with Watch(name, args.port, aloud, earlier) as watch:
+        yield (watch,)
+
+
 class Watch(Callback):
     """Shows a run's records as they come; used as a context, at whose end browsers are told that it is over.
 
@@ -31,6 +56,7 @@ class Watch(Callback):
         name: of the run.
         port: to listen at; 0 for any that is free.
         say: takes one line: where the page is, or why there is none.
+        earlier: records of the run from before it was interrupted.
 
     Attributes:
         url: of the page; None where the port is taken.
@@ -39,12 +65,14 @@ class Watch(Callback):
         SennError: the charting library isn't installed.
     """
 
-    def __init__(self, name: str, port: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, port: int, say: Callable[[str], None], earlier: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         library()  # the page needs it: if it is missing, that is said before the run
         self.name = name
         self.url: str | None = None
-        self._raw: list[Mapping[str, Any]] = []
-        self._told: list[dict[str, Any]] = []
+        self._raw: list[Mapping[str, Any]] = list(earlier)
+        self._told = [compact(record) for record in earlier]
         self._news = threading.Condition()
         self._over: str | None = None
         self._listeners = 0
@@ -77,8 +105,9 @@ class Watch(Callback):
         self._server.server_close()
 
     def on_start(self, record: Mapping[str, Any]) -> None:
-        """Pass it on."""
-        self._add(record)
+        """Pass it on, unless the run is one that goes on."""
+        if not self._raw:
+            self._add(record)
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
         """Pass it on."""

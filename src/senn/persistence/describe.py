@@ -16,7 +16,7 @@ from senn.persistence.layers import arguments_of, class_name
 
 
 def describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A model as JSON-able parts of a description, and its numbers: separate contiguous tensors on the CPU.
+    """A model as JSON-able parts of a description, and its numbers: separate tensors on the CPU.
 
     Raises:
         SennError: a tensor holds NaN, or a parameter infinity.
@@ -85,7 +85,7 @@ class _Writer:
                 return False
             _check(name, tensor)
             self.first[id(tensor)] = name
-            self.tensors[name] = tensor.detach().cpu().contiguous().clone()
+            self.tensors[name] = tensor.detach().cpu().clone()
         if is_transient:
             self.transient.append(name)
         return True

@@ -29,13 +29,13 @@ def write(folder: Path, tensors: dict[str, Tensor], description: Mapping[str, An
 
     Args:
         folder: made if need be.
-        tensors: contiguous, on the CPU, none sharing memory with another.
+        tensors: on the CPU, none sharing memory with another.
         description: all of the JSON that isn't said by the files themselves.
 
     Raises:
         SennError: if `extra` isn't JSON-able, or the folder can't be written.
     """
-    data = safetensors.torch.save(tensors)
+    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     head = {"format": FORMAT, "version": VERSION, "weights_sha256": disk.digest(data)}
     try:
         text = disk.sealed({**head, **description})

@@ -46,6 +46,13 @@ class Callback:
             record: `event` ("rollback"), `epoch`, `step`, `text` (why).
         """
 
+    def on_fault(self, record: Mapping[str, Any]) -> None:
+        """Something went wrong and was left out, a round or a checkpoint; training goes on.
+
+        Args:
+            record: `event` ("fault"), `epoch`, `step`, `text` (what, and why).
+        """
+
     def on_growth(self, record: Mapping[str, Any]) -> None:
         """The network has changed size: a widening, an insertion or a pruning.
 

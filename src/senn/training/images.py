@@ -19,6 +19,7 @@ from senn.training.loop import fit_model
 from senn.training.recipe import Recipe
 from senn.training.rows import Inputs, partition
 from senn.training.run import Run
+from senn.training.state import Keeper
 
 PRICES = PricePolicy(kappa=0.02, confidence=0.0, keep=1.67, places=3)
 """What a conv net pays for its units, and asks of them, unless said otherwise."""
@@ -97,6 +98,7 @@ def train_images(
     recipe: Recipe | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     callbacks: Sequence[Callback] = (),
+    keeper: Keeper | None = None,
     device: torch.device | str | None = None,
 ) -> Run:
     """Train a conv net that finds its own widths on images held in memory.
@@ -115,6 +117,7 @@ def train_images(
         validation: pixels and labels to validate on; None: `recipe.validation_fraction` of the images, classes in
             proportion.
         callbacks: told of every event.
+        keeper: keeps the run's state, and has one that is to be gone on with.
         device: where to train; None for a GPU if there is one. The net that comes back is on the CPU.
 
     Raises:
@@ -136,7 +139,7 @@ def train_images(
         given = None if validation is None else (validation[0].to(place), validation[1].to(place))
         rows, held_out = partition(pixels.to(place), labels.to(place), recipe, None, given, generator)
         model: nn.Module = build_conv_net(pixels.shape[1], side, classes, recipe.hidden).to(place)
-        run = fit_model(model, rows, held_out, "classification", recipe, callbacks, generator, inputs)
+        run = fit_model(model, rows, held_out, "classification", recipe, callbacks, generator, inputs, keeper)
     run.model.to("cpu")
     return run
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from senn.events import Consideration, GrowthEvent
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
+from senn.persistence.state import State, load_model_state, load_optimizer_state, model_state, optimizer_state
 from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.proposals import Proposals
 from senn.training.recipe import Recipe, Task
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 # Learning rates that suit small nets on standardised tables, by optimizer; others start from torch's own default.
@@ -174,6 +177,42 @@ class Learner:
         """Removals so far that failed their verification and were not done, one sentence for each round."""
         return [] if self._grower is None else self._grower.rejections
 
+    @property
+    def events(self) -> list[GrowthEvent]:
+        """Every change of size so far."""
+        return [] if self._grower is None else self._grower.events
+
+    def state_dict(self) -> State:
+        """All that steps and rounds change: nested plain values and tensors, copies.
+
+        Raises:
+            SennError: a parameter isn't finite.
+        """
+        averaged = self.averaged
+        return {
+            "model": model_state(self.model),
+            "optimizer": copy.deepcopy(optimizer_state(self.optimizer, self.model)),
+            "averaged": None if averaged is None else model_state(averaged.module),
+            "n_averaged": 0 if averaged is None else int(averaged.n_averaged),
+            "grower": None if self._grower is None else self._grower.state_dict(),
+            "samples": self.samples,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: by a learner of the same recipe, whose net may still be small.
+
+        Raises:
+            SennError: it isn't the state of such a learner.
+        """
+        load_model_state(self.model, state["model"])
+        load_optimizer_state(self.optimizer, self.model, state["optimizer"])
+        if self.averaged is not None:
+            load_model_state(self.averaged.module, state["averaged"])
+            self.averaged.n_averaged.fill_(state["n_averaged"])
+        if self._grower is not None:
+            self._grower.load_state_dict(state["grower"])
+        self.samples = state["samples"]
+
     def update_average(self) -> None:
         """Take the weights as they are now into the average."""
         if self.averaged is not None:
@@ -195,5 +234,14 @@ def resolve_policy(policy: Policy | str | None) -> Policy:
 def _averaged(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     if recipe.average is None:
         return None
-    function = get_ema_multi_avg_fn(recipe.average_decay) if recipe.average == "ema" else get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
+    function = get_ema_multi_avg_fn(recipe.average_decay) if recipe.average == "ema" else _mean  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=function, use_buffers=True)
+
+
+def _mean(averaged: _Tensors, current: _Tensors, number: Tensor | int) -> None:
+    """The mean of all weights so far; of counts (a normalisation's batches) there is none, they are as they are now."""
+    if averaged[0].is_floating_point():
+        get_swa_multi_avg_fn()(averaged, current, number)  # type: ignore[no-untyped-call]
+        return
+    for old, new in zip(averaged, current, strict=True):
+        old.copy_(new)

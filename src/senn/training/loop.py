@@ -13,19 +13,24 @@ from torch import Tensor, nn
 
 from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.events import GrowthEvent
+from senn.persistence.state import State
 from senn.training.callbacks import Callback
-from senn.training.learner import Learner
+from senn.training.learner import Batch, Learner
 from senn.training.recipe import Plan, Recipe, Rounds, Task
 from senn.training.rows import Inputs, Rows
 from senn.training.run import (
+    NUMERICAL,
     Record,
     Run,
     architecture,
     consideration_record,
     event_record,
+    fault_record,
+    first_line,
     forward_flops,
     rollback_record,
 )
+from senn.training.state import Keeper, captured, restore
 
 _AT_ONCE = 500
 """Images that are validated at once: a table's rows go through a network together, those of an image are too many."""
@@ -40,6 +45,7 @@ def fit_model(
     callbacks: Sequence[Callback],
     generator: torch.Generator,
     inputs: Inputs | None = None,
+    keeper: Keeper | None = None,
 ) -> Run:
     """Train and grow a model that is there, on rows that are split already.
 
@@ -54,12 +60,13 @@ def fit_model(
         callbacks: told of every event.
         generator: draws the order of the rows and what else is random in a batch.
         inputs: how the model reads the inputs of rows; None: as they are.
+        keeper: keeps the run's state, and has one that is to be gone on with.
 
     Raises:
         SennError: for choices that make no sense, by name.
     """
     _check_budget(model, recipe)
-    return _Training(model, rows, held_out, task, recipe, callbacks, generator, inputs or Inputs()).run()
+    return Training(model, rows, held_out, task, recipe, callbacks, generator, inputs or Inputs(), keeper).run()
 
 
 @dataclass
@@ -71,8 +78,14 @@ class _Best:
     validation: dict[str, float]
 
 
-class _Training:
-    """One run of `fit_model`: its state between epochs."""
+class Training:
+    """One run of `fit_model`.
+
+    Attributes:
+        at: steps made in this epoch.
+        losses: of these.
+        before_order: the generator's state before it drew the order of this epoch's rows.
+    """
 
     def __init__(
         self,
@@ -84,8 +97,10 @@ class _Training:
         callbacks: Sequence[Callback],
         generator: torch.Generator,
         inputs: Inputs,
+        keeper: Keeper | None,
     ) -> None:
         self.started = time.perf_counter()
+        self.keeper, self.device = keeper, rows.x.device
         self.model, self.rows, self.held_out = model, rows, held_out
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
         self.inputs = inputs
@@ -95,7 +110,10 @@ class _Training:
         large = held_out is not None and len(held_out) >= 1000
         self.monitor = recipe.monitor or ("score" if large else "loss")
         self.rounds = Rounds(recipe, self.plan.steps)
-        self.step = self.epoch = 0
+        self.step = self.epoch = self.at = 0
+        self.losses: list[Tensor] = []
+        self.before_order = generator.get_state()
+        self._spare: State | None = None
         self.reason = "all epochs done"
         self.history: list[Record] = []
         self.growth: list[tuple[GrowthEvent, Record]] = []
@@ -103,49 +121,91 @@ class _Training:
 
     def run(self) -> Run:
         """All epochs, until one of the reasons to stop."""
-        self.announce()
+        if self.keeper is not None and self.keeper.state is not None:
+            restore(self, self.keeper.state)
+            self.keeper.restart(self.history)
+            for callback in self.callbacks:
+                callback.on_start(self.history[0])
+        else:
+            self.announce()
         interrupted = False
         try:
-            while self.epoch < self.plan.epochs:
-                self.epoch += 1
+            while self.epoch < self.plan.epochs or self.at:
                 if self.one_epoch():
                     break
         except KeyboardInterrupt:
             self.reason, interrupted = "interrupted", True
+            if self._spare is not None:
+                self.keep(self._spare)
         except DivergenceError as error:
             self.reason = f"{error}, in epoch {self.epoch}; the net is that of epoch {self.best.epoch}"
         return self.finish(interrupted)
 
     def one_epoch(self) -> bool:
-        """One pass over the rows; whether to stop."""
-        losses = []
-        order = torch.randperm(len(self.rows), generator=self.generator)
-        for batch in self.rows.take(order).batches(self.plan.batches):
+        """One pass over the rows, or what is left of it; whether to stop."""
+        batches = self.rows.take(self.order()).batches(self.plan.batches)
+        for batch in batches[self.at :]:
             self.learner.set_lr(self.recipe.lr_factor(self.step / self.plan.steps))
-            losses.append(self.learner.step(*self.inputs.training(batch, self.generator)))
+            self.losses.append(self.learner.step(*self.inputs.training(batch, self.generator)))
             self.step += 1
+            self.at += 1
             if self.recipe.average == "ema":
                 self.learner.update_average()
             if moves := self.rounds.due(self.step):
-                if not math.isfinite(losses[-1].item()):
+                if not math.isfinite(self.losses[-1].item()):
                     break
                 self.grow(moves)
+            self.pause()
         if self.recipe.average == "swa" and self.step > (1 - self.recipe.tail) * self.plan.steps:
             self.learner.update_average()
-        return self.end_epoch(torch.stack(losses).mean().item())
+        loss = torch.stack(self.losses).mean().item()
+        self.at, self.losses = 0, []
+        return self.end_epoch(loss)
+
+    def order(self) -> Tensor:
+        """The order of the rows in this epoch: drawn at its beginning, or again where a run goes on in its middle."""
+        if not self.at:
+            self.epoch += 1
+            self.before_order = self.generator.get_state()
+            return torch.randperm(len(self.rows), generator=self.generator)
+        again = torch.Generator()
+        again.set_state(self.before_order)
+        return torch.randperm(len(self.rows), generator=again)
+
+    def pause(self) -> None:
+        """Between two steps, where all is in one piece: keep the state if it is wanted, and end if that is wanted."""
+        if self.keeper is not None and self.keeper.due():
+            self.keep()
+            if self.keeper.stopping:
+                raise KeyboardInterrupt
+
+    def keep(self, state: State | None = None) -> None:
+        """Have the state kept, as it is now or was; training goes on if it can't be."""
+        assert self.keeper is not None
+        try:
+            self.keeper.save(state or captured(self))
+        except (SennError, OSError) as error:
+            self.tell(fault_record(f"no checkpoint was written: {error}", self.epoch, self.step))
 
     def grow(self, moves: Sequence[str]) -> None:
         """One round of these moves, on at most `recipe.probe` training rows."""
+        if self.keeper is not None:
+            self._spare = captured(self)  # a round may take longer than one who interrupts it wants to wait
         probe = self.rows
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
         known, last = len(self.learner.rejections), self.learner.consideration
         batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
         failures: list[str] = []
+        events: list[GrowthEvent] = []
         try:
             events = self.learner.grow(batches, moves)
         except SurgeryError as error:  # everything is as it was, so training can go on
-            events, failures = [], [str(error)]
+            failures = [str(error)]
+        except NUMERICAL as error:
+            if isinstance(error, DivergenceError) and not self.is_sound(batches[0]):
+                raise
+            self.tell(fault_record(f"the round was skipped: {first_line(error)}", self.epoch, self.step))
         round_ = self.learner.consideration
         if round_ is not None and round_ is not last:
             self.tell(consideration_record(round_, self.epoch, self.step))
@@ -155,10 +215,21 @@ class _Training:
             record = event_record(event, self.epoch, self.step, architecture(self.model))
             self.growth.append((event, record))
             self.tell(record)
+        self._spare = None
+
+    @torch.no_grad()
+    def is_sound(self, batch: Batch) -> bool:
+        """Whether the network itself is well: its loss on a batch is finite."""
+        self.model.eval()
+        loss = self.learner.loss(self.model(batch[0]), *batch[1:])
+        self.model.train()
+        return bool(loss.isfinite())
 
     def tell(self, record: Record) -> None:
         """Put a record into the history and tell the callbacks."""
         self.history.append(record)
+        if self.keeper is not None:
+            self.keeper.record(record)
         for callback in self.callbacks:
             getattr(callback, f"on_{record['event']}")(record)
 
@@ -250,6 +321,8 @@ class _Training:
 
     def finish(self, interrupted: bool) -> Run:
         """The result, from the best net."""
+        if self.keeper is not None:
+            self.keeper.end()
         for event, record in self.growth:  # what a move really brought is known only later
             record["realised"] = event.realised
         model = self.best.model.eval()

@@ -170,6 +170,14 @@ class Rounds:
                 self._left = sorted([*self._left, (again, moves)])
         return moves
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rounds that are left: nested plain values."""
+        return {"left": [[step, [*moves]] for step, moves in self._left]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._left = [(int(step), tuple(moves)) for step, moves in state["left"]]
+
 
 def _check(recipe: Recipe) -> None:
     """Raise SennError for the first field that makes no sense."""

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from senn.errors import DivergenceError
 from senn.events import Consideration, GrowthEvent
 
 Record = dict[str, Any]
+
+NUMERICAL = (DivergenceError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # type: ignore[attr-defined]
+"""What a round may fail with for its numbers or their number, though training itself is well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +25,8 @@ class Run:
     Attributes:
         model: the net of the best epoch, in eval mode.
         history: JSON-able records in order: one `start`, then `epoch`, `consideration` (a round: the fields of
-            `Consideration`), `growth`, `rollback` (a change that failed its verification: `text`) and one `end` (other
-            fields: see `Callback`).
+            `Consideration`), `growth`, `rollback` (a change that failed its verification: `text`), `fault` (something
+            that went wrong and was left out: `text`) and one `end` (other fields: see `Callback`).
         architecture: widths of its hidden layers.
         parameters: number of its parameters.
         seconds: wall-clock time of the run.
@@ -72,3 +76,13 @@ def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, .
 def rollback_record(reason: Exception | str, epoch: int, step: int) -> Record:
     """A change of size that failed its verification, as it goes into the history."""
     return {"event": "rollback", "epoch": epoch, "step": step, "text": str(reason)}
+
+
+def fault_record(text: str, epoch: int, step: int) -> Record:
+    """Something that went wrong and was left out, as it goes into the history."""
+    return {"event": "fault", "epoch": epoch, "step": step, "text": text}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from senn.training.loop import fit_model
 from senn.training.recipe import Recipe, Task
 from senn.training.rows import partition
 from senn.training.run import Run
+from senn.training.state import Keeper
 
 
 def train(
@@ -26,6 +27,7 @@ def train(
     sample_weight: Tensor | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     callbacks: Sequence[Callback] = (),
+    keeper: Keeper | None = None,
 ) -> Run:
     """Train a net that finds its own size on a table held in memory.
 
@@ -42,6 +44,7 @@ def train(
         sample_weight: (n,) non-negative; a row of weight zero counts as absent.
         validation: rows to validate on; None: `recipe.validation_fraction` of the rows, classes in proportion.
         callbacks: told of every event.
+        keeper: keeps the run's state, and has one that is to be gone on with.
 
     Raises:
         SennError: for data or choices that make no sense, by name.
@@ -53,7 +56,7 @@ def train(
         generator = torch.Generator().manual_seed(recipe.seed)
         training, held_out = partition(x, y, recipe, sample_weight, validation, generator)
         model = build_model(x.shape[1], outputs, recipe).to(x)
-        return fit_model(model, training, held_out, task, recipe, callbacks, generator)
+        return fit_model(model, training, held_out, task, recipe, callbacks, generator, keeper=keeper)
 
 
 def _check(x: Tensor, y: Tensor, task: str, outputs: int, sample_weight: Tensor | None) -> None:

@@ -8,7 +8,7 @@ const CONFIG = {
   background: "transparent", font: "system-ui, sans-serif", padding: 4, mark: { aria: false },
   view: { stroke: null },
   axis: { labelColor: "var(--muted)", titleColor: "var(--muted)", gridColor: "var(--grid)", domainColor: "var(--edge)", tickColor: "var(--edge)", titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11 },
-  legend: { labelColor: "var(--ink)", titleColor: "var(--muted)", orient: "top", title: null, labelFontSize: 12, symbolStrokeWidth: 3, labelLimit: 220, columns: 3 },
+  legend: { labelColor: "var(--ink)", titleColor: "var(--muted)", orient: "top", title: null, labelFontSize: 12, symbolStrokeWidth: 3, labelLimit: 220 },
 };
 const HEIGHT = { loss: 270 };
 
@@ -26,12 +26,12 @@ const rug = {
 /** Lines over steps: rows of {step, series, value, epoch}. */
 function lines({ y, log, area, stepped, counted, series, colours, dashed, marked }) {
   const colour = series.length > 1 || dashed
-    ? { field: "series", type: "nominal", scale: { domain: series, range: colours || series.map((_, at) => COLOURS[at % COLOURS.length]) }, sort: null, legend: series.length > 1 && series.length <= 12 ? { symbolType: area ? "square" : "stroke", columns: { expr: "width < 300 ? 3 : 4" } } : null }
+    ? { field: "series", type: "nominal", scale: { domain: series, range: colours || series.map((_, at) => COLOURS[at % COLOURS.length]) }, sort: null, legend: series.length > 1 && series.length <= 12 ? { symbolType: area ? "square" : "stroke" } : null }
     : { value: (colours || COLOURS)[0] };
   const scale = log ? { type: "log", nice: true } : { zero: Boolean(area || stepped || counted), nice: true };
   const Y = { field: "value", type: "quantitative", scale, stack: area ? "zero" : null, axis: { title: y, tickCount: 5, format: (stepped || counted) && !area ? "~s" : ".3~r" } };
   const dash = dashed ? { strokeDash: { field: "part", type: "nominal", scale: { domain: ["validation", "training"], range: [[1, 0], [4, 3]] }, legend: { symbolStrokeColor: "var(--ink)" } }, detail: { field: "part" } } : {};
-  const tooltip = [{ field: "series", title: " " }, ...(dashed ? [{ field: "part", title: "part" }] : []), { field: "step", title: "step" }, { field: "epoch", title: "epoch" }, { field: "value", title: y, format: ".4g" }];
+  const tooltip = [{ field: "series", title: " " }, ...(dashed ? [{ field: "part", title: "part" }] : []), { field: "step", title: "step", format: ",d" }, { field: "epoch", title: "epoch", format: ",d" }, { field: "value", title: y, format: (stepped || counted) && !area ? ",d" : ".4~g" }];
   const mark = area ? { type: "area", opacity: 0.75, line: false, interpolate: "step-after" } : { type: "line", strokeWidth: 2, interpolate: stepped ? "step-after" : "linear" };
   return {
     layer: [
@@ -178,7 +178,7 @@ class Chart {
       return this.view.runAsync();
     }
     this.text = text;
-    const spec = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", height: HEIGHT[chart.key] || 225, autosize: { type: "fit", contains: "padding" }, config: CONFIG, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
+    const spec = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", height: HEIGHT[chart.key] || 225, autosize: { type: "fit", contains: "padding" }, config: { ...CONFIG, legend: { ...CONFIG.legend, columns: this.plot.clientWidth < 400 ? 3 : 5 } }, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
     const { view } = await vegaEmbed(this.plot, spec, { actions: false, renderer: "svg", ast: false, patch: nearestTooltips, tooltip: { theme: "plain" } });
     this.view = view;
     if (this.onClick && chart.key !== "promises") view.addEventListener("click", (event) => {

@@ -127,7 +127,13 @@ class Picture {
   }
 }
 
-const tail = (text, length) => (text.length <= length ? text : "…" + text.slice(1 - length));
+/** The end of a dotted name that has room. */
+function tail(name, length) {
+  if (name.length <= length) return name;
+  const parts = name.split(".");
+  while (parts.length > 1 && parts.join(".").length > length - 1) parts.shift();
+  return "…" + parts.join(".").slice(1 - length);
+}
 
 /** The network over time: a picture for each run, a slider over moments (steps for several runs), and what happened then. */
 class Player {
@@ -152,7 +158,7 @@ class Player {
     return el("div", { class: "player" }, el("div", { class: "pictures" }, pictures),
       el("div", { class: "controls" }, this.button, el("div", { class: "track" }, this.slider, this.marks), this.back, this.on),
       el("div", { class: "now", "aria-live": "polite" }, this.where, this.what, this.size),
-      el("p", { class: "key" }, [["lit", "units that came"], ["inserted", "a layer inserted"], ["gone", "units that went"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `dot ${kind}` }), text))));
+      el("p", { class: "legend" }, [["lit", "units that came"], ["inserted", "a layer inserted"], ["gone", "units that went"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `dot ${kind}` }), text))));
   }
 
   /** Positions of the slider: steps at which anything happens. */

@@ -1,0 +1,76 @@
+"""What a command line of `senn fit` says itself, kept with the run so that it can be gone on with."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from senn.cli.main import fit_parser
+from senn.errors import SennError
+
+NOT_THE_RUNS = {"help", "resume", "out", "overwrite", "dry_run", "quiet", "json", "watch", "port"}
+"""Options that say nothing of what a run computes."""
+
+
+def given(argv: Sequence[str]) -> dict[str, Any]:
+    """What the arguments of `senn fit` say themselves, without defaults."""
+    parser = fit_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return vars(parser.parse_args(list(argv)))
+
+
+def as_kept(said: dict[str, Any]) -> list[str]:
+    """Those of these arguments that decide on the run, to be read from any working directory."""
+    kept: list[str] = []
+    for action in fit_parser()._actions:
+        if action.dest not in said or action.dest in NOT_THE_RUNS or said[action.dest] is None:
+            continue
+        value, name = said[action.dest], action.option_strings[0] if action.option_strings else ""
+        if not name:
+            kept.append(_placed(value))
+        elif action.nargs == 0:
+            kept.append(name)
+        elif isinstance(value, list):
+            kept += [f"{name}={'='.join(item)}" for item in value]
+        else:
+            kept.append(f"{name}={_placed(value)}")
+    return kept
+
+
+def _placed(value: Any) -> str:
+    """A path to something that is there, from the root; anything else as it is."""
+    is_path = isinstance(value, str | Path) and os.path.exists(value)
+    return os.path.abspath(value) if is_path else str(value)
+
+
+def resumed(argv: Sequence[str], kept: Sequence[str], folder: Path) -> argparse.Namespace:
+    """The arguments of a run that goes on.
+
+    Args:
+        argv: what it is called with now.
+        kept: what it was begun with.
+        folder: where it lies.
+
+    Raises:
+        SennError: it is told to be another one now.
+    """
+    said, args = given(argv), fit_parser().parse_args(list(kept))
+    if args.resume is not None or args.data is None:
+        raise SennError(f"{str(folder)!r} is damaged: it was begun with no arguments of a run")
+    for name in ("out", "overwrite", "dry_run"):
+        if name in said:
+            raise SennError(f"--{name.replace('_', '-')} makes no sense with --resume: the run stays where it is")
+    now = {name: value for name, value in said.items() if name not in NOT_THE_RUNS}
+    before = given(kept)
+    for name, value in now.items():
+        if value is not None and (name not in before or as_kept({name: value}) != as_kept({name: before[name]})):
+            what = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+            raise SennError(f"{what} says another thing than the run in {str(folder)!r} was begun with; leave it out")
+    for name in NOT_THE_RUNS & said.keys():
+        setattr(args, name, said[name])
+    args.out = folder
+    return args
