@@ -7,11 +7,13 @@ import shutil
 import threading
 
 import pytest
-from report_cases import HOSTILE, folder_of, long_run, short_run, waves
+from report_cases import HOSTILE, long_run, short_run, waves
 
+from senn.cli.main import main
 from senn.cli.watch import Watch
 from senn.export import python_source
 from senn.report import Told, page
+from senn.runs import read
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("vl_convert")
@@ -354,10 +356,11 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
 
 
 def test_the_page_of_a_folder_that_fit_wrote(browser, tmp_path):
-    from senn.cli.main import main
-
-    folder = folder_of(*waves(), tmp_path / "waves")
+    folder = tmp_path / "wine"
+    assert main(["fit", "wine", "--epochs", "8", "--out", str(folder), "--quiet"]) == 0
     assert main(["report", str(folder)]) == 0
     with opened(browser, (folder / "report.html").as_uri()) as tab:
         assert "class Net" in tab.inner_text("#final pre")
-        assert tab.inner_text("h1") == "waves"
+        assert tab.inner_text("h1") == "wine"
+        score = read(folder).results["test"]["accuracy"]
+        assert tab.inner_text(".tiles dd >> nth=0").startswith(f"{score:.4g}")

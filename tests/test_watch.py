@@ -107,6 +107,15 @@ def test_a_listener_that_goes_away_is_no_matter():
         assert get(watch, "/").status == 200
 
 
+def test_a_run_that_goes_on_shows_what_was_before():
+    run, _ = waves()
+    with Watch("waves", 0, silent, run.history[:5]) as watch:
+        tell(watch, [run.history[0], *run.history[5:]])  # a run that goes on begins once more
+        text = get(watch, "/").read().decode()
+    told = json.loads(re.search(r'id="records">(.*?)</script>', text, re.S)[1])
+    assert [one["event"] for one in told["runs"][0]["records"]] == [one["event"] for one in run.history]
+
+
 def test_an_error_of_the_run_is_told():
     heard = []
     watch = Watch("waves", 0, silent)
