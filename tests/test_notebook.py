@@ -78,6 +78,19 @@ def test_estimators_keep_their_own_picture():
     assert "<svg" in after
 
 
+def test_an_estimator_says_how_it_goes_on_if_it_is_asked_to(capsys):
+    pytest.importorskip("sklearn")
+    x = np.random.default_rng(0).normal(size=(80, 2))
+    quiet, loud = (senn.SENNClassifier(max_epochs=3, random_state=0, verbose=level) for level in (0, 1))
+    quiet.fit(x, x[:, 0] > 0)
+    assert capsys.readouterr().out == ""
+    loud.fit(x, x[:, 0] > 0)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said if line.startswith("epoch")] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert said[-1].startswith("training ended: ")
+    assert np.array_equal(quiet.predict_proba(x), loud.predict_proba(x))
+
+
 CELLS = (
     "import torch, senn\nfrom torch import nn\n"
     "x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))\ny = (x[:, 0] * x[:, 1] > 0).long()\n"
@@ -86,7 +99,7 @@ CELLS = (
     "grower = senn.Grower(model)\ngrower.consider([(x, y)])",
     "grower.grow()[0]",
     "grower.consideration",
-    "senn.SENNClassifier(max_epochs=2, random_state=0).fit(x.numpy(), y.numpy())",
+    "senn.SENNClassifier(max_epochs=2, random_state=0, verbose=1).fit(x.numpy(), y.numpy())",
     "from senn.plots import growth_figure\nfigure = growth_figure(_.history_)\n"
     "figure.axes[0].set_title('mine')\nfigure",
 )
@@ -106,3 +119,6 @@ def test_a_notebook_that_is_run_shows_them():
     assert "sk-" in shown[4]["text/html"]
     assert "<svg" in shown[4]["text/html"]
     assert "image/png" in shown[5]
+    progress = notebook.cells[5].outputs[0]["data"]["text/html"]  # renewed in place: as it was at the end
+    assert '<progress value="2" max="2"' in progress
+    assert "training ended" in progress

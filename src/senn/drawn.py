@@ -36,7 +36,7 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], left
 
     def cell(tag: str, at: int, content: str) -> str:
         side = "left" if at < left else "right"
-        return f'<{tag} style="text-align:{side}">{content if isinstance(content, Markup) else escape(content)}</{tag}>'
+        return f'<{tag} style="text-align:{side};white-space:nowrap">{content if isinstance(content, Markup) else escape(content)}</{tag}>'
 
     lines = [[cell("th", at, name) for at, name in enumerate(head)]]
     lines += [[cell("td", at, content) for at, content in enumerate(row)] for row in rows]
@@ -60,14 +60,15 @@ def bar(promise: float, error: float, price: float, most: float, name: str) -> M
     def x(value: float) -> float:
         return 90 * math.sqrt(min(1.0, max(0.0, value) / most)) if most > 0 else 0.0
 
-    low, high = x(abs(promise) - error), x(abs(promise) + error)
+    size = abs(promise) if name == "prune" else promise  # a removal promises what it costs, less than nothing
+    low, high = x(size - error), x(size + error)
     colour = COLOURS.get(name, "currentColor")
     words = f"promised {promise:.3g}, standard error {error:.2g}, price {price:.3g}"
     return Markup(
         f'<svg width="96" height="14" role="img" aria-label="{escape(words)}">'
-        f'<rect x="1" y="4" width="{x(abs(promise)):.1f}" height="6" rx="2" fill="{colour}"/>'
+        f'<rect x="1" y="4" width="{x(size):.1f}" height="6" rx="2" fill="{colour}"/>'
         f'<path d="M{1 + low:.1f} 7H{1 + high:.1f}" stroke="currentColor"/>'
-        f'<path d="M{1 + x(abs(price)):.1f} 1v12" stroke="currentColor" stroke-width="1.5"/></svg>'
+        f'<path d="M{1 + x(abs(price)):.1f} 1v12" stroke="currentColor" stroke-width="{1.5 if price else 0}"/></svg>'
     )
 
 

@@ -18,6 +18,7 @@ from senn.errors import SennError
 from senn.training import Recipe, Task, train
 from senn.training.learner import build_model
 from senn.training.online import Online
+from senn.training.progress import progress
 from senn.training.recipe import check_fraction, check_positive
 
 Array = np.ndarray[Any, Any]
@@ -58,6 +59,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
         validation_fraction: float | None = None,
         recipe: Recipe | None = None,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         self.hidden = hidden
         self.activation = activation
@@ -71,6 +73,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
         self.validation_fraction = validation_fraction
         self.recipe = recipe
         self.random_state = random_state
+        self.verbose = verbose
 
     # -- what a task decides
 
@@ -101,6 +104,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
             task=self._task,
             outputs=self._outputs(),
             recipe=recipe,
+            callbacks=progress(self.verbose),
             sample_weight=torch.from_numpy(weight),
         )
         self._online = None
@@ -186,6 +190,7 @@ class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
         class_weight: `balanced`, a mapping of class to weight, or None.
         recipe: a `senn.training.Recipe` with all other choices.
         random_state: seed or `RandomState`.
+        verbose: 1 to show how training goes on: lines, or in a notebook a bar and the network.
 
     Attributes:
         classes_: class labels.
@@ -220,21 +225,13 @@ class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
         class_weight: Any = None,
         recipe: Recipe | None = None,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         super().__init__(
-            hidden,
-            activation=activation,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            max_epochs=max_epochs,
-            grow=grow,
-            policy=policy,
-            max_params=max_params,
-            validation_fraction=validation_fraction,
-            recipe=recipe,
-            random_state=random_state,
-        )
+            hidden, activation=activation, optimizer=optimizer, learning_rate=learning_rate, batch_size=batch_size,
+            max_epochs=max_epochs, grow=grow, policy=policy, max_params=max_params,
+            validation_fraction=validation_fraction, recipe=recipe, random_state=random_state, verbose=verbose,
+        )  # fmt: skip
         self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -314,6 +311,7 @@ class SENNRegressor(RegressorMixin, _SENNEstimator):  # type: ignore[misc]
         validation_fraction: share of the rows held out for stopping early; 0 for none.
         recipe: a `senn.training.Recipe` with all other choices.
         random_state: seed or `RandomState`.
+        verbose: 1 to show how training goes on: lines, or in a notebook a bar and the network.
 
     Attributes:
         model_: the network, a plain `torch.nn.Module` on standardised inputs with standardised outputs.

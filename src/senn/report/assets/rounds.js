@@ -23,7 +23,7 @@ const badge = (kind) => el("span", { class: `badge ${kind}` }, { widen: "widen",
 /** A bar for what is promised, a whisker for its error, an upright line for the price; all by their square roots. */
 function bar(one, nat, most) {
   const x = (value) => 100 * Math.sqrt(Math.min(1, Math.max(0, value) / most));
-  const promise = Math.abs(one.promise || 0), error = (one.error || 0) / (2 * nat), price = Math.abs(one.price || 0);
+  const promise = one.kind === "prune" ? Math.abs(one.promise || 0) : Math.max(0, one.promise || 0), error = (one.error || 0) / (2 * nat), price = Math.abs(one.price || 0);
   const whisker = error ? svg("line", { x1: x(promise - error), x2: x(promise + error), y1: 7, y2: 7, class: "whisker" }) : null;
   return svg("svg", { class: "bar", viewBox: "-1 0 102 14", "aria-hidden": "true" },
     svg("rect", { x: 0, y: 4, width: x(promise), height: 6, rx: 2, class: one.kind + (one.accepted ? "" : " refused") }), whisker,
