@@ -35,8 +35,8 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], left
         return ""
 
     def cell(tag: str, at: int, content: str) -> str:
-        side = "left" if at < left else "right"
-        return f'<{tag} style="text-align:{side};white-space:nowrap">{content if isinstance(content, Markup) else escape(content)}</{tag}>'
+        style = f"text-align:{'left' if at < left else 'right'};white-space:nowrap"
+        return f'<{tag} style="{style}">{content if isinstance(content, Markup) else escape(content)}</{tag}>'
 
     lines = [[cell("th", at, name) for at, name in enumerate(head)]]
     lines += [[cell("td", at, content) for at, content in enumerate(row)] for row in rows]

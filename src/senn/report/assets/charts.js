@@ -163,7 +163,7 @@ class Chart {
     this.about = el("p", { class: "note" });
     this.table = disclosure("As a table", () => table(this.chart.title, ...this.chart.table(this.chart.rows)));
     this.element = el("div", { role: "group", class: `card chart ${chart.key}`, "aria-labelledby": `chart-${chart.key}` }, this.title, this.about, this.plot, this.table);
-    this.ready = this.update(chart);
+    this.ready = Promise.resolve().then(() => this.update(chart)); // when it is on the page and has a width
   }
 
   async update(chart) {
