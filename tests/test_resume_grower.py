@@ -104,3 +104,33 @@ def test_what_is_no_state_is_refused_and_nothing_changes(change):
     with pytest.raises(senn.SennError, match="isn't the state of a Grower"):
         grower.load_state_dict(state)
     assert repr(grower.state_dict()) == before
+
+
+@pytest.mark.parametrize("observed", [0, 2])
+def test_batches_that_raise_change_nothing(observed):
+    """Neither the model nor what is known of it: the round that follows is the one that would have come anyway."""
+    ours, theirs = grown(net(layers=2)), grown(net(layers=2))
+    for model, optimizer, grower in (ours, theirs):
+        rounds(model, optimizer, grower, range(2))
+        for number in range(observed):
+            grower.observe(X[50 * number :][:80], Y[50 * number :][:80])
+    model, _, grower = ours
+
+    def batches(last):
+        yield X[:200], Y[:200]
+        yield X[200:400], Y[200:400]
+        yield from last()
+
+    def broken():
+        raise OSError("the disk is gone")
+
+    for last, error in ((broken, OSError), (lambda: [(X[:9], Y[:8])], senn.SennError), (lambda: [3], senn.SennError)):
+        held, state = everything(model), repr(grower.state_dict())
+        with pytest.raises(error):
+            grower.grow(batches(last))
+        assert everything(model) == held
+        assert repr(grower.state_dict()) == state
+    for one in (ours, theirs):
+        one[2].grow([(X[:300], Y[:300])])
+    assert repr(ours[2].consideration) == repr(theirs[2].consideration)
+    assert repr([event.state() for event in grower.events]) == repr([event.state() for event in theirs[2].events])

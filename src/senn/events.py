@@ -263,3 +263,9 @@ def merge(accepted: list[Candidate]) -> list[tuple[Candidate, Candidate, list[Ca
     for candidate in accepted:
         groups.setdefault((candidate.kind, candidate.place), []).append(candidate)
     return [(group[0], group[-1], group) for group in groups.values()]
+
+
+def with_removals(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:
+    """All additions, and the first so many removals, which cost least."""
+    kept = [c for c in accepted if c.kind == "prune"][:removals]
+    return [c for c in accepted if c.kind != "prune" or any(c is one for one in kept)]

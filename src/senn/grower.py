@@ -16,7 +16,7 @@ from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError, UnsupportedError
-from senn.events import Candidates, Consideration, GrowthEvent, Verdict, merge
+from senn.events import Candidates, Consideration, GrowthEvent, Verdict, merge, with_removals
 from senn.menu import Menu
 from senn.policy import Budget, Candidate, Kind, Policy, PricePolicy
 from senn.proposals import Draw, Proposals
@@ -185,23 +185,27 @@ class Grower:
 
         Raises:
             SurgeryError: a change failed its verification; everything is as it was.
+            Exception: whatever `batches` or the loss raise; everything is as it was, window and random state too.
         """
         every, wanted = self.moves, _allowed(moves, self.moves)
         if not wanted:
             return []
+        back, accepted, offered = self._back(), list[Verdict](), list[Candidate]()
         try:
             self.moves = wanted
             menu = self._menu(batches)
+            policy = self.policy.removing() if set(wanted) <= {"prune"} else self.policy
+            kinds = {MOVES[move] for move in wanted}
+            eta_before, parameters = self.eta, menu.parameters
+            eta_of = {name: ledger.eta for name, ledger in menu.ledgers.items()}
+            while choice := policy.choose(offered := [c for c in menu.candidates() if c.kind in kinds], menu.accepted):
+                accepted.append(Verdict.of(policy, choice))
+                menu.accept(choice)
+        except BaseException:
+            back()
+            raise
         finally:
             self.moves = every
-        policy = self.policy.removing() if set(wanted) <= {"prune"} else self.policy
-        kinds = {MOVES[move] for move in wanted}
-        eta_before, parameters = self.eta, menu.parameters
-        eta_of = {name: ledger.eta for name, ledger in menu.ledgers.items()}
-        accepted: list[Verdict] = []
-        while choice := policy.choose(offered := [c for c in menu.candidates() if c.kind in kinds], menu.accepted):
-            accepted.append(Verdict.of(policy, choice))
-            menu.accept(choice)
         self.rounds += 1
         survey, self._survey = self._survey, None
         assert survey is not None
@@ -222,7 +226,6 @@ class Grower:
         Between rounds it is complete: with the model and the optimizer brought back to the same numbers, all that
         follows is bit for bit the same. Batches observed since the last round aren't in it, nor are `draw` and `undo`.
         """
-        considered = self.consideration
         return {
             "rounds": self.rounds,
             "samples": self.samples,
@@ -232,7 +235,7 @@ class Grower:
             "events": [event.state() for event in self.events],
             "open": [number for number, event in enumerate(self.events) if any(event is one for one in self._open)],
             "rejections": [*self.rejections],
-            "consideration": None if considered is None else considered.state(),
+            "consideration": None if self.consideration is None else self.consideration.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,8 +255,7 @@ class Grower:
             }
             events = [GrowthEvent.of(one) for one in state["events"]]
             opened = [events[number] for number in state["open"]]
-            considered = state["consideration"]
-            consideration = None if considered is None else Consideration.of(considered)
+            consideration = None if state["consideration"] is None else Consideration.of(state["consideration"])
             generator = torch.Generator()
             generator.set_state(state["generator"].cpu())
             rounds, samples, eta = int(state["rounds"]), state["samples"], float(state["eta"])
@@ -270,6 +272,28 @@ class Grower:
         self.events, self._open, self.rejections, self.consideration = events, opened, rejections, consideration
 
     # -- inside
+
+    def _back(self) -> Callable[[], None]:
+        """A function that undoes all that is noted while batches are looked at."""
+        survey, generator = self._survey, self._generator.get_state()
+        held = {} if survey is None else vars(survey)  # what its tables hold is never changed, only replaced
+        seen = {name: one.copy() if isinstance(one, dict | set) else one for name, one in held.items()}
+        opened = [(event, event.realised) for event in self._open]
+        known = dict(self._known)
+        kept = {"samples": self.samples, "eta": self.eta, "draw": self.draw}
+
+        def undo() -> None:
+            self._survey = survey
+            held.update(seen and {**seen, "known": self._known, "readings": self._readings})
+            self._generator.set_state(generator)
+            self._known.clear()
+            self._known.update(known)
+            self._open = [event for event, _ in opened]
+            for event, realised in opened:
+                event.realised = realised
+            vars(self).update(kept)
+
+        return undo
 
     def _menu(self, batches: Iterable[Batch] | None) -> Menu:
         if batches is not None:
@@ -294,7 +318,7 @@ class Grower:
         """Change the model as decided; if removals fail their verification, with the first half of them, and so on."""
         removals = sum(c.kind == "prune" for c in menu.accepted)
         while True:
-            accepted = _first(menu.accepted, removals)
+            accepted = with_removals(menu.accepted, removals)
             try:
                 return self._operate(menu, survey, eta_before, accepted, removals) if accepted else []
             except SurgeryError as error:
@@ -354,12 +378,6 @@ class Grower:
         self.events += events
         self._open = list(events)
         return events
-
-
-def _first(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:
-    """All additions, and the first so many removals, which cost least."""
-    kept = [c for c in accepted if c.kind == "prune"][:removals]
-    return [c for c in accepted if c.kind != "prune" or any(c is one for one in kept)]
 
 
 def _allowed(moves: Sequence[str] | None, allowed: Sequence[str]) -> tuple[str, ...]:

@@ -131,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(_COMMANDS[args.command])
         code: int = command.run(args)
         sys.stdout.flush()
+        if argv is None and code > 128:  # PyTorch takes a moment to be taken down, for which nobody wants to wait
+            sys.stderr.flush()
+            os._exit(code)
         return code
     except SennError as error:
         return _complain(str(error), EXIT_BAD_INPUT)

@@ -22,7 +22,7 @@ from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.curvature.patches import Dense, Patches, Read, full
 from senn.curvature.reading import Application, Layout, Reading, evaluating, forward, reading
-from senn.errors import SennError, UnsupportedError
+from senn.errors import DivergenceError, UnsupportedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ def capture(
         blocks: modules whose runs are wanted too.
 
     Raises:
-        SennError: the outputs or the loss are NaN or infinite.
+        DivergenceError: the outputs or the loss are NaN or infinite.
         UnsupportedError: a map is not reached or makes no difference, or the outputs are not a tensor.
     """
     if not names:
@@ -162,7 +162,8 @@ def capture(
     y = output.detach()
     loss = float(metric.loss(y, targets, weights))
     if not torch.isfinite(y).all() or loss != loss or abs(loss) == float("inf"):
-        raise SennError(f"the loss on this batch is {loss}: the network has diverged or the batch holds bad values")
+        reason = "the network has diverged or the batch holds bad values"
+        raise DivergenceError(f"the loss on this batch is {loss}: {reason}")
     applied = [(name, one) for name in names for one in seen[name]]
     edges = [one.edge for _, one in applied if one.edge is not None]
     ends = [run.edge for run in runs.values()]

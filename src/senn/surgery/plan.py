@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from senn.errors import SennError, UnsupportedError
+from senn.errors import DivergenceError, SennError, UnsupportedError
 from senn.structure.repeat import Addition
 from senn.structure.spaces import LinearMap, Site, Slot, Space, Structure, columns
 from senn.surgery.layout import Layout, LayoutDraft
@@ -320,7 +320,7 @@ def _check_values(what: str, values: Tensor, shape: Sequence[int]) -> None:
     if tuple(values.shape) != tuple(shape):
         raise SennError(f"{what} must have shape {tuple(shape)}, not {tuple(values.shape)}")
     if not values.isfinite().all():
-        raise SennError(f"{what} are not finite")
+        raise DivergenceError(f"{what} are not finite")
 
 
 def parameters_per_unit(model: nn.Module, space: Space) -> int:

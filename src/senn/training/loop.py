@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,24 +138,23 @@ class Training:
             self.reason, interrupted = "interrupted", True
             if self._spare is not None:
                 self.keep(self._spare)
-        except DivergenceError as error:
-            self.reason = f"{error}, in epoch {self.epoch}; the net is that of epoch {self.best.epoch}"
+        except NUMERICAL as error:
+            self.reason = f"{first_line(error)}, in epoch {self.epoch}; the net is that of epoch {self.best.epoch}"
         return self.finish(interrupted)
 
     def one_epoch(self) -> bool:
         """One pass over the rows, or what is left of it; whether to stop."""
         batches = self.rows.take(self.order()).batches(self.plan.batches)
-        for batch in batches[self.at :]:
+        well = not self.at or self.round()  # a run may go on from just before a round
+        for batch in batches[self.at :] if well else ():
             self.learner.set_lr(self.recipe.lr_factor(self.step / self.plan.steps))
             self.losses.append(self.learner.step(*self.inputs.training(batch, self.generator)))
             self.step += 1
             self.at += 1
             if self.recipe.average == "ema":
                 self.learner.update_average()
-            if moves := self.rounds.due(self.step):
-                if not math.isfinite(self.losses[-1].item()):
-                    break
-                self.grow(moves)
+            if not self.round():
+                break
             self.pause()
         if self.recipe.average == "swa" and self.step > (1 - self.recipe.tail) * self.plan.steps:
             self.learner.update_average()
@@ -171,6 +171,20 @@ class Training:
         again = torch.Generator()
         again.set_state(self.before_order)
         return torch.randperm(len(self.rows), generator=again)
+
+    def round(self) -> bool:
+        """The round that is due after this step, if one is; whether the loss was finite."""
+        if not self.rounds.waiting(self.step):
+            return True
+        if self.keeper is not None:  # a round may take longer than one who interrupts it wants to wait
+            with suppress(SennError):
+                self._spare = captured(self)
+        moves = self.rounds.due(self.step)
+        if not math.isfinite(self.losses[-1].item()):
+            return False
+        self.grow(moves)
+        self._spare = None
+        return True
 
     def pause(self) -> None:
         """Between two steps, where all is in one piece: keep the state if it is wanted, and end if that is wanted."""
@@ -189,8 +203,6 @@ class Training:
 
     def grow(self, moves: Sequence[str]) -> None:
         """One round of these moves, on at most `recipe.probe` training rows."""
-        if self.keeper is not None:
-            self._spare = captured(self)  # a round may take longer than one who interrupts it wants to wait
         probe = self.rows
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
@@ -215,7 +227,6 @@ class Training:
             record = event_record(event, self.epoch, self.step, architecture(self.model))
             self.growth.append((event, record))
             self.tell(record)
-        self._spare = None
 
     @torch.no_grad()
     def is_sound(self, batch: Batch) -> bool:

@@ -157,13 +157,17 @@ class Rounds:
         self._left = sorted(planned.items()) if recipe.grow else []
         self._goes_on = steps is None
 
+    def waiting(self, step: int) -> bool:
+        """Whether it is time for a round after that step."""
+        return bool(self._left) and self._left[0][0] <= step
+
     def due(self, step: int) -> tuple[str, ...]:
         """Moves that are to be considered after that step; none if it isn't time for a round.
 
         Rounds that lie before the step and were never asked for are left out but for the last.
         """
         moves: tuple[str, ...] = ()
-        while self._left and self._left[0][0] <= step:
+        while self.waiting(step):
             at, moves = self._left.pop(0)
             if self._goes_on and all(other != moves for _, other in self._left):
                 again = 3 * at if any(taken == 2 * at for taken, _ in self._left) else 2 * at

@@ -1,0 +1,250 @@
+"""`senn fit --resume` and signals, in this process: what is said, refused, kept, and that the end is the same."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from cli_cases import refused
+from test_resume_kill import content
+
+from senn import disk
+from senn.cli import signals
+from senn.cli.main import main
+from senn.cli.progress import LinesCallback
+from senn.runs import read
+from senn.survey import Survey
+
+ARGV = ["fit", "wine", "--epochs", "8", "--seed", "3", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def _every_step(monkeypatch):
+    monkeypatch.setenv("SENN_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setattr("senn.cli.fit.growth_figure", lambda *_: None)  # it takes most of the time, and no part in this
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run says that nothing has disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("senn.cli.fit.growth_figure", lambda *_: None)
+        assert main([*ARGV, "--out", str(tmp_path_factory.getbasetemp() / "whole")]) == 0
+    return content(tmp_path_factory.getbasetemp() / "whole")
+
+
+def interrupted_at(epoch, number=signal.SIGINT):
+    """A callback's method that has a signal come once."""
+    came = []
+
+    def on_epoch(self, record):
+        if record["epoch"] == epoch and not came:
+            came.append(1)
+            signal.raise_signal(number)
+
+    return on_epoch
+
+
+@pytest.fixture
+def cut(tmp_path, monkeypatch):
+    """A run that was interrupted in its fifth epoch, and the arguments that go on with it."""
+    monkeypatch.setattr(LinesCallback, "on_epoch", interrupted_at(4))
+    assert main([*ARGV, "--out", str(tmp_path / "run")]) == 130
+    return ["fit", "--resume", str(tmp_path / "run")]
+
+
+def test_an_interrupted_run_is_usable_and_goes_on_to_the_same_end(cut, tmp_path, whole, capsys):
+    saved = read(tmp_path / "run")
+    assert saved.unfinished
+    assert saved.results["interrupted"]
+    assert saved.history[-1]["reason"] == "interrupted"
+    assert main(["predict", str(tmp_path / "run"), str(wine(tmp_path))]) == 0
+    assert main(["show", str(tmp_path / "run")]) == 0
+    assert f"it is unfinished; to go on: senn fit --resume {tmp_path / 'run'}\n" in capsys.readouterr().out
+    assert main(cut) == 0
+    assert "note: goes on after step 9" in capsys.readouterr().out
+    assert content(tmp_path / "run") == whole
+    assert main(cut) == 0
+    assert capsys.readouterr().out == f"the run in {tmp_path / 'run'} is complete\n"
+
+
+def wine(folder):
+    from sklearn.datasets import load_wine
+
+    load_wine(as_frame=True).frame.to_csv(folder / "wine.csv", index=False)
+    return folder / "wine.csv"
+
+
+def test_a_round_that_takes_long_is_given_up(tmp_path, whole, monkeypatch, capsys):
+    """Nothing half-done is kept: the run goes on from before the round."""
+    monkeypatch.setattr(signals, "PATIENCE", 0.01)
+    add, came = Survey.add, []
+
+    def slow(self, *args):
+        came.append(1)
+        if len(came) == 3:
+            signal.raise_signal(signal.SIGTERM)
+            for _ in range(100):
+                time.sleep(0.01)
+        return add(self, *args)
+
+    monkeypatch.setattr(Survey, "add", slow)
+    assert main([*ARGV, "--out", str(tmp_path / "run")]) == 143
+    assert len(came) == 3
+    assert main(["fit", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert content(tmp_path / "run") == whole
+
+
+def test_a_run_that_is_to_be_replaced_stays_until_the_new_one_is_complete(tmp_path, whole, monkeypatch, capsys):
+    run = tmp_path / "run"
+    assert main([*ARGV[:-3], "--seed", "4", "--quiet", "--out", str(run)]) == 0
+    before = content(run)
+    monkeypatch.setattr(LinesCallback, "on_epoch", interrupted_at(3))
+    assert main([*ARGV, "--out", str(run), "--overwrite"]) == 130
+    assert f"interrupted; {run} still holds the run before; to go on" in capsys.readouterr().err
+    assert content(run)[:3] == before[:3]
+    assert main(["show", str(run)]) == 0
+    assert "a run that is to replace it is unfinished" in capsys.readouterr().out
+    assert main(["fit", "--resume", str(run), "--quiet"]) == 0
+    assert content(run) == whole
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_damaged_checkpoints_are_passed_over_and_that_is_said(cut, tmp_path, whole, capsys, count):
+    checkpoints = sorted((tmp_path / "run" / "unfinished").glob("checkpoint-*"))
+    assert len(checkpoints) == 2
+    for checkpoint in checkpoints[-count:]:
+        file = checkpoint / "state.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    assert main(cut) == 0
+    out = capsys.readouterr().out
+    assert out.count("state.safetensors' is damaged: it isn't the file that was written with state.json") == count
+    assert ("goes on after step 8" if count == 1 else "the run starts over") in out
+    assert content(tmp_path / "run") == whole
+
+
+def test_a_run_without_a_checkpoint_starts_over(cut, tmp_path, whole, capsys):
+    for checkpoint in (tmp_path / "run" / "unfinished").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (tmp_path / "run" / "results.json").unlink()
+    with (tmp_path / "run" / "unfinished" / "history.jsonl").open("a") as file:
+        file.write('{"event": "epo')
+    assert main(["show", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("unfinished: senn fit wine --epochs=8 --seed=3\nepoch 4 of 8, hidden layers ")
+    assert main(["show", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["last"]["epoch"] == 4
+    assert main(cut) == 0
+    assert "note: there is no checkpoint to go on from: the run starts over" in capsys.readouterr().out
+    assert content(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--epochs", "9"], "--epochs says another thing than the run"),
+        (["--seed", "0"], "--seed says another thing"),
+        (["--max-params", "900"], "--max-params says another thing"),
+        (["--column", "hue=dropped"], "--column says another thing"),
+        (["digits"], "DATA says another thing"),
+        (["--out", "elsewhere"], "--out makes no sense with --resume"),
+        (["--overwrite"], "--overwrite makes no sense"),
+        (["--dry-run"], "--dry-run makes no sense"),
+        (["--epochs", "x"], "argument --epochs"),
+    ],
+)
+def test_a_run_stays_what_it_was(cut, capsys, more, message):
+    assert message in refused(capsys, [*cut, *more])
+
+
+def test_options_that_agree_do_no_harm(cut, tmp_path, whole):
+    assert main([*cut, "wine", "--epochs", "8", "--quiet"]) == 0
+    assert content(tmp_path / "run") == whole
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
+    table = wine(tmp_path)
+    monkeypatch.setattr(LinesCallback, "on_epoch", interrupted_at(1))
+    argv = ["fit", str(table), "--target", "target", "--epochs", "3", "--quiet", "--out", str(tmp_path / "run")]
+    assert main(argv) == 130
+    text = table.read_text()
+    table.write_text(text.replace("14.23", "14.24", 1))
+    resume = ["fit", "--resume", str(tmp_path / "run")]
+    assert "the data of the run" in (message := refused(capsys, resume))
+    assert "have changed since" in message
+    table.write_text(text)
+    assert main([*resume, "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["interrupted"]
+
+
+def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
+    assert "the following arguments are required: DATA" in refused(capsys, ["fit"])
+    assert "holds no run" in refused(capsys, ["fit", "--resume", tmp_path / "nowhere"])
+    assert not (tmp_path / "nowhere").exists()
+    message = refused(capsys, [*ARGV, "--out", tmp_path / "run"])
+    assert "holds an unfinished run; go on with it: senn fit --resume" in message
+    about = json.loads((tmp_path / "run" / "unfinished" / "run.json").read_text())
+    (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.sealed({**about, "version": 2}))
+    assert "has format version 2; this senn reads 1" in refused(capsys, cut)
+    for arguments in (["--resume=x"], ["wine", "--epochs=x"], [], [3]):
+        (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.sealed({**about, "arguments": arguments}))
+        refused(capsys, cut)
+
+
+def test_two_at_a_time_are_refused(cut, tmp_path, capsys):
+    import fcntl
+
+    number = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_EX)
+    try:
+        assert "another process is at work in" in refused(capsys, cut)
+    finally:
+        os.close(number)
+
+
+def test_a_full_disk_costs_no_more_than_the_time_since_the_last_checkpoint(tmp_path, whole, monkeypatch, capsys):
+    """The system refuses longer files from the fourth epoch on: the run says so, and can be gone on with later."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = []
+
+    def on_epoch(self, record):
+        if record["epoch"] == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+
+    monkeypatch.setattr(LinesCallback, "on_epoch", on_epoch)
+    monkeypatch.setattr(LinesCallback, "on_fault", lambda self, record: told.append(record))
+    try:
+        message = refused(capsys, [*ARGV, "--out", tmp_path / "run"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        monkeypatch.setattr(LinesCallback, "on_epoch", lambda self, record: None)
+    assert f"File too large; go on later: senn fit --resume {tmp_path / 'run'}" in message
+    assert len(told) == 8
+    assert {"no checkpoint was written: [Errno 27] File too large"} == {record["text"] for record in told}
+    assert main(["fit", "--resume", str(tmp_path / "run")]) == 0
+    assert "goes on after step 8" in capsys.readouterr().out
+    assert content(tmp_path / "run") == whole
+
+
+def test_a_disk_that_is_really_full(tmp_path, whole, capsys):
+    """A file system of its own, as large as a few checkpoints."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "none", place], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        (place / "filler").write_bytes(bytes(20_000))
+        message = refused(capsys, [*ARGV, "--out", place / "run"])
+        assert "No space left on device" in message
+        (place / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=2m", place], check=True)
+        saved = read(place / "run") if (place / "run").exists() else None
+        argv = ["fit", "--resume", str(place / "run"), "--quiet"] if saved else [*ARGV, "--out", str(place / "run")]
+        assert main(argv) == 0
+        assert content(place / "run") == whole
+    finally:
+        subprocess.run(["umount", place], check=True)
