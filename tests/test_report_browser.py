@@ -237,6 +237,14 @@ def test_layers_are_followed_by_the_places_that_changes_name(single, before, aft
     assert [layer["width"] for layer in found] == after
 
 
+def test_changes_without_considerations_are_rounds_too(single):
+    run, _ = waves()
+    records = [one for one in run.history if one["event"] != "consideration"]
+    steps = sorted({one["step"] for one in records if one["event"] in ("growth", "rollback")})
+    told = single.evaluate("(records) => new Story({ name: 'old', records }, []).rounds.map((r) => r.step)", records)
+    assert told == steps
+
+
 def test_names_that_are_markup_are_text(browser, pages):
     with opened(browser, local(pages, "hostile")) as tab:
         tab.evaluate("openAll(document.querySelector('main'))")
@@ -316,7 +324,8 @@ def test_runs_side_by_side(browser, pages):
 
 def test_a_run_of_which_nothing_is_known_yet_is_a_page(browser, pages):
     with opened(browser, local(pages, "fixed")) as tab:
-        assert "0 rounds" in tab.inner_text("#rounds") or "0 of 0" in tab.inner_text("#rounds")
+        assert "0 of 0 rounds" in tab.inner_text("#rounds")
+        assert "isn\N{RIGHT SINGLE QUOTATION MARK}t finished" in tab.inner_text("#about")
 
 
 def test_a_long_run_opens_and_can_be_moved_through(browser, tmp_path):

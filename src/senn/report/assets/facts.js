@@ -17,7 +17,8 @@ function aboutText(story) {
   const what = data.target ? ` of “${data.target}” from ${plural(data.features, "feature")}` : data.kind === "images" ? ` of images of ${(data.shape || []).join(" × ")}` : "";
   const rows = known(start.train_rows) ? `, ${count(start.train_rows)} rows to train on` : "";
   const optimizer = start.optimizer || (story.results || {}).optimizer;
-  return `${task}${what}${rows}${optimizer ? `, ${optimizer}` : ""}.`;
+  const open = story.results || story.end ? "" : " It isn’t finished: this is how far it has come.";
+  return `${task}${what}${rows}${optimizer ? `, ${optimizer}` : ""}.${open}`;
 }
 
 function tiles(story) {

@@ -148,6 +148,7 @@ class Player {
     this.where = el("p", { class: "where" });
     this.what = el("p", { class: "what" });
     this.size = el("p", { class: "sizes" });
+    this.now = el("div", { class: "now", "aria-live": "polite" }, this.where, this.what, this.size);
     this.marks = svg("svg", { class: "ticks", "aria-hidden": "true", preserveAspectRatio: "none", viewBox: "0 0 1000 10" });
     this.pause();
     this.refresh();
@@ -157,7 +158,7 @@ class Player {
     const pictures = this.pictures.map((picture) => (this.pictures.length > 1 ? el("figure", { class: "one" }, el("figcaption", {}, picture.story.name), picture.box) : picture.box));
     return el("div", { class: "player" }, el("div", { class: "pictures" }, pictures),
       el("div", { class: "controls" }, this.button, el("div", { class: "track" }, this.slider, this.marks), this.back, this.on),
-      el("div", { class: "now", "aria-live": "polite" }, this.where, this.what, this.size),
+      this.now,
       el("p", { class: "legend" }, [["lit", "units that came"], ["inserted", "a layer inserted"], ["gone", "units that went"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `dot ${kind}` }), text))));
   }
 
@@ -231,6 +232,7 @@ class Player {
     if (this.position >= this.steps.length - 1) this.show(0);
     this.playing = true;
     this.button.setAttribute("aria-label", "Pause");
+    this.now.setAttribute("aria-live", "off"); // or each moment would be read out
     this.button.replaceChildren("❚❚");
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const pace = Math.max(2.5, this.steps.length / 14); // moments a second
@@ -252,6 +254,7 @@ class Player {
     this.playing = false;
     this.told = undefined;
     this.button.setAttribute("aria-label", "Play");
+    this.now.setAttribute("aria-live", "polite");
     this.button.replaceChildren("▶");
     if (this.steps && this.position !== undefined) this.show(Math.round(this.position));
   }
