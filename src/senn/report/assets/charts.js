@@ -140,7 +140,8 @@ function charts(stories) {
       spec: calibration(stories), data: { curve: promises, diagonal: diagonal(promises) }, rows: promises,
       table: (rows) => asTable(rows, [["step", (row) => count(row.step)], [several ? "run" : "change", (row) => (several ? row.series : row.text)], ["promised", (row) => signed(row.promised)], ["realised", (row) => signed(row.realised)]]) },
   ];
-  return found.filter((one) => one && one.rows.length);
+  const drawable = ({ key, rows }) => (key === "promises" ? rows.length > 0 : rows.some((row) => row.step !== rows[0].step)); // one point is no line
+  return found.filter((one) => one && drawable(one));
 }
 
 /** Vega-Lite shows, for the cell around the nearest point, fields of the cell: let it be those of its point. */
@@ -178,8 +179,8 @@ class Chart {
       return this.view.runAsync();
     }
     this.text = text;
-    const spec = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", height: HEIGHT[chart.key] || 225, autosize: { type: "fit", contains: "padding" }, config: { ...CONFIG, legend: { ...CONFIG.legend, columns: this.plot.clientWidth < 400 ? 3 : 5 } }, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
-    const { view } = await vegaEmbed(this.plot, spec, { actions: false, renderer: "svg", ast: false, patch: nearestTooltips, tooltip: { theme: "plain" } });
+    const spec = { width: "container", height: HEIGHT[chart.key] || 225, autosize: { type: "fit", contains: "padding" }, config: { ...CONFIG, legend: { ...CONFIG.legend, columns: this.plot.clientWidth < 400 ? 3 : 5 } }, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
+    const { view } = await vegaEmbed(this.plot, spec, { mode: "vega-lite", actions: false, renderer: "svg", ast: false, patch: nearestTooltips, tooltip: { theme: "plain" } });
     this.view = view;
     if (this.onClick && chart.key !== "promises") view.addEventListener("click", (event) => {
       const x = event.clientX - this.plot.querySelector("svg").getBoundingClientRect().left - view.origin()[0];

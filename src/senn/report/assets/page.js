@@ -61,7 +61,7 @@ function build() {
     several ? "" : [["widen", "widened"], ["insert", "inserted"], ["prune", "pruned"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `tick ${kind}` }), text))), grid);
   const why = el("p", { class: "note" }, "At each round every candidate is scored. It is accepted if it promises more than its price, after what its uncertainty, and a layer's slower start, take off; the margin is what is left.");
   section("rounds", "Why it changed", why, several ? stories.map((story, at) => [el("h3", {}, story.name), el("details", {}, el("summary", {}, "All rounds"), lists[at].element)]) : lists[0].element);
-  section("final", several ? "Settings and code" : "The network at the end", finalBox);
+  section("final", several ? "Settings and code" : stories[0].end || stories[0].results ? "The network at the end" : "The network so far", finalBox);
   player.show(about.live ? player.steps.length - 1 : player.kept);
   return drawCharts();
 }
