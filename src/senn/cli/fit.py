@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from senn.cli.keeping import FolderKeeper
 from senn.cli.preparation import Prepared, prepare
 from senn.cli.progress import LinesCallback, LiveCallback, figure, widths
 from senn.cli.signals import Signals
+from senn.cli.watch import watching
 from senn.data.images import is_images
 from senn.disk import plain
 from senn.errors import SennError
@@ -27,6 +29,7 @@ from senn.persistence import DESCRIPTION, WEIGHTS, save
 from senn.plots import growth_figure
 from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, complete, read
 from senn.training import Run
+from senn.training.callbacks import Callback
 from senn.training.run import first_line
 
 SCORED, DRAWN = 1.1, 1.5
@@ -54,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
         say(preparation.line())
         for note in [*preparation.notes, *keeper.notes]:
             say(f"note: {note}")
-        with signals.between_steps():
-            trained = _train(preparation, console, keeper)
+        earlier = (keeper.state or {}).get("history", ())
+        with signals.between_steps(), watching(args, preparation.name, say, earlier) as watch:
+            trained = _train(preparation, console, keeper, watch)
         signals.no_more()  # writing takes a moment only
         nothing: dict[str, float | None] = {}
         scores = signals.attempt(SCORED, lambda: preparation.test(trained.model), nothing)
@@ -121,10 +125,10 @@ class _Speaker:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _train(preparation: Prepared, console: Console, keeper: FolderKeeper) -> Run:
+def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch: Sequence[Callback]) -> Run:
     callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
     try:
-        return preparation.train((callback,), keeper)
+        return preparation.train((callback, *watch), keeper)
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         if keeper.state is None or isinstance(error, SennError):
             raise
