@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senn.cli.folder import RESULTS, read_run
 from senn.data import TableEncoder
 from senn.data.images import ImageEncoder
 from senn.data.images.encoder import KIND
 from senn.errors import SennError
 from senn.export import Exported, to_hub, to_onnx, to_pt2, to_python
-from senn.persistence import DESCRIPTION, load, load_extra
+from senn.persistence import DESCRIPTION, WEIGHTS, load, load_extra
+from senn.runs import RESULTS, check, complete, read
 
 EXAMPLES = 8
 """Samples in the batch on which what was exported is held against the network."""
@@ -26,18 +26,20 @@ _ENDINGS = {"onnx": ".onnx", "pt2": ".pt2", "python": "-python", "hub": "-hub"}
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out."""
-    folder: Path = args.folder
+    folder = complete(args.folder)
     if args.license is not None and args.to != "hub":
         raise SennError(f"--license is for --to hub, not for {args.to}: only a model card names one")
     if (folder / "unfinished").is_dir() and not (folder / DESCRIPTION).exists():
-        raise SennError(f"the run in {str(folder)!r} isn't finished, so it holds no network yet")
+        raise SennError(f"the run in {str(args.folder)!r} isn't finished, so it holds no network yet")
+    if (folder / RESULTS).exists():
+        check(folder, (DESCRIPTION, WEIGHTS))
     extra = load_extra(folder)
     model = load(folder)
-    resolved = folder.resolve()
-    named = resolved if folder.name in ("", "..") else folder
+    resolved = args.folder.resolve()
+    named = resolved if args.folder.name in ("", "..") else args.folder
     out = args.out or named.with_name(named.name + _ENDINGS[args.to])
     if Path(out).resolve() == resolved:
-        raise SennError(f"--out is the folder of the run, {str(folder)!r}; choose another name")
+        raise SennError(f"--out is the folder of the run, {str(args.folder)!r}; choose another name")
     record = extra.get("encoder")
     inputs, about = (None, None) if record is None else _data(record)
     print(_export(args, model, Path(out), inputs, about))
@@ -50,7 +52,8 @@ def _export(
     if args.to == "python":
         return to_python(model, out, inputs, preprocessing=about, overwrite=args.overwrite)
     if args.to == "hub":
-        results = read_run(args.folder) if (args.folder / RESULTS).exists() else None
+        made = complete(args.folder)
+        results = read(args.folder).results if (made / RESULTS).exists() else None
         name = args.folder.resolve().name
         return to_hub(
             out,
@@ -59,7 +62,7 @@ def _export(
             name=name,
             preprocessing=about,
             results=results,
-            saved=args.folder,
+            saved=made,
             license=args.license,
             overwrite=args.overwrite,
         )
