@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOMS = ("surgery", "survey.py", "menu.py", "runs.py", "disk.py", "training")
+ROOMS = ("surgery", "survey.py", "menu.py", "runs", "disk.py", "training")
 
 
 class Killer:

@@ -56,9 +56,10 @@ class TestReproduce:
         (tmp_path / "thesis" / "main.tex").write_text("")
         assert "isn't empty and holds no run" in refused(capsys, [*argv[:-1], tmp_path / "thesis", "--overwrite"])
 
-    def test_an_interruption_leaves_the_folder_as_it_was(self, experiment, tmp_path, capsys):
-        experiment.then = lambda: signal.raise_signal(signal.SIGINT)
-        assert main(["reproduce", "moons", "--out", str(tmp_path / "deep" / "run")]) == 130
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interruption_leaves_the_folder_as_it_was(self, experiment, tmp_path, capsys, number):
+        experiment.then = lambda: signal.raise_signal(number)
+        assert main(["reproduce", "moons", "--out", str(tmp_path / "deep" / "run")]) == 128 + number
         assert capsys.readouterr().err == "senn: interrupted\n"
         assert list(tmp_path.iterdir()) == []
 

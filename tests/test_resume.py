@@ -12,6 +12,8 @@ from senn.errors import SennError
 from senn.persistence.state import packed, unpacked
 from senn.training import Callback, Recipe, train
 from senn.training.images import image_recipe, train_images
+from senn.training.learner import build_model
+from senn.training.online import Online
 
 _DIGITS = load_digits()
 X = torch.tensor(_DIGITS.data[:400] / 16, dtype=torch.float32)
@@ -93,6 +95,25 @@ def test_whatever_the_state_the_end_is_the_same(name):
 def test_keeping_the_state_changes_nothing():
     kept = fitted(TABLE, train, MemoryKeeper(wanted=(3, 9)))
     assert repr(told(kept)) == repr(told(fitted(TABLE, train)))
+
+
+def test_training_without_an_end_goes_on(tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        return Online(build_model(64, 10, recipe), recipe, "classification")
+
+    recipe = replace(TABLE, growing=20)
+    ours = fresh()
+    for start in (0, 100, 200):
+        ours.pass_over(X[start:][:100], Y[start:][:100])
+    theirs = fresh()
+    theirs.load_state_dict(unpacked(*packed(ours.state_dict()), Path("state")))
+    for start in (300, 0, 100, 200):
+        rows = X[start:][:100], Y[start:][:100]
+        assert repr(ours.pass_over(*rows)) == repr(theirs.pass_over(*rows))
+    assert ours.learner.events
+    with pytest.raises(SennError):
+        theirs.load_state_dict({"learner": {}})
 
 
 def test_a_nesting_comes_back_as_it_was():

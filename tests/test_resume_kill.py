@@ -21,9 +21,9 @@ from senn.runs import read
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
 TABLE = ["wine", "--epochs", "8", "--seed", "3"]
 TRIALS = {
-    "table": (TABLE, {"surgery": 3, "survey.py": 1, "menu.py": 1, "runs.py": 2, "disk.py": 2, "training": 1}, 2),
+    "table": (TABLE, {"surgery": 3, "survey.py": 1, "menu.py": 1, "runs": 2, "disk.py": 2, "training": 1}, 2),
     "natural gradient": ([*TABLE, "--optimizer", "natural-gradient"], {"surgery": 1, "disk.py": 1, "training": 2}, 0),
-    "images": (["IMAGES", "--epochs", "3"], {"surgery": 1, "menu.py": 1, "runs.py": 1}, 1),
+    "images": (["IMAGES", "--epochs", "3"], {"surgery": 1, "menu.py": 1, "runs": 1}, 1),
 }
 """A run, how often it is killed at a random call of a function in each room, and how often at a random time."""
 

@@ -17,7 +17,8 @@ from senn.training.run import Record
 SECONDS = "SENN_CHECKPOINT_SECONDS"
 """Environment variable: time between two checkpoints; 0 for one at every step."""
 
-_SHARE = 0.01
+DEFAULT = "20"
+SHARE = 0.01
 """Of a run's time that checkpoints may take."""
 
 
@@ -81,7 +82,7 @@ class FolderKeeper:
                 self.folder.save(document, numbers)
         finally:
             now = time.monotonic()
-            self._due = now + (max(self.seconds, (now - began) / _SHARE) if self.seconds else 0.0)
+            self._due = now + (max(self.seconds, (now - began) / SHARE) if self.seconds else 0.0)
             if self.stopping:
                 self.signals.no_more()
 
@@ -91,7 +92,7 @@ class FolderKeeper:
 
 
 def _seconds() -> float:
-    text = os.environ.get(SECONDS, "20")
+    text = os.environ.get(SECONDS, DEFAULT)
     try:
         return max(float(text), 0.0)
     except ValueError:

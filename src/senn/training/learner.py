@@ -204,14 +204,17 @@ class Learner:
         Raises:
             SennError: it isn't the state of such a learner.
         """
-        load_model_state(self.model, state["model"])
-        load_optimizer_state(self.optimizer, self.model, state["optimizer"])
-        if self.averaged is not None:
-            load_model_state(self.averaged.module, state["averaged"])
-            self.averaged.n_averaged.fill_(state["n_averaged"])
-        if self._grower is not None:
-            self._grower.load_state_dict(state["grower"])
-        self.samples = state["samples"]
+        try:
+            load_model_state(self.model, state["model"])
+            load_optimizer_state(self.optimizer, self.model, state["optimizer"])
+            if self.averaged is not None:
+                load_model_state(self.averaged.module, state["averaged"])
+                self.averaged.n_averaged.fill_(state["n_averaged"])
+            if self._grower is not None:
+                self._grower.load_state_dict(state["grower"])
+            self.samples = int(state["samples"])
+        except (KeyError, TypeError) as error:
+            raise SennError(f"this isn't the state of such a learner: {type(error).__name__}: {error}") from error
 
     def update_average(self) -> None:
         """Take the weights as they are now into the average."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from senn.errors import DivergenceError, SurgeryError
+from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.nn import MLP
+from senn.persistence.state import State
 from senn.training.learner import Learner
 from senn.training.recipe import Recipe, Rounds, Task
 from senn.training.rows import Rows
@@ -57,6 +61,32 @@ class Online:
             record = {"event": "epoch", "epoch": self.passes, "step": self.step, "train_loss": loss.item()}
             grown = self._grow(rows.take(order[: self.recipe.probe]))
         return [*grown, {**record, "architecture": list(self.model.hidden)}]
+
+    def state_dict(self) -> State:
+        """All that passes change: nested plain values and tensors, copies."""
+        return {
+            "learner": self.learner.state_dict(),
+            "generator": self.generator.get_state(),
+            "rounds": self.rounds.state_dict(),
+            "step": self.step,
+            "passes": self.passes,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: with the same recipe, and a net that may still be as small as it began.
+
+        Raises:
+            SennError: it isn't the state of such a training.
+        """
+        try:
+            self.learner.load_state_dict(state["learner"])
+            self.generator.set_state(state["generator"])
+            self.rounds.load_state_dict(state["rounds"])
+            self.step, self.passes = int(state["step"]), int(state["passes"])
+        except SennError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise SennError(f"this isn't the state of such a training: {type(error).__name__}: {error}") from error
 
     def _grow(self, probe: Rows) -> list[Record]:
         if not (moves := self.rounds.due(self.step)):
