@@ -16,10 +16,11 @@ lint: .venv/.dev
 	$(BIN)/mypy
 
 docs: .venv/.dev
-	$(BIN)/python docs/check.py
+	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs
+	$(BIN)/python docs/check.py build/docs
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build docs/api docs/gallery docs/_generated
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'senn needs Python 3.11 or newer: make PYTHON=python3.11')"

@@ -40,5 +40,15 @@ def growth(promised, realised):
     ],
 )
 def test_any_history_can_be_drawn(tmp_path, history):
-    growth_figure(history, tmp_path / "growth.png", start=(2,))
+    figure = growth_figure(history, tmp_path / "growth.png", start=(2,))
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+    assert len(figure.axes) == 3
+
+
+def test_the_figure_can_be_changed_and_needs_no_file(tmp_path):
+    history = [epoch(1, 0.5), growth(0.2, 0.1), epoch(2, 0.4)]
+    figure = growth_figure(history)
+    figure.axes[0].set_title("mine")
+    figure.set_size_inches(4, 3)
+    figure.savefig(tmp_path / "mine.svg")
+    assert "mine" in (tmp_path / "mine.svg").read_text()

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from senn import export as export
     from senn import nn as nn
     from senn import optim as optim
     from senn import scores as scores
@@ -49,7 +50,7 @@ _HOME = {
     "load": "senn.persistence",
     "save": "senn.persistence",
 }
-_ROOMS = ("nn", "optim", "scores")
+_ROOMS = ("export", "nn", "optim", "scores")
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 

@@ -13,10 +13,12 @@ from sklearn.utils import check_random_state, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from senn import drawn
 from senn.errors import SennError
 from senn.training import Recipe, Task, train
 from senn.training.learner import build_model
 from senn.training.online import Online
+from senn.training.progress import progress
 from senn.training.recipe import check_fraction, check_positive
 
 Array = np.ndarray[Any, Any]
@@ -57,6 +59,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
         validation_fraction: float | None = None,
         recipe: Recipe | None = None,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         self.hidden = hidden
         self.activation = activation
@@ -70,6 +73,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
         self.validation_fraction = validation_fraction
         self.recipe = recipe
         self.random_state = random_state
+        self.verbose = verbose
 
     # -- what a task decides
 
@@ -100,6 +104,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
             task=self._task,
             outputs=self._outputs(),
             recipe=recipe,
+            callbacks=progress(self.verbose),
             sample_weight=torch.from_numpy(weight),
         )
         self._online = None
@@ -156,6 +161,11 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
         output: torch.Tensor = model(torch.from_numpy((X - self.mean_) / self.scale_))
         return output
 
+    def _html_repr(self) -> str:
+        """scikit-learn's picture in notebooks; of a fitted estimator also its layers and its size over time."""
+        shown: str = super()._html_repr()
+        return shown + (drawn.grown(self.history_, self.architecture_) if hasattr(self, "history_") else "")
+
     def __getstate__(self) -> dict[str, Any]:
         # The optimizer and the grower of `partial_fit` stay behind; a copy starts fresh ones.
         return {**super().__getstate__(), "_online": None}
@@ -180,6 +190,7 @@ class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
         class_weight: `balanced`, a mapping of class to weight, or None.
         recipe: a `senn.training.Recipe` with all other choices.
         random_state: seed or `RandomState`.
+        verbose: 1 to show how training goes on: lines, or in a notebook a bar and the network.
 
     Attributes:
         classes_: class labels.
@@ -214,21 +225,13 @@ class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
         class_weight: Any = None,
         recipe: Recipe | None = None,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         super().__init__(
-            hidden,
-            activation=activation,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            max_epochs=max_epochs,
-            grow=grow,
-            policy=policy,
-            max_params=max_params,
-            validation_fraction=validation_fraction,
-            recipe=recipe,
-            random_state=random_state,
-        )
+            hidden, activation=activation, optimizer=optimizer, learning_rate=learning_rate, batch_size=batch_size,
+            max_epochs=max_epochs, grow=grow, policy=policy, max_params=max_params,
+            validation_fraction=validation_fraction, recipe=recipe, random_state=random_state, verbose=verbose,
+        )  # fmt: skip
         self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -308,6 +311,7 @@ class SENNRegressor(RegressorMixin, _SENNEstimator):  # type: ignore[misc]
         validation_fraction: share of the rows held out for stopping early; 0 for none.
         recipe: a `senn.training.Recipe` with all other choices.
         random_state: seed or `RandomState`.
+        verbose: 1 to show how training goes on: lines, or in a notebook a bar and the network.
 
     Attributes:
         model_: the network, a plain `torch.nn.Module` on standardised inputs with standardised outputs.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from math import isfinite
 from typing import Any
 
+from senn import drawn
 from senn.errors import SurgeryError
 from senn.policy import Candidate, Policy
 
@@ -93,6 +95,17 @@ class GrowthEvent:
         """The event that `state` was taken of; it can't be undone any more."""
         return cls(**{**state, "architecture": tuple(state["architecture"])})
 
+    def _repr_html_(self) -> str:
+        """A table of its figures for notebooks, and the network after its round."""
+        number = drawn.number
+        head = ("change", "place", "width", "parameters", "promised", "price", "realised", "loss before", "after")
+        row = (
+            drawn.kind(self.kind), self.place, f"{self.before} → {self.after}", f"{self.parameters:+,}",
+            number(self.promised), number(self.price), number(self.realised), number(self.loss_before, 4),
+            number(self.loss_after, 4),
+        )  # fmt: skip
+        return drawn.table(f"round {self.round}", head, [row], left=2) + drawn.network(self.architecture)
+
     def undo(self) -> None:
         """Give the network and its optimizer back as they were before the whole round of this event.
 
@@ -173,6 +186,17 @@ class Consideration:
         lists = {name: [one.as_dict() for one in record[name]] for name in ("accepted", "refused")}
         return {**record, **lists, "moves": list(self.moves)}
 
+    def _repr_html_(self) -> str:
+        """The round for notebooks: what was looked at, eta by map, every candidate with its verdict."""
+        number = drawn.number
+        said = (
+            f"Round {self.round}: looked at {self.looked_at:,} of {self.samples:,} samples, "
+            f"loss {number(self.loss, 4)}, {self.parameters:,} parameters; "
+            f"η {number(self.eta)}, at most λ {number(self.limit)}; {len(self.accepted)} accepted"
+        )
+        parts = drawn.table("η by linear map", ("map", "η"), [(name, number(x)) for name, x in self.eta_of.items()])
+        return f"<p>{escape(said)}</p>" + _verdicts(self.accepted, self.refused) + parts
+
     def state(self) -> dict[str, Any]:
         """Every field as it is, infinities and all."""
         return asdict(self)
@@ -185,6 +209,52 @@ class Consideration:
             for name in ("accepted", "refused")
         }
         return cls(**{**state, **verdicts, "moves": tuple(state["moves"])})
+
+
+class Candidates(list[Candidate]):
+    """Scored candidates, a list; as a table in notebooks."""
+
+    def _repr_html_(self) -> str:
+        """A table of their figures."""
+        head = ("change", "place", "detail", "units", "parameters", "gain η", "held-out η", "promised (nats)", "")
+        most = max((abs(one.promise) + _error(one) for one in self), default=0.0)
+        rows = [
+            (*_about(one), f"{one.units}", f"{one.parameters:+,}", drawn.number(one.gain), _heldout(one),
+             drawn.number(one.promise), drawn.bar(one.promise, _error(one), 0.0, most, one.kind))
+            for one in self
+        ]  # fmt: skip
+        return drawn.table("candidates", head, rows, left=3) or "<p>No candidates.</p>"
+
+
+def _verdicts(accepted: Sequence[Verdict], refused: Sequence[Verdict]) -> str:
+    """A table of candidates with what was said of them."""
+    head = ("verdict", "change", "place", "detail", "", "promised", "price", "margin", "gain η", "held-out η",
+            "parameters")  # fmt: skip
+    every = [("accepted", one) for one in accepted] + [("refused", one) for one in refused]
+    most = max((max(abs(v.candidate.promise) + _error(v.candidate), abs(v.price)) for _, v in every), default=0.0)
+    rows = [
+        (word, *_about(v.candidate),
+         drawn.bar(v.candidate.promise, _error(v.candidate), v.price, most, v.candidate.kind),
+         drawn.number(v.candidate.promise), drawn.number(v.price), drawn.number(v.margin),
+         drawn.number(v.candidate.gain), _heldout(v.candidate), f"{v.candidate.parameters:+,}")
+        for word, v in every
+    ]  # fmt: skip
+    return drawn.table(
+        "its candidates: bar and line are promise and price in nats, by their square roots", head, rows, 5
+    )
+
+
+def _about(one: Candidate) -> tuple[str, str, str]:
+    return drawn.kind(one.kind), one.place, one.detail
+
+
+def _error(one: Candidate) -> float:
+    """The standard error of a promise, in nats."""
+    return one.error / (2 * one.nat)
+
+
+def _heldout(one: Candidate) -> str:
+    return "-" if one.kind == "prune" else f"{drawn.number(one.heldout)} ± {drawn.number(one.error, 2)}"
 
 
 def merge(accepted: list[Candidate]) -> list[tuple[Candidate, Candidate, list[Candidate]]]:

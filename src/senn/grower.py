@@ -16,7 +16,7 @@ from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError
-from senn.events import Consideration, GrowthEvent, Verdict, merge, with_removals
+from senn.events import Candidates, Consideration, GrowthEvent, Verdict, merge, with_removals
 from senn.menu import Menu
 from senn.policy import Budget, Candidate, Policy, PricePolicy
 from senn.proposals import Draw, Proposals
@@ -174,14 +174,14 @@ class Grower:
         self._open = []
         return loss
 
-    def consider(self, batches: Iterable[Batch] | None = None) -> list[Candidate]:
+    def consider(self, batches: Iterable[Batch] | None = None) -> Candidates:
         """Score every candidate on the batches (and those observed before); changes nothing.
 
         Returns:
-            the best candidates of each kind at each place, best first by held-out gain.
+            the best candidates of each kind at each place, best first by held-out gain: a list, in notebooks a table.
         """
         menu = self._menu(batches)
-        return sorted(menu.candidates(), key=lambda c: -c.heldout)
+        return Candidates(sorted(menu.candidates(), key=lambda c: -c.heldout))
 
     def grow(self, batches: Iterable[Batch] | None = None, moves: Sequence[str] | None = None) -> list[GrowthEvent]:
         """One round: consider, decide, change the model. Empty when nothing pays.

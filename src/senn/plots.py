@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,17 @@ _CROSS: dict[str, Any] = {"marker": "x", "color": "C1", "zorder": 4}
 _ASIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02), "frameon": False}
 
 
-def growth_figure(history: Records, path: Path, start: Sequence[int] = ()) -> None:
-    """Draw how a network grew and what came of it, as a PNG file.
+class Drawing(Figure):
+    """A matplotlib figure that a notebook shows, also where `matplotlib.pyplot` isn't in use."""
+
+    def _repr_png_(self) -> bytes:
+        file = BytesIO()
+        self.savefig(file, dpi=80, format="png")
+        return file.getvalue()
+
+
+def growth_figure(history: Records, path: str | Path | None = None, start: Sequence[int] = ()) -> Drawing:
+    """Draw how a network grew and what came of it.
 
     Three panels over steps: the width of each hidden layer, which keeps its colour when others are inserted before it;
     training and validation loss; for each round of changes the decrease of the loss that was promised, and the one that
@@ -31,12 +41,15 @@ def growth_figure(history: Records, path: Path, start: Sequence[int] = ()) -> No
 
     Args:
         history: the records of a run (`Run.history`).
-        path: the file.
-        start: hidden widths before the first step, if known.
+        path: a PNG file to write; None for none.
+        start: hidden widths before the first step, if the history doesn't begin with them.
+
+    Returns:
+        the figure, to be changed, shown (in a notebook by itself) or saved.
     """
     epochs = [record for record in history if record["event"] == "epoch"]
     growth = [record for record in history if record["event"] == "growth"]
-    figure = Figure(figsize=(10, 9), layout="constrained")
+    figure = Drawing(figsize=(10, 9), layout="constrained")
     FigureCanvasAgg(figure)
     upper, middle, lower = figure.subplots(3, 1, sharex=True)
     for axes in (upper, middle, lower):
@@ -52,7 +65,9 @@ def growth_figure(history: Records, path: Path, start: Sequence[int] = ()) -> No
     lower.set_xlim(0, last * 1.02)
     lower.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     lower.set_xlabel("step (square-root scale)")
-    figure.savefig(path, dpi=110, format="png")
+    if path is not None:
+        figure.savefig(path, dpi=110, format="png")
+    return figure
 
 
 def _root(step: Any) -> Any:

@@ -121,10 +121,12 @@ class Passing(Protocol):
     """Rows that pass through a linear map: what it reads, (rows, in * taps), and what it gives, (rows, m)."""
 
     @property
-    def x(self) -> Tensor: ...  # noqa: D102
+    def x(self) -> Tensor:
+        """What the map reads."""
 
     @property
-    def z(self) -> Tensor: ...  # noqa: D102
+    def z(self) -> Tensor:
+        """What it gives."""
 
 
 def draw_units(

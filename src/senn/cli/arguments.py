@@ -11,7 +11,7 @@ from typing import Any
 from senn.cli.main import fit_parser
 from senn.errors import SennError
 
-NOT_THE_RUNS = {"help", "resume", "out", "overwrite", "dry_run", "quiet", "json", "watch"}
+NOT_THE_RUNS = {"help", "resume", "out", "overwrite", "dry_run", "quiet", "json", "watch", "port"}
 """Options that say nothing of what a run computes."""
 
 

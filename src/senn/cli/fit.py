@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from senn.cli.preparation import Prepared, prepare
 from senn.cli.processes import Follower, processes, shared_state
 from senn.cli.progress import LinesCallback, LiveCallback, figure, widths
 from senn.cli.signals import Signals
+from senn.cli.watch import watching
 from senn.data.images import is_images
 from senn.disk import plain
 from senn.errors import SennError
@@ -30,6 +32,7 @@ from senn.plots import growth_figure
 from senn.ranks import Ranks
 from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, complete, read
 from senn.training import Run
+from senn.training.callbacks import Callback
 from senn.training.run import first_line
 
 SCORED, DRAWN = 1.1, 1.5
@@ -45,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
 def _follow(args: argparse.Namespace, ranks: Ranks) -> int:
     """What the processes after the first do: they train with it, and neither speak nor write."""
     try:
+        with ranks.together("read the run"):
+            pass
         with ranks.together("begin"):
             args, saved = _told(args)
             preparation = None if args.dry_run or _is_complete(saved) else _prepare(args)
@@ -68,8 +73,9 @@ def _is_complete(saved: SavedRun | None) -> bool:
 
 def _lead(args: argparse.Namespace, ranks: Ranks) -> int:
     """What one process does, or the first of several."""
-    with ranks.together("begin"):
+    with ranks.together("read the run"):
         args, saved = _told(args)
+    with ranks.together("begin"):
         preparation = None if _is_complete(saved) else _prepare(args)
     console = Console(file=sys.stdout, quiet=args.quiet or args.json, highlight=False)
     say = _Speaker(console)
@@ -92,8 +98,9 @@ def _lead(args: argparse.Namespace, ranks: Ranks) -> int:
         say(preparation.line())
         for note in [*preparation.notes, *keeper.notes]:
             say(f"note: {note}")
-        with signals.between_steps():
-            trained = _train(preparation, console, keeper)
+        earlier = (keeper.state or {}).get("history", ())
+        with signals.between_steps(), watching(args, preparation.name, say, earlier) as watch:
+            trained = _train(preparation, console, keeper, watch)
         signals.no_more()  # writing takes a moment only
         nothing: dict[str, float | None] = {}
         scores = signals.attempt(SCORED, lambda: preparation.test(trained.model), nothing)
@@ -159,10 +166,10 @@ class _Speaker:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _train(preparation: Prepared, console: Console, keeper: FolderKeeper) -> Run:
+def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch: Sequence[Callback]) -> Run:
     callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
     try:
-        return preparation.train((callback,), keeper)
+        return preparation.train((callback, *watch), keeper)
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         if keeper.state is None or isinstance(error, SennError):
             raise

@@ -22,6 +22,8 @@ _COMMANDS = {
     "fit": "senn.cli.fit",
     "predict": "senn.cli.predict",
     "show": "senn.cli.show",
+    "export": "senn.cli.export",
+    "report": "senn.cli.report",
     "reproduce": "senn.cli.reproduce",
 }
 
@@ -86,6 +88,26 @@ and the one that followed.
 
 example:
   senn show runs/digits""",
+    "export": """\
+Write a network made by 'senn fit' as something that needs no senn. What was written is read back, run beside the
+network on examples, and gets its name only if it says the same.
+
+  onnx    one file for ONNX Runtime and others; classes and the constants of the data are in its metadata
+  pt2     one file for torch.export.load
+  python  a folder: net.py (plain PyTorch, with a function that predicts), model.safetensors, preprocessing.json
+  hub     the same with a model card and config.json, as the Hugging Face hub has it
+
+examples:
+  senn export runs/wine --to onnx                        writes runs/wine.onnx
+  senn export runs/photos --to python --out photos
+  senn export runs/wine --to hub --license mit""",
+    "report": """\
+Write a page about a run, or about several side by side: how the network grew, its curves, and for each round all that
+was on offer, what was taken and why. It is one HTML file, which opens in any browser and needs no network.
+
+examples:
+  senn report runs/digits                                   writes runs/digits/report.html
+  senn report runs/wine runs/wine-2 runs/wine-3 --out wines.html""",
     "reproduce": """\
 Run an experiment of the paper over several seeds, print its table, and write results.json and figure.png to a folder.
 Its size is one for two cores, on which it takes about the time given below; --full is the paper's, for a GPU.
@@ -169,6 +191,8 @@ def parser() -> argparse.ArgumentParser:
         "fit": (_fit, "train a network on a table or on images"),
         "predict": (_predict, "predict the rows of another table, or other images"),
         "show": (_show, "show what a folder written by fit holds"),
+        "export": (_export, "write a network as something that needs no senn"),
+        "report": (_report, "write a page about runs, to look at in a browser"),
         "reproduce": (_reproduce, "run an experiment of the paper"),
     }.items():
         description, _, examples = _ABOUT[name].partition("\n\n")
@@ -228,6 +252,8 @@ def _fit(command: argparse.ArgumentParser) -> None:
     add("--kappa", type=float, metavar="X", help="price policy: price of a parameter, in nats over the number of rows")
     add("--tau", type=float, metavar="X", help="paper policy: relative improvement asked")
     add("--alpha", type=float, metavar="X", help="paper policy: absolute improvement asked, as a share of lambda")
+    add("--watch", action="store_true", help="show the run in a browser on this machine while it goes on")
+    add("--port", type=_port, metavar="N", default=0, help="where --watch listens (default: any port that is free)")
     add("--dry-run", action="store_true", help="say what would be done and write nothing")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--json", action="store_true", help="print the results as one JSON document")
@@ -248,6 +274,22 @@ def _show(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the results as one JSON document")
 
 
+def _export(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", type=Path, metavar="DIR", help="a folder written by fit")
+    add("--to", required=True, choices=("onnx", "pt2", "python", "hub"), help="what to write")
+    add("--out", type=Path, metavar="PATH",
+        help="file or folder to write (default: beside DIR, with its name: DIR.onnx, DIR-python, ...)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace an earlier export")
+    add("--license", metavar="NAME", help="hub: the licence that the card names, such as mit (default: none)")
+
+
+def _report(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders written by fit")
+    command.add_argument("--out", type=Path, metavar="FILE",
+        help="the page (default: report.html in the folder of the run, comparison.html here for several)")  # fmt: skip
+
+
 def _reproduce(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("experiment", metavar="EXPERIMENT", choices=tuple(EXPERIMENTS), help="one of those below")
@@ -265,6 +307,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return value
+
+
+def _port(text: str) -> int:
+    if not text.strip().isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a whole number up to 65535")
+    return int(text)
 
 
 def _seed(text: str) -> int:

@@ -15,14 +15,19 @@ from senn.persistence.files import has_infinity, has_nan
 from senn.persistence.layers import arguments_of, class_name
 
 
-def describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def describe(model: nn.Module, *, numbers: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A model as JSON-able parts of a description, and its numbers: separate tensors on the CPU.
+
+    Args:
+        model: any module.
+        numbers: False for those of the buffers alone that aren't in the state; the others aren't looked at.
 
     Raises:
         SennError: a tensor holds NaN, or a parameter infinity.
         UnsupportedError: the model keeps state that isn't plain tensors.
     """
-    writer = _Writer({len(module) for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)})
+    lengths = {len(module) for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)}
+    writer = _Writer(lengths, numbers)
     return {
         "model": writer.module(model, ""),
         "tied": writer.tied,
@@ -37,6 +42,7 @@ class _Writer:
 
     Attributes:
         lengths: of all lists of layers in the model.
+        numbers: whether those of tensors in the state are taken too.
         tensors: numbers by full name, each tensor once.
         tied: further names of these, and the first.
         transient: buffers that aren't in the state.
@@ -45,6 +51,7 @@ class _Writer:
     """
 
     lengths: set[int]
+    numbers: bool
     tensors: dict[str, Tensor] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     transient: list[str] = field(default_factory=list)
@@ -83,9 +90,10 @@ class _Writer:
         else:
             if is_transient and (not is_plain(tensor) or tensor.is_meta or has_nan(tensor)):
                 return False
-            _check(name, tensor)
             self.first[id(tensor)] = name
-            self.tensors[name] = tensor.detach().cpu().clone()
+            if self.numbers or is_transient:
+                _check(name, tensor)
+                self.tensors[name] = tensor.detach().cpu().clone()
         if is_transient:
             self.transient.append(name)
         return True

@@ -86,7 +86,7 @@ def filled(places: list[Place], description: Description, tensors: Mapping[str, 
                 f"{place.name!r} and {firsts[id(place.old)]!r} are one tensor in the given model, two in the saved one"
             )
         if first not in made:
-            made[first] = _successor(place, tensors[first], place.name in description.frozen)
+            made[first] = successor(place, tensors[first], place.name in description.frozen)
         elif isinstance(made[first], nn.Parameter) != isinstance(place.old, nn.Parameter):
             raise SennError(f"{place.name!r} and {first!r} are one tensor in the saved model, but of two kinds here")
         slots.append((place.holder, place.key, made[first]))
@@ -101,7 +101,7 @@ def _needed(place: Place, stored: Tensor) -> bool:
     return place.old.shape != stored.shape or place.old.is_meta
 
 
-def _successor(place: Place, stored: Tensor, frozen: bool) -> Tensor:
+def successor(place: Place, stored: Tensor, frozen: bool) -> Tensor:
     """A tensor of the old one's kind with the stored numbers."""
     old = place.old
     if not is_plain(old):

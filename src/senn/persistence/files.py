@@ -35,7 +35,8 @@ def write(folder: Path, tensors: dict[str, Tensor], description: Mapping[str, An
     Raises:
         SennError: if `extra` isn't JSON-able, or the folder can't be written.
     """
-    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(plain, {"format": "pt"})  # as other libraries ask for
     head = {"format": FORMAT, "version": VERSION, "weights_sha256": disk.digest(data)}
     try:
         text = disk.sealed({**head, **description})

@@ -219,6 +219,12 @@ class Structure:
         """Names of the maps whose inputs and outputs can be read: each has Kronecker factors."""
         return tuple(one.name for one in self.maps if one.scored)
 
+    def _repr_html_(self) -> str:
+        """For notebooks, what `explain` says."""
+        from senn.structure.words import explain  # which reads this file
+
+        return explain(self)._repr_html_()
+
     def map(self, name: str) -> LinearMap:
         """The linear map with that name."""
         for one in self.maps:

@@ -6,12 +6,30 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from senn import drawn
 from senn.batch import Inputs
 from senn.structure.analysis import analyse
 from senn.structure.spaces import Slot, Structure
 
+_NOTHING = "Nothing in this model can change size."
 
-def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> str:
+Table = tuple[str, tuple[str, ...], Sequence[tuple[str, ...]]]
+"""What it shows, the names of its columns, its rows."""
+
+
+class Explanation(str):
+    """Plain text; tables in notebooks."""
+
+    tables: list[Table]
+
+    def _repr_html_(self) -> str:
+        """The same as HTML tables, and a picture of the widths."""
+        widths = [int(row[1]) for row in self.tables[0][2]]
+        parts = [drawn.table(caption, head, rows, left=len(head)) for caption, head, rows in self.tables]
+        return drawn.network(widths) + "".join(parts) if any(parts) else f"<p>{_NOTHING}</p>"
+
+
+def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> Explanation:
     """A plain text table of the spaces, the sites, the blocks that can be repeated, and what can't change and why.
 
     Takes a structure, or a model and a few of its inputs.
@@ -32,13 +50,16 @@ def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> s
     sites = [(site.module, str(site.features), site.activation) for site in structure.sites]
     blocks = [(one.module, ", ".join(name[len(one.module) + 1 :] for name in one.silent)) for one in structure.blocks]
     refused = [(refusal.place or "(the model)", refusal.reason) for refusal in structure.refused]
-    tables = [
-        _table(("space", "units", "made by", "carried by", "read by"), spaces),
-        _table(("layer before", "features", "activation"), sites),
-        _table(("can be repeated", "silent where zero"), blocks),
-        _table(("cannot change", "because"), refused),
+    tables: list[Table] = [
+        ("Hidden dimensions", ("space", "units", "made by", "carried by", "read by"), spaces),
+        ("Where a layer can be inserted", ("layer before", "features", "activation"), sites),
+        ("Blocks", ("can be repeated", "silent where zero"), blocks),
+        ("What stays as it is", ("cannot change", "because"), refused),
     ]
-    return "\n\n".join(table for table in tables if table) or "Nothing in this model can change size."
+    texts = [_table(head, rows) for _, head, rows in tables]
+    explanation = Explanation("\n\n".join(text for text in texts if text) or _NOTHING)
+    explanation.tables = tables
+    return explanation
 
 
 def _modules(slots: Sequence[Slot]) -> str:

@@ -157,9 +157,14 @@ class Rounds:
         self._left = sorted(planned.items()) if recipe.grow else []
         self._goes_on = steps is None
 
+    @property
+    def next(self) -> int | None:
+        """The step of the next round; None if there is none any more."""
+        return self._left[0][0] if self._left else None
+
     def waiting(self, step: int) -> bool:
         """Whether it is time for a round after that step."""
-        return bool(self._left) and self._left[0][0] <= step
+        return self.next is not None and self.next <= step
 
     def due(self, step: int) -> tuple[str, ...]:
         """Moves that are to be considered after that step; none if it isn't time for a round.

@@ -1,0 +1,228 @@
+"""Models as graphs: `torch.export` and ONNX, with a batch of any size."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from senn import batch
+from senn.batch import Inputs
+from senn.errors import SennError
+from senn.export.check import Exported, check, in_short, several
+from senn.export.files import draft_of
+from senn.surgery.verify import undisturbed
+
+_MOST_BYTES = 2**31 - 2**24
+"""Of an ONNX file, which is a protobuf message."""
+
+
+def to_pt2(
+    model: nn.Module,
+    path: str | Path,
+    inputs: Inputs,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model as a `torch.export` program, which `torch.export.load(path).module()` runs without its classes.
+
+    The model is exported in eval mode, for batches of any size. What was written is read back and held against the
+    model before it takes its name.
+
+    Args:
+        model: any module that torch.export understands.
+        path: of the file, by habit with the suffix `.pt2`.
+        inputs: an example batch, as in `Grower.grow`; first dimensions of as many entries as samples stay open.
+        metadata: JSON-able, kept in the file as `metadata.json`.
+        overwrite: whether an existing file may be replaced.
+
+    Returns:
+        What was checked, as text one sentence.
+
+    Raises:
+        SennError: the model can't be exported, what was written doesn't compute the same, or it can't be written.
+    """
+    inputs = several(inputs)
+    with draft_of(path, folder=False, overwrite=overwrite) as draft, _quiet():
+        draft.write_bytes(_packed(_program(model, inputs), metadata or {}))
+        back = _unpacked(draft.read_bytes())
+        return check(Path(path), "torch.export.load", model, inputs, lambda x: _floating(batch.call(back, x)))
+
+
+def to_onnx(
+    model: nn.Module,
+    path: str | Path,
+    inputs: Inputs,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model as an ONNX file, in eval mode, for batches of any size.
+
+    What was written is read back by ONNX Runtime, if that is installed, and held against the model before it takes its
+    name. Needs `pip install 'senn[export]'`.
+
+    Args:
+        model: any module that `torch.onnx` understands.
+        path: of the file, by habit with the suffix `.onnx`.
+        inputs: an example batch, as in `Grower.grow`.
+        input_names: of the graph, by default those of the forward's arguments.
+        output_names: of the graph, by default `output`, or `output_0`, `output_1`, ... of several.
+        metadata: kept in the file; what ONNX Runtime gives as `custom_metadata_map`.
+        overwrite: whether an existing file may be replaced.
+
+    Returns:
+        What was checked, as text one sentence.
+
+    Raises:
+        SennError: onnx isn't installed, the model can't be exported, what was written doesn't compute the same, or it
+            can't be written.
+    """
+    onnx = _needed()
+    inputs = several(inputs)
+    size = sum(x.numel() * x.element_size() for x in model.state_dict().values() if isinstance(x, Tensor))
+    if size > _MOST_BYTES:
+        raise SennError(f"an ONNX file ends at {_MOST_BYTES:,} bytes, and the model's numbers take {size:,}")
+    with draft_of(path, folder=False, overwrite=overwrite) as draft, _quiet():
+        program = _program(model, inputs)
+        names = list(input_names or _argument_names(model, inputs))
+        outputs = list(output_names or _output_names(model, inputs))
+        try:
+            with undisturbed(model):
+                made = torch.onnx.export(program, input_names=names, output_names=outputs, verbose=False)
+            assert made is not None
+            proto = made.model_proto
+        except Exception as error:
+            raise SennError(f"the model can't be exported to ONNX: {in_short(error)}") from error
+        _name_batch(proto.graph)
+        onnx.helper.set_model_props(proto, {"producer": "senn", **(metadata or {})})
+        draft.write_bytes(proto.SerializeToString())
+        return _check_onnx(Path(path), draft, model, inputs)
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the number of samples `batch`, whatever the exporter made up for it."""
+    sizes = [size for value in graph.input for size in value.type.tensor_type.shape.dim[:1] if size.dim_param]
+    for symbol in {size.dim_param for size in sizes}:
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for size in value.type.tensor_type.shape.dim:
+                if size.dim_param:
+                    size.dim_param = size.dim_param.replace(symbol, "batch")
+
+
+def _packed(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
+    file = io.BytesIO()  # a path would have to end in .pt2
+    try:
+        text = json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SennError(f"metadata can't be written as JSON: {error}") from error
+    torch.export.save(program, file, extra_files={"metadata.json": text})
+    return file.getvalue()
+
+
+def _unpacked(data: bytes) -> nn.Module:
+    try:
+        return torch.export.load(io.BytesIO(data)).module()
+    except Exception as error:  # modules called like what torch.fx has of its own, such as `code`
+        raise SennError(f"torch.export can't read back what it wrote: {in_short(error)}") from error
+
+
+def _needed() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise SennError(f"ONNX files need the package {error.name!r}: pip install 'senn[export]'") from error
+    return onnx
+
+
+def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Exported:
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+    except ImportError:
+        return Exported(path, "ONNX Runtime", why_not="onnxruntime isn't installed")
+    session = onnxruntime.InferenceSession(draft.read_bytes(), providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def run(x: Inputs) -> list[Tensor]:
+        given = {name: tensor.numpy(force=True) for name, tensor in zip(names, batch.tensors(x), strict=True)}
+        return [x for x in map(torch.from_numpy, session.run(None, given)) if x.is_floating_point()]
+
+    return check(path, "ONNX Runtime", model, inputs, run)
+
+
+def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """The model in eval mode, the number of samples left open."""
+    count = batch.count(inputs)
+    args, kwargs = batch.arguments(batch.copied(inputs))
+
+    batch_size = Dim("batch")
+
+    def dims(x: Any) -> Any:
+        return {0: batch_size} if isinstance(x, Tensor) and x.dim() and len(x) == count else None
+
+    positional = list(inspect.signature(model.forward).parameters)[: len(args)]
+    shapes = {
+        name: pytree.tree_map(dims, value)
+        for name, value in {**dict(zip(positional, args, strict=False)), **kwargs}.items()
+    }
+    try:
+        with undisturbed(model):
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+    except Exception as error:
+        raise SennError(f"the model can't be exported for batches of any size: {in_short(error)}") from error
+
+
+def _named(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What the forward is called with, by name."""
+    args, kwargs = batch.arguments(inputs)
+    return {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
+
+
+def _argument_names(model: nn.Module, inputs: Inputs) -> list[str]:
+    """Of the tensors that it is called with."""
+    names = []
+    for name, value in _named(model, inputs).items():
+        found = len(batch.tensors(value))
+        names += [name] if found == 1 else [f"{name}_{at}" for at in range(found)]
+    return names
+
+
+def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
+    with undisturbed(model):
+        found = len(batch.tensors(batch.call(model, batch.copied(inputs))))
+    return ["output"] if found == 1 else [f"output_{at}" for at in range(found)]
+
+
+def _floating(result: Any) -> list[Tensor]:
+    return [x for x in batch.tensors(result) if x.is_floating_point()]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes that exporters print on their own progress."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,218 @@
+"""A folder as the tools of Hugging Face read it: weights, `config.json`, and a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from senn.batch import Inputs
+from senn.errors import SennError
+from senn.export.check import Exported
+from senn.export.files import MARK, draft_of
+from senn.export.python import WEIGHTS, check_python, write_python
+
+CONFIG, CARD, DESCRIPTION, FIGURE = "config.json", "README.md", "model.json", "growth.png"
+
+_PLAIN = """\
+## In plain PyTorch
+
+`net.py` holds the network and needs {needs}:
+
+```python
+from net import load{also}
+
+model = load()  # {parameters:,} parameters, in eval mode
+{predict}```
+
+"""
+_SENN = """\
+## With senn
+
+```python
+import senn
+
+model = senn.load("this/folder")
+```
+
+"""
+
+
+def to_hub(
+    folder: str | Path,
+    model: nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    name: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+    saved: str | Path | None = None,
+    license: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a folder for the Hugging Face hub: `model.safetensors`, `net.py`, `config.json` and a model card.
+
+    Args:
+        folder: where to; `push_to_hub` sends it.
+        model: of layers of torch.nn and senn.nn.
+        inputs: an example batch, on which the folder's model is run and compared; without it that isn't checked.
+        name: of the model on its card, by default the folder's.
+        preprocessing: what is done to data on their way in, as for `to_python`.
+        results: what `senn fit` writes to `results.json`; test scores and data go onto the card.
+        saved: a folder to which the same model was written by `senn.save` or `senn fit`; its files go along, so that
+            `senn.load` reads this one too.
+        license: as the hub calls it (`mit`, ...); by default the card names none.
+        overwrite: whether an earlier export there may be replaced.
+
+    Returns:
+        What was checked, as text one sentence.
+
+    Raises:
+        UnsupportedError: part of the model can't be written as source, see `python_source`.
+        SennError: what was written doesn't compute the same, or it can't be written.
+    """
+    name = name or Path(folder).resolve().name
+    files = [] if saved is None else [Path(saved) / file for file in (WEIGHTS, DESCRIPTION)]
+    if absent := [file for file in files if not file.is_file()]:
+        raise SennError(f"{str(saved)!r} holds no saved model: it lacks {absent[0].name}")
+    if saved is not None and (Path(saved) / FIGURE).is_file():
+        files.append(Path(saved) / FIGURE)
+    with draft_of(folder, folder=True, overwrite=overwrite) as draft:
+        write_python(model, draft, "Net", preprocessing)
+        for file in files:
+            shutil.copyfile(file, draft / file.name)
+        config = _config(model, preprocessing, results or {})
+        (draft / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        has = {file.name for file in draft.iterdir()}
+        card = model_card(name, model, preprocessing, results or {}, license, has)
+        (draft / CARD).write_text(card, encoding="utf-8")
+        return check_python(Path(folder), draft, model, inputs)
+
+
+def push_to_hub(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Send a folder that `to_hub` wrote to the Hugging Face hub.
+
+    Needs `pip install 'senn[huggingface]'`.
+
+    Args:
+        folder: what to send.
+        repo_id: where to, `user/name`; made if it isn't there.
+        private: whether a new repository is private; None for the account's own default.
+        token: of the account, None for the one that is logged in.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        SennError: huggingface_hub isn't installed, the folder isn't one that `to_hub` wrote, or the hub refuses it.
+    """
+    missing = [file for file in (WEIGHTS, CONFIG, CARD, MARK) if not (Path(folder) / file).is_file()]
+    if missing:
+        raise SennError(f"{str(folder)!r} is no folder for the hub: it lacks {missing[0]}; write one with to_hub")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise SennError("the hub needs the package 'huggingface_hub': pip install 'senn[huggingface]'") from error
+    try:
+        huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
+        commit = huggingface_hub.upload_folder(
+            repo_id=repo_id, folder_path=folder, token=token, commit_message="A network that senn grew"
+        )
+    except Exception as error:  # whatever the network or the hub has against it
+        raise SennError(f"{repo_id!r} can't be pushed to: {' '.join(str(error).split())}") from error
+    return str(commit.commit_url)
+
+
+def model_card(
+    name: str,
+    model: nn.Module,
+    preprocessing: Mapping[str, Any] | None,
+    results: Mapping[str, Any],
+    license: str | None,
+    files: set[str],
+) -> str:
+    """The model card: YAML about the model, then what a reader wants to know of it."""
+    record, data = preprocessing or {}, results.get("data", {})
+    kind = "image" if record.get("kind") == "images" else "tabular"
+    task = f"{kind}-{results['task']}" if "task" in results else None
+    lines = ["---", "library_name: pytorch", "tags:", "- senn", "- pytorch"]
+    lines += [f"license: {json.dumps(license)}"] if license else []
+    lines += [f"pipeline_tag: {task}"] if task else []
+    lines += _index(name, task, str(data.get("name", "unknown")), results.get("test", {})) if task else []
+    lines += ["---", "", f"# {name}", "", _summary(model, record, results), ""]
+    if FIGURE in files:
+        lines += [f"![How the network grew]({FIGURE})", ""]
+    scores = {key: value for key, value in results.get("test", {}).items() if value is not None}
+    if scores:
+        rows = data.get("test_rows", 0)
+        lines += [f"On {rows:,} {'images' if kind == 'image' else 'rows'} that were held out:", ""]
+        lines += ["| score | value |", "|---|---|", *(f"| {key} | {value:.4g} |" for key, value in scores.items()), ""]
+    return "\n".join(lines) + _use(model, record, DESCRIPTION in files)
+
+
+def _index(name: str, task: str | None, data: str, test: Mapping[str, Any]) -> list[str]:
+    """The scores as the hub's `model-index` has them; text as JSON, which is YAML too."""
+    metrics = [f"    - {json.dumps({'type': key, 'value': x})}" for key, x in test.items() if x is not None]
+    if not metrics:
+        return []
+    about = json.dumps({"name": data, "type": data}, ensure_ascii=False)
+    return [
+        "model-index:",
+        f"- name: {json.dumps(name, ensure_ascii=False)}",
+        "  results:",
+        f"  - task: {json.dumps({'type': task})}",
+        f"    dataset: {about}",
+        "    metrics:",
+        *metrics,
+    ]
+
+
+def _summary(model: nn.Module, record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """What the model is, in a paragraph."""
+    kind = type(model).__name__
+    size = sum(parameter.numel() for parameter in model.parameters())
+    hidden = "-".join(map(str, results.get("architecture", ())))
+    about = f"A PyTorch network ({kind}) of {size:,} parameters"
+    about += f" with hidden layers of {hidden} units" if hidden else ""
+    about += ", which found its size by itself while it was trained"
+    if record.get("kind") == "images":
+        side, labels = record["side"], record["labels"]
+        about += f". It tells {len(labels)} classes of images of {side} x {side} apart: {_listed(labels)}"
+    elif "target" in record:
+        columns = [column["name"] for column in record["columns"] if column["kind"] != "dropped"]
+        about += f". It predicts {_cell(record['target']['name'])} from {len(columns)} columns: {_listed(columns)}"
+    return about + "."
+
+
+def _use(model: nn.Module, record: Mapping[str, Any], has_description: bool) -> str:
+    size = sum(parameter.numel() for parameter in model.parameters())
+    needs, also, predict = "torch and safetensors", "", ""
+    if record.get("kind") == "images":
+        needs, also = "torch, safetensors, numpy and Pillow", ", predict"
+        predict = 'predict(["new.jpg"])  # the most probable class of each file\n'
+    elif {"columns", "target"} <= set(record):
+        also = ", predict, read_rows"
+        predict = 'predict(read_rows("new.csv"))  # a class or number for each row; columns are found by name\n'
+    use = _PLAIN.format(needs=needs, also=also, parameters=size, predict=predict)
+    return "\n" + use + (_SENN if has_description else "")
+
+
+def _config(model: nn.Module, preprocessing: Mapping[str, Any] | None, results: Mapping[str, Any]) -> dict[str, Any]:
+    size = sum(parameter.numel() for parameter in model.parameters())
+    kept = {key: results[key] for key in ("task", "architecture", "test", "data", "versions") if key in results}
+    about = {"architectures": ["Net"], "class": type(model).__name__, "parameters": size}
+    return {**about, **kept, **({} if preprocessing is None else {"preprocessing": dict(preprocessing)})}
+
+
+def _listed(names: Any, most: int = 12) -> str:
+    cells = [_cell(name) for name in names]
+    return ", ".join(cells[:most]) + (f" and {len(cells) - most:,} more" if len(cells) > most else "")
+
+
+def _cell(text: object) -> str:
+    """A name as code in Markdown, on one line."""
+    return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"

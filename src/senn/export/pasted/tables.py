@@ -1,0 +1,127 @@
+"""Rows of a table as a network's inputs, and its outputs as predictions, in plain Python."""
+
+import csv
+import datetime as dt
+import math
+from pathlib import Path
+from typing import Any
+
+MISSING = {"", "?", "-", "--", ".", "na", "n/a", "n.a.", "nan", "null", "none", "missing", "#n/a"}
+EMPTY = {"", "#N/A", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "<NA>"}
+TRUTH = {"true": 1.0, "false": -1.0, "1": 1.0, "0": -1.0, "yes": 1.0, "no": -1.0}
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file as dicts from column to text, None where a cell is empty."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        mark = max(",;\t|", key=file.readline().count)
+        file.seek(0)
+        rows = list(csv.DictReader(file, delimiter=mark))
+    return [{name: None if cell in EMPTY else cell for name, cell in row.items()} for row in rows]
+
+
+def encode(rows: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[list[float]]:
+    """The numbers that the network reads, one list per row; `columns` is in preprocessing.json."""
+    return [[x for column in columns for x in encode_cell(row, column)] for row in rows]
+
+
+def encode_cell(row: dict[str, Any], column: dict[str, Any]) -> list[float]:
+    """The numbers that one cell becomes."""
+    if column["kind"] == "dropped":
+        return []
+    cell = row[column["name"]]
+    try:
+        return ENCODERS[column["kind"]](cell, column)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise ValueError(f"column {column['name']!r}: {cell!r} is no {column['kind']}") from error
+
+
+def is_nothing(cell: Any) -> bool:
+    """Whether there is no value: None, NaN, NaT."""
+    return cell is None or cell != cell
+
+
+def is_missing(cell: Any) -> bool:
+    """The same, or one of the texts that stand for it."""
+    return is_nothing(cell) or (isinstance(cell, str) and cell.strip().lower() in MISSING)
+
+
+def standard(value: float, mean: float, scale: float) -> float:
+    """In standard deviations from the mean of the training rows, within a million."""
+    return min(max((value / 2 - mean / 2) / scale * 2, -1e6), 1e6)
+
+
+def as_text(cell: Any) -> str:
+    """The same for 3, 3.0 and "3"."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def encode_number(cell: Any, column: dict[str, Any]) -> list[float]:
+    """The standardised number, the median for a missing one, and whether it was missing."""
+    missing = is_missing(cell)
+    value = column["median"] if missing else float(cell)
+    if not math.isfinite(value) or (isinstance(cell, str) and "_" in cell):
+        raise ValueError(cell)
+    number = standard(value, column["mean"], column["scale"])
+    return [number] + [float(missing)] * column["indicator"]
+
+
+def encode_boolean(cell: Any, column: dict[str, Any]) -> list[float]:
+    """1 for true, -1 for false, 0 for missing."""
+    return [0.0 if is_missing(cell) else TRUTH[as_text(cell).strip().lower()]]
+
+
+def encode_category(cell: Any, column: dict[str, Any]) -> list[float]:
+    """A one in the place of the category, and zeros."""
+    categories = column["categories"]
+    text = None if is_nothing(cell) else as_text(cell)
+    known = text in categories
+    ones = [float(text == category) for category in categories]
+    absent = text is None and column["indicator"]
+    ones += [float(not known and not absent)] * column["other"]
+    return ones + [float(absent)] * column["indicator"]
+
+
+def encode_date(cell: Any, column: dict[str, Any]) -> list[float]:
+    """Days and year, standardised; month, weekday and time of day as points on circles."""
+    missing = is_missing(cell)
+    if missing:
+        stamp = EPOCH + dt.timedelta(seconds=round(column["median"] * 86_400))
+        days = column["median"]
+    else:
+        stamp = as_date(cell, column["form"])
+        days = (stamp - EPOCH) // dt.timedelta(microseconds=1) / 86_400e6
+    phases = [(stamp.month - 1) / 12, stamp.weekday() / 7] + [days % 1] * column["clock"]
+    return [
+        standard(days, column["mean"], column["scale"]),
+        standard(stamp.year, column["year_mean"], column["year_scale"]),
+        *(wave(2 * math.pi * phase) for phase in phases for wave in (math.sin, math.cos)),
+        *([float(missing)] * column["indicator"]),
+    ]
+
+
+def as_date(cell: Any, form: str) -> dt.datetime:
+    """A date or text as a point in time; one without a zone is in UTC."""
+    if isinstance(cell, dt.date) and not isinstance(cell, dt.datetime):
+        cell = dt.datetime(cell.year, cell.month, cell.day)
+    if isinstance(cell, str):
+        iso = form in ("", "ISO8601")
+        cell = dt.datetime.fromisoformat(cell) if iso else dt.datetime.strptime(cell, form)
+    stamp: dt.datetime = cell
+    return stamp.replace(tzinfo=dt.UTC) if stamp.tzinfo is None else stamp.astimezone(dt.UTC)
+
+
+ENCODERS = {
+    "number": encode_number,
+    "boolean": encode_boolean,
+    "category": encode_category,
+    "date": encode_date,
+}
+
+
+def decode(outputs: list[list[float]], target: dict[str, Any]) -> list[Any]:
+    """The most probable class of each row, or the number in its own unit."""
+    if target["task"] == "regression":
+        return [output[0] * target["scale"] + target["mean"] for output in outputs]
+    return [target["labels"][max(range(len(output)), key=output.__getitem__)] for output in outputs]

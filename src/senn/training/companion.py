@@ -1,0 +1,345 @@
+"""What grows a model beside a loop that others own: when, on which batches, and what is told of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from senn import batch
+from senn.batch import Arguments, Inputs, Output
+from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.events import GrowthEvent
+from senn.grower import Grower
+from senn.proposals import Proposals
+from senn.surgery.optimizer import unwrap
+from senn.training.callbacks import Callback
+from senn.training.learner import resolve_policy
+from senn.training.recipe import Recipe, Rounds
+from senn.training.run import Record, consideration_record, event_record, fault_record, first_line, rollback_record
+
+Held = tuple[Inputs, Tensor, Tensor | None]
+Prepare = Callable[[Any], Sequence[Any]]
+"""From a batch of the loop: inputs, targets and perhaps weights."""
+
+logger = logging.getLogger("senn")
+
+
+def pair(one: Any) -> Sequence[Any]:
+    """A batch that is inputs, targets and perhaps weights already.
+
+    Raises:
+        SennError: it isn't.
+    """
+    if not isinstance(one, tuple | list) or len(one) not in (2, 3):
+        raise SennError(
+            f"a batch of this loop is a {type(one).__name__}, not inputs, targets and perhaps weights: "
+            "say by prepare=... what they are"
+        )
+    return one
+
+
+def alone(processes: int) -> None:
+    """Refuse a loop of several processes, in which every one would grow another network.
+
+    Raises:
+        UnsupportedError: there are several.
+    """
+    if processes > 1:
+        raise UnsupportedError(f"a network can't grow yet in a loop of several processes, and here are {processes}")
+
+
+@contextmanager
+def unmixed(model: nn.Module) -> Iterator[None]:
+    """A context in which a model that accelerate has prepared runs without its autocast: in its parameters' precision.
+
+    Moments, promises and the check that a change keeps the function are then as exact as the parameters are.
+    """
+    held = vars(model)
+    if "_original_forward" not in held or "forward" not in held:
+        yield
+        return
+    mixed, held["forward"] = held["forward"], held["_original_forward"]
+    try:
+        yield
+    finally:
+        held["forward"] = mixed
+
+
+def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, places: Sequence[str]) -> None:
+    """Have the parameters of new layers before a linear map join those like them in an optimizer of several groups.
+
+    Loops make groups by a parameter's kind: biases, say, that don't decay. So a new parameter goes to the group that
+    has all others of its last name, if one has, and groups stand in the model's order: as they will when the optimizer
+    is made anew for the grown model.
+
+    Args:
+        optimizer: holds the new parameters in the group of the map.
+        model: grown.
+        places: of the maps, before which the new layers are.
+    """
+    groups = [group["params"] for group in optimizer.param_groups]
+    chains = [chain for place in places if isinstance(chain := model.get_submodule(place), nn.Sequential)]
+    if len(groups) < 2 or not chains:
+        return
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = {parameter: number for number, parameter in enumerate(names)}
+    kinds = {parameter: name.rpartition(".")[2] for parameter, name in names.items()}
+    new = {parameter for chain in chains for layer in [*chain][:-1] for parameter in layer.parameters()}
+    homes: dict[str, set[int]] = {}
+    for number, group in enumerate(groups):
+        for parameter in group:
+            if parameter in names and parameter not in new:
+                homes.setdefault(kinds[parameter], set()).add(number)
+    for number, group in enumerate(groups):
+        for parameter in [one for one in group if one in new]:
+            (home, *others) = homes.get(kinds[parameter], {number})
+            if not others and home != number:
+                group[:] = [one for one in group if one is not parameter]
+                groups[home].append(parameter)
+    for settings in optimizer.param_groups:
+        if all(parameter in order for parameter in settings["params"]):
+            settings["params"].sort(key=order.__getitem__)
+            if "param_names" in settings:
+                settings["param_names"][:] = [names[parameter] for parameter in settings["params"]]
+
+
+class Companion:
+    """Grows a model beside a loop of others; the loop tells it of every step.
+
+    After a batch has passed: `if companion.near(step): companion.keep(one, step)`, where `step` is the number of
+    optimizer steps done. After a step: `companion.grow(step)`. Between rounds both compare two numbers.
+
+    Args:
+        recipe: when, by how much, and what is looked at: `rounds`, `removals`, `growing`, `probe`, `policy`,
+            `candidates`, `moves`, `max_params`, `max_width`, `round_to`, `seed`. The rest isn't used.
+        loss: the training loss, `loss(outputs, targets)`, a mean over samples.
+        prepare: makes inputs, targets and perhaps weights of a batch of the loop.
+        samples: number of training samples, for prices.
+        ignore: names of modules to leave alone.
+        output: finds, in what the model returns, the tensor that the loss takes.
+        callbacks: told of every event.
+
+    Attributes:
+        grower: None before `start`.
+        history: records of all events, those of former runs of a resumed one included.
+        epoch: what the loop says it is, for records.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | None = None,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        prepare: Prepare | None = None,
+        samples: int | None = None,
+        ignore: Sequence[str] = (),
+        output: Output | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        self.recipe = recipe or Recipe()
+        self.loss, self.prepare, self.samples = loss, prepare or pair, samples
+        self.ignore, self.output, self.callbacks = tuple(ignore), output, [*callbacks]
+        self.grower: Grower | None = None
+        self.history: list[Record] = []
+        self.epoch = 0
+        self._averages: Callable[[], Sequence[nn.Module]] = tuple
+        self._steps: int | None = None
+        self._rounds = Rounds(self.recipe)
+        self._rows = self._kept = 0
+        self._held: deque[Held] = deque()
+        self._trouble: Exception | None = None
+        self._open: list[tuple[GrowthEvent, Record]] = []
+
+    def start(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        steps: float | None = None,
+        samples: int | None = None,
+        averages: Callable[[], Sequence[nn.Module]] = tuple,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Training is about to begin, or to go on.
+
+        Args:
+            model: what is called with a batch's inputs.
+            optimizer: holds its parameters.
+            steps: optimizer steps of the whole run; None or infinite where that has no planned end.
+            samples: number of training samples, where none was given before.
+            averages: gives the averages of the model that there are now.
+            state: of the run that goes on; the model and the optimizer have the sizes it was saved with.
+
+        Raises:
+            SennError: the optimizer doesn't hold the model's parameters, or the state isn't one.
+        """
+        recipe = self.recipe
+        self.grower = Grower(
+            model, optimizer, loss=self.loss, policy=resolve_policy(recipe.policy), samples=self.samples or samples,
+            max_params=recipe.max_params, max_width=recipe.max_width, round_to=recipe.round_to, moves=recipe.moves,
+            proposals=Proposals(units=recipe.candidates), ignore=self.ignore, output=self.output, seed=recipe.seed,
+        )  # fmt: skip
+        self._averages = averages
+        self._steps = None if steps is None or not math.isfinite(steps) or steps < 1 else int(steps)
+        self._rounds, self._rows, self._kept = Rounds(recipe, self._steps), 0, 0
+        self.history.clear()
+        self._held.clear()
+        self._open.clear()
+        self._trouble = None
+        if state is None:
+            record = {"event": "start", "epoch": self.epoch, "step": 0, "steps": self._steps, **self._size(model)}
+            self._tell(record)
+        else:
+            self._load(state, model)
+
+    def near(self, step: int) -> bool:
+        """Whether a batch that passes when so many optimizer steps are done will be looked at."""
+        following = self._rounds.next
+        if following is None:
+            return False
+        return not self._rows or (following - step) * self._rows < self.recipe.probe
+
+    def keep(self, one: Any, step: int) -> None:
+        """Keep a batch for the next round, and no more of those before than `Recipe.probe` samples in all."""
+        try:
+            inputs, targets, *weights = self.prepare(one)
+            if not isinstance(targets, Tensor):
+                raise SennError(f"the targets of a batch must be a tensor, not a {type(targets).__name__}")
+            own, rows = batch.copied((inputs, targets, weights[0] if weights else None)), len(targets)
+        except Exception as error:  # whatever a function of others raises: their training goes on
+            self._trouble = error
+            return
+        self._rows = rows
+        if not self.near(step):  # the first batch came to say how many samples one has
+            return
+        self._held.append(own)
+        self._kept += rows
+        while self._kept - len(self._held[0][1]) >= self.recipe.probe:
+            self._kept -= len(self._held.popleft()[1])
+
+    def grow(self, step: int) -> list[GrowthEvent]:
+        """After optimizer step number `step`: a round of growth, if one is due. What fails is told of, and no more."""
+        if self._rounds.next is None or step < self._rounds.next:
+            return []
+        moves = self._rounds.due(step)
+        batches = [(inputs, targets) if weights is None else (inputs, targets, weights)
+                   for inputs, targets, weights in self._held]  # fmt: skip
+        self._held.clear()
+        self._kept = 0
+        grower = self._grower()
+        known, before = len(grower.rejections), grower.consideration
+        failures: list[Exception | str] = [] if self._trouble is None else [self._trouble]
+        self._trouble = None
+        events: list[GrowthEvent] = []
+        try:
+            if batches:
+                grower.averaged = tuple(self._averages())  # type: ignore[arg-type]
+                with unmixed(grower.model):
+                    events = grower.grow(batches, moves)
+            elif not failures:
+                failures.append(SennError("no batch was kept to look at"))
+        except Exception as error:  # the loop's loss on a batch, the surgery: everything is as it was
+            failures.append(error)
+        if grower.consideration is not None and grower.consideration is not before:
+            self._realise()
+            self._tell(consideration_record(grower.consideration, self.epoch, step))
+        for failure in [*failures, *grower.rejections[known:]]:
+            self._fail(step, failure)
+        regroup(unwrap(grower.optimizer), grower.model, [event.place for event in events if event.kind == "insert"])
+        for event in events:
+            record = event_record(event, self.epoch, step, grower.architecture)
+            record["size"] = self._size(grower.model)["parameters"]
+            self._open.append((event, record))
+            self._tell(record)
+            logger.info("step %d: %s", step, event)
+        return events
+
+    def finish(self, step: int) -> None:
+        """Training has ended."""
+        self._realise()
+        self._tell({"event": "end", "epoch": self.epoch, "step": step, **self._size(self._grower().model)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a companion with the same arguments needs to go on, bit for bit: nested plain values and tensors."""
+        self._realise()
+        return {
+            "steps": self._steps,
+            "rounds": self._rounds.state_dict(),
+            "rows": self._rows,
+            "held": [_plain(one) for one in self._held],
+            "history": [dict(record) for record in self.history],
+            "grower": self._grower().state_dict(),
+        }
+
+    # -- inside
+
+    def _load(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        device = next(model.parameters()).device
+        try:
+            self._steps, self._rows = state["steps"], state["rows"]
+            self._rounds = Rounds(self.recipe, self._steps)
+            self._rounds.load_state_dict(state["rounds"])
+            self._held.extend(_unplain(one, device) for one in state["held"])
+            self._kept = sum(len(targets) for _, targets, _ in self._held)
+            self.history[:] = [dict(record) for record in state["history"]]
+            grower = state["grower"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise SennError(f"this isn't the state of a run that grew: {type(error).__name__}: {error}") from error
+        self._grower().load_state_dict(grower)
+        events = [event for event in self._grower().events if event.realised is None]
+        records = [one for one in self.history if one["event"] == "growth" and one["realised"] is None]
+        self._open = list(zip(events, records, strict=False))
+
+    def _grower(self) -> Grower:
+        if self.grower is None:
+            raise SennError("nothing grows before training has begun")
+        return self.grower
+
+    def _realise(self) -> None:
+        """What changes really brought is known at the next round."""
+        for event, record in self._open:
+            record["realised"] = event.realised
+        self._open = [(event, record) for event, record in self._open if event.realised is None]
+
+    def _size(self, model: nn.Module) -> Record:
+        return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+    def _fail(self, step: int, failure: Exception | str) -> None:
+        if isinstance(failure, SurgeryError | str):
+            record = rollback_record(failure, self.epoch, step)
+        else:
+            what = "" if isinstance(failure, SennError) else f"{type(failure).__name__}: "
+            record = fault_record(f"the round was skipped: {what}{first_line(failure)}", self.epoch, step)
+        logger.warning("step %d: %s", step, record["text"])
+        self._tell(record)
+
+    def _tell(self, record: Record) -> None:
+        self.history.append(record)
+        for callback in self.callbacks:
+            getattr(callback, f"on_{record['event']}")(record)
+
+
+def _plain(one: Held) -> dict[str, Any]:
+    """A batch as nested plain containers and tensors."""
+    inputs, targets, weights = one
+    args, kwargs = batch.arguments(inputs)
+    kind = "tensor" if isinstance(inputs, Tensor) else "tuple" if isinstance(inputs, tuple) else "mapping"
+    kind = "arguments" if isinstance(inputs, Arguments) else kind
+    return {"kind": kind, "args": [*args], "kwargs": kwargs, "targets": targets, "weights": weights}
+
+
+def _unplain(saved: Mapping[str, Any], device: torch.device) -> Held:
+    """The batch that `_plain` was given, on the model's device."""
+    on = batch.map_tensors(lambda tensor: tensor.to(device), dict(saved))
+    args, kwargs = tuple(on["args"]), dict(on["kwargs"])
+    made: dict[str, Any] = {"tensor": args[0] if args else None, "tuple": args, "mapping": kwargs}
+    inputs = Arguments(*args, **kwargs) if saved["kind"] == "arguments" else made[saved["kind"]]
+    return inputs, on["targets"], on["weights"]

@@ -1,0 +1,333 @@
+"""Growth in a Hugging Face Trainer, with model and loop as they are: `Trainer(callbacks=[SelfExpansion()])`.
+
+Beside every checkpoint of the Trainer lie `senn.json` and `senn.safetensors`: the sizes of the model and what growth
+needs to go on. With this callback, `Trainer.train(resume_from_checkpoint=...)` makes a fresh small model what it was
+before the Trainer loads its state. `save` and `load` do it for a model without a Trainer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from senn import disk
+from senn.batch import Output
+from senn.errors import SennError
+from senn.persistence import Parts, held, hold, regrow, shapes, sizes
+from senn.persistence.configuration import follow
+from senn.persistence.state import packed, unpacked
+from senn.surgery.optimizer import unwrap
+from senn.training.callbacks import Callback as Listener
+from senn.training.companion import Companion, Prepare, alone
+from senn.training.recipe import Recipe
+
+try:
+    import safetensors.torch
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+except ImportError as error:
+    raise SennError("senn.transformers needs transformers: pip install 'senn[huggingface]'") from error
+
+SIZES, TENSORS = "senn.json", "senn.safetensors"
+FORMAT, VERSION = "senn-growth", 1
+
+logger = logging.getLogger("senn")
+
+
+class SelfExpansion(TrainerCallback):
+    """Grows a model while a Trainer trains it.
+
+    Rounds come after optimizer steps, at fractions of the Trainer's `max_steps`, and look at what the model was last
+    called with in training: a hook on its forward, which is there only when a round is near, keeps it. The Trainer's
+    optimizer goes along, with its groups, schedule, gradient clipping, accumulation and mixed precision. Where the loss
+    fails on a batch, or a change fails its verification, training goes on, and that is recorded.
+
+    Numbers of the model's configuration follow where they can say the new sizes: where all layers have the same. Then
+    `from_pretrained` loads what the Trainer saves. Where they can't, a warning says so, and `load` does.
+
+    A Trainer that is given a `model_init` makes another model when it trains, unseen by callbacks: have that function
+    return `load(checkpoint, into=...)` to go on from a grown one.
+
+    Args:
+        recipe: when, by how much, and what is looked at, see `Companion`.
+        loss: the training loss, `loss(logits, labels)`, a mean over samples.
+        prepare: makes inputs, targets and perhaps weights of the keyword arguments that the model is called with; by
+            default the targets are its `labels`.
+        samples: number of training samples, for prices; by default that of the Trainer's data set.
+        ignore: names of modules to leave alone.
+        output: finds, in what the model returns, the tensor that the loss takes; by default its `logits`.
+        callbacks: told of every event (`senn.training.Callback`), `LoggerCallback` for one.
+        resume_from: folder of the checkpoint to go on from, where it is neither in the Trainer's `output_dir` nor its
+            `resume_from_checkpoint` argument.
+
+    Attributes:
+        companion: what grows the model: `companion.history` has all records, `companion.grower` the grower.
+
+    Raises:
+        SennError: at the start of training, if there are several processes, or the optimizer doesn't hold the model's
+            parameters.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | None = None,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        prepare: Prepare | None = None,
+        samples: int | None = None,
+        ignore: Sequence[str] = (),
+        output: Output | None = None,
+        callbacks: Iterable[Listener] = (),
+        resume_from: str | Path | None = None,
+    ) -> None:
+        self.companion = Companion(
+            recipe, loss=loss, prepare=prepare or labelled, samples=samples, ignore=ignore, output=output,
+            callbacks=callbacks,
+        )  # fmt: skip
+        self.resume_from = resume_from
+        self._hook: Any = None
+        self._says, self._warned = True, False
+
+    # -- before training
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A state that is loaded into the model finds its sizes from now on."""
+        model = kwargs["model"]
+        parts = Parts(model)
+
+        # The Trainer loads a checkpoint's model before it tells callbacks of it, and doesn't say which checkpoint.
+        def before_loading(module: nn.Module, incoming: MutableMapping[str, Tensor], *rest: Any) -> None:
+            if module is not model or _fits(incoming, _shapes(module)):
+                return
+            for folder in self._folders(args):
+                saved = _read(folder)
+                if saved is not None and _fits(_renamed(incoming, saved["names"]), shapes(saved["sizes"])):
+                    regrow(module, saved["sizes"], parts)
+                    _rename(incoming, saved["names"])
+                    return
+
+        model.register_load_state_dict_pre_hook(before_loading)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Everything is restored: growth begins, or goes on."""
+        alone(max(args.world_size, args.n_gpu))
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        saved = self._resumed(args, state, model)
+        if saved is not None:
+            _reassign(unwrap(optimizer), model, saved["optimizer"])
+            self._says = follow(model)
+        dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        self.companion.start(
+            model, optimizer, steps=state.max_steps, samples=len(dataset) if hasattr(dataset, "__len__") else None,
+            state=None if saved is None else saved["growth"],
+        )  # fmt: skip
+
+    # -- training
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what the model is called with, if a round is near."""
+        if self._hook is None and self.companion.near(state.global_step + 1):
+            model = kwargs["model"]
+
+            def keep(module: nn.Module, called: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+                if module is model and module.training:
+                    self.companion.keep(dict(named), state.global_step + 1)
+
+            self._hook = model.register_forward_pre_hook(keep, with_kwargs=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Grow if a round is due."""
+        if self._hook is None:
+            return
+        self._unhook()
+        self.companion.epoch = int(state.epoch or 0) + 1
+        if self.companion.grow(state.global_step):
+            self._says = follow(kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Tell how it ended."""
+        self._unhook()
+        self.companion.finish(state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put what is needed to go on beside what the Trainer saved."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if not folder.is_dir():
+            logger.warning("the sizes of the model were not saved: there is no folder %r", str(folder))
+            return
+        growth = {"optimizer": held(unwrap(optimizer), model), "growth": self.companion.state_dict()}
+        _write(folder, model, {"step": state.global_step, **growth})
+        if not self._says and not self._warned:
+            self._warned = True
+            logger.warning(
+                "no numbers of the configuration say the sizes of this %s: load its checkpoints by "
+                "senn.transformers.load", type(model).__name__,
+            )  # fmt: skip
+
+    # -- inside
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _folders(self, args: TrainingArguments) -> list[Path]:
+        """Where checkpoints may be: those named, then the Trainer's own, the last first."""
+        named = [Path(one) for one in (self.resume_from, args.resume_from_checkpoint) if isinstance(one, str | Path)]
+        own = Path(args.output_dir or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        numbered = [one for one in own if one.name.rpartition("-")[2].isdigit()]
+        return [*named, *sorted(numbered, key=lambda one: -int(one.name.rpartition("-")[2]))]
+
+    def _resumed(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> Mapping[str, Any] | None:
+        """What was saved of the run that goes on; None for one that begins."""
+        if not state.global_step:
+            return None
+        for folder in self._folders(args):
+            saved = _read(folder)
+            is_it = saved is not None and saved.get("step") == state.global_step and "growth" in saved
+            if saved is not None and is_it and shapes(saved["sizes"]) == _shapes(model):
+                return saved
+        logger.warning("nothing says how the network grew up to step %d: its growth begins anew", state.global_step)
+        return None
+
+
+def labelled(called: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Inputs and targets, of the keyword arguments that a model is called with.
+
+    Raises:
+        SennError: there are no `labels` among them.
+    """
+    inputs = {name: value for name, value in called.items() if name not in ("labels", "num_items_in_batch")}
+    if called.get("labels") is None:
+        raise SennError(
+            "the model isn't called with labels, as under label smoothing or a loss function of the Trainer's: "
+            "say by prepare=... what the targets are"
+        )
+    return inputs, called["labels"]
+
+
+def save(model: nn.Module, folder: str | Path) -> None:
+    """`model.save_pretrained(folder)`, and beside it what `load` needs.
+
+    Raises:
+        SennError: the folder can't be written.
+    """
+    model.save_pretrained(folder)  # type: ignore[operator]
+    _write(Path(folder), model, {})
+
+
+def load(folder: str | Path, into: nn.Module) -> Any:
+    """Make a fresh model what was saved by `save`, or by a Trainer with `SelfExpansion`.
+
+    Args:
+        folder: of the model or checkpoint.
+        into: of the same class, of any size; changed in place.
+
+    Returns:
+        That model.
+
+    Raises:
+        SennError: the folder holds no sizes, those of another model, or no `model.safetensors`.
+    """
+    saved, path = _read(Path(folder)), Path(folder) / "model.safetensors"
+    if saved is None or not path.is_file():
+        raise SennError(f"{str(folder)!r} doesn't hold both {SIZES} and {path.name}")
+    regrow(into, saved["sizes"])
+    state = safetensors.torch.load_file(path)
+    _rename(state, saved["names"])
+    into.load_state_dict(state, strict=False)
+    follow(into)
+    return into
+
+
+# -- inside
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _fits(incoming: Mapping[str, Tensor], known: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a state is that of a model of these shapes; tied tensors are in it once."""
+    return all(known.get(name) == tuple(tensor.shape) for name, tensor in incoming.items())
+
+
+def _reassign(optimizer: torch.optim.Optimizer, model: nn.Module, names: Sequence[Sequence[str | None]]) -> None:
+    """Give every parameter its own state, where an optimizer was loaded by position and stood in another order."""
+    if held(optimizer, model) == names:
+        return
+    states = [[optimizer.state.get(one) for one in group["params"]] for group in optimizer.param_groups]
+    hold(optimizer, model, names)
+    for group, own in zip(optimizer.param_groups, states, strict=True):
+        for parameter, state in zip(group["params"], own, strict=True):
+            if state is not None:
+                optimizer.state[parameter] = state
+
+
+def _names(model: Any) -> dict[str, str]:
+    """Names of tensors by those under which `save_pretrained` writes them: of some classes, as older versions had them.
+
+    Its Trainer loads a checkpoint without giving them their names again.
+    """
+    own = model.state_dict()
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        saved = revert_weight_conversion(model, own)
+    except (ImportError, AttributeError):  # another version, or a model that isn't of transformers
+        return {}
+    known = {id(tensor): name for name, tensor in own.items()}
+    pairs = ((name, known.get(id(tensor), name)) for name, tensor in saved.items())
+    return {name: own_name for name, own_name in pairs if name != own_name}
+
+
+def _renamed(incoming: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    return {names.get(name, name): tensor for name, tensor in incoming.items()}
+
+
+def _rename(incoming: MutableMapping[str, Tensor], names: Mapping[str, str]) -> None:
+    renamed = _renamed(incoming, names)
+    incoming.clear()
+    incoming.update(renamed)
+
+
+def _write(folder: Path, model: nn.Module, growth: Mapping[str, Any]) -> None:
+    document, data = packed({"sizes": sizes(model), "names": _names(model), **growth})
+    head = {"format": FORMAT, "version": VERSION, "sha256": disk.digest(data)}
+    try:
+        disk.write(folder / TENSORS, data)
+        disk.write(folder / SIZES, disk.sealed({**head, "state": document}, indent=None))
+    except OSError as error:
+        raise SennError(f"{str(folder)!r} can't be written: {error.strerror or error}") from error
+
+
+def _read(folder: Path) -> Mapping[str, Any] | None:
+    """What was written beside a model; None if nothing was.
+
+    Raises:
+        SennError: it was altered.
+    """
+    if not (folder / SIZES).is_file():
+        return None
+    document, path = disk.opened(folder / SIZES, FORMAT, VERSION), folder / TENSORS
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
+    if disk.digest(data) != document["sha256"]:
+        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {SIZES}")
+    state: Mapping[str, Any] = unpacked(document["state"], data, path)
+    return state

@@ -1,0 +1,140 @@
+"""What the callbacks for loops of others share: when, on which batches, and what is told."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from senn import SennError
+from senn.batch import Arguments
+from senn.training import Callback, Recipe
+from senn.training.companion import Companion, alone
+
+X = torch.randn(96, 2, 3, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0, 0] * X[:, 1, 1] > 0).long()
+W = torch.linspace(0.5, 1.5, 96)
+EARLY = Recipe(rounds=(0.3, 0.6), removals=(), growing=20)
+
+
+class Two(nn.Module):
+    """Takes two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 2), nn.Linear(2, 2)
+
+    def forward(self, left, right):
+        return self.last(self.first(torch.cat([left, right], 1)).relu())
+
+
+KINDS = {
+    "tuple": lambda x: (x[:, 0], x[:, 1]),
+    "mapping": lambda x: {"left": x[:, 0], "right": x[:, 1]},
+    "arguments": lambda x: Arguments(x[:, 0], right=x[:, 1]),
+}
+
+
+def begun(kind="tuple", state=None, model=None, steps=20, recipe=EARLY, **options):
+    torch.manual_seed(0)
+    model = model or Two()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    companion = Companion(recipe, prepare=lambda rows: (KINDS[kind](X[rows]), Y[rows], W[rows]), **options)
+    companion.start(model, optimizer, steps=steps, samples=96, state=state)
+    return companion, optimizer
+
+
+def steps(companion, optimizer, first, last):
+    """The loop of others."""
+    for step in range(first, last + 1):
+        rows = slice(16 * (step % 6), 16 * (step % 6) + 16)
+        optimizer.zero_grad()
+        F.cross_entropy(companion.grower.model(X[rows, 0], X[rows, 1]), Y[rows]).backward()
+        optimizer.step()
+        if companion.near(step):
+            companion.keep(rows, step)
+            companion.grow(step)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_goes_on_bit_for_bit(kind):
+    whole, optimizer = begun(kind)
+    steps(whole, optimizer, 1, 9)
+    model, trained = copy.deepcopy(whole.grower.model), copy.deepcopy(optimizer.state_dict())
+    file = io.BytesIO()
+    torch.save(whole.state_dict(), file)
+    file.seek(0)
+    steps(whole, optimizer, 10, 20)
+    events = [record["event"] for record in whole.history]
+    assert events.count("consideration") == 2
+    assert events[-1] == "growth"
+    other, optimizer = begun(kind, torch.load(file, weights_only=True), model)  # plain values and tensors alone
+    optimizer.load_state_dict(trained)
+    steps(other, optimizer, 10, 20)
+    assert other.history == whole.history
+    one, another = other.grower.model.state_dict(), whole.grower.model.state_dict()
+    assert one.keys() == another.keys()
+    assert all(torch.equal(one[name], another[name]) for name in one)
+
+
+def test_batches_are_kept_only_when_a_round_is_near():
+    companion, optimizer = begun(recipe=Recipe(rounds=(0.5,), removals=(), growing=20, probe=40))
+    near = []
+    for step in range(1, 21):
+        if companion.near(step):
+            near.append(step)
+        steps(companion, optimizer, step, step)
+    # the first says how many samples a batch has: three of 16 are the fewest that hold 40
+    assert near == [1, 8, 9, 10]
+    (record,) = [one for one in companion.history if one["event"] == "consideration"]
+    assert (record["step"], record["looked_at"]) == (10, 48)
+
+
+def test_what_is_kept_is_a_copy():
+    companion, _ = begun()
+    x = X[:16].clone()
+    companion.prepare = lambda rows: ((x[:, 0], x[:, 1]), Y[:16])
+    companion.keep(None, 1)
+    x.zero_()
+    (held,) = companion.state_dict()["held"]
+    assert torch.equal(held["args"][0], X[:16, 0])
+
+
+def test_a_step_that_was_jumped_over_has_its_round_later():
+    companion, optimizer = begun()
+    steps(companion, optimizer, 1, 5)
+    steps(companion, optimizer, 8, 8)
+    assert [one["step"] for one in companion.history if one["event"] == "consideration"] == [8]
+
+
+def test_a_loop_without_a_planned_end_has_rounds_for_ever():
+    companion, optimizer = begun(steps=float("inf"))
+    steps(companion, optimizer, 1, 50)
+    assert [one["step"] for one in companion.history if one["event"] == "consideration"] == [6, 12, 24, 48]
+
+
+def test_listeners_hear_what_the_history_has():
+    class Listener(Callback):
+        def __init__(self):
+            self.heard = []
+            for event in ("start", "consideration", "growth", "rollback", "fault", "end"):
+                setattr(self, f"on_{event}", self.heard.append)
+
+    listener = Listener()
+    companion, optimizer = begun(callbacks=[listener], loss=lambda y, t: 1 / 0)
+    steps(companion, optimizer, 1, 6)
+    companion.finish(6)
+    assert [record["event"] for record in listener.heard] == ["start", "fault", "end"]
+    assert listener.heard == companion.history
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(SennError, match="this isn't the state of a run that grew: KeyError: 'steps'"):
+        begun(state={})
+    with pytest.raises(SennError, match="nothing grows before training has begun"):
+        Companion().state_dict()
+    alone(1)
+    with pytest.raises(SennError, match="can't grow yet in a loop of several processes, and here are 4"):
+        alone(4)

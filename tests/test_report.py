@@ -1,0 +1,192 @@
+"""The report: what it reads and writes, without a browser."""
+
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from cli_cases import refused
+from report_cases import HOSTILE, folder_of, long_run, waves
+
+from senn import SennError
+from senn.cli.main import main
+from senn.report import Told, compact, page
+from senn.report.compact import CANDIDATE, MOST_NAMES, results_shown
+from senn.report.page import SCRIPTS, asset, library, script_json
+
+pytest.importorskip("vl_convert")
+
+
+def records_of(text):
+    return json.loads(re.search(r'<script type="application/json" id="records">(.*?)</script>', text, re.S)[1])
+
+
+class Links(HTMLParser):
+    """What a page refers to, and how many scripts it has."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.scripts = [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.scripts += tag == "script"
+        self.found += [value for name, value in attrs if name in ("src", "href", "action", "data")]
+
+
+def test_a_consideration_keeps_all_candidates_and_their_figures():
+    run, _ = waves()
+    record = next(one for one in run.history if one["event"] == "consideration")
+    told = compact(record)
+    every = [(1, one) for one in record["accepted"]] + [(0, one) for one in record["refused"]]
+    assert len(told["rows"]) == len(every) > 0
+    for row, (accepted, one) in zip(told["rows"], every, strict=True):
+        assert row[0] == accepted
+        for column, cell in zip(CANDIDATE, row[1:], strict=True):
+            if isinstance(one[column], str):
+                assert told["names"][cell] == one[column]
+            else:
+                assert cell == pytest.approx(one[column], rel=1e-4)
+
+
+def test_numbers_that_json_has_not_become_null():
+    end = {"event": "end", "validation": {"loss": math.nan}, "seconds": math.inf, "epochs": 3}
+    assert compact(end) == {"event": "end", "validation": {"loss": None}, "seconds": None, "epochs": 3}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"event": 3, "step": 0},
+        {"event": "epoch"},
+        {"event": "epoch", "step": "one"},
+        {"event": "epoch", "step": 1, "architecture": ["a"], "parameters": 1},
+        {"event": "growth", "step": 1, "architecture": [1], "parameters": None},
+        {"event": "consideration", "step": 1, "accepted": [{}], "refused": []},
+        {"event": "consideration", "step": 1, "accepted": 5, "refused": []},
+    ],
+)
+def test_a_record_that_is_none_is_refused_in_one_sentence(record):
+    with pytest.raises(SennError, match=r"^the run 'spoilt' is damaged: [^\n]+$"):
+        page([Told("spoilt", [record])])
+
+
+def test_long_lists_of_names_are_cut_and_say_so():
+    data = {"classes": list(range(1000)), "columns": {f"c{n}": "number" for n in range(MOST_NAMES + 1)}}
+    shown = results_shown({"data": data, "test": {}})["data"]
+    assert shown["classes"][-1] == "and 800 more"
+    assert shown["columns"][-1] == ["and 1 more", ""]
+
+
+def test_the_page_refers_to_nothing_outside_and_holds_what_it_is_given():
+    run, results = waves()
+    text = page([Told("waves", run.history, results, "class Net: pass")])
+    links = Links(text)
+    assert links.scripts == 3
+    assert all(link.startswith(("#", "data:")) for link in links.found)
+    assert "default-src 'none'" in text
+    document = records_of(text)
+    assert len(document["runs"][0]["records"]) == len(run.history)
+    assert document["runs"][0]["code"] == "class Net: pass"
+    assert document["columns"] == list(CANDIDATE)
+
+
+def test_names_cannot_break_out_of_the_page():
+    run, results = waves()
+    results = {**results, "data": {**results["data"], "target": HOSTILE, "classes": [HOSTILE, "\ud800"]}}
+    text = page([Told(HOSTILE, run.history, results, HOSTILE)])
+    assert Links(text).scripts == 3
+    document = records_of(text)["runs"][0]
+    assert document["name"] == document["code"] == document["results"]["data"]["target"] == HOSTILE
+    assert "<script>window" not in text
+    text.encode("utf-8")
+
+
+def test_json_in_a_script_says_the_same_and_has_no_markup():
+    value = {"a": ["</SCRIPT>", "<!--", "]]>", "&", "\u2028", 1.5, None, True]}
+    text = script_json(value)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == value
+
+
+def test_runs_of_one_name_are_told_apart():
+    run, results = waves()
+    names = [one["name"] for one in records_of(page([Told("same", run.history, results)] * 3))["runs"]]
+    assert names == ["same", "same (2)", "same (3)"]
+
+
+def test_five_hundred_changes_are_less_than_three_megabytes():
+    history = long_run(500)
+    assert sum(one["event"] == "growth" for one in history) == 500
+    size = len(page([Told("long", history)]).encode())
+    print(f"{size / 1e6:.2f} MB")
+    assert size < 3e6
+
+
+def test_every_script_of_the_page_is_a_file_and_every_file_is_on_the_page():
+    for name in SCRIPTS:
+        assert asset(f"{name}.js").startswith('"use strict";\n//')
+    assert asset("page.html").count("<!--@") == 5
+
+
+# -- the command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return folder_of(*waves(), tmp_path_factory.mktemp("runs") / "waves")
+
+
+def test_the_command_writes_a_page_with_the_network_as_code(folder, capsys):
+    assert main(["report", str(folder)]) == 0
+    assert "opens in any browser" in capsys.readouterr().out
+    document = records_of((folder / "report.html").read_text("utf-8"))
+    assert document["runs"][0]["name"] == "waves"
+    assert "class Net(nn.Module):" in document["runs"][0]["code"]
+    assert document["live"] is False
+    assert main(["report", str(folder)]) == 0  # again, in place of the page
+
+
+def test_several_runs_are_one_page(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(folder), str(folder)]) == 0
+    assert len(records_of((tmp_path / "comparison.html").read_text("utf-8"))["runs"]) == 2
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_has_come(folder, tmp_path):
+    home = tmp_path / "half" / "unfinished"
+    home.mkdir(parents=True)
+    from senn import disk
+
+    disk.write(home / "run.json", disk.sealed({"format": "senn-run", "version": 1, "arguments": []}))
+    lines = (folder / "history.jsonl").read_bytes().splitlines(keepends=True)
+    (home / "history.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    assert main(["report", str(tmp_path / "half"), "--out", str(tmp_path / "half.html")]) == 0
+    document = records_of((tmp_path / "half.html").read_text("utf-8"))["runs"][0]
+    assert len(document["records"]) == 5
+    assert document["results"] is document["code"] is None
+
+
+def test_what_is_no_run_or_a_damaged_one_is_one_sentence(folder, tmp_path, capsys):
+    assert "holds no run" in refused(capsys, ["report", tmp_path])
+    copy = folder_of(*waves(), tmp_path / "spoilt")
+    (copy / "history.jsonl").write_text('{"event": "epoch"}\n')
+    assert "damaged" in refused(capsys, ["report", copy])
+
+
+def test_a_report_replaces_nothing_but_a_page(folder, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n")
+    assert "is no page" in refused(capsys, ["report", folder, "--out", table])
+    assert table.read_text() == "a,b\n"
+    assert "is a folder" in refused(capsys, ["report", folder, "--out", tmp_path])
+
+
+def test_the_missing_charting_library_is_one_sentence(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    library.cache_clear()
+    assert "pip install 'senn[cli]'" in refused(capsys, ["report", folder])
+    library.cache_clear()

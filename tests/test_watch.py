@@ -1,0 +1,165 @@
+"""`senn fit --watch`: what it serves, and that it changes nothing."""
+
+import json
+import re
+import socket
+import threading
+from http.client import HTTPConnection
+
+import pytest
+from cli_cases import refused
+from report_cases import waves
+
+from senn.cli.main import main
+from senn.cli.watch import LOOPBACK, Watch
+from senn.report import compact
+
+pytest.importorskip("vl_convert")
+
+
+def silent(line):
+    """Whoever doesn't want to hear."""
+
+
+def tell(watch, records):
+    for record in records:
+        getattr(watch, f"on_{record['event']}")(record)
+
+
+def connection(watch):
+    return HTTPConnection(LOOPBACK, int(re.search(r":(\d+)/", watch.url)[1]), timeout=10)
+
+
+def get(watch, path, **headers):
+    asked = connection(watch)
+    asked.request("GET", path, headers=headers)
+    return asked.getresponse()
+
+
+def events(stream):
+    """Server-sent events as (name, data)."""
+    while line := stream.readline().decode():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ").strip()
+            yield name, json.loads(stream.readline().decode().removeprefix("data: "))
+
+
+def test_the_page_is_there_while_the_run_goes_on_and_then_no_more():
+    with Watch("waves", 0, silent) as watch:
+        answer = get(watch, "/")
+        text = answer.read().decode()
+        assert answer.status == 200
+        assert '"live":true' in text
+        assert get(watch, "/else").status == 404
+    with pytest.raises(ConnectionRefusedError):
+        get(watch, "/")
+
+
+def test_only_this_machine_is_answered():
+    with Watch("waves", 0, silent) as watch:
+        assert watch.url.startswith("http://127.0.0.1:")
+        assert get(watch, "/", Host="evil.example").status == 403
+        assert get(watch, "/events", Host="evil.example").status == 403
+
+
+def test_a_listener_hears_every_record_once_and_at_the_end_all_as_they_are_then():
+    run, _ = waves()
+    records = [dict(one) for one in run.history]
+    known = [one.get("realised") for one in records]
+    for one in records:
+        if one["event"] == "growth":
+            one["realised"] = None  # as it is while training goes on
+    heard, ready = [], threading.Event()
+
+    def listen():
+        for name, data in events(get(watch, "/events")):
+            heard.append((name, data))
+            if name == "more":
+                ready.set()
+
+    with Watch("waves", 0, silent) as watch:
+        tell(watch, records[:3])
+        listener = threading.Thread(target=listen)
+        listener.start()
+        ready.wait(10)
+        tell(watch, records[3:-1])
+        for one, realised in zip(records, known, strict=True):
+            if one["event"] == "growth":
+                one["realised"] = realised
+        tell(watch, records[-1:])
+    listener.join(10)
+    names = [name for name, _ in heard]
+    assert (names[0], names[-2:]) == ("all", ["all", "over"])
+    live = [record for name, data in heard if name == "more" for record in data]
+    assert [one["event"] for one in live] == [one["event"] for one in records][: len(live)]
+    assert len(live) >= 3
+    assert heard[-2][1] == json.loads(json.dumps([compact(one) for one in records]))
+
+
+def test_a_listener_that_goes_away_is_no_matter():
+    with Watch("waves", 0, silent) as watch:
+        for _ in range(3):
+            asked = connection(watch)
+            asked.request("GET", "/events")
+            asked.getresponse()
+            asked.close()
+        tell(watch, waves()[0].history)
+        assert get(watch, "/").status == 200
+
+
+def test_a_run_that_goes_on_shows_what_was_before():
+    run, _ = waves()
+    with Watch("waves", 0, silent, run.history[:5]) as watch:
+        tell(watch, [run.history[0], *run.history[5:]])  # a run that goes on begins once more
+        text = get(watch, "/").read().decode()
+    told = json.loads(re.search(r'id="records">(.*?)</script>', text, re.S)[1])
+    assert [one["event"] for one in told["runs"][0]["records"]] == [one["event"] for one in run.history]
+
+
+def test_an_error_of_the_run_is_told():
+    heard = []
+    watch = Watch("waves", 0, silent)
+    stream = get(watch, "/events")
+    listener = threading.Thread(target=lambda: heard.extend(events(stream)))
+    listener.start()
+    with pytest.raises(RuntimeError, match="gone"), watch:
+        raise RuntimeError("gone")
+    listener.join(10)
+    assert heard[-1] == ("over", " by an error")
+
+
+def test_a_port_that_is_taken_is_one_sentence_and_the_run_goes_on():
+    lines = []
+    with socket.socket() as other:
+        other.bind((LOOPBACK, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with Watch("waves", port, lines.append) as watch:
+            tell(watch, waves()[0].history)
+    assert watch.url is None
+    assert len(lines) == 1
+    assert f"port {port}" in lines[0]
+    assert "goes on unwatched" in lines[0]
+
+
+def test_a_watched_run_is_the_same_run(tmp_path, capsys):
+    kept = []
+    for name, more in (("plain", []), ("watched", ["--watch"])):
+        out = tmp_path / name
+        assert main(["fit", "wine", "--epochs", "4", "--out", str(out), *more]) == 0
+        said = capsys.readouterr().out
+        assert ("watch it at http://127.0.0.1:" in said) == bool(more)
+        results = json.loads((out / "results.json").read_text())
+        kept.append(((out / "model.safetensors").read_bytes(), results["test"], results["architecture"]))
+    assert kept[0] == kept[1]
+
+
+def test_where_it_is_is_said_even_by_a_quiet_run(tmp_path, capsys):
+    assert main(["fit", "wine", "--epochs", "1", "--out", str(tmp_path / "run"), "--watch", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "watch it at" in captured.err
+
+
+def test_a_port_that_is_none_is_refused(capsys):
+    assert "is not a port" in refused(capsys, ["fit", "wine", "--watch", "--port", "70000"])
