@@ -82,8 +82,8 @@ ranks=Ranks())` grows in one process alone, `ranks=senn.ranks.Processes(group)` 
 <!-- measured -->
 
 `calculated` is 2 (W - 1) / W times 4 bytes times 2 folds of (c + p)² + m (c + p) + m² numbers for each map of c
-columns, p candidate columns and m outputs. Scores of layers before convolutions have sums of their own beside these.
-Looking is shared by the ranks; the accounts are not: every rank computes all of them.
+columns, p candidate columns and m outputs; it counts the columns of layers before convolutions there too, whose sums
+are apart and smaller. Looking is shared by the ranks; the accounts are not: every rank computes all of them.
 
 ## What it would cost at scale
 
@@ -165,6 +165,7 @@ class Transformer:
 
     @property
     def parameters(self) -> int:
+        """Of all blocks."""
         """Of all blocks."""
         """Of all blocks."""
         """Of all blocks."""
@@ -271,6 +272,7 @@ def cost(net: Transformer, gpus: int, look: Look, machine: Machine) -> Cost:
 NETS = (Transformer("100 M", 12, 832, 1 << 20), Transformer("10 B", 40, 4608, 4 << 20))
 GPUS = (8, 512)
 PLAIN = Look(tokens=1 << 20)
+SPREAD = replace(PLAIN, gathered=False, sharded=True)
 SPREAD = replace(PLAIN, gathered=False, sharded=True)
 SPREAD = replace(PLAIN, gathered=False, sharded=True)
 SPREAD = replace(PLAIN, gathered=False, sharded=True)
