@@ -301,8 +301,8 @@ def outcome(use: str, folder: Path, expected: str | None, forged: bool) -> str:
     return "no harm" if answer == expected else "its own answer" if forged else "wrong"
 
 
-def measure(cases: int, seed: int, root: Path, resume_every: int = 1) -> dict[str, Any]:
-    """Damage so many folders and use each in every way."""
+def measure(cases: int, seed: int, root: Path, sparing: int = 1) -> dict[str, Any]:
+    """Damage so many folders and use each in every way; with `sparing` some uses on only every so many-th."""
     os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
     draw_figure, senn.cli.fit.growth_figure = senn.cli.fit.growth_figure, lambda *_: None  # no part in this
     try:
@@ -322,7 +322,8 @@ def measure(cases: int, seed: int, root: Path, resume_every: int = 1) -> dict[st
             shutil.copytree(originals[name], work)
             how, forged = damage(work, root / "other", draw)
             for use in USES:
-                if use == "resume" and (name == "finished" or number % resume_every):
+                spared = number % sparing and use in ("resume", "predict", "load into")
+                if spared or (use == "resume" and name == "finished"):
                     continue
                 # What is left of an interrupted run without its results is one that was killed.
                 like = "killed" if how == "results.json: gone" and use in ("read", "show") else name

@@ -177,10 +177,10 @@ def test_five_hundred_damaged_folders(tmp_path):
     spec = importlib.util.spec_from_file_location("damaged_folders", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = module.measure(500, 2, tmp_path, resume_every=4)
+    found = module.measure(500, 2, tmp_path, sparing=5)
     assert found["bad"] == []
     assert found["peak_mb"] < 4000
     for use, counts in found["counts"].items():
         assert set(counts) <= {"no harm", "refused", "its own answer"}
-        assert counts["refused"] > (10 if use == "resume" else 100), use
+        assert counts["refused"] > 10, use
         assert counts["no harm"] > 10
