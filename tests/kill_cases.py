@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOMS = ("surgery", "survey.py", "menu.py", "runs", "disk.py", "training")
+ROOMS = ("surgery", "survey", "menu.py", "runs", "disk.py", "training")
 
 
 class Killer:
@@ -57,7 +57,11 @@ def called(argv: list[str], killer: Killer | None = None, after: float | None = 
                 code = main(argv)
             sys.setprofile(None)
             counts = {} if killer is None else killer.counts
-            told = {"counts": counts, "text": text.getvalue()[-3000:], "modules": [*sys.modules]}
+            told = {
+                "counts": counts,
+                "text": text.getvalue()[-3000:],
+                "modules": [*sys.modules] if after is None else [],
+            }
             with os.fdopen(into, "w") as pipe:
                 json.dump(told, pipe)
         finally:
@@ -68,9 +72,9 @@ def called(argv: list[str], killer: Killer | None = None, after: float | None = 
         os.kill(process, signal.SIGKILL)
     with os.fdopen(out, "rb") as pipe:
         written = pipe.read()
-    status = os.waitpid(process, 0)[1]
-    told = json.loads(written) if written else {"counts": {}, "text": "", "modules": []}
-    return {**told, "code": os.waitstatus_to_exitcode(status)}
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    told = json.loads(written) if code >= 0 else {"counts": {}, "text": "", "modules": []}
+    return {**told, "code": code}
 
 
 def main(folder: Path) -> None:
