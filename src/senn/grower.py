@@ -220,10 +220,11 @@ class Grower:
         self.rounds += 1
         survey, self._survey = self._survey, None
         assert survey is not None
-        refused = sorted((Verdict.of(policy, one) for one in offered), key=lambda one: -one.margin)
+        refused = sorted((Verdict.of(policy, one, menu.accepted) for one in offered), key=lambda one: -one.margin)
+        realised = next((one.realised for one in self.events[-1:] if one.round == self.rounds - 1), None)
         self.consideration = Consideration(
             self.rounds, wanted, survey.samples, menu.samples, survey.loss, menu.nat, parameters, eta_before, eta_of,
-            menu.limit, tuple(accepted), tuple(refused),
+            menu.limit, tuple(accepted), tuple(refused), realised,
         )  # fmt: skip
         return self._carry_out(menu, survey, eta_before) if accepted else []
 
@@ -344,6 +345,7 @@ class Grower:
             self.ranks.copied("send the decision", tensors_of(moves))
         cost = sum(-c.gain / 2 for c in accepted if c.kind == "prune")
         before = {space.name: space.width for space in self.structure.spaces}
+        gone = {move.space: tuple(move.units) for move in moves if isinstance(move, Prune)}
         previous, receipt = self.structure, None
         try:
             with self.ranks.together("change the model"):
@@ -354,7 +356,7 @@ class Grower:
                     optimizer=self.optimizer,
                     averaged=self.averaged,
                     probe=probe,
-                    loss=survey.probe_loss if any(isinstance(m, Prune) for m in moves) else None,
+                    loss=survey.probe_loss if gone else None,
                     loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
                 )
                 self._structure = receipt.structure
@@ -386,7 +388,8 @@ class Grower:
                     sum(c.gain for c in group), sum(c.bound for c in group), sum(c.heldout for c in group),
                     sum(c.error**2 for c in group) ** 0.5,
                     promised, price, first.nat, eta_before, menu.eta, first.limit, survey.probe_loss_before, loss_after,
-                    receipt.output_change or 0.0, self.architecture, self.rounds, _undo=undo,
+                    receipt.output_change or 0.0, self.architecture, self.rounds,
+                    gone.get(first.place, ()) if first.kind == "prune" else (), _undo=undo,
                 )
             )  # fmt: skip
         for event in self.events:  # they would keep every former parameter alive

@@ -15,7 +15,7 @@ from typing import Any
 from senn.errors import SennError
 from senn.report.compact import CANDIDATE, compact, results_shown
 
-SCRIPTS = ("words", "follow", "story", "picture", "charts", "rounds", "facts", "page")
+SCRIPTS = ("words", "follow", "story", "picture", "charts", "rounds", "facts", "paper", "page")
 """Files of `assets`, in the order in which they are read."""
 
 

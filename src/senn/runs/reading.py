@@ -75,7 +75,20 @@ def _history_so_far(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]
     records = _records(text, home / HISTORY, torn=True)
     if any((record["event"] == "start") != (number == 0) for number, record in enumerate(records)):
         raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't one run's history from its start")
-    return records
+    return realised(records)
+
+
+def realised(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history as it was written down record by record, with what came of each change in the change's record, too."""
+    changes: list[dict[str, Any]] = []
+    for record in history:
+        if record["event"] == "growth":
+            changes.append(record)
+        elif record["event"] == "consideration":
+            for change in changes:
+                change["realised"] = record.get("realised", change.get("realised"))
+            changes = []
+    return history
 
 
 def checkpoints(home: Path) -> dict[int, Path]:

@@ -226,6 +226,8 @@ class Training:
             if isinstance(error, DivergenceError) and not self.is_sound(batches[0]):
                 raise
             self.tell(fault_record(f"the round was skipped: {first_line(error)}", self.epoch, self.step))
+        for event, record in self.growth:  # what a change really brought is known at the next round
+            record["realised"] = event.realised
         round_ = self.learner.consideration
         if round_ is not None and round_ is not last:
             self.tell(consideration_record(round_, self.epoch, self.step))
@@ -342,8 +344,6 @@ class Training:
         """The result, from the best net."""
         if self.keeper is not None:
             self.keeper.end()
-        for event, record in self.growth:  # what a move really brought is known only later
-            record["realised"] = event.realised
         model = self.best.model.eval()
         run = Run(
             model=model,

@@ -65,7 +65,7 @@ function dataPart(story) {
   const rows = [["name", data.name], ["rows", count(data.rows)], ["to train with", count(data.train_rows)], ["to test with", count(data.test_rows)], ["features", count(data.features)],
     ["image size", data.shape ? data.shape.join(" × ") : null], ["target", data.target], ["classes", data.classes ? data.classes.join(", ") : null], ...(data.notes || []).map((note) => ["note", note])]
     .filter(([, value]) => value !== null && value !== undefined && value !== "–");
-  const columns = data.columns && data.columns.length ? disclosure("Columns", () => table("Columns and how they are read", [{ name: "column", left: true }, { name: "kind", left: true }], data.columns)) : null;
+  const columns = data.columns && data.columns.length ? disclosure("Columns", () => table("Columns and how they are read", [{ name: "column", left: true }, { name: "kind", left: true }], data.columns, "columns")) : null;
   return [el("h3", {}, "Data"), table("Data of the run", [{ name: "what", left: true }, { name: "value", left: true }], rows), columns];
 }
 

@@ -57,7 +57,7 @@ function build() {
   finals();
   if (several) section("figures", "Final figures", tilesBox); else main.append(tilesBox);
   section("network", several ? "The networks as they grew" : "The network as it grew", el("div", { class: "card" }, player.element(), sizesTable));
-  section("curves", "Curves", el("p", { class: "note" }, "A click on a curve sets the time of the picture; the dashed line is that time. ",
+  section("curves", "Curves", el("p", { class: "note" }, el("span", { class: "hint" }, "A click on a curve sets the time of the picture; the dashed line is that time. "),
     several ? "" : [["widen", "widened"], ["insert", "inserted"], ["prune", "pruned"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `tick ${kind}` }), text))), grid);
   const why = el("p", { class: "note" }, "At each round every candidate is scored. It is accepted if it promises more than its price, after what its uncertainty, and a layer's slower start, take off; the margin is what is left.");
   section("rounds", "Why it changed", why, several ? stories.map((story, at) => [el("h3", {}, story.name), el("details", {}, el("summary", {}, "All rounds"), lists[at].element)]) : lists[0].element);
@@ -92,10 +92,10 @@ document.addEventListener("click", (event) => {
   if (link && link.getAttribute("href") === location.hash) openTarget();
 });
 
-/* On paper everything is open. */
-let opened = [];
-addEventListener("beforeprint", () => { opened = openAll(main); });
-addEventListener("afterprint", () => { for (const box of opened.splice(0)) box.open = false; });
+let toScreen = null;
+const fromPaper = () => { if (toScreen) toScreen(); toScreen = null; };
+addEventListener("beforeprint", () => { fromPaper(); toScreen = toPaper(main, stories, lists, [...drawn.values()], player); });
+addEventListener("afterprint", fromPaper);
 
 /* A run that goes on. */
 function live() {
@@ -116,7 +116,7 @@ function live() {
   };
   const soon = () => { timer = timer || setTimeout(renew, 250); };
   const end = (text) => { over = true; events.close(); state.classList.add("over"); state.replaceChildren(text); };
-  events.addEventListener("all", (event) => { waiting = JSON.parse(event.data); soon(); });
+  events.addEventListener("start", () => { waiting = []; });
   events.addEventListener("more", (event) => { waiting = [...waiting, ...JSON.parse(event.data)]; soon(); });
   events.addEventListener("over", (event) => { renew(); end(`The run has ended${JSON.parse(event.data)}${stories[0].end ? ` (${stories[0].end.reason})` : ""}. This is its last state; it stays until you close the page.`); });
   events.onerror = () => { if (!over) end("The run can't be reached any more: it has ended or was stopped. This is the last that was heard of it."); };
