@@ -153,6 +153,12 @@ function nearestTooltips(spec) {
   return spec;
 }
 
+/** Names of series beside each other, as many as have room also on a phone and on paper. */
+function legendColumns(rows) {
+  const longest = Math.max(1, ...rows.map((row) => String(row.series || "").length));
+  return Math.max(1, Math.min(5, Math.floor(290 / (26 + 6.5 * longest))));
+}
+
 /** A chart on the page: drawn once, its data renewed; drawn anew only if its specification changes. */
 class Chart {
   constructor(chart, onClick) {
@@ -179,7 +185,7 @@ class Chart {
       return this.view.runAsync();
     }
     this.text = text;
-    const spec = { width: "container", height: HEIGHT[chart.key] || 225, autosize: { type: "fit", contains: "padding" }, config: { ...CONFIG, legend: { ...CONFIG.legend, columns: this.plot.clientWidth < 400 ? 3 : 5 } }, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
+    const spec = { width: "container", height: HEIGHT[chart.key] || 225, autosize: { type: "fit", contains: "padding" }, config: { ...CONFIG, legend: { ...CONFIG.legend, columns: legendColumns(chart.rows) } }, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
     const { view } = await vegaEmbed(this.plot, spec, { mode: "vega-lite", actions: false, renderer: "svg", ast: false, patch: nearestTooltips, tooltip: { theme: "plain" } });
     this.view = view;
     if (this.onClick && chart.key !== "promises") view.addEventListener("click", (event) => {

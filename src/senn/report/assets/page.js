@@ -29,7 +29,7 @@ function heading() {
   tilesBox.replaceChildren(several ? comparison(stories) : tiles(stories[0]));
 }
 function finals() {
-  finalBox.replaceChildren(...stories.flatMap((story) => [several ? el("h3", {}, story.name) : null, finalTable(story), ...(several ? [] : dataPart(story) || []), ...(codePart(story) || [])]).filter(Boolean));
+  finalBox.replaceChildren(...stories.flatMap((story) => [several ? el("h3", {}, story.name) : null, finalTable(story), ...(several ? [] : dataPart(story) || []), ...(several && story.code ? [el("details", {}, el("summary", {}, "Code"), codePart(story))] : codePart(story) || [])]).filter(Boolean));
 }
 function drawCharts() {
   const found = charts(stories);
@@ -43,6 +43,7 @@ function drawCharts() {
     grid.insertBefore(made.element, later ? later.element : null);
     return made.ready;
   });
+  dispatchEvent(new Event("resize")); // one that is alone in its row is as wide as two, until another comes
   return Promise.all(done);
 }
 function sizes() { // the picture as a table: sizes over time, for all runs
