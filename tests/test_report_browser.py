@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import re
 import shutil
 import threading
@@ -12,7 +13,8 @@ from report_cases import HOSTILE, long_run, short_run, waves
 from senn.cli.main import main
 from senn.cli.watch import Watch
 from senn.export import python_source
-from senn.report import Told, page
+from senn.report import Told, compact, page
+from senn.report.compact import CANDIDATE
 from senn.runs import read
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -49,7 +51,7 @@ def pages(tmp_path_factory):
         "short": page([brief]),
         "short two": page([brief, brief]),
         "one": page([one]),
-        "two": page([one, Told("other", waves(1)[0].history, waves(1)[1])]),
+        "two": page([one, Told("other", long_run(6))]),
         "hostile": page([Told(HOSTILE, history, hostile, HOSTILE)]),
         "fixed": page([Told("fixed", [one for one in run.history if one["event"] in ("start", "epoch")][:1])]),
     }
@@ -292,20 +294,75 @@ def test_a_phone_needs_no_sideways_scrolling(browser, pages, name):
         assert tab.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_on_paper_everything_is_open_and_light(browser, pages):
+def test_on_paper_all_is_there_and_light_and_fits(browser, pages):
     with opened(browser, local(pages, "one"), color_scheme="dark") as tab:
-        shut = tab.locator("main details[open]").count()
+        run, _ = waves()
+        before = tab.evaluate(
+            "[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]"
+        )
         tab.evaluate(
-            "addEventListener('beforeprint',"
-            "() => { window.paper = document.querySelectorAll('main details:not([open])').length; })"
+            "addEventListener('beforeprint', () => { window.paper = {"
+            " shut: [...document.querySelectorAll('main details:not([open])')].filter((d) => d.closest('.chart, .list') === null).length,"
+            " rounds: [...document.querySelectorAll('table.paper .said')].map((row) => row.textContent),"
+            " taken: [...document.querySelectorAll('table.paper tbody')].map((body) => body.querySelectorAll('.accepted').length),"
+            " pictures: document.querySelectorAll('.strip svg.network').length,"
+            " wide: Math.max(...[...senn.drawn.values()].map((chart) => chart.view.width())) }; })"
         )
         pdf = tab.pdf(format="A4", print_background=False)
         assert pdf.startswith(b"%PDF")
-        assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 3
-        assert tab.evaluate("window.paper") == 0
-        assert tab.locator("main details[open]").count() == shut
+        assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
+        paper = tab.evaluate("window.paper")
+        assert paper["shut"] == 0
+        considered = [one for one in run.history if one["event"] == "consideration"]
+        assert len(paper["rounds"]) == len(considered)
+        for said, one in zip(paper["rounds"], considered, strict=True):
+            assert said.startswith(f"Step {one['step']:,} ")
+        grown = [one["round"] for one in run.history if one["event"] == "growth"]
+        assert paper["taken"] == [grown.count(one["round"]) for one in considered]
+        assert 3 <= paper["pictures"] <= 8
+        assert paper["wide"] <= 680  # of A4 with its margins
+        assert tab.locator("table.paper, .strip").count() == 0  # and the screen is as it was
+        assert (
+            tab.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+            == before
+        )
+        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
         tab.emulate_media(media="print")
+        tab.set_viewport_size({"width": 690, "height": 900})
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 690
+        assert tab.locator(".chart details:visible, .list:visible, button:visible").count() == 0
+
+
+def test_units_that_went_fade_where_they_were(single):
+    sized = {"event": "start", "step": 0, "epoch": 0, "parameters": 9, "architecture": [4, 7]}
+    change = {"event": "growth", "kind": "prune", "step": 5, "epoch": 1, "parameters": -2, "architecture": [4, 4]}
+    change |= {"place": "body.2", "before": 7, "after": 4, "which": [0, 2, 3]}
+    rest = [{**sized, "event": "epoch", "step": 5 + at, "epoch": 1 + at, "architecture": [4, 4]} for at in range(1, 5)]
+    shown = single.evaluate(
+        "(records) => { const story = new Story({ name: 'pruned', records }, []), picture = new Picture(story, [story], 200);"
+        "return story.moments.map((_, at) => picture.layersAt(at).map((layer) => inOrder(layer).flatMap("
+        "({ count, looks }) => Array(count).fill(looks[looks.length - 1])))); }",
+        [sized, change, *rest],
+    )
+    assert [[len(layer) for layer in moment] for moment in shown] == [[4, 7], *[[4, 7]] * 4, [4, 4]]
+    for moment, opacity in zip(shown[1:5], (0.5, 0.375, 0.25, 0.125), strict=True):
+        gone = ["gone", opacity]
+        assert moment[1] == [gone, ["units", 1], gone, gone, *[["units", 1]] * 3]
+    assert shown[5][1] == [["units", 1]] * 4
+
+
+def test_what_came_of_a_round_is_told_by_the_next_one(single):
+    run, _ = waves()
+    records = [{**one, "realised": None} if one["event"] == "growth" else one for one in run.history]
+    told = single.evaluate(
+        "([records, columns]) => new Story({ name: 'live', records }, columns).rounds"
+        ".flatMap((r) => r.changes.map((c) => c.realised))",
+        [[compact(one) for one in records], CANDIDATE],
+    )
+    known = [one["realised"] for one in run.history if one["event"] == "growth"]
+    assert any(value is not None for value in known)
+    assert told == [None if value is None else pytest.approx(value, rel=1e-4) for value in known]
 
 
 def test_runs_side_by_side(browser, pages):
@@ -366,7 +423,7 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
 
 def test_the_page_of_a_folder_that_fit_wrote(browser, tmp_path):
     folder = tmp_path / "wine"
-    assert main(["fit", "wine", "--epochs", "8", "--out", str(folder), "--quiet"]) == 0
+    assert main(["fit", "wine", "--epochs", "3", "--out", str(folder), "--quiet"]) == 0
     assert main(["report", str(folder)]) == 0
     with opened(browser, (folder / "report.html").as_uri()) as tab:
         assert "class Net" in tab.inner_text("#final pre")

@@ -226,7 +226,7 @@ class PricePolicy(Policy):
     def reason(self, candidate: Candidate, accepted: Sequence[Candidate]) -> str:
         """The round's additions had gone to as many places as they may."""
         places = "one place" if self.places == 1 else f"{self.places} places"
-        return "" if self._open(candidate, accepted) else f"a round adds at {places} only"
+        return "" if self._open(candidate, accepted) else f"{places} a round"
 
     def _open(self, candidate: Candidate, accepted: Sequence[Candidate]) -> bool:
         """Whether a candidate's place is one that this round may change."""

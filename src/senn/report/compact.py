@@ -55,7 +55,11 @@ def compact(record: Record) -> dict[str, Any]:
         return _rounded(record)
     names: dict[str, int] = {}
     rows = [
-        [accepted, *(_cell(candidate[column], names) for column in CANDIDATE[:-1]), _cell(candidate.get("reason", ""), names)]
+        [
+            accepted,
+            *(_cell(candidate[column], names) for column in CANDIDATE[:-1]),
+            _cell(candidate.get("reason", ""), names),
+        ]
         for accepted, key in ((1, "accepted"), (0, "refused"))
         for candidate in record[key]
     ]

@@ -16,11 +16,13 @@ from senn import disk
 from senn.errors import SennError
 from senn.runs.reading import (
     CHECKPOINT,
+    FIGURE,
     FORMAT,
     HISTORY,
     LONGEST,
     NAME,
     NUMBERS,
+    REPORT,
     RESULTS,
     RUN,
     STATE,
@@ -101,7 +103,7 @@ class RunFolder:
             return
         found = {name for name in found if not name.startswith(".gone.")}
         ours = self.home.is_symlink() is False and all(map(_ours, inside))
-        if found and RESULTS not in found and (found != {UNFINISHED} or not ours):
+        if found and RESULTS not in found and (found - {REPORT} != {UNFINISHED} or not ours):
             raise SennError(f"{name!r} isn't empty and holds no run; choose another folder with --out")
         if RUN in inside and not overwrite:
             raise SennError(
@@ -256,6 +258,10 @@ class RunFolder:
         """Copies, the results last: as long as they aren't all there, `complete` names where they are from."""
         for file in sorted(self._finished.iterdir(), key=lambda file: file.name == RESULTS):
             disk.write(self.place / file.name, file.read_bytes())
+        for name in (FIGURE, REPORT):  # no picture of another run stays beside them
+            old = self.place / name
+            if not (self._finished / name).exists() and old.is_file() and (name == FIGURE or _is_report(old)):
+                old.unlink()
         _discard(self._finished if keep else self.home)
         self._keep = keep
 
@@ -263,6 +269,12 @@ class RunFolder:
 def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
     texts = (dumps(disk.plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     return "".join(texts).encode()
+
+
+def _is_report(page: Path) -> bool:
+    """Whether a page is one that `senn report` made."""
+    with page.open("rb") as file:
+        return b'name="generator" content="senn"' in file.read(1000)
 
 
 def _ours(name: str) -> bool:

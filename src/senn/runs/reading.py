@@ -12,7 +12,7 @@ from typing import Any
 from senn import disk
 from senn.errors import SennError
 
-RESULTS, HISTORY, FIGURE = "results.json", "history.jsonl", "growth.png"
+RESULTS, HISTORY, FIGURE, REPORT = "results.json", "history.jsonl", "growth.png", "report.html"
 UNFINISHED, RUN, STATE, NUMBERS = "unfinished", "run.json", "state.json", "state.safetensors"
 FORMAT, CHECKPOINT, VERSION = "senn-run", "senn-checkpoint", 1
 

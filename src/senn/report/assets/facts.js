@@ -30,7 +30,7 @@ function tiles(story) {
       : known(last.validation_score) ? [[`validation ${story.scoreName}`, num(last.validation_score, 4)]] : [];
   const size = start.parameters ? ` from ${count(start.parameters)}` : "";
   const facts = [...scores.slice(0, 2), ["hidden layers", widths(hidden(story)), start.architecture ? `from ${widths(start.architecture)}` : ""], ["parameters", count(parameters(story)), size.trim()],
-    ["changes of size", count(changeCount(story)), `in ${plural(story.rounds.length, "round")}`], ["time", seconds(took(story)), plural(story.epochs.length, "epoch")]];
+    ["changes of size", count(changeCount(story)), `in ${plural(story.rounds.length, "round")}`], ["time", seconds(took(story)), plural(story.epochs.length, "epoch")]].filter(([, value]) => value !== "–");
   return el("dl", { class: "tiles" }, facts.map(([name, value, note]) => el("div", {}, el("dt", {}, name), el("dd", { class: String(value).length > 10 ? "long" : null }, value, note ? el("small", {}, note) : null))));
 }
 

@@ -53,10 +53,10 @@ function toPaper(root, stories, lists, charts, player) {
     root.querySelector(".player").prepend(tables[tables.length - 1]);
   }
   const sizes = charts.filter((chart) => chart.view).map((chart) => {
-    const { view } = chart, old = [view.width(), view.height()];
+    const { view } = chart, more = 14 * Math.max(0, legendSize(chart.chart.rows).lines - 1);
     const isWide = getComputedStyle(chart.element).gridColumnEnd === "-1";
-    view.width(isWide ? PAPER.wide : PAPER.narrow).height(isWide ? PAPER.low : PAPER.tall).run();
-    return () => view.width(old[0]).height(old[1]).run();
+    view.width(isWide ? PAPER.wide : PAPER.narrow).height((isWide ? PAPER.low : PAPER.tall) + more).run();
+    return () => view.width(chart.plot.clientWidth).height(chart.height).run();
   });
   return () => {
     for (const box of shut) box.open = false;

@@ -52,7 +52,7 @@ function closest(story, round) {
   const best = story.candidates(round).filter((one) => !one.accepted && known(one.margin)).sort((a, b) => b.margin - a.margin)[0];
   if (!best) return "";
   const what = `${best.kind} ${best.place}`;
-  return best.margin < 0 ? `closest refused: ${what}, short by ${num(-best.margin, 2)} nats` : `not taken: ${what}, ${num(best.margin, 2)} nats above what was asked${best.reason ? `, as ${best.reason}` : ""}`;
+  return best.margin < 0 ? `closest refused: ${what}, short by ${num(-best.margin, 2)} nats` : `not taken: ${what}, ${num(best.margin, 2)} nats above what was asked${best.reason ? ` (${best.reason})` : ""}`;
 }
 
 function roundSummary(story, round) {
