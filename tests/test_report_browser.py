@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import json
 import re
 import shutil
 import threading
@@ -260,6 +259,7 @@ def test_names_that_are_markup_are_text(browser, pages):
         tab.wait_for_selector("#vg-tooltip-element.visible")
         assert "<script>" in tab.inner_text("#vg-tooltip-element")
         assert tab.evaluate("window.hacked") is None
+        assert fits_a_phone(tab)
 
 
 @pytest.mark.parametrize("name", ["short", "short two"])
@@ -276,62 +276,75 @@ def test_axe_finds_nothing(browser, pages, name):
             assert found.violations_count == 0, found.generate_report()
 
 
-def test_the_theme_can_be_chosen(browser, pages):
-    with opened(browser, local(pages, "fixed"), color_scheme="dark") as tab:
-        colour = "getComputedStyle(document.body).backgroundColor"
-        dark = tab.evaluate(colour)
-        tab.click("#theme")
-        assert tab.inner_text("#theme") == "Theme: light"
-        assert tab.evaluate(colour) != dark
-        tab.click("#theme")
-        assert tab.evaluate(colour) == dark
+def test_the_theme_can_be_chosen(single):
+    single.emulate_media(color_scheme="dark")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    dark = single.evaluate(colour)
+    single.click("#theme")
+    assert single.inner_text("#theme") == "Theme: light"
+    assert single.evaluate(colour) != dark
+    single.click("#theme")
+    assert single.inner_text("#theme") == "Theme: dark"
+    assert single.evaluate(colour) == dark
+    single.click("#theme")
+    single.emulate_media(color_scheme="light")
 
 
-@pytest.mark.parametrize("name", ["one", "two", "hostile"])
-def test_a_phone_needs_no_sideways_scrolling(browser, pages, name):
-    with opened(browser, local(pages, name), viewport={"width": 360, "height": 740}) as tab:
-        tab.evaluate("openAll(document.querySelector('main'))")
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+def fits_a_phone(tab):
+    """Whether a page needs no sideways scrolling there, all of it open; afterwards it is as it was."""
+    usual = tab.viewport_size
+    tab.set_viewport_size({"width": 360, "height": 740})
+    shut = tab.evaluate_handle("openAll(document.querySelector('main'))")
+    wide = tab.evaluate("document.documentElement.scrollWidth")
+    tab.evaluate("(shut) => { for (const box of shut) box.open = false; }", shut)
+    tab.set_viewport_size(usual)
+    return wide <= 360
 
 
-def test_on_paper_all_is_there_and_light_and_fits(browser, pages):
-    with opened(browser, local(pages, "one"), color_scheme="dark") as tab:
-        run, _ = waves()
-        before = tab.evaluate(
-            "[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]"
-        )
-        tab.evaluate(
-            "addEventListener('beforeprint', () => { window.paper = {"
-            " shut: [...document.querySelectorAll('main details:not([open])')].filter((d) => d.closest('.chart, .list') === null).length,"
-            " rounds: [...document.querySelectorAll('table.paper .said')].map((row) => row.textContent),"
-            " taken: [...document.querySelectorAll('table.paper tbody')].map((body) => body.querySelectorAll('.accepted').length),"
-            " pictures: document.querySelectorAll('.strip svg.network').length,"
-            " wide: Math.max(...[...senn.drawn.values()].map((chart) => chart.view.width())) }; })"
-        )
-        pdf = tab.pdf(format="A4", print_background=False)
-        assert pdf.startswith(b"%PDF")
-        assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
-        paper = tab.evaluate("window.paper")
-        assert paper["shut"] == 0
-        considered = [one for one in run.history if one["event"] == "consideration"]
-        assert len(paper["rounds"]) == len(considered)
-        for said, one in zip(paper["rounds"], considered, strict=True):
-            assert said.startswith(f"Step {one['step']:,} ")
-        grown = [one["round"] for one in run.history if one["event"] == "growth"]
-        assert paper["taken"] == [grown.count(one["round"]) for one in considered]
-        assert 3 <= paper["pictures"] <= 8
-        assert paper["wide"] <= 680  # of A4 with its margins
-        assert tab.locator("table.paper, .strip").count() == 0  # and the screen is as it was
-        assert (
-            tab.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
-            == before
-        )
-        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
-        tab.emulate_media(media="print")
-        tab.set_viewport_size({"width": 690, "height": 900})
-        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 690
-        assert tab.locator(".chart details:visible, .list:visible, button:visible").count() == 0
+def test_a_phone_needs_no_sideways_scrolling(single):
+    assert fits_a_phone(single)
+
+
+def test_on_paper_all_is_there_and_light_and_fits(single):
+    single.emulate_media(color_scheme="dark")
+    run, _ = waves()
+    before = single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+    single.evaluate(
+        "addEventListener('beforeprint', () => { window.paper = {"
+        " shut: [...document.querySelectorAll('main details:not([open])')].filter((d) => !d.closest('.chart, .list')),"
+        " rounds: [...document.querySelectorAll('table.paper .said')].map((row) => row.textContent),"
+        " taken: [...document.querySelectorAll('table.paper tbody')]"
+        "   .map((body) => body.querySelectorAll('.accepted').length),"
+        " pictures: document.querySelectorAll('.strip svg.network').length,"
+        " wide: Math.max(...[...senn.drawn.values()].map((chart) => chart.view.width())) }; })"
+    )
+    pdf = single.pdf(format="A4", print_background=False)
+    assert pdf.startswith(b"%PDF")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
+    paper = single.evaluate("window.paper")
+    assert paper["shut"] == []
+    considered = [one for one in run.history if one["event"] == "consideration"]
+    assert len(paper["rounds"]) == len(considered)
+    for said, one in zip(paper["rounds"], considered, strict=True):
+        assert said.startswith(f"Step {one['step']:,} ")
+    grown = [one["round"] for one in run.history if one["event"] == "growth"]
+    assert paper["taken"] == [grown.count(one["round"]) for one in considered]
+    assert 3 <= paper["pictures"] <= 8
+    assert paper["wide"] <= 680  # of A4 with its margins
+    assert single.locator("table.paper, .strip").count() == 0  # and the screen is as it was
+    assert (
+        single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+        == before
+    )
+    single.evaluate("dispatchEvent(new Event('beforeprint'))")
+    single.emulate_media(media="print")
+    single.set_viewport_size({"width": 690, "height": 900})
+    assert single.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert single.evaluate("document.documentElement.scrollWidth") <= 690
+    assert single.locator(".chart details:visible, .list:visible, button:visible").count() == 0
+    single.evaluate("dispatchEvent(new Event('afterprint'))")
+    single.emulate_media(media="screen", color_scheme="light")
+    single.set_viewport_size({"width": 1100, "height": 800})
 
 
 def test_units_that_went_fade_where_they_were(single):
@@ -340,7 +353,8 @@ def test_units_that_went_fade_where_they_were(single):
     change |= {"place": "body.2", "before": 7, "after": 4, "which": [0, 2, 3]}
     rest = [{**sized, "event": "epoch", "step": 5 + at, "epoch": 1 + at, "architecture": [4, 4]} for at in range(1, 5)]
     shown = single.evaluate(
-        "(records) => { const story = new Story({ name: 'pruned', records }, []), picture = new Picture(story, [story], 200);"
+        "(records) => { const story = new Story({ name: 'pruned', records }, []);"
+        "const picture = new Picture(story, [story], 200);"
         "return story.moments.map((_, at) => picture.layersAt(at).map((layer) => inOrder(layer).flatMap("
         "({ count, looks }) => Array(count).fill(looks[looks.length - 1])))); }",
         [sized, change, *rest],
@@ -377,6 +391,7 @@ def test_runs_side_by_side(browser, pages):
             "waves",
             "other",
         }
+        assert fits_a_phone(tab)
 
 
 def test_a_run_of_which_nothing_is_known_yet_is_a_page(browser, pages):

@@ -84,7 +84,7 @@ class Policy:
         return candidate.promise - self.price(candidate.parameters, candidate.samples)
 
     def reason(self, candidate: Candidate, accepted: Sequence[Candidate]) -> str:
-        """Why a candidate of a margin above zero is refused beside those accepted in its round: a few words, for people."""
+        """Why a candidate of a margin above zero is refused beside those accepted in its round: a few words."""
         return ""
 
     def floor(self, kind: Kind, parameters: int, samples: int) -> float:

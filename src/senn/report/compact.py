@@ -12,7 +12,8 @@ DIGITS = 5
 """Significant digits that a page keeps."""
 
 CANDIDATE = (
-    "kind", "place", "detail", "units", "parameters", "gain", "heldout", "error", "promise", "price", "margin", "reason",
+    "kind", "place", "detail", "units", "parameters", "gain", "heldout", "error", "promise", "price", "margin",
+    "reason",
 )  # fmt: skip
 """Columns of a candidate's row, after the first: 1 for an accepted one, 0 for a refused one."""
 
