@@ -396,7 +396,8 @@ def test_runs_side_by_side(browser, pages):
 
 def test_a_run_of_which_nothing_is_known_yet_is_a_page(browser, pages):
     with opened(browser, local(pages, "fixed")) as tab:
-        assert "0 of 0 rounds" in tab.inner_text("#rounds")
+        assert "No round of growth has been made." in tab.inner_text("#rounds")
+        assert tab.locator("#curves:visible, #filter:visible, nav a[href='#curves']:visible").count() == 0
         assert "isn\N{RIGHT SINGLE QUOTATION MARK}t finished" in tab.inner_text("#about")
 
 

@@ -126,7 +126,8 @@ class Rounds {
       node.hidden = this.select.value !== "all" && this.select.value !== state && !(this.select.value === "rollback" && round.rollbacks.length);
       shown += node.hidden ? 0 : 1;
     }
-    this.said.replaceChildren(`${count(shown)} of ${plural(this.items.length, "round")}`);
+    this.element.classList.toggle("empty", !this.items.length);
+    this.said.replaceChildren(this.items.length ? `${count(shown)} of ${plural(this.items.length, "round")}` : "No round of growth has been made.");
   }
 
   mark(step) {
