@@ -1,93 +1,19 @@
 """The report in a real browser: what can be seen, moved, read and printed of it."""
 
-import contextlib
 import http.client
 import re
-import shutil
 import threading
 
 import pytest
-from report_cases import HOSTILE, long_run, short_run, waves
+from browser_cases import local, opened
+from report_cases import HOSTILE, long_run, waves
 
 from senn.cli.main import main
 from senn.cli.watch import Watch
-from senn.export import python_source
-from senn.report import Told, compact, page
-from senn.report.compact import CANDIDATE
+from senn.report import Told, page
 from senn.runs import read
 
-sync_api = pytest.importorskip("playwright.sync_api")
-pytest.importorskip("vl_convert")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
-    pytest.mark.xdist_group("browser"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    """Files: one run, two runs, one with hostile names."""
-    folder = tmp_path_factory.mktemp("pages")
-    run, results = waves()
-    one = Told("waves", run.history, results, python_source(run.model))
-    hostile = {
-        **results,
-        "data": {**results["data"], "target": HOSTILE, "classes": [HOSTILE], "columns": {HOSTILE: "number"}},
-    }
-    history = long_run(20, name=lambda number: f"{number}{HOSTILE}")
-    history.append({"event": "rollback", "epoch": 200, "step": history[-2]["step"], "text": HOSTILE})
-    brief = Told("short", short_run(), results, "class Net: pass")
-    texts = {
-        "short": page([brief]),
-        "short two": page([brief, brief]),
-        "one": page([one]),
-        "two": page([one, Told("other", long_run(6))]),
-        "hostile": page([Told(HOSTILE, history, hostile, HOSTILE)]),
-        "fixed": page([Told("fixed", [one for one in run.history if one["event"] in ("start", "epoch")][:1])]),
-    }
-    for name, text in texts.items():
-        (folder / f"{name}.html").write_text(text, "utf-8")
-    return folder
-
-
-@contextlib.contextmanager
-def opened(browser, address, **options):
-    """A page that is drawn; in the end it must have said nothing and asked for nothing."""
-    context = browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **options})
-    tab = context.new_page()
-    said, asked = [], []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.goto(str(address))
-    tab.wait_for_selector("html[data-drawn]", state="attached")
-    try:
-        yield tab
-        assert said == []
-        allowed = str(address).rstrip("/")
-        assert [url for url in asked if not url.startswith((allowed, "data:"))] == []
-    finally:
-        context.close()
-
-
-def local(pages, name):
-    return (pages / f"{name}.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def single(browser, pages):
-    """The page of one run, for tests that leave no trace that another would trip over."""
-    with opened(browser, local(pages, "one")) as tab:
-        yield tab
+pytestmark = pytest.mark.xdist_group("browser")
 
 
 def state(tab):
@@ -215,37 +141,6 @@ def test_rounds_can_be_filtered(single):
     single.select_option("#filter", "all")
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "changes", "fresh"),
-    [
-        ([("body.0", 3), (None, 5)], [3, 7, 5], [("insert", "body.2", 0, 7)], [1]),
-        ([("body.0", 2), ("body.2", 22)], [11, 2, 82, 22],
-         [("insert", "body.0", 0, 11), ("widen", "body.0", 2, 82)], [0, 1]),
-        ([("body.0", 5), ("body.2", 5)], [5, 5, 5], [("insert", "body.2", 0, 5)], [1]),
-        ([("body.0", 5), ("body.2", 5)], [5, 5, 5], [("insert", "body.4", 0, 5)], [2]),
-        ([("body.0", 5), ("body.2", 5)], [5, 5, 5], [("insert", "body.0", 0, 5)], [0]),
-        ([("a", 9), ("b", 9)], [12, 9], [("widen", "a", 9, 12)], []),
-    ],
-)  # fmt: skip
-def test_layers_are_followed_by_the_places_that_changes_name(single, before, after, changes, fresh):
-    layers = [{"id": at, "name": name, "width": width} for at, (name, width) in enumerate(before)]
-    records = [dict(zip(("kind", "place", "before", "after"), change, strict=True)) for change in changes]
-    found = single.evaluate(
-        "([b, a, c]) => { let id = 100; return follow(b, a, c, () => id++); }", [layers, after, records]
-    )
-    assert [at for at, layer in enumerate(found) if layer["id"] >= 100] == fresh
-    assert [layer["id"] for layer in found if layer["id"] < 100] == list(range(len(before)))
-    assert [layer["width"] for layer in found] == after
-
-
-def test_changes_without_considerations_are_rounds_too(single):
-    run, _ = waves()
-    records = [one for one in run.history if one["event"] != "consideration"]
-    steps = sorted({one["step"] for one in records if one["event"] in ("growth", "rollback")})
-    told = single.evaluate("(records) => new Story({ name: 'old', records }, []).rounds.map((r) => r.step)", records)
-    assert told == steps
-
-
 def test_names_that_are_markup_are_text(browser, pages):
     with opened(browser, local(pages, "hostile")) as tab:
         tab.evaluate("openAll(document.querySelector('main'))")
@@ -345,38 +240,6 @@ def test_on_paper_all_is_there_and_light_and_fits(single):
     single.evaluate("dispatchEvent(new Event('afterprint'))")
     single.emulate_media(media="screen", color_scheme="light")
     single.set_viewport_size({"width": 1100, "height": 800})
-
-
-def test_units_that_went_fade_where_they_were(single):
-    sized = {"event": "start", "step": 0, "epoch": 0, "parameters": 9, "architecture": [4, 7]}
-    change = {"event": "growth", "kind": "prune", "step": 5, "epoch": 1, "parameters": -2, "architecture": [4, 4]}
-    change |= {"place": "body.2", "before": 7, "after": 4, "which": [0, 2, 3]}
-    rest = [{**sized, "event": "epoch", "step": 5 + at, "epoch": 1 + at, "architecture": [4, 4]} for at in range(1, 5)]
-    shown = single.evaluate(
-        "(records) => { const story = new Story({ name: 'pruned', records }, []);"
-        "const picture = new Picture(story, [story], 200);"
-        "return story.moments.map((_, at) => picture.layersAt(at).map((layer) => inOrder(layer).flatMap("
-        "({ count, looks }) => Array(count).fill(looks[looks.length - 1])))); }",
-        [sized, change, *rest],
-    )
-    assert [[len(layer) for layer in moment] for moment in shown] == [[4, 7], *[[4, 7]] * 4, [4, 4]]
-    for moment, opacity in zip(shown[1:5], (0.5, 0.375, 0.25, 0.125), strict=True):
-        gone = ["gone", opacity]
-        assert moment[1] == [gone, ["units", 1], gone, gone, *[["units", 1]] * 3]
-    assert shown[5][1] == [["units", 1]] * 4
-
-
-def test_what_came_of_a_round_is_told_by_the_next_one(single):
-    run, _ = waves()
-    records = [{**one, "realised": None} if one["event"] == "growth" else one for one in run.history]
-    told = single.evaluate(
-        "([records, columns]) => new Story({ name: 'live', records }, columns).rounds"
-        ".flatMap((r) => r.changes.map((c) => c.realised))",
-        [[compact(one) for one in records], CANDIDATE],
-    )
-    known = [one["realised"] for one in run.history if one["event"] == "growth"]
-    assert any(value is not None for value in known)
-    assert told == [None if value is None else pytest.approx(value, rel=1e-4) for value in known]
 
 
 def test_runs_side_by_side(browser, pages):
