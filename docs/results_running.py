@@ -51,9 +51,9 @@ def _damage(stored: Callable[[str], Any], table: Table) -> Iterator[str]:
     yield "## Damaged folders\n"
     yield (
         f"`python benchmarks/damaged_folders.py --cases {found['cases']}`: files of finished and unfinished runs that "
-        "were truncated, had bits flipped, were swapped, emptied, replaced or made to claim sizes they don't have. Refused "
-        "in one sentence, of no harm to what was asked for, or a file that is whole and says something else. Crashed, hung, "
-        f"loaded wrongly or changed something: {len(found['bad'])}.\n"
+        "were truncated, had bits flipped, were swapped, emptied, replaced or made to claim sizes they don't have. "
+        "Refused in one sentence, of no harm to what was asked for, or a file that is whole and says something else. "
+        f"Crashed, hung, loaded wrongly or changed something: {len(found['bad'])}.\n"
     )
     kinds = ("refused", "no harm", "its own answer")
     rows = [(name, *(counts.get(kind, 0) for kind in kinds)) for name, counts in found["counts"].items()]

@@ -52,7 +52,7 @@ _HOME = {
 }
 _ROOMS = ("export", "nn", "optim", "scores")
 _FACES = ("distributed", "lightning", "skorch", "training", "transformers")
-"""Rooms that are found as attributes too, but not imported by `from senn import *`: some need a library of their own."""
+"""Found as attributes too, but not imported by `from senn import *`: some need a library of their own."""
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 
