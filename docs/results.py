@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from results_running import running
+
 HERE = Path(__file__).parent
 STORED = HERE.parent / "benchmarks" / "results"
 
@@ -352,6 +354,7 @@ def main() -> None:
     tables = (digits, images, auto_size, automatic, growth_step, natural_gradient, calibration)
     for section in (*tables, experiments, mnist, mnist_sizes, cifar_cycles, transfer):
         parts += section()
+    parts += running(stored, table)
     (HERE / "results.md").write_text("\n".join(parts))
 
 

@@ -21,7 +21,7 @@ def test_observing_batches_is_considering_them():
     expected = one.consider(batches)
     for batch in batches:
         two.observe(*batch)
-    assert two.consider() == expected
+    assert repr(two.consider()) == repr(expected)  # figures may be NaN, which equals nothing
     assert two.eta == one.eta
     # all batches count, not the last one only
     three = senn.Grower(net(), proposals=FEW, samples=600)

@@ -51,13 +51,15 @@ _HOME = {
     "save": "senn.persistence",
 }
 _ROOMS = ("export", "nn", "optim", "scores")
+_FACES = ("distributed", "lightning", "skorch", "training", "transformers")
+"""Found as attributes too, but not imported by `from senn import *`: some need a library of their own."""
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Public names come from their rooms at first use, so that `import senn` costs nothing."""
-    if name in _ROOMS:
+    if name in (*_ROOMS, *_FACES):
         return importlib.import_module(f"senn.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
