@@ -27,6 +27,7 @@ from senn.surgery.moves import tensors_of
 from senn.surgery.optimizer import check_holds, unwrap
 from senn.survey import KnownMoment, Survey
 from senn.survey.asked import MOVES, allowed, check_model
+from senn.survey.exact import exactly
 from senn.survey.together import (
     agree_on_basis,
     agree_on_weights,
@@ -71,6 +72,8 @@ class Grower:
         draw: all candidates of the last consideration, after their ascent.
         consideration: the last round: its candidates, accepted and refused, each with its verdict; None before.
         rejections: removals that failed their verification and were not done, one sentence each.
+
+    Looking computes in the precision of the parameters, also where a caller has autocast or inference mode open.
 
     Raises:
         SennError: an argument is out of range, the optimizer doesn't hold the model's parameters, or the model has no
@@ -149,6 +152,7 @@ class Grower:
         """Widths of the spaces that can change, in order of use."""
         return tuple(space.width for space in self.structure.spaces)
 
+    @exactly
     def observe(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
         """Look at one batch and add it to the statistics of the next consideration; returns its loss.
 
@@ -174,6 +178,7 @@ class Grower:
         self._open = []
         return loss
 
+    @exactly
     def consider(self, batches: Iterable[Batch] | None = None) -> Candidates:
         """Score every candidate on the batches (and those observed before); changes nothing.
 
@@ -183,6 +188,7 @@ class Grower:
         menu = self._menu(batches)
         return Candidates(sorted(menu.candidates(), key=lambda c: -c.heldout))
 
+    @exactly
     def grow(self, batches: Iterable[Batch] | None = None, moves: Sequence[str] | None = None) -> list[GrowthEvent]:
         """One round: consider, decide, change the model. Empty when nothing pays.
 
@@ -222,8 +228,8 @@ class Grower:
         assert survey is not None
         refused = sorted((Verdict.of(policy, one) for one in offered), key=lambda one: -one.margin)
         self.consideration = Consideration(
-            self.rounds, wanted, survey.samples, menu.samples, survey.loss, menu.nat, parameters, eta_before, eta_of,
-            menu.limit, tuple(accepted), tuple(refused),
+            self.rounds, wanted, survey.samples, menu.samples, survey.loss, menu.nat, parameters, self.architecture,
+            eta_before, eta_of, menu.limit, tuple(accepted), tuple(refused),
         )  # fmt: skip
         return self._carry_out(menu, survey, eta_before) if accepted else []
 
