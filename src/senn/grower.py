@@ -44,6 +44,8 @@ Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 class Grower:
     """Grows and prunes a network while it trains, without changing its function at the moment of growth.
 
+    It computes in the precision of the parameters, also where its caller has autocast or inference mode open.
+
     Args:
         model: any module that `senn.structure.analyse` understands; it stays the same object.
         optimizer: the optimizer that trains it, or None; its state follows by position.
@@ -72,8 +74,6 @@ class Grower:
         draw: all candidates of the last consideration, after their ascent.
         consideration: the last round: its candidates, accepted and refused, each with its verdict; None before.
         rejections: removals that failed their verification and were not done, one sentence each.
-
-    Looking computes in the precision of the parameters, also where a caller has autocast or inference mode open.
 
     Raises:
         SennError: an argument is out of range, the optimizer doesn't hold the model's parameters, or the model has no
@@ -354,15 +354,10 @@ class Grower:
         try:
             with self.ranks.together("change the model"):
                 receipt = operate(
-                    self.model,
-                    moves,
-                    self.structure,
-                    optimizer=self.optimizer,
-                    averaged=self.averaged,
-                    probe=probe,
+                    self.model, moves, self.structure, optimizer=self.optimizer, averaged=self.averaged, probe=probe,
                     loss=survey.probe_loss if any(isinstance(m, Prune) for m in moves) else None,
                     loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
-                )
+                )  # fmt: skip
                 self._structure = receipt.structure
                 if self._structure is None:  # something was inserted
                     self._structure = analyse(self.model, batch.few(probe), ignore=self.ignore)

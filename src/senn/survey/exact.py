@@ -44,7 +44,7 @@ def exactly(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
     """Have a method of what looks at a `model` do so in `exact`."""
 
     @wraps(method)
-    def within(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    def within(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with exact(self.model):
             return method(self, *args, **kwargs)
 

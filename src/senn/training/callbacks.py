@@ -36,7 +36,8 @@ class Callback:
         """A round of growth has been decided, and changes that it made follow.
 
         Args:
-            record: `event` ("consideration"), `epoch`, `step` and the fields of `senn.events.Consideration`.
+            record: `event` ("consideration"), `epoch`, `step` and the fields of `senn.events.Consideration`, with the
+                widths before in `architecture`.
         """
 
     def on_rollback(self, record: Mapping[str, Any]) -> None:

@@ -1,0 +1,43 @@
+"""Two processes of a loop of others grow one model, as one process does that sees the joined batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import worlds
+
+for name in ("lightning.pytorch", "transformers", "accelerate"):
+    pytest.importorskip(name)
+
+from loop_cases import RUNS, runs, several  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("loops")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Any]]:
+    answers = worlds.world(2, several, 29511, str(folder))
+    assert all(isinstance(rank, dict) for rank in answers), answers
+    return answers
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_as_one(name: str, two: Any, folder: Path) -> None:
+    one, _ = runs(name, 0, 1, folder)
+    assert {event[1] for event in one["events"]} >= {"widen"}
+    for number, rank in enumerate(two):
+        whole, resumed = rank[name]
+        assert whole["events"] == one["events"]
+        assert "fault" not in whole["told"]
+        torch.testing.assert_close(whole["figures"], one["figures"], rtol=1e-8, atol=1e-8)
+        for several in (whole, resumed):
+            for kind in ("weights", "average", "state"):
+                torch.testing.assert_close(several[kind], one[kind], rtol=1e-8, atol=1e-8)
+        assert resumed["told"] == whole["told"]
+        assert whole["heard"] == (whole["told"] if number == 0 else [])
