@@ -12,10 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from senn import lightning, transformers
@@ -24,15 +23,16 @@ from senn.training import Callback, Recipe
 BATCH = 32
 """Samples of a joint batch."""
 
-RECIPE = Recipe(rounds=(0.1, 0.2, 0.4, 0.6), removals=(0.8,), probe=64, candidates=8)
+RECIPE = Recipe(rounds=(0.1, 0.2, 0.425, 0.6), removals=(0.8,), probe=64, candidates=8)
+"""One round is a step after the end of the second epoch, and looks at a batch of before too."""
 
 
-def rows(size: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets for one of so many processes: all samplers take turns, so one gets each batch in their order."""
+def rows(dealt: bool = False) -> tuple[Tensor, Tensor]:
+    """Inputs and targets; `dealt`: in the order in which two processes have a joint batch that is dealt out in turns."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8 * BATCH, 6, generator=generator, dtype=torch.float64)
     y = (x[:, 0] * x[:, 1] > 0).long() + 2 * (x[:, 2] > 0.3).long()
-    if size > 1:
+    if not dealt:
         return x, y
     order = torch.arange(len(x)).view(-1, BATCH // 2, 2).mT.reshape(-1)
     return x[order], y[order]
@@ -75,7 +75,7 @@ def by_lightning(rank: int, size: int, folder: Path, resume: str | None = None) 
     torch.manual_seed(0)
     module, ears, average = Net(), Ears(), EMAWeightAveraging(decay=0.8)
     expansion = lightning.SelfExpansion(RECIPE, callbacks=[ears])
-    kept = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=9)
+    kept = ModelCheckpoint(folder, filename="{step}", save_top_k=-1)
     options: dict[str, Any] = {}
     if size > 1:
         strategy = pl.strategies.DDPStrategy(process_group_backend="gloo", broadcast_buffers=False)
@@ -84,7 +84,9 @@ def by_lightning(rank: int, size: int, folder: Path, resume: str | None = None) 
         max_epochs=5, accelerator="cpu", callbacks=[expansion, average, kept], logger=False, enable_progress_bar=False,
         enable_model_summary=False, **options,
     )  # fmt: skip
-    loader = DataLoader(TensorDataset(*rows(size)), batch_size=BATCH // size)
+    data = TensorDataset(*rows(dealt=size == 1))
+    sampler = DistributedSampler(data, size, rank, shuffle=False)
+    loader = DataLoader(data, batch_size=BATCH // size, sampler=sampler)
     trainer.fit(module, loader, ckpt_path=None if resume is None else folder / resume)
     return found(expansion, ears, module, average._average_model, trainer.optimizers[0])
 
@@ -103,16 +105,16 @@ class Two(PreTrainedModel):
         self.first, self.last = nn.Linear(6, 2).double(), nn.Linear(2, 4).double()
         self.post_init()
 
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         logits = self.last(self.first(x).relu())
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
 class Ordered(Trainer):
     """Takes the samples as they come."""
 
     def _get_train_sampler(self, *_: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+        return SequentialSampler(self.train_dataset)
 
 
 def by_trainer(rank: int, size: int, folder: Path, resume: str | None = None) -> dict[str, Any]:
@@ -122,10 +124,10 @@ def by_trainer(rank: int, size: int, folder: Path, resume: str | None = None) ->
     expansion = transformers.SelfExpansion(RECIPE, callbacks=[ears])
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=40, per_device_train_batch_size=BATCH // size, learning_rate=0.02, use_cpu=True,
-        weight_decay=0.1, save_steps=9, report_to=[], disable_tqdm=True, logging_strategy="no", max_grad_norm=0.0,
+        weight_decay=0.1, save_steps=16, report_to=[], disable_tqdm=True, logging_strategy="no", max_grad_norm=0.0,
         ddp_backend="gloo" if size > 1 else None,
     )  # fmt: skip
-    data = [{"x": x, "labels": y} for x, y in zip(*rows(size), strict=True)]
+    data = [{"x": x, "labels": y} for x, y in zip(*rows(), strict=True)]
     trainer = Ordered(model, arguments, train_dataset=data, callbacks=[expansion])
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))
     return found(expansion, ears, model, None, trainer.optimizer.optimizer)
@@ -147,12 +149,12 @@ def found(
     }
 
 
-RUNS = {"lightning": (by_lightning, "step=9.ckpt"), "transformers": (by_trainer, "checkpoint-9")}
+RUNS = {"lightning": (by_lightning, "step=16.ckpt"), "transformers": (by_trainer, "checkpoint-16")}
 
 
-def several(rank: int, port: int, folder: str) -> bytes:
+def several(rank: int, folder: str) -> bytes:
     """Both loops, each from the start and from a checkpoint."""
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
     os.environ.update({name: str(value) for name, value in own.items()})
     buffer = io.BytesIO()
     torch.save({name: runs(name, rank, 2, Path(folder)) for name in RUNS}, buffer)

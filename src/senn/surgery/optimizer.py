@@ -86,11 +86,10 @@ def carry(optimizer: Optimizer, journal: Journal, model: nn.Module, names: Mappi
     """Exchange Parameters in the optimizer's groups and state, and add those of inserted layers.
 
     Group dictionaries and their lists stay the same objects, so schedulers stay attached. New parameters join groups in
-    model order: of a layer before a map, matrices the group of the map's weight; vectors (biases, coefficients of
-    activations) that of the map's bias or, where the optimizer holds none, the one that holds all vectors of the model,
-    if there is one, else that of the weight too. So in groups with and without decay they are as if the optimizer had
-    been made for the grown model. The parameters of a copy of a block join the groups of those of the same names, after
-    the block's.
+    model order. One of a layer before a map goes by its name, `weight` or `bias` say: to the group that holds the map's
+    own of that name; else to that which holds all others of that name in the model, if one does; else to that of the
+    map's weight. So where biases don't decay, new ones don't, and groups are as if made for the grown model. Those of a
+    copy of a block join the groups of those of the same names in the block, after these.
 
     Args:
         optimizer: a torch optimizer.
@@ -142,14 +141,12 @@ def _beside(
     now: Mapping[nn.Parameter, str],
 ) -> nn.Parameter:
     """Which parameter one of a new layer before a map stands beside, see `carry`."""
-    if new.dim() > 1:
-        return weight
-    vectors = [parameter for parameter in now if parameter.dim() < 2 and (parameter in home or parameter is new)]
-    at = next(number for number, parameter in enumerate(vectors) if parameter is new)
-    others = [*vectors[at + 1 :], *vectors[:at][::-1]]  # the next in the model first
-    bias = now[weight].removesuffix("weight") + "bias"
-    beside = next((parameter for parameter in others if now[parameter] == bias), None)
-    if beside is None and len({id(home[parameter]) for parameter in others}) == 1:
+    path, kind = now[weight].rpartition(".")[0], now[new].rpartition(".")[2]
+    alike = [one for one, name in now.items() if name.rpartition(".")[2] == kind and (one in home or one is new)]
+    at = next(number for number, one in enumerate(alike) if one is new)
+    others = [*alike[at + 1 :], *alike[:at][::-1]]  # the next in the model first
+    beside = next((one for one in others if now[one].rpartition(".")[0] == path), None)
+    if beside is None and len({id(home[one]) for one in others}) == 1:
         beside = others[0]
     return weight if beside is None or home[beside] is home[weight] else beside
 
