@@ -14,11 +14,13 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from senn import lightning, transformers
 from senn.training import Callback, Recipe
+from senn.training.companion import Companion
 
 BATCH = 32
 """Samples of a joint batch."""
@@ -28,7 +30,7 @@ RECIPE = Recipe(rounds=(0.1, 0.2, 0.425, 0.6), removals=(0.8,), probe=64, candid
 
 
 def rows(dealt: bool = False) -> tuple[Tensor, Tensor]:
-    """Inputs and targets; `dealt`: in the order in which two processes have a joint batch that is dealt out in turns."""
+    """Inputs and targets; `dealt`: as two processes have joint batches that are dealt out in turns."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8 * BATCH, 6, generator=generator, dtype=torch.float64)
     y = (x[:, 0] * x[:, 1] > 0).long() + 2 * (x[:, 2] > 0.3).long()
@@ -123,9 +125,9 @@ def by_trainer(rank: int, size: int, folder: Path, resume: str | None = None) ->
     model, ears = Two(Config()), Ears()
     expansion = transformers.SelfExpansion(RECIPE, callbacks=[ears])
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=40, per_device_train_batch_size=BATCH // size, learning_rate=0.02, use_cpu=True,
-        weight_decay=0.1, save_steps=16, report_to=[], disable_tqdm=True, logging_strategy="no", max_grad_norm=0.0,
-        ddp_backend="gloo" if size > 1 else None,
+        output_dir=str(folder), max_steps=40, per_device_train_batch_size=BATCH // size, learning_rate=0.02,
+        use_cpu=True, weight_decay=0.1, save_steps=16, report_to=[], disable_tqdm=True, logging_strategy="no",
+        max_grad_norm=0.0, ddp_backend="gloo" if size > 1 else None,
     )  # fmt: skip
     data = [{"x": x, "labels": y} for x, y in zip(*rows(), strict=True)]
     trainer = Ordered(model, arguments, train_dataset=data, callbacks=[expansion])
@@ -149,6 +151,31 @@ def found(
     }
 
 
+def troubled(rank: int) -> dict[str, Any]:
+    """A loop in which one process can't read its batches for a while."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 2), nn.ReLU(), nn.Linear(2, 4)).double()
+    wrapped = DistributedDataParallel(model)
+    (x, y), steps = rows(), range(1, 13)
+
+    def prepare(step: int) -> tuple[Tensor, Tensor]:
+        part = slice(step * 16 + 8 * rank, step * 16 + 8 * rank + 8)
+        return x[part], y[part] if rank == 0 or step > 6 else {}["label"]
+
+    companion = Companion(Recipe(rounds=(0.3, 0.6, 0.9), removals=(), probe=16), prepare=prepare)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    companion.start(model, optimizer, steps=12, samples=256, wrapper=lambda: wrapped)
+    for step in steps:
+        own = slice(step * 16 + 8 * rank, step * 16 + 8 * rank + 8)
+        optimizer.zero_grad()
+        F.cross_entropy(wrapped(x[own]), y[own]).backward()
+        optimizer.step()
+        if companion.near(step):
+            companion.keep(step, step)
+            companion.grow(step)
+    return {"history": companion.history, "weights": model.state_dict()}
+
+
 RUNS = {"lightning": (by_lightning, "step=16.ckpt"), "transformers": (by_trainer, "checkpoint-16")}
 
 
@@ -157,7 +184,7 @@ def several(rank: int, folder: str) -> bytes:
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
     os.environ.update({name: str(value) for name, value in own.items()})
     buffer = io.BytesIO()
-    torch.save({name: runs(name, rank, 2, Path(folder)) for name in RUNS}, buffer)
+    torch.save({name: runs(name, rank, 2, Path(folder)) for name in RUNS} | {"troubled": troubled(rank)}, buffer)
     return buffer.getvalue()
 
 

@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
-    worlds.preload("loop_cases")
+    worlds.preload("senn.lightning", "senn.transformers", "transformers.trainer")
     answers = worlds.world(2, several, str(folder))
     assert all(isinstance(rank, dict) for rank in answers), answers
     return answers
@@ -36,9 +36,19 @@ def test_two_processes_are_as_one(name: str, two: Any, folder: Path) -> None:
         whole, resumed = rank[name]
         assert whole["events"] == one["events"]
         assert "fault" not in whole["told"]
-        for several in rank[name]:
-            torch.testing.assert_close(several["figures"], one["figures"], rtol=1e-8, atol=1e-8)
+        for run in rank[name]:
+            torch.testing.assert_close(run["figures"], one["figures"], rtol=1e-8, atol=1e-8)
             for kind in ("weights", "average", "state"):
-                torch.testing.assert_close(several[kind], one[kind], rtol=1e-8, atol=1e-8)
+                torch.testing.assert_close(run[kind], one[kind], rtol=1e-8, atol=1e-8)
         assert resumed["told"] == whole["told"]
         assert whole["heard"] == (whole["told"] if number == 0 else [])
+
+
+def test_training_goes_on_where_one_process_has_no_batch(two: Any) -> None:
+    first, second = (rank["troubled"] for rank in two)
+    assert first["history"] == second["history"]
+    torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=0)
+    faults = [(record["step"], record["text"]) for record in first["history"] if record["event"] == "fault"]
+    said = "on rank 1, KeyError: 'label'"
+    assert faults == [(4, f"the round was skipped: {said}"), (7, f"a batch was left out: {said}")]
+    assert any(record["event"] == "growth" for record in first["history"])

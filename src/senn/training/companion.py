@@ -200,10 +200,14 @@ class Companion:
         grower = self._grower()
         known, before = len(grower.rejections), grower.consideration
         failures: list[Exception | str] = []
+        left_out: list[Exception] = []
         events: list[GrowthEvent] = []
         try:
-            failures += self._troubles()
-            if batches or not failures or not grower.ranks.alone:
+            troubles, complete = self._troubles(bool(batches))
+            if troubles and not complete:
+                failures += troubles
+            else:
+                left_out = troubles
                 grower.averaged = tuple(self._averages())  # type: ignore[arg-type]
                 events = grower.grow(batches, moves)
         except Exception as error:  # the loop's loss on a batch, the surgery: everything is as it was
@@ -216,6 +220,8 @@ class Companion:
             self._tell(consideration_record(round_, self.epoch, step, round_.architecture))
         for failure in [*failures, *grower.rejections[known:]]:
             self._fail(step, failure)
+        for trouble in left_out:
+            self._fail(step, trouble, "a batch was left out")
         for event in events:
             record = event_record(event, self.epoch, step, grower.architecture)
             record["size"] = count_parameters(grower.model)
@@ -280,12 +286,13 @@ class Companion:
 
             rewrap(wrapper)
 
-    def _troubles(self) -> list[Exception]:
-        """What has kept a process from keeping a batch."""
+    def _troubles(self, kept: bool) -> tuple[list[Exception], bool]:
+        """What has prevented processes from keeping a batch, and whether all have kept one nevertheless."""
         ranks, mine = self._grower().ranks, None if self._trouble is None else _said(self._trouble)
         self._trouble = None
-        said = enumerate(ranks.exchange("keep a batch", mine))
-        return [SennError(one if ranks.alone else f"on rank {rank}, {one}") for rank, one in said if one is not None]
+        said = ranks.exchange("keep a batch", [mine, kept])
+        texts = [text if ranks.alone else f"on rank {rank}, {text}" for rank, (text, _) in enumerate(said) if text]
+        return [SennError(text) for text in texts], all(one for _, one in said)
 
     def _samples_of(self, one: Held) -> int:
         """Of all processes, about."""
@@ -314,11 +321,11 @@ class Companion:
             record["realised"] = event.realised
         self._open = [(event, record) for event, record in self._open if event.realised is None]
 
-    def _fail(self, step: int, failure: Exception | str) -> None:
+    def _fail(self, step: int, failure: Exception | str, what: str = "the round was skipped") -> None:
         if isinstance(failure, SurgeryError | str):
             record = rollback_record(failure, self.epoch, step)
         else:
-            record = fault_record(f"the round was skipped: {_said(failure)}", self.epoch, step)
+            record = fault_record(f"{what}: {_said(failure)}", self.epoch, step)
         if self._speaks:
             logger.warning("step %d: %s", step, record["text"])
         self._tell(record)
