@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import safetensors.torch
+from accelerate.state import AcceleratorState, DistributedType
 from surgery_cases import widen
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
@@ -182,8 +183,13 @@ def test_training_goes_on_where_the_labels_are_not_seen(tmp_path, caplog):
     assert "the model isn't called with labels, as under label smoothing" in caplog.text
 
 
-def test_a_trainer_that_takes_the_model_apart_is_refused(tmp_path):
+def test_a_trainer_that_takes_the_model_apart_is_refused(tmp_path, monkeypatch):
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     arguments._n_gpu = 2
     with pytest.raises(SennError, match="can't grow under DataParallel: train it in one process or under Dist"):
+        SelfExpansion().on_train_begin(arguments, None, None, model=None, optimizer=None)
+    arguments._n_gpu = 0
+    state = AcceleratorState(cpu=True)
+    monkeypatch.setattr(state, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(SennError, match="can't grow under FSDP: train it in one process or under Dist"):
         SelfExpansion().on_train_begin(arguments, None, None, model=None, optimizer=None)
