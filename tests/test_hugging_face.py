@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import safetensors.torch
-from accelerate.state import AcceleratorState, DistributedType
+from accelerate import DistributedType, PartialState
 from surgery_cases import widen
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
@@ -189,7 +189,6 @@ def test_a_trainer_that_takes_the_model_apart_is_refused(tmp_path, monkeypatch):
     with pytest.raises(SennError, match="can't grow under DataParallel: train it in one process or under Dist"):
         SelfExpansion().on_train_begin(arguments, None, None, model=None, optimizer=None)
     arguments._n_gpu = 0
-    state = AcceleratorState(cpu=True)
-    monkeypatch.setattr(state, "distributed_type", DistributedType.FSDP)
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.FSDP)
     with pytest.raises(SennError, match="can't grow under FSDP: train it in one process or under Dist"):
         SelfExpansion().on_train_begin(arguments, None, None, model=None, optimizer=None)

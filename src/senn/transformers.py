@@ -30,7 +30,7 @@ from senn.training.recipe import Recipe
 
 try:
     import safetensors.torch
-    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+    from accelerate.state import PartialState  # type: ignore[import-untyped]
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 except ImportError as error:
@@ -267,7 +267,7 @@ def _check_processes(args: TrainingArguments) -> None:
     """Refuse what takes a model apart."""
     if args.n_gpu > 1:
         refuse("DataParallel")
-    how = AcceleratorState().distributed_type.value
+    how = PartialState().distributed_type.value
     if how != "NO" and not how.startswith("MULTI_"):
         refuse(how)
 
