@@ -402,6 +402,7 @@ def test_a_consideration_says_what_was_taken_and_what_was_refused_by_how_much():
     assert one.margin == pytest.approx(sure - one.price)
     assert sum(found.eta_of.values()) == pytest.approx(found.eta)
     assert found.looked_at == found.samples == len(X)
+    assert found.architecture == (events[0].before,) != grower.architecture
     assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
 
 

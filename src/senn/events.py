@@ -166,6 +166,7 @@ class Consideration:
         loss: mean loss of those looked at, in the loss's own unit.
         nat: how much of the loss one nat is.
         parameters: of the model before.
+        architecture: widths before, as `Grower.architecture`.
         eta: the expansion score before.
         eta_of: by linear map, its part of eta; their sum is `eta` unless the policy asks for that of the network whole.
         limit: lambda, what eta can't exceed.
@@ -181,6 +182,7 @@ class Consideration:
     loss: float
     nat: float
     parameters: int
+    architecture: tuple[int, ...]
     eta: float
     eta_of: dict[str, float]
     limit: float
@@ -192,7 +194,7 @@ class Consideration:
         """Every figure, ready for JSON."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         lists = {name: [one.as_dict() for one in record[name]] for name in ("accepted", "refused")}
-        return {**record, **lists, "moves": list(self.moves)}
+        return {**record, **lists, "moves": list(self.moves), "architecture": list(self.architecture)}
 
     def _repr_html_(self) -> str:
         """The round for notebooks: what was looked at, eta by map, every candidate with its verdict."""
@@ -216,7 +218,8 @@ class Consideration:
             name: tuple(Verdict(**{**one, "candidate": Candidate(**one["candidate"])}) for one in state[name])
             for name in ("accepted", "refused")
         }
-        return cls(**{**state, **verdicts, "moves": tuple(state["moves"])})
+        tuples = {name: tuple(state[name]) for name in ("moves", "architecture")}
+        return cls(**{**state, **verdicts, **tuples})
 
 
 class Candidates(list[Candidate]):

@@ -27,6 +27,7 @@ from senn.surgery.moves import tensors_of
 from senn.surgery.optimizer import check_holds, unwrap
 from senn.survey import KnownMoment, Survey
 from senn.survey.asked import MOVES, allowed, check_model
+from senn.survey.exact import exactly
 from senn.survey.together import (
     agree_on_basis,
     agree_on_weights,
@@ -42,6 +43,8 @@ Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
 class Grower:
     """Grows and prunes a network while it trains, without changing its function at the moment of growth.
+
+    It computes in the precision of the parameters, also where its caller has autocast or inference mode open.
 
     Args:
         model: any module that `senn.structure.analyse` understands; it stays the same object.
@@ -149,6 +152,7 @@ class Grower:
         """Widths of the spaces that can change, in order of use."""
         return tuple(space.width for space in self.structure.spaces)
 
+    @exactly
     def observe(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
         """Look at one batch and add it to the statistics of the next consideration; returns its loss.
 
@@ -174,6 +178,7 @@ class Grower:
         self._open = []
         return loss
 
+    @exactly
     def consider(self, batches: Iterable[Batch] | None = None) -> Candidates:
         """Score every candidate on the batches (and those observed before); changes nothing.
 
@@ -183,6 +188,7 @@ class Grower:
         menu = self._menu(batches)
         return Candidates(sorted(menu.candidates(), key=lambda c: -c.heldout))
 
+    @exactly
     def grow(self, batches: Iterable[Batch] | None = None, moves: Sequence[str] | None = None) -> list[GrowthEvent]:
         """One round: consider, decide, change the model. Empty when nothing pays.
 
@@ -223,8 +229,8 @@ class Grower:
         refused = sorted((Verdict.of(policy, one, menu.accepted) for one in offered), key=lambda one: -one.margin)
         realised = next((one.realised for one in self.events[-1:] if one.round == self.rounds - 1), None)
         self.consideration = Consideration(
-            self.rounds, wanted, survey.samples, menu.samples, survey.loss, menu.nat, parameters, eta_before, eta_of,
-            menu.limit, tuple(accepted), tuple(refused), realised,
+            self.rounds, wanted, survey.samples, menu.samples, survey.loss, menu.nat, parameters, self.architecture,
+            eta_before, eta_of, menu.limit, tuple(accepted), tuple(refused), realised,
         )  # fmt: skip
         return self._carry_out(menu, survey, eta_before) if accepted else []
 
@@ -350,15 +356,10 @@ class Grower:
         try:
             with self.ranks.together("change the model"):
                 receipt = operate(
-                    self.model,
-                    moves,
-                    self.structure,
-                    optimizer=self.optimizer,
-                    averaged=self.averaged,
-                    probe=probe,
+                    self.model, moves, self.structure, optimizer=self.optimizer, averaged=self.averaged, probe=probe,
                     loss=survey.probe_loss if gone else None,
                     loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
-                )
+                )  # fmt: skip
                 self._structure = receipt.structure
                 if self._structure is None:  # something was inserted
                     self._structure = analyse(self.model, batch.few(probe), ignore=self.ignore)

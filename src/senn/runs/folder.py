@@ -29,7 +29,6 @@ from senn.runs.reading import (
     UNFINISHED,
     VERSION,
     about_of,
-    as_told,
     checkpoints,
     documents,
     intact,
@@ -198,7 +197,7 @@ class RunFolder:
         try:
             head = {"format": CHECKPOINT, "version": VERSION, "run": self.about["checksum"], "number": number}
             told = {
-                "numbers": {"bytes": len(numbers), "sha256": disk.digest(numbers)},
+                "numbers": disk.mark(numbers),
                 "history": {"bytes": self._written[1], "sha256": self._written[0].hexdigest()},
             }
             if (self.home / HISTORY).exists():
@@ -221,7 +220,7 @@ class RunFolder:
             try:
                 if not isinstance(document.get("state"), dict):
                     raise SennError(f"{str(folder / STATE)!r} is damaged: it tells of no state")
-                numbers = as_told(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
+                numbers = disk.marked(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
                 return (document["state"], numbers), reasons
             except SennError as error:
                 reasons.append(str(error))
@@ -241,7 +240,7 @@ class RunFolder:
     def write_results(self, document: Mapping[str, Any]) -> None:
         """The results, with the checksums of all other files of the draft: to be written last."""
         contents = {file.name: file.read_bytes() for file in sorted(self.draft.iterdir())}
-        files = {name: {"bytes": len(data), "sha256": disk.digest(data)} for name, data in contents.items()}
+        files = {name: disk.mark(data) for name, data in contents.items()}
         head = {"format": FORMAT, "version": VERSION}
         (self.draft / RESULTS).write_bytes(disk.sealed({**head, **disk.plain(document), "files": files}))
 

@@ -64,7 +64,7 @@ def read(path: str | Path) -> SavedRun:
 
 def _history_so_far(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The history of an unfinished run, of which the last checkpoint tells how it begins."""
-    text = _bytes(home / HISTORY, LONGEST) if os.path.lexists(home / HISTORY) else b""
+    text = disk.contents(home / HISTORY, LONGEST) if os.path.lexists(home / HISTORY) else b""
     for document in documents(home, about, []):
         told = document.get("history")
         size = told.get("bytes") if isinstance(told, dict) else None
@@ -136,25 +136,7 @@ def check(path: Path, names: Sequence[str]) -> None:
 def intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> bytes:
     """A file's bytes, which must be those that its run's results tell of."""
     files = results.get("files")
-    return as_told(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
-
-
-def as_told(path: Path, told: Any, most: int, teller: str) -> bytes:
-    """A file's bytes, if they are as many and the same as another file tells."""
-    size = told.get("bytes") if isinstance(told, dict) else None
-    if not isinstance(told, dict) or type(size) is not int or not 0 <= size <= most:
-        raise SennError(f"{str(path.with_name(teller))!r} is damaged: it doesn't tell of {path.name}")
-    data = _bytes(path, size)
-    if disk.digest(data) != told.get("sha256"):
-        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {teller}")
-    return data
-
-
-def _bytes(path: Path, most: int) -> bytes:
-    try:
-        return disk.read(path, most)
-    except OSError as error:
-        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
+    return disk.marked(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
 
 
 def about_of(home: Path) -> dict[str, Any]:

@@ -215,6 +215,7 @@ class Training:
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
         known, last = len(self.learner.rejections), self.learner.consideration
+        hidden = architecture(self.model)
         batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
         failures: list[str] = []
         events: list[GrowthEvent] = []
@@ -230,7 +231,7 @@ class Training:
             record["realised"] = event.realised
         round_ = self.learner.consideration
         if round_ is not None and round_ is not last:
-            self.tell(consideration_record(round_, self.epoch, self.step))
+            self.tell(consideration_record(round_, self.epoch, self.step, hidden))
         for reason in [*failures, *self.learner.rejections[known:]]:
             self.tell(rollback_record(reason, self.epoch, self.step))
         for event in events:
