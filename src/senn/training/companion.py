@@ -217,7 +217,7 @@ class Companion:
         if grower.consideration is not None and grower.consideration is not before:
             self._realise()
             round_ = grower.consideration
-            self._tell(consideration_record(round_, self.epoch, step, round_.architecture))
+            self._tell(consideration_record(round_, self.epoch, step))
         for failure in [*failures, *grower.rejections[known:]]:
             self._fail(step, failure)
         for trouble in left_out:

@@ -64,10 +64,16 @@ def forward_flops(model: nn.Module, x: Tensor) -> int:
     return int(counter.get_total_flops()) // len(x)
 
 
-def consideration_record(consideration: Consideration, epoch: int, step: int, hidden: tuple[int, ...]) -> Record:
-    """A round as it goes into the history, before the changes that it made, with the widths that it found."""
+def consideration_record(
+    consideration: Consideration, epoch: int, step: int, hidden: tuple[int, ...] | None = None
+) -> Record:
+    """A round as it goes into the history, before the changes that it made, with the widths that it found.
+
+    `hidden` are these; None: as the consideration has them.
+    """
     head = {"event": "consideration", "epoch": epoch, "step": step}
-    return {**head, **consideration.as_dict(), "architecture": list(hidden)}
+    widths = consideration.architecture if hidden is None else hidden
+    return {**head, **consideration.as_dict(), "architecture": list(widths)}
 
 
 def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, ...]) -> Record:
