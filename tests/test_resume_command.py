@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from cli_cases import refused
@@ -14,6 +15,7 @@ from test_resume_kill import content
 
 from senn import disk
 from senn.cli import signals
+from senn.cli.arguments import as_kept, given, resumed
 from senn.cli.main import main
 from senn.cli.progress import LinesCallback
 from senn.runs import read
@@ -159,6 +161,20 @@ def test_a_run_without_a_checkpoint_starts_over(cut, tmp_path, whole, capsys):
 )
 def test_a_run_stays_what_it_was(cut, capsys, more, message):
     assert message in refused(capsys, [*cut, *more])
+
+
+def test_options_called_like_files_stay_what_they_are(tmp_path, monkeypatch):
+    """Only paths are kept as paths: a folder may be called like a column."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("label", "adamw", "price", "t.csv", "images"):
+        (tmp_path / name).touch()
+    argv = ["t.csv", "--target=label", "--data-dir=images", "--optimizer=adamw", "--policy=price"]
+    kept = as_kept(given(argv))
+    place = os.getcwd()
+    assert kept == [
+        f"{place}/t.csv", "--target=label", f"--data-dir={place}/images", "--optimizer=adamw", "--policy=price"
+    ]  # fmt: skip
+    assert resumed(["--resume", "run", *argv], kept, Path("run")).target == "label"
 
 
 def test_options_that_agree_do_no_harm(cut, tmp_path, whole):

@@ -10,6 +10,7 @@ import pytest
 from senn import disk
 from senn.errors import SennError
 from senn.runs import RunFolder, complete, read
+from senn.runs import folder as writing
 
 START, EPOCH = {"event": "start"}, {"event": "epoch", "epoch": 1, "loss": float("inf")}
 
@@ -49,6 +50,39 @@ def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), begun(tmp_path / "deep" / "run"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_files_that_are_no_text_come_back(tmp_path):
+    name = os.fsdecode(b"bad\xff.csv")
+    with RunFolder(tmp_path) as folder:
+        folder.begin([name], data="x")
+        folder.record({**START, "name": name})
+        folder.save({"name": name}, b"")
+        assert folder.newest()[0][0] == {"name": name}
+        assert read(tmp_path).about["arguments"] == [name]
+        assert read(tmp_path).history[0]["name"] == name
+
+
+def test_a_long_history_leaves_a_checkpoint_readable(tmp_path):
+    with begun(tmp_path) as folder:
+        folder.save({"history": "x" * disk.MOST}, b"")
+        assert len(folder.newest()[0][0]["history"]) == disk.MOST
+
+
+def test_a_run_that_comes_in_between_is_not_replaced(tmp_path, monkeypatch):
+    """Another process completes its run after this one has looked at the folder, and before it has it for itself."""
+    lock = writing._locked
+
+    def late(path):
+        monkeypatch.setattr(writing, "_locked", lock)
+        with begun(path) as folder:
+            finished(folder)
+        return lock(path)
+
+    monkeypatch.setattr(writing, "_locked", late)
+    with pytest.raises(SennError, match="holds a run already"):
+        RunFolder(tmp_path / "run")
+    assert read(tmp_path / "run").results["seed"] == 1
 
 
 def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):

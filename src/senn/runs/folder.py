@@ -69,6 +69,7 @@ class RunFolder:
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.place)
+            self._refuse(overwrite, resume)  # another run may have come in between
             for left in self.place.glob(".gone.*"):
                 _remove(left)
             if resume:
@@ -227,11 +228,6 @@ class RunFolder:
 
     # -- at its end
 
-    def write_json(self, name: str, document: Any) -> None:
-        """A JSON document in the draft."""
-        text = dumps(disk.plain(document), indent=1, ensure_ascii=False, allow_nan=False)
-        (self.draft / name).write_text(text + "\n", encoding="utf-8")
-
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
         """The history in the draft: a JSON document per line."""
         (self.draft / HISTORY).write_bytes(_lines(records))
@@ -262,7 +258,7 @@ class RunFolder:
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
     texts = (dumps(disk.plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-    return "".join(texts).encode()
+    return disk.encoded("".join(texts))
 
 
 def _ours(name: str) -> bool:
