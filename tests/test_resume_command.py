@@ -246,6 +246,31 @@ def test_a_full_disk_costs_no_more_than_the_time_since_the_last_checkpoint(tmp_p
     assert content(tmp_path / "run") == whole
 
 
+def test_a_folder_that_can_only_be_read(cut, tmp_path, whole, capsys):
+    run = tmp_path / "run"
+    if subprocess.run(["mount", "--bind", run, run], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
+        assert f"'{run}' can't be written: Read-only file system; go on later" in refused(capsys, cut)
+        assert main(["show", str(run)]) == 0
+    finally:
+        subprocess.run(["umount", run], check=True)
+    assert main(cut) == 0
+    assert content(run) == whole
+
+
+def test_a_table_whose_name_is_no_text(tmp_path, monkeypatch, capsys):
+    table, run = tmp_path / os.fsdecode(b"bad\xff.csv"), str(tmp_path / "run")
+    wine(tmp_path).rename(table)
+    monkeypatch.setattr(LinesCallback, "on_epoch", interrupted_at(1))
+    assert main(["fit", str(table), "--target", "target", "--epochs", "2", "--out", run]) == 130
+    assert main(["fit", "--resume", run]) == 0
+    assert main(["show", run]) == 0
+    assert main(["export", run, "--to", "hub", "--out", str(tmp_path / "hub")]) == 0
+    assert "bad\\udcff: classification" in capsys.readouterr().out
+
+
 def test_a_disk_that_is_really_full(tmp_path, whole, capsys):
     """A file system of its own, as large as a few checkpoints."""
     place = tmp_path / "small"

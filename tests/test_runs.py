@@ -63,6 +63,17 @@ def test_names_of_files_that_are_no_text_come_back(tmp_path):
         assert read(tmp_path).history[0]["name"] == name
 
 
+def test_what_others_have_put_there_stays(tmp_path):
+    (tmp_path / "a" / ".gone.photos").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "unfinished").write_text("mine")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        with pytest.raises(SennError, match="isn't empty and holds no run"):
+            RunFolder(folder, overwrite=True)
+    assert (tmp_path / "a" / ".gone.photos").is_dir()
+    assert (tmp_path / "b" / "unfinished").read_text() == "mine"
+
+
 def test_a_long_history_leaves_a_checkpoint_readable(tmp_path):
     with begun(tmp_path) as folder:
         folder.save({"history": "x" * disk.MOST}, b"")

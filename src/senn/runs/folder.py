@@ -36,6 +36,9 @@ from senn.runs.reading import (
 _KEPT = 2
 """Checkpoints at most."""
 
+_GONE = f".gone.{UNFINISHED}."
+"""How what is being removed is called in the folder itself."""
+
 
 class RunFolder:
     """The folder that a run writes to, as a context.
@@ -70,8 +73,9 @@ class RunFolder:
             self.place.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.place)
             self._refuse(overwrite, resume)  # another run may have come in between
-            for left in self.place.glob(".gone.*"):
-                _remove(left)
+            for left in self.place.iterdir():
+                if left.name.startswith(_GONE):
+                    _remove(left)
             if resume:
                 self._take_up()
             else:
@@ -100,8 +104,8 @@ class RunFolder:
             if RUN not in inside:
                 raise SennError(f"{name!r} holds no unfinished run (there is no {UNFINISHED}/{RUN})")
             return
-        found = {name for name in found if not name.startswith(".gone.")}
-        ours = self.home.is_symlink() is False and all(map(_ours, inside))
+        found = {name for name in found if not name.startswith(_GONE)}
+        ours = self.home.is_dir() and not self.home.is_symlink() and all(map(_ours, inside))
         if found and RESULTS not in found and (found != {UNFINISHED} or not ours):
             raise SennError(f"{name!r} isn't empty and holds no run; choose another folder with --out")
         if RUN in inside and not overwrite:
@@ -131,8 +135,9 @@ class RunFolder:
             raise self.unwritable(error) from error
 
     def _leave(self) -> None:
-        if self._lock >= 0 and self.home.exists():
-            _remove(self.draft) if self._keep else _discard(self.home)
+        with suppress(OSError):  # what can't be removed stays, and another error is on its way mostly
+            if self._lock >= 0 and self.home.exists():
+                _remove(self.draft) if self._keep else _discard(self.home)
         for folder in self._made:  # only those that are empty again
             with suppress(OSError):
                 folder.rmdir()
