@@ -176,9 +176,36 @@ def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
         if read(path).unfinished:
             with RunFolder(path, resume=True):
                 pass
+            assert not any(name.startswith(".") for name in os.listdir(path))
         assert (path / "model.json").read_text() == text
     assert seen == {"old", "new"}
     assert 8 < count < 98
+
+
+def test_a_first_run_on_its_way_stays_until_another_is_complete(tmp_path, monkeypatch):
+    """Killed when all of its files but the results are in their place: it is told of as what it is, and not lost."""
+    folder, write = begun(tmp_path), disk.write
+
+    def killed(path, data):
+        if path.name == "results.json":
+            raise Killed
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write", killed)
+        with pytest.raises(Killed):
+            finished(folder)
+    os.close(folder._lock)
+    assert (tmp_path / "history.jsonl").exists()
+    assert not (tmp_path / "results.json").exists()
+    (tmp_path / ".results.json.1.tmp").touch()  # of the process that was killed
+    with pytest.raises(SennError, match="go on with it: senn fit --resume"):
+        RunFolder(tmp_path)
+    with pytest.raises(ZeroDivisionError), RunFolder(tmp_path, overwrite=True):
+        raise ZeroDivisionError
+    assert read(tmp_path).results["seed"] == 1
+    assert (tmp_path / "model.json").read_text() == "one"
+    assert not any(name.startswith(".") for name in os.listdir(tmp_path))
 
 
 def test_a_disk_that_fills_up_at_any_write_costs_one_checkpoint(tmp_path):

@@ -140,7 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 for bad input, with one sentence on stderr; 130 after an interruption, 143 after SIGTERM.
     """
-    if isinstance(sys.stdout, TextIOWrapper) and (sys.stdout.encoding.lower(), sys.stdout.errors) == ("utf-8", "strict"):
+    if isinstance(sys.stdout, TextIOWrapper) and (sys.stdout.encoding.lower(), sys.stdout.errors) == (
+        "utf-8",
+        "strict",
+    ):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no text
     try:
         args = parser().parse_args(argv)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +39,9 @@ _KEPT = 2
 
 _GONE = f".gone.{UNFINISHED}."
 """How what is being removed is called in the folder itself."""
+
+_DRAFT = re.compile(r"\.[a-z]+\.(json|jsonl|png|safetensors)\.\d+\.tmp")
+"""How a file is called there until it is complete."""
 
 
 class RunFolder:
@@ -74,11 +78,13 @@ class RunFolder:
             self._lock = _locked(self.place)
             self._refuse(overwrite, resume)  # another run may have come in between
             for left in self.place.iterdir():
-                if left.name.startswith(_GONE):
+                if left.name.startswith(_GONE) or _DRAFT.fullmatch(left.name):
                     _remove(left)
             if resume:
                 self._take_up()
             else:
+                with suppress(SennError):  # a damaged one is replaced
+                    self._arrive()
                 _discard(self.home)
                 self.home.mkdir()
             if self.home.exists():  # it doesn't where a run was complete but for its last moment
@@ -104,7 +110,9 @@ class RunFolder:
             if RUN not in inside:
                 raise SennError(f"{name!r} holds no unfinished run (there is no {UNFINISHED}/{RUN})")
             return
-        found = {name for name in found if not name.startswith(_GONE)}
+        found = {name for name in found if not name.startswith(_GONE) and not _DRAFT.fullmatch(name)}
+        if (self._finished / RESULTS).exists():  # some of its files may be there already
+            found.add(RESULTS)
         ours = self.home.is_dir() and not self.home.is_symlink() and all(map(_ours, inside))
         if found and RESULTS not in found and (found != {UNFINISHED} or not ours):
             raise SennError(f"{name!r} isn't empty and holds no run; choose another folder with --out")
@@ -118,13 +126,17 @@ class RunFolder:
     def _take_up(self) -> None:
         """What a kill has left half-done is done, or undone."""
         self.about = about_of(self.home)
+        self._arrive()
+        for left in self.home.glob(".*"):
+            _remove(left)
+
+    def _arrive(self) -> None:
+        """Give the files of a finished run their place, if a kill has left them on their way there."""
         if (self._finished / RESULTS).exists():
             results = disk.opened(self._finished / RESULTS, FORMAT, VERSION)
             for name in results.get("files", {}):
                 intact(self._finished, results, name, LONGEST)
             self._deliver(keep=results.get("interrupted") is True)
-        for left in self.home.glob(".*"):
-            _remove(left)
 
     def __enter__(self) -> RunFolder:
         return self
