@@ -135,6 +135,7 @@ def test_a_nesting_comes_back_as_it_was():
     "change",
     [
         lambda state: state.pop("plan"),
+        lambda state: state["plan"].update(batches=10**9),
         lambda state: state.update(history=[1]),
         lambda state: state["learner"].pop("grower"),
         lambda state: state["learner"]["optimizer"].update(names=[["a"]]),
