@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,15 @@ def test_without_onnx_runtime_it_is_said_that_nothing_was_checked(
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SennError, match=r"'onnx': pip install 'senn\[export\]'"):
         to_onnx(grown, tmp_path / "other.onnx", X[:2])
+
+
+def test_what_onnx_runtime_has_no_kernels_for_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(SennError, match="ONNX Runtime can't read what was exported: ") as caught:
+        to_onnx(nn.Linear(2, 2).bfloat16(), tmp_path / "net.onnx", torch.randn(3, 2, dtype=torch.bfloat16))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Fickle(nn.Module):
@@ -275,6 +285,17 @@ def test_images_are_encoded_as_in_training_to_the_last_bit(tmp_path: Path) -> No
         assert not left_out
         wanted = Standard(encoder.mean, encoder.std)(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
         assert torch.equal(images.encode(paths, encoder.to_dict()), wanted)
+
+
+@pytest.mark.parametrize("name", ["a" * 47 + "\\" * 9, 'say "this"\nand {that}', "\\N{x}" * 20])
+def test_any_column_can_be_the_target(tmp_path: Path, name: str) -> None:
+    """Its name stands in the docstring of the module."""
+    frame = pd.DataFrame({"x": [1.0, 2.5] * 5, name: ["a", "b"] * 5})
+    record = TableEncoder.fit(frame, name).to_dict()
+    to_python(MLP(1, (2,), 2), tmp_path / "net", torch.randn(3, 1), preprocessing=record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compile((tmp_path / "net" / "net.py").read_text(), "net.py", "exec")
 
 
 def test_the_written_module_is_formatted_and_clean(tmp_path: Path) -> None:

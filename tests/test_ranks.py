@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import CASES, SAMPLES, endings, fit, grow, several
+from rank_cases import CASES, SAMPLES, SHIFTED, endings, fit, grow, several, shifted
 from worlds import world
 
 from senn.ranks import Ranks
@@ -41,6 +41,13 @@ def test_the_same_growth_and_weights_as_one_process(name: str, alone: Any, toget
             torch.testing.assert_close(several["weights"][key], tensor, rtol=1e-8, atol=1e-8)
         for mine, its in zip(several["state"], one["state"], strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-8, atol=1e-8)
+
+
+def test_a_tensor_as_long_as_a_part_of_the_samples_stays_whole(together: Any) -> None:
+    one = shifted(Ranks(), SHIFTED[len(together)][1])
+    assert len(one) > 1
+    for rank in together:
+        _close(rank[-2], one)
 
 
 def test_the_same_training_as_one_process(alone: Any, together: Any) -> None:

@@ -76,9 +76,9 @@ def told(run):
 @pytest.mark.parametrize("name", CASES)
 def test_whatever_the_state_the_end_is_the_same(name):
     recipe, how = CASES[name]
-    whole = fitted(recipe, how, keeper := MemoryKeeper(wanted=(1, 7, 14)))
+    whole = fitted(recipe, how, keeper := MemoryKeeper(wanted=(1, 7, 14, 40)))
     assert any(record["event"] == "growth" for record in whole.history)
-    assert len(keeper.kept) == 3
+    assert len(keeper.kept) >= 3
     for document, numbers in keeper.kept:
         heard = Callback()
         started = []
@@ -135,6 +135,7 @@ def test_a_nesting_comes_back_as_it_was():
     "change",
     [
         lambda state: state.pop("plan"),
+        lambda state: state["plan"].update(batches=10**9),
         lambda state: state.update(history=[1]),
         lambda state: state["learner"].pop("grower"),
         lambda state: state["learner"]["optimizer"].update(names=[["a"]]),

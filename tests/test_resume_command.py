@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from cli_cases import refused
@@ -15,6 +16,7 @@ from test_resume_kill import content
 
 from senn import disk
 from senn.cli import signals
+from senn.cli.arguments import as_kept, given, resumed
 from senn.cli.main import main
 from senn.cli.progress import LinesCallback
 from senn.cli.watch import Watch
@@ -177,6 +179,20 @@ def test_a_run_stays_what_it_was(cut, capsys, more, message):
     assert message in refused(capsys, [*cut, *more])
 
 
+def test_options_called_like_files_stay_what_they_are(tmp_path, monkeypatch):
+    """Only paths are kept as paths: a folder may be called like a column."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("label", "adamw", "price", "t.csv", "images"):
+        (tmp_path / name).touch()
+    argv = ["t.csv", "--target=label", "--data-dir=images", "--optimizer=adamw", "--policy=price"]
+    kept = as_kept(given(argv))
+    place = os.getcwd()
+    assert kept == [
+        f"{place}/t.csv", "--target=label", f"--data-dir={place}/images", "--optimizer=adamw", "--policy=price"
+    ]  # fmt: skip
+    assert resumed(["--resume", "run", *argv], kept, Path("run")).target == "label"
+
+
 def test_options_that_agree_do_no_harm(cut, tmp_path, whole):
     assert main([*cut, "wine", "--epochs", "8", "--quiet"]) == 0
     assert content(tmp_path / "run") == whole
@@ -244,6 +260,31 @@ def test_a_full_disk_costs_no_more_than_the_time_since_the_last_checkpoint(tmp_p
     assert main(["fit", "--resume", str(tmp_path / "run")]) == 0
     assert "goes on after step 8" in capsys.readouterr().out
     assert content(tmp_path / "run") == whole
+
+
+def test_a_folder_that_can_only_be_read(cut, tmp_path, whole, capsys):
+    run = tmp_path / "run"
+    if subprocess.run(["mount", "--bind", run, run], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
+        assert f"'{run}' can't be written: Read-only file system; go on later" in refused(capsys, cut)
+        assert main(["show", str(run)]) == 0
+    finally:
+        subprocess.run(["umount", run], check=True)
+    assert main(cut) == 0
+    assert content(run) == whole
+
+
+def test_a_table_whose_name_is_no_text(tmp_path, monkeypatch, capsys):
+    table, run = tmp_path / os.fsdecode(b"bad\xff.csv"), str(tmp_path / "run")
+    wine(tmp_path).rename(table)
+    monkeypatch.setattr(LinesCallback, "on_epoch", interrupted_at(1))
+    assert main(["fit", str(table), "--target", "target", "--epochs", "2", "--out", run]) == 130
+    assert main(["fit", "--resume", run]) == 0
+    assert main(["show", run]) == 0
+    assert main(["export", run, "--to", "hub", "--out", str(tmp_path / "hub")]) == 0
+    assert "bad\\udcff: classification" in capsys.readouterr().out
 
 
 def test_a_disk_that_is_really_full(tmp_path, whole, capsys):

@@ -10,6 +10,7 @@ import pytest
 from senn import disk
 from senn.errors import SennError
 from senn.runs import RunFolder, complete, read
+from senn.runs import folder as writing
 
 START, EPOCH = {"event": "start"}, {"event": "epoch", "epoch": 1, "loss": float("inf")}
 
@@ -87,6 +88,50 @@ def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), begun(tmp_path / "deep" / "run"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_files_that_are_no_text_come_back(tmp_path):
+    name = os.fsdecode(b"bad\xff.csv")
+    with RunFolder(tmp_path) as folder:
+        folder.begin([name], data="x")
+        folder.record({**START, "name": name})
+        folder.save({"name": name}, b"")
+        assert folder.newest()[0][0] == {"name": name}
+        assert read(tmp_path).about["arguments"] == [name]
+        assert read(tmp_path).history[0]["name"] == name
+
+
+def test_what_others_have_put_there_stays(tmp_path):
+    (tmp_path / "a" / ".gone.photos").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "unfinished").write_text("mine")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        with pytest.raises(SennError, match="isn't empty and holds no run"):
+            RunFolder(folder, overwrite=True)
+    assert (tmp_path / "a" / ".gone.photos").is_dir()
+    assert (tmp_path / "b" / "unfinished").read_text() == "mine"
+
+
+def test_a_long_history_leaves_a_checkpoint_readable(tmp_path):
+    with begun(tmp_path) as folder:
+        folder.save({"history": "x" * disk.MOST}, b"")
+        assert len(folder.newest()[0][0]["history"]) == disk.MOST
+
+
+def test_a_run_that_comes_in_between_is_not_replaced(tmp_path, monkeypatch):
+    """Another process completes its run after this one has looked at the folder, and before it has it for itself."""
+    lock = writing._locked
+
+    def late(path):
+        monkeypatch.setattr(writing, "_locked", lock)
+        with begun(path) as folder:
+            finished(folder)
+        return lock(path)
+
+    monkeypatch.setattr(writing, "_locked", late)
+    with pytest.raises(SennError, match="holds a run already"):
+        RunFolder(tmp_path / "run")
+    assert read(tmp_path / "run").results["seed"] == 1
 
 
 def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):
@@ -169,9 +214,36 @@ def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
         if read(path).unfinished:
             with RunFolder(path, resume=True):
                 pass
+            assert not any(name.startswith(".") for name in os.listdir(path))
         assert (path / "model.json").read_text() == text
     assert seen == {"old", "new"}
     assert 8 < count < 98
+
+
+def test_a_first_run_on_its_way_stays_until_another_is_complete(tmp_path, monkeypatch):
+    """Killed when all of its files but the results are in their place: it is told of as what it is, and not lost."""
+    folder, write = begun(tmp_path), disk.write
+
+    def killed(path, data):
+        if path.name == "results.json":
+            raise Killed
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write", killed)
+        with pytest.raises(Killed):
+            finished(folder)
+    os.close(folder._lock)
+    assert (tmp_path / "history.jsonl").exists()
+    assert not (tmp_path / "results.json").exists()
+    (tmp_path / ".results.json.1.tmp").touch()  # of the process that was killed
+    with pytest.raises(SennError, match="go on with it: senn fit --resume"):
+        RunFolder(tmp_path)
+    with pytest.raises(ZeroDivisionError), RunFolder(tmp_path, overwrite=True):
+        raise ZeroDivisionError
+    assert read(tmp_path).results["seed"] == 1
+    assert (tmp_path / "model.json").read_text() == "one"
+    assert not any(name.startswith(".") for name in os.listdir(tmp_path))
 
 
 def test_a_disk_that_fills_up_at_any_write_costs_one_checkpoint(tmp_path):

@@ -162,22 +162,28 @@ def sealed(document: Mapping[str, Any], indent: int | None = 1) -> bytes:
     """
     known = parse(json.dumps(document, allow_nan=False))
     known["checksum"] = checksum(known)
-    return json.dumps(known, indent=indent, ensure_ascii=False).encode() + b"\n"
+    return encoded(json.dumps(known, indent=indent, ensure_ascii=False)) + b"\n"
 
 
-def opened(path: Path, kind: str, version: int) -> dict[str, Any]:
+def encoded(text: str) -> bytes:
+    """JSON as UTF-8; lone surrogates, as in names of files that aren't text, stay the escapes that they are in JSON."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def opened(path: Path, kind: str, version: int, most: int = MOST) -> dict[str, Any]:
     """A sealed document.
 
     Args:
         path: the file.
         kind: its `format`.
         version: of the format, the only one that is read.
+        most: bytes that it can have.
 
     Raises:
         SennError: it isn't there, is of another format or version, or was altered.
     """
     try:
-        document = parse(contents(path))
+        document = parse(contents(path, most))
         if not isinstance(document, dict) or document.get("format") != kind:
             raise SennError(f"{str(path)!r} is damaged: it isn't a document of the format {kind!r}")
         if document.get("version") is True or document.get("version") != version:

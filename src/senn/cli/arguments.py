@@ -30,21 +30,22 @@ def as_kept(said: dict[str, Any]) -> list[str]:
         if action.dest not in said or action.dest in NOT_THE_RUNS or said[action.dest] is None:
             continue
         value, name = said[action.dest], action.option_strings[0] if action.option_strings else ""
+        if action.dest == "data" or action.type is Path:
+            value = _placed(value)
         if not name:
-            kept.append(_placed(value))
+            kept.append(value)
         elif action.nargs == 0:
             kept.append(name)
         elif isinstance(value, list):
             kept += [f"{name}={'='.join(item)}" for item in value]
         else:
-            kept.append(f"{name}={_placed(value)}")
+            kept.append(f"{name}={value}")
     return kept
 
 
-def _placed(value: Any) -> str:
-    """A path to something that is there, from the root; anything else as it is."""
-    is_path = isinstance(value, str | Path) and os.path.exists(value)
-    return os.path.abspath(value) if is_path else str(value)
+def _placed(value: str | Path) -> str:
+    """A path to something that is there, from the root; anything else, such as a data set's name, as it is."""
+    return os.path.abspath(value) if os.path.exists(value) else str(value)
 
 
 def resumed(argv: Sequence[str], kept: Sequence[str], folder: Path) -> argparse.Namespace:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -139,6 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 for bad input, with one sentence on stderr; 130 after an interruption, 143 after SIGTERM.
     """
+    if isinstance(sys.stdout, TextIOWrapper) and (sys.stdout.encoding.lower(), sys.stdout.errors) == (
+        "utf-8",
+        "strict",
+    ):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no text
     try:
         args = parser().parse_args(argv)
         args.argv = list(sys.argv[1:] if argv is None else argv)[1:]

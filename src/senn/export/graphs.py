@@ -155,7 +155,10 @@ def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Ex
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError:
         return Exported(path, "ONNX Runtime", why_not="onnxruntime isn't installed")
-    session = onnxruntime.InferenceSession(draft.read_bytes(), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(draft.read_bytes(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # it lacks kernels, such as those of bfloat16
+        raise SennError(f"ONNX Runtime can't read what was exported: {in_short(error)}") from error
     names = [one.name for one in session.get_inputs()]
 
     def run(x: Inputs) -> list[Tensor]:

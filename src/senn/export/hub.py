@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from senn import disk
 from senn.batch import Inputs
 from senn.errors import SennError
 from senn.export.check import Exported
@@ -86,10 +87,10 @@ def to_hub(
         for file in files:
             shutil.copyfile(file, draft / file.name)
         config = _config(model, preprocessing, results or {})
-        (draft / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (draft / CONFIG).write_bytes(disk.encoded(json.dumps(config, indent=2, ensure_ascii=False) + "\n"))
         has = {file.name for file in draft.iterdir()}
         card = model_card(name, model, preprocessing, results or {}, license, has)
-        (draft / CARD).write_text(card, encoding="utf-8")
+        (draft / CARD).write_bytes(disk.encoded(card))
         return check_python(Path(folder), draft, model, inputs)
 
 

@@ -169,7 +169,7 @@ def net_source(model: nn.Module, name: str, preprocessing: Mapping[str, Any] | N
 
 def _quoted(text: str) -> str:
     """Safe in a docstring, on one line."""
-    return text.replace("\\", "\\\\").replace('"', "'")[:60]
+    return " ".join(text[:60].split()).replace("\\", "\\\\").replace('"', "'")
 
 
 def _kind(record: Mapping[str, Any] | None) -> str | None:

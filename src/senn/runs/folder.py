@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +37,12 @@ from senn.runs.reading import (
 
 _KEPT = 2
 """Checkpoints at most."""
+
+_GONE = f".gone.{UNFINISHED}."
+"""How what is being removed is called in the folder itself."""
+
+_DRAFT = re.compile(r"\.[a-z]+\.(json|jsonl|png|safetensors)\.\d+\.tmp")
+"""How a file is called there until it is complete."""
 
 
 class RunFolder:
@@ -70,11 +77,15 @@ class RunFolder:
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.place)
-            for left in self.place.glob(".gone.*"):
-                _remove(left)
+            self._refuse(overwrite, resume)  # another run may have come in between
+            for left in self.place.iterdir():
+                if left.name.startswith(_GONE) or _DRAFT.fullmatch(left.name):
+                    _remove(left)
             if resume:
                 self._take_up()
             else:
+                with suppress(SennError):  # a damaged one is replaced
+                    self._arrive()
                 _discard(self.home)
                 self.home.mkdir()
             if self.home.exists():  # it doesn't where a run was complete but for its last moment
@@ -100,8 +111,10 @@ class RunFolder:
             if RUN not in inside:
                 raise SennError(f"{name!r} holds no unfinished run (there is no {UNFINISHED}/{RUN})")
             return
-        found = {name for name in found if not name.startswith(".gone.")}
-        ours = self.home.is_symlink() is False and all(map(_ours, inside))
+        found = {name for name in found if not name.startswith(_GONE) and not _DRAFT.fullmatch(name)}
+        if (self._finished / RESULTS).exists():  # some of its files may be there already
+            found.add(RESULTS)
+        ours = self.home.is_dir() and not self.home.is_symlink() and all(map(_ours, inside))
         if found and RESULTS not in found and (found - {REPORT} != {UNFINISHED} or not ours):
             raise SennError(f"{name!r} isn't empty and holds no run; choose another folder with --out")
         if RUN in inside and not overwrite:
@@ -114,13 +127,17 @@ class RunFolder:
     def _take_up(self) -> None:
         """What a kill has left half-done is done, or undone."""
         self.about = about_of(self.home)
+        self._arrive()
+        for left in self.home.glob(".*"):
+            _remove(left)
+
+    def _arrive(self) -> None:
+        """Give the files of a finished run their place, if a kill has left them on their way there."""
         if (self._finished / RESULTS).exists():
             results = disk.opened(self._finished / RESULTS, FORMAT, VERSION)
             for name in results.get("files", {}):
                 intact(self._finished, results, name, LONGEST)
             self._deliver(keep=results.get("interrupted") is True)
-        for left in self.home.glob(".*"):
-            _remove(left)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -131,8 +148,9 @@ class RunFolder:
             raise self.unwritable(error) from error
 
     def _leave(self) -> None:
-        if self._lock >= 0 and self.home.exists():
-            _remove(self.draft) if self._keep else _discard(self.home)
+        with suppress(OSError):  # what can't be removed stays, and another error is on its way mostly
+            if self._lock >= 0 and self.home.exists():
+                _remove(self.draft) if self._keep else _discard(self.home)
         for folder in self._made:  # only those that are empty again
             with suppress(OSError):
                 folder.rmdir()
@@ -228,11 +246,6 @@ class RunFolder:
 
     # -- at its end
 
-    def write_json(self, name: str, document: Any) -> None:
-        """A JSON document in the draft."""
-        text = dumps(disk.plain(document), indent=1, ensure_ascii=False, allow_nan=False)
-        (self.draft / name).write_text(text + "\n", encoding="utf-8")
-
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
         """The history in the draft: a JSON document per line."""
         (self.draft / HISTORY).write_bytes(_lines(records))
@@ -267,7 +280,7 @@ class RunFolder:
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
     texts = (dumps(disk.plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-    return "".join(texts).encode()
+    return disk.encoded("".join(texts))
 
 
 def _is_report(page: Path) -> bool:

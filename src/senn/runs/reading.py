@@ -105,7 +105,7 @@ def documents(home: Path, about: Mapping[str, Any], reasons: list[str]) -> Itera
     """
     for number, folder in sorted(checkpoints(home).items(), reverse=True):
         try:
-            document = disk.opened(folder / STATE, CHECKPOINT, VERSION)
+            document = disk.opened(folder / STATE, CHECKPOINT, VERSION, most=8 * LONGEST)
             if document.get("number") != number:
                 raise SennError(f"{str(folder)!r} is damaged: it is another checkpoint")
         except SennError as error:

@@ -69,13 +69,14 @@ class Joint:
 
     def first(self, number: int, start: int = 0) -> Some:
         """So many samples of the joint order, on every rank."""
-        own = self.share.within(start, min(start + number, self.share.total))
-        count = len(self.targets)
-        inputs, targets = batch.take(self.inputs, own, count), self.targets[own]
-        weights = None if self.weights is None else self.weights[own]
-        if self.share.positions is None:
-            return inputs, targets, weights
-        found: Some = everyones(self.ranks, (inputs, targets, weights), len(targets), self.share.positions[own])
+        own, count = self.share.within(start, min(start + number, self.share.total)), len(self.targets)
+        every = self.inputs, self.targets, self.weights
+        positions = self.share.positions
+        found: Some = (
+            batch.take(every, own, count)
+            if positions is None
+            else everyones(self.ranks, every, own, count, positions[own])
+        )
         return found
 
     def few(self, which: slice, sample: Some) -> tuple[Some, Among | None]:
@@ -108,17 +109,17 @@ def first_of(ranks: Ranks, inputs: Inputs, number: int = 2) -> Inputs:
         return batch.few(inputs, number)
     counts = ranks.exchange("look at a batch", batch.count(inputs))
     own, start = min(counts[ranks.rank], number), sum(counts[: ranks.rank])
-    inputs = batch.take(inputs, slice(0, own), counts[ranks.rank])
-    return batch.few(everyones(ranks, inputs, own, torch.arange(start, start + own)), number)
+    positions = torch.arange(start, start + own)
+    return batch.few(everyones(ranks, inputs, slice(0, own), counts[ranks.rank], positions), number)
 
 
-def everyones(ranks: Ranks, tree: Any, count: int, positions: Tensor) -> Any:
-    """A nesting of tensors with the samples of all ranks, in order: here are `count` of them."""
+def everyones(ranks: Ranks, tree: Any, own: slice, count: int, positions: Tensor) -> Any:
+    """A nesting of tensors with samples of all ranks, in order: here are `count`, and these of them are this rank's."""
 
-    def is_cut(tensor: Tensor) -> bool:
+    def is_cut(tensor: Tensor) -> bool:  # asked before the cut: a part may be as long as a tensor that is none
         return bool(tensor.dim()) and len(tensor) == count
 
-    cut = [tensor for tensor in batch.tensors(tree) if is_cut(tensor)]
+    cut = [tensor[own] for tensor in batch.tensors(tree) if is_cut(tensor)]
     found = iter(ranks.collected("share samples", [(positions, cut)])[0])
     return batch.map_tensors(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
 

@@ -306,7 +306,7 @@ class Companion:
         for number, own in enumerate([*self._held][len(self._held) - fewest :], start=-fewest):
             counts = [one[number] for one in said]
             start, count = sum(counts[: ranks.rank]), counts[ranks.rank]
-            found.append(everyones(ranks, own, count, torch.arange(start, start + count)))
+            found.append(everyones(ranks, own, slice(0, count), count, torch.arange(start, start + count)))
         return found
 
     def _part(self, joint: Held) -> Held:

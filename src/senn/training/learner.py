@@ -185,7 +185,7 @@ class Learner:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         known = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        known += [buffer * share for buffer in buffers]
+        known += [buffer * share if share else torch.zeros_like(buffer) for buffer in buffers]  # infinity * 0 is NaN
         loss = loss.detach().to(parameters[0])
         known.append(torch.stack([loss, torch.full_like(loss, float(stop))]))
         *sums, told = self.ranks.summed("take a step", known, meet=False)

@@ -71,6 +71,7 @@ def captured(run: Training) -> State:
         "global": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
         "plan": asdict(run.plan),
+        "reason": run.reason,
         "rounds": run.rounds.state_dict(),
         "seconds": time.perf_counter() - run.started,
         "history": [*run.history],
@@ -94,7 +95,10 @@ def restore(run: Training, state: Mapping[str, Any]) -> None:
         load_model_state(best, state["best"]["model"])
         run.learner.load_state_dict(state["learner"])
         run.best = type(run.best)(best, int(state["best"]["epoch"]), dict(state["best"]["validation"]))
-        run.plan = Plan(**state["plan"])
+        plan = Plan(**state["plan"])
+        if plan.batches != run.plan.batches:
+            raise SennError(f"this isn't the state of such a run: its epochs have {plan.batches} steps")
+        run.plan, run.reason = plan, str(state["reason"])
         run.rounds.load_state_dict(state["rounds"])
         run.step, run.epoch, run.at = int(state["step"]), int(state["epoch"]), int(state["at"])
         losses = state["losses"]
