@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from senn import __version__
-from senn.cli.arguments import as_kept, given, resumed
+from senn.cli.arguments import as_kept, given, refuse_others, resumed
 from senn.cli.images import prepare_images
 from senn.cli.keeping import FolderKeeper
 from senn.cli.preparation import Prepared, prepare
@@ -130,6 +130,7 @@ def _told(args: argparse.Namespace) -> tuple[argparse.Namespace, SavedRun | None
     if not saved.unfinished:
         if saved.results is not None and saved.results.get("interrupted"):
             raise SennError(f"the run in {str(args.resume)!r} was interrupted, but what it would go on from is gone")
+        refuse_others(args.argv, args.resume)
         args.out = args.resume
         return args, saved
     return resumed(args.argv, saved.about["arguments"], args.resume), saved
