@@ -166,7 +166,7 @@ class Consideration:
         parameters: of the model before.
         eta: the expansion score before.
         eta_of: by linear map, its part of eta; their sum is `eta` unless the policy asks for that of the network whole.
-        limit: lambda, what eta can't exceed.
+        limit: lambda, which the exact score can't exceed (Theorem 3.1); that of Kronecker factors can.
         accepted: in order.
         refused: the best candidates that were left of each kind at each place, the closest to being accepted first.
     """
@@ -200,7 +200,7 @@ class Consideration:
         return (
             f"Round {self.round}: looked at {self.looked_at:,} of {self.samples:,} samples, "
             f"loss {drawn.number(self.loss, 4)}, {self.parameters:,} parameters; "
-            f"{eta} {drawn.number(self.eta)}, at most {most} {drawn.number(self.limit)}; {len(self.accepted)} accepted"
+            f"{eta} {drawn.number(self.eta)}, {most} {drawn.number(self.limit)}; {len(self.accepted)} accepted"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -172,6 +172,8 @@ def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch:
     try:
         return preparation.train((callback, *watch), keeper)
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        if isinstance(error, SennError) and not keeper.ranks.alone and keeper.folder.has_checkpoint:  # a lost process
+            raise type(error)(f"{error}; to go on: senn fit --resume {keeper.folder.path}") from error
         if keeper.state is None or isinstance(error, SennError):
             raise
         what = f"{type(error).__name__}: {first_line(error)}"
