@@ -3,6 +3,9 @@
 import os
 
 import torch
+from browser_cases import browser, pages, single
+
+__all__ = ["browser", "pages", "single"]  # fixtures
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

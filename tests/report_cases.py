@@ -51,7 +51,7 @@ def candidate(rng, kind, place, width, promise):
         "kind": kind, "place": place, "detail": f"{rng.randint(1, 64)} of 256 candidates", "units": 1, "width": width,
         "parameters": sign * rng.randint(50, 900), "gain": 2 * promise, "bound": promise, "heldout": 2 * promise,
         "error": abs(promise) / 5, "eta": 3.0, "limit": 0.7, "samples": 50000, "nat": 1.0, "agreed": promise,
-        "promise": promise, "price": sign * price, "margin": promise - price,
+        "promise": promise, "price": sign * price, "margin": promise - price, "reason": "",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from senn import SennError
 from senn.batch import Arguments
 from senn.training import Callback, Recipe
-from senn.training.companion import Companion, alone
+from senn.training.companion import Companion
 
 X = torch.randn(96, 2, 3, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0, 0] * X[:, 1, 1] > 0).long()
@@ -135,6 +135,3 @@ def test_what_makes_no_sense_is_refused():
         begun(state={})
     with pytest.raises(SennError, match="nothing grows before training has begun"):
         Companion().state_dict()
-    alone(1)
-    with pytest.raises(SennError, match="can't grow yet in a loop of several processes, and here are 4"):
-        alone(4)

@@ -234,8 +234,20 @@ def test_what_was_promised_is_kept_next_to_what_came():
     assert event.realised is None
     assert event.promised == pytest.approx(event.heldout / 2)
     after = train(model, optimizer, 40)
-    grower.consider([(X, Y)])
+    grower.grow([(X, Y)], moves=("width",))
     assert event.realised == pytest.approx(event.loss_after - after, rel=1e-4)
+    assert grower.consideration.realised == event.realised
+    again = senn.events.Consideration.of(grower.consideration.state())
+    assert again == grower.consideration
+
+
+def test_what_came_is_told_only_of_the_round_before():
+    grower = senn.Grower(net(), policy=Take("widen", 1), proposals=FEW)
+    told = []
+    for moves in (("width",), ("prune",), ("width",)):
+        grower.grow([(X, Y)], moves)
+        told.append(grower.consideration.realised)
+    assert [value is None for value in told] == [True, False, True]
 
 
 class Everything(Policy):
@@ -262,8 +274,13 @@ def test_pruning_keeps_its_promise():
         model[0].weight[7], model[0].bias[7] = model[0].weight[1], model[0].bias[1]
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     grower = senn.Grower(model, optimizer, proposals=FEW, moves=("prune",), policy=Take("prune", 3))
+    weight = model[0].weight.detach().clone()
     (event,) = grower.grow([(X, Y)])
     assert event.units == 3
+    kept = [unit for unit in range(12) if unit not in event.which]
+    torch.testing.assert_close(model[0].weight, weight[kept], rtol=0, atol=0)
+    assert list(event.which) == event.as_dict()["which"] == sorted(event.which)
+    assert senn.events.GrowthEvent.of(event.state()).which == event.which
     assert model[0].out_features == 9
     assert event.loss_after - event.loss_before <= -event.gain + 1e-4 * event.loss_before + 1e-6
     assert grower.rejections == []
@@ -283,6 +300,7 @@ def test_a_removal_that_breaks_its_promise_is_rolled_back(additions: int):
     assert [(event.place, event.units) for event in events if event.kind == "widen"] == [("2", 2)] * bool(additions)
     assert grower.rejections
     assert all("it raised the loss by" in reason for reason in grower.rejections)
+    assert [len(event.which) for event in events] == [event.units * (event.kind == "prune") for event in events]
     gone = 8 - model[0].out_features
     assert gone == 7 >> len(grower.rejections) == sum(event.units for event in events if event.kind == "prune")
     cost = sum(-event.gain / 2 for event in events if event.kind == "prune")
@@ -384,6 +402,7 @@ def test_a_consideration_says_what_was_taken_and_what_was_refused_by_how_much():
     assert one.margin == pytest.approx(sure - one.price)
     assert sum(found.eta_of.values()) == pytest.approx(found.eta)
     assert found.looked_at == found.samples == len(X)
+    assert found.architecture == (events[0].before,) != grower.architecture
     assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
 
 

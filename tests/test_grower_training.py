@@ -1,5 +1,6 @@
 """`Grower` in training loops of all kinds: every optimizer, scheduler and loss, a model with its own forward."""
 
+import contextlib
 import gc
 import inspect
 import weakref
@@ -151,6 +152,36 @@ def test_other_precisions(dtype):
     model = net().to(dtype)
     grown_in_training(model, torch.optim.Adam(model.parameters(), lr=0.02), inputs=X.to(dtype))
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+OPEN = {
+    "nothing": contextlib.nullcontext,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_what_a_caller_has_open_changes_nothing(name):
+    figures, states = [], []
+    for context in (contextlib.nullcontext, OPEN[name]):
+        model = net()
+        grower = senn.Grower(
+            model, torch.optim.Adam(model.parameters()), policy=senn.PricePolicy(layer_cost=1.0), samples=10_000, seed=2
+        )
+        with context():
+            inputs = X.clone()
+            grower.observe(inputs, CLASSES)
+            offered = grower.consider([(inputs, CLASSES)])
+            assert grower.grow()
+            assert torch.is_autocast_enabled("cpu") == (context is OPEN["autocast"])
+            assert torch.is_inference_mode_enabled() == (context is OPEN["inference mode"])
+        figures.append([offered, grower.consideration])
+        states.append(model.state_dict())
+        F.cross_entropy(model(X), CLASSES).backward()  # what has come is no tensor of inference mode
+    assert figures[0] == figures[1]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_former_parameters_are_let_go():

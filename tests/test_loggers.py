@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from senn.training import Recipe, train
-from senn.training.loggers import LoggerCallback
+from senn.training.loggers import LoggerCallback, growth_image
 
 fabric = pytest.importorskip("lightning.fabric.loggers")
 pl = pytest.importorskip("lightning.pytorch")
@@ -202,3 +202,13 @@ def test_a_run_that_goes_on_is_drawn_from_its_beginning(tmp_path):
     (whole, steps), (history, later) = made
     assert whole == history
     assert (steps, later) == ([2, 24], [24])
+
+
+def test_widths_are_drawn_from_the_start_which_the_first_round_tells():
+    pytest.importorskip("matplotlib")
+    history = fit([])
+    first = next(record for record in history if record["event"] == "consideration")
+    assert first["step"] == 12
+    assert first["architecture"] == [2]
+    left = growth_image(history)[:300, 150:450]  # of the upper panel, what is before that step
+    assert (left == (31, 119, 180)).all(2).any(0).all()

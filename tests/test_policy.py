@@ -84,6 +84,9 @@ def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
     two = replace(policy, places=2)
     assert two.choose([first, second], [first]) is second
     assert two.choose([first, second, third], [first, second]) is second
+    assert policy.reason(first, [second]) == "one place a round"
+    assert two.reason(third, [first, second]) == "2 places a round"
+    assert policy.reason(second, [second]) == policy.reason(replace(first, kind="prune"), [second]) == ""
     with pytest.raises(SennError, match="places must be at least 1"):
         PricePolicy(places=0)
 

@@ -4,17 +4,23 @@ import json
 import math
 import re
 import sys
+import textwrap
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from cli_cases import refused
 from report_cases import HOSTILE, folder_of, long_run, waves
 
+import senn
 from senn import SennError
 from senn.cli.main import main
 from senn.report import Told, compact, page
 from senn.report.compact import CANDIDATE, MOST_NAMES, results_shown
 from senn.report.page import SCRIPTS, asset, library, script_json
+from senn.training.run import consideration_record, event_record
 
 pytest.importorskip("vl_convert")
 
@@ -116,6 +122,23 @@ def test_runs_of_one_name_are_told_apart():
     run, results = waves()
     names = [one["name"] for one in records_of(page([Told("same", run.history, results)] * 3))["runs"]]
     assert names == ["same", "same (2)", "same (3)"]
+
+
+def test_the_example_of_a_loop_of_ones_own_makes_a_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    names = {"senn": senn, "Any": Any, "Path": Path, "page": page, "Told": Told, "x": x, "y": y, "model": model,
+             "optimizer": optimizer, "loss": torch.nn.functional.cross_entropy, "event_record": event_record,
+             "consideration_record": consideration_record}  # fmt: skip
+    code = re.search(r"::\n\n(.*?)\n\n    with `consideration_record`", page.__doc__, re.S)[1]
+    exec(textwrap.dedent(code), names)
+    records = records_of(Path("own.html").read_text("utf-8"))["runs"][0]["records"]
+    assert [one["event"] for one in (records[0], records[-1])] == ["start", "end"]
+    assert sum(one["event"] == "consideration" for one in records) == 5
+    assert sum(one["event"] == "growth" for one in records) == len(names["grower"].events) > 0
 
 
 def test_five_hundred_changes_are_less_than_three_megabytes():

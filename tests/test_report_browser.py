@@ -1,92 +1,19 @@
 """The report in a real browser: what can be seen, moved, read and printed of it."""
 
-import contextlib
 import http.client
 import re
-import shutil
 import threading
 
 import pytest
-from report_cases import HOSTILE, long_run, short_run, waves
+from browser_cases import local, opened
+from report_cases import HOSTILE, long_run, waves
 
 from senn.cli.main import main
 from senn.cli.watch import Watch
-from senn.export import python_source
 from senn.report import Told, page
 from senn.runs import read
 
-sync_api = pytest.importorskip("playwright.sync_api")
-pytest.importorskip("vl_convert")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
-    pytest.mark.xdist_group("browser"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    """Files: one run, two runs, one with hostile names."""
-    folder = tmp_path_factory.mktemp("pages")
-    run, results = waves()
-    one = Told("waves", run.history, results, python_source(run.model))
-    hostile = {
-        **results,
-        "data": {**results["data"], "target": HOSTILE, "classes": [HOSTILE], "columns": {HOSTILE: "number"}},
-    }
-    history = long_run(20, name=lambda number: f"{number}{HOSTILE}")
-    history.append({"event": "rollback", "epoch": 200, "step": history[-2]["step"], "text": HOSTILE})
-    brief = Told("short", short_run(), results, "class Net: pass")
-    texts = {
-        "short": page([brief]),
-        "short two": page([brief, brief]),
-        "one": page([one]),
-        "two": page([one, Told("other", waves(1)[0].history, waves(1)[1])]),
-        "hostile": page([Told(HOSTILE, history, hostile, HOSTILE)]),
-        "fixed": page([Told("fixed", [one for one in run.history if one["event"] in ("start", "epoch")][:1])]),
-    }
-    for name, text in texts.items():
-        (folder / f"{name}.html").write_text(text, "utf-8")
-    return folder
-
-
-@contextlib.contextmanager
-def opened(browser, address, **options):
-    """A page that is drawn; in the end it must have said nothing and asked for nothing."""
-    context = browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **options})
-    tab = context.new_page()
-    said, asked = [], []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.goto(str(address))
-    tab.wait_for_selector("html[data-drawn]", state="attached")
-    try:
-        yield tab
-        assert said == []
-        allowed = str(address).rstrip("/")
-        assert [url for url in asked if not url.startswith((allowed, "data:"))] == []
-    finally:
-        context.close()
-
-
-def local(pages, name):
-    return (pages / f"{name}.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def single(browser, pages):
-    """The page of one run, for tests that leave no trace that another would trip over."""
-    with opened(browser, local(pages, "one")) as tab:
-        yield tab
+pytestmark = pytest.mark.xdist_group("browser")
 
 
 def state(tab):
@@ -214,37 +141,6 @@ def test_rounds_can_be_filtered(single):
     single.select_option("#filter", "all")
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "changes", "fresh"),
-    [
-        ([("body.0", 3), (None, 5)], [3, 7, 5], [("insert", "body.2", 0, 7)], [1]),
-        ([("body.0", 2), ("body.2", 22)], [11, 2, 82, 22],
-         [("insert", "body.0", 0, 11), ("widen", "body.0", 2, 82)], [0, 1]),
-        ([("body.0", 5), ("body.2", 5)], [5, 5, 5], [("insert", "body.2", 0, 5)], [1]),
-        ([("body.0", 5), ("body.2", 5)], [5, 5, 5], [("insert", "body.4", 0, 5)], [2]),
-        ([("body.0", 5), ("body.2", 5)], [5, 5, 5], [("insert", "body.0", 0, 5)], [0]),
-        ([("a", 9), ("b", 9)], [12, 9], [("widen", "a", 9, 12)], []),
-    ],
-)  # fmt: skip
-def test_layers_are_followed_by_the_places_that_changes_name(single, before, after, changes, fresh):
-    layers = [{"id": at, "name": name, "width": width} for at, (name, width) in enumerate(before)]
-    records = [dict(zip(("kind", "place", "before", "after"), change, strict=True)) for change in changes]
-    found = single.evaluate(
-        "([b, a, c]) => { let id = 100; return follow(b, a, c, () => id++); }", [layers, after, records]
-    )
-    assert [at for at, layer in enumerate(found) if layer["id"] >= 100] == fresh
-    assert [layer["id"] for layer in found if layer["id"] < 100] == list(range(len(before)))
-    assert [layer["width"] for layer in found] == after
-
-
-def test_changes_without_considerations_are_rounds_too(single):
-    run, _ = waves()
-    records = [one for one in run.history if one["event"] != "consideration"]
-    steps = sorted({one["step"] for one in records if one["event"] in ("growth", "rollback")})
-    told = single.evaluate("(records) => new Story({ name: 'old', records }, []).rounds.map((r) => r.step)", records)
-    assert told == steps
-
-
 def test_names_that_are_markup_are_text(browser, pages):
     with opened(browser, local(pages, "hostile")) as tab:
         tab.evaluate("openAll(document.querySelector('main'))")
@@ -258,6 +154,7 @@ def test_names_that_are_markup_are_text(browser, pages):
         tab.wait_for_selector("#vg-tooltip-element.visible")
         assert "<script>" in tab.inner_text("#vg-tooltip-element")
         assert tab.evaluate("window.hacked") is None
+        assert fits_a_phone(tab)
 
 
 @pytest.mark.parametrize("name", ["short", "short two"])
@@ -274,38 +171,75 @@ def test_axe_finds_nothing(browser, pages, name):
             assert found.violations_count == 0, found.generate_report()
 
 
-def test_the_theme_can_be_chosen(browser, pages):
-    with opened(browser, local(pages, "fixed"), color_scheme="dark") as tab:
-        colour = "getComputedStyle(document.body).backgroundColor"
-        dark = tab.evaluate(colour)
-        tab.click("#theme")
-        assert tab.inner_text("#theme") == "Theme: light"
-        assert tab.evaluate(colour) != dark
-        tab.click("#theme")
-        assert tab.evaluate(colour) == dark
+def test_the_theme_can_be_chosen(single):
+    single.emulate_media(color_scheme="dark")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    dark = single.evaluate(colour)
+    single.click("#theme")
+    assert single.inner_text("#theme") == "Theme: light"
+    assert single.evaluate(colour) != dark
+    single.click("#theme")
+    assert single.inner_text("#theme") == "Theme: dark"
+    assert single.evaluate(colour) == dark
+    single.click("#theme")
+    single.emulate_media(color_scheme="light")
 
 
-@pytest.mark.parametrize("name", ["one", "two", "hostile"])
-def test_a_phone_needs_no_sideways_scrolling(browser, pages, name):
-    with opened(browser, local(pages, name), viewport={"width": 360, "height": 740}) as tab:
-        tab.evaluate("openAll(document.querySelector('main'))")
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+def fits_a_phone(tab):
+    """Whether a page needs no sideways scrolling there, all of it open; afterwards it is as it was."""
+    usual = tab.viewport_size
+    tab.set_viewport_size({"width": 360, "height": 740})
+    shut = tab.evaluate_handle("openAll(document.querySelector('main'))")
+    wide = tab.evaluate("document.documentElement.scrollWidth")
+    tab.evaluate("(shut) => { for (const box of shut) box.open = false; }", shut)
+    tab.set_viewport_size(usual)
+    return wide <= 360
 
 
-def test_on_paper_everything_is_open_and_light(browser, pages):
-    with opened(browser, local(pages, "one"), color_scheme="dark") as tab:
-        shut = tab.locator("main details[open]").count()
-        tab.evaluate(
-            "addEventListener('beforeprint',"
-            "() => { window.paper = document.querySelectorAll('main details:not([open])').length; })"
-        )
-        pdf = tab.pdf(format="A4", print_background=False)
-        assert pdf.startswith(b"%PDF")
-        assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 3
-        assert tab.evaluate("window.paper") == 0
-        assert tab.locator("main details[open]").count() == shut
-        tab.emulate_media(media="print")
-        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+def test_a_phone_needs_no_sideways_scrolling(single):
+    assert fits_a_phone(single)
+
+
+def test_on_paper_all_is_there_and_light_and_fits(single):
+    single.emulate_media(color_scheme="dark")
+    run, _ = waves()
+    before = single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+    single.evaluate(
+        "addEventListener('beforeprint', () => { window.paper = {"
+        " shut: [...document.querySelectorAll('main details:not([open])')].filter((d) => !d.closest('.chart, .list')),"
+        " rounds: [...document.querySelectorAll('table.paper .said')].map((row) => row.textContent),"
+        " taken: [...document.querySelectorAll('table.paper tbody')]"
+        "   .map((body) => body.querySelectorAll('.accepted').length),"
+        " pictures: document.querySelectorAll('.strip svg.network').length,"
+        " wide: Math.max(...[...senn.drawn.values()].map((chart) => chart.view.width())) }; })"
+    )
+    pdf = single.pdf(format="A4", print_background=False)
+    assert pdf.startswith(b"%PDF")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
+    paper = single.evaluate("window.paper")
+    assert paper["shut"] == []
+    considered = [one for one in run.history if one["event"] == "consideration"]
+    assert len(paper["rounds"]) == len(considered)
+    for said, one in zip(paper["rounds"], considered, strict=True):
+        assert said.startswith(f"Step {one['step']:,} ")
+    grown = [one["round"] for one in run.history if one["event"] == "growth"]
+    assert paper["taken"] == [grown.count(one["round"]) for one in considered]
+    assert 3 <= paper["pictures"] <= 8
+    assert paper["wide"] <= 680  # of A4 with its margins
+    assert single.locator("table.paper, .strip").count() == 0  # and the screen is as it was
+    assert (
+        single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+        == before
+    )
+    single.evaluate("dispatchEvent(new Event('beforeprint'))")
+    single.emulate_media(media="print")
+    single.set_viewport_size({"width": 690, "height": 900})
+    assert single.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert single.evaluate("document.documentElement.scrollWidth") <= 690
+    assert single.locator(".chart details:visible, .list:visible, button:visible").count() == 0
+    single.evaluate("dispatchEvent(new Event('afterprint'))")
+    single.emulate_media(media="screen", color_scheme="light")
+    single.set_viewport_size({"width": 1100, "height": 800})
 
 
 def test_runs_side_by_side(browser, pages):
@@ -320,11 +254,13 @@ def test_runs_side_by_side(browser, pages):
             "waves",
             "other",
         }
+        assert fits_a_phone(tab)
 
 
 def test_a_run_of_which_nothing_is_known_yet_is_a_page(browser, pages):
     with opened(browser, local(pages, "fixed")) as tab:
-        assert "0 of 0 rounds" in tab.inner_text("#rounds")
+        assert "No round of growth has been made." in tab.inner_text("#rounds")
+        assert tab.locator("#curves:visible, #filter:visible, nav a[href='#curves']:visible").count() == 0
         assert "isn\N{RIGHT SINGLE QUOTATION MARK}t finished" in tab.inner_text("#about")
 
 
@@ -366,7 +302,7 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
 
 def test_the_page_of_a_folder_that_fit_wrote(browser, tmp_path):
     folder = tmp_path / "wine"
-    assert main(["fit", "wine", "--epochs", "8", "--out", str(folder), "--quiet"]) == 0
+    assert main(["fit", "wine", "--epochs", "3", "--out", str(folder), "--quiet"]) == 0
     assert main(["report", str(folder)]) == 0
     with opened(browser, (folder / "report.html").as_uri()) as tab:
         assert "class Net" in tab.inner_text("#final pre")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,9 +17,11 @@ from senn import disk
 from senn.cli import signals
 from senn.cli.main import main
 from senn.cli.progress import LinesCallback
+from senn.cli.watch import Watch
 from senn.runs import read
 from senn.survey import Survey
 
+close = Watch.close
 ARGV = ["fit", "wine", "--epochs", "8", "--seed", "3", "--quiet"]
 
 
@@ -72,6 +75,19 @@ def test_an_interrupted_run_is_usable_and_goes_on_to_the_same_end(cut, tmp_path,
     assert capsys.readouterr().out == f"the run in {tmp_path / 'run'} is complete\n"
     assert main([*cut, "--epochs", "40"]) == 2
     assert "is complete, --epochs can't change it" in capsys.readouterr().err
+
+
+def test_who_watches_a_run_that_goes_on_sees_it_from_its_beginning(cut, tmp_path, monkeypatch):
+    pytest.importorskip("vl_convert")
+    pages = []
+    monkeypatch.setattr(Watch, "close", lambda watch, how="": pages.append(watch.page()) or close(watch, how))
+    before = read(tmp_path / "run").history
+    assert main([*cut, "--watch"]) == 0
+    (text,) = pages
+    told = json.loads(re.search(r'id="records">(.*?)</script>', text, re.S)[1])["runs"][0]["records"]
+    after = read(tmp_path / "run").history
+    assert [(one["event"], one.get("step")) for one in told] == [(one["event"], one.get("step")) for one in after]
+    assert sum(one["event"] == "epoch" for one in before) > 1
 
 
 def wine(folder):

@@ -45,6 +45,44 @@ def test_a_run_from_its_start_to_its_end(tmp_path):
     assert sorted(os.listdir(path)) == ["history.jsonl", "model.json", "results.json"]
 
 
+def test_no_picture_of_another_run_stays_beside_a_new_one(tmp_path):
+    made, own = '<!DOCTYPE html>\n<meta name="generator" content="senn">', "<!DOCTYPE html>\n<p>my own</p>"
+    for page in (made, own):
+        path = tmp_path / str(len(page))
+        with begun(path) as folder:
+            finished(folder)
+        (path / "report.html").write_text(page)
+        (path / "growth.png").write_bytes(b"old")
+        (path / "notes.txt").write_text("mine")
+        with begun(path, overwrite=True) as folder:
+            assert (path / "report.html").exists()  # the old run stays until the new one is complete
+            finished(folder, "two")
+        left = {"report.html"} if page == own else set()
+        assert set(os.listdir(path)) == {"history.jsonl", "model.json", "notes.txt", "results.json"} | left
+
+
+def test_an_unfinished_run_with_a_report_can_be_replaced(tmp_path):
+    with begun(tmp_path) as folder:
+        folder.save({}, b"")
+    (tmp_path / "report.html").write_text("<!DOCTYPE html>")
+    with begun(tmp_path, overwrite=True) as folder:
+        finished(folder)
+    assert read(tmp_path).results["seed"] == 1
+
+
+def test_what_came_of_a_change_is_known_of_unfinished_runs_too(tmp_path):
+    changes = [{"event": "growth", "round": one, "realised": None} for one in (1, 1, 3)]
+    rounds = [{"event": "consideration", "realised": value} for value in (None, 0.5, None, 0.25)]
+    with begun(tmp_path) as folder:
+        for record in (rounds[0], *changes[:2], rounds[1], rounds[2], changes[2]):
+            folder.record(record)
+        folder.save({}, b"")
+    assert [one["realised"] for one in read(tmp_path).history if one["event"] == "growth"] == [0.5, 0.5, None]
+    with RunFolder(tmp_path, resume=True) as folder:
+        folder.record(rounds[3])
+    assert [one["realised"] for one in read(tmp_path).history if one["event"] == "growth"] == [0.5, 0.5, 0.25]
+
+
 def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), begun(tmp_path / "deep" / "run"):
         raise ZeroDivisionError

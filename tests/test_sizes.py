@@ -63,6 +63,14 @@ def test_a_fresh_model_takes_the_sizes_and_then_the_state(make):
         assert len(fresh.scale) == 6
 
 
+def test_a_layer_that_was_inserted_takes_the_precision_of_its_map():
+    model = grown(mlp([3, 5, 4, 2])).double()
+    fresh = mlp([3, 5, 4, 2]).double()
+    regrow(fresh, sizes(model))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(X.double()), model(X.double()))
+
+
 def test_a_model_of_no_sound_numbers_has_sizes():
     model = mlp([3, 5, 2])
     with torch.no_grad():

@@ -203,6 +203,33 @@ def test_a_new_layer_joins_the_group_of_its_map_in_model_order() -> None:
     assert optimizer.param_groups[0]["param_names"] == ["4.weight", "4.bias"]
 
 
+def inserted(groups: list[list[str]], biased: bool = True) -> list[list[str]]:
+    """Names in the groups of an optimizer after a layer with a bias and slopes was put before the second map."""
+    model, _ = net()
+    if not biased:
+        model[2].bias = None
+    names = dict(model.named_parameters())
+    optimizer = optim.SGD([{"params": [names[name] for name in group]} for group in groups], lr=0.1)
+    layer = nn.Sequential(nn.Linear(5, 5), nn.PReLU(5)).double()
+    operate(model, [Insert("2", layer)], analyse(model, X), optimizer=optimizer)
+    now = {p: n for n, p in model.named_parameters()}
+    return [[now[p] for p in group["params"]] for group in optimizer.param_groups]
+
+
+def test_parameters_of_a_new_layer_join_those_of_their_names() -> None:
+    weights, biases = ([f"{layer}.{name}" for layer in "024"] for name in ("weight", "bias"))
+    matrices = ["0.weight", "2.0.weight", "2.1.weight", "2.2.weight", "4.weight"]
+    assert inserted([weights, biases]) == [matrices, ["0.bias", "2.0.bias", "2.2.bias", "4.bias"]]
+    assert inserted([biases[::-1], weights])[1] == matrices
+    both = ["2.0.weight", "2.0.bias", "2.1.weight", "2.2.weight"]
+    assert inserted([["0.weight", "0.bias"], ["2.weight", "2.bias"]])[1] == [*both, "2.2.bias"]
+    assert inserted([weights[1:], ["2.bias"], ["0.bias", "4.bias"]])[1] == ["2.0.bias", "2.2.bias"]  # the map's own
+    assert inserted([weights, ["0.bias", "4.bias"]], False)[1] == ["0.bias", "2.0.bias", "4.bias"]  # all others
+    assert inserted([weights, ["0.bias"]], False)[1] == ["0.bias", "2.0.bias"]
+    assert inserted([weights, ["0.bias"], ["4.bias"]], False)[0] == ["0.weight", *both, "4.weight"]  # in two groups
+    assert inserted([weights])[0] == ["0.weight", *both, "4.weight"]
+
+
 @pytest.mark.parametrize("name", [n for n in [*OPTIMIZERS, *SPECIAL] if n != "muon"])
 def test_an_inserted_layer_trains(name: str) -> None:
     model, structure = net()

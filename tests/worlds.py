@@ -15,7 +15,14 @@ import torch
 import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["senn.training.loop", "senn.cli.processes"])
+_preloaded = ["senn.training.loop", "senn.cli.processes"]
+_context.set_forkserver_preload(_preloaded)
+
+
+def preload(*modules: str) -> None:
+    """Have processes that start from now on share what takes long to import, if none has started yet."""
+    _preloaded.extend(modules)
+    _context.set_forkserver_preload(_preloaded)
 
 
 def world(size: int, run: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:

@@ -78,6 +78,44 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def contents(path: Path, most: int = MOST) -> bytes:
+    """`read`, for people.
+
+    Raises:
+        SennError: it can't be read.
+    """
+    try:
+        return read(path, most)
+    except OSError as error:
+        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
+
+
+def mark(data: bytes) -> dict[str, Any]:
+    """What a document tells of another file: its size and its checksum."""
+    return {"bytes": len(data), "sha256": digest(data)}
+
+
+def marked(path: Path, told: Any, most: int, teller: str) -> bytes:
+    """A file's bytes, if they are as many and the same as a document tells.
+
+    Args:
+        path: the file.
+        told: its `mark`, as it stands there.
+        most: bytes that it may have.
+        teller: name of the document, which lies beside it.
+
+    Raises:
+        SennError: they aren't.
+    """
+    size = told.get("bytes") if isinstance(told, dict) else None
+    if not isinstance(told, dict) or type(size) is not int or not 0 <= size <= most:
+        raise SennError(f"{str(path.with_name(teller))!r} is damaged: it doesn't tell of {path.name}")
+    data = contents(path, size)
+    if digest(data) != told.get("sha256"):
+        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {teller}")
+    return data
+
+
 def plain(value: Any) -> Any:
     """The value with null for numbers that JSON doesn't have (NaN, infinity)."""
     if isinstance(value, dict):
@@ -139,7 +177,7 @@ def opened(path: Path, kind: str, version: int) -> dict[str, Any]:
         SennError: it isn't there, is of another format or version, or was altered.
     """
     try:
-        document = parse(read(path))
+        document = parse(contents(path))
         if not isinstance(document, dict) or document.get("format") != kind:
             raise SennError(f"{str(path)!r} is damaged: it isn't a document of the format {kind!r}")
         if document.get("version") is True or document.get("version") != version:
@@ -149,8 +187,6 @@ def opened(path: Path, kind: str, version: int) -> dict[str, Any]:
             raise SennError(f"{str(path)!r} is damaged: its content doesn't match its checksum")
     except SennError:
         raise
-    except OSError as error:
-        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
     except ValueError as error:
         raise SennError(f"{str(path)!r} is damaged: it isn't JSON") from error
     return document

@@ -43,6 +43,7 @@ class GrowthEvent:
         output_change: largest relative change of an output on the probe batch.
         architecture: widths after all changes of the round.
         round: number of the round.
+        which: of a removal, the units that went, in order, numbered as they were before the round.
         realised: decrease of the loss, in nats, between the change and the next consideration; None until then.
     """
 
@@ -68,6 +69,7 @@ class GrowthEvent:
     output_change: float
     architecture: tuple[int, ...]
     round: int
+    which: tuple[int, ...] = ()
     realised: float | None = None
     _undo: Callable[[], None] | None = field(default=None, repr=False)
 
@@ -88,7 +90,7 @@ class GrowthEvent:
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
         record = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
-        return {**record, "architecture": list(self.architecture), "text": str(self)}
+        return {**record, "architecture": list(self.architecture), "which": list(self.which), "text": str(self)}
 
     def state(self) -> dict[str, Any]:
         """Every field as it is, infinities and all; `undo` isn't among them."""
@@ -97,7 +99,7 @@ class GrowthEvent:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> GrowthEvent:
         """The event that `state` was taken of; it can't be undone any more."""
-        return cls(**{**state, "architecture": tuple(state["architecture"])})
+        return cls(**{**state, "architecture": tuple(state["architecture"]), "which": tuple(state.get("which", ()))})
 
     def _repr_html_(self) -> str:
         """A table of its figures for notebooks, and the network after its round."""
@@ -134,21 +136,25 @@ class Verdict:
         candidate: with its figures at that moment: an accepted one's when it was, a refused one's at the end.
         price: what its parameters had to promise at least, in nats per sample.
         margin: what it promised beyond what was asked, in nats per sample; negative for what fell short.
+        reason: why it was refused although it exceeds what was asked; empty for all others.
     """
 
     candidate: Candidate
     price: float
     margin: float
+    reason: str = ""
 
     @classmethod
-    def of(cls, policy: Policy, candidate: Candidate) -> Verdict:
-        """What a policy says of a candidate."""
-        return cls(candidate, policy.price(candidate.parameters, candidate.samples), policy.margin(candidate))
+    def of(cls, policy: Policy, candidate: Candidate, accepted: Sequence[Candidate] | None = None) -> Verdict:
+        """What a policy says of a candidate: of a refused one, beside those `accepted` in its round."""
+        price, margin = policy.price(candidate.parameters, candidate.samples), policy.margin(candidate)
+        exceeds = accepted is not None and margin > 0
+        return cls(candidate, price, margin, policy.reason(candidate, accepted or ()) if exceeds else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON: null for what isn't finite."""
         figures = {**asdict(self.candidate), "promise": self.candidate.promise}
-        figures |= {"price": self.price, "margin": self.margin}
+        figures |= {"price": self.price, "margin": self.margin, "reason": self.reason}
         return {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in figures.items()}
 
 
@@ -164,11 +170,13 @@ class Consideration:
         loss: mean loss of those looked at, in the loss's own unit.
         nat: how much of the loss one nat is.
         parameters: of the model before.
+        architecture: widths before, as `Grower.architecture`.
         eta: the expansion score before.
         eta_of: by linear map, its part of eta; their sum is `eta` unless the policy asks for that of the network whole.
         limit: lambda, which the exact score can't exceed (Theorem 3.1); that of Kronecker factors can.
         accepted: in order.
         refused: the best candidates that were left of each kind at each place, the closest to being accepted first.
+        realised: decrease of the loss, in nats per sample, since the changes of the round before; None if it made none.
     """
 
     round: int
@@ -178,11 +186,13 @@ class Consideration:
     loss: float
     nat: float
     parameters: int
+    architecture: tuple[int, ...]
     eta: float
     eta_of: dict[str, float]
     limit: float
     accepted: tuple[Verdict, ...]
     refused: tuple[Verdict, ...]
+    realised: float | None = None
 
     def __str__(self) -> str:
         """The round for a terminal: what was looked at, and every candidate with its verdict."""
@@ -207,7 +217,7 @@ class Consideration:
         """Every figure, ready for JSON."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         lists = {name: [one.as_dict() for one in record[name]] for name in ("accepted", "refused")}
-        return {**record, **lists, "moves": list(self.moves)}
+        return {**record, **lists, "moves": list(self.moves), "architecture": list(self.architecture)}
 
     def _repr_html_(self) -> str:
         """The round for notebooks: what was looked at, eta by map, every candidate with its verdict."""
@@ -226,7 +236,8 @@ class Consideration:
             name: tuple(Verdict(**{**one, "candidate": Candidate(**one["candidate"])}) for one in state[name])
             for name in ("accepted", "refused")
         }
-        return cls(**{**state, **verdicts, "moves": tuple(state["moves"])})
+        tuples = {name: tuple(state[name]) for name in ("moves", "architecture")}
+        return cls(**{**state, **verdicts, **tuples})
 
 
 class Candidates(list[Candidate]):
@@ -251,7 +262,7 @@ def _verdicts(accepted: Sequence[Verdict], refused: Sequence[Verdict]) -> str:
     every = [("accepted", one) for one in accepted] + [("refused", one) for one in refused]
     most = max((max(abs(v.candidate.promise) + _error(v.candidate), abs(v.price)) for _, v in every), default=0.0)
     rows = [
-        (word, *_about(v.candidate),
+        (word if not v.reason else f"{word}: {v.reason}", *_about(v.candidate),
          drawn.bar(v.candidate.promise, _error(v.candidate), v.price, most, v.candidate.kind),
          drawn.number(v.candidate.promise), drawn.number(v.price), drawn.number(v.margin),
          drawn.number(v.candidate.gain), _heldout(v.candidate), f"{v.candidate.parameters:+,}")

@@ -27,6 +27,7 @@ from senn.surgery.moves import tensors_of
 from senn.surgery.optimizer import check_holds, unwrap
 from senn.survey import KnownMoment, Survey
 from senn.survey.asked import MOVES, allowed, check_model
+from senn.survey.exact import exactly
 from senn.survey.together import (
     agree_on_basis,
     agree_on_weights,
@@ -42,6 +43,8 @@ Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
 class Grower:
     """Grows and prunes a network while it trains, without changing its function at the moment of growth.
+
+    It computes in the precision of the parameters, also where its caller has autocast or inference mode open.
 
     Args:
         model: any module that `senn.structure.analyse` understands; it stays the same object.
@@ -149,6 +152,7 @@ class Grower:
         """Widths of the spaces that can change, in order of use."""
         return tuple(space.width for space in self.structure.spaces)
 
+    @exactly
     def observe(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
         """Look at one batch and add it to the statistics of the next consideration; returns its loss.
 
@@ -174,6 +178,7 @@ class Grower:
         self._open = []
         return loss
 
+    @exactly
     def consider(self, batches: Iterable[Batch] | None = None) -> Candidates:
         """Score every candidate on the batches (and those observed before); changes nothing.
 
@@ -183,6 +188,7 @@ class Grower:
         menu = self._menu(batches)
         return Candidates(sorted(menu.candidates(), key=lambda c: -c.heldout))
 
+    @exactly
     def grow(self, batches: Iterable[Batch] | None = None, moves: Sequence[str] | None = None) -> list[GrowthEvent]:
         """One round: consider, decide, change the model. Empty when nothing pays.
 
@@ -220,10 +226,11 @@ class Grower:
         self.rounds += 1
         survey, self._survey = self._survey, None
         assert survey is not None
-        refused = sorted((Verdict.of(policy, one) for one in offered), key=lambda one: -one.margin)
+        refused = sorted((Verdict.of(policy, one, menu.accepted) for one in offered), key=lambda one: -one.margin)
+        realised = next((one.realised for one in self.events[-1:] if one.round == self.rounds - 1), None)
         self.consideration = Consideration(
-            self.rounds, wanted, survey.samples, menu.samples, survey.loss, menu.nat, parameters, eta_before, eta_of,
-            menu.limit, tuple(accepted), tuple(refused),
+            self.rounds, wanted, survey.samples, menu.samples, survey.loss, menu.nat, parameters, self.architecture,
+            eta_before, eta_of, menu.limit, tuple(accepted), tuple(refused), realised,
         )  # fmt: skip
         return self._carry_out(menu, survey, eta_before) if accepted else []
 
@@ -344,19 +351,15 @@ class Grower:
             self.ranks.copied("send the decision", tensors_of(moves))
         cost = sum(-c.gain / 2 for c in accepted if c.kind == "prune")
         before = {space.name: space.width for space in self.structure.spaces}
+        gone = {move.space: tuple(move.units) for move in moves if isinstance(move, Prune)}
         previous, receipt = self.structure, None
         try:
             with self.ranks.together("change the model"):
                 receipt = operate(
-                    self.model,
-                    moves,
-                    self.structure,
-                    optimizer=self.optimizer,
-                    averaged=self.averaged,
-                    probe=probe,
-                    loss=survey.probe_loss if any(isinstance(m, Prune) for m in moves) else None,
+                    self.model, moves, self.structure, optimizer=self.optimizer, averaged=self.averaged, probe=probe,
+                    loss=survey.probe_loss if gone else None,
                     loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
-                )
+                )  # fmt: skip
                 self._structure = receipt.structure
                 if self._structure is None:  # something was inserted
                     self._structure = analyse(self.model, batch.few(probe), ignore=self.ignore)
@@ -386,7 +389,8 @@ class Grower:
                     sum(c.gain for c in group), sum(c.bound for c in group), sum(c.heldout for c in group),
                     sum(c.error**2 for c in group) ** 0.5,
                     promised, price, first.nat, eta_before, menu.eta, first.limit, survey.probe_loss_before, loss_after,
-                    receipt.output_change or 0.0, self.architecture, self.rounds, _undo=undo,
+                    receipt.output_change or 0.0, self.architecture, self.rounds,
+                    gone.get(first.place, ()) if first.kind == "prune" else (), _undo=undo,
                 )
             )  # fmt: skip
         for event in self.events:  # they would keep every former parameter alive

@@ -21,7 +21,7 @@ from senn.batch import Output
 from senn.errors import SennError
 from senn.persistence import Parts, held, hold, regrow, sizes
 from senn.training.callbacks import Callback as Listener
-from senn.training.companion import Companion, Prepare, alone
+from senn.training.companion import Companion, Prepare, refuse
 from senn.training.loggers import LoggerCallback
 from senn.training.recipe import Recipe
 
@@ -43,7 +43,8 @@ class SelfExpansion(pl.Callback):
     Rounds come after optimizer steps, at fractions of `Trainer.estimated_stepping_batches`, and look at the last
     batches that passed, which are kept only when a round is near. Any optimizer that the module configures goes along,
     with its groups, schedulers, gradient clipping, accumulation and mixed precision; so do averages of the weights that
-    callbacks or the module keep. Where the loss fails on a batch, or a change fails its verification, training goes on,
+    callbacks or the module keep. Under `DDPStrategy` all processes grow one model together, from all their batches, and
+    the first one records it. Where the loss fails on a batch, or a change fails its verification, training goes on,
     and a `rollback` is recorded.
 
     Args:
@@ -61,8 +62,8 @@ class SelfExpansion(pl.Callback):
         companion: what grows the model: `companion.history` has all records, `companion.grower` the grower.
 
     Raises:
-        SennError: at the start of training, if there are several processes, if `model` isn't a submodule, or if not one
-            optimizer holds its parameters.
+        SennError: at the start of training, if the strategy takes the model apart (FSDP, DeepSpeed), if `model` isn't a
+            submodule, or if not one optimizer holds its parameters.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class SelfExpansion(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The module's checkpoints describe its sizes from now on, and are loaded after these have been made theirs."""
-        alone(trainer.world_size)
+        _check_strategy(trainer.strategy)
         grown = _part(pl_module, self.model)
         self._names = self._state = None
         if not self._parts or self._parts[0].model is not grown:
@@ -126,7 +127,8 @@ class SelfExpansion(pl.Callback):
         self.companion.epoch = trainer.current_epoch + 1
         self.companion.start(
             model, _optimizer(trainer, model), steps=trainer.estimated_stepping_batches, samples=_samples(trainer),
-            averages=lambda: self._copies(trainer, pl_module), state=self._state,
+            averages=lambda: self._copies(trainer, pl_module), wrapper=lambda: trainer.strategy.model,
+            state=self._state,
         )  # fmt: skip
         for one in loggers:
             one.restart(self.companion.history)
@@ -247,6 +249,12 @@ def _part(module: nn.Module, name: str | None) -> nn.Module:
         return module if name is None else module.get_submodule(name)
     except AttributeError as error:
         raise SennError(f"a {type(module).__name__} has no part {name!r} that could grow") from error
+
+
+def _check_strategy(strategy: Any) -> None:
+    known = pl.strategies.SingleDeviceStrategy, pl.strategies.DDPStrategy
+    if not isinstance(strategy, known) or isinstance(strategy, pl.strategies.DeepSpeedStrategy):
+        refuse(f"Lightning's {type(strategy).__name__}")
 
 
 def _check_part(saved: Mapping[str, Any], name: str | None) -> None:

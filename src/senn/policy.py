@@ -83,6 +83,10 @@ class Policy:
         """By how much a candidate exceeds what is asked of it, in nats per sample; negative where it falls short."""
         return candidate.promise - self.price(candidate.parameters, candidate.samples)
 
+    def reason(self, candidate: Candidate, accepted: Sequence[Candidate]) -> str:
+        """Why a candidate of a margin above zero is refused beside those accepted in its round: a few words."""
+        return ""
+
     def floor(self, kind: Kind, parameters: int, samples: int) -> float:
         """Least promise, in nats per sample, with which a change of that kind could be accepted; others go unscored."""
         return self.price(parameters, samples)
@@ -216,11 +220,18 @@ class PricePolicy(Policy):
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The candidate with the largest margin above zero, in one of the `places` that this round may change."""
-        taken = {c.place for c in accepted if c.kind != "prune"}
-        more = len(taken) < self.places
-        open_ = [c for c in candidates if c.kind == "prune" or more or c.place in taken]
-        best = max(open_, key=self.margin, default=None)
+        best = max((c for c in candidates if self._open(c, accepted)), key=self.margin, default=None)
         return best if best is not None and self.margin(best) > 0 else None
+
+    def reason(self, candidate: Candidate, accepted: Sequence[Candidate]) -> str:
+        """The round's additions had gone to as many places as they may."""
+        places = "one place" if self.places == 1 else f"{self.places} places"
+        return "" if self._open(candidate, accepted) else f"{places} a round"
+
+    def _open(self, candidate: Candidate, accepted: Sequence[Candidate]) -> bool:
+        """Whether a candidate's place is one that this round may change."""
+        taken = {c.place for c in accepted if c.kind != "prune"}
+        return candidate.kind == "prune" or len(taken) < self.places or candidate.place in taken
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from senn import disk
 from senn.batch import Output
@@ -24,11 +25,12 @@ from senn.persistence.configuration import follow
 from senn.persistence.state import packed, unpacked
 from senn.surgery.optimizer import unwrap
 from senn.training.callbacks import Callback as Listener
-from senn.training.companion import Companion, Prepare, alone
+from senn.training.companion import Companion, Prepare, refuse
 from senn.training.recipe import Recipe
 
 try:
     import safetensors.torch
+    from accelerate.state import PartialState  # type: ignore[import-untyped]
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 except ImportError as error:
@@ -45,7 +47,8 @@ class SelfExpansion(TrainerCallback):
 
     Rounds come after optimizer steps, at fractions of the Trainer's `max_steps`, and look at what the model was last
     called with in training: a hook on its forward, which is there only when a round is near, keeps it. The Trainer's
-    optimizer goes along, with its groups, schedule, gradient clipping, accumulation and mixed precision. Where the loss
+    optimizer goes along, with its groups, schedule, gradient clipping, accumulation and mixed precision. Processes that
+    `torchrun` or `accelerate launch` has started grow one model together, and the first one records it. Where the loss
     fails on a batch, or a change fails its verification, training goes on, and that is recorded.
 
     Numbers of the model's configuration follow where they can say the new sizes: where all layers have the same. Then
@@ -70,8 +73,8 @@ class SelfExpansion(TrainerCallback):
         companion: what grows the model: `companion.history` has all records, `companion.grower` the grower.
 
     Raises:
-        SennError: at the start of training, if there are several processes, or the optimizer doesn't hold the model's
-            parameters.
+        SennError: at the start of training, if the model is taken apart (FSDP, DeepSpeed, DataParallel), or the
+            optimizer doesn't hold its parameters.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class SelfExpansion(TrainerCallback):
         )  # fmt: skip
         self.resume_from = resume_from
         self._hook: Any = None
+        self._wrapper: Any = None
         self._says, self._warned = True, False
 
     # -- before training
@@ -118,7 +122,7 @@ class SelfExpansion(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Everything is restored: growth begins, or goes on."""
-        alone(max(args.world_size, args.n_gpu))
+        _check_processes(args)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         saved = self._resumed(args, state, model)
         if saved is not None:
@@ -127,7 +131,7 @@ class SelfExpansion(TrainerCallback):
         dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
         self.companion.start(
             model, optimizer, steps=state.max_steps, samples=len(dataset) if hasattr(dataset, "__len__") else None,
-            state=None if saved is None else saved["growth"],
+            wrapper=lambda: self._wrapper, state=None if saved is None else saved["growth"],
         )  # fmt: skip
 
     # -- training
@@ -141,6 +145,7 @@ class SelfExpansion(TrainerCallback):
 
             def keep(module: nn.Module, called: tuple[Any, ...], named: Mapping[str, Any]) -> None:
                 if module is model and module.training:
+                    self._wrapper = DistributedDataParallel._active_ddp_module  # that calls it
                     self.companion.keep(dict(named), state.global_step + 1)
 
             self._hook = model.register_forward_pre_hook(keep, with_kwargs=True)
@@ -165,10 +170,12 @@ class SelfExpansion(TrainerCallback):
         """Put what is needed to go on beside what the Trainer saved."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        growth = {"optimizer": held(unwrap(optimizer), model), "growth": self.companion.state_dict()}
+        if not args.should_save:  # of several processes one does
+            return
         if not folder.is_dir():
             logger.warning("the sizes of the model were not saved: there is no folder %r", str(folder))
             return
-        growth = {"optimizer": held(unwrap(optimizer), model), "growth": self.companion.state_dict()}
         _write(folder, model, {"step": state.global_step, **growth})
         if not self._says and not self._warned:
             self._warned = True
@@ -256,6 +263,15 @@ def load(folder: str | Path, into: nn.Module) -> Any:
 # -- inside
 
 
+def _check_processes(args: TrainingArguments) -> None:
+    """Refuse what takes a model apart."""
+    if args.n_gpu > 1:
+        refuse("DataParallel")
+    how = PartialState().distributed_type.value
+    if how != "NO" and not how.startswith("MULTI_"):
+        refuse(how)
+
+
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
@@ -306,7 +322,7 @@ def _rename(incoming: MutableMapping[str, Tensor], names: Mapping[str, str]) -> 
 
 def _write(folder: Path, model: nn.Module, growth: Mapping[str, Any]) -> None:
     document, data = packed({"sizes": sizes(model), "names": _names(model), **growth})
-    head = {"format": FORMAT, "version": VERSION, "sha256": disk.digest(data)}
+    head = {"format": FORMAT, "version": VERSION, "numbers": disk.mark(data)}
     try:
         disk.write(folder / TENSORS, data)
         disk.write(folder / SIZES, disk.sealed({**head, "state": document}, indent=None))
@@ -323,11 +339,6 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
     if not (folder / SIZES).is_file():
         return None
     document, path = disk.opened(folder / SIZES, FORMAT, VERSION), folder / TENSORS
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
-    if disk.digest(data) != document["sha256"]:
-        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {SIZES}")
+    data = disk.marked(path, document.get("numbers"), 1 << 40, SIZES)
     state: Mapping[str, Any] = unpacked(document["state"], data, path)
     return state

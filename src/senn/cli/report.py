@@ -11,7 +11,7 @@ from senn.errors import SennError
 from senn.export import python_source
 from senn.persistence import load
 from senn.report import Told, page
-from senn.runs import complete, read
+from senn.runs import REPORT, complete, read
 
 _MOST = 20
 """Runs on one page."""
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     folders: list[Path] = args.folders
     if len(folders) > _MOST:
         raise SennError(f"a report compares up to {_MOST} runs, not {len(folders)}")
-    out: Path = args.out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
+    out: Path = args.out or (folders[0] / REPORT if len(folders) == 1 else Path("comparison.html"))
     _refuse_foreign(out)
     text = page([_told(folder) for folder in folders])
     out.parent.mkdir(parents=True, exist_ok=True)

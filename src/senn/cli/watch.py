@@ -126,10 +126,8 @@ class Watch(Callback):
         self._add(record)
 
     def on_end(self, record: Mapping[str, Any]) -> None:
-        """Pass it on; only now it is known what changes have brought."""
+        """Pass it on."""
         self._add(record)
-        with self._news:
-            self._told = [compact(one) for one in self._raw]
 
     def _add(self, record: Mapping[str, Any]) -> None:
         if self._server is None:
@@ -154,19 +152,16 @@ class Watch(Callback):
         with self._news:
             self._listeners += 1
         try:
-            told: list[dict[str, Any]] = []
-            send("all", told)
-            while True:
-                seen = len(told)
+            seen, over = 0, None
+            send("start", None)
+            while over is None:
                 with self._news:
                     if len(self._told) == seen and self._over is None:
                         self._news.wait(_PULSE)
-                    told, over = list(self._told), self._over
-                if over is not None:
-                    send("all", told)
-                    send("over", over)
-                    return
-                send("more", told[seen:])
+                    more, over = self._told[seen:], self._over
+                send("more", more)
+                seen += len(more)
+            send("over", over)
         finally:
             with self._news:
                 self._listeners -= 1

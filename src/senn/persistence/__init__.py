@@ -9,6 +9,7 @@ The JSON carries a checksum of the numbers and one of itself, so that a half-cop
 
 from senn.persistence.files import DESCRIPTION, WEIGHTS
 from senn.persistence.folder import load, load_extra, save
-from senn.persistence.sizes import Parts, held, hold, regrow, shapes, sizes
+from senn.persistence.optimizers import held, hold
+from senn.persistence.sizes import Parts, regrow, shapes, sizes
 
 __all__ = ["DESCRIPTION", "WEIGHTS", "Parts", "held", "hold", "load", "load_extra", "regrow", "save", "shapes", "sizes"]

@@ -197,6 +197,8 @@ class Fitting:
             if isinstance(child, str):
                 raise SennError(f"{place} was added to the saved model and stands for another module")
             part = self.fit(child, module, place) if name == original else self.make(child, place, module)
+            if name != original and isinstance(module, BEFORE):
+                part.to(module.weight.dtype)  # in place: what is planned holds these tensors
             _add(chain, name, part, path)
         chain.training = module.training
         self.plan.found.append((path, chain))

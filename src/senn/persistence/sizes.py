@@ -1,7 +1,7 @@
 """A model's sizes without its numbers: for checkpoints of others, which hold the numbers and fit no other size.
 
-`sizes` goes into the checkpoint. Before its numbers are loaded, `regrow` gives a fresh model the sizes, and `hold` an
-optimizer that was made of the fresh model its parameters, in the order in which the checkpoint has their states.
+`sizes` goes into the checkpoint. Before its numbers are loaded, `regrow` gives a fresh model the sizes; then
+`optimizers.hold` gives an optimizer that was made of the fresh model its parameters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from senn.errors import SennError
 from senn.persistence.describe import describe
@@ -19,9 +18,6 @@ from senn.persistence.description import Description, parse
 from senn.persistence.exchange import Place, Slot, exchange, flat_weights, successor
 from senn.persistence.files import VERSION
 from senn.persistence.regrow import Fitting
-
-Names = list[list[str | None]]
-"""Of the parameters of an optimizer's groups; None for one that isn't the model's."""
 
 _KEYS = ("model", "tied", "frozen", "transient")
 
@@ -83,38 +79,6 @@ def regrow(model: nn.Module, saved: Mapping[str, Any], parts: Parts | None = Non
     except BaseException:
         now.restore()
         raise
-
-
-def held(optimizer: Optimizer, model: nn.Module) -> Names:
-    """Names of the parameters of an optimizer's groups, in order."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return [[names.get(parameter) for parameter in group["params"]] for group in optimizer.param_groups]
-
-
-def hold(optimizer: Optimizer, model: nn.Module, names: Sequence[Sequence[str | None]]) -> None:
-    """Have an optimizer hold the model's parameters of these names, in this order.
-
-    Groups stay the same objects; states of parameters that it no longer holds are forgotten. An optimizer that holds
-    others than the model's too is left as it is.
-
-    Raises:
-        SennError: it has another number of groups, or the model lacks one of the parameters; nothing is changed.
-    """
-    groups = optimizer.param_groups
-    if any(name is None for group in names for name in group):
-        return
-    if len(groups) != len(names):
-        raise SennError(f"the optimizer has {len(groups)} groups of parameters, and the saved one had {len(names)}")
-    known = dict(model.named_parameters(remove_duplicate=False))
-    if missing := [name for group in names for name in group if name not in known]:
-        raise SennError(f"the saved optimizer held {missing[0]!r}, which the model doesn't have")
-    for group, own in zip(groups, names, strict=True):
-        group["params"][:] = [known[str(name)] for name in own]
-        if "param_names" in group:
-            group["param_names"][:] = own
-    kept = {parameter for group in groups for parameter in group["params"]}
-    for parameter in [parameter for parameter in optimizer.state if parameter not in kept]:
-        del optimizer.state[parameter]
 
 
 def _description(saved: Mapping[str, Any]) -> Description:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from senn.errors import SennError
@@ -117,58 +116,3 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "pairs" in value:
         return {_unpacked(key, tensors): _unpacked(item, tensors) for key, item in value["pairs"]}
     return {key: _unpacked(item, tensors) for key, item in value["items"].items()}
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> State:
-    """An optimizer's state, and the names of the parameters in its groups, in their order there."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-    return {"names": groups, "state": optimizer.state_dict()}
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Have an optimizer go on with a model that was regrown, whose Parameters are others than it has held so far.
-
-    Raises:
-        SennError: the state isn't one of such an optimizer.
-    """
-    parameters = dict(model.named_parameters())
-    try:
-        _check_options(optimizer, state)
-        for group, names in zip(optimizer.param_groups, state["names"], strict=True):
-            group["params"][:] = [parameters[name] for name in names]
-        optimizer.state.clear()
-        optimizer.load_state_dict(state["state"])
-        _check_shapes(optimizer)
-    except SennError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise SennError(f"this isn't the state of such an optimizer: {type(error).__name__}: {error}") from error
-
-
-def _check_options(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """The options of the groups must be the optimizer's own, but for the learning rate, which a schedule moves."""
-    for group, saved in zip(optimizer.param_groups, state["state"]["param_groups"], strict=True):
-        kept = {name: value for name, value in group.items() if name not in ("params", "lr")}
-        if kept != {name: value for name, value in saved.items() if name not in ("params", "lr")}:
-            raise SennError("this is the state of an optimizer with other options")
-        if type(saved["lr"]) is not type(group["lr"]):
-            raise SennError("this isn't the state of such an optimizer: its learning rate is no number")
-
-
-def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """A tensor of another shape than its parameter's would have a fused step write beyond its end."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for name, value in optimizer.state.get(parameter, {}).items():
-                if not isinstance(value, Tensor) or not value.dim():
-                    continue
-                fits = value.dim() == parameter.dim() and all(
-                    mine == its or (mine == 1 and not group.get("fused"))  # Adafactor keeps sums over a dimension
-                    for mine, its in zip(value.shape, parameter.shape, strict=True)
-                )
-                if not fits:
-                    raise SennError(
-                        f"this isn't the state of such an optimizer: {name!r} has the shape {list(value.shape)}, its "
-                        f"parameter {list(parameter.shape)}"
-                    )

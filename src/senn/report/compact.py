@@ -13,6 +13,7 @@ DIGITS = 5
 
 CANDIDATE = (
     "kind", "place", "detail", "units", "parameters", "gain", "heldout", "error", "promise", "price", "margin",
+    "reason",
 )  # fmt: skip
 """Columns of a candidate's row, after the first: 1 for an accepted one, 0 for a refused one."""
 
@@ -55,7 +56,11 @@ def compact(record: Record) -> dict[str, Any]:
         return _rounded(record)
     names: dict[str, int] = {}
     rows = [
-        [accepted, *(_cell(candidate[column], names) for column in CANDIDATE)]
+        [
+            accepted,
+            *(_cell(candidate[column], names) for column in CANDIDATE[:-1]),
+            _cell(candidate.get("reason", ""), names),
+        ]
         for accepted, key in ((1, "accepted"), (0, "refused"))
         for candidate in record[key]
     ]

@@ -15,7 +15,7 @@ from typing import Any
 from senn.errors import SennError
 from senn.report.compact import CANDIDATE, compact, results_shown
 
-SCRIPTS = ("words", "follow", "story", "picture", "charts", "rounds", "facts", "page")
+SCRIPTS = ("words", "follow", "story", "picture", "charts", "rounds", "facts", "paper", "page")
 """Files of `assets`, in the order in which they are read."""
 
 
@@ -51,6 +51,30 @@ class Told:
 
 def page(runs: Sequence[Told], live: bool = False) -> str:
     """One self-contained HTML document about runs: nothing is fetched from anywhere.
+
+    A history can come from anywhere, from a training loop of your own too::
+
+        def record(event: str, step: int) -> dict[str, Any]:
+            size = {"architecture": list(grower.architecture), "parameters": sum(p.numel() for p in model.parameters())}
+            return {"event": event, "epoch": step, "step": step, **size}
+
+        grower = senn.Grower(model, optimizer, loss=loss)
+        grower.consider([(x, y)])  # from now on it knows the widths
+        history = [record("start", 0)]
+        for step in range(1, 101):
+            optimizer.zero_grad()
+            value = loss(model(x), y)
+            value.backward()
+            optimizer.step()
+            history.append({**record("epoch", step), "train_loss": value.item()})
+            if step % 20 == 0:
+                events = grower.grow([(x, y)])
+                history.append(consideration_record(grower.consideration, epoch=step, step=step))
+                history += [event_record(one, step, step, grower.architecture) for one in events]
+        history.append(record("end", 100))
+        Path("own.html").write_text(page([Told("own", history)]), encoding="utf-8")
+
+    with `consideration_record` and `event_record` of `senn.training.run`.
 
     Args:
         runs: one to look at, several to compare.

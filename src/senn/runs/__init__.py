@@ -6,6 +6,6 @@ the checksums of all. While it goes on, everything is in `unfinished/`: `run.jso
 """
 
 from senn.runs.folder import RunFolder
-from senn.runs.reading import FIGURE, HISTORY, RESULTS, SavedRun, check, complete, read
+from senn.runs.reading import FIGURE, HISTORY, REPORT, RESULTS, SavedRun, check, complete, read
 
-__all__ = ["FIGURE", "HISTORY", "RESULTS", "RunFolder", "SavedRun", "check", "complete", "read"]
+__all__ = ["FIGURE", "HISTORY", "REPORT", "RESULTS", "RunFolder", "SavedRun", "check", "complete", "read"]

@@ -16,18 +16,19 @@ from senn import disk
 from senn.errors import SennError
 from senn.runs.reading import (
     CHECKPOINT,
+    FIGURE,
     FORMAT,
     HISTORY,
     LONGEST,
     NAME,
     NUMBERS,
+    REPORT,
     RESULTS,
     RUN,
     STATE,
     UNFINISHED,
     VERSION,
     about_of,
-    as_told,
     checkpoints,
     documents,
     intact,
@@ -101,7 +102,7 @@ class RunFolder:
             return
         found = {name for name in found if not name.startswith(".gone.")}
         ours = self.home.is_symlink() is False and all(map(_ours, inside))
-        if found and RESULTS not in found and (found != {UNFINISHED} or not ours):
+        if found and RESULTS not in found and (found - {REPORT} != {UNFINISHED} or not ours):
             raise SennError(f"{name!r} isn't empty and holds no run; choose another folder with --out")
         if RUN in inside and not overwrite:
             raise SennError(
@@ -201,7 +202,7 @@ class RunFolder:
         try:
             head = {"format": CHECKPOINT, "version": VERSION, "run": self.about["checksum"], "number": number}
             told = {
-                "numbers": {"bytes": len(numbers), "sha256": disk.digest(numbers)},
+                "numbers": disk.mark(numbers),
                 "history": {"bytes": self._written[1], "sha256": self._written[0].hexdigest()},
             }
             if (self.home / HISTORY).exists():
@@ -224,7 +225,7 @@ class RunFolder:
             try:
                 if not isinstance(document.get("state"), dict):
                     raise SennError(f"{str(folder / STATE)!r} is damaged: it tells of no state")
-                numbers = as_told(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
+                numbers = disk.marked(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
                 return (document["state"], numbers), reasons
             except SennError as error:
                 reasons.append(str(error))
@@ -244,7 +245,7 @@ class RunFolder:
     def write_results(self, document: Mapping[str, Any]) -> None:
         """The results, with the checksums of all other files of the draft: to be written last."""
         contents = {file.name: file.read_bytes() for file in sorted(self.draft.iterdir())}
-        files = {name: {"bytes": len(data), "sha256": disk.digest(data)} for name, data in contents.items()}
+        files = {name: disk.mark(data) for name, data in contents.items()}
         head = {"format": FORMAT, "version": VERSION}
         (self.draft / RESULTS).write_bytes(disk.sealed({**head, **disk.plain(document), "files": files}))
 
@@ -261,6 +262,10 @@ class RunFolder:
         """Copies, the results last: as long as they aren't all there, `complete` names where they are from."""
         for file in sorted(self._finished.iterdir(), key=lambda file: file.name == RESULTS):
             disk.write(self.place / file.name, file.read_bytes())
+        for name in (FIGURE, REPORT):  # no picture of another run stays beside them
+            old = self.place / name
+            if not (self._finished / name).exists() and old.is_file() and (name == FIGURE or _is_report(old)):
+                old.unlink()
         _discard(self._finished if keep else self.home)
         self._keep = keep
 
@@ -268,6 +273,12 @@ class RunFolder:
 def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
     texts = (dumps(disk.plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     return "".join(texts).encode()
+
+
+def _is_report(page: Path) -> bool:
+    """Whether a page is one that `senn report` made."""
+    with page.open("rb") as file:
+        return b'name="generator" content="senn"' in file.read(1000)
 
 
 def _ours(name: str) -> bool:

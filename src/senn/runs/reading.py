@@ -12,7 +12,7 @@ from typing import Any
 from senn import disk
 from senn.errors import SennError
 
-RESULTS, HISTORY, FIGURE = "results.json", "history.jsonl", "growth.png"
+RESULTS, HISTORY, FIGURE, REPORT = "results.json", "history.jsonl", "growth.png", "report.html"
 UNFINISHED, RUN, STATE, NUMBERS = "unfinished", "run.json", "state.json", "state.safetensors"
 FORMAT, CHECKPOINT, VERSION = "senn-run", "senn-checkpoint", 1
 
@@ -64,7 +64,7 @@ def read(path: str | Path) -> SavedRun:
 
 def _history_so_far(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The history of an unfinished run, of which the last checkpoint tells how it begins."""
-    text = _bytes(home / HISTORY, LONGEST) if os.path.lexists(home / HISTORY) else b""
+    text = disk.contents(home / HISTORY, LONGEST) if os.path.lexists(home / HISTORY) else b""
     for document in documents(home, about, []):
         told = document.get("history")
         size = told.get("bytes") if isinstance(told, dict) else None
@@ -75,7 +75,20 @@ def _history_so_far(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]
     records = _records(text, home / HISTORY, torn=True)
     if any((record["event"] == "start") != (number == 0) for number, record in enumerate(records)):
         raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't one run's history from its start")
-    return records
+    return realised(records)
+
+
+def realised(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history as it was written down record by record, with what came of each change in the change's record, too."""
+    changes: list[dict[str, Any]] = []
+    for record in history:
+        if record["event"] == "growth":
+            changes.append(record)
+        elif record["event"] == "consideration":
+            for change in changes:
+                change["realised"] = record.get("realised", change.get("realised"))
+            changes = []
+    return history
 
 
 def checkpoints(home: Path) -> dict[int, Path]:
@@ -123,25 +136,7 @@ def check(path: Path, names: Sequence[str]) -> None:
 def intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> bytes:
     """A file's bytes, which must be those that its run's results tell of."""
     files = results.get("files")
-    return as_told(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
-
-
-def as_told(path: Path, told: Any, most: int, teller: str) -> bytes:
-    """A file's bytes, if they are as many and the same as another file tells."""
-    size = told.get("bytes") if isinstance(told, dict) else None
-    if not isinstance(told, dict) or type(size) is not int or not 0 <= size <= most:
-        raise SennError(f"{str(path.with_name(teller))!r} is damaged: it doesn't tell of {path.name}")
-    data = _bytes(path, size)
-    if disk.digest(data) != told.get("sha256"):
-        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {teller}")
-    return data
-
-
-def _bytes(path: Path, most: int) -> bytes:
-    try:
-        return disk.read(path, most)
-    except OSError as error:
-        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
+    return disk.marked(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
 
 
 def about_of(home: Path) -> dict[str, Any]:

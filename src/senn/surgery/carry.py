@@ -41,7 +41,8 @@ class Inserted:
     Attributes:
         site: the map's or block's name.
         modules: the new modules.
-        beside: the layer's parameters in order, each once, and the one whose group in an optimizer each joins.
+        beside: the layer's parameters in order, each once, and the one that each belongs beside: the map's weight, or
+            of a block the one of the same name.
         after: whether they stand after those of the group, or before.
     """
 

@@ -85,9 +85,11 @@ def _forget_size(optimizer: Optimizer) -> None:
 def carry(optimizer: Optimizer, journal: Journal, model: nn.Module, names: Mapping[nn.Parameter, str]) -> None:
     """Exchange Parameters in the optimizer's groups and state, and add those of inserted layers.
 
-    Group dictionaries and their lists stay the same objects, so schedulers stay attached. A new layer's
-    parameters stand directly before the weight of the map that it was inserted before, those of a copy of a block after
-    the block's in the group of the one of the same name: model order.
+    Group dictionaries and their lists stay the same objects, so schedulers stay attached. New parameters join groups in
+    model order. One of a layer before a map goes by its name, `weight` or `bias` say: to the group that holds the map's
+    own of that name; else to that which holds all others of that name in the model, if one does; else to that of the
+    map's weight. So where biases don't decay, new ones don't, and groups are as if made for the grown model. Those of a
+    copy of a block join the groups of those of the same names in the block, after these.
 
     Args:
         optimizer: a torch optimizer.
@@ -100,33 +102,53 @@ def carry(optimizer: Optimizer, journal: Journal, model: nn.Module, names: Mappi
         UnsupportedError: state that isn't understood. In both cases the caller restores a Snapshot.
     """
     now = {parameter: name for name, parameter in model.named_parameters()}
+    before = [list(group["params"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         if not isinstance(optimizer, LBFGS):
             _carry_state(optimizer, group, journal.resized)
-        before = list(group["params"])
-        _exchange(group["params"], journal)
+        group["params"][:] = map(journal.now, group["params"])
+    for inserted in journal.inserted:
+        _join(optimizer.param_groups, inserted, now)
+    for group, held in zip(optimizer.param_groups, before, strict=True):
         if "param_names" in group:
-            _rename(group, before, names, now, journal)
+            _rename(group, held, names, now, journal)
     _check_joined(optimizer, journal)
     if isinstance(optimizer, LBFGS) and (journal.resized or journal.inserted):
         _restart(optimizer)
 
 
-def _exchange(params: list[nn.Parameter], journal: Journal) -> None:
-    """New Parameters in the old ones' places, in this very list."""
-    params[:] = [journal.resized[p].new if p in journal.resized else p for p in params]
-    for inserted in journal.inserted:
-        mine, olds = _joining(params, inserted), {*inserted.beside.values()}
-        places = [number for number, parameter in enumerate(params) if parameter in olds]
-        if places:
-            start = places[-1] + 1 if inserted.after else places[0]
-            params[start:start] = mine
+def _join(groups: Sequence[State], inserted: Inserted, now: Mapping[nn.Parameter, str]) -> None:
+    """Put a new layer's parameters into groups, in these very lists."""
+    home = {parameter: group["params"] for group in groups for parameter in group["params"]}
+    order = {parameter: number for number, parameter in enumerate(now)}
+    block = {*inserted.beside, *inserted.beside.values()} if inserted.after else set()
+    for new, like in inserted.beside.items():
+        if like not in home:
+            continue
+        if inserted.after:  # the whole copy after the whole block
+            beside = [parameter for parameter in home[like] if parameter in block][-1]
+        else:
+            beside = _beside(new, like, home, now)
+        params = home[new] = home[beside]
+        place = next(number for number, parameter in enumerate(params) if parameter is beside)
+        params.insert(place + (inserted.after or order[beside] < order[new]), new)
 
 
-def _joining(params: Sequence[nn.Parameter], inserted: Inserted) -> list[nn.Parameter]:
-    """The new parameters that join a group: it holds those beside which they belong."""
-    held = {*params}
-    return [new for new, beside in inserted.beside.items() if beside in held]
+def _beside(
+    new: nn.Parameter,
+    weight: nn.Parameter,
+    home: Mapping[nn.Parameter, list[nn.Parameter]],
+    now: Mapping[nn.Parameter, str],
+) -> nn.Parameter:
+    """Which parameter one of a new layer before a map stands beside, see `carry`."""
+    path, kind = now[weight].rpartition(".")[0], now[new].rpartition(".")[2]
+    alike = [one for one, name in now.items() if name.rpartition(".")[2] == kind and (one in home or one is new)]
+    at = next(number for number, one in enumerate(alike) if one is new)
+    others = [*alike[at + 1 :], *alike[:at][::-1]]  # the next in the model first
+    beside = next((one for one in others if now[one].rpartition(".")[0] == path), None)
+    if beside is None and len({id(home[one]) for one in others}) == 1:
+        beside = others[0]
+    return weight if beside is None or home[beside] is home[weight] else beside
 
 
 def _rename(
@@ -147,7 +169,7 @@ def _rename(
 def _check_joined(optimizer: Optimizer, journal: Journal) -> None:
     """The layers' parameters must have found a group, and one that can train them."""
     for inserted in journal.inserted:
-        joined = [(group, _joining(group["params"], inserted)) for group in optimizer.param_groups]
+        joined = [(group, [p for p in group["params"] if p in inserted.beside]) for group in optimizer.param_groups]
         if inserted.beside and not any(mine for _, mine in joined):
             raise SennError(f"the optimizer doesn't hold the weight of '{inserted.site}', so not its new layer either")
         for group, mine in joined:

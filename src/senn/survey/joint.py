@@ -75,7 +75,7 @@ class Joint:
         weights = None if self.weights is None else self.weights[own]
         if self.share.positions is None:
             return inputs, targets, weights
-        found: Some = _everyones(self.ranks, (inputs, targets, weights), len(targets), self.share.positions[own])
+        found: Some = everyones(self.ranks, (inputs, targets, weights), len(targets), self.share.positions[own])
         return found
 
     def few(self, which: slice, sample: Some) -> tuple[Some, Among | None]:
@@ -109,10 +109,10 @@ def first_of(ranks: Ranks, inputs: Inputs, number: int = 2) -> Inputs:
     counts = ranks.exchange("look at a batch", batch.count(inputs))
     own, start = min(counts[ranks.rank], number), sum(counts[: ranks.rank])
     inputs = batch.take(inputs, slice(0, own), counts[ranks.rank])
-    return batch.few(_everyones(ranks, inputs, own, torch.arange(start, start + own)), number)
+    return batch.few(everyones(ranks, inputs, own, torch.arange(start, start + own)), number)
 
 
-def _everyones(ranks: Ranks, tree: Any, count: int, positions: Tensor) -> Any:
+def everyones(ranks: Ranks, tree: Any, count: int, positions: Tensor) -> Any:
     """A nesting of tensors with the samples of all ranks, in order: here are `count` of them."""
 
     def is_cut(tensor: Tensor) -> bool:

@@ -36,7 +36,9 @@ class Callback:
         """A round of growth has been decided, and changes that it made follow.
 
         Args:
-            record: `event` ("consideration"), `epoch`, `step` and the fields of `senn.events.Consideration`.
+            record: `event` ("consideration"), `epoch`, `step` and the fields of `senn.events.Consideration`, with the
+                widths before in `architecture`; `realised` is what came of the changes before, whose own records say
+                so too from now on.
         """
 
     def on_rollback(self, record: Mapping[str, Any]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from senn import batch
 from senn.batch import Arguments, Inputs, Output
@@ -19,11 +19,19 @@ from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.events import GrowthEvent
 from senn.grower import Grower
 from senn.proposals import Proposals
-from senn.surgery.optimizer import unwrap
+from senn.survey.joint import everyones
 from senn.training.callbacks import Callback
 from senn.training.learner import resolve_policy
 from senn.training.recipe import Recipe, Rounds
-from senn.training.run import Record, consideration_record, event_record, fault_record, first_line, rollback_record
+from senn.training.run import (
+    Record,
+    consideration_record,
+    count_parameters,
+    event_record,
+    fault_record,
+    first_line,
+    rollback_record,
+)
 
 Held = tuple[Inputs, Tensor, Tensor | None]
 Prepare = Callable[[Any], Sequence[Any]]
@@ -46,73 +54,22 @@ def pair(one: Any) -> Sequence[Any]:
     return one
 
 
-def alone(processes: int) -> None:
-    """Refuse a loop of several processes, in which every one would grow another network.
+def refuse(how: str) -> None:
+    """Refuse a loop that takes a model apart.
 
     Raises:
-        UnsupportedError: there are several.
+        UnsupportedError: always.
     """
-    if processes > 1:
-        raise UnsupportedError(f"a network can't grow yet in a loop of several processes, and here are {processes}")
-
-
-@contextmanager
-def unmixed(model: nn.Module) -> Iterator[None]:
-    """A context in which a model that accelerate has prepared runs without its autocast: in its parameters' precision.
-
-    Moments, promises and the check that a change keeps the function are then as exact as the parameters are.
-    """
-    held = vars(model)
-    if "_original_forward" not in held or "forward" not in held:
-        yield
-        return
-    mixed, held["forward"] = held["forward"], held["_original_forward"]
-    try:
-        yield
-    finally:
-        held["forward"] = mixed
-
-
-def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, places: Sequence[str]) -> None:
-    """Have the parameters of new layers before a linear map join those like them in an optimizer of several groups.
-
-    Loops make groups by a parameter's kind: biases, say, that don't decay. So a new parameter goes to the group that
-    has all others of its last name, if one has, and groups stand in the model's order: as they will when the optimizer
-    is made anew for the grown model.
-
-    Args:
-        optimizer: holds the new parameters in the group of the map.
-        model: grown.
-        places: of the maps, before which the new layers are.
-    """
-    groups = [group["params"] for group in optimizer.param_groups]
-    chains = [chain for place in places if isinstance(chain := model.get_submodule(place), nn.Sequential)]
-    if len(groups) < 2 or not chains:
-        return
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    order = {parameter: number for number, parameter in enumerate(names)}
-    kinds = {parameter: name.rpartition(".")[2] for parameter, name in names.items()}
-    new = {parameter for chain in chains for layer in [*chain][:-1] for parameter in layer.parameters()}
-    homes: dict[str, set[int]] = {}
-    for number, group in enumerate(groups):
-        for parameter in group:
-            if parameter in names and parameter not in new:
-                homes.setdefault(kinds[parameter], set()).add(number)
-    for number, group in enumerate(groups):
-        for parameter in [one for one in group if one in new]:
-            (home, *others) = homes.get(kinds[parameter], {number})
-            if not others and home != number:
-                group[:] = [one for one in group if one is not parameter]
-                groups[home].append(parameter)
-    for settings in optimizer.param_groups:
-        if all(parameter in order for parameter in settings["params"]):
-            settings["params"].sort(key=order.__getitem__)
-            if "param_names" in settings:
-                settings["param_names"][:] = [names[parameter] for parameter in settings["params"]]
+    raise UnsupportedError(
+        f"a network can't grow under {how}: train it in one process or under DistributedDataParallel"
+    )
 
 
 class Companion:
     """Grows a model beside a loop of others; the loop tells it of every step.
+
+    Where several processes train one model by DistributedDataParallel, each has a companion. These grow it together,
+    and that of the first tells the callbacks.
 
     After a batch has passed: `if companion.near(step): companion.keep(one, step)`, where `step` is the number of
     optimizer steps done. After a step: `companion.grow(step)`. Between rounds both compare two numbers.
@@ -151,6 +108,7 @@ class Companion:
         self.history: list[Record] = []
         self.epoch = 0
         self._averages: Callable[[], Sequence[nn.Module]] = tuple
+        self._wrapper: Callable[[], object] = tuple
         self._steps: int | None = None
         self._rounds = Rounds(self.recipe)
         self._rows = self._kept = 0
@@ -166,6 +124,7 @@ class Companion:
         steps: float | None = None,
         samples: int | None = None,
         averages: Callable[[], Sequence[nn.Module]] = tuple,
+        wrapper: Callable[[], object] = tuple,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         """Training is about to begin, or to go on.
@@ -176,10 +135,12 @@ class Companion:
             steps: optimizer steps of the whole run; None or infinite where that has no planned end.
             samples: number of training samples, where none was given before.
             averages: gives the averages of the model that there are now.
+            wrapper: gives what trains the model; a DistributedDataParallel is made anew when the model has grown.
             state: of the run that goes on; the model and the optimizer have the sizes it was saved with.
 
         Raises:
-            SennError: the optimizer doesn't hold the model's parameters, or the state isn't one.
+            SennError: the optimizer doesn't hold the model's parameters, the wrapper can't be made anew, or the state
+                isn't one.
         """
         recipe = self.recipe
         self.grower = Grower(
@@ -187,7 +148,8 @@ class Companion:
             max_params=recipe.max_params, max_width=recipe.max_width, round_to=recipe.round_to, moves=recipe.moves,
             proposals=Proposals(units=recipe.candidates), ignore=self.ignore, output=self.output, seed=recipe.seed,
         )  # fmt: skip
-        self._averages = averages
+        self._averages, self._wrapper = averages, wrapper
+        self._rewrap()
         self._steps = None if steps is None or not math.isfinite(steps) or steps < 1 else int(steps)
         self._rounds, self._rows, self._kept = Rounds(recipe, self._steps), 0, 0
         self.history.clear()
@@ -195,7 +157,7 @@ class Companion:
         self._open.clear()
         self._trouble = None
         if state is None:
-            record = {"event": "start", "epoch": self.epoch, "step": 0, "steps": self._steps, **self._size(model)}
+            record = {"event": "start", "epoch": self.epoch, "step": 0, "steps": self._steps, **_size(model)}
             self._tell(record)
         else:
             self._load(state, model)
@@ -217,13 +179,14 @@ class Companion:
         except Exception as error:  # whatever a function of others raises: their training goes on
             self._trouble = error
             return
+        rows *= self._grower().ranks.size  # that each keeps as many is a guess, for those that have more or less
         self._rows = rows
         if not self.near(step):  # the first batch came to say how many samples one has
             return
         self._held.append(own)
         self._kept += rows
-        while self._kept - len(self._held[0][1]) >= self.recipe.probe:
-            self._kept -= len(self._held.popleft()[1])
+        while self._kept - self._samples_of(self._held[0]) >= self.recipe.probe:
+            self._kept -= self._samples_of(self._held.popleft())
 
     def grow(self, step: int) -> list[GrowthEvent]:
         """After optimizer step number `step`: a round of growth, if one is due. What fails is told of, and no more."""
@@ -236,45 +199,54 @@ class Companion:
         self._kept = 0
         grower = self._grower()
         known, before = len(grower.rejections), grower.consideration
-        failures: list[Exception | str] = [] if self._trouble is None else [self._trouble]
-        self._trouble = None
+        failures: list[Exception | str] = []
+        left_out: list[Exception] = []
         events: list[GrowthEvent] = []
         try:
-            if batches:
+            troubles, complete = self._troubles(bool(batches))
+            if troubles and not complete:
+                failures += troubles
+            else:
+                left_out = troubles
                 grower.averaged = tuple(self._averages())  # type: ignore[arg-type]
-                with unmixed(grower.model):
-                    events = grower.grow(batches, moves)
-            elif not failures:
-                failures.append(SennError("no batch was kept to look at"))
+                events = grower.grow(batches, moves)
         except Exception as error:  # the loop's loss on a batch, the surgery: everything is as it was
             failures.append(error)
+        if events:
+            self._rewrap()
         if grower.consideration is not None and grower.consideration is not before:
             self._realise()
-            self._tell(consideration_record(grower.consideration, self.epoch, step))
+            round_ = grower.consideration
+            self._tell(consideration_record(round_, self.epoch, step, round_.architecture))
         for failure in [*failures, *grower.rejections[known:]]:
             self._fail(step, failure)
-        regroup(unwrap(grower.optimizer), grower.model, [event.place for event in events if event.kind == "insert"])
+        for trouble in left_out:
+            self._fail(step, trouble, "a batch was left out")
         for event in events:
             record = event_record(event, self.epoch, step, grower.architecture)
-            record["size"] = self._size(grower.model)["parameters"]
+            record["size"] = count_parameters(grower.model)
             self._open.append((event, record))
             self._tell(record)
-            logger.info("step %d: %s", step, event)
+            if self._speaks:
+                logger.info("step %d: %s", step, event)
         return events
 
     def finish(self, step: int) -> None:
         """Training has ended."""
         self._realise()
-        self._tell({"event": "end", "epoch": self.epoch, "step": step, **self._size(self._grower().model)})
+        self._tell({"event": "end", "epoch": self.epoch, "step": step, **_size(self._grower().model)})
 
     def state_dict(self) -> dict[str, Any]:
-        """What a companion with the same arguments needs to go on, bit for bit: nested plain values and tensors."""
+        """What a companion with the same arguments needs to go on, bit for bit: nested plain values and tensors.
+
+        All processes call it; its state is that of one process with the joined batches.
+        """
         self._realise()
         return {
             "steps": self._steps,
             "rounds": self._rounds.state_dict(),
             "rows": self._rows,
-            "held": [_plain(one) for one in self._held],
+            "held": [_plain(one) for one in self._joined()],
             "history": [dict(record) for record in self.history],
             "grower": self._grower().state_dict(),
         }
@@ -287,8 +259,8 @@ class Companion:
             self._steps, self._rows = state["steps"], state["rows"]
             self._rounds = Rounds(self.recipe, self._steps)
             self._rounds.load_state_dict(state["rounds"])
-            self._held.extend(_unplain(one, device) for one in state["held"])
-            self._kept = sum(len(targets) for _, targets, _ in self._held)
+            self._held.extend(self._part(_unplain(one, device)) for one in state["held"])
+            self._kept = sum(map(self._samples_of, self._held))
             self.history[:] = [dict(record) for record in state["history"]]
             grower = state["grower"]
         except (KeyError, TypeError, ValueError) as error:
@@ -303,28 +275,74 @@ class Companion:
             raise SennError("nothing grows before training has begun")
         return self.grower
 
+    @property
+    def _speaks(self) -> bool:
+        """Whether this process tells of what all do."""
+        return self._grower().ranks.rank == 0
+
+    def _rewrap(self) -> None:
+        if isinstance(wrapper := self._wrapper(), DistributedDataParallel):
+            from senn.distributed import rewrap  # late, since it takes a moment
+
+            rewrap(wrapper)
+
+    def _troubles(self, kept: bool) -> tuple[list[Exception], bool]:
+        """What has prevented processes from keeping a batch, and whether all have kept one nevertheless."""
+        ranks, mine = self._grower().ranks, None if self._trouble is None else _said(self._trouble)
+        self._trouble = None
+        said = ranks.exchange("keep a batch", [mine, kept])
+        texts = [text if ranks.alone else f"on rank {rank}, {text}" for rank, (text, _) in enumerate(said) if text]
+        return [SennError(text) for text in texts], all(one for _, one in said)
+
+    def _samples_of(self, one: Held) -> int:
+        """Of all processes, about."""
+        return len(one[1]) * self._grower().ranks.size
+
+    def _joined(self) -> list[Held]:
+        """The batches kept, each joined of the parts of all processes."""
+        ranks, found = self._grower().ranks, list[Held]()
+        said = ranks.exchange("keep batches", [len(targets) for _, targets, _ in self._held])
+        fewest = min(map(len, said))
+        for number, own in enumerate([*self._held][len(self._held) - fewest :], start=-fewest):
+            counts = [one[number] for one in said]
+            start, count = sum(counts[: ranks.rank]), counts[ranks.rank]
+            found.append(everyones(ranks, own, count, torch.arange(start, start + count)))
+        return found
+
+    def _part(self, joint: Held) -> Held:
+        """This process's samples of a batch of all."""
+        total = len(joint[1])
+        part: Held = batch.take(joint, self._grower().ranks.part(total), total)
+        return part
+
     def _realise(self) -> None:
         """What changes really brought is known at the next round."""
         for event, record in self._open:
             record["realised"] = event.realised
         self._open = [(event, record) for event, record in self._open if event.realised is None]
 
-    def _size(self, model: nn.Module) -> Record:
-        return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-
-    def _fail(self, step: int, failure: Exception | str) -> None:
+    def _fail(self, step: int, failure: Exception | str, what: str = "the round was skipped") -> None:
         if isinstance(failure, SurgeryError | str):
             record = rollback_record(failure, self.epoch, step)
         else:
-            what = "" if isinstance(failure, SennError) else f"{type(failure).__name__}: "
-            record = fault_record(f"the round was skipped: {what}{first_line(failure)}", self.epoch, step)
-        logger.warning("step %d: %s", step, record["text"])
+            record = fault_record(f"{what}: {_said(failure)}", self.epoch, step)
+        if self._speaks:
+            logger.warning("step %d: %s", step, record["text"])
         self._tell(record)
 
     def _tell(self, record: Record) -> None:
         self.history.append(record)
-        for callback in self.callbacks:
+        for callback in self.callbacks if self._speaks else ():
             getattr(callback, f"on_{record['event']}")(record)
+
+
+def _size(model: nn.Module) -> Record:
+    return {"parameters": count_parameters(model)}
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return f"{'' if isinstance(error, SennError) else f'{type(error).__name__}: '}{first_line(error)}"
 
 
 def _plain(one: Held) -> dict[str, Any]:

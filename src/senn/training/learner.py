@@ -17,7 +17,8 @@ from senn.events import Consideration, GrowthEvent
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
-from senn.persistence.state import State, load_model_state, load_optimizer_state, model_state, optimizer_state
+from senn.persistence.optimizers import load_optimizer_state, optimizer_state
+from senn.persistence.state import State, load_model_state, model_state
 from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.proposals import Proposals
 from senn.ranks import Ranks

@@ -63,7 +63,8 @@ class LoggerCallback(Callback):
         self.history.append(record)
         scalars = {name: record[name] for name in ("eta", "loss", "parameters")}
         scalars |= {f"eta_of/{name}": value for name, value in record["eta_of"].items()}
-        self._scalars(record, scalars | {"accepted": len(record["accepted"])} | _best(record))
+        sizes = {} if record["accepted"] else _sizes(record)  # else those after the changes follow, at this step
+        self._scalars(record, scalars | {"accepted": len(record["accepted"])} | sizes | _best(record))
 
     def on_rollback(self, record: Record) -> None:
         """Why the network did not change."""
@@ -148,7 +149,10 @@ def growth_image(history: Sequence[Record]) -> npt.NDArray[np.uint8]:
         history = [*history, *_instead_of_epochs(history)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "growth.png"
-        growth_figure([one for one in history if one["event"] != "end" or "best_epoch" in one], path)
+        kept = [one for one in history if one["event"] != "end" or "best_epoch" in one]
+        first: Record = next((one for one in history if "architecture" in one), {"event": "start"})
+        start = () if first["event"] == "start" else first["architecture"]  # which a round found
+        growth_figure(kept, path, start)
         pixels = imread(path)
     return np.asarray(np.round(pixels[..., :3] * 255), dtype=np.uint8)
 

@@ -215,6 +215,7 @@ class Training:
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
         known, last = len(self.learner.rejections), self.learner.consideration
+        hidden = architecture(self.model)
         batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
         failures: list[str] = []
         events: list[GrowthEvent] = []
@@ -226,9 +227,11 @@ class Training:
             if isinstance(error, DivergenceError) and not self.is_sound(batches[0]):
                 raise
             self.tell(fault_record(f"the round was skipped: {first_line(error)}", self.epoch, self.step))
+        for event, record in self.growth:  # what a change really brought is known at the next round
+            record["realised"] = event.realised
         round_ = self.learner.consideration
         if round_ is not None and round_ is not last:
-            self.tell(consideration_record(round_, self.epoch, self.step))
+            self.tell(consideration_record(round_, self.epoch, self.step, hidden))
         for reason in [*failures, *self.learner.rejections[known:]]:
             self.tell(rollback_record(reason, self.epoch, self.step))
         for event in events:
@@ -342,8 +345,6 @@ class Training:
         """The result, from the best net."""
         if self.keeper is not None:
             self.keeper.end()
-        for event, record in self.growth:  # what a move really brought is known only later
-            record["realised"] = event.realised
         model = self.best.model.eval()
         run = Run(
             model=model,

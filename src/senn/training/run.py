@@ -64,9 +64,10 @@ def forward_flops(model: nn.Module, x: Tensor) -> int:
     return int(counter.get_total_flops()) // len(x)
 
 
-def consideration_record(consideration: Consideration, epoch: int, step: int) -> Record:
-    """A round as it goes into the history, before the changes that it made."""
-    return {"event": "consideration", "epoch": epoch, "step": step, **consideration.as_dict()}
+def consideration_record(consideration: Consideration, epoch: int, step: int, hidden: tuple[int, ...]) -> Record:
+    """A round as it goes into the history, before the changes that it made, with the widths that it found."""
+    head = {"event": "consideration", "epoch": epoch, "step": step}
+    return {**head, **consideration.as_dict(), "architecture": list(hidden)}
 
 
 def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, ...]) -> Record:

@@ -8,7 +8,7 @@ const CONFIG = {
   background: "transparent", font: "system-ui, sans-serif", padding: 4, mark: { aria: false },
   view: { stroke: null },
   axis: { labelColor: "var(--muted)", titleColor: "var(--muted)", gridColor: "var(--grid)", domainColor: "var(--edge)", tickColor: "var(--edge)", titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11 },
-  legend: { labelColor: "var(--ink)", titleColor: "var(--muted)", orient: "top", title: null, labelFontSize: 12, symbolStrokeWidth: 3, labelLimit: 220 },
+  legend: { labelColor: "var(--ink)", titleColor: "var(--muted)", orient: "top", title: null, labelFontSize: 12, symbolStrokeWidth: 3, labelLimit: 118 },
 };
 const HEIGHT = { loss: 270 };
 
@@ -124,12 +124,14 @@ function charts(stories) {
   const nats = stories.every((one) => one.task === "classification") ? "loss (nats)" : "loss";
   const curve = (key, title, about, rows, options) => ({ key, title, about, spec: lines({ series: runs, marked: changes.length > 0, ...options }), data: changes.length ? { curve: rows, changes } : { curve: rows }, table: curveTable(options.y, several), rows });
   const loss = lossRows(stories);
+  const validated = loss.some((row) => row.series === "validation");
+  const parts = validated ? { series: ["training", "validation"], colours: ["var(--c2)", "var(--c1)"] } : { series: ["training"], colours: ["var(--c2)"] };
   const eta = etaRows(stories);
   const maps = several ? runs : [...new Set(eta.map((row) => row.series))];
   const promises = promiseRows(stories);
   const found = [
-    curve("loss", "Loss", several ? "Validation whole, training dashed." : "Of training and validation, after each epoch. Ticks below mark changes of size.", loss,
-      several ? { y: nats, log: loss.every((row) => row.value > 0), dashed: true } : { y: nats, log: loss.every((row) => row.value > 0), series: ["training", "validation"], colours: ["var(--c2)", "var(--c1)"] }),
+    curve("loss", "Loss", several ? "Validation whole, training dashed." : `${validated ? "Of training and validation" : "Of training"}, after each epoch. Ticks below mark changes of size.`, loss,
+      several ? { y: nats, log: loss.every((row) => row.value > 0), dashed: true } : { y: nats, log: loss.every((row) => row.value > 0), ...parts }),
     curve("score", `Validation ${[...new Set(stories.map((one) => one.scoreName))].join(" or ")}`, "After each epoch, on rows that are not trained on.", epochRows(stories, "validation_score"), { y: several ? "score" : story.scoreName, colours: several ? null : ["var(--c1)"] }),
     several ? null : curve("widths", "Widths", "Units of each hidden layer; a layer keeps its colour when others are inserted before it.", widthRows(story), { y: "units", stepped: true, series: layerNames(story).map((layer) => layer.label) }),
     curve("parameters", "Parameters", "Of the network in training.", momentRows(stories, "parameters"), { y: "parameters", stepped: true, colours: several ? null : ["var(--c4)"] }),
@@ -151,6 +153,13 @@ function nearestTooltips(spec) {
     if (tooltip && tooltip.signal) tooltip.signal = tooltip.signal.replace(/datum\.datum\[/g, "datum[").replace(/datum\[/g, "datum.datum[");
   }
   return spec;
+}
+
+/** How many names of series have room beside each other also on a phone and on paper, and in how many lines. */
+function legendSize(rows) {
+  const names = [...new Set(rows.map((row) => String(row.series || "")))];
+  const columns = Math.max(2, Math.min(5, Math.floor(290 / (26 + 6.5 * Math.max(1, ...names.map((name) => name.length))))));
+  return { columns, lines: names.length > 12 ? 0 : Math.ceil(names.length / columns) };
 }
 
 /** A chart on the page: drawn once, its data renewed; drawn anew only if its specification changes. */
@@ -179,7 +188,9 @@ class Chart {
       return this.view.runAsync();
     }
     this.text = text;
-    const spec = { width: "container", height: HEIGHT[chart.key] || 225, autosize: { type: "fit", contains: "padding" }, config: { ...CONFIG, legend: { ...CONFIG.legend, columns: this.plot.clientWidth < 400 ? 3 : 5 } }, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
+    const { columns, lines: high } = legendSize(chart.rows);
+    this.height = (HEIGHT[chart.key] || 225) + 14 * Math.max(0, high - 1);
+    const spec = { width: "container", height: this.height, autosize: { type: "fit", contains: "padding" }, config: { ...CONFIG, legend: { ...CONFIG.legend, columns } }, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
     const { view } = await vegaEmbed(this.plot, spec, { mode: "vega-lite", actions: false, renderer: "svg", ast: false, patch: nearestTooltips, tooltip: { theme: "plain" } });
     this.view = view;
     if (this.onClick && chart.key !== "promises") view.addEventListener("click", (event) => {

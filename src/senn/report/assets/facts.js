@@ -30,7 +30,7 @@ function tiles(story) {
       : known(last.validation_score) ? [[`validation ${story.scoreName}`, num(last.validation_score, 4)]] : [];
   const size = start.parameters ? ` from ${count(start.parameters)}` : "";
   const facts = [...scores.slice(0, 2), ["hidden layers", widths(hidden(story)), start.architecture ? `from ${widths(start.architecture)}` : ""], ["parameters", count(parameters(story)), size.trim()],
-    ["changes of size", count(changeCount(story)), `in ${plural(story.rounds.length, "round")}`], ["time", seconds(took(story)), plural(story.epochs.length, "epoch")]];
+    ["changes of size", count(changeCount(story)), `in ${plural(story.rounds.length, "round")}`], ["time", seconds(took(story)), plural(story.epochs.length, "epoch")]].filter(([, value]) => value !== "–");
   return el("dl", { class: "tiles" }, facts.map(([name, value, note]) => el("div", {}, el("dt", {}, name), el("dd", { class: String(value).length > 10 ? "long" : null }, value, note ? el("small", {}, note) : null))));
 }
 
@@ -65,7 +65,7 @@ function dataPart(story) {
   const rows = [["name", data.name], ["rows", count(data.rows)], ["to train with", count(data.train_rows)], ["to test with", count(data.test_rows)], ["features", count(data.features)],
     ["image size", data.shape ? data.shape.join(" × ") : null], ["target", data.target], ["classes", data.classes ? data.classes.join(", ") : null], ...(data.notes || []).map((note) => ["note", note])]
     .filter(([, value]) => value !== null && value !== undefined && value !== "–");
-  const columns = data.columns && data.columns.length ? disclosure("Columns", () => table("Columns and how they are read", [{ name: "column", left: true }, { name: "kind", left: true }], data.columns)) : null;
+  const columns = data.columns && data.columns.length ? disclosure("Columns", () => table("Columns and how they are read", [{ name: "column", left: true }, { name: "kind", left: true }], data.columns, "columns")) : null;
   return [el("h3", {}, "Data"), table("Data of the run", [{ name: "what", left: true }, { name: "value", left: true }], rows), columns];
 }
 

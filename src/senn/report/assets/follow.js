@@ -68,6 +68,6 @@ function follow(before, after, changes, nextId) {
     if (change) others.splice(others.indexOf(change), 1);
     let name = change ? change.place : layer.name;
     if (inserts.some((insert) => insert.place === name)) name = null; // it lies deeper from now on, under a longer name
-    return { id: layer.id, name, width, came: Math.max(0, width - layer.width), went: Math.max(0, layer.width - width), fresh: false };
+    return { id: layer.id, name, width, came: Math.max(0, width - layer.width), went: Math.max(0, layer.width - width), which: (change || {}).which, fresh: false };
   });
 }

@@ -29,7 +29,7 @@ function heading() {
   tilesBox.replaceChildren(several ? comparison(stories) : tiles(stories[0]));
 }
 function finals() {
-  finalBox.replaceChildren(...stories.flatMap((story) => [several ? el("h3", {}, story.name) : null, finalTable(story), ...(several ? [] : dataPart(story) || []), ...(codePart(story) || [])]).filter(Boolean));
+  finalBox.replaceChildren(...stories.flatMap((story) => [several ? el("h3", {}, story.name) : null, finalTable(story), ...(several ? [] : dataPart(story) || []), ...(several && story.code ? [el("details", {}, el("summary", {}, "Code"), codePart(story))] : codePart(story) || [])]).filter(Boolean));
 }
 function drawCharts() {
   const found = charts(stories);
@@ -43,6 +43,7 @@ function drawCharts() {
     grid.insertBefore(made.element, later ? later.element : null);
     return made.ready;
   });
+  dispatchEvent(new Event("resize")); // one that is alone in its row is as wide as two, until another comes
   return Promise.all(done);
 }
 function sizes() { // the picture as a table: sizes over time, for all runs
@@ -57,9 +58,9 @@ function build() {
   finals();
   if (several) section("figures", "Final figures", tilesBox); else main.append(tilesBox);
   section("network", several ? "The networks as they grew" : "The network as it grew", el("div", { class: "card" }, player.element(), sizesTable));
-  section("curves", "Curves", el("p", { class: "note" }, "A click on a curve sets the time of the picture; the dashed line is that time. ",
+  section("curves", "Curves", el("p", { class: "note" }, el("span", { class: "hint" }, "A click on a curve sets the time of the picture; the dashed line is that time. "),
     several ? "" : [["widen", "widened"], ["insert", "inserted"], ["prune", "pruned"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `tick ${kind}` }), text))), grid);
-  const why = el("p", { class: "note" }, "At each round every candidate is scored. It is accepted if it promises more than its price, after what its uncertainty, and a layer's slower start, take off; the margin is what is left.");
+  const why = el("p", { class: "note" }, "At each round every candidate is scored. It is accepted if it promises more than its price, after what its uncertainty, and a layer's slower start, take off; the margin is what is left. What exceeds it by less than others may be left for later: a round adds at few places.");
   section("rounds", "Why it changed", why, several ? stories.map((story, at) => [el("h3", {}, story.name), el("details", {}, el("summary", {}, "All rounds"), lists[at].element)]) : lists[0].element);
   section("final", several ? "Settings and code" : stories[0].end || stories[0].results ? "The network at the end" : "The network so far", finalBox);
   player.show(about.live ? player.steps.length - 1 : player.kept);
@@ -92,10 +93,10 @@ document.addEventListener("click", (event) => {
   if (link && link.getAttribute("href") === location.hash) openTarget();
 });
 
-/* On paper everything is open. */
-let opened = [];
-addEventListener("beforeprint", () => { opened = openAll(main); });
-addEventListener("afterprint", () => { for (const box of opened.splice(0)) box.open = false; });
+let toScreen = null;
+const fromPaper = () => { if (toScreen) toScreen(); toScreen = null; };
+addEventListener("beforeprint", () => { fromPaper(); toScreen = toPaper(main, stories, lists, [...drawn.values()], player); });
+addEventListener("afterprint", fromPaper);
 
 /* A run that goes on. */
 function live() {
@@ -116,7 +117,7 @@ function live() {
   };
   const soon = () => { timer = timer || setTimeout(renew, 250); };
   const end = (text) => { over = true; events.close(); state.classList.add("over"); state.replaceChildren(text); };
-  events.addEventListener("all", (event) => { waiting = JSON.parse(event.data); soon(); });
+  events.addEventListener("start", () => { waiting = []; });
   events.addEventListener("more", (event) => { waiting = [...waiting, ...JSON.parse(event.data)]; soon(); });
   events.addEventListener("over", (event) => { renew(); end(`The run has ended${JSON.parse(event.data)}${stories[0].end ? ` (${stories[0].end.reason})` : ""}. This is its last state; it stays until you close the page.`); });
   events.onerror = () => { if (!over) end("The run can't be reached any more: it has ended or was stopped. This is the last that was heard of it."); };

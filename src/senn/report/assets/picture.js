@@ -26,7 +26,7 @@ class Picture {
       for (let ago = 0; ago < GLOW && moment - ago >= 0; ago++) {
         const past = moments[moment - ago].layers.find((one) => one.id === layer.id);
         if (past && (past.came || past.went) && moments[moment - ago].kind === "round") {
-          return { ...layer, came: past.came, went: past.went, fresh: past.fresh, strength: 1 - ago / GLOW };
+          return { ...layer, came: past.came, went: past.went, which: past.which, fresh: past.fresh, strength: 1 - ago / GLOW };
         }
       }
       return { ...layer, came: 0, went: 0, strength: 0 };
@@ -44,10 +44,12 @@ class Picture {
       const soon = this.layersAt(first + 1);
       shown = soon.map((layer) => {
         const old = now.find((one) => one.id === layer.id);
-        const from = old ? old.width : 0;
-        const came = Math.max(0, from + (layer.width - from) * part - (layer.width - layer.came));
-        const same = !(layer.strength === 1 && (layer.came || layer.went));
-        return { ...layer, width: from + (layer.width - from) * part, came: same ? layer.came : came, went: same ? layer.went : layer.went * part, presence: old ? 1 : part };
+        if (layer.strength === 1 && layer.went) return { ...layer, old: 1 - part, presence: 1 }; // they turn into shadows
+        if (!layer.strength && old && old.went) return { ...old, strength: old.strength * (1 - part), presence: 1 }; // which vanish
+        const from = old ? old.width : 0, width = from + (layer.width - from) * part;
+        const came = layer.strength === 1 && layer.came ? Math.max(0, width - (layer.width - layer.came)) : layer.came;
+        const fading = old && old.strength > layer.strength ? old.strength + (layer.strength - old.strength) * part : layer.strength;
+        return { ...layer, width, came, strength: fading, presence: old ? 1 : part };
       });
     }
     const data = (results || {}).data || {};
@@ -78,9 +80,10 @@ class Picture {
     const places = columns.map((column) => {
       const x = at + (slot * column.presence) / 2;
       at += slot * column.presence;
-      const own = Math.max(1, Math.min(files, Math.ceil(column.width))); // files of this layer
-      const size = column.end ? Math.min(tall * 0.34, 84) : Math.max((column.width / own) * unit, 2);
-      return { ...column, x, files: own, from: middle - size / 2, to: middle + size / 2, thick: column.end ? Math.min(thick, 14) : dots ? own * unit : thick };
+      const units = column.end ? [] : inOrder(column), seen = units.reduce((sum, one) => sum + one.count * one.room, 0);
+      const own = Math.max(1, Math.min(files, Math.ceil(seen))); // files of this layer
+      const size = column.end ? Math.min(tall * 0.34, 84) : Math.max((seen / own) * unit, 2);
+      return { ...column, x, units, files: own, from: middle - size / 2, to: middle + size / 2, thick: column.end ? Math.min(thick, 14) : dots ? own * unit : thick };
     });
     const ribbons = places.slice(1).map((place, number) => this.ribbon(places[number], place));
     const parts = places.map((place) => (place.end ? this.end(place, slot) : this.layer(place, grid, slot)));
@@ -98,33 +101,56 @@ class Picture {
     const label = slot > 34 ? place.title : place.title.slice(0, slot > 22 ? 3 : 0);
     return svg("g", { class: "end" },
       svg("line", { x1: place.x, x2: place.x, y1: place.from + place.thick / 2, y2: place.to - place.thick / 2, "stroke-width": place.thick * 0.8, "stroke-linecap": "round" }),
-      known(place.width) || place.width ? svg("text", { x: place.x, y: place.from - 8, class: "size" }, known(place.width) ? short(place.width) : place.width) : null,
+      known(place.width) || place.width ? svg("text", { x: Math.max(place.x, 3.2 * String(place.width).length + 2), y: place.from - 8, class: "size" }, known(place.width) ? short(place.width) : place.width) : null,
       svg("text", { x: place.x, y: this.height - 8, class: "name" }, label));
   }
 
-  /** A layer: old units, those that came lit, those that went as shadows. */
+  /** A layer: old units, those that came lit, those that went as shadows where they were. */
   layer(place, grid, slot) {
     const { unit } = grid, { files } = place;
     const piece = (from, to, name, opacity) => {
-      if (to - from < 0.01) return null;
+      if (to - from < 0.01 || opacity <= 0) return null;
       if (!grid.dots) return svg("line", { x1: place.x, x2: place.x, y1: place.from + from * unit, y2: Math.max(place.from + to * unit, place.from + from * unit + 1.5), "stroke-width": place.thick, class: name, opacity });
       return svg("g", { class: name, opacity, "stroke-width": unit * 0.72, "stroke-linecap": "round", "stroke-dasharray": `0 ${unit}` }, Array.from({ length: files }, (_, file) => {
-        const first = Math.ceil((from - file) / files), last = Math.ceil((to - file) / files) - 1;
-        if (last < first) return null;
-        const x = place.x + (file - (files - 1) / 2) * unit, y = place.from + unit / 2;
-        return svg("line", { x1: x, x2: x, y1: y + first * unit, y2: y + last * unit + 0.01 });
+        const first = (Math.ceil(from - 1e-6) - file) / files, last = Math.ceil((to - file) / files - 1e-6) - 1;
+        const start = files > 1 ? Math.ceil(first) : from; // in one file units may be on their way
+        if (last < Math.floor(start)) return null;
+        const x = place.x + (file - (files - 1) / 2) * unit, y = place.from + unit / 2, end = files > 1 ? last : start + Math.ceil(to - from - 1e-6) - 1;
+        return svg("line", { x1: x, x2: x, y1: y + start * unit, y2: y + end * unit + 0.01 });
       }));
     };
-    const { strength } = place, old = place.width - (strength ? place.came : 0);
-    const lower = place.to + (strength ? (place.went * unit) / files : 0);
+    let at = 0;
+    const pieces = place.units.flatMap(({ count: units, room, looks }) => {
+      const from = at;
+      at += units * (files > 1 ? Math.round(room) : room);
+      return room < 0.5 && files > 1 ? [] : looks.map(([name, opacity]) => piece(from, grid.dots ? from + units : at, name, opacity));
+    });
     return svg("g", { opacity: place.presence },
       svg("title", {}, `${place.name || "layer"}: ${plural(Math.round(place.width), "unit")}`),
-      piece(0, strength < 1 ? place.width : old, "units", 1),
-      strength ? piece(old, place.width, place.fresh ? "lit inserted" : "lit", strength) : null,
-      strength ? piece(place.width, place.width + place.went, "gone", strength * 0.5) : null,
+      pieces,
       slot > 20 ? svg("text", { x: place.x, y: Math.max(13, place.from - 8), class: "size" }, Math.round(place.width)) : null,
-      slot > 56 && place.name && lower < this.height - 22 ? svg("text", { x: place.x, y: this.height - 8, class: "name" }, tail(place.name, Math.floor(slot / 7))) : null);
+      slot > 56 && place.name && place.to < this.height - 22 ? svg("text", { x: place.x, y: this.height - 8, class: "name" }, tail(place.name, Math.floor(slot / 7))) : null);
   }
+}
+
+/**
+ * A layer's units from top to bottom, in runs: [{count, room, looks: [[class, opacity]]}]; room is the part of its place
+ * that a unit that went still has.
+ */
+function inOrder({ width, came, went, which, fresh, strength, old = 0 }) {
+  if (!strength || !(came || went)) return [{ count: width, room: 1, looks: [["units", 1]] }];
+  if (!went) return [
+    { count: width - came, room: 1, looks: [["units", 1]] },
+    { count: came, room: 1, looks: [["units", strength < 1 ? 1 : 0], [fresh ? "lit inserted" : "lit", strength]] }];
+  const all = width + went; // numbers are those before; of old records they aren't known: the last, then
+  const gone = new Set(which && which.length === went ? which : Array.from({ length: went }, (_, at) => width + at));
+  const runs = [], room = Math.min(1, strength * GLOW);
+  for (let at = 0; at < all; at++) {
+    const last = runs[runs.length - 1], is = gone.has(at);
+    if (last && last.is === is) last.count += 1;
+    else runs.push({ is, count: 1, room: is ? room : 1, looks: is ? [["units", old], ["gone", strength * 0.5 * (1 - old)]] : [["units", 1]] });
+  }
+  return runs;
 }
 
 /** The end of a dotted name that has room. */

@@ -35,8 +35,8 @@ function candidateTable(story, round) {
   const most = Math.max(1e-12, ...candidates.map((one) => Math.max(Math.abs(one.promise || 0) + (one.error || 0) / (2 * nat), Math.abs(one.price || 0))));
   const rows = candidates.map((one) => ({
     class: one.accepted ? "accepted" : "refused",
-    cells: [one.accepted ? "accepted" : "refused", [badge(one.kind), ` ${one.place}`], bar(one, nat, most), signed(one.promise), num(one.price), signed(one.margin), num(one.gain),
-      one.kind === "prune" ? "–" : plusMinus(one.heldout, one.error), count(one.units), signedCount(one.parameters), one.detail],
+    cells: [one.accepted ? "accepted" : one.reason ? "not taken" : "refused", [badge(one.kind), ` ${one.place}`], bar(one, nat, most), signed(one.promise), num(one.price), signed(one.margin), num(one.gain),
+      one.kind === "prune" ? "–" : plusMinus(one.heldout, one.error), count(one.units), signedCount(one.parameters), one.reason ? `${one.detail}; ${one.reason}` : one.detail],
   }));
   return table(`Candidates of round ${round.number}, at step ${count(round.step)}: the accepted in their order, then the best refused of each kind and place`, CANDIDATE_COLUMNS, rows);
 }
@@ -52,7 +52,7 @@ function closest(story, round) {
   const best = story.candidates(round).filter((one) => !one.accepted && known(one.margin)).sort((a, b) => b.margin - a.margin)[0];
   if (!best) return "";
   const what = `${best.kind} ${best.place}`;
-  return best.margin < 0 ? `closest refused: ${what}, short by ${num(-best.margin, 2)} nats` : `not taken: ${what}, ${num(best.margin, 2)} nats above what was asked`;
+  return best.margin < 0 ? `closest refused: ${what}, short by ${num(-best.margin, 2)} nats` : `not taken: ${what}, ${num(best.margin, 2)} nats above what was asked${best.reason ? ` (${best.reason})` : ""}`;
 }
 
 function roundSummary(story, round) {
@@ -98,7 +98,7 @@ class Rounds {
       [["all", "all rounds"], ["changed", "with a change of size"], ["nothing", "in which nothing was bought"], ["rollback", "rolled back"]].map(([value, text]) => el("option", { value }, text)));
     this.select = counts;
     this.said = el("span", { class: "note", role: "status" });
-    this.element = el("div", {}, el("p", { class: "filter" }, el("label", { for: `${prefix}filter` }, "Show "), counts, " ", this.said), this.list);
+    this.element = el("div", { class: "list" }, el("p", { class: "filter" }, el("label", { for: `${prefix}filter` }, "Show "), counts, " ", this.said), this.list);
     this.update();
   }
 
@@ -126,7 +126,8 @@ class Rounds {
       node.hidden = this.select.value !== "all" && this.select.value !== state && !(this.select.value === "rollback" && round.rollbacks.length);
       shown += node.hidden ? 0 : 1;
     }
-    this.said.replaceChildren(`${count(shown)} of ${plural(this.items.length, "round")}`);
+    this.element.classList.toggle("empty", !this.items.length);
+    this.said.replaceChildren(this.items.length ? `${count(shown)} of ${plural(this.items.length, "round")}` : "No round of growth has been made.");
   }
 
   mark(step) {

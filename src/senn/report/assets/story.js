@@ -40,7 +40,12 @@ class Story {
       this.rounds.push(round);
     };
     for (const record of records) {
-      if (record.event === "consideration") { begin(record); round.record = record; }
+      if (record.event === "consideration") {
+        begin(record);
+        round.record = record;
+        const last = this.rounds[this.rounds.length - 2];
+        if (last && known(record.realised)) for (const change of last.changes) change.realised = record.realised;
+      }
       else if (record.event === "growth") {
         if (!round || round.step !== record.step) begin(record);
         round.changes.push(record);
@@ -81,7 +86,7 @@ class Story {
     const { rows = [], names = [] } = round.record || {};
     return rows.map(([accepted, ...cells]) => {
       const one = { accepted: accepted === 1 };
-      this.columns.forEach((column, at) => { one[column] = ["kind", "place", "detail"].includes(column) ? names[cells[at]] : cells[at]; });
+      this.columns.forEach((column, at) => { one[column] = ["kind", "place", "detail", "reason"].includes(column) ? names[cells[at]] : cells[at]; });
       return one;
     });
   }

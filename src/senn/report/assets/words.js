@@ -46,11 +46,11 @@ const cap = (text) => text.charAt(0).toUpperCase() + text.slice(1);
  * A table in a box that scrolls by itself, also by keyboard.
  * columns: [{name, title, left}] or names; rows: lists of text or nodes, or {cells, class}.
  */
-function table(caption, columns, rows) {
+function table(caption, columns, rows, kind) {
   const heads = columns.map((column) => (typeof column === "string" ? { name: column } : column));
   const side = heads.map((head) => (head.left ? "left" : null));
   return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption },
-    el("table", {},
+    el("table", { class: kind },
       el("caption", {}, caption),
       el("thead", {}, el("tr", {}, heads.map((head, at) => el("th", { scope: "col", title: head.title, class: side[at] }, head.name)))),
       el("tbody", {}, rows.map((row) => {
