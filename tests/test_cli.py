@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,10 @@ from rich.console import Console
 from senn import disk
 from senn.cli import fit as fit_command
 from senn.cli.main import main
-from senn.cli.progress import LinesCallback, LiveCallback
+from senn.cli.progress import LinesCallback, LiveCallback, _short, _state
+from senn.cli.show import _changes
 from senn.persistence import load, save
+from senn.runs import SavedRun
 from senn.training import Recipe, train
 
 FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
@@ -242,7 +245,7 @@ class TestFit:
         assert nothing_written(tmp_path)
 
     def test_the_target_must_be_named(self, home, capsys):
-        assert "Name it with --target" in refused(capsys, fit(home, "people.csv"))
+        assert "Name it with --target; the table has '" in refused(capsys, fit(home, "people.csv"))
 
     def test_a_target_near_the_largest_number(self, tmp_path, capsys, recwarn):
         (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{at},{at % 7}e299\n" for at in range(60)))
@@ -381,9 +384,26 @@ class TestShow:
         out = capsys.readouterr().out
         results = json.loads((home / "classes" / "results.json").read_text())
         assert f"test (16 rows): accuracy {results['test']['accuracy']:.4g}" in out
-        assert out.count("  step ") == results["growth_events"]
+        changes = [
+            line for line in out.splitlines() if line.startswith("  step ") and "network that is kept" not in line
+        ]
+        assert len(changes) == results["growth_events"]
         assert main(["show", str(home / "classes"), "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == results
+
+    def test_shows_which_network_is_kept_if_it_changed_after(self):
+        def saved(best):
+            events = [{"event": "growth", "text": "widen", "realised": None}, {"event": "epoch", "epoch": 1}]
+            history = [{**one, "step": step} for step, one in enumerate([*events, *events])]
+            history[3]["epoch"] = 2
+            return SavedRun(Path(), {"best_epoch": best}, history, unfinished=False)
+
+        assert _changes(saved(1)) == [
+            "  step 0: widen",
+            "  step 1: the network that is kept, of epoch 1",
+            "  step 2: widen",
+        ]
+        assert _changes(saved(2)) == ["  step 0: widen", "  step 2: widen"]
 
     def test_bad_folders(self, home, capsys, tmp_path):
         assert "holds no run" in refused(capsys, ["show", tmp_path])
@@ -414,6 +434,18 @@ def test_live_display_shows_the_state_and_scrolls_events():
     assert "20/20 epochs" in shown
     assert not re.search(r"\x1b\[32m[^\x1b]*epochs", shown)  # the bar doesn't take the events' colours
     assert "training ended: " in shown
+
+
+def test_nothing_is_said_of_a_validation_that_is_not_made():
+    record = {
+        "train_loss": 0.5,
+        "validation_loss": None,
+        "validation_score": None,
+        "architecture": [3],
+        "parameters": 9,
+    }
+    assert _state(record) == "loss 0.5, hidden 3, 9 parameters"
+    assert _short(record) == "hidden 3, loss 0.5"
 
 
 @pytest.mark.parametrize("argv", [[], ["dance"], ["fit"], ["fit", "wine", "--nonsense"], ["reproduce", "alchemy"]])

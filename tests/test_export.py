@@ -132,7 +132,7 @@ def test_without_onnx_runtime_it_is_said_that_nothing_was_checked(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     done = to_onnx(nn.Linear(2, 2), tmp_path / "net.onnx", torch.randn(3, 2))
     assert done.difference is None
-    assert str(done).endswith("written, but not checked: onnxruntime isn't installed")
+    assert str(done).endswith("written, but not checked: onnxruntime isn't installed (pip install onnxruntime)")
     assert (tmp_path / "net.onnx").stat().st_size
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SennError, match=r"'onnx': pip install 'senn\[export\]'"):

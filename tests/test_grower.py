@@ -412,3 +412,26 @@ def test_a_round_that_refuses_everything_says_so_too():
     assert grower.consideration is not None
     assert grower.consideration.accepted == ()
     assert {one.candidate.kind for one in grower.consideration.refused} == {"widen"}  # layers were not even drawn
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "loss", "message"),
+    [
+        (
+            torch.zeros(20, 3),
+            Y[:20],
+            F.cross_entropy,
+            "the model's forward pass fails on this batch: RuntimeError: mat1",
+        ),
+        (X[:20], Y[:20] + 9, F.cross_entropy, "the loss cross_entropy fails on outputs.*out of bounds"),
+        (X[:20], Y[:20] + 9, lambda y, t: F.cross_entropy(y, t), r"fails on outputs of shape \(20, 10\) and targets"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_and_growth_goes_on(x, y, loss, message):
+    torch.manual_seed(0)
+    grower = senn.Grower(net(), loss=loss)
+    grower.grow([(X, Y)])
+    with pytest.raises(SennError, match=message):
+        grower.grow([(x, y)])
+    grower.grow([(X, Y)])
+    assert grower.rounds == 2

@@ -42,6 +42,16 @@ def test_everything_has_a_table_and_names_stay_text():
     assert grower.consideration._repr_html_().count("<svg") == every
 
 
+def test_a_terminal_shows_a_line_for_each():
+    grower, _, events = grown()
+    round_ = grower.consideration
+    lines = str(round_).splitlines()
+    assert len(lines) == 2 + len(round_.accepted) + len(round_.refused)
+    assert [line.split()[0] for line in lines[2:]].count("accepted") == len(round_.accepted)
+    assert str(events[0]) in repr(events)
+    assert "\n" not in repr(events)
+
+
 def test_lists_of_candidates_are_lists_and_explanations_text():
     grower, candidates, _ = grown()
     assert sorted(candidates, key=lambda one: -one.heldout) == candidates

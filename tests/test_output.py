@@ -247,6 +247,8 @@ def _double_well(y, target):
         (_double_well, CLASSES, "_double_well.*not convex"),
         (F.l1_loss, _outputs(2), "l1_loss has no curvature"),
         (lambda y, t: (y - t) ** 2, _outputs(2), "lambda.*scalar"),
+        (lambda y, t: torch.tensor(1.0), CLASSES, "lambda.*doesn't depend on the outputs"),
+        (lambda y, t: torch.ones((), requires_grad=True) * 2, CLASSES, "lambda.*doesn't depend on the outputs"),
         (F.nll_loss, CLASSES, "nll_loss needs log-probabilities"),
         (F.cross_entropy, torch.full((N, 2), 1), "class targets"),
         (F.cross_entropy, CLASSES + 1, "class 3"),

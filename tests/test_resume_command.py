@@ -75,6 +75,8 @@ def test_an_interrupted_run_is_usable_and_goes_on_to_the_same_end(cut, tmp_path,
     assert content(tmp_path / "run") == whole
     assert main(cut) == 0
     assert capsys.readouterr().out == f"the run in {tmp_path / 'run'} is complete\n"
+    assert main([*cut, "--epochs", "40"]) == 2
+    assert "is complete, --epochs can't change it" in capsys.readouterr().err
 
 
 def test_who_watches_a_run_that_goes_on_sees_it_from_its_beginning(cut, tmp_path, monkeypatch):

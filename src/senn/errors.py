@@ -1,5 +1,10 @@
 """Errors that senn raises: one clear sentence each, naming what is wrong."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SennError(ValueError):
     """Bad input or an impossible request; the message is one sentence for the user.
@@ -18,3 +23,26 @@ class DivergenceError(SennError):
 
 class SurgeryError(SennError):
     """A change of the network failed its verification and was rolled back whole."""
+
+
+EVERYDAY = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError)
+"""What calls with wrong arguments raise."""
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Say what failed where a call of others' code inside does; memory, numerics and interrupts pass as they are.
+
+    Args:
+        what: the beginning of the sentence.
+
+    Raises:
+        SennError: from an everyday error inside.
+    """
+    try:
+        yield
+    except EVERYDAY as error:
+        if type(error) not in EVERYDAY:  # such as OutOfMemoryError, a RuntimeError
+            raise
+        said = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+        raise SennError(f"{what}: {': '.join(said)}") from error

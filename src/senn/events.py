@@ -13,7 +13,7 @@ from senn.errors import SurgeryError
 from senn.policy import Candidate, Policy
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class GrowthEvent:
     """One change of the network's size, done.
 
@@ -72,6 +72,10 @@ class GrowthEvent:
     which: tuple[int, ...] = ()
     realised: float | None = None
     _undo: Callable[[], None] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        """The same line, so that a list of events can be read too; `as_dict` has every figure."""
+        return f"GrowthEvent({self})"
 
     def __str__(self) -> str:
         """One readable line."""
@@ -169,7 +173,7 @@ class Consideration:
         architecture: widths before, as `Grower.architecture`.
         eta: the expansion score before.
         eta_of: by linear map, its part of eta; their sum is `eta` unless the policy asks for that of the network whole.
-        limit: lambda, what eta can't exceed.
+        limit: lambda, which the exact score can't exceed (Theorem 3.1); that of Kronecker factors can.
         accepted: in order.
         refused: the best candidates that were left of each kind at each place, the closest to being accepted first.
         realised: decrease of the loss, in nats per sample, since the changes of the round before; None if it made none.
@@ -190,6 +194,25 @@ class Consideration:
     refused: tuple[Verdict, ...]
     realised: float | None = None
 
+    def __str__(self) -> str:
+        """The round for a terminal: what was looked at, and every candidate with its verdict."""
+        head = ("verdict", "change", "place", "detail", "parameters", "promised", "price", "margin")
+        rows = [
+            (word, one.candidate.kind, one.candidate.place, one.candidate.detail, f"{one.candidate.parameters:+,}",
+             *(f"{x:.3g}" for x in (one.candidate.promise, one.price, one.margin)))
+            for word, several in (("accepted", self.accepted), ("refused", self.refused)) for one in several
+        ]  # fmt: skip
+        wide = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, wide)).rstrip() for row in (head, *rows)]
+        return "\n".join([self._said("eta", "lambda"), *lines])
+
+    def _said(self, eta: str, most: str) -> str:
+        return (
+            f"Round {self.round}: looked at {self.looked_at:,} of {self.samples:,} samples, "
+            f"loss {drawn.number(self.loss, 4)}, {self.parameters:,} parameters; "
+            f"{eta} {drawn.number(self.eta)}, {most} {drawn.number(self.limit)}; {len(self.accepted)} accepted"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -199,13 +222,8 @@ class Consideration:
     def _repr_html_(self) -> str:
         """The round for notebooks: what was looked at, eta by map, every candidate with its verdict."""
         number = drawn.number
-        said = (
-            f"Round {self.round}: looked at {self.looked_at:,} of {self.samples:,} samples, "
-            f"loss {number(self.loss, 4)}, {self.parameters:,} parameters; "
-            f"η {number(self.eta)}, at most λ {number(self.limit)}; {len(self.accepted)} accepted"
-        )
         parts = drawn.table("η by linear map", ("map", "η"), [(name, number(x)) for name, x in self.eta_of.items()])
-        return f"<p>{escape(said)}</p>" + _verdicts(self.accepted, self.refused) + parts
+        return f"<p>{escape(self._said('η', 'λ'))}</p>" + _verdicts(self.accepted, self.refused) + parts
 
     def state(self) -> dict[str, Any]:
         """Every field as it is, infinities and all."""

@@ -48,6 +48,23 @@ def _placed(value: str | Path) -> str:
     return os.path.abspath(value) if os.path.exists(value) else str(value)
 
 
+def refuse_others(argv: Sequence[str], folder: Path) -> None:
+    """Refuse data and options beside --resume of a run that is complete: they would say nothing any more.
+
+    Raises:
+        SennError: naming one.
+    """
+    for name in given(argv):
+        if name not in NOT_THE_RUNS:
+            what = _called(name)
+            raise SennError(f"the run in {str(folder)!r} is complete, {what} can't change it; begin another with --out")
+
+
+def _called(name: str) -> str:
+    """An argument as its user writes it."""
+    return "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+
+
 def resumed(argv: Sequence[str], kept: Sequence[str], folder: Path) -> argparse.Namespace:
     """The arguments of a run that goes on.
 
@@ -64,13 +81,14 @@ def resumed(argv: Sequence[str], kept: Sequence[str], folder: Path) -> argparse.
         raise SennError(f"{str(folder)!r} is damaged: it was begun with no arguments of a run")
     for name in ("out", "overwrite", "dry_run"):
         if name in said:
-            raise SennError(f"--{name.replace('_', '-')} makes no sense with --resume: the run stays where it is")
+            raise SennError(f"{_called(name)} makes no sense with --resume: the run stays where it is")
     now = {name: value for name, value in said.items() if name not in NOT_THE_RUNS}
     before = given(kept)
     for name, value in now.items():
         if value is not None and (name not in before or as_kept({name: value}) != as_kept({name: before[name]})):
-            what = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
-            raise SennError(f"{what} says another thing than the run in {str(folder)!r} was begun with; leave it out")
+            raise SennError(
+                f"{_called(name)} says another thing than the run in {str(folder)!r} was begun with; leave it out"
+            )
     for name in NOT_THE_RUNS & said.keys():
         setattr(args, name, said[name])
     args.out = folder

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from senn import __version__
-from senn.cli.arguments import as_kept, given, resumed
+from senn.cli.arguments import as_kept, given, refuse_others, resumed
 from senn.cli.images import prepare_images
 from senn.cli.keeping import FolderKeeper
 from senn.cli.preparation import Prepared, prepare
@@ -130,6 +130,7 @@ def _told(args: argparse.Namespace) -> tuple[argparse.Namespace, SavedRun | None
     if not saved.unfinished:
         if saved.results is not None and saved.results.get("interrupted"):
             raise SennError(f"the run in {str(args.resume)!r} was interrupted, but what it would go on from is gone")
+        refuse_others(args.argv, args.resume)
         args.out = args.resume
         return args, saved
     return resumed(args.argv, saved.about["arguments"], args.resume), saved
@@ -171,6 +172,8 @@ def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch:
     try:
         return preparation.train((callback, *watch), keeper)
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        if isinstance(error, SennError) and not keeper.ranks.alone and keeper.folder.has_checkpoint:  # a lost process
+            raise type(error)(f"{error}; to go on: senn fit --resume {keeper.folder.path}") from error
         if keeper.state is None or isinstance(error, SennError):
             raise
         what = f"{type(error).__name__}: {first_line(error)}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from senn.cli.metrics import metrics
 from senn.data import Table, TableEncoder, Target, read_table, split
-from senn.data.encoder import check_names
+from senn.data.encoder import check_names, listed
 from senn.errors import SennError
 from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.training import Callback, Recipe, Run, Task, train
@@ -228,7 +228,8 @@ def prepare(args: argparse.Namespace) -> Preparation:
     table = read_table(args.data, text=[name for name, kind in kinds.items() if kind == "category"])
     name = args.target or table.target
     if name is None:
-        raise SennError(f"which column of {args.data!r} is to be predicted? Name it with --target")
+        which = f"which column of {args.data!r} is to be predicted? Name it with --target"
+        raise SennError(f"{which}; the table has {listed(table.frame.columns)}")
     check_names(table.frame, name)
     if name in kinds:
         raise SennError(f"{name!r} is the target; --task says how it is read, not --column")

@@ -27,17 +27,20 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def _state(record: Mapping[str, Any]) -> str:
-    return (
-        f"loss {figure(record['train_loss'])}, validation {figure(record['validation_loss'])} "
-        f"(score {figure(record['validation_score'])}), hidden {widths(record['architecture'])}, "
-        f"{record['parameters']:,} parameters"
-    )
+    validation = ""
+    if record["validation_loss"] is not None:
+        score = figure(record["validation_score"])
+        validation = f"validation {figure(record['validation_loss'])} (score {score}), "
+    size = f"hidden {widths(record['architecture'])}, {record['parameters']:,} parameters"
+    return f"loss {figure(record['train_loss'])}, {validation}{size}"
 
 
 def _short(record: Mapping[str, Any]) -> str:
     """The state beside a bar, the size first: training / validation loss, validation score."""
-    losses = f"{figure(record['train_loss'])} / {figure(record['validation_loss'])}"
-    return f"hidden {widths(record['architecture'])}, loss {losses}, score {figure(record['validation_score'])}"
+    short = f"hidden {widths(record['architecture'])}, loss {figure(record['train_loss'])}"
+    if record["validation_loss"] is None:
+        return short
+    return f"{short} / {figure(record['validation_loss'])}, score {figure(record['validation_score'])}"
 
 
 class LinesCallback(Callback):

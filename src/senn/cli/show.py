@@ -17,10 +17,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_unfinished(saved) if saved.results is None else saved.results, ensure_ascii=False))
         return 0
-    growth = [record for record in saved.history if record["event"] == "growth"]
     try:
         lines = _so_far(saved) if saved.results is None else _lines(saved.results)
-        lines += [_change(record) for record in growth]
+        lines += _changes(saved)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         where = f"{str(args.folder / RESULTS)!r} or its {HISTORY}"
         raise SennError(f"{where} is damaged: {type(error).__name__}: {error}") from error
@@ -64,6 +63,20 @@ def _lines(results: dict[str, Any]) -> list[str]:
     ]
     if results["interrupted"]:
         lines.append("training was interrupted")
+    return lines
+
+
+def _changes(saved: SavedRun) -> list[str]:
+    """Every change, and which network is kept where changes came after it."""
+    best = None if saved.results is None else saved.results["best_epoch"]
+    lines: list[str] = []
+    kept: list[str] = []
+    for record in saved.history:
+        if record["event"] == "growth":
+            lines += [*kept, _change(record)]
+            kept = []
+        elif record["event"] == "epoch" and record["epoch"] == best:
+            kept = [f"  step {record['step']}: the network that is kept, of epoch {best}"]
     return lines
 
 

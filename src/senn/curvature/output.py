@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.curvature.losses import Dense, Diagonal, Local, nats, resolve
-from senn.errors import SennError, UnsupportedError
+from senn.errors import SennError, UnsupportedError, explained
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -69,14 +69,19 @@ class OutputMetric:
             output: (N, m), (N,) or what the loss takes.
             target: as the loss takes it.
             weight: sample weights (N,), or None for ones.
+
+        Raises:
+            SennError: the loss fails on them.
         """
         output, target = _upcast(output, target)
-        if weight is None:
-            return self.function(output, target)
-        weight = _weights(weight, output)
-        if self._rule is None:
-            return (_losses(self.function, self.name, output, target) * weight).mean()
-        return (self._rule(output, target, self._options).losses * weight).mean()
+        shapes = f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}"
+        with explained(f"the loss {self.name} fails on {shapes}"):
+            if weight is None:
+                return self.function(output, target)
+            weight = _weights(weight, output)
+            if self._rule is None:
+                return (_losses(self.function, self.name, output, target) * weight).mean()
+            return (self._rule(output, target, self._options).losses * weight).mean()
 
     def gradient(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Rows N dL/dy_i, (N, m); arguments as in `loss`."""
@@ -183,7 +188,11 @@ def _exact(function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, w
         value = function(leaf, target)
         if not isinstance(value, Tensor) or value.ndim != 0:
             raise UnsupportedError(f"the loss {name} must return a scalar, the mean over the samples")
-        (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+        gradient = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise UnsupportedError(f"the loss {name} doesn't depend on the outputs")
         rows = samples * gradient.reshape(samples, -1)
     _check_mean(function, name, y, target, value.detach())
     _check_separable(name, leaf, rows)

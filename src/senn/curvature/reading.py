@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from senn import batch
 from senn.batch import Inputs, Output
 from senn.curvature.patches import Kernel
+from senn.errors import explained
 
 SAMPLES = 3
 """Samples with which a map's layout is found out."""
@@ -251,8 +252,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def forward(model: nn.Module, inputs: Inputs, output: Output | None = None) -> Tensor:
-    """The tensor that the loss takes, in what the model returns for the inputs."""
-    return batch.prediction(batch.call(model, inputs), output)
+    """The tensor that the loss takes, in what the model returns for the inputs.
+
+    Raises:
+        SennError: the forward pass fails on them.
+    """
+    with explained("the model's forward pass fails on this batch"):
+        returned = batch.call(model, inputs)
+    return batch.prediction(returned, output)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class TableEncoder:
         kinds = kinds or {}
         for name, kind in kinds.items():
             if name not in frame.columns:
-                raise SennError(f"there is no column {name!r}; the table has {_listed(frame.columns)}")
+                raise SennError(f"there is no column {name!r}; the table has {listed(frame.columns)}")
             if kind not in KINDS:
                 raise SennError(f"column {name!r} can't be of kind {kind!r}; the kinds are {', '.join(sorted(KINDS))}")
         fitted = Target.fit(target, frame[target], task)
@@ -80,7 +80,7 @@ class TableEncoder:
         used = [column for column in self.columns if column.features()]
         absent = [column.name for column in used if column.name not in frame.columns]
         if absent:
-            raise SennError(f"the table lacks the column{'s' * (len(absent) > 1)} {_listed(absent)}")
+            raise SennError(f"the table lacks the column{'s' * (len(absent) > 1)} {listed(absent)}")
         check_names(frame)
         return np.concatenate([column.encode(frame[column.name]) for column in used], axis=1).astype(np.float32)
 
@@ -106,12 +106,12 @@ def check_names(frame: pd.DataFrame, target: str | None = None) -> None:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise SennError(f"two columns are named {twice!r}")
     if target is not None and target not in frame.columns:
-        raise SennError(f"there is no column {target!r}; the table has {_listed(frame.columns)}")
+        raise SennError(f"there is no column {target!r}; the table has {listed(frame.columns)}")
     if len(frame) == 0:
         raise SennError("the table has no rows")
 
 
-def _listed(names: Any, most: int = 8) -> str:
+def listed(names: Any, most: int = 8) -> str:
     """Names in quotes, the first few."""
     quoted = [repr(str(name)) for name in names]
     return ", ".join(quoted[:most]) + (f" and {len(quoted) - most:,} more" if len(quoted) > most else "")

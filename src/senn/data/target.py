@@ -57,7 +57,7 @@ class Target:
             row = cells.index[int(np.flatnonzero(missing)[0])]
             count = int(missing.sum())
             where = f"in row {row}" if count == 1 else f"in {count:,} rows, the first being row {row}"
-            raise SennError(f"target {name!r} is missing {where}")
+            raise SennError(f"target {name!r} is missing {where}; remove rows that lack it")
         if kind == "date":
             raise SennError(f"target {name!r} is a date; only classes and numbers can be predicted")
         values = numbers(name, cells) if kind in ("number", "boolean") else None

@@ -164,6 +164,11 @@ class RunFolder:
         return SennError(f"{str(self.path)!r} can't be written: {error.strerror or error}{more}")
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from, so that what is here stays."""
+        return self._keep
+
+    @property
     def replaces_another(self) -> bool:
         """Whether a run that came to its end is still there, which only one that does so too may replace."""
         return (self.place / RESULTS).exists() and not self._interrupted()

@@ -92,7 +92,7 @@ def analysed(ranks: Ranks, model: nn.Module, inputs: Inputs, ignore: Sequence[st
     """
     structure = analyse(model, first_of(ranks, inputs), ignore=ignore)
     if not structure.spaces and not structure.sites:
-        reasons = "; ".join(f"{r.place}: {r.reason}" for r in structure.refused[:3])
+        reasons = "; ".join(f"{r.place or 'the model'}: {r.reason}" for r in structure.refused[:3])
         raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
     return structure
 

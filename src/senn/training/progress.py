@@ -30,7 +30,9 @@ def _figure(value: float | None) -> str:
 
 def _state(record: Mapping[str, Any]) -> str:
     hidden = "-".join(map(str, record["architecture"])) or "none"
-    losses = f"loss {_figure(record.get('train_loss'))}, validation {_figure(record.get('validation_loss'))}"
+    losses = f"loss {_figure(record.get('train_loss'))}"
+    if record.get("validation_loss") is not None:
+        losses += f", validation {_figure(record['validation_loss'])}"
     return f"{losses}, hidden {hidden}, {record['parameters']:,} parameters"
 
 
