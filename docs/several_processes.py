@@ -73,7 +73,8 @@ ranks=Ranks())` grows in one process alone, `ranks=senn.ranks.Processes(group)` 
   with `mixed_precision`.
 - `natural-gradient` steps in one process only.
 - A run of `senn fit` that a signal, a failure or a lost process ends goes on from its last checkpoint with `senn fit
-  --resume`, in any number of processes; in as many as before, bit for bit.
+  --resume`, in any number of processes; in as many as before, bit for bit. The first checkpoint is made after 20 seconds, or
+  at a signal; a run that loses a process before is begun again.
 
 ## What is sent
 

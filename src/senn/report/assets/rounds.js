@@ -75,7 +75,7 @@ function roundDetails(story, round, goTo) {
   const { record } = round;
   const looked = record ? el("p", { class: "note" },
     `Looked at ${count(record.looked_at)} samples of ${count(record.samples)} (loss ${num(record.loss, 4)}; ${count(record.parameters)} parameters). `,
-    `Expansion score η ${num(record.eta)}, at most λ ${num(record.limit)}: `,
+    `Expansion score η ${num(record.eta)}, λ ${num(record.limit)}; by map: `,
     Object.entries(record.eta_of || {}).map(([name, value]) => `${name} ${num(value)}`).join(", "), ".") : el("p", { class: "note" }, "What was on offer isn't recorded.");
   return [
     looked,
