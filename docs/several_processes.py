@@ -26,15 +26,15 @@ own batches, and all end with the same network and the same optimizer state:
 ```python
 import senn.distributed
 
-model = DistributedDataParallel(net)                      # or fully_shard(net), or gradients summed by hand
-grower = senn.Grower(model, optimizer, F.cross_entropy)   # knows of the processes by itself
+model = DistributedDataParallel(net)  # or fully_shard(net), or gradients summed by hand
+grower = senn.Grower(model, optimizer, F.cross_entropy)  # knows of the processes by itself
 ...
-events = grower.grow(recent_batches)                      # on every rank
-model = senn.distributed.rewrap(model)                    # DistributedDataParallel follows the grown network
+events = grower.grow(recent_batches)  # on every rank
+model = senn.distributed.rewrap(model)  # DistributedDataParallel follows the grown network
 ```
 
 ```python
-with senn.distributed.gathered(model, optimizer):         # fully_shard: whole for the moment, then sharded as before
+with senn.distributed.gathered(model, optimizer):  # fully_shard: whole for the moment, then sharded as before
     events = grower.grow(recent_batches)
 ```
 
@@ -73,8 +73,8 @@ ranks=Ranks())` grows in one process alone, `ranks=senn.ranks.Processes(group)` 
   with `mixed_precision`.
 - `natural-gradient` steps in one process only.
 - A run of `senn fit` that a signal, a failure or a lost process ends goes on from its last checkpoint with `senn fit
-  --resume`, in any number of processes; in as many as before, bit for bit. The first checkpoint is made after 20 seconds, or
-  at a signal; a run that loses a process before is begun again.
+  --resume`, in any number of processes; in as many as before, bit for bit. The first checkpoint is made after
+  20 seconds, or at a signal; a run that loses a process before is begun again.
 
 ## What is sent
 
