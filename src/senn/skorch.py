@@ -12,7 +12,7 @@ from torch import Tensor
 from senn.batch import Output
 from senn.errors import SennError
 from senn.training.callbacks import Callback as Listener
-from senn.training.companion import Companion, Prepare
+from senn.training.companion import Companion, Prepare, check_single
 from senn.training.recipe import Recipe
 
 try:
@@ -58,6 +58,7 @@ class SelfExpansion(Callback):  # type: ignore[misc]
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Growth begins with the first epoch, when it is known how many steps there will be."""
+        check_single((one for _, one in net.callbacks_), SelfExpansion)
         self.step_, output = 0, self.output
         if output is None and isinstance(net.criterion_, torch.nn.NLLLoss):
             output = _logarithm
