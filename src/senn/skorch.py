@@ -29,6 +29,11 @@ class SelfExpansion(Callback):  # type: ignore[misc]
     Rounds come after optimizer steps, at fractions of `max_epochs`, and look at the last batches that passed. Where the
     loss fails on a batch, or a change fails its verification, fitting goes on, and that is recorded.
 
+    A net that has grown is pickled, with its sizes, as any other; `sklearn.base.clone` makes a small one that grows anew.
+    `net.save_params` saves numbers without sizes, so `load_params`, by which skorch's `Checkpoint` and `LoadInitState`
+    load too, fits only a module of the same sizes. For a fresh small net, `senn.save(folder, net.module_)` and, after
+    `net.initialize()`, `senn.load(folder, into=net.module_)`, which predicts; to train it on, pickle the net.
+
     Args:
         recipe: when, by how much, and what is looked at, see `Companion`.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples; None for the net's criterion.
