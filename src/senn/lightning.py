@@ -89,6 +89,12 @@ class SelfExpansion(pl.Callback):
 
     # -- before training
 
+    @property
+    def state_key(self) -> str:
+        """Of its own until `setup`, which refuses several in a Trainer in a sentence that says what is wrong."""
+        key: str = super().state_key
+        return key if self._parts else f"{key}, {id(self)}"
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The module's checkpoints describe its sizes from now on, and are loaded after these have been made theirs."""
         _check_strategy(trainer.strategy)

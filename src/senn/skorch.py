@@ -29,10 +29,10 @@ class SelfExpansion(Callback):  # type: ignore[misc]
     Rounds come after optimizer steps, at fractions of `max_epochs`, and look at the last batches that passed. Where the
     loss fails on a batch, or a change fails its verification, fitting goes on, and that is recorded.
 
-    A net that has grown is pickled, with its sizes, as any other; `sklearn.base.clone` makes a small one that grows anew.
-    `net.save_params` saves numbers without sizes, so `load_params`, by which skorch's `Checkpoint` and `LoadInitState`
-    load too, fits only a module of the same sizes. For a fresh small net, `senn.save(folder, net.module_)` and, after
-    `net.initialize()`, `senn.load(folder, into=net.module_)`, which predicts; to train it on, pickle the net.
+    A net that has grown is pickled as any other, and `partial_fit` goes on with it; `sklearn.base.clone` makes a small
+    one that grows anew. `net.save_params` saves numbers without sizes, so `load_params`, by which skorch's `Checkpoint`
+    and `LoadInitState` load too, fits only a module that has the same. What `senn.save(folder, net.module_)` saves is
+    loaded into a fresh small net, to predict, by `net.initialize()` and `senn.load(folder, into=net.module_)`.
 
     Args:
         recipe: when, by how much, and what is looked at, see `Companion`.
