@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 
 import pytest
 import torch
@@ -135,3 +136,16 @@ def test_what_makes_no_sense_is_refused():
         begun(state={})
     with pytest.raises(SennError, match="nothing grows before training has begun"):
         Companion().state_dict()
+
+
+def test_what_fails_every_time_is_warned_of_once(caplog):
+    caplog.set_level(logging.WARNING, logger="senn")
+    companion, optimizer = begun(loss=lambda y, t: 1 / 0)
+    steps(companion, optimizer, 1, 20)
+    assert [record["step"] for record in companion.history if record["event"] == "fault"] == [6, 12]
+    assert caplog.text.count("the round was skipped") == 1
+
+
+def test_a_recipe_that_is_none_is_refused():
+    with pytest.raises(SennError, match=r"recipe must be a senn.training.Recipe or None, and 'x' is none"):
+        Companion("x")

@@ -192,3 +192,41 @@ def test_a_trainer_that_takes_the_model_apart_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.FSDP)
     with pytest.raises(SennError, match="can't grow under FSDP: train it in one process or under Dist"):
         SelfExpansion().on_train_begin(arguments, None, None, model=None, optimizer=None)
+
+
+class Own(nn.Module):
+    """Can't do without labels."""
+
+    def __init__(self, returns):
+        super().__init__()
+        self.first, self.last, self.returns = nn.Linear(16, 2), nn.Linear(2, 4), returns
+
+    def forward(self, pixel_values, labels=None):
+        scores = self.last(self.first(pixel_values.flatten(1)).relu())
+        return self.returns(nn.functional.cross_entropy(scores, labels), scores)
+
+
+@pytest.mark.parametrize(
+    "returns",
+    [
+        lambda loss, scores: {"loss": loss, "logits": scores},
+        lambda loss, scores: {"loss": loss, "scores": scores},
+        lambda loss, scores: (loss, scores),
+    ],
+)
+def test_a_model_that_always_computes_its_loss_grows(returns, tmp_path):
+    expansion = SelfExpansion(EARLY)
+    torch.manual_seed(0)
+    trainer = fit(tmp_path, expansion, model=Own(returns), save_strategy="no")
+    assert not events(expansion, "fault")
+    assert parameters(trainer.model) > parameters(Own(returns))
+
+
+def test_two_in_one_trainer_are_refused(tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(SennError, match="one loop takes one SelfExpansion, and was given several"):
+        Trainer(vit(), arguments, train_dataset=DATA, callbacks=[SelfExpansion(), SelfExpansion()])
+    trainer = Trainer(vit(), arguments, train_dataset=DATA, callbacks=[SelfExpansion()])
+    trainer.add_callback(SelfExpansion())
+    with pytest.raises(SennError, match="one loop takes one SelfExpansion, and was given several"):
+        trainer.train()

@@ -293,3 +293,8 @@ def test_what_cannot_be_is_said_at_the_start(tmp_path):
     fit([keeping(tmp_path)], epochs=1, enable_checkpointing=True)
     with pytest.raises(SennError, match=r"holds no sizes: it wasn't written with senn\.lightning\.SelfExpansion"):
         load_from_checkpoint(tmp_path / "epoch=0.ckpt", Net())
+
+
+def test_two_in_one_trainer_are_refused():
+    with pytest.raises(SennError, match="one loop takes one SelfExpansion, and was given several"):
+        fit([SelfExpansion(EARLY), SelfExpansion(EARLY)])

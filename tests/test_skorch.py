@@ -15,6 +15,7 @@ pytest.importorskip("skorch")
 
 from skorch import NeuralNetClassifier, NeuralNetRegressor
 
+from senn import SennError, load, save
 from senn.skorch import SelfExpansion
 from senn.training import Recipe
 
@@ -63,3 +64,41 @@ def test_a_regressor_grows_by_its_criterion_and_is_fitted_again():
         histories.append(dict(net.callbacks_)["grow"].history_)
     assert "growth" in kinds(net)
     assert histories[0] == histories[1]
+
+
+def test_two_in_one_net_are_refused():
+    net = NeuralNetClassifier(small, module__outputs=3, module__last=[], verbose=0, callbacks=[SelfExpansion()] * 2)
+    with pytest.raises(SennError, match="one loop takes one SelfExpansion, and was given several"):
+        net.fit(X, Y)
+
+
+def test_a_recipe_that_is_none_is_refused():
+    net = NeuralNetClassifier(small, module__outputs=3, module__last=[], verbose=0, callbacks=[SelfExpansion("x")])
+    with pytest.raises(SennError, match=r"recipe must be a senn.training.Recipe or None, and 'x' is none"):
+        net.fit(X, Y)
+
+
+def test_a_grown_net_loads_into_a_fresh_small_one(tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        return NeuralNetClassifier(
+            small, module__outputs=3, module__last=[], criterion=nn.CrossEntropyLoss, max_epochs=6, lr=0.02, verbose=0,
+            optimizer=torch.optim.Adam, batch_size=32, callbacks=[("grow", SelfExpansion(EARLY))],
+        )  # fmt: skip
+
+    x = StandardScaler().fit_transform(X)
+    net = fresh().fit(x, Y)
+    assert "growth" in kinds(net)
+    save(tmp_path / "grown", net.module_)
+    net.save_params(f_params=tmp_path / "params.pt")
+    other = fresh().initialize()
+    load(tmp_path / "grown", into=other.module_)
+    assert np.array_equal(other.predict_proba(x), net.predict_proba(x))
+    other.load_params(f_params=tmp_path / "params.pt")  # as it is of that size now
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fresh().initialize().load_params(f_params=tmp_path / "params.pt")
+    other = pickle.loads(pickle.dumps(net))
+    other.partial_fit(x, Y)
+    begun = dict(other.callbacks_)["grow"].history_[0]
+    assert begun["parameters"] == sum(p.numel() for p in net.module_.parameters())
+    assert {*other.module_.parameters()} == {p for one in other.optimizer_.param_groups for p in one["params"]}

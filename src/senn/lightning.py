@@ -21,7 +21,7 @@ from senn.batch import Output
 from senn.errors import SennError
 from senn.persistence import Parts, held, hold, regrow, sizes
 from senn.training.callbacks import Callback as Listener
-from senn.training.companion import Companion, Prepare, refuse
+from senn.training.companion import Companion, Prepare, check_single, refuse
 from senn.training.loggers import LoggerCallback
 from senn.training.recipe import Recipe
 
@@ -89,9 +89,16 @@ class SelfExpansion(pl.Callback):
 
     # -- before training
 
+    @property
+    def state_key(self) -> str:
+        """Of its own until `setup`, which refuses several in a Trainer in a sentence that says what is wrong."""
+        key: str = super().state_key
+        return key if self._parts else f"{key}, {id(self)}"
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The module's checkpoints describe its sizes from now on, and are loaded after these have been made theirs."""
         _check_strategy(trainer.strategy)
+        check_single(trainer.callbacks, SelfExpansion)  # type: ignore[attr-defined]
         grown = _part(pl_module, self.model)
         self._names = self._state = None
         if not self._parts or self._parts[0].model is not grown:

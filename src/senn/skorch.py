@@ -12,7 +12,7 @@ from torch import Tensor
 from senn.batch import Output
 from senn.errors import SennError
 from senn.training.callbacks import Callback as Listener
-from senn.training.companion import Companion, Prepare
+from senn.training.companion import Companion, Prepare, check_single
 from senn.training.recipe import Recipe
 
 try:
@@ -28,6 +28,11 @@ class SelfExpansion(Callback):  # type: ignore[misc]
 
     Rounds come after optimizer steps, at fractions of `max_epochs`, and look at the last batches that passed. Where the
     loss fails on a batch, or a change fails its verification, fitting goes on, and that is recorded.
+
+    A net that has grown is pickled as any other, and `partial_fit` goes on with it; `sklearn.base.clone` makes a small
+    one that grows anew. `net.save_params` saves numbers without sizes, so `load_params`, by which skorch's `Checkpoint`
+    and `LoadInitState` load too, fits only a module that has the same. What `senn.save(folder, net.module_)` saves is
+    loaded into a fresh small net, to predict, by `net.initialize()` and `senn.load(folder, into=net.module_)`.
 
     Args:
         recipe: when, by how much, and what is looked at, see `Companion`.
@@ -58,6 +63,7 @@ class SelfExpansion(Callback):  # type: ignore[misc]
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Growth begins with the first epoch, when it is known how many steps there will be."""
+        check_single((one for _, one in net.callbacks_), SelfExpansion)
         self.step_, output = 0, self.output
         if output is None and isinstance(net.criterion_, torch.nn.NLLLoss):
             output = _logarithm

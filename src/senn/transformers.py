@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from senn import disk
-from senn.batch import Output
+from senn.batch import Output, prediction
 from senn.errors import SennError
 from senn.persistence import Parts, held, hold, regrow, shapes, sizes
 from senn.persistence.configuration import follow
 from senn.persistence.state import packed, unpacked
 from senn.surgery.optimizer import unwrap
 from senn.training.callbacks import Callback as Listener
-from senn.training.companion import Companion, Prepare, refuse
+from senn.training.companion import Companion, Prepare, check_single, refuse
 from senn.training.recipe import Recipe
 
 try:
@@ -61,10 +61,11 @@ class SelfExpansion(TrainerCallback):
         recipe: when, by how much, and what is looked at, see `Companion`.
         loss: the training loss, `loss(logits, labels)`, a mean over samples.
         prepare: makes inputs, targets and perhaps weights of the keyword arguments that the model is called with; by
-            default the targets are its `labels`.
+            default the targets are its `labels`, which it is called with in rounds too.
         samples: number of training samples, for prices; by default that of the Trainer's data set.
         ignore: names of modules to leave alone.
-        output: finds, in what the model returns, the tensor that the loss takes; by default its `logits`.
+        output: finds, in what the model returns, the tensor that the loss takes; by default its `logits`, or what
+            else there is beside its loss.
         callbacks: told of every event (`senn.training.Callback`), `LoggerCallback` for one.
         resume_from: folder of the checkpoint to go on from, where it is neither in the Trainer's `output_dir` nor its
             `resume_from_checkpoint` argument.
@@ -90,7 +91,7 @@ class SelfExpansion(TrainerCallback):
         resume_from: str | Path | None = None,
     ) -> None:
         self.companion = Companion(
-            recipe, loss=loss, prepare=prepare or labelled, samples=samples, ignore=ignore, output=output,
+            recipe, loss=loss, prepare=prepare or labelled, samples=samples, ignore=ignore, output=output or logits,
             callbacks=callbacks,
         )  # fmt: skip
         self.resume_from = resume_from
@@ -102,6 +103,7 @@ class SelfExpansion(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A state that is loaded into the model finds its sizes from now on."""
+        _check_single(self, state)
         model = kwargs["model"]
         parts = Parts(model)
 
@@ -123,6 +125,7 @@ class SelfExpansion(TrainerCallback):
     ) -> None:
         """Everything is restored: growth begins, or goes on."""
         _check_processes(args)
+        _check_single(self, state)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         saved = self._resumed(args, state, model)
         if saved is not None:
@@ -214,16 +217,32 @@ class SelfExpansion(TrainerCallback):
 def labelled(called: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """Inputs and targets, of the keyword arguments that a model is called with.
 
+    The labels are among the inputs too: some models can't do without, since they compute a loss always, or make of
+    them what their decoder reads.
+
     Raises:
         SennError: there are no `labels` among them.
     """
-    inputs = {name: value for name, value in called.items() if name not in ("labels", "num_items_in_batch")}
+    inputs = {name: value for name, value in called.items() if name != "num_items_in_batch"}
     if called.get("labels") is None:
         raise SennError(
             "the model isn't called with labels, as under label smoothing or a loss function of the Trainer's: "
             "say by prepare=... what the targets are"
         )
     return inputs, called["labels"]
+
+
+def logits(result: Any) -> Tensor:
+    """The tensor that the loss takes, in what a model called with labels returns: `logits`, or all but the loss.
+
+    Raises:
+        UnsupportedError: it isn't clear which tensor is meant.
+    """
+    if isinstance(result, Mapping) and "logits" not in result:
+        result = {name: value for name, value in result.items() if name != "loss"}
+    elif type(result) is tuple and len(result) > 1 and isinstance(result[0], Tensor) and not result[0].dim():
+        result = result[1]
+    return prediction(result)
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
@@ -270,6 +289,11 @@ def _check_processes(args: TrainingArguments) -> None:
     how = PartialState().distributed_type.value
     if how != "NO" and not how.startswith("MULTI_"):
         refuse(how)
+
+
+def _check_single(one: SelfExpansion, state: TrainerState) -> None:
+    """A Trainer doesn't show its callbacks to each other; its state, which it makes anew for each run, is theirs."""
+    check_single({one, vars(state).setdefault("senn", one)}, SelfExpansion)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

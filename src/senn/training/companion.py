@@ -65,6 +65,16 @@ def refuse(how: str) -> None:
     )
 
 
+def check_single(callbacks: Iterable[object], kind: type) -> None:
+    """Refuse several callbacks of a kind in one loop.
+
+    Raises:
+        SennError: there are.
+    """
+    if sum(isinstance(one, kind) for one in callbacks) > 1:
+        raise SennError("one loop takes one SelfExpansion, and was given several: leave all but one out")
+
+
 class Companion:
     """Grows a model beside a loop of others; the loop tells it of every step.
 
@@ -88,6 +98,9 @@ class Companion:
         grower: None before `start`.
         history: records of all events, those of former runs of a resumed one included.
         epoch: what the loop says it is, for records.
+
+    Raises:
+        SennError: the recipe isn't one.
     """
 
     def __init__(
@@ -101,6 +114,8 @@ class Companion:
         output: Output | None = None,
         callbacks: Iterable[Callback] = (),
     ) -> None:
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise SennError(f"recipe must be a senn.training.Recipe or None, and {recipe!r} is none")
         self.recipe = recipe or Recipe()
         self.loss, self.prepare, self.samples = loss, prepare or pair, samples
         self.ignore, self.output, self.callbacks = tuple(ignore), output, [*callbacks]
@@ -115,6 +130,7 @@ class Companion:
         self._held: deque[Held] = deque()
         self._trouble: Exception | None = None
         self._open: list[tuple[GrowthEvent, Record]] = []
+        self._warned: set[str] = set()
 
     def start(
         self,
@@ -155,6 +171,7 @@ class Companion:
         self.history.clear()
         self._held.clear()
         self._open.clear()
+        self._warned.clear()
         self._trouble = None
         if state is None:
             record = {"event": "start", "epoch": self.epoch, "step": 0, "steps": self._steps, **_size(model)}
@@ -326,7 +343,8 @@ class Companion:
             record = rollback_record(failure, self.epoch, step)
         else:
             record = fault_record(f"{what}: {_said(failure)}", self.epoch, step)
-        if self._speaks:
+        if self._speaks and record["text"] not in self._warned:  # what lasts is said once; records have it every time
+            self._warned.add(record["text"])
             logger.warning("step %d: %s", step, record["text"])
         self._tell(record)
 
