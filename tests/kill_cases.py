@@ -34,7 +34,7 @@ class Killer:
             return
         room = self._known.get(name := frame.f_code.co_filename)
         if room is None:
-            inside = name.partition(f"{os.sep}senn{os.sep}")[2].split(os.sep)[0]
+            inside = name.rpartition(f"{os.sep}senn{os.sep}")[2].split(os.sep)[0]
             room = self._known[name] = inside if inside in ROOMS else ""
         if room:
             self.counts[room] += 1
