@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_cases import refused
@@ -17,9 +18,12 @@ from test_resume_kill import content
 from senn import disk
 from senn.cli import signals
 from senn.cli.arguments import as_kept, given, resumed
+from senn.cli.fit import _going_on
 from senn.cli.main import main
 from senn.cli.progress import LinesCallback
 from senn.cli.watch import Watch
+from senn.errors import SennError
+from senn.ranks import Ranks
 from senn.runs import read
 from senn.survey import Survey
 
@@ -307,3 +311,13 @@ def test_a_disk_that_is_really_full(tmp_path, whole, capsys):
         assert content(place / "run") == whole
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def test_what_a_forged_checkpoint_brings_about_is_one_sentence():
+    """Wherever it shows, in training or when the network is scored; a fault without a checkpoint stays what it is."""
+    keeper = SimpleNamespace(state={"step": 1}, ranks=Ranks())
+    with pytest.raises(SennError, match="can't go on from its checkpoint: IndexError: out of range"), _going_on(keeper):
+        raise IndexError("out of range")
+    keeper.state = None
+    with pytest.raises(IndexError), _going_on(keeper):
+        raise IndexError("out of range")

@@ -6,8 +6,8 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,8 @@ def _lead(args: argparse.Namespace, ranks: Ranks) -> int:
             trained = _train(preparation, console, keeper, watch)
         signals.no_more()  # writing takes a moment only
         nothing: dict[str, float | None] = {}
-        scores = signals.attempt(SCORED, lambda: preparation.test(trained.model), nothing)
+        with _going_on(keeper):
+            scores = signals.attempt(SCORED, lambda: preparation.test(trained.model), nothing)
         results = _results(preparation, trained, scores)
         written = not (trained.interrupted and folder.replaces_another)
         if written:
@@ -167,10 +168,11 @@ class _Speaker:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch: Sequence[Callback]) -> Run:
-    callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
+@contextmanager
+def _going_on(keeper: FolderKeeper) -> Iterator[None]:
+    """One sentence for what comes of a checkpoint that holds something else than was written."""
     try:
-        return preparation.train((callback, *watch), keeper)
+        yield
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         if isinstance(error, SennError) and not keeper.ranks.alone and keeper.folder.has_checkpoint:  # a lost process
             raise type(error)(f"{error}; to go on: senn fit --resume {keeper.folder.path}") from error
@@ -178,6 +180,13 @@ def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch:
             raise
         what = f"{type(error).__name__}: {first_line(error)}"
         raise SennError(f"the run can't go on from its checkpoint: {what}") from error
+
+
+def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch: Sequence[Callback]) -> Run:
+    callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
+    try:
+        with _going_on(keeper):
+            return preparation.train((callback, *watch), keeper)
     finally:
         if isinstance(callback, LiveCallback):
             callback.stop()
