@@ -1,0 +1,62 @@
+"""What a round says of its candidates, and of what it can't look at."""
+
+import json
+
+import pytest
+import torch
+from growth_cases import X, Y, net
+from torch.nn import functional as F
+
+import senn
+from senn.errors import SennError
+
+
+def test_a_consideration_says_what_was_taken_and_what_was_refused_by_how_much():
+    grower = senn.Grower(net(), samples=len(X), moves=("width",))
+    events = grower.grow([(X, Y)])
+    found = grower.consideration
+    assert found is not None
+    assert sum(one.candidate.units for one in found.accepted) == sum(event.units for event in events) > 0
+    assert all(one.margin > 0 for one in found.accepted)
+    assert found.refused
+    assert all(one.margin <= 0 for one in found.refused)
+    margins = [one.margin for one in found.refused]
+    assert margins == sorted(margins, reverse=True)
+    one = found.refused[0]
+    sure = one.candidate.promise - one.candidate.error / (2 * one.candidate.nat)
+    assert one.margin == pytest.approx(sure - one.price)
+    assert sum(found.eta_of.values()) == pytest.approx(found.eta)
+    assert found.looked_at == found.samples == len(X)
+    assert found.architecture == (events[0].before,) != grower.architecture
+    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
+
+
+def test_a_round_that_refuses_everything_says_so_too():
+    grower = senn.Grower(net(), samples=len(X), policy=senn.PricePolicy(kappa=100.0), moves=("width", "depth"))
+    assert grower.grow([(X, Y)]) == []
+    assert grower.consideration is not None
+    assert grower.consideration.accepted == ()
+    assert {one.candidate.kind for one in grower.consideration.refused} == {"widen"}  # layers were not even drawn
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "loss", "message"),
+    [
+        (
+            torch.zeros(20, 3),
+            Y[:20],
+            F.cross_entropy,
+            "the model's forward pass fails on this batch: RuntimeError: mat1",
+        ),
+        (X[:20], Y[:20] + 9, F.cross_entropy, "the loss cross_entropy fails on outputs.*out of bounds"),
+        (X[:20], Y[:20] + 9, lambda y, t: F.cross_entropy(y, t), r"fails on outputs of shape \(20, 10\) and targets"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_and_growth_goes_on(x, y, loss, message):
+    torch.manual_seed(0)
+    grower = senn.Grower(net(), loss=loss)
+    grower.grow([(X, Y)])
+    with pytest.raises(SennError, match=message):
+        grower.grow([(x, y)])
+    grower.grow([(X, Y)])
+    assert grower.rounds == 2
