@@ -12,3 +12,10 @@ def refused(capsys, argv):
     assert captured.err.startswith("senn: ")
     assert captured.err.count("\n") == 1
     return captured.err
+
+
+FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
+
+
+def fit(folder, table, out="run"):
+    return ["fit", str(folder / table) if "." in table else table, "--out", str(folder / out)]

@@ -1,9 +1,7 @@
 """The command line, mostly in this process: what it writes, prints and refuses."""
 
 import json
-import pathlib
 import re
-import signal
 import subprocess
 import sys
 from io import StringIO
@@ -13,19 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cli_cases import refused
+from cli_cases import FILES, fit, refused
 from rich.console import Console
 
 from senn import disk
-from senn.cli import fit as fit_command
 from senn.cli.main import main
-from senn.cli.progress import LinesCallback, LiveCallback, _short, _state
+from senn.cli.progress import LiveCallback, _short, _state
 from senn.cli.show import _changes
 from senn.persistence import load, save
 from senn.runs import SavedRun
 from senn.training import Recipe, train
-
-FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
 
 
 def people(rows=80):
@@ -56,10 +51,6 @@ def home(tmp_path_factory):
     frame.fillna({"größe": 0.25}).drop(columns="kind").to_csv(folder / "money.csv", index=False)
     assert main([*fit(folder, "money.csv", "numbers"), "--target", "größe", "--epochs", "2"]) == 0
     return folder
-
-
-def fit(folder, table, out="run"):
-    return ["fit", str(folder / table) if "." in table else table, "--out", str(folder / out)]
 
 
 def nothing_written(folder):
@@ -260,55 +251,6 @@ class TestFit:
         lines = [f"{10**25 + at * 10**23},{2**63 + at},c{at % 10_000},{at % 2}" for at in range(rows)]
         (tmp_path / "t.csv").write_text("\n".join(["big,bigger,many,y", *lines]))
         assert main([*fit(tmp_path, "t.csv"), "--target", "y", "--epochs", "2", "--quiet"]) == 0
-
-
-class TestInterruption:
-    def test_the_best_net_so_far_is_kept(self, tmp_path, capsys, monkeypatch):
-        def interrupt(self, record):
-            if record["epoch"] == 3:
-                signal.raise_signal(signal.SIGINT)
-
-        monkeypatch.setattr(LinesCallback, "on_epoch", interrupt)
-        assert main([*fit(tmp_path, "wine"), "--epochs", "50", "--quiet"]) == 130
-        assert "interrupted; the best network so far is kept" in capsys.readouterr().err
-        results = json.loads((tmp_path / "run" / "results.json").read_text())
-        assert results["interrupted"]
-        assert results["best_epoch"] <= 3
-        assert {path.name for path in (tmp_path / "run").iterdir()} - {"growth.png"} == {*FILES[1:], "unfinished"}
-
-    def test_before_training_nothing_is_written(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(fit_command, "_prepare", lambda args: signal.raise_signal(signal.SIGINT))
-        assert main([*fit(tmp_path, "wine"), "--quiet"]) == 130
-        assert capsys.readouterr().err == "senn: interrupted\n"
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
-    def test_signals_to_a_process(self, tmp_path, number, times):
-        argv = [sys.executable, "-m", "senn.cli.main", *fit(tmp_path, "digits"), "--epochs", "5000"]
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if line.startswith("step "):
-                break
-        process.send_signal(number)
-        if times == 2:  # an impatient user, while the network is being written
-            assert any(line.startswith("training ended") for line in process.stdout)
-            process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 128 + number
-        on = f"to go on: senn fit --resume {tmp_path / 'run'}"
-        assert errors == f"senn: interrupted; the best network so far is kept; {on}\n"
-        assert load(tmp_path / "run").hidden
-        assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-    def test_full_standard_output(self, tmp_path):
-        full = pathlib.Path("/dev/full")
-        if not full.exists():
-            pytest.skip("there is no /dev/full here")
-        with full.open("w") as nowhere:
-            argv = [sys.executable, "-m", "senn.cli.main", "fit", "wine", "--dry-run"]
-            done = subprocess.run(argv, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False)
-        assert done.returncode == 2
-        assert done.stderr == "senn: the output can't be written or read: No space left on device\n"
 
 
 class TestPredict:

@@ -1,0 +1,64 @@
+"""The command line, interrupted: by signals, and by an output that takes no more."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from cli_cases import FILES, fit
+
+from senn.cli import fit as fit_command
+from senn.cli.main import main
+from senn.cli.progress import LinesCallback
+from senn.persistence import load
+
+
+class TestInterruption:
+    def test_the_best_net_so_far_is_kept(self, tmp_path, capsys, monkeypatch):
+        def interrupt(self, record):
+            if record["epoch"] == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(LinesCallback, "on_epoch", interrupt)
+        assert main([*fit(tmp_path, "wine"), "--epochs", "50", "--quiet"]) == 130
+        assert "interrupted; the best network so far is kept" in capsys.readouterr().err
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert results["interrupted"]
+        assert results["best_epoch"] <= 3
+        assert {path.name for path in (tmp_path / "run").iterdir()} - {"growth.png"} == {*FILES[1:], "unfinished"}
+
+    def test_before_training_nothing_is_written(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(fit_command, "_prepare", lambda args: signal.raise_signal(signal.SIGINT))
+        assert main([*fit(tmp_path, "wine"), "--quiet"]) == 130
+        assert capsys.readouterr().err == "senn: interrupted\n"
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+    def test_signals_to_a_process(self, tmp_path, number, times):
+        argv = [sys.executable, "-m", "senn.cli.main", *fit(tmp_path, "digits"), "--epochs", "5000"]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.startswith("step "):
+                break
+        process.send_signal(number)
+        if times == 2:  # an impatient user, while the network is being written
+            assert any(line.startswith("training ended") for line in process.stdout)
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        on = f"to go on: senn fit --resume {tmp_path / 'run'}"
+        assert errors == f"senn: interrupted; the best network so far is kept; {on}\n"
+        assert load(tmp_path / "run").hidden
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+    def test_full_standard_output(self, tmp_path):
+        full = pathlib.Path("/dev/full")
+        if not full.exists():
+            pytest.skip("there is no /dev/full here")
+        with full.open("w") as nowhere:
+            argv = [sys.executable, "-m", "senn.cli.main", "fit", "wine", "--dry-run"]
+            done = subprocess.run(argv, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr == "senn: the output can't be written or read: No space left on device\n"
