@@ -8,6 +8,7 @@ from growth_cases import X, Y, net
 from torch.nn import functional as F
 
 import senn
+from senn.cli.show import _change
 from senn.errors import SennError
 
 
@@ -60,3 +61,15 @@ def test_a_batch_that_does_not_fit_is_refused_and_growth_goes_on(x, y, loss, mes
         grower.grow([(x, y)])
     grower.grow([(X, Y)])
     assert grower.rounds == 2
+
+
+def test_a_printed_event_has_the_sign_of_its_attributes():
+    event = senn.Grower(net(), samples=len(X), moves=("width",)).grow([(X, Y)])[0]
+    assert event.promised > 0
+    assert f"promised {event.promised:+.3g} nats" in str(event)
+    state = {**event.state(), "kind": "prune", "promised": -0.25}
+    assert "cost 0.25 nats" in str(senn.GrowthEvent.of(state))
+
+
+def test_a_shown_run_has_the_sign_of_the_record():
+    assert "realised +0.5" in _change({"step": 3, "text": "widen 0: 2 -> 3", "realised": 0.5})

@@ -26,7 +26,7 @@ def test_a_transformers_model_grows_in_its_own_loop(capsys, monkeypatch):
     printed = capsys.readouterr().out
     ungrown, grown = (int(size.replace(",", "")) for size in re.findall(r"grown: ([\d,]+) parameters", printed))
     assert ungrown < grown <= 5_000
-    changes = re.findall(r"step \d+: \w+ \S+: .*promised -.* nats, \+([\d,]+) parameters", printed)
+    changes = re.findall(r"step \d+: \w+ \S+: .*promised \+.* nats, \+([\d,]+) parameters", printed)
     assert sum(int(change.replace(",", "")) for change in changes) == grown - ungrown
     assert re.search(r"mean held-out accuracy: ungrown 0\.\d+, grown 0\.\d+\n$", printed)
 
@@ -35,7 +35,7 @@ def test_a_lightning_module_grows_in_its_own_trainer(capsys, monkeypatch):
     pytest.importorskip("lightning")
     load("lightning_digits", monkeypatch).main(["--epochs", "3"])
     printed = capsys.readouterr().out
-    assert re.search(r"step \d+: widen net\.0: 2 -> \d+, promised -", printed)
+    assert re.search(r"step \d+: widen net\.0: 2 -> \d+, promised \+", printed)
     size, accuracy, same = re.search(r"([\d,]+) parameters, accuracy (0\.\d+); .* module (0\.\d+)\n$", printed).groups()
     assert int(size.replace(",", "")) > 64 * 2 + 2 + 2 * 10 + 10
     assert accuracy == same
@@ -57,5 +57,5 @@ def test_a_network_grows_in_an_own_loop_with_accelerate(capsys, monkeypatch):
     pytest.importorskip("accelerate")
     load("accelerate_loop", monkeypatch).main(["--epochs", "2"])
     printed = capsys.readouterr().out
-    assert re.search(r"step \d+: widen \S+: \d+ -> \d+, promised -", printed)
+    assert re.search(r"step \d+: widen \S+: \d+ -> \d+, promised \+", printed)
     assert re.search(r"[\d,]+ parameters, held-out accuracy [01]\.\d+\n$", printed)

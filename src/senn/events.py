@@ -81,9 +81,10 @@ class GrowthEvent:
         """One readable line."""
         layer = f"{self.detail}, {self.after} unit{'s' * (self.after != 1)}"
         size = layer if self.kind == "insert" else f"{self.before} -> {self.after}"
-        sign = "cost" if self.promised < 0 else "promised"
+        # a decrease of the loss is positive, here as in `promised`; what a removal costs is named so instead
+        decrease = f"promised {self.promised:+.3g}" if self.promised >= 0 else f"cost {-self.promised:.3g}"
         return (
-            f"{self.kind} {self.place}: {size}, {sign} {-self.promised:+.3g} nats, {self.parameters:+,} parameters, "
+            f"{self.kind} {self.place}: {size}, {decrease} nats, {self.parameters:+,} parameters, "
             f"price {abs(self.price):.3g}"
         )
 

@@ -82,7 +82,7 @@ def _changes(saved: SavedRun) -> list[str]:
 
 def _change(record: dict[str, Any]) -> str:
     realised = record["realised"]
-    came = "" if realised is None else f", realised {-realised:+.3g}"
+    came = "" if realised is None else f", realised {realised:+.3g}"
     return f"  step {record['step']}: {record['text']}{came}"
 
 
