@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from senn import batch
 from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
-from senn.structure.accept import check_inputs, check_model
 from senn.structure.blocks import residual_blocks
-from senn.structure.build import Builder
-from senn.structure.running import run
+from senn.structure.grouping import Builder
+from senn.structure.input_checks import check_inputs, check_model
 from senn.structure.spaces import LinearMap, Refusal, Site, Structure, tensor_of
-from senn.structure.trace import Trace
+from senn.structure.tracing.recorded import Use
+from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.tracer import run
 from senn.structure.trial import tried
-from senn.structure.uses import Use
 
 _OUTPUT = "its units are the model's outputs"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,8 +28,8 @@ def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven
     """Find what in a model can change size.
 
     Runs the model's own forward once in eval mode, without gradients, and follows which unit each entry of each
-    tensor belongs to (`senn.structure.rules`) and what the forward's Python code computes with sizes
-    (`senn.structure.numbers`). Then a copy of the model, widened by one unit in every space, is run in the same way: a
+    tensor belongs to (`senn.structure.tracing`) and what the forward's Python code computes with sizes
+    (`senn.structure.sizes`). Then a copy of the model, widened by one unit in every space, is run in the same way: a
     space whose size the forward pass takes for granted is refused. Residual blocks are found by trying, in another
     copy, which modules can give back what they are given (`senn.structure.blocks`). The model itself is left as it was:
     parameters, buffers, gradients, hooks, training flags, random number generators.

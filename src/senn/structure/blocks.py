@@ -27,8 +27,8 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import UnsupportedError
 from senn.structure.repeat import counts_of, have_positions, put_after, silent_copy
-from senn.structure.running import describe
 from senn.structure.spaces import Block, LinearMap, Refusal, tensor_of
+from senn.structure.tracing.tracer import describe
 from senn.structure.trial import close
 from senn.structure.untouched import untouched
 from senn.structure.widened import disturb

@@ -221,7 +221,7 @@ class Structure:
 
     def _repr_html_(self) -> str:
         """For notebooks, what `explain` says."""
-        from senn.structure.words import explain  # which reads this file
+        from senn.structure.summary import explain  # which reads this file
 
         return explain(self)._repr_html_()
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from senn import batch
 from senn.batch import Inputs
 from senn.errors import UnsupportedError
-from senn.structure.running import describe
 from senn.structure.spaces import Refusal, Slot, Space, Structure
+from senn.structure.tracing.tracer import describe
 from senn.structure.untouched import untouched
 from senn.structure.widened import disturb, widen
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from senn.structure.coupling import Coupling, NoSolutionError, Symbol
-from senn.structure.elements import Elements, Part
-from senn.structure.labels import distinct
+from senn.structure.label_classes import Elements, Part
 from senn.structure.layout import runs_of
-from senn.structure.numbers import Key, Numbers
+from senn.structure.sizes.solver import Coupling, NoSolutionError, Symbol
+from senn.structure.sizes.symbolic_int import Key, Numbers
 from senn.structure.spaces import Attribute, Norm, Refusal, Role, Slot, Space
-from senn.structure.trace import Trace
+from senn.structure.tracing.labels import distinct
+from senn.structure.tracing.recorder import Trace
 
 # Python attributes that hold a size, by what the module's tensor is to the units.
 _SIZES: dict[Role, tuple[str, ...]] = {

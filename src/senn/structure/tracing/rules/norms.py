@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from senn.structure.labels import varying
-from senn.structure.maps import columns_of, spread
-from senn.structure.rules import RULES, Call, dimensions, pinned
+from senn.structure.tracing.labels import varying
+from senn.structure.tracing.rules.linear import columns_of, spread
+from senn.structure.tracing.rules.pointwise import RULES, Call, dimensions, pinned
 
 if TYPE_CHECKING:
-    from senn.structure.trace import Trace
+    from senn.structure.tracing.recorder import Trace
 
 
 def layer_norm(trace: Trace, call: Call) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from senn.structure.rules import Call
+from senn.structure.tracing.rules.pointwise import Call
 
 
 @dataclass(frozen=True, eq=False)

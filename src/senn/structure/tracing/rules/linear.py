@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from senn.structure.labels import varying
-from senn.structure.rules import RULES, Call, meet_plain, mixed, pinned, together, unknown
+from senn.structure.tracing.labels import varying
+from senn.structure.tracing.rules.pointwise import RULES, Call, meet_plain, mixed, pinned, together, unknown
 
 if TYPE_CHECKING:
-    from senn.structure.trace import Trace
-    from senn.structure.uses import Held
+    from senn.structure.tracing.recorded import Held
+    from senn.structure.tracing.recorder import Trace
 
 
 def columns_of(trace: Trace, source: Tensor, axis: int) -> tuple[Tensor, list[Tensor]]:

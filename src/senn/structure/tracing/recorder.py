@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from senn import batch
-from senn.structure import maps, norms  # noqa: F401  they add their rules to the table
 from senn.structure.activations import activation_of
-from senn.structure.labels import Labels
-from senn.structure.rules import Call, _is_uniform, rule_for
-from senn.structure.uses import KEEPING_ZERO, REARRANGING, Held, NormUse, Use, parts_of
+from senn.structure.tracing.labels import Labels
+from senn.structure.tracing.recorded import KEEPING_ZERO, REARRANGING, Held, NormUse, Use, parts_of
+from senn.structure.tracing.rules import linear, norms  # noqa: F401  they add their rules to the table
+from senn.structure.tracing.rules.pointwise import Call, _is_uniform, rule_for
 
 # Functions of the forward's own code whose inputs and outputs can be read when they apply a weight.
 _READABLE = frozenset(

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from senn.structure.trace import Trace
+    from senn.structure.tracing.recorder import Trace
 
 Key = tuple[str, str, int | None]
 """An attribute: module, name, item (None for a plain integer)."""

@@ -23,7 +23,7 @@ from senn import batch
 from senn.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from senn.structure.trace import Trace
+    from senn.structure.tracing.recorder import Trace
 
 LayerRule = Callable[["Visit"], None]
 _RULES: dict[type[nn.Module], LayerRule] = {}
@@ -82,8 +82,8 @@ class Visit:
 
     def reads(self, tensor: str, dim: int, axis: int = -1) -> None:
         """The layer's tensor reads the units along one axis of the input with its positions along `dim`."""
-        from senn.structure.maps import columns_of
-        from senn.structure.uses import Held
+        from senn.structure.tracing.recorded import Held
+        from senn.structure.tracing.rules.linear import columns_of
 
         axis %= self.source.dim()
         columns, _ = columns_of(self.trace, self.source, axis)
@@ -95,7 +95,7 @@ class Visit:
 
     def makes(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Positions along `dim` of the layer's tensor make the units along one axis of the output."""
-        from senn.structure.uses import Held
+        from senn.structure.tracing.recorded import Held
 
         self._mark(self.trace.produce(Held(self._full(tensor), False), dim), tensor, dim, axis)
 
@@ -121,7 +121,7 @@ class Visit:
                 self.trace.note_normed(self.result)
 
     def _mark(self, labels: Tensor, tensor: str, dim: int, axis: int) -> None:
-        from senn.structure.maps import spread
+        from senn.structure.tracing.rules.linear import spread
 
         axis %= self.result.dim()
         self._check(self._full(tensor), tensor, dim, self.result.shape[axis])
@@ -148,8 +148,8 @@ def rms_norm(visit: Visit) -> None:
     """Root mean square normalisation over the last axis."""
     trace, source = visit.trace, visit.source
     weight = visit.module._parameters.get("weight")
-    from senn.structure.labels import varying
-    from senn.structure.rules import pinned
+    from senn.structure.tracing.labels import varying
+    from senn.structure.tracing.rules.pointwise import pinned
 
     last, coats = source.dim() - 1, []
     for coat in trace.coats(source):

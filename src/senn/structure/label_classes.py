@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from senn.structure.labels import Owner, distinct, varying
 from senn.structure.layout import index_of, unit_axis
-from senn.structure.numbers import Shaped
+from senn.structure.sizes.symbolic_int import Shaped
 from senn.structure.spaces import Role
-from senn.structure.trace import Trace
+from senn.structure.tracing.labels import Owner, distinct, varying
+from senn.structure.tracing.recorder import Trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from senn.structure.labels import varying
+from senn.structure.tracing.labels import varying
 
 if TYPE_CHECKING:
-    from senn.structure.trace import Trace
+    from senn.structure.tracing.recorder import Trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from senn import batch
 from senn.batch import Inputs
 from senn.errors import SennError
-from senn.structure.leaves import Visit, leaf_rule
-from senn.structure.numbers import Numbers
-from senn.structure.rules import Call
-from senn.structure.trace import Trace
+from senn.structure.sizes.symbolic_int import Numbers
+from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.rules.module_rules import Visit, leaf_rule
+from senn.structure.tracing.rules.pointwise import Call
 from senn.structure.untouched import untouched
 
 

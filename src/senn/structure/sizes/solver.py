@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from senn.structure.elements import Elements
-from senn.structure.numbers import Guard, Key, Numbers, Seen, Shaped, Source, World
+from senn.structure.label_classes import Elements
+from senn.structure.sizes.symbolic_int import Guard, Key, Numbers, Seen, Shaped, Source, World
 
 Symbol = int | Key
 """An element's number, or an attribute."""

@@ -1,0 +1,1 @@
+"""Sizes that a forward pass computes with in Python: where they come from, and which must change together."""

@@ -1,0 +1,1 @@
+"""One forward pass, followed entry by entry: which unit each entry of each tensor belongs to."""
