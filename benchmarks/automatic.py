@@ -36,9 +36,10 @@ from torch.nn import functional as F
 import senn
 from senn.data.images import load_images
 from senn.data.images.arrays import Images as Pixels
+from senn.schedule import Rounds
 from senn.training.images import PRICES, image_recipe
 from senn.training.learner import Learner
-from senn.training.recipe import Recipe, Rounds
+from senn.training.recipe import Recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from senn.errors import SennError
+from senn.schedule import Rounds
 from senn.training import Recipe
-from senn.training.recipe import Rounds
 from senn.training.split import validation_split
 
 

@@ -23,9 +23,9 @@ from senn.experiments.images import Data, load, pick_device
 from senn.experiments.results import Record, by_arm, table, write_results
 from senn.nn import MLP
 from senn.policy import PaperPolicy, PricePolicy
+from senn.schedule import Rounds
 from senn.training import Recipe
 from senn.training.learner import Learner
-from senn.training.recipe import Rounds
 
 WIDTH, DEPTH = ("width", "prune"), ("width", "depth", "prune")
 ARMS = {

@@ -1,7 +1,8 @@
 """Training on tables in memory: `train(x, y, task=..., outputs=...)` gives a `Run`."""
 
+from senn.schedule import Rounds
 from senn.training.callbacks import Callback
-from senn.training.recipe import Recipe, Rounds, Task
+from senn.training.recipe import Recipe, Task
 from senn.training.run import Run
 from senn.training.tables import train
 

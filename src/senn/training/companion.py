@@ -19,10 +19,11 @@ from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.events import GrowthEvent
 from senn.grower import Grower
 from senn.proposals import Proposals
+from senn.schedule import Rounds
 from senn.survey.joint import everyones
 from senn.training.callbacks import Callback
 from senn.training.learner import resolve_policy
-from senn.training.recipe import Recipe, Rounds
+from senn.training.recipe import Recipe
 from senn.training.run import (
     Record,
     consideration_record,

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.events import GrowthEvent
 from senn.persistence.state import State
+from senn.schedule import Rounds
 from senn.training.callbacks import Callback
 from senn.training.learner import Batch, Learner
-from senn.training.recipe import Plan, Recipe, Rounds, Task
+from senn.training.recipe import Plan, Recipe, Task
 from senn.training.rows import Inputs, Rows
 from senn.training.run import (
     NUMERICAL,

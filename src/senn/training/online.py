@@ -11,8 +11,9 @@ from torch import Tensor
 from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.nn import MLP
 from senn.persistence.state import State
+from senn.schedule import Rounds
 from senn.training.learner import Learner
-from senn.training.recipe import Recipe, Rounds, Task
+from senn.training.recipe import Recipe, Task
 from senn.training.rows import Rows
 from senn.training.run import Record, event_record, rollback_record
 
