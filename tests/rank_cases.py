@@ -22,7 +22,7 @@ from senn.errors import SennError, SurgeryError
 from senn.nn import MLP, ConvNet
 from senn.proposals import Proposals
 from senn.ranks import Processes, Ranks, default_ranks
-from senn.survey import window
+from senn.scoring import scoring_session
 from senn.training import Recipe
 from senn.training.loop import fit_model
 from senn.training.rows import Rows
@@ -129,9 +129,9 @@ def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int =
     grower = Grower(model, optimizer, loss=F.cross_entropy, ranks=ranks, seed=1, **arguments)
     train = steps if not isinstance(model, ConvNet) else 0  # batch statistics are those of a rank
     events, figures = [], []
-    most = window.MOST_ROWS
+    most = scoring_session.MOST_ROWS
     if name == "images in parts":  # parts are as large for several processes as they are for one here
-        window.MOST_ROWS = int(25 * 36 * max(counts) / SAMPLES + 1)
+        scoring_session.MOST_ROWS = int(25 * 36 * max(counts) / SAMPLES + 1)
     for moves in rounds:
         _train(model, optimizer, own, SAMPLES, train, ranks)
         batches = [own]
@@ -145,7 +145,7 @@ def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int =
         assert found is not None
         figures += [grower.eta, found.loss, float(found.samples), *(one.margin for one in found.accepted)]
         figures += [x for one in found.refused for x in (one.margin, one.candidate.gain, one.candidate.heldout)]
-    window.MOST_ROWS = most
+    scoring_session.MOST_ROWS = most
     _train(model, optimizer, own, SAMPLES, train, ranks)
     state = [x for one in optimizer.state.values() for x in one.values()]
     return {"events": events, "figures": figures, "weights": model.state_dict(), "state": state, "sent": ranks.sent}

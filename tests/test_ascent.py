@@ -12,11 +12,11 @@ from senn.curvature.capture import capture
 from senn.curvature.factors import moments
 from senn.curvature.output import OutputMetric
 from senn.grower import Grower
-from senn.menu import select
 from senn.nn import MLP
 from senn.policy import PaperPolicy
 from senn.proposals import Proposals
 from senn.scores import residual_cross, width_gain_bound
+from senn.scoring.pool import select
 from senn.structure import analyse
 from senn.surgery import calibrate, carry_out
 

@@ -17,9 +17,9 @@ from senn.curvature.patches import Patches
 from senn.curvature.reading import reading
 from senn.policy import Budget
 from senn.proposals import Proposals
+from senn.scoring import Survey
 from senn.structure import analyse
 from senn.surgery import carry_out
-from senn.survey import Survey
 
 IMAGES = X.view(-1, 1, 8, 8)
 

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 import senn
-import senn.ledger
+import senn.scoring.gains
 from senn.errors import SennError, SurgeryError
 from senn.policy import Candidate, Policy
 
@@ -81,8 +81,8 @@ def test_later_growth_below_new_units_leaves_the_function():
 @pytest.mark.parametrize("ascent", [0, 4])
 def test_the_units_that_were_scored_are_those_inserted(ascent: int, monkeypatch: pytest.MonkeyPatch):
     """The network's own score afterwards is the one that the round promised."""
-    monkeypatch.setattr(senn.ledger, "DAMPING", 1e-9)
-    monkeypatch.setattr(senn.ledger, "UNIT_DAMPING", 1e-9)
+    monkeypatch.setattr(senn.scoring.gains, "DAMPING", 1e-9)
+    monkeypatch.setattr(senn.scoring.gains, "UNIT_DAMPING", 1e-9)
     x, y = X.double(), (Y[:, None] / 5 - 1).double()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
@@ -363,7 +363,7 @@ def test_an_interrupt_right_after_the_surgery_gives_everything_back(monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("senn.survey.Survey.probe_loss", interrupted)
+        patch.setattr("senn.scoring.Survey.probe_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             grower.grow()
     assert all(a is b for a, b in zip(model.parameters(), before, strict=True))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import senn
-import senn.ledger
+import senn.scoring.gains
 from senn.policy import Candidate, Policy
 from senn.scores import addition_limit
 

@@ -25,7 +25,7 @@ from senn.cli.watch import Watch
 from senn.errors import SennError
 from senn.ranks import Ranks
 from senn.runs import read
-from senn.survey import Survey
+from senn.scoring import Survey
 
 close = Watch.close
 ARGV = ["fit", "wine", "--epochs", "8", "--seed", "3", "--quiet"]

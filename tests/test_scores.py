@@ -12,8 +12,8 @@ from senn import scores
 from senn.curvature.factors import Moments, cholesky, moments
 from senn.curvature.samples import Rowwise
 from senn.errors import SennError
-from senn.ledger import Fold, Ledger
-from senn.pruning import PruningLedger
+from senn.scoring.gains import Fold, Ledger
+from senn.scoring.pruning_costs import PruningLedger
 
 EXACT = 1e-12
 

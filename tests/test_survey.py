@@ -8,26 +8,26 @@ from torch import nn
 from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
-import senn.ledger
+import senn.scoring.gains
 from senn.curvature.factors import damped, moments
 from senn.curvature.output import OutputMetric
 from senn.curvature.samples import Rowwise
-from senn.ledger import Fold, Ledger
-from senn.menu import Menu, select
 from senn.nn import Rational
 from senn.policy import Budget
 from senn.proposals import IdentityLayer, Proposals
+from senn.scoring import KnownMoment, Survey
+from senn.scoring.gains import Fold, Ledger
+from senn.scoring.pool import Menu, select
 from senn.structure import analyse
 from senn.surgery import carry_out
-from senn.survey import KnownMoment, Survey
 
 SAMPLES = 90
 
 
 @pytest.fixture(autouse=True)
 def undamped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(senn.ledger, "DAMPING", 1e-11)
-    monkeypatch.setattr(senn.ledger, "UNIT_DAMPING", 1e-11)
+    monkeypatch.setattr(senn.scoring.gains, "DAMPING", 1e-11)
+    monkeypatch.setattr(senn.scoring.gains, "UNIT_DAMPING", 1e-11)
 
 
 class Wide(nn.Module):
@@ -363,7 +363,7 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
 def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypatch):
     """The second convolution has one location, so K-FAC is exact; each unit owns all its taps."""
     for name in ("DAMPING", "UNIT_DAMPING"):  # taps at the border read nearly the same
-        monkeypatch.setattr(senn.ledger, name, 1e-13)
+        monkeypatch.setattr(senn.scoring.gains, name, 1e-13)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 2, padding=1), nn.Tanh(), nn.Conv2d(3, 1, (2, 3)), nn.Flatten()).double()
     g = torch.Generator().manual_seed(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from senn import batch
 from senn.batch import Inputs, Output
-from senn.beside import repeatable
 from senn.curvature.capture import layout_of
 from senn.curvature.output import OutputMetric
 from senn.curvature.patches import Patches, full
@@ -19,7 +18,7 @@ from senn.errors import DivergenceError
 from senn.layers import ConvolutionalLayer, Layer, same
 from senn.nn import Residual
 from senn.proposals import Draw, Proposals, draw_convolutional, draw_identity, draw_residual, draw_units
-from senn.structure import LinearMap, Site, Space, Structure, silent_copy
+from senn.structure import Block, LinearMap, Site, Space, Structure, silent_copy
 from senn.surgery import Append, Widen
 
 LOOK = 128
@@ -27,6 +26,9 @@ LOOK = 128
 
 LOOKED_AT = 4096
 """Rows of each map that it takes from them."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""Normalisations whose weight can be silent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,17 @@ def _repeats(
         if affordable(parameters, loss) and repeatable(model, block, maps):
             found[block.module] = Append(block.module, silent_copy(model, block))
     return found
+
+
+def repeatable(model: nn.Module, block: Block, maps: Container[str]) -> bool:
+    """Whether a copy's gain can be scored: its silent tensors belong to readable maps or to BatchNorms."""
+    paths = {name.rpartition(".")[0] for name in block.silent}
+    weights = {name.rpartition(".")[0] for name in block.silent if name.endswith(".weight")}
+    return paths == weights and all(path in maps or _is_norm(model.get_submodule(path)) for path in paths)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, BATCH_NORMS) and module.running_mean is not None
 
 
 def _is_scored(space: Space, maps: Mapping[str, LinearMap]) -> bool:

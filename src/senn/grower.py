@@ -17,18 +17,13 @@ from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError
 from senn.events import Candidates, Consideration, GrowthEvent, Verdict, merge, with_removals
-from senn.menu import Menu
-from senn.policy import Budget, Candidate, Policy, PricePolicy
+from senn.policy import MOVES, Budget, Candidate, Policy, PricePolicy, check_moves
 from senn.proposals import Draw, Proposals
 from senn.ranks import Ranks, default_ranks
-from senn.structure import Structure, analyse
-from senn.surgery import Prune, operate
-from senn.surgery.moves import tensors_of
-from senn.surgery.optimizer import check_holds, unwrap
-from senn.survey import KnownMoment, Survey
-from senn.survey.asked import MOVES, allowed, check_model
-from senn.survey.exact import exactly
-from senn.survey.together import (
+from senn.scoring import KnownMoment, Survey
+from senn.scoring.pool import Menu
+from senn.scoring.precision import exactly
+from senn.scoring.rank_checks import (
     agree_on_basis,
     agree_on_weights,
     analysed,
@@ -37,6 +32,11 @@ from senn.survey.together import (
     each_batch,
     stale,
 )
+from senn.structure import Structure, analyse
+from senn.structure.input_checks import check_module
+from senn.surgery import Prune, operate
+from senn.surgery.moves import tensors_of
+from senn.surgery.optimizer import check_holds, unwrap
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
@@ -100,7 +100,7 @@ class Grower:
         seed: int = 0,
         ranks: Ranks | None = None,
     ) -> None:
-        check_model(model)
+        check_module(model)
         self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
         if self._wrapper is not None:
             model = self._wrapper.module  # type: ignore[assignment]
@@ -108,7 +108,7 @@ class Grower:
             raise SennError(f"samples must be at least 1, and is {samples}")
         if policy is not None and not hasattr(policy, "choose"):
             raise SennError(f"policy must be a policy such as PricePolicy(), and {policy!r} is none")
-        self.moves = allowed(moves, (*MOVES,))
+        self.moves = check_moves(moves)
         if optimizer is not None:
             check_holds(unwrap(optimizer), model)
         self.model = model
@@ -201,7 +201,7 @@ class Grower:
             SurgeryError: a change failed its verification; everything is as it was.
             Exception: whatever `batches` or the loss raise; everything is as it was, window and random state too.
         """
-        every, wanted = self.moves, allowed(moves, self.moves)
+        every, wanted = self.moves, check_moves(moves, self.moves)
         if not wanted:
             return []
         back, accepted, offered = self._back(), list[Verdict](), list[Candidate]()

@@ -16,6 +16,28 @@ from senn.errors import SennError
 
 Kind = Literal["widen", "insert", "prune"]
 
+MOVES: dict[str, Kind] = {"width": "widen", "depth": "insert", "prune": "prune"}
+"""Moves that a grower may make, and the kind of candidate that makes each."""
+
+
+def check_moves(moves: Sequence[str] | None, allowed: Sequence[str] = tuple(MOVES)) -> tuple[str, ...]:
+    """Validate names of moves.
+
+    Args:
+        moves: names from `MOVES`; None means all that are allowed.
+        allowed: names that may come back.
+
+    Returns:
+        those of `moves` that are allowed, in the order of `moves`.
+
+    Raises:
+        SennError: a name is unknown.
+    """
+    unknown = [move for move in moves or () if move not in MOVES]
+    if unknown:
+        raise SennError(f"moves may hold {', '.join(MOVES)}, and {unknown[0]!r} is none of them")
+    return tuple(allowed) if moves is None else tuple(move for move in moves if move in allowed)
+
 
 @dataclass(frozen=True)
 class Candidate:

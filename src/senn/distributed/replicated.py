@@ -8,7 +8,7 @@ from typing import Any
 from torch.nn.parallel import DistributedDataParallel
 
 from senn.errors import SennError, UnsupportedError
-from senn.survey.together import stale
+from senn.scoring.rank_checks import stale
 
 _KEPT = (
     "device_ids", "output_device", "dim", "process_group", "find_unused_parameters", "gradient_as_bucket_view",

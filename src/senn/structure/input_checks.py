@@ -20,6 +20,19 @@ _WRAPPERS = {
 """Modules that hold another one and remember its parameters, and what to do."""
 
 
+def check_module(model: object) -> None:
+    """Refuse what can't be changed in place.
+
+    Raises:
+        SennError: it is no module.
+        UnsupportedError: it is compiled by TorchScript.
+    """
+    if not isinstance(model, nn.Module):
+        raise SennError(f"the model must be a torch.nn.Module, not a {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedError("the model is compiled by TorchScript and can't change its size: give its original")
+
+
 def check_model(model: object) -> None:
     """Refuse what isn't a module whose parts can be exchanged.
 

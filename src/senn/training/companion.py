@@ -20,7 +20,7 @@ from senn.events import GrowthEvent
 from senn.grower import Grower
 from senn.proposals import Proposals
 from senn.schedule import Rounds
-from senn.survey.joint import everyones
+from senn.scoring.global_batch import everyones
 from senn.training.callbacks import Callback
 from senn.training.learner import resolve_policy
 from senn.training.recipe import Recipe

@@ -11,12 +11,12 @@ from torch import nn
 from senn import batch
 from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
-from senn.menu import Menu
 from senn.policy import Candidate, Policy
 from senn.ranks import Ranks
+from senn.scoring.global_batch import first_of
+from senn.scoring.pool import Menu
 from senn.structure import Structure, analyse
 from senn.surgery.verify import fingerprint
-from senn.survey.joint import first_of
 
 
 def each_batch(ranks: Ranks, batches: Iterable[Any]) -> Iterator[Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.curvature.folds import Fold
-from senn.ledger import Ledger
+from senn.scoring.gains import Ledger
 from senn.structure import LinearMap, matrix, tensor_of
 
 

@@ -8,7 +8,7 @@ outputs.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,22 +18,21 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import batch
-from senn.columns import Columns
 from senn.curvature.capture import BlockRun, Capture, Part, back_of, layout_of, reads_of
 from senn.curvature.folds import Fold, Own
 from senn.curvature.gather import places_of
 from senn.curvature.patches import Dense, Patches, Read, full
 from senn.curvature.reading import Reading, evaluating, reading
+from senn.drawing import BATCH_NORMS
 from senn.layers import ConvolutionalLayer
-from senn.ledger import Ledger
 from senn.proposals import Draw
-from senn.structure import Block, LinearMap, Structure, tensor_of
+from senn.scoring.column_layout import Columns
+from senn.scoring.gains import Ledger
+from senn.structure import LinearMap, Structure, tensor_of
 from senn.surgery import Append
 
 FEW = 32
 """Samples of each fold of a batch that are read: it takes passes of their own."""
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def before_convolution(part: Part, weight: Tensor, layer: ConvolutionalLayer) -> tuple[Part, Columns]:
@@ -58,17 +57,6 @@ def before_convolution(part: Part, weight: Tensor, layer: ConvolutionalLayer) ->
     return Part(Dense(a.flatten(2).mT, bias=False), dz.flatten(2).mT, s.flatten(2).mT), columns
 
 
-def repeatable(model: nn.Module, block: Block, maps: Container[str]) -> bool:
-    """Whether a copy's gain can be scored: its silent tensors belong to readable maps or to BatchNorms."""
-    paths = {name.rpartition(".")[0] for name in block.silent}
-    weights = {name.rpartition(".")[0] for name in block.silent if name.endswith(".weight")}
-    return paths == weights and all(path in maps or _is_norm(model.get_submodule(path)) for path in paths)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS) and module.running_mean is not None
-
-
 def after_block(
     run: BlockRun, move: Append, silent: tuple[str, ...], readings: Mapping[str, Reading]
 ) -> dict[str, Part]:
@@ -82,7 +70,9 @@ def after_block(
     """
     local = {name.removeprefix(f"{move.block}.") for name in silent}
     weights = [name for name in sorted(local) if name.rpartition(".")[2] == "weight"]
-    norms = {n.rpartition(".")[0] for n in weights if isinstance(move.copy.get_submodule(n.rpartition(".")[0]), _NORMS)}
+    norms = {
+        n.rpartition(".")[0] for n in weights if isinstance(move.copy.get_submodule(n.rpartition(".")[0]), BATCH_NORMS)
+    }
     maps = [n.rpartition(".")[0] for n in weights if n.rpartition(".")[0] not in norms]
     count = len(run.dz)
     twin = move.copy
@@ -224,7 +214,7 @@ class Beside:
         total, variance = torch.zeros(3, dtype=torch.float64), 0.0
         for name, ledger in self.repeats[block].items():
             columns = torch.arange(len(ledger.level))
-            if isinstance(copy.get_submodule(name), _NORMS):
+            if isinstance(copy.get_submodule(name), BATCH_NORMS):
                 gain, heldout, error = ledger.diagonal(columns[:, None].flatten(), ledger.whitener.mT)
                 figures = [gain, gain, heldout]
             else:

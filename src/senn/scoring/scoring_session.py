@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from senn import batch
 from senn.ascent import Hill, ascend
 from senn.batch import Inputs, Output
-from senn.beside import Beside, Label, look_beside
-from senn.columns import Columns, lay_out
 from senn.curvature.capture import Part, capture, labels, layout_of, reads_of
 from senn.curvature.factors import Inverse
 from senn.curvature.folds import Fold, Own
@@ -23,18 +21,20 @@ from senn.curvature.patches import Read
 from senn.curvature.reading import Layout, Reading, evaluating, forward, legible, reading
 from senn.drawing import LOOK, propose
 from senn.errors import UnsupportedError
-from senn.ledger import Ledger
-from senn.menu import Menu
 from senn.policy import Budget
 from senn.proposals import Draw, Proposals
-from senn.pruning import PruningLedger
 from senn.ranks import Ranks, Share
+from senn.scoring.batch_statistics import KnownMoment, Look, weight_of, whole_eta_of
+from senn.scoring.column_layout import Columns, lay_out
+from senn.scoring.gains import Ledger
+from senn.scoring.global_batch import Joint, Some, joined
+from senn.scoring.pool import Menu
+from senn.scoring.pruning_costs import PruningLedger
+from senn.scoring.rank_checks import agree_on_weights
+from senn.scoring.stream import Beside, Label, look_beside
 from senn.structure import LinearMap, Structure
 from senn.surgery import carry_out
 from senn.surgery.verify import fingerprint
-from senn.survey.joint import Joint, Some, joined
-from senn.survey.looks import KnownMoment, Look, weight_of, whole_eta_of
-from senn.survey.together import agree_on_weights
 
 MOST_ROWS = 1 << 16
 """Rows of one map that pass through the model at once: a large batch of images is looked at in parts."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from senn.beside import Beside
-from senn.columns import Columns
 from senn.layers import IdentityLayer, Layer
-from senn.ledger import Ledger
 from senn.policy import Budget, Candidate
 from senn.proposals import Draw
-from senn.pruning import PruningLedger
+from senn.scoring.column_layout import Columns
+from senn.scoring.gains import Ledger
+from senn.scoring.pruning_costs import PruningLedger
+from senn.scoring.stream import Beside
 from senn.structure import LinearMap, Slot, Space, Structure, linear_map
 from senn.structure import columns as columns_of
 from senn.surgery import Move, Prune, Widen, parameters_per_unit
