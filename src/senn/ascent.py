@@ -21,7 +21,8 @@ from senn.batch import Inputs
 from senn.curvature.capture import capture
 from senn.curvature.factors import DAMPING, cholesky, moments, solve, whiten
 from senn.curvature.output import OutputMetric
-from senn.curvature.reading import evaluating, forward, reading
+from senn.curvature.reading import forward, reading
+from senn.preserve import preserve_model_state
 from senn.proposals import SMALLEST_SPREAD, Draw, Proposals
 from senn.structure import Structure
 from senn.surgery import Widen, calibrate, carry_out
@@ -96,7 +97,7 @@ class Hill:
         makers = {
             slot.map for space in structure.spaces for slot in space.of("producer") if slot.map in structure.linears
         }
-        with torch.no_grad(), evaluating(model), reading(model, sorted(makers)) as seen:
+        with torch.no_grad(), preserve_model_state(model), reading(model, sorted(makers)) as seen:
             forward(model, inputs)
         self._x = {name: one.x.detach().reshape(-1, one.x.shape[-1]) for name, (one,) in seen.items()}
         self._residuals = _residuals(model, [*self.reads], inputs, targets, metric, generator, weights)
@@ -104,7 +105,7 @@ class Hill:
     def climb(self, values: Values) -> tuple[dict[str, Tensor], Values]:
         """D' of every unit, by space, and the gradient of log D' with respect to the values."""
         leaves = {space: {k: v.detach().requires_grad_() for k, v in of.items()} for space, of in values.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), preserve_model_state(self.trial):
             score = self._bounds(leaves)
             total = torch.cat([s.clamp_min(1e-300).log() for s in score.values()]).sum()
             flat = [leaf for of in leaves.values() for leaf in of.values()]
@@ -148,7 +149,7 @@ class Hill:
                 base = tensors.get(name, find_tensor(self.trial, name).detach())
                 tensors[name] = base.index_put(self.places[space, name], leaf.to(base))
         self._calibrate(tensors)
-        with evaluating(self.trial), reading(self.trial, [*self.reads]) as seen:
+        with reading(self.trial, [*self.reads]) as seen:
             functional_call(self.trial, tensors, self.inputs)
         score: dict[str, Tensor] = {}
         for name, read in self.reads.items():

@@ -13,10 +13,11 @@ from senn.batch import Inputs, Output
 from senn.curvature.capture import layout_of
 from senn.curvature.output import OutputMetric
 from senn.curvature.patches import Patches, full
-from senn.curvature.reading import Application, Layout, Reading, evaluating, forward, reading
+from senn.curvature.reading import Application, Layout, Reading, forward, reading
 from senn.errors import DivergenceError
 from senn.layers import ConvolutionalLayer, Layer, same
 from senn.nn import Residual
+from senn.preserve import preserve_model_state
 from senn.proposals import Draw, Proposals, draw_convolutional, draw_identity, draw_residual, draw_units
 from senn.structure import Block, LinearMap, Site, Space, Structure, silent_copy
 from senn.surgery import Append, Widen
@@ -65,7 +66,7 @@ def propose(
     """
     most = max(found.locations for found in readings.values())
     few = max(min(LOOK, 4 * LOOKED_AT // most), 2)
-    with torch.no_grad(), evaluating(model), reading(model, [*maps], outputs=True) as seen:
+    with torch.no_grad(), preserve_model_state(model), reading(model, [*maps], outputs=True) as seen:
         output = forward(model, batch.take(inputs, slice(0, few), len(targets)), find)
     if not torch.isfinite(output).all():
         raise DivergenceError(

@@ -156,8 +156,8 @@ class Grower:
     def observe(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
         """Look at one batch and add it to the statistics of the next consideration; returns its loss.
 
-        Runs the model in eval mode, once, with two backward passes; no `.grad`, mode, hook or random state changes.
-        Call it with batches from the training pass, then `grow()` without arguments.
+        Runs the model in eval mode, once (on the first batch a few times more, for some of its samples), with two
+        backward passes; no `.grad`, mode, hook, buffer or random state changes. Then `grow()` without arguments.
         """
         with self.ranks.together("look at a batch"):
             if not batch.tensors(inputs) or not isinstance(targets, Tensor):

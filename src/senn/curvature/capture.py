@@ -21,8 +21,9 @@ from senn import batch
 from senn.batch import Inputs, Output
 from senn.curvature.output import Among, OutputMetric
 from senn.curvature.patches import Dense, Patches, Read, full
-from senn.curvature.reading import Application, Layout, Reading, evaluating, forward, reading
+from senn.curvature.reading import Application, Layout, Reading, forward, reading
 from senn.errors import DivergenceError, UnsupportedError
+from senn.preserve import preserve_model_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,22 +157,22 @@ def capture(
     """
     if not names:
         raise UnsupportedError("the model has no linear map whose inputs could be read")
-    with torch.enable_grad(), evaluating(model), reading(model, names) as seen, _running(model, blocks) as runs:
-        output = forward(model, inputs, find)
-    missing = [name for name in names if name not in seen]
-    if missing:
-        raise UnsupportedError(f"{missing[0]} was not reached by the forward pass")
-    y = output.detach()
-    loss = float(metric.loss(y, targets, weights))
-    if not torch.isfinite(y).all() or loss != loss or abs(loss) == float("inf"):
-        reason = "the network has diverged or the batch holds bad values"
-        raise DivergenceError(f"the loss on this batch is {loss}: {reason}")
-    applied = [(name, one) for name in names for one in seen[name]]
-    edges = [one.edge for _, one in applied if one.edge is not None]
-    ends = [run.edge for run in runs.values()]
-    if len(edges) < len(applied):
-        raise UnsupportedError("the outputs do not depend on any trainable parameter")
-    with torch.enable_grad():
+    with torch.enable_grad(), preserve_model_state(model):
+        with reading(model, names) as seen, _running(model, blocks) as runs:
+            output = forward(model, inputs, find)
+        missing = [name for name in names if name not in seen]
+        if missing:
+            raise UnsupportedError(f"{missing[0]} was not reached by the forward pass")
+        y = output.detach()
+        loss = float(metric.loss(y, targets, weights))
+        if not torch.isfinite(y).all() or loss != loss or abs(loss) == float("inf"):
+            reason = "the network has diverged or the batch holds bad values"
+            raise DivergenceError(f"the loss on this batch is {loss}: {reason}")
+        applied = [(name, one) for name in names for one in seen[name]]
+        edges = [one.edge for _, one in applied if one.edge is not None]
+        ends = [run.edge for run in runs.values()]
+        if len(edges) < len(applied):
+            raise UnsupportedError("the outputs do not depend on any trainable parameter")
         true = metric.gradient(y, targets, weights).to(output.dtype).reshape(output.shape)
         sign = metric.probe(y, targets, generator, weights, among).to(output.dtype).reshape(output.shape)
         dz = torch.autograd.grad(output, edges + ends, true, retain_graph=True, allow_unused=True)

@@ -22,6 +22,7 @@ from senn import batch
 from senn.batch import Inputs, Output
 from senn.curvature.patches import Kernel
 from senn.errors import explained
+from senn.preserve import preserve_model_state
 
 SAMPLES = 3
 """Samples with which a map's layout is found out."""
@@ -237,20 +238,6 @@ def reading(model: nn.Module, names: Sequence[str], *, outputs: bool = False) ->
         yield reader.seen
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode and the global random state given back after."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        model.eval()
-        with torch.random.fork_rng(devices=sorted(devices)):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def forward(model: nn.Module, inputs: Inputs, output: Output | None = None) -> Tensor:
     """The tensor that the loss takes, in what the model returns for the inputs.
 
@@ -295,7 +282,7 @@ def legible(
     """
     number = min(SAMPLES, batch.count(inputs))
     inputs = batch.copied(batch.few(inputs, number))
-    with torch.enable_grad(), evaluating(model), reading(model, [*uses]) as seen:
+    with torch.enable_grad(), preserve_model_state(model), reading(model, [*uses]) as seen:
         y = forward(model, inputs, output)
         signs = torch.Generator().manual_seed(0)
         slope = torch.randn(y.shape, generator=signs, dtype=torch.float32).to(y)

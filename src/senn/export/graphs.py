@@ -22,7 +22,7 @@ from senn.batch import Inputs
 from senn.errors import SennError
 from senn.export.check import Exported, check, in_short, several
 from senn.export.files import draft_of
-from senn.surgery.verify import undisturbed
+from senn.preserve import preserve_model_state
 
 _MOST_BYTES = 2**31 - 2**24
 """Of an ONNX file, which is a protobuf message."""
@@ -102,7 +102,7 @@ def to_onnx(
         names = list(input_names or _argument_names(model, inputs))
         outputs = list(output_names or _output_names(model, inputs))
         try:
-            with undisturbed(model):
+            with torch.no_grad(), preserve_model_state(model):
                 made = torch.onnx.export(program, input_names=names, output_names=outputs, verbose=False)
             assert made is not None
             proto = made.model_proto
@@ -184,7 +184,7 @@ def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
         for name, value in {**dict(zip(positional, args, strict=False)), **kwargs}.items()
     }
     try:
-        with undisturbed(model):
+        with torch.no_grad(), preserve_model_state(model):
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise SennError(f"the model can't be exported for batches of any size: {in_short(error)}") from error
@@ -206,7 +206,7 @@ def _argument_names(model: nn.Module, inputs: Inputs) -> list[str]:
 
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
-    with undisturbed(model):
+    with torch.no_grad(), preserve_model_state(model):
         found = len(batch.tensors(batch.call(model, batch.copied(inputs))))
     return ["output"] if found == 1 else [f"output_{at}" for at in range(found)]
 

@@ -18,10 +18,11 @@ from senn.curvature.folds import Fold, Own
 from senn.curvature.gather import places_of
 from senn.curvature.output import OutputMetric
 from senn.curvature.patches import Read
-from senn.curvature.reading import Layout, Reading, evaluating, forward, legible, reading
+from senn.curvature.reading import Layout, Reading, forward, legible, reading
 from senn.drawing import LOOK, propose
 from senn.errors import UnsupportedError
 from senn.policy import Budget
+from senn.preserve import preserve_model_state
 from senn.proposals import Draw, Proposals
 from senn.ranks import Ranks, Share
 from senn.scoring.batch_statistics import KnownMoment, Look, weight_of, whole_eta_of
@@ -175,7 +176,7 @@ class Survey:
         last, count = self._last, len(self._last.targets)
         loss = 0.0
         if count:
-            with torch.no_grad(), evaluating(self.model):
+            with torch.no_grad(), preserve_model_state(self.model):
                 output = forward(self.model, last.inputs, self.output)
                 loss = float(self.metric.loss(output, last.targets, last.weights))
         if self.ranks.alone:
@@ -292,7 +293,7 @@ class Survey:
             return {}
         assert self._copy is not None
         trial, readings = self._copy[1], self._readings
-        with torch.no_grad(), evaluating(trial), reading(trial, [*self.maps]) as seen:
+        with torch.no_grad(), preserve_model_state(trial), reading(trial, [*self.maps]) as seen:
             forward(trial, inputs, self.output)
         found: dict[str, list[Read]] = {}
         for name, several in seen.items():

@@ -22,9 +22,10 @@ from senn.curvature.capture import BlockRun, Capture, Part, back_of, layout_of, 
 from senn.curvature.folds import Fold, Own
 from senn.curvature.gather import places_of
 from senn.curvature.patches import Dense, Patches, Read, full
-from senn.curvature.reading import Reading, evaluating, reading
+from senn.curvature.reading import Reading, reading
 from senn.drawing import BATCH_NORMS
 from senn.layers import ConvolutionalLayer
+from senn.preserve import preserve_model_state
 from senn.proposals import Draw
 from senn.scoring.column_layout import Columns
 from senn.scoring.gains import Ledger
@@ -76,13 +77,14 @@ def after_block(
     maps = [n.rpartition(".")[0] for n in weights if n.rpartition(".")[0] not in norms]
     count = len(run.dz)
     twin = move.copy
-    with torch.enable_grad(), evaluating(twin), reading(twin, maps) as seen, _norms(twin, norms) as normed:
-        output = batch.tensors(twin(*run.args, **run.kwargs))[0]
-    applied = {name: one.edge for name, (one,) in seen.items()}
-    applied |= {name: edge for name, (_, edge) in normed.items()}
-    edges = [edge for edge in applied.values() if edge is not None]
-    dz = torch.autograd.grad(output, edges, run.dz, retain_graph=True)
-    s = torch.autograd.grad(output, edges, run.s)
+    with torch.enable_grad(), preserve_model_state(twin):
+        with reading(twin, maps) as seen, _norms(twin, norms) as normed:
+            output = batch.tensors(twin(*run.args, **run.kwargs))[0]
+        applied = {name: one.edge for name, (one,) in seen.items()}
+        applied |= {name: edge for name, (_, edge) in normed.items()}
+        edges = [edge for edge in applied.values() if edge is not None]
+        dz = torch.autograd.grad(output, edges, run.dz, retain_graph=True)
+        s = torch.autograd.grad(output, edges, run.s)
     parts = {}
     for name, slope, signs in zip(applied, dz, s, strict=True):
         inner: Read

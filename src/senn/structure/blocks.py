@@ -26,11 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from senn import batch
 from senn.batch import Inputs
 from senn.errors import UnsupportedError
+from senn.preserve import preserve_model_state
 from senn.structure.repeat import counts_of, have_positions, put_after, silent_copy
 from senn.structure.spaces import Block, LinearMap, Refusal, tensor_of
 from senn.structure.tracing.tracer import describe
 from senn.structure.trial import close
-from senn.structure.untouched import untouched
 from senn.structure.widened import disturb
 
 _NOT_REPEATED = "nothing like it can be put after it"
@@ -118,7 +118,7 @@ class _Search:
         trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
         refused: list[Refusal] = []
         blocks: list[Block] = []
-        with untouched(self.trial, self.inputs):
+        with torch.no_grad(), preserve_model_state(self.trial, fused=False):
             disturb(self.trial, parameters, self.generator)
             found = self._found(self._visits(names, self.inputs))
             disturb(self.trial, parameters, self.generator)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from senn import batch
 from senn.batch import Inputs
 from senn.errors import UnsupportedError
+from senn.preserve import preserve_model_state
 from senn.structure.spaces import Refusal, Slot, Space, Structure
 from senn.structure.tracing.tracer import describe
-from senn.structure.untouched import untouched
 from senn.structure.widened import disturb, widen
 
 Read = Callable[[nn.Module, Inputs], Structure]
@@ -105,7 +105,7 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    with untouched(model, inputs):
+    with torch.no_grad(), preserve_model_state(model, fused=False):
         found = batch.tensors(batch.call(model, batch.copied(inputs)))
     return [tensor for tensor in found if tensor.is_floating_point()]
 

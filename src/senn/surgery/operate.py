@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from senn.batch import Inputs
 from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.preserve import ModelState, preserve_model_state
 from senn.structure.spaces import Structure
 from senn.surgery.afterwards import afterwards
 from senn.surgery.carry import Journal, prepare
@@ -21,14 +23,12 @@ from senn.surgery.moves import Append, Insert, Move, Prune
 from senn.surgery.optimizer import Snapshot, carry, check_holds, unwrap
 from senn.surgery.plan import plan
 from senn.surgery.verify import (
-    ModesAndHooks,
     calibrate,
     check_use,
     fingerprint,
     output_change,
     outputs,
     tolerance_for,
-    undisturbed,
 )
 
 WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"))
@@ -156,7 +156,7 @@ class _Operation:
 
     def run(self, structure: Structure, optimizer: Optimizer | None, rollback: ExitStack) -> Receipt:
         everyone = (self.model, *self.copies)
-        rollback.callback(ModesAndHooks(everyone).restore)
+        rollback.callback(ModelState(everyone).restore)
         if optimizer is not None:
             check_holds(optimizer, self.model)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -195,7 +195,7 @@ class _Operation:
     def _loss(self) -> float | None:
         if self.loss is None:
             return None
-        with undisturbed(self.model):
+        with torch.no_grad(), preserve_model_state(self.model):
             return float(self.loss())
 
     def _check_loss(self, receipt: Receipt) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from senn import batch
 from senn.batch import Inputs
-from senn.curvature.reading import evaluating
 from senn.errors import SurgeryError
+from senn.preserve import preserve_model_state
 
 if TYPE_CHECKING:
     from senn.surgery.carry import Journal
@@ -25,20 +24,13 @@ FLOOR = 1e-6
 """Outputs smaller than this are compared on this scale."""
 
 
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients; modes and random states are given back, and every visit starts from the same ones."""
-    with torch.no_grad(), evaluating(model):
-        yield
-
-
 def outputs(model: nn.Module, probe: Inputs) -> list[Tensor]:
     """The floating-point tensors that the model returns for the probe.
 
     Raises:
         SurgeryError: some of them are not finite.
     """
-    with undisturbed(model):
+    with torch.no_grad(), preserve_model_state(model):
         result = batch.call(model, batch.copied(probe))
     leaves = [x for x in batch.tensors(result) if x.is_floating_point()]
     if not all(leaf.isfinite().all() for leaf in leaves):
@@ -72,6 +64,8 @@ def calibrate(model: nn.Module, journal: Journal, probe: Inputs) -> None:
     if not journal.uncalibrated:
         return
 
+    written: list[tuple[Tensor, Tensor, Tensor]] = []
+
     def hook(places: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def set_statistics(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             channels = args[0].movedim(1, 0).flatten(1)[places.to(args[0].device)].double()
@@ -80,7 +74,9 @@ def calibrate(model: nn.Module, journal: Journal, probe: Inputs) -> None:
                     (module.running_mean, channels.mean(1)),
                     (module.running_var, channels.var(1)),
                 ):
-                    buffer[places] = statistic.to(buffer.dtype)  # type: ignore[operator, arg-type]
+                    assert isinstance(buffer, Tensor)
+                    buffer[places] = statistic.to(buffer.dtype)
+                    written.append((buffer, places, buffer[places]))
 
         return set_statistics
 
@@ -90,6 +86,9 @@ def calibrate(model: nn.Module, journal: Journal, probe: Inputs) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    # Later normalisations read what earlier ones give, so statistics are set during the pass, which puts buffers back.
+    for buffer, places, statistic in written:
+        buffer[places] = statistic
 
 
 def check_use(model: nn.Module, journal: Journal, probe: Inputs) -> None:
@@ -111,24 +110,6 @@ def check_use(model: nn.Module, journal: Journal, probe: Inputs) -> None:
     for inserted in journal.inserted:
         if inserted.modules[0] not in used:
             raise SurgeryError(f"the forward pass doesn't run the layer {inserted.what}")
-
-
-class ModesAndHooks:
-    """Training flags and forward pre-hooks of models as they are now, which looking at them changes for a while.
-
-    An interrupt may come while they are being given back, so a failed operation gives them back once more.
-    """
-
-    def __init__(self, models: Iterable[nn.Module]) -> None:
-        modules = [module for model in models for module in model.modules()]
-        self._held = [(module, module.training, list(module._forward_pre_hooks.items())) for module in modules]
-
-    def restore(self) -> None:
-        """Give everything back."""
-        for module, mode, hooks in self._held:
-            module.training = mode
-            module._forward_pre_hooks.clear()
-            module._forward_pre_hooks.update(hooks)
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> list[int]:

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from senn import batch
 from senn.batch import Inputs
 from senn.errors import SennError
+from senn.preserve import preserve_model_state
 from senn.structure.sizes.symbolic_int import Numbers
 from senn.structure.tracing.recorder import Trace
 from senn.structure.tracing.rules.module_rules import Visit, leaf_rule
 from senn.structure.tracing.rules.pointwise import Call
-from senn.structure.untouched import untouched
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -76,7 +76,13 @@ def run(model: nn.Module, inputs: Inputs) -> tuple[Trace, Numbers]:
     """
     trace = Trace(model)
     numbers = Numbers(trace)
-    with untouched(model, inputs), _followed(trace), _Dispatch(trace), numbers.watching():
+    with (
+        torch.no_grad(),
+        preserve_model_state(model, fused=False),
+        _followed(trace),
+        _Dispatch(trace),
+        numbers.watching(),
+    ):
         try:
             trace.output = batch.call(model, batch.copied(inputs))
         except Exception as error:
