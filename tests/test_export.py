@@ -280,7 +280,7 @@ def test_images_are_encoded_as_in_training_to_the_last_bit(tmp_path: Path) -> No
         Image.fromarray(bytes_).convert(mode).save(paths[-1])
     for channels in (1, 3):
         mean, std = (0.4, 0.5, 0.3)[:channels], (0.2, 0.1, 0.3)[:channels]
-        encoder = ImageEncoder(8, channels, mean, std, ("a", "b"), flip=False)
+        encoder = ImageEncoder(side=8, channels=channels, mean=mean, std=std, labels=("a", "b"), flip=False)
         (_, pixels, left_out) = next(encoder.read(paths))
         assert not left_out
         wanted = Standard(encoder.mean, encoder.std)(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
@@ -301,7 +301,7 @@ def test_any_column_can_be_the_target(tmp_path: Path, name: str) -> None:
 def test_the_written_module_is_formatted_and_clean(tmp_path: Path) -> None:
     table = TableEncoder.fit(people(), "kind")
     to_python(MLP(len(table.features), (2,), 2), tmp_path / "table", preprocessing=table.to_dict())
-    image = ImageEncoder(8, 1, (0.4,), (0.2,), ("a", "b"), flip=False)
+    image = ImageEncoder(side=8, channels=1, mean=(0.4,), std=(0.2,), labels=("a", "b"), flip=False)
     to_python(ConvNet(1, ((2,),), 2), tmp_path / "images", preprocessing=image.to_dict())
     options = ["--line-length", "100", "--isolated", "--no-cache"]
     files = [str(tmp_path / name / "net.py") for name in ("table", "images")]

@@ -268,7 +268,8 @@ def test_tables_are_no_images(tmp_path):
 
 
 def encoder(channels=3, side=12):
-    return ImageEncoder(side, channels, (0.5,) * channels, (0.25,) * channels, ("cat", "dog"), True)
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    return ImageEncoder(side=side, channels=channels, mean=mean, std=std, labels=("cat", "dog"), flip=True)
 
 
 def test_an_encoder_survives_json():

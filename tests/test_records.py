@@ -63,6 +63,12 @@ def test_a_missing_field_takes_its_default():
     assert from_dict(Point, least, WHAT) == Point(x=1.5, count=3, flag=True, kind="b", unit=POINT.unit)
 
 
+def test_a_record_can_be_required_to_be_complete():
+    assert from_dict(Point, record(), WHAT, complete=True) == POINT
+    with pytest.raises(SennError, match="it lacks 'factor'"):
+        from_dict(Unit, {"name": "m"}, WHAT, complete=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

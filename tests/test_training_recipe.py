@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from senn.errors import SennError
 from senn.schedule import Rounds
 from senn.training import Recipe
-from senn.training.split import validation_split
+from senn.training.rows import validation_split
 
 
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=6), fraction=st.floats(0, 0.6), seed=st.integers(0, 99))

@@ -29,6 +29,7 @@ def from_dict(
     mapping: object,
     what: str,
     *,
+    complete: bool = False,
     finite: bool = True,
     renamed: Mapping[str, str] | None = None,
     version: int | None = None,
@@ -38,11 +39,23 @@ def from_dict(
     Fields may be annotated with plain types, `Any`, `Literal`, unions, `tuple`, `list`, `dict` and further dataclasses.
     A missing field takes its default. A whole number is accepted for a float; a boolean is neither.
 
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Scale:
+    ...     mean: float
+    ...     unit: str | None = None
+    >>> from_dict(Scale, {"mean": 3}, "the stored scale")
+    Scale(mean=3.0, unit=None)
+    >>> from_dict(Scale, {"mean": "3"}, "the stored scale")
+    Traceback (most recent call last):
+    senn.errors.SennError: the stored scale is damaged: 'mean' can't be '3'
+
     Args:
         cls: the dataclass; fields with `init=False` and those that begin with an underscore aren't read.
         mapping: the record, usually from JSON.
         what: subject of the sentence if it doesn't fit, such as "the stored encoding of the table".
-        finite: whether NaN and infinity are refused.
+        complete: refuse a record that lacks a field, even one with a default.
+        finite: refuse NaN and infinity.
         renamed: old key -> today's, for records of earlier versions; a record may use either.
         version: the newest version that can be read; the record then has a whole number `version`, which is no field.
 
@@ -52,7 +65,8 @@ def from_dict(
     Raises:
         SennError: the mapping has an unknown or missing key, a value of another type, or a version that is too new.
     """
-    return typing.cast(Record, _Reader(what, finite).record(cls, mapping, renamed or {}, version))
+    reader = _Reader(what, complete=complete, finite=finite)
+    return typing.cast(Record, reader.record(cls, mapping, renamed or {}, version))
 
 
 @contextmanager
@@ -80,8 +94,9 @@ def reading_state(what: str) -> Iterator[None]:
 class _Reader:
     """Reads values by annotation; `what` begins each sentence."""
 
-    def __init__(self, what: str, finite: bool) -> None:
+    def __init__(self, what: str, *, complete: bool, finite: bool) -> None:
         self.what = what
+        self.complete = complete
         self.finite = finite
 
     def record(self, cls: type[Any], mapping: object, renamed: Mapping[str, str], version: int | None) -> Any:
@@ -96,7 +111,9 @@ class _Reader:
         unknown = sorted(content.keys() - read.keys())
         if unknown:
             raise self.damaged(f"it has an unknown entry {unknown[0]!r}")
-        missing = [name for name, field in read.items() if name not in content and _is_required(field)]
+        missing = [
+            name for name, field in read.items() if name not in content and (self.complete or _is_required(field))
+        ]
         if missing:
             raise self.damaged(f"it lacks {missing[0]!r}")
         hints = typing.get_type_hints(cls)

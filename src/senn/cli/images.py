@@ -162,7 +162,9 @@ def _encoder(collection: Collection, train: Images, no_flip: bool) -> ImageEncod
     standard = Standard.of(_tensor(planes(train)))
     coloured = channels == 3 and bool((pixels != pixels[..., :1]).any())
     flip = coloured and not no_flip
-    return ImageEncoder(side, channels, standard.mean, standard.std, collection.classes, flip)
+    return ImageEncoder(
+        side=side, channels=channels, mean=standard.mean, std=standard.std, labels=collection.classes, flip=flip
+    )
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

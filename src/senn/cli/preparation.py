@@ -21,8 +21,8 @@ from senn.errors import SennError
 from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.training import Callback, Recipe, Run, Task, train
 from senn.training.learner import build_model, build_optimizer, loss_function, resolve_policy
+from senn.training.rows import validation_split
 from senn.training.run import count_parameters
-from senn.training.split import validation_split
 from senn.training.state import Keeper
 
 FEWEST_ROWS = 8

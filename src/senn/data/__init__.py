@@ -1,8 +1,31 @@
 """Tables from files, and their columns as numbers; nothing here knows of networks."""
 
-from senn.data.encoder import TableEncoder
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from senn.data.split import split
-from senn.data.tables import BUILT_IN, Table, read_table
-from senn.data.target import Target, Task
+
+if TYPE_CHECKING:
+    from senn.data.encoder import TableEncoder as TableEncoder
+    from senn.data.tables import BUILT_IN as BUILT_IN
+    from senn.data.tables import Table as Table
+    from senn.data.tables import read_table as read_table
+    from senn.data.target import Target as Target
+    from senn.data.target import Task as Task
 
 __all__ = ["BUILT_IN", "Table", "TableEncoder", "Target", "Task", "read_table", "split"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs pandas at first use: training splits rows where pandas may be missing."""
+    home: Any = None
+    if name in ("BUILT_IN", "Table", "read_table"):
+        from senn.data import tables as home
+    elif name == "TableEncoder":
+        from senn.data import encoder as home
+    elif name in ("Target", "Task"):
+        from senn.data import target as home
+    if home is None:
+        raise AttributeError(f"module 'senn.data' has no attribute {name!r}")
+    return getattr(home, name)

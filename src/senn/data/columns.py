@@ -6,13 +6,14 @@ A further kind is one more frozen dataclass with `kind`, `fit`, `features` and `
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
 
+from senn._records import from_dict
 from senn.data.cells import DATE_FORMATS, Floats, date_format, dates, is_missing, kind_of, numbers, texts
 from senn.errors import SennError
 
@@ -58,7 +59,12 @@ def _standardise(values: Floats, mean: float, scale: float) -> Floats:
     return out
 
 
-@dataclass(frozen=True)
+def _check_positive(scale: float) -> None:
+    if not scale > 0:
+        raise SennError(f"a scale must be positive, and {scale:g} isn't")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dropped:
     """A column that isn't used; `note` says why."""
 
@@ -75,7 +81,7 @@ class Dropped:
         return np.empty((len(cells), 0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NumberColumn:
     """A number, standardised; a missing one becomes the median, with an indicator if there were any at fit."""
 
@@ -87,6 +93,9 @@ class NumberColumn:
     indicator: bool
     note: str = ""
 
+    def __post_init__(self) -> None:
+        _check_positive(self.scale)
+
     @classmethod
     def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
         """Learn from the cells."""
@@ -94,10 +103,10 @@ class NumberColumn:
         missing = np.isnan(values)
         known = values[~missing]
         if known.size and not missing.any() and known.min() == known.max():
-            return Dropped(name, f"is always {known[0]:g}")
+            return Dropped(name=name, note=f"is always {known[0]:g}")
         median = float(np.sort(known)[(known.size - 1) // 2])
         mean, scale = _standard(np.where(missing, median, values))
-        return cls(name, median, mean, scale, bool(missing.any()))
+        return cls(name=name, median=median, mean=mean, scale=scale, indicator=bool(missing.any()))
 
     def features(self) -> list[str]:
         """The number and, if any were missing, the indicator."""
@@ -114,7 +123,7 @@ class NumberColumn:
 _TRUTH = {"true": 1.0, "false": -1.0, "1": 1.0, "0": -1.0, "yes": 1.0, "no": -1.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BooleanColumn:
     """True is 1, false -1, missing 0."""
 
@@ -127,8 +136,8 @@ class BooleanColumn:
         """Learn from the cells."""
         seen = set(texts(cells))
         if len(seen) == 1:
-            return Dropped(name, f"is always {str(seen.pop()).lower()}")
-        return cls(name)
+            return Dropped(name=name, note=f"is always {str(seen.pop()).lower()}")
+        return cls(name=name)
 
     def features(self) -> list[str]:
         """The truth value."""
@@ -146,7 +155,7 @@ class BooleanColumn:
         return values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CategoryColumn:
     """One feature per frequent category; rare and unseen ones share "other" if there were rare ones at fit."""
 
@@ -164,16 +173,18 @@ class CategoryColumn:
         counts = pd.Series(known, dtype=object).value_counts()
         indicator = len(known) < len(cells)
         if len(counts) < 2 and not indicator:
-            return Dropped(name, f"is always {counts.index[0]!r}")
+            return Dropped(name=name, note=f"is always {counts.index[0]!r}")
         if len(cells) >= 20 and len(counts) > len(known) / 2:
-            return Dropped(name, f"looks like an identifier: {len(counts):,} different texts in {len(known):,} rows")
+            return Dropped(
+                name=name, note=f"looks like an identifier: {len(counts):,} different texts in {len(known):,} rows"
+            )
         rare = min(10, max(1, len(cells) // 100))
         frequent = sorted(counts.index[counts >= rare], key=lambda text: (-counts[text], text))[:MOST_CATEGORIES]
         if not frequent:
-            return Dropped(name, f"has {len(counts):,} categories, each in fewer than {rare} rows")
+            return Dropped(name=name, note=f"has {len(counts):,} categories, each in fewer than {rare} rows")
         merged = len(counts) - len(frequent)
         note = f"{merged:,} rare categories are taken together" if merged else ""
-        return cls(name, tuple(frequent), merged > 0, indicator, note)
+        return cls(name=name, categories=tuple(frequent), other=merged > 0, indicator=indicator, note=note)
 
     def features(self) -> list[str]:
         """One per category, then "other" and "missing" where there were such cells."""
@@ -197,7 +208,7 @@ def _circle(phase: Floats) -> list[Floats]:
     return [np.sin(2 * np.pi * phase), np.cos(2 * np.pi * phase)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DateColumn:
     """A date: elapsed days and year, standardised; month, weekday and time of day as points on circles."""
 
@@ -213,6 +224,10 @@ class DateColumn:
     indicator: bool
     note: str = ""
 
+    def __post_init__(self) -> None:
+        _check_positive(self.scale)
+        _check_positive(self.year_scale)
+
     @classmethod
     def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
         """Learn from the cells."""
@@ -226,12 +241,22 @@ class DateColumn:
         days, years, missing = cls._days(dates(name, cells, form))
         known_days = np.sort(days[~missing])
         if known_days[0] == known_days[-1] and not missing.any():
-            return Dropped(name, "is always the same date")
+            return Dropped(name=name, note="is always the same date")
         median = float(known_days[(known_days.size - 1) // 2])
         mean, scale = _standard(np.where(missing, median, days))
         year_mean, year_scale = _standard(years[~missing])
-        clock = bool((known_days % 1).any())
-        return cls(name, form, median, mean, scale, year_mean, year_scale, clock, bool(missing.any()), note)
+        return cls(
+            name=name,
+            form=form,
+            median=median,
+            mean=mean,
+            scale=scale,
+            year_mean=year_mean,
+            year_scale=year_scale,
+            clock=bool((known_days % 1).any()),
+            indicator=bool(missing.any()),
+            note=note,
+        )
 
     @staticmethod
     def _days(stamps: pd.Series[Any]) -> tuple[Floats, Floats, Any]:
@@ -287,19 +312,11 @@ KINDS: dict[str, Any] = {cls.kind: cls for cls in (Dropped, NumberColumn, Boolea
 def fit_column(name: str, cells: pd.Series[Any], kind: str | None = None) -> Column:
     """Choose the kind of a column (unless told) and learn its encoding."""
     if kind == "dropped":
-        return Dropped(name, "was left out on request")
+        return Dropped(name=name, note="was left out on request")
     if is_missing(cells).all():
-        return Dropped(name, "is empty")
+        return Dropped(name=name, note="is empty")
     found: Column = KINDS[kind or kind_of(name, cells)].fit(name, cells)
     return found
-
-
-_CHECKS = {
-    "str": lambda value: isinstance(value, str),
-    "bool": lambda value: isinstance(value, bool),
-    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value),
-    "tuple[str, ...]": lambda value: isinstance(value, list | tuple) and all(isinstance(item, str) for item in value),
-}
 
 
 def column_to_dict(column: Column) -> dict[str, Any]:
@@ -316,11 +333,6 @@ def column_from_dict(record: Any) -> Column:
     cls = KINDS.get(str(record.get("kind"))) if isinstance(record, dict) else None
     if cls is None:
         raise SennError(f"the stored encoding has a column of unknown kind: {str(record)[:60]!r}")
-    wanted = {field.name: str(field.type) for field in fields(cls)}
-    if set(record) - {"kind"} != set(wanted) or not all(_CHECKS[wanted[key]](record[key]) for key in wanted):
-        raise SennError(f"the stored encoding of column {record.get('name')!r} is damaged")
-    if not all(record.get(key, 1.0) > 0 for key in ("scale", "year_scale")):
-        raise SennError(f"the stored encoding of column {record.get('name')!r} is damaged")
-    values = {key: tuple(record[key]) if isinstance(record[key], list) else record[key] for key in wanted}
-    column: Column = cls(**values)
+    values = {key: value for key, value in record.items() if key != "kind"}
+    column: Column = from_dict(cls, values, f"the stored encoding of column {record.get('name')!r}", complete=True)
     return column

@@ -15,7 +15,7 @@ from senn.data.target import Target, Task
 from senn.errors import SennError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TableEncoder:
     """Turns the rows of tables into numbers, always the same way.
 
@@ -54,7 +54,7 @@ class TableEncoder:
         if not any(column.features() for column in columns):
             reasons = "; ".join(f"{column.name!r} {column.note}" for column in columns[:3])
             raise SennError(f"no column is left to predict {target!r} from" + (f" ({reasons})" if reasons else ""))
-        return cls(columns, fitted)
+        return cls(columns=columns, target=fitted)
 
     @property
     def features(self) -> list[str]:
@@ -97,7 +97,8 @@ class TableEncoder:
         """
         if not isinstance(record, dict) or not isinstance(record.get("columns"), list) or "target" not in record:
             raise SennError("the stored encoding of the table is damaged")
-        return cls(tuple(map(column_from_dict, record["columns"])), Target.from_dict(record["target"]))
+        columns = tuple(map(column_from_dict, record["columns"]))
+        return cls(columns=columns, target=Target.from_dict(record["target"]))
 
 
 def check_names(frame: pd.DataFrame, target: str | None = None) -> None:

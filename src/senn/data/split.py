@@ -1,4 +1,4 @@
-"""Rows held out for the test."""
+"""Rows held out for a test or for validation: drawn by seed, every class in proportion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rows = NDArray[np.intp]
 
 
 def split(rows: int, fraction: float = 0.2, seed: int = 0, classes: NDArray[Any] | None = None) -> tuple[Rows, Rows]:
-    """Training and test rows, drawn by seed.
+    """Draw training and test rows.
 
     Args:
         rows: how many there are.
@@ -25,20 +25,15 @@ def split(rows: int, fraction: float = 0.2, seed: int = 0, classes: NDArray[Any]
         Row numbers for training and for the test, each in ascending order.
 
     Raises:
-        SennError: if the fraction leaves either side without rows.
+        SennError: the fraction leaves either side without rows.
     """
     if not 0 < fraction < 1:
         raise SennError(f"the test fraction must be between 0 and 1, and is {fraction:g}")
     generator = np.random.default_rng(seed)
-    groups = [np.arange(rows)] if classes is None else _groups(classes)
-    shares = np.asarray([min(len(group) * fraction, len(group) - 1) for group in groups])
-    counts = np.floor(shares).astype(int)
-    # The remainders go to the groups that rounding down has hurt most, so that the whole share is right.
-    short = round(float(shares.sum())) - int(counts.sum())
-    for group in np.argsort(counts - shares, kind="stable")[:short]:
-        counts[group] += 1
-    test = [generator.permutation(group)[:count] for group, count in zip(groups, counts, strict=True)]
-    held_out = np.sort(np.concatenate(test)).astype(np.intp)
+    groups = [np.arange(rows)] if classes is None else _rows_by_class(classes)
+    order = np.concatenate([generator.permutation(group) for group in groups])
+    codes = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    held_out = np.sort(hold_out(order, codes, fraction)).astype(np.intp)
     if not 0 < len(held_out) < rows:
         raise SennError(
             f"{rows:,} rows can't be split into training and test rows with a test fraction of {fraction:g}"
@@ -46,8 +41,37 @@ def split(rows: int, fraction: float = 0.2, seed: int = 0, classes: NDArray[Any]
     return np.setdiff1d(np.arange(rows), held_out), held_out
 
 
-def _groups(classes: NDArray[Any]) -> list[Rows]:
-    """Rows of each class."""
+def hold_out(order: NDArray[Any], classes: NDArray[Any], fraction: float) -> NDArray[Any]:
+    """Choose a share of each class, rounded down or up: its first rows in an order that was drawn before.
+
+    Which classes round up is decided by the places of their rows (Webster's method): row j of k stands at
+    (j + 1/2) / k, and the smallest places win.
+
+    Args:
+        order: (n,) row numbers, shuffled.
+        classes: (n,) whole numbers, the class of each row in that order; all alike where there are no classes.
+        fraction: share to hold out, between 0 and 1; the last row of a class always stays.
+
+    Returns:
+        (held_out,) row numbers.
+    """
+    by_class = np.argsort(classes, kind="stable")
+    _, sizes = np.unique(classes, return_counts=True)
+    capped = sizes * fraction > sizes - 1
+    wanted = round(fraction * int(sizes[~capped].sum()) + int((sizes[capped] - 1).sum()))
+    size = np.repeat(sizes, sizes)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    share = np.minimum(size * fraction, size - 1)
+    # A row within the share rounded down comes first, then one within the share rounded up, then any other.
+    tier = (rank >= np.floor(share)).astype(int) + (rank >= np.ceil(share))
+    first = np.lexsort(((rank + 0.5) / size, tier))
+    is_last = rank == size - 1
+    chosen = first[~is_last[first]][:wanted]
+    held_out: NDArray[Any] = order[by_class[chosen]]
+    return held_out
+
+
+def _rows_by_class(classes: NDArray[Any]) -> list[Rows]:
     _, codes = np.unique(classes, return_inverse=True)
     order = np.argsort(codes, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)

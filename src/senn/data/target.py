@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from senn._records import from_dict
 from senn.data.cells import Floats, is_missing, kind_of, numbers, text
 from senn.errors import SennError
 
@@ -20,7 +20,7 @@ FEW_VALUES = 20
 """A whole-numbered target with at most so many values, each in five rows on average, is taken as classes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """What is predicted.
 
@@ -37,6 +37,12 @@ class Target:
     labels: tuple[Label, ...] = ()
     mean: float = 0.0
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.task == "classification" and len(self.labels) < 2:
+            raise SennError(f"classes need two labels at least, and there are {len(self.labels)}")
+        if not self.scale > 0:
+            raise SennError(f"a scale must be positive, and {self.scale:g} isn't")
 
     @property
     def outputs(self) -> int:
@@ -76,7 +82,7 @@ class Target:
             raise SennError(f"target {name!r} holds a single class ({found.pop()!r}); at least two are needed")
         if len(found) > len(cells) / 2:
             raise SennError(f"target {name!r} has {len(found):,} classes in {len(cells):,} rows; is it an identifier?")
-        return cls(name, "classification", tuple(sorted(found)))
+        return cls(name=name, task="classification", labels=tuple(sorted(found)))
 
     @classmethod
     def _number(cls, name: str, values: Floats) -> Target:
@@ -84,7 +90,7 @@ class Target:
         mean, scale = float((values / largest).mean()) * largest, float((values / largest).std()) * largest
         if values.min() == values.max() or not scale:
             raise SennError(f"target {name!r} is always {values[0]:g}; there is nothing to predict")
-        return cls(name, "regression", (), mean, scale)
+        return cls(name=name, task="regression", mean=mean, scale=scale)
 
     def encode(self, cells: pd.Series[Any]) -> NDArray[Any]:
         """Class numbers (n,) int64, or standardised numbers (n, 1) float32.
@@ -127,21 +133,7 @@ class Target:
         Raises:
             SennError: if the record isn't one.
         """
-        keys = {"name", "task", "labels", "mean", "scale"}
-        if not isinstance(record, dict) or set(record) != keys or not _sound(record):
-            raise SennError("the stored description of the target is damaged")
-        return cls(**{**record, "labels": tuple(record["labels"])})
-
-
-def _sound(record: dict[str, Any]) -> bool:
-    labels, task = record["labels"], record["task"]
-    if not isinstance(record["name"], str) or not isinstance(labels, list):
-        return False
-    if not all(isinstance(label, str | int | float) for label in labels):
-        return False
-    if not all(isinstance(record[key], int | float) and isfinite(record[key]) for key in ("mean", "scale")):
-        return False
-    return len(labels) >= 2 if task == "classification" else task == "regression" and record["scale"] > 0
+        return from_dict(cls, record, "the stored description of the target", complete=True)
 
 
 def _label(cell: Any) -> Label:

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
 from senn.export.classes import KNOWN, about, forward, helper, helper_name, parts, stages
-from senn.export.signatures import Name, explicit_arguments, is_layer, source_arguments
+from senn.export.layers import Name, arguments, is_layer, told
 from senn.export.text import Group, call, lay_out, literal
 from senn.nn import ConvNet, Rational
 
-_PARAMETERS = (nn.ParameterList, nn.ParameterDict)
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, *_PARAMETERS)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -157,7 +156,7 @@ class _Writer:
             self.helpers[name] = helper(name, module)
             inner = [self.expression(child, _join(path, part)) for part, child in parts(module).items()]
             return call(name, inner)
-        positional, keywords = explicit_arguments(module)
+        positional, keywords = told(module)
         return call(
             f"nn.{type(module).__name__}",
             [self._value(module, value, path) for value in positional],
@@ -173,16 +172,12 @@ class _Writer:
         return text
 
     def _container(self, module: nn.Module, path: str, notes: dict[int, str]) -> Group:
-        inner: dict[str, Group | str]
-        if type(module) in _PARAMETERS:
-            inner = {key: f"torch.zeros({tuple(tensor.shape)})" for key, tensor in module.named_parameters()}
-        else:
-            inner = {key: self.expression(child, _join(path, key)) for key, child in parts(module).items()}
+        inner = {key: self.expression(child, _join(path, key)) for key, child in parts(module).items()}
         name = f"nn.{type(module).__name__}"
-        if type(module) in (nn.ModuleDict, nn.ParameterDict):
+        if type(module) is nn.ModuleDict:
             return call(name, [Group("{", [(f"{literal(key)}: ", part) for key, part in inner.items()], "}")])
         in_order = list(inner) == list(map(str, range(len(inner))))
-        if type(module) in (nn.ModuleList, nn.ParameterList):
+        if type(module) is nn.ModuleList:
             return call(name, [Group("[", [("", part) for part in inner.values()], "]", len(inner) > 2)])
         if in_order:
             return Group(f"{name}(", [("", part) for part in inner.values()], ")", len(inner) > 2, notes)
@@ -273,9 +268,7 @@ def _alike(twin: nn.Module, model: nn.Module) -> bool:
         return False
     if not is_layer(model) or type(model) in _CONTAINERS:
         return True
-    ours, theirs = (
-        {k: v for k, v in source_arguments(one).items() if not isinstance(v, nn.Module)} for one in (model, twin)
-    )
+    ours, theirs = ({k: v for k, v in arguments(one).items() if not isinstance(v, nn.Module)} for one in (model, twin))
     return ours == theirs
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from senn.data.split import hold_out
 from senn.training.learner import Batch
 from senn.training.recipe import Recipe
-from senn.training.split import validation_split
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,29 @@ def partition(
         return rows, Rows(*validation)
     kept, held = validation_split(rows.y, recipe.validation_fraction, generator, minimum=max(1, recipe.min_validation))
     return rows.take(kept), rows.take(held) if len(held) else None
+
+
+def validation_split(
+    y: Tensor, fraction: float, generator: torch.Generator, *, minimum: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Draw rows for training and for validation.
+
+    Args:
+        y: (n,) long for classes, which are then held out in proportion; a class always keeps a row for
+            training. Floating point for anything else.
+        fraction: share of the rows to hold out.
+        generator: source of the draw.
+        minimum: fewer validation rows than this tell nothing, and then all rows are for training.
+
+    Returns:
+        Row numbers for training and for validation, (n_train,) and (n_validation,) long, each in increasing order.
+    """
+    n = len(y)
+    order = torch.randperm(n, generator=generator)
+    wanted = round(fraction * n)
+    if wanted == 0 or wanted < minimum:
+        return torch.arange(n), torch.empty(0, dtype=torch.long)
+    classes = torch.zeros(n, dtype=torch.long) if y.is_floating_point() else y.cpu()[order]
+    held_out = torch.zeros(n, dtype=torch.bool)
+    held_out[torch.from_numpy(hold_out(order.numpy(), classes.numpy(), fraction))] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from senn._records import from_dict
 from senn.data.images.encoded import encoded_rows, image_columns
 from senn.data.images.folders import Entry, LeftOut, files_in, square, squares
 from senn.data.images.idx import is_idx, read_idx
@@ -18,9 +18,10 @@ from senn.errors import SennError
 
 KIND = "images"
 _AT_ONCE = 1000
+_LEAST_STD = 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageEncoder:
     """Turns images into what a network reads, always the same way.
 
@@ -39,6 +40,16 @@ class ImageEncoder:
     std: tuple[float, ...]
     labels: tuple[str, ...]
     flip: bool
+
+    def __post_init__(self) -> None:
+        if self.side < 1 or self.channels not in (1, 3):
+            raise SennError(f"images of side {self.side} with {self.channels} channels can't be encoded")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise SennError(f"mean and std need a number for each of {self.channels} channels")
+        if min(self.mean) < 0 or min(self.std) < _LEAST_STD:
+            raise SennError(f"mean must be at least 0 and std at least {_LEAST_STD:g} in each channel")
+        if len(self.labels) < 2:
+            raise SennError(f"classes need two labels at least, and there are {len(self.labels)}")
 
     def read(self, sources: Sequence[str]) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
         """Images of files, or of all files in folders: names, pixels (n, side, side, C) and what is left out, in parts.
@@ -88,9 +99,10 @@ class ImageEncoder:
         Raises:
             SennError: if the record isn't one.
         """
-        if not isinstance(record, dict) or not _sound(record):
-            raise SennError("the stored encoding of the images is damaged")
-        return cls(**{key: _tuple(value) for key, value in record.items() if key != "kind"})
+        what = "the stored encoding of the images"
+        if not isinstance(record, dict) or record.get("kind") != KIND:
+            raise SennError(f"{what} is damaged: it isn't of kind {KIND!r}")
+        return from_dict(cls, {key: value for key, value in record.items() if key != "kind"}, what, complete=True)
 
 
 def _files(source: str) -> list[Path]:
@@ -107,23 +119,3 @@ def _files(source: str) -> list[Path]:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _sound(record: dict[str, Any]) -> bool:
-    keys = {"kind", "side", "channels", "mean", "std", "labels", "flip"}
-    if set(record) != keys or record["kind"] != KIND or not isinstance(record["flip"], bool):
-        return False
-    side, channels, labels = record["side"], record["channels"], record["labels"]
-    if type(side) is not int or side < 1 or channels not in (1, 3) or type(channels) is not int:
-        return False
-    for key, least in (("mean", 0), ("std", 1e-9)):
-        values = record[key]
-        if not isinstance(values, list) or len(values) != channels:
-            return False
-        if not all(isinstance(value, int | float) and isfinite(value) and value >= least for value in values):
-            return False
-    return isinstance(labels, list) and len(labels) >= 2 and all(isinstance(label, str) for label in labels)
