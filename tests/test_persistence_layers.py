@@ -1,16 +1,20 @@
 """Models made of standard layers alone come back without any code of their owner's."""
 
 import inspect
+import json
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from surgery_cases import widen
 from torch import nn
 
 import senn
-from senn.errors import SennError
+from senn import disk
+from senn.errors import SennError, UnsupportedError
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
-from senn.persistence.layers import CONSTRUCTORS, CONTAINERS, arguments_of
+from senn.persistence.constructors import CONSTRUCTORS, CONTAINERS, json_arguments
 from senn.structure import analyse
 from senn.surgery import operate
 
@@ -33,6 +37,7 @@ def by_dimension():
         yield of("BatchNorm")(4, affine=False, track_running_stats=False), shape
         yield of("InstanceNorm")(4, momentum=0.2, affine=True, track_running_stats=True), shape
         yield of("MaxPool")(3, 2, 1, 1, ceil_mode=True), shape
+        yield of("MaxUnpool")(2, 3, 0), (shape, torch.arange(shape[2]).expand(shape))
         yield of("AvgPool")(2, 1, 1, count_include_pad=False), shape
         yield of("LPPool")(1.5, 2), shape
         yield of("AdaptiveAvgPool")(2), shape
@@ -81,6 +86,24 @@ SAMPLES = [
     (nn.MultiheadAttention(6, 2, 0.0, False, True, True, kdim=6, vdim=4), (SEQUENCE, SEQUENCE, (2, 4, 4))),
     (nn.TransformerEncoderLayer(6, 3, 7, 0.2, "gelu", 1e-3, True, True, False), SEQUENCE),
     (nn.TransformerDecoderLayer(6, 2, 7), (SEQUENCE, SEQUENCE)),
+    (nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 3, 7, 0.2, "gelu"), 2, nn.LayerNorm(6), False), SEQUENCE),
+    (nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 7, batch_first=True), 2, mask_check=False), SEQUENCE),
+    (
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 7, activation=nn.ELU(0.5)), 1, nn.RMSNorm(6), False),
+        SEQUENCE,
+    ),
+    (nn.TransformerDecoder(nn.TransformerDecoderLayer(6, 2, 7, bias=False), 2), (SEQUENCE, SEQUENCE)),
+    (nn.Transformer(6, 2, 2, 1, 7, 0.1, "gelu", batch_first=True), (SEQUENCE, SEQUENCE)),
+    (nn.SyncBatchNorm(4, 1e-3, None), IMAGE),
+    (nn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm1d(4, affine=False)), SEQUENCE),
+    (nn.UpsamplingNearest2d(scale_factor=2), IMAGE),
+    (nn.UpsamplingBilinear2d((3, 4)), IMAGE),
+    (nn.FractionalMaxPool2d(2, output_ratio=(0.5, 0.7)), IMAGE),
+    (nn.FractionalMaxPool3d(2, output_size=(2, 1, 2), return_indices=True), VOLUME),
+    (nn.CrossMapLRN2d(2, 0.1, 0.5, 2.0), IMAGE),
+    (nn.CosineSimilarity(-1, 1e-3), (ROW, ROW)),
+    (nn.PairwiseDistance(1.0, 1e-3, keepdim=True), (ROW, ROW)),
+    (nn.AdaptiveLogSoftmaxWithLoss(4, 6, [2, 4], 2.0, head_bias=True), (ROW, torch.tensor([1, 5]))),
     (nn.Flatten(0, 1), SEQUENCE),
     (nn.Unflatten(1, (2, 2)), SEQUENCE),
     (nn.Upsample(scale_factor=(2.0, 1.5), mode="bilinear", align_corners=True), IMAGE),
@@ -103,6 +126,12 @@ def given(shapes):
     return [shape if isinstance(shape, torch.Tensor) else torch.rand(shape) + 0.1 for shape in several]
 
 
+def run(layer, shapes):
+    """All that a layer returns, its own random numbers being the same each time."""
+    with torch.random.fork_rng():
+        return tensors(layer(*given(shapes)))
+
+
 def tensors(result):
     return [result] if isinstance(result, torch.Tensor) else [x for item in result for x in tensors(item)]
 
@@ -116,21 +145,104 @@ def test_a_layer_comes_back(tmp_path, number):
     (back,) = senn.load(tmp_path)
     assert type(back) is type(layer)
     assert repr(back) == repr(layer)
-    assert arguments_of(back) == arguments_of(layer)
+    assert json_arguments(back) == json_arguments(layer)
     state = back.state_dict()
     assert list(state) == list(layer.state_dict())
     assert all(torch.equal(state[key], value) for key, value in layer.state_dict().items())
-    outputs, expected = tensors(back(*given(shapes))), tensors(layer(*given(shapes)))
+    outputs, expected = run(back, shapes), run(layer, shapes)
+    assert outputs
     assert all(map(torch.equal, outputs, expected))
 
 
 def test_every_class_of_the_table_has_a_sample():
     inside = {type(module) for layer, _ in SAMPLES for module in layer.modules()}
     assert set(CONSTRUCTORS) <= inside
-    assert set(CONTAINERS) - {nn.ModuleList, nn.ModuleDict} <= inside
+    assert set(CONTAINERS) - {nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict} <= inside
 
 
-NOT_SAID = {"self", "device", "dtype", "init", "_weight", "_freeze", "min_value", "max_value"}
+NOT_CALLED = {"Module", "Container", "RNNBase", "RNNCellBase", "DataParallel"}
+"""Bases of others, and a wrapper."""
+
+
+def test_the_table_has_all_layers_of_torch():
+    offered = {name: cls for name, cls in vars(nn).items() if isinstance(cls, type) and issubclass(cls, nn.Module)}
+    layers = {
+        cls
+        for name, cls in offered.items()
+        if not name.startswith("Lazy") and "Loss" not in name.removesuffix("WithLoss")
+    }
+    assert layers - {offered[name] for name in NOT_CALLED} <= {*CONSTRUCTORS, *CONTAINERS}
+
+
+def test_lists_of_parameters_come_back(tmp_path):
+    parameters = nn.ParameterList([torch.randn(2, 3), torch.randn(4)])
+    named = nn.ParameterDict([("scale", torch.randn(2)), ("a b", torch.randn(()))])
+    senn.save(tmp_path, nn.ModuleList([parameters, named]))
+    back = senn.load(tmp_path)
+    assert [type(part) for part in back] == [nn.ParameterList, nn.ParameterDict]
+    assert len(back[0]) == 2
+    assert list(back[1]) == ["scale", "a b"]
+    assert all(map(torch.equal, [*back[0], *back[1].values()], [*parameters, *named.values()]))
+    source = senn.export.python_source(nn.ModuleDict({"list": parameters, "named": named}))
+    assert "nn.ParameterList([torch.zeros((2, 3)), torch.zeros((4,))])" in source
+
+
+def test_a_grown_stack_and_a_grown_decoder_layer_come_back_without_their_owner(tmp_path):
+    torch.manual_seed(0)
+    stack = nn.Sequential(
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 4, batch_first=True), 2), nn.Flatten(), nn.Linear(48, 3)
+    ).eval()
+    x = torch.randn(4, 6, 8)
+    structure = analyse(stack, x)
+    (first,) = [space for space in structure.spaces if space.name == "0.layers.0.linear1"]
+    operate(stack, [widen(stack, structure, first.name, 2)], structure, probe=x)
+    assert [layer.linear1.out_features for layer in stack[0].layers] == [6, 4]
+    senn.save(tmp_path / "stack", stack)
+    assert torch.equal(senn.load(tmp_path / "stack")(x), stack(x))
+    decoder = nn.TransformerDecoderLayer(8, 2, 4).eval()
+    decoder.linear1 = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), decoder.linear1)  # as an insertion leaves it
+    senn.save(tmp_path / "decoder", decoder)
+    assert torch.equal(senn.load(tmp_path / "decoder")(x, x), decoder(x, x))
+
+
+def test_a_stack_of_before_the_table_knew_it_is_regrown(tmp_path):
+    """The folder has the class under its bare name."""
+    fresh = nn.Sequential(
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 2, batch_first=True), 2),
+        nn.UpsamplingNearest2d(scale_factor=1),
+    )
+    folder = Path(__file__).parent / "saved" / "version_2_stack"
+    saved = safetensors.torch.load_file(folder / "model.safetensors")
+    assert senn.load(folder, into=fresh) is fresh
+    assert fresh[0].layers[1].linear1.out_features == 3
+    assert all(torch.equal(value, saved[key]) for key, value in fresh.state_dict().items())
+    with pytest.raises(UnsupportedError, match="build one and pass it as into"):
+        senn.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("alter", "sentence"),
+    [
+        (lambda arguments: arguments.update(num_layers=10**9), "with 24 tensors"),
+        (
+            lambda arguments: arguments.update(encoder_layer={"class": "torch.nn.Linear"}),
+            "neither a plain value nor a layer",
+        ),
+        (lambda arguments: arguments["encoder_layer"].update({"class": "os.System"}), "no arguments of a os.System"),
+        (lambda arguments: arguments.update(encoder_layer=3), "int is not a Module subclass"),
+    ],
+)
+def test_forged_arguments_of_a_stack_are_refused(tmp_path, alter, sentence):
+    senn.save(tmp_path, nn.Sequential(nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 3), 2, None, False)))
+    path = tmp_path / "model.json"
+    document = json.loads(path.read_text())
+    alter(document["model"]["children"]["0"]["arguments"])
+    path.write_bytes(disk.sealed(document))
+    with pytest.raises(SennError, match=sentence):
+        senn.load(tmp_path)
+
+
+NOT_SAID = {"self", "device", "dtype", "init", "_weight", "_freeze", "_random_samples", "min_value", "max_value"}
 """Parameters that say nothing about what a layer is: where it lies, what it starts with, names of old."""
 
 

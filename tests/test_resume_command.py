@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from cli_cases import refused
+from filelock import FileLock
 from test_resume_kill import content
 
 from senn import disk
@@ -25,6 +26,7 @@ from senn.cli.watch import Watch
 from senn.errors import SennError
 from senn.ranks import Ranks
 from senn.runs import read
+from senn.runs.folder import LOCK
 from senn.scoring import Survey
 
 close = Watch.close
@@ -234,14 +236,8 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
 
 
 def test_two_at_a_time_are_refused(cut, tmp_path, capsys):
-    import fcntl
-
-    number = os.open(tmp_path / "run", os.O_RDONLY)
-    fcntl.flock(number, fcntl.LOCK_EX)
-    try:
+    with FileLock(tmp_path / "run" / LOCK):
         assert "another process is at work in" in refused(capsys, cut)
-    finally:
-        os.close(number)
 
 
 def test_a_full_disk_costs_no_more_than_the_time_since_the_last_checkpoint(tmp_path, whole, monkeypatch, capsys):

@@ -201,7 +201,7 @@ def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
                 return_ = True
             except Killed:
                 return_ = False
-            folder._lock = os.close(folder._lock) or -1
+            folder._lock.release()
         place = complete(path)
         text = (place / "model.json").read_text()
         seen.add(text)
@@ -233,7 +233,7 @@ def test_a_first_run_on_its_way_stays_until_another_is_complete(tmp_path, monkey
         patch.setattr(disk, "write", killed)
         with pytest.raises(Killed):
             finished(folder)
-    os.close(folder._lock)
+    folder._lock.release()
     assert (tmp_path / "history.jsonl").exists()
     assert not (tmp_path / "results.json").exists()
     (tmp_path / ".results.json.1.tmp").touch()  # of the process that was killed

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
 from senn.export.classes import KNOWN, about, forward, helper, helper_name, parts, stages
-from senn.export.layers import Name, arguments, is_layer, told
+from senn.export.signatures import Name, explicit_arguments, is_layer, source_arguments
 from senn.export.text import Group, call, lay_out, literal
 from senn.nn import ConvNet, Rational
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_PARAMETERS = (nn.ParameterList, nn.ParameterDict)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, *_PARAMETERS)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -156,7 +157,7 @@ class _Writer:
             self.helpers[name] = helper(name, module)
             inner = [self.expression(child, _join(path, part)) for part, child in parts(module).items()]
             return call(name, inner)
-        positional, keywords = told(module)
+        positional, keywords = explicit_arguments(module)
         return call(
             f"nn.{type(module).__name__}",
             [self._value(module, value, path) for value in positional],
@@ -172,12 +173,16 @@ class _Writer:
         return text
 
     def _container(self, module: nn.Module, path: str, notes: dict[int, str]) -> Group:
-        inner = {key: self.expression(child, _join(path, key)) for key, child in parts(module).items()}
+        inner: dict[str, Group | str]
+        if type(module) in _PARAMETERS:
+            inner = {key: f"torch.zeros({tuple(tensor.shape)})" for key, tensor in module.named_parameters()}
+        else:
+            inner = {key: self.expression(child, _join(path, key)) for key, child in parts(module).items()}
         name = f"nn.{type(module).__name__}"
-        if type(module) is nn.ModuleDict:
+        if type(module) in (nn.ModuleDict, nn.ParameterDict):
             return call(name, [Group("{", [(f"{literal(key)}: ", part) for key, part in inner.items()], "}")])
         in_order = list(inner) == list(map(str, range(len(inner))))
-        if type(module) is nn.ModuleList:
+        if type(module) in (nn.ModuleList, nn.ParameterList):
             return call(name, [Group("[", [("", part) for part in inner.values()], "]", len(inner) > 2)])
         if in_order:
             return Group(f"{name}(", [("", part) for part in inner.values()], ")", len(inner) > 2, notes)
@@ -268,7 +273,9 @@ def _alike(twin: nn.Module, model: nn.Module) -> bool:
         return False
     if not is_layer(model) or type(model) in _CONTAINERS:
         return True
-    ours, theirs = ({k: v for k, v in arguments(one).items() if not isinstance(v, nn.Module)} for one in (model, twin))
+    ours, theirs = (
+        {k: v for k, v in source_arguments(one).items() if not isinstance(v, nn.Module)} for one in (model, twin)
+    )
     return ours == theirs
 
 

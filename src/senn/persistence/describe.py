@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
+from senn.persistence.constructors import class_name, json_arguments
 from senn.persistence.description import Number, is_plain, is_public, join, own_tensors
 from senn.persistence.files import has_infinity, has_nan
-from senn.persistence.layers import arguments_of, class_name
 
 
 def describe(model: nn.Module, *, numbers: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -73,7 +73,7 @@ class _Writer:
             "counts": self._counts(module),
             "children": {},
         }
-        arguments = arguments_of(module)
+        arguments = json_arguments(module)
         if arguments is not None:
             node["arguments"] = arguments
         for name, child in module._modules.items():

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
+from senn.persistence.constructors import CONSTRUCTORS, HOLDERS, KNOWN, class_name, construct, is_named
 from senn.persistence.describe import plain_attributes
 from senn.persistence.description import Description, Node, join, own_tensors
 from senn.persistence.exchange import Place, Plan, exchange, filled, flat_weights
 from senn.persistence.files import DESCRIPTION
-from senn.persistence.layers import CONSTRUCTORS, HOLDERS, KNOWN, class_name, construct
 from senn.surgery.plan import BEFORE
 
 
@@ -76,7 +76,7 @@ class Fitting:
         raise errors[0]
 
     def _same_class(self, node: Node, module: nn.Module) -> bool:
-        return node.cls == class_name(module) or (self._bare and node.cls == type(module).__qualname__)
+        return is_named(module, node.cls, bare=self._bare)
 
     def _itself(self, node: Node, module: nn.Module, path: str) -> None:
         """Class and tensors of a module, without its parts."""
@@ -222,7 +222,8 @@ class Fitting:
         if cls is None or (cls in CONSTRUCTORS and node.arguments is None):
             return self._twin(node, path, near)
         try:
-            module = construct(node.cls, node.arguments, node.children, len(node.tensors))
+            tensors = sum(len(inner.tensors) for _, inner in node.walk())
+            module = construct(node.cls, node.arguments, node.children, node.tensors, tensors)
         except SennError as error:
             raise SennError(f"{DESCRIPTION} describes {path or 'the model'} wrongly: {error}") from error
         self._check_built(node, module, path)

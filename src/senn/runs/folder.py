@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from senn import disk
 from senn.errors import SennError
 from senn.runs.reading import (
@@ -45,6 +47,10 @@ _DRAFT = re.compile(r"\.[a-z]+\.(json|jsonl|png|safetensors)\.\d+\.tmp")
 """How a file is called there until it is complete."""
 
 
+LOCK = ".lock"
+"""File that is locked while a process is at work in a folder."""
+
+
 class RunFolder:
     """The folder that a run writes to, as a context.
 
@@ -70,7 +76,8 @@ class RunFolder:
         self.home = self.place / UNFINISHED
         self.draft, self._finished = self.home / "draft", self.home / "finished"
         self.about: dict[str, Any] = {}
-        self._keep, self._lock = resume, -1
+        self._keep = resume
+        self._lock: FileLock | None = None
         self._written = hashlib.sha256(), 0
         self._refuse(overwrite, resume)
         self._made = [folder for folder in (self.place, *self.place.parents) if not folder.exists()]
@@ -111,7 +118,7 @@ class RunFolder:
             if RUN not in inside:
                 raise SennError(f"{name!r} holds no unfinished run (there is no {UNFINISHED}/{RUN})")
             return
-        found = {name for name in found if not name.startswith(_GONE) and not _DRAFT.fullmatch(name)}
+        found = {name for name in found if name != LOCK and not name.startswith(_GONE) and not _DRAFT.fullmatch(name)}
         if (self._finished / RESULTS).exists():  # some of its files may be there already
             found.add(RESULTS)
         ours = self.home.is_dir() and not self.home.is_symlink() and all(map(_ours, inside))
@@ -149,14 +156,14 @@ class RunFolder:
 
     def _leave(self) -> None:
         with suppress(OSError):  # what can't be removed stays, and another error is on its way mostly
-            if self._lock >= 0 and self.home.exists():
+            if self._lock is not None and self.home.exists():
                 _remove(self.draft) if self._keep else _discard(self.home)
+        if self._lock is not None:
+            _unlock(self._lock, self.place)
+            self._lock = None
         for folder in self._made:  # only those that are empty again
             with suppress(OSError):
                 folder.rmdir()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
     def unwritable(self, error: OSError) -> SennError:
         """What is said when the disk doesn't do as asked."""
@@ -316,20 +323,25 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _locked(folder: Path) -> int:
-    """A folder's number while nobody else writes to it.
+def _locked(folder: Path) -> FileLock:
+    """Lock a folder against other processes.
 
     Raises:
-        SennError: somebody does.
+        SennError: another process holds the lock.
     """
-    number = os.open(folder, os.O_RDONLY)
+    lock = FileLock(folder / LOCK, thread_local=False)
     try:
-        import fcntl
-
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(number)
+        lock.acquire(timeout=0)
+    except Timeout as error:
         raise SennError(f"another process is at work in {str(folder)!r}") from error
-    except (ImportError, OSError):  # not every system can, nor every file system
-        pass
-    return number
+    return lock
+
+
+def _unlock(lock: FileLock, folder: Path) -> None:
+    """Release the lock of a folder, and remove its file."""
+    # Removed while it is still held: nobody waits for this lock, so nobody is left with a file that has no name.
+    with suppress(OSError):  # Windows keeps an open file; there it is removed after the release
+        (folder / LOCK).unlink(missing_ok=True)
+    lock.release()
+    with suppress(OSError):
+        (folder / LOCK).unlink(missing_ok=True)

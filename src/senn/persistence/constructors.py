@@ -1,0 +1,336 @@
+"""How each layer is constructed: one table, read by `load`, which builds no other class, and by the export of source.
+
+A layer's constructor arguments are read back from the layer itself: from its attributes of the same names, or by one of
+`_READERS` where the layer keeps them elsewhere. An argument may be a layer itself (the one that a stack repeats).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from senn.errors import SennError, UnsupportedError
+from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
+
+Arguments = tuple[str, ...]
+Class = type[nn.Module]
+
+
+def _each(names: str, arguments: str) -> dict[Class, Arguments]:
+    """Classes of torch.nn that take the same arguments."""
+    return dict.fromkeys((getattr(nn, name) for name in names.split()), tuple(arguments.split()))
+
+
+def _dims(name: str, arguments: str, dims: str = "123") -> dict[Class, Arguments]:
+    return _each(" ".join(f"{name}{dim}d" for dim in dims), arguments)
+
+
+_CONV = "in_channels out_channels kernel_size stride padding dilation groups bias padding_mode"
+_POOL = "kernel_size stride padding ceil_mode count_include_pad"
+_RUNNING = "num_features eps momentum affine track_running_stats bias"
+_RECURRENT = "input_size hidden_size num_layers bias batch_first dropout bidirectional"
+_WORDS = "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq sparse"
+_LAYER = "d_model nhead dim_feedforward dropout activation layer_norm_eps batch_first norm_first bias"
+_ATTENTION = "embed_dim num_heads dropout bias add_bias_kv add_zero_attn kdim vdim batch_first"
+
+CONSTRUCTORS: dict[Class, Arguments] = {
+    **_each("Linear", "in_features out_features bias"),
+    **_each("Bilinear", "in1_features in2_features out_features bias"),
+    **_dims("Conv", _CONV),
+    **_dims("ConvTranspose", f"{_CONV} output_padding"),
+    **_dims("BatchNorm", _RUNNING),
+    **_dims("InstanceNorm", _RUNNING),
+    **_each("SyncBatchNorm", f"{_RUNNING} process_group"),
+    **_each("LayerNorm", "normalized_shape eps elementwise_affine bias"),
+    **_each("RMSNorm", "normalized_shape eps elementwise_affine"),
+    **_each("GroupNorm", "num_groups num_channels eps affine bias"),
+    **_each("LocalResponseNorm CrossMapLRN2d", "size alpha beta k"),
+    **_each("Embedding", _WORDS),
+    **_each("EmbeddingBag", f"{_WORDS} mode include_last_offset"),
+    **_each("RNN", f"{_RECURRENT} nonlinearity"),
+    **_each("LSTM", f"{_RECURRENT} proj_size"),
+    **_each("GRU", _RECURRENT),
+    **_each("RNNCell", "input_size hidden_size bias nonlinearity"),
+    **_each("LSTMCell GRUCell", "input_size hidden_size bias"),
+    **_each("MultiheadAttention", _ATTENTION),
+    **_each("TransformerEncoderLayer TransformerDecoderLayer", _LAYER),
+    **_each("TransformerEncoder", "encoder_layer num_layers norm enable_nested_tensor mask_check"),
+    **_each("TransformerDecoder", "decoder_layer num_layers norm"),
+    **_each("Transformer", f"{_LAYER} num_encoder_layers num_decoder_layers custom_encoder custom_decoder"),
+    **_dims("MaxPool", "kernel_size stride padding dilation return_indices ceil_mode"),
+    **_dims("AvgPool", _POOL, "1"),
+    **_dims("AvgPool", f"{_POOL} divisor_override", "23"),
+    **_dims("LPPool", "norm_type kernel_size stride ceil_mode"),
+    **_dims("FractionalMaxPool", "kernel_size output_size output_ratio return_indices", "23"),
+    **_dims("MaxUnpool", "kernel_size stride padding"),
+    **_dims("AdaptiveAvgPool", "output_size"),
+    **_dims("AdaptiveMaxPool", "output_size return_indices"),
+    **_dims("ConstantPad", "padding value"),
+    **_dims("ZeroPad", "padding"),
+    **_dims("ReflectionPad", "padding"),
+    **_dims("ReplicationPad", "padding"),
+    **_dims("CircularPad", "padding"),
+    **_dims("Dropout", "p inplace"),
+    **_each("Dropout AlphaDropout FeatureAlphaDropout", "p inplace"),
+    **_each("Flatten", "start_dim end_dim"),
+    **_each("Unflatten", "dim unflattened_size"),
+    **_each("Upsample", "size scale_factor mode align_corners recompute_scale_factor"),
+    **_each("UpsamplingNearest2d UpsamplingBilinear2d", "size scale_factor"),
+    **_each("PixelShuffle", "upscale_factor"),
+    **_each("PixelUnshuffle", "downscale_factor"),
+    **_each("ChannelShuffle", "groups"),
+    **_each("Fold", "output_size kernel_size dilation padding stride"),
+    **_each("Unfold", "kernel_size dilation padding stride"),
+    **_each("CosineSimilarity", "dim eps"),
+    **_each("PairwiseDistance", "p eps keepdim"),
+    **_each("AdaptiveLogSoftmaxWithLoss", "in_features n_classes cutoffs div_value head_bias"),
+    **_each("PReLU", "num_parameters"),
+    Rational: ("num_parameters",),
+    **_each("ELU CELU", "alpha inplace"),
+    **_each("LeakyReLU", "negative_slope inplace"),
+    **_each("RReLU", "lower upper inplace"),
+    **_each("Softplus", "beta threshold"),
+    **_each("Threshold", "threshold value inplace"),
+    **_each("Hardtanh", "min_val max_val inplace"),
+    **_each("Hardshrink Softshrink", "lambd"),
+    **_each("GELU", "approximate"),
+    **_each("GLU Softmax LogSoftmax Softmin", "dim"),
+    **_each("ReLU ReLU6 SELU SiLU Mish Hardswish Hardsigmoid", "inplace"),
+    **_each("Identity Tanh Tanhshrink Sigmoid LogSigmoid Softsign Softmax2d", ""),
+}
+"""The classes, with those arguments of their constructors that say what they are: attributes of the same name, unless
+`_READERS` knows better."""
+
+_Reader = Callable[[Any], Any]
+_FUNCTION_NAMES = {F.relu: "relu", F.gelu: "gelu"}
+
+
+def _linear1(layer: Any) -> nn.Linear:
+    """The feed-forward map itself, which stands last when layers were inserted before it."""
+    return [part for part in layer.linear1.modules() if isinstance(part, nn.Linear)][-1]
+
+
+_IN_LAYER: dict[str, _Reader] = {
+    "d_model": lambda layer: layer.self_attn.embed_dim,
+    "nhead": lambda layer: layer.self_attn.num_heads,
+    "dim_feedforward": lambda layer: _linear1(layer).out_features,
+    "dropout": lambda layer: layer.dropout.p,
+    "activation": lambda layer: _FUNCTION_NAMES.get(layer.activation, layer.activation),
+    "layer_norm_eps": lambda layer: layer.norm1.eps,
+    "batch_first": lambda layer: layer.self_attn.batch_first,
+    "norm_first": lambda layer: layer.norm_first,
+    "bias": lambda layer: layer.self_attn.in_proj_bias is not None,
+}
+
+
+def _first_layer(transformer: Any) -> Any:
+    """A layer of a Transformer, all of which were constructed alike."""
+    standard = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
+    layers = [layer for layer in transformer.modules() if isinstance(layer, standard)]
+    return layers[0]
+
+
+def _in_first_layer(read: _Reader) -> _Reader:
+    return lambda transformer: read(_first_layer(transformer))
+
+
+_READERS: dict[Class, dict[str, _Reader]] = {
+    nn.MultiheadAttention: {
+        "bias": lambda layer: layer.in_proj_bias is not None,
+        "add_bias_kv": lambda layer: layer.bias_k is not None,
+        # Nothing reads these where all three widths are one, and growth leaves alone what nothing reads.
+        "kdim": lambda layer: None if layer._qkv_same_embed_dim else layer.kdim,
+        "vdim": lambda layer: None if layer._qkv_same_embed_dim else layer.vdim,
+    },
+    # Arguments of newer versions of PyTorch: None, and so not written, unless they were used.
+    **{
+        cls: {"bias": lambda layer: False if layer.affine and layer.bias is None else None}
+        for cls in CONSTRUCTORS
+        if issubclass(cls, nn.modules.batchnorm._NormBase | nn.GroupNorm)
+    },
+    nn.TransformerEncoderLayer: _IN_LAYER,
+    nn.TransformerDecoderLayer: _IN_LAYER,
+    # Growth in depth lengthens the list, so it knows how many there are.
+    nn.TransformerEncoder: {
+        "encoder_layer": lambda stack: stack.layers[0],
+        "num_layers": lambda stack: len(stack.layers),
+    },
+    nn.TransformerDecoder: {
+        "decoder_layer": lambda stack: stack.layers[0],
+        "num_layers": lambda stack: len(stack.layers),
+    },
+    nn.Transformer: {
+        **{name: _in_first_layer(read) for name, read in _IN_LAYER.items()},
+        "num_encoder_layers": lambda transformer: len(transformer.encoder.layers),
+        "num_decoder_layers": lambda transformer: len(transformer.decoder.layers),
+        "custom_encoder": lambda t: None if type(t.encoder) is nn.TransformerEncoder else t.encoder,
+        "custom_decoder": lambda t: None if type(t.decoder) is nn.TransformerDecoder else t.decoder,
+    },
+    nn.PairwiseDistance: {"p": lambda layer: layer.norm},
+    nn.AdaptiveLogSoftmaxWithLoss: {"cutoffs": lambda layer: layer.cutoffs[:-1]},  # it appends the number of classes
+}
+
+Shapes = Mapping[str, tuple[int, ...]]
+CONTAINERS: dict[Class, Callable[[Collection[str], Shapes], nn.Module]] = {
+    nn.Sequential: lambda parts, shapes: nn.Sequential(),
+    nn.ModuleList: lambda parts, shapes: nn.ModuleList(),
+    nn.ModuleDict: lambda parts, shapes: nn.ModuleDict(),
+    nn.ParameterList: lambda parts, shapes: nn.ParameterList(torch.empty(shape) for shape in shapes.values()),
+    nn.ParameterDict: lambda parts, shapes: nn.ParameterDict(
+        [(key, torch.empty(shape)) for key, shape in shapes.items()]
+    ),
+    MLP: lambda parts, shapes: MLP(1, (1,), 1, shortcut="shortcut" in parts),
+    ConvNet: lambda parts, shapes: ConvNet(1, ((1,),), 1),
+    DenseConvNet: lambda parts, shapes: DenseConvNet(1, ((1,),), 1),
+    Residual: lambda parts, shapes: Residual(nn.Identity()),
+}
+"""Classes of which all that matters is what they hold, made from their children's names and tensors' shapes."""
+
+HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Containers that hold any children under any names."""
+
+_NAMES = {cls: f"{'senn' if cls.__module__.startswith('senn') else 'torch'}.nn.{cls.__name__}"
+          for cls in (*CONSTRUCTORS, *CONTAINERS)}  # fmt: skip
+KNOWN = {name: cls for cls, name in _NAMES.items()}
+
+_UNNAMED_BEFORE = {
+    *_dims("MaxUnpool", ""), *_dims("FractionalMaxPool", "", "23"),
+    *_each("TransformerEncoder TransformerDecoder Transformer SyncBatchNorm CrossMapLRN2d UpsamplingNearest2d "
+           "UpsamplingBilinear2d CosineSimilarity PairwiseDistance AdaptiveLogSoftmaxWithLoss ParameterList "
+           "ParameterDict", ""),
+}  # fmt: skip
+"""Classes that joined the table when format version 2 was in use: its older files have their bare names."""
+
+_INFINITE = {"inf": float("inf"), "-inf": float("-inf")}
+
+
+def class_name(module: nn.Module) -> str:
+    """Name of a module's class in a description; one that isn't in the table has its own name, without a home."""
+    return _NAMES.get(type(module), type(module).__qualname__)
+
+
+def is_named(module: nn.Module, name: str, *, bare: bool) -> bool:
+    """True if a description may call the module's class by this name.
+
+    Args:
+        module: the module.
+        name: as a description has it.
+        bare: True for descriptions of format version 1, in which classes outside its table had no home.
+    """
+    cls = type(module)
+    return name == class_name(module) or ((bare or cls in _UNNAMED_BEFORE) and name == cls.__qualname__)
+
+
+def constructor_arguments(module: nn.Module) -> dict[str, Any]:
+    """Read back the arguments that make a layer like this one: plain values, functions, layers.
+
+    Args:
+        module: a layer whose class is in `CONSTRUCTORS`.
+
+    Returns:
+        Values by the constructor's names. A `bias` that only newer versions of PyTorch know is left out unless used.
+
+    Raises:
+        UnsupportedError: its class isn't in the table, or its owner altered it so that an argument can't be read back.
+    """
+    cls, found = type(module), {}
+    if cls not in CONSTRUCTORS:
+        raise UnsupportedError(f"the constructor of a {cls.__name__} isn't known")
+    for name in CONSTRUCTORS[cls]:
+        try:
+            found[name] = _argument(module, name)
+        except (AttributeError, KeyError, TypeError, IndexError) as error:
+            raise UnsupportedError(f"a {cls.__name__} that doesn't keep its {name!r} can't be constructed") from error
+    return {name: value for name, value in found.items() if name != "bias" or value is not None}
+
+
+def json_arguments(module: nn.Module) -> dict[str, Any] | None:
+    """`constructor_arguments` as JSON has them; None if they can't be read back or said in JSON.
+
+    A layer among the arguments becomes a table of its `class` and `arguments`.
+    """
+    try:
+        return {name: _to_json(value) for name, value in constructor_arguments(module).items()}
+    except (UnsupportedError, TypeError):  # altered by its owner: then it takes the owner to build another
+        return None
+
+
+def _argument(module: nn.Module, name: str) -> Any:
+    reader = _READERS.get(type(module), {}).get(name)
+    if reader is not None:
+        return reader(module)
+    value = getattr(module, name)
+    if name == "bias" and not isinstance(value, bool):
+        could_have = getattr(module, "affine", True) and getattr(module, "elementwise_affine", True)
+        return value is not None or not could_have
+    return value
+
+
+def _to_json(value: Any) -> Any:
+    """Tuples as lists, infinities by name, layers by class and arguments."""
+    if isinstance(value, tuple | list):
+        return [_to_json(item) for item in value]
+    if isinstance(value, float) and not isfinite(value):
+        return {number: name for name, number in _INFINITE.items()}[value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if type(value) in CONSTRUCTORS:
+        arguments = constructor_arguments(value)
+        return {"class": class_name(value), "arguments": {name: _to_json(one) for name, one in arguments.items()}}
+    raise TypeError(f"{value!r} is not plain")
+
+
+def construct(
+    name: str, arguments: Mapping[str, Any] | None, parts: Collection[str], shapes: Shapes, tensors: int
+) -> nn.Module:
+    """Construct a layer of the table, without memory for its tensors.
+
+    Args:
+        name: as `class_name` gives it.
+        arguments: of its constructor, from a file.
+        parts: names of the children it is to have.
+        shapes: of the tensors of its own that it is to have.
+        tensors: how many it is to have with those of its children.
+
+    Raises:
+        UnsupportedError: the class isn't in the table.
+        SennError: its constructor doesn't take these arguments.
+    """
+    cls = KNOWN.get(name)
+    if cls is None or (cls in CONSTRUCTORS and arguments is None):
+        raise UnsupportedError(f"a {name} can't be built from its description")
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a constructor finds unusual was said when the model was first built
+        return CONTAINERS[cls](parts, shapes) if cls in CONTAINERS else _built(name, arguments, max(tensors, 1))
+
+
+def _built(name: str, arguments: Any, tensors: int) -> nn.Module:
+    cls = KNOWN.get(name)
+    if cls not in CONSTRUCTORS or not isinstance(arguments, dict) or set(arguments) - set(CONSTRUCTORS[cls]):
+        raise SennError(f"these are no arguments of a {name}")
+    # Each layer of a stack has a tensor at least: a forged number of them doesn't keep the constructor busy.
+    layers = [value for key, value in arguments.items() if key.endswith("_layers")]
+    if not all(isinstance(number, int) and number <= tensors for number in layers):
+        raise SennError(f"these are no arguments of a {name} with {tensors} tensors")
+    try:
+        return cls(**{key: _from_json(value, tensors) for key, value in arguments.items()})
+    except SennError:
+        raise
+    except Exception as error:  # a constructor may fail in any way on arguments that nobody checked
+        raise SennError(" ".join(str(error).split())) from error
+
+
+def _from_json(value: Any, tensors: int) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_json(item, tensors) for item in value)
+    if isinstance(value, dict):
+        if set(value) != {"class", "arguments"} or not isinstance(value["class"], str):
+            raise SennError("one of the arguments is neither a plain value nor a layer")
+        return _built(value["class"], value["arguments"], tensors)
+    return _INFINITE.get(value, value) if isinstance(value, str) else value
