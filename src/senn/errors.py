@@ -29,6 +29,12 @@ EVERYDAY = (RuntimeError, TypeError, ValueError, IndexError, KeyError, Attribute
 """What calls with wrong arguments raise."""
 
 
+def in_one_line(error: Exception) -> str:
+    """Return an error's class and the first line of its text, without a full stop."""
+    text = str(error).strip().split("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Say what failed where a call of others' code inside does; memory, numerics and interrupts pass as they are.

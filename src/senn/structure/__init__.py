@@ -1,6 +1,6 @@
 """What in a module can change size: spaces (hidden dimensions), sites (places for a new layer) and blocks."""
 
-from senn.structure.analysis import analyse
+from senn.structure.analysis import analyse, explain
 from senn.structure.repeat import silent_copy
 from senn.structure.spaces import (
     Attribute,
@@ -17,7 +17,6 @@ from senn.structure.spaces import (
     matrix,
     tensor_of,
 )
-from senn.structure.summary import explain
 from senn.structure.tracing.rules.module_rules import Visit, layer_rule
 
 __all__ = [

@@ -6,21 +6,20 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
-from senn import batch
 from senn.batch import Inputs
-from senn.errors import SennError, UnsupportedError
+from senn.errors import SennError
 from senn.structure.blocks import residual_blocks
 from senn.structure.grouping import Builder
 from senn.structure.input_checks import check_inputs, check_model
 from senn.structure.spaces import LinearMap, Refusal, Site, Structure, tensor_of
+from senn.structure.summary import Explanation, render
 from senn.structure.tracing.recorded import Use
 from senn.structure.tracing.recorder import Trace
 from senn.structure.tracing.tracer import run
 from senn.structure.trial import tried
 
-_OUTPUT = "its units are the model's outputs"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -62,6 +61,20 @@ def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven
     return replace(structure, blocks=tuple(blocks), refused=(*structure.refused, *without))
 
 
+def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> Explanation:
+    """Explain in plain text what in a model can change size, and what can't and why.
+
+    Args:
+        structure: a structure, or a model, which is analysed.
+        inputs: a few inputs of the model; None for a structure.
+
+    Returns:
+        Plain text tables of the spaces, the sites, the blocks that can be repeated, and the refusals. A consumer that
+        owns k > 1 columns per unit is shown as `name x k`.
+    """
+    return render(analyse(structure, inputs) if isinstance(structure, nn.Module) else structure)
+
+
 def _ignored(model: nn.Module, ignore: Iterable[str]) -> frozenset[str]:
     """Names of all modules in or under those in `ignore`."""
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
@@ -74,10 +87,6 @@ def _ignored(model: nn.Module, ignore: Iterable[str]) -> frozenset[str]:
 def _read(model: nn.Module, inputs: Inputs, ignored: frozenset[str]) -> Structure:
     """The structure as one forward pass shows it."""
     trace, numbers = run(model, inputs)
-    for tensor in _outputs(trace):
-        if trace.is_labelled(tensor):
-            trace.refuse(tensor, _OUTPUT)
-    trace.complete()
     problems = _problems(model, trace)
     fixed = {**dict.fromkeys(_weights_in(model, ignored), "is ignored as asked"), **problems}
     used = {use.weight for use in trace.uses}
@@ -90,17 +99,6 @@ def _read(model: nn.Module, inputs: Inputs, ignored: frozenset[str]) -> Structur
     for refusal in refused:
         first.setdefault(refusal.place, refusal)
     return Structure(tuple(maps), tuple(spaces), tuple(sites), tuple(first.values()))
-
-
-def _outputs(trace: Trace) -> list[Tensor]:
-    """The tensors that the model returned."""
-    found = batch.tensors(trace.output)
-    if not found:
-        raise UnsupportedError(
-            f"The model returns a {type(trace.output).__name__} without any tensor that could be followed; tensors, "
-            "and tuples, lists, mappings and dataclasses of them, are understood."
-        )
-    return found
 
 
 def _short(weight: str) -> str:

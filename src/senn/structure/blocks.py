@@ -25,11 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import batch
 from senn.batch import Inputs
-from senn.errors import UnsupportedError
+from senn.errors import UnsupportedError, in_one_line
 from senn.preserve import preserve_model_state
 from senn.structure.repeat import counts_of, have_positions, put_after, silent_copy
 from senn.structure.spaces import Block, LinearMap, Refusal, tensor_of
-from senn.structure.tracing.tracer import describe
 from senn.structure.trial import close
 from senn.structure.widened import disturb
 
@@ -54,7 +53,7 @@ def residual_blocks(
     try:
         trial = copy.deepcopy(model)
     except Exception as error:
-        raise UnsupportedError(f"The model can't be copied: {describe(error)}.") from error
+        raise UnsupportedError(f"The model can't be copied: {in_one_line(error)}.") from error
     try:
         return _Search(trial, inputs, maps).run(names)
     except _BrokenError as reason:
@@ -188,7 +187,7 @@ class _Search:
         try:
             found = batch.tensors(batch.call(self.trial, batch.copied(self.inputs if inputs is None else inputs)))
         except Exception as error:
-            raise _BrokenError(describe(error)) from error
+            raise _BrokenError(in_one_line(error)) from error
         return [tensor for tensor in found if tensor.is_floating_point()]
 
     # -- what is zero

@@ -6,13 +6,19 @@ that has the same shapes (a deepcopy, an averaged model, a freshly loaded one).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from senn import drawn
+
 Role = Literal["producer", "carrier", "consumer"]
+
+NOTHING = "Nothing in this model can change size."
+"""Said of a structure that is empty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +202,14 @@ class Refusal:
     reason: str
 
 
+class SummaryTable(NamedTuple):
+    """Rows of text for people: what they show, the names of the columns, the cells."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
 @dataclass(frozen=True, eq=False)
 class Structure:
     """All that can change size in one model.
@@ -219,11 +233,38 @@ class Structure:
         """Names of the maps whose inputs and outputs can be read: each has Kronecker factors."""
         return tuple(one.name for one in self.maps if one.scored)
 
-    def _repr_html_(self) -> str:
-        """For notebooks, what `explain` says."""
-        from senn.structure.summary import explain  # which reads this file
+    def as_tables(self) -> tuple[SummaryTable, ...]:
+        """Return all that is known, as tables of text: spaces, sites, blocks, refusals.
 
-        return explain(self)._repr_html_()
+        A consumer that owns k > 1 columns per unit is shown as `name x k`.
+        """
+        spaces = [
+            (
+                space.name,
+                str(space.width),
+                _modules(space.of("producer")),
+                _modules(space.of("carrier")) or "-",
+                _modules(space.of("consumer")),
+            )
+            for space in self.spaces
+        ]
+        sites = [(site.module, str(site.features), site.activation) for site in self.sites]
+        blocks = [(block.module, ", ".join(n[len(block.module) + 1 :] for n in block.silent)) for block in self.blocks]
+        refused = [(refusal.place or "(the model)", refusal.reason) for refusal in self.refused]
+        return (
+            SummaryTable("Hidden dimensions", ("space", "units", "made by", "carried by", "read by"), spaces),
+            SummaryTable("Where a layer can be inserted", ("layer before", "features", "activation"), sites),
+            SummaryTable("Blocks", ("can be repeated", "silent where zero"), blocks),
+            SummaryTable("What stays as it is", ("cannot change", "because"), refused),
+        )
+
+    def _repr_html_(self) -> str:
+        """HTML for notebooks: the tables, and a picture of the widths."""
+        tables = self.as_tables()
+        if not any(table.rows for table in tables):
+            return f"<p>{NOTHING}</p>"
+        parts = [drawn.table(table.caption, table.head, table.rows, left=len(table.head)) for table in tables]
+        return drawn.network([space.width for space in self.spaces]) + "".join(parts)
 
     def map(self, name: str) -> LinearMap:
         """The linear map with that name."""
@@ -245,6 +286,12 @@ class Structure:
             if space.name == name:
                 return space
         raise KeyError(name)
+
+
+def _modules(slots: Sequence[Slot]) -> str:
+    """Name the modules of some slots, each once."""
+    columns = {slot.module or slot.tensor: slot.index.shape[1] for slot in slots}
+    return ", ".join(name if k == 1 else f"{name} x {k}" for name, k in columns.items())
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from senn import batch
 from senn.batch import Inputs
-from senn.errors import UnsupportedError
+from senn.errors import UnsupportedError, in_one_line
 from senn.preserve import preserve_model_state
 from senn.structure.spaces import Refusal, Slot, Space, Structure
-from senn.structure.tracing.tracer import describe
 from senn.structure.widened import disturb, widen
 
 Read = Callable[[nn.Module, Inputs], Structure]
@@ -79,7 +78,7 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
     try:
         trial = copy.deepcopy(model)
     except Exception as error:
-        raise UnsupportedError(f"The model can't be copied: {describe(error)}.") from error
+        raise UnsupportedError(f"The model can't be copied: {in_one_line(error)}.") from error
     generator = torch.Generator().manual_seed(0)
     disturb(trial, {slot.name for space in spaces for slot in space.slots}, generator)
     before = _outputs(trial, inputs)
@@ -90,7 +89,7 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise _FailedError(
-            f"the forward pass fixes its size: with one more unit it fails ({describe(cause)})"
+            f"the forward pass fixes its size: with one more unit it fails ({in_one_line(cause)})"
         ) from error
     clear = tuple(_same(space, found) for space in spaces)
     if clear != spaces:  # the new columns of a space of one unit went to the wrong places

@@ -12,15 +12,14 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-if TYPE_CHECKING:
-    from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorder import Trace
 
 Key = tuple[str, str, int | None]
 """An attribute: module, name, item (None for a plain integer)."""
@@ -216,7 +215,7 @@ class Numbers:
         self.inside = False
         self._shaped: dict[int, Shaped] = {}
         self._held: list[Tensor] = []
-        self._names = {id(tensor): name for name, tensor in trace._tensors.items()}
+        self._names = {id(tensor): name for name, tensor in trace.tensors.items()}
 
     @property
     def place(self) -> str:

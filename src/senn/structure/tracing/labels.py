@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Owner:
     """A tensor of the model whose entries, or whose rows along one dimension, have labels.
 
@@ -68,7 +68,9 @@ class Labels:
         dim: int | None = None,
     ) -> Tensor:
         """New labels, one for each entry of `shape`."""
-        owner = Owner(module, tensor, shape, self._next, produces, shared, dim)
+        owner = Owner(
+            module=module, tensor=tensor, shape=shape, start=self._next, produces=produces, shared=shared, dim=dim
+        )
         self.owners.append(owner)
         self._next += owner.count
         return torch.arange(owner.start, owner.start + owner.count).view(shape)
@@ -130,3 +132,8 @@ def varying(labels: Tensor) -> set[int]:
         for dim in range(labels.dim())
         if labels.shape[dim] > 1 and labels.stride(dim) and bool((labels != labels.narrow(dim, 0, 1)).any())
     }
+
+
+def is_uniform(tensor: Tensor, dims: set[int]) -> bool:
+    """Whether all entries along some dimensions are the same: zeros of a first state, a mask."""
+    return all(bool((tensor == tensor.narrow(dim, 0, 1)).all()) for dim in dims)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from senn import batch
-from senn.structure.activations import activation_of
-from senn.structure.tracing.labels import Labels
-from senn.structure.tracing.recorded import KEEPING_ZERO, REARRANGING, Held, NormUse, Use, parts_of
-from senn.structure.tracing.rules import linear, norms  # noqa: F401  they add their rules to the table
-from senn.structure.tracing.rules.pointwise import Call, _is_uniform, rule_for
+from senn.structure.tracing.labels import Labels, is_uniform
+from senn.structure.tracing.recorded import KEEPING_ZERO, REARRANGING, Call, Held, NormUse, Step, Use, weight_views
 
 # Functions of the forward's own code whose inputs and outputs can be read when they apply a weight.
 _READABLE = frozenset(
@@ -40,9 +35,10 @@ class Trace:
         norms: normalisations over whole units.
         groups: modules that normalise groups of channels, with the channels' labels.
         reached: identities of the tensors that operations read.
+        tensors: all parameters and buffers by full name.
+        history: one step for each operation.
         path: names of the modules that run now, innermost last.
         function: name of the function that the forward's own Python code has called now; None outside of any.
-        output: what the model returned.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -56,9 +52,10 @@ class Trace:
         self.norms: list[NormUse] = []
         self.groups: list[tuple[str, Tensor]] = []
         self.reached: set[int] = set()
+        self.tensors: dict[str, Tensor] = {}
+        self.history: list[Step] = []
         self.path = [""]
         self.function: str | None = None
-        self.output: Any = None
         self.silenced = 0  # depth inside leaf modules, whose operations are not followed
         self._operation = ""
         self._held: list[Tensor] = []  # tensors are known by identity: holding them keeps it from being used again
@@ -68,18 +65,20 @@ class Trace:
         self._parameters: dict[int, tuple[str, str, bool]] = {}
         self._copies: dict[int, tuple[Held, Call]] = {}
         self._normed: set[int] = set()
-        self._history: list[tuple[list[int], list[int], bool, range]] = []
-        self._tensors: dict[str, Tensor] = {}
         for name, module in model.named_modules():
             for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 self._parameters.setdefault(id(tensor), (name, key, _serves_all(module)))
-                self._tensors[f"{name}.{key}" if name else key] = tensor
+                self.tensors[f"{name}.{key}" if name else key] = tensor
+
+    @property
+    def kind(self) -> str:
+        """Class name of the module that runs now."""
+        return type(self.model.get_submodule(self.path[-1])).__name__
 
     @property
     def place(self) -> str:
         """The module that runs now, for sentences."""
-        name = self.path[-1]
-        kind = type(self.model.get_submodule(name)).__name__
+        name, kind = self.path[-1], self.kind
         return f"{name} ({kind})" if name else f"the model's own forward ({kind})"
 
     # -- coats
@@ -157,6 +156,11 @@ class Trace:
         elif id(tensor) in self._parameters:
             self._opaque.setdefault(id(tensor), reason)
 
+    def refuse_call(self, call: Call) -> None:
+        """Refuse every unit that meets an operation without a rule."""
+        for tensor in call.tensors:
+            self.cannot_read(tensor, call.operation)
+
     def cannot_read(self, tensor: Tensor, operation: str) -> None:
         """Note that an operation without a rule reads a tensor: refuse its units; a parameter's module is named."""
         self.refuse(tensor, f"its units meet {operation} in {self.place}, which isn't understood yet")
@@ -179,7 +183,7 @@ class Trace:
             return self._copies[id(tensor)][0]
         if id(tensor) in self._parameters and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
             module, key, _ = self._parameters[id(tensor)]
-            return Held(f"{module}.{key}" if module else key, False)
+            return Held(name=f"{module}.{key}" if module else key)
         return None
 
     def use(
@@ -198,17 +202,28 @@ class Trace:
     ) -> None:
         """Note that a map read `source`, whose features (along `axis`) have the labels `columns`."""
         scored = plain and (self.function is None or self.function in _READABLE)
-        uniform = not bool(columns.any()) and _is_uniform(source, {axis})
-        everything = columns.new_zeros(self._tensors[held.name].shape[in_dim])
+        uniform = not bool(columns.any()) and is_uniform(source, {axis})
+        everything = columns.new_zeros(self.tensors[held.name].shape[in_dim])
         everything[held.part(in_dim)] = columns
         spatial = source.dim() - 2 if taps > 1 or axis == 1 < source.dim() - 1 else 0
-        activation = self._activation.get(id(source))
         self.uses.append(
             Use(
-                held.name, everything.cpu(), in_dim, out_dim, taps, scored and held.stop is None, activation,
-                self.path[-1], spatial, self.coats(source), uniform, id(source) in self._normed, groups, transposed,
+                weight=held.name,
+                columns=everything.cpu(),
+                in_dim=in_dim,
+                out_dim=out_dim,
+                taps=taps,
+                scored=scored and held.stop is None,
+                activation=self._activation.get(id(source)),
+                inside=self.path[-1],
+                spatial=spatial,
+                source=self.coats(source),
+                uniform=uniform,
+                normed=id(source) in self._normed,
+                groups=groups,
+                transposed=transposed,
             )
-        )  # fmt: skip
+        )
 
     def produce(self, held: Held, dim: int) -> Tensor:
         """Labels of what a weight makes, one for each position along `dim`."""
@@ -221,14 +236,15 @@ class Trace:
     def _along(self, name: str, dim: int, *, produces: bool) -> Tensor:
         if (name, dim) not in self.rows:
             module, _, key = name.rpartition(".")
-            size = self._tensors[name].shape[dim]
+            size = self.tensors[name].shape[dim]
             self.rows[name, dim] = self.record.issue(module, key, (size,), produces=produces, shared=False, dim=dim)
-        return self.rows[name, dim].to(self._tensors[name].device)
+        return self.rows[name, dim].to(self.tensors[name].device)
 
     def note_norm(self, weight: Tensor | None, kind: str, coat: Tensor) -> None:
         """Note a normalisation over whole units."""
         held = None if weight is None else self._parameters.get(id(weight))
-        self.norms.append(NormUse(self.path[-1] if held is None else held[0], kind, held is not None, coat))
+        module = self.path[-1] if held is None else held[0]
+        self.norms.append(NormUse(module=module, kind=kind, weighted=held is not None, coat=coat))
 
     def note_normed(self, tensor: Tensor) -> None:
         """Note that a tensor comes straight from a normalisation of whole units."""
@@ -238,62 +254,39 @@ class Trace:
         """Note a normalisation of groups of channels by the module that runs now."""
         self.groups.append((self.path[-1], channels.clone()))
 
-    def note_activation(self, call: Call) -> None:
-        """Remember the activation that a pointwise operation is or belongs to."""
-        kind = type(self.model.get_submodule(self.path[-1])).__name__
-        name = activation_of(kind, call.operation)
-        if name is not None:
-            self.activations[self.path[-1] if name is kind else len(self.activations)] = name
-            self._activation |= {id(tensor): name for tensor in call.outputs}
-
-    def complete(self) -> None:
-        """What can only be known at the end of the run."""
-        self._forgive(set(map(id, batch.tensors(self.output))))
-        self._join_uses()
-
-    def _forgive(self, live: set[int]) -> None:
-        """Drop refusals by operations whose results nothing was made of (averages of attention that nobody takes)."""
-        dead: set[int] = set()
-        for given, made, mutates, refusals in reversed(self._history):
-            if mutates or not made or not live.isdisjoint(made):  # no tensor: a value for Python code
-                live.update(given)
-            else:
-                dead.update(refusals)
-        self.record.refusals = [one for number, one in enumerate(self.record.refusals) if number not in dead]
-
-    def _join_uses(self) -> None:
-        """What a map used several times reads with one column is one unit; a first state of zeros follows it."""
-        seen: dict[tuple[str, int], list[Use]] = {}
-        for use in self.uses:
-            seen.setdefault((use.weight, use.in_dim), []).append(use)
-        for uses in seen.values():
-            labelled = [use for use in uses if bool(use.columns.any())]
-            for use in labelled[1:]:
-                self.record.unite(labelled[0].columns, use.columns)
-            for use in uses if labelled else ():
-                if use not in labelled and use.uniform:
-                    use.source[0].copy_(labelled[0].columns.to(use.source[0].device).expand_as(use.source[0]))
-                elif use not in labelled:
-                    self.record.refuse(
-                        labelled[0].columns, f"{use.weight} reads its units and also a tensor that has no units"
-                    )
+    def note_activation(self, call: Call, name: str) -> None:
+        """Remember the activation that an operation is or belongs to, by its class name."""
+        self.activations[self.path[-1] if name == self.kind else len(self.activations)] = name
+        self._activation |= {id(tensor): name for tensor in call.outputs}
 
     # -- following
 
-    def see(self, call: Call) -> None:
-        """Follow one operation."""
+    def see(self, call: Call, rule: Callable[[Trace, Call], None]) -> None:
+        """Follow one operation, whose rule is given."""
         self.reached.update(id(tensor) for tensor in call.tensors)
         self._held += call.outputs
-        if self.silenced:
-            self._remember(call, len(self.record.refusals))
+        refusals = len(self.record.refusals)
+        if not self.silenced:
+            self._operation = call.operation
+            self._follow(call, rule)
+        self.history.append(
+            Step(
+                inputs=frozenset(map(id, call.tensors)),
+                outputs=frozenset(map(id, call.outputs)),
+                mutates=call.func._schema.is_mutable,
+                refusals=range(refusals, len(self.record.refusals)),
+            )
+        )
+
+    def _follow(self, call: Call, rule: Callable[[Trace, Call], None]) -> None:
+        first = call.args[0] if call.args else None
+        held = self.weight_of(first) if isinstance(first, Tensor) else None
+        views = None if held is None else weight_views(call, held)
+        if views is not None:  # a transposed, cast, copied weight or a part of one is still the weight
+            self._copies |= {id(output): (view, call) for output, view in zip(call.outputs, views, strict=True)}
             return
-        self._operation = call.operation
-        if self._follow_weight(call):
-            self._remember(call, len(self.record.refusals))
-            return
-        uses, before = len(self.uses), len(self.record.refusals)
-        rule_for(call.func)(self, call)
-        self._remember(call, before)
+        uses = len(self.uses)
+        rule(self, call)
         if len(self.uses) > uses:
             return
         dressed = [tensor for tensor in call.tensors if id(tensor) in self._coats]
@@ -303,32 +296,6 @@ class Trace:
             if id(tensor) in self._activation:
                 for output in call.outputs:
                     self._activation.setdefault(id(output), self._activation[id(tensor)])
-
-    def _remember(self, call: Call, before: int) -> None:
-        """What the operation was made of, and which refusals it brought."""
-        given, made = ([id(tensor) for tensor in tensors] for tensors in (call.tensors, call.outputs))
-        refusals = range(before, len(self.record.refusals))
-        self._history.append((given, made, call.func._schema.is_mutable, refusals))
-
-    def _follow_weight(self, call: Call) -> bool:
-        """A transposed, cast, copied weight or a part of one is still the weight; False if it is something else."""
-        operation, args = call.operation, call.args
-        if not args or not isinstance(args[0], Tensor) or (held := self.weight_of(args[0])) is None:
-            return False
-        matrix = args[0].dim() == 2
-        if operation in ("detach", "alias", "clone", "to_copy", "lift_fresh"):
-            parts = [held]
-        elif operation == "t" or (matrix and operation in ("transpose", "permute")):
-            flip = operation == "t" or (
-                (args[1] - args[2]) % 2 == 1 if operation == "transpose" else args[1][0] % 2 == 1
-            )
-            parts = [replace(held, flipped=held.flipped != flip)]
-        elif matrix and held.stop is None and operation in ("split", "split_with_sizes", "slice"):
-            parts = parts_of(call, held)
-        else:
-            return False
-        self._copies |= {id(output): (part, call) for output, part in zip(call.outputs, parts, strict=True)}
-        return True
 
 
 def _serves_all(module: nn.Module) -> bool:

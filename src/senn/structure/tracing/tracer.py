@@ -12,12 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import batch
 from senn.batch import Inputs
-from senn.errors import SennError
+from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.preserve import preserve_model_state
 from senn.structure.sizes.symbolic_int import Numbers
+from senn.structure.tracing.recorded import Call, Use
 from senn.structure.tracing.recorder import Trace
 from senn.structure.tracing.rules.module_rules import Visit, leaf_rule
-from senn.structure.tracing.rules.pointwise import Call
+from senn.structure.tracing.rules.registry import register, rule_for
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -29,7 +30,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.trace.see(Call(func, args, kwargs or {}, result))
+        self.trace.see(Call(func=func, args=args, kwargs=kwargs or {}, result=result), rule_for(func))
         return result
 
 
@@ -49,7 +50,7 @@ def _followed(trace: Trace) -> Iterator[None]:
             trace.silenced -= rule is not None
             with torch._C.DisableTorchFunction():  # looking at sizes here is none of the forward's business
                 if rule is not None and not trace.silenced and output is not None:
-                    rule(Visit(trace, name, module, args, kwargs, output))
+                    rule(Visit(trace=trace, name=name, module=module, args=args, kwargs=kwargs, output=output))
                 trace.path.pop()
 
         return hook
@@ -69,11 +70,13 @@ def run(model: nn.Module, inputs: Inputs) -> tuple[Trace, Numbers]:
     """Run the model once in eval mode and follow its labels and its numbers.
 
     Returns:
-        The trace, and the `numbers.Numbers` seen in the forward's Python code.
+        The trace, and the `symbolic_int.Numbers` seen in the forward's Python code.
 
     Raises:
         SennError: the forward pass fails on these inputs.
+        UnsupportedError: it returns nothing that could be followed.
     """
+    register()
     trace = Trace(model)
     numbers = Numbers(trace)
     with (
@@ -84,13 +87,51 @@ def run(model: nn.Module, inputs: Inputs) -> tuple[Trace, Numbers]:
         numbers.watching(),
     ):
         try:
-            trace.output = batch.call(model, batch.copied(inputs))
+            output = batch.call(model, batch.copied(inputs))
         except Exception as error:
-            raise SennError(f"The model's forward pass fails on the example inputs: {describe(error)}.") from error
+            raise SennError(f"The model's forward pass fails on the example inputs: {in_one_line(error)}.") from error
+    returned = batch.tensors(output)
+    if not returned:
+        raise UnsupportedError(
+            f"The model returns a {type(output).__name__} without any tensor that could be followed; tensors, "
+            "and tuples, lists, mappings and dataclasses of them, are understood."
+        )
+    for tensor in returned:
+        if trace.is_labelled(tensor):
+            trace.refuse(tensor, "its units are the model's outputs")
+    _drop_dead_refusals(trace, live=set(map(id, returned)))
+    _join_uses(trace)
     return trace, numbers
 
 
-def describe(error: Exception) -> str:
-    """An error in one line."""
-    text = str(error).strip().split("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _drop_dead_refusals(trace: Trace, live: set[int]) -> None:
+    """Drop refusals by operations whose results nothing was made of (averages of attention that nobody takes)."""
+    dead: set[int] = set()
+    for step in reversed(trace.history):
+        if step.mutates or not step.outputs or not live.isdisjoint(step.outputs):  # no tensor: a value for Python code
+            live |= step.inputs
+        else:
+            dead.update(step.refusals)
+    trace.record.refusals = [one for number, one in enumerate(trace.record.refusals) if number not in dead]
+
+
+def _join_uses(trace: Trace) -> None:
+    """What a map used several times reads with one column is one unit; a first state of zeros follows it."""
+    seen: dict[tuple[str, int], list[Use]] = {}
+    for use in trace.uses:
+        seen.setdefault((use.weight, use.in_dim), []).append(use)
+    for uses in seen.values():
+        labelled = [use for use in uses if bool(use.columns.any())]
+        if not labelled:
+            continue
+        columns = labelled[0].columns
+        for use in labelled[1:]:
+            trace.record.unite(columns, use.columns)
+        for use in uses:
+            if use in labelled:
+                continue
+            if use.uniform:
+                source = use.source[0]
+                source.copy_(columns.to(source.device).expand_as(source))
+            else:
+                trace.record.refuse(columns, f"{use.weight} reads its units and also a tensor that has no units")

@@ -7,17 +7,13 @@ come and go together: only what lies across them, the heads, can change in numbe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from senn.structure.tracing.labels import varying
-from senn.structure.tracing.rules.pointwise import RULES, Call, meet_plain, mixed, pinned, together, unknown
-
-if TYPE_CHECKING:
-    from senn.structure.tracing.recorded import Held
-    from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorded import Call, Held
+from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.rules.pointwise import Rules, meet_plain, mixed, pinned, rules, together
 
 
 def columns_of(trace: Trace, source: Tensor, axis: int) -> tuple[Tensor, list[Tensor]]:
@@ -61,7 +57,7 @@ def matrix_product(trace: Trace, call: Call) -> None:
     if held is not None and plain:
         _linear(trace, call, held, source, bias, out_dim=0 if held.flipped else 1)
     elif trace.weight_of(source) is not None or bias is not None:
-        unknown(trace, call)
+        trace.refuse_call(call)
     else:
         _product(trace, call, source, weight)
 
@@ -70,7 +66,7 @@ def linear(trace: Trace, call: Call) -> None:
     """`aten::linear`, where a backend doesn't split it up."""
     held = trace.weight_of(call.arguments["weight"])
     if held is None:
-        unknown(trace, call)
+        trace.refuse_call(call)
     else:
         _linear(trace, call, held, call.arguments["input"], call.arguments["bias"], out_dim=1 if held.flipped else 0)
 
@@ -100,7 +96,7 @@ def convolution(trace: Trace, call: Call) -> None:
     held = trace.weight_of(given["weight"])
     output = call.outputs[0]
     if held is None:
-        unknown(trace, call)
+        trace.refuse_call(call)
         return
     name = held.name
     channels, beside = columns_of(trace, source, 1)
@@ -145,7 +141,7 @@ def embedding(trace: Trace, call: Call) -> None:
     """A table of vectors: its columns are made, its rows are chosen by the data."""
     held = trace.weight_of(call.arguments["weight"])
     if held is None:
-        unknown(trace, call)
+        trace.refuse_call(call)
         return
     output = call.outputs[0]
     trace.dress(output, [spread(trace.produce(held, 1), output.dim() - 1, output)])
@@ -157,14 +153,14 @@ def batched_product(trace: Trace, call: Call) -> None:
     first, second = (given["batch1"], given["batch2"]) if "batch1" in given else (given["self"], given["mat2"])
     added = given["self"] if "batch1" in given else None
     if added is not None and trace.is_labelled(added):
-        unknown(trace, call)
+        trace.refuse_call(call)
     else:
         _product(trace, call, first, second)
 
 
 def _product(trace: Trace, call: Call, first: Tensor, second: Tensor) -> None:
     if any(trace.weight_of(factor) is not None for factor in (first, second)):
-        unknown(trace, call)
+        trace.refuse_call(call)
     elif trace.is_labelled(first) or trace.is_labelled(second):
         coats = product(trace, trace.coats(first), trace.coats(second))
         output = call.outputs[0]
@@ -228,17 +224,16 @@ def _repeated(coat: Tensor, repeats: int) -> Tensor:
     return coat.repeat_interleave(repeats, -3) if repeats > 1 else coat
 
 
-for _rule, _names in (
-    (matrix_product, "mm addmm"),
-    (linear, "linear"),
-    (convolution, "convolution _convolution convolution_overrideable"),
-    (embedding, "embedding"),
-    (batched_product, "bmm baddbmm"),
-    (
+RULES: Rules = {
+    **rules(matrix_product, "mm addmm"),
+    **rules(linear, "linear"),
+    **rules(convolution, "convolution _convolution convolution_overrideable"),
+    **rules(embedding, "embedding"),
+    **rules(batched_product, "bmm baddbmm"),
+    **rules(
         attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
         "_scaled_dot_product_efficient_attention _scaled_dot_product_attention_math "
         "_scaled_dot_product_cudnn_attention scaled_dot_product_attention",
     ),
-):
-    RULES.update({f"aten::{name}": _rule for name in _names.split()})
+}

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from senn import batch
 from senn.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorded import Held
+from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.rules.linear import columns_of, spread
+from senn.structure.tracing.rules.norms import over_units
 
 LayerRule = Callable[["Visit"], None]
 _RULES: dict[type[nn.Module], LayerRule] = {}
@@ -49,7 +49,7 @@ def leaf_rule(module: nn.Module) -> LayerRule | None:
     return None
 
 
-@dataclass(eq=False)
+@dataclass(kw_only=True, eq=False)
 class Visit:
     """One run of a layer, from its first tensor argument to its first output tensor.
 
@@ -82,22 +82,17 @@ class Visit:
 
     def reads(self, tensor: str, dim: int, axis: int = -1) -> None:
         """The layer's tensor reads the units along one axis of the input with its positions along `dim`."""
-        from senn.structure.tracing.recorded import Held
-        from senn.structure.tracing.rules.linear import columns_of
-
         axis %= self.source.dim()
         columns, _ = columns_of(self.trace, self.source, axis)
         name = self._full(tensor)
         self._check(name, tensor, dim, len(columns))
         rank = self.module.get_parameter(tensor).dim()
         other = next((d for d in range(rank) if d != dim), dim)
-        self.trace.use(Held(name, False), columns, self.source, in_dim=dim, out_dim=other, axis=axis, plain=False)
+        self.trace.use(Held(name=name), columns, self.source, in_dim=dim, out_dim=other, axis=axis, plain=False)
 
     def makes(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Positions along `dim` of the layer's tensor make the units along one axis of the output."""
-        from senn.structure.tracing.recorded import Held
-
-        self._mark(self.trace.produce(Held(self._full(tensor), False), dim), tensor, dim, axis)
+        self._mark(self.trace.produce(Held(name=self._full(tensor)), dim), tensor, dim, axis)
 
     def carries(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Positions along `dim` of the layer's tensor go along with the units along one axis, one by one."""
@@ -121,8 +116,6 @@ class Visit:
                 self.trace.note_normed(self.result)
 
     def _mark(self, labels: Tensor, tensor: str, dim: int, axis: int) -> None:
-        from senn.structure.tracing.rules.linear import spread
-
         axis %= self.result.dim()
         self._check(self._full(tensor), tensor, dim, self.result.shape[axis])
         marked = spread(labels, axis, self.result)
@@ -145,24 +138,8 @@ class Visit:
 
 
 def rms_norm(visit: Visit) -> None:
-    """Root mean square normalisation over the last axis."""
-    trace, source = visit.trace, visit.source
+    """Root mean square normalisation over the last axis, with a weight or without."""
+    visit.trace.reached.update(id(parameter) for parameter in visit.module.parameters())
     weight = visit.module._parameters.get("weight")
-    from senn.structure.tracing.labels import varying
-    from senn.structure.tracing.rules.pointwise import pinned
-
-    last, coats = source.dim() - 1, []
-    for coat in trace.coats(source):
-        along = varying(coat)
-        if last not in along:
-            coats.append(coat)
-        elif along == {last}:
-            if weight is not None:
-                trace.record.unite(coat, trace.labels(weight).expand_as(coat))
-            trace.note_norm(weight, "rms", coat)
-            trace.note_normed(visit.result)
-            coats.append(coat)
-        else:
-            coats.append(pinned(trace, coat, {last}))
-    trace.reached.update(id(p) for p in visit.module.parameters())
-    trace.dress(visit.result, [torch.clone(coat) for coat in coats])
+    last = {visit.source.dim() - 1}
+    over_units(visit.trace, visit.source, visit.result, last, kind="rms", weight=weight)

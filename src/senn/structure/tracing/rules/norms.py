@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from torch import Tensor
 
 from senn.structure.tracing.labels import varying
+from senn.structure.tracing.recorded import Call
+from senn.structure.tracing.recorder import Trace
 from senn.structure.tracing.rules.linear import columns_of, spread
-from senn.structure.tracing.rules.pointwise import RULES, Call, dimensions, pinned
-
-if TYPE_CHECKING:
-    from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.rules.pointwise import Rules, dimensions, pinned, rules
 
 
 def layer_norm(trace: Trace, call: Call) -> None:
-    """Over the last dimensions: of whole units a `Norm`, of parts of units (each head on its own) a fixed size."""
-    source = call.tensors[0]
+    """Over the last dimensions: see `over_units`."""
+    source, given = call.tensors[0], call.arguments
+    dims = dimensions(call, source.dim())
+    over_units(trace, source, call.outputs[0], dims, kind="layer", weight=given.get("weight"), bias=given.get("bias"))
+
+
+def over_units(
+    trace: Trace,
+    source: Tensor,
+    output: Tensor,
+    dims: set[int],
+    *,
+    kind: Literal["layer", "rms"],
+    weight: Tensor | None,
+    bias: Tensor | None = None,
+) -> None:
+    """Normalise over some dimensions: of whole units a `Norm`, of parts of units (each head on its own) a fixed size.
+
+    Args:
+        trace: what has been seen so far.
+        source: what is normalised.
+        output: what comes out, of the same shape.
+        dims: the dimensions over which the statistics are taken.
+        kind: `layer` (less the mean) or `rms`.
+        weight: factors by unit, or None.
+        bias: what is added by unit, or None.
+    """
     if not trace.is_labelled(source):
         return
-    dims, given = dimensions(call, source.dim()), call.arguments
     coats = []
     for coat in trace.coats(source):
         along = varying(coat)
-        if not along & dims:
-            coats.append(coat)
-        elif along <= dims:
-            for key in ("weight", "bias"):
-                if given.get(key) is not None:
-                    for carrier in trace.coats(given[key]):
-                        trace.record.unite(coat, carrier.expand_as(coat))
-            trace.note_norm(given.get("weight"), "layer", coat)
-            trace.note_normed(call.outputs[0])
-            coats.append(coat)
-        else:
-            coats.append(pinned(trace, coat, along & dims))
-    trace.dress(call.outputs[0], [coat.clone() for coat in coats])
+        if along & dims and along <= dims:
+            for parameter in (weight, bias):
+                for carrier in trace.coats(parameter) if parameter is not None else ():
+                    trace.record.unite(coat, carrier.expand_as(coat))
+            trace.note_norm(weight, kind, coat)
+            trace.note_normed(output)
+        elif along & dims:
+            coat = pinned(trace, coat, along & dims)
+        coats.append(coat)
+    trace.dress(output, [coat.clone() for coat in coats])
 
 
 def batch_norm(trace: Trace, call: Call) -> None:
@@ -67,13 +87,12 @@ def group_norm(trace: Trace, call: Call) -> None:
     trace.dress(call.outputs[0], [spread(channels, 1, source)])
 
 
-for _rule, _names in (
-    (layer_norm, "native_layer_norm"),
-    (group_norm, "native_group_norm"),
-    (
+RULES: Rules = {
+    **rules(layer_norm, "native_layer_norm"),
+    **rules(group_norm, "native_group_norm"),
+    **rules(
         batch_norm,
         "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
         "_native_batch_norm_legit_no_training _batch_norm_no_update",
     ),
-):
-    RULES.update({f"aten::{name}": _rule for name in _names.split()})
+}

@@ -1,0 +1,46 @@
+"""The table of rules: every operation that has one, by file; what has none is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from senn.structure import analyse
+from senn.structure.tracing.rules import linear, norms, pointwise, registry, views
+
+FILES = {views: 68, pointwise: 58, linear: 15, norms: 8}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.__name__.rpartition(".")[2])
+def test_every_rule_of_a_file_is_registered(file):
+    assert len(file.RULES) == FILES[file]
+    registry.register()
+    for name, rule in file.RULES.items():
+        operation = getattr(torch.ops.aten, name.removeprefix("aten::"))
+        assert registry.rule_for(getattr(operation, operation.overloads()[0])) is rule, name
+
+
+def test_no_operation_has_two_rules():
+    names = [name for file in FILES for name in file.RULES]
+    assert len(names) == len(set(names)) == 149
+
+
+def test_an_operation_without_a_rule_is_pointwise_or_unknown():
+    registry.register()
+    assert registry.rule_for(torch.ops.aten.sinh.default) is pointwise.pointwise
+    assert registry.rule_for(torch.ops.aten.linalg_inv_ex.default) is registry.unknown
+
+
+class _EverySecondRow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.second(F.linear(x, self.first.weight[::2]))
+
+
+def test_a_weight_cut_in_strides_is_no_map_and_keeps_its_size():
+    structure = analyse(_EverySecondRow(), torch.randn(5, 3))
+    assert [one.name for one in structure.maps] == ["second"]
+    assert structure.spaces == ()
