@@ -102,7 +102,10 @@ def test_breathing_is_what_it_is_called():
 
 
 def test_a_removal_costs_what_both_halves_agree_on_and_a_margin():
-    removal = Candidate("prune", "0", "", 1, 7, -100, -0.5, -0.5, -0.5, 0.0, 1.0, 4.0, 1000, agreed=-0.01)
+    removal = Candidate(
+        kind="prune", place="0", detail="", units=1, width=7, parameters=-100, gain=-0.5, bound=-0.5, heldout=-0.5,
+        error=0.0, eta=1.0, limit=4.0, samples=1000, agreed=-0.01,
+    )  # fmt: skip
     policy = BothWays(kappa=0.1, hysteresis=0.9, noise=0.0)
     assert policy.margin(removal) == pytest.approx(-0.01 / 2 + 0.9 * 0.1 * 100 / 1000)
     assert policy.choose([removal], []) is removal

@@ -1,6 +1,9 @@
 """What a round says of its candidates, and of what it can't look at."""
 
+import copy
+import dataclasses
 import json
+import pickle
 
 import pytest
 import torch
@@ -73,3 +76,50 @@ def test_a_printed_event_has_the_sign_of_its_attributes():
 
 def test_a_shown_run_has_the_sign_of_the_record():
     assert "realised +0.5" in _change({"step": 3, "text": "widen 0: 2 -> 3", "realised": 0.5})
+
+
+class Choosing(senn.Policy):
+    """Accepts one candidate of its offer, made into something by a function."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def choose(self, candidates, accepted):
+        return None if accepted else self.made(candidates[-1])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [dataclasses.replace, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))],
+    ids=["equal", "copy", "pickle"],
+)
+def test_a_policy_may_return_an_equal_candidate(made):
+    found = [senn.Grower(net(), policy=Choosing(one), samples=len(X)).grow([(X, Y)]) for one in (lambda one: one, made)]
+    assert [event.as_dict() for event in found[0]] == [event.as_dict() for event in found[1]] != []
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda one: "widen", r"the policy chose 'widen', which is none of the \d+ candidates that it was offered"),
+        (
+            lambda one: dataclasses.replace(one, place="9"),
+            r"the policy chose \w+ of 9: .*, which is none of the \d+ cand",
+        ),
+        (lambda one: 0, "the policy chose 0, which is none"),
+    ],
+)
+def test_a_choice_that_was_not_offered_is_refused(made, message):
+    model = net()
+    grower = senn.Grower(model, policy=Choosing(made), samples=len(X))
+    with pytest.raises(SennError, match=message):
+        grower.grow([(X, Y)])
+    assert grower.events == []
+    grower.policy = senn.PricePolicy()
+    assert grower.grow([(X, Y)])
+
+
+def test_candidates_that_are_offered_together_have_different_keys():
+    found = senn.Grower(net(), samples=len(X)).consider([(X, Y)])
+    keys = [one.key for one in found]
+    assert len(set(keys)) == len(keys) > len({(one.kind, one.place) for one in found})

@@ -11,7 +11,10 @@ from senn import scores
 from senn.errors import SennError
 from senn.policy import Budget, Candidate, PaperPolicy, PricePolicy
 
-BASE = Candidate("widen", "body.0", "", 1, 3, 10, 0.1, 0.1, 0.1, 0.0, 0.2, 1.0, 1000)
+BASE = Candidate(
+    kind="widen", place="body.0", detail="", units=1, width=3, parameters=10, gain=0.1, bound=0.1, heldout=0.1,
+    error=0.0, eta=0.2, limit=1.0, samples=1000,
+)  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)

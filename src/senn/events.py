@@ -11,9 +11,25 @@ from typing import Any
 from senn import drawn
 from senn.errors import SurgeryError
 from senn.policy import Candidate, Policy
+from senn.surgery import Prune, Receipt
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(frozen=True, kw_only=True)
+class NetworkState:
+    """Figures of a network before or after the changes of a round.
+
+    Attributes:
+        eta: its expansion score.
+        loss: on the probe batch.
+        widths: by space, in order of use.
+    """
+
+    eta: float
+    loss: float
+    widths: Mapping[str, int]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
 class GrowthEvent:
     """One change of the network's size, done.
 
@@ -73,6 +89,63 @@ class GrowthEvent:
     realised: float | None = None
     _undo: Callable[[], None] | None = field(default=None, repr=False)
 
+    @classmethod
+    def from_round(
+        cls,
+        accepted: Sequence[Candidate],
+        receipt: Receipt,
+        *,
+        number: int,
+        before: NetworkState,
+        after: NetworkState,
+        policy: Policy,
+        undo: Callable[[], None] | None = None,
+    ) -> list[GrowthEvent]:
+        """Events of one round: one for each kind of change at each place.
+
+        Args:
+            accepted: the round's candidates that were carried out, in the order in which they were accepted.
+            receipt: of the operation.
+            number: of the round.
+            before: the network before the round.
+            after: and after.
+            policy: what priced the candidates.
+            undo: takes the whole round back.
+        """
+        removed = {move.space: tuple(move.units) for move in receipt.moves if isinstance(move, Prune)}
+        groups: dict[tuple[str, str], list[Candidate]] = {}
+        for candidate in accepted:
+            groups.setdefault((candidate.kind, candidate.place), []).append(candidate)
+        return [
+            cls(
+                kind=kind,
+                place=place,
+                detail=group[0].detail,
+                before=before.widths.get(place, 0) if kind != "insert" else 0,
+                after=group[-1].width,
+                units=sum(one.units for one in group),
+                parameters=sum(one.parameters for one in group),
+                gain=sum(one.gain for one in group),
+                bound=sum(one.bound for one in group),
+                heldout=sum(one.heldout for one in group),
+                error=sum(one.error**2 for one in group) ** 0.5,
+                promised=sum(one.promise for one in group),
+                price=sum(policy.price(one.parameters, one.samples) for one in group),
+                nat=group[0].nat,
+                eta_before=before.eta,
+                eta_after=after.eta,
+                limit=group[0].limit,
+                loss_before=before.loss,
+                loss_after=after.loss,
+                output_change=receipt.output_change or 0.0,
+                architecture=tuple(after.widths.values()),
+                round=number,
+                which=removed.get(place, ()) if kind == "prune" else (),
+                _undo=undo,
+            )
+            for (kind, place), group in groups.items()
+        ]
+
     def __repr__(self) -> str:
         """The same line, so that a list of events can be read too; `as_dict` has every figure."""
         return f"GrowthEvent({self})"
@@ -129,7 +202,7 @@ class GrowthEvent:
         self._undo = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A candidate, and by how much it exceeded what the policy asked of it.
 
@@ -148,9 +221,14 @@ class Verdict:
     @classmethod
     def of(cls, policy: Policy, candidate: Candidate, accepted: Sequence[Candidate] | None = None) -> Verdict:
         """What a policy says of a candidate: of a refused one, beside those `accepted` in its round."""
-        price, margin = policy.price(candidate.parameters, candidate.samples), policy.margin(candidate)
+        margin = policy.margin(candidate)
         exceeds = accepted is not None and margin > 0
-        return cls(candidate, price, margin, policy.reason(candidate, accepted or ()) if exceeds else "")
+        return cls(
+            candidate=candidate,
+            price=policy.price(candidate.parameters, candidate.samples),
+            margin=margin,
+            reason=policy.reason(candidate, accepted or ()) if exceeds else "",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON: null for what isn't finite."""
@@ -159,7 +237,7 @@ class Verdict:
         return {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in figures.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Consideration:
     """One round of growth: what was on offer, what was taken, what was refused by how much.
 
@@ -287,15 +365,12 @@ def _heldout(one: Candidate) -> str:
     return "-" if one.kind == "prune" else f"{drawn.number(one.heldout)} ± {drawn.number(one.error, 2)}"
 
 
-def merge(accepted: list[Candidate]) -> list[tuple[Candidate, Candidate, list[Candidate]]]:
-    """Group a round's decisions by kind and place, in order: (first, last, all)."""
-    groups: dict[tuple[str, str], list[Candidate]] = {}
-    for candidate in accepted:
-        groups.setdefault((candidate.kind, candidate.place), []).append(candidate)
-    return [(group[0], group[-1], group) for group in groups.values()]
-
-
 def with_removals(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:
     """All additions, and the first so many removals, which cost least."""
-    kept = [c for c in accepted if c.kind == "prune"][:removals]
-    return [c for c in accepted if c.kind != "prune" or any(c is one for one in kept)]
+    kept: list[Candidate] = []
+    left = removals
+    for candidate in accepted:
+        if candidate.kind != "prune" or left > 0:
+            kept.append(candidate)
+        left -= candidate.kind == "prune"
+    return kept

@@ -16,7 +16,7 @@ from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError
-from senn.events import Candidates, Consideration, GrowthEvent, Verdict, merge, with_removals
+from senn.events import Candidates, Consideration, GrowthEvent, NetworkState, with_removals
 from senn.policy import MOVES, Budget, Candidate, Policy, PricePolicy, check_moves
 from senn.proposals import Draw, Proposals
 from senn.ranks import Ranks, default_ranks
@@ -24,14 +24,13 @@ from senn.scoring import KnownMoment, Survey
 from senn.scoring.pool import Menu
 from senn.scoring.precision import exactly
 from senn.scoring.rank_checks import (
-    agree_on_basis,
     agree_on_weights,
     analysed,
     check_whole,
-    chosen,
     each_batch,
     stale,
 )
+from senn.scoring.selection import select_candidates
 from senn.structure import Structure, analyse
 from senn.structure.input_checks import check_module
 from senn.surgery import Prune, operate
@@ -133,7 +132,7 @@ class Grower:
         self._survey: Survey | None = None
         self._known: dict[str, KnownMoment] = {}
         self._readings: dict[str, Reading | str] = {}
-        self._open: list[GrowthEvent] = []
+        self._open: int | None = None  # number of the round whose events are not realised yet
 
     @property
     def structure(self) -> Structure:
@@ -150,7 +149,7 @@ class Grower:
     @property
     def architecture(self) -> tuple[int, ...]:
         """Widths of the spaces that can change, in order of use."""
-        return tuple(space.width for space in self.structure.spaces)
+        return tuple(self._widths().values())
 
     @exactly
     def observe(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
@@ -173,9 +172,9 @@ class Grower:
                 self._known, self.output, self._readings, self.ranks,
             )  # fmt: skip
         loss = self._survey.add(inputs, targets, weights)
-        for event in self._open:
+        for event in self._unrealised():
             event.realised = (event.loss_after - loss) / event.nat
-        self._open = []
+        self._open = None
         return loss
 
     @exactly
@@ -204,35 +203,26 @@ class Grower:
         every, wanted = self.moves, check_moves(moves, self.moves)
         if not wanted:
             return []
-        back, accepted, offered = self._back(), list[Verdict](), list[Candidate]()
+        back = self._back()
         try:
             self.moves = wanted
             menu = self._menu(batches)
             policy = self.policy.removing() if set(wanted) <= {"prune"} else self.policy
-            kinds = {MOVES[move] for move in wanted}
-            eta_before, parameters = self.eta, menu.parameters
-            eta_of = {name: ledger.eta for name, ledger in menu.ledgers.items()}
-            agree_on_basis(self.ranks, self.structure, menu, policy, self._generator)
-            while choice := chosen(
-                self.ranks, policy, offered := [c for c in menu.candidates() if c.kind in kinds], menu.accepted
-            ):
-                accepted.append(Verdict.of(policy, choice))
-                menu.accept(choice)
+            survey = self._survey
+            assert survey is not None
+            realised = next((one.realised for one in self.events[-1:] if one.round == self.rounds), None)
+            consideration = select_candidates(
+                survey, menu, policy, number=self.rounds + 1, moves=wanted, realised=realised
+            )
         except BaseException:
             back()
             raise
         finally:
             self.moves = every
         self.rounds += 1
-        survey, self._survey = self._survey, None
-        assert survey is not None
-        refused = sorted((Verdict.of(policy, one, menu.accepted) for one in offered), key=lambda one: -one.margin)
-        realised = next((one.realised for one in self.events[-1:] if one.round == self.rounds - 1), None)
-        self.consideration = Consideration(
-            self.rounds, wanted, survey.samples, menu.samples, survey.loss, menu.nat, parameters, self.architecture,
-            eta_before, eta_of, menu.limit, tuple(accepted), tuple(refused), realised,
-        )  # fmt: skip
-        return self._carry_out(menu, survey, eta_before) if accepted else []
+        self._survey = None
+        self.consideration = consideration
+        return self._carry_out(menu, survey, consideration.eta) if menu.accepted else []
 
     def reset(self) -> None:
         """Forget the batches looked at since the last round."""
@@ -251,7 +241,7 @@ class Grower:
             "generator": self._generator.get_state(),
             "known": {name: asdict(one) for name, one in self._known.items()},
             "events": [event.state() for event in self.events],
-            "open": [number for number, event in enumerate(self.events) if any(event is one for one in self._open)],
+            "open": [number for number, event in enumerate(self.events) if event.round == self._open],
             "rejections": [*self.rejections],
             "consideration": None if self.consideration is None else self.consideration.state(),
         }
@@ -272,7 +262,7 @@ class Grower:
                 for name, one in state["known"].items()
             }
             events = [GrowthEvent.of(one) for one in state["events"]]
-            opened = [events[number] for number in state["open"]]
+            opened = [events[number].round for number in state["open"]]
             consideration = None if state["consideration"] is None else Consideration.of(state["consideration"])
             generator = torch.Generator()
             generator.set_state(state["generator"].cpu())
@@ -287,7 +277,8 @@ class Grower:
         self._structure = self._survey = None
         self.draw = Draw()
         self.rounds, self.samples, self.eta = rounds, samples, eta
-        self.events, self._open, self.rejections, self.consideration = events, opened, rejections, consideration
+        self._open = opened[-1] if opened else None
+        self.events, self.rejections, self.consideration = events, rejections, consideration
 
     # -- inside
 
@@ -296,9 +287,9 @@ class Grower:
         survey, generator = self._survey, self._generator.get_state()
         held = {} if survey is None else vars(survey)  # what its tables hold is never changed, only replaced
         seen = {name: one.copy() if isinstance(one, dict | set) else one for name, one in held.items()}
-        opened = [(event, event.realised) for event in self._open]
+        realised = [(event, event.realised) for event in self._unrealised()]
         known = dict(self._known)
-        kept = {"samples": self.samples, "eta": self.eta, "draw": self.draw}
+        kept = {"samples": self.samples, "eta": self.eta, "draw": self.draw, "_open": self._open}
 
         def undo() -> None:
             self._survey = survey
@@ -306,9 +297,8 @@ class Grower:
             self._generator.set_state(generator)
             self._known.clear()
             self._known.update(known)
-            self._open = [event for event, _ in opened]
-            for event, realised in opened:
-                event.realised = realised
+            for event, former in realised:
+                event.realised = former
             vars(self).update(kept)
 
         return undo
@@ -350,14 +340,13 @@ class Grower:
             moves, probe = menu.moves(removals), survey.probe_inputs
             self.ranks.copied("send the decision", tensors_of(moves))
         cost = sum(-c.gain / 2 for c in accepted if c.kind == "prune")
-        before = {space.name: space.width for space in self.structure.spaces}
-        gone = {move.space: tuple(move.units) for move in moves if isinstance(move, Prune)}
+        before = NetworkState(eta=eta_before, loss=survey.probe_loss_before, widths=self._widths())
         previous, receipt = self.structure, None
         try:
             with self.ranks.together("change the model"):
                 receipt = operate(
                     self.model, moves, self.structure, optimizer=self.optimizer, averaged=self.averaged, probe=probe,
-                    loss=survey.probe_loss if gone else None,
+                    loss=survey.probe_loss if any(isinstance(move, Prune) for move in moves) else None,
                     loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
                 )  # fmt: skip
                 self._structure = receipt.structure
@@ -373,28 +362,27 @@ class Grower:
         if self._wrapper is not None:
             self._wrapper.register_forward_pre_hook(stale)
 
+        number = self.rounds
+
         def undo() -> None:
             receipt.undo()
-            self._structure, self._survey, self._open = previous, None, []
-            self.events = [event for event in self.events if event not in events]
+            self._structure, self._survey, self._open = previous, None, None
+            self.events = [event for event in self.events if event.round != number]
 
-        events: list[GrowthEvent] = []
-        for first, last, group in merge(accepted):
-            price = sum(self.policy.price(c.parameters, c.samples) for c in group)
-            promised = sum(c.promise for c in group)
-            events.append(
-                GrowthEvent(
-                    first.kind, first.place, first.detail, before.get(first.place, 0) if first.kind != "insert" else 0,
-                    last.width, sum(c.units for c in group), sum(c.parameters for c in group),
-                    sum(c.gain for c in group), sum(c.bound for c in group), sum(c.heldout for c in group),
-                    sum(c.error**2 for c in group) ** 0.5,
-                    promised, price, first.nat, eta_before, menu.eta, first.limit, survey.probe_loss_before, loss_after,
-                    receipt.output_change or 0.0, self.architecture, self.rounds,
-                    gone.get(first.place, ()) if first.kind == "prune" else (), _undo=undo,
-                )
-            )  # fmt: skip
+        after = NetworkState(eta=menu.eta, loss=loss_after, widths=self._widths())
+        events = GrowthEvent.from_round(
+            accepted, receipt, number=number, before=before, after=after, policy=self.policy, undo=undo
+        )
         for event in self.events:  # they would keep every former parameter alive
             event.forget()
         self.events += events
-        self._open = list(events)
+        self._open = number
         return events
+
+    def _widths(self) -> dict[str, int]:
+        """Width of each space, in order of use."""
+        return {space.name: space.width for space in self.structure.spaces}
+
+    def _unrealised(self) -> list[GrowthEvent]:
+        """Events of which it isn't known yet what came of them: those of the last round, until a batch is looked at."""
+        return [event for event in self.events if event.round == self._open]

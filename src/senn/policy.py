@@ -39,7 +39,14 @@ def check_moves(moves: Sequence[str] | None, allowed: Sequence[str] = tuple(MOVE
     return tuple(allowed) if moves is None else tuple(move for move in moves if move in allowed)
 
 
-@dataclass(frozen=True)
+Criterion = Literal["held_out_gain", "gain_lower_bound"]
+"""Figures by which the units of a candidate can have been chosen."""
+
+CandidateKey = tuple[Kind, str, int | None, Criterion]
+"""Kind, place, number of the layer, criterion: unique among the candidates that are offered at one time."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One scored change of the network.
 
@@ -60,6 +67,9 @@ class Candidate:
         nat: how much of the loss one nat per sample is (`OutputMetric.nat`).
         agreed: gain as the two halves agree on it (negative for pruning): a product of what one and the other say
             where `gain` has a square, so that the noise of few samples adds nothing to it on average; NaN for none.
+        layer_number: which of the layers that could go to the place it is; None for units and for copies of blocks.
+        criterion: the figure by which its units were chosen: at one place the best by one and the best by the other
+            may be two candidates.
     """
 
     kind: Kind
@@ -77,6 +87,13 @@ class Candidate:
     samples: int
     nat: float = 1.0
     agreed: float = math.nan
+    layer_number: int | None = None
+    criterion: Criterion = "held_out_gain"
+
+    @property
+    def key(self) -> CandidateKey:
+        """What tells the candidate from all others that are offered with it, in equal records and copies too."""
+        return self.kind, self.place, self.layer_number, self.criterion
 
     @property
     def promise(self) -> float:

@@ -18,6 +18,7 @@ without bias.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,6 +42,52 @@ from senn.scores import diagonal_gain
 
 UNIT_DAMPING = 1e-3
 """Relative damping of a candidate column's own moment, so that an exact copy of an existing one gains nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gains:
+    """Figures of one change in eta's unit, twice the loss's; `+` adds those of several units or maps.
+
+    Attributes:
+        gain: K-FAC gain D on all samples.
+        gain_lower_bound: D' (Theorem 3.2).
+        held_out_gain: gain of a step fitted on one fold and valued on the other.
+        held_out_stderr: standard error of `held_out_gain` over the samples of that fold.
+        cross_fold_gain: gain as both folds agree on it; NaN where it isn't known.
+    """
+
+    gain: float = 0.0
+    gain_lower_bound: float = 0.0
+    held_out_gain: float = 0.0
+    held_out_stderr: float = 0.0
+    cross_fold_gain: float = 0.0
+
+    def __add__(self, other: Gains) -> Gains:
+        """Sums; of the standard errors too, since all figures come from the same samples and may err together."""
+        return Gains(
+            gain=self.gain + other.gain,
+            gain_lower_bound=self.gain_lower_bound + other.gain_lower_bound,
+            held_out_gain=self.held_out_gain + other.held_out_gain,
+            held_out_stderr=self.held_out_stderr + other.held_out_stderr,
+            cross_fold_gain=self.cross_fold_gain + other.cross_fold_gain,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """What the gains of one round are held against; only `eta` changes while candidates are accepted.
+
+    Attributes:
+        samples: number of training samples.
+        loss_per_nat: how much of the loss one nat per sample is.
+        eta: the network's expansion score now.
+        score_limit: lambda, what eta cannot exceed.
+    """
+
+    samples: int
+    loss_per_nat: float
+    eta: float
+    score_limit: float
 
 
 class Ledger:
@@ -189,10 +236,8 @@ class Ledger:
         slope = (step * _gather(self.held.cross, columns)).sum((-2, -1))
         return self.locations * length * (slope - crossed)
 
-    def diagonal(self, columns: Tensor, through: Tensor) -> tuple[float, float, float]:
-        """Gain, held-out gain and its standard error of parameters that enter z through fixed columns.
-
-        See `scores.diagonal_gain`.
+    def diagonal(self, columns: Tensor, through: Tensor) -> Gains:
+        """Gains of parameters that enter z through fixed columns, see `scores.diagonal_gain`; their gain is its bound.
 
         Args:
             columns: (q,) their features.
@@ -211,7 +256,13 @@ class Ledger:
         step = (through * values)[None]
         fitted, held = ((values @ gradient(account))[None] for account in (self.fit, self.held))
         value, error = self._value(step, fitted, held, columns[None])
-        return gain, float(value), float(error)
+        return Gains(
+            gain=gain,
+            gain_lower_bound=gain,
+            held_out_gain=float(value),
+            held_out_stderr=float(error),
+            cross_fold_gain=math.nan,
+        )
 
     def accept(self, columns: Tensor, onto: Tensor | None = None) -> None:
         """Count these columns (p,) as part of the map from now on."""

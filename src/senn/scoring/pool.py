@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from senn.layers import IdentityLayer, Layer
-from senn.policy import Budget, Candidate
+from senn.policy import Budget, Candidate, CandidateKey, Criterion, Kind
 from senn.proposals import Draw
 from senn.scoring.column_layout import Columns
-from senn.scoring.gains import Ledger
+from senn.scoring.gains import Gains, Ledger, Prices
+from senn.scoring.greedy import Group, best_choices
 from senn.scoring.pruning_costs import PruningLedger
 from senn.scoring.stream import Beside
 from senn.structure import LinearMap, Slot, Space, Structure, linear_map
@@ -45,11 +46,8 @@ class Menu:
         pruning: by linear map; empty offers no pruning.
         columns: by linear map.
         beside: accounts of what could be added beside streams.
-        limit: lambda.
-        samples: training samples, for prices.
-        nat: how much of the loss one nat per sample is.
+        prices: what gains are held against; their `eta` is the network's before anything is accepted.
         budget: limits.
-        eta: the network's expansion score before anything is accepted; by default the sum over its maps.
     """
 
     def __init__(
@@ -63,16 +61,12 @@ class Menu:
         columns: Mapping[str, Columns],
         beside: Beside,
         *,
-        limit: float,
-        samples: int,
-        nat: float,
+        prices: Prices,
         budget: Budget,
-        eta: float | None = None,
     ) -> None:
-        self.eta = sum(ledger.eta for ledger in ledgers.values()) if eta is None else eta
         self.model, self.structure, self.maps, self.draw = model, structure, maps, draw
         self.ledgers, self.pruning, self.columns, self.beside = ledgers, pruning, columns, beside
-        self.limit, self.samples, self.nat, self.budget = limit, samples, nat, budget
+        self.prices, self.budget = prices, budget
         self.parameters = sum(p.numel() for p in model.parameters())
         self.per_unit = {space.name: parameters_per_unit(model, space) for space in structure.spaces}
         self.grown: dict[str, list[int]] = {}
@@ -81,7 +75,7 @@ class Menu:
         self.repeated: list[str] = []
         self.accepted: list[Candidate] = []
         self._removals: list[tuple[str, tuple[int, ...]]] = []
-        self._options: dict[int, Option] = {}
+        self._options: dict[CandidateKey, Option] = {}
         self._scored: dict[str, list[Option]] = {}
         self._scored_sites: dict[str, list[Option]] = {}
 
@@ -98,16 +92,19 @@ class Menu:
                 self._scored_sites[site] = [option for options in found for option in options]
         options = [o for scored in (self._scored, self._scored_sites) for place in scored.values() for o in place]
         options += [self._repeat(block) for block in self.beside.repeats] if not self.accepted else []
-        self._options = {}
-        for option in options:
-            if self.budget.allows(option.candidate, self.parameters):
-                candidate = replace(option.candidate, eta=self.eta)
-                self._options[id(candidate)] = replace(option, candidate=candidate)
-        return [option.candidate for option in self._options.values()]
+        offered = [option for option in options if self.budget.allows(option.candidate, self.parameters)]
+        self._options = {option.candidate.key: option for option in offered}
+        assert len(self._options) == len(offered), "two candidates with one key"
+        return [replace(option.candidate, eta=self.eta) for option in offered]
+
+    @property
+    def eta(self) -> float:
+        """The network's expansion score now, with all that is accepted."""
+        return self.prices.eta
 
     def accept(self, candidate: Candidate) -> None:
-        """Take a candidate of the last `candidates()` as done and bring every figure up to date."""
-        option = self._options[id(candidate)]
+        """Take a candidate of the last `candidates()`, or a copy of one, as done and bring every figure up to date."""
+        option = self._options[candidate.key]
         place = candidate.place
         if candidate.kind == "prune":
             self.removed.setdefault(place, []).extend(option.chosen)
@@ -131,7 +128,7 @@ class Menu:
                     ledger.accept(groups[option.layer][unit], self._onto(place))
         self._forget(place if candidate.kind == "insert" else None, None if candidate.kind == "insert" else place)
         if candidate.kind != "prune":
-            self.eta += candidate.gain
+            self.prices = replace(self.prices, eta=self.eta + candidate.gain)
         self.parameters += candidate.parameters
         self.accepted.append(candidate)
 
@@ -176,16 +173,19 @@ class Menu:
         width = space.width + len(accepted)
         step = _lcm(self.budget.round_to, space.quantum)
         units = step - width % step
-        groups: list[Group] = [(self.ledgers[name], columns, None) for name, columns in consumers]
-        options = []
-        for figures in _best(groups, units, accepted):
-            candidate = Candidate(
-                "widen", space.name, f"{units} of {len(groups[0][1])} candidates", units, width + units,
-                units * self.per_unit[space.name], *figures[1:-1], self.eta, self.limit, self.samples, self.nat,
-                figures[-1],
-            )  # fmt: skip
-            options.append(Option(candidate, figures[0]))
-        return options
+        groups = [Group(self.ledgers[name], columns) for name, columns in consumers]
+        change = Change(
+            kind="widen",
+            place=space.name,
+            detail=f"{units} of {len(groups[0].columns)} candidates",
+            units=units,
+            width=width + units,
+            parameters=units * self.per_unit[space.name],
+        )
+        return [
+            Option(change.scored(choice.gains, self.prices, choice.criterion), choice.units)
+            for choice in best_choices(groups, units, accepted)
+        ]
 
     # -- depth
 
@@ -201,15 +201,19 @@ class Menu:
         accepted = chosen[1] if chosen else []
         step = self.budget.round_to
         units = step - len(accepted) % step
-        options = []
-        for figures in _best([(ledger, columns, self._onto(site))], units, accepted):
-            width = len(accepted) + units
-            candidate = Candidate(
-                "insert", site, layer.name, units, width, layer.parameters(units), *figures[1:-1],
-                self.eta, self.limit, self.samples, self.nat, figures[-1],
-            )  # fmt: skip
-            options.append(Option(candidate, figures[0], number))
-        return options
+        change = Change(
+            kind="insert",
+            place=site,
+            detail=layer.name,
+            units=units,
+            width=len(accepted) + units,
+            parameters=layer.parameters(units),
+            layer_number=number,
+        )
+        return [
+            Option(change.scored(choice.gains, self.prices, choice.criterion), choice.units, number)
+            for choice in best_choices([Group(ledger, columns, self._onto(site))], units, accepted)
+        ]
 
     def _identity(self, site: str, number: int, layer: IdentityLayer, columns: Tensor) -> Option:
         """Score of the activation parameters that an identity insertion makes live."""
@@ -217,12 +221,16 @@ class Menu:
         weight = linear_map(self.model, site).weight.detach().double()
         mixed = ledger.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())
         through = mixed.repeat_interleave(columns.shape[1], 1)
-        gain, heldout, error = ledger.diagonal(columns.flatten(), through)
-        candidate = Candidate(
-            "insert", site, layer.name, layer.site.features, layer.site.features, layer.parameters(), gain, gain,
-            heldout, error, self.eta, self.limit, self.samples, self.nat,
-        )  # fmt: skip
-        return Option(candidate, (), number)
+        change = Change(
+            kind="insert",
+            place=site,
+            detail=layer.name,
+            units=layer.site.features,
+            width=layer.site.features,
+            parameters=layer.parameters(),
+            layer_number=number,
+        )
+        return Option(change.scored(ledger.diagonal(columns.flatten(), through), self.prices), (), number)
 
     def _account(self, site: str) -> tuple[Ledger, list[Tensor]]:
         """Where layers before a map are scored, and which columns are theirs: at its input for a convolution."""
@@ -234,11 +242,8 @@ class Menu:
         """A silent copy of a residual block after it."""
         copy = self.draw.repeats[block].copy
         parameters = sum(p.numel() for p in copy.parameters())
-        candidate = Candidate(
-            "insert", block, "a copy after it", 1, 1, parameters, *self.beside.worth(block, copy),
-            self.eta, self.limit, self.samples, self.nat,
-        )  # fmt: skip
-        return Option(candidate, ())
+        change = Change(kind="insert", place=block, detail="a copy after it", units=1, width=1, parameters=parameters)
+        return Option(change.scored(self.beside.worth(block, copy), self.prices), ())
 
     def _onto(self, site: str) -> Tensor | None:
         """Orthonormal basis, in whitened outputs, of what the map makes of changes of its input; None for all."""
@@ -280,12 +285,16 @@ class Menu:
         return columns_of(slot, self.maps[slot.map].taps)
 
     def _removal_option(self, space: Space, units: tuple[int, ...], cost: float, agreed: float, width: int) -> Option:
-        candidate = Candidate(
-            "prune", space.name, "units " + ", ".join(map(str, units)), len(units), width,
-            -len(units) * self.per_unit[space.name], -cost, -cost, -cost, 0.0, self.eta, self.limit, self.samples,
-            self.nat, -agreed,
-        )  # fmt: skip
-        return Option(candidate, units)
+        change = Change(
+            kind="prune",
+            place=space.name,
+            detail="units " + ", ".join(map(str, units)),
+            units=len(units),
+            width=width,
+            parameters=-len(units) * self.per_unit[space.name],
+        )
+        gains = Gains(gain=-cost, gain_lower_bound=-cost, held_out_gain=-cost, cross_fold_gain=-agreed)
+        return Option(change.scored(gains, self.prices), units)
 
     def _removal(self, space: Space, units: Sequence[int]) -> Prune:
         coefficients = {}
@@ -297,69 +306,33 @@ class Menu:
         return Prune(space.name, tuple(units), coefficients)
 
 
-Group = tuple[Ledger, Tensor, Tensor | None]
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What one change does to the model; attributes as of `Candidate`."""
 
+    kind: Kind
+    place: str
+    detail: str
+    units: int
+    width: int
+    parameters: int
+    layer_number: int | None = None
 
-def _best(groups: list[Group], units: int, accepted: Sequence[int]) -> list[Choice]:
-    """Greedy choices of `units` more units: once by held-out gain less its standard error, once by the bound."""
-    found: list[Choice] = []
-    left = torch.tensor([unit for unit in range(len(groups[0][1])) if unit not in accepted])
-    if len(left) < units:
-        return found
-    first = _figures(groups, left)
-    for key in (_sure, _bound):
-        rest, figures, chosen, totals, agreed = left, first, [], torch.zeros(4, dtype=torch.float64), 0.0
-        trial = [(ledger.clone(), columns, onto) for ledger, columns, onto in groups] if units > 1 else []
-        while True:
-            best = int(key(figures).argmax())
-            totals = totals + figures[:, best]
-            chosen.append(int(rest[best]))
-            for ledger, columns, onto in trial or groups:
-                agreed += float(ledger.agreed(columns[chosen[-1:]], onto))
-            if len(chosen) == units:
-                break
-            for ledger, columns, onto in trial:
-                ledger.accept(columns[chosen[-1]], onto)
-            rest = torch.cat([rest[:best], rest[best + 1 :]])
-            figures = _figures(trial, rest)
-        if not found or found[0][0] != tuple(chosen):
-            gain, bound, heldout, error = totals.tolist()
-            found.append((tuple(chosen), gain, bound, heldout, error, agreed))
-    return found
-
-
-Choice = tuple[tuple[int, ...], float, float, float, float, float]
-"""Units, and their gain, bound, held-out gain and its standard error, and agreed gain."""
-
-
-SHORTLIST = 32
-"""Units of the largest gain whose held-out gain, which needs rows, is computed."""
-
-
-def _figures(groups: list[Group], units: Tensor) -> Tensor:
-    """Gain, bound, held-out gain and its standard error of each unit, (4, units), summed over the maps that read it.
-
-    Held-out gains of units that are not on the shortlist are minus infinity.
-    """
-    total = torch.zeros(4, len(units), dtype=torch.float64)
-    for ledger, columns, onto in groups:
-        total[:2] += torch.stack([ledger.gain(columns[units], onto), ledger.bound(columns[units], onto)])
-    short = total[0].topk(min(SHORTLIST, len(units))).indices
-    short = torch.cat([short, total[1].argmax()[None]])
-    heldout = torch.zeros(2, len(short), dtype=torch.float64)
-    for ledger, columns, onto in groups:
-        heldout += torch.stack(ledger.heldout(columns[units[short]], onto))
-    total[2] = -torch.inf
-    total[2:, short] = heldout
-    return total
-
-
-def _sure(figures: Tensor) -> Tensor:
-    return figures[2] - figures[3]
-
-
-def _bound(figures: Tensor) -> Tensor:
-    return figures[1]
+    def scored(self, gains: Gains, prices: Prices, criterion: Criterion = "held_out_gain") -> Candidate:
+        """The candidate, with what the change gains and what that is held against."""
+        return Candidate(
+            **vars(self),
+            gain=gains.gain,
+            bound=gains.gain_lower_bound,
+            heldout=gains.held_out_gain,
+            error=gains.held_out_stderr,
+            agreed=gains.cross_fold_gain,
+            eta=prices.eta,
+            limit=prices.score_limit,
+            samples=prices.samples,
+            nat=prices.loss_per_nat,
+            criterion=criterion,
+        )
 
 
 def select(move: Widen, units: Sequence[int], space: Space) -> Widen:

@@ -44,16 +44,16 @@ def agree_on_weights(ranks: Ranks, what: str, model: nn.Module) -> None:
         ranks.agree(what, {f"the weights {name}": fingerprint([p]) for name, p in model.named_parameters()})
 
 
-def agree_on_basis(ranks: Ranks, structure: Structure, menu: Menu, policy: Policy, generator: torch.Generator) -> None:
+def agree_on_basis(ranks: Ranks, menu: Menu, policy: Policy, generator: torch.Generator) -> None:
     """Check that all ranks base their decision on the same."""
     if not ranks.alone:
         agree_on_weights(ranks, "decide", menu.model)
         marks = {
-            "the structure of its model": [(space.name, space.width) for space in structure.spaces],
+            "the structure of its model": [(space.name, space.width) for space in menu.structure.spaces],
             "its random generator": generator.get_state().tolist(),
             "its policy": policy,
             "its budget": menu.budget,
-            "its number of training samples": menu.samples,
+            "its number of training samples": menu.prices.samples,
         }
         ranks.agree("decide", marks)
 
@@ -61,14 +61,25 @@ def agree_on_basis(ranks: Ranks, structure: Structure, menu: Menu, policy: Polic
 def chosen(
     ranks: Ranks, policy: Policy, offered: Sequence[Candidate], accepted: Sequence[Candidate]
 ) -> Candidate | None:
-    """The policy's choice, on the first rank."""
-    if ranks.alone:
-        return policy.choose(offered, accepted)
+    """The policy's choice, on the first rank.
+
+    Args:
+        ranks: the processes that decide.
+        policy: what chooses; on the first rank alone.
+        offered: the candidates, in the same order on all ranks.
+        accepted: those accepted in this round already.
+
+    Returns:
+        one of `offered`, or None to end the round.
+
+    Raises:
+        SennError: the policy chose something else, or the ranks have other candidates than the first.
+    """
     number = None
     with ranks.together("decide"):
         choice = policy.choose(offered, accepted) if ranks.rank == 0 else None
         if choice is not None:
-            number = next(i for i, one in enumerate(offered) if one is choice)
+            number = _number_of(choice, offered)
     number, name = ranks.decided("decide", [number, _name(offered, number)])
     with ranks.together("decide"):
         if name != _name(offered, number):
@@ -76,11 +87,22 @@ def chosen(
     return None if number is None else offered[number]
 
 
+def _number_of(choice: object, offered: Sequence[Candidate]) -> int:
+    """Which of the candidates a policy chose: the one with its key, so a copy is understood too."""
+    keys = [one.key for one in offered]
+    if isinstance(choice, Candidate) and choice.key in keys:
+        return keys.index(choice.key)
+    shown = _in_words(choice) if isinstance(choice, Candidate) else repr(choice)
+    several = "candidate" if len(offered) == 1 else "candidates"
+    raise SennError(f"the policy chose {shown}, which is none of the {len(offered)} {several} that it was offered")
+
+
 def _name(offered: Sequence[Candidate], number: int | None) -> str | None:
     """What a candidate is, in words."""
-    if number is None or number >= len(offered):
-        return None
-    one = offered[number]
+    return None if number is None or number >= len(offered) else _in_words(offered[number])
+
+
+def _in_words(one: Candidate) -> str:
     return f"{one.kind} of {one.place}: {one.detail}, {one.units} units to {one.width}"
 
 

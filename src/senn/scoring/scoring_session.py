@@ -27,7 +27,7 @@ from senn.proposals import Draw, Proposals
 from senn.ranks import Ranks, Share
 from senn.scoring.batch_statistics import KnownMoment, Look, weight_of, whole_eta_of
 from senn.scoring.column_layout import Columns, lay_out
-from senn.scoring.gains import Ledger
+from senn.scoring.gains import Ledger, Prices
 from senn.scoring.global_batch import Joint, Some, joined
 from senn.scoring.pool import Menu
 from senn.scoring.pruning_costs import PruningLedger
@@ -199,11 +199,17 @@ class Survey:
                 after = ledger.after(weight_of(self.model, one))
                 pruning[name] = PruningLedger(ledger.inverse, after, ledger.locations)
         beside = Beside.of(self._beside, fits, helds)
+        eta = sum(ledger.eta for ledger in ledgers.values())
+        prices = Prices(
+            samples=samples,
+            loss_per_nat=self.metric.nat(self.loss, self._output),
+            eta=whole_eta_of(ledgers, (fits, helds), limit) if whole_eta else eta,
+            score_limit=limit,
+        )
         return Menu(
             self.model, self.structure, self.maps, self._draw, ledgers, pruning,
             {label: self._columns[name] for name, label in self._labels()}, beside,
-            limit=limit, samples=samples, nat=self.metric.nat(self.loss, self._output),
-            budget=budget, eta=whole_eta_of(ledgers, (fits, helds), limit) if whole_eta else None,
+            prices=prices, budget=budget,
         )  # fmt: skip
 
     def _remember(self, name: str, factor: Tensor, rows: float) -> None:

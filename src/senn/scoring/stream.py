@@ -8,6 +8,7 @@ outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from senn.layers import ConvolutionalLayer
 from senn.preserve import preserve_model_state
 from senn.proposals import Draw
 from senn.scoring.column_layout import Columns
-from senn.scoring.gains import Ledger
+from senn.scoring.gains import Gains, Ledger
 from senn.structure import LinearMap, Structure, tensor_of
 from senn.surgery import Append
 
@@ -211,19 +212,21 @@ class Beside:
                 found.layers[label.place] = ledger, own.layers
         return found
 
-    def worth(self, block: str, copy: nn.Module) -> tuple[float, float, float, float]:
-        """Gain, bound, held-out gain and its standard error of a silent copy: of all its silent maps."""
-        total, variance = torch.zeros(3, dtype=torch.float64), 0.0
+    def worth(self, block: str, copy: nn.Module) -> Gains:
+        """Gains of a silent copy: of all its silent maps, whose standard errors add as of independent figures."""
+        total, variance = Gains(), 0.0
         for name, ledger in self.repeats[block].items():
             columns = torch.arange(len(ledger.level))
             if isinstance(copy.get_submodule(name), BATCH_NORMS):
-                gain, heldout, error = ledger.diagonal(columns[:, None].flatten(), ledger.whitener.mT)
-                figures = [gain, gain, heldout]
+                own = ledger.diagonal(columns, ledger.whitener.mT)
             else:
-                value, deviation = ledger.heldout(columns[None])
-                figures = [float(ledger.gain(columns[None])), float(ledger.bound(columns[None])), float(value)]
-                error = float(deviation)
-            total += torch.tensor(figures, dtype=torch.float64)
-            variance += error**2
-        gain, bound, heldout = total.tolist()
-        return gain, bound, heldout, variance**0.5
+                value, error = ledger.heldout(columns[None])
+                own = Gains(
+                    gain=float(ledger.gain(columns[None])),
+                    gain_lower_bound=float(ledger.bound(columns[None])),
+                    held_out_gain=float(value),
+                    held_out_stderr=float(error),
+                )
+            total += own
+            variance += own.held_out_stderr**2
+        return replace(total, held_out_stderr=variance**0.5, cross_fold_gain=math.nan)
