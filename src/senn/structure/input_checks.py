@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -85,3 +87,16 @@ def check_inputs(model: nn.Module, inputs: Inputs) -> None:
         if len(places) == 1 and tensor.device not in places and tensor.dim():
             (place,) = places
             raise SennError(f"The example inputs are on {tensor.device}, the model is on {place}.")
+
+
+def ignored_modules(model: nn.Module, ignore: Iterable[str]) -> frozenset[str]:
+    """Return the names of all modules in or under those in `ignore`.
+
+    Raises:
+        SennError: the model has no module of such a name.
+    """
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    chosen = {ignore} if isinstance(ignore, str) else set(ignore)
+    for name in sorted(chosen - set(names)):
+        raise SennError(f"The model has no module named {name!r} to ignore.")
+    return frozenset(name for name in names if any(name == top or name.startswith(f"{top}.") for top in chosen))
