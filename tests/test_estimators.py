@@ -167,8 +167,8 @@ def test_the_net_is_a_plain_module(moons):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ({"max_epochs": 0}, "max_epochs must be a positive whole number"),
-        ({"learning_rate": -1.0}, "learning_rate must be a positive number"),
+        ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1 or None, not 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number above 0 or None, not -1.0"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"max_params": -3}, "max_params"),
         ({"max_params": 10}, "max_params is 10, but the net starts with 26 parameters"),

@@ -146,7 +146,7 @@ def test_conv_net_can_grow_everywhere_in_either_layout_of_memory():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0, ((4,),), 2), "in_channels"), ((3, ((4, 0),), 2), "stages"), ((3, ((4,), ()), 2), "one convolution in every")],
+    [((0, ((4,),), 2), "in_channels"), ((3, ((4, 0),), 2), "stages"), ((3, ((4,), ()), 2), "nonempty")],
 )
 def test_conv_net_names_what_is_wrong(arguments, message):
     with pytest.raises(SennError, match=message):
@@ -173,7 +173,7 @@ def test_dense_blocks_know_their_widths_with_a_layer_inserted():
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("hidden", "message"), [(((4, 0),), "positive"), ((), "blocks"), (((4,), ()), "blocks")])
+@pytest.mark.parametrize(("hidden", "message"), [(((4, 0),), "hidden"), ((), "nonempty"), (((4,), ()), "nonempty")])
 def test_dense_blocks_name_what_is_wrong(hidden, message):
     with pytest.raises(SennError, match=message):
         DenseConvNet(3, hidden, 10)

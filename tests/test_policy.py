@@ -90,7 +90,7 @@ def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
     assert policy.reason(first, [second]) == "one place a round"
     assert two.reason(third, [first, second]) == "2 places a round"
     assert policy.reason(second, [second]) == policy.reason(replace(first, kind="prune"), [second]) == ""
-    with pytest.raises(SennError, match="places must be at least 1"):
+    with pytest.raises(SennError, match="places must be a whole number of at least 1, not 0"):
         PricePolicy(places=0)
 
 

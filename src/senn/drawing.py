@@ -17,6 +17,7 @@ from senn.curvature.reading import Application, Layout, Reading, forward, readin
 from senn.errors import DivergenceError
 from senn.layers import ConvolutionalLayer, Layer, same
 from senn.nn import Residual
+from senn.nn.activations import activation_class
 from senn.preserve import preserve_model_state
 from senn.proposals import Draw, Proposals, draw_convolutional, draw_identity, draw_residual, draw_units
 from senn.structure import Block, LinearMap, Site, Space, Structure, silent_copy
@@ -86,8 +87,9 @@ def propose(
             if _is_scored(space, maps):
                 widen[space.name] = draw_units(model, space, maps, passing, recipe, generator)
     if "depth" in moves:
+        activation = None if recipe.activation is None else activation_class(recipe.activation).__name__
         for found in _open_sites(model, structure, maps):
-            site = replace(found, activation=recipe.activation or found.activation)
+            site = replace(found, activation=activation or found.activation)
             if site.spatial:
                 layer = _before_convolution(site, seen[site.module][0], recipe, affordable, loss, generator)
                 if layer is not None:

@@ -14,12 +14,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from senn import drawn
+from senn._validate import check, instance_of
 from senn.errors import SennError
 from senn.training import Recipe, Task, train
 from senn.training.learner import build_model
 from senn.training.online import Online
 from senn.training.progress import progress
-from senn.training.recipe import check_fraction, check_positive
+from senn.training.recipe import RANGES
 
 Array = np.ndarray[Any, Any]
 
@@ -134,14 +135,10 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _recipe(self) -> Recipe:
         """The recipe with what the parameters say; None leaves a choice to the recipe."""
-        for name in ("max_params", "max_epochs", "batch_size", "learning_rate"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name), whole=name != "learning_rate")
-        if self.validation_fraction is not None:
-            check_fraction("validation_fraction", self.validation_fraction, top=0.9)
+        for name, field in _FIELDS.items():  # at `fit`, as scikit-learn wants it
+            check(name, getattr(self, name), RANGES[field].or_none())
+        check("recipe", self.recipe, instance_of(Recipe, called="a senn.training.Recipe").or_none())
         recipe = Recipe() if self.recipe is None else self.recipe
-        if not isinstance(recipe, Recipe):
-            raise SennError(f"recipe must be a senn.training.Recipe, not {recipe!r}.")
         said = {field: getattr(self, name) for name, field in _FIELDS.items() if getattr(self, name) is not None}
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         return replace(recipe, seed=seed, **said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from senn import batch
+from senn._validate import check_arguments
 from senn.batch import Inputs, Output
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Reading
@@ -31,6 +32,7 @@ from senn.scoring.rank_checks import (
     stale,
 )
 from senn.scoring.selection import select_candidates
+from senn.scoring.settings import RANGES
 from senn.structure import Structure, analyse
 from senn.structure.input_checks import check_module
 from senn.surgery import Prune, operate
@@ -94,7 +96,7 @@ class Grower:
         proposals: Proposals | None = None,
         averaged: Sequence[AveragedModel] = (),
         ignore: Sequence[str] = (),
-        metric: str = "fisher",
+        metric: Literal["fisher", "euclidean"] = "fisher",
         output: Output | None = None,
         seed: int = 0,
         ranks: Ranks | None = None,
@@ -103,10 +105,7 @@ class Grower:
         self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
         if self._wrapper is not None:
             model = self._wrapper.module  # type: ignore[assignment]
-        if samples is not None and samples < 1:
-            raise SennError(f"samples must be at least 1, and is {samples}")
-        if policy is not None and not hasattr(policy, "choose"):
-            raise SennError(f"policy must be a policy such as PricePolicy(), and {policy!r} is none")
+        check_arguments(RANGES, locals())
         self.moves = check_moves(moves)
         if optimizer is not None:
             check_holds(unwrap(optimizer), model)
@@ -119,7 +118,7 @@ class Grower:
         self.averaged = tuple(averaged)
         self.output = output
         self.ignore = tuple(ignore)
-        self.metric = OutputMetric(loss, metric)  # type: ignore[arg-type]
+        self.metric = OutputMetric(loss, metric)
         self.events: list[GrowthEvent] = []
         self.rejections: list[str] = []
         self.eta = float("nan")

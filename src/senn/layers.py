@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from senn.curvature.patches import Kernel
 from senn.nn import Rational, Residual
+from senn.nn.activations import find_activation
 from senn.structure import Site
 from senn.surgery import Insert
 
@@ -161,7 +162,7 @@ def same(spatial: int, size: int) -> Kernel:
 
 
 def fresh_activation(name: str, units: int, generator: torch.Generator) -> nn.Module:
-    """A fresh activation of the class that the model uses nearby."""
+    """A fresh activation of the class that the model uses nearby; ReLU where that one takes arguments."""
     if name == "Rational":
         module = Rational(units)
         for parameter in module.parameters():
@@ -169,8 +170,7 @@ def fresh_activation(name: str, units: int, generator: torch.Generator) -> nn.Mo
         return module
     if name == "PReLU":
         return nn.PReLU(units)
-    found: nn.Module = getattr(nn, name, nn.ReLU)()
-    return found
+    return (find_activation(name) or nn.ReLU)()
 
 
 def _per_unit(activation: nn.Module) -> bool:

@@ -8,10 +8,11 @@ nats per sample, into which `Candidate.nat` turns a loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from senn._validate import Rule, check, check_fields, each, fraction, number, positive, text, whole
 from senn.errors import SennError
 
 Kind = Literal["widen", "insert", "prune"]
@@ -33,10 +34,22 @@ def check_moves(moves: Sequence[str] | None, allowed: Sequence[str] = tuple(MOVE
     Raises:
         SennError: a name is unknown.
     """
+    check("moves", moves, each(text()).or_none())
     unknown = [move for move in moves or () if move not in MOVES]
     if unknown:
         raise SennError(f"moves may hold {', '.join(MOVES)}, and {unknown[0]!r} is none of them")
     return tuple(allowed) if moves is None else tuple(move for move in moves if move in allowed)
+
+
+def policy_rule(*, named: bool = False) -> Rule:
+    """Allow policies, by what they can do; if `named`, names of policies too."""
+
+    def allows(value: Any) -> bool:
+        # a policy need not be a subclass; NumPy's numbers have a method `choose`, too
+        is_object = not isinstance(value, type) and all(hasattr(value, name) for name in ("choose", "price", "margin"))
+        return is_object or (named and isinstance(value, str))
+
+    return Rule(expected="a policy such as PricePolicy()" + (", its name" if named else ""), allows=allows)
 
 
 Criterion = Literal["held_out_gain", "gain_lower_bound"]
@@ -135,11 +148,6 @@ class Policy:
         return self
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not (isinstance(value, int | float) and low < value < high):
-        raise SennError(f"{name} must be between {low:g} and {high:g}, and is {value}")
-
-
 @dataclass(frozen=True)
 class PaperPolicy(Policy):
     """The paper's rule: accept while eta_p / eta_c > 1 + tau and eta_p - eta_c > alpha (section 3.3).
@@ -154,7 +162,7 @@ class PaperPolicy(Policy):
         prune: a unit goes when removing it costs less than this fraction of alpha; 0 never prunes.
 
     Raises:
-        SennError: tau or alpha out of range.
+        SennError: an argument is out of range.
     """
 
     tau: float = 1.0
@@ -163,10 +171,15 @@ class PaperPolicy(Policy):
     prune: float = 0.0
     whole_eta: ClassVar[bool] = True
 
+    _RANGES: ClassVar[Mapping[str, Rule]] = {
+        "tau": positive(),
+        "alpha": fraction(open_low=True, open_high=True),
+        "layer_cost": positive(),
+        "prune": number(low=0),
+    }
+
     def __post_init__(self) -> None:
-        _check("tau", self.tau, 0.0, math.inf)
-        _check("alpha", self.alpha, 0.0, 1.0)
-        _check("layer_cost", self.layer_cost, 0.0, math.inf)
+        check_fields(self, self._RANGES)
 
     def score(self, candidate: Candidate) -> float:
         """Delta eta' of an addition as the rule sees it: the bound, capped at lambda, layers discounted."""
@@ -228,14 +241,17 @@ class PricePolicy(Policy):
     keep: float = 5.0
     places: int = 1
 
+    _RANGES: ClassVar[Mapping[str, Rule]] = {
+        "kappa": positive(),
+        "confidence": number(low=0),
+        "layer_cost": positive(),
+        "hysteresis": fraction(open_high=True),
+        "keep": number(low=0),
+        "places": whole(low=1),
+    }
+
     def __post_init__(self) -> None:
-        _check("kappa", self.kappa, 0.0, math.inf)
-        _check("layer_cost", self.layer_cost, 0.0, math.inf)
-        _check("confidence", self.confidence, -1e-300, math.inf)
-        _check("hysteresis", self.hysteresis, -1e-300, 1.0)
-        _check("keep", self.keep, -1e-300, math.inf)
-        if self.places < 1:
-            raise SennError(f"places must be at least 1, and is {self.places}")
+        check_fields(self, self._RANGES)
 
     def price(self, parameters: int, samples: int) -> float:
         """Kappa q / N, in nats per sample."""
@@ -303,19 +319,23 @@ class Budget:
         max_params: most parameters of the whole model.
         max_width: most units of one space.
         round_to: widths after growth are multiples of this.
+
+    Raises:
+        SennError: an argument is out of range.
     """
 
     max_params: int | None = None
     max_width: int | None = None
     round_to: int = 1
 
+    _RANGES: ClassVar[Mapping[str, Rule]] = {
+        "max_params": whole(low=1).or_none(),
+        "max_width": whole(low=1).or_none(),
+        "round_to": whole(low=1),
+    }
+
     def __post_init__(self) -> None:
-        for name in ("max_params", "max_width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SennError(f"{name} must be at least 1, and is {value}")
-        if self.round_to < 1:
-            raise SennError(f"round_to must be at least 1, and is {self.round_to}")
+        check_fields(self, self._RANGES)
 
     def allows(self, candidate: Candidate, parameters: int) -> bool:
         """Whether the candidate fits, with `parameters` in the model already, those accepted in this round included."""

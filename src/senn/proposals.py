@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from senn._validate import Rule, check_fields, fraction, positive, whole
 from senn.layers import ConvolutionalLayer, IdentityLayer, Layer, ResidualLayer, fresh_activation
 from senn.nn import Rational
+from senn.nn.activations import activation_name
 from senn.structure import LinearMap, Site, Slot, Space, matrix, tensor_of
 from senn.surgery import Append, Widen, parameters_per_unit
 
@@ -45,7 +47,11 @@ class Proposals:
         identity: random bases for an identity insertion at each site; 0 offers none.
         ascent: steps of ascent of log D' on the candidate units' incoming parameters.
         rate: length of the first step, relative to the length of a unit's incoming parameters; it adapts from there.
-        activation: class name of the activation of new layers (`ReLU`, `Rational`, ...); None takes the model's own.
+        activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of
+            `senn.nn.activations.ACTIVATIONS`; None takes the model's own.
+
+    Raises:
+        SennError: an argument is out of range, or the activation is unknown.
     """
 
     units: int | None = None
@@ -56,6 +62,20 @@ class Proposals:
     ascent: int = 0
     rate: float = 0.1
     activation: str | None = None
+
+    _RANGES: ClassVar[Mapping[str, Rule]] = {
+        "units": whole(low=1).or_none(),
+        "copies": fraction(),
+        "smooth": fraction(),
+        "residual": whole(low=0),
+        "identity": whole(low=0),
+        "ascent": whole(low=0),
+        "rate": positive(),
+        "activation": activation_name().or_none(),
+    }
+
+    def __post_init__(self) -> None:
+        check_fields(self, self._RANGES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from senn.errors import SennError
+from senn._validate import Rule, check_arguments, each, whole
 
 
 class ConvNet(nn.Module):
@@ -20,11 +21,20 @@ class ConvNet(nn.Module):
         in_channels: channels of the input.
         stages: widths of the convolutions of each stage, in order.
         out_features: size of the output.
+
+    Raises:
+        SennError: an argument is out of range.
     """
+
+    _RANGES: ClassVar[Mapping[str, Rule]] = {
+        "in_channels": whole(low=1),
+        "stages": each(each(whole(low=1), nonempty=True), nonempty=True),
+        "out_features": whole(low=1),
+    }
 
     def __init__(self, in_channels: int, stages: Sequence[Sequence[int]], out_features: int) -> None:
         super().__init__()
-        _check(in_channels, stages, out_features)
+        check_arguments(self._RANGES, locals())
         layers: list[nn.Module] = []
         width = in_channels
         for number, stage in enumerate(stages):
@@ -47,12 +57,3 @@ class ConvNet(nn.Module):
         """The outputs, (N, out_features), without a final activation."""
         output: Tensor = self.head(self.body(x).mean((2, 3)))
         return output
-
-
-def _check(in_channels: int, stages: Sequence[Sequence[int]], out_features: int) -> None:
-    if not stages or not all(stages):
-        raise SennError("ConvNet needs at least one convolution in every stage.")
-    widths = [("stages", width) for stage in stages for width in stage]
-    for name, size in [("in_channels", in_channels), ("out_features", out_features), *widths]:
-        if size < 1:
-            raise SennError(f"ConvNet needs positive sizes, but {name} contains {size}.")

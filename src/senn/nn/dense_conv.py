@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.errors import SennError
+from senn._validate import Rule, check_arguments, each, flag, whole
 
 
 class DenseConvNet(nn.Module):
@@ -32,13 +33,16 @@ class DenseConvNet(nn.Module):
     ((8, 8), (16,))
     """
 
+    _RANGES: ClassVar[Mapping[str, Rule]] = {
+        "in_channels": whole(low=1),
+        "hidden": each(each(whole(low=1), nonempty=True), nonempty=True),
+        "classes": whole(low=1),
+        "bias": flag(),
+    }
+
     def __init__(self, in_channels: int, hidden: Sequence[Sequence[int]], classes: int, bias: bool = False) -> None:
         super().__init__()
-        widths = [width for block in hidden for width in block]
-        if min(in_channels, classes, *widths) < 1:
-            raise SennError(f"DenseConvNet needs positive sizes, not {in_channels}, {widths} and {classes}.")
-        if not hidden or not all(hidden):
-            raise SennError("DenseConvNet needs blocks of at least one layer each.")
+        check_arguments(self._RANGES, locals())
         self.blocks = nn.ModuleList()
         entering = in_channels
         for block in hidden:

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from senn.errors import SennError
-from senn.nn.rational import Rational
+from senn._validate import Rule, check_arguments, each, flag, fraction, one_of, whole
+from senn.nn.activations import activation_class, activation_or_factory
 
 Activation = str | Callable[..., nn.Module]
-
-_ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "identity": nn.Identity,
-    "leaky_relu": nn.LeakyReLU,
-    "prelu": nn.PReLU,
-    "rational": Rational,
-    "relu": nn.ReLU,
-    "selu": nn.SELU,
-    "sigmoid": nn.Sigmoid,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-}
 
 
 class MLP(nn.Module):
@@ -38,13 +24,26 @@ class MLP(nn.Module):
         in_features: size of the input.
         hidden: widths of the hidden layers; `()` leaves one linear map.
         out_features: size of the output.
-        activation: a name (`relu`, `tanh`, `rational`, ...), a module class, or a function that makes one; what
-            takes `num_parameters` (Rational, PReLU) gets the layer's width.
+        activation: a name in any case (`relu`, `tanh`, `rational`, ...), a module class, or a function that makes
+            one; what takes `num_parameters` (Rational, PReLU) gets the layer's width.
         norm: `"batch"` or None.
         dropout: probability in [0, 1) with which a hidden unit is dropped in training.
         shortcut: whether the inputs also reach the outputs through one linear map of their own, `shortcut`, that starts
             at zero; hidden units are then left with what is not linear. Needs a hidden layer.
+
+    Raises:
+        SennError: an argument is out of range.
     """
+
+    _RANGES: ClassVar[Mapping[str, Rule]] = {
+        "in_features": whole(low=1),
+        "hidden": each(whole(low=1)),
+        "out_features": whole(low=1),
+        "activation": activation_or_factory(),
+        "norm": one_of("batch", None),
+        "dropout": fraction(open_high=True),
+        "shortcut": flag(),
+    }
 
     def __init__(
         self,
@@ -57,7 +56,7 @@ class MLP(nn.Module):
         shortcut: bool = False,
     ) -> None:
         super().__init__()
-        _check(in_features, hidden, out_features, norm, dropout)
+        check_arguments(self._RANGES, locals())
         make = _factory(activation)
         layers: list[nn.Module] = []
         width = in_features
@@ -88,25 +87,9 @@ class MLP(nn.Module):
         return output if self.shortcut is None else output + self.shortcut(x)
 
 
-def _check(in_features: int, hidden: Sequence[int], out_features: int, norm: str | None, dropout: float) -> None:
-    for name, size in [("in_features", in_features), ("out_features", out_features), *(("hidden", h) for h in hidden)]:
-        if size < 1:
-            raise SennError(f"MLP needs positive sizes, but {name} contains {size}.")
-    if norm not in (None, "batch"):
-        raise SennError(f"MLP knows the norms 'batch' and None, not {norm!r}.")
-    if not 0 <= dropout < 1:
-        raise SennError(f"MLP needs a dropout probability in [0, 1), not {dropout}.")
-
-
 def _factory(activation: Activation) -> Callable[[int], nn.Module]:
     """A function from a width to a fresh activation module."""
-    if isinstance(activation, str):
-        if activation not in _ACTIVATIONS:
-            raise SennError(f"Unknown activation {activation!r}; MLP knows {', '.join(sorted(_ACTIVATIONS))}.")
-        activation = _ACTIVATIONS[activation]
-    if not callable(activation) or isinstance(activation, nn.Module):
-        raise SennError(f"MLP needs an activation's name, class or factory, not {activation!r}.")
-    maker = activation
+    maker = activation_class(activation) if isinstance(activation, str) else activation
     if "num_parameters" in inspect.signature(maker).parameters:
         return lambda width: maker(num_parameters=width)
     return lambda width: maker()

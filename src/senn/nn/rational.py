@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from senn._validate import check, whole
 from senn.errors import SennError
 
 
@@ -35,8 +36,7 @@ class Rational(nn.Module):
         self, num_parameters: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        if num_parameters < 1:
-            raise SennError(f"Rational needs at least one unit, not num_parameters={num_parameters}.")
+        check("num_parameters", num_parameters, whole(low=1))
         self.num_parameters = num_parameters
         self.v = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
         self.c = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from senn._validate import Rule, a_seed, callable_, check_arguments, flag, fraction, number, one_of, whole
 from senn.batch import Inputs
 from senn.curvature.output import Loss, OutputMetric
 from senn.curvature.reading import forward
@@ -65,7 +66,29 @@ class NaturalGradient(torch.optim.Optimizer):
         damping: lambda now.
         reduction_ratio: true over predicted change of the loss in the last step (`adapt`), else NaN.
         rejected: whether the last step was taken back.
+
+    Raises:
+        SennError: an argument is out of range.
     """
+
+    _RANGES: ClassVar[Mapping[str, Rule]] = {
+        "loss": callable_("a function loss(output, target)"),
+        "lr": number(low=0).or_none(),
+        "method": one_of("kfac", "cg"),
+        "damping": number(low=0).or_none(),
+        "momentum": fraction(open_high=True),
+        "weight_decay": number(low=0),
+        "metric": one_of("fisher", "euclidean"),
+        "norm_constraint": number(low=0).or_none(),
+        "adapt": flag(),
+        "factor_every": whole(low=1).or_none(),
+        "inverse_every": whole(low=1).or_none(),
+        "decay": fraction(open_high=True),
+        "burn_in": whole(low=1),
+        "iterations": whole(low=1),
+        "tolerance": number(low=0),
+        "seed": a_seed(),
+    }
 
     def __init__(
         self,
@@ -89,24 +112,11 @@ class NaturalGradient(torch.optim.Optimizer):
         tolerance: float = 1e-4,
         seed: int = 0,
     ) -> None:
+        check_arguments(self._RANGES, locals())
         lr = (1.0 if adapt else 0.1) if lr is None else lr
         damping = (0.1 if adapt or method == "cg" else 1e-2) if damping is None else damping
         factor_every = (1 if adapt else 4) if factor_every is None else factor_every
         inverse_every = (1 if adapt else 20) if inverse_every is None else inverse_every
-        if method not in ("kfac", "cg"):
-            raise SennError(f"NaturalGradient knows the methods 'kfac' and 'cg', not {method!r}")
-        _check_ranges(
-            lr=(lr, 0, math.inf),
-            damping=(damping, 0, math.inf),
-            momentum=(momentum, 0, 1),
-            weight_decay=(weight_decay, 0, math.inf),
-            norm_constraint=(norm_constraint or 0.0, 0, math.inf),
-            factor_every=(factor_every, 1, math.inf),
-            inverse_every=(inverse_every, 1, math.inf),
-            decay=(decay, 0, 1),
-            burn_in=(burn_in, 1, math.inf),
-            iterations=(iterations, 1, math.inf),
-        )
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(model.parameters() if params is None else params, defaults)
         self.model = model
@@ -343,9 +353,3 @@ def _pull(output: Tensor, parameters: list[nn.Parameter], rows: Tensor) -> list[
 def _penalty(trained: Iterable[nn.Parameter], decay: Iterable[float]) -> float:
     """1/2 sum of decay * |theta|^2."""
     return float(sum(d / 2 * float((p.double() ** 2).sum()) for p, d in zip(trained, decay, strict=True) if d))
-
-
-def _check_ranges(**ranges: tuple[float, float, float]) -> None:
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high or (value == 1 == high):
-            raise SennError(f"NaturalGradient needs {name} in [{low}, {high}), not {value}")

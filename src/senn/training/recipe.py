@@ -5,13 +5,63 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any, Literal
 
-from senn.errors import SennError
-from senn.policy import Policy
+from senn._validate import (
+    Rule,
+    a_seed,
+    check_fields,
+    each,
+    flag,
+    fraction,
+    instance_of,
+    number,
+    one_of,
+    positive,
+    text,
+    whole,
+)
+from senn.nn.activations import activation_or_factory
+from senn.policy import Policy, policy_rule
 
 Task = Literal["classification", "regression"]
+
+
+RANGES: Mapping[str, Rule] = {
+    "hidden": each(whole(low=1)),
+    "shortcut": flag(),
+    "activation": activation_or_factory(),
+    "optimizer": text(),
+    "lr": positive().or_none(),
+    "weight_decay": number(low=0).or_none(),
+    "optimizer_options": instance_of(Mapping, called="a mapping of keyword arguments"),
+    "epochs": whole(low=1).or_none(),
+    "steps": whole(low=1),
+    "min_epochs": whole(low=1),
+    "max_epochs": whole(low=1),
+    "batch_size": whole(low=1).or_none(),
+    "schedule": one_of("tail", "cosine", "constant"),
+    "tail": fraction(),
+    "validation_fraction": fraction(high=0.9),
+    "min_validation": whole(low=0),
+    "patience": number(low=0, open_low=True, infinite=True).or_none(),
+    "monitor": one_of("loss", "score", None),
+    "average": one_of("ema", "swa", None),
+    "average_decay": fraction(),
+    "grow": flag(),
+    "policy": policy_rule(named=True).or_none(),
+    "growing": whole(low=1),
+    "rounds": each(fraction(), kind=tuple),
+    "removals": each(fraction(), kind=tuple),
+    "candidates": whole(low=1).or_none(),
+    "probe": whole(low=1),
+    "max_params": whole(low=1).or_none(),
+    "max_width": whole(low=1).or_none(),
+    "round_to": whole(low=1),
+    "moves": each(one_of("width", "depth", "prune")),
+    "seed": a_seed(),
+}
+"""Of the fields of a `Recipe`."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +142,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_fields(self, RANGES)
 
     def plan(self, rows: int) -> Plan:
         """The numbers that follow from how many training rows there are."""
@@ -131,46 +181,3 @@ class Plan:
     steps: int
     patience: float
     growth_end: int
-
-
-def _check(recipe: Recipe) -> None:
-    """Raise SennError for the first field that makes no sense."""
-    for name in ("steps", "min_epochs", "max_epochs", "growing", "probe", "round_to"):
-        check_positive(name, getattr(recipe, name), whole=True)
-    for name in ("lr", "epochs", "batch_size", "patience", "candidates", "max_params", "max_width"):
-        if getattr(recipe, name) is not None:
-            check_positive(name, getattr(recipe, name), whole=name not in ("lr", "patience"))
-    check_fraction("validation_fraction", recipe.validation_fraction, top=0.9)
-    for name in ("tail", "average_decay"):
-        check_fraction(name, getattr(recipe, name))
-    for name in ("rounds", "removals"):
-        value = getattr(recipe, name)
-        if not isinstance(value, tuple):
-            raise SennError(f"{name} must be a tuple of fractions of the steps, not {value!r}.")
-        for fraction in value:
-            check_fraction(f"each of {name}", fraction)
-    choices = {
-        "schedule": ("tail", "cosine", "constant"),
-        "average": ("ema", "swa", None),
-        "monitor": ("loss", "score", None),
-    }
-    for name, known in choices.items():
-        if getattr(recipe, name) not in known:
-            raise SennError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(recipe, name)!r}.")
-
-
-def check_positive(name: str, value: Any, *, whole: bool = False) -> None:
-    """Raise SennError, naming the choice, unless it is a (whole) number above 0."""
-    if not _is_number(value, whole) or not value > 0:
-        raise SennError(f"{name} must be a positive {'whole ' if whole else ''}number, not {value!r}.")
-
-
-def check_fraction(name: str, value: Any, *, top: float = 1.0) -> None:
-    """Raise SennError, naming the choice, unless it lies between 0 and `top`."""
-    if not _is_number(value) or not 0 <= value <= top:
-        raise SennError(f"{name} must lie between 0 and {top:g}, not {value!r}.")
-
-
-def _is_number(value: Any, whole: bool = False) -> bool:
-    """NumPy's scalars included, truth values not."""
-    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)

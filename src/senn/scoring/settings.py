@@ -1,0 +1,29 @@
+"""Ranges of the arguments of a `Grower`, kept apart from it only for its length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from senn._validate import Rule, a_seed, callable_, each, instance_of, one_of, text, whole
+from senn.policy import policy_rule
+from senn.proposals import Proposals
+from senn.ranks import Ranks
+
+RANGES: Mapping[str, Rule] = {
+    "loss": callable_("a function loss(outputs, targets)"),
+    "policy": policy_rule().or_none(),
+    "samples": whole(low=1).or_none(),
+    "max_params": whole(low=1).or_none(),
+    "max_width": whole(low=1).or_none(),
+    "round_to": whole(low=1),
+    "moves": each(text()),
+    "proposals": instance_of(Proposals, called="a senn.Proposals").or_none(),
+    "averaged": each(instance_of(nn.Module, called="an AveragedModel of the model")),
+    "ignore": each(text()),
+    "metric": one_of("fisher", "euclidean"),
+    "output": callable_("a function that finds the outputs in what the model returns").or_none(),
+    "seed": a_seed(),
+    "ranks": instance_of(Ranks, called="a senn.ranks.Ranks").or_none(),
+}
