@@ -119,7 +119,7 @@ def learn(name: str, data: Data, recipe: Recipe, *, drawn: bool = False) -> tupl
         generator = torch.Generator().manual_seed(recipe.seed)
         rows, held_out = partition(data.x, data.y, recipe, None, None, generator)
         model = MLP(data.x.shape[1], recipe.hidden, CLASSES, shortcut=False)
-        run = fit_model(model, rows, held_out, "classification", recipe, (), generator)
+        run = fit_model(model, rows, held_out, task="classification", recipe=recipe, generator=generator)
     return run, time.process_time() - began
 
 

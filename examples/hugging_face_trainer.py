@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder, expansion = Path(name), SelfExpansion(recipe)
         whole = trainer(folder, arguments.steps, expansion)
         whole.train()
-        for record in expansion.companion.history:
+        for record in expansion.session.history:
             if record["event"] == "growth":
                 print(f"step {record['step']}: {record['text']}")
         resumed = trainer(folder, arguments.steps, SelfExpansion(recipe))

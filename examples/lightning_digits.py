@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )  # fmt: skip
         module = Digits()
         trainer.fit(module, DataLoader(train, batch_size=64, shuffle=True))
-        for record in expansion.companion.history:
+        for record in expansion.session.history:
             if record["event"] == "growth":
                 print(f"step {record['step']}: {record['text']}")
         (figures,) = trainer.test(module, DataLoader(test, batch_size=512), verbose=False)

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArg
 
 from senn import lightning, transformers
 from senn.training import Callback, Recipe
-from senn.training.companion import Companion
+from senn.training.growth_session import GrowthSession
 
 BATCH = 32
 """Samples of a joint batch."""
@@ -139,7 +139,7 @@ def found(
     expansion: Any, ears: Ears, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
     """What is compared."""
-    history = expansion.companion.history
+    history = expansion.session.history
     return {
         "events": [(r["step"], r["kind"], r["place"], r["units"]) for r in history if r["event"] == "growth"],
         "told": [r["event"] for r in history],
@@ -162,18 +162,18 @@ def troubled(rank: int) -> dict[str, Any]:
         part = slice(step * 16 + 8 * rank, step * 16 + 8 * rank + 8)
         return x[part], y[part] if rank == 0 or step > 6 else {}["label"]
 
-    companion = Companion(Recipe(rounds=(0.3, 0.6, 0.9), removals=(), probe=16), prepare=prepare)
+    session = GrowthSession(Recipe(rounds=(0.3, 0.6, 0.9), removals=(), probe=16), prepare=prepare)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    companion.start(model, optimizer, steps=12, samples=256, wrapper=lambda: wrapped)
+    session.start(model, optimizer, steps=12, samples=256, wrapper=lambda: wrapped)
     for step in steps:
         own = slice(step * 16 + 8 * rank, step * 16 + 8 * rank + 8)
         optimizer.zero_grad()
         F.cross_entropy(wrapped(x[own]), y[own]).backward()
         optimizer.step()
-        if companion.near(step):
-            companion.keep(step, step)
-            companion.grow(step)
-    return {"history": companion.history, "weights": model.state_dict()}
+        if session.needs_batch(step):
+            session.add_batch(step, step)
+            session.grow(step)
+    return {"history": session.history, "weights": model.state_dict()}
 
 
 RUNS = {"lightning": (by_lightning, "step=16.ckpt"), "transformers": (by_trainer, "checkpoint-16")}

@@ -202,9 +202,8 @@ def fit(ranks: Ranks) -> dict[str, Any]:
     weight = torch.rand(len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows, held_out = Rows(x[:90], y[:90], weight[:90] / weight[:90].mean()), Rows(x[90:], y[90:])
     keeper = Follower(ranks, Signals(), None)
-    run = fit_model(
-        model, rows, held_out, "classification", recipe, (), torch.Generator().manual_seed(2), keeper=keeper
-    )
+    generator = torch.Generator().manual_seed(2)
+    run = fit_model(model, rows, held_out, task="classification", recipe=recipe, generator=generator, keeper=keeper)
     losses = [record["train_loss"] for record in run.history if record["event"] == "epoch"]
     state = {"weights": model.state_dict(), "step": 3, "losses": losses}
     sent = shared_state(ranks, state if ranks.rank == 0 else None, Path())

@@ -23,7 +23,7 @@ from senn.data.images import load_images
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.persistence import load, load_extra, save
-from senn.training import Recipe, loop
+from senn.training import Recipe, validation
 from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
 from senn.training.loop import fit_model
 from senn.training.rows import Inputs, Rows
@@ -90,9 +90,12 @@ def test_any_model_is_fitted_on_rows_of_any_shape(monkeypatch):
     recipe = replace(recipe, rounds=(0.3,), removals=(0.6,), probe=20, moves=("width", "prune"))
     found = []
     for at_once in (500, 7):  # images are validated in parts, which changes nothing
-        monkeypatch.setattr(loop, "_AT_ONCE", at_once)
+        monkeypatch.setattr(validation, "IMAGES_AT_ONCE", at_once)
         generator = torch.Generator().manual_seed(1)
-        found.append(fit_model(copy.deepcopy(model), rows, held_out, "classification", recipe, (), generator, inputs))
+        net = copy.deepcopy(model)
+        found.append(
+            fit_model(net, rows, held_out, task="classification", recipe=recipe, generator=generator, inputs=inputs)
+        )
     assert augmented == 2 * [16, 16, 20, 16, 16, 20, 16, 16]  # batches and probes, never what is held out
     assert found[0].validation == pytest.approx(found[1].validation)
     assert (found[0].architecture, found[0].history[-1]["architecture"]) == ((), [])

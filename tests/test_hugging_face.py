@@ -49,7 +49,7 @@ def fit(folder, expansion, *, resume=None, model=None, trainer_options=None, **o
 
 
 def events(expansion, kind):
-    return [record for record in expansion.companion.history if record["event"] == kind]
+    return [record for record in expansion.session.history if record["event"] == kind]
 
 
 def same(one, other):
@@ -101,7 +101,7 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_grown_model_bit_for_bit(first, e
     state, resumed = (one.optimizer.optimizer.state_dict() for one in (trainer, again))
     assert state["param_groups"] == resumed["param_groups"]
     assert all(same(state["state"][number], resumed["state"][number]) for number in state["state"])
-    assert expansion.companion.history == other.companion.history
+    assert expansion.session.history == other.session.history
 
 
 def test_checkpoints_load_into_a_fresh_small_model(first):
@@ -230,3 +230,9 @@ def test_two_in_one_trainer_are_refused(tmp_path):
     trainer.add_callback(SelfExpansion())
     with pytest.raises(SennError, match="one loop takes one SelfExpansion, and was given several"):
         trainer.train()
+
+
+def test_the_old_name_of_the_session_warns():
+    expansion = SelfExpansion()
+    with pytest.warns(DeprecationWarning, match="companion is now session"):
+        assert expansion.companion is expansion.session

@@ -87,7 +87,7 @@ def keeping(path, **options):
 
 
 def events(expansion, kind):
-    return [record for record in expansion.companion.history if record["event"] == kind]
+    return [record for record in expansion.session.history if record["event"] == kind]
 
 
 def test_a_run_goes_on_from_the_checkpoint_of_a_grown_module_bit_for_bit(tmp_path):
@@ -109,7 +109,7 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_grown_module_bit_for_bit(tmp_pat
     first, second = (one.optimizers[0].state_dict() for one in (trainer, again))
     assert first["param_groups"] == second["param_groups"]
     assert all(same(first["state"][number], second["state"][number]) for number in first["state"])
-    assert expansion.companion.history == other.companion.history
+    assert expansion.session.history == other.session.history
     assert all(record["realised"] is not None for record in events(other, "growth")[:-1])
 
 
@@ -298,3 +298,9 @@ def test_what_cannot_be_is_said_at_the_start(tmp_path):
 def test_two_in_one_trainer_are_refused():
     with pytest.raises(SennError, match="one loop takes one SelfExpansion, and was given several"):
         fit([SelfExpansion(EARLY), SelfExpansion(EARLY)])
+
+
+def test_the_old_name_of_the_session_warns():
+    expansion = SelfExpansion()
+    with pytest.warns(DeprecationWarning, match="companion is now session"):
+        assert expansion.companion is expansion.session

@@ -54,7 +54,7 @@ def fit(loggers):
         enable_checkpointing=False, accelerator="cpu", log_every_n_steps=5,
     )  # fmt: skip
     trainer.fit(Net(), DataLoader(TensorDataset(X, Y), batch_size=20))
-    history = expansion.companion.history
+    history = expansion.session.history
     assert next(record["event"] for record in history if record["event"] in ("fault", "growth")) == "fault"
     assert sum(record["event"] == "growth" for record in history) > 1
     return history
@@ -196,7 +196,7 @@ def test_a_run_that_goes_on_is_drawn_from_its_beginning(tmp_path):
             enable_model_summary=False, log_every_n_steps=50,
         )  # fmt: skip
         trainer.fit(Net(), DataLoader(TensorDataset(X, Y), batch_size=20), ckpt_path=path)
-        (listener,) = expansion.companion.callbacks
+        (listener,) = expansion.session.callbacks
         steps = [int(row["step"]) for row in rows(logger.experiment.metrics_file_path) if row.get("senn/eta")]
         made.append((listener.history, steps))
     (whole, steps), (history, later) = made

@@ -20,7 +20,7 @@ from senn.cli.main import main
 from senn.report import Told, compact, page
 from senn.report.compact import CANDIDATE, MOST_NAMES, results_shown
 from senn.report.page import SCRIPTS, asset, library, script_json
-from senn.training.run import consideration_record, event_record
+from senn.training import GrowthSession, Recipe
 
 pytest.importorskip("vl_convert")
 
@@ -131,14 +131,14 @@ def test_the_example_of_a_loop_of_ones_own_makes_a_page(tmp_path, monkeypatch):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     names = {"senn": senn, "Any": Any, "Path": Path, "page": page, "Told": Told, "x": x, "y": y, "model": model,
-             "optimizer": optimizer, "loss": torch.nn.functional.cross_entropy, "event_record": event_record,
-             "consideration_record": consideration_record}  # fmt: skip
-    code = re.search(r"::\n\n(.*?)\n\n    with `consideration_record`", page.__doc__, re.S)[1]
+             "optimizer": optimizer, "loss": torch.nn.functional.cross_entropy, "GrowthSession": GrowthSession,
+             "Recipe": Recipe}  # fmt: skip
+    code = re.search(r"::\n\n(.*?)\n\n    with `GrowthSession`", page.__doc__, re.S)[1]
     exec(textwrap.dedent(code), names)
     records = records_of(Path("own.html").read_text("utf-8"))["runs"][0]["records"]
     assert [one["event"] for one in (records[0], records[-1])] == ["start", "end"]
-    assert sum(one["event"] == "consideration" for one in records) == 5
-    assert sum(one["event"] == "growth" for one in records) == len(names["grower"].events) > 0
+    assert sum(one["event"] == "consideration" for one in records) == 4
+    assert sum(one["event"] == "growth" for one in records) == len(names["session"].grower.events) > 0
 
 
 def test_five_hundred_changes_are_less_than_three_megabytes():

@@ -8,6 +8,7 @@ fresh small module, its averages and its optimizers what they were before Lightn
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from senn.batch import Output
 from senn.errors import SennError
 from senn.persistence import Parts, held, hold, regrow, sizes
 from senn.training.callbacks import Callback as Listener
-from senn.training.companion import Companion, Prepare, check_single, refuse
+from senn.training.growth_session import GrowthSession, Prepare, check_single, refuse
 from senn.training.loggers import LoggerCallback
 from senn.training.recipe import Recipe
 
@@ -48,7 +49,7 @@ class SelfExpansion(pl.Callback):
     and a `rollback` is recorded.
 
     Args:
-        recipe: when, by how much, and what is looked at, see `Companion`.
+        recipe: when, by how much, and what is looked at, see `GrowthSession`.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples.
         prepare: makes inputs, targets and perhaps weights of a batch; by default it is a tuple of these.
         model: name of the submodule that grows and is called with the inputs; None for the module's own forward.
@@ -59,7 +60,7 @@ class SelfExpansion(pl.Callback):
         log: whether figures, texts and an image go to the Trainer's loggers.
 
     Attributes:
-        companion: what grows the model: `companion.history` has all records, `companion.grower` the grower.
+        session: what grows the model: `session.history` has all records, `session.grower` the grower.
 
     Raises:
         SennError: at the start of training, if the strategy takes the model apart (FSDP, DeepSpeed), if `model` isn't a
@@ -80,7 +81,7 @@ class SelfExpansion(pl.Callback):
         log: bool = True,
     ) -> None:
         self.model, self.log, self._callbacks = model, log, [*callbacks]
-        self.companion = Companion(
+        self.session = GrowthSession(
             recipe, loss=loss, prepare=prepare, samples=samples, ignore=ignore, output=output, callbacks=self._callbacks
         )
         self._names: Sequence[Any] | None = None
@@ -130,34 +131,34 @@ class SelfExpansion(pl.Callback):
         for copy in self._copies(trainer, pl_module):
             self._parts_of(copy)
         loggers = [LoggerCallback(trainer.loggers, image=_can_draw())] if self.log and trainer.loggers else []
-        self.companion.callbacks = [*self._callbacks, *loggers]
-        self.companion.epoch = trainer.current_epoch + 1
-        self.companion.start(
+        self.session.callbacks = [*self._callbacks, *loggers]
+        self.session.epoch = trainer.current_epoch + 1
+        self.session.start(
             model, _optimizer(trainer, model), steps=trainer.estimated_stepping_batches, samples=_samples(trainer),
             averages=lambda: self._copies(trainer, pl_module), wrapper=lambda: trainer.strategy.model,
             state=self._state,
         )  # fmt: skip
         for one in loggers:
-            one.restart(self.companion.history)
+            one.restart(self.session.history)
 
     # -- training
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """For the records."""
-        self.companion.epoch = trainer.current_epoch + 1
+        self.session.epoch = trainer.current_epoch + 1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the batch if a round is near; grow if one is due."""
         step = trainer.global_step
-        if self.companion.near(step):
-            self.companion.keep(batch, step)
-            self.companion.grow(step)
+        if self.session.needs_batch(step):
+            self.session.add_batch(batch, step)
+            self.session.grow(step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell how it ended."""
-        self.companion.finish(trainer.global_step)
+        self.session.close(trainer.global_step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave nothing behind on the module."""
@@ -181,11 +182,17 @@ class SelfExpansion(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What growth needs to go on."""
-        return {} if self.companion.grower is None else self.companion.state_dict()
+        return {} if self.session.grower is None else self.session.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until there is an optimizer."""
         self._state = state_dict
+
+    @property
+    def companion(self) -> GrowthSession:
+        """The old name of `session`."""
+        warnings.warn("companion is now session; the old name goes in 0.3.0", DeprecationWarning, stacklevel=2)
+        return self.session
 
     # -- inside
 

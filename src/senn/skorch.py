@@ -12,7 +12,7 @@ from torch import Tensor
 from senn.batch import Output
 from senn.errors import SennError
 from senn.training.callbacks import Callback as Listener
-from senn.training.companion import Companion, Prepare, check_single
+from senn.training.growth_session import GrowthSession, Prepare, check_single
 from senn.training.recipe import Recipe
 
 try:
@@ -35,7 +35,7 @@ class SelfExpansion(Callback):  # type: ignore[misc]
     loaded into a fresh small net, to predict, by `net.initialize()` and `senn.load(folder, into=net.module_)`.
 
     Args:
-        recipe: when, by how much, and what is looked at, see `Companion`.
+        recipe: when, by how much, and what is looked at, see `GrowthSession`.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples; None for the net's criterion.
         prepare: makes inputs, targets and perhaps weights of a batch; by default it is inputs and targets.
         samples: number of training samples, for prices; by default that of the training set.
@@ -67,34 +67,34 @@ class SelfExpansion(Callback):  # type: ignore[misc]
         self.step_, output = 0, self.output
         if output is None and isinstance(net.criterion_, torch.nn.NLLLoss):
             output = _logarithm
-        self.companion_ = Companion(
+        self.session_ = GrowthSession(
             self.recipe, loss=self.loss or net.criterion_, prepare=self.prepare or partial(_on_device, net.device),
             samples=self.samples, ignore=self.ignore, output=output, callbacks=self.listeners,
         )  # fmt: skip
-        self.history_ = self.companion_.history
+        self.history_ = self.session_.history
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         """Growth begins."""
-        self.companion_.epoch = len(net.history)
-        if self.companion_.grower is None:
+        self.session_.epoch = len(net.history)
+        if self.session_.grower is None:
             samples = len(dataset_train)
             batches = len(net.get_iterator(dataset_train, training=True))
-            self.companion_.start(net.module_, net.optimizer_, steps=batches * net.max_epochs, samples=samples)
+            self.session_.start(net.module_, net.optimizer_, steps=batches * net.max_epochs, samples=samples)
 
     def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         """Keep the batch if a round is near; grow if one is due."""
         if not training:
             return
         self.step_ += 1
-        if self.companion_.near(self.step_):
-            self.companion_.keep(batch, self.step_)
-            self.companion_.grow(self.step_)
+        if self.session_.needs_batch(self.step_):
+            self.session_.add_batch(batch, self.step_)
+            self.session_.grow(self.step_)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Only records stay, so that the net can be pickled."""
-        if self.companion_.grower is not None:
-            self.companion_.finish(self.step_)
-        del self.companion_
+        if self.session_.grower is not None:
+            self.session_.close(self.step_)
+        del self.session_
 
 
 def _logarithm(probabilities: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ before the Trainer loads its state. `save` and `load` do it for a model without 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from senn.persistence.configuration import follow
 from senn.persistence.state import packed, unpacked
 from senn.surgery.optimizer import unwrap
 from senn.training.callbacks import Callback as Listener
-from senn.training.companion import Companion, Prepare, check_single, refuse
+from senn.training.growth_session import GrowthSession, Prepare, check_single, refuse
 from senn.training.recipe import Recipe
 
 try:
@@ -58,7 +59,7 @@ class SelfExpansion(TrainerCallback):
     return `load(checkpoint, into=...)` to go on from a grown one.
 
     Args:
-        recipe: when, by how much, and what is looked at, see `Companion`.
+        recipe: when, by how much, and what is looked at, see `GrowthSession`.
         loss: the training loss, `loss(logits, labels)`, a mean over samples.
         prepare: makes inputs, targets and perhaps weights of the keyword arguments that the model is called with; by
             default the targets are its `labels`, which it is called with in rounds too.
@@ -71,7 +72,7 @@ class SelfExpansion(TrainerCallback):
             `resume_from_checkpoint` argument.
 
     Attributes:
-        companion: what grows the model: `companion.history` has all records, `companion.grower` the grower.
+        session: what grows the model: `session.history` has all records, `session.grower` the grower.
 
     Raises:
         SennError: at the start of training, if the model is taken apart (FSDP, DeepSpeed, DataParallel), or the
@@ -90,7 +91,7 @@ class SelfExpansion(TrainerCallback):
         callbacks: Iterable[Listener] = (),
         resume_from: str | Path | None = None,
     ) -> None:
-        self.companion = Companion(
+        self.session = GrowthSession(
             recipe, loss=loss, prepare=prepare or labelled, samples=samples, ignore=ignore, output=output or logits,
             callbacks=callbacks,
         )  # fmt: skip
@@ -132,7 +133,7 @@ class SelfExpansion(TrainerCallback):
             _reassign(unwrap(optimizer), model, saved["optimizer"])
             self._says = follow(model)
         dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
-        self.companion.start(
+        self.session.start(
             model, optimizer, steps=state.max_steps, samples=len(dataset) if hasattr(dataset, "__len__") else None,
             wrapper=lambda: self._wrapper, state=None if saved is None else saved["growth"],
         )  # fmt: skip
@@ -143,13 +144,13 @@ class SelfExpansion(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep what the model is called with, if a round is near."""
-        if self._hook is None and self.companion.near(state.global_step + 1):
+        if self._hook is None and self.session.needs_batch(state.global_step + 1):
             model = kwargs["model"]
 
             def keep(module: nn.Module, called: tuple[Any, ...], named: Mapping[str, Any]) -> None:
                 if module is model and module.training:
                     self._wrapper = DistributedDataParallel._active_ddp_module  # that calls it
-                    self.companion.keep(dict(named), state.global_step + 1)
+                    self.session.add_batch(dict(named), state.global_step + 1)
 
             self._hook = model.register_forward_pre_hook(keep, with_kwargs=True)
 
@@ -158,8 +159,8 @@ class SelfExpansion(TrainerCallback):
         if self._hook is None:
             return
         self._unhook()
-        self.companion.epoch = int(state.epoch or 0) + 1
-        if self.companion.grow(state.global_step):
+        self.session.epoch = int(state.epoch or 0) + 1
+        if self.session.grow(state.global_step):
             self._says = follow(kwargs["model"])
 
     def on_train_end(
@@ -167,13 +168,13 @@ class SelfExpansion(TrainerCallback):
     ) -> None:
         """Tell how it ended."""
         self._unhook()
-        self.companion.finish(state.global_step)
+        self.session.close(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put what is needed to go on beside what the Trainer saved."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        growth = {"optimizer": held(unwrap(optimizer), model), "growth": self.companion.state_dict()}
+        growth = {"optimizer": held(unwrap(optimizer), model), "growth": self.session.state_dict()}
         if not args.should_save:  # of several processes one does
             return
         if not folder.is_dir():
@@ -186,6 +187,12 @@ class SelfExpansion(TrainerCallback):
                 "no numbers of the configuration say the sizes of this %s: load its checkpoints by "
                 "senn.transformers.load", type(model).__name__,
             )  # fmt: skip
+
+    @property
+    def companion(self) -> GrowthSession:
+        """The old name of `session`."""
+        warnings.warn("companion is now session; the old name goes in 0.3.0", DeprecationWarning, stacklevel=2)
+        return self.session
 
     # -- inside
 

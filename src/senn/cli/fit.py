@@ -33,7 +33,7 @@ from senn.ranks import Ranks
 from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, complete, read
 from senn.training import Run
 from senn.training.callbacks import Callback
-from senn.training.run import first_line
+from senn.training.round_records import first_line
 
 SCORED, DRAWN = 1.1, 1.5
 """Seconds after a signal by which the test is made and the figure drawn; what isn't by then is left out."""

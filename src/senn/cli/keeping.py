@@ -13,7 +13,7 @@ from senn.errors import SennError
 from senn.persistence.state import State, packed, unpacked
 from senn.ranks import Ranks
 from senn.runs import RunFolder
-from senn.training.run import Record
+from senn.training.round_records import Record
 
 SECONDS = "SENN_CHECKPOINT_SECONDS"
 """Environment variable: time between two checkpoints; 0 for one at every step."""

@@ -19,7 +19,7 @@ from senn.data.images.encoder import KIND
 from senn.errors import SennError
 from senn.persistence import DESCRIPTION, WEIGHTS, load, load_extra
 from senn.runs import RESULTS, check, complete
-from senn.training.run import first_line
+from senn.training.round_records import first_line
 
 
 def run(args: argparse.Namespace) -> int:

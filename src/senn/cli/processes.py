@@ -16,7 +16,7 @@ from senn.cli.signals import Signals
 from senn.persistence.state import State, packed, unpacked
 from senn.ranks import Ranks, default_ranks
 from senn.ranks.processes import TIMEOUT
-from senn.training.run import Record
+from senn.training.round_records import Record
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def compact(record: Record) -> dict[str, Any]:
     if isinstance(record["step"], bool) or not isinstance(record["step"], int):
         raise TypeError("the step of a record is no number")
     if event in ("start", "epoch", "growth"):
-        if not all(isinstance(width, int) for width in record["architecture"]):
+        if not all(isinstance(width, int) for width in record.get("architecture", ())):
             raise TypeError("the widths of a record are no numbers")
         int(record["parameters"])
     if event != "consideration":

@@ -54,27 +54,21 @@ def page(runs: Sequence[Told], live: bool = False) -> str:
 
     A history can come from anywhere, from a training loop of your own too::
 
-        def record(event: str, step: int) -> dict[str, Any]:
-            size = {"architecture": list(grower.architecture), "parameters": sum(p.numel() for p in model.parameters())}
-            return {"event": event, "epoch": step, "step": step, **size}
-
-        grower = senn.Grower(model, optimizer, loss=loss)
-        grower.consider([(x, y)])  # from now on it knows the widths
-        history = [record("start", 0)]
+        session = GrowthSession(Recipe(rounds=(0.2, 0.4, 0.6), removals=(0.8,)), loss=loss)
+        session.start(model, optimizer, steps=100, samples=len(x))
         for step in range(1, 101):
             optimizer.zero_grad()
             value = loss(model(x), y)
             value.backward()
             optimizer.step()
-            history.append({**record("epoch", step), "train_loss": value.item()})
-            if step % 20 == 0:
-                events = grower.grow([(x, y)])
-                history.append(consideration_record(grower.consideration, epoch=step, step=step))
-                history += [event_record(one, step, step, grower.architecture) for one in events]
-        history.append(record("end", 100))
-        Path("own.html").write_text(page([Told("own", history)]), encoding="utf-8")
+            session.record_epoch(step, train_loss=value.item())
+            if session.needs_batch(step):
+                session.add_batch((x, y), step)
+            session.grow(step)
+        session.close(100)
+        Path("own.html").write_text(page([Told("own", session.history)]), encoding="utf-8")
 
-    with `consideration_record` and `event_record` of `senn.training.run`.
+    with `GrowthSession` and `Recipe` of `senn.training`.
 
     Args:
         runs: one to look at, several to compare.

@@ -2,8 +2,9 @@
 
 from senn.schedule import Rounds
 from senn.training.callbacks import Callback
+from senn.training.growth_session import GrowthSession
 from senn.training.recipe import Recipe, Task
 from senn.training.run import Run
 from senn.training.tables import train
 
-__all__ = ["Callback", "Recipe", "Rounds", "Run", "Task", "train"]
+__all__ = ["Callback", "GrowthSession", "Recipe", "Rounds", "Run", "Task", "train"]

@@ -139,7 +139,10 @@ def train_images(
         given = None if validation is None else (validation[0].to(place), validation[1].to(place))
         rows, held_out = partition(pixels.to(place), labels.to(place), recipe, None, given, generator)
         model: nn.Module = build_conv_net(pixels.shape[1], side, classes, recipe.hidden).to(place)
-        run = fit_model(model, rows, held_out, "classification", recipe, callbacks, generator, inputs, keeper)
+        run = fit_model(
+            model, rows, held_out, task="classification", recipe=recipe, generator=generator, callbacks=callbacks,
+            inputs=inputs, keeper=keeper,
+        )  # fmt: skip
     run.model.to("cpu")
     return run
 

@@ -23,6 +23,7 @@ from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.proposals import Proposals
 from senn.ranks import Ranks
 from senn.training.recipe import Recipe, Task
+from senn.training.run import architecture
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -220,6 +221,11 @@ class Learner:
     def rejections(self) -> list[str]:
         """Removals so far that failed their verification and were not done, one sentence for each round."""
         return [] if self._grower is None else self._grower.rejections
+
+    @property
+    def architecture(self) -> tuple[int, ...]:
+        """Widths of the model's hidden layers, as its records have them."""
+        return architecture(self.model)
 
     @property
     def events(self) -> list[GrowthEvent]:

@@ -5,50 +5,36 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from senn.errors import DivergenceError, SennError, SurgeryError
-from senn.events import GrowthEvent
+from senn.errors import DivergenceError, SennError
 from senn.persistence.state import State
 from senn.schedule import Rounds
 from senn.training.callbacks import Callback
 from senn.training.learner import Batch, Learner
-from senn.training.recipe import Plan, Recipe, Task
+from senn.training.recipe import Recipe, Task
+from senn.training.round_records import Record, RoundRecorder, fault_record, first_line
 from senn.training.rows import Inputs, Rows
-from senn.training.run import (
-    NUMERICAL,
-    Record,
-    Run,
-    architecture,
-    consideration_record,
-    count_parameters,
-    event_record,
-    fault_record,
-    first_line,
-    forward_flops,
-    r2,
-    rank,
-    rollback_record,
-)
-from senn.training.state import Keeper, captured, restore
-
-_AT_ONCE = 500
-"""Images that are validated at once: a table's rows go through a network together, those of an image are too many."""
+from senn.training.run import NUMERICAL, Run, architecture, count_parameters, forward_flops
+from senn.training.state import BestModel, Keeper, RunState
+from senn.training.validation import rank, validation_figures
 
 
 def fit_model(
     model: nn.Module,
     rows: Rows,
     held_out: Rows | None,
+    *,
     task: Task,
     recipe: Recipe,
-    callbacks: Sequence[Callback],
     generator: torch.Generator,
+    callbacks: Sequence[Callback] = (),
     inputs: Inputs | None = None,
     keeper: Keeper | None = None,
 ) -> Run:
@@ -71,25 +57,19 @@ def fit_model(
         SennError: for choices that make no sense, by name.
     """
     _check_budget(model, recipe)
-    return Training(model, rows, held_out, task, recipe, callbacks, generator, inputs or Inputs(), keeper).run()
-
-
-@dataclass
-class _Best:
-    """The best net so far: a copy, its epoch and its validation figures."""
-
-    model: nn.Module
-    epoch: int
-    validation: dict[str, float]
+    training = Training(
+        model, rows, held_out, task=task, recipe=recipe, generator=generator, callbacks=callbacks,
+        inputs=inputs or Inputs(), keeper=keeper,
+    )  # fmt: skip
+    return training.run()
 
 
 class Training:
-    """One run of `fit_model`.
+    """One run of `fit_model`, whose arguments it takes.
 
     Attributes:
-        at: steps made in this epoch.
-        losses: of these.
-        before_order: the generator's state before it drew the order of this epoch's rows.
+        state: where the run stands.
+        learner: takes the steps and holds the rounds.
     """
 
     def __init__(
@@ -97,96 +77,96 @@ class Training:
         model: nn.Module,
         rows: Rows,
         held_out: Rows | None,
+        *,
         task: Task,
         recipe: Recipe,
-        callbacks: Sequence[Callback],
         generator: torch.Generator,
+        callbacks: Sequence[Callback],
         inputs: Inputs,
         keeper: Keeper | None,
     ) -> None:
-        self.started = time.perf_counter()
+        started = time.perf_counter()
         self.keeper, self.device = keeper, rows.x.device
         self.model, self.rows, self.held_out = model, rows, held_out
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
         self.inputs = inputs
-        self.plan: Plan = recipe.plan(len(rows))
+        config = recipe.plan(len(rows))
         ranks = None if keeper is None else keeper.ranks
         self.learner = Learner(model, recipe, task, samples=len(rows), ranks=ranks)
+        self.recorder = RoundRecorder(self.learner, self.tell, widths_before=True)
         # An accuracy says more than a loss about what is asked for, but only where enough rows are counted.
         large = held_out is not None and len(held_out) >= 1000
         self.monitor = recipe.monitor or ("score" if large else "loss")
-        self.rounds = Rounds(recipe, self.plan.steps)
-        self.step = self.epoch = self.at = 0
-        self.losses: list[Tensor] = []
-        self.before_order = generator.get_state()
+        self.rounds = Rounds(recipe, config.steps)
+        order = generator.get_state()
+        best = BestModel(copy.deepcopy(model), 0, self.validate(model))
+        self.state = RunState(config=config, best=best, order_generator=order, started=started)
         self._spare: State | None = None
-        self.reason = "all epochs done"
-        self.history: list[Record] = []
-        self.growth: list[tuple[GrowthEvent, Record]] = []
-        self.best = _Best(copy.deepcopy(model), 0, self.validate(model))
 
     def run(self) -> Run:
         """All epochs, until one of the reasons to stop."""
         if self.keeper is not None and self.keeper.state is not None:
-            restore(self, self.keeper.state)
-            self.keeper.restart(self.history)
+            self.load_state_dict(self.keeper.state)
+            self.keeper.restart(self.state.history)
             for callback in self.callbacks:
-                callback.on_start(self.history[0])
+                callback.on_start(self.state.history[0])
         else:
             self.announce()
-        interrupted = False
+        state, interrupted = self.state, False
         try:
-            while self.epoch < self.plan.epochs or self.at:
+            while state.epoch < state.config.epochs or state.epoch_step:
                 if self.one_epoch():
                     break
         except KeyboardInterrupt:
-            self.reason, interrupted = "interrupted", True
+            state.reason, interrupted = "interrupted", True
             if self._spare is not None:
                 self.keep(self._spare)
         except NUMERICAL as error:
-            self.reason = f"{first_line(error)}, in epoch {self.epoch}; the net is that of epoch {self.best.epoch}"
+            state.reason = f"{first_line(error)}, in epoch {state.epoch}; the net is that of epoch {state.best.epoch}"
         return self.finish(interrupted)
 
     def one_epoch(self) -> bool:
         """One pass over the rows, or what is left of it; whether to stop."""
-        batches = self.rows.take(self.order()).batches(self.plan.batches)
-        well = not self.at or self.round()  # a run may go on from just before a round
-        for batch in batches[self.at :] if well else ():
-            self.learner.set_lr(self.recipe.lr_factor(self.step / self.plan.steps))
+        state = self.state
+        batches = self.rows.take(self.order()).batches(state.config.batches)
+        well = not state.epoch_step or self.round()  # a run may go on from just before a round
+        for batch in batches[state.epoch_step :] if well else ():
+            self.learner.set_lr(self.recipe.lr_factor(state.step / state.config.steps))
             stop = self.keeper is not None and self.keeper.stopping
-            self.losses.append(self.learner.step(*self.inputs.training(batch, self.generator), stop=stop))
-            self.step += 1
-            self.at += 1
+            state.losses.append(self.learner.step(*self.inputs.training(batch, self.generator), stop=stop))
+            state.step += 1
+            state.epoch_step += 1
             if self.recipe.average == "ema":
                 self.learner.update_average()
             if not self.round():
                 break
             self.pause()
-        if self.recipe.average == "swa" and self.step > (1 - self.recipe.tail) * self.plan.steps:
+        if self.recipe.average == "swa" and state.step > (1 - self.recipe.tail) * state.config.steps:
             self.learner.update_average()
-        loss = torch.stack(self.losses).mean().item()
-        self.at, self.losses = 0, []
+        loss = torch.stack(state.losses).mean().item()
+        state.epoch_step, state.losses = 0, []
         return self.end_epoch(loss)
 
     def order(self) -> Tensor:
         """The order of the rows in this epoch: drawn at its beginning, or again where a run goes on in its middle."""
-        if not self.at:
-            self.epoch += 1
-            self.before_order = self.generator.get_state()
+        state = self.state
+        if not state.epoch_step:
+            state.epoch += 1
+            state.order_generator = self.generator.get_state()
             return torch.randperm(len(self.rows), generator=self.generator)
         again = torch.Generator()
-        again.set_state(self.before_order)
+        again.set_state(state.order_generator)
         return torch.randperm(len(self.rows), generator=again)
 
     def round(self) -> bool:
         """The round that is due after this step, if one is; whether the loss was finite."""
-        if not self.rounds.waiting(self.step):
+        if not self.rounds.waiting(self.state.step):
             return True
         if self.keeper is not None:  # a round may take longer than one who interrupts it wants to wait
             with suppress(SennError):
-                self._spare = captured(self)
-        moves = self.rounds.due(self.step)
-        if not math.isfinite(self.losses[-1].item()):
+                self._spare = self.state_dict()
+        moves = self.rounds.due(self.state.step)
+        if not math.isfinite(self.state.losses[-1].item()):
             return False
         self.grow(moves)
         self._spare = None
@@ -202,43 +182,66 @@ class Training:
             if stopping:
                 raise KeyboardInterrupt
 
+    def state_dict(self) -> State:
+        """All that decides what follows: nested plain values and tensors that training doesn't change any more.
+
+        Raises:
+            SennError: a parameter isn't finite: that is no state to go on from.
+        """
+        return {
+            **self.state.state_dict(),
+            "generator": self.generator.get_state(),
+            "global": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "rounds": self.rounds.state_dict(),
+            "learner": self.learner.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: by a run that has only just been set up.
+
+        Raises:
+            SennError: it isn't the state of such a run.
+        """
+        try:
+            self.learner.load_state_dict(state["learner"])
+            self.state.load_state_dict(state, self.device)
+            self.rounds.load_state_dict(state["rounds"])
+            self.recorder.resume(self.state.history)
+            self.generator.set_state(state["generator"])
+            torch.set_rng_state(state["global"])
+            if state["cuda"] is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+        except SennError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise SennError(f"this isn't the state of such a run: {type(error).__name__}: {error}") from error
+
     def keep(self, state: State | None = None) -> None:
         """Have the state kept, as it is now or was; training goes on if it can't be."""
         assert self.keeper is not None
         try:
-            self.keeper.save(state or captured(self))
+            self.keeper.save(state or self.state_dict())
         except (SennError, OSError) as error:
-            self.tell(fault_record(f"no checkpoint was written: {error}", self.epoch, self.step))
+            self.tell(fault_record(f"no checkpoint was written: {error}", self.state.epoch, self.state.step))
 
     def grow(self, moves: Sequence[str]) -> None:
         """One round of these moves, on at most `recipe.probe` training rows."""
         probe = self.rows
         if len(probe) > self.recipe.probe:
             probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
-        known, last = len(self.learner.rejections), self.learner.consideration
-        hidden = architecture(self.model)
         batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
-        failures: list[str] = []
-        events: list[GrowthEvent] = []
-        try:
-            events = self.learner.grow(batches, moves)
-        except SurgeryError as error:  # everything is as it was, so training can go on
-            failures = [str(error)]
-        except NUMERICAL as error:
-            if isinstance(error, DivergenceError) and not self.is_sound(batches[0]):
-                raise
-            self.tell(fault_record(f"the round was skipped: {first_line(error)}", self.epoch, self.step))
-        for event, record in self.growth:  # what a change really brought is known at the next round
-            record["realised"] = event.realised
-        round_ = self.learner.consideration
-        if round_ is not None and round_ is not last:
-            self.tell(consideration_record(round_, self.epoch, self.step, hidden))
-        for reason in [*failures, *self.learner.rejections[known:]]:
-            self.tell(rollback_record(reason, self.epoch, self.step))
-        for event in events:
-            record = event_record(event, self.epoch, self.step, architecture(self.model))
-            self.growth.append((event, record))
-            self.tell(record)
+
+        def survives(error: Exception) -> bool:
+            well = not isinstance(error, DivergenceError) or self.is_sound(batches[0])
+            return isinstance(error, NUMERICAL) and well
+
+        self.recorder.run(
+            lambda: self.learner.grow(batches, moves),
+            epoch=self.state.epoch,
+            step=self.state.step,
+            survives=survives,
+        )
 
     @torch.no_grad()
     def is_sound(self, batch: Batch) -> bool:
@@ -250,7 +253,7 @@ class Training:
 
     def tell(self, record: Record) -> None:
         """Put a record into the history and tell the callbacks."""
-        self.history.append(record)
+        self.state.history.append(record)
         if self.keeper is not None:
             self.keeper.record(record)
         for callback in self.callbacks:
@@ -258,47 +261,39 @@ class Training:
 
     def end_epoch(self, train_loss: float) -> bool:
         """Validate, record, keep the best; whether to stop."""
+        state = self.state
         averaged = self.learner.averaged
         model = self.model if averaged is None or averaged.n_averaged == 0 else averaged.module
         figures = self.validate(model)
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
-            self.reason = f"the loss was not finite in epoch {self.epoch}; the net is that of epoch {self.best.epoch}"
+            state.reason = (
+                f"the loss was not finite in epoch {state.epoch}; the net is that of epoch {state.best.epoch}"
+            )
             return True
-        if not figures or rank(figures, self.monitor) < rank(self.best.validation, self.monitor):
-            self.best = _Best(copy.deepcopy(model), self.epoch, figures)
+        if not figures or rank(figures, self.monitor) < rank(state.best.validation, self.monitor):
+            state.best = BestModel(copy.deepcopy(model), state.epoch, figures)
         self.report(train_loss, figures)
-        stale = bool(figures) and self.epoch - self.best.epoch >= self.plan.patience
-        return stale and self.step >= self.plan.growth_end and self.cut_short()
+        stale = bool(figures) and state.epoch - state.best.epoch >= state.config.patience
+        return stale and state.step >= state.config.growth_end and self.cut_short()
 
     def cut_short(self) -> bool:
         """Let the learning rate fall from now on, as at the end of a shorter run; whether to stop instead."""
+        state = self.state
         tail = self.recipe.tail
         falls = self.recipe.schedule == "tail" and 0 < tail < 1
-        if falls and self.step >= (1 - tail) * self.plan.steps:
+        if falls and state.step >= (1 - tail) * state.config.steps:
             return False
-        self.reason = f"no better validation {self.monitor} for {self.plan.patience:g} epochs"
+        state.reason = f"no better validation {self.monitor} for {state.config.patience:g} epochs"
         if falls:
-            epochs = math.ceil(self.epoch / (1 - tail))
-            self.plan = replace(self.plan, epochs=epochs, steps=epochs * self.plan.batches)
+            epochs = math.ceil(state.epoch / (1 - tail))
+            state.config = replace(state.config, epochs=epochs, steps=epochs * state.config.batches)
         return not falls
 
-    @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Loss and score on the validation rows; empty without any."""
         if self.held_out is None:
             return {}
-        held_out = self.held_out
-        training = model.training
-        model.eval()
-        at_once = _AT_ONCE if held_out.x.dim() > 2 else len(held_out)
-        output = torch.cat([model(self.inputs(x)) for x in torch.split(held_out.x, at_once)])
-        model.train(training)
-        loss = self.learner.loss(output, held_out.y, held_out.weight).item()
-        weight = torch.ones(len(held_out)).to(output) if held_out.weight is None else held_out.weight
-        if self.task == "classification":
-            hit = (output.argmax(1) == held_out.y).to(output)
-            return {"loss": loss, "accuracy": ((hit * weight).sum() / weight.sum()).item()}
-        return {"loss": loss, "r2": r2(output, held_out.y, weight)}
+        return validation_figures(model, self.held_out, self.inputs, self.learner.loss, self.task)
 
     def announce(self) -> None:
         """Tell the callbacks what is about to happen."""
@@ -307,8 +302,8 @@ class Training:
             "epoch": 0,
             "step": 0,
             "task": self.task,
-            "epochs": self.plan.epochs,
-            "steps": self.plan.steps,
+            "epochs": self.state.config.epochs,
+            "steps": self.state.config.steps,
             "train_rows": len(self.rows),
             "validation_rows": 0 if self.held_out is None else len(self.held_out),
             "architecture": list(architecture(self.model)),
@@ -323,10 +318,10 @@ class Training:
         """Record an epoch."""
         record = {
             "event": "epoch",
-            "epoch": self.epoch,
-            "epochs": self.plan.epochs,
-            "step": self.step,
-            "steps": self.plan.steps,
+            "epoch": self.state.epoch,
+            "epochs": self.state.config.epochs,
+            "step": self.state.step,
+            "steps": self.state.config.steps,
             "train_loss": train_loss,
             "validation_loss": figures.get("loss"),
             "validation_score": figures.get("accuracy", figures.get("r2")),
@@ -334,7 +329,7 @@ class Training:
             "architecture": list(architecture(self.model)),
             "parameters": count_parameters(self.model),
             "flops": self.flops(),
-            "seconds": time.perf_counter() - self.started,
+            "seconds": self.state.seconds,
         }
         self.tell(record)
 
@@ -346,27 +341,27 @@ class Training:
         """The result, from the best net."""
         if self.keeper is not None:
             self.keeper.end()
-        model = self.best.model.eval()
+        model = self.state.best.model.eval()
         run = Run(
             model=model,
-            history=self.history,
+            history=self.state.history,
             architecture=architecture(model),
             parameters=count_parameters(model),
-            seconds=time.perf_counter() - self.started,
-            best_epoch=self.best.epoch,
-            validation=self.best.validation,
+            seconds=self.state.seconds,
+            best_epoch=self.state.best.epoch,
+            validation=self.state.best.validation,
             interrupted=interrupted,
         )
         record = {
             "event": "end",
             "best_epoch": run.best_epoch,
-            "epochs": sum(record["event"] == "epoch" for record in self.history),
+            "epochs": sum(record["event"] == "epoch" for record in self.state.history),
             "architecture": list(run.architecture),
             "parameters": run.parameters,
             "seconds": run.seconds,
             "validation": dict(run.validation),
             "interrupted": interrupted,
-            "reason": self.reason,
+            "reason": self.state.reason,
         }
         self.tell(record)
         return run

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from senn.errors import DivergenceError, SennError, SurgeryError
+from senn.errors import DivergenceError, SennError
 from senn.nn import MLP
 from senn.persistence.state import State
 from senn.schedule import Rounds
 from senn.training.learner import Learner
 from senn.training.recipe import Recipe, Task
+from senn.training.round_records import Record, RoundRecorder
 from senn.training.rows import Rows
-from senn.training.run import Record, event_record, rollback_record
 
 
 class Online:
@@ -92,10 +92,7 @@ class Online:
     def _grow(self, probe: Rows) -> list[Record]:
         if not (moves := self.rounds.due(self.step)):
             return []
-        known = len(self.learner.rejections)
-        try:
-            events = self.learner.grow(probe.batches(1), moves)
-        except SurgeryError as error:  # everything is as it was, so training can go on
-            return [rollback_record(error, self.passes, self.step)]
-        rejected = [rollback_record(text, self.passes, self.step) for text in self.learner.rejections[known:]]
-        return rejected + [event_record(event, self.passes, self.step, self.model.hidden) for event in events]
+        records: list[Record] = []
+        recorder = RoundRecorder(self.learner, records.append)
+        recorder.run(lambda: self.learner.grow(probe.batches(1), moves), epoch=self.passes, step=self.step)
+        return [record for record in records if record["event"] != "consideration"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from senn import drawn
 from senn.training.callbacks import Callback
-from senn.training.run import Record
+from senn.training.round_records import Record
 
 _PAUSE = 0.2
 """Seconds between two pictures."""

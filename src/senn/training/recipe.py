@@ -144,7 +144,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_fields(self, RANGES)
 
-    def plan(self, rows: int) -> Plan:
+    def plan(self, rows: int) -> ResolvedConfig:
         """The numbers that follow from how many training rows there are."""
         batch_size = self.batch_size or min(512, max(64, rows // 512))
         batches = max(1, round(rows / batch_size))
@@ -152,7 +152,8 @@ class Recipe:
         steps = epochs * batches
         patience = max(10, epochs // 5) if self.patience is None else self.patience
         last = max((*self.rounds, *self.removals), default=0.0)
-        return Plan(epochs, batches, steps, patience, growth_end=round(last * min(steps, self.growing)))
+        growth_end = round(last * min(steps, self.growing))
+        return ResolvedConfig(epochs=epochs, batches=batches, steps=steps, patience=patience, growth_end=growth_end)
 
     def lr_factor(self, progress: float) -> float:
         """Learning rate as a fraction of its peak when a fraction `progress` of the steps has been made."""
@@ -163,8 +164,8 @@ class Recipe:
         return min(1.0, (1 - progress) / self.tail) if self.tail > 0 else 1.0
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig:
     """What a recipe comes to for a number of rows.
 
     Attributes:

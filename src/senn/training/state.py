@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from senn.errors import SennError
 from senn.persistence.state import State, load_model_state, model_state
 from senn.ranks import Ranks
-from senn.training.recipe import Plan
-from senn.training.run import Record
-
-if TYPE_CHECKING:
-    from senn.training.loop import Training
+from senn.training.recipe import ResolvedConfig
+from senn.training.round_records import Record, copies
 
 
 class Keeper(Protocol):
@@ -55,64 +52,79 @@ class Keeper(Protocol):
         """Hear that training has come to its end, so that nothing is to be interrupted any more."""
 
 
-def captured(run: Training) -> State:
-    """The state of a run, as nested plain values and tensors that training doesn't change any more.
+@dataclass
+class BestModel:
+    """The best network so far: a copy, its epoch and its validation figures."""
 
-    Raises:
-        SennError: a parameter isn't finite: that is no state to go on from.
+    model: nn.Module
+    epoch: int
+    validation: dict[str, float]
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Where a run stands between two steps.
+
+    Attributes:
+        config: what the recipe comes to; it changes when a run is cut short.
+        best: the best network so far.
+        order_generator: state of the generator before it drew the order of this epoch's rows.
+        step: steps made.
+        epoch: epochs begun.
+        epoch_step: steps made in this epoch.
+        losses: of these.
+        reason: why training ends, unless something else happens.
+        history: all records so far.
+        started: when the run began, on the clock of `time.perf_counter`.
     """
-    return {
-        "step": run.step,
-        "epoch": run.epoch,
-        "at": run.at,
-        "losses": torch.stack(run.losses) if run.losses else None,
-        "before_order": run.before_order,
-        "generator": run.generator.get_state(),
-        "global": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
-        "plan": asdict(run.plan),
-        "reason": run.reason,
-        "rounds": run.rounds.state_dict(),
-        "seconds": time.perf_counter() - run.started,
-        "history": [*run.history],
-        "best": {"model": model_state(run.best.model), **_figures(run)},
-        "learner": run.learner.state_dict(),
-    }
 
+    config: ResolvedConfig
+    best: BestModel
+    order_generator: Tensor
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    reason: str = "all epochs done"
+    history: list[Record] = field(default_factory=list)
+    started: float
 
-def _figures(run: Training) -> State:
-    return {"epoch": run.best.epoch, "validation": dict(run.best.validation)}
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.started
 
+    def state_dict(self) -> State:
+        """Nested plain values and tensors that training doesn't change any more."""
+        best = self.best
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "at": self.epoch_step,
+            "losses": torch.stack(self.losses) if self.losses else None,
+            "before_order": self.order_generator,
+            "plan": asdict(self.config),
+            "reason": self.reason,
+            "seconds": self.seconds,
+            "history": copies(self.history),
+            "best": {"model": model_state(best.model), "epoch": best.epoch, "validation": dict(best.validation)},
+        }
 
-def restore(run: Training, state: Mapping[str, Any]) -> None:
-    """Bring a run that has only just been set up to where the state was captured.
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on where `state_dict` was taken; the best model so far has the sizes that the run began with.
 
-    Raises:
-        SennError: it isn't the state of such a run.
-    """
-    try:
-        best = copy.deepcopy(run.model)
-        load_model_state(best, state["best"]["model"])
-        run.learner.load_state_dict(state["learner"])
-        run.best = type(run.best)(best, int(state["best"]["epoch"]), dict(state["best"]["validation"]))
-        plan = Plan(**state["plan"])
-        if plan.batches != run.plan.batches:
-            raise SennError(f"this isn't the state of such a run: its epochs have {plan.batches} steps")
-        run.plan, run.reason = plan, str(state["reason"])
-        run.rounds.load_state_dict(state["rounds"])
-        run.step, run.epoch, run.at = int(state["step"]), int(state["epoch"]), int(state["at"])
-        losses = state["losses"]
-        run.losses = [] if losses is None else [*losses.to(run.device)]
-        run.history = [dict(record) for record in state["history"]]
-        grown = [record for record in run.history if record["event"] == "growth"]
-        run.growth = [*zip(run.learner.events, grown, strict=True)]
-        run.before_order = state["before_order"]
-        run.generator.set_state(state["generator"])
-        torch.set_rng_state(state["global"])
-        if state["cuda"] is not None and run.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], run.device)
-        run.started = time.perf_counter() - float(state["seconds"])
-    except SennError:
-        raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise SennError(f"this isn't the state of such a run: {type(error).__name__}: {error}") from error
+        Raises:
+            SennError: the state is of a run whose epochs have another number of steps.
+        """
+        best, losses = state["best"], state["losses"]
+        load_model_state(self.best.model, best["model"])
+        self.best = BestModel(self.best.model, int(best["epoch"]), dict(best["validation"]))
+        config = ResolvedConfig(**state["plan"])
+        if config.batches != self.config.batches:
+            raise SennError(f"this isn't the state of such a run: its epochs have {config.batches} steps")
+        self.config, self.reason = config, str(state["reason"])
+        self.step, self.epoch, self.epoch_step = int(state["step"]), int(state["epoch"]), int(state["at"])
+        self.losses = [] if losses is None else [*losses.to(device)]
+        self.history = copies(state["history"])
+        self.order_generator = state["before_order"]
+        self.started = time.perf_counter() - float(state["seconds"])

@@ -56,7 +56,10 @@ def train(
         generator = torch.Generator().manual_seed(recipe.seed)
         training, held_out = partition(x, y, recipe, sample_weight, validation, generator)
         model = build_model(x.shape[1], outputs, recipe).to(x)
-        return fit_model(model, training, held_out, task, recipe, callbacks, generator, keeper=keeper)
+        return fit_model(
+            model, training, held_out, task=task, recipe=recipe, generator=generator, callbacks=callbacks,
+            keeper=keeper,
+        )  # fmt: skip
 
 
 def _check(x: Tensor, y: Tensor, task: str, outputs: int, sample_weight: Tensor | None) -> None:

@@ -43,6 +43,7 @@ class Story {
       if (record.event === "consideration") {
         begin(record);
         round.record = record;
+        if (!layers.length && record.architecture) layers = follow(layers, record.architecture, [], nextId); // unknown before
         const last = this.rounds[this.rounds.length - 2];
         if (last && known(record.realised)) for (const change of last.changes) change.realised = record.realised;
       }

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from senn import SennError
 from senn.batch import Arguments
 from senn.training import Callback, Recipe
-from senn.training.companion import Companion
+from senn.training.growth_session import GrowthSession
 
 X = torch.randn(96, 2, 3, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0, 0] * X[:, 1, 1] > 0).long()
@@ -42,21 +42,21 @@ def begun(kind="tuple", state=None, model=None, steps=20, recipe=EARLY, **option
     torch.manual_seed(0)
     model = model or Two()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
-    companion = Companion(recipe, prepare=lambda rows: (KINDS[kind](X[rows]), Y[rows], W[rows]), **options)
-    companion.start(model, optimizer, steps=steps, samples=96, state=state)
-    return companion, optimizer
+    session = GrowthSession(recipe, prepare=lambda rows: (KINDS[kind](X[rows]), Y[rows], W[rows]), **options)
+    session.start(model, optimizer, steps=steps, samples=96, state=state)
+    return session, optimizer
 
 
-def steps(companion, optimizer, first, last):
+def steps(session, optimizer, first, last):
     """The loop of others."""
     for step in range(first, last + 1):
         rows = slice(16 * (step % 6), 16 * (step % 6) + 16)
         optimizer.zero_grad()
-        F.cross_entropy(companion.grower.model(X[rows, 0], X[rows, 1]), Y[rows]).backward()
+        F.cross_entropy(session.grower.model(X[rows, 0], X[rows, 1]), Y[rows]).backward()
         optimizer.step()
-        if companion.near(step):
-            companion.keep(rows, step)
-            companion.grow(step)
+        if session.needs_batch(step):
+            session.add_batch(rows, step)
+            session.grow(step)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,39 +81,39 @@ def test_a_run_goes_on_bit_for_bit(kind):
 
 
 def test_batches_are_kept_only_when_a_round_is_near():
-    companion, optimizer = begun(recipe=Recipe(rounds=(0.5,), removals=(), growing=20, probe=40))
+    session, optimizer = begun(recipe=Recipe(rounds=(0.5,), removals=(), growing=20, probe=40))
     near = []
     for step in range(1, 21):
-        if companion.near(step):
+        if session.needs_batch(step):
             near.append(step)
-        steps(companion, optimizer, step, step)
+        steps(session, optimizer, step, step)
     # the first says how many samples a batch has: three of 16 are the fewest that hold 40
     assert near == [1, 8, 9, 10]
-    (record,) = [one for one in companion.history if one["event"] == "consideration"]
+    (record,) = [one for one in session.history if one["event"] == "consideration"]
     assert (record["step"], record["looked_at"]) == (10, 48)
 
 
 def test_what_is_kept_is_a_copy():
-    companion, _ = begun()
+    session, _ = begun()
     x = X[:16].clone()
-    companion.prepare = lambda rows: ((x[:, 0], x[:, 1]), Y[:16])
-    companion.keep(None, 1)
+    session.prepare = lambda rows: ((x[:, 0], x[:, 1]), Y[:16])
+    session.add_batch(None, 1)
     x.zero_()
-    (held,) = companion.state_dict()["held"]
+    (held,) = session.state_dict()["held"]
     assert torch.equal(held["args"][0], X[:16, 0])
 
 
 def test_a_step_that_was_jumped_over_has_its_round_later():
-    companion, optimizer = begun()
-    steps(companion, optimizer, 1, 5)
-    steps(companion, optimizer, 8, 8)
-    assert [one["step"] for one in companion.history if one["event"] == "consideration"] == [8]
+    session, optimizer = begun()
+    steps(session, optimizer, 1, 5)
+    steps(session, optimizer, 8, 8)
+    assert [one["step"] for one in session.history if one["event"] == "consideration"] == [8]
 
 
 def test_a_loop_without_a_planned_end_has_rounds_for_ever():
-    companion, optimizer = begun(steps=float("inf"))
-    steps(companion, optimizer, 1, 50)
-    assert [one["step"] for one in companion.history if one["event"] == "consideration"] == [6, 12, 24, 48]
+    session, optimizer = begun(steps=float("inf"))
+    steps(session, optimizer, 1, 50)
+    assert [one["step"] for one in session.history if one["event"] == "consideration"] == [6, 12, 24, 48]
 
 
 def test_listeners_hear_what_the_history_has():
@@ -124,28 +124,28 @@ def test_listeners_hear_what_the_history_has():
                 setattr(self, f"on_{event}", self.heard.append)
 
     listener = Listener()
-    companion, optimizer = begun(callbacks=[listener], loss=lambda y, t: 1 / 0)
-    steps(companion, optimizer, 1, 6)
-    companion.finish(6)
+    session, optimizer = begun(callbacks=[listener], loss=lambda y, t: 1 / 0)
+    steps(session, optimizer, 1, 6)
+    session.close(6)
     assert [record["event"] for record in listener.heard] == ["start", "fault", "end"]
-    assert listener.heard == companion.history
+    assert listener.heard == session.history
 
 
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(SennError, match="this isn't the state of a run that grew: KeyError: 'steps'"):
         begun(state={})
     with pytest.raises(SennError, match="nothing grows before training has begun"):
-        Companion().state_dict()
+        GrowthSession().state_dict()
 
 
 def test_what_fails_every_time_is_warned_of_once(caplog):
     caplog.set_level(logging.WARNING, logger="senn")
-    companion, optimizer = begun(loss=lambda y, t: 1 / 0)
-    steps(companion, optimizer, 1, 20)
-    assert [record["step"] for record in companion.history if record["event"] == "fault"] == [6, 12]
+    session, optimizer = begun(loss=lambda y, t: 1 / 0)
+    steps(session, optimizer, 1, 20)
+    assert [record["step"] for record in session.history if record["event"] == "fault"] == [6, 12]
     assert caplog.text.count("the round was skipped") == 1
 
 
 def test_a_recipe_that_is_none_is_refused():
     with pytest.raises(SennError, match=r"recipe must be a senn.training.Recipe or None, and 'x' is none"):
-        Companion("x")
+        GrowthSession("x")
