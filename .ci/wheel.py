@@ -14,10 +14,10 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 
 
-def contents(wheel: Path, sdist: Path) -> None:
-    """The wheel holds every file of the package and nothing else; the source archive can be tested from."""
-    source = ROOT / "src"
-    wanted = {str(path.relative_to(source)) for path in (source / "senn").rglob("*") if path.is_file()}
+def contents(folder: str, package: str, wheel: Path, sdist: Path) -> None:
+    """Check that a wheel holds its package and nothing else, and that its source archive can be tested from."""
+    source = ROOT / folder / "src"
+    wanted = {str(path.relative_to(source)) for path in (source / package).rglob("*") if path.is_file()}
     wanted = {name for name in wanted if "__pycache__" not in name}
     with zipfile.ZipFile(wheel) as archive, tarfile.open(sdist) as source_archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
@@ -25,9 +25,10 @@ def contents(wheel: Path, sdist: Path) -> None:
     held = {name for name in names if ".dist-info/" not in name}
     if held != wanted:
         sys.exit(f"{wheel.name} lacks {sorted(wanted - held)} and has {sorted(held - wanted)} too much")
-    if "senn/py.typed" not in held or not any(name.endswith("licenses/LICENSE") for name in names):
-        sys.exit(f"{wheel.name} lacks py.typed or the licence")
-    absent = {f"src/{name}" for name in wanted} | {"pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"}
+    if f"{package}/py.typed" not in held or not any(name.endswith("licenses/LICENSE") for name in names):
+        sys.exit(f"{wheel.name} lacks py.typed or the license")
+    tested = {"README.md", "tests/conftest.py", "reproduce/pyproject.toml"} if package == "senn" else set()
+    absent = {f"src/{name}" for name in wanted} | {"pyproject.toml", "LICENSE"} | tested
     if absent - archived:
         sys.exit(f"{sdist.name} lacks {sorted(absent - archived)}")
     sizes = ", ".join(f"{path.name} {path.stat().st_size / 1000:,.0f} kB" for path in (wheel, sdist))
@@ -38,6 +39,8 @@ def lend(wheel: Path, environment: Path, extras: list[str]) -> None:
     """Link what the wheel requires, and nothing else, from this environment into a fresh one."""
     (target,) = environment.glob("[lL]ib/**/site-packages")
     for found in required(_metadata(wheel), ["", *extras], set()):
+        if found.name == "senn":  # installed from its wheel
+            continue
         for name in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
             link, place = target / name, Path(str(found.locate_file(name)))
             if place.exists() and not link.exists():
@@ -66,6 +69,6 @@ def _metadata(wheel: Path) -> Distribution:
 
 if __name__ == "__main__":
     if sys.argv[1] == "contents":
-        contents(Path(sys.argv[2]), Path(sys.argv[3]))
+        contents(sys.argv[2], sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5]))
     else:
         lend(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -27,13 +27,13 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.experiments.moons import moons
-from senn.experiments.regression import random_network
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
 from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.proposals import Proposals
+from senn_reproduce.moons import moons
+from senn_reproduce.regression import random_network
 
 FIGURES = ("gain", "bound", "heldout")
 POLICIES: dict[str, Callable[[], Policy]] = {"paper": lambda: PaperPolicy(1.0, 2.5e-3), "price": PricePolicy}

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from senn.data.images import SOURCES, load_images
 from senn.errors import SennError
+from senn_reproduce.image_sets import SOURCES, load_images
 
 COUNTS = {"train": 6, "test": 4}
 RANDOM = np.random.default_rng(0)

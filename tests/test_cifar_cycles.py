@@ -9,10 +9,10 @@ import torch
 
 from senn.data.images import Images, ImageSet
 from senn.errors import SennError
-from senn.experiments import cifar_cycles, images
-from senn.experiments.cifar_cycles import BothWays, Curves, Settings, breathing
 from senn.policy import Candidate
 from senn.proposals import Proposals
+from senn_reproduce import cifar_cycles, image_runs
+from senn_reproduce.cifar_cycles import BothWays, Curves, Settings, breathing
 
 QUICK = Settings(
     hidden=((5, 5, 5), (5, 5)), side=8, images=400, validation=100, cycles=4, cycle=24, every=6, batch=32,
@@ -36,7 +36,7 @@ def _stripes(monkeypatch):
     def load(name, data_dir):
         return ImageSet(name, "stripes", tuple("0123456789"), draw(500, 0), draw(200, 1))
 
-    monkeypatch.setattr(images, "load_images", load)
+    monkeypatch.setattr(image_runs, "load_images", load)
 
 
 @pytest.mark.usefixtures("_stripes")

@@ -3,12 +3,18 @@
 import pathlib
 import signal
 import sys
+import tomllib
 import types
 
 import pytest
 from cli_cases import refused
 
+import senn
+import senn_reproduce
 from senn.cli.main import EXPERIMENTS, main
+from senn.data.images import KNOWN_SETS, load_images
+from senn.errors import SennError
+from senn_reproduce.image_sets import SOURCES
 
 
 class TestReproduce:
@@ -25,7 +31,7 @@ class TestReproduce:
 
         module.main = run
         for name in ("moons", "mnist", "mnist_sizes"):
-            monkeypatch.setitem(sys.modules, f"senn.experiments.{name}", module)
+            monkeypatch.setitem(sys.modules, f"senn_reproduce.{name}", module)
         return module
 
     def test_runs_the_experiment(self, experiment, tmp_path, capsys):
@@ -85,3 +91,65 @@ class TestReproduce:
             main(["reproduce", "--help"])
         shown = capsys.readouterr().out
         assert all(f"  {name} " in shown for name in EXPERIMENTS)
+
+
+@pytest.fixture
+def without_the_package(monkeypatch):
+    """An environment in which the extra isn't installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "senn_reproduce"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [NotThere(), *sys.meta_path])
+
+
+class NotThere:
+    """Finds the package nowhere."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "senn_reproduce":
+            raise ModuleNotFoundError(f"No module named {name!r}", name="senn_reproduce")
+
+
+class TestWithoutTheExtra:
+    @pytest.mark.parametrize(
+        ("argv", "subject"),
+        [
+            (["reproduce", "moons"], "senn reproduce"),
+            (["reproduce", "mnist", "--data-dir", "data"], "senn reproduce"),
+            (["fit", "mnist"], "the image set 'mnist'"),
+            (["fit", "cifar-10", "--dry-run"], "the image set 'cifar-10'"),
+        ],
+    )
+    def test_the_command_says_which_one_it_needs(
+        self, without_the_package, tmp_path, capsys, monkeypatch, argv, subject
+    ):
+        monkeypatch.chdir(tmp_path)
+        sentence = "needs the package 'senn-reproduce', which isn't installed: pip install 'senn[reproduce]'"
+        assert f"{subject} {sentence}" in refused(capsys, argv)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_help_lists_the_experiments_all_the_same(self, without_the_package, capsys):
+        with pytest.raises(SystemExit):
+            main(["reproduce", "--help"])
+        assert "  cifar-cycles " in capsys.readouterr().out
+
+
+def test_the_command_lists_every_experiment_of_the_package():
+    package = pathlib.Path(senn_reproduce.__file__).parent
+    experiments = {path.stem for path in package.glob("*.py") if "\ndef main(" in path.read_text()}
+    assert {name.replace("-", "_") for name in EXPERIMENTS} == experiments
+
+
+def test_every_set_of_the_package_is_known_by_name():
+    assert tuple(SOURCES) == KNOWN_SETS
+    with pytest.raises(SennError, match="there are no images 'emnist', but 'mnist', 'cifar-10', 'tiny-imagenet'"):
+        load_images("emnist")
+
+
+def test_both_distributions_have_one_version():
+    root = pathlib.Path(__file__).parents[1]
+    core, other = (
+        tomllib.loads((root / name).read_text())["project"] for name in ("pyproject.toml", "reproduce/pyproject.toml")
+    )
+    assert core["version"] == other["version"] == senn.__version__
+    assert core["optional-dependencies"]["reproduce"] == [f"senn-reproduce=={core['version']}"]
+    assert f"senn[cli]=={core['version']}" in other["dependencies"]

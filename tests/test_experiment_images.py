@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from senn.augment import Standard
-from senn.data.images import load_images, planes
+from senn.data.images import planes
 from senn.errors import SennError
-from senn.experiments.images import Part, accuracy_and_loss, batches, load, one_cycle, pick_device
+from senn_reproduce.image_runs import Part, accuracy_and_loss, batches, load, one_cycle, pick_device
+from senn_reproduce.image_sets import load_images
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from senn.experiments import moons, regression
-from senn.experiments.landscape import Moment, landscape
-from senn.experiments.results import figures, table
 from senn.policy import PaperPolicy
 from senn.proposals import Proposals
 from senn.scores import addition_limit
+from senn_reproduce import moons, regression
+from senn_reproduce.landscape import Moment, landscape
+from senn_reproduce.results import figures, table
 
 QUICK = {
     moons: moons.Settings(steps=50, every=10, proposals=Proposals(24, identity=4, ascent=3, activation="Rational")),

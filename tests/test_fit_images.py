@@ -19,7 +19,6 @@ from senn.augment import Standard
 from senn.cli.images import prepare_images
 from senn.cli.main import main, parser
 from senn.cli.progress import LinesCallback
-from senn.data.images import load_images
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.persistence import load, load_extra, save
@@ -27,6 +26,7 @@ from senn.training import Recipe, validation
 from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
 from senn.training.loop import fit_model
 from senn.training.rows import Inputs, Rows
+from senn_reproduce.image_sets import load_images
 
 FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
 FIXED = image_recipe(grow=False, epochs=6, batch_size=16, hidden=(4, 4))

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from image_cases import CIFAR, MNIST, TINY, agree, cifar, cifar_binary, folder, mnist, refused, surroundings, tiny
 
-from senn.data.images import SOURCES, load_images, read_parquet
-from senn.data.images.fetch import Download
+from senn.data.images import read_parquet
 from senn.errors import SennError
+from senn_reproduce.image_sets import SOURCES, load_images
+from senn_reproduce.image_sets.download import Download
 
 __all__ = ["folder", "surroundings"]  # fixtures
 

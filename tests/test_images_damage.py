@@ -31,8 +31,9 @@ from image_cases import (
 )
 from PIL import Image
 
-from senn.data.images import decode, load_images, read_idx, read_labelled_idx, read_parquet
+from senn.data.images import decode, read_idx, read_labelled_idx, read_parquet
 from senn.errors import SennError
+from senn_reproduce.image_sets import load_images
 
 __all__ = ["folder", "surroundings"]  # fixtures
 

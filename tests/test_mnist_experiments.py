@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from senn.data.images import Images, ImageSet, load_images
+from senn.data.images import Images, ImageSet
 from senn.errors import SennError
-from senn.experiments import mnist, mnist_sizes
-from senn.experiments.mnist_sizes import compare, rank_correlation
 from senn.training import Recipe
+from senn_reproduce import mnist, mnist_sizes
+from senn_reproduce.image_sets import load_images
+from senn_reproduce.mnist_sizes import compare, rank_correlation
 
 RECIPE = Recipe(hidden=(3,), shortcut=False, epochs=5, batch_size=50, rounds=(0.1, 0.4), removals=(0.6,))
 QUICK = mnist.Settings(
@@ -46,7 +47,7 @@ def images(monkeypatch):
     """The set that both experiments load."""
     whole = blobs()
     for module in ("images", "mnist_sizes"):
-        monkeypatch.setattr(f"senn.experiments.{module}.load_images", lambda name, data_dir=None: whole)
+        monkeypatch.setattr(f"senn_reproduce.{module}.load_images", lambda name, data_dir=None: whole)
     return whole
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from senn.augment import Standard
-from senn.experiments import transfer
-from senn.experiments.images import Data, Part
-from senn.experiments.transfer import ARMS, Settings, fit, fresh, run, size, transferred
 from senn.policy import PricePolicy
 from senn.proposals import Proposals
+from senn_reproduce import transfer
+from senn_reproduce.image_runs import Data, Part
+from senn_reproduce.transfer import ARMS, Settings, fit, fresh, run, size, transferred
 
 CPU = torch.device("cpu")
 QUICK = Settings(

@@ -24,7 +24,7 @@ import senn
 
 INTERNAL = {
     "ascent", "augment", "batch", "disk", "drawing", "layers", "scoring",
-    "cli", "experiments",  # these two are used from a terminal: `senn --help`
+    "cli",  # used from a terminal: `senn --help`
     "estimators", "grower",  # all that they hold is a name of senn's own
 }  # fmt: skip
 """Rooms of the inner workings, which docs/architecture.md describes: no promise that they stay as they are."""

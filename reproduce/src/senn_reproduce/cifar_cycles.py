@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from senn.augment import augmented
 from senn.errors import SennError
-from senn.experiments.images import Data, accuracy_and_loss, batches, load, pick_device
-from senn.experiments.results import Record, table, write_results
 from senn.grower import Grower
 from senn.nn import DenseConvNet
 from senn.policy import Candidate, PricePolicy
 from senn.proposals import Proposals
+from senn_reproduce.image_runs import Data, accuracy_and_loss, batches, load, pick_device
+from senn_reproduce.results import Record, table, write_results
 
 COUNTED = 4
 """Last cycles over which breathing is measured."""

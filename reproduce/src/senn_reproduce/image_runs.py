@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from senn.augment import Standard
-from senn.data.images import Images, load_images, planes
+from senn.data.images import Images, planes
 from senn.errors import SennError
+from senn_reproduce.image_sets import load_images
 
 
 @dataclass(frozen=True, eq=False)

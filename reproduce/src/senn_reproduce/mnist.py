@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from senn.events import GrowthEvent
-from senn.experiments.images import Data, load, pick_device
-from senn.experiments.results import Record, by_arm, table, write_results
 from senn.nn import MLP
 from senn.policy import PaperPolicy, PricePolicy
 from senn.schedule import Rounds
 from senn.training import Recipe
 from senn.training.learner import Learner
+from senn_reproduce.image_runs import Data, load, pick_device
+from senn_reproduce.results import Record, by_arm, table, write_results
 
 WIDTH, DEPTH = ("width", "prune"), ("width", "depth", "prune")
 ARMS = {

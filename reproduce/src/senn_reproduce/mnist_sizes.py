@@ -22,12 +22,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from senn.augment import Standard
-from senn.data.images import ImageSet, load_images, planes
+from senn.data.images import ImageSet, planes
 from senn.errors import SennError
-from senn.experiments.images import pick_device
-from senn.experiments.mnist import EARLY, ORANGE, PAPER, PRICE, WIDTH, accuracy_axis, judge
-from senn.experiments.results import Record, write_results
 from senn.training import Recipe, train
+from senn_reproduce.image_runs import pick_device
+from senn_reproduce.image_sets import load_images
+from senn_reproduce.mnist import EARLY, ORANGE, PAPER, PRICE, WIDTH, accuracy_axis, judge
+from senn_reproduce.results import Record, write_results
 
 CLASSES = 10
 GROWN = "grown"

@@ -20,12 +20,12 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.experiments.results import Record, table, write_results
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
 from senn.policy import PaperPolicy
 from senn.proposals import Proposals
+from senn_reproduce.results import Record, table, write_results
 
 NOISE, TRAIN, TEST = 0.3, 200, 500
 POLICY = PaperPolicy(tau=2.0, alpha=1e-2, layer_cost=1.5)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.experiments.landscape import Moment, figure
-from senn.experiments.results import Record, table, write_results
 from senn.grower import Grower
 from senn.nn import MLP, Rational
 from senn.optim import NaturalGradient
 from senn.policy import PaperPolicy
 from senn.proposals import Proposals
+from senn_reproduce.landscape import Moment, figure
+from senn_reproduce.results import Record, table, write_results
 
 TRAIN, TEST = 50, 1000
 DEEP = (16, 16, 16, 16)

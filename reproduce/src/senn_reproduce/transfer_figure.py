@@ -21,7 +21,7 @@ NAMES = {"grown": "self-expanding", "fixed": "fixed size", "scratch": "from scra
 
 
 def figure(records: Records, path: Path) -> None:
-    """Draw what `senn.experiments.transfer` records, as a PNG file.
+    """Draw what `senn_reproduce.transfer` records, as a PNG file.
 
     Three panels over steps: accuracy on held-out CIFAR-10 while the net is pre-trained; on held-out Tiny-ImageNet
     afterwards, rounds that added units marked; channels of each layer of the nets that grew. Thick lines are means over

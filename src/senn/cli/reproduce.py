@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from senn._extras import reproduce_module
 from senn.cli.main import EXPERIMENTS
 from senn.cli.signals import Signals
 from senn.errors import SennError
@@ -18,7 +18,7 @@ from senn.runs import RunFolder
 def run(args: argparse.Namespace) -> int:
     """Carry the command out: the folder of results is written whole or left as it was."""
     images = _image_options(args)
-    experiment = importlib.import_module(f"senn.experiments.{args.experiment.replace('-', '_')}")
+    experiment = reproduce_module(args.experiment.replace("-", "_"), "senn reproduce")
     seeds = args.seeds or EXPERIMENTS[args.experiment].seeds
     out: Path = args.out or Path("runs") / args.experiment
     with Signals() as signals, RunFolder(out, overwrite=args.overwrite) as folder:

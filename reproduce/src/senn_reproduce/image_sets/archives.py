@@ -1,4 +1,7 @@
-"""Sets in archives: CIFAR-10's binary tar and Tiny-ImageNet's zip. Entries are read by name, nothing is unpacked."""
+"""Sets as they are published: MNIST's IDX files, CIFAR-10's binary tar, Tiny-ImageNet's zip.
+
+Entries of archives are read by name; nothing is unpacked.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import numpy as np
 
 from senn.data.images.arrays import Expected, Images, ImageSet, reading
 from senn.data.images.encoded import decode_all
+from senn.data.images.idx import read_labelled_idx
 from senn.errors import SennError
 
 MOST_ENTRY_BYTES = 2**24
@@ -135,3 +139,17 @@ def read_tiny_imagenet(files: dict[str, tuple[Path, ...]], expected: Expected) -
             parts[part] = Images(pixels, np.array([at for _, at in kept], np.int64))
             expected.check(part, parts[part], repr(str(path)))
     return ImageSet(expected.name, "zip", tuple(words.get(wnid, wnid) for wnid in expected.classes), **parts)
+
+
+def read_idx_set(files: dict[str, tuple[Path, ...]], expected: Expected) -> ImageSet:
+    """The set in four IDX files.
+
+    Raises:
+        SennError: if a file can't be read or holds anything else than what is expected.
+    """
+    parts = {}
+    for part in ("train", "test"):
+        (images,), (labels,) = files[f"{part} images"], files[f"{part} labels"]
+        parts[part] = read_labelled_idx(images, labels)
+        expected.check(part, parts[part], repr(str(images)))
+    return ImageSet(expected.name, "IDX", expected.classes, **parts)

@@ -41,7 +41,7 @@ def fetch(name: str, downloads: Sequence[Download], folder: Path, timeout: float
     try:
         import pooch
     except ImportError as error:
-        raise SennError(f"{name} can't be downloaded without pooch: install senn[cli], or {otherwise}") from error
+        raise SennError(f"{name} can't be downloaded without pooch: install senn[reproduce], or {otherwise}") from error
     loader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=_CHUNK, timeout=timeout)
     for file in downloads:
         target = file.url.rpartition("/")[2]

@@ -36,7 +36,9 @@ def cache_folder() -> Path:
     try:
         import pooch
     except ImportError as error:
-        raise SennError("without the environment variable SENN_CACHE, images need pooch: install senn[cli]") from error
+        raise SennError(
+            "without the environment variable SENN_CACHE, images need pooch: install senn[reproduce]"
+        ) from error
     return Path(pooch.os_cache("senn"))
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from senn.data.images.archives import read_cifar_binary, read_tiny_imagenet
 from senn.data.images.arrays import Expected, ImageSet, reading
-from senn.data.images.cache import cache_folder, cached
 from senn.data.images.encoded import read_parquet_set
-from senn.data.images.fetch import Download, fetch
-from senn.data.images.idx import read_idx_set
 from senn.errors import SennError
+from senn_reproduce.image_sets.archives import read_cifar_binary, read_idx_set, read_tiny_imagenet
+from senn_reproduce.image_sets.download import Download, fetch
+from senn_reproduce.image_sets.set_cache import cache_folder, cached
 
 Files = dict[str, tuple[Path, ...]]
 

@@ -26,7 +26,7 @@ from senn.data.images.folders import (
     squares,
 )
 from senn.data.images.idx import is_idx, read_labelled_idx
-from senn.data.images.sets import SOURCES, load_images
+from senn.data.images.known_sets import KNOWN_SETS, load_images
 from senn.errors import SennError
 
 _TABLES = (".csv", ".tsv", ".npz")
@@ -57,7 +57,7 @@ class Collection:
 def is_images(source: str) -> bool:
     """Whether a source is taken for images: a known set, a folder, an IDX file, or parquet with encoded images."""
     path = Path(source)
-    if source in SOURCES or path.is_dir():
+    if source in KNOWN_SETS or path.is_dir():
         return True
     if not path.is_file() or path.suffix.lower() in _TABLES:
         return False
@@ -76,7 +76,7 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
     Raises:
         SennError: if there are no two classes of two images each, or a source is damaged as a whole.
     """
-    if source in SOURCES:
+    if source in KNOWN_SETS:
         loaded = load_images(source, data_dir)
         return _resized(Collection(source, loaded.classes, loaded.train, loaded.test), side)
     path = Path(source)

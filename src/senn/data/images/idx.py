@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from senn.data.images.arrays import MOST_BYTES, Expected, Images, ImageSet, reading
+from senn.data.images.arrays import MOST_BYTES, Images, reading
 from senn.errors import SennError
 
 _UNSIGNED_BYTE = 8
@@ -78,17 +78,3 @@ def read_labelled_idx(images: str | Path, labels: str | Path) -> Images:
             f"{str(images)!r} holds {len(pixels):,} images, but {str(labels)!r} holds {len(numbers):,} labels"
         )
     return Images(pixels[..., None], numbers.astype(np.int64))
-
-
-def read_idx_set(files: dict[str, tuple[Path, ...]], expected: Expected) -> ImageSet:
-    """The set in four IDX files.
-
-    Raises:
-        SennError: if a file can't be read or holds anything else than what is expected.
-    """
-    parts = {}
-    for part in ("train", "test"):
-        (images,), (labels,) = files[f"{part} images"], files[f"{part} labels"]
-        parts[part] = read_labelled_idx(images, labels)
-        expected.check(part, parts[part], repr(str(images)))
-    return ImageSet(expected.name, "IDX", expected.classes, **parts)
