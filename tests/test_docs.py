@@ -63,7 +63,7 @@ def there(name):
 
 def templates():
     """Texts in the source, as patterns, each with the letters it is sure of."""
-    for path in sorted((ROOT / "src").rglob("*.py")):
+    for path in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "reproduce").rglob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text())):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             texts = [part.value if isinstance(part, ast.Constant) else None for part in parts]
