@@ -46,7 +46,7 @@ def blobs(train=600, test=200):
 def images(monkeypatch):
     """The set that both experiments load."""
     whole = blobs()
-    for module in ("images", "mnist_sizes"):
+    for module in ("image_runs", "mnist_sizes"):
         monkeypatch.setattr(f"senn_reproduce.{module}.load_images", lambda name, data_dir=None: whole)
     return whole
 
