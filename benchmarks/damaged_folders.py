@@ -34,11 +34,11 @@ import senn
 import senn.cli.fit
 from senn import disk
 from senn.cli.main import main as command
-from senn.cli.progress import LinesCallback
 from senn.errors import SennError
 from senn.runs import read
 from senn.training import Recipe
 from senn.training.learner import build_model
+from senn.training.progress import LinesCallback
 
 HUGE = 10**12
 HOSTILE = [None, True, -1, HUGE, 1e308, "x", "../x", [], [[]], {}, {"tensor": "0"}, {"float": "x"}, {"items": 3}]

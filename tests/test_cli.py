@@ -16,11 +16,11 @@ from rich.console import Console
 
 from senn import disk
 from senn.cli.main import main
-from senn.cli.progress import LiveCallback, _short, _state
 from senn.cli.show import _changes
 from senn.persistence import load, save
 from senn.runs import SavedRun
 from senn.training import Recipe, train
+from senn.training.progress import LiveCallback, short_state_line, state_line
 
 
 def people(rows=80):
@@ -386,8 +386,8 @@ def test_nothing_is_said_of_a_validation_that_is_not_made():
         "architecture": [3],
         "parameters": 9,
     }
-    assert _state(record) == "loss 0.5, hidden 3, 9 parameters"
-    assert _short(record) == "hidden 3, loss 0.5"
+    assert state_line(record) == "loss 0.5, hidden 3, 9 parameters"
+    assert short_state_line(record) == "hidden 3, loss 0.5"
 
 
 @pytest.mark.parametrize("argv", [[], ["dance"], ["fit"], ["fit", "wine", "--nonsense"], ["reproduce", "alchemy"]])

@@ -11,8 +11,8 @@ from cli_cases import FILES, fit
 
 from senn.cli import fit as fit_command
 from senn.cli.main import main
-from senn.cli.progress import LinesCallback
 from senn.persistence import load
+from senn.training.progress import LinesCallback
 
 
 class TestInterruption:

@@ -18,13 +18,13 @@ from torch import nn
 from senn.augment import Standard
 from senn.cli.images import prepare_images
 from senn.cli.main import main, parser
-from senn.cli.progress import LinesCallback
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.persistence import load, load_extra, save
 from senn.training import Recipe, validation
 from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
 from senn.training.loop import fit_model
+from senn.training.progress import LinesCallback
 from senn.training.rows import Inputs, Rows
 from senn_reproduce.image_sets import load_images
 

@@ -21,13 +21,13 @@ from senn.cli import signals
 from senn.cli.arguments import as_kept, given, resumed
 from senn.cli.fit import _going_on
 from senn.cli.main import main
-from senn.cli.progress import LinesCallback
 from senn.cli.watch import Watch
 from senn.errors import SennError
 from senn.ranks import Ranks
 from senn.runs import read
 from senn.runs.folder import LOCK
 from senn.scoring import Survey
+from senn.training.progress import LinesCallback
 
 close = Watch.close
 ARGV = ["fit", "wine", "--epochs", "8", "--seed", "3", "--quiet"]

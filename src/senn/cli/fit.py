@@ -21,7 +21,6 @@ from senn.cli.images import prepare_images
 from senn.cli.keeping import FolderKeeper
 from senn.cli.preparation import Prepared, prepare
 from senn.cli.processes import Follower, processes, shared_state
-from senn.cli.progress import LinesCallback, LiveCallback, figure, widths
 from senn.cli.signals import Signals
 from senn.cli.watch import watching
 from senn.data.images import is_images
@@ -33,6 +32,7 @@ from senn.ranks import Ranks
 from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, complete, read
 from senn.training import Run
 from senn.training.callbacks import Callback
+from senn.training.progress import LinesCallback, LiveCallback, figure, widths
 from senn.training.round_records import first_line
 
 SCORED, DRAWN = 1.1, 1.5

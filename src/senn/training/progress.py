@@ -1,59 +1,155 @@
-"""What a run shows while it goes on where there is no command line: lines, or in a notebook a bar and the network."""
+"""Progress of a training run: plain lines, a live bar in a terminal, or a bar and the network in a notebook."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from senn import drawn
 from senn.training.callbacks import Callback
 from senn.training.round_records import Record
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_COLORS = {"widen": "green", "insert": "cyan", "prune": "yellow"}
+
 _PAUSE = 0.2
-"""Seconds between two pictures."""
+"""Seconds between two pictures in a notebook."""
 
 
 def progress(verbose: int) -> tuple[Callback, ...]:
-    """What tells of a run: nothing for 0, else a picture that is renewed in a notebook, and lines elsewhere."""
+    """Callbacks that show how training goes on: none for 0, else a picture in a notebook and lines elsewhere."""
     if not verbose:
         return ()
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return (Picture(),) if getattr(shell, "kernel", None) is not None else (Lines(),)
+    in_notebook = getattr(shell, "kernel", None) is not None
+    return (NotebookCallback(),) if in_notebook else (LinesCallback(seconds=math.inf),)
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def widths(architecture: Iterable[int]) -> str:
+    """Hidden widths as text: `12-30`, or `none`."""
+    return "-".join(str(width) for width in architecture) or "none"
 
 
-def _state(record: Mapping[str, Any]) -> str:
-    hidden = "-".join(map(str, record["architecture"])) or "none"
-    losses = f"loss {_figure(record.get('train_loss'))}"
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number as text, with so many significant digits; `-` for None."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def state_line(record: Mapping[str, Any]) -> str:
+    """Losses and sizes of an epoch in one line."""
+    validation = ""
     if record.get("validation_loss") is not None:
-        losses += f", validation {_figure(record['validation_loss'])}"
-    return f"{losses}, hidden {hidden}, {record['parameters']:,} parameters"
+        score = figure(record["validation_score"])
+        validation = f"validation {figure(record['validation_loss'])} (score {score}), "
+    size = f"hidden {widths(record['architecture'])}, {record['parameters']:,} parameters"
+    return f"loss {figure(record.get('train_loss'))}, {validation}{size}"
 
 
-class Lines(Callback):
-    """A line for each change of size, and one for every tenth of the epochs."""
+def short_state_line(record: Mapping[str, Any]) -> str:
+    """Sizes of an epoch, its training and validation loss and its score, for the end of a bar."""
+    short = f"hidden {widths(record['architecture'])}, loss {figure(record['train_loss'])}"
+    if record["validation_loss"] is None:
+        return short
+    return f"{short} / {figure(record['validation_loss'])}, score {figure(record['validation_score'])}"
+
+
+def _change_line(record: Mapping[str, Any]) -> str:
+    return f"step {record['step']}: {record['text']}"
+
+
+def _end_line(record: Mapping[str, Any]) -> str:
+    return f"training ended: {record['reason']} (epoch {record['best_epoch']} is kept)"
+
+
+class LinesCallback(Callback):
+    """One line for each change of size, and one every few seconds or tenth of the epochs.
+
+    Args:
+        console: where to, in color; None for plain lines on standard output.
+        seconds: longest time between two lines on the state of training.
+    """
+
+    def __init__(self, console: Console | None = None, seconds: float = 10.0) -> None:
+        self.console, self.seconds = console, seconds
+        self._last = time.monotonic()
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """The state, now and then."""
-        if record["epoch"] % max(1, record["epochs"] // 10) == 0:
-            print(f"epoch {record['epoch']}/{record['epochs']}: {_state(record)}")
+        """Show the state, now and then."""
+        epoch, epochs = record["epoch"], record["epochs"]
+        if epoch % max(1, epochs // 10) == 0 or time.monotonic() - self._last > self.seconds:
+            self._last = time.monotonic()
+            self._print(f"epoch {epoch}/{epochs}: {state_line(record)}")
 
     def on_growth(self, record: Mapping[str, Any]) -> None:
-        """The change."""
-        print(f"step {record['step']}: {record['text']}")
+        """Show the change."""
+        self._print(_change_line(record), _COLORS.get(record["kind"], ""))
+
+    def on_fault(self, record: Mapping[str, Any]) -> None:
+        """Show what went wrong."""
+        self._print(_change_line(record), "red")
 
     def on_end(self, record: Mapping[str, Any]) -> None:
-        """Why training ended."""
-        print(f"training ended: {record['reason']} (epoch {record['best_epoch']} is kept)")
+        """Show why training ended."""
+        self._print(_end_line(record))
+
+    def _print(self, line: str, style: str = "") -> None:
+        if self.console is None:
+            print(line)
+            return
+        from rich.text import Text
+
+        self.console.print(Text(line, style), soft_wrap=True)  # a style given to print would color the bar, too
 
 
-class Picture(Callback):
+class LiveCallback(LinesCallback):
+    """A progress bar with the state beside it; changes of size scroll by above.
+
+    Args:
+        console: a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        self._progress = Progress(
+            BarColumn(bar_width=10),
+            TextColumn("{task.completed}/{task.total} epochs"),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+
+    def on_start(self, record: Mapping[str, Any]) -> None:
+        """Show the bar."""
+        self._progress.update(self._task, total=record["epochs"])
+        self._progress.start()
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=record["epoch"], description=short_state_line(record))
+
+    def on_end(self, record: Mapping[str, Any]) -> None:
+        """Remove the bar, and show why training ended."""
+        self.stop()
+        super().on_end(record)
+
+    def stop(self) -> None:
+        """Remove the bar, also after an error."""
+        self._progress.stop()
+
+
+class NotebookCallback(Callback):
     """A bar, the state and the network, in one place of a notebook's output."""
 
     def __init__(self) -> None:
@@ -63,23 +159,23 @@ class Picture(Callback):
         self._last = 0.0
 
     def on_start(self, record: Mapping[str, Any]) -> None:
-        """The network as it begins."""
+        """Show the network as it begins."""
         self._sizes = [dict(record)]
         self._show(record)
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """The bar moves on."""
+        """Move the bar."""
         self._sizes.append(dict(record))
         if time.monotonic() - self._last > _PAUSE:
             self._show(record)
 
     def on_growth(self, record: Mapping[str, Any]) -> None:
-        """The change, for the next picture."""
-        self._changed = f"step {record['step']}: {record['text']}"
+        """Keep the change for the next picture."""
+        self._changed = _change_line(record)
 
     def on_end(self, record: Mapping[str, Any]) -> None:
-        """The network that is kept."""
-        self._changed = f"training ended: {record['reason']} (epoch {record['best_epoch']} is kept)"
+        """Show the network that is kept."""
+        self._changed = _end_line(record)
         self._show({**self._sizes[-1], **record})
 
     def _show(self, record: Mapping[str, Any]) -> None:
@@ -88,7 +184,7 @@ class Picture(Callback):
         self._last = time.monotonic()
         done, most = len(self._sizes) - 1, self._sizes[-1]["epochs"]
         bar = f'<progress value="{done}" max="{most}" aria-label="epochs"></progress> epoch {done} of {most}'
-        words = f"{escape(_state(record))}<br>{escape(self._changed)}"
+        words = f"{escape(state_line(record))}<br>{escape(self._changed)}"
         page = HTML(f"<div>{bar}<br>{words}<br>{drawn.network(record['architecture'])}</div>")  # type: ignore[no-untyped-call]
         if self._handle is None:
             self._handle = display(page, display_id=True)  # type: ignore[no-untyped-call]
