@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict, UserDict, defaultdict
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.distributed.fsdp
 from surgery_cases import widen
-from torch import nn
+from torch import Tensor, nn
 
 import senn
 from senn import batch
@@ -205,6 +209,60 @@ def test_a_layer_of_an_own_kind_takes_a_rule_of_three_lines():
         visit.makes("bias", dim=0)
 
     assert {space.name: space.width for space in analyse(model, X).spaces} == {"0": 4, "1": 5}
+
+
+def test_nestings_of_any_class_keep_their_kind():
+    tree = [
+        Named(X, [X]), OrderedDict(a=X), UserDict(a=(X,)), MappingProxyType({"a": X}), Logits(X),
+        defaultdict(list, a=[X]), Sequenced([X, "x"]), torch.max(X, 1), torch.Size([2, 3]),
+    ]  # fmt: skip
+    doubled = batch.map_tensors(lambda x: 2 * x, tree)
+    assert [type(one) for one in doubled] == [type(one) for one in tree]
+    assert len(batch.tensors(doubled)) == len(batch.tensors(tree)) == 10
+    for found, given in zip(batch.tensors(doubled), batch.tensors(tree), strict=True):
+        assert torch.equal(found, 2 * given)
+    assert doubled[6][1] == "x"
+    assert doubled[8] == (2, 3)
+
+
+class Named(NamedTuple):
+    """A named tuple."""
+
+    x: Tensor
+    rest: list[Tensor]
+
+
+class Sequenced(list):
+    """A list of a class of its own."""
+
+
+@dataclass
+class Logits:
+    """What a model may return."""
+
+    logits: Tensor
+    scale: float = 1.0
+
+
+def test_a_dataclass_is_a_nesting():
+    found = batch.map_tensors(lambda x: x[:2], Logits(X, 3.0))
+    assert isinstance(found, Logits)
+    assert (found.logits.shape, found.scale) == (X[:2].shape, 3.0)
+    assert batch.prediction(found) is found.logits
+
+
+def test_an_output_of_transformers_is_a_nesting():
+    kind = pytest.importorskip("transformers.modeling_outputs").CausalLMOutput
+    found = batch.map_tensors(lambda x: 2 * x, kind(logits=X))
+    assert type(found) is kind
+    assert found.loss is None
+    assert found["logits"] is found.logits
+    assert torch.equal(found.logits, 2 * X)
+
+
+def test_arguments_are_public():
+    assert senn.Arguments is batch.Arguments
+    assert "Arguments" in senn.__all__
 
 
 def test_nestings_keep_their_kind():

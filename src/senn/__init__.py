@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from senn import nn as nn
     from senn import optim as optim
     from senn import scores as scores
+    from senn.batch import Arguments as Arguments
     from senn.errors import SennError as SennError
     from senn.errors import SurgeryError as SurgeryError
     from senn.errors import UnsupportedError as UnsupportedError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Arguments": "senn.batch",
     "Grower": "senn.grower",
     "GrowthEvent": "senn.events",
     "PaperPolicy": "senn.policy",

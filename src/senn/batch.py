@@ -1,4 +1,4 @@
-"""What a model is called with and what it returns: any nesting of tensors.
+"""Nested tensors (pytrees) that models take and return: torch's pytree, with dataclasses and mappings of any type.
 
 Inputs are a tensor (one positional argument), a tuple of positional arguments, a mapping of keyword arguments, or
 `Arguments` for both. Wherever a batch is cut, the tensors that have one entry per sample are cut, the others passed
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from senn.errors import UnsupportedError
 
@@ -24,7 +25,17 @@ Output = Callable[[Any], Tensor]
 
 
 class Arguments:
-    """Positional and keyword arguments of a model's forward."""
+    """Positional and keyword arguments of a model's forward.
+
+    Args:
+        *args: positional arguments.
+        **kwargs: keyword arguments.
+
+    >>> import senn, torch
+    >>> inputs = senn.Arguments(torch.zeros(4, 2), scale=2.0)
+    >>> inputs.args[0].shape, inputs.kwargs
+    (torch.Size([4, 2]), {'scale': 2.0})
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args = args
@@ -56,22 +67,33 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def map_tensors(change: Callable[[Tensor], Any], tree: Any) -> Any:
-    """The same nesting with `change(tensor)` for every tensor in it."""
-    if isinstance(tree, Tensor):
-        return change(tree)
-    if isinstance(tree, Arguments):
-        return Arguments(*map_tensors(change, tree.args), **map_tensors(change, tree.kwargs))
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(change, item) for item in tree))
-    if isinstance(tree, tuple | list):
-        return type(tree)(map_tensors(change, item) for item in tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = [field.name for field in dataclasses.fields(tree)]
-        return dataclasses.replace(tree, **{name: map_tensors(change, getattr(tree, name)) for name in fields})
-    if isinstance(tree, Mapping):
-        changed = {key: map_tensors(change, item) for key, item in tree.items()}
-        return changed if type(tree) is dict else type(tree)(changed)  # type: ignore[call-arg]
-    return tree
+    """Build the same nesting with `change(tensor)` for every tensor in it.
+
+    Args:
+        change: called with each tensor, in order.
+        tree: any nesting of tuples, lists, mappings, dataclasses, `Arguments` and what is registered with torch's
+            pytree; whatever else it holds stays the same object.
+    """
+
+    def change_leaf(leaf: Any) -> Any:
+        return change(leaf) if isinstance(leaf, Tensor) else _map_within(change, leaf)
+
+    # torch's pytree would make a plain tuple of a torch.Size
+    return pytree.tree_map(change_leaf, tree, is_leaf=lambda node: isinstance(node, torch.Size))
+
+
+def _map_within(change: Callable[[Tensor], Any], leaf: Any) -> Any:
+    """Map over what torch's pytree takes for a leaf: it looks at exact types, and knows no dataclasses."""
+    if isinstance(leaf, Arguments):
+        return Arguments(*map_tensors(change, leaf.args), **map_tensors(change, leaf.kwargs))
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        names = [field.name for field in dataclasses.fields(leaf)]
+        return dataclasses.replace(leaf, **{name: map_tensors(change, getattr(leaf, name)) for name in names})
+    if isinstance(leaf, Mapping):
+        return type(leaf)({key: map_tensors(change, item) for key, item in leaf.items()})  # type: ignore[call-arg]
+    if isinstance(leaf, tuple | list):
+        return type(leaf)(map_tensors(change, item) for item in leaf)
+    return leaf
 
 
 def copied(inputs: Inputs) -> Inputs:
