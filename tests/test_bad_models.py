@@ -169,7 +169,7 @@ def test_dropout_that_never_stops_is_refused_where_it_hides_what_growth_does():
     assert [space.name for space in analyse(Returning(never_stops), X).spaces] == ["a"]
     model = net()
     model[1].register_forward_hook(lambda module, args, output: never_stops(output))
-    assert analyse(model, X).refused[0] == Refusal("0", "the outputs depend on the number of its units")
+    assert analyse(model, X).refused[0] == Refusal(place="0", reason="the outputs depend on the number of its units")
 
 
 def test_a_forward_that_draws_random_numbers_can_grow():

@@ -83,7 +83,10 @@ def test_what_a_layer_before_a_convolution_would_add_is_the_gradient_of_its_last
     x, y = IMAGES[:20].double(), Y[:20]
     model(x)
     layer = draw_convolutional(
-        Site("2", 3, "ReLU", 2), torch.randn(50, 27, dtype=torch.float64), Proposals(residual=5), torch.Generator()
+        Site(module="2", features=3, activation="ReLU", spatial=2),
+        torch.randn(50, 27, dtype=torch.float64),
+        Proposals(residual=5),
+        torch.Generator(),
     )
     structure, metric = analyse(model, x), OutputMetric(F.cross_entropy)
     (part,) = capture(model, ["2"], x, y, metric, generator=torch.Generator()).rows["2"].parts

@@ -83,7 +83,7 @@ def _now(model: nn.Module, structure: Structure) -> dict[str, senn.structure.Blo
         here = sum(other.module.rpartition(".")[0] == path for other in structure.blocks[:number])
         name = f"{path}.{int(key) + here}" if block.listed else f"{block.module}.0"
         silent = tuple(full.replace(block.module, name, 1) for full in block.silent)
-        found[block.module] = senn.structure.Block(name, silent)
+        found[block.module] = senn.structure.Block(module=name, silent=silent)
     return found
 
 

@@ -180,7 +180,9 @@ def prepared(name: str, kind: str) -> Work:
         "insert": lambda: Insert(site, Residual(silent(model.get_submodule(site).in_features))),
         "append": lambda: Append(block, _silenced(model.get_submodule(block), last)),
     }
-    structure = replace(structure, blocks=(Block(block, (f"{block}.{last}.weight", f"{block}.{last}.bias")),))
+    structure = replace(
+        structure, blocks=(Block(module=block, silent=(f"{block}.{last}.weight", f"{block}.{last}.bias")),)
+    )
     return Work(model, optimizer, averaged, structure, x, moves[kind]())
 
 

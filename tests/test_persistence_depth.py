@@ -169,7 +169,7 @@ def test_frozen_and_dtype_of_what_was_added(tmp_path):
 def wrapped(model, name, block):
     """As `Append` does it where a block stands by itself."""
     zero = [key for key, _ in model.named_parameters() if key.startswith(f"{name}.") and key.endswith("out.weight")]
-    structure = dataclasses.replace(analyse(model, X), blocks=(Repeatable(name, tuple(zero)),))
+    structure = dataclasses.replace(analyse(model, X), blocks=(Repeatable(module=name, silent=tuple(zero)),))
     twin = copy.deepcopy(block)
     with torch.no_grad():
         twin.out.weight.zero_()

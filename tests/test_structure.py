@@ -28,9 +28,9 @@ def test_a_plain_chain_is_found_whole():
         "3.weight": ("consumer", 1, each(8)),
     }
     assert first.attributes == (
-        Attribute("0", "out_features", 1),
-        Attribute("1", "num_features", 1),
-        Attribute("3", "in_features", 1),
+        Attribute(module="0", name="out_features", per_unit=1),
+        Attribute(module="1", name="num_features", per_unit=1),
+        Attribute(module="3", name="in_features", per_unit=1),
     )
     assert slots(structure.space("3")) == {
         "3.weight": ("producer", 0, each(5)),
@@ -89,8 +89,8 @@ def test_concatenation_gives_each_space_its_own_columns():
     assert columns(structure, "b", "out") == (each(2, start=7), False)
     assert slots(structure.space("b"))["norm.running_var"] == ("carrier", 0, each(2, start=7))
     assert structure.space("a").attributes[1:] == (
-        Attribute("norm", "num_features", 1),
-        Attribute("out", "in_features", 1),
+        Attribute(module="norm", name="num_features", per_unit=1),
+        Attribute(module="out", name="in_features", per_unit=1),
     )
 
 
@@ -100,7 +100,7 @@ def test_flattened_channels_are_neighbours_and_flattened_tokens_alternate():
     channels = Net(lambda m, x: m.b(m.a(x).transpose(1, 2).flatten(1)), a=(6, 2), b=(6, 2))
     structure = analyse(channels, batch(4, 3, 6))
     assert columns(structure, "a", "b") == ([[0, 1, 2], [3, 4, 5]], False)
-    assert Attribute("b", "in_features", 3) in structure.space("a").attributes
+    assert Attribute(module="b", name="in_features", per_unit=3) in structure.space("a").attributes
 
 
 @pytest.mark.parametrize(("swap", "interleaved"), [(False, True), (True, False)])
@@ -132,7 +132,7 @@ def test_prelu_carries_one_slope_per_unit_or_shares_one(slopes, width, carried):
     structure = analyse(nn.Sequential(nn.Linear(3, width), nn.PReLU(slopes), nn.Linear(width, 2)), batch(5, 3))
     space = structure.space("0")
     assert bool(space.of("carrier")) is carried
-    assert (Attribute("1", "num_parameters", 1) in space.attributes) is carried
+    assert (Attribute(module="1", name="num_parameters", per_unit=1) in space.attributes) is carried
     assert structure.sites[1].activation == "PReLU"
 
 

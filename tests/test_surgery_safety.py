@@ -182,7 +182,11 @@ def test_sites_that_cannot_take_a_layer_are_refused_by_name() -> None:
         carry_out(
             alone,
             [Insert("", nn.Identity())],
-            Structure((LinearMap("", "weight", "bias"),), (), (Site("", 3, "ReLU"),)),
+            Structure(
+                maps=(LinearMap(name="", weight="weight", bias="bias"),),
+                spaces=(),
+                sites=(Site(module="", features=3, activation="ReLU"),),
+            ),
         )
     model, structure = case("mlp")
     model.extra = model[2]
@@ -204,7 +208,11 @@ def test_sites_that_cannot_take_a_layer_are_refused_by_name() -> None:
 def test_quanta_and_copies_of_another_shape_are_refused() -> None:
     model, structure = case("mlp")
     old = structure.space("0")
-    pairs = Structure(structure.maps, (Space("0", 5, old.slots, old.attributes, quantum=2),), structure.sites)
+    pairs = Structure(
+        maps=structure.maps,
+        spaces=(Space(name="0", width=5, slots=old.slots, attributes=old.attributes, quantum=2),),
+        sites=structure.sites,
+    )
     with pytest.raises(SennError, match="'0' widens by multiples of 2, not by 1"):
         carry_out(model, [widen(model, pairs, "0", 1)], pairs)
     with pytest.raises(SennError, match="in multiples of 2, not 1"):

@@ -58,7 +58,10 @@ def residual_blocks(
         return _Search(trial, inputs, maps).run(names)
     except _BrokenError as reason:
         return [], [
-            Refusal("", f"no block of it can be repeated: with other parameters its forward pass fails ({reason})")
+            Refusal(
+                place="",
+                reason=f"no block of it can be repeated: with other parameters its forward pass fails ({reason})",
+            )
         ]
 
 
@@ -127,9 +130,9 @@ class _Search:
                     continue
                 reason = self._unfit(name, visits[name], found[name], trainable)
                 if reason is None:
-                    blocks.append(Block(name, found[name]))
+                    blocks.append(Block(module=name, silent=found[name]))
                 else:
-                    refused.append(Refusal(name, f"{_NOT_REPEATED}: {reason}"))
+                    refused.append(Refusal(place=name, reason=f"{_NOT_REPEATED}: {reason}"))
             placed, without = self._placed(blocks)
         return placed, [*refused, *without]
 
@@ -317,7 +320,7 @@ class _Search:
         ordered = [(block.module, found[block.module]) for block in blocks]
         return (
             [one for _, one in ordered if isinstance(one, Block)],
-            [Refusal(name, f"{_NOT_REPEATED}: {one}") for name, one in ordered if isinstance(one, str)],
+            [Refusal(place=name, reason=f"{_NOT_REPEATED}: {one}") for name, one in ordered if isinstance(one, str)],
         )
 
     def _place(self, block: Block, before: list[Tensor]) -> Block | str:

@@ -59,7 +59,7 @@ class Builder:
                         raise NoSolutionError(f"its size follows that of {taken[other]}, which changes by itself")
                 space = self._space(number, members, change)
             except NoSolutionError as reason:
-                refused.append(Refusal(element.name, str(reason)))
+                refused.append(Refusal(place=element.name, reason=str(reason)))
                 continue
             spaces.append(space)
             taken |= dict.fromkeys(members, element.name)
@@ -103,7 +103,9 @@ class Builder:
         slots.sort(key=lambda slot: order[slot.role](slot.module))
         norms = self._norms(set(members))
         attributes = self._attributes(slots, {key: by for key, by in change.items() if not isinstance(key, int)})
-        return Space(elements[first].name, width, tuple(slots), attributes, 1, norms)
+        return Space(
+            name=elements[first].name, width=width, slots=tuple(slots), attributes=attributes, quantum=1, norms=norms
+        )
 
     def _slot(self, part: Part, width: int, units: int, quiet: bool) -> Slot:
         """The slot of a part, `units` units of its element being one unit of the space."""
@@ -119,7 +121,7 @@ class Builder:
         module, _, tensor = part.tensor.rpartition(".")
         role: Role = "producer" if quiet and self._is_made(part) else part.role
         quiet = quiet and (role != "consumer" or part.normed)
-        return Slot(role, module, tensor, part.dim, index, runs, quiet)
+        return Slot(role=role, module=module, tensor=tensor, dim=part.dim, index=index, runs=runs, quiet=quiet)
 
     def _is_made(self, part: Part) -> bool:
         """Whether units are made along that dimension, whoever else reads them there (a tied embedding)."""
@@ -149,7 +151,7 @@ class Builder:
                 where = use.module or "the model's own forward"
                 raise NoSolutionError(f"{where} normalises over its units and has no weight to make up for it")
             eps = next((name for name in _EPS if isinstance(getattr(module, name, None), float)), None)
-            found[use.module] = Norm(use.module, "rms" if use.kind == "rms" else "layer", eps)
+            found[use.module] = Norm(module=use.module, kind="rms" if use.kind == "rms" else "layer", eps=eps)
         if len({norm.kind for norm in found.values()}) > 1:
             raise NoSolutionError("normalisations of two kinds mix its units")
         return tuple(found.values())
@@ -175,4 +177,6 @@ class Builder:
             if slot.role == "carrier" and isinstance(shape, tuple) and len(shape) == 1:
                 sizes[slot.module, "normalized_shape", 0] = slot.index.shape[1]
         sizes |= solved
-        return tuple(Attribute(module, name, by, item) for (module, name, item), by in sizes.items())
+        return tuple(
+            Attribute(module=module, name=name, per_unit=by, item=item) for (module, name, item), by in sizes.items()
+        )

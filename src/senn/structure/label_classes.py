@@ -18,7 +18,7 @@ from senn.structure.tracing.labels import Owner, distinct, varying
 from senn.structure.tracing.recorder import Trace
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """One dimension of one tensor in which units own positions: index is (width, k), ascending along k.
 
@@ -32,7 +32,7 @@ class Part:
     normed: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(kw_only=True, eq=False)
 class Element:
     """Units that one or more maps make.
 
@@ -75,7 +75,7 @@ class Elements:
         for number, producers in enumerate(self._groups()):
             rows = self._entries(producers[0])
             order = list(dict.fromkeys(rows.tolist()))
-            element = Element(self._name(producers[0]), len(order))
+            element = Element(name=self._name(producers[0]), width=len(order))
             self.all.append(element)
             unit = torch.full_like(self.units, -1)  # the unit's number by representative label
             for producer in producers:
@@ -168,9 +168,11 @@ class Elements:
                     raise _RefusedError(f"{tensor} meets its units in two ways")
                 if part.role == "carrier" or role == "consumer":
                     normed = normed and (part.role != "consumer" or part.normed)
-                    element.parts[element.parts.index(part)] = Part(role, tensor, dim, index, normed)
+                    element.parts[element.parts.index(part)] = Part(
+                        role=role, tensor=tensor, dim=dim, index=index, normed=normed
+                    )
                 return
-        element.parts.append(Part(role, tensor, dim, index, normed))
+        element.parts.append(Part(role=role, tensor=tensor, dim=dim, index=index, normed=normed))
 
     # -- sizes
 

@@ -163,7 +163,7 @@ def counts_of(model: nn.Module, path: str) -> tuple[list[Attribute], list[Attrib
         path = path.rpartition(".")[0]
         for key, value in vars(model.get_submodule(path)).items():
             if key in COUNTS and type(value) is int and value == length:
-                own.append(Attribute(path, key, 1))
+                own.append(Attribute(module=path, name=key, per_unit=1))
             if (
                 configured
                 or key.startswith("_")
@@ -172,7 +172,11 @@ def counts_of(model: nn.Module, path: str) -> tuple[list[Attribute], list[Attrib
             ):
                 continue
             inner = [name for name, count in vars(value).items() if name in COUNTS and type(count) is int]
-            configured = [Attribute(path, f"{key}.{name}", 1) for name in inner if vars(value)[name] == length]
+            configured = [
+                Attribute(module=path, name=f"{key}.{name}", per_unit=1)
+                for name in inner
+                if vars(value)[name] == length
+            ]
     return configured, own
 
 

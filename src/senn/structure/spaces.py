@@ -21,7 +21,7 @@ NOTHING = "Nothing in this model can change size."
 """Said of a structure that is empty."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Slot:
     """One dimension of one tensor whose entries belong to the units of a space.
 
@@ -60,7 +60,7 @@ class Slot:
         return self.module if self.tensor == "weight" and self.module else self.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attribute:
     """A Python number that changes with a space.
 
@@ -77,7 +77,7 @@ class Attribute:
     item: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Norm:
     """A normalisation that mixes the units of a space.
 
@@ -96,7 +96,7 @@ class Norm:
     eps: str | None = "eps"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Space:
     """A hidden dimension: `width` units that producers make and consumers read.
 
@@ -122,7 +122,7 @@ class Space:
         return tuple(slot for slot in self.slots if slot.role == role)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearMap:
     """A linear map z = W a + b of the forward pass, applied at every location (token, pixel) of every sample.
 
@@ -156,7 +156,7 @@ class LinearMap:
     transposed: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """The input of a linear map, a place where a layer can be inserted.
 
@@ -174,7 +174,7 @@ class Site:
     spatial: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """A residual block after which another one like it can be put: x -> x + f(x, whatever else it is given).
 
@@ -194,7 +194,7 @@ class Block:
     counts: tuple[Attribute, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Refusal:
     """A place that cannot change size, and why, in one sentence."""
 
@@ -210,7 +210,7 @@ class SummaryTable(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Structure:
     """All that can change size in one model.
 

@@ -37,7 +37,11 @@ def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = fro
     problems = _problems(model, trace)
     fixed = {**dict.fromkeys(_weights_in(model, ignored), "is ignored as asked"), **problems}
     used = {use.weight for use in trace.uses}
-    refused = [Refusal(_short(name), f"it {why}") for name, why in fixed.items() if name in used or name in problems]
+    refused = [
+        Refusal(place=_short(name), reason=f"it {why}")
+        for name, why in fixed.items()
+        if name in used or name in problems
+    ]
     spaces, not_spaces = Builder(trace, numbers, fixed, _tied(model)).build()
     maps = _maps(model, trace, problems)
     sites, without_site = _sites(model, trace, maps, fixed)
@@ -45,7 +49,7 @@ def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = fro
     first: dict[str, Refusal] = {}
     for refusal in refused:
         first.setdefault(refusal.place, refusal)
-    return Structure(tuple(maps), tuple(spaces), tuple(sites), tuple(first.values()))
+    return Structure(maps=tuple(maps), spaces=tuple(spaces), sites=tuple(sites), refused=tuple(first.values()))
 
 
 def _short(weight: str) -> str:
@@ -134,15 +138,24 @@ def _sites(
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue
         if module is model:
-            refused.append(Refusal(path, "no layer can be inserted before it: it is the whole model"))
+            refused.append(Refusal(place=path, reason="no layer can be inserted before it: it is the whole model"))
         elif aliases[id(module)] > 1:
-            refused.append(Refusal(one.name, "no layer can be inserted before it: the model holds it under two names"))
+            refused.append(
+                Refusal(place=one.name, reason="no layer can be inserted before it: the model holds it under two names")
+            )
         elif _read_by_fast_path(model.get_submodule(path.rpartition(".")[0])):
             why = "in eval mode its TransformerEncoderLayer reads its weight directly (the fast path)"
-            refused.append(Refusal(one.name, f"no layer can be inserted before it: {why}"))
+            refused.append(Refusal(place=one.name, reason=f"no layer can be inserted before it: {why}"))
         else:
             spatial = _CONVOLUTIONS.index(type(module)) + 1 if type(module) in _CONVOLUTIONS else 0
-            sites.append(Site(one.name, module.weight.shape[1], use.activation or usual, spatial))
+            sites.append(
+                Site(
+                    module=one.name,
+                    features=module.weight.shape[1],
+                    activation=use.activation or usual,
+                    spatial=spatial,
+                )
+            )
     return sites, refused
 
 
@@ -154,12 +167,12 @@ def _read_by_fast_path(parent: nn.Module) -> bool:
 
 def _not_followed(model: nn.Module, trace: Trace) -> list[Refusal]:
     """Modules with parameters that no rule understands, and parameters that the forward pass never reaches."""
-    refused = [Refusal(place, reason) for place, reason in trace.not_understood.items()]
+    refused = [Refusal(place=place, reason=reason) for place, reason in trace.not_understood.items()]
     for name, module in model.named_modules():
         own = {f"{name}.{key}" if name else key: p for key, p in module.named_parameters(recurse=False)}
         unused = [key for key, parameter in own.items() if id(parameter) not in trace.reached]
         if name and unused and len(unused) == len(own):
-            refused.append(Refusal(name, "it is never used in the forward pass"))
+            refused.append(Refusal(place=name, reason="it is never used in the forward pass"))
         else:
-            refused += [Refusal(key, "it is never used in the forward pass") for key in unused]
+            refused += [Refusal(place=key, reason="it is never used in the forward pass") for key in unused]
     return refused

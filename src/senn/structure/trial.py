@@ -68,7 +68,10 @@ def _refusals(space: Space, reason: str) -> list[Refusal]:
     """Of a space, and of the maps beside its stream that change size with it (heads)."""
     along = f"its size follows that of {space.name}, which can't change"
     beside = [slot.map for slot in space.of("producer") if space.norms and not slot.quiet and "bias" not in slot.tensor]
-    return [Refusal(space.name, reason), *(Refusal(name, along) for name in dict.fromkeys(beside))]
+    return [
+        Refusal(place=space.name, reason=reason),
+        *(Refusal(place=name, reason=along) for name in dict.fromkeys(beside)),
+    ]
 
 
 def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read: Read) -> tuple[Space, ...]:

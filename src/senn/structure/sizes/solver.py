@@ -26,7 +26,7 @@ MOST_CHECKS = 4000
 """Replays after which an element is given up."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Change(World):
     """By how much elements and attributes change."""
 
@@ -60,7 +60,7 @@ class NoSolutionError(Exception):
     """An element can't change; the message says why."""
 
 
-@dataclass(eq=False)
+@dataclass(kw_only=True, eq=False)
 class _Item:
     """A call or a comparison, and what it depends on."""
 
@@ -99,7 +99,7 @@ class Coupling:
             )
             keys = frozenset().union(*(source.keys for source in sources))
             if touched or keys:
-                item = _Item(what, keys, list({id(t): t for t in tensors}.values()), touched)
+                item = _Item(what=what, keys=keys, tensors=list({id(t): t for t in tensors}.values()), touched=touched)
                 if self._holds(item, {}):  # else the replay isn't faithful: the widened copy will tell
                     self.items.append(item)
         self._by_symbol: dict[Symbol, list[_Item]] = {}
@@ -200,7 +200,7 @@ class Coupling:
         key = tuple(change.get(symbol, 0) for symbol in item.symbols)
         if key not in item.cache:
             self.checks += 1
-            world = Change(self.elements, change)
+            world = Change(elements=self.elements, by=change)
             try:
                 item.cache[key] = (
                     _compares(item.what, world) if isinstance(item.what, Guard) else _replays(item.what, world)

@@ -48,7 +48,7 @@ class World:
 Expression = Callable[[World], int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Shaped:
     """A tensor as it was seen: its shape and coats, and its name if it is a parameter or buffer."""
 
@@ -58,7 +58,7 @@ class Shaped:
     name: str | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """Where a number comes from.
 
@@ -75,7 +75,7 @@ class Source:
     tensors: tuple[Shaped, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Seen:
     """A call with a number among its arguments; tensors are `Shaped`, numbers `Source`s."""
 
@@ -96,7 +96,7 @@ class Seen:
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Shaped)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Guard:
     """A comparison that the forward made, and how it came out."""
 
@@ -137,12 +137,12 @@ class Number(int):
 def _source(value: Any) -> Source | None:
     if isinstance(value, Number):
         return value.source
-    return Source(int(value), lambda _, v=int(value): v) if type(value) is int else None  # type: ignore[misc]
+    return Source(value=int(value), new=lambda _, v=int(value): v) if type(value) is int else None  # type: ignore[misc]
 
 
 def _joined(value: int, new: Expression, *parts: Source) -> Source:
     keys = frozenset().union(*(part.keys for part in parts))
-    return Source(value, new, keys, tuple(t for part in parts for t in part.tensors))
+    return Source(value=value, new=new, keys=keys, tensors=tuple(t for part in parts for t in part.tensors))
 
 
 def _arithmetic(name: str, compute: Callable[[int, int], int], *, swapped: bool) -> Any:
@@ -166,7 +166,9 @@ def _comparison(name: str, compare: Callable[[int, int], bool]) -> Any:
         right = _source(other)
         outcome = plain(int(self), int(other) if right is not None else other)
         if right is not None and isinstance(outcome, bool):
-            self.watch.guard(Guard(compare, self.source, right, outcome, self.watch.place))
+            self.watch.guard(
+                Guard(compare=compare, left=self.source, right=right, outcome=outcome, place=self.watch.place)
+            )
         return outcome
 
     return method
@@ -256,13 +258,13 @@ class Numbers:
 
     def _attribute(self, key: Key, value: int) -> Number:
         self.attributes[key] = value
-        return Number(Source(value, lambda world: world.attribute(key, value), frozenset([key])), self)
+        return Number(Source(value=value, new=lambda world: world.attribute(key, value), keys=frozenset([key])), self)
 
     def size(self, tensor: Tensor, dim: int) -> int:
         """The size of a tensor's dimension as a number; a tensor without units may turn out to stand for some."""
         size = int(tensor.shape[dim])
         shaped, place = self.shaped(tensor), dim % tensor.dim()
-        return Number(Source(size, lambda world: world.size(shaped, place), tensors=(shaped,)), self)
+        return Number(Source(value=size, new=lambda world: world.size(shaped, place), tensors=(shaped,)), self)
 
     def shaped(self, tensor: Tensor) -> Shaped:
         """A record of the tensor; its coats are kept by reference, since they may be completed later."""
@@ -271,7 +273,7 @@ class Numbers:
             name = self._names.get(key)
             plain = name is not None or self.trace.weight_of(tensor) is not None
             coats = [] if plain else self.trace.coats(tensor)
-            self._shaped[key] = Shaped(tuple(tensor.shape), tensor.dtype, coats, name)
+            self._shaped[key] = Shaped(shape=tuple(tensor.shape), dtype=tensor.dtype, coats=coats, name=name)
             self._held.append(tensor)
         return self._shaped[key]
 
@@ -290,7 +292,15 @@ class Numbers:
             return leaf.source if isinstance(leaf, Number) else leaf
 
         args, kwargs = pytree.tree_map(kept, (_plain(args), _plain(kwargs)))
-        self.calls.append(Seen(function, args, kwargs, [self.shaped(tensor) for tensor in results], self.place))
+        self.calls.append(
+            Seen(
+                function=function,
+                args=args,
+                kwargs=kwargs,
+                results=[self.shaped(tensor) for tensor in results],
+                place=self.place,
+            )
+        )
 
 
 def _plain(tree: Any) -> Any:
