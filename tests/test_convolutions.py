@@ -181,8 +181,8 @@ def test_candidates_are_scored_by_the_gradients_that_they_would_have(kind: str) 
     x, y = IMAGES.double()[:40], Y[:40]
     structure = analyse(model, x)
     survey = Survey(
-        model, structure, OutputMetric(F.cross_entropy), Proposals(units=6), ("width",), lambda *_: True,
-        torch.Generator().manual_seed(0), {},
+        model, structure, metric=OutputMetric(F.cross_entropy), proposals=Proposals(units=6), moves=("width",),
+        generator=torch.Generator().manual_seed(0), known={},
     )  # fmt: skip
     survey.add(x, y)
     menu = survey.menu(40, Budget())
@@ -206,7 +206,7 @@ def test_candidates_are_scored_by_the_gradients_that_they_would_have(kind: str) 
     rows = matrix.chunk(2) if kind == "grouped" else [matrix]
     names = ["2[0]", "2[1]"] if kind == "grouped" else ["2"]
     for name, part in zip(names, rows, strict=True):
-        folds = survey._fit[name].moments, survey._held[name].moments
+        folds = survey._fit.maps[name].moments, survey._held.maps[name].moments
         G = sum(one.cross for one in folds) / 40
         columns = menu.columns[name]
         for unit, own in enumerate(columns.spaces["0"]):

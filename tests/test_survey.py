@@ -61,8 +61,8 @@ def data(outputs: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def menu_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *moves: str, seed: int = 0) -> Menu:
     survey = Survey(
-        model, analyse(model, x[:8]), OutputMetric(F.mse_loss), Proposals(units=8, residual=5, identity=1), moves,
-        lambda *_: True, torch.Generator().manual_seed(seed), {},
+        model, analyse(model, x[:8]), metric=OutputMetric(F.mse_loss), moves=moves, known={},
+        proposals=Proposals(units=8, residual=5, identity=1), generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     survey.add(x, y)
     return survey.menu(len(x), Budget())
@@ -220,8 +220,8 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     torch.manual_seed(0)
     model, (x, y) = plain().double(), data()
     survey = Survey(
-        model, analyse(model, x[:8]), OutputMetric(F.mse_loss), Proposals(units=8, residual=5, identity=1),
-        ("width", "depth"), lambda *_: True, torch.Generator().manual_seed(0), {},
+        model, analyse(model, x[:8]), metric=OutputMetric(F.mse_loss), moves=("width", "depth"), known={},
+        proposals=Proposals(units=8, residual=5, identity=1), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     survey.add(x, y)
     draw = survey._draw
@@ -231,7 +231,7 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     new = torch.tanh(x @ values["0.weight"].mT + values["0.bias"])
     layers = [layer.features(old) for layer in draw.layers["2"]]
     a = torch.cat([old, torch.ones(len(x), 1, dtype=x.dtype), new, *layers], 1)
-    found = survey._fit["2"].moments + survey._held["2"].moments
+    found = survey._fit.maps["2"].moments + survey._held.maps["2"].moments
     slope = 2 * (model(x) - y).detach()
     torch.testing.assert_close(found.A, a.mT @ a / len(x))
     torch.testing.assert_close(found.G, slope.mT @ a / len(x))
@@ -239,7 +239,7 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     # the first map's input: data, the constant, then layers' features
     a = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype), *(layer.features(x) for layer in draw.layers["0"])], 1)
     hidden = slope @ model[2].weight.detach() * (1 - old**2)
-    found = survey._fit["0"].moments + survey._held["0"].moments
+    found = survey._fit.maps["0"].moments + survey._held.maps["0"].moments
     torch.testing.assert_close(found.A, a.mT @ a / len(x))
     torch.testing.assert_close(found.G, hidden.mT @ a / len(x))
 
@@ -260,8 +260,8 @@ def test_the_ledger_of_a_known_input_moment_agrees_with_one_that_computes_it():
 
     def figures() -> torch.Tensor:
         survey = Survey(
-            model, analyse(model, x[:8]), OutputMetric(F.mse_loss), Proposals(units=8, residual=5, identity=1),
-            ("depth",), lambda *_: True, torch.Generator().manual_seed(0), known,
+            model, analyse(model, x[:8]), metric=OutputMetric(F.mse_loss), moves=("depth",), known=known,
+            proposals=Proposals(units=8, residual=5, identity=1), generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
         survey.add(x, y)
         ledger = survey.menu(SAMPLES, Budget()).ledgers["0"]
@@ -277,8 +277,8 @@ def test_the_input_moment_of_a_few_samples_is_not_kept():
     torch.manual_seed(0)
     model, (x, y), known = plain().double(), data(), {}
     survey = Survey(
-        model, analyse(model, x), OutputMetric(F.mse_loss), Proposals(units=2), ("width",), lambda *_: True,
-        torch.Generator().manual_seed(0), known,
+        model, analyse(model, x), metric=OutputMetric(F.mse_loss), proposals=Proposals(units=2), moves=("width",),
+        generator=torch.Generator().manual_seed(0), known=known,
     )  # fmt: skip
     survey.add(x[:4], y[:4])
     survey.menu(4, Budget())
@@ -295,8 +295,8 @@ def test_a_kept_input_moment_is_made_anew_by_a_window_with_twice_the_rows():
 
     def look(*batches: slice) -> KnownMoment:
         survey = Survey(
-            model, structure, OutputMetric(F.mse_loss), Proposals(units=2), ("width",), lambda *_: True,
-            torch.Generator().manual_seed(0), known,
+            model, structure, metric=OutputMetric(F.mse_loss), proposals=Proposals(units=2), moves=("width",),
+            generator=torch.Generator().manual_seed(0), known=known,
         )  # fmt: skip
         for batch in batches:
             survey.add(x[batch], y[batch])
@@ -371,8 +371,8 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
     y = torch.sin(2 * x.sum((1, 2, 3)))[:, None] + 0.3 * torch.randn(SAMPLES, 1, generator=g, dtype=torch.float64)
     structure = analyse(model, x[:4])
     survey = Survey(
-        model, structure, OutputMetric(F.mse_loss), Proposals(units=5), ("width", "prune"), lambda *_: True,
-        torch.Generator().manual_seed(0), {},
+        model, structure, metric=OutputMetric(F.mse_loss), proposals=Proposals(units=5), moves=("width", "prune"),
+        generator=torch.Generator().manual_seed(0), known={},
     )  # fmt: skip
     survey.add(x, y)
     menu = survey.menu(SAMPLES, Budget())

@@ -55,7 +55,7 @@ def propose(
     metric: OutputMetric,
     recipe: Proposals,
     moves: Sequence[str],
-    affordable: Callable[[int, float], bool],
+    min_gain: Callable[[int], float] | None,
     generator: torch.Generator,
     find: Output | None,
     readings: Mapping[str, Reading],
@@ -75,6 +75,11 @@ def propose(
         )
     loss = float(metric.loss(output, targets[:few]))
     loss /= metric.nat(loss, output)
+
+    def pays(parameters: int) -> bool:
+        """Whether a layer of that many parameters could pay even if it removed the whole loss."""
+        return min_gain is None or min_gain(parameters) < loss
+
     passing = {
         name: _passing(one[0], layout_of(readings, name, 0), len(output))
         for name, one in seen.items()
@@ -91,7 +96,7 @@ def propose(
         for found in _open_sites(model, structure, maps):
             site = replace(found, activation=activation or found.activation)
             if site.spatial:
-                layer = _before_convolution(site, seen[site.module][0], recipe, affordable, loss, generator)
+                layer = _before_convolution(site, seen[site.module][0], recipe, pays, generator)
                 if layer is not None:
                     layers[site.module] = (layer,)
                 continue
@@ -100,29 +105,28 @@ def propose(
             if seen[site.module][0].x.dim() != 2:  # PReLU has its units second, these have them last
                 rational = True
                 site = replace(site, activation="ReLU" if site.activation == "PReLU" else site.activation)
-            if recipe.residual and affordable(2 * site.features + 1, loss):
+            if recipe.residual and pays(2 * site.features + 1):
                 offered.append(draw_residual(site, x, recipe, generator))
-            if affordable(site.features * (site.features + 1), loss):
+            if pays(site.features * (site.features + 1)):
                 for _ in range(recipe.identity):
                     biased = maps[site.module].bias is not None
                     offered.append(draw_identity(site, x, biased, generator, rational=rational))
             if offered:
                 layers[site.module] = tuple(offered)
-    return Draw(widen, layers, _repeats(model, structure, maps, affordable, loss) if "depth" in moves else {})
+    return Draw(widen, layers, _repeats(model, structure, maps, pays) if "depth" in moves else {})
 
 
 def _before_convolution(
     site: Site,
     one: Application,
     recipe: Proposals,
-    affordable: Callable[[int, float], bool],
-    loss: float,
+    pays: Callable[[int], bool],
     generator: torch.Generator,
 ) -> ConvolutionalLayer | None:
     """Candidate channels of a residual layer before a convolution, of three taps a dimension if it has several."""
     assert one.kernel is not None
     size = 3 if min(one.kernel.size) > 1 else 1
-    if not recipe.residual or not affordable(site.features * (size**site.spatial + 1) + 1, loss):
+    if not recipe.residual or not pays(site.features * (size**site.spatial + 1) + 1):
         return None
     read = Patches.of(full(one.x), False, same(site.spatial, size))
     return draw_convolutional(site, read.rows(_spread(read)), recipe, generator)
@@ -132,8 +136,7 @@ def _repeats(
     model: nn.Module,
     structure: Structure,
     maps: Mapping[str, LinearMap],
-    affordable: Callable[[int, float], bool],
-    loss: float,
+    pays: Callable[[int], bool],
 ) -> dict[str, Append]:
     """Silent copies of the residual blocks whose maps can be read."""
     found = {}
@@ -142,7 +145,7 @@ def _repeats(
         if isinstance(module, Residual):  # its width does as much
             continue
         parameters = sum(p.numel() for p in module.parameters())
-        if affordable(parameters, loss) and repeatable(model, block, maps):
+        if pays(parameters) and repeatable(model, block, maps):
             found[block.module] = Append(block.module, silent_copy(model, block))
     return found
 

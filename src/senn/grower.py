@@ -166,10 +166,7 @@ class Grower:
             if self._structure is None:
                 self._structure = analysed(self.ranks, self.model, inputs, self.ignore)
         if self._survey is None:
-            self._survey = Survey(
-                self.model, self._structure, self.metric, self.proposals, self.moves, self._affordable, self._generator,
-                self._known, self.output, self._readings, self.ranks,
-            )  # fmt: skip
+            self._survey = self._session(self._structure)
         loss = self._survey.add(inputs, targets, weights)
         for event in self._unrealised():
             event.realised = (event.loss_after - loss) / event.nat
@@ -284,18 +281,18 @@ class Grower:
     def _back(self) -> Callable[[], None]:
         """A function that undoes all that is noted while batches are looked at."""
         survey, generator = self._survey, self._generator.get_state()
-        held = {} if survey is None else vars(survey)  # what its tables hold is never changed, only replaced
-        seen = {name: one.copy() if isinstance(one, dict | set) else one for name, one in held.items()}
-        realised = [(event, event.realised) for event in self._unrealised()]
+        snapshot = None if survey is None else survey.snapshot()
         known = dict(self._known)
+        realised = [(event, event.realised) for event in self._unrealised()]
         kept = {"samples": self.samples, "eta": self.eta, "draw": self.draw, "_open": self._open}
 
         def undo() -> None:
             self._survey = survey
-            held.update(seen and {**seen, "known": self._known, "readings": self._readings})
             self._generator.set_state(generator)
             self._known.clear()
             self._known.update(known)
+            if survey is not None and snapshot is not None:
+                survey.restore(snapshot)
             for event, former in realised:
                 event.realised = former
             vars(self).update(kept)
@@ -315,9 +312,22 @@ class Grower:
         self.eta, self.draw = menu.eta, menu.draw
         return menu
 
-    def _affordable(self, parameters: int, loss: float) -> bool:
-        """Whether a layer of that many parameters could pay even if it removed the whole loss, in nats."""
-        return not self.samples or self.policy.floor("insert", parameters, self.samples) < loss
+    def _session(self, structure: Structure) -> Survey:
+        """A new session; layers that couldn't pay even if they removed the whole loss aren't scored in it."""
+        policy, samples = self.policy, self.samples
+        return Survey(
+            self.model,
+            structure,
+            metric=self.metric,
+            proposals=self.proposals,
+            moves=self.moves,
+            generator=self._generator,
+            known=self._known,
+            min_gain=(lambda parameters: policy.floor("insert", parameters, samples)) if samples else None,
+            output=self.output,
+            readings=self._readings,
+            ranks=self.ranks,
+        )
 
     def _carry_out(self, menu: Menu, survey: Survey, eta_before: float) -> list[GrowthEvent]:
         """Change the model as decided; if removals fail their verification, with the first half of them, and so on."""

@@ -1,6 +1,6 @@
-"""One window of looking: the draw, the dormant copy, the moments summed over the batches seen."""
+"""Scoring of candidates: statistics of a round's batches, and what each change is worth by them."""
 
-from senn.scoring.batch_statistics import KnownMoment
+from senn.scoring.data_covariance import KnownMoment
 from senn.scoring.scoring_session import Survey
 
 __all__ = ["KnownMoment", "Survey"]

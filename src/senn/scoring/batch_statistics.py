@@ -1,77 +1,100 @@
-"""What a window of looking keeps: of one part of a batch, of the data, of the network as a whole."""
+"""Statistics of one part of a batch, and how a batch is divided into parts and folds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from senn.curvature.folds import Fold
-from senn.scoring.gains import Ledger
-from senn.structure import LinearMap, matrix, tensor_of
+from senn.scoring.stream import Label
+
+MOST_ROWS = 1 << 16
+"""Rows of one map that pass through the model at once: a large batch of images is looked at in parts."""
 
 
-@dataclass(frozen=True, eq=False)
-class KnownMoment:
-    """Input moment of a linear map that reads the data itself, kept from one window for the next ones.
+@dataclass(eq=False, kw_only=True)
+class FoldStatistics:
+    """Statistics of the samples of one fold.
 
     Attributes:
-        factor: lower Cholesky factor of the damped moment, (c, c).
-        rows: that it is a mean over.
-        outgrown: a later window held at least twice as many rows; the next one of that size takes its place.
+        maps: by linear map, or by group of one.
+        streams: by what could be added beside a stream.
     """
 
-    factor: Tensor
-    rows: float
-    outgrown: bool = False
+    maps: dict[str, Fold] = field(default_factory=dict)
+    streams: dict[Label, Fold] = field(default_factory=dict)
+
+    def add(self, other: FoldStatistics) -> None:
+        """Add the statistics of further samples."""
+        for name, fold in other.maps.items():
+            self.maps[name] = self.maps[name] + fold if name in self.maps else fold
+        for key, fold in other.streams.items():
+            self.streams[key] = self.streams[key] + fold if key in self.streams else fold
+
+    def copy(self) -> FoldStatistics:
+        """The same, to which more can be added without changing these."""
+        return FoldStatistics(maps=dict(self.maps), streams=dict(self.streams))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Look:
-    """What one part of a batch showed.
+    """Statistics of one part of a batch.
 
     Attributes:
-        samples: how many there were.
-        loss: their mean loss.
-        bound: their lambda.
-        output: the model's outputs.
-        folds: what was gathered, by map, of the samples on which steps are fitted (`fit`) and valued (`held`).
+        samples: how many of its samples are this rank's.
+        loss: their mean loss; 0 for none.
+        score_limit: their lambda; 0 for none.
+        output: the model's outputs, (samples, ...).
+        fit: statistics of the samples on which steps are fitted.
+        held: and of those on which they are valued.
     """
 
     samples: int
     loss: float
-    bound: float
+    score_limit: float
     output: Tensor
-    folds: dict[str, dict[str, Fold]] = field(default_factory=lambda: {"fit": {}, "held": {}})
+    fit: FoldStatistics = field(default_factory=FoldStatistics)
+    held: FoldStatistics = field(default_factory=FoldStatistics)
 
 
-def weight_of(model: nn.Module, one: LinearMap) -> Tensor:
-    """[W | b] of a linear map, detached, (m, c)."""
-    weight = matrix(model, one)
-    return weight if one.bias is None else torch.cat([weight, tensor_of(model, one.bias).detach()[:, None]], 1)
+@dataclass(frozen=True, kw_only=True)
+class BatchPart:
+    """Samples of a batch that pass through the model at once.
+
+    Attributes:
+        samples: their positions in the batch.
+        fit: those of them that are in the fold on which steps are fitted, counted from the first.
+        held: and those in the other fold.
+        is_first: True for the first part of a fold.
+    """
+
+    samples: slice
+    fit: slice | None = None
+    held: slice | None = None
+    is_first: bool = True
 
 
-def whole_eta_of(ledgers: Mapping[str, Ledger], folds: Sequence[Mapping[str, Fold]], limit: float) -> float:
-    """A lower bound of the network's eta that takes its maps together, and so stays below lambda.
-
-    The sum over the maps counts a decrease that several of them could bring several times, and may come out above
-    lambda. Along the K-FAC step d of all maps, with the exact curvature d^T F d = E[(sum_l s_l^T d_l a_l)^2],
-    (g^T d)^2 / d^T F d <= g^T F^-1 g (Cauchy-Schwarz).
+def batch_parts(count: int, locations: int, most_rows: float) -> list[BatchPart]:
+    """Split a batch into parts, of which each holds few rows of every map; its first half is fitted on.
 
     Args:
-        ledgers: by linear map.
-        folds: the two folds of samples, each by linear map.
-        limit: lambda.
+        count: number of samples.
+        locations: most rows a sample that a map reads.
+        most_rows: of one part.
     """
-    total = sum(ledger.eta for ledger in ledgers.values())
-    square = weight = 0.0
-    for fold in folds:
-        parts = [fold[name].samples.of_existing(ledger.step) for name, ledger in ledgers.items()]
-        kept = min(map(len, parts))
-        square += float(torch.stack([part[:kept] for part in parts]).sum(0).square().sum())
-        name, ledger = next(iter(ledgers.items()))
-        weight += fold[name].samples.first(kept).total / ledger.locations
-    exact = square / max(weight, 1e-300)
-    return min(total**2 / max(exact, 1e-300), limit) if total > 0 else 0.0
+    half = count // 2
+    if count * locations <= most_rows:
+        return [BatchPart(samples=slice(0, count), fit=slice(0, half), held=slice(half, count))]
+    size = max(int(most_rows // locations), 1)
+    parts = []
+    for fold, first, last in (("fit", 0, half), ("held", half, count)):
+        for start in range(first, last, size):
+            samples = slice(start, min(start + size, last))
+            within = slice(0, samples.stop - start)
+            is_first = start == first
+            if fold == "fit":
+                parts.append(BatchPart(samples=samples, fit=within, is_first=is_first))
+            else:
+                parts.append(BatchPart(samples=samples, held=within, is_first=is_first))
+    return parts

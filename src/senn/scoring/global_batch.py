@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from senn.curvature.folds import Fold, Own
 from senn.curvature.output import Among
 from senn.errors import SennError
 from senn.ranks import Ranks, Share
+
+Key = TypeVar("Key")
 
 Some = tuple[Inputs, Tensor, Tensor | None]
 """Inputs, targets and weights of some samples."""
@@ -124,9 +126,9 @@ def everyones(ranks: Ranks, tree: Any, own: slice, count: int, positions: Tensor
     return batch.map_tensors(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
 
 
-def joined(ranks: Ranks, folds: Mapping[str, Fold]) -> dict[str, Fold]:
-    """The folds of all ranks together, by name: sums of their moments, and all samples that they keep, in order."""
-    if ranks.alone:
+def joined(ranks: Ranks, folds: Mapping[Key, Fold]) -> dict[Key, Fold]:
+    """The folds of all ranks together, by key: sums of their moments, and all samples that they keep, in order."""
+    if ranks.alone or not folds:
         return dict(folds)
     said = ranks.exchange("sum the moments", [[fold.moments.rows, fold.moments.read] for fold in folds.values()])
     numbers = [[sum(column) for column in zip(*one, strict=True)] for one in zip(*said, strict=True)]
@@ -134,10 +136,10 @@ def joined(ranks: Ranks, folds: Mapping[str, Fold]) -> dict[str, Fold]:
     sums = iter(ranks.summed("sum the moments", [x for one in every for x in (one.inputs, one.cross, one.outputs)]))
     groups = [(_positions(fold), fold.samples.tensors) for fold in folds.values()]
     samples = ranks.collected("gather the kept samples", groups)
-    found = {}
-    for (name, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
+    found: dict[Key, Fold] = {}
+    for (key, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
         moments = replace(fold.moments, rows=rows, read=read, inputs=next(sums), cross=next(sums), outputs=next(sums))
-        found[name] = Fold(moments, fold.samples.of(kept))
+        found[key] = Fold(moments, fold.samples.of(kept))
     return found
 
 

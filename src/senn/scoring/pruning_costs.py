@@ -6,10 +6,11 @@ Optimal brain surgeon under K-FAC: see `scores.pruning_cost`. Removing a column 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from senn.curvature.factors import Inverse
 from senn.scores import compensation
+from senn.structure import LinearMap, matrix, tensor_of
 
 
 class PruningLedger:
@@ -69,3 +70,9 @@ class PruningLedger:
     def _positions(self, columns: Tensor) -> Tensor:
         """Where columns, numbered as at the start, are now."""
         return torch.searchsorted(self.kept, columns)
+
+
+def weight_of(model: nn.Module, one: LinearMap) -> Tensor:
+    """[W | b] of a linear map, detached, (m, c)."""
+    weight = matrix(model, one)
+    return weight if one.bias is None else torch.cat([weight, tensor_of(model, one.bias).detach()[:, None]], 1)

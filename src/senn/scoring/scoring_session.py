@@ -1,10 +1,10 @@
-"""One window of looking: candidates drawn once, moments summed over all batches seen until a decision is taken."""
+"""One scoring session: candidates drawn once, statistics summed over all batches seen until a decision is taken."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,40 +12,49 @@ from torch import Tensor, nn
 from senn import batch
 from senn.ascent import Hill, ascend
 from senn.batch import Inputs, Output
-from senn.curvature.capture import Part, capture, labels, layout_of, reads_of
+from senn.curvature.capture import Part, capture, labels
 from senn.curvature.factors import Inverse
 from senn.curvature.folds import Fold, Own
 from senn.curvature.gather import places_of
 from senn.curvature.output import OutputMetric
-from senn.curvature.patches import Read
-from senn.curvature.reading import Layout, Reading, forward, legible, reading
+from senn.curvature.reading import Layout, Reading, forward, legible
 from senn.drawing import LOOK, propose
 from senn.errors import UnsupportedError
 from senn.policy import Budget
 from senn.preserve import preserve_model_state
 from senn.proposals import Draw, Proposals
-from senn.ranks import Ranks, Share
-from senn.scoring.batch_statistics import KnownMoment, Look, weight_of, whole_eta_of
+from senn.ranks import Ranks
+from senn.scoring.batch_statistics import MOST_ROWS, BatchPart, FoldStatistics, Look, batch_parts
 from senn.scoring.column_layout import Columns, lay_out
+from senn.scoring.data_covariance import DataCovariances, KnownMoment
+from senn.scoring.dormant_copy import DormantCopy, digest
 from senn.scoring.gains import Ledger, Prices
 from senn.scoring.global_batch import Joint, Some, joined
+from senn.scoring.network_score import whole_eta_of
 from senn.scoring.pool import Menu
-from senn.scoring.pruning_costs import PruningLedger
+from senn.scoring.pruning_costs import PruningLedger, weight_of
 from senn.scoring.rank_checks import agree_on_weights
 from senn.scoring.stream import Beside, Label, look_beside
 from senn.structure import LinearMap, Structure
-from senn.surgery import carry_out
 from senn.surgery.verify import fingerprint
-
-MOST_ROWS = 1 << 16
-"""Rows of one map that pass through the model at once: a large batch of images is looked at in parts."""
 
 PROBE = 1024
 """Samples on which a change is verified, and from which new BatchNorm channels take their statistics."""
 
 
+@dataclass(frozen=True, eq=False)
+class SessionSnapshot:
+    """State of a session, to go back to."""
+
+    attributes: dict[str, Any]
+    fit: FoldStatistics
+    held: FoldStatistics
+    covariances: Any
+    generator: Tensor
+
+
 class Survey:
-    """Candidates of one consideration and the moments gathered about them.
+    """Candidates of one round and the statistics gathered about them.
 
     Args:
         model: the model, read only.
@@ -53,10 +62,10 @@ class Survey:
         metric: the loss.
         proposals: how candidates are drawn.
         moves: which of `width`, `depth`, `prune` are wanted.
-        affordable: whether so many parameters could pay at all, given the loss in nats.
         generator: source of randomness.
-        known: by linear map that reads the data itself, its input moment, which training doesn't change: filled in by
-            the first window that has more rows than columns, made anew by one with twice the rows, kept by the caller.
+        known: as of `DataCovariances`.
+        min_gain: least promise, in nats per sample, with which so many parameters of a new layer could be accepted;
+            by default everything is scored.
         output: finds the outputs in what the model returns.
         readings: by linear map, how it can be read, or why not: filled in by the first window, kept by the caller.
         ranks: the processes that look together; by default this one alone.
@@ -71,12 +80,13 @@ class Survey:
         self,
         model: nn.Module,
         structure: Structure,
+        *,
         metric: OutputMetric,
         proposals: Proposals,
         moves: Sequence[str],
-        affordable: Callable[[int, float], bool],
         generator: torch.Generator,
         known: dict[str, KnownMoment],
+        min_gain: Callable[[int], float] | None = None,
         output: Output | None = None,
         readings: dict[str, Reading | str] | None = None,
         ranks: Ranks | None = None,
@@ -84,20 +94,17 @@ class Survey:
         self.output = output
         self.readings = {} if readings is None else readings
         self.maps: dict[str, LinearMap] = {}
-        self.known = known
-        self._shared: dict[str, Tensor] = {}
+        self._covariances = DataCovariances(known)
         self.model, self.structure, self.metric = model, structure, metric
-        self.proposals, self.moves, self.affordable = proposals, tuple(moves), affordable
+        self.proposals, self.moves, self.min_gain = proposals, tuple(moves), min_gain
         self.generator = generator
         self.samples = 0
-        self._loss_sum = self._limit_sum = 0.0
+        self._loss_sum = self._score_limit_sum = 0.0
         self._draw: Draw | None = None
-        self._copy: tuple[list[int], nn.Module] | None = None
-        self._data: set[str] = set()
+        self._copy: DormantCopy | None = None
         self._beside: dict[Label, Columns] = {}
         self._columns: dict[str, Columns] = {}
-        self._fit: dict[str, Fold] = {}
-        self._held: dict[str, Fold] = {}
+        self._fit, self._held = FoldStatistics(), FoldStatistics()
         self.ranks = ranks if ranks is not None else Ranks()
         self._last: Joint | None = None
         self._sample: Some = (torch.empty(0), torch.empty(0), None)
@@ -117,23 +124,22 @@ class Survey:
             joint = Joint.of(self.ranks, inputs, targets, weights, self.generator)
             with self.ranks.together("look at a batch"):
                 draw = self._first_draw(joint) if self._draw is None else self._draw
-                looks = [self._look(draw, part, joint) for part in self._parts(joint.share)]
+                looks = [self._look(draw, part, joint) for part in self._parts(joint)]
         except BaseException:
             if not self.ranks.alone:  # one rank may have drawn more than another
                 self.generator.set_state(state)
             raise
         self._draw = draw  # only now: a batch that was refused leaves nothing behind
         for look in looks:
-            for folds, found in ((self._fit, look.folds["fit"]), (self._held, look.folds["held"])):
-                for name, fold in found.items():
-                    folds[name] = folds[name] + fold if name in folds else fold
+            self._fit.add(look.fit)
+            self._held.add(look.held)
         count = joint.share.total
-        own = [sum(look.loss * look.samples for look in looks), sum(look.bound * look.samples for look in looks)]
+        own = [sum(one.loss * one.samples for one in looks), sum(one.score_limit * one.samples for one in looks)]
         total, limit = (sum(column) for column in zip(*self.ranks.exchange("look at a batch", own), strict=True))
         loss = float(total / count)
         self.samples += count
         self._loss_sum += loss * count
-        self._limit_sum += limit
+        self._score_limit_sum += limit
         self._last, self.probe_loss_before = joint, loss
         self._output = torch.cat([look.output for look in looks])
         return loss
@@ -159,9 +165,10 @@ class Survey:
         self._find_maps(inputs)
         draw = propose(
             self.model, self.structure, self.maps, inputs, targets, self.metric, self.proposals, self.moves,
-            self.affordable, self.generator, self.output, self._readings,
+            self.min_gain, self.generator, self.output, self._readings,
         )  # fmt: skip
-        self._columns = lay_out(self.model, self.structure, self.maps, draw)
+        columns = lay_out(self.model, self.structure, self.maps, draw)
+        self._columns = {label: columns[name] for name, label in self._labels()}
         return self._ascended(draw, joint) if self.proposals.ascent and draw.widen else draw
 
     @property
@@ -186,19 +193,21 @@ class Survey:
     def menu(self, samples: int, budget: Budget, *, whole_eta: bool = False) -> Menu:
         """The scored candidates; with `whole_eta` the network's own expansion score, see `whole_eta_of`."""
         assert self._draw is not None
-        ledgers, pruning, limit = {}, {}, self._limit_sum / self.samples
-        fits, helds = joined(self.ranks, self._fit), joined(self.ranks, self._held)
+        ledgers, pruning, limit = {}, {}, self._score_limit_sum / self.samples
+        fits, helds = joined(self.ranks, self._fit.maps), joined(self.ranks, self._held.maps)
+        streams = [joined(self.ranks, folds.streams) for folds in (self._fit, self._held)]
         prunable = {slot.map for space in self.structure.spaces for slot in space.of("consumer")}
         for name, label in self._labels():
-            columns, fit, held = self._columns[name], fits[label], helds[label]
-            ledgers[label] = ledger = Ledger(fit, held, columns.existing, self._shared.get(name))
-            if name in self._data and type(ledger.inverse) is Inverse:
-                self._remember(name, ledger.inverse.factor, fit.moments.rows + held.moments.rows)
+            columns, fit, held = self._columns[label], fits[label], helds[label]
+            ledgers[label] = ledger = Ledger(fit, held, columns.existing, self._covariances.factor(label))
+            if type(ledger.inverse) is Inverse:
+                rows = fit.moments.rows + held.moments.rows
+                self._covariances.remember(label, ledger.inverse.factor, rows, columns.existing)
             one = self.maps[name]
             if "prune" in self.moves and name in prunable and one.groups == 1 and not one.transposed:
                 after = ledger.after(weight_of(self.model, one))
                 pruning[name] = PruningLedger(ledger.inverse, after, ledger.locations)
-        beside = Beside.of(self._beside, fits, helds)
+        beside = Beside.of(self._beside, *streams)
         eta = sum(ledger.eta for ledger in ledgers.values())
         prices = Prices(
             samples=samples,
@@ -207,18 +216,33 @@ class Survey:
             score_limit=limit,
         )
         return Menu(
-            self.model, self.structure, self.maps, self._draw, ledgers, pruning,
-            {label: self._columns[name] for name, label in self._labels()}, beside,
+            self.model, self.structure, self.maps, self._draw, ledgers, pruning, self._columns, beside,
             prices=prices, budget=budget,
         )  # fmt: skip
 
-    def _remember(self, name: str, factor: Tensor, rows: float) -> None:
-        """Keep a data moment for later windows if there is none of as many rows; or note that it is outgrown."""
-        old = self.known.get(name)
-        if name in self._shared and old is not None:
-            self.known[name] = replace(old, outgrown=old.outgrown or rows >= 2 * old.rows)
-        elif (old is None and rows > self._columns[name].existing) or (old is not None and rows >= 2 * old.rows):
-            self.known[name] = KnownMoment(factor, rows)
+    def snapshot(self) -> SessionSnapshot:
+        """State of the session, for `restore`.
+
+        It holds the session's attributes themselves, since folds, layouts and copies are only ever replaced, never
+        written to; what is written to, sums of folds, tables and the generator, it copies.
+        """
+        written = {"_fit", "_held", "_covariances", "readings"}
+        held = {name: value for name, value in vars(self).items() if name not in written}
+        return SessionSnapshot(
+            attributes={name: value.copy() if isinstance(value, dict) else value for name, value in held.items()},
+            fit=self._fit.copy(),
+            held=self._held.copy(),
+            covariances=self._covariances.snapshot(),
+            generator=self.generator.get_state(),
+        )
+
+    def restore(self, snapshot: SessionSnapshot) -> None:
+        """Bring back the state of `snapshot`, known covariances and the generator with it."""
+        for name, value in snapshot.attributes.items():
+            setattr(self, name, value.copy() if isinstance(value, dict) else value)
+        self._fit, self._held = snapshot.fit.copy(), snapshot.held.copy()
+        self._covariances.restore(snapshot.covariances)
+        self.generator.set_state(snapshot.generator)
 
     # -- inside
 
@@ -247,84 +271,62 @@ class Survey:
             if not readings[name].biased:
                 self.maps[name] = replace(one, bias=None)
 
-    def _parts(self, share: Share) -> list[tuple[slice, list[tuple[str, slice]], bool]]:
-        """What of a batch is looked at at once, which samples of that are in which fold, whether they are its first."""
-        count = share.total
-        half, most = count // 2, max(reading.locations for reading in self._readings.values())
-        most_rows = MOST_ROWS / share.largest  # of all ranks
-        if count * most <= most_rows:
-            return [(slice(0, count), [("fit", slice(0, half)), ("held", slice(half, count))], True)]
-        size = max(int(most_rows // most), 1)
-        return [
-            (slice(start, min(start + size, last)), [(fold, slice(0, min(size, last - start)))], start == first)
-            for fold, first, last in (("fit", 0, half), ("held", half, count))
-            for start in range(first, last, size)
-        ]
+    def _parts(self, joint: Joint) -> list[BatchPart]:
+        """The parts of a batch that are looked at one after the other, by all ranks alike."""
+        locations = max(reading.locations for reading in self._readings.values())
+        return batch_parts(joint.share.total, locations, MOST_ROWS / joint.share.largest)
 
-    def _look(self, draw: Draw, part: tuple[slice, list[tuple[str, slice]], bool], joint: Joint) -> Look:
-        """Look at one part of a batch: the model forwards and backwards, the trial forwards only."""
-        which, folds, first = part
-        (inputs, targets, weights), among = joint.few(which, self._sample)
+    def _look(self, draw: Draw, part: BatchPart, joint: Joint) -> Look:
+        """Look at one part of a batch: the model forwards and backwards, the dormant copy forwards only."""
+        (inputs, targets, weights), among = joint.few(part.samples, self._sample)
         seen = capture(
             self.model, [*self.maps], inputs, targets, self.metric, generator=self.generator, weights=weights,
-            find=self.output, layouts=self._readings, blocks=[*draw.repeats] if first else (), among=among,
+            find=self.output, layouts=self._readings, blocks=[*draw.repeats] if part.is_first else (), among=among,
         )  # fmt: skip
-        self._dormant(draw, joint, which)
-        reads = self._reads_of_trial(draw, inputs, len(targets))
-        owns = {fold: joint.own(which, samples) for fold, samples in folds}
-        samples = sum(own.samples.stop - own.samples.start for own in owns.values())
-        look = Look(samples, seen.loss, seen.bound, seen.output) if samples else Look(0, 0.0, 0.0, seen.output)
+        reads = {}
+        if draw.widen:
+            readings = {name: self._readings[name] for name in self.maps}
+            reads = self._dormant_copy(draw, joint, part.samples).reads(readings, inputs, self.output, len(targets))
+        found = FoldStatistics(), FoldStatistics()
+        owns = [
+            (folds, joint.own(part.samples, samples))
+            for folds, samples in zip(found, (part.fit, part.held), strict=True)
+            if samples is not None
+        ]
         for name, label in self._labels():
-            columns, layers, rows = self._columns[name], draw.layers.get(name, ()), seen.rows[label]
+            columns, layers, rows = self._columns[label], draw.layers.get(name, ()), seen.rows[label]
             parts = [
                 Part(columns.arranged(read, layers), one.dz, one.s)
                 for read, one in zip(reads.get(label, [one.read for one in rows.parts]), rows.parts, strict=True)
             ]
             if rows.data:
-                self._data.add(name)
-            for fold, own in owns.items():
-                look.folds[fold][label] = self._fold(name, label, parts, own, weights, joint.share.total)
-        if first:
-            for fold, own in owns.items():
-                for place, (columns, found) in look_beside(
-                    self.model, self.structure, self.maps, draw, seen, own, weights, self._readings, self.generator
-                ).items():
-                    self._beside[place] = columns
-                    look.folds[fold][str(place)] = found
-        return look
+                self._covariances.note(label)
+            for folds, own in owns:
+                folds.maps[label] = self._fold(label, parts, own, weights, joint.share.total)
+        for folds, own in owns if part.is_first else ():
+            beside = look_beside(
+                self.model, self.structure, self.maps, draw, seen, own, weights, self._readings, self.generator
+            )
+            for key, (columns, fold) in beside.items():
+                self._beside[key] = columns
+                folds.streams[key] = fold
+        samples = sum(own.samples.stop - own.samples.start for _, own in owns)
+        loss, limit = (seen.loss, seen.bound) if samples else (0.0, 0.0)
+        return Look(samples=samples, loss=loss, score_limit=limit, output=seen.output, fit=found[0], held=found[1])
 
-    def _reads_of_trial(self, draw: Draw, inputs: Inputs, count: int) -> dict[str, list[Read]]:
-        """What each map reads once all candidate units are there; nothing if there are none."""
-        if not draw.widen:
-            return {}
-        assert self._copy is not None
-        trial, readings = self._copy[1], self._readings
-        with torch.no_grad(), preserve_model_state(trial), reading(trial, [*self.maps]) as seen:
-            forward(trial, inputs, self.output)
-        found: dict[str, list[Read]] = {}
-        for name, several in seen.items():
-            for number, one in enumerate(several):
-                reads = reads_of(name, one, layout_of(readings, name, number), count)
-                for label, read in zip(labels(name, len(reads)), reads, strict=True):
-                    found.setdefault(label, []).append(read)
-        return found
-
-    def _fold(self, name: str, label: str, parts: list[Part], own: Own, weights: Tensor | None, count: int) -> Fold:
+    def _fold(self, label: str, parts: list[Part], own: Own, weights: Tensor | None, count: int) -> Fold:
         """What some samples of one fold say about one map."""
-        columns = self._columns[name]
+        columns = self._columns[label]
         locations = sum(part.read.locations for part in parts)
-        last = self._fit.get(label)
+        last = self._fit.maps.get(label)
         if last is not None and last.moments.locations != locations:
             raise UnsupportedError(
-                f"{name} reads {locations} rows a sample in one batch and {last.moments.locations} in another: "
+                f"{label} reads {locations} rows a sample in one batch and {last.moments.locations} in another: "
                 f"pad all samples to one size"
             )
-        past = self.known.get(name)
-        # one decision for the whole window, whose moments are summed
-        single = locations == 1 and name in self._data
-        if single and past is not None and last is None and not past.outgrown and count < 2 * past.rows:
-            self._shared[name] = past.factor
-        shared = name in self._shared
+        if locations == 1 and last is None:
+            self._covariances.use(label, count)
+        shared = self._covariances.factor(label) is not None
         few = locations == 1 and weights is None and not shared and Fold.few(own.count, columns.existing)
         every = columns.existing + sum(own.numel() for own in (*columns.spaces.values(), *columns.layers))
         places = places_of(parts, every, max(count // 2, 1), self.generator)
@@ -349,17 +351,12 @@ class Survey:
         layer = self.maps[name].weight.rpartition(".")[0]
         return isinstance(self.model.get_submodule(layer), nn.Linear) and self._readings[name].layouts == (Layout(),)
 
-    def _dormant(self, draw: Draw, joint: Joint, which: slice) -> None:
-        """Make a copy of the model in which all candidate units are dormant: it computes the same function.
+    def _dormant_copy(self, draw: Draw, joint: Joint, which: slice) -> DormantCopy:
+        """The dormant copy, made anew when the model has changed since the last batch, as it does while training."""
+        if self._copy is None or self._copy.digest != digest(self.model):
 
-        Made anew when the model has changed since the last batch, as it does where batches are seen while training.
-        """
-        if not draw.widen:
-            return
-        state = fingerprint([*self.model.parameters(), *self.model.buffers()])
-        if self._copy is None or state != self._copy[0]:
-            trial = copy.deepcopy(self.model)
-            normed = any(getattr(module, "running_mean", None) is not None for module in trial.modules())
-            probe = joint.first(min(PROBE, which.stop - which.start), which.start)[0] if normed else None
-            carry_out(trial, list(draw.widen.values()), self.structure, probe=probe)
-            self._copy = state, trial
+            def probe() -> Inputs:
+                return joint.first(min(PROBE, which.stop - which.start), which.start)[0]
+
+            self._copy = DormantCopy.of(self.model, self.structure, draw, probe)
+        return self._copy

@@ -141,9 +141,6 @@ class Label:
     place: str
     silent: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.place}, {self.silent}" if self.silent else f"before {self.place}"
-
 
 def look_beside(
     model: nn.Module,
@@ -201,11 +198,11 @@ class Beside:
     repeats: dict[str, dict[str, Ledger]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, columns: Mapping[Label, Columns], fit: Mapping[str, Fold], held: Mapping[str, Fold]) -> Beside:
-        """From two folds of samples, by label."""
+    def of(cls, columns: Mapping[Label, Columns], fit: Mapping[Label, Fold], held: Mapping[Label, Fold]) -> Beside:
+        """From two folds of samples."""
         found = cls()
         for label, own in columns.items():
-            ledger = Ledger(fit[str(label)], held[str(label)], own.existing)
+            ledger = Ledger(fit[label], held[label], own.existing)
             if label.silent:
                 found.repeats.setdefault(label.place, {})[label.silent] = ledger
             else:

@@ -1,0 +1,77 @@
+"""A copy of the model in which all candidate units are dormant: it computes the same function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from senn.batch import Inputs, Output
+from senn.curvature.capture import labels, layout_of, reads_of
+from senn.curvature.patches import Read
+from senn.curvature.reading import Reading, forward, reading
+from senn.preserve import preserve_model_state
+from senn.proposals import Draw
+from senn.structure import Structure
+from senn.surgery import carry_out
+from senn.surgery.verify import fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class DormantCopy:
+    """A widened copy of a model.
+
+    Attributes:
+        model: the copy.
+        digest: of the numbers of the model that it was copied from.
+    """
+
+    model: nn.Module
+    digest: list[int]
+
+    @classmethod
+    def of(cls, model: nn.Module, structure: Structure, draw: Draw, probe: Callable[[], Inputs]) -> DormantCopy:
+        """Copy a model and widen it by all candidate units of a draw.
+
+        Args:
+            model: the model, which stays as it is.
+            structure: what in it can change.
+            draw: the candidates.
+            probe: gives the samples from which new BatchNorm channels take their statistics; called if there are any.
+        """
+        trial = copy.deepcopy(model)
+        has_statistics = any(getattr(module, "running_mean", None) is not None for module in trial.modules())
+        carry_out(trial, list(draw.widen.values()), structure, probe=probe() if has_statistics else None)
+        return cls(trial, digest(model))
+
+    def reads(
+        self, readings: Mapping[str, Reading], inputs: Inputs, output: Output | None, count: int
+    ) -> dict[str, list[Read]]:
+        """Read each map's inputs, candidate units among them.
+
+        Args:
+            readings: how maps are read, by name.
+            inputs: of some samples.
+            output: finds the outputs in what the model returns.
+            count: number of samples.
+
+        Returns:
+            one entry for each application, by map or by group of one.
+        """
+        with torch.no_grad(), preserve_model_state(self.model), reading(self.model, [*readings]) as seen:
+            forward(self.model, inputs, output)
+        found: dict[str, list[Read]] = {}
+        for name, several in seen.items():
+            for number, one in enumerate(several):
+                reads = reads_of(name, one, layout_of(readings, name, number), count)
+                for label, read in zip(labels(name, len(reads)), reads, strict=True):
+                    found.setdefault(label, []).append(read)
+        return found
+
+
+def digest(model: nn.Module) -> list[int]:
+    """Fingerprint of all numbers of a model."""
+    return fingerprint([*model.parameters(), *model.buffers()])

@@ -1,0 +1,34 @@
+"""Expansion score of a network as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from senn.curvature.folds import Fold
+from senn.scoring.gains import Ledger
+
+
+def whole_eta_of(ledgers: Mapping[str, Ledger], folds: Sequence[Mapping[str, Fold]], limit: float) -> float:
+    """A lower bound of the network's eta that takes its maps together, and so stays below lambda.
+
+    The sum over the maps counts a decrease that several of them could bring several times, and may come out above
+    lambda. Along the K-FAC step d of all maps, with the exact curvature d^T F d = E[(sum_l s_l^T d_l a_l)^2],
+    (g^T d)^2 / d^T F d <= g^T F^-1 g (Cauchy-Schwarz).
+
+    Args:
+        ledgers: by linear map.
+        folds: the two folds of samples, each by linear map.
+        limit: lambda.
+    """
+    total = sum(ledger.eta for ledger in ledgers.values())
+    square = weight = 0.0
+    for fold in folds:
+        parts = [fold[name].samples.of_existing(ledger.step) for name, ledger in ledgers.items()]
+        kept = min(map(len, parts))
+        square += float(torch.stack([part[:kept] for part in parts]).sum(0).square().sum())
+        name, ledger = next(iter(ledgers.items()))
+        weight += fold[name].samples.first(kept).total / ledger.locations
+    exact = square / max(weight, 1e-300)
+    return min(total**2 / max(exact, 1e-300), limit) if total > 0 else 0.0
