@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from math import isfinite
 from pathlib import Path
@@ -171,7 +171,7 @@ def encoded(text: str) -> bytes:
 
 
 def opened(path: Path, kind: str, version: int, most: int = MOST) -> dict[str, Any]:
-    """A sealed document.
+    """Read a sealed document.
 
     Args:
         path: the file.
@@ -179,19 +179,45 @@ def opened(path: Path, kind: str, version: int, most: int = MOST) -> dict[str, A
         version: of the format, the only one that is read.
         most: bytes that it can have.
 
+    Returns:
+        The document.
+
     Raises:
         SennError: it isn't there, is of another format or version, or was altered.
     """
+    return parse_checksummed_json(contents(path, most), path, kind, (version,))
+
+
+def parse_checksummed_json(
+    data: bytes, path: Path, kind: str, versions: Collection[int], otherwise: str = ""
+) -> dict[str, Any]:
+    """Check the format, the version and the checksum of a sealed document.
+
+    Args:
+        data: the document.
+        path: of its file, for errors.
+        kind: its `format`.
+        versions: of the format that are read.
+        otherwise: what is said, after the path, of a document of another format.
+
+    Returns:
+        The document.
+
+    Raises:
+        SennError: it is of another format or version, or was altered.
+    """
     try:
-        document = parse(contents(path, most))
+        document = parse(data)
         if not isinstance(document, dict) or document.get("format") != kind:
-            raise SennError(f"{str(path)!r} is damaged: it isn't a document of the format {kind!r}")
-        if document.get("version") is True or document.get("version") != version:
-            found = str(document.get("version"))[:20]
-            raise SennError(f"{str(path)!r} has format version {found}; this senn reads {version}")
+            otherwise = otherwise or f"is damaged: it isn't a document of the format {kind!r}"
+            raise SennError(f"{str(path)!r} {otherwise}")
+        version = document.get("version")
+        if type(version) is not int or version not in versions:
+            readable = " and ".join(map(str, versions))
+            raise SennError(f"{str(path)!r} has format version {repr(version)[:20]}; this senn reads {readable}")
         if document.get("checksum") != checksum(document):
             raise SennError(f"{str(path)!r} is damaged: its content doesn't match its checksum")
-    except SennError:
+    except SennError:  # which is a ValueError itself
         raise
     except ValueError as error:
         raise SennError(f"{str(path)!r} is damaged: it isn't JSON") from error

@@ -54,21 +54,11 @@ def write(folder: Path, tensors: dict[str, Tensor], description: Mapping[str, An
 def read_description(folder: Path) -> dict[str, Any]:
     """The JSON: of a known version, with the right checksum and the right keys. What they hold isn't checked yet."""
     path, data = folder / DESCRIPTION, _read(folder, DESCRIPTION)
-    try:
-        document = disk.parse(data)
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise SennError(f"{str(path)!r} doesn't describe a model that senn saved")
-        version = document.get("version")
-        if type(version) is not int or version not in READABLE:
-            readable = " and ".join(map(str, READABLE))
-            raise SennError(f"{str(path)!r} has format version {version!r}; this senn reads {readable}")
-        keys = _KEYS | {"transient"} if version > 1 else _KEYS
-        if set(document) != keys or document["checksum"] != disk.checksum(document):
-            raise SennError(f"{str(path)!r} is damaged: its content doesn't match its checksum")
-    except SennError:
-        raise
-    except ValueError as error:
-        raise SennError(f"{str(path)!r} is damaged: it isn't JSON") from error
+    otherwise = "doesn't describe a model that senn saved"
+    document = disk.parse_checksummed_json(data, path, FORMAT, READABLE, otherwise)
+    keys = _KEYS | {"transient"} if document["version"] > 1 else _KEYS
+    if set(document) != keys:
+        raise SennError(f"{str(path)!r} is damaged: its content doesn't match its checksum")
     return document
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from senn._records import reading_state
 from senn.errors import SennError
 
 Names = list[list[str | None]]
@@ -60,16 +61,12 @@ def load_optimizer_state(optimizer: Optimizer, model: nn.Module, state: Mapping[
     Raises:
         SennError: the state isn't one of such an optimizer.
     """
-    try:
+    with reading_state("this isn't the state of such an optimizer"):
         _check_options(optimizer, state)
         hold(optimizer, model, state["names"])
         optimizer.state.clear()
         optimizer.load_state_dict(state["state"])
         _check_shapes(optimizer)
-    except SennError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise SennError(f"this isn't the state of such an optimizer: {type(error).__name__}: {error}") from error
 
 
 def _check_options(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
+from senn._records import reading_state
 from senn.errors import SennError
 from senn.persistence.describe import describe
 from senn.persistence.description import parse
@@ -36,14 +37,12 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         SennError: the state isn't one of a model like it, which then is unchanged.
     """
-    try:
+    with reading_state("this isn't the state of a model"):
         version, described, tensors = state["version"], state["description"], state["tensors"]
         if version != VERSION:
             raise SennError(f"this is a model's state of version {version}; this senn reads {VERSION}")
         description = parse({**described, "version": version, "weights_sha256": "", "extra": {}})
         description.check(tensors)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SennError(f"this isn't the state of a model: {type(error).__name__}: {error}") from error
     made(description, {name: tensor.clone() for name, tensor in tensors.items()}, model)
 
 
@@ -94,10 +93,8 @@ def unpacked(document: Any, data: bytes, path: Path) -> Any:
         SennError: it isn't what `packed` gave.
     """
     tensors = tensors_of(data, path)
-    try:
+    with reading_state(f"{str(path)!r} is damaged"):
         return _unpacked(document, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise SennError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}") from error
 
 
 def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
