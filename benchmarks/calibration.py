@@ -27,11 +27,11 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from senn.candidates.candidate_config import Proposals
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
 from senn.policy import PaperPolicy, Policy, PricePolicy
-from senn.proposals import Proposals
 from senn_reproduce.moons import moons
 from senn_reproduce.regression import random_network
 

@@ -34,8 +34,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from senn import Grower
+from senn.candidates.candidate_config import Proposals
+from senn.candidates.initialization import directions
 from senn.policy import PricePolicy
-from senn.proposals import Proposals, directions
 
 BATCH, PROBE, DECAY, FOLLOWED = 256, 4096, 0.98, 200
 BETAS = (0.9, 0.999)

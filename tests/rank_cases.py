@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from senn import Grower, PaperPolicy, PricePolicy
+from senn.candidates.candidate_config import Proposals
 from senn.cli.processes import Follower, shared_state
 from senn.cli.signals import Signals
 from senn.errors import SennError, SurgeryError
 from senn.nn import MLP, ConvNet
-from senn.proposals import Proposals
 from senn.ranks import Processes, Ranks, default_ranks
 from senn.scoring import scoring_session
 from senn.training import Recipe

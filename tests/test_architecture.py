@@ -19,11 +19,8 @@ RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 STRANGERS = {
     "structure": {"curvature", "optim"},
     "curvature": {"structure", "policy"},
-    "proposals": {"policy", "optim"},
-    "ascent": {"policy", "optim"},
+    "candidates": {"policy", "optim"},
     "scores": {"structure", "policy"},
-    "layers": {"policy", "optim"},
-    "drawing": {"optim"},
     "scoring": {"optim"},
     "plots": {"nn", "torch"},
     "policy": {"curvature", "structure", "torch"},

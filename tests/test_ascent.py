@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from senn.ascent import Hill, ascend
+from senn.candidates.candidate_config import Proposals
+from senn.candidates.gain_ascent import Hill, ascend
 from senn.curvature.capture import capture
 from senn.curvature.factors import moments
 from senn.curvature.output import OutputMetric
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.policy import PaperPolicy
-from senn.proposals import Proposals
 from senn.scores import residual_cross, width_gain_bound
 from senn.scoring.pool import select
 from senn.structure import analyse

@@ -15,11 +15,12 @@ from zoo.entry import randomised
 
 import senn
 from senn import batch
+from senn.candidates.candidate_config import Proposals
+from senn.candidates.initialization import draw_convolutional
+from senn.candidates.sampling import repeatable
 from senn.curvature.capture import capture
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import legible
-from senn.drawing import repeatable
-from senn.proposals import Proposals, draw_convolutional
 from senn.scoring.stream import after_block, before_convolution
 from senn.structure import Site, analyse, silent_copy
 from senn.surgery import Append, operate

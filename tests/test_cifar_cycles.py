@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from senn.candidates.candidate_config import Proposals
 from senn.data.images import Images, ImageSet
 from senn.errors import SennError
 from senn.policy import Candidate
-from senn.proposals import Proposals
 from senn_reproduce import cifar_cycles, image_runs
 from senn_reproduce.cifar_cycles import BothWays, Curves, Settings, breathing
 

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import senn
+from senn.candidates.candidate_config import Proposals
 from senn.curvature.capture import capture
 from senn.curvature.output import OutputMetric
 from senn.curvature.patches import Patches
 from senn.curvature.reading import reading
 from senn.policy import Budget
-from senn.proposals import Proposals
 from senn.scoring import Survey
 from senn.structure import analyse
 from senn.surgery import carry_out

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from senn.candidates.candidate_config import Proposals
 from senn.policy import PaperPolicy
-from senn.proposals import Proposals
 from senn.scores import addition_limit
 from senn_reproduce import moons, regression
 from senn_reproduce.landscape import Moment, landscape

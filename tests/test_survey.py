@@ -9,12 +9,13 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
 import senn.scoring.gains
+from senn.candidates.candidate_config import Proposals
+from senn.candidates.new_layers import IdentityLayer
 from senn.curvature.factors import damped, moments
 from senn.curvature.output import OutputMetric
 from senn.curvature.samples import Rowwise
 from senn.nn import Rational
 from senn.policy import Budget
-from senn.proposals import IdentityLayer, Proposals
 from senn.scoring import KnownMoment, Survey
 from senn.scoring.gains import Fold, Ledger
 from senn.scoring.pool import Menu, select

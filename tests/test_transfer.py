@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from senn.augment import Standard
+from senn.candidates.candidate_config import Proposals
 from senn.policy import PricePolicy
-from senn.proposals import Proposals
 from senn_reproduce import transfer
 from senn_reproduce.image_runs import Data, Part
 from senn_reproduce.transfer import ARMS, Settings, fit, fresh, run, size, transferred

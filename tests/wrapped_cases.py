@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from senn import Grower, PricePolicy
+from senn.candidates.candidate_config import Proposals
 from senn.distributed import gathered, rewrap
 from senn.errors import SennError
 from senn.nn import MLP
-from senn.proposals import Proposals
 from senn.ranks import Ranks
 
 HALF = SAMPLES // 2

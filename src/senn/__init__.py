@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from senn import optim as optim
     from senn import scores as scores
     from senn.batch import Arguments as Arguments
+    from senn.candidates.candidate_config import Proposals as Proposals
     from senn.errors import SennError as SennError
     from senn.errors import SurgeryError as SurgeryError
     from senn.errors import UnsupportedError as UnsupportedError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from senn.policy import PaperPolicy as PaperPolicy
     from senn.policy import Policy as Policy
     from senn.policy import PricePolicy as PricePolicy
-    from senn.proposals import Proposals as Proposals
     from senn.structure import analyse as analyse
     from senn.structure import explain as explain
 
@@ -41,7 +41,7 @@ _HOME = {
     "PaperPolicy": "senn.policy",
     "Policy": "senn.policy",
     "PricePolicy": "senn.policy",
-    "Proposals": "senn.proposals",
+    "Proposals": "senn.candidates.candidate_config",
     "SENNClassifier": "senn.estimators",
     "SENNRegressor": "senn.estimators",
     "SennError": "senn.errors",

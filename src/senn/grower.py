@@ -14,12 +14,13 @@ from torch.optim.swa_utils import AveragedModel
 from senn import batch
 from senn._validate import check_arguments
 from senn.batch import Inputs, Output
+from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_set import Draw
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Reading
 from senn.errors import SennError, SurgeryError
 from senn.events import Candidates, Consideration, GrowthEvent, NetworkState, with_removals
 from senn.policy import MOVES, Budget, Candidate, Policy, PricePolicy, check_moves
-from senn.proposals import Draw, Proposals
 from senn.ranks import Ranks, default_ranks
 from senn.scoring import KnownMoment, Survey
 from senn.scoring.pool import Menu

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from senn.augment import augmented
+from senn.candidates.candidate_config import Proposals
 from senn.errors import SennError
 from senn.grower import Grower
 from senn.nn import DenseConvNet
 from senn.policy import Candidate, PricePolicy
-from senn.proposals import Proposals
 from senn_reproduce.image_runs import Data, accuracy_and_loss, batches, load, pick_device
 from senn_reproduce.results import Record, table, write_results
 

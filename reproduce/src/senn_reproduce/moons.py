@@ -20,11 +20,11 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from senn.candidates.candidate_config import Proposals
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
 from senn.policy import PaperPolicy
-from senn.proposals import Proposals
 from senn_reproduce.results import Record, table, write_results
 
 NOISE, TRAIN, TEST = 0.3, 200, 500

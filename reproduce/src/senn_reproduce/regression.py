@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from senn.candidates.candidate_config import Proposals
 from senn.grower import Grower
 from senn.nn import MLP, Rational
 from senn.optim import NaturalGradient
 from senn.policy import PaperPolicy
-from senn.proposals import Proposals
 from senn_reproduce.landscape import Moment, figure
 from senn_reproduce.results import Record, table, write_results
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from senn.augment import augmented
+from senn.candidates.candidate_config import Proposals
 from senn.grower import Grower
 from senn.nn import DenseConvNet
 from senn.policy import PricePolicy
-from senn.proposals import Proposals
 from senn_reproduce.image_runs import Data, accuracy_and_loss, batches, load, one_cycle, pick_device
 from senn_reproduce.results import Record, write_results
 from senn_reproduce.transfer_figure import figure

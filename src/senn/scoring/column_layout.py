@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from senn.candidates.candidate_set import Draw
+from senn.candidates.new_layers import Layer
 from senn.curvature.patches import Dense, Patches, Read
-from senn.layers import Layer
-from senn.proposals import Draw
 from senn.structure import LinearMap, Structure, tensor_of
 from senn.surgery.layout import LayoutDraft
 

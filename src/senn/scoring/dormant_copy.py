@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from senn.batch import Inputs, Output
+from senn.candidates.candidate_set import Draw
 from senn.curvature.capture import labels, layout_of, reads_of
 from senn.curvature.patches import Read
 from senn.curvature.reading import Reading, forward, reading
 from senn.preserve import preserve_model_state
-from senn.proposals import Draw
 from senn.structure import Structure
 from senn.surgery import carry_out
 from senn.surgery.verify import fingerprint

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from senn.layers import IdentityLayer, Layer
+from senn.candidates.candidate_set import Draw
+from senn.candidates.new_layers import IdentityLayer, Layer
 from senn.policy import Budget, Candidate, CandidateKey, Criterion, Kind
-from senn.proposals import Draw
 from senn.scoring.column_layout import Columns
 from senn.scoring.gains import Gains, Ledger, Prices
 from senn.scoring.greedy import Group, best_choices

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from senn import batch
-from senn.ascent import Hill, ascend
 from senn.batch import Inputs, Output
+from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_set import Draw
+from senn.candidates.gain_ascent import Hill, ascend
+from senn.candidates.sampling import LOOK, propose
 from senn.curvature.capture import Part, capture, labels
 from senn.curvature.factors import Inverse
 from senn.curvature.folds import Fold, Own
 from senn.curvature.gather import places_of
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import Layout, Reading, forward, legible
-from senn.drawing import LOOK, propose
 from senn.errors import UnsupportedError
 from senn.policy import Budget
 from senn.preserve import preserve_model_state
-from senn.proposals import Draw, Proposals
 from senn.ranks import Ranks
 from senn.scoring.batch_statistics import MOST_ROWS, BatchPart, FoldStatistics, Look, batch_parts
 from senn.scoring.column_layout import Columns, lay_out

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import nn
 
 from senn._validate import Rule, a_seed, callable_, each, instance_of, one_of, text, whole
+from senn.candidates.candidate_config import Proposals
 from senn.policy import policy_rule
-from senn.proposals import Proposals
 from senn.ranks import Ranks
 
 RANGES: Mapping[str, Rule] = {

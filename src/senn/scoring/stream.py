@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import batch
+from senn.candidates.candidate_set import Draw
+from senn.candidates.new_layers import ConvolutionalLayer
+from senn.candidates.sampling import BATCH_NORMS
 from senn.curvature.capture import BlockRun, Capture, Part, back_of, layout_of, reads_of
 from senn.curvature.folds import Fold, Own
 from senn.curvature.gather import places_of
 from senn.curvature.patches import Dense, Patches, Read, full
 from senn.curvature.reading import Reading, reading
-from senn.drawing import BATCH_NORMS
-from senn.layers import ConvolutionalLayer
 from senn.preserve import preserve_model_state
-from senn.proposals import Draw
 from senn.scoring.column_layout import Columns
 from senn.scoring.gains import Gains, Ledger
 from senn.structure import LinearMap, Structure, tensor_of

@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from senn import batch
 from senn.batch import Output
+from senn.candidates.candidate_config import Proposals
 from senn.errors import SennError, UnsupportedError
 from senn.events import GrowthEvent
 from senn.grower import Grower
-from senn.proposals import Proposals
 from senn.schedule import Rounds
 from senn.training.callbacks import Callback
 from senn.training.learner import resolve_policy

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from senn.candidates.candidate_config import Proposals
 from senn.errors import SennError, UnsupportedError
 from senn.events import Consideration, GrowthEvent
 from senn.grower import Grower
@@ -20,7 +21,6 @@ from senn.optim import NaturalGradient
 from senn.persistence.optimizers import load_optimizer_state, optimizer_state
 from senn.persistence.state import State, load_model_state, model_state
 from senn.policy import PaperPolicy, Policy, PricePolicy
-from senn.proposals import Proposals
 from senn.ranks import Ranks
 from senn.training.recipe import Recipe, Task
 from senn.training.run import architecture

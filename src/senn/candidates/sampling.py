@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from senn import batch
 from senn.batch import Inputs, Output
+from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_set import Draw, LayerActivations
+from senn.candidates.initialization import draw_convolutional, draw_identity, draw_residual, draw_units
+from senn.candidates.new_layers import ConvolutionalLayer, Layer, same
 from senn.curvature.capture import layout_of
 from senn.curvature.output import OutputMetric
 from senn.curvature.patches import Patches, full
 from senn.curvature.reading import Application, Layout, Reading, forward, reading
 from senn.errors import DivergenceError
-from senn.layers import ConvolutionalLayer, Layer, same
 from senn.nn import Residual
 from senn.nn.activations import activation_class
 from senn.preserve import preserve_model_state
-from senn.proposals import Draw, Proposals, draw_convolutional, draw_identity, draw_residual, draw_units
 from senn.structure import Block, LinearMap, Site, Space, Structure, silent_copy
 from senn.surgery import Append, Widen
 
@@ -31,19 +33,6 @@ LOOKED_AT = 4096
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """Normalisations whose weight can be silent."""
-
-
-@dataclass(frozen=True, eq=False)
-class Passing:
-    """Some rows of what passes through one linear map.
-
-    Attributes:
-        x: what it reads, (rows, in * taps), without a constant.
-        z: what it gives, (rows, m).
-    """
-
-    x: Tensor
-    z: Tensor
 
 
 def propose(
@@ -178,14 +167,14 @@ def _spread(read: Patches) -> Tensor:
     return torch.arange(0, read.locations, max(read.locations * len(read.x) // LOOKED_AT, 1), device=read.x.device)
 
 
-def _passing(one: Application, layout: Layout, samples: int) -> Passing:
+def _passing(one: Application, layout: Layout, samples: int) -> LayerActivations:
     """About `LOOKED_AT` of the rows, evenly spread."""
     assert one.z is not None
     if one.kernel is not None:
         read = Patches.of(full(one.x), False, one.kernel)
         places = _spread(read)
         z = full(one.z).flatten(2).mT[:, places]
-        return Passing(read.rows(places), z.flatten(0, 1))
+        return LayerActivations(read.rows(places), z.flatten(0, 1))
     x, z = (layout.by_sample(full(values), samples).flatten(0, 1) for values in (one.x, one.z))
     step = max(len(x) // LOOKED_AT, 1)
-    return Passing(x[::step], z[::step])
+    return LayerActivations(x[::step], z[::step])

@@ -9,18 +9,16 @@ judges.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from senn._validate import Rule, check_fields, fraction, positive, whole
-from senn.layers import ConvolutionalLayer, IdentityLayer, Layer, ResidualLayer, fresh_activation
+from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_set import LayerActivations
+from senn.candidates.new_layers import ConvolutionalLayer, IdentityLayer, ResidualLayer, fresh_activation
 from senn.nn import Rational
-from senn.nn.activations import activation_name
 from senn.structure import LinearMap, Site, Slot, Space, matrix, tensor_of
-from senn.surgery import Append, Widen, parameters_per_unit
+from senn.surgery import Widen, parameters_per_unit
 
 SMALLEST_SPREAD = 1e-6
 """Smallest spread of a pre-activation that a unit is scaled by."""
@@ -32,65 +30,6 @@ WEIGHTS = 100_000
 
 CHANNELS = 8
 """Candidates of a space of channels, at least; or a quarter as many as it has."""
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """How many candidates of what kind a consideration draws.
-
-    Args:
-        units: candidate units for each space; None for as many as `WEIGHTS` weights allow, between 64 and 256, and for
-            channels of a convolution a quarter as many as there are (but `CHANNELS`).
-        copies: fraction of them that are perturbed copies of existing units.
-        smooth: fraction of the random ones whose direction follows the data; the others' are uniform.
-        residual: candidate units of a residual layer at each site; 0 offers none.
-        identity: random bases for an identity insertion at each site; 0 offers none.
-        ascent: steps of ascent of log D' on the candidate units' incoming parameters.
-        rate: length of the first step, relative to the length of a unit's incoming parameters; it adapts from there.
-        activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of
-            `senn.nn.activations.ACTIVATIONS`; None takes the model's own.
-
-    Raises:
-        SennError: an argument is out of range, or the activation is unknown.
-    """
-
-    units: int | None = None
-    copies: float = 0.0
-    smooth: float = 1.0
-    residual: int = 16
-    identity: int = 2
-    ascent: int = 0
-    rate: float = 0.1
-    activation: str | None = None
-
-    _RANGES: ClassVar[Mapping[str, Rule]] = {
-        "units": whole(low=1).or_none(),
-        "copies": fraction(),
-        "smooth": fraction(),
-        "residual": whole(low=0),
-        "identity": whole(low=0),
-        "ascent": whole(low=0),
-        "rate": positive(),
-        "activation": activation_name().or_none(),
-    }
-
-    def __post_init__(self) -> None:
-        check_fields(self, self._RANGES)
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """All candidates of one consideration.
-
-    Attributes:
-        widen: by space, the move that would add all of its candidate units.
-        layers: by site, the layers that could be inserted.
-        repeats: by residual block, the move that would put a silent copy after it.
-    """
-
-    widen: Mapping[str, Widen] = field(default_factory=dict)
-    layers: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
-    repeats: Mapping[str, Append] = field(default_factory=dict)
 
 
 def directions(
@@ -137,23 +76,11 @@ def scaled(x: Tensor, weight: Tensor, spread: float, generator: torch.Generator)
     return weight * factor[:, None], centre - z.mean(0) * factor
 
 
-class Passing(Protocol):
-    """Rows that pass through a linear map: what it reads, (rows, in * taps), and what it gives, (rows, m)."""
-
-    @property
-    def x(self) -> Tensor:
-        """What the map reads."""
-
-    @property
-    def z(self) -> Tensor:
-        """What it gives."""
-
-
 def draw_units(
     model: nn.Module,
     space: Space,
     maps: Mapping[str, LinearMap],
-    passing: Mapping[str, Passing],
+    passing: Mapping[str, LayerActivations],
     recipe: Proposals,
     generator: torch.Generator,
 ) -> Widen:

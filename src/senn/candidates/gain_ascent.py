@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from senn.batch import Inputs
+from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_set import Draw
+from senn.candidates.initialization import SMALLEST_SPREAD
 from senn.curvature.capture import capture
 from senn.curvature.factors import DAMPING, cholesky, moments, solve, whiten
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import forward, reading
 from senn.preserve import preserve_model_state
-from senn.proposals import SMALLEST_SPREAD, Draw, Proposals
 from senn.structure import Structure
 from senn.surgery import Widen, calibrate, carry_out
 from senn.surgery.plan import Plan, find_tensor, plan

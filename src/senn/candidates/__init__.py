@@ -1,0 +1,1 @@
+"""Candidates: units and layers that could be added to a model, and how they are drawn."""
