@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from senn.structure.label_classes import Elements, Part
-from senn.structure.layout import runs_of
 from senn.structure.sizes.solver import Coupling, NoSolutionError, Symbol
 from senn.structure.sizes.symbolic_int import Key, Numbers
 from senn.structure.spaces import Attribute, Norm, Refusal, Role, Slot, Space
@@ -180,3 +180,16 @@ class Builder:
         return tuple(
             Attribute(module=module, name=name, per_unit=by, item=item) for (module, name, item), by in sizes.items()
         )
+
+
+def runs_of(index: Tensor) -> int | None:
+    """In how many runs of all units a (width, k) index is laid out (see `Slot.runs`); None if in another way."""
+    width, k = index.shape
+    jumps = (index[0, 1:] - index[0, :-1] != 1).nonzero().flatten() + 1
+    for block in [int(jumps[0]) if len(jumps) else k, 1]:
+        first = index[0].view(-1, block)[:, :1] if k % block == 0 else None
+        if first is None or not torch.equal(index[0].view(-1, block), first + torch.arange(block)):
+            continue
+        if torch.equal(index, index[0] + block * torch.arange(width)[:, None]):
+            return k // block
+    return None

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from senn.structure.layout import index_of, unit_axis
 from senn.structure.sizes.symbolic_int import Shaped
 from senn.structure.spaces import Role
 from senn.structure.tracing.labels import Owner, distinct, varying
@@ -87,7 +86,10 @@ class Elements:
             except _RefusedError as reason:
                 element.reason = str(reason)
         self.element_of = self.element_of[self.units]
-        self.along = self._parameter_counts()
+        self.along: dict[str, dict[int, dict[int, int]]] = {}  # positions per unit by tensor, dimension and element
+        for number, element in enumerate(self.all):
+            for part in element.parts:
+                self.along.setdefault(part.tensor, {}).setdefault(part.dim, {})[number] = part.index.shape[1]
 
     def _groups(self) -> list[list[Owner]]:
         """Producers that have units in common, in order of use."""
@@ -176,14 +178,6 @@ class Elements:
 
     # -- sizes
 
-    def _parameter_counts(self) -> dict[str, dict[int, dict[int, int]]]:
-        """Positions per unit by tensor, dimension and element."""
-        found: dict[str, dict[int, dict[int, int]]] = {}
-        for number, element in enumerate(self.all):
-            for part in element.parts:
-                found.setdefault(part.tensor, {}).setdefault(part.dim, {})[number] = part.index.shape[1]
-        return found
-
     def counts(self, tensor: Shaped) -> dict[int, dict[int, int]]:
         """Positions per unit of a tensor as it was seen, by dimension and element.
 
@@ -218,3 +212,36 @@ class Elements:
 def _short(owner: Owner) -> str:
     """A map's name: the module's where the tensor is its weight."""
     return owner.module if owner.tensor == "weight" and owner.module else owner.name
+
+
+def unit_axis(units: Tensor) -> int | None:
+    """The one dimension of a tensor along which its units lie.
+
+    Args:
+        units: the unit of each entry, -1 for none.
+
+    Returns:
+        The dimension; the last one if all entries belong to a single unit; None if there are several.
+    """
+    along = [dim for dim in range(units.dim()) if bool((units != units.narrow(dim, 0, 1)).any())]
+    if not along:
+        return units.dim() - 1
+    return along[0] if len(along) == 1 else None
+
+
+def index_of(units: Tensor, width: int) -> Tensor | None:
+    """Positions of each unit.
+
+    Args:
+        units: (positions,) the unit at each position, -1 for none.
+        width: number of units.
+
+    Returns:
+        (width, k) positions in ascending order, or None if the units own different numbers of positions.
+    """
+    positions = (units >= 0).nonzero().flatten()
+    owners = units[positions]
+    counts = torch.bincount(owners, minlength=width)
+    if not len(positions) or bool((counts != counts[0]).any()):
+        return None
+    return positions[torch.argsort(owners, stable=True)].view(width, -1)

@@ -35,7 +35,11 @@ def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = fro
     """
     trace, numbers = run(model, inputs)
     problems = _problems(model, trace)
-    fixed = {**dict.fromkeys(_weights_in(model, ignored), "is ignored as asked"), **problems}
+    fixed: dict[str, str] = {}
+    for name in ignored:
+        for key, _ in model.get_submodule(name).named_parameters(recurse=False):
+            fixed[f"{name}.{key}"] = "is ignored as asked"
+    fixed |= problems
     used = {use.weight for use in trace.uses}
     refused = [
         Refusal(place=_short(name), reason=f"it {why}")
@@ -56,10 +60,6 @@ def _short(weight: str) -> str:
     """A map's name: the module's where the tensor is its weight."""
     module, _, key = weight.rpartition(".")
     return module if key == "weight" and module else weight
-
-
-def _weights_in(model: nn.Module, modules: Collection[str]) -> list[str]:
-    return [f"{name}.{key}" for name in modules for key, _ in model.get_submodule(name).named_parameters(recurse=False)]
 
 
 def _problems(model: nn.Module, trace: Trace) -> dict[str, str]:

@@ -76,17 +76,14 @@ def _linear(trace: Trace, call: Call, weight: Held, source: Tensor, bias: Tensor
     columns, beside = columns_of(trace, source, source.dim() - 1)
     trace.use(weight, columns, source, in_dim=1 - out_dim, out_dim=out_dim, axis=source.dim() - 1)
     made = spread(trace.produce(weight, out_dim), output.dim() - 1, output)
-    rest = [coat.amax(-1, keepdim=True).expand(output.shape).clone() for coat in beside]
-    trace.dress(output, [*_with_bias(trace, made, bias, output), *rest])
-
-
-def _with_bias(trace: Trace, made: Tensor, bias: Tensor | None, output: Tensor) -> list[Tensor]:
-    """Rows and what is added to them."""
-    if bias is None:
-        return [made]
-    if trace.is_labelled(bias):
-        return [c.clone() for c in together(trace, [made, *(c.broadcast_to(output.shape) for c in trace.coats(bias))])]
-    return [meet_plain(trace, made, bias)]
+    coats = [made]
+    if bias is not None and trace.is_labelled(bias):
+        added = [coat.broadcast_to(output.shape) for coat in trace.coats(bias)]
+        coats = [coat.clone() for coat in together(trace, [made, *added])]
+    elif bias is not None:
+        coats = [meet_plain(trace, made, bias)]
+    coats += [coat.amax(-1, keepdim=True).expand(output.shape).clone() for coat in beside]
+    trace.dress(output, coats)
 
 
 def convolution(trace: Trace, call: Call) -> None:
