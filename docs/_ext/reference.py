@@ -23,7 +23,7 @@ from sphinx.pycode import ModuleAnalyzer
 import senn
 
 INTERNAL = {
-    "augment", "batch", "candidates", "disk", "scoring",
+    "augment", "batch", "candidates", "disk", "preserve", "scoring", "verification",
     "cli",  # used from a terminal: `senn --help`
     "estimators", "grower",  # all that they hold is a name of senn's own
 }  # fmt: skip

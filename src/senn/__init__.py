@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from senn.policy import PaperPolicy as PaperPolicy
     from senn.policy import Policy as Policy
     from senn.policy import PricePolicy as PricePolicy
-    from senn.structure import analyse as analyse
-    from senn.structure import explain as explain
+    from senn.verification import analyse as analyse
+    from senn.verification import explain as explain
 
 __version__ = "0.1.0"
 
@@ -47,8 +47,8 @@ _HOME = {
     "SennError": "senn.errors",
     "SurgeryError": "senn.errors",
     "UnsupportedError": "senn.errors",
-    "analyse": "senn.structure",
-    "explain": "senn.structure",
+    "analyse": "senn.verification",
+    "explain": "senn.verification",
     "load": "senn.persistence",
     "save": "senn.persistence",
 }

@@ -34,11 +34,12 @@ from senn.scoring.rank_checks import (
 )
 from senn.scoring.selection import select_candidates
 from senn.scoring.settings import RANGES
-from senn.structure import Structure, analyse
+from senn.structure import Structure
 from senn.structure.input_checks import check_module
 from senn.surgery import Prune, operate
 from senn.surgery.moves import tensors_of
 from senn.surgery.optimizer import check_holds, unwrap
+from senn.verification import analyse
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 

@@ -22,8 +22,8 @@ from senn.errors import DivergenceError
 from senn.nn import Residual
 from senn.nn.activations import activation_class
 from senn.preserve import preserve_model_state
-from senn.structure import Block, LinearMap, Site, Space, Structure, silent_copy
-from senn.surgery import Append, Widen
+from senn.structure import Block, LinearMap, Site, Space, Structure
+from senn.surgery import Append, Widen, silent_copy
 
 LOOK = 128
 """Samples that the draw looks at, for the scale of the candidates."""

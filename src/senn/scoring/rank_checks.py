@@ -15,8 +15,9 @@ from senn.policy import Candidate, Policy
 from senn.ranks import Ranks
 from senn.scoring.global_batch import first_of
 from senn.scoring.pool import Menu
-from senn.structure import Structure, analyse
+from senn.structure import Structure
 from senn.surgery.verify import fingerprint
+from senn.verification import analyse
 
 
 def each_batch(ranks: Ranks, batches: Iterable[Any]) -> Iterator[Any]:

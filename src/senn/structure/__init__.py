@@ -1,7 +1,8 @@
 """What in a module can change size: spaces (hidden dimensions), sites (places for a new layer) and blocks."""
 
-from senn.structure.analysis import analyse, explain
-from senn.structure.repeat import silent_copy
+import importlib
+from typing import Any
+
 from senn.structure.spaces import (
     Attribute,
     Block,
@@ -39,3 +40,12 @@ __all__ = [
     "silent_copy",
     "tensor_of",
 ]
+
+_HOME = {"analyse": "senn.verification", "explain": "senn.verification", "silent_copy": "senn.surgery"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names that lie in packages above this one, which import it."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'senn.structure' has no attribute {name!r}")

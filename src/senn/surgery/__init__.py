@@ -4,6 +4,7 @@ from senn.surgery.carry import Journal, carry_out
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
 from senn.surgery.operate import Receipt, operate
 from senn.surgery.plan import new_parameters, parameters_per_unit
+from senn.surgery.repeat import silent_copy
 from senn.surgery.verify import calibrate
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "new_parameters",
     "operate",
     "parameters_per_unit",
+    "silent_copy",
 ]

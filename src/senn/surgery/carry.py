@@ -15,11 +15,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
-from senn.structure.repeat import Addition, put_after
 from senn.structure.spaces import Structure, tensor_of
 from senn.surgery.layout import Layout, corner, place
 from senn.surgery.moves import Insert, Move
 from senn.surgery.plan import BEFORE, Compensation, Entries, Plan, find_tensor, join, plan
+from senn.surgery.repeat import Addition, put_after
 from senn.surgery.verify import calibrate
 
 # What a new channel of a normalisation starts with; other carriers take the mean of the units there are.

@@ -82,7 +82,7 @@ class Append:
 
     Attributes:
         block: name of the block (`Structure.blocks`).
-        copy: the new module, called as the block is and silent: it changes nothing now (`structure.silent_copy`). Each
+        copy: the new module, called as the block is and silent: it changes nothing now (`silent_copy`). Each
             carrying out uses a fresh deepcopy. In the optimizer each parameter joins the group of the block's parameter
             of the same name.
     """

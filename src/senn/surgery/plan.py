@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from senn.errors import DivergenceError, SennError, UnsupportedError
-from senn.structure.repeat import Addition
 from senn.structure.spaces import LinearMap, Site, Slot, Space, Structure, columns
 from senn.surgery.layout import Layout, LayoutDraft
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
+from senn.surgery.repeat import Addition
 
 BEFORE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules before which a layer can be inserted."""

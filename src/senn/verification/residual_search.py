@@ -27,16 +27,15 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import UnsupportedError, in_one_line
 from senn.preserve import preserve_model_state
-from senn.structure.repeat import counts_of, have_positions, put_after, silent_copy
 from senn.structure.spaces import Block, LinearMap, Refusal, tensor_of
-from senn.structure.trial import close
-from senn.structure.widened import disturb
+from senn.surgery.repeat import counts_of, have_positions, put_after, silent_copy
+from senn.verification.verify_groups import is_close, perturb_parameters
 
 _NOT_REPEATED = "nothing like it can be put after it"
 _SMALL = 0.05  # of their size, for tensors that were zero: then what is added must be small too
 
 
-def residual_blocks(
+def find_residual_blocks(
     model: nn.Module, inputs: Inputs, maps: Sequence[LinearMap], ignored: Collection[str] = ()
 ) -> tuple[list[Block], list[Refusal]]:
     """The innermost residual blocks in order of use, and those after which nothing can be put.
@@ -121,9 +120,9 @@ class _Search:
         refused: list[Refusal] = []
         blocks: list[Block] = []
         with torch.no_grad(), preserve_model_state(self.trial, fused=False):
-            disturb(self.trial, parameters, self.generator)
+            perturb_parameters(self.trial, parameters, self.generator)
             found = self._found(self._visits(names, self.inputs))
-            disturb(self.trial, parameters, self.generator)
+            perturb_parameters(self.trial, parameters, self.generator)
             visits = self._visited_again(list(found))
             for name in visits:
                 if not self._holds(name, visits[name], found[name]):
@@ -364,7 +363,7 @@ class _Search:
                 return f"the forward pass fails with it ({error})"
         if len(made) != 1 or len(read) != 1 or made[0] is None or not torch.equal(made[0], read[0]):
             return "the forward pass doesn't run what stands there"
-        return None if close(before, after) else "the outputs depend on the number of layers"
+        return None if is_close(before, after) else "the outputs depend on the number of layers"
 
 
 class _Order(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -9,7 +9,8 @@ nothing reads (zero columns), and the forward pass runs again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +19,11 @@ from torch import Tensor, nn
 
 from senn import batch
 from senn.batch import Inputs
-from senn.errors import UnsupportedError, in_one_line
+from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.preserve import preserve_model_state
-from senn.structure.spaces import Refusal, Slot, Space, Structure
-from senn.structure.widened import disturb, widen
-
-Read = Callable[[nn.Module, Inputs], Structure]
+from senn.structure.spaces import Refusal, Slot, Space, Structure, tensor_of
+from senn.structure.trace_graph import trace_graph
+from senn.surgery import Widen, carry_out
 
 # Largest change of an output, relative to the largest output, that rounding explains.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -34,33 +34,33 @@ class _FailedError(Exception):
     """A widened copy doesn't bear a space out; the message says why."""
 
 
-def tried(model: nn.Module, inputs: Inputs, structure: Structure, read: Read) -> Structure:
+def verify_groups(model: nn.Module, inputs: Inputs, structure: Structure, ignored: Collection[str] = ()) -> Structure:
     """The structure with only those spaces that a widened copy bears out; the others are refused by name.
 
     Args:
         model: the model; it isn't changed.
         inputs: of its forward.
         structure: what its labels and numbers say.
-        read: the analysis without trial, to be run on the copy.
+        ignored: names of modules whose linear maps must keep their shapes.
     """
-    accepted, refused = _parted(model, inputs, (), structure.spaces, read)
+    accepted, refused = _parted(model, inputs, (), structure.spaces, ignored)
     order = {space.name: place for place, space in enumerate(structure.spaces)}
     spaces = tuple(sorted(accepted, key=lambda space: order[space.name]))
     return replace(structure, spaces=spaces, refused=(*refused, *structure.refused))
 
 
 def _parted(
-    model: nn.Module, inputs: Inputs, accepted: tuple[Space, ...], spaces: tuple[Space, ...], read: Read
+    model: nn.Module, inputs: Inputs, accepted: tuple[Space, ...], spaces: tuple[Space, ...], ignored: Collection[str]
 ) -> tuple[tuple[Space, ...], list[Refusal]]:
     """The accepted spaces with those of some others that hold beside them, and refusals of the rest: by halves."""
     try:
-        return _bear_out(model, inputs, (*accepted, *spaces), read), []
+        return _bear_out(model, inputs, (*accepted, *spaces), ignored), []
     except _FailedError as reason:
         if len(spaces) == 1:
             return accepted, _refusals(spaces[0], str(reason))
     half = len(spaces) // 2
-    accepted, first = _parted(model, inputs, accepted, spaces[:half], read)
-    accepted, second = _parted(model, inputs, accepted, spaces[half:], read)
+    accepted, first = _parted(model, inputs, accepted, spaces[:half], ignored)
+    accepted, second = _parted(model, inputs, accepted, spaces[half:], ignored)
     return accepted, first + second
 
 
@@ -74,7 +74,9 @@ def _refusals(space: Space, reason: str) -> list[Refusal]:
     ]
 
 
-def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read: Read) -> tuple[Space, ...]:
+def _bear_out(
+    model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], ignored: Collection[str]
+) -> tuple[Space, ...]:
     """The spaces, with the layout of those of one unit cleared up; fails if a widened copy contradicts them."""
     if not spaces:
         return spaces
@@ -83,11 +85,15 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
     except Exception as error:
         raise UnsupportedError(f"The model can't be copied: {in_one_line(error)}.") from error
     generator = torch.Generator().manual_seed(0)
-    disturb(trial, {slot.name for space in spaces for slot in space.slots}, generator)
+    perturb_parameters(trial, {slot.name for space in spaces for slot in space.slots}, generator)
     before = _outputs(trial, inputs)
     try:
-        widen(trial, spaces, generator)
-        found = read(trial, inputs)
+        carry_out(trial, _one_more_unit(trial, spaces, generator), Structure((), spaces, ()))
+    except Exception as error:
+        reason = str(error) if isinstance(error, SennError) else in_one_line(error)
+        raise _FailedError(f"surgery can't widen it: {reason}") from error
+    try:
+        found = trace_graph(trial, inputs, ignored)
         after = _outputs(trial, inputs)
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -96,8 +102,8 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
         ) from error
     clear = tuple(_same(space, found) for space in spaces)
     if clear != spaces:  # the new columns of a space of one unit went to the wrong places
-        return _bear_out(model, inputs, clear, read)
-    if not close(before, after):
+        return _bear_out(model, inputs, clear, ignored)
+    if not is_close(before, after):
         normed = next((space for space in spaces if space.norms), None)
         if normed is not None:
             names = ", ".join(norm.module for norm in normed.norms)
@@ -106,13 +112,45 @@ def _bear_out(model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], read:
     return spaces
 
 
+def perturb_parameters(model: nn.Module, names: Iterable[str], generator: torch.Generator) -> None:
+    """Add noise to the parameters among these tensors.
+
+    What holds for the ones and zeros of a fresh model may not hold later.
+
+    Args:
+        model: a copy, which is spoiled.
+        names: full names of parameters and buffers; buffers and integers stay.
+        generator: source of the noise: of weights as large as a fresh linear map's, of vectors 0.1.
+    """
+    for name in sorted(names):
+        tensor = tensor_of(model, name)
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+            scale = 0.1 if tensor.dim() < 2 else 1 / math.sqrt(max(tensor[0].numel(), 1))
+            tensor.data += scale * torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def _one_more_unit(model: nn.Module, spaces: Sequence[Space], generator: torch.Generator) -> list[Widen]:
+    """Moves that give each space one more unit: random rows, vectors like those of its last unit."""
+    moves = []
+    for space in spaces:
+        values = {}
+        for slot in space.of("producer"):
+            if not slot.quiet:
+                tensor = tensor_of(model, slot.name).detach()
+                last = tensor.index_select(slot.dim, slot.index[-1].to(tensor.device))
+                noise = torch.randn(last.shape, generator=generator) / math.sqrt(max(tensor[0].numel(), 1))
+                values[slot.name] = noise.to(last) if last.dim() > 1 else last
+        moves.append(Widen(space.name, 1, values))
+    return moves
+
+
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad(), preserve_model_state(model, fused=False):
         found = batch.tensors(batch.call(model, batch.copied(inputs)))
     return [tensor for tensor in found if tensor.is_floating_point()]
 
 
-def close(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+def is_close(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     """Whether outputs are the same up to rounding."""
     if len(before) != len(after):
         return False

@@ -1,4 +1,4 @@
-"""From a model to its structure: traced, proved on a widened copy, and searched for residual blocks."""
+"""What in a model can change size: traced, tried in copies, searched for blocks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import replace
 from torch import nn
 
 from senn.batch import Inputs
-from senn.structure.blocks import residual_blocks
 from senn.structure.input_checks import check_inputs, check_model, ignored_modules
 from senn.structure.spaces import Structure
 from senn.structure.summary import Explanation, render
 from senn.structure.trace_graph import trace_graph
-from senn.structure.trial import tried
+from senn.verification.residual_search import find_residual_blocks
+from senn.verification.verify_groups import verify_groups
 
 
 def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven: Structure | None = None) -> Structure:
@@ -23,8 +23,8 @@ def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven
     tensor belongs to (`senn.structure.tracing`) and what the forward's Python code computes with sizes
     (`senn.structure.sizes`). Then a copy of the model, widened by one unit in every space, is run in the same way: a
     space whose size the forward pass takes for granted is refused. Residual blocks are found by trying, in another
-    copy, which modules can give back what they are given (`senn.structure.blocks`). The model itself is left as it was:
-    parameters, buffers, gradients, hooks, training flags, random number generators.
+    copy, which modules can give back what they are given. The model itself is left as it was: parameters, buffers,
+    gradients, hooks, training flags, random number generators.
 
     Args:
         model: any module. What isn't understood is refused by name, and the rest of the model still counts.
@@ -49,20 +49,20 @@ def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven
         names = {space.name for space in proven.spaces}
         spaces = tuple(space for space in structure.spaces if space.name in names)
         return replace(structure, spaces=spaces, refused=proven.refused, blocks=proven.blocks)
-    structure = tried(model, inputs, structure, lambda copy, example: trace_graph(copy, example, ignored))
-    blocks, without = residual_blocks(model, inputs, structure.maps, ignored)
-    return replace(structure, blocks=tuple(blocks), refused=(*structure.refused, *without))
+    structure = verify_groups(model, inputs, structure, ignored)
+    blocks, refused = find_residual_blocks(model, inputs, structure.maps, ignored)
+    return replace(structure, blocks=tuple(blocks), refused=(*structure.refused, *refused))
 
 
 def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> Explanation:
     """Explain in plain text what in a model can change size, and what can't and why.
 
     Args:
-        structure: a structure, or a model, which is analysed.
+        structure: of a model; or a model, which is analysed.
         inputs: a few inputs of the model; None for a structure.
 
     Returns:
-        Plain text tables of the spaces, the sites, the blocks that can be repeated, and the refusals. A consumer that
-        owns k > 1 columns per unit is shown as `name x k`.
+        Tables of the spaces, the sites, the blocks that can be repeated, and the refusals. A consumer that owns k > 1
+        columns per unit is shown as `name x k`.
     """
     return render(analyse(structure, inputs) if isinstance(structure, nn.Module) else structure)
