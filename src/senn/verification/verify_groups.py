@@ -87,8 +87,9 @@ def _bear_out(
     generator = torch.Generator().manual_seed(0)
     perturb_parameters(trial, {slot.name for space in spaces for slot in space.slots}, generator)
     before = _outputs(trial, inputs)
+    moves, structure = _one_more_unit(trial, spaces, generator), Structure(maps=(), spaces=spaces, sites=())
     try:
-        carry_out(trial, _one_more_unit(trial, spaces, generator), Structure((), spaces, ()))
+        carry_out(trial, moves, structure)
     except Exception as error:
         reason = str(error) if isinstance(error, SennError) else in_one_line(error)
         raise _FailedError(f"surgery can't widen it: {reason}") from error
