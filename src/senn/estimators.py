@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from typing import Any, Self
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -39,42 +39,28 @@ _FIELDS = {
 }
 
 
+# scikit-learn reads an estimator's parameters off the signature of `__init__`, which a dataclass generates from its
+# fields, those of its base included: so each parameter stands once.
+@dataclass(eq=False, repr=False, match_args=False)
 class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
     """What both estimators share: standardisation, training, going on."""
 
-    _task: Task
-    _online: Online | None
+    hidden: tuple[int, ...] | None = None
+    _: KW_ONLY
+    activation: Any = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    max_epochs: int | None = None
+    grow: bool | None = None
+    policy: Any = None
+    max_params: int | None = None
+    validation_fraction: float | None = None
+    recipe: Recipe | None = None
+    random_state: Any = None
+    verbose: int = 0
 
-    def __init__(
-        self,
-        hidden: tuple[int, ...] | None = None,
-        *,
-        activation: Any = None,
-        optimizer: str | None = None,
-        learning_rate: float | None = None,
-        batch_size: int | None = None,
-        max_epochs: int | None = None,
-        grow: bool | None = None,
-        policy: Any = None,
-        max_params: int | None = None,
-        validation_fraction: float | None = None,
-        recipe: Recipe | None = None,
-        random_state: Any = None,
-        verbose: int = 0,
-    ) -> None:
-        self.hidden = hidden
-        self.activation = activation
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.grow = grow
-        self.policy = policy
-        self.max_params = max_params
-        self.validation_fraction = validation_fraction
-        self.recipe = recipe
-        self.random_state = random_state
-        self.verbose = verbose
+    _task: ClassVar[Task]
 
     # -- what a task decides
 
@@ -108,7 +94,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
             callbacks=progress(self.verbose),
             sample_weight=torch.from_numpy(weight),
         )
-        self._online = None
+        self._online: Online | None = None
         self.model_ = run.model
         self.history_ = run.history
         self.architecture_ = run.architecture
@@ -168,6 +154,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
         return {**super().__getstate__(), "_online": None}
 
 
+@dataclass(eq=False, repr=False, match_args=False)
 class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
     """A classifier whose network finds its own size while it is trained.
 
@@ -204,32 +191,10 @@ class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
         `check_sample_weight_equivalence_on_dense_data` does not hold, as for its own stochastic-gradient estimators.
     """
 
-    _task: Task = "classification"
+    _: KW_ONLY
+    class_weight: Any = None
 
-    def __init__(
-        self,
-        hidden: tuple[int, ...] | None = None,
-        *,
-        activation: Any = None,
-        optimizer: str | None = None,
-        learning_rate: float | None = None,
-        batch_size: int | None = None,
-        max_epochs: int | None = None,
-        grow: bool | None = None,
-        policy: Any = None,
-        max_params: int | None = None,
-        validation_fraction: float | None = None,
-        class_weight: Any = None,
-        recipe: Recipe | None = None,
-        random_state: Any = None,
-        verbose: int = 0,
-    ) -> None:
-        super().__init__(
-            hidden, activation=activation, optimizer=optimizer, learning_rate=learning_rate, batch_size=batch_size,
-            max_epochs=max_epochs, grow=grow, policy=policy, max_params=max_params,
-            validation_fraction=validation_fraction, recipe=recipe, random_state=random_state, verbose=verbose,
-        )  # fmt: skip
-        self.class_weight = class_weight
+    _task: ClassVar[Task] = "classification"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train from the start on X (rows, features) and labels y (rows,)."""
@@ -289,6 +254,7 @@ class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
         return len(self.classes_)
 
 
+@dataclass(eq=False, repr=False, match_args=False)
 class SENNRegressor(RegressorMixin, _SENNEstimator):  # type: ignore[misc]
     """A regressor whose network finds its own size while it is trained.
 
@@ -323,7 +289,7 @@ class SENNRegressor(RegressorMixin, _SENNEstimator):  # type: ignore[misc]
         Sample weights behave as in `SENNClassifier`.
     """
 
-    _task: Task = "regression"
+    _task: ClassVar[Task] = "regression"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train from the start on X (rows, features) and y (rows,) or (rows, targets)."""
