@@ -117,7 +117,7 @@ def learn(name: str, data: Data, recipe: Recipe, *, drawn: bool = False) -> tupl
     else:
         torch.manual_seed(recipe.seed)
         generator = torch.Generator().manual_seed(recipe.seed)
-        rows, held_out = partition(data.x, data.y, recipe, None, None, generator)
+        rows, held_out = partition(data.x, data.y, recipe, generator=generator)
         model = MLP(data.x.shape[1], recipe.hidden, CLASSES, shortcut=False)
         run = fit_model(model, rows, held_out, task="classification", recipe=recipe, generator=generator)
     return run, time.process_time() - began

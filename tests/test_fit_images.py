@@ -86,7 +86,8 @@ def test_any_model_is_fitted_on_rows_of_any_shape(monkeypatch):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     augmented = []
     inputs = Inputs(lambda bytes: bytes / 255, lambda x, generator: augmented.append(len(x)) or x)
-    rows, held_out, recipe = Rows(x[:32], y[:32]), Rows(x[32:], y[32:]), Recipe(epochs=3, batch_size=16, seed=1)
+    rows, held_out = Rows(x=x[:32], y=y[:32]), Rows(x=x[32:], y=y[32:])
+    recipe = Recipe(epochs=3, batch_size=16, seed=1)
     recipe = replace(recipe, rounds=(0.3,), removals=(0.6,), probe=20, moves=("width", "prune"))
     found = []
     for at_once in (500, 7):  # images are validated in parts, which changes nothing

@@ -226,18 +226,18 @@ def test_any_optimizer_by_name(name):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "words"),
+    ("choices", "words"),
     [
-        (Recipe(optimizer="adamant", grow=False), "Unknown optimizer 'adamant'"),
-        (Recipe(optimizer="lbfgs", grow=False), "'lbfgs' cannot be used"),
-        (Recipe(optimizer_options={"speed": 2}, grow=False), "speed"),
-        (Recipe(activation="swoosh", grow=False), "swoosh"),
+        ({"optimizer": "adamant"}, "Unknown optimizer 'adamant'"),
+        ({"optimizer": "lbfgs"}, "'lbfgs' cannot be used"),
+        ({"optimizer_options": {"speed": 2}}, "speed"),
+        ({"activation": "swoosh"}, "swoosh"),
     ],
 )
-def test_what_cannot_be_made_is_refused_by_name(recipe, words):
+def test_what_cannot_be_made_is_refused_by_name(choices, words):
     x, y = blobs()
     with pytest.raises(SennError, match=words):
-        fit(x, y, recipe)
+        fit(x, y, Recipe(**choices, grow=False))
 
 
 def test_options_reach_the_optimizer():

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from senn import batch
+from senn._records import reading_state
 from senn.batch import Output
 from senn.candidates.candidate_config import Proposals
 from senn.errors import SennError, UnsupportedError
@@ -314,7 +315,7 @@ class GrowthSession:
 
     def _load(self, state: Mapping[str, Any], model: nn.Module) -> None:
         running, device = self._running, next(model.parameters()).device
-        try:
+        with reading_state("this isn't the state of a run that grew"):
             self._steps, self._rows = state["steps"], state["rows"]
             self._rounds = Rounds(self.recipe, self._steps)
             self._rounds.load_state_dict(state["rounds"])
@@ -322,10 +323,6 @@ class GrowthSession:
             self.history[:] = copies(state["history"])
             running.grower.load_state_dict(state["grower"])
             running.recorder.resume(self.history)
-        except SennError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise SennError(f"this isn't the state of a run that grew: {type(error).__name__}: {error}") from error
 
     @property
     def _running(self) -> _Started:

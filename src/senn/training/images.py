@@ -137,7 +137,7 @@ def train_images(
         torch.manual_seed(recipe.seed)
         generator = torch.Generator().manual_seed(recipe.seed)
         given = None if validation is None else (validation[0].to(place), validation[1].to(place))
-        rows, held_out = partition(pixels.to(place), labels.to(place), recipe, None, given, generator)
+        rows, held_out = partition(pixels.to(place), labels.to(place), recipe, validation=given, generator=generator)
         model: nn.Module = build_conv_net(pixels.shape[1], side, classes, recipe.hidden).to(place)
         run = fit_model(
             model, rows, held_out, task="classification", recipe=recipe, generator=generator, callbacks=callbacks,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from senn._records import reading_state
 from senn.candidates.candidate_config import Proposals
 from senn.errors import SennError, UnsupportedError
 from senn.events import Consideration, GrowthEvent
@@ -254,7 +255,7 @@ class Learner:
         Raises:
             SennError: it isn't the state of such a learner.
         """
-        try:
+        with reading_state("this isn't the state of such a learner"):
             load_model_state(self.model, state["model"])
             load_optimizer_state(self.optimizer, self.model, state["optimizer"])
             if self.averaged is not None:
@@ -263,8 +264,6 @@ class Learner:
             if self._grower is not None:
                 self._grower.load_state_dict(state["grower"])
             self.samples = int(state["samples"])
-        except (KeyError, TypeError) as error:
-            raise SennError(f"this isn't the state of such a learner: {type(error).__name__}: {error}") from error
 
     def update_average(self) -> None:
         """Take the weights as they are now into the average."""

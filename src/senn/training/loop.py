@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from senn._records import reading_state
 from senn.errors import DivergenceError, SennError
 from senn.persistence.state import State
 from senn.schedule import Rounds
@@ -203,7 +204,7 @@ class Training:
         Raises:
             SennError: it isn't the state of such a run.
         """
-        try:
+        with reading_state("this isn't the state of such a run"):
             self.learner.load_state_dict(state["learner"])
             self.state.load_state_dict(state, self.device)
             self.rounds.load_state_dict(state["rounds"])
@@ -212,10 +213,6 @@ class Training:
             torch.set_rng_state(state["global"])
             if state["cuda"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"], self.device)
-        except SennError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise SennError(f"this isn't the state of such a run: {type(error).__name__}: {error}") from error
 
     def keep(self, state: State | None = None) -> None:
         """Have the state kept, as it is now or was; training goes on if it can't be."""

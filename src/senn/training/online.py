@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from senn.errors import DivergenceError, SennError
+from senn._records import reading_state
+from senn.errors import DivergenceError
 from senn.nn import MLP
 from senn.persistence.state import State
 from senn.schedule import Rounds
@@ -46,7 +47,7 @@ class Online:
         """
         if weight is not None:
             weight = None if (weight == weight[0]).all() else (weight / weight.mean()).to(x)
-        rows = Rows(x, y, weight)
+        rows = Rows(x=x, y=y, weight=weight)
         self.learner.samples += len(rows)
         self.passes += 1
         losses = []
@@ -79,15 +80,11 @@ class Online:
         Raises:
             SennError: it isn't the state of such a training.
         """
-        try:
+        with reading_state("this isn't the state of such a training"):
             self.learner.load_state_dict(state["learner"])
             self.generator.set_state(state["generator"])
             self.rounds.load_state_dict(state["rounds"])
             self.step, self.passes = int(state["step"]), int(state["passes"])
-        except SennError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise SennError(f"this isn't the state of such a training: {type(error).__name__}: {error}") from error
 
     def _grow(self, probe: Rows) -> list[Record]:
         if not (moves := self.rounds.due(self.step)):

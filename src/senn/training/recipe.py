@@ -64,7 +64,7 @@ RANGES: Mapping[str, Rule] = {
 """Of the fields of a `Recipe`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train a net; the defaults are for tables.
 

@@ -13,7 +13,7 @@ from senn.training.learner import Batch
 from senn.training.recipe import Recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """Rows to train or validate on.
 
@@ -33,7 +33,8 @@ class Rows:
     def take(self, rows: Tensor) -> Rows:
         """Those rows, in that order."""
         rows = rows.to(self.x.device)
-        return Rows(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
+        weight = None if self.weight is None else self.weight[rows]
+        return Rows(x=self.x[rows], y=self.y[rows], weight=weight)
 
     def batches(self, count: int) -> list[Batch]:
         """The rows in `count` batches of nearly equal size."""
@@ -69,18 +70,20 @@ def partition(
     x: Tensor,
     y: Tensor,
     recipe: Recipe,
-    sample_weight: Tensor | None,
-    validation: tuple[Tensor, Tensor] | None,
+    *,
     generator: torch.Generator,
+    sample_weight: Tensor | None = None,
+    validation: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Rows, Rows | None]:
     """Training rows and validation rows (None if there are none)."""
-    rows = Rows(x, y)
+    rows = Rows(x=x, y=y)
     if sample_weight is not None:
         present = (sample_weight > 0).nonzero().flatten()
         weight = sample_weight[present].to(x)
-        rows = Rows(x[present], y[present], None if (weight == weight[0]).all() else weight / weight.mean())
+        uniform = (weight == weight[0]).all()
+        rows = Rows(x=x[present], y=y[present], weight=None if uniform else weight / weight.mean())
     if validation is not None:
-        return rows, Rows(*validation)
+        return rows, Rows(x=validation[0], y=validation[1])
     kept, held = validation_split(rows.y, recipe.validation_fraction, generator, minimum=max(1, recipe.min_validation))
     return rows.take(kept), rows.take(held) if len(held) else None
 

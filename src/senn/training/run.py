@@ -15,7 +15,7 @@ NUMERICAL = (DivergenceError, ArithmeticError, torch.linalg.LinAlgError, torch.O
 """What a round may fail with for its numbers or their number, though training itself is well."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """A trained net and how it came about.
 

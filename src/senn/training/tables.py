@@ -54,7 +54,9 @@ def train(
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(recipe.seed)
         generator = torch.Generator().manual_seed(recipe.seed)
-        training, held_out = partition(x, y, recipe, sample_weight, validation, generator)
+        training, held_out = partition(
+            x, y, recipe, sample_weight=sample_weight, validation=validation, generator=generator
+        )
         model = build_model(x.shape[1], outputs, recipe).to(x)
         return fit_model(
             model, training, held_out, task=task, recipe=recipe, generator=generator, callbacks=callbacks,
