@@ -24,48 +24,51 @@ _DEPTHWISE = ("in_channels", "out_channels", "groups")
 _EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 
 
-class Builder:
-    """Builds the spaces that a trace shows.
+def build_groups(
+    trace: Trace, numbers: Numbers, fixed: Mapping[str, str], tied: Mapping[str, str]
+) -> tuple[list[Space], list[Refusal]]:
+    """Build the spaces that one forward pass shows.
 
     Args:
-        trace: of the model.
+        trace: of the forward pass.
         numbers: of the same pass.
         fixed: weights whose shape must not change, by full name, and why (a verb phrase).
         tied: full names of tensors that share memory with another tensor object, and which.
-    """
 
-    def __init__(self, trace: Trace, numbers: Numbers, fixed: Mapping[str, str], tied: Mapping[str, str]) -> None:
+    Returns:
+        All spaces in order of use, and refusals of those that can't change.
+    """
+    builder = _Builder(trace, fixed, tied)
+    coupling = Coupling(numbers, builder.elements, builder.groups_along())
+    spaces: list[Space] = []
+    refused: list[Refusal] = []
+    taken: dict[int, str] = {}
+    for number, element in enumerate(builder.elements.all):
+        if number in taken:
+            continue
+        try:
+            if element.reason is not None:
+                raise NoSolutionError(element.reason)
+            change = coupling.solve(number)
+            members = sorted(symbol for symbol in change if isinstance(symbol, int))
+            for other in members:
+                if other in taken:
+                    raise NoSolutionError(f"its size follows that of {taken[other]}, which changes by itself")
+            spaces.append(builder.space(number, members, change))
+            taken |= dict.fromkeys(members, element.name)
+        except NoSolutionError as reason:
+            refused.append(Refusal(place=element.name, reason=str(reason)))
+    return spaces, refused
+
+
+class _Builder:
+    """Puts spaces together from the elements of one forward pass."""
+
+    def __init__(self, trace: Trace, fixed: Mapping[str, str], tied: Mapping[str, str]) -> None:
         self.model, self.trace, self.tied = trace.model, trace, tied
-        self.numbers = numbers
         self.elements = Elements(trace, fixed)
 
-    def build(self) -> tuple[list[Space], list[Refusal]]:
-        """All spaces in order of use, and those that can't change."""
-        along = self._groups_along()
-        coupling = Coupling(self.numbers, self.elements, along)
-        spaces: list[Space] = []
-        refused: list[Refusal] = []
-        taken: dict[int, str] = {}
-        for number, element in enumerate(self.elements.all):
-            if number in taken:
-                continue
-            try:
-                if element.reason is not None:
-                    raise NoSolutionError(element.reason)
-                change = coupling.solve(number)
-                members = sorted(symbol for symbol in change if isinstance(symbol, int))
-                for other in members:
-                    if other in taken:
-                        raise NoSolutionError(f"its size follows that of {taken[other]}, which changes by itself")
-                space = self._space(number, members, change)
-            except NoSolutionError as reason:
-                refused.append(Refusal(place=element.name, reason=str(reason)))
-                continue
-            spaces.append(space)
-            taken |= dict.fromkeys(members, element.name)
-        return spaces, refused
-
-    def _groups_along(self) -> dict[int, dict[Key, int]]:
+    def groups_along(self) -> dict[int, dict[Key, int]]:
         """Numbers of groups grow with the units that are the groups, numbers of heads with heads."""
         found: dict[int, dict[Key, int]] = {}
         for number, element in enumerate(self.elements.all):
@@ -81,7 +84,7 @@ class Builder:
                         found.setdefault(number, {})[module, "num_groups", None] = 1
         return found
 
-    def _space(self, first: int, members: list[int], change: Mapping[Symbol, int]) -> Space:
+    def space(self, first: int, members: list[int], change: Mapping[Symbol, int]) -> Space:
         """One space of elements that change together, a unit of it being so many units of each."""
         elements = self.elements.all
         widths = {elements[number].width / change[number] for number in members}

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from torch import nn
 
 from senn.batch import Inputs
-from senn.structure.grouping import Builder
+from senn.structure.grouping import build_groups
 from senn.structure.spaces import LinearMap, Refusal, Site, Structure, tensor_of
 from senn.structure.tracing.recorded import Use
 from senn.structure.tracing.recorder import Trace
@@ -46,7 +46,7 @@ def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = fro
         for name, why in fixed.items()
         if name in used or name in problems
     ]
-    spaces, not_spaces = Builder(trace, numbers, fixed, _tied(model)).build()
+    spaces, not_spaces = build_groups(trace, numbers, fixed, _tied(model))
     maps = _maps(model, trace, problems)
     sites, without_site = _sites(model, trace, maps, fixed)
     refused += [*not_spaces, *without_site, *_not_followed(model, trace)]
