@@ -1,0 +1,101 @@
+"""An exception in any function that a round calls before it changes the model leaves everything as it was."""
+
+import inspect
+import sys
+from pathlib import Path
+from types import CodeType, FrameType
+
+import pytest
+import torch
+from growth_cases import FEW, X, Y
+from torch import nn
+
+import senn
+
+SOURCE = Path(senn.__file__).parent
+OWN = tuple(
+    str(SOURCE / place) for place in ("grower.py", "scoring", "ascent.py", "drawing.py", "policy.py", "candidates")
+)
+
+
+class Interruption(BaseException):
+    pass
+
+
+class Calls:
+    """Counts the calls of the functions of a round, and raises in one of them.
+
+    Args:
+        code: the function to raise in; None for none.
+        number: at which of its calls.
+    """
+
+    def __init__(self, code: CodeType | None = None, number: int = 0) -> None:
+        self.code, self.number = code, number
+        self.seen: dict[CodeType, int] = {}
+
+    def __enter__(self) -> "Calls":
+        sys.setprofile(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        is_generator = code.co_flags & inspect.CO_GENERATOR  # one that is thrown away is called to be closed
+        if event != "call" or is_generator or not code.co_filename.startswith(OWN):
+            return
+        if code.co_name == "_carry_out":  # from here on the surgery's own way back counts
+            sys.setprofile(None)
+            return
+        self.seen[code] = self.seen.get(code, 0) + 1
+        if code is self.code and self.seen[code] == self.number:
+            sys.setprofile(None)
+            raise Interruption
+
+
+def grower(moves: tuple[str, ...]) -> senn.Grower:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 10))
+    return senn.Grower(model, samples=len(X), proposals=FEW, moves=moves, policy=senn.PricePolicy(kappa=1e-4))
+
+
+def noted(one: senn.Grower) -> list[object]:
+    """All that a round may have changed."""
+    session = one._survey
+    state = {name: repr(value) for name, value in one.state_dict().items()}
+    seen = None if session is None else (session.samples, session.loss, session._fit.maps.keys())
+    return [state, seen, session is None, repr(one.draw), [event.realised for event in one.events], one.moves]
+
+
+def ready(batches: list[tuple[torch.Tensor, torch.Tensor]], observed: bool) -> senn.Grower:
+    """A grower with events that wait for what comes of them, which knows how the maps can be read."""
+    one = grower(("width", "depth", "prune"))
+    one.grow([(X[:200], Y[:200])])
+    if observed:
+        one.observe(X[400:480], Y[400:480])
+
+    def broken():
+        yield from batches
+        raise Interruption
+
+    with pytest.raises(Interruption):
+        one.grow(broken())
+    return one
+
+
+@pytest.mark.parametrize("observed", [False, True], ids=["of_its_own_batches", "of_batches_observed_before"])
+def test_an_exception_in_any_function_of_a_round_leaves_nothing(observed: bool) -> None:
+    batches = [(X[:80], Y[:80]), (X[80:160], Y[80:160])]
+    counted, found, clean = (ready(batches, observed) for _ in range(3))
+    with Calls() as calls:
+        counted.grow(batches)
+    assert len(calls.seen) > 60
+    before = noted(found)
+    for code, number in calls.seen.items():
+        with Calls(code, number), pytest.raises(Interruption):
+            found.grow(batches)
+        assert noted(found) == before, code.co_name
+    ours, theirs = found.grow(batches), clean.grow(batches)
+    assert [event.as_dict() for event in ours] == [event.as_dict() for event in theirs] != []
