@@ -18,7 +18,7 @@ from senn.surgery.verify import output_change, outputs, tolerance_for
 _SLACK = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exported:
     """What was written, and how far it was checked; as text, one sentence on that.
 
@@ -84,7 +84,7 @@ def check(
             raise SennError(f"what was exported isn't the model: outputs read back by {reader} differ by {change:.1g}")
         sizes.append(batch.count(part))
         differences.append(change)
-    return Exported(path, reader, tuple(sizes), max(differences))
+    return Exported(path=path, reader=reader, samples=tuple(sizes), difference=max(differences))
 
 
 def several(inputs: Inputs) -> Inputs:

@@ -154,7 +154,9 @@ def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Ex
     try:
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError:
-        return Exported(path, "ONNX Runtime", why_not="onnxruntime isn't installed (pip install onnxruntime)")
+        return Exported(
+            path=path, reader="ONNX Runtime", why_not="onnxruntime isn't installed (pip install onnxruntime)"
+        )
     try:
         session = onnxruntime.InferenceSession(draft.read_bytes(), providers=["CPUExecutionProvider"])
     except Exception as error:  # it lacks kernels, such as those of bfloat16

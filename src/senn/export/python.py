@@ -128,7 +128,7 @@ def check_python(path: Path, folder: Path, model: nn.Module, inputs: Inputs | No
     except Exception as error:
         raise SennError(f"what was exported can't be read back: {in_short(error)}") from error
     if inputs is None:
-        return Exported(path, MARK, why_not="there are no example inputs")
+        return Exported(path=path, reader=MARK, why_not="there are no example inputs")
     place = next((x.device for x in batch.tensors(inputs)), None)
     twin.to(place)
 

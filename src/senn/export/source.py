@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def built(source: str, name: str = "Net") -> nn.Module:
 
 
 def _written(model: nn.Module, name: str) -> str:
-    writer = _Writer(model, name)
+    writer = _SourceWriter(model=model, name=name)
     with torch.device("meta"):
         twin = built(writer.source(), name)
         while paths := [path for path in _different(twin, model) if path not in writer.replaced]:
@@ -79,8 +79,8 @@ def _written(model: nn.Module, name: str) -> str:
     return writer.source()
 
 
-@dataclass(eq=False)
-class _Writer:
+@dataclass(eq=False, kw_only=True)
+class _SourceWriter:
     """Writes one model.
 
     Attributes:
@@ -129,7 +129,7 @@ class _Writer:
             value = self.expression(model, "")
             assert isinstance(value, Group)
             base = value.head.removesuffix("(")
-            value = Group("super().__init__(", value.parts, value.tail, value.spread, value.notes)
+            value = replace(value, head="super().__init__(")
             return [f"class {self.name}({base}):", *start, *lay_out(value, 8), *self._end()]
         _refuse_foreign(model, "")
         lines = [
@@ -180,16 +180,16 @@ class _Writer:
             inner = {key: self.expression(child, _join(path, key)) for key, child in parts(module).items()}
         name = f"nn.{type(module).__name__}"
         if type(module) in (nn.ModuleDict, nn.ParameterDict):
-            return call(name, [Group("{", [(f"{literal(key)}: ", part) for key, part in inner.items()], "}")])
+            return call(name, [Group("{", [(f"{literal(key)}: ", part) for key, part in inner.items()], tail="}")])
         in_order = list(inner) == list(map(str, range(len(inner))))
         if type(module) in (nn.ModuleList, nn.ParameterList):
-            return call(name, [Group("[", [("", part) for part in inner.values()], "]", len(inner) > 2)])
+            return call(name, [Group("[", [("", part) for part in inner.values()], tail="]", spread=len(inner) > 2)])
         if in_order:
-            return Group(f"{name}(", [("", part) for part in inner.values()], ")", len(inner) > 2, notes)
+            return Group(f"{name}(", [("", part) for part in inner.values()], spread=len(inner) > 2, notes=notes)
         if all(key.isidentifier() and not keyword.iskeyword(key) for key in inner):
             return call(name, [Group("OrderedDict(", [(f"{key}=", part) for key, part in inner.items()])])
         pairs = [("", Group(f"({literal(key)}, ", [("", part)])) for key, part in inner.items()]
-        return call(name, [Group("OrderedDict(", [("", Group("[", pairs, "]"))])])
+        return call(name, [Group("OrderedDict(", [("", Group("[", pairs, tail="]"))])])
 
     def access(self, path: str) -> str:
         """How the constructor calls something in the model."""

@@ -25,9 +25,9 @@ class Group:
 
     head: str
     parts: Sequence[tuple[str, Group | str]]
-    tail: str = ")"
-    spread: bool = False
-    notes: Mapping[int, str] = field(default_factory=dict)
+    tail: str = field(default=")", kw_only=True)
+    spread: bool = field(default=False, kw_only=True)
+    notes: Mapping[int, str] = field(default_factory=dict, kw_only=True)
 
     def flat(self) -> str | None:
         """On one line; None if a part wants lines of its own."""

@@ -27,7 +27,7 @@ def describe(model: nn.Module, *, numbers: bool = True) -> tuple[dict[str, Any],
         UnsupportedError: the model keeps state that isn't plain tensors.
     """
     lengths = {len(module) for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)}
-    writer = _Writer(lengths, numbers)
+    writer = _ModelDescriber(lengths=lengths, numbers=numbers)
     return {
         "model": writer.module(model, ""),
         "tied": writer.tied,
@@ -36,8 +36,8 @@ def describe(model: nn.Module, *, numbers: bool = True) -> tuple[dict[str, Any],
     }, writer.tensors
 
 
-@dataclass(eq=False)
-class _Writer:
+@dataclass(eq=False, kw_only=True)
+class _ModelDescriber:
     """Goes through a model.
 
     Attributes:

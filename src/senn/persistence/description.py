@@ -16,7 +16,7 @@ from senn.persistence.files import DESCRIPTION, WEIGHTS
 Number = int | float | list[int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
     """One module.
 
@@ -46,7 +46,7 @@ class Node:
                 yield from child.walk(join(path, name))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Description:
     """A saved model, but for its numbers.
 

@@ -17,7 +17,7 @@ Slot = tuple[MutableMapping[str, Any], str, Any]
 """An entry of a module's dictionaries, and what will stand there."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Place:
     """Where a tensor of the description goes.
 

@@ -114,7 +114,10 @@ class Fitting:
             raise SennError(f"{place}: tensor {name!r} has {old.dim()} dimensions, saved were {list(shape)}")
         holder = module._parameters if name in module._parameters else module._buffers
         device = self._device if old.is_meta else old.device
-        self.plan.places.append(Place(holder, name, join(path, name), old, device, id(old) in self._old))
+        fresh = id(old) in self._old
+        self.plan.places.append(
+            Place(holder=holder, key=name, name=join(path, name), old=old, device=device, fresh=fresh)
+        )
 
     def _as_it_is(self, node: Node, module: nn.Module, path: str) -> nn.Module:
         """The same parts, each of which may have changed."""
