@@ -25,9 +25,9 @@ from torch import nn
 
 from senn.cli.images import ImagePreparation, image_outputs, prepare_images
 from senn.cli.main import main as senn
-from senn.cli.main import parser as arguments
 from senn.data.images import ImageSet, load_images, planes
 from senn.persistence import load
+from senn.runs import FitOptions
 
 
 def write_files(images: ImageSet, count: int, root: Path) -> None:
@@ -52,7 +52,7 @@ def pair(root: Path, run: Path, seed: int, epochs: int, images: ImageSet) -> lis
         raise SystemExit("senn fit failed")
     cpu = time.process_time() - began
     results = json.loads((run / "results.json").read_text())
-    prepared = prepare_images(arguments().parse_args(command))
+    prepared = prepare_images(FitOptions(data=str(root), seed=seed, epochs=epochs))
     records = [_record("grown", seed, results, scores(load(run), prepared, images), cpu)]
     fixed = replace(prepared, recipe=replace(prepared.recipe, hidden=tuple(results["architecture"]), grow=False))
     began = time.process_time()

@@ -17,10 +17,11 @@ from torch import nn
 
 from senn.augment import Standard
 from senn.cli.images import prepare_images
-from senn.cli.main import main, parser
+from senn.cli.main import main
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.persistence import load, load_extra, save
+from senn.runs import FitOptions
 from senn.training import Recipe, validation
 from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
 from senn.training.loop import fit_model
@@ -259,9 +260,9 @@ def test_same_seed_same_run_within_a_budget(home, capsys):
 
 
 def test_the_command_asks_the_prices_of_the_recipe(home):
-    argv = ["fit", str(home / "stripes"), "--image-size", "16"]
-    assert prepare_images(parser().parse_args(argv)).recipe == image_recipe()
-    dearer = prepare_images(parser().parse_args([*argv, "--kappa", "0.5"])).recipe
+    options = FitOptions(data=str(home / "stripes"), image_size=16)
+    assert prepare_images(options).recipe == image_recipe()
+    dearer = prepare_images(replace(options, kappa=0.5)).recipe
     assert dearer == image_recipe(policy=replace(PRICES, kappa=0.5))
 
 

@@ -184,7 +184,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_has_come(folder, tmp_path):
     home.mkdir(parents=True)
     from senn import disk
 
-    disk.write(home / "run.json", disk.sealed({"format": "senn-run", "version": 1, "arguments": []}))
+    disk.write(home / "run.json", disk.sealed({"format": "senn-run", "version": 1, "arguments": ["waves"]}))
     lines = (folder / "history.jsonl").read_bytes().splitlines(keepends=True)
     (home / "history.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
     assert main(["report", str(tmp_path / "half"), "--out", str(tmp_path / "half.html")]) == 0

@@ -18,13 +18,13 @@ from test_resume_kill import content
 
 from senn import disk
 from senn.cli import signals
-from senn.cli.arguments import as_kept, given, resumed
 from senn.cli.fit import _going_on
-from senn.cli.main import main
+from senn.cli.fit_arguments import FitArguments
+from senn.cli.main import main, parser
 from senn.cli.watch import Watch
 from senn.errors import SennError
 from senn.ranks import Ranks
-from senn.runs import read
+from senn.runs import FitOptions, RunFolder, read
 from senn.runs.folder import LOCK
 from senn.scoring import Survey
 from senn.training.progress import LinesCallback
@@ -46,6 +46,11 @@ def whole(tmp_path_factory):
         patch.setattr("senn.cli.fit.growth_figure", lambda *_: None)
         assert main([*ARGV, "--out", str(tmp_path_factory.getbasetemp() / "whole")]) == 0
     return content(tmp_path_factory.getbasetemp() / "whole")
+
+
+def arguments_of(argv):
+    parsed = vars(parser().parse_args(["fit", *argv]))
+    return FitArguments.from_parsed({name: value for name, value in parsed.items() if name != "command"})
 
 
 def interrupted_at(epoch, number=signal.SIGINT):
@@ -193,12 +198,13 @@ def test_options_called_like_files_stay_what_they_are(tmp_path, monkeypatch):
     for name in ("label", "adamw", "price", "t.csv", "images"):
         (tmp_path / name).touch()
     argv = ["t.csv", "--target=label", "--data-dir=images", "--optimizer=adamw", "--policy=price"]
-    kept = as_kept(given(argv))
+    options, _ = arguments_of(argv).options()
     place = os.getcwd()
-    assert kept == [
-        f"{place}/t.csv", "--target=label", f"--data-dir={place}/images", "--optimizer=adamw", "--policy=price"
-    ]  # fmt: skip
-    assert resumed(["--resume", "run", *argv], kept, Path("run")).target == "label"
+    kept = options.with_absolute_paths()
+    assert kept.arguments() == [f"{place}/t.csv", "--target=label", f"--data-dir={place}/images", "--optimizer=adamw"]
+    assert FitOptions.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
+    RunFolder(Path("run")).begin(kept)
+    assert arguments_of(["--resume", "run", *argv]).options()[0] == kept
 
 
 def test_options_that_agree_do_no_harm(cut, tmp_path, whole):
@@ -228,11 +234,21 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
     message = refused(capsys, [*ARGV, "--out", tmp_path / "run"])
     assert "holds an unfinished run; go on with it: senn fit --resume" in message
     about = json.loads((tmp_path / "run" / "unfinished" / "run.json").read_text())
-    (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.sealed({**about, "version": 2}))
-    assert "has format version 2; this senn reads 1" in refused(capsys, cut)
-    for arguments in (["--resume=x"], ["wine", "--epochs=x"], [], [3]):
-        (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.sealed({**about, "arguments": arguments}))
-        refused(capsys, cut)
+    (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.sealed({**about, "version": 3}))
+    assert "has format version 3; this senn reads 1 and 2" in refused(capsys, cut)
+    old = [{"version": 1, "arguments": one} for one in (["--resume=x"], ["wine", "--epochs=x"], [], [3], None)]
+    for change in (
+        {"resume": "x"},
+        {"epochs": "x"},
+        {"seed": True},
+        {"data": None},
+        {"column": [["a"]]},
+        {"task": "x"},
+    ):
+        old.append({"options": {**about["options"], **change}})
+    for change in [*old, {"options": {}}, {"options": None}]:
+        (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.sealed({**about, **change}))
+        assert "run.json' is damaged: " in refused(capsys, cut)
 
 
 def test_two_at_a_time_are_refused(cut, tmp_path, capsys):

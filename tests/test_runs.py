@@ -9,7 +9,7 @@ import pytest
 
 from senn import disk
 from senn.errors import SennError
-from senn.runs import RunFolder, complete, read
+from senn.runs import FitOptions, RunFolder, complete, read
 from senn.runs import folder as writing
 
 START, EPOCH = {"event": "start"}, {"event": "epoch", "epoch": 1, "loss": float("inf")}
@@ -17,7 +17,7 @@ START, EPOCH = {"event": "start"}, {"event": "epoch", "epoch": 1, "loss": float(
 
 def begun(path, **options):
     folder = RunFolder(path, **options)
-    folder.begin(["wine"], data="x")
+    folder.begin(FitOptions(data="wine"), data="x")
     for record in (START, EPOCH):
         folder.record(record)
     return folder
@@ -35,7 +35,7 @@ def test_a_run_from_its_start_to_its_end(tmp_path):
     with begun(path) as folder:
         folder.save({"a": 1}, b"first")
         saved = read(path)
-        assert (saved.results, saved.unfinished, saved.about["arguments"]) == (None, True, ["wine"])
+        assert (saved.results, saved.unfinished, saved.options) == (None, True, FitOptions(data="wine"))
         assert saved.history == [START, {**EPOCH, "loss": None}]
         finished(folder)
     saved = read(path)
@@ -93,11 +93,11 @@ def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing(tmp_path):
 def test_names_of_files_that_are_no_text_come_back(tmp_path):
     name = os.fsdecode(b"bad\xff.csv")
     with RunFolder(tmp_path) as folder:
-        folder.begin([name], data="x")
+        folder.begin(FitOptions(data=name), data="x")
         folder.record({**START, "name": name})
         folder.save({"name": name}, b"")
         assert folder.newest()[0][0] == {"name": name}
-        assert read(tmp_path).about["arguments"] == [name]
+        assert read(tmp_path).options == FitOptions(data=name)
         assert read(tmp_path).history[0]["name"] == name
 
 
@@ -190,7 +190,7 @@ def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
     for count in range(1, 99):
         path = tmp_path / str(count)
         with RunFolder(path) as folder:
-            folder.begin(["wine"])
+            folder.begin(FitOptions(data="wine"))
             finished(folder, "old")
         with pytest.MonkeyPatch.context() as patch:
             folder = begun(path, overwrite=True)
@@ -206,7 +206,7 @@ def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
         text = (place / "model.json").read_text()
         seen.add(text)
         assert read(path).history == [START, {**EPOCH, "loss": None}]
-        assert disk.opened(place / "results.json", "senn-run", 1)["files"]["model.json"]["sha256"] == disk.digest(
+        assert disk.opened(place / "results.json", "senn-run", 2)["files"]["model.json"]["sha256"] == disk.digest(
             text.encode()
         )
         if return_:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -24,55 +23,44 @@ EXAMPLES = 8
 _ENDINGS = {"onnx": ".onnx", "pt2": ".pt2", "python": "-python", "hub": "-hub"}
 
 
-def run(args: argparse.Namespace) -> int:
+def run(*, folder: Path, to: str, out: Path | None, overwrite: bool, license: str | None) -> int:
     """Carry the command out."""
-    folder = complete(args.folder)
-    if args.license is not None and args.to != "hub":
-        raise SennError(f"--license is for --to hub, not for {args.to}: only a model card names one")
-    if (folder / "unfinished").is_dir() and not (folder / DESCRIPTION).exists():
-        raise SennError(f"the run in {str(args.folder)!r} isn't finished, so it holds no network yet")
-    if (folder / RESULTS).exists():
-        check(folder, (DESCRIPTION, WEIGHTS))
-    extra = load_extra(folder)
-    model = load(folder)
-    resolved = args.folder.resolve()
-    named = resolved if args.folder.name in ("", "..") else args.folder
-    out = args.out or named.with_name(named.name + _ENDINGS[args.to])
-    if Path(out).resolve() == resolved:
-        raise SennError(f"--out is the folder of the run, {str(args.folder)!r}; choose another name")
-    record = extra.get("encoder")
+    if license is not None and to != "hub":
+        raise SennError(f"--license is for --to hub, not for {to}: only a model card names one")
+    made = complete(folder)
+    if (made / "unfinished").is_dir() and not (made / DESCRIPTION).exists():
+        raise SennError(f"the run in {str(folder)!r} isn't finished, so it holds no network yet")
+    has_results = (made / RESULTS).exists()
+    if has_results:
+        check(made, (DESCRIPTION, WEIGHTS))
+    record = load_extra(made).get("encoder")
+    model = load(made)
+    resolved = folder.resolve()
+    named = resolved if folder.name in ("", "..") else folder
+    out = out or named.with_name(named.name + _ENDINGS[to])
+    if out.resolve() == resolved:
+        raise SennError(f"--out is the folder of the run, {str(folder)!r}; choose another name")
     inputs, about = (None, None) if record is None else _data(record)
-    print(_export(args, model, Path(out), inputs, about))
+    if to == "python":
+        print(to_python(model, out, inputs, preprocessing=about, overwrite=overwrite))
+    elif to == "hub":
+        results = read(folder).results if has_results else None
+        card: dict[str, Any] = {"name": resolved.name, "preprocessing": about, "results": results, "license": license}
+        print(to_hub(out, model, inputs, saved=made, overwrite=overwrite, **card))
+    elif inputs is None or about is None:
+        raise SennError(
+            f"the model in {str(folder)!r} wasn't made by 'senn fit', so its inputs are unknown: export it with "
+            f"senn.export.to_{to}(model, path, inputs)"
+        )
+    else:
+        print(_graph(to, model, out, inputs, about, overwrite=overwrite))
     return 0
 
 
-def _export(
-    args: argparse.Namespace, model: nn.Module, out: Path, inputs: Tensor | None, about: dict[str, Any] | None
-) -> Exported:
-    if args.to == "python":
-        return to_python(model, out, inputs, preprocessing=about, overwrite=args.overwrite)
-    if args.to == "hub":
-        made = complete(args.folder)
-        results = read(args.folder).results if (made / RESULTS).exists() else None
-        name = args.folder.resolve().name
-        return to_hub(
-            out,
-            model,
-            inputs,
-            name=name,
-            preprocessing=about,
-            results=results,
-            saved=made,
-            license=args.license,
-            overwrite=args.overwrite,
-        )
-    if inputs is None or about is None:
-        raise SennError(
-            f"the model in {str(args.folder)!r} wasn't made by 'senn fit', so its inputs are unknown: export it with "
-            f"senn.export.to_{args.to}(model, path, inputs)"
-        )
-    if args.to == "pt2":
-        return to_pt2(model, out, inputs, metadata=about, overwrite=args.overwrite)
+def _graph(to: str, model: nn.Module, out: Path, inputs: Tensor, about: dict[str, Any], *, overwrite: bool) -> Exported:
+    """Export a model as a graph: for ONNX, or for `torch.export.load`."""
+    if to == "pt2":
+        return to_pt2(model, out, inputs, metadata=about, overwrite=overwrite)
     return to_onnx(
         model,
         out,
@@ -80,7 +68,7 @@ def _export(
         input_names=["images" if about.get("kind") == KIND else "features"],
         output_names=["prediction" if about.get("target", {}).get("task") == "regression" else "logits"],
         metadata=_metadata(about),
-        overwrite=args.overwrite,
+        overwrite=overwrite,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
@@ -16,7 +15,7 @@ import torch
 from rich.console import Console
 
 from senn import __version__
-from senn.cli.arguments import as_kept, given, refuse_others, resumed
+from senn.cli.fit_arguments import FitArguments
 from senn.cli.images import prepare_images
 from senn.cli.keeping import FolderKeeper
 from senn.cli.preparation import Prepared, prepare
@@ -29,7 +28,7 @@ from senn.errors import SennError
 from senn.persistence import DESCRIPTION, WEIGHTS, save
 from senn.plots import growth_figure
 from senn.ranks import Ranks
-from senn.runs import FIGURE, HISTORY, RESULTS, RunFolder, SavedRun, complete, read
+from senn.runs import FIGURE, HISTORY, RESULTS, FitOptions, RunFolder
 from senn.training import Run
 from senn.training.callbacks import Callback
 from senn.training.progress import LinesCallback, LiveCallback, figure, widths
@@ -39,20 +38,21 @@ SCORED, DRAWN = 1.1, 1.5
 """Seconds after a signal by which the test is made and the figure drawn; what isn't by then is left out."""
 
 
-def run(args: argparse.Namespace) -> int:
-    """Carry the command out."""
+def run(**parsed: Any) -> int:
+    """Carry the command out, with those of its arguments that were given."""
+    arguments = FitArguments.from_parsed(parsed)
     with processes() as ranks:
-        return _lead(args, ranks) if ranks.rank == 0 else _follow(args, ranks)
+        return _run_main(arguments, ranks) if ranks.rank == 0 else _run_worker(arguments, ranks)
 
 
-def _follow(args: argparse.Namespace, ranks: Ranks) -> int:
-    """What the processes after the first do: they train with it, and neither speak nor write."""
+def _run_worker(arguments: FitArguments, ranks: Ranks) -> int:
+    """Train with the first process, without a word and without a file."""
     try:
         with ranks.together("read the run"):
             pass
         with ranks.together("begin"):
-            args, saved = _told(args)
-            preparation = None if args.dry_run or _is_complete(saved) else _prepare(args)
+            options, _ = arguments.options()
+            preparation = None if options is None or arguments.dry_run else _prepare(options)
         if preparation is None:
             return 0
         with ranks.together("open the folder"):
@@ -60,46 +60,42 @@ def _follow(args: argparse.Namespace, ranks: Ranks) -> int:
     except SennError:
         return 2  # the first process says why
     with Signals() as signals:
-        keeper = Follower(ranks, signals, shared_state(ranks, None, args.out or Path()))
+        keeper = Follower(ranks, signals, shared_state(ranks, None, arguments.resume or arguments.out or Path()))
         with signals.between_steps():
             trained = preparation.train((), keeper)
         signals.no_more()
     return signals.code if trained.interrupted else 0
 
 
-def _is_complete(saved: SavedRun | None) -> bool:
-    return saved is not None and not saved.unfinished
-
-
-def _lead(args: argparse.Namespace, ranks: Ranks) -> int:
-    """What one process does, or the first of several."""
+def _run_main(arguments: FitArguments, ranks: Ranks) -> int:
+    """Do all that one process does, or the first of several."""
     with ranks.together("read the run"):
-        args, saved = _told(args)
+        options, saved = arguments.options()
     with ranks.together("begin"):
-        preparation = None if _is_complete(saved) else _prepare(args)
-    console = Console(file=sys.stdout, quiet=args.quiet or args.json, highlight=False)
+        preparation = None if options is None else _prepare(options)
+    console = Console(file=sys.stdout, quiet=arguments.is_silent, highlight=False)
     say = _Speaker(console)
-    if preparation is None:
+    if options is None or preparation is None:
         assert saved is not None
         assert saved.results is not None
-        say(f"the run in {args.out} is complete")
-        if args.json:
-            print(json.dumps({"out": str(args.out), **saved.results}, ensure_ascii=False))
+        say(f"the run in {saved.path} is complete")
+        if arguments.json:
+            print(json.dumps({"out": str(saved.path), **saved.results}, ensure_ascii=False))
         return 0
-    if args.dry_run:
-        _show_plan(say, args, preparation)
+    if arguments.dry_run:
+        _show_plan(say, preparation, as_json=arguments.json)
         return 0
-    out: Path = args.out or Path("runs") / preparation.name
+    out = arguments.resume or arguments.out or Path("runs") / preparation.name
     with Signals() as signals, ExitStack() as stack:
         with ranks.together("open the folder"):
-            folder = stack.enter_context(RunFolder(out, overwrite=args.overwrite, resume=saved is not None))
-            keeper = _begun(folder, signals, args, preparation, saved)
+            folder = stack.enter_context(RunFolder(out, overwrite=arguments.overwrite, resume=saved is not None))
+            keeper = _begun(folder, signals, options, preparation, is_resumed=saved is not None)
         keeper.ranks, keeper.state = ranks, shared_state(ranks, keeper.state, out)
         say(preparation.line())
         for note in [*preparation.notes, *keeper.notes]:
             say(f"note: {note}")
         earlier = (keeper.state or {}).get("history", ())
-        with signals.between_steps(), watching(args, preparation.name, say, earlier) as watch:
+        with signals.between_steps(), watching(arguments, preparation.name, say, earlier) as watch:
             trained = _train(preparation, console, keeper, watch)
         signals.no_more()  # writing takes a moment only
         nothing: dict[str, float | None] = {}
@@ -111,39 +107,20 @@ def _lead(args: argparse.Namespace, ranks: Ranks) -> int:
             _write(folder, signals, preparation, trained, results)
             folder.publish(keep=trained.interrupted)
     if written:
-        _conclude(say, args, out, results)
+        _conclude(say, out, results, as_json=arguments.json)
     if trained.interrupted:
         kept = "the best network so far is kept" if written else f"{out} still holds the run before"
         print(f"senn: interrupted; {kept}; to go on: senn fit --resume {out}", file=sys.stderr)
     return signals.code if trained.interrupted else 0
 
 
-def _told(args: argparse.Namespace) -> tuple[argparse.Namespace, SavedRun | None]:
-    """The arguments, with those that a run was begun with if it is to be gone on with, and that run."""
-    if args.resume is None:
-        if args.data is None:
-            raise SennError("the following arguments are required: DATA; see 'senn fit --help'")
-        return args, None
-    if complete(args.resume) != args.resume:  # it was killed while its files were on their way
-        with RunFolder(args.resume, resume=True):
-            pass
-    saved = read(args.resume)
-    if not saved.unfinished:
-        if saved.results is not None and saved.results.get("interrupted"):
-            raise SennError(f"the run in {str(args.resume)!r} was interrupted, but what it would go on from is gone")
-        refuse_others(args.argv, args.resume)
-        args.out = args.resume
-        return args, saved
-    return resumed(args.argv, saved.about["arguments"], args.resume), saved
-
-
 def _begun(
-    folder: RunFolder, signals: Signals, args: argparse.Namespace, preparation: Prepared, saved: SavedRun | None
+    folder: RunFolder, signals: Signals, options: FitOptions, preparation: Prepared, *, is_resumed: bool
 ) -> FolderKeeper:
     """What keeps the run, which begins or goes on."""
     about = {"data": preparation.digest(), "versions": _versions(), "threads": torch.get_num_threads()}
-    if saved is None:
-        folder.begin(as_kept(given(args.argv)), **about)
+    if not is_resumed:
+        folder.begin(options.with_absolute_paths(), **about)
         return FolderKeeper(folder, signals)
     if folder.about.get("data") != about["data"]:
         raise SennError(f"the data of the run in {str(folder.path)!r} have changed since: it can't go on with others")
@@ -154,8 +131,8 @@ def _begun(
     return keeper
 
 
-def _prepare(args: argparse.Namespace) -> Prepared:
-    return prepare_images(args) if is_images(args.data) else prepare(args)
+def _prepare(options: FitOptions) -> Prepared:
+    return prepare_images(options) if is_images(options.data) else prepare(options)
 
 
 class _Speaker:
@@ -233,8 +210,8 @@ def _write(folder: RunFolder, signals: Signals, preparation: Prepared, trained: 
     folder.write_results(results)
 
 
-def _conclude(say: _Speaker, args: argparse.Namespace, out: Path, results: dict[str, Any]) -> None:
-    if args.json:
+def _conclude(say: _Speaker, out: Path, results: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
         print(json.dumps({"out": str(out), **results}, ensure_ascii=False))
         return
     scores = ", ".join(f"{name} {figure(value, 4)}" for name, value in results["test"].items())
@@ -248,9 +225,9 @@ def _conclude(say: _Speaker, args: argparse.Namespace, out: Path, results: dict[
     say(f"written to {out}: {', '.join(name for name in names if (out / name).exists())}")
 
 
-def _show_plan(say: _Speaker, args: argparse.Namespace, preparation: Prepared) -> None:
+def _show_plan(say: _Speaker, preparation: Prepared, *, as_json: bool) -> None:
     about, plan = preparation.summary(), preparation.plan()
-    if args.json:
+    if as_json:
         print(json.dumps({"task": preparation.task, "data": about, "plan": plan}, ensure_ascii=False))
         return
     say(preparation.line())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +16,20 @@ from torch import Tensor, nn
 
 from senn.augment import Standard
 from senn.cli.metrics import probabilities
-from senn.cli.preparation import FEWEST_ROWS, check_start, checksum_of, planned, policy, refuse_options, told
+from senn.cli.preparation import (
+    FEWEST_ROWS,
+    check_start,
+    checksum_of,
+    chosen_policy,
+    planned,
+    recipe_fields,
+    refuse_options,
+)
 from senn.data import split
 from senn.data.images import Collection, ImageEncoder, Images, collect, planes
 from senn.errors import SennError
 from senn.nn import ConvNet
+from senn.runs import FitOptions
 from senn.training import Callback, Recipe, Run
 from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
 from senn.training.state import Keeper
@@ -183,26 +192,27 @@ def image_outputs(model: nn.Module, encoder: ImageEncoder, pixels: NDArray[np.ui
     return torch.cat([model(standard(part)) for part in torch.split(_tensor(pixels), _AT_ONCE)]).double()
 
 
-def prepare_images(args: argparse.Namespace) -> ImagePreparation:
+def prepare_images(options: FitOptions) -> ImagePreparation:
     """Read and split the images, and settle the recipe, before anything is written or trained.
 
     Raises:
         SennError: for whatever is wrong with the images or the options, by name.
     """
-    refuse_options(args, {"target": None, "column": []}, "tables, and {data} holds images")
-    if args.task == "regression":
-        raise SennError(f"{args.data!r} holds images, of which senn learns classes only, not --task regression")
-    if args.image_size is not None and not SMALLEST <= args.image_size <= LARGEST:
-        raise SennError(f"--image-size must be from {SMALLEST} to {LARGEST}, and is {args.image_size:,}")
-    recipe = image_recipe(policy=policy(args, PRICES), **told(args))
-    collection = collect(args.data, args.image_size, args.data_dir)
+    refuse_options(options, ("target", "column"), "tables, and {data} holds images")
+    if options.task == "regression":
+        raise SennError(f"{options.data!r} holds images, of which senn learns classes only, not --task regression")
+    if options.image_size is not None and not SMALLEST <= options.image_size <= LARGEST:
+        raise SennError(f"--image-size must be from {SMALLEST} to {LARGEST}, and is {options.image_size:,}")
+    recipe = image_recipe(policy=chosen_policy(options, PRICES), **recipe_fields(options))
+    data_dir = None if options.data_dir is None else Path(options.data_dir)
+    collection = collect(options.data, options.image_size, data_dir)
     train, test = collection.train, collection.test
     if len(train) < FEWEST_ROWS:
         raise SennError(f"there are {_images(len(train))}; at least {FEWEST_ROWS} are needed to learn from")
     if test is None:
-        kept, held_out = split(len(train), args.test_fraction, args.seed, train.labels)
+        kept, held_out = split(len(train), options.test_fraction, options.seed, train.labels)
         train, test = train.take(kept), train.take(held_out)
-    encoder = _encoder(collection, train, args.no_flip)
+    encoder = _encoder(collection, train, options.no_flip)
     check_start(_fresh(encoder, recipe), recipe, "classification")
     return ImagePreparation(collection, train, test, encoder, recipe)
 

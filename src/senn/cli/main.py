@@ -146,10 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no text
     try:
-        args = parser().parse_args(argv)
-        args.argv = list(sys.argv[1:] if argv is None else argv)[1:]
-        command = importlib.import_module(_COMMANDS[args.command])
-        code: int = command.run(args)
+        arguments = vars(parser().parse_args(argv))
+        command = importlib.import_module(_COMMANDS[arguments.pop("command")])
+        code: int = command.run(**arguments)
         sys.stdout.flush()
         if argv is None and code > 128:  # PyTorch takes a moment to be taken down, for which nobody wants to wait
             sys.stderr.flush()
@@ -209,16 +208,11 @@ def parser() -> argparse.ArgumentParser:
                 description=description,
                 epilog=examples,
                 formatter_class=argparse.RawDescriptionHelpFormatter,
+                # `senn fit --resume` must know what was said and what wasn't; `FitOptions` has the defaults.
+                argument_default=argparse.SUPPRESS if name == "fit" else None,
             )
         )
     return top
-
-
-def fit_parser() -> argparse.ArgumentParser:
-    """The arguments of `senn fit` alone."""
-    parser = _Parser(prog="senn fit")
-    _fit(parser)
-    return parser
 
 
 def _fit(command: argparse.ArgumentParser) -> None:
@@ -233,33 +227,33 @@ def _fit(command: argparse.ArgumentParser) -> None:
         help="go on with the unfinished run in a folder, to the same end as if it had never been broken off; its data "
         "and options are known")  # fmt: skip
     add("--task", choices=("classification", "regression"), help="default: inferred from the target")
-    add("--column", action="append", default=[], metavar="NAME=KIND", type=_column_kind,
+    add("--column", action="append", metavar="NAME=KIND", type=_column_kind,
         help="take a column as number, boolean, category, date or dropped (left out); may be repeated")  # fmt: skip
-    add("--test-fraction", type=_fraction, default=0.2, metavar="F",
+    add("--test-fraction", type=_fraction, metavar="F",
         help="share held out for the test, of data that has no test part of its own (default: 0.2)")  # fmt: skip
     add("--image-size", type=_positive, metavar="N",
         help="side of the squares that images become (default: the median of their shorter sides, "
         "from 32 to 64)")  # fmt: skip
     add("--no-flip", action="store_true",
         help="don't mirror images in training; grey ones, as letters may be, never are")  # fmt: skip
-    add("--data-dir", type=Path, metavar="DIR",
+    add("--data-dir", metavar="DIR",
         help="folder of mnist, cifar-10 or tiny-imagenet (default: SENN_DATA, or they are downloaded)")  # fmt: skip
     add("--max-params", type=_positive, metavar="N", help="most parameters the network may have")
     add("--epochs", type=_positive, metavar="N", help="most passes over the training rows")
-    add("--seed", type=_seed, default=0, metavar="N", help="decides all that is drawn at random (default: 0)")
+    add("--seed", type=_seed, metavar="N", help="decides all that is drawn at random (default: 0)")
     add(
         "--optimizer",
         metavar="NAME",
         help="natural-gradient, or one of torch.optim: adamw (default), adam, sgd, rmsprop, ...",
     )
-    add("--policy", choices=("price", "paper"), default="price",
+    add("--policy", choices=("price", "paper"),
         help="when to grow: when a promise exceeds the price of its parameters, or when the paper's expansion score "
         "rises by a share (default: price)")  # fmt: skip
     add("--kappa", type=float, metavar="X", help="price policy: price of a parameter, in nats over the number of rows")
     add("--tau", type=float, metavar="X", help="paper policy: relative improvement asked")
     add("--alpha", type=float, metavar="X", help="paper policy: absolute improvement asked, as a share of lambda")
     add("--watch", action="store_true", help="show the run in a browser on this machine while it goes on")
-    add("--port", type=_port, metavar="N", default=0, help="where --watch listens (default: any port that is free)")
+    add("--port", type=_port, metavar="N", help="where --watch listens (default: any port that is free)")
     add("--dry-run", action="store_true", help="say what would be done and write nothing")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--json", action="store_true", help="print the results as one JSON document")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,42 +22,42 @@ from senn.runs import RESULTS, check, complete
 from senn.training.round_records import first_line
 
 
-def run(args: argparse.Namespace) -> int:
+def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> int:
     """Carry the command out."""
-    args.folder = complete(args.folder)
-    if (args.folder / RESULTS).exists():
-        check(args.folder, (DESCRIPTION, WEIGHTS))
-    record = load_extra(args.folder).get("encoder")
+    folder = complete(folder)
+    if (folder / RESULTS).exists():
+        check(folder, (DESCRIPTION, WEIGHTS))
+    record = load_extra(folder).get("encoder")
     if record is None:
-        raise SennError(f"the model in {str(args.folder)!r} wasn't made by 'senn fit': it knows no columns")
+        raise SennError(f"the model in {str(folder)!r} wasn't made by 'senn fit': it knows no columns")
     try:
         if isinstance(record, dict) and record.get("kind") == KIND:
-            frame = predict_images(load(args.folder), ImageEncoder.from_dict(record), args.data, args.proba)
+            frame = predict_images(load(folder), ImageEncoder.from_dict(record), data, proba)
         else:
-            frame = _predict_table(args, TableEncoder.from_dict(record))
+            frame = _predict_table(folder, TableEncoder.from_dict(record), data, proba)
     except RuntimeError as error:  # shapes or kinds of numbers that `senn fit` doesn't make
         what = f"doesn't fit what it is said to be for: {first_line(error)}"
-        raise SennError(f"the network in {str(args.folder)!r} {what}") from error
+        raise SennError(f"the network in {str(folder)!r} {what}") from error
     text = frame.to_csv(index=False)
-    if args.out is None:
+    if out is None:
         sys.stdout.write(text)
     else:
-        _write(args.out, text)
+        _write(out, text)
     return 0
 
 
-def _predict_table(args: argparse.Namespace, encoder: TableEncoder) -> pd.DataFrame:
+def _predict_table(folder: Path, encoder: TableEncoder, tables: Sequence[str], proba: bool) -> pd.DataFrame:
     """A row for each of the table's."""
     target = encoder.target
-    if args.proba and target.task != "classification":
+    if proba and target.task != "classification":
         raise SennError(f"--proba makes no sense here: {target.name!r} is a number, not a class")
-    if len(args.data) > 1:
-        raise SennError(f"the model in {str(args.folder)!r} predicts the rows of one table, not of {len(args.data)}")
-    model = load(args.folder)
-    x = encoder.transform(read_table(args.data[0], text=encoder.text_columns).frame)
+    if len(tables) > 1:
+        raise SennError(f"the model in {str(folder)!r} predicts the rows of one table, not of {len(tables)}")
+    model = load(folder)
+    x = encoder.transform(read_table(tables[0], text=encoder.text_columns).frame)
     values = outputs(model, torch.from_numpy(x))
     columns = {"prediction": pd.Series(target.decode(values), dtype=object)}
-    if args.proba:
+    if proba:
         chances = probabilities(values)
         columns |= {f"probability {label}": pd.Series(chances[:, at]) for at, label in enumerate(target.labels)}
     return pd.DataFrame(columns)

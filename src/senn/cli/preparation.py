@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from senn.data import Table, TableEncoder, Target, read_table, split
 from senn.data.encoder import check_names, listed
 from senn.errors import SennError
 from senn.policy import PaperPolicy, Policy, PricePolicy
+from senn.runs import FitOptions
+from senn.runs.fit_options import DEFAULTS, option_name
 from senn.training import Callback, Recipe, Run, Task, train
 from senn.training.learner import build_model, build_optimizer, loss_function, resolve_policy
 from senn.training.rows import validation_split
@@ -217,18 +218,18 @@ def planned(model: nn.Module, recipe: Recipe, hidden: Sequence[int], y: Tensor, 
     }
 
 
-def prepare(args: argparse.Namespace) -> Preparation:
+def prepare(options: FitOptions) -> Preparation:
     """Read, split and encode the table, and settle the recipe, before anything is written or trained.
 
     Raises:
         SennError: for whatever is wrong with the table or the options, by name.
     """
-    refuse_options(args, {"image_size": None, "data_dir": None, "no_flip": False}, "images, and {data} is a table")
-    kinds = dict(args.column)
-    table = read_table(args.data, text=[name for name, kind in kinds.items() if kind == "category"])
-    name = args.target or table.target
+    refuse_options(options, ("image_size", "data_dir", "no_flip"), "images, and {data} is a table")
+    kinds = dict(options.column)
+    table = read_table(options.data, text=[name for name, kind in kinds.items() if kind == "category"])
+    name = options.target or table.target
     if name is None:
-        which = f"which column of {args.data!r} is to be predicted? Name it with --target"
+        which = f"which column of {options.data!r} is to be predicted? Name it with --target"
         raise SennError(f"{which}; the table has {listed(table.frame.columns)}")
     check_names(table.frame, name)
     if name in kinds:
@@ -236,47 +237,49 @@ def prepare(args: argparse.Namespace) -> Preparation:
     rows = len(table.frame)
     if rows < FEWEST_ROWS:
         raise SennError(f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed to learn from")
-    target = Target.fit(name, table.frame[name], args.task)
+    target = Target.fit(name, table.frame[name], options.task)
     classes = target.encode(table.frame[name]) if target.task == "classification" else None
-    train, test = split(rows, args.test_fraction, args.seed, classes)
+    train, test = split(rows, options.test_fraction, options.seed, classes)
     parts = table.frame.iloc[train], table.frame.iloc[test]
     encoder = TableEncoder.fit(parts[0], name, target.task, kinds)
     (x, y), (x_test, y_test) = (
         (torch.from_numpy(encoder.transform(part)), torch.from_numpy(encoder.target.encode(part[name])))
         for part in parts
     )
-    return Preparation(table, encoder, x, y, x_test, y_test, _recipe(args, encoder, x.shape[1]))
+    return Preparation(table, encoder, x, y, x_test, y_test, _recipe(options, encoder, x.shape[1]))
 
 
-def refuse_options(args: argparse.Namespace, defaults: dict[str, Any], reason: str) -> None:
+def refuse_options(options: FitOptions, names: Sequence[str], reason: str) -> None:
     """Refuse options of another kind of data.
 
     Args:
-        args: all arguments.
-        defaults: of the options that would have no meaning.
+        options: of the run.
+        names: fields of those that would have no meaning.
         reason: what they are for, and what `{data}` is.
 
     Raises:
         SennError: naming the first that is given.
     """
-    for name, default in defaults.items():
-        if getattr(args, name) != default:
-            raise SennError(f"--{name.replace('_', '-')} is for {reason.format(data=repr(args.data))}")
+    record = options.to_dict()
+    for name in names:
+        if record[name] != DEFAULTS[name]:
+            raise SennError(f"{option_name(name)} is for {reason.format(data=repr(options.data))}")
 
 
-def _recipe(args: argparse.Namespace, encoder: TableEncoder, features: int) -> Recipe:
-    """The default recipe but for what the arguments say, checked as far as can be without training."""
-    recipe = Recipe(policy=policy(args), **told(args))
+def _recipe(options: FitOptions, encoder: TableEncoder, features: int) -> Recipe:
+    """The default recipe but for what the options say, checked as far as can be without training."""
+    recipe = Recipe(policy=chosen_policy(options), **recipe_fields(options))
     with torch.random.fork_rng(devices=[]):
         model = build_model(features, encoder.target.outputs, recipe)
     check_start(model, recipe, encoder.target.task)
     return recipe
 
 
-def told(args: argparse.Namespace) -> dict[str, Any]:
-    """Choices of training that the arguments make."""
+def recipe_fields(options: FitOptions) -> dict[str, Any]:
+    """Fields of a recipe that the options set."""
+    record = options.to_dict()
     names = ("seed", "optimizer", "epochs", "max_params")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {name: record[name] for name in names if record[name] is not None}
 
 
 def check_start(model: nn.Module, recipe: Recipe, task: Task) -> None:
@@ -291,12 +294,15 @@ def check_start(model: nn.Module, recipe: Recipe, task: Task) -> None:
         raise SennError(f"--max-params {recipe.max_params:,} is less than the {smallest:,} of the network at the start")
 
 
-def policy(args: argparse.Namespace, prices: PricePolicy | None = None) -> Policy:
-    """The policy that the arguments say; `prices` is the price policy where they say nothing of it."""
-    options = {"price": ("kappa",), "paper": ("tau", "alpha")}
-    for name, fields in options.items():
-        for field in fields:
-            if name != args.policy and getattr(args, field) is not None:
-                raise SennError(f"--{field} belongs to --policy {name}")
-    given = {field: getattr(args, field) for field in options[args.policy] if getattr(args, field) is not None}
-    return PaperPolicy(**given) if args.policy == "paper" else replace(prices or PricePolicy(), **given)
+def chosen_policy(options: FitOptions, prices: PricePolicy | None = None) -> Policy:
+    """Build the growth policy that the options name; `prices` is the price policy where they set nothing of it."""
+    if options.policy != "price" and options.kappa is not None:
+        raise SennError("--kappa belongs to --policy price")
+    for name, value in (("--tau", options.tau), ("--alpha", options.alpha)):
+        if options.policy != "paper" and value is not None:
+            raise SennError(f"{name} belongs to --policy paper")
+    if options.policy == "paper":
+        given = {"tau": options.tau, "alpha": options.alpha}
+        return PaperPolicy(**{name: value for name, value in given.items() if value is not None})
+    prices = prices or PricePolicy()
+    return prices if options.kappa is None else replace(prices, kappa=options.kappa)

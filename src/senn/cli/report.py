@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from senn import disk
@@ -17,12 +17,11 @@ _MOST = 20
 """Runs on one page."""
 
 
-def run(args: argparse.Namespace) -> int:
+def run(*, folders: Sequence[Path], out: Path | None) -> int:
     """Carry the command out."""
-    folders: list[Path] = args.folders
     if len(folders) > _MOST:
         raise SennError(f"a report compares up to {_MOST} runs, not {len(folders)}")
-    out: Path = args.out or (folders[0] / REPORT if len(folders) == 1 else Path("comparison.html"))
+    out = out or (folders[0] / REPORT if len(folders) == 1 else Path("comparison.html"))
     _refuse_foreign(out)
     text = page([_told(folder) for folder in folders])
     out.parent.mkdir(parents=True, exist_ok=True)

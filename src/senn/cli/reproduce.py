@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,23 @@ from senn.errors import SennError
 from senn.runs import RunFolder
 
 
-def run(args: argparse.Namespace) -> int:
+def run(
+    *,
+    experiment: str,
+    seeds: int | None,
+    out: Path | None,
+    overwrite: bool,
+    data_dir: Path | None,
+    full: bool,
+    device: str | None,
+) -> int:
     """Carry the command out: the folder of results is written whole or left as it was."""
-    images = _image_options(args)
-    experiment = reproduce_module(args.experiment.replace("-", "_"), "senn reproduce")
-    seeds = args.seeds or EXPERIMENTS[args.experiment].seeds
-    out: Path = args.out or Path("runs") / args.experiment
-    with Signals() as signals, RunFolder(out, overwrite=args.overwrite) as folder:
-        experiment.main(seeds=seeds, out=folder.draft, settings=experiment.FULL if args.full else None, **images)
+    images = _image_options(experiment, data_dir, device)
+    module = reproduce_module(experiment.replace("-", "_"), "senn reproduce")
+    seeds = seeds or EXPERIMENTS[experiment].seeds
+    out = out or Path("runs") / experiment
+    with Signals() as signals, RunFolder(out, overwrite=overwrite) as folder:
+        module.main(seeds=seeds, out=folder.draft, settings=module.FULL if full else None, **images)
         written = sorted(file.name for file in folder.draft.iterdir())
         signals.no_more()
         folder.publish()
@@ -30,20 +38,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _image_options(args: argparse.Namespace) -> dict[str, Any]:
+def _image_options(experiment: str, data_dir: Path | None, device: str | None) -> dict[str, Any]:
     """What experiments on images take besides.
 
     Raises:
         SennError: another experiment is given it, or PyTorch can't compute on the device here.
     """
-    options = {"data_dir": args.data_dir, "device": args.device}
-    if EXPERIMENTS[args.experiment].images:
-        if args.device is not None:
-            _check_device(args.device)
+    options = {"data_dir": data_dir, "device": device}
+    if EXPERIMENTS[experiment].images:
+        if device is not None:
+            _check_device(device)
         return options
     for name, value in options.items():
         if value is not None:
-            raise SennError(f"--{name.replace('_', '-')} is for experiments on images, and {args.experiment} has none")
+            raise SennError(f"--{name.replace('_', '-')} is for experiments on images, and {experiment} has none")
     return {}
 
 

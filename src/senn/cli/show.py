@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import shlex
+from json import dumps
+from pathlib import Path
 from typing import Any
 
 from senn.errors import SennError
 from senn.runs import HISTORY, RESULTS, SavedRun, read
 
 
-def run(args: argparse.Namespace) -> int:
+def run(*, folder: Path, json: bool) -> int:
     """Carry the command out."""
-    saved = read(args.folder)
-    if args.json:
-        print(json.dumps(_unfinished(saved) if saved.results is None else saved.results, ensure_ascii=False))
+    saved = read(folder)
+    if json:
+        print(dumps(_unfinished(saved) if saved.results is None else saved.results, ensure_ascii=False))
         return 0
     try:
         lines = _so_far(saved) if saved.results is None else _lines(saved.results)
         lines += _changes(saved)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        where = f"{str(args.folder / RESULTS)!r} or its {HISTORY}"
+        where = f"{str(folder / RESULTS)!r} or its {HISTORY}"
         raise SennError(f"{where} is damaged: {type(error).__name__}: {error}") from error
     if saved.unfinished:
         is_same = saved.results is None or saved.results["interrupted"]
         what = "it is unfinished" if is_same else "a run that is to replace it is unfinished"
-        lines.append(f"{what}; to go on: senn fit --resume {args.folder}")
+        lines.append(f"{what}; to go on: senn fit --resume {folder}")
     print("\n".join(lines))
     return 0
 
@@ -34,12 +34,16 @@ def run(args: argparse.Namespace) -> int:
 def _unfinished(saved: SavedRun) -> dict[str, Any]:
     """What is known of a run that has no results yet, JSON-able."""
     last = next((record for record in reversed(saved.history) if record["event"] == "epoch"), None)
-    return {"unfinished": True, "arguments": saved.about["arguments"], "records": len(saved.history), "last": last}
+    return {"unfinished": True, "arguments": _arguments(saved), "records": len(saved.history), "last": last}
+
+
+def _arguments(saved: SavedRun) -> list[str]:
+    return [] if saved.options is None else saved.options.arguments()
 
 
 def _so_far(saved: SavedRun) -> list[str]:
     """How far a run has come."""
-    lines = [f"unfinished: senn fit {shlex.join(saved.about['arguments'])}"]
+    lines = [f"unfinished: senn fit {shlex.join(_arguments(saved))}"]
     epochs = [record for record in saved.history if record["event"] == "epoch"]
     if epochs:
         last = epochs[-1]

@@ -6,7 +6,6 @@ threads of their own, from copies.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import threading
@@ -16,6 +15,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from senn.cli.fit_arguments import FitArguments
 from senn.report import Told, compact, library, page
 from senn.training.callbacks import Callback
 
@@ -28,24 +28,24 @@ _PULSE = 5.0
 
 @contextmanager
 def watching(
-    args: argparse.Namespace, name: str, say: Callable[[str], None], earlier: Sequence[Mapping[str, Any]] = ()
+    arguments: FitArguments, name: str, say: Callable[[str], None], earlier: Sequence[Mapping[str, Any]] = ()
 ) -> Iterator[tuple[Callback, ...]]:
     """What shows a run in a browser while it goes on, if that is asked for; nothing else.
 
     Args:
-        args: of `senn fit`.
+        arguments: of `senn fit`.
         name: of the run.
         say: takes a line, where lines are wanted.
         earlier: records from before it was interrupted.
     """
-    if not args.watch:
+    if not arguments.watch:
         yield ()
         return
 
     def aloud(line: str) -> None:  # whoever asks for it must learn where it is
-        print(line, file=sys.stderr) if args.quiet or args.json else say(line)
+        print(line, file=sys.stderr) if arguments.is_silent else say(line)
 
-    with Watch(name, args.port, aloud, earlier) as watch:
+    with Watch(name, arguments.port, aloud, earlier) as watch:
         yield (watch,)
 
 

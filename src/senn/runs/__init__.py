@@ -5,7 +5,8 @@ the checksums of all. While it goes on, everything is in `unfinished/`: `run.jso
 `history.jsonl` as far as it has come, and the last two of `checkpoint-NNN/`. Whatever has its own name is complete.
 """
 
+from senn.runs.fit_options import FitOptions
 from senn.runs.folder import RunFolder
 from senn.runs.reading import FIGURE, HISTORY, REPORT, RESULTS, SavedRun, check, complete, read
 
-__all__ = ["FIGURE", "HISTORY", "REPORT", "RESULTS", "RunFolder", "SavedRun", "check", "complete", "read"]
+__all__ = ["FIGURE", "HISTORY", "REPORT", "RESULTS", "FitOptions", "RunFolder", "SavedRun", "check", "complete", "read"]

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from senn import disk
 from senn.errors import SennError
+from senn.runs.fit_options import FitOptions
 from senn.runs.reading import (
     CHECKPOINT,
     FIGURE,
@@ -35,6 +36,7 @@ from senn.runs.reading import (
     checkpoints,
     documents,
     intact,
+    opened,
 )
 
 _KEPT = 2
@@ -141,7 +143,7 @@ class RunFolder:
     def _arrive(self) -> None:
         """Give the files of a finished run their place, if a kill has left them on their way there."""
         if (self._finished / RESULTS).exists():
-            results = disk.opened(self._finished / RESULTS, FORMAT, VERSION)
+            results = opened(self._finished / RESULTS, FORMAT)
             for name in results.get("files", {}):
                 intact(self._finished, results, name, LONGEST)
             self._deliver(keep=results.get("interrupted") is True)
@@ -182,15 +184,15 @@ class RunFolder:
 
     def _interrupted(self) -> bool:
         try:
-            return disk.opened(self.place / RESULTS, FORMAT, VERSION).get("interrupted") is True
+            return opened(self.place / RESULTS, FORMAT).get("interrupted") is True
         except SennError:
             return False
 
     # -- while the run goes on
 
-    def begin(self, arguments: Sequence[str], **about: Any) -> None:
-        """Note how the run was called, so that it can be gone on with."""
-        document = {"format": FORMAT, "version": VERSION, "arguments": list(arguments), **about}
+    def begin(self, options: FitOptions, **about: Any) -> None:
+        """Note the options of the run, so that it can be gone on with."""
+        document = {"format": FORMAT, "version": VERSION, "options": options.to_dict(), **about}
         disk.write(self.home / RUN, disk.sealed(document))
         self.about = about_of(self.home)
 

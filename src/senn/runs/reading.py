@@ -11,10 +11,13 @@ from typing import Any
 
 from senn import disk
 from senn.errors import SennError
+from senn.runs.fit_options import FitOptions
 
 RESULTS, HISTORY, FIGURE, REPORT = "results.json", "history.jsonl", "growth.png", "report.html"
 UNFINISHED, RUN, STATE, NUMBERS = "unfinished", "run.json", "state.json", "state.safetensors"
-FORMAT, CHECKPOINT, VERSION = "senn-run", "senn-checkpoint", 1
+FORMAT, CHECKPOINT = "senn-run", "senn-checkpoint"
+VERSION, VERSIONS = 2, (1, 2)
+"""Version of the files that are written, and all that are read."""
 
 NAME = re.compile(r"checkpoint-(\d{3,9})")
 """Of a checkpoint that is complete."""
@@ -32,14 +35,14 @@ class SavedRun:
         history: records of the run that `results` is of, or else of the unfinished one.
         unfinished: a run there can be gone on with. Beside results that are `interrupted` it is the same run, else one
             that would replace them.
-        about: of an unfinished run: its `arguments` (of the command), `versions` and the `data`'s checksum.
+        options: of an unfinished run; None for one that is complete.
     """
 
     path: Path
     results: dict[str, Any] | None
     history: list[dict[str, Any]] = field(repr=False)
     unfinished: bool
-    about: dict[str, Any] = field(default_factory=dict, repr=False)
+    options: FitOptions | None = field(default=None, repr=False)
 
 
 def read(path: str | Path) -> SavedRun:
@@ -55,11 +58,12 @@ def read(path: str | Path) -> SavedRun:
         raise SennError(f"{str(path)!r} holds no run (there is no {RESULTS})")
     about = about_of(home) if goes_on else {}
     if os.path.lexists(place / RESULTS):
-        results = disk.opened(place / RESULTS, FORMAT, VERSION)
+        results = opened(place / RESULTS, FORMAT)
         history = _records(intact(place, results, HISTORY, LONGEST), place / HISTORY, torn=False)
     else:
         results, history = None, _history_so_far(home, about)
-    return SavedRun(path, results, history, goes_on, about)
+    options = options_of(about, home) if goes_on else None
+    return SavedRun(path, results, history, goes_on, options)
 
 
 def _history_so_far(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -105,7 +109,7 @@ def documents(home: Path, about: Mapping[str, Any], reasons: list[str]) -> Itera
     """
     for number, folder in sorted(checkpoints(home).items(), reverse=True):
         try:
-            document = disk.opened(folder / STATE, CHECKPOINT, VERSION, most=8 * LONGEST)
+            document = opened(folder / STATE, CHECKPOINT, most=8 * LONGEST)
             if document.get("number") != number:
                 raise SennError(f"{str(folder)!r} is damaged: it is another checkpoint")
         except SennError as error:
@@ -128,7 +132,7 @@ def check(path: Path, names: Sequence[str]) -> None:
     Raises:
         SennError: one isn't what was written with them.
     """
-    results = disk.opened(path / RESULTS, FORMAT, VERSION)
+    results = opened(path / RESULTS, FORMAT)
     for name in names:
         intact(path, results, name, 1 << 40)
 
@@ -141,11 +145,33 @@ def intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> by
 
 def about_of(home: Path) -> dict[str, Any]:
     """How an unfinished run was begun."""
-    about = disk.opened(home / RUN, FORMAT, VERSION)
+    about = opened(home / RUN, FORMAT)
+    options_of(about, home)
+    return about
+
+
+def options_of(about: Mapping[str, Any], home: Path) -> FitOptions:
+    """Options of an unfinished run; version 1 kept them as arguments of the command.
+
+    Raises:
+        SennError: there are none.
+    """
+    what = repr(str(home / RUN))
+    if about["version"] > 1:
+        return FitOptions.from_dict(about.get("options"), what)
     arguments = about.get("arguments")
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
-        raise SennError(f"{str(home / RUN)!r} is damaged: its arguments are none")
-    return about
+        raise SennError(f"{what} is damaged: its arguments are none")
+    return FitOptions.from_arguments(arguments, what)
+
+
+def opened(path: Path, kind: str, most: int = disk.MOST) -> dict[str, Any]:
+    """Read a document of a run, of this version or an older one.
+
+    Raises:
+        SennError: it isn't there, is of another format or version, or was altered.
+    """
+    return disk.parse_checksummed_json(disk.contents(path, most), path, kind, VERSIONS)
 
 
 def _records(text: bytes, path: Path, torn: bool) -> list[dict[str, Any]]:
