@@ -1,10 +1,11 @@
 """Carries decisions out: new Parameters, optimizer state by position, verification, rollback, undo."""
 
-from senn.surgery.carry import Journal, carry_out
+from senn.surgery.carry import carry_out
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
 from senn.surgery.operate import Receipt, operate
 from senn.surgery.plan import new_parameters, parameters_per_unit
 from senn.surgery.repeat import silent_copy
+from senn.surgery.undo import Journal
 from senn.surgery.verify import calibrate
 
 __all__ = [

@@ -18,10 +18,11 @@ from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.preserve import ModelState, preserve_model_state
 from senn.structure.spaces import Structure
 from senn.surgery.afterwards import afterwards
-from senn.surgery.carry import Journal, prepare
+from senn.surgery.carry import prepare
 from senn.surgery.moves import Append, Insert, Move, Prune
 from senn.surgery.optimizer import Snapshot, carry, check_holds, unwrap
 from senn.surgery.plan import plan
+from senn.surgery.undo import Journal
 from senn.surgery.verify import (
     calibrate,
     check_use,
@@ -35,7 +36,7 @@ WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDa
 """Classes that hold a model and remember its parameters."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Receipt:
     """What an operation did, and the way back.
 
@@ -125,7 +126,15 @@ def operate(
     if (kind := type(model).__name__) in WRAPPERS:
         raise UnsupportedError(f"a {kind} model can't be resized: change the module inside and wrap it anew")
     copies = [copy.module if isinstance(copy, AveragedModel) else copy for copy in averaged]
-    operation = _Operation(model, tuple(copies), tuple(moves), probe, loss, loss_limit, tolerance)
+    operation = _Operation(
+        model=model,
+        copies=tuple(copies),
+        moves=tuple(moves),
+        probe=probe,
+        loss=loss,
+        loss_limit=loss_limit,
+        tolerance=tolerance,
+    )
     try:
         with ExitStack() as rollback:
             receipt = operation.run(structure, None if optimizer is None else unwrap(optimizer), rollback)
@@ -142,7 +151,7 @@ def operate(
         raise SurgeryError(f"the change of {_places(moves)} was rolled back: {what}") from error
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class _Operation:
     """One operation while it goes on."""
 
@@ -170,7 +179,7 @@ class _Operation:
             journal.commit()
         if optimizer is not None:
             carry(optimizer, journals[0], self.model, names)
-        receipt = Receipt(self.moves, loss_before=loss_before, _journals=journals, _snapshot=snapshot)
+        receipt = Receipt(moves=self.moves, loss_before=loss_before, _journals=journals, _snapshot=snapshot)
         receipt.structure = afterwards(structure, todo)
         if self.probe is not None:
             receipt.output_change = self._compare(everyone, journals, before, self.probe)

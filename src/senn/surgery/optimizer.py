@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 
 from senn.errors import SennError, UnsupportedError
-from senn.surgery.carry import Inserted, Journal, Resized
 from senn.surgery.layout import Layout, place
+from senn.surgery.undo import Inserted, Journal, Resized
 
 State = dict[str, Any]
 

@@ -28,7 +28,7 @@ BEFORE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 How = Literal["given", "neutral", "mean", "zero", "cycle"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Entries:
     """New entries along one dimension of a tensor.
 
@@ -50,7 +50,7 @@ class Entries:
     index: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Compensation:
     """W_kept += W_gone @ coefficients[:, :-1], b += W_gone @ coefficients[:, -1], in the matrix's old columns."""
 
@@ -60,7 +60,7 @@ class Compensation:
     coefficients: Tensor
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Plan:
     """What several moves come to.
 
@@ -97,7 +97,7 @@ def plan(model: nn.Module, moves: Sequence[Move], structure: Structure) -> Plan:
     Raises:
         SennError: if a move doesn't fit the model; nothing has been changed.
     """
-    result = Plan(tuple(moves))
+    result = Plan(moves=tuple(moves))
     left = {space.name: set(range(space.width)) for space in structure.spaces}
     for move in moves:
         if isinstance(move, Insert):
@@ -172,7 +172,9 @@ def _plan_widen(result: Plan, model: nn.Module, move: Widen, space: Space) -> No
             raise SennError(f"new units of '{space.name}' need values for '{slot.name}'")
         if (how := _how(slot, space, values)) is not None:
             index = slot.index.cpu()
-            result.entries[slot.name].append(Entries(slot.dim, offset, count, how, values, index))
+            result.entries[slot.name].append(
+                Entries(dim=slot.dim, offset=offset, count=count, how=how, values=values, index=index)
+            )
     _plan_attributes(result, space, move.units)
     _plan_norms(result, space, move.units)
 
@@ -246,7 +248,7 @@ def _plan_compensation(result: Plan, model: nn.Module, one: LinearMap, gone: Ten
         result.shapes[one.bias] = find_tensor(model, one.bias).shape
     elif coefficients[:, -1].any():
         raise SennError(f"'{one.name}' has no bias, so the last column of its compensation must be zero")
-    result.compensations.append(Compensation(one, gone, kept, coefficients))
+    result.compensations.append(Compensation(map=one, gone=gone, kept=kept, coefficients=coefficients))
 
 
 def _plan_attributes(result: Plan, space: Space, units: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,7 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import SurgeryError
 from senn.preserve import preserve_model_state
-
-if TYPE_CHECKING:
-    from senn.surgery.carry import Journal
+from senn.surgery.undo import Journal
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Largest change of the outputs, relative to the largest output, by the coarsest dtype in play."""
