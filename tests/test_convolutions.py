@@ -14,7 +14,7 @@ import senn
 from senn.candidates.candidate_config import Proposals
 from senn.curvature.capture import capture
 from senn.curvature.output import OutputMetric
-from senn.curvature.patches import Patches
+from senn.curvature.patches import ConvInput
 from senn.curvature.reading import reading
 from senn.policy import Budget
 from senn.scoring import Survey
@@ -30,12 +30,12 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def read_of(layer: nn.Module, x: torch.Tensor, *, bias: bool) -> tuple[Patches, torch.Tensor]:
+def read_of(layer: nn.Module, x: torch.Tensor, *, bias: bool) -> tuple[ConvInput, torch.Tensor]:
     """What the layer reads as patches, and rows of what it gives."""
     with reading(nn.Sequential(layer), ["0"], outputs=True) as seen:
         nn.Sequential(layer)(x)
     (one,) = seen["0"]
-    return Patches.of(one.x, bias, one.kernel), one.z.flatten(2).mT
+    return ConvInput.of(one.x, bias, one.kernel), one.z.flatten(2).mT
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_patches_are_those_of_the_convolution(kind, shape, size, settings):
     assert torch.allclose(read.cross(g), torch.einsum("nlm,nlc->mc", g, rows))
     assert torch.allclose(read.by_sample(g), torch.einsum("nlm,nlc->nmc", g, rows))
     # the constant may stand between two groups of channels
-    split = Patches(read.x, True, read.kernel, existing=2)
+    split = ConvInput(read.x, True, read.kernel, existing=2)
     order = [*range(2 * read.kernel.taps), 3 * read.kernel.taps, *range(2 * read.kernel.taps, 3 * read.kernel.taps)]
     assert torch.allclose(split.rows(), read.rows()[:, order])
     assert torch.allclose(split.cross(g), read.cross(g)[:, order])

@@ -283,7 +283,7 @@ def test_images_are_encoded_as_in_training_to_the_last_bit(tmp_path: Path) -> No
         encoder = ImageEncoder(side=8, channels=channels, mean=mean, std=std, labels=("a", "b"), flip=False)
         (_, pixels, left_out) = next(encoder.read(paths))
         assert not left_out
-        wanted = Standard(encoder.mean, encoder.std)(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+        wanted = Standard(mean=encoder.mean, std=encoder.std)(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
         assert torch.equal(images.encode(paths, encoder.to_dict()), wanted)
 
 

@@ -209,7 +209,7 @@ def test_predictions_are_the_networks(home, capsys):
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     record = load_extra(home / "run")["encoder"]
     image = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy())[None]
-    chances = load(home / "run")(Standard(tuple(record["mean"]), tuple(record["std"]))(image)).softmax(-1)[0]
+    chances = load(home / "run")(Standard(mean=tuple(record["mean"]), std=tuple(record["std"]))(image)).softmax(-1)[0]
     assert float(row["probability across"]) == pytest.approx(chances[0].item(), abs=1e-6)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from senn.curvature.output import OutputMetric
 from senn.nn import MLP, Rational
 from senn.optim import NaturalGradient
-from senn.optim.blocks import Average, Kronecker, split_damping
+from senn.optim.blocks import Average, KroneckerBlock, split_damping
 from senn.optim.ggn import GaussNewton, best_combination, conjugate_gradients
 
 # ---- where steps are exact ------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_weight_decay_enters_gradient_and_curvature():
 def test_kronecker_block_inverts_its_damped_factors():
     generator = torch.Generator().manual_seed(0)
     a, s = torch.randn(50, 3, dtype=D, generator=generator), torch.randn(50, 2, dtype=D, generator=generator)
-    block = Kronecker(0.9)
+    block = KroneckerBlock(0.9)
     block.update(a, [s], None)
     block.refresh(0.1)
     for_a, for_s = split_damping(a.mT @ a / 50, s.mT @ s / 50, 0.1)
@@ -92,14 +92,14 @@ def test_kronecker_block_inverts_its_damped_factors():
     g = torch.randn(2, 3, dtype=D, generator=generator)
     torch.testing.assert_close(block.apply([g])[0], torch.linalg.solve(left, g.flatten()).reshape(2, 3))
     # Tokens: F sums over the locations of a sample.
-    tokens = Kronecker(0.9)
+    tokens = KroneckerBlock(0.9)
     tokens.update(a.reshape(10, 5, 3), [s.reshape(10, 5, 2)], None)
     torch.testing.assert_close(tokens.inputs.current, a.mT @ a / 50)
     torch.testing.assert_close(tokens.outputs.current, s.mT @ s / 10)
 
 
 def test_a_dead_map_takes_the_damping_alone():
-    block = Kronecker(0.9)
+    block = KroneckerBlock(0.9)
     block.update(torch.ones(5, 2, dtype=D), [torch.zeros(5, 3, dtype=D)], None)
     block.refresh(0.25)
     inverse_a, inverse_s = block.inverses

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import senn
 from senn.curvature.capture import capture
 from senn.curvature.output import OutputMetric
-from senn.curvature.reading import Layout, Reading, legible
+from senn.curvature.reading import Reading, RowLayout, legible
 from senn.structure import analyse
 
 N, T, D = 4, 3, 5
@@ -156,7 +156,7 @@ def test_each_group_of_a_convolution_is_a_map_of_its_own() -> None:
 def test_layouts_are_found_out() -> None:
     x, _ = data()
     layouts = {name: legible(MODELS[name]().double(), {"map": 1}, x)["map"].layouts[0] for name in list(MODELS)[:4]}
-    assert [*layouts.values()] == [Layout(), Layout(1), Layout(), Layout(0, inner=True)]
+    assert [*layouts.values()] == [RowLayout(), RowLayout(1), RowLayout(), RowLayout(0, inner=True)]
 
 
 def test_what_cannot_be_told_apart_by_samples_is_refused_with_the_reason() -> None:

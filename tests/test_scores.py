@@ -184,7 +184,10 @@ def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
     """A fold of rows with a given output metric."""
     signs = torch.randint(0, 2, dz.shape, generator=torch.Generator().manual_seed(0)).to(dz) * 2 - 1
     s = signs @ torch.linalg.cholesky(S).mT
-    return Fold(Moments(len(x), 1, x.mT @ x, dz.mT @ x, S * len(x), len(x)), Rowwise(x, s, dz))
+    return Fold(
+        moments=Moments(rows=len(x), locations=1, inputs=x.mT @ x, cross=dz.mT @ x, outputs=S * len(x), read=len(x)),
+        samples=Rowwise(a=x, s=s, dz=dz),
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -298,7 +301,7 @@ def test_promises_of_units_accepted_one_after_another_add_up_to_no_more_than_lam
     x = torch.cat([torch.ones(n, 1, dtype=torch.float64), sign, torch.where(curved, sign, -sign)], 1)
     dz, s = torch.where(curved, sign, 0.0), torch.where(curved, 1.0, 1e-3)
     parts = slice(0, n // 2), slice(n // 2, n)
-    folds = [Fold.of(moments(x[p], dz[p], s[p]), Rowwise(x[p], s[p], dz[p])) for p in parts]
+    folds = [Fold.of(moments(x[p], dz[p], s[p]), Rowwise(a=x[p], s=s[p], dz=dz[p])) for p in parts]
     ledger = Ledger(*folds, existing=1)
     first = ledger.heldout(torch.tensor([[0]]))[0].item()
     assert first == pytest.approx(0.5, rel=0.02)  # all of lambda, the mean of dz^2 / s^2
@@ -318,7 +321,7 @@ def test_few_rows_say_the_same_through_their_products():
         found = moments(x[part], dz[part], s[part])
         if few:
             found = replace(found, inputs=x.new_empty(0), read=0.0)
-        return Fold.of(found, Rowwise(x[part], s[part], dz[part]))
+        return Fold.of(found, Rowwise(a=x[part], s=s[part], dz=dz[part]))
 
     parts = slice(0, n), slice(n, 2 * n)
     few, whole = (Ledger(*(fold(part, kind) for part in parts), existing=c) for kind in (True, False))

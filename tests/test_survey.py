@@ -334,7 +334,7 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
             (torch.randn(samples, locations, size, generator=generator, dtype=torch.float64) + 2 * shared).flatten(0, 1)
             for size in (existing + 1, m, m)
         )
-        return Fold.of(moments(a, dz, s, locations=locations), Rowwise(a, s, dz, locations))
+        return Fold.of(moments(a, dz, s, locations=locations), Rowwise(a=a, s=s, dz=dz, locations=locations))
 
     fit, held = fold(), fold()
     value, error = Ledger(fit, held, existing).heldout(torch.tensor([[0]]))

@@ -65,7 +65,7 @@ def from_dict(
     Raises:
         SennError: the mapping has an unknown or missing key, a value of another type, or a version that is too new.
     """
-    reader = _Reader(what, complete=complete, finite=finite)
+    reader = _FieldReader(what, complete=complete, finite=finite)
     return typing.cast(Record, reader.record(cls, mapping, renamed or {}, version))
 
 
@@ -91,7 +91,7 @@ def reading_state(what: str) -> Iterator[None]:
         raise SennError(f"{what}: {reason}") from error
 
 
-class _Reader:
+class _FieldReader:
     """Reads values by annotation; `what` begins each sentence."""
 
     def __init__(self, what: str, *, complete: bool, finite: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Standard:
     """Bytes as numbers of mean 0 and deviation 1 in each channel.
 
@@ -33,7 +33,7 @@ class Standard:
             spread = float((counts @ (value - centre).square() / counts.sum()).sqrt())
             mean.append(centre)
             std.append(spread if spread > 1e-6 else 1.0)
-        return cls(tuple(mean), tuple(std))
+        return cls(mean=tuple(mean), std=tuple(std))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) uint8 as float32."""

@@ -16,8 +16,8 @@ from senn.candidates.initialization import draw_convolutional, draw_identity, dr
 from senn.candidates.new_layers import ConvolutionalLayer, Layer, same
 from senn.curvature.capture import layout_of
 from senn.curvature.output import OutputMetric
-from senn.curvature.patches import Patches, full
-from senn.curvature.reading import Application, Layout, Reading, forward, reading
+from senn.curvature.patches import ConvInput, full
+from senn.curvature.reading import Application, Reading, RowLayout, forward, reading
 from senn.errors import DivergenceError
 from senn.nn import Residual
 from senn.nn.activations import activation_class
@@ -117,7 +117,7 @@ def _before_convolution(
     size = 3 if min(one.kernel.size) > 1 else 1
     if not recipe.residual or not pays(site.features * (size**site.spatial + 1) + 1):
         return None
-    read = Patches.of(full(one.x), False, same(site.spatial, size))
+    read = ConvInput.of(full(one.x), False, same(site.spatial, size))
     return draw_convolutional(site, read.rows(_spread(read)), recipe, generator)
 
 
@@ -162,16 +162,16 @@ def _open_sites(model: nn.Module, structure: Structure, maps: Mapping[str, Linea
     return [site for site in sites if not any(site.module.startswith(branch) for branch in branches)]
 
 
-def _spread(read: Patches) -> Tensor:
+def _spread(read: ConvInput) -> Tensor:
     """Evenly spread locations, of which all samples have about `LOOKED_AT` rows."""
     return torch.arange(0, read.locations, max(read.locations * len(read.x) // LOOKED_AT, 1), device=read.x.device)
 
 
-def _passing(one: Application, layout: Layout, samples: int) -> LayerActivations:
+def _passing(one: Application, layout: RowLayout, samples: int) -> LayerActivations:
     """About `LOOKED_AT` of the rows, evenly spread."""
     assert one.z is not None
     if one.kernel is not None:
-        read = Patches.of(full(one.x), False, one.kernel)
+        read = ConvInput.of(full(one.x), False, one.kernel)
         places = _spread(read)
         z = full(one.z).flatten(2).mT[:, places]
         return LayerActivations(read.rows(places), z.flatten(0, 1))

@@ -138,7 +138,7 @@ class ImagePreparation:
             _tensor(planes(self.train_part)),
             _tensor(self.train_part.labels),
             classes=len(self.encoder.labels),
-            standard=Standard(self.encoder.mean, self.encoder.std),
+            standard=Standard(mean=self.encoder.mean, std=self.encoder.std),
             flip=self.encoder.flip,
             recipe=self.recipe,
             callbacks=callbacks,
@@ -188,7 +188,7 @@ def _images(count: int) -> str:
 @torch.no_grad()
 def image_outputs(model: nn.Module, encoder: ImageEncoder, pixels: NDArray[np.uint8]) -> Tensor:
     """The network's outputs for (n, C, side, side) bytes, (n, classes), in float64."""
-    standard = Standard(encoder.mean, encoder.std)
+    standard = Standard(mean=encoder.mean, std=encoder.std)
     return torch.cat([model(standard(part)) for part in torch.split(_tensor(pixels), _AT_ONCE)]).double()
 
 

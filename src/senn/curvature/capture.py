@@ -7,6 +7,7 @@ modes and the global random state come back as they were.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +21,14 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from senn import batch
 from senn.batch import Inputs, Output
 from senn.curvature.output import Among, OutputMetric
-from senn.curvature.patches import Dense, Patches, Read, full
-from senn.curvature.reading import Application, Layout, Reading, forward, reading
+from senn.curvature.patches import ConvInput, DenseInput, Read, full
+from senn.curvature.reading import Application, Reading, RowLayout, forward, reading
 from senn.errors import DivergenceError, UnsupportedError
 from senn.preserve import preserve_model_state
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RowChunk:
     """One application of a linear map to all samples.
 
     Attributes:
@@ -40,13 +41,13 @@ class Part:
     dz: Tensor
     s: Tensor
 
-    def some(self, samples: slice) -> Part:
+    def some(self, samples: slice) -> RowChunk:
         """Some of the samples."""
-        return Part(self.read.some(samples), self.dz[samples], self.s[samples])
+        return RowChunk(read=self.read.some(samples), dz=self.dz[samples], s=self.s[samples])
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class LayerRows:
     """Rows of one linear map, sample-major: (samples * locations, ...).
 
     Attributes:
@@ -54,7 +55,7 @@ class Rows:
         data: whether the map reads the model's inputs themselves, so that the moment of a is a statistic of the data.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[RowChunk, ...]
     data: bool
 
     @property
@@ -81,7 +82,7 @@ class Rows:
         return torch.cat(values, 1).flatten(0, 1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class BlockRun:
     """One run of a residual block.
 
@@ -100,10 +101,10 @@ class BlockRun:
     def some(self, samples: slice) -> BlockRun:
         """Some of the samples."""
         args, kwargs = batch.take((self.args, self.kwargs), samples, len(self.dz))
-        return BlockRun(args, kwargs, self.dz[samples], self.s[samples])
+        return BlockRun(args=args, kwargs=kwargs, dz=self.dz[samples], s=self.s[samples])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Capture:
     """One batch, seen at every linear map.
 
@@ -115,7 +116,7 @@ class Capture:
         output: the model's outputs, detached.
     """
 
-    rows: dict[str, Rows]
+    rows: dict[str, LayerRows]
     blocks: dict[str, BlockRun]
     loss: float
     bound: float
@@ -164,42 +165,76 @@ def capture(
         if missing:
             raise UnsupportedError(f"{missing[0]} was not reached by the forward pass")
         y = output.detach()
-        loss = float(metric.loss(y, targets, weights))
-        if not torch.isfinite(y).all() or loss != loss or abs(loss) == float("inf"):
-            reason = "the network has diverged or the batch holds bad values"
-            raise DivergenceError(f"the loss on this batch is {loss}: {reason}")
-        applied = [(name, one) for name in names for one in seen[name]]
-        edges = [one.edge for _, one in applied if one.edge is not None]
-        ends = [run.edge for run in runs.values()]
-        if len(edges) < len(applied):
-            raise UnsupportedError("the outputs do not depend on any trainable parameter")
-        true = metric.gradient(y, targets, weights).to(output.dtype).reshape(output.shape)
-        sign = metric.probe(y, targets, generator, weights, among).to(output.dtype).reshape(output.shape)
-        dz = torch.autograd.grad(output, edges + ends, true, retain_graph=True, allow_unused=True)
-        loose = [name for (name, _), gradient in zip(applied, dz, strict=False) if gradient is None]
-        if loose:
-            raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
-        s = torch.autograd.grad(output, edges + ends, sign)
-    given = {x.untyped_storage().data_ptr() for x in batch.tensors(inputs)}
-    parts: dict[str, list[Part]] = {}
+        loss = _finite_loss(metric, y, targets, weights)
+        calls = [(name, call) for name in names for call in seen[name]]
+        true = metric.gradient(y, targets, weights)
+        signs = metric.probe(y, targets, generator, weights, among)
+        dz, s = _backward(output, calls, runs, (true, signs))
+    at_inputs = {x.untyped_storage().data_ptr() for x in batch.tensors(inputs)}
+    read_inputs = {name for name in names if seen[name][0].x.untyped_storage().data_ptr() in at_inputs}
+    chunks = _chunks(calls, dz, s, layouts, len(y))
+    of_blocks = zip(runs.items(), dz[len(calls) :], s[len(calls) :], strict=True)
+    return Capture(
+        rows={label: LayerRows(tuple(several), label in read_inputs) for label, several in chunks.items()},
+        blocks={name: BlockRun(args=run.args, kwargs=run.kwargs, dz=g, s=v) for (name, run), g, v in of_blocks},
+        loss=loss,
+        bound=float(metric.bound(y, targets, weights)),
+        output=y,
+    )
+
+
+def _finite_loss(metric: OutputMetric, y: Tensor, targets: Tensor, weights: Tensor | None) -> float:
+    loss = float(metric.loss(y, targets, weights))
+    if not torch.isfinite(y).all() or not math.isfinite(loss):
+        reason = "the network has diverged or the batch holds bad values"
+        raise DivergenceError(f"the loss on this batch is {loss}: {reason}")
+    return loss
+
+
+def _backward(
+    output: Tensor,
+    calls: Sequence[tuple[str, Application]],
+    runs: Mapping[str, _Run],
+    rows: tuple[Tensor, Tensor],
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Pull two sets of output rows back to the maps' calls, then to the blocks' outputs.
+
+    Returns:
+        For each set one tensor per call, of the shape of what the map gave, followed by one per block.
+    """
+    edges = [call.edge for _, call in calls if call.edge is not None]
+    if len(edges) < len(calls):
+        raise UnsupportedError("the outputs do not depend on any trainable parameter")
+    edges += [run.edge for run in runs.values()]
+    true, signs = (values.to(output.dtype).reshape(output.shape) for values in rows)
+    dz = torch.autograd.grad(output, edges, true, retain_graph=True, allow_unused=True)
+    loose = [name for (name, _), gradient in zip(calls, dz, strict=False) if gradient is None]
+    if loose:
+        raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
+    return dz, torch.autograd.grad(output, edges, signs)
+
+
+def _chunks(
+    calls: Sequence[tuple[str, Application]],
+    dz: Sequence[Tensor],
+    s: Sequence[Tensor],
+    layouts: Mapping[str, Reading] | None,
+    samples: int,
+) -> dict[str, list[RowChunk]]:
+    """Rows of each call, by the map's label: a grouped convolution is one map for each group."""
+    chunks: dict[str, list[RowChunk]] = {}
     number: Counter[str] = Counter()
-    for (name, one), *back in zip(applied, dz, s, strict=False):  # blocks follow
+    for (name, call), gradient, sign in zip(calls, dz, s, strict=False):  # those of blocks come after
         layout = layout_of(layouts, name, number[name])
         number[name] += 1
-        reads = reads_of(name, one, layout, len(y))
-        gradients, signs = (back_of(one, layout, values, len(y)).chunk(len(reads), 2) for values in back)
-        for label, read, slope, sign in zip(labels(name, len(reads)), reads, gradients, signs, strict=True):
-            parts.setdefault(label, []).append(Part(read, slope, sign))
-    read_inputs = {name for name in names if seen[name][0].x.untyped_storage().data_ptr() in given}
-    rows = {label: Rows(tuple(several), label in read_inputs) for label, several in parts.items()}
-    found: dict[str, BlockRun] = {
-        name: BlockRun(run.args, run.kwargs, gradient, signs)
-        for (name, run), gradient, signs in zip(runs.items(), dz[len(edges) :], s[len(edges) :], strict=True)
-    }
-    return Capture(rows, found, loss, float(metric.bound(y, targets, weights)), y)
+        reads = reads_of(name, call, layout, samples)
+        by_group = [back_of(call, layout, values, samples).chunk(len(reads), 2) for values in (gradient, sign)]
+        for label, read, own, own_sign in zip(labels(name, len(reads)), reads, *by_group, strict=True):
+            chunks.setdefault(label, []).append(RowChunk(read=read, dz=own, s=own_sign))
+    return chunks
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Run:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -215,10 +250,10 @@ def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given = batch.tensors(output)[0]
             if args:
-                runs[name] = _Run((given.detach(), *args[1:]), kwargs, get_gradient_edge(given))
+                runs[name] = _Run(args=(given.detach(), *args[1:]), kwargs=kwargs, edge=get_gradient_edge(given))
             else:
                 first = next(iter(kwargs))
-                runs[name] = _Run((), {**kwargs, first: given.detach()}, get_gradient_edge(given))
+                runs[name] = _Run(args=(), kwargs={**kwargs, first: given.detach()}, edge=get_gradient_edge(given))
 
         return hook
 
@@ -230,10 +265,10 @@ def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]
             handle.remove()
 
 
-def layout_of(layouts: Mapping[str, Reading] | None, name: str, number: int) -> Layout:
+def layout_of(layouts: Mapping[str, Reading] | None, name: str, number: int) -> RowLayout:
     """How a map's application is laid out."""
     if layouts is None:
-        return Layout()
+        return RowLayout()
     if number >= len(layouts[name].layouts):
         raise UnsupportedError(f"{name} is applied more often than on the first samples: the forward depends on data")
     return layouts[name].layouts[number]
@@ -244,7 +279,7 @@ def labels(name: str, groups: int) -> list[str]:
     return [name] if groups == 1 else [f"{name}[{group}]" for group in range(groups)]
 
 
-def reads_of(name: str, one: Application, layout: Layout, samples: int) -> list[Read]:
+def reads_of(name: str, one: Application, layout: RowLayout, samples: int) -> list[Read]:
     """What an application reads, by sample and location: one for each group."""
     x, biased, kernel = full(one.x.detach()), one.bias is not None, one.kernel
     if not layout.fits(x.shape[layout.axis], samples) or (kernel is not None and len(x) != samples):
@@ -252,19 +287,19 @@ def reads_of(name: str, one: Application, layout: Layout, samples: int) -> list[
             f"{name} reads a tensor whose first dimension doesn't count samples: leave it out by ignore"
         )
     if kernel is None:
-        return [Dense(layout.by_sample(x, samples), biased)]
+        return [DenseInput(layout.by_sample(x, samples), biased)]
     if kernel.transposed:
-        return [Dense(x.flatten(2).mT, biased)]
+        return [DenseInput(x.flatten(2).mT, biased)]
     alone = replace(kernel, groups=1)
-    return [Patches.of(own, biased, alone) for own in torch.chunk(x, kernel.groups, 1)]
+    return [ConvInput.of(own, biased, alone) for own in torch.chunk(x, kernel.groups, 1)]
 
 
-def back_of(one: Application, layout: Layout, gradient: Tensor, samples: int) -> Tensor:
+def back_of(one: Application, layout: RowLayout, gradient: Tensor, samples: int) -> Tensor:
     """(samples, locations, m) of what came back to an application."""
     gradient = full(gradient)
     if one.kernel is None:
         return layout.by_sample(gradient, samples)
     if one.kernel.transposed:
-        patches = Patches.of(gradient, False, one.kernel)
+        patches = ConvInput.of(gradient, False, one.kernel)
         return patches.rows().view(samples, patches.locations, -1)
     return gradient.flatten(2).mT

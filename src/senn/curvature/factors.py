@@ -26,7 +26,7 @@ SMALL = 64
 """Symmetric products of up to so many columns are computed whole."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Moments:
     """Sums of outer products over the rows of one linear map; add two to merge two sets of rows.
 
@@ -54,12 +54,12 @@ class Moments:
                 f"moments of different maps cannot be merged: {tuple(self.cross.shape)} and {tuple(other.cross.shape)}"
             )
         return Moments(
-            self.rows + other.rows,
-            self.locations,
-            self.inputs + other.inputs,
-            self.cross + other.cross,
-            self.outputs + other.outputs,
-            self.read + other.read,
+            rows=self.rows + other.rows,
+            locations=self.locations,
+            inputs=self.inputs + other.inputs,
+            cross=self.cross + other.cross,
+            outputs=self.outputs + other.outputs,
+            read=self.read + other.read,
         )
 
     @property
@@ -99,7 +99,14 @@ def moments(
         known: k, the number of first columns whose mutual moment is known already and is left out.
     """
     rows = float(len(a)) if weights is None else float(weights.sum())
-    return Moments(rows, locations, input_moment(a, weights, known), dz.mT @ a, gram(s), rows)
+    return Moments(
+        rows=rows,
+        locations=locations,
+        inputs=input_moment(a, weights, known),
+        cross=dz.mT @ a,
+        outputs=gram(s),
+        read=rows,
+    )
 
 
 def input_moment(a: Tensor, weights: Tensor | None = None, known: int = 0) -> Tensor:

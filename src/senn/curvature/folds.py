@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from senn.curvature.capture import Part
+from senn.curvature.capture import RowChunk
 from senn.curvature.factors import Moments, gram
 from senn.curvature.gather import gather, gather_none
 from senn.curvature.samples import Rowwise, Samples
@@ -20,7 +20,7 @@ SAMPLES = 64
 """Samples of each fold that are kept at least, however many locations each has."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Fold:
     """What is known about one fold of samples.
 
@@ -39,7 +39,7 @@ class Fold:
     @classmethod
     def of(cls, found: Moments, samples: Samples) -> Fold:
         """The moments of some samples with the first of them: whole samples, `ROWS` rows or `SAMPLES`."""
-        return cls(found, samples.first(Fold.most(found.locations)))
+        return cls(moments=found, samples=samples.first(Fold.most(found.locations)))
 
     @staticmethod
     def most(locations: int) -> int:
@@ -69,7 +69,12 @@ class Fold:
         most = Fold.most(total.locations)
         positions = torch.cat([self.positions, other.positions + self.every])
         positions = positions[positions < most]
-        return Fold(total, both.first(len(positions)), positions, min(self.every + other.every, most))
+        return Fold(
+            moments=total,
+            samples=both.first(len(positions)),
+            positions=positions,
+            kept=min(self.every + other.every, most),
+        )
 
     @property
     def every(self) -> int:
@@ -92,7 +97,7 @@ class Fold:
         return replace(self.moments, inputs=gram(self.rows), read=float(len(self.rows)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Own:
     """One rank's samples of a fold of some samples.
 
@@ -111,9 +116,9 @@ class Own:
         start, stop = self.samples.start, self.samples.stop
         if self.positions is None:
             stop = min(start + number, stop)
-            return Own(slice(start, stop), stop - start)
+            return Own(samples=slice(start, stop), count=stop - start)
         kept = self.positions[self.positions < number]
-        return Own(slice(start, start + len(kept)), min(number, self.count), kept)
+        return Own(samples=slice(start, start + len(kept)), count=min(number, self.count), positions=kept)
 
     @property
     def readable(self) -> slice:
@@ -122,7 +127,7 @@ class Own:
 
     def fold(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[RowChunk],
         places: Sequence[Tensor | None],
         weights: Tensor | None = None,
         *,
@@ -145,7 +150,8 @@ class Own:
         own = self.first(keep)
         assert own.positions is not None
         if not len(self.positions):
-            found = gather_none(parts, places, weights=weights, known=known, inputs=inputs)
+            found, samples = gather_none(parts, places, weights=weights, known=known, inputs=inputs)
         else:
-            found = gather(parts, places, keep=len(own.positions), weights=of, known=known, inputs=inputs)
-        return Fold(*found, own.positions, own.count)
+            kept = len(own.positions)
+            found, samples = gather(parts, places, keep=kept, weights=of, known=known, inputs=inputs)
+        return Fold(moments=found, samples=samples, positions=own.positions, kept=own.count)

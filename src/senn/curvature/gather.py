@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from senn.curvature.capture import Part
+from senn.curvature.capture import RowChunk
 from senn.curvature.factors import Moments, gram, input_moment
 from senn.curvature.samples import Rowwise, Samples, Summed
 
@@ -18,7 +18,7 @@ READ_PER_COLUMN = 8
 
 
 def gather(
-    parts: Sequence[Part],
+    parts: Sequence[RowChunk],
     places: Sequence[Tensor | None],
     *,
     keep: int,
@@ -57,11 +57,12 @@ def gather(
         moment = own if not read else moment + own
         read += count * total
     signs = sum((_gram_of(part.s) for part in parts[1:]), _gram_of(parts[0].s))
-    return Moments(locations * total, locations, moment, cross, signs, read), kept
+    found = Moments(rows=locations * total, locations=locations, inputs=moment, cross=cross, outputs=signs, read=read)
+    return found, kept
 
 
 def gather_none(
-    parts: Sequence[Part],
+    parts: Sequence[RowChunk],
     places: Sequence[Tensor | None],
     *,
     weights: Tensor | None = None,
@@ -75,7 +76,7 @@ def gather_none(
         [part.some(one) for part in parts], places, keep=1, weights=weights, known=known, inputs=inputs
     )
     a, cross, outputs = (torch.zeros_like(sums) for sums in (found.inputs, found.cross, found.outputs))
-    return Moments(0.0, found.locations, a, cross, outputs, 0.0), kept.first(0)
+    return Moments(rows=0.0, locations=found.locations, inputs=a, cross=cross, outputs=outputs, read=0.0), kept.first(0)
 
 
 def _gram_of(s: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ def _gram_of(s: Tensor) -> Tensor:
     return gram(s[:, 0]) if s.shape[1] == 1 else (s.mT @ s).sum(0)
 
 
-def _kept(parts: Sequence[Part], weights: Tensor | None) -> Samples:
+def _kept(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
     """Samples one by one, in the form that has fewer numbers."""
     outputs = parts[0].dz.shape[2]
     locations, columns = sum(part.read.locations for part in parts), parts[0].read.columns
@@ -91,13 +92,19 @@ def _kept(parts: Sequence[Part], weights: Tensor | None) -> Samples:
         # locations last, as convolutions have them: nothing is copied twice
         both = [part.read.by_sample(torch.cat([part.s.mT, part.dz.mT], 1).mT) for part in parts]
         s, dz = torch.split(sum(both[1:], both[0]), outputs, 1)
-        return Summed(s, dz, locations, weights)
+        return Summed(s=s, dz=dz, locations=locations, weight=weights)
     a = torch.cat([part.read.rows().view(*part.dz.shape[:2], -1) for part in parts], 1).flatten(0, 1)
     s, dz = (torch.cat([getattr(part, kind) for part in parts], 1).flatten(0, 1) for kind in ("s", "dz"))
-    return Rowwise(a, s, dz, locations, None if weights is None else weights.repeat_interleave(locations).to(a))
+    return Rowwise(
+        a=a,
+        s=s,
+        dz=dz,
+        locations=locations,
+        weight=None if weights is None else weights.repeat_interleave(locations).to(a),
+    )
 
 
-def places_of(parts: Sequence[Part], columns: int, samples: int, generator: torch.Generator) -> list[Tensor | None]:
+def places_of(parts: Sequence[RowChunk], columns: int, samples: int, generator: torch.Generator) -> list[Tensor | None]:
     """Random locations, the same for all samples, of which `samples` samples have rows enough for so many columns."""
     locations = sum(part.read.locations for part in parts)
     share = max(READ, READ_PER_COLUMN * columns) / (samples * locations)

@@ -1,6 +1,6 @@
 """Losses with a closed form: their values, gradient rows and curvatures at a network's outputs. Pure tensor maths.
 
-Layout as in `output`: y (N, m), rows per sample and unaveraged, so that the loss is the mean of `Local.losses`.
+Layout as in `output`: y (N, m), rows per sample and unaveraged, so that the loss is the mean of `LocalLoss.losses`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LOGIT = 69.0
 """Logits and log-probabilities are clamped here in curvatures: p >= 1e-30, so every bound is finite."""
 
 
-class Curvature(Protocol):
+class LossHessian(Protocol):
     """H_i of every sample i, positive semidefinite."""
 
     def root(self, r: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Curvature(Protocol):
     def bound(self, gradient: Tensor) -> Tensor:
         """Squares g_i^T H_i^+ g_i, (N,), float64."""
 
-    def scaled(self, weight: Tensor) -> Curvature:
+    def scaled(self, weight: Tensor) -> LossHessian:
         """Rows w_i H_i."""
 
 
@@ -44,7 +44,7 @@ def _ratio(square: Tensor, curvature: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Diagonal:
+class DiagonalHessian:
     """H_i = diag(h_i), h (N, m)."""
 
     h: Tensor
@@ -61,13 +61,13 @@ class Diagonal:
         """Squares g_i^T H_i^+ g_i, (N,), float64."""
         return _ratio(gradient**2, self.h).sum(1)
 
-    def scaled(self, weight: Tensor) -> Diagonal:
+    def scaled(self, weight: Tensor) -> DiagonalHessian:
         """Rows w_i H_i."""
-        return Diagonal(self.h * weight[:, None])
+        return DiagonalHessian(self.h * weight[:, None])
 
 
-@dataclass(frozen=True, eq=False)
-class Softmax:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SoftmaxHessian:
     """H_i = total_i (diag(p_i) - p_i p_i^T), p (N, m), total (N, 1)."""
 
     p: Tensor
@@ -89,13 +89,13 @@ class Softmax:
         gradient = gradient - self.p * gradient.sum(1, keepdim=True)
         return _ratio(gradient**2, self.total * self.p).sum(1)
 
-    def scaled(self, weight: Tensor) -> Softmax:
+    def scaled(self, weight: Tensor) -> SoftmaxHessian:
         """Rows w_i H_i."""
-        return Softmax(self.p, self.total * weight[:, None])
+        return SoftmaxHessian(p=self.p, total=self.total * weight[:, None])
 
 
-@dataclass(frozen=True, eq=False)
-class Dense:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DenseHessian:
     """H_i = V_i diag(e_i) V_i^T, vectors (N, m, m), values (N, m)."""
 
     vectors: Tensor
@@ -115,28 +115,32 @@ class Dense:
         noise = torch.finfo(along.dtype).eps * len(along.mT) * gradient.norm(dim=1, keepdim=True)
         return _ratio(torch.where(along.abs() <= 10 * noise, 0.0, along) ** 2, self.values).sum(1)
 
-    def scaled(self, weight: Tensor) -> Dense:
+    def scaled(self, weight: Tensor) -> DenseHessian:
         """Rows w_i H_i."""
-        return Dense(self.vectors, self.values * weight[:, None])
+        return DenseHessian(vectors=self.vectors, values=self.values * weight[:, None])
 
 
-@dataclass(frozen=True, eq=False)
-class Local:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LocalLoss:
     """One batch: losses l_i (N,), gradient rows (N, m), curvature."""
 
     losses: Tensor
     gradient: Tensor
-    curvature: Curvature
+    curvature: LossHessian
 
-    def scaled(self, weight: Tensor) -> Local:
+    def scaled(self, weight: Tensor) -> LocalLoss:
         """The same batch with sample weights w (N,)."""
-        return Local(self.losses * weight, self.gradient * weight[:, None], self.curvature.scaled(weight))
+        return LocalLoss(
+            losses=self.losses * weight,
+            gradient=self.gradient * weight[:, None],
+            curvature=self.curvature.scaled(weight),
+        )
 
 
 # ---- rules: closed forms --------------------------------------------------------------------------------------------
 
 
-def _cross_entropy(y: Tensor, target: Tensor, options: Options) -> Local:
+def _cross_entropy(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     """Loss -sum_c q_c log p_c: gradient (sum q) p - q, H = (sum q)(diag p - p p^T)."""
     y = _matrix(y, "cross_entropy")
     log_p = F.log_softmax(y, 1)
@@ -144,20 +148,26 @@ def _cross_entropy(y: Tensor, target: Tensor, options: Options) -> Local:
     total = q.sum(1, keepdim=True)
     # 0 * -inf would be NaN where an output is -inf (a masked class).
     losses = -torch.where(q == 0, 0.0, q * log_p).sum(1)
-    return Local(losses, total * log_p.exp() - q, Softmax(log_p.clamp_min(-_LOGIT).exp(), total))
+    return LocalLoss(
+        losses=losses,
+        gradient=total * log_p.exp() - q,
+        curvature=SoftmaxHessian(p=log_p.clamp_min(-_LOGIT).exp(), total=total),
+    )
 
 
-def _nll(y: Tensor, target: Tensor, options: Options) -> Local:
+def _nll(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     """Loss -sum_c q_c y_c with y = log p. Its Fisher is the one of cross-entropy, since p^T J = 0."""
     y = _matrix(y, "nll_loss")
     if float(y.logsumexp(1).abs().max()) > 1e-2:
         raise UnsupportedError("nll_loss needs log-probabilities as outputs, and these do not sum to one")
     q = _class_targets(y, target, options)
     losses = -torch.where(q == 0, 0.0, q * y).sum(1)
-    return Local(losses, -q, Softmax(y.clamp_min(-_LOGIT).exp(), q.sum(1, keepdim=True)))
+    return LocalLoss(
+        losses=losses, gradient=-q, curvature=SoftmaxHessian(p=y.clamp_min(-_LOGIT).exp(), total=q.sum(1, keepdim=True))
+    )
 
 
-def _bce_with_logits(y: Tensor, target: Tensor, options: Options) -> Local:
+def _bce_with_logits(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     """Loss 1/m sum w (a t log(1/p) + (1 - t) log(1/(1 - p))), a = pos_weight, p = sigmoid(y)."""
     y, t = _alike(y, target, "binary_cross_entropy_with_logits")
     scale = _broadcast(options["weight"], y, "weight") / y[0].numel()
@@ -166,10 +176,12 @@ def _bce_with_logits(y: Tensor, target: Tensor, options: Options) -> Local:
     gradient = scale * ((1 - t) * y.sigmoid() - positive * (-y).sigmoid())
     clamped = y.clamp(-_LOGIT, _LOGIT)
     curvature = scale * (positive + 1 - t) * clamped.sigmoid() * (-clamped).sigmoid()
-    return Local(losses.flatten(1).sum(1), gradient.flatten(1), Diagonal(curvature.flatten(1)))
+    return LocalLoss(
+        losses=losses.flatten(1).sum(1), gradient=gradient.flatten(1), curvature=DiagonalHessian(curvature.flatten(1))
+    )
 
 
-def _bce(y: Tensor, target: Tensor, options: Options) -> Local:
+def _bce(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     """The same with p = y. H = 1 / (p (1 - p)), the mean of d2l/dp2 over t ~ p: invariant to the link function."""
     y, t = _alike(y, target, "binary_cross_entropy")
     if not bool(((y >= 0) & (y <= 1)).all()):
@@ -178,15 +190,23 @@ def _bce(y: Tensor, target: Tensor, options: Options) -> Local:
     variance = (y * (1 - y)).clamp_min(1e-12)
     losses = -scale * (t * y.log().clamp_min(-100) + (1 - t) * (1 - y).log().clamp_min(-100))
     gradient = scale * (y - t) / variance
-    return Local(losses.flatten(1).sum(1), gradient.flatten(1), Diagonal((scale / variance).flatten(1)))
+    return LocalLoss(
+        losses=losses.flatten(1).sum(1),
+        gradient=gradient.flatten(1),
+        curvature=DiagonalHessian((scale / variance).flatten(1)),
+    )
 
 
-def _mse(y: Tensor, target: Tensor, options: Options) -> Local:
+def _mse(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     """Loss |y - t|^2 / m: H = 2/m I (no 1/2 in PyTorch's squared error)."""
     y, t = _alike(y, target, "mse_loss")
     residual = (y - t).flatten(1)
     m = residual.shape[1]
-    return Local((residual**2).mean(1), 2 / m * residual, Diagonal(torch.full_like(residual, 2 / m)))
+    return LocalLoss(
+        losses=(residual**2).mean(1),
+        gradient=2 / m * residual,
+        curvature=DiagonalHessian(torch.full_like(residual, 2 / m)),
+    )
 
 
 # ---- options and targets --------------------------------------------------------------------------------------------
@@ -247,7 +267,7 @@ def _class_targets(y: Tensor, target: Tensor, options: Options) -> Tensor:
 
 # ---- which loss has which rule --------------------------------------------------------------------------------------
 
-Rule = Callable[[Tensor, Tensor, Options], Local]
+Rule = Callable[[Tensor, Tensor, Options], LocalLoss]
 
 _RULES: dict[Any, tuple[Rule, Options]] = {
     F.cross_entropy: (_cross_entropy, {"weight": None, "ignore_index": -100, "label_smoothing": 0.0}),

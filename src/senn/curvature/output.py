@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from senn.curvature.losses import Dense, Diagonal, Local, nats, resolve
+from senn.curvature.losses import DenseHessian, DiagonalHessian, LocalLoss, nats, resolve
 from senn.errors import SennError, UnsupportedError, explained
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -143,7 +143,7 @@ class OutputMetric:
         """
         return nats(self._rule, loss, max(output.numel() // max(len(output), 1), 1))
 
-    def _local(self, output: Tensor, target: Tensor, weight: Tensor | None, curved: bool = True) -> Local:
+    def _local(self, output: Tensor, target: Tensor, weight: Tensor | None, curved: bool = True) -> LocalLoss:
         """This batch's gradient rows and curvature (`curved=False`: the curvature is not used)."""
         output, target = _upcast(output.detach(), target)
         weight = None if weight is None else _weights(weight, output)
@@ -152,7 +152,9 @@ class OutputMetric:
         else:
             local = _exact(self.function, self.name, output, target, curved and self.metric == "fisher", weight)
         if self.metric == "euclidean":
-            local = Local(local.losses, local.gradient, Diagonal(torch.ones_like(local.gradient)))
+            local = LocalLoss(
+                losses=local.losses, gradient=local.gradient, curvature=DiagonalHessian(torch.ones_like(local.gradient))
+            )
         return local if weight is None else local.scaled(weight)
 
 
@@ -180,7 +182,7 @@ def _weights(weight: Tensor, output: Tensor) -> Tensor:
     return weight.detach().to(output)
 
 
-def _exact(function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, weight: Tensor | None) -> Local:
+def _exact(function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, weight: Tensor | None) -> LocalLoss:
     """Gradient rows and exact Hessians of a loss without a rule, by double backward: m backward passes."""
     samples = len(y)
     with torch.enable_grad():
@@ -197,8 +199,8 @@ def _exact(function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, w
     _check_mean(function, name, y, target, value.detach())
     _check_separable(name, leaf, rows)
     losses = value.detach().expand(samples) if weight is None else _losses(function, name, y, target)
-    curvature = _hessian(name, leaf, rows) if curved else Diagonal(torch.zeros_like(rows.detach()))
-    return Local(losses, rows.detach(), curvature)
+    curvature = _hessian(name, leaf, rows) if curved else DiagonalHessian(torch.zeros_like(rows.detach()))
+    return LocalLoss(losses=losses, gradient=rows.detach(), curvature=curvature)
 
 
 def _check_mean(function: Loss, name: str, y: Tensor, target: Tensor, value: Tensor) -> None:
@@ -233,7 +235,7 @@ def _check_separable(name: str, leaf: Tensor, rows: Tensor) -> None:
         raise UnsupportedError(f"the loss {name} mixes samples: one sample's gradient depends on another's output")
 
 
-def _hessian(name: str, leaf: Tensor, rows: Tensor) -> Dense:
+def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
     """The samples' Hessians, with tiny negative eigenvalues set to zero."""
     hessian = rows.new_zeros(*rows.shape, rows.shape[1])
     for column in range(rows.shape[1] if rows.requires_grad else 0):
@@ -248,7 +250,7 @@ def _hessian(name: str, leaf: Tensor, rows: Tensor) -> Dense:
     noise = 100 * torch.finfo(rows.dtype).eps * values.abs().amax(1, keepdim=True)
     if (values < -noise).any():
         raise UnsupportedError(f"the loss {name} is not convex in the outputs: use metric='euclidean'")
-    return Dense(vectors.to(rows), torch.where(values <= noise, 0.0, values).to(rows))
+    return DenseHessian(vectors=vectors.to(rows), values=torch.where(values <= noise, 0.0, values).to(rows))
 
 
 def _losses(function: Loss, name: str, y: Tensor, target: Tensor) -> Tensor:

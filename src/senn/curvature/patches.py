@@ -1,9 +1,9 @@
 """What a linear map reads and what comes back, as the three statistics that scores are made of.
 
-A `Dense` map is applied to rows; `Patches` are what a convolution (of one group) reads: rows of (in * taps,), input
-channel by input channel, taps inside in row-major order, so that the map's matrix is `weight.flatten(1)`. Rows are
-sample-major, one for each location. A convolution's patches are only ever formed for some locations or some samples:
-its cross moment is a weight gradient, which has a kernel of its own.
+A `DenseInput` map is applied to rows; `ConvInput` are what a convolution (of one group) reads: rows of (in * taps,),
+input channel by input channel, taps inside in row-major order, so that the map's matrix is `weight.flatten(1)`. Rows
+are sample-major, one for each location. A convolution's patches are only ever formed for some locations or some
+samples: its cross moment is a weight gradient, which has a kernel of its own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def full(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Dense:
+class DenseInput:
     """Rows that a matrix is applied to.
 
     Attributes:
@@ -68,7 +68,7 @@ class Dense:
         """c, the constant counted."""
         return self.x.shape[2] + self.bias
 
-    def some(self, samples: slice) -> Dense:
+    def some(self, samples: slice) -> DenseInput:
         """Some of the samples."""
         return replace(self, x=self.x[samples])
 
@@ -88,7 +88,7 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
-class Patches:
+class ConvInput:
     """What a convolution reads.
 
     Attributes:
@@ -104,7 +104,7 @@ class Patches:
     existing: int | None = None
 
     @classmethod
-    def of(cls, x: Tensor, bias: bool, kernel: Kernel) -> Patches:
+    def of(cls, x: Tensor, bias: bool, kernel: Kernel) -> ConvInput:
         """From an input that isn't padded yet."""
         sides = [width for pair in reversed(kernel.padding) for width in pair]
         return cls(F.pad(x, sides) if any(sides) else x, bias, kernel)
@@ -126,7 +126,7 @@ class Patches:
         """c, the constant counted."""
         return self.x.shape[1] * self.kernel.taps + self.bias
 
-    def some(self, samples: slice) -> Patches:
+    def some(self, samples: slice) -> ConvInput:
         """Some of the samples."""
         return replace(self, x=self.x[samples])
 
@@ -183,5 +183,5 @@ class Patches:
         return torch.cat([columns[:, :place], constant, columns[:, place:]], 1)
 
 
-Read = Dense | Patches
+Read = DenseInput | ConvInput
 """What a linear map reads."""

@@ -28,7 +28,7 @@ SAMPLES = 3
 """Samples with which a map's layout is found out."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Application:
     """One application of a linear map.
 
@@ -51,7 +51,7 @@ class Application:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """Where samples are in what a map gives.
 
     Attributes:
@@ -129,7 +129,9 @@ class _Reader(TorchFunctionMode):
     ) -> Tensor:
         edge = get_gradient_edge(z) if z.requires_grad else None
         copy = z.detach().clone() if self.outputs else None
-        self.seen.setdefault(name, []).append(Application(x, z.shape, kernel, bias, edge, copy))
+        self.seen.setdefault(name, []).append(
+            Application(x=x, shape=z.shape, kernel=kernel, bias=bias, edge=edge, z=copy)
+        )
         # writing over a view would take its place out of the graph, so what comes after gets a copy
         return z.clone() if edge is not None and z._is_view() else z
 
@@ -249,7 +251,7 @@ def forward(model: nn.Module, inputs: Inputs, output: Output | None = None) -> T
     return batch.prediction(returned, output)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """How a map's applications are to be read.
 
@@ -260,7 +262,7 @@ class Reading:
         groups: of a convolution: so many maps side by side.
     """
 
-    layouts: tuple[Layout, ...]
+    layouts: tuple[RowLayout, ...]
     locations: int
     biased: bool
     groups: int = 1
@@ -323,10 +325,15 @@ def _reading(name: str, several: list[tuple[Application, list[Tensor | None]]]) 
     if len({one.kernel is None for one, _ in several}) > 1 or len({id(one.bias) for one, _ in several}) > 1:
         return f"{name} is applied in ways that differ"
     kernel = several[0][0].kernel
-    return Reading(tuple(layouts), locations, several[0][0].bias is not None, 1 if kernel is None else kernel.groups)
+    return Reading(
+        layouts=tuple(layouts),
+        locations=locations,
+        biased=several[0][0].bias is not None,
+        groups=1 if kernel is None else kernel.groups,
+    )
 
 
-def _layout(gradients: Sequence[Tensor], convolution: bool) -> Layout | None:
+def _layout(gradients: Sequence[Tensor], convolution: bool) -> RowLayout | None:
     """The one layout under which each sample's gradient stays within its rows."""
     samples, first = len(gradients), gradients[0]
     axes = [0] if convolution else list(range(first.dim() - 1))
@@ -334,7 +341,7 @@ def _layout(gradients: Sequence[Tensor], convolution: bool) -> Layout | None:
         return None
     for axis in axes:
         for inner in (False, True):
-            layout = Layout(axis, inner)
+            layout = RowLayout(axis, inner)
             if not layout.fits(first.shape[axis], samples):
                 continue
             rows = [g.flatten(1)[:, None] if convolution else layout.by_sample(g, samples) for g in gradients]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Rowwise:
     """Samples kept as rows, sample-major.
 
@@ -38,7 +38,13 @@ class Rowwise:
         """Both sets of samples."""
         a, s, dz = (torch.cat(pair) for pair in ((self.a, other.a), (self.s, other.s), (self.dz, other.dz)))
         weighted = self.weight is not None or other.weight is not None
-        return Rowwise(a, s, dz, self.locations, torch.cat([self.weights, other.weights]) if weighted else None)
+        return Rowwise(
+            a=a,
+            s=s,
+            dz=dz,
+            locations=self.locations,
+            weight=torch.cat([self.weights, other.weights]) if weighted else None,
+        )
 
     @property
     def weights(self) -> Tensor:
@@ -59,7 +65,7 @@ class Rowwise:
     def of(self, tensors: Sequence[Tensor]) -> Rowwise:
         """Other samples of the same map, from their `tensors`."""
         a, s, dz, *weight = (x.flatten(0, 1) for x in tensors)
-        return Rowwise(a, s, dz, self.locations, weight[0] if weight else None)
+        return Rowwise(a=a, s=s, dz=dz, locations=self.locations, weight=weight[0] if weight else None)
 
     def first(self, samples: int) -> Rowwise:
         """The first samples."""
@@ -97,7 +103,7 @@ class Rowwise:
         return rows.view(-1, self.locations, rows.shape[1]).sum(1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Summed:
     """Samples kept as sums over their locations.
 
@@ -120,7 +126,9 @@ class Summed:
         """Both sets of samples."""
         weighted = self.weight is not None or other.weight is not None
         weight = torch.cat([self._weights, other._weights]) if weighted else None
-        return Summed(torch.cat([self.s, other.s]), torch.cat([self.dz, other.dz]), self.locations, weight)
+        return Summed(
+            s=torch.cat([self.s, other.s]), dz=torch.cat([self.dz, other.dz]), locations=self.locations, weight=weight
+        )
 
     @property
     def _weights(self) -> Tensor:
@@ -139,7 +147,7 @@ class Summed:
     def of(self, tensors: Sequence[Tensor]) -> Summed:
         """See `Rowwise.of`."""
         s, dz, *weight = tensors
-        return Summed(s, dz, self.locations, weight[0] if weight else None)
+        return Summed(s=s, dz=dz, locations=self.locations, weight=weight[0] if weight else None)
 
     def first(self, samples: int) -> Summed:
         """The first samples."""

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from senn.errors import SennError
 
-Rows = NDArray[np.intp]
+RowNumbers = NDArray[np.intp]
 
 
-def split(rows: int, fraction: float = 0.2, seed: int = 0, classes: NDArray[Any] | None = None) -> tuple[Rows, Rows]:
+def split(
+    rows: int, fraction: float = 0.2, seed: int = 0, classes: NDArray[Any] | None = None
+) -> tuple[RowNumbers, RowNumbers]:
     """Draw training and test rows.
 
     Args:
@@ -71,7 +73,7 @@ def hold_out(order: NDArray[Any], classes: NDArray[Any], fraction: float) -> NDA
     return held_out
 
 
-def _rows_by_class(classes: NDArray[Any]) -> list[Rows]:
+def _rows_by_class(classes: NDArray[Any]) -> list[RowNumbers]:
     _, codes = np.unique(classes, return_inverse=True)
     order = np.argsort(codes, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)

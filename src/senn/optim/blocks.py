@@ -41,7 +41,7 @@ class Average:
         return self.value
 
 
-class Kronecker:
+class KroneckerBlock:
     """F = A (x) S of one linear map, damped with split Tikhonov regularisation.
 
     Args:
@@ -105,7 +105,7 @@ class Kronecker:
         self.inverses = None if inverses is None else (inverses[0].clone(), inverses[1].clone())
 
 
-class Diagonal:
+class DiagonalBlock:
     """The diagonal of F for a parameter that is in no linear map: norms, activations, embeddings, convolutions.
 
     A batch gradient h = sum_i J_i^T v_i of random signs v_i has E[h^2] = N diag F, since samples are independent:

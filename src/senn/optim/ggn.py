@@ -92,7 +92,7 @@ def conjugate_gradients(
     return x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """The best combination of directions under q(delta) = g^T delta + 1/2 delta^T F delta.
 
@@ -148,4 +148,6 @@ def best_combination(
     coefficients = [0.0] * len(directions)
     for index, value in zip(live, solution.tolist(), strict=True):
         coefficients[index] = value
-    return Model(coefficients, float(solution @ slope), float(solution @ fisher @ solution))
+    return Model(
+        coefficients=coefficients, linear=float(solution @ slope), quadratic=float(solution @ fisher @ solution)
+    )

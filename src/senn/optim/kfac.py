@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn.errors import SennError, UnsupportedError
-from senn.optim.blocks import Diagonal, Kronecker
+from senn.optim.blocks import DiagonalBlock, KroneckerBlock
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +66,8 @@ class KFAC:
         self.model = model
         self.decay = decay
         self.burn_in = burn_in
-        self.linear: dict[nn.Parameter, Kronecker] = {}
-        self.other: dict[nn.Parameter, Diagonal] = {}
+        self.linear: dict[nn.Parameter, KroneckerBlock] = {}
+        self.other: dict[nn.Parameter, DiagonalBlock] = {}
 
     def maps(self, trainable: set[nn.Parameter]) -> dict[nn.Module, str]:
         """The linear maps whose parameters are all trained, and that share none with another module."""
@@ -118,15 +118,15 @@ class KFAC:
             pulled.append(torch.autograd.grad(seen.output, targets, v, retain_graph=True, materialize_grads=True))
         for index, block in enumerate(linear):
             a = _rows(maps[block[0]][0], len(block) > 1)
-            self.linear.setdefault(block[0], Kronecker(self.decay)).update(
+            self.linear.setdefault(block[0], KroneckerBlock(self.decay)).update(
                 a, [_at_least_float(draw[index]) for draw in pulled], weight
             )
         for index, parameter in enumerate(others, len(edges)):
-            self.other.setdefault(parameter, Diagonal(self.decay)).update(
+            self.other.setdefault(parameter, DiagonalBlock(self.decay)).update(
                 [_at_least_float(draw[index]) for draw in pulled], len(seen.output)
             )
 
-    def block(self, parameters: tuple[nn.Parameter, ...]) -> Kronecker | Diagonal:
+    def block(self, parameters: tuple[nn.Parameter, ...]) -> KroneckerBlock | DiagonalBlock:
         """The block of some parameters."""
         return self.linear[parameters[0]] if parameters[0] in self.linear else self.other[parameters[0]]
 
@@ -146,18 +146,18 @@ class KFAC:
             if name not in parameters:
                 raise SennError(f"the optimizer's state holds {name}, which the model does not have")
         for name, saved in state["linear"].items():
-            block = self.linear[parameters[name]] = Kronecker(self.decay)
+            block = self.linear[parameters[name]] = KroneckerBlock(self.decay)
             block.load(saved)
             if not _fits(block, parameters[name]):
                 raise SennError(
                     f"the optimizer's state for {name} does not fit its shape {tuple(parameters[name].shape)}"
                 )
         for name, saved in state["other"].items():
-            self.other[parameters[name]] = Diagonal(self.decay)
+            self.other[parameters[name]] = DiagonalBlock(self.decay)
             self.other[parameters[name]].load(saved)
 
 
-def _fits(block: Kronecker, weight: Tensor) -> bool:
+def _fits(block: KroneckerBlock, weight: Tensor) -> bool:
     rows, columns = len(block.outputs.current), len(block.inputs.current)
     return rows == weight.shape[0] and columns in (weight.shape[1], weight.shape[1] + 1)
 

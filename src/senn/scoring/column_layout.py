@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from senn.candidates.candidate_set import Draw
 from senn.candidates.new_layers import Layer
-from senn.curvature.patches import Dense, Patches, Read
+from senn.curvature.patches import ConvInput, DenseInput, Read
 from senn.structure import LinearMap, Structure, tensor_of
 from senn.surgery.layout import LayoutDraft
 
@@ -36,10 +36,10 @@ class Columns:
     def arranged(self, read: Read, layers: tuple[Layer, ...]) -> Read:
         """What a map of the trial reads, its columns in the order of the moments: existing, constant, units, layers."""
         x = read.x
-        dim = 2 if isinstance(read, Dense) else 1
+        dim = 2 if isinstance(read, DenseInput) else 1
         if not torch.equal(self.order, torch.arange(x.shape[dim])):
             x = x.index_select(dim, self.order.to(x.device))
-        if isinstance(read, Patches):
+        if isinstance(read, ConvInput):
             return replace(read, x=x, existing=self.inputs)
         if x.shape[2] == self.inputs and not layers and not read.bias:
             return replace(read, x=x)
@@ -47,7 +47,7 @@ class Columns:
         with torch.no_grad():
             features = [layer.features(old.flatten(0, 1)).view(*old.shape[:2], -1) for layer in layers]
         constant = [old.new_ones(*old.shape[:2], 1)] if read.bias else []
-        return Dense(torch.cat([old, *constant, new, *features], 2), bias=False)
+        return DenseInput(torch.cat([old, *constant, new, *features], 2), bias=False)
 
 
 def lay_out(model: nn.Module, structure: Structure, maps: Mapping[str, LinearMap], draw: Draw) -> dict[str, Columns]:

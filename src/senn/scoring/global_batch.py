@@ -98,11 +98,11 @@ class Joint:
         """Of the samples at the positions `which`, those of a fold that is some of them, counted from the first."""
         first, last = which.start + fold.start, which.start + fold.stop
         if self.share.positions is None:
-            return Own(fold, last - first)
+            return Own(samples=fold, count=last - first)
         before = self.share.within(which.start, which.stop).start
         own = self.share.within(first, last)
         positions = self.share.positions[own] - first
-        return Own(slice(own.start - before, own.stop - before), last - first, positions)
+        return Own(samples=slice(own.start - before, own.stop - before), count=last - first, positions=positions)
 
 
 def first_of(ranks: Ranks, inputs: Inputs, number: int = 2) -> Inputs:
@@ -139,7 +139,7 @@ def joined(ranks: Ranks, folds: Mapping[Key, Fold]) -> dict[Key, Fold]:
     found: dict[Key, Fold] = {}
     for (key, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
         moments = replace(fold.moments, rows=rows, read=read, inputs=next(sums), cross=next(sums), outputs=next(sums))
-        found[key] = Fold(moments, fold.samples.of(kept))
+        found[key] = Fold(moments=moments, samples=fold.samples.of(kept))
     return found
 
 

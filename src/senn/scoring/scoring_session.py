@@ -15,12 +15,12 @@ from senn.candidates.candidate_config import Proposals
 from senn.candidates.candidate_set import Draw
 from senn.candidates.gain_ascent import Hill, ascend
 from senn.candidates.sampling import LOOK, propose
-from senn.curvature.capture import Part, capture, labels
+from senn.curvature.capture import RowChunk, capture, labels
 from senn.curvature.factors import Inverse
 from senn.curvature.folds import Fold, Own
 from senn.curvature.gather import places_of
 from senn.curvature.output import OutputMetric
-from senn.curvature.reading import Layout, Reading, forward, legible
+from senn.curvature.reading import Reading, RowLayout, forward, legible
 from senn.errors import UnsupportedError
 from senn.policy import Budget
 from senn.preserve import preserve_model_state
@@ -297,7 +297,7 @@ class Survey:
         for name, label in self._labels():
             columns, layers, rows = self._columns[label], draw.layers.get(name, ()), seen.rows[label]
             parts = [
-                Part(columns.arranged(read, layers), one.dz, one.s)
+                RowChunk(read=columns.arranged(read, layers), dz=one.dz, s=one.s)
                 for read, one in zip(reads.get(label, [one.read for one in rows.parts]), rows.parts, strict=True)
             ]
             if rows.data:
@@ -315,7 +315,7 @@ class Survey:
         loss, limit = (seen.loss, seen.bound) if samples else (0.0, 0.0)
         return Look(samples=samples, loss=loss, score_limit=limit, output=seen.output, fit=found[0], held=found[1])
 
-    def _fold(self, label: str, parts: list[Part], own: Own, weights: Tensor | None, count: int) -> Fold:
+    def _fold(self, label: str, parts: list[RowChunk], own: Own, weights: Tensor | None, count: int) -> Fold:
         """What some samples of one fold say about one map."""
         columns = self._columns[label]
         locations = sum(part.read.locations for part in parts)
@@ -350,7 +350,7 @@ class Survey:
     def _is_plain(self, name: str) -> bool:
         """Whether a map is an ordinary linear layer that reads the batch once."""
         layer = self.maps[name].weight.rpartition(".")[0]
-        return isinstance(self.model.get_submodule(layer), nn.Linear) and self._readings[name].layouts == (Layout(),)
+        return isinstance(self.model.get_submodule(layer), nn.Linear) and self._readings[name].layouts == (RowLayout(),)
 
     def _dormant_copy(self, draw: Draw, joint: Joint, which: slice) -> DormantCopy:
         """The dormant copy, made anew when the model has changed since the last batch, as it does while training."""

@@ -22,10 +22,10 @@ from senn import batch
 from senn.candidates.candidate_set import Draw
 from senn.candidates.new_layers import ConvolutionalLayer
 from senn.candidates.sampling import BATCH_NORMS
-from senn.curvature.capture import BlockRun, Capture, Part, back_of, layout_of, reads_of
+from senn.curvature.capture import BlockRun, Capture, RowChunk, back_of, layout_of, reads_of
 from senn.curvature.folds import Fold, Own
 from senn.curvature.gather import places_of
-from senn.curvature.patches import Dense, Patches, Read, full
+from senn.curvature.patches import ConvInput, DenseInput, Read, full
 from senn.curvature.reading import Reading, reading
 from senn.preserve import preserve_model_state
 from senn.scoring.column_layout import Columns
@@ -37,7 +37,7 @@ FEW = 32
 """Samples of each fold of a batch that are read: it takes passes of their own."""
 
 
-def before_convolution(part: Part, weight: Tensor, layer: ConvolutionalLayer) -> tuple[Part, Columns]:
+def before_convolution(part: RowChunk, weight: Tensor, layer: ConvolutionalLayer) -> tuple[RowChunk, Columns]:
     """What a layer would add to a convolution's input.
 
     Args:
@@ -46,7 +46,7 @@ def before_convolution(part: Part, weight: Tensor, layer: ConvolutionalLayer) ->
         layer: the layer, whose features stand beside the channels of x and the constant.
     """
     read = part.read
-    assert isinstance(read, Patches)
+    assert isinstance(read, ConvInput)
     sides = zip(read.kernel.padding, read.x.shape[2:], strict=True)
     crop: tuple[slice, ...] = (slice(None), slice(None), *(slice(low, size - high) for (low, high), size in sides))
     x = read.x[crop]
@@ -56,12 +56,12 @@ def before_convolution(part: Part, weight: Tensor, layer: ConvolutionalLayer) ->
     dz, s = (read.input_gradient(g, weight)[crop] for g in (part.dz, part.s))
     units = torch.arange(layer.columns)[:, None]
     columns = Columns(x.shape[1] + 1, torch.arange(x.shape[1]), x.shape[1], layers=[units])
-    return Part(Dense(a.flatten(2).mT, bias=False), dz.flatten(2).mT, s.flatten(2).mT), columns
+    return RowChunk(read=DenseInput(a.flatten(2).mT, bias=False), dz=dz.flatten(2).mT, s=s.flatten(2).mT), columns
 
 
 def after_block(
     run: BlockRun, move: Append, silent: tuple[str, ...], readings: Mapping[str, Reading]
-) -> dict[str, Part]:
+) -> dict[str, RowChunk]:
     """What a silent copy would add after its block: by tensor, the columns that it reads after a constant.
 
     Args:
@@ -92,18 +92,19 @@ def after_block(
         if name in normed:
             x = normed[name][0]
             ones = x.new_ones(len(x), 1, *x.shape[2:])
-            inner = Dense(torch.cat([ones, x], 1).flatten(2).mT, bias=False)
-            back = [full(g).reshape(count, g.shape[1], -1).mT for g in (slope, signs)]  # (samples, features) too
+            inner = DenseInput(torch.cat([ones, x], 1).flatten(2).mT, bias=False)
+            # (samples, features) too
+            slope, signs = (full(g).reshape(count, g.shape[1], -1).mT for g in (slope, signs))
         else:
             (one,) = seen[name]
             layout = layout_of({name: readings[f"{move.block}.{name}"]}, name, 0)
             (inner,) = reads_of(name, one, layout, count)
-            if isinstance(inner, Patches):
+            if isinstance(inner, ConvInput):
                 inner = replace(inner, bias=True, existing=0)
             else:
-                inner = Dense(torch.cat([inner.x.new_ones(*inner.x.shape[:2], 1), inner.x], 2), bias=False)
-            back = [back_of(one, layout, g, count) for g in (slope, signs)]
-        parts[name] = Part(inner, *back)
+                inner = DenseInput(torch.cat([inner.x.new_ones(*inner.x.shape[:2], 1), inner.x], 2), bias=False)
+            slope, signs = (back_of(one, layout, g, count) for g in (slope, signs))
+        parts[name] = RowChunk(read=inner, dz=slope, s=signs)
     return parts
 
 
@@ -168,7 +169,7 @@ def look_beside(
     """
     own = own.first(FEW)
     some = own.readable
-    found: dict[Label, tuple[Part, Columns]] = {}
+    found: dict[Label, tuple[RowChunk, Columns]] = {}
     for name, (layer, *_) in draw.layers.items():
         if isinstance(layer, ConvolutionalLayer):
             (part,) = seen.rows[name].parts
