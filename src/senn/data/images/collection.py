@@ -33,7 +33,7 @@ _TABLES = (".csv", ".tsv", ".npz")
 _TRAIN, _TEST = re.compile(r"^train", re.I), re.compile(r"^(t10k|test)", re.I)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Collection:
     """Labelled images, squares of one side.
 
@@ -78,7 +78,7 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
     """
     if source in KNOWN_SETS:
         loaded = load_images(source, data_dir)
-        return _resized(Collection(source, loaded.classes, loaded.train, loaded.test), side)
+        return _resized(Collection(name=source, classes=loaded.classes, train=loaded.train, test=loaded.test), side)
     path = Path(source)
     files = sorted(path.iterdir()) if path.is_dir() and _is_flat(path) else [path]
     name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
@@ -112,7 +112,7 @@ def _folder(root: Path, side: int | None) -> Collection:
     labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
     images, left_out = _decoded(entries, labels, side)
     notes = (f"{beside:,} file{'s' * (beside > 1)} beside the folders of the classes left alone",) if beside else ()
-    return Collection(root.resolve().name, tuple(classes), images, None, left_out, notes)
+    return Collection(name=root.resolve().name, classes=tuple(classes), train=images, left_out=left_out, notes=notes)
 
 
 def _decoded(
@@ -160,7 +160,8 @@ def _idx(name: str, images: list[Path]) -> Collection:
         raise SennError(f"{str(parts[0][0])!r} holds no images")
     classes, labels = _named([images.labels for images in read], None)
     made = [Images(images.pixels, numbers) for images, numbers in zip(read, labels, strict=True)]
-    return Collection(name, classes, made[0], made[1] if len(made) > 1 else None)
+    test = made[1] if len(made) > 1 else None
+    return Collection(name=name, classes=classes, train=made[0], test=test)
 
 
 def _labels_of(images: Path) -> Path:
@@ -196,7 +197,8 @@ def _parquet(name: str, files: Sequence[Path], side: int | None) -> Collection:
     side = common_side(sizes(entries[0])) if side is None else side
     made = [_decoded(one, numbers, side) for one, numbers in zip(entries, labels, strict=True)]
     left_out = tuple(one for _, group in made for one in group)
-    return Collection(name, classes, made[0][0], made[1][0] if len(made) > 1 else None, left_out)
+    test = made[1][0] if len(made) > 1 else None
+    return Collection(name=name, classes=classes, train=made[0][0], test=test, left_out=left_out)
 
 
 def _labelled_rows(files: Sequence[Path]) -> Iterator[tuple[Entry, int]]:
