@@ -83,7 +83,16 @@ def hill_of(model, data, draw=None, weights=None, units=12):
     structure = analyse(model, x[:4])
     draw = draw or considered(model, data, 0, units)
     signs = torch.Generator().manual_seed(9)
-    return Hill(model, structure, draw, x, y, OutputMetric(F.mse_loss), signs, weights), draw
+    return Hill(
+        model=model,
+        structure=structure,
+        draw=draw,
+        inputs=x,
+        targets=y,
+        metric=OutputMetric(F.mse_loss),
+        generator=signs,
+        weights=weights,
+    ), draw
 
 
 def bounds(model, data, draw):

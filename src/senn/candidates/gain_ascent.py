@@ -21,7 +21,7 @@ from senn.batch import Inputs
 from senn.candidates.candidate_config import Proposals
 from senn.candidates.candidate_set import Draw
 from senn.candidates.initialization import SMALLEST_SPREAD
-from senn.curvature.capture import capture
+from senn.curvature.capture import LayerRows, capture
 from senn.curvature.factors import DAMPING, cholesky, moments, solve, whiten
 from senn.curvature.output import OutputMetric
 from senn.curvature.reading import forward, reading
@@ -77,6 +77,7 @@ class Hill:
 
     def __init__(
         self,
+        *,
         model: nn.Module,
         structure: Structure,
         draw: Draw,
@@ -102,7 +103,8 @@ class Hill:
         with torch.no_grad(), preserve_model_state(model), reading(model, sorted(makers)) as seen:
             forward(model, inputs)
         self._x = {name: one.x.detach().reshape(-1, one.x.shape[-1]) for name, (one,) in seen.items()}
-        self._residuals = _residuals(model, [*self.reads], inputs, targets, metric, generator, weights)
+        captured = capture(model, [*self.reads], inputs, targets, metric, generator=generator, weights=weights)
+        self._residuals = {name: _residual(rows, weights) for name, rows in captured.rows.items()}
 
     def climb(self, values: Values) -> tuple[dict[str, Tensor], Values]:
         """D' of every unit, by space, and the gradient of log D' with respect to the values."""
@@ -250,25 +252,14 @@ def _reads(todo: Plan, moves: Sequence[Widen], structure: Structure) -> dict[str
     return reads
 
 
-def _residuals(
-    model: nn.Module,
-    names: list[str],
-    inputs: Inputs,
-    targets: Tensor,
-    metric: OutputMetric,
-    generator: torch.Generator,
-    weights: Tensor | None,
-) -> dict[str, Residual]:
-    """Residual gradients of the maps as they are, before any candidate."""
-    seen = capture(model, names, inputs, targets, metric, generator=generator, weights=weights)
-    result = {}
-    for name, rows in seen.rows.items():
-        row_weights = (
-            rows.a.new_ones(len(rows.a)) if weights is None else weights.repeat_interleave(rows.locations).to(rows.a)
-        )
-        found = moments(rows.a, rows.dz, rows.s, locations=rows.locations, weights=row_weights)
-        explained = rows.a.double() @ solve(cholesky(found.A), found.G.mT)
-        residual = rows.dz.double() - explained * row_weights[:, None]
-        white = whiten(cholesky(found.S), residual.mT).mT
-        result[name] = Residual(white, row_weights.double(), rows.locations)
-    return result
+def _residual(rows: LayerRows, weights: Tensor | None) -> Residual:
+    """Find the gradients of a map as it is that its own weights can't explain, before any candidate."""
+    if weights is None:
+        row_weights = rows.a.new_ones(len(rows.a))
+    else:
+        row_weights = weights.repeat_interleave(rows.locations).to(rows.a)
+    found = moments(rows.a, rows.dz, rows.s, locations=rows.locations, weights=row_weights)
+    explained = rows.a.double() @ solve(cholesky(found.A), found.G.mT)
+    residual = rows.dz.double() - explained * row_weights[:, None]
+    white = whiten(cholesky(found.S), residual.mT).mT
+    return Residual(white, row_weights.double(), rows.locations)

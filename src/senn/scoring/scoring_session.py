@@ -165,9 +165,19 @@ class Survey:
         )
         self._find_maps(inputs)
         draw = propose(
-            self.model, self.structure, self.maps, inputs, targets, self.metric, self.proposals, self.moves,
-            self.min_gain, self.generator, self.output, self._readings,
-        )  # fmt: skip
+            model=self.model,
+            structure=self.structure,
+            maps=self.maps,
+            inputs=inputs,
+            targets=targets,
+            metric=self.metric,
+            config=self.proposals,
+            moves=self.moves,
+            min_gain=self.min_gain,
+            generator=self.generator,
+            output=self.output,
+            readings=self._readings,
+        )
         columns = lay_out(self.model, self.structure, self.maps, draw)
         self._columns = {label: columns[name] for name, label in self._labels()}
         return self._ascended(draw, joint) if self.proposals.ascent and draw.widen else draw
@@ -344,7 +354,16 @@ class Survey:
         inputs, targets, weights = joint.first(joint.share.total // 2)
         if weights is not None:
             weights = weights / weights.mean()
-        hill = Hill(self.model, self.structure, draw, inputs, targets, self.metric, self.generator, weights)
+        hill = Hill(
+            model=self.model,
+            structure=self.structure,
+            draw=draw,
+            inputs=inputs,
+            targets=targets,
+            metric=self.metric,
+            generator=self.generator,
+            weights=weights,
+        )
         return ascend(hill, draw, self.proposals)
 
     def _is_plain(self, name: str) -> bool:
