@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 from senn import drawn
+from senn._former_names import with_current_names
 from senn.errors import SurgeryError
 from senn.policy import Candidate, Policy
 from senn.surgery import Prune, Receipt
@@ -173,7 +174,9 @@ class GrowthEvent:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> GrowthEvent:
         """The event that `state` was taken of; it can't be undone any more."""
-        return cls(**{**state, "architecture": tuple(state["architecture"]), "which": tuple(state.get("which", ()))})
+        state = with_current_names(cls, state)
+        tuples = {f.name: tuple(state[f.name]) for f in fields(cls) if isinstance(state.get(f.name), list)}
+        return cls(**{**state, **tuples})
 
     def _repr_html_(self) -> str:
         """A table of its figures for notebooks, and the network after its round."""
@@ -311,8 +314,12 @@ class Consideration:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Consideration:
         """The consideration that `state` was taken of."""
+        state = with_current_names(cls, state)
         verdicts = {
-            name: tuple(Verdict(**{**one, "candidate": Candidate(**one["candidate"])}) for one in state[name])
+            name: tuple(
+                Verdict(**{**one, "candidate": Candidate(**with_current_names(Candidate, one["candidate"]))})
+                for one in state[name]
+            )
             for name in ("accepted", "refused")
         }
         tuples = {name: tuple(state[name]) for name in ("moves", "architecture")}

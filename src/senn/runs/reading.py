@@ -12,6 +12,7 @@ from typing import Any
 from senn import disk
 from senn.errors import SennError
 from senn.runs.fit_options import FitOptions
+from senn.runs.record_names import current_record
 
 RESULTS, HISTORY, FIGURE, REPORT = "results.json", "history.jsonl", "growth.png", "report.html"
 UNFINISHED, RUN, STATE, NUMBERS = "unfinished", "run.json", "state.json", "state.safetensors"
@@ -185,4 +186,4 @@ def _records(text: bytes, path: Path, torn: bool) -> list[dict[str, Any]]:
         raise SennError(f"{str(path)!r} is damaged: it doesn't hold a JSON record per line") from error
     if not all(isinstance(record, dict) and isinstance(record.get("event"), str) for record in records):
         raise SennError(f"{str(path)!r} is damaged: it doesn't hold a record per line")
-    return records
+    return [current_record(record) for record in records]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from senn.errors import SennError, SurgeryError
 from senn.events import Consideration, GrowthEvent
+from senn.runs.record_names import current_record
 
 Record = dict[str, Any]
 
@@ -165,4 +166,4 @@ def first_line(error: BaseException) -> str:
 
 def copies(history: Sequence[Mapping[str, Any]]) -> list[Record]:
     """Records that don't change any more when those of the run are completed."""
-    return [dict(record) for record in history]
+    return [current_record(record) for record in history]

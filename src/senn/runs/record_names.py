@@ -1,0 +1,29 @@
+"""Histories of runs by the names of today, whichever version of senn wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from senn._former_names import with_current_names
+from senn.events import Consideration, GrowthEvent
+from senn.policy import Candidate
+
+
+def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the keys of one record of a history, of changes and rounds with their candidates.
+
+    Args:
+        record: as a run folder or a checkpoint has it, of any version of senn.
+    """
+    if record.get("event") == "growth":
+        return with_current_names(GrowthEvent, record)
+    if record.get("event") != "consideration":
+        return dict(record)
+    current = with_current_names(Consideration, record)
+    for name in ("accepted", "refused"):
+        if isinstance(current.get(name), list):
+            current[name] = [
+                with_current_names(Candidate, one) if isinstance(one, dict) else one for one in current[name]
+            ]
+    return current
