@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from senn.structure import analyse
-from senn.surgery import Prune, operate
+from senn.structure import analyze
+from senn.surgery import Prune, transaction
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -44,15 +44,15 @@ def vit(depth: int) -> nn.Module:
 def timed(name: str, model: nn.Module, inputs: torch.Tensor) -> None:
     """One line: seconds for the analysis, and for the structure after growth beside the growth itself."""
     start = time.perf_counter()
-    structure = analyse(model, inputs)
+    graph = analyze(model, inputs)
     first = time.perf_counter() - start
-    moves = widening(model, structure)
+    moves = widening(model, graph)
     start = time.perf_counter()
-    receipt = operate(model, moves, structure)
+    receipt = transaction(model, moves, graph)
     second = time.perf_counter() - start
-    assert receipt.structure is not None
+    assert receipt.graph is not None
     print(
-        f"{name:12s} analysis {first:6.2f} s, {len(structure.spaces)} spaces, {len(structure.refused)} refused; "
+        f"{name:12s} analysis {first:6.2f} s, {len(graph.groups)} spaces, {len(graph.refusals)} refused; "
         f"growth of all spaces with the structure after it {second:.3f} s"
     )
 
@@ -62,7 +62,7 @@ def many(count: int = 300) -> None:
     torch.manual_seed(0)
     model, inputs = resnet(1), torch.randn(16, 3, 16, 16)
     optimizer = torch.optim.Adam(model.parameters())
-    structure = analyse(model, inputs[:2])
+    graph = analyze(model, inputs[:2])
 
     def step() -> float:
         start = time.perf_counter()
@@ -78,11 +78,11 @@ def many(count: int = 300) -> None:
             tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             print(f"after {number:3d} growths: {tensors} tensors, peak {memory:.0f} MiB, step {1000 * step():.1f} ms")
-        for moves in (widening(model, structure), None):
-            chosen = moves or [Prune(space.name, (0,)) for space in structure.spaces]
-            receipt = operate(model, chosen, structure, optimizer=optimizer, probe=inputs[:2])
-            assert receipt.structure is not None
-            structure = receipt.structure
+        for moves in (widening(model, graph), None):
+            chosen = moves or [Prune(group.name, (0,)) for group in graph.groups]
+            receipt = transaction(model, chosen, graph, optimizer=optimizer, probe=inputs[:2])
+            assert receipt.graph is not None
+            graph = receipt.graph
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from sklearn.preprocessing import StandardScaler
 
 from senn.estimators import SENNClassifier, SENNRegressor
 from senn.policy import PricePolicy
-from senn.training import Recipe
+from senn.training import TrainConfig
 
 SETS: dict[str, Callable[..., Any]] = {
     "digits": load_digits,
@@ -133,11 +133,11 @@ def build(method: str, regression: bool, seed: int, arguments: argparse.Namespac
         return make_pipeline(StandardScaler(), (MLPRegressor if regression else MLPClassifier)(random_state=seed))
     estimator = SENNRegressor if regression else SENNClassifier
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.recipe.items()}
-    recipe = Recipe(**fields) if fields else None
+    recipe = TrainConfig(**fields) if fields else None
     if method == "grown":
         policy = None if arguments.policy is None else PricePolicy(**arguments.policy)
         return estimator(policy=policy, recipe=recipe, random_state=seed)
-    recipe = replace(recipe or Recipe(), shortcut=arguments.shortcut)
+    recipe = replace(recipe or TrainConfig(), shortcut=arguments.shortcut)
     return estimator(FIXED[method], grow=False, recipe=recipe, random_state=seed)
 
 

@@ -36,10 +36,10 @@ from torch.nn import functional as F
 import senn
 from senn.data.images import load_images
 from senn.data.images.arrays import Images as Pixels
-from senn.schedule import Rounds
-from senn.training.images import PRICES, image_recipe
-from senn.training.learner import Learner
-from senn.training.recipe import Recipe
+from senn.schedule import GrowthSchedule
+from senn.training.images import PRICES, image_config
+from senn.training.learner import TrainStep
+from senn.training.recipe import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -123,11 +123,11 @@ def scores(model: nn.Module, images: Images) -> dict[str, float]:
     }
 
 
-def recipe_of(options: argparse.Namespace, seed: int, grow: bool) -> Recipe:
+def recipe_of(options: argparse.Namespace, seed: int, grow: bool) -> TrainConfig:
     """The recipe for images, with what the command line says otherwise."""
     own = {key: tuple(value) if isinstance(value, list) else value for key, value in options.recipe.items()}
     policy = replace(PRICES, **own.pop("policy", {}))
-    return image_recipe(
+    return image_config(
         policy=policy, epochs=options.epochs, batch_size=options.batch_size, seed=seed, grow=grow, **own
     )
 
@@ -138,9 +138,9 @@ def train(
     """Train a model and, if asked for, grow it; what came of it."""
     generator = torch.Generator().manual_seed(1000 + seed)
     recipe = recipe_of(options, seed, grow)
-    learner = Learner(model, recipe, "classification", samples=len(data["train"][0]))
+    learner = TrainStep(model, recipe, "classification", samples=len(data["train"][0]))
     steps = options.epochs * (len(data["train"][0]) // options.batch_size)
-    rounds = Rounds(recipe, steps)
+    rounds = GrowthSchedule(recipe, steps)
     step, looking, start = 0, 0.0, time.process_time()
     changes: list[dict[str, Any]] = []
     events: list[senn.GrowthEvent] = []
@@ -171,15 +171,15 @@ def train(
     }
 
 
-def probe(images: Images, recipe: Recipe, step: int) -> list[Images]:
+def probe(images: Images, recipe: TrainConfig, step: int) -> list[Images]:
     """Training images that a round looks at, as they are, drawn by the step's number."""
-    rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(step))[: recipe.probe]
+    rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(step))[: recipe.max_scoring_samples]
     return [(images[0][part], images[1][part]) for part in rows.split(256)]
 
 
 def widths(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     """Width of each hidden dimension."""
-    return {space.name: space.width for space in senn.analyse(model, inputs).spaces}
+    return {group.name: group.width for group in senn.analyze(model, inputs).groups}
 
 
 def fresh(grown: nn.Module) -> nn.Module:
@@ -295,7 +295,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--start", type=int, default=4, help="width at which growth starts")
     parser.add_argument("--widths", type=int, nargs="*", default=[4, 8, 16, 32], help="fixed ones")
     parser.add_argument("--recipe", type=json.loads, default={},
-                        help="choices of `image_recipe` made otherwise, as JSON; `policy` of PricePolicy")  # fmt: skip
+                        help="choices of `image_config` made otherwise, as JSON; `policy` of PricePolicy")  # fmt: skip
     parser.add_argument("--tuning", action="store_true", help="leave the test images alone")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="where to write the results, as JSON")

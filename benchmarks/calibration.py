@@ -27,7 +27,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
@@ -102,9 +102,9 @@ def rounds(name: str, policy: str, seed: int, steps: int) -> list[dict[str, Any]
     torch.manual_seed(seed)
     model = task.start()
     chosen = optimizer(model, task)
-    proposals = Proposals(activation=None if name == "digits" else "Rational")
+    candidate_config = CandidateConfig(activation=None if name == "digits" else "Rational")
     grower = Grower(
-        model, chosen, task.loss, POLICIES[policy](), moves=("width", "depth"), proposals=proposals, seed=seed
+        model, chosen, task.loss, POLICIES[policy](), moves=("width", "depth"), candidate_config=candidate_config, seed=seed
     )
     found = []
     for number in range(task.rounds):

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 import senn
 from senn.nn import ConvNet
-from senn.ranks import Ranks, default_ranks
+from senn.ranks import Communicator, default_communicator
 
 SAMPLES = 1024
 
@@ -53,40 +53,40 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def consideration(name: str, ranks: Ranks) -> dict[str, Any]:
+def growth_round(name: str, communicator: Communicator) -> dict[str, Any]:
     """One consideration of this rank's part of the joint batch."""
     torch.manual_seed(0)
     build, shape = NETS[name]
     model = build()
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(SAMPLES, *shape, generator=generator), torch.randint(10, (SAMPLES,), generator=generator)
-    part = ranks.part(SAMPLES)
-    grower = senn.Grower(model, None, F.cross_entropy, samples=50_000, ranks=ranks)
+    part = communicator.local_slice(SAMPLES)
+    grower = senn.Grower(model, None, F.cross_entropy, samples=50_000, communicator=communicator)
     grower.observe(x[part][:2], y[part][:2])  # the analysis of the model is not what is measured
     grower.reset()
     grower.observe(x[part], y[part])
     grower.reset()
-    before, began, wall = dict(ranks.sent), time.process_time(), time.perf_counter()
+    before, began, wall = dict(communicator.sent), time.process_time(), time.perf_counter()
     grower.observe(x[part], y[part])
     looked = time.process_time()
-    survey = grower._survey
-    grower.consider()
-    assert survey is not None
+    session = grower._session
+    grower.score_candidates()
+    assert session is not None
     return {
-        "sent": {key: value - before.get(key, 0.0) for key, value in ranks.sent.items()},
+        "sent": {key: value - before.get(key, 0.0) for key, value in communicator.sent.items()},
         "look_seconds": looked - began,
         "seconds": time.process_time() - began,
         "wall_seconds": time.perf_counter() - wall,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "maps": [_size(name, survey) for name in survey.maps],
+        "maps": [_size(name, session) for name in session.maps],
     }
 
 
-def _size(name: str, survey: Any) -> tuple[int, int, int]:
+def _size(name: str, session: Any) -> tuple[int, int, int]:
     """Existing columns, candidate columns and outputs of a map."""
-    columns, one = survey._columns[name], survey.maps[name]
-    new = sum(own.numel() for own in (*columns.spaces.values(), *columns.layers))
-    weight: Tensor = survey.model.get_parameter(one.weight)
+    columns, one = session._columns[name], session.maps[name]
+    new = sum(own.numel() for own in (*columns.groups.values(), *columns.layers))
+    weight: Tensor = session.model.get_parameter(one.weight)
     return columns.existing, new, weight.shape[one.out_dim]
 
 
@@ -98,12 +98,12 @@ def calculated(maps: list[tuple[int, int, int]], size: int) -> float:
 
 def _child(rank: int, size: int, port: int, answers: Any, name: str) -> None:
     torch.set_num_threads(1)
-    ranks = Ranks()
+    communicator = Communicator()
     if size > 1:
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-        ranks = default_ranks()
-    answers.put((rank, consideration(name, ranks)))
+        communicator = default_communicator()
+    answers.put((rank, growth_round(name, communicator)))
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -152,7 +152,7 @@ def main() -> None:
         for world in record["worlds"]:
             sent = sum(world["sent"].values())
             print(
-                f"{name:26} {world['ranks']} ranks: {sent / 1e6:8.3f} MB sent by each "
+                f"{name:26} {world['communicator']} ranks: {sent / 1e6:8.3f} MB sent by each "
                 f"({sent / record['parameters']:6.1f} bytes a parameter; moments calculated "
                 f"{world['calculated'] / 1e6:.3f} MB), look {world['look_seconds']:.3f} s, all {world['seconds']:.3f} s"
             )

@@ -36,7 +36,7 @@ from senn import disk
 from senn.cli.main import main as command
 from senn.errors import SennError
 from senn.runs import read
-from senn.training import Recipe
+from senn.training import TrainConfig
 from senn.training.learner import build_model
 from senn.training.progress import LinesCallback
 
@@ -165,7 +165,7 @@ def _forge(path: Path, draw: random.Random) -> None:
 def _repair(path: Path) -> None:
     """Have the documents beside a file tell of it as it is now."""
     data = path.read_bytes()
-    told = {"bytes": len(data), "sha256": disk.digest(data)}
+    told = {"bytes": len(data), "sha256": disk.bytes_digest(data)}
     for name in ("model.json", "results.json", "state.json"):
         other = path.with_name(name)
         if other == path or not other.is_file():
@@ -240,7 +240,7 @@ def _numbers(model: torch.nn.Module) -> str:
 
 
 def _into(folder: Path) -> str:
-    fresh = build_model(13, 3, Recipe())
+    fresh = build_model(13, 3, TrainConfig())
     before = _numbers(fresh)
     try:
         return _numbers(senn.load(folder, into=fresh))
@@ -253,7 +253,7 @@ def _resumed(folder: Path) -> str:
     _said(["fit", "--resume", str(folder), "--quiet"])
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in record.items() if key != "seconds"} for record in history]
-    return disk.digest((folder / "model.safetensors").read_bytes()) + str(kept)
+    return disk.bytes_digest((folder / "model.safetensors").read_bytes()) + str(kept)
 
 
 USES: dict[str, Callable[[Path], str]] = {

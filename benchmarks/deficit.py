@@ -34,8 +34,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from senn import Grower
-from senn.candidates.candidate_config import Proposals
-from senn.candidates.initialization import directions
+from senn.candidates.candidate_config import CandidateConfig
+from senn.candidates.initialization import sample_directions
 from senn.policy import PricePolicy
 
 BATCH, PROBE, DECAY, FOLLOWED = 256, 4096, 0.98, 200
@@ -213,7 +213,7 @@ class Training:
             averaged=[self.average],
             policy=Forced(force) if force else price,
             moves=("width",),
-            proposals=Proposals(smooth=self.recipe.smooth),
+            candidate_config=CandidateConfig(data_direction_fraction=self.recipe.smooth),
             seed=self.seed,
         )
 
@@ -232,7 +232,7 @@ class Training:
         self.grown_at.append(step)
         for event in events:
             change = event.loss_after / event.loss_before - 1
-            record = {"kind": event.kind, "at": step / self.total, "to": event.after, "promised": event.promised}
+            record = {"kind": event.kind, "at": step / self.total, "to": event.width_after, "promised": event.expected_decrease}
             self.events.append({**record, "loss_change": change})
 
     def _step(self, batch: Tensor, step: int) -> None:
@@ -274,7 +274,7 @@ def pair(data: Data, name: str, recipe: Recipe, arguments: argparse.Namespace, s
     if recipe.smooth:  # is it the growth or the draw?
         drawn = Training(data, recipe, arguments, seed, hidden)
         with torch.no_grad():
-            rows = directions(data.x[:PROBE], hidden, recipe.smooth, torch.Generator().manual_seed(seed))
+            rows = sample_directions(data.x[:PROBE], hidden, recipe.smooth, torch.Generator().manual_seed(seed))
             drawn.model[0].weight.copy_(FRESH * rows)
         record["drawn"] = drawn.run(grows=False, warmths=grown.grown_at).figures()
     return {**record, "events": grown.events, "followed": grown.units.followed}

@@ -85,4 +85,4 @@ class Forced(Policy):
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The best until there are enough."""
         enough = sum(c.units for c in accepted) >= self.units
-        return None if enough else max(candidates, key=lambda c: c.heldout, default=None)
+        return None if enough else max(candidates, key=lambda c: c.held_out_gain, default=None)

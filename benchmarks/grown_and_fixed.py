@@ -34,11 +34,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from senn import PricePolicy
-from senn.augment import Standard
+from senn.augment import ChannelStats
 from senn.data.images import load_images, planes
 from senn.nn import MLP
-from senn.training import Recipe, Run, train
-from senn.training.images import image_recipe, train_images
+from senn.training import TrainConfig, TrainResult, train
+from senn.training.images import image_config, train_images
 from senn.training.loop import fit_model
 from senn.training.rows import partition
 
@@ -99,19 +99,19 @@ def load(name: str, seed: int, options: argparse.Namespace) -> Data:
     return Data((x - mean) / std, y, (test_x - mean) / std, test_y)
 
 
-def recipe_of(name: str, options: argparse.Namespace, **choices: Any) -> Recipe:
+def recipe_of(name: str, options: argparse.Namespace, **choices: Any) -> TrainConfig:
     """The library's own recipe for that kind of data."""
     if name == "cifar-10":
-        return image_recipe(epochs=options.epochs, **choices)
+        return image_config(epochs=options.epochs, **choices)
     epochs = {"epochs": 15} if name == "mnist" else {}
-    return Recipe(**{"hidden": START, "shortcut": False, "moves": ("width", "prune"), **epochs, **choices})
+    return TrainConfig(**{"hidden": START, "shortcut": False, "moves": ("width", "prune"), **epochs, **choices})
 
 
-def learn(name: str, data: Data, recipe: Recipe, *, drawn: bool = False) -> tuple[Run, float]:
+def learn(name: str, data: Data, recipe: TrainConfig, *, drawn: bool = False) -> tuple[TrainResult, float]:
     """Train one net; the run, and its processor seconds."""
     began = time.process_time()
     if name == "cifar-10":
-        run = train_images(data.x, data.y, classes=CLASSES, standard=Standard.of(data.x), recipe=recipe, device="cpu")
+        run = train_images(data.x, data.y, classes=CLASSES, standard=ChannelStats.of(data.x), recipe=recipe, device="cpu")
     elif not drawn:
         run = train(data.x, data.y, task="classification", outputs=CLASSES, recipe=recipe)
     else:
@@ -124,10 +124,10 @@ def learn(name: str, data: Data, recipe: Recipe, *, drawn: bool = False) -> tupl
 
 
 @torch.no_grad()
-def record(name: str, net: str, seed: int, data: Data, found: tuple[Run, float]) -> dict[str, Any]:
+def record(name: str, net: str, seed: int, data: Data, found: tuple[TrainResult, float]) -> dict[str, Any]:
     """What one net came to."""
     run, seconds = found
-    read = Standard.of(data.x) if name == "cifar-10" else (lambda x: x)
+    read = ChannelStats.of(data.x) if name == "cifar-10" else (lambda x: x)
     output = torch.cat([run.model(read(x)) for x in data.test_x.split(1000)])
     grown = [event for event in run.history if event["event"] == "growth"]
     added = [abs(e["loss_after"] / e["loss_before"] - 1) for e in grown if e["kind"] != "prune"]

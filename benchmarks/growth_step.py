@@ -124,8 +124,8 @@ def contenders(model: nn.Module, batches: Batches) -> dict[str, Callable[[], obj
     warm = senn.Grower(model, loss=F.cross_entropy, samples=samples)
     return {
         "forward+backward": lambda: forward_backward(model, batches),
-        "senn, again": lambda: forget(warm).consider(batches),
-        "senn, first": lambda: senn.Grower(model, loss=F.cross_entropy, samples=samples).consider(batches),
+        "senn, again": lambda: forget(warm).score_candidates(batches),
+        "senn, first": lambda: senn.Grower(model, loss=F.cross_entropy, samples=samples).score_candidates(batches),
         **gromo_steps(batches),
     }
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from senn.lightning import SelfExpansion
-from senn.training import Recipe
+from senn.training import TrainConfig
 
 KINDS = ("plain", "between", "keeping")
 
@@ -82,7 +82,7 @@ def expansion(kind: str, steps: int) -> list[pl.Callback]:
     if kind == "plain":
         return []
     probe = 1 if kind == "between" else 10**9
-    return [SelfExpansion(Recipe(rounds=(1.0,), removals=(), growing=2 * steps, probe=probe))]
+    return [SelfExpansion(TrainConfig(addition_rounds=(1.0,), pruning_rounds=(), growth_steps=2 * steps, max_scoring_samples=probe))]
 
 
 def step(name: str, kind: str, steps: int) -> float:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from playwright.sync_api import Browser, sync_playwright
 from report_cases import long_run
 
-from senn.report import Told, page
+from senn.report import RunReport, page
 
 _DRAWN = "html[data-drawn]"
 
@@ -54,7 +54,7 @@ def measure(browser: Browser, events: int, loads: int, folder: Path) -> dict[str
     """One run's page."""
     history = long_run(events)
     started = time.perf_counter()
-    text = page([Told("long", history)])
+    text = page([RunReport("long", history)])
     written = time.perf_counter() - started
     file = folder / f"{events}.html"
     file.write_text(text, "utf-8")

@@ -91,7 +91,7 @@ def write_images(folder: Path) -> Path:
 
 
 def _end(folder: Path) -> str:
-    return disk.digest((folder / "model.safetensors").read_bytes())
+    return disk.bytes_digest((folder / "model.safetensors").read_bytes())
 
 
 def main() -> None:

@@ -63,13 +63,13 @@ class _Page(HTMLParser):
             self.loads.append(given["href"])
 
 
-def broken_pages(site: Path) -> Iterator[str]:
+def broken_pages(insertion_point: Path) -> Iterator[str]:
     """Links and anchors of a site that lead nowhere, what it loads from elsewhere, paths of this machine."""
-    pages = {path: _Page(path.read_text()) for path in sorted(site.rglob("*.html"))}
+    pages = {path: _Page(path.read_text()) for path in sorted(insertion_point.rglob("*.html"))}
     if not pages:
-        yield f"{site} holds no pages"
+        yield f"{insertion_point} holds no pages"
     for path, page in pages.items():
-        shown = path.relative_to(site)
+        shown = path.relative_to(insertion_point)
         yield from (f"{shown} loads {load}" for load in page.loads if urlsplit(load).netloc)
         for link in [*page.links, *page.loads]:
             parts = urlsplit(link)
@@ -101,11 +101,11 @@ def misnamed(names: Iterable[str], root: Path = ROOT) -> Iterator[str]:
         yield from (f"{page.relative_to(root)}: {name} is on no page" for name in said if name not in known)
 
 
-def described(site: Path) -> set[str]:
+def described(insertion_point: Path) -> set[str]:
     """Python names that a site describes, by its inventory."""
     from sphinx.util.inventory import InventoryFile
 
-    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
+    inventory = InventoryFile.loads((insertion_point / "objects.inv").read_bytes(), uri="")
     return {name for kind, names in inventory.data.items() if kind.startswith("py:") for name in names}
 
 
@@ -121,9 +121,9 @@ def main(argv: list[str]) -> int:
     """Print what is wrong; 1 if anything is."""
     rooms = reference.rooms()
     problems = [*broken_links(), *reference.undocumented(reference.describe(rooms)), *failing_examples()]
-    for site in map(Path, argv):
-        names = described(site)
-        problems += [*broken_pages(site.resolve()), *unlisted(names, rooms), *misnamed(names)]
+    for insertion_point in map(Path, argv):
+        names = described(insertion_point)
+        problems += [*broken_pages(insertion_point.resolve()), *unlisted(names, rooms), *misnamed(names)]
     print("\n".join(problems) or "documentation: links, docstrings and examples hold")
     return 1 if problems else 0
 

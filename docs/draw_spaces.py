@@ -1,6 +1,6 @@
 """Draw docs/spaces.png, the spaces of a small vision transformer with a convolutional stem: python docs/draw_spaces.py.
 
-Everything but the places on the page comes from what `senn.structure.analyse` finds in the model. Tensors stand in the
+Everything but the places on the page comes from what `senn.structure.analyze` finds in the model. Tensors stand in the
 order in which the forward pass first takes them; weights of linear maps as matrices (out, in * taps), to scale.
 """
 
@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from senn.structure import LinearMap, Slot, Structure, analyse, columns, tensor_of
+from senn.structure import LinearMap, CoupledDim, DependencyGraph, analyze, owned_columns, get_tensor
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from zoo.transformer import ViT
 
-COLOURS = ("#2a78d6", "#e0632b", "#149a6b", "#6a4fc4")
+COLORS = ("#2a78d6", "#e0632b", "#149a6b", "#6a4fc4")
 GREY, INK, FAINT, PAPER = "#a9aeb4", "#22272c", "#f4f5f6", "#ffffff"
 STRIP, GAP, BAR, LINE = 2.0, 7.0, 1.8, 2.4  # in cells: thickness of a band, space between boxes, a carrier, a line
 ACROSS, FONT = 130, 9
@@ -85,45 +85,45 @@ class Box:
         return self.size[1] + STRIP if self.columns else self.size[1] * BAR
 
 
-def shade(colour: str, unit: int, width: int) -> str:
+def shade(color: str, unit: int, width: int) -> str:
     """Full for one unit of a space; pale, by turns, for the others."""
     keep = 1.0 if unit == width // 2 else (0.34, 0.5)[unit % 2]
-    return mpl.colors.to_hex(1 - keep * (1 - np.array(to_rgb(colour))))
+    return mpl.colors.to_hex(1 - keep * (1 - np.array(to_rgb(color))))
 
 
-def painted(size: int, index: Tensor, colour: str, cells: list[str | None] | None = None) -> list[str | None]:
+def painted(size: int, index: Tensor, color: str, cells: list[str | None] | None = None) -> list[str | None]:
     """Shades of `size` positions of which `index` (width, k) are units'."""
     cells = cells or [None] * size
     for unit, positions in enumerate(index.tolist()):
         for position in positions:
-            cells[position] = shade(colour, unit, len(index))
+            cells[position] = shade(color, unit, len(index))
     return cells
 
 
-def counted(slot: Slot, taps: int = 1) -> str:
+def counted(coupled: CoupledDim, taps: int = 1) -> str:
     """How the units lie in a slot, in words."""
-    width, k = slot.index.shape
+    width, k = coupled.index.shape
     times = (f" x {k}" if k > 1 else "") + (f" x {taps} taps" if taps > 1 else "")
-    return f"{width} units{times}" + (f"\nin {slot.runs} runs" if slot.runs > 1 else "")
+    return f"{width} units{times}" + (f"\nin {coupled.n_segments} runs" if coupled.n_segments > 1 else "")
 
 
-def matrix_box(net: nn.Module, structure: Structure, one: LinearMap, colours: dict[str, str]) -> Box:
+def matrix_box(net: nn.Module, graph: DependencyGraph, one: LinearMap, colors: dict[str, str]) -> Box:
     """A linear map: which space its rows make and its columns read, or why it makes none."""
-    shape = tensor_of(net, one.weight).shape
-    box = Box(one.name, (shape[one.out_dim], shape[one.in_dim] * one.taps), [], [])
+    shape = get_tensor(net, one.weight).shape
+    box = Box(one.name, (shape[one.out_dim], shape[one.in_dim] * one.kernel_numel), [], [])
     box.rows, box.columns = [None] * box.size[0], [None] * box.size[1]
-    reads = f"reads {shape[one.in_dim]} inputs" + (f"\nx {one.taps} taps" if one.taps > 1 else "")
+    reads = f"reads {shape[one.in_dim]} inputs" + (f"\nx {one.kernel_numel} taps" if one.kernel_numel > 1 else "")
     read, made = [(reads, INK)], []
-    for space in structure.spaces:
-        for slot in (slot for slot in space.slots if slot.name == one.weight):
-            colour = colours[space.name]
-            if slot.role == "consumer":
-                painted(box.size[1], columns(slot, one.taps), colour, box.columns)
-                read = [(f"reads {counted(slot, one.taps)}", colour)]
+    for group in graph.groups:
+        for coupled in (coupled for coupled in group.dims if coupled.name == one.weight):
+            color = colors[group.name]
+            if coupled.role == "consumer":
+                painted(box.size[1], owned_columns(coupled, one.kernel_numel), color, box.columns)
+                read = [(f"reads {counted(coupled, one.kernel_numel)}", color)]
             else:
-                painted(box.size[0], slot.index, colour, box.rows)
-                made.append((f"makes {counted(slot)}", colour))
-    for refusal in structure.refused:
+                painted(box.size[0], coupled.index, color, box.rows)
+                made.append((f"makes {counted(coupled)}", color))
+    for refusal in graph.refusals:
         if refusal.place == one.name:
             box.rows = [GREY] * box.size[0]
             made.append((f"cannot change:\n{textwrap.fill(refusal.reason, 18)}", "#6b7178"))
@@ -131,22 +131,22 @@ def matrix_box(net: nn.Module, structure: Structure, one: LinearMap, colours: di
     return box
 
 
-def boxes(net: nn.Module, structure: Structure, order: list[str], colours: dict[str, str]) -> list[Box]:
+def boxes(net: nn.Module, graph: DependencyGraph, order: list[str], colors: dict[str, str]) -> list[Box]:
     """All boxes in order of first use."""
-    maps = {one.weight: one for one in structure.maps}
-    carriers = {slot.name: (space, slot) for space in structure.spaces for slot in space.of("carrier")}
+    maps = {one.weight: one for one in graph.linear_maps}
+    carriers = {coupled.name: (group, coupled) for group in graph.groups for coupled in group.dims_of("elementwise")}
     found: dict[str, Box] = {}
     for name in order:
         if name in maps:
-            found[name] = matrix_box(net, structure, maps[name], colours)
+            found[name] = matrix_box(net, graph, maps[name], colors)
         elif name in carriers:
-            space, slot = carriers[name]
-            place = slot.module or slot.name
-            shades = painted(tensor_of(net, name).shape[slot.dim], slot.index, colours[space.name])
+            group, coupled = carriers[name]
+            place = coupled.module or coupled.name
+            shades = painted(get_tensor(net, name).shape[coupled.dim], coupled.index, colors[group.name])
             if place in found:
                 found[place].size = (found[place].size[0], found[place].size[1] + 1)
             else:
-                found[place] = Box(place, (len(shades), 1), shades, words=[("carries", colours[space.name])])
+                found[place] = Box(place, (len(shades), 1), shades, words=[("carries", colors[group.name])])
     return list(found.values())
 
 
@@ -158,19 +158,19 @@ def rectangle(axes: Axes, place: tuple[float, float], size: tuple[float, float],
 def band(axes: Axes, cells: list[str | None], start: tuple[float, float], thick: float, *, down: bool) -> None:
     """Cells one after another, to the right or down from a corner, with a light line around each."""
     x, y = start
-    for place, colour in enumerate(cells):
+    for place, color in enumerate(cells):
         where, size = ((x, y - place - 1), (thick, 1)) if down else ((x + place, y), (1, thick))
-        if colour is not None:
-            rectangle(axes, where, size, facecolor=colour, edgecolor=PAPER, linewidth=0.7)
+        if color is not None:
+            rectangle(axes, where, size, facecolor=color, edgecolor=PAPER, linewidth=0.7)
 
 
 def draw_matrix(axes: Axes, box: Box, left: float, floor: float) -> None:
     """A matrix with a band over its columns and one beside its rows; one unit of each space goes through it."""
     rows, across = box.size
     rectangle(axes, (left, floor), (across, rows), facecolor=FAINT)
-    for place in (place for place, colour in enumerate(box.columns) if colour in COLOURS):
+    for place in (place for place, color in enumerate(box.columns) if color in COLORS):
         rectangle(axes, (left + place, floor), (1, rows), facecolor=box.columns[place], alpha=0.25)
-    for place in (place for place, colour in enumerate(box.rows) if colour in COLOURS):
+    for place in (place for place, color in enumerate(box.rows) if color in COLORS):
         rectangle(axes, (left, floor + rows - place - 1), (across, 1), facecolor=box.rows[place], alpha=0.25)
     rectangle(axes, (left, floor), (across, rows), fill=False, edgecolor=GREY, linewidth=0.6)
     if not any(box.columns):
@@ -198,9 +198,9 @@ def draw(axes: Axes, box: Box, left: float, floor: float) -> None:
     """A box on its floor, and the words under it."""
     (draw_matrix if box.columns else draw_carriers)(axes, box, left, floor)
     middle, down = left + box.across / 2, floor - 1.2
-    for text, colour, weight in [(broken(box.name), INK, "bold"), *((t, c, "normal") for t, c in box.words)]:
+    for text, color, weight in [(broken(box.name), INK, "bold"), *((t, c, "normal") for t, c in box.words)]:
         for line in text.splitlines():
-            axes.text(middle, down, line, color=colour, weight=weight, fontsize=FONT, ha="center", va="top")
+            axes.text(middle, down, line, color=color, weight=weight, fontsize=FONT, ha="center", va="top")
             down -= LINE
 
 
@@ -217,14 +217,14 @@ def lines_of(found: list[Box]) -> list[list[tuple[Box, float]]]:
     return lines
 
 
-def legend(axes: Axes, structure: Structure, colours: dict[str, str], left: float, top: float) -> None:
+def legend(axes: Axes, graph: DependencyGraph, colors: dict[str, str], left: float, top: float) -> None:
     """Each space with the Python numbers that change with it."""
-    for space in structure.spaces:
-        shades = [shade(colours[space.name], unit, space.width) for unit in range(space.width)]
+    for group in graph.groups:
+        shades = [shade(colors[group.name], unit, group.width) for unit in range(group.width)]
         band(axes, shades, (left, top - 3.2), STRIP, down=False)
-        text = f"{space.name}: {space.width} units"
-        axes.text(left + 23, top, text, weight="bold", color=colours[space.name], fontsize=FONT, va="top")
-        changes = sorted({f"{one.name} +{one.per_unit}" for one in space.attributes})
+        text = f"{group.name}: {group.width} units"
+        axes.text(left + 23, top, text, weight="bold", color=colors[group.name], fontsize=FONT, va="top")
+        changes = sorted({f"{one.name} +{one.per_unit}" for one in group.attributes})
         for line in textwrap.wrap("one more: " + ", ".join(changes), 82):
             top -= LINE
             axes.text(left + 23, top, line, color=INK, fontsize=FONT - 1, va="top")
@@ -240,11 +240,11 @@ def height(line: list[tuple[Box, float]]) -> float:
 def main() -> None:
     """Analyse, lay out, draw."""
     net, inputs = model().eval(), torch.randn(2, 3, 16, 16)
-    structure = analyse(net, inputs)
+    graph = analyze(net, inputs)
     with torch.no_grad(), FirstUse(net) as seen:
         net(inputs)
-    colours = {space.name: colour for space, colour in zip(structure.spaces, COLOURS, strict=True)}
-    lines = lines_of(boxes(net, structure, seen.order, colours))
+    colors = {group.name: color for group, color in zip(graph.groups, COLORS, strict=True)}
+    lines = lines_of(boxes(net, graph, seen.order, colors))
     figure, axes = plt.subplots(figsize=(10, 7), dpi=180, facecolor=PAPER)
     floor = 0.0
     for line in lines:
@@ -252,7 +252,7 @@ def main() -> None:
         for box, left in line:
             draw(axes, box, left, floor)
         floor -= 1.2 + height(line) + 1
-    legend(axes, structure, colours, lines[0][0][1], 0)
+    legend(axes, graph, colors, lines[0][0][1], 0)
     axes.set(xlim=(0, ACROSS), ylim=(floor + 1, 1), aspect="equal")
     axes.axis("off")
     figure.savefig(Path(__file__).parent / "spaces.png", bbox_inches="tight", pad_inches=0.12)

@@ -318,15 +318,15 @@ def measured() -> Iterator[str]:
     for net in found["nets"]:
         one = net["worlds"][0]
         for world in net["worlds"]:
-            sent, ranks = world["sent"], world["ranks"]
+            sent, communicator = world["sent"], world["ranks"]
             whole = sum(sent.values())
             rows.append(
                 (
-                    net["net"], f"{net['parameters']:,}", ranks,
-                    size(sent.get("sum the moments", 0.0)) if ranks > 1 else "",
-                    size(world["calculated"]) if ranks > 1 else "",
-                    size(sent.get("gather the kept samples", 0.0)) if ranks > 1 else "",
-                    f"{whole / net['parameters']:,.0f}" if ranks > 1 else "",
+                    net["net"], f"{net['parameters']:,}", communicator,
+                    size(sent.get("sum the moments", 0.0)) if communicator > 1 else "",
+                    size(world["calculated"]) if communicator > 1 else "",
+                    size(sent.get("gather the kept samples", 0.0)) if communicator > 1 else "",
+                    f"{whole / net['parameters']:,.0f}" if communicator > 1 else "",
                     f"{world['look_seconds']:.3f}", f"{world['look_seconds'] / one['look_seconds']:.2f}",
                     f"{world['seconds'] - world['look_seconds']:.3f}",
                 )

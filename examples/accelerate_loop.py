@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import senn
-from senn.training import Recipe, Rounds
+from senn.training import TrainConfig, GrowthSchedule
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
 
-    rounds, step = Rounds(Recipe(), steps), 0
+    rounds, step = GrowthSchedule(TrainConfig(), steps), 0
     grower = senn.Grower(accelerator.unwrap_model(model), optimizer, samples=len(train), max_params=10_000)
     for _ in range(arguments.epochs):
         for x, y in loader:

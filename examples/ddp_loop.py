@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 examples/ddp_loop.py
 
-Two lines are new in the loop: `grower.grow`, with the batches that passed on this rank, and `rewrap`, after which the
+Two lines are new in the loop: `grower.grow`, with the batches that passed on this rank, and `rewrap_ddp`, after which the
 wrapper follows the grown model. The optimizer and its schedule go on. All ranks end with the same network.
 """
 
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import senn
-from senn.distributed import rewrap
+from senn.distributed import rewrap_ddp
 
 
 def main(argv: Sequence[str] | None = None) -> float:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> float:
             for event in grower.grow(recent):  # on all ranks, each with its own batches
                 if dist.get_rank() == 0:
                     print(event)
-            model = rewrap(model)
+            model = rewrap_ddp(model)
     with torch.no_grad():
         hit = model.module(x[held_out].to(device)).argmax(1) == y[held_out].to(device)
     accuracy = float(hit.float().mean())

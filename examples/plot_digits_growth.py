@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from senn.plots import growth_figure
-from senn.training import Recipe, train
+from senn.training import TrainConfig, train
 
 images, digits = load_digits(return_X_y=True)
 split = train_test_split(images / 16, digits, test_size=0.3, stratify=digits, random_state=0)
@@ -27,7 +27,7 @@ x, x_test, y, y_test = map(torch.as_tensor, split)
 mean, spread = x.mean(0), x.std(0).clamp_min(0.1)
 x, x_test = (((rows - mean) / spread).float() for rows in (x, x_test))
 
-recipe = Recipe(hidden=(4,))
+recipe = TrainConfig(hidden=(4,))
 run = train(x, y, task="classification", outputs=10, recipe=recipe)
 for record in run.history:
     if record["event"] == "growth":

@@ -1,6 +1,6 @@
 """Why this and not that.
 
-Each round of growth leaves a `senn.events.Consideration`: every candidate that was accepted, in order, and
+Each round of growth leaves a `senn.events.GrowthRound`: every candidate that was accepted, in order, and
 the best of those that were refused, each with its gain, its price and its margin. Here one round of a network that
 learns digits.
 """
@@ -39,13 +39,13 @@ for event in grower.grow([(x, y)]):
 # decrease of the loss in nats per sample. The margin is what remains of it after one standard error, a layer's
 # discount and the price.
 
-considered = grower.consideration
-print(f"eta {considered.eta:.3f} of at most {considered.limit:.3f}, {considered.parameters:,} parameters")
+considered = grower.last_round
+print(f"eta {considered.eta:.3f} of at most {considered.score_limit:.3f}, {considered.parameters:,} parameters")
 print(f"{'':9}{'kind':8}{'place':7}{'detail':22}{'promise':>9}{'price':>9}{'margin':>10}")
 for word, verdicts in (("accepted", considered.accepted), ("refused", considered.refused)):
     for verdict in verdicts[:6]:
         one = verdict.candidate
-        figures = f"{one.promise:9.4f}{verdict.price:9.4f}{verdict.margin:10.4f}"
+        figures = f"{one.expected_decrease:9.4f}{verdict.price:9.4f}{verdict.margin:10.4f}"
         print(f"{word:9}{one.kind:8}{one.place:7}{one.detail[:20]:22}{figures}")
 
 # %%
@@ -60,10 +60,10 @@ shown = [(v, taken) for v, taken in shown if v.candidate.kind != "prune"]
 names = [f"{v.candidate.kind} {v.candidate.place}" for v, _ in shown]
 figure, axes = plt.subplots(figsize=(9, 0.3 * len(shown) + 1.2), layout="constrained")
 rows = range(len(shown))
-colours = ["#30506d" if taken else "#e07b39" for _, taken in shown]
-axes.barh(rows, [v.candidate.promise for v, _ in shown], color=colours, height=0.7)
-errors = [v.candidate.error / (2 * v.candidate.nat) for v, _ in shown]
-axes.errorbar([v.candidate.promise for v, _ in shown], rows, xerr=errors, fmt="none", ecolor="0.45", capsize=2)
+colors = ["#30506d" if taken else "#e07b39" for _, taken in shown]
+axes.barh(rows, [v.candidate.expected_decrease for v, _ in shown], color=colors, height=0.7)
+errors = [v.candidate.held_out_stderr / (2 * v.candidate.loss_per_nat) for v, _ in shown]
+axes.errorbar([v.candidate.expected_decrease for v, _ in shown], rows, xerr=errors, fmt="none", ecolor="0.45", capsize=2)
 axes.scatter([v.price for v, _ in shown], rows, marker="|", s=160, color="black", zorder=3, label="price")
 axes.bar(0, 0, color="#30506d", label="accepted")
 axes.bar(0, 0, color="#e07b39", label="refused")

@@ -7,7 +7,7 @@ import pytest
 from report_cases import HOSTILE, long_run, short_run, waves
 
 from senn.export import python_source
-from senn.report import Told, page
+from senn.report import RunReport, page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -30,21 +30,21 @@ def pages(tmp_path_factory):
     """Files: one run, two runs, one with hostile names."""
     folder = tmp_path_factory.mktemp("pages")
     run, results = waves()
-    one = Told("waves", run.history, results, python_source(run.model))
+    one = RunReport("waves", run.history, results, python_source(run.model))
     hostile = {
         **results,
         "data": {**results["data"], "target": HOSTILE, "classes": [HOSTILE], "columns": {HOSTILE: "number"}},
     }
     history = long_run(20, name=lambda number: f"{number}{HOSTILE}")
     history.append({"event": "rollback", "epoch": 200, "step": history[-2]["step"], "text": HOSTILE})
-    brief = Told("short", short_run(), results, "class Net: pass")
+    brief = RunReport("short", short_run(), results, "class Net: pass")
     texts = {
         "short": page([brief]),
         "short two": page([brief, brief]),
         "one": page([one]),
-        "two": page([one, Told("other", long_run(6))]),
-        "hostile": page([Told(HOSTILE, history, hostile, HOSTILE)]),
-        "fixed": page([Told("fixed", [one for one in run.history if one["event"] in ("start", "epoch")][:1])]),
+        "two": page([one, RunReport("other", long_run(6))]),
+        "hostile": page([RunReport(HOSTILE, history, hostile, HOSTILE)]),
+        "fixed": page([RunReport("fixed", [one for one in run.history if one["event"] in ("start", "epoch")][:1])]),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, "utf-8")

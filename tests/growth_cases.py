@@ -11,7 +11,7 @@ from senn.policy import Candidate, Policy
 _DIGITS = load_digits()
 X = torch.tensor(_DIGITS.data[:600] / 16, dtype=torch.float32)
 Y = torch.tensor(_DIGITS.target[:600])
-FEW = senn.Proposals(units=16, residual=8, identity=1)
+FEW = senn.CandidateConfig(units=16, residual_units=8, identity_bases=1)
 
 
 def net(hidden: int = 3, layers: int = 1, seed: int = 0) -> nn.Sequential:

@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, 
 from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from senn import lightning, transformers
-from senn.training import Callback, Recipe
+from senn.training import Callback, TrainConfig
 from senn.training.growth_session import GrowthSession
 
 BATCH = 32
 """Samples of a joint batch."""
 
-RECIPE = Recipe(rounds=(0.1, 0.2, 0.425, 0.6), removals=(0.8,), probe=64, candidates=8)
+RECIPE = TrainConfig(addition_rounds=(0.1, 0.2, 0.425, 0.6), pruning_rounds=(0.8,), max_scoring_samples=64, candidates_per_layer=8)
 """One round is a step after the end of the second epoch, and looks at a batch of before too."""
 
 
@@ -162,7 +162,7 @@ def troubled(rank: int) -> dict[str, Any]:
         part = slice(step * 16 + 8 * rank, step * 16 + 8 * rank + 8)
         return x[part], y[part] if rank == 0 or step > 6 else {}["label"]
 
-    session = GrowthSession(Recipe(rounds=(0.3, 0.6, 0.9), removals=(), probe=16), prepare=prepare)
+    session = GrowthSession(TrainConfig(addition_rounds=(0.3, 0.6, 0.9), pruning_rounds=(), max_scoring_samples=16), prepare=prepare)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     session.start(model, optimizer, steps=12, samples=256, wrapper=lambda: wrapped)
     for step in steps:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from senn import Grower, PaperPolicy, PricePolicy
-from senn.candidates.candidate_config import Proposals
-from senn.cli.processes import Follower, shared_state
+from senn.candidates.candidate_config import CandidateConfig
+from senn.cli.processes import WorkerCheckpointer, shared_state
 from senn.cli.signals import Signals
 from senn.errors import SennError, SurgeryError
 from senn.nn import MLP, ConvNet
-from senn.ranks import Processes, Ranks, default_ranks
+from senn.ranks import ProcessGroupCommunicator, Communicator, default_communicator
 from senn.scoring import scoring_session
-from senn.training import Recipe
+from senn.training import TrainConfig
 from senn.training.loop import fit_model
 from senn.training.rows import Rows
 
@@ -81,22 +81,22 @@ def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Seq
     eager = {"policy": PricePolicy(kappa=1e-4, confidence=0.0, layer_cost=1.0), "samples": 10_000}
     every = ("width", "depth", "prune")
     if name == "width and depth":
-        return MLP(6, (3, 2), 3), _rows(), {**eager, "proposals": Proposals(units=12), "max_width": 6}, [every, every]
+        return MLP(6, (3, 2), 3), _rows(), {**eager, "proposals": CandidateConfig(units=12), "max_width": 6}, [every, every]
     if name == "weights":
         weights = torch.rand(SAMPLES, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
         return MLP(6, (3,), 3), (*_rows(), weights), {**eager, "max_width": 5}, [("width",), ("depth",)]
     if name == "removals":
-        grower = {"policy": PricePolicy(kappa=1.0, keep=50.0), "samples": 1000}
+        grower = {"policy": PricePolicy(kappa=1.0, retention_factor=50.0), "samples": 1000}
         return MLP(6, (12, 9), 3), _rows(), grower, [("prune",), ("width", "prune")]
     if name == "paper":
         return (
             MLP(6, (3,), 3),
             _rows(),
-            {"policy": PaperPolicy(tau=0.05), "proposals": Proposals(units=6, ascent=3)},
+            {"policy": PaperPolicy(tau=0.05), "proposals": CandidateConfig(units=6, ascent_steps=3)},
             [("width",)],
         )
     if name == "rows for themselves":
-        return Flat(), _rows(300), {**eager, "max_width": 6, "proposals": Proposals(units=8)}, [("width",)]
+        return Flat(), _rows(300), {**eager, "max_width": 6, "proposals": CandidateConfig(units=8)}, [("width",)]
     if name == "images":
         return ConvNet(2, ((3,), (4,)), 2), _images(), {**eager, "max_width": 6}, [("width", "depth"), ("prune",)]
     if name == "images in parts":
@@ -108,7 +108,7 @@ def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Seq
     return (
         Blocks(),
         joint,
-        {"policy": policy, "moves": ("depth",), "proposals": Proposals(residual=0, identity=0)},
+        {"policy": policy, "moves": ("depth",), "proposals": CandidateConfig(residual_units=0, identity_bases=0)},
         [("depth",)],
     )
 
@@ -118,7 +118,7 @@ CASES = (
 )  # fmt: skip
 
 
-def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int = 3) -> dict[str, Any]:
+def grow(name: str, counts: Sequence[int], rank: int, communicator: Communicator, steps: int = 3) -> dict[str, Any]:
     """A run of rounds with training between, this rank's samples being `counts[rank]` of the joint batch."""
     torch.manual_seed(0)
     model, joint, arguments, rounds = _case(name)
@@ -126,14 +126,14 @@ def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int =
     start = sum(counts[:rank])
     own = tuple(x[start : start + counts[rank]] for x in joint)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    grower = Grower(model, optimizer, loss=F.cross_entropy, ranks=ranks, seed=1, **arguments)
+    grower = Grower(model, optimizer, loss=F.cross_entropy, communicator=communicator, seed=1, **arguments)
     train = steps if not isinstance(model, ConvNet) else 0  # batch statistics are those of a rank
     events, figures = [], []
     most = scoring_session.MOST_ROWS
     if name == "images in parts":  # parts are as large for several processes as they are for one here
         scoring_session.MOST_ROWS = int(25 * 36 * max(counts) / SAMPLES + 1)
     for moves in rounds:
-        _train(model, optimizer, own, SAMPLES, train, ranks)
+        _train(model, optimizer, own, SAMPLES, train, communicator)
         batches = [own]
         if name == "width and depth" and rank == 0:  # one rank has a batch more than the others
             batches.append(tuple(part[:20] for part in joint))
@@ -141,18 +141,18 @@ def grow(name: str, counts: Sequence[int], rank: int, ranks: Ranks, steps: int =
             grower.observe(*batches.pop())
         changes = grower.grow(batches or None, moves)
         events += [(e.kind, e.place, e.units, e.loss_before, e.loss_after) for e in changes]
-        found = grower.consideration
+        found = grower.last_round
         assert found is not None
         figures += [grower.eta, found.loss, float(found.samples), *(one.margin for one in found.accepted)]
-        figures += [x for one in found.refused for x in (one.margin, one.candidate.gain, one.candidate.heldout)]
+        figures += [x for one in found.refused for x in (one.margin, one.candidate.gain, one.candidate.held_out_gain)]
     scoring_session.MOST_ROWS = most
-    _train(model, optimizer, own, SAMPLES, train, ranks)
+    _train(model, optimizer, own, SAMPLES, train, communicator)
     state = [x for one in optimizer.state.values() for x in one.values()]
-    return {"events": events, "figures": figures, "weights": model.state_dict(), "state": state, "sent": ranks.sent}
+    return {"events": events, "figures": figures, "weights": model.state_dict(), "state": state, "sent": communicator.sent}
 
 
 def _train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, own: tuple[Tensor, ...], total: int, steps: int, ranks: Ranks
+    model: nn.Module, optimizer: torch.optim.Optimizer, own: tuple[Tensor, ...], total: int, steps: int, communicator: Communicator
 ) -> None:
     """Steps on the mean over the joint batch."""
     for _ in range(steps):
@@ -161,7 +161,7 @@ def _train(
         if len(own[1]):
             (F.cross_entropy(model(own[0]), own[1], reduction="none") * weight / total).sum().backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-        for parameter, gradient in zip(model.parameters(), ranks.summed("train", gradients), strict=True):
+        for parameter, gradient in zip(model.parameters(), communicator.all_reduce("train", gradients), strict=True):
             parameter.grad = gradient
         optimizer.step()
 
@@ -181,39 +181,39 @@ SHIFTED = {1: ((160,), 0), 2: ((70, 90), 57), 3: ((60, 50, 50), 49)}
 """By number of ranks: their samples, and how many of the first one's are among the 128 that the draw looks at."""
 
 
-def shifted(ranks: Ranks, length: int) -> list[float]:
+def shifted(communicator: Communicator, length: int) -> list[float]:
     """The scores of such a model, whose table is of some length."""
     torch.manual_seed(0)
     model = Shifted().double()
     x, y = (torch.cat([part, part])[:160] for part in _rows())
-    counts, _ = SHIFTED[ranks.size]
-    own = slice(sum(counts[: ranks.rank]), sum(counts[: ranks.rank + 1]))
-    grower = Grower(model, None, F.cross_entropy, PricePolicy(kappa=1.0), ranks=ranks, seed=1)
-    found = grower.consider([({"x": x[own], "table": torch.ones(length, 6, dtype=torch.float64)}, y[own])])
-    return [grower.eta, *(one.heldout for one in found)]
+    counts, _ = SHIFTED[communicator.size]
+    own = slice(sum(counts[: communicator.rank]), sum(counts[: communicator.rank + 1]))
+    grower = Grower(model, None, F.cross_entropy, PricePolicy(kappa=1.0), communicator=communicator, seed=1)
+    found = grower.score_candidates([({"x": x[own], "table": torch.ones(length, 6, dtype=torch.float64)}, y[own])])
+    return [grower.eta, *(one.held_out_gain for one in found)]
 
 
-def fit(ranks: Ranks) -> dict[str, Any]:
+def fit(communicator: Communicator) -> dict[str, Any]:
     """A run of `fit_model` with growth, validation and averages; and the state that one would go on with."""
     torch.manual_seed(0)
     x, y = _rows()
     model = MLP(6, (2,), 3).double()
-    recipe = Recipe(epochs=6, batch_size=25, average="ema", policy=PricePolicy(kappa=1e-4), candidates=8, max_width=6)
+    recipe = TrainConfig(epochs=6, batch_size=25, average="ema", policy=PricePolicy(kappa=1e-4), candidates_per_layer=8, max_width=6)
     weight = torch.rand(len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows = Rows(x=x[:90], y=y[:90], weight=weight[:90] / weight[:90].mean())
     held_out = Rows(x=x[90:], y=y[90:])
-    keeper = Follower(ranks, Signals(), None)
+    keeper = WorkerCheckpointer(communicator, Signals(), None)
     generator = torch.Generator().manual_seed(2)
     run = fit_model(model, rows, held_out, task="classification", recipe=recipe, generator=generator, keeper=keeper)
     losses = [record["train_loss"] for record in run.history if record["event"] == "epoch"]
     state = {"weights": model.state_dict(), "step": 3, "losses": losses}
-    sent = shared_state(ranks, state if ranks.rank == 0 else None, Path())
+    sent = shared_state(communicator, state if communicator.rank == 0 else None, Path())
     return {"architecture": run.architecture, "losses": losses, "weights": run.model.state_dict(), "sent": sent}
 
 
 def endings(rank: int, folder: str) -> list[str]:
     """How rounds end in which one rank is another or fails: what each rank says of it. The last one's rank 1 dies."""
-    patient, hasty = Processes(), Processes(timeout=6)
+    patient, hasty = ProcessGroupCommunicator(), ProcessGroupCommunicator(timeout=6)
     torch.manual_seed(0)
     x, y = (part[40 * rank : 40 * rank + 40] for part in _rows())
     said = []
@@ -221,9 +221,9 @@ def endings(rank: int, folder: str) -> list[str]:
     def attempt(model: nn.Module, change: str, policy: PricePolicy | None = None) -> None:
         policy = policy or PricePolicy(kappa=1e-4, confidence=0.0)
         optimizer = torch.optim.Adam(model.parameters())
-        patient.exchange("begin")
-        ranks = hasty if change in ("late", "death") else patient
-        grower = Grower(model, optimizer, F.cross_entropy, policy, samples=10_000, ranks=ranks)
+        patient.all_gather_object("begin")
+        communicator = hasty if change in ("late", "death") else patient
+        grower = Grower(model, optimizer, F.cross_entropy, policy, samples=10_000, communicator=communicator)
         before = copy.deepcopy(model.state_dict())
         inputs = x[:, :5] if change == "shape" and rank == 2 else x
         targets: Any = y.tolist() if change == "type" and rank == 2 else y
@@ -237,7 +237,7 @@ def endings(rank: int, folder: str) -> list[str]:
                 with unittest.mock.patch("senn.grower.operate", side_effect=SurgeryError("the outputs changed")):
                     grower.grow([(inputs, targets)], ("width",))
             elif change in ("call", "late") and rank == 1:
-                ranks.exchange("do something else")
+                communicator.all_gather_object("do something else")
             else:
                 grower.grow([(inputs, targets)], ("width",))
             said.append("nothing")
@@ -259,9 +259,9 @@ def endings(rank: int, folder: str) -> list[str]:
 
 def several(rank: int, cases: Sequence[tuple[str, Sequence[int]]]) -> bytes:
     """All cases, one after the other."""
-    ranks = default_ranks()
-    scores = shifted(ranks, SHIFTED[ranks.size][1])
-    found = [*(grow(name, counts, rank, ranks) for name, counts in cases), scores, fit(ranks)]
+    communicator = default_communicator()
+    scores = shifted(communicator, SHIFTED[communicator.size][1])
+    found = [*(grow(name, counts, rank, communicator) for name, counts in cases), scores, fit(communicator)]
     buffer = io.BytesIO()
     torch.save(found, buffer)
     return buffer.getvalue()

@@ -9,7 +9,7 @@ import torch
 from senn.persistence import save
 from senn.policy import PricePolicy
 from senn.runs import RunFolder
-from senn.training import Recipe, train
+from senn.training import TrainConfig, train
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>&amp;\u2028{{}}<!--@script-->"
 
@@ -20,7 +20,7 @@ def waves(seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(600, 2, generator=generator)
     y = ((2 * x[:, 0]).sin() * (2 * x[:, 1]).sin() > 0).long()
-    recipe = Recipe(hidden=(3,), policy=PricePolicy(kappa=0.003, layer_cost=1.0), epochs=12, seed=seed)
+    recipe = TrainConfig(hidden=(3,), policy=PricePolicy(kappa=0.003, layer_cost=1.0), epochs=12, seed=seed)
     run = train(x, y, task="classification", outputs=2, recipe=recipe)
     data = {"name": "waves", "rows": 600, "features": 2, "target": "inside", "classes": ["no", "yes"],
             "columns": {"x": "number", "y": "number"}, "notes": []}  # fmt: skip

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from senn.structure import Space, Structure
+from senn.structure import ChannelGroup, DependencyGraph
 
 
 class Net(nn.Module):
@@ -23,16 +23,16 @@ def batch(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def slots(space: Space) -> dict[str, tuple[str, int, list[list[int]]]]:
-    return {slot.name: (slot.role, slot.dim, slot.index.tolist()) for slot in space.slots}
+def coupled_dims(group: ChannelGroup) -> dict[str, tuple[str, int, list[list[int]]]]:
+    return {coupled.name: (coupled.role, coupled.dim, coupled.index.tolist()) for coupled in group.dims}
 
 
-def reasons(structure: Structure) -> dict[str, str]:
-    return {refusal.place: refusal.reason for refusal in structure.refused}
+def reasons(graph: DependencyGraph) -> dict[str, str]:
+    return {refusal.place: refusal.reason for refusal in graph.refusals}
 
 
-def names(structure: Structure) -> list[str]:
-    return [space.name for space in structure.spaces]
+def names(graph: DependencyGraph) -> list[str]:
+    return [group.name for group in graph.groups]
 
 
 def each(width: int, start: int = 0) -> list[list[int]]:
@@ -40,10 +40,10 @@ def each(width: int, start: int = 0) -> list[list[int]]:
     return [[start + unit] for unit in range(width)]
 
 
-def columns(structure: Structure, space: str, consumer: str) -> tuple[list[list[int]], bool]:
+def columns(graph: DependencyGraph, group: str, consumer: str) -> tuple[list[list[int]], bool]:
     """Index and layout of one consumer."""
-    (slot,) = [s for s in structure.space(space).of("consumer") if s.module == consumer]
-    return slot.index.tolist(), slot.runs > 1
+    (coupled,) = [s for s in graph.group(group).dims_of("consumer") if s.module == consumer]
+    return coupled.index.tolist(), coupled.n_segments > 1
 
 
 def linear_pair(forward, width=4, **more):

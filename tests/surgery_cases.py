@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.nn import Rational
-from senn.structure import Structure, analyse
+from senn.structure import DependencyGraph, analyze
 from senn.surgery import Widen
 
 
@@ -72,7 +72,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def case(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Structure]:
+def case(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, DependencyGraph]:
     torch.manual_seed(3)
     model = CASES[name]()
     for module in model.modules():
@@ -80,7 +80,7 @@ def case(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Stru
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     model = model.to(dtype)
-    return model, analyse(model, X.to(dtype))
+    return model, analyze(model, X.to(dtype))
 
 
 def identity_layer(width: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor, Tensor]:
@@ -100,15 +100,15 @@ def silent(width: int) -> nn.Module:
     return branch
 
 
-def widen(model: nn.Module, structure: Structure, name: str, count: int, seed: int = 0) -> Widen:
+def widen(model: nn.Module, graph: DependencyGraph, name: str, count: int, seed: int = 0) -> Widen:
     """New units with random incoming weights."""
     generator = torch.Generator().manual_seed(seed)
     values = {}
-    for slot in structure.space(name).of("producer"):
-        tensor = model.get_submodule(slot.module).get_parameter(slot.tensor)
+    for coupled in graph.group(name).dims_of("producer"):
+        tensor = model.get_submodule(coupled.module).get_parameter(coupled.tensor)
         shape = list(tensor.shape)
-        shape[slot.dim] = count * slot.index.shape[1]
-        values[slot.name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
+        shape[coupled.dim] = count * coupled.index.shape[1]
+        values[coupled.name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
     return Widen(name, count, values)
 
 
@@ -130,11 +130,11 @@ def train(
     return losses
 
 
-def net() -> tuple[nn.Sequential, Structure]:
+def net() -> tuple[nn.Sequential, DependencyGraph]:
     """Two hidden layers, always with the same weights, in float64."""
     torch.manual_seed(1)
     model = mlp([3, 5, 4, 2]).double()
-    return model, analyse(model, X64)
+    return model, analyze(model, X64)
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[object]:

@@ -7,18 +7,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from senn.candidates.candidate_config import Proposals
-from senn.candidates.gain_ascent import Hill, ascend
+from senn.candidates.candidate_config import CandidateConfig
+from senn.candidates.gain_ascent import GainObjective, optimize_candidates
 from senn.curvature.capture import capture
-from senn.curvature.factors import moments
-from senn.curvature.output import OutputMetric
+from senn.curvature.factors import kronecker_factors
+from senn.curvature.output import LossMetric
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.policy import PaperPolicy
 from senn.scores import residual_cross, width_gain_bound
 from senn.scoring.pool import select
-from senn.structure import analyse
-from senn.surgery import calibrate, carry_out
+from senn.structure import analyze
+from senn.surgery import calibrate_batch_norm, apply_moves
 
 
 class Forked(nn.Module):
@@ -71,25 +71,25 @@ def make(name):
 
 def considered(model, data, ascent, units=8):
     """The candidates of a consideration."""
-    recipe = Proposals(units=units, ascent=ascent)
-    grower = Grower(model, None, F.mse_loss, PaperPolicy(), moves=("width",), proposals=recipe, seed=3)
-    grower.consider([data])
-    return grower.draw
+    recipe = CandidateConfig(units=units, ascent_steps=ascent)
+    grower = Grower(model, None, F.mse_loss, PaperPolicy(), moves=("width",), candidate_config=recipe, seed=3)
+    grower.score_candidates([data])
+    return grower.candidate_set
 
 
 def hill_of(model, data, draw=None, weights=None, units=12):
     """A hill over drawn candidates, and the draw."""
     x, y = data
-    structure = analyse(model, x[:4])
+    graph = analyze(model, x[:4])
     draw = draw or considered(model, data, 0, units)
     signs = torch.Generator().manual_seed(9)
-    return Hill(
+    return GainObjective(
         model=model,
-        structure=structure,
+        graph=graph,
         draw=draw,
         inputs=x,
         targets=y,
-        metric=OutputMetric(F.mse_loss),
+        metric=LossMetric(F.mse_loss),
         generator=signs,
         weights=weights,
     ), draw
@@ -98,26 +98,26 @@ def hill_of(model, data, draw=None, weights=None, units=12):
 def bounds(model, data, draw):
     """D' of each space's candidates one by one: the model widened by one unit, its moments, the formula."""
     x, y = data
-    structure, metric, result = analyse(model, x[:4]), OutputMetric(F.mse_loss), {}
+    graph, metric, result = analyze(model, x[:4]), LossMetric(F.mse_loss), {}
 
     def rows(net, names):
         return capture(net, names, x, y, metric, generator=torch.Generator().manual_seed(9)).rows
 
-    for space in structure.spaces:
-        names = [slot.module for slot in space.of("consumer")]
+    for group in graph.groups:
+        names = [coupled.module for coupled in group.dims_of("consumer")]
         plain, found = rows(model, names), []
-        for unit in range(draw.widen[space.name].units):
+        for unit in range(draw.widen[group.name].units):
             trial = copy.deepcopy(model)
-            calibrate(trial, carry_out(trial, [select(draw.widen[space.name], [unit], space)], structure), x)
+            calibrate_batch_norm(trial, apply_moves(trial, [select(draw.widen[group.name], [unit], group)], graph), x)
             wide, total = rows(trial, names), 0.0
             for name in names:
                 old, a, dz = plain[name].a.double(), wide[name].a.double(), plain[name].dz.double()
                 new = a[:, ~a[:, :, None].isclose(old[:, None], atol=1e-5).all(0).any(1)]
-                known = moments(old, dz, plain[name].s, locations=plain[name].locations)
+                known = kronecker_factors(old, dz, plain[name].s, locations=plain[name].locations)
                 cross = residual_cross(dz.mT @ new / len(dz), known.G, known.A, old.mT @ new / len(dz))
                 total += float(width_gain_bound(cross, new.mT @ new / len(dz), known.S, locations=known.locations))
             found.append(total)
-        result[space.name] = torch.tensor(found, dtype=torch.float64)
+        result[group.name] = torch.tensor(found, dtype=torch.float64)
     return result
 
 
@@ -125,20 +125,20 @@ def bounds(model, data, draw):
 def test_the_hill_is_the_bound_of_theorem_3_2(name, data):
     model = make(name)
     hill, draw = hill_of(model, data)
-    score, slopes = hill.climb(hill.start)
-    for space, expected in bounds(model, data, draw).items():
-        torch.testing.assert_close(score[space], expected, rtol=5e-3, atol=1e-8)
-        assert all(bool(slope.any()) for slope in slopes[space].values())
+    score, slopes = hill.value_and_grad(hill.start)
+    for group, expected in bounds(model, data, draw).items():
+        torch.testing.assert_close(score[group], expected, rtol=5e-3, atol=1e-8)
+        assert all(bool(slope.any()) for slope in slopes[group].values())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gains_rise(name, data):
     model = make(name)
     hill, draw = hill_of(model, data)
-    low, high = bounds(model, data, draw), bounds(model, data, ascend(hill, draw, Proposals(ascent=15)))
-    for space in low:
-        assert (high[space] > low[space] * 0.999).float().mean() > 0.9
-        assert high[space].median() > 1.2 * low[space].median()
+    low, high = bounds(model, data, draw), bounds(model, data, optimize_candidates(hill, draw, CandidateConfig(ascent_steps=15)))
+    for group in low:
+        assert (high[group] > low[group] * 0.999).float().mean() > 0.9
+        assert high[group].median() > 1.2 * low[group].median()
 
 
 def test_held_out_samples_stay_unseen(data):
@@ -149,9 +149,9 @@ def test_held_out_samples_stay_unseen(data):
     moved[order[len(x) // 2 :]] += 5.0
     fitted[order[: len(x) // 2]] *= y[order[: len(x) // 2]]
     plain, same, other = (considered(model, (x, targets), 5).widen for targets in (y, moved, fitted))
-    for space, move in plain.items():
+    for group, move in plain.items():
         for name, value in move.values.items():
-            assert torch.equal(value, same[space].values[name])
+            assert torch.equal(value, same[group].values[name])
     assert not torch.equal(plain["body.0"].values["body.0.weight"], other["body.0"].values["body.0.weight"])
 
 
@@ -171,12 +171,12 @@ def test_a_sample_of_weight_zero_is_a_missing_one(data):
     few, draw = hill_of(model, (x[:40], y[:40]))
     weights = torch.cat([torch.full((40,), 2.0), torch.zeros(40)])
     weighted, _ = hill_of(model, data, draw, weights)
-    expected, score = few.climb(few.start)[0], weighted.climb(weighted.start)[0]
+    expected, score = few.value_and_grad(few.start)[0], weighted.value_and_grad(weighted.start)[0]
     torch.testing.assert_close(score["body.0"], expected["body.0"], rtol=1e-3, atol=1e-9)
 
 
 def test_pre_activations_keep_their_scale(data):
     hill, draw = hill_of(make("relu"), data)
-    after = ascend(hill, draw, Proposals(ascent=10, rate=5.0)).widen["body.0"].values
+    after = optimize_candidates(hill, draw, CandidateConfig(ascent_steps=10, ascent_step_size=5.0)).widen["body.0"].values
     before = hill.spreads(hill.start)["body.0"]
     assert bool((hill.spreads({"body.0": dict(after)})["body.0"] / before).log10().abs().max() < 1.001)

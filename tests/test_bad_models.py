@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import senn
 from senn import batch
-from senn.structure import Refusal, analyse, layer_rule
-from senn.surgery import operate
+from senn.structure import Refusal, analyze, layer_rule
+from senn.surgery import transaction
 from senn.surgery.verify import output_change, outputs
 
 
@@ -70,7 +70,7 @@ def _prepared_for_quantisation() -> nn.Module:
 def test_models_that_cannot_change_are_refused_by_name(name):
     build, sentence = BAD[name]
     with pytest.raises(senn.SennError, match=sentence):
-        analyse(build(), X)
+        analyze(build(), X)
 
 
 def _ddp(mesh: object) -> nn.Module:
@@ -108,7 +108,7 @@ def mesh(tmp_path_factory):
 def test_models_spread_over_processes_are_refused_by_name(name, mesh):
     build, sentence = SPREAD[name]
     with pytest.raises(senn.UnsupportedError, match=sentence):
-        analyse(build(mesh), X)
+        analyze(build(mesh), X)
 
 
 class Returning(nn.Module):
@@ -127,16 +127,16 @@ class Returning(nn.Module):
 )
 def test_models_that_return_no_tensor_are_refused_by_what_they_return(output, kind):
     with pytest.raises(senn.UnsupportedError, match=f"returns a {kind} without any tensor that could be followed"):
-        analyse(Returning(output), X)
+        analyze(Returning(output), X)
 
 
 def test_inputs_elsewhere_and_without_samples_are_refused():
     with pytest.raises(senn.SennError, match="example inputs are on meta, the model is on cpu"):
-        analyse(net(), X.to("meta"))
+        analyze(net(), X.to("meta"))
     with pytest.raises(senn.SennError, match="hold no sample"):
-        analyse(net(), {"input": X[:0]})
+        analyze(net(), {"input": X[:0]})
     with pytest.raises(senn.SennError, match="The example inputs, a ndarray, hold no tensor"):
-        analyse(net(), X.numpy())
+        analyze(net(), X.numpy())
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_activations_in_place_dropout_and_one_sample_are_grown(layers, activatio
     model = nn.Sequential(nn.Linear(3, 4), *copy.deepcopy(layers), activation(inplace=True), nn.Linear(4, 2))
     x, last = X[:samples], str(len(model) - 1)
     before, held = outputs(model, x), copy.deepcopy(model.state_dict())
-    structure = analyse(model, x)
-    assert [(space.name, space.width) for space in structure.spaces] == [("0", 4)]
-    receipt = operate(model, [widen(model, structure, "0", 2)], structure, probe=x)
+    graph = analyze(model, x)
+    assert [(group.name, group.width) for group in graph.groups] == [("0", 4)]
+    receipt = transaction(model, [widen(model, graph, "0", 2)], graph, probe=x)
     assert receipt.output_change <= 1e-6
     assert output_change(before, outputs(model, x)) <= 1e-6
     assert model.get_submodule(last).in_features == 6
@@ -166,10 +166,10 @@ def test_dropout_that_never_stops_is_refused_where_it_hides_what_growth_does():
     def never_stops(y):
         return nn.functional.dropout(y, 0.5, training=True)
 
-    assert [space.name for space in analyse(Returning(never_stops), X).spaces] == ["a"]
+    assert [group.name for group in analyze(Returning(never_stops), X).groups] == ["a"]
     model = net()
     model[1].register_forward_hook(lambda module, args, output: never_stops(output))
-    assert analyse(model, X).refused[0] == Refusal(place="0", reason="the outputs depend on the number of its units")
+    assert analyze(model, X).refusals[0] == Refusal(place="0", reason="the outputs depend on the number of its units")
 
 
 def test_a_forward_that_draws_random_numbers_can_grow():
@@ -183,10 +183,10 @@ def test_a_forward_that_draws_random_numbers_can_grow():
 
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert [space.name for space in analyse(Noisy(), X).spaces] == ["a"]
+    assert [group.name for group in analyze(Noisy(), X).groups] == ["a"]
     model = Noisy()
     torch.set_rng_state(before)
-    analyse(model, X)
+    analyze(model, X)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -200,7 +200,7 @@ def test_a_layer_of_an_own_kind_takes_a_rule_of_three_lines():
             return torch.sort(x @ self.weight, dim=0)[0] + self.bias
 
     model = nn.Sequential(nn.Linear(3, 4), Mine(4, 5), nn.ReLU(), nn.Linear(5, 2))
-    assert [space.name for space in analyse(model, X).spaces] == ["0"]
+    assert [group.name for group in analyze(model, X).groups] == ["0"]
 
     @layer_rule(Mine)
     def rule(visit):
@@ -208,7 +208,7 @@ def test_a_layer_of_an_own_kind_takes_a_rule_of_three_lines():
         visit.makes("weight", dim=1)
         visit.makes("bias", dim=0)
 
-    assert {space.name: space.width for space in analyse(model, X).spaces} == {"0": 4, "1": 5}
+    assert {group.name: group.width for group in analyze(model, X).groups} == {"0": 4, "1": 5}
 
 
 def test_nestings_of_any_class_keep_their_kind():
@@ -216,10 +216,10 @@ def test_nestings_of_any_class_keep_their_kind():
         Named(X, [X]), OrderedDict(a=X), UserDict(a=(X,)), MappingProxyType({"a": X}), Logits(X),
         defaultdict(list, a=[X]), Sequenced([X, "x"]), torch.max(X, 1), torch.Size([2, 3]),
     ]  # fmt: skip
-    doubled = batch.map_tensors(lambda x: 2 * x, tree)
+    doubled = batch.map_leaves(lambda x: 2 * x, tree)
     assert [type(one) for one in doubled] == [type(one) for one in tree]
-    assert len(batch.tensors(doubled)) == len(batch.tensors(tree)) == 10
-    for found, given in zip(batch.tensors(doubled), batch.tensors(tree), strict=True):
+    assert len(batch.leaves(doubled)) == len(batch.leaves(tree)) == 10
+    for found, given in zip(batch.leaves(doubled), batch.leaves(tree), strict=True):
         assert torch.equal(found, 2 * given)
     assert doubled[6][1] == "x"
     assert doubled[8] == (2, 3)
@@ -245,7 +245,7 @@ class Logits:
 
 
 def test_a_dataclass_is_a_nesting():
-    found = batch.map_tensors(lambda x: x[:2], Logits(X, 3.0))
+    found = batch.map_leaves(lambda x: x[:2], Logits(X, 3.0))
     assert isinstance(found, Logits)
     assert (found.logits.shape, found.scale) == (X[:2].shape, 3.0)
     assert batch.prediction(found) is found.logits
@@ -253,7 +253,7 @@ def test_a_dataclass_is_a_nesting():
 
 def test_an_output_of_transformers_is_a_nesting():
     kind = pytest.importorskip("transformers.modeling_outputs").CausalLMOutput
-    found = batch.map_tensors(lambda x: 2 * x, kind(logits=X))
+    found = batch.map_leaves(lambda x: 2 * x, kind(logits=X))
     assert type(found) is kind
     assert found.loss is None
     assert found["logits"] is found.logits
@@ -267,12 +267,12 @@ def test_arguments_are_public():
 
 def test_nestings_keep_their_kind():
     tree = {"a": (X, [X[0], None]), "b": batch.Arguments(X, scale=2.0)}
-    doubled = batch.map_tensors(lambda x: 2 * x, tree)
+    doubled = batch.map_leaves(lambda x: 2 * x, tree)
     assert torch.equal(doubled["a"][1][0], 2 * X[0])
     assert doubled["a"][1][1] is None
     assert doubled["b"].kwargs == {"scale": 2.0}
-    assert len(batch.tensors(tree)) == 3
+    assert len(batch.leaves(tree)) == 3
     assert batch.count(tree) == 4
-    assert batch.take({"x": X, "mask": torch.ones(3, 3)}, slice(0, 2), 4)["mask"].shape == (3, 3)
+    assert batch.index_batch({"x": X, "mask": torch.ones(3, 3)}, slice(0, 2), 4)["mask"].shape == (3, 3)
     with pytest.raises(senn.UnsupportedError, match="returns a tuple with 2 tensors"):
         batch.prediction((X, X))

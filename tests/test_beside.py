@@ -15,15 +15,15 @@ from zoo.entry import randomised
 
 import senn
 from senn import batch
-from senn.candidates.candidate_config import Proposals
-from senn.candidates.initialization import draw_convolutional
+from senn.candidates.candidate_config import CandidateConfig
+from senn.candidates.initialization import sample_conv_layer
 from senn.candidates.sampling import repeatable
 from senn.curvature.capture import capture
-from senn.curvature.output import OutputMetric
-from senn.curvature.reading import legible
+from senn.curvature.output import LossMetric
+from senn.curvature.reading import infer_batch_layouts
 from senn.scoring.stream import after_block, before_convolution
-from senn.structure import Site, analyse, silent_copy
-from senn.surgery import Append, operate
+from senn.structure import InsertionPoint, analyze, silent_copy
+from senn.surgery import Append, transaction
 
 WITH_BLOCKS = [name for name, entry in ZOO.items() if entry.blocks]
 
@@ -34,21 +34,21 @@ def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) 
     torch.manual_seed(0)
     entry = ZOO[name]
     model = randomised(entry.build()).double().eval()
-    inputs = batch.map_tensors(lambda t: t.double() if t.is_floating_point() else t, entry.inputs(5))
+    inputs = batch.map_leaves(lambda t: t.double() if t.is_floating_point() else t, entry.inputs(5))
     output = entry.output or (lambda result: batch.prediction(result).flatten(1))
-    structure = analyse(model, inputs)
-    readings = legible(model, {name: structure.map(name).uses for name in structure.linears}, inputs, output)
-    block = structure.blocks[0]
+    graph = analyze(model, inputs)
+    readings = infer_batch_layouts(model, {name: graph.map(name).uses for name in graph.scored_maps}, inputs, output)
+    block = graph.residual_blocks[0]
     assert repeatable(model, block, readings)
-    y = torch.randn_like(output(batch.call(model, batch.copied(inputs))))
+    y = torch.randn_like(output(batch.call(model, batch.clone(inputs))))
     move = Append(block.module, silent_copy(model, block))
     seen = capture(
-        model, structure.linears, inputs, y, OutputMetric(F.mse_loss), generator=torch.Generator(), find=output,
+        model, graph.scored_maps, inputs, y, LossMetric(F.mse_loss), generator=torch.Generator(), find=output,
         layouts=readings, blocks=[block.module],
     )  # fmt: skip
     parts = after_block(seen.blocks[block.module], move, block.silent, readings)
     assert parts
-    operate(model, [move], structure, probe=inputs)
+    transaction(model, [move], graph, probe=inputs)
     new = next(m for m in model.modules() if m is not model and _is_copy(m, move.copy))
     model.eval()
     F.mse_loss(output(batch.call(model, inputs)), y).backward()
@@ -83,16 +83,16 @@ def test_what_a_layer_before_a_convolution_would_add_is_the_gradient_of_its_last
     ).double()
     x, y = IMAGES[:20].double(), Y[:20]
     model(x)
-    layer = draw_convolutional(
-        Site(module="2", features=3, activation="ReLU", spatial=2),
+    layer = sample_conv_layer(
+        InsertionPoint(module="2", features=3, activation="ReLU", spatial=2),
         torch.randn(50, 27, dtype=torch.float64),
-        Proposals(residual=5),
+        CandidateConfig(residual_units=5),
         torch.Generator(),
     )
-    structure, metric = analyse(model, x), OutputMetric(F.cross_entropy)
+    graph, metric = analyze(model, x), LossMetric(F.cross_entropy)
     (part,) = capture(model, ["2"], x, y, metric, generator=torch.Generator()).rows["2"].parts
     inner, columns = before_convolution(part, model[2].weight, layer)
-    operate(model, [layer.move([0, 2, 3])], structure, probe=x)
+    transaction(model, [layer.move([0, 2, 3])], graph, probe=x)
     F.cross_entropy(model(x), y).backward()
     together = inner.read.cross(inner.dz)[:, columns.existing :] / 20
     residual = model[2][0].branch
@@ -107,7 +107,7 @@ class Deepest(senn.Policy):
 
     def choose(self, candidates, accepted):
         return max(
-            (c for c in candidates if c.place == self.place and not accepted), key=lambda c: c.heldout, default=None
+            (c for c in candidates if c.place == self.place and not accepted), key=lambda c: c.held_out_gain, default=None
         )
 
 
@@ -149,8 +149,8 @@ def test_the_grower_deepens_a_convolutional_net_and_the_promise_is_no_exaggerati
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     train(model, optimizer, 30, x, Y)
     before = {id(p) for p in model.parameters()}
-    white = senn.Proposals(smooth=0.0)  # directions that follow the data promise more than this step can fit
-    grower = senn.Grower(model, optimizer, policy=Deepest(place), moves=("depth",), samples=len(x), proposals=white)
+    white = senn.CandidateConfig(data_direction_fraction=0.0)  # directions that follow the data promise more than this step can fit
+    grower = senn.Grower(model, optimizer, policy=Deepest(place), moves=("depth",), samples=len(x), candidate_config=white)
     (event,) = grower.grow([(x, Y)])
     assert (event.kind, event.detail) == ("insert", kind)
     assert event.output_change <= 1e-5
@@ -161,7 +161,7 @@ def test_the_grower_deepens_a_convolutional_net_and_the_promise_is_no_exaggerati
     assert len(also) == 2 * len(beside)
     fallen = (fitted(model, also, x) if also else F.cross_entropy(model(x), Y).item()) - fitted(model, silent + also, x)
     assert fallen > 0
-    assert event.heldout / 2 < 2 * fallen
+    assert event.held_out_gain / 2 < 2 * fallen
     train(model, optimizer, 3, x, Y)
     assert all(p in optimizer.state for p in new.values())
 

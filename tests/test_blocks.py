@@ -18,33 +18,33 @@ from zoo import ZOO
 import senn
 from senn import batch
 from senn.nn import Residual
-from senn.structure import Structure, analyse, explain, silent_copy, tensor_of
-from senn.surgery import Append, Insert, Widen, operate
+from senn.structure import DependencyGraph, analyze, explain, silent_copy, get_tensor
+from senn.surgery import Append, Insert, Widen, transaction
 from senn.surgery.verify import output_change, outputs
 
 FOUND = [name for name, entry in ZOO.items() if entry.blocks]
 
 
 @cache
-def _prepared(name: str) -> tuple[nn.Module, object, Structure]:
+def _prepared(name: str) -> tuple[nn.Module, object, DependencyGraph]:
     return prepared(name, torch.float64)
 
 
-def case(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, object, Structure]:
+def case(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, object, DependencyGraph]:
     """A model of the zoo of its own; the structure holds for any copy."""
-    model, inputs, structure = _prepared(name)
-    inputs = batch.map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
-    return copy.deepcopy(model).to(dtype), inputs, structure
+    model, inputs, graph = _prepared(name)
+    inputs = batch.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
+    return copy.deepcopy(model).to(dtype), inputs, graph
 
 
-def appended(model: nn.Module, structure: Structure) -> list[Append]:
+def appended(model: nn.Module, graph: DependencyGraph) -> list[Append]:
     """A silent copy after each block."""
-    return [Append(block.module, silent_copy(model, block)) for block in structure.blocks]
+    return [Append(block.module, silent_copy(model, block)) for block in graph.residual_blocks]
 
 
 def test_what_is_silent() -> None:
     """The last map of each branch, or the norm after it; not a scale after it, which alone would learn little."""
-    found = {name: case(name)[2].blocks[0].silent for name in ("resnet", "convnext", "vit", "llama")}
+    found = {name: case(name)[2].residual_blocks[0].output_params for name in ("resnet", "convnext", "vit", "llama")}
     assert found == {
         "resnet": ("blocks.0.bn2.weight", "blocks.0.bn2.bias"),
         "convnext": ("stage1.pwconv2.weight", "stage1.pwconv2.bias"),
@@ -56,16 +56,16 @@ def test_what_is_silent() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", FOUND)
 def test_copies_keep_the_function_and_can_be_undone(name: str, dtype: torch.dtype) -> None:
-    model, inputs, structure = case(name, dtype)
+    model, inputs, graph = case(name, dtype)
     optimizer = torch.optim.AdamW(model.named_parameters(), 0.01)
     _step(model, optimizer, name)
     before, trained = everything(model, optimizer), _in_training(model, inputs)
     number, expected = len([*model.parameters()]), outputs(model, inputs)
-    receipt = operate(model, appended(model, structure), structure, optimizer=optimizer, probe=inputs)
+    receipt = transaction(model, appended(model, graph), graph, optimizer=optimizer, probe=inputs)
     assert output_change(expected, outputs(model, inputs)) <= LARGEST[dtype]
     assert output_change(trained, _in_training(model, inputs)) <= LARGEST[dtype]
     added = {
-        p for block in structure.blocks for p in silent_copy(model, _now(model, structure)[block.module]).parameters()
+        p for block in graph.residual_blocks for p in silent_copy(model, _now(model, graph)[block.module]).parameters()
     }
     assert len([*model.parameters()]) == number + len(added)
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -75,24 +75,24 @@ def test_copies_keep_the_function_and_can_be_undone(name: str, dtype: torch.dtyp
     assert everything(model, optimizer) == before
 
 
-def _now(model: nn.Module, structure: Structure) -> dict[str, senn.structure.Block]:
+def _now(model: nn.Module, graph: DependencyGraph) -> dict[str, senn.graph.Block]:
     """Blocks by their old names, where they are after each has got a copy."""
     found = {}
-    for number, block in enumerate(structure.blocks):
+    for number, block in enumerate(graph.residual_blocks):
         path, _, key = block.module.rpartition(".")
-        here = sum(other.module.rpartition(".")[0] == path for other in structure.blocks[:number])
-        name = f"{path}.{int(key) + here}" if block.listed else f"{block.module}.0"
-        silent = tuple(full.replace(block.module, name, 1) for full in block.silent)
-        found[block.module] = senn.structure.Block(module=name, silent=silent)
+        here = sum(other.module.rpartition(".")[0] == path for other in graph.residual_blocks[:number])
+        name = f"{path}.{int(key) + here}" if block.in_module_list else f"{block.module}.0"
+        silent = tuple(full.replace(block.module, name, 1) for full in block.output_params)
+        found[block.module] = senn.graph.Block(module=name, silent=silent)
     return found
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None:
     torch.manual_seed(2)
     dtype = next(model.parameters()).dtype
-    inputs = batch.map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(6))
+    inputs = batch.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(6))
     result = batch.call(model.train(), inputs)
-    loss = sum((x * torch.randn_like(x)).mean() for x in batch.tensors(result) if x.is_floating_point())
+    loss = sum((x * torch.randn_like(x)).mean() for x in batch.leaves(result) if x.is_floating_point())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -101,18 +101,18 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None
 @pytest.mark.parametrize("name", FOUND)
 def test_copies_learn(name: str) -> None:
     """What is silent moves at the first step, what stands before it at the second."""
-    model, inputs, structure = case(name)
-    block = structure.blocks[0]
+    model, inputs, graph = case(name)
+    block = graph.residual_blocks[0]
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     _step(model, optimizer, name)
     flat = {key for key, p in model.get_submodule(block.module).named_parameters() if p.grad.abs().max() < 1e-12}
-    operate(model, appended(model, structure)[:1], structure, optimizer=optimizer, probe=inputs)
+    transaction(model, appended(model, graph)[:1], graph, optimizer=optimizer, probe=inputs)
     path, _, key = block.module.rpartition(".")
-    twin = model.get_submodule(f"{path}.{int(key) + 1}" if block.listed else f"{block.module}.1")
+    twin = model.get_submodule(f"{path}.{int(key) + 1}" if block.in_module_list else f"{block.module}.1")
     start = {key: p.detach().clone() for key, p in twin.named_parameters()}
     for key, buffer in model.get_submodule(block.module).named_buffers():
-        assert torch.equal(buffer, twin.get_buffer(key)) if block.listed else True
-    silent = {full.removeprefix(f"{block.module}.") for full in block.silent}
+        assert torch.equal(buffer, twin.get_buffer(key)) if block.in_module_list else True
+    silent = {full.removeprefix(f"{block.module}.") for full in block.output_params}
     for expected in (silent - flat, {*start} - flat):
         _step(model, optimizer, name)
         moved = {key for key, p in twin.named_parameters() if (p - start[key]).abs().max() > 1e-14}
@@ -154,11 +154,11 @@ def branch(*end: nn.Module) -> nn.Module:
 X = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def built(*layers: nn.Module, through: str = "list") -> tuple[Stack, Structure]:
+def built(*layers: nn.Module, through: str = "list") -> tuple[Stack, DependencyGraph]:
     torch.manual_seed(0)
     listed = nn.Sequential(*layers) if through == "call" else nn.ModuleList(layers)
     model = Stack(listed, through).double()
-    return model, analyse(model, X)
+    return model, analyze(model, X)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,14 @@ def built(*layers: nn.Module, through: str = "list") -> tuple[Stack, Structure]:
     ],
 )
 def test_a_copy_goes_where_the_forward_pass_runs_it(through: str, listed: list[bool], counts: list[str]) -> None:
-    model, structure = built(branch(), branch(), through=through)
-    assert [block.listed for block in structure.blocks] == listed
-    assert ["".join(one.name for one in block.counts) for block in structure.blocks] == counts
+    model, graph = built(branch(), branch(), through=through)
+    assert [block.in_module_list for block in graph.residual_blocks] == listed
+    assert ["".join(one.name for one in block.depth_attributes) for block in graph.residual_blocks] == counts
     before = model(X).detach()
-    operate(model, appended(model, structure), structure, probe=X)
+    transaction(model, appended(model, graph), graph, probe=X)
     assert output_change([before], [model(X).detach()]) <= 1e-10
     assert (len(model.layers), model.n_layers) == ((4 if listed[0] else 2), (4 if counts[0] else 2))
-    assert len(analyse(model, X).blocks) == 4
+    assert len(analyze(model, X).residual_blocks) == 4
 
 
 class Configured(nn.Module):
@@ -200,10 +200,10 @@ class Configured(nn.Module):
 def test_configurations_follow() -> None:
     torch.manual_seed(0)
     model = Configured().double()
-    structure = analyse(model, X)
-    assert [[one.name for one in block.counts] for block in structure.blocks] == [["config.num_layers"]] * 2
+    graph = analyze(model, X)
+    assert [[one.name for one in block.counts] for block in graph.residual_blocks] == [["config.num_layers"]] * 2
     before = model(X).detach()
-    receipt = operate(model, appended(model, structure)[:1], structure, probe=X)
+    receipt = transaction(model, appended(model, graph)[:1], graph, probe=X)
     assert output_change([before], [model(X).detach()]) <= 1e-10
     assert (model.config.num_layers, model.config.layer_types) == (3, ["plain", "plain", "scaled"])
     receipt.undo()
@@ -214,9 +214,9 @@ def test_a_sequence_keeps_the_names_of_its_parts() -> None:
     torch.manual_seed(0)
     parts = OrderedDict(inp=nn.Linear(3, 4), body=branch(), act=nn.Tanh(), out=nn.Linear(4, 2))
     model = nn.Sequential(parts).double()
-    structure = analyse(model, X)
+    graph = analyze(model, X)
     before = model(X).detach()
-    operate(model, [*appended(model, structure), Insert("out", branch().double())][:1], structure, probe=X)
+    transaction(model, [*appended(model, graph), Insert("out", branch().double())][:1], graph, probe=X)
     assert [*model._modules] == ["inp", "body", "body_2", "act", "out"]
     assert output_change([before], [model(X).detach()]) <= 1e-10
 
@@ -225,46 +225,46 @@ def test_copies_go_with_other_changes_of_the_same_list_but_not_of_the_stream() -
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), branch(), nn.Linear(4, 2)).double()
     twin = copy.deepcopy(model)
-    structure = analyse(model, X)
-    (block,) = structure.blocks
+    graph = analyze(model, X)
+    (block,) = graph.residual_blocks
     silent = Residual(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4))).double()
     nn.init.zeros_(silent.branch[2].weight)
     nn.init.zeros_(silent.branch[2].bias)
-    inner = structure.space("1.branch.0")
-    rows = {slot.name: torch.randn(1, *tensor_of(model, slot.name).shape[1:]) for slot in inner.of("producer")}
-    moves = [*appended(model, structure), Insert("2", silent), Widen(inner.name, 1, rows)]
+    inner = graph.group("1.branch.0")
+    rows = {coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:]) for coupled in inner.dims_of("producer")}
+    moves = [*appended(model, graph), Insert("2", silent), Widen(inner.name, 1, rows)]
     before = model(X).detach()
-    receipt = operate(model, moves, structure, averaged=[twin], probe=X)
+    receipt = transaction(model, moves, graph, averaged=[twin], probe=X)
     for one in (model, twin):
         assert output_change([before], [one(X).detach()]) <= 1e-10
         assert [type(layer) for layer in one] == [nn.Linear, Residual, Residual, nn.Sequential]
         assert [layer.branch[0].out_features for layer in one[1:3]] == [6, 5]
     receipt.undo()
     assert [type(layer) for layer in model] == [nn.Linear, Residual, nn.Linear]
-    stream = structure.space("0")
-    rows = {slot.name: torch.randn(1, *tensor_of(model, slot.name).shape[1:]) for slot in stream.of("producer")}
+    stream = graph.group("0")
+    rows = {coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:]) for coupled in stream.dims_of("producer")}
     with pytest.raises(senn.SennError, match=f"after '{block.module}' and a change of what it is given"):
-        operate(model, [*appended(model, structure), Widen("0", 1, rows)], structure, probe=X)
+        transaction(model, [*appended(model, graph), Widen("0", 1, rows)], graph, probe=X)
 
 
 def test_parameters_join_the_groups_of_those_of_the_same_name() -> None:
-    model, structure = built(branch(), branch())
+    model, graph = built(branch(), branch())
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW([{"params": matrices}, {"params": others, "weight_decay": 0.0}])
-    operate(model, appended(model, structure), structure, optimizer=optimizer, probe=X)
+    transaction(model, appended(model, graph), graph, optimizer=optimizer, probe=X)
     for group, dims in zip(optimizer.param_groups, (2, 1), strict=True):
         assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters() if p.dim() == dims]
 
 
 def test_widths_that_changed_leave_blocks_as_they_were() -> None:
-    model, structure = built(branch(), branch())
-    inner = structure.spaces[1]
-    rows = {slot.name: torch.randn(1, *tensor_of(model, slot.name).shape[1:]) for slot in inner.of("producer")}
-    receipt = operate(model, [Widen(inner.name, 1, rows)], structure, probe=X)
-    assert receipt.structure is not None
-    assert receipt.structure.blocks == structure.blocks == analyse(model, X).blocks
-    operate(model, appended(model, receipt.structure), receipt.structure, probe=X)
+    model, graph = built(branch(), branch())
+    inner = graph.groups[1]
+    rows = {coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:]) for coupled in inner.dims_of("producer")}
+    receipt = transaction(model, [Widen(inner.name, 1, rows)], graph, probe=X)
+    assert receipt.graph is not None
+    assert receipt.graph.residual_blocks == graph.residual_blocks == analyze(model, X).residual_blocks
+    transaction(model, appended(model, receipt.graph), receipt.graph, probe=X)
 
 
 def test_ties_inside_a_block_are_ties_in_its_copy() -> None:
@@ -275,8 +275,8 @@ def test_ties_inside_a_block_are_ties_in_its_copy() -> None:
     tied.branch[2] = nn.Linear(4, 4)
     tied.branch.insert(1, nn.Linear(4, 4, bias=False))
     tied.branch[1].weight = tied.branch[0].weight
-    model, structure = built(tied)
-    operate(model, appended(model, structure), structure, probe=X)
+    model, graph = built(tied)
+    transaction(model, appended(model, graph), graph, probe=X)
     first, second = model.layers
     assert second.branch[1].weight is second.branch[0].weight
     assert second.branch[0].weight is not first.branch[0].weight
@@ -299,14 +299,14 @@ class AfterSum(nn.Module):
 def test_what_only_looks_like_a_block_is_none() -> None:
     fresh = nn.TransformerEncoderLayer(4, 2, 6, 0.0, batch_first=True)  # norm of ones and zeros after the sum
     gate = nn.Sequential(nn.Linear(4, 4), nn.PReLU(4, init=0.0))
-    assert built(AfterSum(), gate)[1].blocks == ()
-    assert built(nn.ReLU(), AfterSum())[1].blocks[0].module == "layers.1"
+    assert built(AfterSum(), gate)[1].residual_blocks == ()
+    assert built(nn.ReLU(), AfterSum())[1].residual_blocks[0].module == "layers.1"
     model = nn.Sequential(nn.Linear(3, 4), fresh).double()
-    assert analyse(model, X.view(2, 4, 3)).blocks == ()
+    assert analyze(model, X.view(2, 4, 3)).residual_blocks == ()
     raw = nn.Sequential(AfterSum(), nn.Linear(4, 2)).double()
-    assert analyse(raw, torch.rand(8, 4).double()).blocks == ()  # the example is positive, other inputs may not be
+    assert analyze(raw, torch.rand(8, 4).double()).residual_blocks == ()  # the example is positive, other inputs may not be
     shared = branch()
-    assert built(shared, shared)[1].blocks == ()
+    assert built(shared, shared)[1].residual_blocks == ()
 
 
 class Normalised(nn.Module):
@@ -323,18 +323,18 @@ class Normalised(nn.Module):
 def test_blocks_that_cannot_be_repeated_are_named() -> None:
     frozen = branch()
     frozen.branch[2].weight.requires_grad_(False)
-    model, structure = built(branch(nn.ReLU()), frozen, branch())
-    reasons = {refusal.place: refusal.reason for refusal in structure.refused}
+    model, graph = built(branch(nn.ReLU()), frozen, branch())
+    reasons = {refusal.place: refusal.reason for refusal in graph.refusals}
     assert "layers.0.branch.2.weight has no gradient at zero" in reasons["layers.0"]
     assert "layers.1.branch.2.weight is frozen" in reasons["layers.1"]
-    assert [block.module for block in structure.blocks] == ["layers.2"]
-    assert analyse(model, X, ignore=["layers.2"]).blocks == ()
-    assert [one.reason for one in built(Normalised())[1].refused if one.place == "layers.0"] == [
+    assert [block.module for block in graph.residual_blocks] == ["layers.2"]
+    assert analyze(model, X, ignore=["layers.2"]).residual_blocks == ()
+    assert [one.reason for one in built(Normalised())[1].refusals if one.place == "layers.0"] == [
         "nothing like it can be put after it: what it adds is normalised, however small it is"
     ]
     with pytest.raises(senn.SennError, match=r"no block 'layers\.1' .* blocks: 'layers\.2'"):
-        operate(model, [Append("layers.1", branch())], structure)
-    text = explain(structure)
+        transaction(model, [Append("layers.1", branch())], graph)
+    text = explain(graph)
     assert "can be repeated" in text
     assert "branch.2.weight, branch.2.bias" in text
 
@@ -351,32 +351,32 @@ class Sealed(nn.Sequential):
 def test_a_model_that_runs_with_its_own_parameters_only_has_no_blocks_and_says_so() -> None:
     model = Sealed(nn.Linear(3, 4), branch(), nn.Linear(4, 2)).double()
     nn.init.constant_(model[0].weight, 0.5)
-    structure = analyse(model, X)
-    assert structure.blocks == ()
-    reasons = {refusal.place: refusal.reason for refusal in structure.refused}
+    graph = analyze(model, X)
+    assert graph.residual_blocks == ()
+    reasons = {refusal.place: refusal.reason for refusal in graph.refusals}
     assert "with other parameters its forward pass fails (ValueError: the seal is broken)" in reasons[""]
 
 
 def test_a_copy_that_is_not_silent_is_rolled_back() -> None:
-    model, structure = built(branch())
+    model, graph = built(branch())
     before = everything(model)
     with pytest.raises(senn.SurgeryError, match="changed the outputs"):
-        operate(model, [Append("layers.0", branch().double())], structure, probe=X)
+        transaction(model, [Append("layers.0", branch().double())], graph, probe=X)
     assert everything(model) == before
 
 
 @pytest.mark.parametrize("name", [name for name in ("hf gpt2", "hf llama") if name in ZOO])
 def test_caches_of_keys_and_values_know_the_new_layer(name: str) -> None:
-    model, inputs, structure = case(name)
+    model, inputs, graph = case(name)
     model.eval()
     with torch.no_grad():
         expected = model(inputs).logits
-        operate(model, appended(model, structure), structure, probe=inputs)
-        layers = model.get_submodule(structure.blocks[0].module.rpartition(".")[0])
+        transaction(model, appended(model, graph), graph, probe=inputs)
+        layers = model.get_submodule(graph.residual_blocks[0].module.rpartition(".")[0])
         places = [[m.layer_idx for m in layer.modules() if hasattr(m, "layer_idx")] for layer in layers]
         assert places == [[0], [1], [2], [3]]
         assert model.config.num_hidden_layers == 4
-        assert analyse(model, {"input_ids": inputs, "use_cache": True}).blocks == analyse(model, inputs).blocks
+        assert analyze(model, {"input_ids": inputs, "use_cache": True}).residual_blocks == analyze(model, inputs).residual_blocks
         first = model(inputs[:, :5], use_cache=True)
         second = model(inputs[:, 5:], past_key_values=first.past_key_values, use_cache=True)
     together = torch.cat([first.logits, second.logits], 1)

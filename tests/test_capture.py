@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from senn.curvature.capture import capture
-from senn.curvature.output import OutputMetric
+from senn.curvature.output import LossMetric
 from senn.errors import SennError, UnsupportedError
 
 
@@ -46,7 +46,7 @@ def test_rows_give_the_gradient_of_the_loss(weighted: bool):
     """Sum over rows of dz a^T is N times autograd's weight gradient, bias in the last column."""
     model, (x, y) = tokens(), batch()
     weights = torch.linspace(0, 2, len(y)).double() if weighted else None
-    seen = capture(model, NAMES, x, y, OutputMetric(F.cross_entropy), generator=generator(), weights=weights)
+    seen = capture(model, NAMES, x, y, LossMetric(F.cross_entropy), generator=generator(), weights=weights)
     losses = F.cross_entropy(model(x), y, reduction="none")
     loss = (losses * (1 if weights is None else weights)).mean()
     loss.backward()
@@ -64,7 +64,7 @@ def test_rows_give_the_gradient_of_the_loss(weighted: bool):
 def test_signs_have_the_gauss_newton_block_as_their_mean():
     """E[s s^T] over the signs is J^T H J at each map's output."""
     model, (x, y) = tokens(), batch(3)
-    g, metric = generator(), OutputMetric(F.cross_entropy)
+    g, metric = generator(), LossMetric(F.cross_entropy)
     rows = torch.stack([capture(model, ["inner"], x, y, metric, generator=g).rows["inner"].s for _ in range(3000)])
     found = torch.einsum("kni,knj->nij", rows, rows) / len(rows)
     inner = model.inner(x).detach()
@@ -84,7 +84,7 @@ def test_signs_have_the_gauss_newton_block_as_their_mean():
 
 def test_only_maps_of_the_data_itself_are_called_so():
     model, (x, y) = tokens(), batch()
-    seen = capture(model, NAMES, x, y, OutputMetric(F.cross_entropy), generator=generator())
+    seen = capture(model, NAMES, x, y, LossMetric(F.cross_entropy), generator=generator())
     assert {name: rows.data for name, rows in seen.rows.items()} == {"inner": True, "mix": False, "head": False}
 
 
@@ -94,7 +94,7 @@ def test_reading_leaves_nothing_behind():
     before, flags = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     state, given = torch.get_rng_state(), x.clone()
     with torch.no_grad():
-        capture(model, NAMES, x, y, OutputMetric(F.cross_entropy), generator=generator())
+        capture(model, NAMES, x, y, LossMetric(F.cross_entropy), generator=generator())
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(x, given)
     assert [module.training for module in model.modules()] == flags
@@ -105,7 +105,7 @@ def test_reading_leaves_nothing_behind():
 
 def test_reduced_precision_is_read_in_float32():
     model, (x, y) = tokens().to(torch.bfloat16), batch()
-    seen = capture(model, NAMES, x.to(torch.bfloat16), y, OutputMetric(F.cross_entropy), generator=generator())
+    seen = capture(model, NAMES, x.to(torch.bfloat16), y, LossMetric(F.cross_entropy), generator=generator())
     assert {t.dtype for rows in seen.rows.values() for t in (rows.a, rows.dz, rows.s)} == {torch.float32}
 
 
@@ -128,7 +128,7 @@ def test_a_map_that_makes_no_difference_is_refused_by_name_and_nothing_is_left(n
     model = Twice()
     with pytest.raises(UnsupportedError, match=message):
         capture(
-            model, [name], torch.randn(5, 4), torch.zeros(5, dtype=torch.long), OutputMetric(F.cross_entropy),
+            model, [name], torch.randn(5, 4), torch.zeros(5, dtype=torch.long), LossMetric(F.cross_entropy),
             generator=generator(),
         )  # fmt: skip
     assert not any(module._forward_hooks for module in model.modules())
@@ -140,13 +140,13 @@ def test_a_diverged_network_is_refused():
     with torch.no_grad():
         model.head.weight[0, 0] = torch.inf
     with pytest.raises(SennError, match="diverged or the batch holds bad values"):
-        capture(model, NAMES, x, y, OutputMetric(F.cross_entropy), generator=generator())
+        capture(model, NAMES, x, y, LossMetric(F.cross_entropy), generator=generator())
 
 
 def test_a_map_that_is_used_twice_has_rows_of_both_uses():
     torch.manual_seed(0)
     model, x, y = Twice().double(), torch.randn(5, 4, dtype=torch.float64), torch.zeros(5, dtype=torch.long)
-    rows = capture(model, ["map"], x, y, OutputMetric(F.cross_entropy), generator=generator()).rows["map"]
+    rows = capture(model, ["map"], x, y, LossMetric(F.cross_entropy), generator=generator()).rows["map"]
     F.cross_entropy(model(x), y).backward()
     assert rows.locations == 2
     together = rows.dz.mT @ rows.a / 5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.data.images import Images, ImageSet
 from senn.errors import SennError
 from senn.policy import Candidate
@@ -16,7 +16,7 @@ from senn_reproduce.cifar_cycles import BothWays, Curves, Settings, breathing
 
 QUICK = Settings(
     hidden=((5, 5, 5), (5, 5)), side=8, images=400, validation=100, cycles=4, cycle=24, every=6, batch=32,
-    looked_at=192, policy=BothWays(kappa=0.02), proposals=Proposals(units=4, smooth=1.0),
+    looked_at=192, policy=BothWays(kappa=0.02), candidate_config=CandidateConfig(units=4, data_direction_fraction=1.0),
 )  # fmt: skip
 
 
@@ -103,8 +103,8 @@ def test_breathing_is_what_it_is_called():
 
 def test_a_removal_costs_what_both_halves_agree_on_and_a_margin():
     removal = Candidate(
-        kind="prune", place="0", detail="", units=1, width=7, parameters=-100, gain=-0.5, bound=-0.5, heldout=-0.5,
-        error=0.0, eta=1.0, limit=4.0, samples=1000, agreed=-0.01,
+        kind="prune", place="0", detail="", units=1, width=7, parameters=-100, gain=-0.5, gain_lower_bound=-0.5, held_out_gain=-0.5,
+        held_out_stderr=0.0, eta=1.0, score_limit=4.0, samples=1000, cross_fold_gain=-0.01,
     )  # fmt: skip
     policy = BothWays(kappa=0.1, hysteresis=0.9, noise=0.0)
     assert policy.margin(removal) == pytest.approx(-0.01 / 2 + 0.9 * 0.1 * 100 / 1000)

@@ -19,7 +19,7 @@ from senn.cli.main import main
 from senn.cli.show import _changes
 from senn.persistence import load, save
 from senn.runs import SavedRun
-from senn.training import Recipe, train
+from senn.training import TrainConfig, train
 from senn.training.progress import LiveCallback, short_state_line, state_line
 
 
@@ -354,10 +354,10 @@ class TestShow:
             assert message in refused(capsys, ["show", tmp_path])
         for text in ("[1]\n", "{\n", "\x00", "{}\n", '{"event": "growth"}\n'):
             (tmp_path / "history.jsonl").write_text(text)
-            told = {"bytes": len(text), "sha256": disk.digest(text.encode())}
+            told = {"bytes": len(text), "sha256": disk.bytes_digest(text.encode())}
             for version in (1, 2, 3):
                 results = {"format": "senn-run", "version": version, "files": {"history.jsonl": told}}
-                (tmp_path / "results.json").write_bytes(disk.sealed(results))
+                (tmp_path / "results.json").write_bytes(disk.write_checksummed_json(results))
                 message = "KeyError: 'data'" if "growth" in text else "history.jsonl' is damaged"
                 found = refused(capsys, ["show", tmp_path])
                 assert (message if version < 3 else "has format version 3; this senn reads 1 and 2") in found
@@ -368,7 +368,7 @@ def test_live_display_shows_the_state_and_scrolls_events():
     callback = LiveCallback(Console(file=buffer, force_terminal=True, width=180))
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] * x[:, 1] > 0).long()
-    run = train(x, y, task="classification", outputs=2, recipe=Recipe(epochs=20), callbacks=(callback,))
+    run = train(x, y, task="classification", outputs=2, recipe=TrainConfig(epochs=20), callbacks=(callback,))
     shown = buffer.getvalue()
     events = [record["text"] for record in run.history if record["event"] == "growth"]
     assert events

@@ -15,10 +15,10 @@ from senn.cli.show import _change
 from senn.errors import SennError
 
 
-def test_a_consideration_says_what_was_taken_and_what_was_refused_by_how_much():
+def test_a_growth_round_says_what_was_taken_and_what_was_refused_by_how_much():
     grower = senn.Grower(net(), samples=len(X), moves=("width",))
     events = grower.grow([(X, Y)])
-    found = grower.consideration
+    found = grower.last_round
     assert found is not None
     assert sum(one.candidate.units for one in found.accepted) == sum(event.units for event in events) > 0
     assert all(one.margin > 0 for one in found.accepted)
@@ -27,20 +27,20 @@ def test_a_consideration_says_what_was_taken_and_what_was_refused_by_how_much():
     margins = [one.margin for one in found.refused]
     assert margins == sorted(margins, reverse=True)
     one = found.refused[0]
-    sure = one.candidate.promise - one.candidate.error / (2 * one.candidate.nat)
+    sure = one.candidate.expected_decrease - one.candidate.held_out_stderr / (2 * one.candidate.loss_per_nat)
     assert one.margin == pytest.approx(sure - one.price)
-    assert sum(found.eta_of.values()) == pytest.approx(found.eta)
-    assert found.looked_at == found.samples == len(X)
-    assert found.architecture == (events[0].before,) != grower.architecture
+    assert sum(found.eta_by_map.values()) == pytest.approx(found.eta)
+    assert found.n_samples_seen == found.samples == len(X)
+    assert found.architecture == (events[0].width_before,) != grower.architecture
     assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
 
 
 def test_a_round_that_refuses_everything_says_so_too():
     grower = senn.Grower(net(), samples=len(X), policy=senn.PricePolicy(kappa=100.0), moves=("width", "depth"))
     assert grower.grow([(X, Y)]) == []
-    assert grower.consideration is not None
-    assert grower.consideration.accepted == ()
-    assert {one.candidate.kind for one in grower.consideration.refused} == {"widen"}  # layers were not even drawn
+    assert grower.last_round is not None
+    assert grower.last_round.accepted == ()
+    assert {one.candidate.kind for one in grower.last_round.refused} == {"widen"}  # layers were not even drawn
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_a_batch_that_does_not_fit_is_refused_and_growth_goes_on(x, y, loss, mes
 
 def test_a_printed_event_has_the_sign_of_its_attributes():
     event = senn.Grower(net(), samples=len(X), moves=("width",)).grow([(X, Y)])[0]
-    assert event.promised > 0
-    assert f"promised {event.promised:+.3g} nats" in str(event)
+    assert event.expected_decrease > 0
+    assert f"promised {event.expected_decrease:+.3g} nats" in str(event)
     state = {**event.state(), "kind": "prune", "promised": -0.25}
-    assert "cost 0.25 nats" in str(senn.GrowthEvent.of(state))
+    assert "cost 0.25 nats" in str(senn.GrowthEvent.from_state(state))
 
 
 def test_a_shown_run_has_the_sign_of_the_record():
@@ -120,6 +120,6 @@ def test_a_choice_that_was_not_offered_is_refused(made, message):
 
 
 def test_candidates_that_are_offered_together_have_different_keys():
-    found = senn.Grower(net(), samples=len(X)).consider([(X, Y)])
+    found = senn.Grower(net(), samples=len(X)).score_candidates([(X, Y)])
     keys = [one.key for one in found]
     assert len(set(keys)) == len(keys) > len({(one.kind, one.place) for one in found})

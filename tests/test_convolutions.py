@@ -11,15 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import senn
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.curvature.capture import capture
-from senn.curvature.output import OutputMetric
+from senn.curvature.output import LossMetric
 from senn.curvature.patches import ConvInput
-from senn.curvature.reading import reading
+from senn.curvature.reading import record_linear_calls
 from senn.policy import Budget
-from senn.scoring import Survey
-from senn.structure import analyse
-from senn.surgery import carry_out
+from senn.scoring import ScoringSession
+from senn.structure import analyze
+from senn.surgery import apply_moves
 
 IMAGES = X.view(-1, 1, 8, 8)
 
@@ -32,7 +32,7 @@ SETTINGS = [
 
 def read_of(layer: nn.Module, x: torch.Tensor, *, bias: bool) -> tuple[ConvInput, torch.Tensor]:
     """What the layer reads as patches, and rows of what it gives."""
-    with reading(nn.Sequential(layer), ["0"], outputs=True) as seen:
+    with record_linear_calls(nn.Sequential(layer), ["0"], outputs=True) as seen:
         nn.Sequential(layer)(x)
     (one,) = seen["0"]
     return ConvInput.of(one.x, bias, one.kernel), one.z.flatten(2).mT
@@ -58,7 +58,7 @@ def test_patches_are_those_of_the_convolution(kind, shape, size, settings):
     assert torch.allclose(read.by_sample(g), torch.einsum("nlm,nlc->nmc", g, rows))
     # the constant may stand between two groups of channels
     split = ConvInput(read.x, True, read.kernel, existing=2)
-    order = [*range(2 * read.kernel.taps), 3 * read.kernel.taps, *range(2 * read.kernel.taps, 3 * read.kernel.taps)]
+    order = [*range(2 * read.kernel.numel), 3 * read.kernel.numel, *range(2 * read.kernel.numel, 3 * read.kernel.numel)]
     assert torch.allclose(split.rows(), read.rows()[:, order])
     assert torch.allclose(split.cross(g), read.cross(g)[:, order])
 
@@ -76,7 +76,7 @@ def test_the_cross_moment_is_the_gradient_of_the_weight():
         *(nn.Flatten(), nn.Linear(4, 10)),
     ).double()
     x, y = IMAGES[:20].double(), Y[:20]
-    seen = capture(model, ["0", "3", "6"], x, y, OutputMetric(F.cross_entropy), generator=torch.Generator())
+    seen = capture(model, ["0", "3", "6"], x, y, LossMetric(F.cross_entropy), generator=torch.Generator())
     F.cross_entropy(model(x), y).backward()
     for name, rows in seen.rows.items():
         layer = model.get_submodule(name)
@@ -87,8 +87,8 @@ def test_the_cross_moment_is_the_gradient_of_the_weight():
 
 
 def _figures(model: nn.Module, x: torch.Tensor) -> list[tuple[float, ...]]:
-    found = senn.Grower(model, moves=("width", "prune"), proposals=senn.Proposals(units=9)).consider([(x, Y)])
-    return [(c.kind, c.place, c.units, c.parameters, c.gain, c.bound, c.heldout, c.error, c.eta) for c in found]
+    found = senn.Grower(model, moves=("width", "prune"), candidate_config=senn.CandidateConfig(units=9)).score_candidates([(x, Y)])
+    return [(c.kind, c.place, c.units, c.parameters, c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr, c.eta) for c in found]
 
 
 def test_a_convolution_of_one_tap_scores_as_its_linear_twin():
@@ -142,7 +142,7 @@ def test_the_promise_of_channels_is_kept_by_exact_steps(place):
     optimizer.step(closure)
     fallen = start - float(F.cross_entropy(model(x), y))
     assert fallen > 0
-    assert event.heldout / 2 < 2 * fallen  # the promise is no exaggeration
+    assert event.held_out_gain / 2 < 2 * fallen  # the promise is no exaggeration
 
 
 def test_a_convolutional_net_grows_by_itself_and_gets_better():
@@ -179,18 +179,18 @@ def test_candidates_are_scored_by_the_gradients_that_they_would_have(kind: str) 
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), reader, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     model.append(nn.Linear(4 * (6 if kind == "grouped" else 5), 10)).double()
     x, y = IMAGES.double()[:40], Y[:40]
-    structure = analyse(model, x)
-    survey = Survey(
-        model, structure, metric=OutputMetric(F.cross_entropy), proposals=Proposals(units=6), moves=("width",),
+    graph = analyze(model, x)
+    session = ScoringSession(
+        model, graph, metric=LossMetric(F.cross_entropy), candidate_config=CandidateConfig(units=6), moves=("width",),
         generator=torch.Generator().manual_seed(0), known={},
     )  # fmt: skip
-    survey.add(x, y)
-    menu = survey.menu(40, Budget())
-    assert any(c.place == "0" for c in menu.candidates())
-    space = structure.space("0")
-    old = {slot.map: slot.index for slot in space.of("consumer")}["2"]
+    session.add_batch(x, y)
+    pool = session.pool(40, Budget())
+    assert any(c.place == "0" for c in pool.candidates())
+    group = graph.group("0")
+    old = {coupled.map: coupled.index for coupled in group.dims_of("consumer")}["2"]
     trial = copy.deepcopy(model)
-    carry_out(trial, [menu.draw.widen["0"]], structure)
+    apply_moves(trial, [pool.draw.widen["0"]], graph)
     F.cross_entropy(trial(x), y).backward()
     grown = trial[2].weight.grad
     if kind == "transposed":
@@ -201,15 +201,15 @@ def test_candidates_are_scored_by_the_gradients_that_they_would_have(kind: str) 
         kept = grown.shape[1]
     taps = matrix.shape[1] // kept
     # existing positions first, then the new ones in the order in which they stand
-    grown_space = analyse(trial, x).space("0")
-    place = next(slot.index for slot in grown_space.of("consumer") if slot.map == "2")
+    grown_group = analyze(trial, x).group("0")
+    place = next(coupled.index for coupled in grown_group.dims_of("consumer") if coupled.map == "2")
     rows = matrix.chunk(2) if kind == "grouped" else [matrix]
     names = ["2[0]", "2[1]"] if kind == "grouped" else ["2"]
     for name, part in zip(names, rows, strict=True):
-        folds = survey._fit.maps[name].moments, survey._held.maps[name].moments
-        G = sum(one.cross for one in folds) / 40
-        columns = menu.columns[name]
-        for unit, own in enumerate(columns.spaces["0"]):
+        folds = session._fit.maps[name].moments, session._held.maps[name].moments
+        G = sum(one.cross_cov for one in folds) / 40
+        columns = pool.columns[name]
+        for unit, own in enumerate(columns.groups["0"]):
             stands = place[len(old) + unit]
             expected = part.view(len(part), kept, taps)[:, stands].flatten(1)
             assert torch.allclose(G[:, columns.existing + own], expected, atol=1e-12), (name, unit)

@@ -40,7 +40,7 @@ def kinds(encoder):
 
 
 class TestNumbers:
-    def test_are_standardised(self):
+    def test_are_standardized(self):
         _, x = fit(a=[1.0, 2.0, 3.0, 6.0])
         values = np.array([1, 2, 3, 6.0])
         np.testing.assert_allclose(x[:, 0], (values - 3) / values.std(), rtol=1e-6)
@@ -364,7 +364,7 @@ class TestTarget:
     def test_mixed_labels_are_texts(self):
         assert Target.fit("y", pd.Series([1, "a", 1, "a"], dtype=object)).labels == ("1", "a")
 
-    def test_numbers_are_standardised_and_given_back(self):
+    def test_numbers_are_standardized_and_given_back(self):
         target = Target.fit("y", pd.Series([1.5, 2.0, 4.5, 1e6]))
         codes = target.encode(pd.Series([1.5, 2.0, 4.5, 1e6]))
         assert codes.shape == (4, 1)

@@ -10,7 +10,7 @@ from torch import nn
 from worlds import world
 from wrapped_cases import alone, both
 
-from senn.distributed import gathered, rewrap
+from senn.distributed import full_parameters, rewrap_ddp
 from senn.errors import SennError
 
 
@@ -51,6 +51,6 @@ def test_what_was_sharded_is_sharded_again(two: Any) -> None:
 
 def test_other_models_are_refused_by_name() -> None:
     with pytest.raises(SennError, match="a Linear"):
-        rewrap(nn.Linear(2, 2))  # type: ignore[arg-type]
-    with pytest.raises(SennError, match="fully_shard has sharded"), gathered(nn.Linear(2, 2)):
+        rewrap_ddp(nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(SennError, match="fully_shard has sharded"), full_parameters(nn.Linear(2, 2)):
         pass

@@ -42,11 +42,11 @@ def skip_if(missing):
 @pytest.mark.parametrize("page", PAGES)
 def test_code(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    space, missing = {"__name__": "__page__"}, set()
+    group, missing = {"__name__": "__page__"}, set()
     for code, lacking in blocks(page, "python"):  # each goes on where the one before ended
         missing.update(lacking)
         if not lacking:
-            exec(compile(code, f"{page}.md", "exec"), space)
+            exec(compile(code, f"{page}.md", "exec"), group)
     assert capsys.readouterr().out
     skip_if(missing)
 
@@ -171,7 +171,7 @@ def test_every_public_room_has_a_page_by_itself(check, monkeypatch, tmp_path):
     assert not (tmp_path / "senn.gone.rst").exists()
 
 
-def test_a_site_with_faults_is_seen(check, tmp_path):
+def test_a_insertion_point_with_faults_is_seen(check, tmp_path):
     (tmp_path / "a.html").write_text(
         '<p id="here"><a href="#here"></a><a href="#gone"></a><a href="b.html"></a><a href="https://example.org"></a>'
         f'<img src="https://example.org/x.png"><i>{check.ROOT}/docs</i>'

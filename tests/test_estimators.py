@@ -16,9 +16,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from senn.errors import SennError
 from senn.estimators import SENNClassifier, SENNRegressor
-from senn.training import Recipe
+from senn.training import TrainConfig
 
-QUICK = Recipe(growing=200, rounds=(0.05, 0.1, 0.2), removals=(), moves=("width",))
+QUICK = TrainConfig(growth_steps=200, addition_rounds=(0.05, 0.1, 0.2), pruning_rounds=(), moves=("width",))
 
 # A minibatch of weighted rows is not a minibatch of repeated rows, see the note in SENNClassifier.
 NOT_HELD = {"check_sample_weight_equivalence_on_dense_data": "a weighted minibatch is not one of repeated rows"}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from senn.augment import Standard
+from senn.augment import ChannelStats
 from senn.data.images import planes
 from senn.errors import SennError
 from senn_reproduce.image_runs import Part, accuracy_and_loss, batches, load, one_cycle, pick_device
@@ -38,7 +38,7 @@ def test_batches_are_an_epoch_without_repetition(part):
 
 def test_accuracy_and_loss_are_those_of_all_images_at_once(part):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(48, 5))
-    standard = Standard.of(part.pixels)
+    standard = ChannelStats.of(part.pixels)
     found = accuracy_and_loss(model, part, standard, size=4)
     assert model.training
     logits = model.eval()(standard(part.pixels)).detach()
@@ -67,8 +67,8 @@ def test_a_set_is_held_out_before_it_is_cut_down():
     assert (len(data.train), len(data.validation), len(data.test), data.classes) == (300, 200, 2500, 50)
     assert np.array_equal(data.validation.pixels, planes(whole.validation, 16))
     assert np.array_equal(data.train.labels, whole.train.labels[:300])
-    standardised = data.standard(data.train.pixels)
-    assert standardised.mean((0, 2, 3)).abs().max() < 1e-3
-    assert (standardised.std((0, 2, 3)) - 1).abs().max() < 1e-3
+    standardized = data.standard(data.train.pixels)
+    assert standardized.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (standardized.std((0, 2, 3)) - 1).abs().max() < 1e-3
     with pytest.raises(SennError, match="24,801 training images of tiny-imagenet are asked for, and there are 24,800"):
         load("tiny-imagenet", 16, 24_801, 200, seed=3)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.policy import PaperPolicy
-from senn.scores import addition_limit
+from senn.scores import max_additions
 from senn_reproduce import moons, regression
 from senn_reproduce.landscape import Moment, landscape
 from senn_reproduce.results import figures, table
 
 QUICK = {
-    moons: moons.Settings(steps=50, every=10, proposals=Proposals(24, identity=4, ascent=3, activation="Rational")),
-    regression: regression.Settings(steps=45, every=9, proposals=Proposals(24, ascent=3)),
+    moons: moons.Settings(steps=50, every=10, candidate_config=CandidateConfig(24, identity_bases=4, ascent_steps=3, activation="Rational")),
+    regression: regression.Settings(steps=45, every=9, candidate_config=CandidateConfig(24, ascent_steps=3)),
 }
 
 
@@ -38,7 +38,7 @@ def test_main_writes_what_it_says(experiment, measure, tmp_path, capsys):
 
 
 def test_moons_grow_from_nothing_and_learn():
-    run = moons.run(100, moons.Settings(steps=121, proposals=moons.PROPOSALS))
+    run = moons.run(100, moons.Settings(steps=121, candidate_config=moons.CANDIDATE_CONFIG))
     assert len(run.record["hidden"]) >= 1
     assert run.record["test"]["accuracy"] > 0.85  # logistic regression reaches .86 on the training points at best
     assert sum(run.additions) > 0
@@ -68,7 +68,7 @@ def test_theorem_3_1_bounds_the_additions_of_a_round(experiment, tau):
     settings = type(quick)(**{**vars(quick), "policy": PaperPolicy(tau, alpha), "steps": 51})
     additions = experiment.run(102, settings).additions
     assert any(additions)
-    assert max(additions) < addition_limit(tau, alpha)
+    assert max(additions) < max_additions(tau, alpha)
 
 
 def test_the_landscape_is_zero_where_a_neuron_explains_nothing():

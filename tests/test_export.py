@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import senn
-from senn.augment import Standard
+from senn.augment import ChannelStats
 from senn.data import TableEncoder
 from senn.data.images import ImageEncoder
 from senn.errors import SennError
@@ -39,7 +39,7 @@ def grown() -> nn.Module:
     model = MLP(64, (3,), 10, activation="prelu", norm="batch", dropout=0.5, shortcut=True)
     optimizer = torch.optim.Adam(model.parameters())
     for policy in (Take("widen", 2), Take("insert", detail="residual")):
-        grower = senn.Grower(model, optimizer, loss=F.cross_entropy, policy=policy, proposals=FEW)
+        grower = senn.Grower(model, optimizer, loss=F.cross_entropy, policy=policy, candidate_config=FEW)
         assert grower.grow([(X, Y)])
     return model
 
@@ -283,7 +283,7 @@ def test_images_are_encoded_as_in_training_to_the_last_bit(tmp_path: Path) -> No
         encoder = ImageEncoder(side=8, channels=channels, mean=mean, std=std, labels=("a", "b"), flip=False)
         (_, pixels, left_out) = next(encoder.read(paths))
         assert not left_out
-        wanted = Standard(mean=encoder.mean, std=encoder.std)(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+        wanted = ChannelStats(mean=encoder.mean, std=encoder.std)(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
         assert torch.equal(images.encode(paths, encoder.to_dict()), wanted)
 
 

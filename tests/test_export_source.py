@@ -24,7 +24,7 @@ from senn.errors import SennError, UnsupportedError
 from senn.export import python_source
 from senn.export.source import built
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
-from senn.surgery import Insert, operate
+from senn.surgery import Insert, transaction
 
 ALLOWED = {"torch", "torch.nn", "collections"}
 
@@ -45,7 +45,7 @@ def checked(model: nn.Module, inputs: Any) -> str:
     assert [name for name, _ in twin.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert list(twin.state_dict()) == list(model.state_dict())
     with torch.no_grad():
-        found, expected = (batch.tensors(batch.call(one.eval(), inputs)) for one in (twin, model))
+        found, expected = (batch.leaves(batch.call(one.eval(), inputs)) for one in (twin, model))
     assert len(found) == len(expected) > 0
     assert all(map(torch.equal, found, expected))
     return source
@@ -88,7 +88,7 @@ def test_a_layer_that_a_grower_inserted_is_written_as_what_it_is(detail: str) ->
     model = net(hidden=6, layers=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     policy = Take("insert", detail=detail)
-    grower = senn.Grower(model, optimizer, loss=F.cross_entropy, policy=policy, proposals=FEW)
+    grower = senn.Grower(model, optimizer, loss=F.cross_entropy, policy=policy, candidate_config=FEW)
     assert grower.grow([(X, Y)])
     train(model, optimizer, 3)
     source = checked(model, X)
@@ -170,8 +170,8 @@ def test_ties_shared_modules_and_types_are_kept() -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_models_of_the_zoo_are_written_or_refused_by_name(name: str) -> None:
-    model, inputs, structure = prepared(name)
-    operate(model, widening(model, structure), structure, probe=inputs)
+    model, inputs, graph = prepared(name)
+    transaction(model, widening(model, graph), graph, probe=inputs)
     known = {MLP, ConvNet, DenseConvNet, Rational, Residual}
     foreign = [
         type(module)
@@ -275,10 +275,10 @@ def test_any_conv_net_is_written(stages: list[list[int]], dense: bool, channels:
 
 def test_a_layer_before_a_convolution_is_written() -> None:
     model, x = conv_net((4, 5), (6,)), torch.randn(2, 3, 8, 8)
-    structure = senn.analyse(model, x)
+    graph = senn.analyze(model, x)
     layer = Residual(nn.Sequential(nn.Conv2d(4, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 4, 1, bias=False)))
     nn.init.zeros_(layer.branch[2].weight)
-    operate(model, [Insert("body.3", layer)], structure, probe=x)
+    transaction(model, [Insert("body.3", layer)], graph, probe=x)
     assert "Residual(" in checked(model, x)
 
 

@@ -29,8 +29,8 @@ from torch.optim.swa_utils import AveragedModel
 import senn.surgery
 from senn.errors import SennError
 from senn.nn import Residual
-from senn.structure import Block, Structure, analyse
-from senn.surgery import Append, Insert, Move, Prune, operate
+from senn.structure import ResidualBlock, DependencyGraph, analyze
+from senn.surgery import Append, Insert, Move, Prune, transaction
 
 EVERY = bool(os.environ.get("SENN_ALL"))
 ROOM = str(Path(senn.surgery.__file__).parent)
@@ -139,15 +139,15 @@ class Work:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     averaged: AveragedModel
-    structure: Structure
+    graph: DependencyGraph
     x: Tensor
     move: Move
 
     def carry_out(self, watch: Watch) -> Watch:
         """With a tracer at it."""
         with watch:
-            operate(
-                self.model, [self.move], self.structure, optimizer=self.optimizer, averaged=[self.averaged],
+            transaction(
+                self.model, [self.move], self.graph, optimizer=self.optimizer, averaged=[self.averaged],
                 probe=self.x, loss=lambda: 0.0,
             )  # fmt: skip
         return watch
@@ -161,10 +161,10 @@ class Work:
 
 def prepared(name: str, kind: str) -> Work:
     """The same work each time: a model with hooks and mixed modes, and one move."""
-    build, optimized, shape, space, site, block, last = MODELS[name]
+    build, optimized, shape, group, insertion_point, block, last = MODELS[name]
     torch.manual_seed(0)
     model, x = build(), torch.randn(*shape)
-    structure = analyse(model, x)
+    graph = analyze(model, x)
     optimizer, averaged = optimized(model), AveragedModel(model)
     for _ in range(2):
         optimizer.zero_grad()
@@ -172,18 +172,18 @@ def prepared(name: str, kind: str) -> Work:
         optimizer.step()
         averaged.update_parameters(model)
     model.get_submodule(block).eval()
-    model.get_submodule(site).register_forward_pre_hook(lambda module, args: None)
+    model.get_submodule(insertion_point).register_forward_pre_hook(lambda module, args: None)
     next(model.parameters()).register_hook(lambda gradient: gradient)
     moves: dict[str, Callable[[], Move]] = {
-        "widen": lambda: next(one for one in widening(model, structure) if one.space == space),
-        "prune": lambda: Prune(space, (1,)),
-        "insert": lambda: Insert(site, Residual(silent(model.get_submodule(site).in_features))),
+        "widen": lambda: next(one for one in widening(model, graph) if one.group == group),
+        "prune": lambda: Prune(group, (1,)),
+        "insert": lambda: Insert(insertion_point, Residual(silent(model.get_submodule(insertion_point).in_features))),
         "append": lambda: Append(block, _silenced(model.get_submodule(block), last)),
     }
-    structure = replace(
-        structure, blocks=(Block(module=block, silent=(f"{block}.{last}.weight", f"{block}.{last}.bias")),)
+    graph = replace(
+        graph, blocks=(ResidualBlock(module=block, output_params=(f"{block}.{last}.weight", f"{block}.{last}.bias")),)
     )
-    return Work(model, optimizer, averaged, structure, x, moves[kind]())
+    return Work(model, optimizer, averaged, graph, x, moves[kind]())
 
 
 def _silenced(block: nn.Module, last: str) -> nn.Module:

@@ -15,22 +15,22 @@ from cli_cases import refused
 from PIL import Image
 from torch import nn
 
-from senn.augment import Standard
+from senn.augment import ChannelStats
 from senn.cli.images import prepare_images
 from senn.cli.main import main
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.persistence import load, load_extra, save
 from senn.runs import FitOptions
-from senn.training import Recipe, validation
-from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
+from senn.training import TrainConfig, validation
+from senn.training.images import PRICES, build_conv_net, image_config, start_widths, train_images
 from senn.training.loop import fit_model
 from senn.training.progress import LinesCallback
 from senn.training.rows import Inputs, Rows
 from senn_reproduce.image_sets import load_images
 
 FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
-FIXED = image_recipe(grow=False, epochs=6, batch_size=16, hidden=(4, 4))
+FIXED = image_config(grow=False, epochs=6, batch_size=16, hidden=(4, 4))
 
 
 def stripes(count, side=12, seed=0):
@@ -65,13 +65,13 @@ def test_images_are_learnt():
     run = train_images(x, y, classes=2, recipe=replace(FIXED, epochs=12))
     assert torch.equal(torch.random.get_rng_state(), seen)
     new, labels = tensors(40, seed=1)
-    assert (run.model(Standard.of(x)(new)).argmax(1) == labels).float().mean() > 0.9
+    assert (run.model(ChannelStats.of(x)(new)).argmax(1) == labels).float().mean() > 0.9
     assert (run.architecture, run.model.training) == ((4, 4), False)
 
 
 def test_a_net_grows_and_is_the_same_by_seed():
     x, y = tensors(64)
-    recipe = image_recipe(epochs=5, batch_size=16, hidden=(2, 2), rounds=(0.1, 0.3, 0.4), removals=(0.6,), candidates=8)
+    recipe = image_config(epochs=5, batch_size=16, hidden=(2, 2), rounds=(0.1, 0.3, 0.4), removals=(0.6,), candidates=8)
     runs = [train_images(x, y, classes=2, recipe=replace(recipe, seed=seed)) for seed in (0, 0, 1)]
     states = [torch.cat([tensor.flatten().double() for tensor in run.model.state_dict().values()]) for run in runs]
     assert torch.equal(states[0], states[1])
@@ -88,7 +88,7 @@ def test_any_model_is_fitted_on_rows_of_any_shape(monkeypatch):
     augmented = []
     inputs = Inputs(lambda bytes: bytes / 255, lambda x, generator: augmented.append(len(x)) or x)
     rows, held_out = Rows(x=x[:32], y=y[:32]), Rows(x=x[32:], y=y[32:])
-    recipe = Recipe(epochs=3, batch_size=16, seed=1)
+    recipe = TrainConfig(epochs=3, batch_size=16, seed=1)
     recipe = replace(recipe, rounds=(0.3,), removals=(0.6,), probe=20, moves=("width", "prune"))
     found = []
     for at_once in (500, 7):  # images are validated in parts, which changes nothing
@@ -118,11 +118,11 @@ def test_the_widths_are_dealt_out_to_stages():
 
 
 def test_other_optimizers_start_from_their_own_rate():
-    assert image_recipe().lr == 1e-2
-    assert image_recipe(optimizer="sgd").lr is None
+    assert image_config().lr == 1e-2
+    assert image_config(optimizer="sgd").lr is None
     x, y = tensors(32)
     for name in ("sgd", "natural-gradient"):
-        run = train_images(x, y, classes=2, recipe=replace(image_recipe(optimizer=name), epochs=1, hidden=(2, 2)))
+        run = train_images(x, y, classes=2, recipe=replace(image_config(optimizer=name), epochs=1, hidden=(2, 2)))
         assert np.isfinite(run.history[0].get("train_loss", 0.0))
 
 
@@ -145,7 +145,7 @@ def test_bad_images_are_named(change, message):
 def test_a_budget_below_the_start_is_refused():
     x, y = tensors(32)
     with pytest.raises(SennError, match="max_params is 10, but the net starts with"):
-        train_images(x, y, classes=2, recipe=image_recipe(max_params=10))
+        train_images(x, y, classes=2, recipe=image_config(max_params=10))
 
 
 # -- from the command line
@@ -209,7 +209,7 @@ def test_predictions_are_the_networks(home, capsys):
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     record = load_extra(home / "run")["encoder"]
     image = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy())[None]
-    chances = load(home / "run")(Standard(mean=tuple(record["mean"]), std=tuple(record["std"]))(image)).softmax(-1)[0]
+    chances = load(home / "run")(ChannelStats(mean=tuple(record["mean"]), std=tuple(record["std"]))(image)).softmax(-1)[0]
     assert float(row["probability across"]) == pytest.approx(chances[0].item(), abs=1e-6)
 
 
@@ -261,9 +261,9 @@ def test_same_seed_same_run_within_a_budget(home, capsys):
 
 def test_the_command_asks_the_prices_of_the_recipe(home):
     options = FitOptions(data=str(home / "stripes"), image_size=16)
-    assert prepare_images(options).recipe == image_recipe()
+    assert prepare_images(options).recipe == image_config()
     dearer = prepare_images(replace(options, kappa=0.5)).recipe
-    assert dearer == image_recipe(policy=replace(PRICES, kappa=0.5))
+    assert dearer == image_config(policy=replace(PRICES, kappa=0.5))
 
 
 def test_an_interruption_keeps_the_best_net(home, capsys, monkeypatch):

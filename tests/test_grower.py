@@ -27,7 +27,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def test_growing_while_training(name: str):
     model = net()
     optimizer = OPTIMIZERS[name](model.parameters())
-    grower = senn.Grower(model, optimizer, F.cross_entropy, proposals=FEW, samples=len(X), max_width=12)
+    grower = senn.Grower(model, optimizer, F.cross_entropy, candidate_config=FEW, samples=len(X), max_width=12)
     train(model, optimizer, 30)
     state = {key: value.clone() for key, value in optimizer.state[model[0].weight].items() if key != "step"}
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_growing_while_training(name: str):
         torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
     widened = [event for event in events if event.kind == "widen"]
     assert widened
-    assert widened[0].after == model[0].out_features == grower.architecture[0]
+    assert widened[0].width_after == model[0].out_features == grower.architecture[0]
     for key, old in state.items():
         new = optimizer.state[model[0].weight][key]
         assert new.shape == model[0].weight.shape
@@ -56,7 +56,7 @@ def test_growing_while_training(name: str):
 def test_the_function_is_preserved(policy, dtype):
     model = net(layers=2).to(dtype)
     x = X.to(dtype)
-    grower = senn.Grower(model, policy=policy, proposals=FEW)
+    grower = senn.Grower(model, policy=policy, candidate_config=FEW)
     before = model(x).detach()
     (event,) = grower.grow([(x, Y)])
     largest = float((model(x) - before).detach().abs().max() / before.abs().max())
@@ -73,8 +73,8 @@ def test_later_growth_below_new_units_leaves_the_function():
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     before = model(X).detach()
     for place in ("4", "2", "0"):
-        (event,) = senn.Grower(model, optimizer, policy=Take("widen", 3, place=place), proposals=FEW).grow([(X, Y)])
-        assert event.after == 6 if place == "4" else event.after > 3
+        (event,) = senn.Grower(model, optimizer, policy=Take("widen", 3, place=place), candidate_config=FEW).grow([(X, Y)])
+        assert event.width_after == 6 if place == "4" else event.width_after > 3
         torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
 
 
@@ -86,11 +86,11 @@ def test_the_units_that_were_scored_are_those_inserted(ascent: int, monkeypatch:
     x, y = X.double(), (Y[:, None] / 5 - 1).double()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    proposals = senn.Proposals(units=8, ascent=ascent)
-    grower = senn.Grower(model, loss=F.mse_loss, policy=Take("widen", 3), moves=("width",), proposals=proposals)
+    candidate_config = senn.CandidateConfig(units=8, ascent_steps=ascent)
+    grower = senn.Grower(model, loss=F.mse_loss, policy=Take("widen", 3), moves=("width",), candidate_config=candidate_config)
     (event,) = grower.grow([(x, y)])
-    fresh = senn.Grower(model, loss=F.mse_loss, moves=("width",), proposals=proposals, seed=1)
-    fresh.consider([(x, y)])
+    fresh = senn.Grower(model, loss=F.mse_loss, moves=("width",), candidate_config=candidate_config, seed=1)
+    fresh.score_candidates([(x, y)])
     assert abs(fresh.eta - event.eta_after) < 0.01 * event.gain
     assert event.eta_after == pytest.approx(event.eta_before + event.gain, rel=1e-9)
 
@@ -100,7 +100,7 @@ def test_undo_gives_everything_back_bit_by_bit():
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     train(model, optimizer, 5)
     before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
-    grower = senn.Grower(model, optimizer, policy=Take("widen", 2), proposals=FEW)
+    grower = senn.Grower(model, optimizer, policy=Take("widen", 2), candidate_config=FEW)
     (event,) = grower.grow([(X, Y)])
     assert grower.architecture == (5,)
     event.undo()
@@ -121,7 +121,7 @@ def test_budgets_hold():
     def grown(**budget: int) -> nn.Sequential:
         model = net()
         policy = senn.PricePolicy(kappa=1e-6, confidence=0.0)
-        senn.Grower(model, policy=policy, proposals=FEW, moves=("width",), samples=len(X), **budget).grow([(X, Y)])
+        senn.Grower(model, policy=policy, candidate_config=FEW, moves=("width",), samples=len(X), **budget).grow([(X, Y)])
         return model
 
     assert grown()[0].out_features > 11
@@ -136,16 +136,16 @@ def test_budgets_hold():
 
 @pytest.mark.parametrize(("move", "kind"), [("width", "widen"), ("depth", "insert"), ("prune", "prune")])
 def test_only_the_moves_asked_for_are_offered(move: str, kind: str):
-    found = senn.Grower(net(layers=2), moves=(move,), proposals=FEW).consider([(X, Y)])
+    found = senn.Grower(net(layers=2), moves=(move,), candidate_config=FEW).score_candidates([(X, Y)])
     assert {c.kind for c in found} == {kind}
-    every = senn.Grower(net(layers=2), proposals=FEW).consider([(X, Y)])
+    every = senn.Grower(net(layers=2), candidate_config=FEW).score_candidates([(X, Y)])
     assert {c.kind for c in every} == {"widen", "insert", "prune"}
-    assert [c.heldout for c in every] == sorted((c.heldout for c in every), reverse=True)
+    assert [c.held_out_gain for c in every] == sorted((c.held_out_gain for c in every), reverse=True)
 
 
 def test_the_seed_decides():
     def first(seed: int) -> list[tuple[str, float]]:
-        return [(c.place, c.heldout) for c in senn.Grower(net(), proposals=FEW, seed=seed).consider([(X, Y)])]
+        return [(c.place, c.held_out_gain) for c in senn.Grower(net(), candidate_config=FEW, seed=seed).score_candidates([(X, Y)])]
 
     assert first(0) == first(0)
     assert first(0) != first(1)
@@ -178,9 +178,9 @@ def test_looking_does_not_touch(dtype: torch.dtype):
     objects = [id(p) for p in model.parameters()]
     flags = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     state = torch.get_rng_state()
-    found = senn.Grower(model, proposals=FEW).consider([((x, shift), Y[:200])] * 2)
+    found = senn.Grower(model, candidate_config=FEW).score_candidates([((x, shift), Y[:200])] * 2)
     assert found
-    assert all(math.isfinite(c.gain) and math.isfinite(c.heldout) for c in found)
+    assert all(math.isfinite(c.gain) and math.isfinite(c.held_out_gain) for c in found)
     assert torch.equal(torch.get_rng_state(), state)
     assert [id(p) for p in model.parameters()] == objects
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
@@ -198,9 +198,9 @@ def test_a_net_with_norm_dropout_and_frozen_parts_grows():
     before = model(*inputs).detach()
     model.train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
-    grower = senn.Grower(model, optimizer, policy=Take("widen", 2, place="first"), proposals=FEW)
+    grower = senn.Grower(model, optimizer, policy=Take("widen", 2, place="first"), candidate_config=FEW)
     (event,) = grower.grow([(inputs, Y)])
-    assert event.after == 7 == model.norm.num_features
+    assert event.width_after == 7 == model.norm.num_features
     assert model.training
     assert not model.stem.weight.requires_grad
     assert model.second.in_features == 7
@@ -214,10 +214,10 @@ def test_averages_schedulers_and_loaders():
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     average = AveragedModel(model)
     loader = DataLoader(TensorDataset(X, Y), batch_size=200)
-    grower = senn.Grower(model, optimizer, policy=Take("widen", 2), averaged=[average], proposals=FEW)
+    grower = senn.Grower(model, optimizer, policy=Take("widen", 2), averaged=[average], candidate_config=FEW)
     (event,) = grower.grow(loader)
     assert grower.samples == 600
-    assert event.after == 5 == average.module[0].out_features
+    assert event.width_after == 5 == average.module[0].out_features
     train(model, optimizer, 2)
     scheduler.step()
     average.update_parameters(model)
@@ -228,24 +228,24 @@ def test_averages_schedulers_and_loaders():
 def test_what_was_promised_is_kept_next_to_what_came():
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    grower = senn.Grower(model, optimizer, policy=Take("widen", 3), proposals=FEW)
+    grower = senn.Grower(model, optimizer, policy=Take("widen", 3), candidate_config=FEW)
     (event,) = grower.grow([(X, Y)])
-    assert event.realised is None
-    assert event.promised == pytest.approx(event.heldout / 2)
+    assert event.realized_decrease is None
+    assert event.expected_decrease == pytest.approx(event.held_out_gain / 2)
     after = train(model, optimizer, 40)
     grower.grow([(X, Y)], moves=("width",))
-    assert event.realised == pytest.approx(event.loss_after - after, rel=1e-4)
-    assert grower.consideration.realised == event.realised
-    again = senn.events.Consideration.of(grower.consideration.state())
-    assert again == grower.consideration
+    assert event.realized_decrease == pytest.approx(event.loss_after - after, rel=1e-4)
+    assert grower.last_round.realized_decrease == event.realized_decrease
+    again = senn.events.GrowthRound.of(grower.last_round.state())
+    assert again == grower.last_round
 
 
 def test_what_came_is_told_only_of_the_round_before():
-    grower = senn.Grower(net(), policy=Take("widen", 1), proposals=FEW)
+    grower = senn.Grower(net(), policy=Take("widen", 1), candidate_config=FEW)
     told = []
     for moves in (("width",), ("prune",), ("width",)):
         grower.grow([(X, Y)], moves)
-        told.append(grower.consideration.realised)
+        told.append(grower.last_round.realized_decrease)
     assert [value is None for value in told] == [True, False, True]
 
 
@@ -272,14 +272,14 @@ def test_pruning_keeps_its_promise():
         model[2].weight[:, [2, 5]] = 0
         model[0].weight[7], model[0].bias[7] = model[0].weight[1], model[0].bias[1]
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    grower = senn.Grower(model, optimizer, proposals=FEW, moves=("prune",), policy=Take("prune", 3))
+    grower = senn.Grower(model, optimizer, candidate_config=FEW, moves=("prune",), policy=Take("prune", 3))
     weight = model[0].weight.detach().clone()
     (event,) = grower.grow([(X, Y)])
     assert event.units == 3
-    kept = [unit for unit in range(12) if unit not in event.which]
+    kept = [unit for unit in range(12) if unit not in event.removed_units]
     torch.testing.assert_close(model[0].weight, weight[kept], rtol=0, atol=0)
-    assert list(event.which) == event.as_dict()["which"] == sorted(event.which)
-    assert senn.events.GrowthEvent.of(event.state()).which == event.which
+    assert list(event.removed_units) == event.as_dict()["which"] == sorted(event.removed_units)
+    assert senn.events.GrowthEvent.of(event.state()).which == event.removed_units
     assert model[0].out_features == 9
     assert event.loss_after - event.loss_before <= -event.gain + 1e-4 * event.loss_before + 1e-6
     assert grower.rejections == []
@@ -294,12 +294,12 @@ def test_a_removal_that_breaks_its_promise_is_rolled_back(additions: int):
     with torch.no_grad():
         before = float(F.cross_entropy(model(X), Y))
     moves = ("width", "prune") if additions else ("prune",)
-    grower = senn.Grower(model, optimizer, proposals=FEW, moves=moves, policy=Everything(additions))
+    grower = senn.Grower(model, optimizer, candidate_config=FEW, moves=moves, policy=Everything(additions))
     events = grower.grow([(X, Y)])
     assert [(event.place, event.units) for event in events if event.kind == "widen"] == [("2", 2)] * bool(additions)
     assert grower.rejections
     assert all("it raised the loss by" in reason for reason in grower.rejections)
-    assert [len(event.which) for event in events] == [event.units * (event.kind == "prune") for event in events]
+    assert [len(event.removed_units) for event in events] == [event.units * (event.kind == "prune") for event in events]
     gone = 8 - model[0].out_features
     assert gone == 7 >> len(grower.rejections) == sum(event.units for event in events if event.kind == "prune")
     cost = sum(-event.gain / 2 for event in events if event.kind == "prune")
@@ -309,15 +309,15 @@ def test_a_removal_that_breaks_its_promise_is_rolled_back(additions: int):
 
 
 ERRORS: dict[str, tuple[Callable[[], object], str]] = {
-    "one sample": (lambda: senn.Grower(net()).consider([(X[:1], Y[:1])]), "a batch of one sample"),
+    "one sample": (lambda: senn.Grower(net()).score_candidates([(X[:1], Y[:1])]), "a batch of one sample"),
     "no batch": (lambda: senn.Grower(net()).grow(), "no batch has been looked at"),
     "empty loader": (lambda: senn.Grower(net()).grow([]), "no batch has been looked at"),
     "moves": (lambda: senn.Grower(net(), moves=("width", "hight")), "'hight' is none of them"),
-    "no place": (lambda: senn.Grower(nn.Sequential(nn.Flatten())).consider([(X, Y)]), "no place to grow"),
-    "nan": (lambda: senn.Grower(net()).consider([(X * torch.nan, Y)]), "diverged or the batch holds bad values"),
-    "inf": (lambda: senn.Grower(net()).consider([(X / 0, Y)]), "diverged or the batch holds bad values"),
-    "no weight": (lambda: senn.Grower(net()).consider([(X, Y, torch.zeros(600))]), "sample weights"),
-    "lengths": (lambda: senn.Grower(net()).consider([(X, Y[:50])]), "600.*50|50.*600"),
+    "no place": (lambda: senn.Grower(nn.Sequential(nn.Flatten())).score_candidates([(X, Y)]), "no place to grow"),
+    "nan": (lambda: senn.Grower(net()).score_candidates([(X * torch.nan, Y)]), "diverged or the batch holds bad values"),
+    "inf": (lambda: senn.Grower(net()).score_candidates([(X / 0, Y)]), "diverged or the batch holds bad values"),
+    "no weight": (lambda: senn.Grower(net()).score_candidates([(X, Y, torch.zeros(600))]), "sample weights"),
+    "lengths": (lambda: senn.Grower(net()).score_candidates([(X, Y[:50])]), "600.*50|50.*600"),
 }
 
 
@@ -334,7 +334,7 @@ def test_an_optimizer_of_another_model_is_refused_and_nothing_changes():
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(SennError, match="optimizer"):
         senn.Grower(
-            model, torch.optim.SGD(net().parameters(), 0.1), policy=Take("widen"), proposals=FEW
+            model, torch.optim.SGD(net().parameters(), 0.1), policy=Take("widen"), candidate_config=FEW
         ).grow([(X, Y)])  # fmt: skip
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert model[0].out_features == 3
@@ -342,12 +342,12 @@ def test_an_optimizer_of_another_model_is_refused_and_nothing_changes():
 
 def test_a_bad_batch_leaves_no_trace():
     """The candidates are not drawn from it, and the next batch is as if it had not been."""
-    grower, clean = (senn.Grower(net(), proposals=FEW) for _ in range(2))
+    grower, clean = (senn.Grower(net(), candidate_config=FEW) for _ in range(2))
     with pytest.raises(SennError):
         grower.observe(X * torch.nan, Y)
-    found = grower.consider([(X, Y)])
-    assert all(math.isfinite(c.heldout) for c in found)
-    assert found[0].limit == pytest.approx(clean.consider([(X, Y)])[0].limit)
+    found = grower.score_candidates([(X, Y)])
+    assert all(math.isfinite(c.held_out_gain) for c in found)
+    assert found[0].score_limit == pytest.approx(clean.score_candidates([(X, Y)])[0].score_limit)
 
 
 def test_an_interrupt_right_after_the_surgery_gives_everything_back(monkeypatch):
@@ -356,7 +356,7 @@ def test_an_interrupt_right_after_the_surgery_gives_everything_back(monkeypatch)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     train(model, optimizer, 8)
     grower = senn.Grower(model, optimizer, policy=Take("widen", 3), samples=len(X))
-    grower.consider([(X, Y)])
+    grower.score_candidates([(X, Y)])
     before = list(model.parameters())
 
     def interrupted(*_args, **_kwargs):
@@ -377,6 +377,6 @@ def test_blocks_of_units_have_finite_figures_even_where_nothing_is_left_to_gain(
     x = torch.randn(64, 4)
     with torch.no_grad():
         y = model(x)
-    found = senn.Grower(model, loss=F.mse_loss, round_to=8, samples=64).consider([(x, y)])
+    found = senn.Grower(model, loss=F.mse_loss, round_to=8, samples=64).score_candidates([(x, y)])
     assert found
-    assert all(math.isfinite(figure) for c in found for figure in (c.gain, c.bound, c.heldout, c.error))
+    assert all(math.isfinite(figure) for c in found for figure in (c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr))

@@ -12,20 +12,20 @@ from torch.nn import functional as F
 import senn
 import senn.scoring.gains
 from senn.policy import Candidate, Policy
-from senn.scores import addition_limit
+from senn.scores import max_additions
 
 
 def test_observing_batches_is_considering_them():
     batches = list(zip(X.split(200), Y.split(200), strict=True))
-    one, two = (senn.Grower(net(), proposals=FEW, samples=600) for _ in range(2))
-    expected = one.consider(batches)
+    one, two = (senn.Grower(net(), candidate_config=FEW, samples=600) for _ in range(2))
+    expected = one.score_candidates(batches)
     for batch in batches:
         two.observe(*batch)
-    assert repr(two.consider()) == repr(expected)  # figures may be NaN, which equals nothing
+    assert repr(two.score_candidates()) == repr(expected)  # figures may be NaN, which equals nothing
     assert two.eta == one.eta
     # all batches count, not the last one only
-    three = senn.Grower(net(), proposals=FEW, samples=600)
-    three.consider(batches[-1:])
+    three = senn.Grower(net(), candidate_config=FEW, samples=600)
+    three.score_candidates(batches[-1:])
     assert three.eta != pytest.approx(one.eta, rel=1e-3)
 
 
@@ -34,14 +34,14 @@ def test_every_batch_is_seen_with_the_weights_of_its_time():
     x, y = X.double(), (Y[:, None] / 5 - 1).double()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    grower = senn.Grower(model, loss=F.mse_loss, proposals=FEW, moves=("width",))
+    grower = senn.Grower(model, loss=F.mse_loss, candidate_config=FEW, moves=("width",))
     losses = []
     for rows in (slice(0, 300), slice(300, 600)):
         losses.append(grower.observe(x[rows], y[rows]))
         assert losses[-1] == pytest.approx(F.mse_loss(model(x[rows]), y[rows]).item(), rel=1e-12)
         with torch.no_grad():
             model[2].weight.mul_(0.0)
-    assert grower.consider()[0].limit == pytest.approx(2 * sum(losses) / 2, rel=1e-9)
+    assert grower.score_candidates()[0].score_limit == pytest.approx(2 * sum(losses) / 2, rel=1e-9)
 
 
 @pytest.mark.parametrize("policy", [senn.PricePolicy(), senn.PaperPolicy()], ids=["price", "paper: eta as a whole"])
@@ -51,8 +51,8 @@ def test_samples_of_weight_zero_are_not_there_and_weights_are_repeats(policy):
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
 
     def eta(*batch: torch.Tensor) -> float:
-        grower = senn.Grower(model, loss=F.mse_loss, policy=policy, proposals=FEW, moves=("width", "prune"))
-        grower.consider([batch])
+        grower = senn.Grower(model, loss=F.mse_loss, policy=policy, candidate_config=FEW, moves=("width", "prune"))
+        grower.score_candidates([batch])
         return grower.eta
 
     weights = torch.arange(200).remainder(3).double()
@@ -71,9 +71,9 @@ def test_the_rows_kept_for_the_whole_eta_count_by_their_weight(monkeypatch):
     x = torch.where(weights[:, None] > 0, X[:1], X[:200]).double()
     for seed in range(5):
         grower = senn.Grower(
-            model, loss=F.mse_loss, policy=senn.PaperPolicy(), proposals=FEW, moves=("width",), seed=seed
+            model, loss=F.mse_loss, policy=senn.PaperPolicy(), candidate_config=FEW, moves=("width",), seed=seed
         )
-        limit = grower.consider([(x, torch.ones(200, 1, dtype=x.dtype), weights)])[0].limit
+        limit = grower.score_candidates([(x, torch.ones(200, 1, dtype=x.dtype), weights)])[0].score_limit
         assert grower.eta == pytest.approx(limit, rel=1e-6)
 
 
@@ -85,8 +85,8 @@ def test_weights_reach_the_held_out_gains():
     weights = (torch.arange(600) % 2).double()
 
     def best(*batch: torch.Tensor) -> float:
-        grower = senn.Grower(model, loss=F.mse_loss, proposals=senn.Proposals(units=64), moves=("width",))
-        return grower.consider([batch])[0].heldout
+        grower = senn.Grower(model, loss=F.mse_loss, candidate_config=senn.CandidateConfig(units=64), moves=("width",))
+        return grower.score_candidates([batch])[0].held_out_gain
 
     wild = torch.where(weights[:, None] > 0, y, 1e4)
     assert best(x, wild, weights) == pytest.approx(best(x, y, weights), rel=1e-6)
@@ -99,8 +99,8 @@ def test_tokens_are_rows_of_whole_samples(rows):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3), nn.Flatten(), nn.Linear(3 * tokens, 2))
     x, y = torch.randn(samples, tokens, 5), torch.randint(0, 2, (samples,))
-    found = senn.Grower(model, proposals=FEW).consider([(x, y)] * 3)
-    assert all(math.isfinite(c.heldout) and math.isfinite(c.error) for c in found)
+    found = senn.Grower(model, candidate_config=FEW).score_candidates([(x, y)] * 3)
+    assert all(math.isfinite(c.held_out_gain) and math.isfinite(c.held_out_stderr) for c in found)
     assert {c.place for c in found if c.kind == "widen"} == {"0", "2"}
 
 
@@ -116,10 +116,10 @@ def test_the_held_out_gain_of_noise_is_negative_in_the_mean():
     gains, heldout = [], []
     for seed in range(40):
         x, y, model = noise(seed)
-        grower = senn.Grower(model, loss=F.mse_loss, moves=("width",), proposals=senn.Proposals(units=1), seed=seed)
-        (found,) = grower.consider([(x, y)])
+        grower = senn.Grower(model, loss=F.mse_loss, moves=("width",), candidate_config=senn.CandidateConfig(units=1), seed=seed)
+        (found,) = grower.score_candidates([(x, y)])
         gains.append(found.gain)
-        heldout.append(found.heldout)
+        heldout.append(found.held_out_gain)
     assert min(gains) > 0
     assert sum(heldout) / len(heldout) < 0
 
@@ -129,7 +129,7 @@ def test_the_price_buys_almost_nothing_on_noise():
     for seed in range(12):
         x, y, model = noise(seed)
         grower = senn.Grower(
-            model, loss=F.mse_loss, policy=senn.PricePolicy(), proposals=FEW, seed=seed, moves=("width",)
+            model, loss=F.mse_loss, policy=senn.PricePolicy(), candidate_config=FEW, seed=seed, moves=("width",)
         )
         bought.append(sum(event.units for event in grower.grow([(x, y)])))
     assert sum(bought) <= 6
@@ -139,17 +139,17 @@ def test_the_price_buys_almost_nothing_on_noise():
 def test_theorem_3_1_bounds_the_additions_of_a_round(tau: float):
     policy = senn.PaperPolicy(tau=tau, alpha=1e-3)
     for seed in range(3):
-        grower = senn.Grower(net(seed=seed), policy=policy, moves=("width", "depth"), proposals=FEW, metric="euclidean")
-        menus: list[int] = []
+        grower = senn.Grower(net(seed=seed), policy=policy, moves=("width", "depth"), candidate_config=FEW, metric="euclidean")
+        pools: list[int] = []
         for event in grower.grow([(X, Y)]):
-            menus.append(event.units)
+            pools.append(event.units)
             assert event.eta_after > event.eta_before
-        assert sum(menus) < addition_limit(tau, 1e-3)
+        assert sum(pools) < max_additions(tau, 1e-3)
 
 
 def test_the_paper_policy_counts_what_it_has_accepted():
     """Ratios are taken to the score that includes the round's own additions."""
-    grower = senn.Grower(net(), policy=senn.PaperPolicy(tau=0.05), moves=("width",), proposals=FEW, metric="euclidean")
+    grower = senn.Grower(net(), policy=senn.PaperPolicy(tau=0.05), moves=("width",), candidate_config=FEW, metric="euclidean")
     seen: list[float] = []
     choose = grower.policy.choose
 

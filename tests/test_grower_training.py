@@ -29,7 +29,7 @@ def net(bias=True):
 def grown_in_training(model, optimizer, loss=F.cross_entropy, targets=CLASSES, inputs=X, **options):
     """Train, grow twice without a jump of the loss and train on; the events."""
     options = {"moves": ("width",), "policy": Take("widen", 2), **options}
-    grower = senn.Grower(model, optimizer, loss, proposals=FEW, **options)
+    grower = senn.Grower(model, optimizer, loss, candidate_config=FEW, **options)
 
     def closure():
         optimizer.zero_grad()
@@ -95,7 +95,7 @@ def test_schedulers_go_on(name):
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         schedule = SCHEDULES[name](optimizer)
-        grower = senn.Grower(model, optimizer, policy=Take("widen", 2), proposals=FEW, moves=("width",))
+        grower = senn.Grower(model, optimizer, policy=Take("widen", 2), candidate_config=FEW, moves=("width",))
         out = []
         for step in range(8):
             optimizer.zero_grad()
@@ -144,7 +144,7 @@ def test_a_forward_of_its_own():
     torch.manual_seed(0)
     model = Own()
     events = grown_in_training(model, torch.optim.Adam(model.parameters(), lr=0.02))
-    assert model.first.out_features == model.gate.out_features == model.norm.num_features == events[-1].after > 3
+    assert model.first.out_features == model.gate.out_features == model.norm.num_features == events[-1].width_after > 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -173,11 +173,11 @@ def test_what_a_caller_has_open_changes_nothing(name):
         with context():
             inputs = X.clone()
             grower.observe(inputs, CLASSES)
-            offered = grower.consider([(inputs, CLASSES)])
+            offered = grower.score_candidates([(inputs, CLASSES)])
             assert grower.grow()
             assert torch.is_autocast_enabled("cpu") == (context is OPEN["autocast"])
             assert torch.is_inference_mode_enabled() == (context is OPEN["inference mode"])
-        figures.append([offered, grower.consideration])
+        figures.append([offered, grower.last_round])
         states.append(model.state_dict())
         F.cross_entropy(model(X), CLASSES).backward()  # what has come is no tensor of inference mode
     assert figures[0] == figures[1]
@@ -189,7 +189,7 @@ def test_former_parameters_are_let_go():
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     first = weakref.ref(model[0].weight)
-    grower = senn.Grower(model, optimizer, policy=Take("widen"), proposals=FEW, moves=("width",))
+    grower = senn.Grower(model, optimizer, policy=Take("widen"), candidate_config=FEW, moves=("width",))
     assert grower.grow([(X, CLASSES)])
     assert first() is not None
     second = weakref.ref(model[0].weight)

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from senn import SennError
 from senn.batch import Arguments
-from senn.training import Callback, Recipe
+from senn.training import Callback, TrainConfig
 from senn.training.growth_session import GrowthSession
 
 X = torch.randn(96, 2, 3, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0, 0] * X[:, 1, 1] > 0).long()
 W = torch.linspace(0.5, 1.5, 96)
-EARLY = Recipe(rounds=(0.3, 0.6), removals=(), growing=20)
+EARLY = TrainConfig(addition_rounds=(0.3, 0.6), pruning_rounds=(), growth_steps=20)
 
 
 class Two(nn.Module):
@@ -81,7 +81,7 @@ def test_a_run_goes_on_bit_for_bit(kind):
 
 
 def test_batches_are_kept_only_when_a_round_is_near():
-    session, optimizer = begun(recipe=Recipe(rounds=(0.5,), removals=(), growing=20, probe=40))
+    session, optimizer = begun(recipe=TrainConfig(addition_rounds=(0.5,), pruning_rounds=(), growth_steps=20, max_scoring_samples=40))
     near = []
     for step in range(1, 21):
         if session.needs_batch(step):

@@ -18,14 +18,14 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 import senn
 from senn import PricePolicy, SennError
-from senn.surgery import operate
-from senn.training import Recipe
+from senn.surgery import transaction
+from senn.training import TrainConfig
 from senn.transformers import SIZES, TENSORS, SelfExpansion, follow, load, save
 
 X = torch.randn(128, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0, 0, 0] * X[:, 0, 3, 3] > 0).long() + 2 * (X[:, 0, 1, 2] > 0.3).long()
 DATA = [{"pixel_values": x, "labels": y} for x, y in zip(X, Y, strict=True)]
-EARLY = Recipe(rounds=(0.1, 0.3, 0.6), removals=(), max_params=2000, policy=PricePolicy(layer_cost=1.0, places=2))
+EARLY = TrainConfig(addition_rounds=(0.1, 0.3, 0.6), pruning_rounds=(), max_params=2000, policy=PricePolicy(layer_cost=1.0, max_places_per_round=2))
 
 
 def vit(**options):
@@ -63,8 +63,8 @@ def parameters(model):
 
 def widened(model, *places):
     """Grown by two units at each place."""
-    structure = senn.analyse(model, X[:2])
-    operate(model, [widen(model, structure, place, 2) for place in places], structure)
+    graph = senn.analyze(model, X[:2])
+    transaction(model, [widen(model, graph, place, 2) for place in places], graph)
     return model
 
 
@@ -235,4 +235,4 @@ def test_two_in_one_trainer_are_refused(tmp_path):
 def test_the_old_name_of_the_session_warns():
     expansion = SelfExpansion()
     with pytest.warns(DeprecationWarning, match="companion is now session"):
-        assert expansion.companion is expansion.session
+        assert expansion.session is expansion.session

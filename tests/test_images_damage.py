@@ -31,7 +31,7 @@ from image_cases import (
 )
 from PIL import Image
 
-from senn.data.images import decode, read_idx, read_labelled_idx, read_parquet
+from senn.data.images import decode, read_idx, read_labeled_idx, read_parquet
 from senn.errors import SennError
 from senn_reproduce.image_sets import load_images
 
@@ -84,7 +84,7 @@ def test_idx_without_gzip(tmp_path):
     pixels, labels = random_images(3, (4, 5))
     (tmp_path / "x").write_bytes(idx(pixels))
     (tmp_path / "y").write_bytes(idx(labels.astype(np.uint8)))
-    found = read_labelled_idx(tmp_path / "x", tmp_path / "y")
+    found = read_labeled_idx(tmp_path / "x", tmp_path / "y")
     np.testing.assert_array_equal(found.pixels, pixels[..., None])
     with pytest.raises(SennError, match="No such file"):
         read_idx(tmp_path / "z", 1)

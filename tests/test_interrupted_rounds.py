@@ -58,15 +58,15 @@ class Calls:
 def grower(moves: tuple[str, ...]) -> senn.Grower:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 10))
-    return senn.Grower(model, samples=len(X), proposals=FEW, moves=moves, policy=senn.PricePolicy(kappa=1e-4))
+    return senn.Grower(model, samples=len(X), candidate_config=FEW, moves=moves, policy=senn.PricePolicy(kappa=1e-4))
 
 
 def noted(one: senn.Grower) -> list[object]:
     """All that a round may have changed."""
-    session = one._survey
+    session = one._session
     state = {name: repr(value) for name, value in one.state_dict().items()}
     seen = None if session is None else (session.samples, session.loss, session._fit.maps.keys())
-    return [state, seen, session is None, repr(one.draw), [event.realised for event in one.events], one.moves]
+    return [state, seen, session is None, repr(one.candidate_set), [event.realized_decrease for event in one.events], one.moves]
 
 
 def ready(batches: list[tuple[torch.Tensor, torch.Tensor]], observed: bool) -> senn.Grower:

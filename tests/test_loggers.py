@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from senn.training import Recipe, train
+from senn.training import TrainConfig, train
 from senn.training.loggers import LoggerCallback, growth_image
 
 fabric = pytest.importorskip("lightning.fabric.loggers")
@@ -48,7 +48,7 @@ def fit(loggers):
         calls.append(batch)
         return batch if len(calls) > 2 else None
 
-    expansion = SelfExpansion(Recipe(rounds=(0.05, 0.3, 0.6), removals=()), prepare=prepare)
+    expansion = SelfExpansion(TrainConfig(addition_rounds=(0.05, 0.3, 0.6), pruning_rounds=()), prepare=prepare)
     trainer = pl.Trainer(
         max_epochs=4, logger=loggers, callbacks=[expansion], enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, accelerator="cpu", log_every_n_steps=5,
@@ -119,7 +119,7 @@ def test_csv_has_the_scalars(tmp_path):
 
 def test_a_table_trains_with_fabrics_loggers(tmp_path):
     logger = fabric.CSVLogger(tmp_path)
-    run = train(X, Y, task="classification", outputs=2, recipe=Recipe(epochs=6),
+    run = train(X, Y, task="classification", outputs=2, recipe=TrainConfig(epochs=6),
                 callbacks=[LoggerCallback(logger)])  # fmt: skip
     written = rows(logger.experiment.metrics_file_path)
     epochs = [record for record in run.history if record["event"] == "epoch"]
@@ -186,7 +186,7 @@ def test_what_is_not_finite_is_left_out():
 def test_a_run_that_goes_on_is_drawn_from_its_beginning(tmp_path):
     from senn.lightning import SelfExpansion
 
-    recipe, made = Recipe(rounds=(0.05, 0.6), removals=()), []
+    recipe, made = TrainConfig(addition_rounds=(0.05, 0.6), pruning_rounds=()), []
     for path in (None, tmp_path / "epoch=1.ckpt"):
         torch.manual_seed(0)
         expansion, logger = SelfExpansion(recipe), pl.loggers.CSVLogger(tmp_path)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from natural_gradient_cases import EXACT, D, dense, flat, one_step, problem, solve
 from torch import nn
 
-from senn.curvature.output import OutputMetric
+from senn.curvature.output import LossMetric
 from senn.nn import MLP, Rational
 from senn.optim import NaturalGradient
 from senn.optim.blocks import Average, KroneckerBlock, split_damping
@@ -146,7 +146,7 @@ def test_best_combination_minimises_the_dense_model():
     model, x, y = problem(MLP(4, (3,), 3, "tanh"))
     gradient, fisher = dense(model, x, y, F.cross_entropy)
     parameters = list(model.parameters())
-    metric = OutputMetric(F.cross_entropy)
+    metric = LossMetric(F.cross_entropy)
     exact = GaussNewton(model(x), parameters, lambda u: metric.product(model(x), y, u))
     shapes = [p.shape for p in parameters]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from senn.errors import SennError
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
-from senn.structure import analyse
+from senn.structure import analyze
 
 coefficients = st.floats(-3, 3, allow_nan=False).filter(lambda x: abs(x) > 1e-3)
 
@@ -141,7 +141,7 @@ def test_conv_net_halves_its_maps_between_stages(side):
 def test_conv_net_can_grow_everywhere_in_either_layout_of_memory():
     model, x = ConvNet(3, ((4,), (4, 4)), 2), torch.randn(4, 3, 8, 8)
     for images in (x, x.contiguous(memory_format=torch.channels_last)):
-        assert [space.width for space in analyse(model, images).spaces] == [4, 4, 4]
+        assert [group.width for group in analyze(model, images).groups] == [4, 4, 4]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import senn
 from senn import drawn
-from senn.events import Candidates
+from senn.events import CandidateList
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -23,28 +23,28 @@ def grown(module_name="first"):
     layers.add_module("act", nn.ReLU())
     layers.add_module("last", nn.Linear(2, 2))
     grower = senn.Grower(layers, loss=F.cross_entropy)
-    candidates = grower.consider([(x, y)])
+    candidates = grower.score_candidates([(x, y)])
     return grower, candidates, grower.grow()
 
 
 def test_everything_has_a_table_and_names_stay_text():
     grower, candidates, events = grown(HOSTILE)
     assert events
-    assert isinstance(candidates, Candidates)
-    explanation = senn.explain(grower.structure)
-    for shown in (candidates, events[0], grower.consideration, grower.structure, explanation):
+    assert isinstance(candidates, CandidateList)
+    explanation = senn.explain(grower.graph)
+    for shown in (candidates, events[0], grower.last_round, grower.graph, explanation):
         html = shown._repr_html_()
         assert "<table>" in html
         assert "<script" not in html
         assert "&lt;script&gt;" in html
     assert candidates._repr_html_().count("<tr>") == len(candidates) + 1
-    every = len(grower.consideration.accepted) + len(grower.consideration.refused)
-    assert grower.consideration._repr_html_().count("<svg") == every
+    every = len(grower.last_round.accepted) + len(grower.last_round.refused)
+    assert grower.last_round._repr_html_().count("<svg") == every
 
 
 def test_a_terminal_shows_a_line_for_each():
     grower, _, events = grown()
-    round_ = grower.consideration
+    round_ = grower.last_round
     lines = str(round_).splitlines()
     assert len(lines) == 2 + len(round_.accepted) + len(round_.refused)
     assert [line.split()[0] for line in lines[2:]].count("accepted") == len(round_.accepted)
@@ -54,9 +54,9 @@ def test_a_terminal_shows_a_line_for_each():
 
 def test_lists_of_candidates_are_lists_and_explanations_text():
     grower, candidates, _ = grown()
-    assert sorted(candidates, key=lambda one: -one.heldout) == candidates
-    assert Candidates()._repr_html_() == "<p>No candidates.</p>"
-    assert senn.explain(grower.structure).startswith("space ")
+    assert sorted(candidates, key=lambda one: -one.held_out_gain) == candidates
+    assert CandidateList()._repr_html_() == "<p>No candidates.</p>"
+    assert senn.explain(grower.graph).startswith("space ")
     fixed = senn.explain(nn.Sequential(nn.Linear(2, 2)), torch.zeros(3, 2))
     assert "because" in fixed._repr_html_()
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from senn.curvature.output import OutputMetric
+from senn.curvature.output import LossMetric
 from senn.errors import SennError, UnsupportedError
 
 N, M = 6, 3
@@ -82,22 +82,22 @@ def _square(hessian, gradient):
 def test_rows_are_the_exact_derivatives(name):
     loss, target = {**CASES, **OTHERS}[name]
     y = _outputs()
-    metric = OutputMetric(loss)
+    metric = LossMetric(loss)
     hessian, gradient = _dense(loss, y, target)
     torch.testing.assert_close(_columns(metric, y, target), hessian, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(metric.gradient(y, target), gradient, rtol=1e-9, atol=1e-12)
     assert metric.loss(y, target).item() == pytest.approx(loss(y, target).item(), rel=1e-12)
-    assert metric.bound(y, target) == pytest.approx(_square(hessian, gradient), rel=1e-9)
+    assert metric.score_limit(y, target) == pytest.approx(_square(hessian, gradient), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_closed_forms_agree_with_double_backward(name):
     loss, target = CASES[name]
     y = _outputs()
-    closed, generic = OutputMetric(loss), OutputMetric(lambda y, t: loss(y, t))
+    closed, generic = LossMetric(loss), LossMetric(lambda y, t: loss(y, t))
     torch.testing.assert_close(_columns(closed, y, target), _columns(generic, y, target), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(closed.gradient(y, target), generic.gradient(y, target), rtol=1e-9, atol=1e-12)
-    assert closed.bound(y, target) == pytest.approx(generic.bound(y, target), rel=1e-7)
+    assert closed.score_limit(y, target) == pytest.approx(generic.score_limit(y, target), rel=1e-7)
 
 
 @pytest.mark.parametrize("name", [*CASES, *OTHERS])
@@ -105,9 +105,9 @@ def test_weights_scale_losses_gradients_and_curvatures(name):
     loss, target = {**CASES, **OTHERS}[name]
     if name == "log-cosh":
         with pytest.raises(UnsupportedError, match=r"lambda.*reduction"):
-            OutputMetric(loss).loss(_outputs(), target, torch.ones(N, dtype=D))
+            LossMetric(loss).loss(_outputs(), target, torch.ones(N, dtype=D))
         return
-    y, metric = _outputs(), OutputMetric(loss)
+    y, metric = _outputs(), LossMetric(loss)
     weight = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.5, 1.0], dtype=D)
     torch.testing.assert_close(metric.gradient(y, target, weight), weight[:, None] * metric.gradient(y, target))
     torch.testing.assert_close(_columns(metric, y, target, weight), weight[:, None, None] * _columns(metric, y, target))
@@ -119,8 +119,8 @@ def test_weights_scale_losses_gradients_and_curvatures(name):
 @pytest.mark.parametrize("name", ["ce all options", "bce pos_weight", "mse", "poisson"])
 def test_probes_are_unbiased_and_independent_between_samples(name):
     loss, target = {**CASES, **OTHERS}[name]
-    y, metric, generator = _outputs(), OutputMetric(loss), _random(3)
-    draws = torch.stack([metric.probe(y, target, generator) for _ in range(4000)])
+    y, metric, generator = _outputs(), LossMetric(loss), _random(3)
+    draws = torch.stack([metric.pseudo_grad(y, target, generator) for _ in range(4000)])
     hessian = _columns(metric, y, target)
     second = torch.einsum("kni,kmj->nimj", draws, draws) / len(draws)
     scale = hessian.diagonal(dim1=1, dim2=2).sum(1).max()
@@ -128,7 +128,7 @@ def test_probes_are_unbiased_and_independent_between_samples(name):
         for j in range(N):
             expected = hessian[i] if i == j else torch.zeros(M, M, dtype=D)
             assert (second[i, :, j] - expected).abs().max() < 0.08 * scale
-    assert torch.equal(metric.probe(y, target, _random(5)), metric.probe(y, target, _random(5)))
+    assert torch.equal(metric.pseudo_grad(y, target, _random(5)), metric.pseudo_grad(y, target, _random(5)))
 
 
 def test_probabilities_as_outputs_have_the_fisher_of_their_logits():
@@ -140,13 +140,13 @@ def test_probabilities_as_outputs_have_the_fisher_of_their_logits():
         (nn.NLLLoss(weight=WEIGHTS), functools.partial(F.log_softmax, dim=1), nn.CrossEntropyLoss(WEIGHTS), CLASSES),
     ]:
         jacobian = torch.func.vmap(torch.func.jacrev(lambda x, link=link: link(x[None])[0]))(logits)
-        y, metric, truth = link(logits), OutputMetric(loss), OutputMetric(reference)
+        y, metric, truth = link(logits), LossMetric(loss), LossMetric(reference)
         pulled = jacobian.mT @ _columns(metric, y, target) @ jacobian
         torch.testing.assert_close(pulled, _columns(truth, logits, target), rtol=1e-9, atol=1e-12)
         gradient = torch.einsum("nij,ni->nj", jacobian, metric.gradient(y, target))
         torch.testing.assert_close(gradient, truth.gradient(logits, target), rtol=1e-9, atol=1e-12)
         assert metric.loss(y, target).item() == pytest.approx(truth.loss(logits, target).item())
-        assert metric.bound(y, target) == pytest.approx(truth.bound(logits, target), rel=1e-9)
+        assert metric.score_limit(y, target) == pytest.approx(truth.score_limit(logits, target), rel=1e-9)
 
 
 @settings(max_examples=15, deadline=None)
@@ -156,7 +156,7 @@ def test_bound_is_at_least_eta(name, seed, kind):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, M)).to(D)
     x = torch.randn(N, 4, dtype=D)
-    metric = OutputMetric(loss, kind)
+    metric = LossMetric(loss, kind)
     parameters = dict(model.named_parameters())
     jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (x,)))(parameters)
     j = torch.cat([jacobian[key].reshape(N, M, -1) for key in parameters], 2)
@@ -164,57 +164,57 @@ def test_bound_is_at_least_eta(name, seed, kind):
     fisher = torch.einsum("nia,nij,njb->ab", j, _columns(metric, y, target), j) / N
     g = torch.einsum("nia,ni->a", j, metric.gradient(y, target)) / N
     eta = g @ torch.linalg.solve(fisher + 1e-10 * torch.eye(len(g), dtype=D), g)
-    assert metric.bound(y, target) >= eta.item() * (1 - 1e-9)
+    assert metric.score_limit(y, target) >= eta.item() * (1 - 1e-9)
 
 
 def test_softmax_bound_stays_finite_on_hopeless_outputs():
     y = torch.tensor([[1e4, 0.0], [0.0, 1.0]])
-    assert 1e20 < OutputMetric(F.cross_entropy).bound(y, torch.tensor([1, 1])) < float("inf")
+    assert 1e20 < LossMetric(F.cross_entropy).score_limit(y, torch.tensor([1, 1])) < float("inf")
     saturated = torch.tensor([[500.0]])
-    assert 1e20 < OutputMetric(F.binary_cross_entropy_with_logits).bound(saturated, torch.zeros(1, 1)) < float("inf")
-    assert OutputMetric(F.cross_entropy).bound(y.flip(1), torch.tensor([1, 0])) == pytest.approx(
+    assert 1e20 < LossMetric(F.binary_cross_entropy_with_logits).score_limit(saturated, torch.zeros(1, 1)) < float("inf")
+    assert LossMetric(F.cross_entropy).score_limit(y.flip(1), torch.tensor([1, 0])) == pytest.approx(
         0.5 * 0.36788, rel=1e-3
     )
 
 
 def test_bound_is_infinite_where_a_loss_has_slope_but_no_curvature():
     y = torch.tensor([[0.5], [5.0]], dtype=D)
-    assert OutputMetric(nn.HuberLoss()).bound(y, torch.zeros(2, 1, dtype=D)) == float("inf")
+    assert LossMetric(nn.HuberLoss()).score_limit(y, torch.zeros(2, 1, dtype=D)) == float("inf")
 
 
 def test_euclidean_metric_is_the_identity():
     y, u = _outputs(), _outputs(4)
-    metric = OutputMetric(F.cross_entropy, metric="euclidean")
+    metric = LossMetric(F.cross_entropy, metric="euclidean")
     assert torch.equal(metric.product(y, CLASSES, u), u)
-    assert torch.equal(metric.probe(y, CLASSES, _random()) ** 2, torch.ones(N, M, dtype=D))
+    assert torch.equal(metric.pseudo_grad(y, CLASSES, _random()) ** 2, torch.ones(N, M, dtype=D))
     gradient = metric.gradient(y, CLASSES)
-    assert metric.bound(y, CLASSES) == pytest.approx((gradient**2).sum(1).mean().item())
+    assert metric.score_limit(y, CLASSES) == pytest.approx((gradient**2).sum(1).mean().item())
     # A loss without curvature has a euclidean metric all the same.
-    assert OutputMetric(F.l1_loss, metric="euclidean").bound(y, u) == pytest.approx(1 / M)
+    assert LossMetric(F.l1_loss, metric="euclidean").score_limit(y, u) == pytest.approx(1 / M)
 
 
 def test_half_precision_is_counted_in_float32():
     y = _outputs().bfloat16()
     for kind in ("fisher", "euclidean"):
-        metric = OutputMetric(F.cross_entropy, kind)
+        metric = LossMetric(F.cross_entropy, kind)
         wide = y.float()
         assert metric.loss(y, CLASSES).dtype == torch.float32
         assert torch.equal(metric.gradient(y, CLASSES), metric.gradient(wide, CLASSES))
-        assert metric.probe(y, CLASSES, _random()).dtype == torch.float32
+        assert metric.pseudo_grad(y, CLASSES, _random()).dtype == torch.float32
         assert metric.product(y, CLASSES, y).dtype == torch.float32
 
 
 def test_vectors_and_images_are_rows():
     y = _outputs()[:, 0]
     t = _outputs(2)[:, 0]
-    assert OutputMetric(F.mse_loss).gradient(y, t).shape == (N, 1)
+    assert LossMetric(F.mse_loss).gradient(y, t).shape == (N, 1)
     images = torch.randn(N, 2, 4, 4, dtype=D)
     goal = torch.randn(N, 2, 4, 4, dtype=D)
-    rows = OutputMetric(F.mse_loss).gradient(images, goal)
+    rows = LossMetric(F.mse_loss).gradient(images, goal)
     torch.testing.assert_close(rows, 2 / 32 * (images - goal).flatten(1))
     # Classes per position: no closed form, exact all the same.
     segments = torch.randint(0, 2, (N, 4, 4), generator=_random())
-    metric = OutputMetric(lambda y, t: F.cross_entropy(y, t))
+    metric = LossMetric(lambda y, t: F.cross_entropy(y, t))
     u = torch.randn(N, 2, 4, 4, dtype=D)
     p = images.softmax(1)
     expected = (p * u - p * (p * u).sum(1, keepdim=True)) / 16
@@ -224,9 +224,9 @@ def test_vectors_and_images_are_rows():
 def test_looking_leaves_the_outputs_alone():
     y = _outputs().requires_grad_()
     for loss, target in [CASES["ce"], OTHERS["log-cosh"]]:
-        metric = OutputMetric(loss)
+        metric = LossMetric(loss)
         assert not metric.gradient(y, target).requires_grad
-        assert not metric.probe(y, target, _random()).requires_grad
+        assert not metric.pseudo_grad(y, target, _random()).requires_grad
     assert y.grad is None
 
 
@@ -261,7 +261,7 @@ def _double_well(y, target):
 )
 def test_what_is_not_understood_is_refused_by_name(loss, target, message):
     with pytest.raises(SennError, match=message):
-        OutputMetric(loss).bound(0.3 * _outputs(), target)
+        LossMetric(loss).score_limit(0.3 * _outputs(), target)
 
 
 @pytest.mark.parametrize(
@@ -270,11 +270,11 @@ def test_what_is_not_understood_is_refused_by_name(loss, target, message):
 )
 def test_sums_over_samples_are_refused(loss):
     with pytest.raises(UnsupportedError, match="reduction"):
-        OutputMetric(loss)
+        LossMetric(loss)
 
 
 def test_sample_weights_must_fit():
-    metric = OutputMetric(F.cross_entropy)
+    metric = LossMetric(F.cross_entropy)
     for weight, message in [(torch.ones(2), "shape"), (-torch.ones(N), "negative")]:
         with pytest.raises(SennError, match=message):
             metric.gradient(_outputs(), CLASSES, weight)

@@ -14,9 +14,9 @@ from zoo.transformer import ViT
 import senn
 from senn.errors import SennError, UnsupportedError
 from senn.nn import Rational, Residual
-from senn.structure import analyse
-from senn.structure.spaces import Block as Repeatable
-from senn.surgery import Insert, operate
+from senn.structure import analyze
+from senn.structure.spaces import ResidualBlock as Repeatable
+from senn.surgery import Insert, transaction
 from senn.surgery.moves import Append
 from senn.surgery.verify import outputs
 
@@ -97,16 +97,16 @@ def come_back(folder, model, into, *inputs):
 def test_layers_are_inserted_again_and_again_and_widened(tmp_path):
     """Before the map, before the map behind the first new layer, inside the new layer, and widths everywhere."""
     model = prepared(Net())
-    for site in ("head", "head.1", "head.1.0", "single.inner"):
-        structure = analyse(model, X)
-        width = model.get_submodule(site).in_features if site != "head.1.0" else 3
-        site = "head.1.0.branch.2" if site == "head.1.0" else site
-        layer, right, shift = identity_layer(model.get_submodule(site).in_features)
-        move = Insert(site, Residual(silent(width))) if site.startswith("head") else Insert(site, layer, right, shift)
-        operate(model, [move], structure, probe=X)
+    for insertion_point in ("head", "head.1", "head.1.0", "single.inner"):
+        graph = analyze(model, X)
+        width = model.get_submodule(insertion_point).in_features if insertion_point != "head.1.0" else 3
+        insertion_point = "head.1.0.branch.2" if insertion_point == "head.1.0" else insertion_point
+        layer, right, shift = identity_layer(model.get_submodule(insertion_point).in_features)
+        move = Insert(insertion_point, Residual(silent(width))) if insertion_point.startswith("head") else Insert(insertion_point, layer, right, shift)
+        transaction(model, [move], graph, probe=X)
         randomised(model, 4)
-    structure = analyse(model, X)
-    operate(model, [widen(model, structure, space.name, 2) for space in structure.spaces], structure, probe=X)
+    graph = analyze(model, X)
+    transaction(model, [widen(model, graph, group.name, 2) for group in graph.groups], graph, probe=X)
     assert isinstance(model.head[1][0].branch[2], nn.Sequential)
     back = come_back(tmp_path, model, Net(), X)
     assert back.blocks[0].inner.out_features == model.blocks[0].inner.out_features > 2
@@ -120,11 +120,11 @@ def test_layers_are_inserted_again_and_again_and_widened(tmp_path):
 def test_inserted_layers_go_into_every_fresh_model_of_the_zoo(tmp_path, name):
     torch.manual_seed(0)
     model, inputs = randomised(ZOO[name].build()), ZOO[name].inputs(3)
-    for site in analyse(model, inputs).sites[-2:]:
-        linear = model.get_submodule(site.module)
-        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}.get(site.spatial)
-        layer = conv(site.features, site.features, 1) if conv else nn.Linear(site.features, site.features)
-        path, _, key = site.module.rpartition(".")
+    for insertion_point in analyze(model, inputs).insertion_points[-2:]:
+        linear = model.get_submodule(insertion_point.module)
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}.get(insertion_point.spatial)
+        layer = conv(insertion_point.features, insertion_point.features, 1) if conv else nn.Linear(insertion_point.features, insertion_point.features)
+        path, _, key = insertion_point.module.rpartition(".")
         model.get_submodule(path)._modules[key] = nn.Sequential(Residual(nn.Sequential(layer, nn.Tanh())), linear)
     senn.save(tmp_path, model)
     fresh = senn.load(tmp_path, into=ZOO[name].build())
@@ -169,12 +169,12 @@ def test_frozen_and_dtype_of_what_was_added(tmp_path):
 def wrapped(model, name, block):
     """As `Append` does it where a block stands by itself."""
     zero = [key for key, _ in model.named_parameters() if key.startswith(f"{name}.") and key.endswith("out.weight")]
-    structure = dataclasses.replace(analyse(model, X), blocks=(Repeatable(module=name, silent=tuple(zero)),))
+    graph = dataclasses.replace(analyze(model, X), blocks=(Repeatable(module=name, output_params=tuple(zero)),))
     twin = copy.deepcopy(block)
     with torch.no_grad():
         twin.out.weight.zero_()
         twin.out.bias.zero_()
-    operate(model, [Append(name, twin)], structure, probe=X)
+    transaction(model, [Append(name, twin)], graph, probe=X)
     randomised(model, 5)
 
 
@@ -184,13 +184,13 @@ def test_a_block_is_repeated_twice(tmp_path, second):
     model = prepared(Net())
     wrapped(model, "single", model.single)
     wrapped(model, second, model.single[0])
-    structure = analyse(model, X)
-    name = next(site.module for site in structure.sites if site.module.endswith(".inner"))
-    operate(model, [Insert(name, Residual(silent(3)))], structure, probe=X)
-    structure = analyse(model, X)
-    moves = [widen(model, structure, s.name, n + 1) for n, s in enumerate(structure.spaces) if "single" in s.name]
+    graph = analyze(model, X)
+    name = next(insertion_point.module for insertion_point in graph.insertion_points if insertion_point.module.endswith(".inner"))
+    transaction(model, [Insert(name, Residual(silent(3)))], graph, probe=X)
+    graph = analyze(model, X)
+    moves = [widen(model, graph, s.name, n + 1) for n, s in enumerate(graph.groups) if "single" in s.name]
     assert len(moves) >= 3
-    operate(model, moves, structure, probe=X)
+    transaction(model, moves, graph, probe=X)
     into = Net()
     single = into.single
     back = come_back(tmp_path, model, into, X)
@@ -231,9 +231,9 @@ def test_attention_blocks_are_repeated(tmp_path):
     x, model = torch.randn(2, 3, 16, 16), randomised(ViT()).eval()
     model.blocks.insert(1, copy.deepcopy(model.blocks[0]))
     model.blocks[2] = nn.Sequential(model.blocks[2], copy.deepcopy(model.blocks[2]))
-    structure = analyse(model, x)
+    graph = analyze(model, x)
     names = ["blocks.0.attn.qkv", "blocks.1.mlp.0", "blocks.2.1.mlp.0", "blocks.2.1.attn.qkv"]
-    operate(model, [widen(model, structure, name, n + 1) for n, name in enumerate(names)], structure, probe=x)
+    transaction(model, [widen(model, graph, name, n + 1) for n, name in enumerate(names)], graph, probe=x)
     back = come_back(tmp_path, randomised(model, 2), ViT(), x)
     assert [back.blocks[0].attn.num_heads, back.blocks[2][1].attn.num_heads] == [4, 7]
 

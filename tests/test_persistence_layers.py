@@ -15,8 +15,8 @@ from senn import disk
 from senn.errors import SennError, UnsupportedError
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
 from senn.persistence.constructors import CONSTRUCTORS, CONTAINERS, json_arguments
-from senn.structure import analyse
-from senn.surgery import operate
+from senn.structure import analyze
+from senn.surgery import transaction
 
 ROW, SEQUENCE, IMAGE, VOLUME = (2, 4), (2, 4, 6), (2, 4, 6, 6), (2, 4, 4, 4, 4)
 WORDS = torch.tensor([[1, 3, 2], [0, 3, 3]])
@@ -193,9 +193,9 @@ def test_a_grown_stack_and_a_grown_decoder_layer_come_back_without_their_owner(t
         nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 4, batch_first=True), 2), nn.Flatten(), nn.Linear(48, 3)
     ).eval()
     x = torch.randn(4, 6, 8)
-    structure = analyse(stack, x)
-    (first,) = [space for space in structure.spaces if space.name == "0.layers.0.linear1"]
-    operate(stack, [widen(stack, structure, first.name, 2)], structure, probe=x)
+    graph = analyze(stack, x)
+    (first,) = [group for group in graph.groups if group.name == "0.layers.0.linear1"]
+    transaction(stack, [widen(stack, graph, first.name, 2)], graph, probe=x)
     assert [layer.linear1.out_features for layer in stack[0].layers] == [6, 4]
     senn.save(tmp_path / "stack", stack)
     assert torch.equal(senn.load(tmp_path / "stack")(x), stack(x))
@@ -237,7 +237,7 @@ def test_forged_arguments_of_a_stack_are_refused(tmp_path, alter, sentence):
     path = tmp_path / "model.json"
     document = json.loads(path.read_text())
     alter(document["model"]["children"]["0"]["arguments"])
-    path.write_bytes(disk.sealed(document))
+    path.write_bytes(disk.write_checksummed_json(document))
     with pytest.raises(SennError, match=sentence):
         senn.load(tmp_path)
 
@@ -301,12 +301,12 @@ def test_a_grown_model_of_standard_layers_comes_back_without_its_owner(tmp_path,
     torch.manual_seed(0)
     model, x = grown_models()[name]
     model, x = model.to(dtype).eval(), x.to(dtype) if x.is_floating_point() else x
-    structure = analyse(model, x)
-    moves = [widen(model, structure, space.name, space.quantum) for space in structure.spaces if not space.norms]
-    streams = [space for space in structure.spaces if space.norms]
+    graph = analyze(model, x)
+    moves = [widen(model, graph, group.name, group.granularity) for group in graph.groups if not group.norms]
+    streams = [group for group in graph.groups if group.norms]
     assert moves or streams
-    moves += [senn.surgery.Widen(space.name, space.quantum, quiet_values(model, space)) for space in streams]
-    operate(model, moves, structure, probe=x)
+    moves += [senn.surgery.Widen(group.name, group.granularity, quiet_values(model, group)) for group in streams]
+    transaction(model, moves, graph, probe=x)
     senn.save(tmp_path, model)
     back = senn.load(tmp_path)
     assert torch.equal(back(x), model(x))
@@ -315,14 +315,14 @@ def test_a_grown_model_of_standard_layers_comes_back_without_its_owner(tmp_path,
     assert torch.equal(into(x), model(x))
 
 
-def quiet_values(model, space):
+def quiet_values(model, group):
     """Values for those producers of a stream that take any."""
     found = {}
-    for slot in space.of("producer"):
-        if not slot.quiet:
-            old = model.get_parameter(slot.name)
-            shape = [space.quantum * slot.index.shape[1] if d == slot.dim else n for d, n in enumerate(old.shape)]
-            found[slot.name] = torch.randn(shape).to(old)
+    for coupled in group.dims_of("producer"):
+        if not coupled.quiet:
+            old = model.get_parameter(coupled.name)
+            shape = [group.granularity * coupled.index.shape[1] if d == coupled.dim else n for d, n in enumerate(old.shape)]
+            found[coupled.name] = torch.randn(shape).to(old)
     return found
 
 

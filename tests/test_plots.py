@@ -26,8 +26,8 @@ def epoch(number, loss):
             "architecture": [2]}  # fmt: skip
 
 
-def growth(promised, realised):
-    return {"event": "growth", "step": 12, "promised": promised, "realised": realised, "architecture": [3]}
+def growth(promised, realized):
+    return {"event": "growth", "step": 12, "promised": promised, "realised": realized, "architecture": [3]}
 
 
 @pytest.mark.parametrize(

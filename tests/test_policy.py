@@ -12,8 +12,8 @@ from senn.errors import SennError
 from senn.policy import Budget, Candidate, PaperPolicy, PricePolicy
 
 BASE = Candidate(
-    kind="widen", place="body.0", detail="", units=1, width=3, parameters=10, gain=0.1, bound=0.1, heldout=0.1,
-    error=0.0, eta=0.2, limit=1.0, samples=1000,
+    kind="widen", place="body.0", detail="", units=1, width=3, parameters=10, gain=0.1, gain_lower_bound=0.1, held_out_gain=0.1,
+    held_out_stderr=0.0, eta=0.2, score_limit=1.0, samples=1000,
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def test_theorem_3_1_bounds_the_additions_of_a_round(gains, eta, limit, tau, alp
         if policy.choose([candidate], []) is not None:
             accepted += 1
             eta = min(eta + candidate.gain, limit)
-    assert accepted < scores.addition_limit(tau, alpha)
+    assert accepted < scores.max_additions(tau, alpha)
 
 
 def test_the_bound_of_theorem_3_1_is_nearly_reached():
@@ -46,7 +46,7 @@ def test_the_bound_of_theorem_3_1_is_nearly_reached():
         if policy.choose([candidate], []) is None:
             break
         accepted, eta = accepted + 1, eta + gain
-    limit = scores.addition_limit(tau, alpha)
+    limit = scores.max_additions(tau, alpha)
     assert limit - 2 < accepted < limit
 
 
@@ -91,7 +91,7 @@ def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
     assert two.reason(third, [first, second]) == "2 places a round"
     assert policy.reason(second, [second]) == policy.reason(replace(first, kind="prune"), [second]) == ""
     with pytest.raises(SennError, match="places must be a whole number of at least 1, not 0"):
-        PricePolicy(places=0)
+        PricePolicy(max_places_per_round=0)
 
 
 def test_hysteresis_what_has_just_been_bought_is_not_sold():
@@ -114,9 +114,9 @@ def test_no_gain_is_both_bought_and_sold(gain, kappa, hysteresis):
 
 
 def test_without_additions_what_is_worth_less_than_keep_times_its_price_is_sold():
-    policy = PricePolicy(kappa=1.0, keep=3.0, hysteresis=0.5)
+    policy = PricePolicy(kappa=1.0, retention_factor=3.0, hysteresis=0.5)
     price = policy.price(10, 1000)
-    removing = policy.removing()
+    removing = policy.for_pruning_round()
     unit = replace(BASE, kind="prune", parameters=-10)
     below, above = (replace(unit, gain=-2 * worth * price) for worth in (2.999, 3.001))
     assert removing.choose([above], []) is None
@@ -131,8 +131,8 @@ def test_without_additions_what_is_worth_less_than_keep_times_its_price_is_sold(
 def test_nothing_is_added_where_nothing_can_be():
     addition = replace(BASE, heldout=9.0)
     assert PricePolicy().choose([addition], []) is addition
-    assert PricePolicy().removing().choose([addition], []) is None
-    assert PricePolicy().removing().choose([], []) is None
+    assert PricePolicy().for_pruning_round().choose([addition], []) is None
+    assert PricePolicy().for_pruning_round().choose([], []) is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -140,15 +140,15 @@ def test_nothing_is_added_where_nothing_can_be():
     cost=st.floats(0, 1), nat=st.floats(0.1, 10), parameters=st.integers(1, 500), keep=st.floats(0, 4, exclude_min=True)
 )
 def test_a_unit_stays_exactly_when_it_is_worth_keep_times_its_price(cost, nat, parameters, keep):
-    policy = PricePolicy(0.5, keep=keep)
+    policy = PricePolicy(0.5, retention_factor=keep)
     unit = replace(BASE, kind="prune", parameters=-parameters, gain=-cost, nat=nat)
-    sold = policy.removing().choose([unit], []) is unit
+    sold = policy.for_pruning_round().choose([unit], []) is unit
     assert sold == (cost / (2 * nat) < keep * 0.5 * parameters / 1000)
 
 
 def test_the_papers_rule_is_the_same_in_every_round():
     policy = PaperPolicy()
-    assert policy.removing() is policy
+    assert policy.for_pruning_round() is policy
 
 
 @pytest.mark.parametrize("bad", [{"tau": 0.0}, {"tau": -1.0}, {"tau": math.nan}, {"alpha": 0.0}, {"alpha": 1.5}])

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import senn
 from senn.preserve import preserve_model_state
-from senn.surgery import Widen, operate
+from senn.surgery import Widen, transaction
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] * X[:, 1] > 0).long()
@@ -137,13 +137,13 @@ def test_looking_leaves_what_the_forward_pass_writes(kind, metric):
     model = kind()
     model.last.eval()
     before, random = state_of(model), torch.get_rng_state()
-    senn.analyse(model, X[:8])
+    senn.analyze(model, X[:8])
     assert state_of(model) == before
     grower = senn.Grower(model, loss=F.cross_entropy, policy=Never(), metric=metric)
     for _ in range(2):
         grower.observe(X, Y)
         assert state_of(model) == before
-    grower.consider([(X, Y)])
+    grower.score_candidates([(X, Y)])
     assert grower.grow([(X, Y)]) == []
     assert state_of(model) == before
     assert torch.equal(torch.get_rng_state(), random)
@@ -152,11 +152,11 @@ def test_looking_leaves_what_the_forward_pass_writes(kind, metric):
 @pytest.mark.parametrize("kind", NETS)
 def test_a_change_leaves_what_its_verification_writes(kind):
     model = kind()
-    structure = senn.analyse(model, X[:8])
+    graph = senn.analyze(model, X[:8])
     before = [(name, buffer.clone()) for name, buffer in model.named_buffers()]
     longest = getattr(model, "longest", None)
     values = {"first.weight": torch.zeros(1, 6), "first.bias": torch.zeros(1)}
-    operate(model, [Widen("first", 1, values)], structure, probe=X, loss=lambda: float(model(X).sum().detach()))
+    transaction(model, [Widen("first", 1, values)], graph, probe=X, loss=lambda: float(model(X).sum().detach()))
     after = dict(model.named_buffers())
     assert [*after] == [name for name, _ in before]
     assert all(torch.equal(after[name], value) for name, value in before)
@@ -168,9 +168,9 @@ def test_the_ascent_leaves_the_model_and_climbs_the_same_hill_at_every_step():
     for kind in (Net, WrittenInPlace):
         model = kind()
         before = state_of(model)
-        proposals = senn.Proposals(ascent=3)
-        grower = senn.Grower(model, loss=F.cross_entropy, moves=("width",), proposals=proposals)
-        moved.append([one.heldout for one in grower.consider([(X, Y)])])
+        candidate_config = senn.CandidateConfig(ascent_steps=3)
+        grower = senn.Grower(model, loss=F.cross_entropy, moves=("width",), candidate_config=candidate_config)
+        moved.append([one.held_out_gain for one in grower.score_candidates([(X, Y)])])
         assert state_of(model) == before
     assert moved[0] == moved[1]
 
@@ -185,7 +185,7 @@ def test_a_forward_pass_that_raises_leaves_nothing_behind():
     model = Fails()
     before = state_of(model)
     with pytest.raises(senn.SennError, match="no"):
-        senn.analyse(model, X[:8])
+        senn.analyze(model, X[:8])
     with pytest.raises(ValueError, match="no"), preserve_model_state(model):
         model(X)
     assert state_of(model) == before

@@ -10,14 +10,14 @@ import torch
 from rank_cases import CASES, SAMPLES, SHIFTED, endings, fit, grow, several, shifted
 from worlds import world
 
-from senn.ranks import Ranks
+from senn.ranks import Communicator
 
 SHARES = {2: (77, 43), 3: (50, 0, 70)}
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    return {name: grow(name, (SAMPLES,), 0, Ranks()) for name in CASES} | {"fit": fit(Ranks())}
+    return {name: grow(name, (SAMPLES,), 0, Communicator()) for name in CASES} | {"fit": fit(Communicator())}
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -44,7 +44,7 @@ def test_the_same_growth_and_weights_as_one_process(name: str, alone: Any, toget
 
 
 def test_a_tensor_as_long_as_a_part_of_the_samples_stays_whole(together: Any) -> None:
-    one = shifted(Ranks(), SHIFTED[len(together)][1])
+    one = shifted(Communicator(), SHIFTED[len(together)][1])
     assert len(one) > 1
     for rank in together:
         _close(rank[-2], one)

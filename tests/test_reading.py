@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import senn
 from senn.curvature.capture import capture
-from senn.curvature.output import OutputMetric
-from senn.curvature.reading import Reading, RowLayout, legible
-from senn.structure import analyse
+from senn.curvature.output import LossMetric
+from senn.curvature.reading import BatchLayout, RowLayout, infer_batch_layouts
+from senn.structure import analyze
 
 N, T, D = 4, 3, 5
 
@@ -93,17 +93,17 @@ def test_every_map_is_read_whoever_applies_it(name: str) -> None:
     """The cross moment is autograd's gradient, in the map's own matrix; nothing is left behind."""
     torch.manual_seed(0)
     model, (x, y) = MODELS[name]().double(), data()
-    structure = analyse(model, x)
-    names = structure.linears
-    assert {one.weight for one in structure.maps} == {structure.map(name).weight for name in names}
-    found = legible(model, {name: structure.map(name).uses for name in names}, x)
-    assert all(isinstance(reading, Reading) for reading in found.values()), found
+    graph = analyze(model, x)
+    names = graph.scored_maps
+    assert {one.weight for one in graph.linear_maps} == {graph.map(name).weight for name in names}
+    found = infer_batch_layouts(model, {name: graph.map(name).uses for name in names}, x)
+    assert all(isinstance(reading, BatchLayout) for reading in found.values()), found
     state = torch.get_rng_state()
-    metric = OutputMetric(F.cross_entropy)
+    metric = LossMetric(F.cross_entropy)
     seen = capture(model, names, x, y, metric, generator=torch.Generator(), layouts=found)
     assert torch.equal(torch.get_rng_state(), state)
     for map_name, rows in seen.rows.items():
-        one = structure.map(map_name)
+        one = graph.map(map_name)
 
         def gradient(samples: slice, one=one) -> torch.Tensor:
             loss = F.cross_entropy(model(x[samples]), y[samples])
@@ -131,8 +131,8 @@ def test_a_transposed_convolution_is_a_map_of_pixels(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)).double()
     x, y = torch.randn(N, 1, 6, 7, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     model(x)
-    found = legible(model, {"2": 1}, x)
-    rows = capture(model, ["2"], x, y, OutputMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
+    found = infer_batch_layouts(model, {"2": 1}, x)
+    rows = capture(model, ["2"], x, y, LossMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
     assert found["2"].locations == rows["2"].locations == 4 * 5
     F.cross_entropy(model(x), y).backward()
     assert torch.allclose(rows["2"].dz.mT @ rows["2"].a / N, layer.weight.grad.flatten(1).mT)
@@ -144,8 +144,8 @@ def test_each_group_of_a_convolution_is_a_map_of_its_own() -> None:
     model = nn.Sequential(nn.Conv1d(1, 6, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)).double()
     x, y = torch.randn(N, 1, 8, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     model(x)
-    found = legible(model, {"2": 1}, x)
-    rows = capture(model, ["2"], x, y, OutputMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
+    found = infer_batch_layouts(model, {"2": 1}, x)
+    rows = capture(model, ["2"], x, y, LossMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
     assert [*rows] == ["2[0]", "2[1]", "2[2]"]
     F.cross_entropy(model(x), y).backward()
     expected = torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1)
@@ -155,7 +155,7 @@ def test_each_group_of_a_convolution_is_a_map_of_its_own() -> None:
 
 def test_layouts_are_found_out() -> None:
     x, _ = data()
-    layouts = {name: legible(MODELS[name]().double(), {"map": 1}, x)["map"].layouts[0] for name in list(MODELS)[:4]}
+    layouts = {name: infer_batch_layouts(MODELS[name]().double(), {"map": 1}, x)["map"].layouts[0] for name in list(MODELS)[:4]}
     assert [*layouts.values()] == [RowLayout(), RowLayout(1), RowLayout(), RowLayout(0, inner=True)]
 
 
@@ -163,14 +163,14 @@ def test_what_cannot_be_told_apart_by_samples_is_refused_with_the_reason() -> No
     x, _ = data()
     mixing = Net(lambda m, x: m.head(m.map(x - x.mean(0)).tanh().mean(1)), map=nn.Linear(D, 6), head=nn.Linear(6, 2))
     mixing.body = lambda m, x: (lambda h: m.head((h - h.mean(0)).mean(1)))(m.map(x))
-    assert "can't be told apart by samples" in legible(mixing.double(), {"map": 1}, x)["map"]
+    assert "can't be told apart by samples" in infer_batch_layouts(mixing.double(), {"map": 1}, x)["map"]
     loose = MODELS["module"]().double()
     loose.body = lambda m, x: (m.map(x), m.head(x.mean(1).repeat(1, 2)[:, :6]))[1]
-    found = legible(loose, {"map": 1, "head": 1}, x)
+    found = infer_batch_layouts(loose, {"map": 1, "head": 1}, x)
     assert found["map"] == "the model's outputs do not depend on map"
-    assert isinstance(found["head"], Reading)
+    assert isinstance(found["head"], BatchLayout)
     unseen = Net(lambda m, x: torch.einsum("ntd,md->nm", x, m.map.weight), map=nn.Linear(D, 2))
-    assert "inside a fused operation" in legible(unseen.double(), {"map": 1}, x)["map"]
+    assert "inside a fused operation" in infer_batch_layouts(unseen.double(), {"map": 1}, x)["map"]
 
 
 def test_a_forward_that_draws_at_random_leaves_the_global_state_alone() -> None:
@@ -180,7 +180,7 @@ def test_a_forward_that_draws_at_random_leaves_the_global_state_alone() -> None:
     )
     x, y = (torch.cat([part] * 5) for part in data())
     state = torch.get_rng_state()
-    found = senn.Grower(noisy, samples=20).consider([(x.float(), y)])
+    found = senn.Grower(noisy, samples=20).score_candidates([(x.float(), y)])
     assert found
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -199,9 +199,9 @@ def test_maps_that_cannot_be_read_are_named_by_the_grower() -> None:
     x, y = (torch.cat([part] * 5) for part in data())
     model = MODELS["module"]().double()
     # one use of two isn't seen: half of the gradient would be wrong
-    assert legible(model, {"map": 2}, x) == {"map": "map is also applied in a way that isn't read"}
+    assert infer_batch_layouts(model, {"map": 2}, x) == {"map": "map is also applied in a way that isn't read"}
     model.loose = nn.Linear(D, 2).double()
     model.body = lambda m, x: (m.loose(x), m.head(m.map(x).tanh().mean(1)))
     grower = senn.Grower(model, samples=20, output=lambda result: result[1])
     grower.observe(x, y)
-    assert grower.unread == {"loose": "the model's outputs do not depend on loose"}
+    assert grower.unreadable_maps == {"loose": "the model's outputs do not depend on loose"}

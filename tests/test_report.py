@@ -17,10 +17,10 @@ from report_cases import HOSTILE, folder_of, long_run, waves
 import senn
 from senn import SennError
 from senn.cli.main import main
-from senn.report import Told, compact, page
+from senn.report import RunReport, downsample_record, page
 from senn.report.compact import CANDIDATE, MOST_NAMES, results_shown
-from senn.report.page import SCRIPTS, asset, library, script_json
-from senn.training import GrowthSession, Recipe
+from senn.report.page import SCRIPTS, asset, charting_library, script_json
+from senn.training import GrowthSession, TrainConfig
 
 pytest.importorskip("vl_convert")
 
@@ -42,10 +42,10 @@ class Links(HTMLParser):
         self.found += [value for name, value in attrs if name in ("src", "href", "action", "data")]
 
 
-def test_a_consideration_keeps_all_candidates_and_their_figures():
+def test_a_growth_round_keeps_all_candidates_and_their_figures():
     run, _ = waves()
     record = next(one for one in run.history if one["event"] == "consideration")
-    told = compact(record)
+    told = downsample_record(record)
     every = [(1, one) for one in record["accepted"]] + [(0, one) for one in record["refused"]]
     assert len(told["rows"]) == len(every) > 0
     for row, (accepted, one) in zip(told["rows"], every, strict=True):
@@ -59,7 +59,7 @@ def test_a_consideration_keeps_all_candidates_and_their_figures():
 
 def test_numbers_that_json_has_not_become_null():
     end = {"event": "end", "validation": {"loss": math.nan}, "seconds": math.inf, "epochs": 3}
-    assert compact(end) == {"event": "end", "validation": {"loss": None}, "seconds": None, "epochs": 3}
+    assert downsample_record(end) == {"event": "end", "validation": {"loss": None}, "seconds": None, "epochs": 3}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_numbers_that_json_has_not_become_null():
 )
 def test_a_record_that_is_none_is_refused_in_one_sentence(record):
     with pytest.raises(SennError, match=r"^the run 'spoilt' is damaged: [^\n]+$"):
-        page([Told("spoilt", [record])])
+        page([RunReport("spoilt", [record])])
 
 
 def test_long_lists_of_names_are_cut_and_say_so():
@@ -89,7 +89,7 @@ def test_long_lists_of_names_are_cut_and_say_so():
 
 def test_the_page_refers_to_nothing_outside_and_holds_what_it_is_given():
     run, results = waves()
-    text = page([Told("waves", run.history, results, "class Net: pass")])
+    text = page([RunReport("waves", run.history, results, "class Net: pass")])
     links = Links(text)
     assert links.scripts == 3
     assert all(link.startswith(("#", "data:")) for link in links.found)
@@ -103,7 +103,7 @@ def test_the_page_refers_to_nothing_outside_and_holds_what_it_is_given():
 def test_names_cannot_break_out_of_the_page():
     run, results = waves()
     results = {**results, "data": {**results["data"], "target": HOSTILE, "classes": [HOSTILE, "\ud800"]}}
-    text = page([Told(HOSTILE, run.history, results, HOSTILE)])
+    text = page([RunReport(HOSTILE, run.history, results, HOSTILE)])
     assert Links(text).scripts == 3
     document = records_of(text)["runs"][0]
     assert document["name"] == document["code"] == document["results"]["data"]["target"] == HOSTILE
@@ -120,7 +120,7 @@ def test_json_in_a_script_says_the_same_and_has_no_markup():
 
 def test_runs_of_one_name_are_told_apart():
     run, results = waves()
-    names = [one["name"] for one in records_of(page([Told("same", run.history, results)] * 3))["runs"]]
+    names = [one["name"] for one in records_of(page([RunReport("same", run.history, results)] * 3))["runs"]]
     assert names == ["same", "same (2)", "same (3)"]
 
 
@@ -130,9 +130,9 @@ def test_the_example_of_a_loop_of_ones_own_makes_a_page(tmp_path, monkeypatch):
     y = (x[:, 0] * x[:, 1] > 0).long()
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    names = {"senn": senn, "Any": Any, "Path": Path, "page": page, "Told": Told, "x": x, "y": y, "model": model,
+    names = {"senn": senn, "Any": Any, "Path": Path, "page": page, "Told": RunReport, "x": x, "y": y, "model": model,
              "optimizer": optimizer, "loss": torch.nn.functional.cross_entropy, "GrowthSession": GrowthSession,
-             "Recipe": Recipe}  # fmt: skip
+             "Recipe": TrainConfig}  # fmt: skip
     code = re.search(r"::\n\n(.*?)\n\n    with `GrowthSession`", page.__doc__, re.S)[1]
     exec(textwrap.dedent(code), names)
     records = records_of(Path("own.html").read_text("utf-8"))["runs"][0]["records"]
@@ -144,7 +144,7 @@ def test_the_example_of_a_loop_of_ones_own_makes_a_page(tmp_path, monkeypatch):
 def test_five_hundred_changes_are_less_than_three_megabytes():
     history = long_run(500)
     assert sum(one["event"] == "growth" for one in history) == 500
-    size = len(page([Told("long", history)]).encode())
+    size = len(page([RunReport("long", history)]).encode())
     print(f"{size / 1e6:.2f} MB")
     assert size < 3e6
 
@@ -184,7 +184,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_has_come(folder, tmp_path):
     home.mkdir(parents=True)
     from senn import disk
 
-    disk.write(home / "run.json", disk.sealed({"format": "senn-run", "version": 1, "arguments": ["waves"]}))
+    disk.write(home / "run.json", disk.write_checksummed_json({"format": "senn-run", "version": 1, "arguments": ["waves"]}))
     lines = (folder / "history.jsonl").read_bytes().splitlines(keepends=True)
     (home / "history.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
     assert main(["report", str(tmp_path / "half"), "--out", str(tmp_path / "half.html")]) == 0
@@ -210,6 +210,6 @@ def test_a_report_replaces_nothing_but_a_page(folder, tmp_path, capsys):
 
 def test_the_missing_charting_library_is_one_sentence(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "vl_convert", None)
-    library.cache_clear()
+    charting_library.cache_clear()
     assert "pip install 'senn[cli]'" in refused(capsys, ["report", folder])
-    library.cache_clear()
+    charting_library.cache_clear()

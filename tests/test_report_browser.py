@@ -10,7 +10,7 @@ from report_cases import HOSTILE, long_run, waves
 
 from senn.cli.main import main
 from senn.cli.watch import Watch
-from senn.report import Told, page
+from senn.report import RunReport, page
 from senn.runs import read
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -173,14 +173,14 @@ def test_axe_finds_nothing(browser, pages, name):
 
 def test_the_theme_can_be_chosen(single):
     single.emulate_media(color_scheme="dark")
-    colour = "getComputedStyle(document.body).backgroundColor"
-    dark = single.evaluate(colour)
+    color = "getComputedStyle(document.body).backgroundColor"
+    dark = single.evaluate(color)
     single.click("#theme")
     assert single.inner_text("#theme") == "Theme: light"
-    assert single.evaluate(colour) != dark
+    assert single.evaluate(color) != dark
     single.click("#theme")
     assert single.inner_text("#theme") == "Theme: dark"
-    assert single.evaluate(colour) == dark
+    assert single.evaluate(color) == dark
     single.click("#theme")
     single.emulate_media(color_scheme="light")
 
@@ -265,7 +265,7 @@ def test_a_run_of_which_nothing_is_known_yet_is_a_page(browser, pages):
 
 
 def test_a_long_run_opens_and_can_be_moved_through(browser, tmp_path):
-    (tmp_path / "long.html").write_text(page([Told("long", long_run(500))]), "utf-8")
+    (tmp_path / "long.html").write_text(page([RunReport("long", long_run(500))]), "utf-8")
     with opened(browser, (tmp_path / "long.html").as_uri()) as tab:
         assert tab.locator(".rounds > li").count() == 250
         tab.evaluate("for (let at = 0; at < senn.player.steps.length; at += 10) senn.player.show(at)")
@@ -292,8 +292,8 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
             closing.join()
             assert "The run has ended" in tab.inner_text("#live")
             assert tab.evaluate("senn.stories[0].records.length") == len(run.history)
-            realised = [one["realised"] for one in run.history if one["event"] == "growth"]
-            assert sum(value is not None for value in realised) > 0
+            realized = [one["realised"] for one in run.history if one["event"] == "growth"]
+            assert sum(value is not None for value in realized) > 0
             tab.evaluate("senn.player.show(0)")  # it still moves
             assert "The start" in state(tab)
     with pytest.raises(OSError, match=r"."):

@@ -3,7 +3,7 @@
 import pytest
 from report_cases import waves
 
-from senn.report import compact
+from senn.report import downsample_record
 from senn.report.compact import CANDIDATE
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -32,7 +32,7 @@ def test_layers_are_followed_by_the_places_that_changes_name(single, before, aft
     assert [layer["width"] for layer in found] == after
 
 
-def test_changes_without_considerations_are_rounds_too(single):
+def test_changes_without_growth_rounds_are_rounds_too(single):
     run, _ = waves()
     records = [one for one in run.history if one["event"] != "consideration"]
     steps = sorted({one["step"] for one in records if one["event"] in ("growth", "rollback")})
@@ -65,7 +65,7 @@ def test_what_came_of_a_round_is_told_by_the_next_one(single):
     told = single.evaluate(
         "([records, columns]) => new Story({ name: 'live', records }, columns).rounds"
         ".flatMap((r) => r.changes.map((c) => c.realised))",
-        [[compact(one) for one in records], CANDIDATE],
+        [[downsample_record(one) for one in records], CANDIDATE],
     )
     known = [one["realised"] for one in run.history if one["event"] == "growth"]
     assert any(value is not None for value in known)

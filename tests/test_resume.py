@@ -10,20 +10,20 @@ from sklearn.datasets import load_digits
 
 from senn.errors import SennError
 from senn.persistence.state import packed, unpacked
-from senn.ranks import Ranks
-from senn.training import Callback, Recipe, train
-from senn.training.images import image_recipe, train_images
+from senn.ranks import Communicator
+from senn.training import Callback, TrainConfig, train
+from senn.training.images import image_config, train_images
 from senn.training.learner import build_model
-from senn.training.online import Online
+from senn.training.online import IncrementalTrainer
 
 _DIGITS = load_digits()
 X = torch.tensor(_DIGITS.data[:400] / 16, dtype=torch.float32)
 Y = torch.tensor(_DIGITS.target[:400])
 PIXELS = (X.view(-1, 1, 8, 8) * 255).to(torch.uint8)
-TABLE = Recipe(
-    epochs=5, batch_size=64, rounds=(0.05, 0.1, 0.3), removals=(0.6,), probe=128, candidates=6, hidden=(3,),
+TABLE = TrainConfig(
+    epochs=5, batch_size=64, addition_rounds=(0.05, 0.1, 0.3), pruning_rounds=(0.6,), max_scoring_samples=128, candidates_per_layer=6, hidden=(3,),
 )  # fmt: skip
-IMAGES = image_recipe(
+IMAGES = image_config(
     hidden=(4, 4), epochs=3, batch_size=64, rounds=(0.1, 0.5), removals=(0.7,), probe=64, candidates=4
 )
 CASES = {
@@ -42,7 +42,7 @@ class MemoryKeeper:
     """Keeps the states of some steps, as they would lie on a disk."""
 
     def __init__(self, state=None, wanted=()):
-        self.state, self.stopping, self.ranks = state, False, Ranks()
+        self.state, self.stopping, self.communicator = state, False, Communicator()
         self.wanted, self.asked, self.kept = wanted, 0, []
 
     def record(self, record):
@@ -101,17 +101,17 @@ def test_keeping_the_state_changes_nothing():
 def test_training_without_an_end_goes_on(tmp_path):
     def fresh():
         torch.manual_seed(0)
-        return Online(build_model(64, 10, recipe), recipe, "classification")
+        return IncrementalTrainer(build_model(64, 10, recipe), recipe, "classification")
 
     recipe = replace(TABLE, growing=20)
     ours = fresh()
     for start in (0, 100, 200):
-        ours.pass_over(X[start:][:100], Y[start:][:100])
+        ours.partial_fit(X[start:][:100], Y[start:][:100])
     theirs = fresh()
     theirs.load_state_dict(unpacked(*packed(ours.state_dict()), Path("state")))
     for start in (300, 0, 100, 200):
         rows = X[start:][:100], Y[start:][:100]
-        assert repr(ours.pass_over(*rows)) == repr(theirs.pass_over(*rows))
+        assert repr(ours.partial_fit(*rows)) == repr(theirs.partial_fit(*rows))
     assert ours.learner.events
     with pytest.raises(SennError):
         theirs.load_state_dict({"learner": {}})

@@ -23,10 +23,10 @@ from senn.cli.fit_arguments import FitArguments
 from senn.cli.main import main, parser
 from senn.cli.watch import Watch
 from senn.errors import SennError
-from senn.ranks import Ranks
+from senn.ranks import Communicator
 from senn.runs import FitOptions, RunFolder, read
 from senn.runs.folder import LOCK
-from senn.scoring import Survey
+from senn.scoring import ScoringSession
 from senn.training.progress import LinesCallback
 
 close = Watch.close
@@ -113,7 +113,7 @@ def wine(folder):
 def test_a_round_that_takes_long_is_given_up(tmp_path, whole, monkeypatch, capsys):
     """Nothing half-done is kept: the run goes on from before the round."""
     monkeypatch.setattr(signals, "PATIENCE", 0.01)
-    add, came = Survey.add, []
+    add, came = ScoringSession.add_batch, []
 
     def slow(self, *args):
         came.append(1)
@@ -123,7 +123,7 @@ def test_a_round_that_takes_long_is_given_up(tmp_path, whole, monkeypatch, capsy
                 time.sleep(0.01)
         return add(self, *args)
 
-    monkeypatch.setattr(Survey, "add", slow)
+    monkeypatch.setattr(ScoringSession, "add", slow)
     assert main([*ARGV, "--out", str(tmp_path / "run")]) == 143
     assert len(came) == 3
     assert main(["fit", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
@@ -234,7 +234,7 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
     message = refused(capsys, [*ARGV, "--out", tmp_path / "run"])
     assert "holds an unfinished run; go on with it: senn fit --resume" in message
     about = json.loads((tmp_path / "run" / "unfinished" / "run.json").read_text())
-    (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.sealed({**about, "version": 3}))
+    (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.write_checksummed_json({**about, "version": 3}))
     assert "has format version 3; this senn reads 1 and 2" in refused(capsys, cut)
     old = [{"version": 1, "arguments": one} for one in (["--resume=x"], ["wine", "--epochs=x"], [], [3], None)]
     for change in (
@@ -247,7 +247,7 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
     ):
         old.append({"options": {**about["options"], **change}})
     for change in [*old, {"options": {}}, {"options": None}]:
-        (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.sealed({**about, **change}))
+        (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.write_checksummed_json({**about, **change}))
         assert "run.json' is damaged: " in refused(capsys, cut)
 
 
@@ -327,7 +327,7 @@ def test_a_disk_that_is_really_full(tmp_path, whole, capsys):
 
 def test_what_a_forged_checkpoint_brings_about_is_one_sentence():
     """Wherever it shows, in training or when the network is scored; a fault without a checkpoint stays what it is."""
-    keeper = SimpleNamespace(state={"step": 1}, ranks=Ranks())
+    keeper = SimpleNamespace(state={"step": 1}, communicator=Communicator())
     with pytest.raises(SennError, match="can't go on from its checkpoint: IndexError: out of range"), _going_on(keeper):
         raise IndexError("out of range")
     keeper.state = None

@@ -24,7 +24,7 @@ def mixer() -> nn.Module:
 
 def grown(model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer, senn.Grower]:
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    return model, optimizer, senn.Grower(model, optimizer, policy=POLICY, proposals=FEW, seed=3)
+    return model, optimizer, senn.Grower(model, optimizer, policy=POLICY, candidate_config=FEW, seed=3)
 
 
 def rounds(model: nn.Module, optimizer: torch.optim.Optimizer, grower: senn.Grower, numbers: range) -> None:
@@ -44,7 +44,7 @@ def broken_off(model: nn.Module, optimizer: torch.optim.Optimizer, grower: senn.
     twin = copy.deepcopy(model)
     other = type(optimizer)(twin.parameters(), 3e-3)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    fresh = senn.Grower(twin, other, policy=POLICY, proposals=FEW, seed=8)
+    fresh = senn.Grower(twin, other, policy=POLICY, candidate_config=FEW, seed=8)
     fresh.load_state_dict(copy.deepcopy(grower.state_dict()))
     return twin, other, fresh
 
@@ -62,9 +62,9 @@ def test_what_follows_a_break_is_what_would_have_followed(build):
     fresh = twin[2]
     assert len(fresh.events) > 2
     assert repr([event.state() for event in fresh.events]) == repr([event.state() for event in grower.events])
-    assert repr(fresh.consideration) == repr(grower.consideration)
-    assert all(event.realised is not None for event in fresh.events[:-4])
-    assert [space.name for space in fresh.structure.spaces] == [space.name for space in grower.structure.spaces]
+    assert repr(fresh.last_round) == repr(grower.last_round)
+    assert all(event.realized_decrease is not None for event in fresh.events[:-4])
+    assert [group.name for group in fresh.graph.groups] == [group.name for group in grower.graph.groups]
     ours, theirs = twin[0].state_dict(), model.state_dict()
     assert [*ours] == [*theirs]
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -90,7 +90,7 @@ def test_a_state_is_a_copy():
         lambda state: state.update(open=[99]),
         lambda state: state.update(generator=torch.zeros(3, dtype=torch.uint8)),
         lambda state: state.update(rounds=None),
-        lambda state: state["events"][0].update(colour=1),
+        lambda state: state["events"][0].update(color=1),
         lambda state: state["consideration"].update(accepted=[1]),
         lambda state: state.update(known={"0": {"factor": 1}}),
     ],
@@ -132,5 +132,5 @@ def test_batches_that_raise_change_nothing(observed):
         assert repr(grower.state_dict()) == state
     for one in (ours, theirs):
         one[2].grow([(X[:300], Y[:300])])
-    assert repr(ours[2].consideration) == repr(theirs[2].consideration)
+    assert repr(ours[2].last_round) == repr(theirs[2].last_round)
     assert repr([event.state() for event in grower.events]) == repr([event.state() for event in theirs[2].events])

@@ -153,7 +153,7 @@ def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):
         assert found is None
         assert [reason.rpartition(": ")[2] for reason in reasons] == ["it is another checkpoint"] * 2
         about = json.loads((home / "run.json").read_text())
-        (home / "run.json").write_bytes(disk.sealed({**about, "data": "y"}))
+        (home / "run.json").write_bytes(disk.write_checksummed_json({**about, "data": "y"}))
     os.rename(home / "checkpoint-007", home / "checkpoint-006")
     os.rename(home / "checkpoint-005", home / "checkpoint-007")
     os.rename(home / "checkpoint-006", home / "checkpoint-005")
@@ -206,7 +206,7 @@ def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
         text = (place / "model.json").read_text()
         seen.add(text)
         assert read(path).history == [START, {**EPOCH, "loss": None}]
-        assert disk.opened(place / "results.json", "senn-run", 2)["files"]["model.json"]["sha256"] == disk.digest(
+        assert disk.read_checksummed_json(place / "results.json", "senn-run", 2)["files"]["model.json"]["sha256"] == disk.bytes_digest(
             text.encode()
         )
         if return_:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from senn import scores
-from senn.curvature.factors import Moments, cholesky, moments
-from senn.curvature.samples import Rowwise
+from senn.curvature.factors import KroneckerFactors, cholesky, kronecker_factors
+from senn.curvature.samples import PerSampleFactors
 from senn.errors import SennError
-from senn.scoring.gains import Fold, Ledger
-from senn.scoring.pruning_costs import PruningLedger
+from senn.scoring.gains import Fold, LayerGains
+from senn.scoring.pruning_costs import PruningCosts
 
 EXACT = 1e-12
 
@@ -125,7 +125,7 @@ def test_several_columns_per_unit_and_locations_equal_the_dense_sum_over_locatio
     """A convolution-shaped map under squared error of the sum of its outputs' own losses: every location a row."""
     a, new, dz = problem(4, n=240, p=3)
     T = 4
-    rows = moments(torch.cat([a, new], 1), dz, torch.randn(1, 2, dtype=torch.float64).expand(240, 2), locations=T)
+    rows = kronecker_factors(torch.cat([a, new], 1), dz, torch.randn(1, 2, dtype=torch.float64).expand(240, 2), locations=T)
     S = torch.eye(2, dtype=torch.float64)
     jacobian = torch.einsum("nc,mk->nmkc", a, torch.eye(2, dtype=a.dtype)).reshape(60, T, 2, -1)
     gradient = torch.einsum("ntmi,ntm->i", jacobian, dz.reshape(60, T, 2)) / 60
@@ -143,10 +143,10 @@ def test_heldout_gain_of_noise_is_negative_in_the_mean_and_the_fitted_gain_posit
         dz = torch.randn(120, 3, generator=g, dtype=torch.float64)
         new = torch.randn(120, 2, generator=g, dtype=torch.float64)
         x = torch.cat([a, new], 1)
-        ledger = Ledger(*(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2)
+        layer_gains = LayerGains(*(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2)
         columns = torch.tensor([[0, 1]])
-        fitted.append(ledger.gain(columns).item())
-        held.append(ledger.heldout(columns)[0].item())
+        fitted.append(layer_gains.gain(columns).item())
+        held.append(layer_gains.held_out_gain(columns)[0].item())
     mean, error = torch.tensor(held).mean(), torch.tensor(held).std() / math.sqrt(200)
     assert mean + 2 * error < 0
     assert min(fitted) > 0
@@ -159,11 +159,11 @@ def test_noise_adds_nothing_to_what_both_halves_agree_on():
     for seed in range(300):
         g = torch.Generator().manual_seed(seed)
         x, dz = (torch.randn(120, size, generator=g, dtype=torch.float64) for size in (4, 3))
-        ledger = Ledger(*(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2)
+        layer_gains = LayerGains(*(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2)
         gain = torch.tensor([[0, 1]])
-        pruning, unit = PruningLedger(ledger.inverse, ledger.after(weight), 1), torch.tensor([[0]])
-        squares.append([ledger.gain(gain).item(), pruning.costs(unit).item()])
-        agreed.append([ledger.agreed(gain).item(), pruning.agreed(unit).item()])
+        pruning, unit = PruningCosts(layer_gains.inverse, layer_gains.after(weight), 1), torch.tensor([[0]])
+        squares.append([layer_gains.gain(gain).item(), pruning.costs(unit).item()])
+        agreed.append([layer_gains.cross_fold_gain(gain).item(), pruning.cross_fold_costs(unit).item()])
     mean, error = torch.tensor(agreed).mean(0), torch.tensor(agreed).std(0) / math.sqrt(300)
     truth = torch.tensor([0.0, 3 * 0.3**2])
     assert ((mean - truth).abs() < 3 * error).all()
@@ -174,10 +174,10 @@ def test_noise_adds_nothing_to_what_both_halves_agree_on():
 def test_heldout_gain_of_a_real_unit_is_near_the_exact_gain():
     a, new, dz = problem(5, n=20000, p=2)
     x, S = torch.cat([a, new], 1), torch.eye(2, dtype=torch.float64)
-    ledger = Ledger(fold_of(x[::2], dz[::2], S), fold_of(x[1::2], dz[1::2], S), existing=4)
+    layer_gains = LayerGains(fold_of(x[::2], dz[::2], S), fold_of(x[1::2], dz[1::2], S), existing=4)
     columns = torch.tensor([[0, 1]])
-    assert ledger.heldout(columns)[0].item() == pytest.approx(ledger.gain(columns).item(), rel=0.05)
-    assert ledger.agreed(columns).item() == pytest.approx(ledger.gain(columns).item(), rel=0.05)
+    assert layer_gains.held_out_gain(columns)[0].item() == pytest.approx(layer_gains.gain(columns).item(), rel=0.05)
+    assert layer_gains.cross_fold_gain(columns).item() == pytest.approx(layer_gains.gain(columns).item(), rel=0.05)
 
 
 def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
@@ -185,43 +185,43 @@ def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
     signs = torch.randint(0, 2, dz.shape, generator=torch.Generator().manual_seed(0)).to(dz) * 2 - 1
     s = signs @ torch.linalg.cholesky(S).mT
     return Fold(
-        moments=Moments(rows=len(x), locations=1, inputs=x.mT @ x, cross=dz.mT @ x, outputs=S * len(x), read=len(x)),
-        samples=Rowwise(a=x, s=s, dz=dz),
+        moments=KroneckerFactors(rows=len(x), locations=1, input_cov=x.mT @ x, cross_cov=dz.mT @ x, grad_cov=S * len(x), n_rows_read=len(x)),
+        samples=PerSampleFactors(a=x, pseudo_grad=s, output_grad=dz),
     )
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_ledger_after_acceptance_equals_a_ledger_that_had_the_columns(seed: int):
+def test_layer_gains_after_acceptance_equals_a_layer_gains_that_had_the_columns(seed: int):
     """Accepting is elimination: the figures of the others are those of a larger map, in every fold."""
     a, new, dz = problem(seed, n=300, p=5)
     S = torch.eye(2, dtype=torch.float64)
     x = torch.cat([a, new], 1)
     parts = [slice(0, 150), slice(150, 300)]
     accepted, left = [1, 3], [0, 2, 4]
-    one = Ledger(*(fold_of(x[p], dz[p], S) for p in parts), existing=4)
+    one = LayerGains(*(fold_of(x[p], dz[p], S) for p in parts), existing=4)
     eta = one.eta
     gains = []
     for column in accepted:
         gains.append(one.gain(torch.tensor([[column]])).item())
-        one.accept(torch.tensor([column]))
+        one.eliminate(torch.tensor([column]))
     order = [0, 1, 2, 3, *(4 + u for u in accepted), *(4 + u for u in left)]
-    two = Ledger(*(fold_of(x[p][:, order], dz[p], S) for p in parts), existing=6)
+    two = LayerGains(*(fold_of(x[p][:, order], dz[p], S) for p in parts), existing=6)
     assert one.eta == pytest.approx(eta + sum(gains))
     assert one.eta == pytest.approx(two.eta, rel=1e-2)
     mine, theirs = torch.tensor([[u] for u in left]), torch.tensor([[u] for u in range(3)])
     torch.testing.assert_close(one.gain(mine), two.gain(theirs), rtol=2e-2, atol=2e-3)
     one.fit, one.held = (replace(account, taken=None) for account in (one.fit, one.held))  # the steps are not in `two`
-    torch.testing.assert_close(one.heldout(mine)[0], two.heldout(theirs)[0], rtol=2e-2, atol=2e-3)
+    torch.testing.assert_close(one.held_out_gain(mine)[0], two.held_out_gain(theirs)[0], rtol=2e-2, atol=2e-3)
 
 
 def test_a_duplicate_of_an_accepted_unit_is_worth_nothing():
     a, new, dz = problem(6, p=1)
     x, S = torch.cat([a, new, new], 1), torch.eye(2, dtype=torch.float64)
-    ledger = Ledger(fold_of(x[:100], dz[:100], S), fold_of(x[100:], dz[100:], S), existing=4)
-    before = ledger.gain(torch.tensor([[1]])).item()
-    ledger.accept(torch.tensor([0]))
-    assert ledger.gain(torch.tensor([[1]])).item() < 1e-2 * before
+    layer_gains = LayerGains(fold_of(x[:100], dz[:100], S), fold_of(x[100:], dz[100:], S), existing=4)
+    before = layer_gains.gain(torch.tensor([[1]])).item()
+    layer_gains.eliminate(torch.tensor([0]))
+    assert layer_gains.gain(torch.tensor([[1]])).item() < 1e-2 * before
 
 
 def test_pruning_cost_is_the_loss_after_exact_reoptimisation():
@@ -266,15 +266,15 @@ def test_functions_take_batches():
 
 def test_moments_merge_and_weights_of_zero_are_missing_rows():
     a, _, dz = problem(10)
-    whole = moments(a, dz, dz)
-    merged = moments(a[:50], dz[:50], dz[:50]) + moments(a[50:], dz[50:], dz[50:])
+    whole = kronecker_factors(a, dz, dz)
+    merged = kronecker_factors(a[:50], dz[:50], dz[:50]) + kronecker_factors(a[50:], dz[50:], dz[50:])
     torch.testing.assert_close(merged.A, whole.A)
     weights = torch.ones(200, dtype=torch.float64)
     weights[100:] = 0
     zero = dz * weights[:, None]
-    torch.testing.assert_close(moments(a, zero, zero, weights=weights).G, moments(a[:100], dz[:100], dz[:100]).G)
+    torch.testing.assert_close(kronecker_factors(a, zero, zero, weights=weights).G, kronecker_factors(a[:100], dz[:100], dz[:100]).G)
     with pytest.raises(SennError, match="cannot be merged"):
-        _ = whole + moments(a[:, :2], dz, dz)
+        _ = whole + kronecker_factors(a[:, :2], dz, dz)
 
 
 def test_cholesky_of_a_diverged_factor_is_refused():
@@ -290,7 +290,7 @@ def test_cholesky_of_dead_and_duplicate_units():
 
 
 def test_addition_limit_is_theorem_3_1():
-    assert scores.addition_limit(1.0, 2.5e-3) == pytest.approx(1 + math.log(400) / math.log(2))
+    assert scores.max_additions(1.0, 2.5e-3) == pytest.approx(1 + math.log(400) / math.log(2))
 
 
 def test_promises_of_units_accepted_one_after_another_add_up_to_no_more_than_lambda():
@@ -301,13 +301,13 @@ def test_promises_of_units_accepted_one_after_another_add_up_to_no_more_than_lam
     x = torch.cat([torch.ones(n, 1, dtype=torch.float64), sign, torch.where(curved, sign, -sign)], 1)
     dz, s = torch.where(curved, sign, 0.0), torch.where(curved, 1.0, 1e-3)
     parts = slice(0, n // 2), slice(n // 2, n)
-    folds = [Fold.of(moments(x[p], dz[p], s[p]), Rowwise(a=x[p], s=s[p], dz=dz[p])) for p in parts]
-    ledger = Ledger(*folds, existing=1)
-    first = ledger.heldout(torch.tensor([[0]]))[0].item()
+    folds = [Fold.of(kronecker_factors(x[p], dz[p], s[p]), PerSampleFactors(a=x[p], pseudo_grad=s[p], output_grad=dz[p])) for p in parts]
+    layer_gains = LayerGains(*folds, existing=1)
+    first = layer_gains.held_out_gain(torch.tensor([[0]]))[0].item()
     assert first == pytest.approx(0.5, rel=0.02)  # all of lambda, the mean of dz^2 / s^2
-    assert ledger.heldout(torch.tensor([[1]]))[0].item() == pytest.approx(first, rel=0.02)
-    ledger.accept(torch.tensor([0]))
-    assert abs(ledger.heldout(torch.tensor([[1]]))[0].item()) < 0.01
+    assert layer_gains.held_out_gain(torch.tensor([[1]]))[0].item() == pytest.approx(first, rel=0.02)
+    layer_gains.eliminate(torch.tensor([0]))
+    assert abs(layer_gains.held_out_gain(torch.tensor([[1]]))[0].item()) < 0.01
 
 
 def test_few_rows_say_the_same_through_their_products():
@@ -318,27 +318,27 @@ def test_few_rows_say_the_same_through_their_products():
     dz, s = (torch.randn(2 * n, m, generator=g, dtype=torch.float64) for _ in range(2))
 
     def fold(part: slice, few: bool) -> Fold:
-        found = moments(x[part], dz[part], s[part])
+        found = kronecker_factors(x[part], dz[part], s[part])
         if few:
             found = replace(found, inputs=x.new_empty(0), read=0.0)
-        return Fold.of(found, Rowwise(a=x[part], s=s[part], dz=dz[part]))
+        return Fold.of(found, PerSampleFactors(a=x[part], pseudo_grad=s[part], output_grad=dz[part]))
 
     parts = slice(0, n), slice(n, 2 * n)
-    few, whole = (Ledger(*(fold(part, kind) for part in parts), existing=c) for kind in (True, False))
+    few, whole = (LayerGains(*(fold(part, kind) for part in parts), existing=c) for kind in (True, False))
     assert type(few.inverse).__name__ == "InverseOfRows"
     assert type(whole.inverse).__name__ == "Inverse"
     columns = torch.tensor([[0, 1], [2, 3], [4, 5]])
     for accepted in (None, torch.tensor([2, 3])):
         if accepted is not None:
-            few.accept(accepted), whole.accept(accepted)
+            few.eliminate(accepted), whole.eliminate(accepted)
         assert few.eta == pytest.approx(whole.eta, rel=1e-6)
         left = columns if accepted is None else columns[::2]
         for figure in ("gain", "bound"):
             torch.testing.assert_close(getattr(few, figure)(left), getattr(whole, figure)(left), rtol=1e-5, atol=0)
-        for ours, theirs in zip(few.heldout(left), whole.heldout(left), strict=True):
+        for ours, theirs in zip(few.held_out_gain(left), whole.held_out_gain(left), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
     weight = torch.randn(m, c, generator=g, dtype=torch.float64)
-    ours, theirs = (PruningLedger(one.inverse, one.after(weight), 1) for one in (few, whole))
+    ours, theirs = (PruningCosts(one.inverse, one.after(weight), 1) for one in (few, whole))
     groups = torch.arange(c).view(-1, 4)
     torch.testing.assert_close(ours.costs(groups), theirs.costs(groups), rtol=1e-5, atol=0)
     ours.remove(groups[3]), theirs.remove(groups[3])

@@ -17,11 +17,11 @@ from skorch import NeuralNetClassifier, NeuralNetRegressor
 
 from senn import SennError, load, save
 from senn.skorch import SelfExpansion
-from senn.training import Recipe
+from senn.training import TrainConfig
 
 X, Y = load_wine(return_X_y=True)
 X = X.astype(np.float32)
-EARLY = Recipe(rounds=(0.1, 0.3), removals=(0.7,))
+EARLY = TrainConfig(addition_rounds=(0.1, 0.3), pruning_rounds=(0.7,))
 
 
 def small(outputs, last):

@@ -11,7 +11,7 @@ from structure_nets import batch
 from torch import Tensor, nn
 
 from senn.nn import Rational
-from senn.structure import analyse
+from senn.structure import analyze
 
 FEATURES, SAMPLES, TOKENS = 3, 4, 2
 
@@ -129,17 +129,17 @@ def test_claimed_columns_are_those_that_impulses_reach(steps, tokens, seed):
     with torch.no_grad():
         model(x)  # makes the parts
         model.eval()
-        structure = analyse(model, x)
+        graph = analyze(model, x)
         outputs: dict[str, Tensor] = {}
         maps = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         handles = [m.register_forward_hook(lambda *a, n=n: outputs.update({n: a[2]})) for n, m in maps.items()]
         model(x)
         for handle in handles:
             handle.remove()
-        for space in structure.spaces:
-            makers = [slot.module for slot in space.of("producer") if slot.tensor == "weight"]
-            for unit in range(space.width):
-                claimed = {slot.module: set(slot.index[unit].tolist()) for slot in space.of("consumer")}
+        for group in graph.groups:
+            makers = [coupled.module for coupled in group.dims_of("producer") if coupled.tensor == "weight"]
+            for unit in range(group.width):
+                claimed = {coupled.module: set(coupled.index[unit].tolist()) for coupled in group.dims_of("consumer")}
                 assert readers(model, x, outputs, makers, unit) == claimed
-    assert structure.linears == tuple(outputs)
-    assert "parts.out" in {refusal.place for refusal in structure.refused}
+    assert graph.scored_maps == tuple(outputs)
+    assert "parts.out" in {refusal.place for refusal in graph.refusals}

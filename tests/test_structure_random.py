@@ -22,8 +22,8 @@ from zoo import randomised
 
 import senn
 from senn.nn import Residual
-from senn.structure import Site, Structure, analyse
-from senn.surgery import Insert, Move, Prune, operate
+from senn.structure import InsertionPoint, DependencyGraph, analyze
+from senn.surgery import Insert, Move, Prune, transaction
 from senn.surgery.verify import output_change, outputs
 
 EXAMPLES = int(os.environ.get("SENN_EXAMPLES", "300"))
@@ -52,13 +52,13 @@ class Life:
     draw: st.DataObject
 
     def __post_init__(self) -> None:
-        self.saved: tuple[list[Tensor], Structure] | None = None
+        self.saved: tuple[list[Tensor], DependencyGraph] | None = None
         model = built(self.recipe)
-        self._begin(model, analyse(model, X))
-        assert self.structure.spaces or self.structure.refused
+        self._begin(model, analyze(model, X))
+        assert self.graph.groups or self.graph.refusals
 
-    def _begin(self, model: nn.Module, structure: Structure) -> None:
-        self.model, self.structure = model, structure
+    def _begin(self, model: nn.Module, graph: DependencyGraph) -> None:
+        self.model, self.graph = model, graph
         self.optimizer = torch.optim.Adam(model.parameters())
 
     def step(self, name: str) -> None:
@@ -75,28 +75,28 @@ class Life:
     def _moves(self, name: str) -> list[Move]:
         """A random move of a kind, or of any kind; none where the model has no place for it."""
         kind = self.draw.draw(st.sampled_from(("widen", "prune", "insert"))) if name == "undo" else name
-        wide = [space for space in self.structure.spaces if space.width > 2]
+        wide = [group for group in self.graph.groups if group.width > 2]
         if kind == "prune" and wide:
-            space = self.draw.draw(st.sampled_from(wide))
-            return [Prune(space.name, (self.draw.draw(st.integers(0, space.width - 1)),))]
-        if kind == "insert" and self.structure.sites:
-            return [inserted(self.draw.draw(st.sampled_from(self.structure.sites)))]
-        if kind == "widen" and self.structure.spaces:
+            group = self.draw.draw(st.sampled_from(wide))
+            return [Prune(group.name, (self.draw.draw(st.integers(0, group.width - 1)),))]
+        if kind == "insert" and self.graph.insertion_points:
+            return [inserted(self.draw.draw(st.sampled_from(self.graph.insertion_points)))]
+        if kind == "widen" and self.graph.groups:
             return [
-                self.draw.draw(st.sampled_from(widening(self.model, self.structure, self.draw.draw(st.integers(1, 2)))))
+                self.draw.draw(st.sampled_from(widening(self.model, self.graph, self.draw.draw(st.integers(1, 2)))))
             ]
         return []
 
     def _change(self, moves: Sequence[Move]) -> None:
         before = outputs(self.model, X)
-        receipt = operate(self.model, moves, self.structure, optimizer=self.optimizer, probe=X)
+        receipt = transaction(self.model, moves, self.graph, optimizer=self.optimizer, probe=X)
         if not isinstance(moves[0], Prune):
             assert output_change(before, outputs(self.model, X)) <= 1e-10
-        self.structure = receipt.structure or analyse(self.model, X, proven=self.structure)
+        self.graph = receipt.graph or analyze(self.model, X, proven=self.graph)
 
     def _there_and_back(self, moves: Sequence[Move]) -> None:
         held, before = copy.deepcopy(self.model.state_dict()), outputs(self.model, X)
-        operate(self.model, moves, self.structure, optimizer=self.optimizer, probe=X).undo()
+        transaction(self.model, moves, self.graph, optimizer=self.optimizer, probe=X).undo()
         state = self.model.state_dict()
         assert list(state) == list(held)
         assert all(torch.equal(value, held[name]) for name, value in state.items())
@@ -109,24 +109,24 @@ class Life:
 
     def _save(self) -> None:
         senn.save(self.folder, self.model)
-        self.saved = outputs(self.model, X), self.structure
+        self.saved = outputs(self.model, X), self.graph
 
     def _load(self) -> None:
         """Go on with what was last saved, in a freshly built model."""
         if self.saved is None:
             self._save()
         assert self.saved is not None
-        expected, structure = self.saved
+        expected, graph = self.saved
         model = senn.load(self.folder, into=built(self.recipe))
         assert all(map(torch.equal, outputs(model, X), expected))
-        self._begin(model, structure)
+        self._begin(model, graph)
 
 
-def inserted(site: Site) -> Insert:
+def inserted(insertion_point: InsertionPoint) -> Insert:
     """A layer before a linear layer or convolution that does nothing yet."""
-    if site.spatial:
-        return Insert(site.module, nn.PReLU(site.features, init=1.0))
-    return Insert(site.module, Residual(silent(site.features)))
+    if insertion_point.spatial:
+        return Insert(insertion_point.module, nn.PReLU(insertion_point.features, init=1.0))
+    return Insert(insertion_point.module, Residual(silent(insertion_point.features)))
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -136,6 +136,6 @@ def test_random_models_in_random_orders(recipe: Recipe, steps: list[str], data: 
         life = Life(recipe, folder, data)
         for step in steps:
             life.step(step)
-        names = {space.name: space.width for space in life.structure.spaces}
-        again = {space.name: space.width for space in analyse(life.model, X).spaces}
+        names = {group.name: group.width for group in life.graph.groups}
+        again = {group.name: group.width for group in analyze(life.model, X).groups}
         assert {name: again.get(name, 1) for name in names} == names  # a single unit may be undecidable

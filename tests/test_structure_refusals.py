@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from senn.errors import SennError, UnsupportedError
-from senn.structure import analyse, explain
+from senn.structure import analyze, explain
 
 OWN = "the model's own forward (Net)"
 UNKNOWN = "which isn't understood yet"
@@ -106,19 +106,19 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_spaces_say_why(case):
+def test_refused_groups_say_why(case):
     model, reason = REFUSED[case]
-    structure = analyse(model, batch(4, 3))
-    assert names(structure) == (["c"] if case == "gate" else [])
-    assert reasons(structure)["a"] == reason
-    assert {"a", "b"} & set(structure.linears)
+    graph = analyze(model, batch(4, 3))
+    assert names(graph) == (["c"] if case == "gate" else [])
+    assert reasons(graph)["a"] == reason
+    assert {"a", "b"} & set(graph.scored_maps)
 
 
-def test_a_space_whose_size_is_fixed_leaves_the_others():
+def test_a_group_whose_size_is_fixed_leaves_the_others():
     model = Net(lambda m, x: m.c(m.b(m.a(x)).view(5, 5)), a=(3, 4), b=(4, 5), c=(5, 2))
-    structure = analyse(model, batch(5, 3))
-    assert names(structure) == ["a"]
-    assert "with one more unit it fails (RuntimeError: shape '[5, 5]' is invalid" in reasons(structure)["b"]
+    graph = analyze(model, batch(5, 3))
+    assert names(graph) == ["a"]
+    assert "with one more unit it fails (RuntimeError: shape '[5, 5]' is invalid" in reasons(graph)["b"]
 
 
 @pytest.mark.parametrize(
@@ -134,119 +134,119 @@ def test_a_linear_map_that_must_keep_its_shape_fixes_both_its_sides(make, proble
     model = nn.Sequential(
         nn.Linear(3, 4), nn.ReLU(), make(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 6), nn.Linear(6, 2)
     )
-    structure = analyse(model, batch(5, 3))
-    assert structure.linears == ("0", "4", "5")
-    assert [site.module for site in structure.sites] == ["0", "4", "5"]
-    assert names(structure) == ["4"]
-    assert "2" in reasons(structure)["0"]
-    assert reasons(structure)["2"] == f"it {problem}"
+    graph = analyze(model, batch(5, 3))
+    assert graph.scored_maps == ("0", "4", "5")
+    assert [insertion_point.module for insertion_point in graph.insertion_points] == ["0", "4", "5"]
+    assert names(graph) == ["4"]
+    assert "2" in reasons(graph)["0"]
+    assert reasons(graph)["2"] == f"it {problem}"
 
 
-def test_a_linear_map_called_twice_is_one_space():
+def test_a_linear_map_called_twice_is_one_group():
     model = Net(
         lambda m, x: m.out(m.twice(m.twice(m.a(x)).relu())),
         a=(3, 4),
         twice=(4, 4),
         out=(4, 2),
     )
-    structure = analyse(model, batch(5, 3))
-    assert structure.linears == ("a", "twice", "out")
-    assert structure.map("twice").uses == 2
-    assert names(structure) == ["a"]
+    graph = analyze(model, batch(5, 3))
+    assert graph.scored_maps == ("a", "twice", "out")
+    assert graph.map("twice").uses == 2
+    assert names(graph) == ["a"]
 
 
 def test_tied_weights_that_read_units_and_data_are_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     model[2].weight = model[0].weight
-    structure = analyse(model, batch(5, 4))
-    assert structure.linears == ("0", "4")
-    assert reasons(structure)["0"] == "0.weight reads its units and also a tensor that has no units"
-    assert names(structure) == []
+    graph = analyze(model, batch(5, 4))
+    assert graph.scored_maps == ("0", "4")
+    assert reasons(graph)["0"] == "0.weight reads its units and also a tensor that has no units"
+    assert names(graph) == []
     model[2].weight = nn.Parameter(model[0].weight.data)  # another Parameter, the same memory
-    assert "shares its memory with" in reasons(analyse(model, batch(5, 4)))["0"]
+    assert "shares its memory with" in reasons(analyze(model, batch(5, 4)))["0"]
 
 
-def test_a_tied_carrier_makes_one_space():
+def test_a_tied_carrier_makes_one_group():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model[3].weight = model[1].weight
-    assert names(analyse(model, batch(5, 3))) == ["0"]
+    assert names(analyze(model, batch(5, 3))) == ["0"]
 
 
 def test_a_weight_whose_columns_are_outputs_grows_on_its_other_side_only():
     model = linear_pair(lambda m, x: m.b(m.a(x)) @ m.b.weight)
-    structure = analyse(model, batch(5, 3))
-    assert "a" in reasons(structure)
-    assert names(structure) == ["b"]
+    graph = analyze(model, batch(5, 3))
+    assert "a" in reasons(graph)
+    assert names(graph) == ["b"]
 
 
 def test_a_weight_used_without_calling_its_module_can_grow():
     model = linear_pair(lambda m, x: m.b(F.linear(x, m.a.weight, m.a.bias)))
-    structure = analyse(model, batch(5, 3))
-    assert structure.linears == ("a", "b")
-    assert names(structure) == ["a"]
+    graph = analyze(model, batch(5, 3))
+    assert graph.scored_maps == ("a", "b")
+    assert names(graph) == ["a"]
 
 
 def test_one_module_under_two_names_can_grow_but_takes_no_layer():
     model = Net(lambda m, x: m.b(m.a(x)), a=(3, 4), b=(4, 2))
     model.alias = model.a
-    structure = analyse(model, batch(5, 3))
-    assert names(structure) == ["a"]
-    assert [site.module for site in structure.sites] == ["b"]
-    assert reasons(structure)["a"] == "no layer can be inserted before it: the model holds it under two names"
+    graph = analyze(model, batch(5, 3))
+    assert names(graph) == ["a"]
+    assert [insertion_point.module for insertion_point in graph.insertion_points] == ["b"]
+    assert reasons(graph)["a"] == "no layer can be inserted before it: the model holds it under two names"
 
 
 def test_a_model_that_is_one_linear_map():
-    structure = analyse(nn.Linear(3, 2), batch(5, 3))
-    assert (structure.linears, structure.spaces, structure.sites) == (("weight",), (), ())
-    assert "(the model)" in explain(structure)
+    graph = analyze(nn.Linear(3, 2), batch(5, 3))
+    assert (graph.scored_maps, graph.groups, graph.insertion_points) == (("weight",), (), ())
+    assert "(the model)" in explain(graph)
 
 
 def test_unused_modules_and_parameters_are_named():
     model = linear_pair(lambda m, x: m.b(m.a(x)), spare=nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     model.register_parameter("left", nn.Parameter(batch(2)))
-    found = reasons(analyse(model, batch(5, 3)))
+    found = reasons(analyze(model, batch(5, 3)))
     assert found["spare.0"] == found["left"] == "it is never used in the forward pass"
 
 
 def test_what_has_no_rule_is_named_and_the_rest_still_works():
     model = Net(lambda m, x: m.c(m.b(torch.sort(m.a(x))[0])), a=(3, 4), b=(4, 5), c=(5, 2))
-    structure = analyse(model, batch(2, 3))
-    assert names(structure) == ["b"]
-    assert reasons(structure)["a"] == f"its units meet sort in {OWN}, {UNKNOWN}"
+    graph = analyze(model, batch(2, 3))
+    assert names(graph) == ["b"]
+    assert reasons(graph)["a"] == f"its units meet sort in {OWN}, {UNKNOWN}"
 
 
 def test_norms_after_a_residual_keep_the_stream_and_heads_but_not_the_feed_forward_part():
     layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=12, batch_first=True)
-    structure = analyse(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)), batch(2, 5, 4))
-    assert names(structure) == ["1.linear1"]
+    graph = analyze(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)), batch(2, 5, 4))
+    assert names(graph) == ["1.linear1"]
     assert torch.backends.mha.get_fastpath_enabled()
-    assert "1.norm1, 1.norm2 normalises over its units" in reasons(structure)["0"]
-    assert "follows that of 0" in reasons(structure)["1.self_attn.in_proj_weight"]
+    assert "1.norm1, 1.norm2 normalises over its units" in reasons(graph)["0"]
+    assert "follows that of 0" in reasons(graph)["1.self_attn.in_proj_weight"]
 
 
 def test_ignored_modules_keep_their_shapes():
     model = nn.Sequential(
         nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6)), nn.Linear(6, 7), nn.Linear(7, 2)
     )
-    structure = analyse(model, batch(5, 3), ignore=("1",))
-    assert names(structure) == ["2"]
-    assert structure.linears == ("0", "1.0", "1.1", "2", "3")
-    assert [site.module for site in structure.sites] == ["0", "2", "3"]
-    assert reasons(structure)["1.0"] == "it is ignored as asked"
-    assert reasons(structure)["0"] == "1.0, which reads its units, is ignored as asked"
+    graph = analyze(model, batch(5, 3), ignore=("1",))
+    assert names(graph) == ["2"]
+    assert graph.scored_maps == ("0", "1.0", "1.1", "2", "3")
+    assert [insertion_point.module for insertion_point in graph.insertion_points] == ["0", "2", "3"]
+    assert reasons(graph)["1.0"] == "it is ignored as asked"
+    assert reasons(graph)["0"] == "1.0, which reads its units, is ignored as asked"
     with pytest.raises(SennError, match="no module named 'nowhere'"):
-        analyse(model, batch(5, 3), ignore=["nowhere"])
+        analyze(model, batch(5, 3), ignore=["nowhere"])
 
 
 def test_bad_requests_are_one_sentence():
     model = nn.Sequential(nn.Linear(3, 2))
     with pytest.raises(SennError, match="forward pass fails on the example inputs: RuntimeError: mat1 and mat2"):
-        analyse(model, batch(5, 4))
+        analyze(model, batch(5, 4))
     with pytest.raises(SennError, match="hold no sample"):
-        analyse(model, torch.zeros(0, 3))
+        analyze(model, torch.zeros(0, 3))
     with pytest.raises(SennError, match="not a function"):
-        analyse(lambda x: x, batch(5, 3))
+        analyze(lambda x: x, batch(5, 3))
     with pytest.raises(SennError, match=r"0\.weight has no shape yet"):
-        analyse(nn.Sequential(nn.LazyLinear(3)), batch(5, 3))
+        analyze(nn.Sequential(nn.LazyLinear(3)), batch(5, 3))
     with pytest.raises(UnsupportedError, match="returns a Box"):
-        analyse(Net(lambda m, x: type("Box", (), {})()), batch(5, 3))
+        analyze(Net(lambda m, x: type("Box", (), {})()), batch(5, 3))

@@ -13,8 +13,8 @@ from surgery_cases import Concat, mlp, net, train, widen
 from torch import Tensor, nn, optim
 
 from senn.errors import SennError, SurgeryError, UnsupportedError
-from senn.structure import analyse
-from senn.surgery import Insert, Prune, operate
+from senn.structure import analyze
+from senn.surgery import Insert, Prune, transaction
 
 OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
     "sgd": (optim.SGD, {"lr": 0.1}),
@@ -60,7 +60,7 @@ def make(name: str, model: nn.Module) -> optim.Optimizer:
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *SPECIAL])
 def test_state_follows_by_position_and_training_goes_on(name: str) -> None:
-    model, structure = net()
+    model, graph = net()
     optimizer = make(name, model)
     train(model, optimizer, 4)
     old = {
@@ -70,8 +70,8 @@ def test_state_follows_by_position_and_training_goes_on(name: str) -> None:
     group, params = optimizer.param_groups[0], optimizer.param_groups[0]["params"]
     order = [n for p in params for n, (q, _) in old.items() if q is p]
 
-    moves = [widen(model, structure, "0", 3), Prune("2", (1,))]
-    operate(model, moves, structure, optimizer=optimizer)
+    moves = [widen(model, graph, "0", 3), Prune("2", (1,))]
+    transaction(model, moves, graph, optimizer=optimizer)
 
     assert optimizer.param_groups[0] is group
     assert group["params"] is params
@@ -121,15 +121,15 @@ def test_grown_net_trains_as_if_it_had_been_wide_with_silent_units(name: str) ->
     """Silent units (all weights zero, tanh) get no gradient: waking them up is what growth must equal."""
     torch.manual_seed(1)
     small, wide = mlp([3, 4, 2]).double(), mlp([3, 6, 2]).double()
-    structure = analyse(small, X)
+    graph = analyze(small, X)
     with torch.no_grad():
         for p, q in zip(wide.parameters(), small.parameters(), strict=True):
             p.zero_()[tuple(slice(0, size) for size in q.shape)] = q
     optimizers = make(name, small), make(name, wide)
     for model, optimizer in zip((small, wide), optimizers, strict=True):
         train(model, optimizer, 3)
-    move = widen(small, structure, "0", 2)
-    operate(small, [move], structure, optimizer=optimizers[0], probe=X)
+    move = widen(small, graph, "0", 2)
+    transaction(small, [move], graph, optimizer=optimizers[0], probe=X)
     with torch.no_grad():
         wide[0].weight[4:] = move.values["0.weight"]
         wide[0].bias[4:] = move.values["0.bias"]
@@ -145,7 +145,7 @@ def test_grown_net_trains_as_if_it_had_been_wide_with_silent_units(name: str) ->
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *SPECIAL])
 def test_undo_gives_the_same_objects_back(name: str) -> None:
-    model, structure = net()
+    model, graph = net()
     optimizer = make(name, model)
     train(model, optimizer, 2)
     params = list(model.named_parameters())
@@ -153,7 +153,7 @@ def test_undo_gives_the_same_objects_back(name: str) -> None:
     states = dict(optimizer.state)
     saved = copy.deepcopy(optimizer.state_dict())
     grads = [p.grad for _, p in params]
-    receipt = operate(model, [widen(model, structure, "2", 2), Prune("0", (4, 0))], structure, optimizer=optimizer)
+    receipt = transaction(model, [widen(model, graph, "2", 2), Prune("0", (4, 0))], graph, optimizer=optimizer)
     receipt.undo()
     assert [(n, id(p)) for n, p in model.named_parameters()] == [(n, id(p)) for n, p in params]
     assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], held, strict=True))
@@ -169,32 +169,32 @@ def test_undo_gives_the_same_objects_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "sgd-fused", "adam-fused", "adam-foreach", "adafactor", "muon", "lbfgs"])
 def test_undo_is_refused_after_a_step(name: str) -> None:
-    model, structure = net()
+    model, graph = net()
     optimizer = make(name, model)
     train(model, optimizer, 1)
-    receipt = operate(model, [widen(model, structure, "2", 2)], structure, optimizer=optimizer)
+    receipt = transaction(model, [widen(model, graph, "2", 2)], graph, optimizer=optimizer)
     train(model, optimizer, 1)
     with pytest.raises(SurgeryError, match="'2' can't be undone: the model has been trained since"):
         receipt.undo()
 
 
 def test_undo_is_refused_after_loading_an_optimizer_state() -> None:
-    model, structure = net()
+    model, graph = net()
     optimizer = make("adam", model)
-    receipt = operate(model, [widen(model, structure, "2", 2)], structure, optimizer=optimizer)
+    receipt = transaction(model, [widen(model, graph, "2", 2)], graph, optimizer=optimizer)
     optimizer.load_state_dict(optimizer.state_dict())
     with pytest.raises(SurgeryError, match="changed again since"):
         receipt.undo()
 
 
 def test_a_new_layer_joins_the_group_of_its_map_in_model_order() -> None:
-    model, structure = net()
+    model, graph = net()
     names = dict(model.named_parameters())
     last = [(n, p) for n, p in names.items() if n.startswith("4")]
     others = [(n, p) for n, p in names.items() if not n.startswith("4")]
     optimizer = optim.SGD([{"params": last, "lr": 0.5}, {"params": others}], lr=0.1)
-    operate(
-        model, [Insert("2", nn.Sequential(nn.Linear(5, 5, bias=False)), torch.eye(5))], structure, optimizer=optimizer
+    transaction(
+        model, [Insert("2", nn.Sequential(nn.Linear(5, 5, bias=False)), torch.eye(5))], graph, optimizer=optimizer
     )
     now = {p: n for n, p in model.named_parameters()}
     expected = ["0.weight", "0.bias", "2.0.weight", "2.1.weight", "2.1.bias"]
@@ -211,7 +211,7 @@ def inserted(groups: list[list[str]], biased: bool = True) -> list[list[str]]:
     names = dict(model.named_parameters())
     optimizer = optim.SGD([{"params": [names[name] for name in group]} for group in groups], lr=0.1)
     layer = nn.Sequential(nn.Linear(5, 5), nn.PReLU(5)).double()
-    operate(model, [Insert("2", layer)], analyse(model, X), optimizer=optimizer)
+    transaction(model, [Insert("2", layer)], analyze(model, X), optimizer=optimizer)
     now = {p: n for n, p in model.named_parameters()}
     return [[now[p] for p in group["params"]] for group in optimizer.param_groups]
 
@@ -232,7 +232,7 @@ def test_parameters_of_a_new_layer_join_those_of_their_names() -> None:
 
 @pytest.mark.parametrize("name", [n for n in [*OPTIMIZERS, *SPECIAL] if n != "muon"])
 def test_an_inserted_layer_trains(name: str) -> None:
-    model, structure = net()
+    model, graph = net()
     optimizer = make(name, model)
     train(model, optimizer, 2)
     layer = nn.Sequential(nn.Linear(5, 5), nn.PReLU(5, init=1.0)).double()
@@ -240,7 +240,7 @@ def test_an_inserted_layer_trains(name: str) -> None:
         layer[0].weight.copy_(torch.eye(5))
         layer[0].bias.zero_()
     before = train(model, optimizer, 1)[0]
-    operate(model, [Insert("2", layer)], structure, optimizer=optimizer, probe=X)
+    transaction(model, [Insert("2", layer)], graph, optimizer=optimizer, probe=X)
     start = [p.detach().clone() for p in model.parameters()]
     assert list(model.parameters()) == optimizer.param_groups[0]["params"]
     after = train(model, optimizer, 6)
@@ -249,30 +249,30 @@ def test_an_inserted_layer_trains(name: str) -> None:
 
 
 def test_muon_refuses_a_layer_with_vectors() -> None:
-    model, structure = net()
+    model, graph = net()
     optimizer = make("muon", model)
     with pytest.raises(UnsupportedError, match="Muon can't train the new parameters"):
-        operate(model, [Insert("2", nn.Linear(5, 5), torch.eye(5))], structure, optimizer=optimizer)
+        transaction(model, [Insert("2", nn.Linear(5, 5), torch.eye(5))], graph, optimizer=optimizer)
     assert optimizer.param_groups[0]["params"] == [p for p in model.parameters() if p.dim() == 2]
 
 
 def test_an_optimizer_of_another_model_is_refused() -> None:
-    model, structure = net()
+    model, graph = net()
     with pytest.raises(SennError, match=r"doesn't hold the model's parameters \(first: '0.weight'\)"):
-        operate(model, [widen(model, structure, "0", 1)], structure, optimizer=make("adam", net()[0]))
+        transaction(model, [widen(model, graph, "0", 1)], graph, optimizer=make("adam", net()[0]))
     with pytest.raises(UnsupportedError, match="not a str"):
-        operate(model, [widen(model, structure, "0", 1)], structure, optimizer="adam")
+        transaction(model, [widen(model, graph, "0", 1)], graph, optimizer="adam")
 
 
 def test_frozen_parameters_may_be_missing_and_a_new_layer_needs_a_group() -> None:
-    model, structure = net()
+    model, graph = net()
     for p in model[0].parameters():
         p.requires_grad_(False)
     optimizer = optim.Adam([p for p in model.parameters() if p.requires_grad])
     train(model, optimizer, 1)
-    operate(model, [widen(model, structure, "2", 1)], structure, optimizer=optimizer, probe=X)
+    transaction(model, [widen(model, graph, "2", 1)], graph, optimizer=optimizer, probe=X)
     with pytest.raises(SennError, match="doesn't hold the weight of '0'"):
-        operate(model, [Insert("0", nn.Linear(3, 3), torch.eye(3))], structure, optimizer=optimizer)
+        transaction(model, [Insert("0", nn.Linear(3, 3), torch.eye(3))], graph, optimizer=optimizer)
     assert isinstance(model[0], nn.Linear)
 
 
@@ -285,12 +285,12 @@ def test_state_that_is_not_understood_is_refused_by_name_and_rolled_back() -> No
                     self.state[p]["blocks"] = torch.zeros(p.numel() + 1)
             return result
 
-    model, structure = net()
+    model, graph = net()
     optimizer = Odd(model.parameters(), lr=0.1)
     train(model, optimizer, 1)
     params, states = list(model.parameters()), dict(optimizer.state)
     with pytest.raises(UnsupportedError, match="'blocks' in the state of Odd has shape"):
-        operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer)
+        transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer)
     assert all(p is q for p, q in zip(model.parameters(), params, strict=True))
     assert dict(optimizer.state) == states
 
@@ -300,26 +300,26 @@ def test_an_optimizer_whose_step_needs_arguments_starts_new_entries_at_zero() ->
         def step(self, inputs: Tensor, targets: Tensor) -> None:
             super().step()
 
-    model, structure = net()
+    model, graph = net()
     optimizer = Needy(model.parameters(), lr=0.1, momentum=0.9)
     (model(X) - Y).square().mean().backward()
     optimizer.step(X, Y)
     old = optimizer.state[model[0].weight]["momentum_buffer"].clone()
-    operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer, probe=X)
+    transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer, probe=X)
     new = optimizer.state[model[0].weight]["momentum_buffer"]
     assert torch.equal(new[:5], old)
     assert not new[5:].any()
 
 
-def test_two_spaces_of_one_tensor_carry_state_in_the_middle() -> None:
+def test_two_groups_of_one_tensor_carry_state_in_the_middle() -> None:
     torch.manual_seed(0)
     model = Concat().double()
-    structure = analyse(model, X)
+    graph = analyze(model, X)
     optimizer = make("adam", model)
     train(model, optimizer, 2)
     old = optimizer.state[model.fc.weight]["exp_avg"].clone()
-    moves = [widen(model, structure, "a", 2), widen(model, structure, "b", 1)]
-    operate(model, moves, structure, optimizer=optimizer, probe=X)
+    moves = [widen(model, graph, "a", 2), widen(model, graph, "b", 1)]
+    transaction(model, moves, graph, optimizer=optimizer, probe=X)
     new = optimizer.state[model.fc.weight]["exp_avg"]
     assert torch.equal(new[:, [0, 1, 2, 3, 6, 7, 8, 9, 10]], old)
     assert not new[:, [4, 5, 11]].any()

@@ -9,8 +9,8 @@ from surgery_cases import everything, identity_layer, silent, widen
 from torch import Tensor, nn
 
 from senn.nn import Rational, Residual
-from senn.structure import analyse
-from senn.surgery import Insert, Prune, Receipt, new_parameters, operate
+from senn.structure import analyze
+from senn.surgery import Insert, Prune, Receipt, new_parameters, transaction
 
 X = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 ACTIVATIONS = (lambda n: nn.Tanh(), lambda n: nn.PReLU(n), lambda n: Rational.identity(n), lambda n: nn.BatchNorm1d(n))
@@ -91,24 +91,24 @@ def test_any_sequence_of_moves_keeps_model_and_optimizer_together(
             receipt.undo()
             assert everything(model, optimizer) == held
         elif action in ("widen", "prune", "insert"):
-            structure = analyse(model, X)
-            if not structure.spaces:
+            graph = analyze(model, X)
+            if not graph.groups:
                 continue
-            space = structure.spaces[which % len(structure.spaces)]
-            site = structure.sites[which % len(structure.sites)]
+            group = graph.groups[which % len(graph.groups)]
+            insertion_point = graph.insertion_points[which % len(graph.insertion_points)]
             if action == "widen":
-                move = widen(model, structure, space.name, count, seed=which)
+                move = widen(model, graph, group.name, count, seed=which)
             elif action == "prune":
-                if space.width <= count:
+                if group.width <= count:
                     continue
-                move = Prune(space.name, tuple((which + k) % space.width for k in range(count)))
-            elif which % 2 and model.get_submodule(site.module).bias is not None:
-                move = Insert(site.module, *identity_layer(site.features, torch.float64))
+                move = Prune(group.name, tuple((which + k) % group.width for k in range(count)))
+            elif which % 2 and model.get_submodule(insertion_point.module).bias is not None:
+                move = Insert(insertion_point.module, *identity_layer(insertion_point.features, torch.float64))
             else:
-                move = Insert(site.module, Residual(silent(site.features)))
+                move = Insert(insertion_point.module, Residual(silent(insertion_point.features)))
             held = everything(model, optimizer)
-            expected = sum(p.numel() for p in model.parameters()) + new_parameters(model, structure, move)
-            receipt = operate(model, [move], structure, optimizer=optimizer, probe=X)
+            expected = sum(p.numel() for p in model.parameters()) + new_parameters(model, graph, move)
+            receipt = transaction(model, [move], graph, optimizer=optimizer, probe=X)
             receipts.append((receipt, held))
             assert sum(p.numel() for p in model.parameters()) == expected
             assert action == "prune" or receipt.output_change < 1e-10

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.nn import Residual
-from senn.structure import LinearMap, Site, Space, Structure, analyse
-from senn.surgery import Insert, Prune, Widen, carry_out, operate
+from senn.structure import LinearMap, InsertionPoint, ChannelGroup, DependencyGraph, analyze
+from senn.surgery import Insert, Prune, Widen, apply_moves, transaction
 
 
 def test_undo_restores_everything_in_reverse_order() -> None:
@@ -25,10 +25,10 @@ def test_undo_restores_everything_in_reverse_order() -> None:
     optimizer.step()
     states, receipts = [], []
     for _ in range(3):
-        now = analyse(model, X)
+        now = analyze(model, X)
         states.append(everything(model, optimizer))
         moves = [widen(model, now, "0", 1), Prune("3", (0,)) if len(states) < 3 else Insert("6", *identity_layer(2))]
-        receipts.append(operate(model, moves, now, optimizer=optimizer, probe=X))
+        receipts.append(transaction(model, moves, now, optimizer=optimizer, probe=X))
     with pytest.raises(SurgeryError, match="changed again since"):
         receipts[0].undo()
     while receipts:
@@ -41,8 +41,8 @@ def test_undo_restores_everything_in_reverse_order() -> None:
 
 @pytest.mark.parametrize("edit", ["data", "buffer"])
 def test_undo_sees_changes_that_no_optimizer_made(edit: str) -> None:
-    model, structure = case("batch norm")
-    receipt = operate(model, [widen(model, structure, "0", 1)], structure, probe=X)
+    model, graph = case("batch norm")
+    receipt = transaction(model, [widen(model, graph, "0", 1)], graph, probe=X)
     if edit == "data":
         model[6].weight.data[0, 0] += 1e-6
     else:
@@ -78,19 +78,19 @@ BAD: dict[str, tuple[Callable[[Widen], Any], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_moves_leave_everything_as_it_was(name: str) -> None:
-    model, structure = case("batch norm")
+    model, graph = case("batch norm")
     optimizer = torch.optim.Adam(model.named_parameters())
     averaged = torch.optim.swa_utils.AveragedModel(model)
     model(X).sum().backward()
     optimizer.step()
     move, message = BAD[name]
-    good = widen(model, structure, "3", 1)
+    good = widen(model, graph, "3", 1)
     held = everything(model, optimizer) + everything(averaged)
     with pytest.raises(SennError, match=message):
-        operate(
+        transaction(
             model,
-            [good, move(widen(model, structure, "0", 2))],
-            structure,
+            [good, move(widen(model, graph, "0", 2))],
+            graph,
             optimizer=optimizer,
             averaged=[averaged],
             probe=X,
@@ -102,7 +102,7 @@ def test_bad_moves_leave_everything_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("stage", range(8))
 def test_a_failure_at_any_stage_rolls_back_whole(stage: int, error: type[BaseException]) -> None:
     """The n-th event (forward passes of model and average, two losses, the optimizer's blank step) fails."""
-    model, structure = case("batch norm")
+    model, graph = case("batch norm")
     events: list[str] = []
 
     def event(name: str) -> None:
@@ -127,11 +127,11 @@ def test_a_failure_at_any_stage_rolls_back_whole(stage: int, error: type[BaseExc
         event("loss")
         return 0.0
 
-    moves = [widen(model, structure, "0", 2), Insert("6", *identity_layer(4))]
+    moves = [widen(model, graph, "0", 2), Insert("6", *identity_layer(4))]
     held = everything(model, optimizer) + everything(averaged)
     state = torch.get_rng_state()
     with pytest.raises(SennError if error is RuntimeError else error):
-        operate(model, moves, structure, optimizer=optimizer, averaged=[averaged], probe=X, loss=loss)
+        transaction(model, moves, graph, optimizer=optimizer, averaged=[averaged], probe=X, loss=loss)
     assert len(events) == stage + 1
     assert everything(model, optimizer) + everything(averaged) == held
     assert torch.equal(torch.get_rng_state(), state)
@@ -148,15 +148,15 @@ def test_a_function_that_depends_on_the_width_is_rolled_back() -> None:
             return self.b(h) / (h.shape[1] if self.sly else 4)
 
     model = Sly()
-    structure = analyse(model, X)
+    graph = analyze(model, X)
     model.sly = True
     held = everything(model)
     with pytest.raises(
         SurgeryError, match=r"the change of 'a' was rolled back: it changed the outputs by 0\.\d+ of their"
     ):
-        operate(model, [widen(model, structure, "a", 1)], structure, probe=X)
+        transaction(model, [widen(model, graph, "a", 1)], graph, probe=X)
     assert everything(model) == held
-    operate(model, [widen(model, structure, "a", 1)], structure, probe=X, tolerance=0.5)
+    transaction(model, [widen(model, graph, "a", 1)], graph, probe=X, tolerance=0.5)
 
 
 def test_an_inserted_layer_must_be_run_by_the_forward_pass() -> None:
@@ -172,77 +172,77 @@ def test_an_inserted_layer_must_be_run_by_the_forward_pass() -> None:
     model = Listed()
     held = everything(model)
     with pytest.raises(SurgeryError, match="the forward pass doesn't run the layer inserted before 'b'"):
-        operate(model, [Insert("b", Residual(nn.Sequential(nn.Linear(4, 4))))], analyse(model, X), probe=X)
+        transaction(model, [Insert("b", Residual(nn.Sequential(nn.Linear(4, 4))))], analyze(model, X), probe=X)
     assert everything(model) == held
 
 
-def test_sites_that_cannot_take_a_layer_are_refused_by_name() -> None:
+def test_insertion_points_that_cannot_take_a_layer_are_refused_by_name() -> None:
     alone = nn.Linear(3, 2)
     with pytest.raises(UnsupportedError, match="before '': it is the model itself"):
-        carry_out(
+        apply_moves(
             alone,
             [Insert("", nn.Identity())],
-            Structure(
-                maps=(LinearMap(name="", weight="weight", bias="bias"),),
-                spaces=(),
-                sites=(Site(module="", features=3, activation="ReLU"),),
+            DependencyGraph(
+                linear_maps=(LinearMap(name="", weight="weight", bias="bias"),),
+                groups=(),
+                insertion_points=(InsertionPoint(module="", features=3, activation="ReLU"),),
             ),
         )
-    model, structure = case("mlp")
+    model, graph = case("mlp")
     model.extra = model[2]
     with pytest.raises(UnsupportedError, match="before '2': it is held under 2 names"):
-        carry_out(model, [Insert("2", nn.Identity())], structure)
-    model, structure = case("mlp")
-    both = [widen(model, structure, "0", 1), Insert("2", nn.Identity())]
+        apply_moves(model, [Insert("2", nn.Identity())], graph)
+    model, graph = case("mlp")
+    both = [widen(model, graph, "0", 1), Insert("2", nn.Identity())]
     with pytest.raises(SennError, match="a layer before '2' and a change of its inputs"):
-        carry_out(model, both, structure)
+        apply_moves(model, both, graph)
     with pytest.raises(SennError, match="two layers before '2'"):
-        carry_out(model, [Insert("2", nn.Identity()), Insert("2", nn.Identity())], structure)
-    model, structure = case("no bias")
+        apply_moves(model, [Insert("2", nn.Identity()), Insert("2", nn.Identity())], graph)
+    model, graph = case("no bias")
     with pytest.raises(SennError, match="'2' has no bias that could take the inserted layer's shift"):
-        carry_out(model, [Insert("2", nn.Identity(), None, torch.ones(4))], structure)
+        apply_moves(model, [Insert("2", nn.Identity(), None, torch.ones(4))], graph)
     with pytest.raises(SennError, match="'2' has no bias, so the last column"):
-        carry_out(model, [Prune("0", (0,), {"2": torch.ones(1, 4)})], structure)
+        apply_moves(model, [Prune("0", (0,), {"2": torch.ones(1, 4)})], graph)
 
 
 def test_quanta_and_copies_of_another_shape_are_refused() -> None:
-    model, structure = case("mlp")
-    old = structure.space("0")
-    pairs = Structure(
-        maps=structure.maps,
-        spaces=(Space(name="0", width=5, slots=old.slots, attributes=old.attributes, quantum=2),),
-        sites=structure.sites,
+    model, graph = case("mlp")
+    old = graph.group("0")
+    pairs = DependencyGraph(
+        linear_maps=graph.linear_maps,
+        groups=(ChannelGroup(name="0", width=5, dims=old.dims, attributes=old.attributes, granularity=2),),
+        insertion_points=graph.insertion_points,
     )
     with pytest.raises(SennError, match="'0' widens by multiples of 2, not by 1"):
-        carry_out(model, [widen(model, pairs, "0", 1)], pairs)
+        apply_moves(model, [widen(model, pairs, "0", 1)], pairs)
     with pytest.raises(SennError, match="in multiples of 2, not 1"):
-        carry_out(model, [Prune("0", (0,))], pairs)
+        apply_moves(model, [Prune("0", (0,))], pairs)
     other, _ = case("mlp")
-    carry_out(other, [widen(other, structure, "0", 1)], structure)
+    apply_moves(other, [widen(other, graph, "0", 1)], graph)
     held = everything(model)
     with pytest.raises(SennError, match=r"'0.weight' has shape \(6, 3\) in one copy of the model, \(5, 3\) in another"):
-        operate(model, [widen(model, structure, "0", 1)], structure, averaged=[other])
+        transaction(model, [widen(model, graph, "0", 1)], graph, averaged=[other])
     assert everything(model) == held
     with pytest.raises(
         SennError, match=r"'4.weight' has shape \(2, 4\), which doesn't fit the structure|no unit|has shape"
     ):
-        carry_out(mlp([3, 4, 2]), [widen(model, structure, "0", 1)], structure)
+        apply_moves(mlp([3, 4, 2]), [widen(model, graph, "0", 1)], graph)
 
 
 def test_looking_leaves_modes_and_random_state_alone() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 2))
     model[1].eval()
-    structure = analyse(model, X)
-    moves = [widen(model, structure, "0", 2), Insert("0", *identity_layer(3))]
+    graph = analyze(model, X)
+    moves = [widen(model, graph, "0", 2), Insert("0", *identity_layer(3))]
     state = torch.get_rng_state()
-    operate(model, moves, structure, probe=X)
+    transaction(model, moves, graph, probe=X)
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model] == [True, False, True, True]
     assert model[0][0].training
 
 
 def test_many_growths_leave_nothing_behind() -> None:
-    model, structure = case("mlp")
+    model, graph = case("mlp")
     optimizer = torch.optim.Adam(model.parameters())
     model(X).sum().backward()
     optimizer.step()
@@ -253,9 +253,9 @@ def test_many_growths_leave_nothing_behind() -> None:
 
     counts = []
     for round_ in range(300):
-        move = widen(model, structure, "0", 1)
-        operate(model, [move], structure, optimizer=optimizer, probe=X)
-        structure = analyse(model, X)
+        move = widen(model, graph, "0", 1)
+        transaction(model, [move], graph, optimizer=optimizer, probe=X)
+        graph = analyze(model, X)
         if round_ in (20, 299):
             counts.append(live())
     assert counts[0] == counts[1]

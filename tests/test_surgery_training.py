@@ -15,8 +15,8 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from senn.structure import analyse
-from senn.surgery import Insert, operate
+from senn.structure import analyze
+from senn.surgery import Insert, transaction
 
 SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
     "one-cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=12),
@@ -37,7 +37,7 @@ SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
 def test_schedulers_go_on(name: str) -> None:
     rates: dict[bool, list[list[float]]] = {}
     for grow in (True, False):
-        model, structure = net()
+        model, graph = net()
         layers = list(model.children())
         optimizer = optim.AdamW(
             [{"params": layers[0].parameters(), "lr": 0.02}, {"params": nn.Sequential(*layers[1:]).parameters()}]
@@ -46,7 +46,7 @@ def test_schedulers_go_on(name: str) -> None:
         rates[grow] = []
         for step in range(10):
             if grow and step == 5:
-                operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer, probe=X)
+                transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer, probe=X)
             weight = model[0].weight
             now = weight.detach().clone()
             train(model, optimizer, 1)
@@ -60,7 +60,7 @@ def test_schedulers_go_on(name: str) -> None:
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_averaged_models_grow_along(use_buffers: bool) -> None:
     model = mlp([3, 5, 2], batch_norm=True)
-    structure = analyse(model, X.float())
+    graph = analyze(model, X.float())
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=use_buffers)
     optimizer = optim.Adam(model.parameters(), lr=0.05)
     x, y = X.float(), Y.float()
@@ -74,17 +74,17 @@ def test_averaged_models_grow_along(use_buffers: bool) -> None:
     step(), step()
     average.eval()
     old, kept = average(x), average.module[0].weight.detach().clone()
-    move = widen(model, structure, "0", 2)
+    move = widen(model, graph, "0", 2)
     layer = nn.Sequential(nn.Linear(3, 3), nn.PReLU(3, init=1.0))
     B = layer[0].weight.detach().double()
     insert = Insert("0", layer, B.inverse(), -B.inverse() @ layer[0].bias.detach().double())
-    receipt = operate(model, [move, insert], structure, optimizer=optimizer, averaged=[average], probe=x)
+    receipt = transaction(model, [move, insert], graph, optimizer=optimizer, averaged=[average], probe=x)
     assert int(average.n_averaged) == 2
     assert torch.allclose(average(x), old, atol=1e-4)
     assert list(average.module.state_dict()) == list(model.state_dict())
     receipt.undo()
     assert torch.equal(average.module[0].weight, kept)
-    operate(model, [move], structure, optimizer=optimizer, averaged=[average], probe=x)
+    transaction(model, [move], graph, optimizer=optimizer, averaged=[average], probe=x)
     assert torch.equal(average.module[0].weight[:5], kept)
     before = average.module[0].weight.detach().clone()
     step()
@@ -93,12 +93,12 @@ def test_averaged_models_grow_along(use_buffers: bool) -> None:
 
 
 def test_grad_scaler_goes_on() -> None:
-    model, structure = net()
+    model, graph = net()
     optimizer, scaler = optim.Adam(model.parameters(), lr=0.01), torch.amp.GradScaler("cpu", init_scale=1024.0)
     losses = []
     for step in range(6):
         if step == 3:
-            operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer, probe=X)
+            transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer, probe=X)
         optimizer.zero_grad()
         loss = (model(X) - Y).square().mean()
         scaler.scale(loss).backward()
@@ -114,7 +114,7 @@ def test_wrapped_optimizers_hooks_and_schedulers_are_not_stepped_by_the_surgery(
         def __init__(self, optimizer: optim.Optimizer) -> None:
             self.optimizer = optimizer
 
-    model, structure = net()
+    model, graph = net()
     optimizer = optim.Adam(model.parameters(), lr=0.01)
     calls = []
     scheduler = lr_scheduler.StepLR(optimizer, 1)
@@ -123,7 +123,7 @@ def test_wrapped_optimizers_hooks_and_schedulers_are_not_stepped_by_the_surgery(
     optimizer.register_step_post_hook(lambda *_: calls.append("post"))
     counted = scheduler.state_dict()
     state = torch.get_rng_state()
-    operate(model, [widen(model, structure, "0", 2)], structure, optimizer=Wrapper(optimizer), probe=X)
+    transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=Wrapper(optimizer), probe=X)
     assert calls == []
     assert scheduler.state_dict() == counted
     assert torch.equal(torch.get_rng_state(), state)
@@ -131,11 +131,11 @@ def test_wrapped_optimizers_hooks_and_schedulers_are_not_stepped_by_the_surgery(
 
 
 def test_state_dict_goes_into_a_fresh_optimizer_of_the_grown_model() -> None:
-    model, structure = net()
+    model, graph = net()
     optimizer = optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     train(model, optimizer, 2)
-    operate(model, [widen(model, structure, "0", 2)], structure, optimizer=optimizer)
-    operate(model, [Insert("2", nn.Linear(7, 7), torch.eye(7))], analyse(model, X), optimizer=optimizer)
+    transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer)
+    transaction(model, [Insert("2", nn.Linear(7, 7), torch.eye(7))], analyze(model, X), optimizer=optimizer)
     train(model, optimizer, 1)
     twin = copy.deepcopy(model)
     fresh = optim.AdamW(twin.parameters(), lr=0.01)

@@ -9,18 +9,18 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
 import senn.scoring.gains
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.new_layers import IdentityLayer
-from senn.curvature.factors import damped, moments
-from senn.curvature.output import OutputMetric
-from senn.curvature.samples import Rowwise
+from senn.curvature.factors import damped, kronecker_factors
+from senn.curvature.output import LossMetric
+from senn.curvature.samples import PerSampleFactors
 from senn.nn import Rational
 from senn.policy import Budget
-from senn.scoring import KnownMoment, Survey
-from senn.scoring.gains import Fold, Ledger
-from senn.scoring.pool import Menu, select
-from senn.structure import analyse
-from senn.surgery import carry_out
+from senn.scoring import DataCovariance, ScoringSession
+from senn.scoring.gains import Fold, LayerGains
+from senn.scoring.pool import CandidatePool, select
+from senn.structure import analyze
+from senn.surgery import apply_moves
 
 SAMPLES = 90
 
@@ -60,13 +60,13 @@ def data(outputs: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.sin(2 * x[:, :1]) + x[:, 1:2] * x[:, 2:] + 0.3 * noise
 
 
-def menu_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *moves: str, seed: int = 0) -> Menu:
-    survey = Survey(
-        model, analyse(model, x[:8]), metric=OutputMetric(F.mse_loss), moves=moves, known={},
-        proposals=Proposals(units=8, residual=5, identity=1), generator=torch.Generator().manual_seed(seed),
+def pool_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *moves: str, seed: int = 0) -> CandidatePool:
+    session = ScoringSession(
+        model, analyze(model, x[:8]), metric=LossMetric(F.mse_loss), moves=moves, known={},
+        candidate_config=CandidateConfig(units=8, residual_units=5, identity_bases=1), generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
-    survey.add(x, y)
-    return survey.menu(len(x), Budget())
+    session.add_batch(x, y)
+    return session.pool(len(x), Budget())
 
 
 def dense_eta(model: nn.Module, names: list[str], x: torch.Tensor, y: torch.Tensor, H: torch.Tensor) -> float:
@@ -83,9 +83,9 @@ def dense_eta(model: nn.Module, names: list[str], x: torch.Tensor, y: torch.Tens
     return float(g @ torch.linalg.pinv(fisher, rcond=1e-11, hermitian=True) @ g)
 
 
-def metric_of(menu: Menu, name: str) -> torch.Tensor:
+def metric_of(pool: CandidatePool, name: str) -> torch.Tensor:
     """The output metric as the random signs estimated it: exact truth for maps that make the outputs themselves."""
-    root = menu.ledgers[name].whitener
+    root = pool.layer_gains_by_map[name].whitener
     return root @ root.mT
 
 
@@ -102,17 +102,17 @@ def affine(name: str) -> list[str]:
         (lambda: Wide(True), "two", ["left"]),
     ],
 )
-def test_width_gain_is_the_difference_of_dense_etas(build, space, consumers):
+def test_width_gain_is_the_difference_of_dense_etas(build, group, consumers):
     torch.manual_seed(0)
     model, (x, y) = build().double(), data()
-    menu = menu_of(model, x, y, "width")
+    pool = pool_of(model, x, y, "width")
     H = torch.full((1, 1), 2.0, dtype=torch.float64)
     before = [dense_eta(model, affine(name), x, y, H) for name in consumers]
-    assert [menu.ledgers[name].eta for name in consumers] == pytest.approx(before, rel=1e-6)
-    gains = sum(menu.ledgers[name].gain(menu.columns[name].spaces[space]) for name in consumers)
+    assert [pool.layer_gains_by_map[name].eta for name in consumers] == pytest.approx(before, rel=1e-6)
+    gains = sum(pool.layer_gains_by_map[name].gain(pool.columns[name].groups[group]) for name in consumers)
     for unit in range(8):
         grown = copy.deepcopy(model)
-        carry_out(grown, [select(menu.draw.widen[space], [unit], menu.structure.space(space))], menu.structure)
+        apply_moves(grown, [select(pool.draw.widen[group], [unit], pool.graph.group(group))], pool.graph)
         torch.testing.assert_close(grown(x), model(x))
         after = [dense_eta(grown, affine(name), x, y, H) for name in consumers]
         assert float(gains[unit]) == pytest.approx(sum(after) - sum(before), rel=1e-5, abs=1e-9)
@@ -121,32 +121,32 @@ def test_width_gain_is_the_difference_of_dense_etas(build, space, consumers):
 def test_greedy_choice_of_units_adds_up_to_the_dense_gain_of_all():
     torch.manual_seed(0)
     model, (x, y) = plain().double(), data()
-    menu = menu_of(model, x, y, "width")
+    pool = pool_of(model, x, y, "width")
     H = torch.full((1, 1), 2.0, dtype=torch.float64)
-    before = menu.eta
-    first, second = (menu.candidates()[0] for _ in range(2))
+    before = pool.eta
+    first, second = (pool.candidates()[0] for _ in range(2))
     assert first.gain == second.gain
-    menu.accept(second)
-    third = menu.candidates()[0]
-    menu.accept(third)
+    pool.commit(second)
+    third = pool.candidates()[0]
+    pool.commit(third)
     assert third.eta == pytest.approx(before + first.gain)  # brought up to date within the round
     grown = copy.deepcopy(model)
-    carry_out(grown, menu.moves(), menu.structure)
+    apply_moves(grown, pool.to_moves(), pool.graph)
     gain = dense_eta(grown, affine("2"), x, y, H) - dense_eta(model, affine("2"), x, y, H)
-    assert menu.eta - before == pytest.approx(gain, rel=1e-5)
+    assert pool.eta - before == pytest.approx(gain, rel=1e-5)
 
 
 @pytest.mark.parametrize(("hidden", "outputs"), [(4, 1), (4, 3), (2, 3)], ids=["wide", "wide, 3 outputs", "tall"])
 def test_residual_insertion_gain_is_that_of_its_live_weights(hidden, outputs):
     torch.manual_seed(0)
     model, (x, y) = plain(outputs, hidden).double(), data(outputs)
-    menu = menu_of(model, x, y, "depth")
-    layer, H = menu.draw.layers["2"][0], metric_of(menu, "2")
-    gains = menu.ledgers["2"].gain(menu.columns["2"].layers[0], menu._onto("2"))
+    pool = pool_of(model, x, y, "depth")
+    layer, H = pool.draw.layers["2"][0], metric_of(pool, "2")
+    gains = pool.layer_gains_by_map["2"].gain(pool.columns["2"].layers[0], pool._onto("2"))
     before = dense_eta(model, affine("2"), x, y, H)
     for unit in range(5):
         grown = copy.deepcopy(model)
-        carry_out(grown, [layer.move([unit])], menu.structure)
+        apply_moves(grown, [layer.move([unit])], pool.graph)
         torch.testing.assert_close(grown(x), model(x))
         (last,) = (n for n, p in grown.named_parameters() if p.shape == (hidden, 1) and not p.any())
         after = dense_eta(grown, [*affine("2.1"), last], x, y, H)
@@ -157,12 +157,12 @@ def test_residual_insertion_gain_is_that_of_its_live_weights(hidden, outputs):
 def test_identity_insertion_gain_is_that_of_its_activation_parameters(activation):
     torch.manual_seed(0)
     model, (x, y) = plain(2, activation=activation()).double(), data(2)
-    menu = menu_of(model, x, y, "depth")
-    (number,) = (i for i, layer in enumerate(menu.draw.layers["2"]) if isinstance(layer, IdentityLayer))
-    layer, H = menu.draw.layers["2"][number], metric_of(menu, "2")
-    (candidate,) = (c for c in menu.candidates() if c.place == "2" and c.detail == layer.name)
+    pool = pool_of(model, x, y, "depth")
+    (number,) = (i for i, layer in enumerate(pool.draw.layers["2"]) if isinstance(layer, IdentityLayer))
+    layer, H = pool.draw.layers["2"][number], metric_of(pool, "2")
+    (candidate,) = (c for c in pool.candidates() if c.place == "2" and c.detail == layer.name)
     grown = copy.deepcopy(model)
-    carry_out(grown, [layer.move()], menu.structure)
+    apply_moves(grown, [layer.move()], pool.graph)
     torch.testing.assert_close(grown(x), model(x), rtol=1e-5, atol=1e-6)  # the basis is drawn in float32
     live = [n for n, _ in grown.named_parameters() if n.startswith("2.") and n not in (*affine("2.0"), *affine("2.2"))]
     truth = dense_eta(grown, [*affine("2.2"), *live], x, y, H) - dense_eta(model, affine("2"), x, y, H)
@@ -172,9 +172,9 @@ def test_identity_insertion_gain_is_that_of_its_activation_parameters(activation
 def test_pruning_cost_is_the_rise_of_the_loss_after_exact_re_optimisation():
     torch.manual_seed(0)
     model, (x, y) = plain().double(), data()
-    menu = menu_of(model, x, y, "prune")
-    columns = menu.structure.space("0").slots[-1].index
-    cost = menu.pruning["2"].costs(torch.arange(4)[:, None])
+    pool = pool_of(model, x, y, "prune")
+    columns = pool.graph.group("0").dims[-1].index
+    cost = pool.pruning["2"].costs(torch.arange(4)[:, None])
     a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
 
     def best(columns: list[int]) -> float:
@@ -185,18 +185,18 @@ def test_pruning_cost_is_the_rise_of_the_loss_after_exact_re_optimisation():
     for unit in range(4):
         truth = best([i for i in range(5) if i != unit]) - best(list(range(5)))
         assert float(cost[unit]) / 2 == pytest.approx(truth, rel=1e-6, abs=1e-10)
-    menu.pruning["2"].remove(torch.tensor([1]))
-    after = menu.pruning["2"].costs(torch.tensor([[3]]))
+    pool.pruning["2"].remove(torch.tensor([1]))
+    after = pool.pruning["2"].costs(torch.tensor([[3]]))
     assert float(cost[1] + after) / 2 == pytest.approx(best([0, 2, 4]) - best(list(range(5))), rel=1e-6)
 
 
 def test_compensation_is_the_least_squares_prediction_of_what_goes():
     torch.manual_seed(0)
     model, (x, y) = plain().double(), data()
-    menu = menu_of(model, x, y, "prune")
+    pool = pool_of(model, x, y, "prune")
     a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
     truth = torch.linalg.lstsq(a[:, [0, 2, 4]], a[:, [1, 3]]).solution.mT
-    torch.testing.assert_close(menu.pruning["2"].coefficients(torch.tensor([1, 3])), truth, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(pool.pruning["2"].coefficients(torch.tensor([1, 3])), truth, rtol=1e-6, atol=1e-8)
 
 
 def test_a_unit_that_does_nothing_is_free_and_a_copy_of_another_is_free():
@@ -209,8 +209,8 @@ def test_a_unit_that_does_nothing_is_free_and_a_copy_of_another_is_free():
     a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
     kept = [0, 1, 2, 4, 6]
     y = a[:, kept] @ torch.linalg.lstsq(a[:, kept], y).solution
-    menu = menu_of(model, x, y, "prune")
-    cost = menu.pruning["2"].costs(torch.arange(6)[:, None])
+    pool = pool_of(model, x, y, "prune")
+    cost = pool.pruning["2"].costs(torch.arange(6)[:, None])
     assert float(cost[3]) < 1e-9
     assert float(cost[1]) < 1e-6
     assert float(cost[5]) < 1e-6
@@ -220,19 +220,19 @@ def test_a_unit_that_does_nothing_is_free_and_a_copy_of_another_is_free():
 def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     torch.manual_seed(0)
     model, (x, y) = plain().double(), data()
-    survey = Survey(
-        model, analyse(model, x[:8]), metric=OutputMetric(F.mse_loss), moves=("width", "depth"), known={},
-        proposals=Proposals(units=8, residual=5, identity=1), generator=torch.Generator().manual_seed(0),
+    session = ScoringSession(
+        model, analyze(model, x[:8]), metric=LossMetric(F.mse_loss), moves=("width", "depth"), known={},
+        candidate_config=CandidateConfig(units=8, residual_units=5, identity_bases=1), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    survey.add(x, y)
-    draw = survey._draw
+    session.add_batch(x, y)
+    draw = session._draw
     assert draw is not None
     old = torch.tanh(model[0](x)).detach()
     values = {name: value.double() for name, value in draw.widen["0"].values.items()}
     new = torch.tanh(x @ values["0.weight"].mT + values["0.bias"])
     layers = [layer.features(old) for layer in draw.layers["2"]]
     a = torch.cat([old, torch.ones(len(x), 1, dtype=x.dtype), new, *layers], 1)
-    found = survey._fit.maps["2"].moments + survey._held.maps["2"].moments
+    found = session._fit.maps["2"].moments + session._held.maps["2"].moments
     slope = 2 * (model(x) - y).detach()
     torch.testing.assert_close(found.A, a.mT @ a / len(x))
     torch.testing.assert_close(found.G, slope.mT @ a / len(x))
@@ -240,7 +240,7 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     # the first map's input: data, the constant, then layers' features
     a = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype), *(layer.features(x) for layer in draw.layers["0"])], 1)
     hidden = slope @ model[2].weight.detach() * (1 - old**2)
-    found = survey._fit.maps["0"].moments + survey._held.maps["0"].moments
+    found = session._fit.maps["0"].moments + session._held.maps["0"].moments
     torch.testing.assert_close(found.A, a.mT @ a / len(x))
     torch.testing.assert_close(found.G, hidden.mT @ a / len(x))
 
@@ -250,24 +250,24 @@ def test_candidates_of_equal_layers_differ():
     layers = [nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)]
     layers[2].load_state_dict(layers[0].state_dict())
     model, (x, y) = nn.Sequential(*layers).double(), data()
-    values = menu_of(model, x, y, "width").draw.widen
+    values = pool_of(model, x, y, "width").draw.widen
     assert not torch.equal(values["0"].values["0.weight"], values["2"].values["2.weight"])
 
 
-def test_the_ledger_of_a_known_input_moment_agrees_with_one_that_computes_it():
+def test_the_layer_gains_of_a_known_input_moment_agrees_with_one_that_computes_it():
     torch.manual_seed(0)
     model, (x, y) = plain().double(), data()
-    known: dict[str, KnownMoment] = {}
+    known: dict[str, DataCovariance] = {}
 
     def figures() -> torch.Tensor:
-        survey = Survey(
-            model, analyse(model, x[:8]), metric=OutputMetric(F.mse_loss), moves=("depth",), known=known,
-            proposals=Proposals(units=8, residual=5, identity=1), generator=torch.Generator().manual_seed(0),
+        session = ScoringSession(
+            model, analyze(model, x[:8]), metric=LossMetric(F.mse_loss), moves=("depth",), known=known,
+            candidate_config=CandidateConfig(units=8, residual_units=5, identity_bases=1), generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
-        survey.add(x, y)
-        ledger = survey.menu(SAMPLES, Budget()).ledgers["0"]
+        session.add_batch(x, y)
+        layer_gains = session.pool(SAMPLES, Budget()).layer_gains_by_map["0"]
         columns = torch.arange(8)[:, None]
-        return torch.stack([ledger.gain(columns), ledger.bound(columns), torch.full((8,), ledger.eta)])
+        return torch.stack([layer_gains.gain(columns), layer_gains.gain_lower_bound(columns), torch.full((8,), layer_gains.eta)])
 
     first = figures()
     assert set(known) == {"0"}
@@ -277,31 +277,31 @@ def test_the_ledger_of_a_known_input_moment_agrees_with_one_that_computes_it():
 def test_the_input_moment_of_a_few_samples_is_not_kept():
     torch.manual_seed(0)
     model, (x, y), known = plain().double(), data(), {}
-    survey = Survey(
-        model, analyse(model, x), metric=OutputMetric(F.mse_loss), proposals=Proposals(units=2), moves=("width",),
+    session = ScoringSession(
+        model, analyze(model, x), metric=LossMetric(F.mse_loss), candidate_config=CandidateConfig(units=2), moves=("width",),
         generator=torch.Generator().manual_seed(0), known=known,
     )  # fmt: skip
-    survey.add(x[:4], y[:4])
-    survey.menu(4, Budget())
+    session.add_batch(x[:4], y[:4])
+    session.pool(4, Budget())
     assert not known
-    survey.add(x[4:], y[4:])
-    survey.menu(SAMPLES, Budget())
+    session.add_batch(x[4:], y[4:])
+    session.pool(SAMPLES, Budget())
     assert set(known) == {"0"}
 
 
 def test_a_kept_input_moment_is_made_anew_by_a_window_with_twice_the_rows():
     torch.manual_seed(0)
     model, (x, y) = plain().double(), data()
-    structure, known = analyse(model, x[:8]), {}
+    graph, known = analyze(model, x[:8]), {}
 
-    def look(*batches: slice) -> KnownMoment:
-        survey = Survey(
-            model, structure, metric=OutputMetric(F.mse_loss), proposals=Proposals(units=2), moves=("width",),
+    def look(*batches: slice) -> DataCovariance:
+        session = ScoringSession(
+            model, graph, metric=LossMetric(F.mse_loss), candidate_config=CandidateConfig(units=2), moves=("width",),
             generator=torch.Generator().manual_seed(0), known=known,
         )  # fmt: skip
         for batch in batches:
-            survey.add(x[batch], y[batch])
-        survey.menu(SAMPLES, Budget())
+            session.add_batch(x[batch], y[batch])
+        session.pool(SAMPLES, Budget())
         return known["0"]
 
     def truth(rows: int) -> torch.Tensor:
@@ -334,17 +334,17 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
             (torch.randn(samples, locations, size, generator=generator, dtype=torch.float64) + 2 * shared).flatten(0, 1)
             for size in (existing + 1, m, m)
         )
-        return Fold.of(moments(a, dz, s, locations=locations), Rowwise(a=a, s=s, dz=dz, locations=locations))
+        return Fold.of(kronecker_factors(a, dz, s, locations=locations), PerSampleFactors(a=a, pseudo_grad=s, output_grad=dz, locations=locations))
 
     fit, held = fold(), fold()
-    value, error = Ledger(fit, held, existing).heldout(torch.tensor([[0]]))
+    value, error = LayerGains(fit, held, existing).held_out_gain(torch.tensor([[0]]))
 
     def dense(one: Fold) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradient and, for each sample, its own, by the residual activation; the curvature factor's rows."""
         A = damped(one.moments.A[:existing, :existing])
         kept = one.samples
         rest = kept.a[:, existing] - kept.a[:, :existing] @ torch.linalg.solve(A, one.moments.A[:existing, existing])
-        by_sample = [(rows * rest[:, None]).view(samples, locations, m).sum(1) for rows in (kept.dz, kept.s)]
+        by_sample = [(rows * rest[:, None]).view(samples, locations, m).sum(1) for rows in (kept.output_grad, kept.pseudo_grad)]
         return by_sample[0].mean(0), by_sample[0], by_sample[1]
 
     S = damped((fit.moments + held.moments).S)
@@ -370,21 +370,21 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
     g = torch.Generator().manual_seed(0)
     x = torch.randn(SAMPLES, 2, 1, 2, generator=g, dtype=torch.float64)
     y = torch.sin(2 * x.sum((1, 2, 3)))[:, None] + 0.3 * torch.randn(SAMPLES, 1, generator=g, dtype=torch.float64)
-    structure = analyse(model, x[:4])
-    survey = Survey(
-        model, structure, metric=OutputMetric(F.mse_loss), proposals=Proposals(units=5), moves=("width", "prune"),
+    graph = analyze(model, x[:4])
+    session = ScoringSession(
+        model, graph, metric=LossMetric(F.mse_loss), candidate_config=CandidateConfig(units=5), moves=("width", "prune"),
         generator=torch.Generator().manual_seed(0), known={},
     )  # fmt: skip
-    survey.add(x, y)
-    menu = survey.menu(SAMPLES, Budget())
+    session.add_batch(x, y)
+    pool = session.pool(SAMPLES, Budget())
     H = torch.full((1, 1), 2.0, dtype=torch.float64)
     before = dense_eta(model, affine("2"), x, y, H)
-    assert menu.ledgers["2"].eta == pytest.approx(before, rel=1e-6)
-    assert menu.ledgers["0"].locations == 6
-    gains = menu.ledgers["2"].gain(menu.columns["2"].spaces["0"])
+    assert pool.layer_gains_by_map["2"].eta == pytest.approx(before, rel=1e-6)
+    assert pool.layer_gains_by_map["0"].locations == 6
+    gains = pool.layer_gains_by_map["2"].gain(pool.columns["2"].groups["0"])
     for unit in range(5):
         grown = copy.deepcopy(model)
-        carry_out(grown, [select(menu.draw.widen["0"], [unit], structure.space("0"))], structure)
+        apply_moves(grown, [select(pool.draw.widen["0"], [unit], graph.group("0"))], graph)
         torch.testing.assert_close(grown(x), model(x))
         assert float(gains[unit]) == pytest.approx(dense_eta(grown, affine("2"), x, y, H) - before, rel=1e-5, abs=1e-9)
     a = torch.cat([torch.tanh(model[0](x)).detach().flatten(1), torch.ones(SAMPLES, 1, dtype=x.dtype)], 1)
@@ -392,7 +392,7 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
     def best(columns: list[int]) -> float:
         return float((a[:, columns] @ torch.linalg.lstsq(a[:, columns], y).solution - y).square().mean())
 
-    cost = menu.pruning["2"].costs(menu._owned(structure.space("0").of("consumer")[0]))
+    cost = pool.pruning["2"].costs(pool._owned(graph.group("0").dims_of("consumer")[0]))
     for unit in range(3):
         kept = [i for i in range(19) if i // 6 != unit]
         assert float(cost[unit]) / 2 == pytest.approx(best(kept) - best(list(range(19))), rel=1e-6)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from senn.structure import analyse
+from senn.structure import analyze
 from senn.structure.tracing.rules import linear, norms, pointwise, registry, views
 
 FILES = {views: 68, pointwise: 58, linear: 15, norms: 8}
@@ -41,6 +41,6 @@ class _EverySecondRow(nn.Module):
 
 
 def test_a_weight_cut_in_strides_is_no_map_and_keeps_its_size():
-    structure = analyse(_EverySecondRow(), torch.randn(5, 3))
-    assert [one.name for one in structure.maps] == ["second"]
-    assert structure.spaces == ()
+    graph = analyze(_EverySecondRow(), torch.randn(5, 3))
+    assert [one.name for one in graph.linear_maps] == ["second"]
+    assert graph.groups == ()

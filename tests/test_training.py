@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.nn import MLP
 from senn.policy import PaperPolicy, PricePolicy
-from senn.training import Callback, Recipe, train
-from senn.training.learner import Learner, build_model, build_optimizer, resolve_policy
-from senn.training.online import Online
+from senn.training import Callback, TrainConfig, train
+from senn.training.learner import TrainStep, build_model, build_optimizer, resolve_policy
+from senn.training.online import IncrementalTrainer
 
-FIXED = Recipe(hidden=(8,), grow=False, epochs=4, batch_size=32)
+FIXED = TrainConfig(hidden=(8,), grow=False, epochs=4, batch_size=32)
 
 
 def blobs(n=240, features=4, classes=3, seed=0):
@@ -75,14 +75,14 @@ def test_classes_are_learnt():
 def test_several_targets_are_regressed():
     x, y = curve()
     y = torch.cat([y, x**2 - 1], 1)
-    recipe = Recipe(hidden=(32,), grow=False, epochs=80, activation="tanh", lr=0.02)
+    recipe = TrainConfig(hidden=(32,), grow=False, epochs=80, activation="tanh", lr=0.02)
     run = train(x, y, task="regression", outputs=2, recipe=recipe)
     assert run.validation["r2"] > 0.8
     assert F.mse_loss(run.model(x), y) < 0.1
 
 
 def test_the_start_predicts_nothing():
-    model = build_model(3, 2, Recipe(hidden=(5,)))
+    model = build_model(3, 2, TrainConfig(hidden=(5,)))
     assert torch.equal(model(torch.randn(4, 3)), torch.zeros(4, 2))
 
 
@@ -205,7 +205,7 @@ def test_only_the_ratio_of_weights_counts():
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_a_weighted_loss_is_the_mean_over_repeated_rows(task):
-    learner = Learner(MLP(3, (4,), 2), FIXED, task, 6)
+    learner = TrainStep(MLP(3, (4,), 2), FIXED, task, 6)
     output = torch.randn(6, 2)
     target = torch.randint(2, (6,)) if task == "classification" else torch.randn(6, 2)
     weight = torch.tensor([1.0, 3.0, 0.0, 2.0, 1.0, 1.0])
@@ -237,7 +237,7 @@ def test_any_optimizer_by_name(name):
 def test_what_cannot_be_made_is_refused_by_name(choices, words):
     x, y = blobs()
     with pytest.raises(SennError, match=words):
-        fit(x, y, Recipe(**choices, grow=False))
+        fit(x, y, TrainConfig(**choices, grow=False))
 
 
 def test_options_reach_the_optimizer():
@@ -268,7 +268,7 @@ def test_bad_data_is_refused_by_name(change, words):
 
 # -- growth
 
-GROWING = Recipe(epochs=12, batch_size=32, rounds=(0.1, 0.2, 0.3, 0.4, 0.5), removals=(), moves=("width",))
+GROWING = TrainConfig(epochs=12, batch_size=32, addition_rounds=(0.1, 0.2, 0.3, 0.4, 0.5), pruning_rounds=(), moves=("width",))
 
 
 def test_a_net_grows_to_what_its_data_need():
@@ -312,7 +312,7 @@ def test_a_change_that_was_rolled_back_does_not_end_the_run(monkeypatch):
     def fail(self, batches, moves):
         raise SurgeryError("body.0 was rolled back")
 
-    monkeypatch.setattr(Learner, "grow", fail)
+    monkeypatch.setattr(TrainStep, "grow", fail)
     x, y = blobs()
     run = fit(x, y, GROWING)
     first = next(record for record in run.history if record["event"] not in ("start", "epoch"))
@@ -361,10 +361,10 @@ def test_a_natural_gradient_that_is_not_finite_ends_the_run():
 def test_online_training_goes_on_with_the_same_net():
     x, y = blobs(480)
     model = build_model(4, 3, GROWING)
-    online = Online(model, replace(GROWING, batch_size=16, growing=100), "classification")
+    online = IncrementalTrainer(model, replace(GROWING, batch_size=16, growing=100), "classification")
     before = F.cross_entropy(model(x), y)
     parts = 2 * list(zip(x.split(160), y.split(160), strict=True))
-    history = [record for part in parts for record in online.pass_over(*part)]
+    history = [record for part in parts for record in online.partial_fit(*part)]
     assert F.cross_entropy(model(x), y) < before / 2
     assert online.learner.samples == 960
     assert [record["epoch"] for record in history if record["event"] == "epoch"] == [1, 2, 3, 4, 5, 6]
@@ -374,18 +374,18 @@ def test_online_training_goes_on_with_the_same_net():
 
 def test_online_training_says_when_the_loss_is_not_finite():
     x, y = blobs()
-    online = Online(build_model(4, 3, FIXED), replace(FIXED, optimizer="sgd", lr=1e30), "classification")
+    online = IncrementalTrainer(build_model(4, 3, FIXED), replace(FIXED, optimizer="sgd", lr=1e30), "classification")
     with pytest.raises(SennError, match="not finite"):
-        online.pass_over(x, y)
+        online.partial_fit(x, y)
 
 
 def test_online_training_passes_on_what_the_natural_gradient_says():
     x, y = blobs()
     recipe = replace(FIXED, optimizer="natural-gradient", lr=1e30, optimizer_options={"norm_constraint": None})
     torch.manual_seed(0)
-    online = Online(build_model(4, 3, recipe), recipe, "classification")
+    online = IncrementalTrainer(build_model(4, 3, recipe), recipe, "classification")
     with pytest.raises(DivergenceError, match="the natural gradient is not finite: raise the damping"):
-        online.pass_over(x, y)
+        online.partial_fit(x, y)
 
 
 def test_a_network_that_diverged_in_the_step_before_a_round_ends_the_run():

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from senn.errors import SennError
-from senn.schedule import Rounds
-from senn.training import Recipe
+from senn.schedule import GrowthSchedule
+from senn.training import TrainConfig
 from senn.training.rows import validation_split
 
 
@@ -40,12 +40,12 @@ def test_too_few_validation_rows_are_not_held_out():
     assert (len(kept), len(held)) == (30, 0)
 
 
-FIVE = Recipe(rounds=(0.02, 0.04, 0.08, 0.16, 0.32), removals=(0.4, 0.5))
+FIVE = TrainConfig(addition_rounds=(0.02, 0.04, 0.08, 0.16, 0.32), pruning_rounds=(0.4, 0.5))
 
 
 def rounds_of(recipe, steps, until=None):
     """Steps with a round of additions and with one of removals, when every step up to `until` is asked about."""
-    rounds = Rounds(recipe, steps)
+    rounds = GrowthSchedule(recipe, steps)
     due = {step: rounds.due(step) for step in range(1, (until or steps) + 1)}
     assert set(due.values()) <= {(), ("width", "depth"), ("prune",)}
     return [step for step, moves in due.items() if "width" in moves], [s for s, m in due.items() if m == ("prune",)]
@@ -65,7 +65,7 @@ def test_rounds_of_a_short_and_of_a_long_run(steps, additions, removals):
 
 
 def test_the_default_rounds():
-    assert rounds_of(Recipe(), 10_000) == ([10, 20, 40, 80, 160, 320], [800])
+    assert rounds_of(TrainConfig(), 10_000) == ([10, 20, 40, 80, 160, 320], [800])
 
 
 def test_rounds_without_a_planned_end_come_again_twice_as_late():
@@ -75,20 +75,20 @@ def test_rounds_without_a_planned_end_come_again_twice_as_late():
 
 
 def test_rounds_of_one_kind_do_not_wait_for_those_of_the_other():
-    additions, removals = rounds_of(Recipe(rounds=(0.02,), removals=(0.5,)), None, 3000)
+    additions, removals = rounds_of(TrainConfig(addition_rounds=(0.02,), pruning_rounds=(0.5,)), None, 3000)
     assert additions == [40, 80, 160, 320, 640, 1280, 2560]
     assert removals == [1000, 2000]
 
 
 def test_rounds_of_one_kind_do_not_take_the_place_of_those_of_the_other():
     """Twice 0.2 is 0.4: both would fall on one step again and again."""
-    additions, removals = rounds_of(Recipe(growing=100, rounds=(0.2,), removals=(0.4,)), None, 400)
+    additions, removals = rounds_of(TrainConfig(growth_steps=100, addition_rounds=(0.2,), pruning_rounds=(0.4,)), None, 400)
     assert additions == [20, 60, 120, 240]
     assert removals == [40, 80, 160, 320]
 
 
 def test_a_fixed_net_has_no_rounds():
-    assert rounds_of(Recipe(grow=False), 1500) == rounds_of(Recipe(grow=False), None, 1500) == ([], [])
+    assert rounds_of(TrainConfig(grow=False), 1500) == rounds_of(TrainConfig(grow=False), None, 1500) == ([], [])
 
 
 fractions = st.lists(st.floats(0, 1), max_size=6).map(tuple)
@@ -97,7 +97,7 @@ fractions = st.lists(st.floats(0, 1), max_size=6).map(tuple)
 @given(fractions, fractions, st.integers(1, 300), st.one_of(st.none(), st.integers(1, 400)))
 @settings(max_examples=100, deadline=None)
 def test_each_planned_round_comes_once_at_its_step(rounds, removals, growing, steps):
-    recipe = Recipe(rounds=rounds, removals=removals, growing=growing)
+    recipe = TrainConfig(addition_rounds=rounds, pruning_rounds=removals, growth_steps=growing)
     found = rounds_of(recipe, steps, steps or growing)
     total = growing if steps is None else min(steps, growing)
     wanted = [{max(1, round(fraction * total)) for fraction in kind} for kind in (rounds, removals)]
@@ -109,12 +109,12 @@ def test_each_planned_round_comes_once_at_its_step(rounds, removals, growing, st
 
 @given(st.integers(1, 100_000))
 def test_nothing_is_removed_before_something_could_be_added(steps):
-    additions, removals = rounds_of(Recipe(), steps, min(steps, 2000))
+    additions, removals = rounds_of(TrainConfig(), steps, min(steps, 2000))
     assert not removals or max(additions) < min(removals)
 
 
 def test_rounds_that_were_passed_over_are_left_out_but_for_the_last():
-    rounds = Rounds(FIVE, 2000)
+    rounds = GrowthSchedule(FIVE, 2000)
     assert [rounds.due(step) for step in (39, 100, 100, 900, 999)] == [(), ("width", "depth"), (), ("prune",), ()]
     assert rounds.due(5000) == ("prune",)
     assert rounds.due(5001) == ()
@@ -131,7 +131,7 @@ def test_growth_ends_with_the_last_round(epochs, end):
 
 
 def test_a_plan_follows_the_number_of_rows():
-    recipe = Recipe()
+    recipe = TrainConfig()
     assert recipe.plan(1500).batches * 64 == pytest.approx(1500, rel=0.05)
     assert recipe.plan(20).batches == 1
     assert recipe.plan(20).epochs == recipe.max_epochs
@@ -139,11 +139,11 @@ def test_a_plan_follows_the_number_of_rows():
 
 
 def test_schedules():
-    tail = Recipe(schedule="tail", tail=0.5)
+    tail = TrainConfig(schedule="tail", tail=0.5)
     assert [tail.lr_factor(p) for p in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
-    cosine = Recipe(schedule="cosine")
+    cosine = TrainConfig(schedule="cosine")
     assert [round(cosine.lr_factor(p), 9) for p in (0, 0.5, 1)] == [1, 0.5, 0]
-    assert Recipe(schedule="constant").lr_factor(0.9) == 1
+    assert TrainConfig(schedule="constant").lr_factor(0.9) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,4 +169,4 @@ def test_schedules():
 )
 def test_a_recipe_names_what_is_out_of_range(field):
     with pytest.raises(SennError, match=next(iter(field))):
-        Recipe(**field)
+        TrainConfig(**field)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from senn.augment import Standard
-from senn.candidates.candidate_config import Proposals
+from senn.augment import ChannelStats
+from senn.candidates.candidate_config import CandidateConfig
 from senn.policy import PricePolicy
 from senn_reproduce import transfer
 from senn_reproduce.image_runs import Data, Part
@@ -19,7 +19,7 @@ QUICK = Settings(
     hidden=((4, 4), (4,)), side=8, source_images=320, target_images=320, held_out=64, source_epochs=8, target_epochs=4,
     batch_size=32, lr=0.02, shift=0, rounds=(0.25, 0.4),
     policy=PricePolicy(kappa=1e-3, confidence=0.0),
-    proposals=Proposals(units=4, smooth=1.0), looked_at=128, points=10,
+    candidate_config=CandidateConfig(units=4, data_direction_fraction=1.0), looked_at=128, points=10,
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def patterns(classes, labels_seed):
         kind = torch.randint(12, (count,), generator=generator)
         noisy = shapes[kind] + 0.1 * torch.randn(count, 3, 8, 8, generator=generator)
         parts.append(Part((255 * noisy.clamp(0, 1)).byte(), group[kind]))
-    return Data(*parts, classes, Standard.of(parts[0].pixels))
+    return Data(*parts, classes, ChannelStats.of(parts[0].pixels))
 
 
 @pytest.fixture(scope="module")

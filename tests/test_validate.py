@@ -26,7 +26,7 @@ from senn.nn import MLP, ConvNet, DenseConvNet, Rational
 from senn.nn.activations import ACTIVATIONS, activation_class
 from senn.optim import NaturalGradient
 from senn.policy import Budget, PaperPolicy, PricePolicy
-from senn.training import Recipe
+from senn.training import TrainConfig
 
 # By record and field, values just beyond its ends, beside the types that no field takes. Written down apart from the
 # ranges in the source, so that neither is right by the other.
@@ -78,11 +78,11 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
 }  # fmt: skip
 
 MAKERS: dict[str, tuple[type, dict[str, Any]]] = {
-    "Proposals": (senn.Proposals, {}),
+    "Proposals": (senn.CandidateConfig, {}),
     "PricePolicy": (PricePolicy, {}),
     "PaperPolicy": (PaperPolicy, {}),
     "Budget": (Budget, {}),
-    "Recipe": (Recipe, {}),
+    "Recipe": (TrainConfig, {}),
     "Grower": (senn.Grower, {"model": nn.Linear(2, 2)}),
     "NaturalGradient": (NaturalGradient, {"model": nn.Linear(2, 2), "loss": F.mse_loss}),
     "MLP": (MLP, {"in_features": 2, "hidden": (3,), "out_features": 2}),
@@ -151,8 +151,8 @@ def test_no_setting_is_forgotten():
 def test_the_defaults_and_numpys_numbers_are_in_range():
     for kind, valid in MAKERS.values():
         kind(**valid)
-    senn.Proposals(units=np.int64(4), copies=np.float32(0.5))
-    Recipe(steps=np.int32(3), shortcut=np.True_, patience=math.inf, hidden=[np.int64(3)])
+    senn.CandidateConfig(units=np.int64(4), copy_fraction=np.float32(0.5))
+    TrainConfig(steps=np.int32(3), shortcut=np.True_, patience=math.inf, hidden=[np.int64(3)])
     PricePolicy(kappa=Fraction(1, 2))
     MLP(np.int64(3), np.array([4, 5]), 2)
     senn.Grower(nn.Linear(2, 2), averaged=[AveragedModel(nn.Linear(2, 2))], moves=["width"], seed=-1)
@@ -160,11 +160,11 @@ def test_the_defaults_and_numpys_numbers_are_in_range():
 
 def test_a_sentence_has_the_setting_its_range_and_the_value():
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: senn.Proposals(units=-5), "units must be a whole number of at least 1 or None, not -5"),
+        (lambda: senn.CandidateConfig(units=-5), "units must be a whole number of at least 1 or None, not -5"),
         (lambda: PricePolicy(hysteresis=2), "hysteresis must be a number of at least 0 and below 1, not 2"),
-        (lambda: senn.Proposals(copies=2.0), "copies must be a number from 0 to 1, not 2.0"),
+        (lambda: senn.CandidateConfig(copy_fraction=2.0), "copies must be a number from 0 to 1, not 2.0"),
         (lambda: senn.Grower(nn.Linear(2, 2), ignore="0"), "ignore must be a sequence, each item a name, not '0'"),
-        (lambda: Recipe(schedule="steps"), "schedule must be one of 'tail', 'cosine', 'constant', not 'steps'"),
+        (lambda: TrainConfig(schedule="steps"), "schedule must be one of 'tail', 'cosine', 'constant', not 'steps'"),
     ]
     for run, sentence in cases:
         with pytest.raises(SennError) as caught:
@@ -203,12 +203,12 @@ def test_an_activation_has_one_name_in_any_case(name: str):
     kind = ACTIVATIONS[name]
     for spelling in (name, name.lower(), name.upper(), "_".join(name)):
         assert activation_class(spelling) is kind
-        senn.Proposals(activation=spelling)
+        senn.CandidateConfig(activation=spelling)
         assert type(MLP(2, (3,), 1, activation=spelling).body[1]) is kind
 
 
 def test_an_unknown_activation_is_refused_with_the_known_ones():
-    for run in (lambda: senn.Proposals(activation="swoosh"), lambda: MLP(2, (3,), 1, activation="swoosh")):
+    for run in (lambda: senn.CandidateConfig(activation="swoosh"), lambda: MLP(2, (3,), 1, activation="swoosh")):
         with pytest.raises(SennError, match=r"activation must be .*ReLU, .*not 'swoosh'"):
             run()
 
@@ -217,6 +217,6 @@ def test_an_unknown_activation_is_refused_with_the_known_ones():
 def test_new_layers_get_the_activation_that_was_named(spelling: str):
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
     x, y = (torch.as_tensor(a) for a in make_moons(64, random_state=0))
-    grower = senn.Grower(model, moves=("depth",), proposals=senn.Proposals(activation=spelling, identity=0))
-    found = grower.consider([(x.float(), y)])
+    grower = senn.Grower(model, moves=("depth",), candidate_config=senn.CandidateConfig(activation=spelling, identity_bases=0))
+    found = grower.score_candidates([(x.float(), y)])
     assert {one.detail.rpartition("residual ")[2] for one in found} == {"GELU"}

@@ -12,7 +12,7 @@ from report_cases import waves
 
 from senn.cli.main import main
 from senn.cli.watch import LOOPBACK, Watch
-from senn.report import compact
+from senn.report import downsample_record
 
 pytest.importorskip("vl_convert")
 
@@ -82,7 +82,7 @@ def test_a_listener_hears_every_record_once_in_order():
     names = [name for name, _ in heard]
     assert (names[0], names[1], names[-1]) == ("start", "more", "over")
     told = [record for name, data in heard if name == "more" for record in data]
-    assert told == json.loads(json.dumps([compact(one) for one in records]))
+    assert told == json.loads(json.dumps([downsample_record(one) for one in records]))
 
 
 def test_a_listener_that_goes_away_is_no_matter():

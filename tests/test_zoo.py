@@ -15,77 +15,77 @@ from zoo import ZOO, randomised
 
 import senn
 from senn import batch
-from senn.structure import Structure, analyse, tensor_of
-from senn.surgery import Prune, Widen, operate
+from senn.structure import DependencyGraph, analyze, get_tensor
+from senn.surgery import Prune, Widen, transaction
 from senn.surgery.verify import output_change, outputs
 
 LARGEST = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-def prepared(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, object, Structure]:
+def prepared(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, object, DependencyGraph]:
     torch.manual_seed(0)
     model = randomised(ZOO[name].build()).to(dtype)
-    inputs = batch.map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(3))
-    return model, inputs, analyse(model, inputs)
+    inputs = batch.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(3))
+    return model, inputs, analyze(model, inputs)
 
 
-def widening(model: nn.Module, structure: Structure, units: int = 1) -> list[Widen]:
+def widening(model: nn.Module, graph: DependencyGraph, units: int = 1) -> list[Widen]:
     """Random new units for every space."""
     generator = torch.Generator().manual_seed(1)
     moves = []
-    for space in structure.spaces:
+    for group in graph.groups:
         values = {}
-        for slot in space.slots:
-            if slot.role == "producer" and not slot.quiet:
-                old = tensor_of(model, slot.name)
+        for coupled in group.dims:
+            if coupled.role == "producer" and not coupled.behind_norm:
+                old = get_tensor(model, coupled.name)
                 shape = list(old.shape)
-                shape[slot.dim] = units * slot.index.shape[1]
+                shape[coupled.dim] = units * coupled.index.shape[1]
                 scale = 1 / math.sqrt(max(old[0].numel(), 1)) if old.dim() > 1 else 0.3
-                values[slot.name] = scale * torch.randn(shape, generator=generator).to(old)
-        moves.append(Widen(space.name, units, values))
+                values[coupled.name] = scale * torch.randn(shape, generator=generator).to(old)
+        moves.append(Widen(group.name, units, values))
     return moves
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_hidden_space_is_found_or_refused_with_the_true_reason(name: str) -> None:
+def test_every_hidden_group_is_found_or_refused_with_the_true_reason(name: str) -> None:
     entry = ZOO[name]
-    _, _, structure = prepared(name)
-    assert {space.name: space.width for space in structure.spaces} == dict(entry.spaces)
-    assert [block.module for block in structure.blocks] == list(entry.blocks)
+    _, _, graph = prepared(name)
+    assert {group.name: group.width for group in graph.groups} == dict(entry.groups)
+    assert [block.module for block in graph.residual_blocks] == list(entry.blocks)
     expected = {**entry.refused, **entry.never}
-    found = {refusal.place: refusal.reason for refusal in structure.refused}
+    found = {refusal.place: refusal.reason for refusal in graph.refusals}
     assert set(found) == set(expected)
     for place, pattern in expected.items():
         assert re.search(pattern, found[place]), (place, found[place])
-    named = {slot.name for space in structure.spaces for slot in space.slots}
-    for one in structure.maps if not entry.refused else ():  # none is silent: a map has units of a space, or is named
+    named = {coupled.name for group in graph.groups for coupled in group.dims}
+    for one in graph.linear_maps if not entry.refused else ():  # none is silent: a map has units of a space, or is named
         assert one.weight in named or any(place in (one.name, f"{one.weight}:0") for place in found), one.name
 
 
-def test_few_spaces_of_the_zoo_are_refused() -> None:
+def test_few_groups_of_the_zoo_are_refused() -> None:
     refused = sum(len(entry.refused) for entry in ZOO.values())
-    assert refused <= 0.05 * (refused + sum(len(entry.spaces) for entry in ZOO.values()))
+    assert refused <= 0.05 * (refused + sum(len(entry.groups) for entry in ZOO.values()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", ZOO)
-def test_growth_keeps_the_function_and_the_structure_follows(name: str, dtype: torch.dtype) -> None:
-    model, inputs, structure = prepared(name, dtype)
+def test_growth_keeps_the_function_and_the_graph_follows(name: str, dtype: torch.dtype) -> None:
+    model, inputs, graph = prepared(name, dtype)
     classes = [type(module) for module in model.modules()]
     trained = _in_training(model, inputs)
-    receipt = operate(model, widening(model, structure), structure, probe=inputs)
+    receipt = transaction(model, widening(model, graph), graph, probe=inputs)
     assert receipt.output_change is not None
     assert receipt.output_change <= LARGEST[dtype]
     assert output_change(trained, _in_training(model, inputs)) <= 10 * LARGEST[dtype]
     assert [type(module) for module in model.modules()] == classes
-    again = analyse(model, inputs)
-    assert receipt.structure is not None
-    for space, fresh in zip(receipt.structure.spaces, again.spaces, strict=True):
-        assert (space.name, space.width, space.attributes) == (fresh.name, fresh.width, fresh.attributes)
-        ours = [(slot.name, slot.dim, slot.index.tolist()) for slot in space.slots]
-        assert ours == [(slot.name, slot.dim, slot.index.tolist()) for slot in fresh.slots]
-    assert receipt.structure.linears == again.linears
-    assert repr(receipt.structure.sites) == repr(again.sites)
+    again = analyze(model, inputs)
+    assert receipt.graph is not None
+    for group, fresh in zip(receipt.graph.groups, again.groups, strict=True):
+        assert (group.name, group.width, group.attributes) == (fresh.name, fresh.width, fresh.attributes)
+        ours = [(coupled.name, coupled.dim, coupled.index.tolist()) for coupled in group.dims]
+        assert ours == [(coupled.name, coupled.dim, coupled.index.tolist()) for coupled in fresh.dims]
+    assert receipt.graph.scored_maps == again.scored_maps
+    assert repr(receipt.graph.insertion_points) == repr(again.insertion_points)
 
 
 def _in_training(model: nn.Module, inputs: object) -> list[torch.Tensor]:
@@ -96,26 +96,26 @@ def _in_training(model: nn.Module, inputs: object) -> list[torch.Tensor]:
             module.p = 0.0
     torch.manual_seed(0)
     with torch.no_grad():
-        return [x for x in batch.tensors(batch.call(twin, batch.copied(inputs))) if x.is_floating_point()]
+        return [x for x in batch.leaves(batch.call(twin, batch.clone(inputs))) if x.is_floating_point()]
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_new_units_can_be_taken_back_or_pruned_again_and_old_ones_too(name: str) -> None:
-    model, inputs, structure = prepared(name, torch.float64)
+    model, inputs, graph = prepared(name, torch.float64)
     before, held = outputs(model, inputs), everything(model)
-    operate(model, widening(model, structure, 2), structure, probe=inputs).undo()
+    transaction(model, widening(model, graph, 2), graph, probe=inputs).undo()
     assert everything(model) == held
-    receipt = operate(model, widening(model, structure, 2), structure, probe=inputs)
-    assert receipt.structure is not None
-    gone = [Prune(space.name, (space.width - 2, space.width - 1)) for space in receipt.structure.spaces]
-    receipt = operate(model, gone, receipt.structure, probe=inputs)
+    receipt = transaction(model, widening(model, graph, 2), graph, probe=inputs)
+    assert receipt.graph is not None
+    gone = [Prune(group.name, (group.width - 2, group.width - 1)) for group in receipt.graph.groups]
+    receipt = transaction(model, gone, receipt.graph, probe=inputs)
     assert output_change(before, outputs(model, inputs)) <= 1e-10
-    assert receipt.structure is not None
-    some = [Prune(space.name, (0,)) for space in receipt.structure.spaces if space.width > 2]
-    receipt = operate(model, some, receipt.structure, probe=inputs)
-    again = analyse(model, inputs)
-    assert receipt.structure is not None
-    assert [space.width for space in again.spaces] == [space.width for space in receipt.structure.spaces]
+    assert receipt.graph is not None
+    some = [Prune(group.name, (0,)) for group in receipt.graph.groups if group.width > 2]
+    receipt = transaction(model, some, receipt.graph, probe=inputs)
+    again = analyze(model, inputs)
+    assert receipt.graph is not None
+    assert [group.width for group in again.groups] == [group.width for group in receipt.graph.groups]
 
 
 def _optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -131,7 +131,7 @@ def _optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None:
     torch.manual_seed(2)
     result = batch.call(model, ZOO[name].inputs(6))
-    loss = sum((x * torch.randn_like(x)).mean() for x in batch.tensors(result) if x.is_floating_point())
+    loss = sum((x * torch.randn_like(x)).mean() for x in batch.leaves(result) if x.is_floating_point())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -140,7 +140,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "muon"])
 @pytest.mark.parametrize("name", ZOO)
 def test_optimizers_go_on(name: str, kind: str) -> None:
-    model, inputs, structure = prepared(name)
+    model, inputs, graph = prepared(name)
     model.train()
     if kind not in _optimizers(model):
         pytest.skip("the model has no matrices for Muon")
@@ -149,8 +149,8 @@ def test_optimizers_go_on(name: str, kind: str) -> None:
     flat = {full for full, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6}
     old = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     names = {parameter: full for full, parameter in model.named_parameters()}
-    operate(model, widening(model, structure), structure, optimizer=optimizer, probe=inputs)
-    kept = _kept(structure)
+    transaction(model, widening(model, graph), graph, optimizer=optimizer, probe=inputs)
+    kept = _kept(graph)
     for parameter, state in old.items():
         new = model.get_parameter(names[parameter])
         for key, value in state.items():
@@ -166,18 +166,18 @@ def test_optimizers_go_on(name: str, kind: str) -> None:
     assert set(still) <= flat  # a bias before a normalisation and one of keys have no gradient at any size
 
 
-def _kept(structure: Structure):
+def _kept(graph: DependencyGraph):
     """Where the old positions of a tensor stand after every space has got one unit."""
 
     def places(name: str, new: torch.Size, old: torch.Size) -> dict[int, torch.Tensor]:
         found = {}
         for dim, size in enumerate(old):
             if new[dim] != size:
-                slots = [s for space in structure.spaces for s in space.slots if (s.name, s.dim) == (name, dim)]
+                coupled_dims = [s for group in graph.groups for s in group.dims if (s.name, s.dim) == (name, dim)]
                 after = torch.cat(
                     [
-                        s.index[-1].view(s.runs, -1)[:, -1:].repeat(1, s.index.shape[1] // s.runs).flatten()
-                        for s in slots
+                        s.index[-1].view(s.n_segments, -1)[:, -1:].repeat(1, s.index.shape[1] // s.n_segments).flatten()
+                        for s in coupled_dims
                     ]
                 )
                 shift = torch.bincount(after + 1, minlength=size + 1)[:size].cumsum(0)
@@ -189,8 +189,8 @@ def _kept(structure: Structure):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_grown_model_is_saved_into_a_fresh_one_pickled_and_copied(name: str, tmp_path) -> None:
-    model, inputs, structure = prepared(name)
-    operate(model, widening(model, structure), structure, probe=inputs)
+    model, inputs, graph = prepared(name)
+    transaction(model, widening(model, graph), graph, probe=inputs)
     expected = outputs(model, inputs)
     senn.save(tmp_path / "run", model)
     fresh = senn.load(tmp_path / "run", into=ZOO[name].build())
@@ -205,18 +205,18 @@ def test_the_grower_looks_at_every_model_and_changes_it_as_decided(name: str) ->
     model, inputs = randomised(ZOO[name].build()), ZOO[name].inputs(12)
     output = ZOO[name].output or (lambda result: batch.prediction(result).flatten(1))
     with torch.no_grad():
-        targets = torch.randn_like(output(batch.call(model.eval(), batch.copied(inputs))))
+        targets = torch.randn_like(output(batch.call(model.eval(), batch.clone(inputs))))
     optimizer, policy = torch.optim.Adam(model.parameters()), senn.PricePolicy(kappa=1e-6)
     grower = senn.Grower(model, optimizer, nn.functional.mse_loss, policy, output=output, max_width=40)
     state = copy.deepcopy(model.state_dict())
     if name in UNSCORED:
         with pytest.raises(senn.UnsupportedError, match=UNSCORED[name]):
-            grower.consider([(inputs, targets)])
+            grower.score_candidates([(inputs, targets)])
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
         return
-    found = grower.consider([(inputs, targets)])
+    found = grower.score_candidates([(inputs, targets)])
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert all(math.isfinite(figure) for c in found for figure in (c.gain, c.bound, c.heldout, c.error))
+    assert all(math.isfinite(figure) for c in found for figure in (c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr))
     for event in grower.grow():
         assert event.kind == "prune" or event.output_change <= 1e-5
 

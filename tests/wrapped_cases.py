@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from senn import Grower, PricePolicy
-from senn.candidates.candidate_config import Proposals
-from senn.distributed import gathered, rewrap
+from senn.candidates.candidate_config import CandidateConfig
+from senn.distributed import full_parameters, rewrap_ddp
 from senn.errors import SennError
 from senn.nn import MLP
-from senn.ranks import Ranks
+from senn.ranks import Communicator
 
 HALF = SAMPLES // 2
 
@@ -32,7 +32,7 @@ def model() -> nn.Module:
 def grower_of(net: nn.Module, optimizer: torch.optim.Optimizer, **more: Any) -> Grower:
     policy = PricePolicy(kappa=1e-4, confidence=0.0, layer_cost=1.0)
     return Grower(
-        net, optimizer, F.cross_entropy, policy, samples=10_000, max_width=6, proposals=Proposals(units=8), **more
+        net, optimizer, F.cross_entropy, policy, samples=10_000, max_width=6, candidate_config=CandidateConfig(units=8), **more
     )
 
 
@@ -49,7 +49,7 @@ def alone() -> dict[str, Any]:
     net = model()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    grower = grower_of(net, optimizer, ranks=Ranks())
+    grower = grower_of(net, optimizer, communicator=Communicator())
     train(net, optimizer, x, y)
     events = grower.grow([(x, y)], ("width",)) + grower.grow([(x, y)], ("depth",))
     schedule.step()
@@ -73,11 +73,11 @@ def replicated(rank: int) -> dict[str, Any]:
         said = "nothing"
     except SennError as error:
         said = str(error)
-    assert rewrap(net) is net
+    assert rewrap_ddp(net) is net
     schedule.step()
     train(net, optimizer, x, y)
     events += grower.grow([(x, y)])
-    rewrap(net)
+    rewrap_ddp(net)
     train(net, optimizer, x, y)
     kept = net.bucket_bytes_cap == 2**20 and net.broadcast_buffers is False
     return {
@@ -107,11 +107,11 @@ def sharded(rank: int) -> dict[str, Any]:
     except SennError as error:
         said = str(error)
     before = copy.copy(type(net))
-    with gathered(net, optimizer):
+    with full_parameters(net, optimizer):
         events = grower.grow([(x, y)], ("width",)) + grower.grow([(x, y)], ("depth",))
     schedule.step()
     train(net, optimizer, x, y)
-    with gathered(net, optimizer):
+    with full_parameters(net, optimizer):
         events += grower.grow([(x, y)])
     train(net, optimizer, x, y)
     units = [isinstance(module, FSDPModule) for module in net.modules() if isinstance(module, nn.Linear)]

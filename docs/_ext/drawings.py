@@ -58,7 +58,7 @@ def gains(target: str) -> dict[str, Tensor]:
         step = C[:, one] / (left[fit] ** 2).mean()
         residual = gradient - rows @ torch.linalg.solve(A, G.T)
         H, A_left = (residual[test] * left[test]).mean().view(1, 1), (left[test] ** 2).mean().view(1, 1)
-        kept["heldout"].append(scores.heldout_gain(step, H, A_left, S))
+        kept["heldout"].append(scores.held_out_gain(step, H, A_left, S))
     return {name: torch.stack(values) / 2 for name, values in kept.items()}
 
 
@@ -69,34 +69,34 @@ def tidy(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def figure(colours: dict[str, str]) -> Figure:
+def figure(colors: dict[str, str]) -> Figure:
     """Three panels: the bound, the fold where there is something to learn, and where there is nothing."""
     signal, noise = gains("signal"), gains("noise")
     drawn = Figure(figsize=(10.5, 3.5), layout="constrained")
     left, middle, right = drawn.subplots(1, 3)
     dots: dict[str, Any] = {"s": 13, "alpha": 0.75, "linewidths": 0}
-    left.scatter(signal["gain"], signal["bound"], color=colours["old"], **dots)
+    left.scatter(signal["gain"], signal["bound"], color=colors["old"], **dots)
     tidy(left, "Theorem 3.2: below the diagonal", "exact gain, nats", "bound, nats")
-    middle.scatter(signal["gain"], signal["heldout"], color=colours["new"], **dots)
+    middle.scatter(signal["gain"], signal["heldout"], color=colors["new"], **dots)
     tidy(middle, "something to learn", "promise on the samples fitted", "promise on the others")
-    right.scatter(noise["gain"], noise["heldout"], color=colours["new"], **dots)
+    right.scatter(noise["gain"], noise["heldout"], color=colors["new"], **dots)
     tidy(right, "nothing but noise", "promise on the samples fitted", "promise on the others")
     for axes in (left, middle, right):
         high = max(axes.get_xlim()[1], axes.get_ylim()[1])
-        axes.plot([0, high], [0, high], color=colours["faint"], lw=1.2, zorder=0)
-        axes.axhline(0, color=colours["faint"], lw=0.8, zorder=0)
+        axes.plot([0, high], [0, high], color=colors["faint"], lw=1.2, zorder=0)
+        axes.axhline(0, color=colors["faint"], lw=0.8, zorder=0)
     return drawn
 
 
 def write(folder: Path) -> None:
     """Write both versions."""
     folder.mkdir(exist_ok=True)
-    for theme, colours in THEMES.items():
+    for theme, colors in THEMES.items():
         ink = dict.fromkeys(
-            ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), colours["ink"]
+            ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), colors["ink"]
         )
         with rc_context({**ink, "svg.hashsalt": "senn", "font.size": 9.5}):
-            figure(colours).savefig(folder / f"gains-{theme}.svg", transparent=True, metadata={"Date": None})
+            figure(colors).savefig(folder / f"gains-{theme}.svg", transparent=True, metadata={"Date": None})
 
 
 def setup(app: Any) -> dict[str, bool]:

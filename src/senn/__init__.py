@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from senn import optim as optim
     from senn import scores as scores
     from senn.batch import Arguments as Arguments
-    from senn.candidates.candidate_config import Proposals as Proposals
+    from senn.candidates.candidate_config import CandidateConfig as CandidateConfig
     from senn.errors import SennError as SennError
     from senn.errors import SurgeryError as SurgeryError
     from senn.errors import UnsupportedError as UnsupportedError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from senn.policy import PaperPolicy as PaperPolicy
     from senn.policy import Policy as Policy
     from senn.policy import PricePolicy as PricePolicy
-    from senn.verification import analyse as analyse
+    from senn.verification import analyze as analyze
     from senn.verification import explain as explain
 
 __version__ = "0.1.0"

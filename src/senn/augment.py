@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standard:
+class ChannelStats:
     """Bytes as numbers of mean 0 and deviation 1 in each channel.
 
     Attributes:
@@ -23,15 +23,15 @@ class Standard:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, pixels: Tensor) -> Standard:
+    def of(cls, pixels: Tensor) -> ChannelStats:
         """From training images (N, C, H, W) uint8; a channel that doesn't vary keeps its scale."""
         mean, std = [], []
         for channel in pixels.unbind(1):
             counts = torch.bincount(channel.flatten().int(), minlength=256).double()
             value = torch.arange(256, dtype=torch.float64) / 255
-            centre = float(counts @ value / counts.sum())
-            spread = float((counts @ (value - centre).square() / counts.sum()).sqrt())
-            mean.append(centre)
+            center = float(counts @ value / counts.sum())
+            spread = float((counts @ (value - center).square() / counts.sum()).sqrt())
+            mean.append(center)
             std.append(spread if spread > 1e-6 else 1.0)
         return cls(mean=tuple(mean), std=tuple(std))
 
@@ -45,7 +45,7 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
 
 
-def augmented(x: Tensor, generator: torch.Generator, *, shift: int, flip: bool = True) -> Tensor:
+def augment(x: Tensor, generator: torch.Generator, *, shift: int, flip: bool = True) -> Tensor:
     """Each image (N, C, H, W) flipped or not, and shifted by up to `shift` pixels either way, zeros coming in.
 
     Args:

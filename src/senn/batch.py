@@ -59,14 +59,14 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     return model(*args, **kwargs)
 
 
-def tensors(tree: Any) -> list[Tensor]:
+def leaves(tree: Any) -> list[Tensor]:
     """All tensors of a nesting of tuples, lists, mappings, dataclasses and `Arguments`, in order."""
     found: list[Tensor] = []
-    map_tensors(found.append, tree)
+    map_leaves(found.append, tree)
     return found
 
 
-def map_tensors(change: Callable[[Tensor], Any], tree: Any) -> Any:
+def map_leaves(change: Callable[[Tensor], Any], tree: Any) -> Any:
     """Build the same nesting with `change(tensor)` for every tensor in it.
 
     Args:
@@ -85,28 +85,28 @@ def map_tensors(change: Callable[[Tensor], Any], tree: Any) -> Any:
 def _map_within(change: Callable[[Tensor], Any], leaf: Any) -> Any:
     """Map over what torch's pytree takes for a leaf: it looks at exact types, and knows no dataclasses."""
     if isinstance(leaf, Arguments):
-        return Arguments(*map_tensors(change, leaf.args), **map_tensors(change, leaf.kwargs))
+        return Arguments(*map_leaves(change, leaf.args), **map_leaves(change, leaf.kwargs))
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
         names = [field.name for field in dataclasses.fields(leaf)]
-        return dataclasses.replace(leaf, **{name: map_tensors(change, getattr(leaf, name)) for name in names})
+        return dataclasses.replace(leaf, **{name: map_leaves(change, getattr(leaf, name)) for name in names})
     if isinstance(leaf, Mapping):
-        return type(leaf)({key: map_tensors(change, item) for key, item in leaf.items()})  # type: ignore[call-arg]
+        return type(leaf)({key: map_leaves(change, item) for key, item in leaf.items()})  # type: ignore[call-arg]
     if isinstance(leaf, tuple | list):
-        return type(leaf)(map_tensors(change, item) for item in leaf)
+        return type(leaf)(map_leaves(change, item) for item in leaf)
     return leaf
 
 
-def copied(inputs: Inputs) -> Inputs:
+def clone(inputs: Inputs) -> Inputs:
     """Inputs of their own memory, which a forward pass may write to."""
-    return map_tensors(lambda tensor: tensor.detach().clone(), inputs)
+    return map_leaves(lambda tensor: tensor.detach().clone(), inputs)
 
 
 def count(inputs: Inputs) -> int:
     """Number of samples: the first dimension of the first tensor that has any; 0 without one."""
-    return next((len(tensor) for tensor in tensors(inputs) if tensor.dim()), 0)
+    return next((len(tensor) for tensor in leaves(inputs) if tensor.dim()), 0)
 
 
-def take(inputs: Inputs, samples: slice | Tensor, of: int) -> Inputs:
+def index_batch(inputs: Inputs, samples: slice | Tensor, of: int) -> Inputs:
     """Some samples of a batch of `of` samples."""
 
     def cut(tensor: Tensor) -> Tensor:
@@ -114,12 +114,12 @@ def take(inputs: Inputs, samples: slice | Tensor, of: int) -> Inputs:
             return tensor
         return tensor[samples] if isinstance(samples, slice) else tensor.index_select(0, samples.to(tensor.device))
 
-    return map_tensors(cut, inputs)
+    return map_leaves(cut, inputs)
 
 
-def few(inputs: Inputs, number: int = 2) -> Inputs:
+def head(inputs: Inputs, number: int = 2) -> Inputs:
     """The first samples of a batch."""
-    return take(inputs, slice(0, number), count(inputs))
+    return index_batch(inputs, slice(0, number), count(inputs))
 
 
 def prediction(result: Any, output: Output | None = None) -> Tensor:
@@ -139,7 +139,7 @@ def prediction(result: Any, output: Output | None = None) -> Tensor:
     named = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
     if isinstance(named, Tensor):
         return named
-    floating = [tensor for tensor in tensors(result) if torch.is_floating_point(tensor)]
+    floating = [tensor for tensor in leaves(result) if torch.is_floating_point(tensor)]
     if len(floating) == 1:
         return floating[0]
     what = f"{len(floating)} tensors" if floating else "no tensor"

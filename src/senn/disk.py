@@ -18,7 +18,7 @@ MOST = 1 << 26
 
 
 @contextmanager
-def draft(path: Path, data: bytes) -> Iterator[None]:
+def atomic_write(path: Path, data: bytes) -> Iterator[None]:
     """A context in which a file's new content is on the disk under another name; at its end it gets its own.
 
     Raises:
@@ -40,7 +40,7 @@ def draft(path: Path, data: bytes) -> Iterator[None]:
 
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, as `draft` does."""
-    with draft(path, data):
+    with atomic_write(path, data):
         pass
 
 
@@ -73,12 +73,12 @@ def read(path: Path, most: int = MOST) -> bytes:
         return file.read(size)
 
 
-def digest(data: bytes) -> str:
+def bytes_digest(data: bytes) -> str:
     """SHA-256, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
-def contents(path: Path, most: int = MOST) -> bytes:
+def read_limited(path: Path, most: int = MOST) -> bytes:
     """`read`, for people.
 
     Raises:
@@ -90,12 +90,12 @@ def contents(path: Path, most: int = MOST) -> bytes:
         raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
 
 
-def mark(data: bytes) -> dict[str, Any]:
+def file_digest(data: bytes) -> dict[str, Any]:
     """What a document tells of another file: its size and its checksum."""
-    return {"bytes": len(data), "sha256": digest(data)}
+    return {"bytes": len(data), "sha256": bytes_digest(data)}
 
 
-def marked(path: Path, told: Any, most: int, teller: str) -> bytes:
+def verify_file(path: Path, told: Any, most: int, teller: str) -> bytes:
     """A file's bytes, if they are as many and the same as a document tells.
 
     Args:
@@ -110,8 +110,8 @@ def marked(path: Path, told: Any, most: int, teller: str) -> bytes:
     size = told.get("bytes") if isinstance(told, dict) else None
     if not isinstance(told, dict) or type(size) is not int or not 0 <= size <= most:
         raise SennError(f"{str(path.with_name(teller))!r} is damaged: it doesn't tell of {path.name}")
-    data = contents(path, size)
-    if digest(data) != told.get("sha256"):
+    data = read_limited(path, size)
+    if bytes_digest(data) != told.get("sha256"):
         raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {teller}")
     return data
 
@@ -149,12 +149,12 @@ def checksum(document: Mapping[str, Any]) -> str:
     """
     rest = {key: value for key, value in document.items() if key != "checksum"}
     try:
-        return digest(json.dumps(rest, sort_keys=True, allow_nan=False).encode())
+        return bytes_digest(json.dumps(rest, sort_keys=True, allow_nan=False).encode())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def sealed(document: Mapping[str, Any], indent: int | None = 1) -> bytes:
+def write_checksummed_json(document: Mapping[str, Any], indent: int | None = 1) -> bytes:
     """A document as JSON with its checksum, as it will be read: keys are strings, tuples lists.
 
     Raises:
@@ -170,7 +170,7 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def opened(path: Path, kind: str, version: int, most: int = MOST) -> dict[str, Any]:
+def read_checksummed_json(path: Path, kind: str, version: int, most: int = MOST) -> dict[str, Any]:
     """Read a sealed document.
 
     Args:
@@ -185,7 +185,7 @@ def opened(path: Path, kind: str, version: int, most: int = MOST) -> dict[str, A
     Raises:
         SennError: it isn't there, is of another format or version, or was altered.
     """
-    return parse_checksummed_json(contents(path, most), path, kind, (version,))
+    return parse_checksummed_json(read_limited(path, most), path, kind, (version,))
 
 
 def parse_checksummed_json(

@@ -11,7 +11,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-COLOURS = {"widen": "#0d8a7d", "insert": "#6d67f5", "prune": "#c9711c"}
+COLORS = {"widen": "#0d8a7d", "insert": "#6d67f5", "prune": "#c9711c"}
 """Of what may happen to a network; readable on light and on dark."""
 
 _TALL, _APART = 84.0, 44.0
@@ -51,7 +51,7 @@ class Markup(str):
 
 def kind(name: str) -> Markup:
     """The kind of a change, in its colour."""
-    return Markup(f'<span style="color:{COLOURS.get(name, "inherit")};font-weight:600">{escape(name)}</span>')
+    return Markup(f'<span style="color:{COLORS.get(name, "inherit")};font-weight:600">{escape(name)}</span>')
 
 
 def bar(promise: float, error: float, price: float, most: float, name: str) -> Markup:
@@ -62,17 +62,17 @@ def bar(promise: float, error: float, price: float, most: float, name: str) -> M
 
     size = abs(promise) if name == "prune" else promise  # a removal promises what it costs, less than nothing
     low, high = x(size - error), x(size + error)
-    colour = COLOURS.get(name, "currentColor")
+    color = COLORS.get(name, "currentColor")
     words = f"promised {promise:.3g}, standard error {error:.2g}, price {price:.3g}"
     return Markup(
         f'<svg width="96" height="14" role="img" aria-label="{escape(words)}">'
-        f'<rect x="1" y="4" width="{x(size):.1f}" height="6" rx="2" fill="{colour}"/>'
+        f'<rect x="1" y="4" width="{x(size):.1f}" height="6" rx="2" fill="{color}"/>'
         f'<path d="M{1 + low:.1f} 7H{1 + high:.1f}" stroke="currentColor"/>'
         f'<path d="M{1 + x(abs(price)):.1f} 1v12" stroke="currentColor" stroke-width="{1.5 if price else 0}"/></svg>'
     )
 
 
-def network(widths: Sequence[int], changed: Sequence[int] = (), colour: str = COLOURS["widen"]) -> Markup:
+def network(widths: Sequence[int], changed: Sequence[int] = (), color: str = COLORS["widen"]) -> Markup:
     """Layers as columns as tall as they are wide.
 
     Args:
@@ -91,7 +91,7 @@ def network(widths: Sequence[int], changed: Sequence[int] = (), colour: str = CO
         edges.append((x, top, size))
         columns.append(f'<path d="M{x:.1f} {top:.1f}v{size - new:.1f}" stroke="currentColor" opacity=".75"/>')
         if new > 0:
-            columns.append(f'<path d="M{x:.1f} {top + size - new:.1f}v{new:.1f}" stroke="{colour}"/>')
+            columns.append(f'<path d="M{x:.1f} {top + size - new:.1f}v{new:.1f}" stroke="{color}"/>')
         columns.append(
             f'<text x="{x:.1f}" y="{top - 4:.1f}" font-size="11" text-anchor="middle" fill="currentColor" '
             f'stroke="none">{width}</text>'
@@ -125,8 +125,8 @@ def staircase(points: Sequence[tuple[float, float]], label: str) -> Markup:
         path += f"H{x:.1f}V{height:.1f}"
     return Markup(
         f'<svg width="{wide + 8:.0f}" height="{tall + 8:.0f}" role="img" aria-label="{escape(label)}">'
-        f'<path d="{path}H{wide:.0f}V{tall + 4:.1f}Z" fill="{COLOURS["widen"]}" opacity=".2"/>'
-        f'<path d="{path}H{wide:.0f}" fill="none" stroke="{COLOURS["widen"]}" stroke-width="2"/></svg>'
+        f'<path d="{path}H{wide:.0f}V{tall + 4:.1f}Z" fill="{COLORS["widen"]}" opacity=".2"/>'
+        f'<path d="{path}H{wide:.0f}" fill="none" stroke="{COLORS["widen"]}" stroke-width="2"/></svg>'
     )
 
 

@@ -16,9 +16,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from senn import drawn
 from senn._validate import check, instance_of
 from senn.errors import SennError
-from senn.training import Recipe, Task, train
+from senn.training import TrainConfig, Task, train
 from senn.training.learner import build_model
-from senn.training.online import Online
+from senn.training.online import IncrementalTrainer
 from senn.training.progress import progress
 from senn.training.recipe import RANGES
 
@@ -56,7 +56,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
     policy: Any = None
     max_params: int | None = None
     validation_fraction: float | None = None
-    recipe: Recipe | None = None
+    recipe: TrainConfig | None = None
     random_state: Any = None
     verbose: int = 0
 
@@ -86,7 +86,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
         if self._task == "classification" and self._outputs() == 1:  # nothing to tell apart
             recipe = replace(recipe, grow=False, epochs=1)
         run = train(
-            self._standardise(X),
+            self._standardize(X),
             self._encode(y),
             task=self._task,
             outputs=self._outputs(),
@@ -94,7 +94,7 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
             callbacks=progress(self.verbose),
             sample_weight=torch.from_numpy(weight),
         )
-        self._online: Online | None = None
+        self._online: IncrementalTrainer | None = None
         self.model_ = run.model
         self.history_ = run.history
         self.architecture_ = run.architecture
@@ -107,31 +107,31 @@ class _SENNEstimator(BaseEstimator):  # type: ignore[misc]
         X, y, weight = _present(X, y, weight)
         if not hasattr(self, "scale_"):
             self.mean_, self.scale_ = _moments(X, weight)
-        online: Online | None = getattr(self, "_online", None)
+        online: IncrementalTrainer | None = getattr(self, "_online", None)
         if online is None:
             recipe = self._recipe()
             model = getattr(self, "model_", None) or build_model(X.shape[1], self._outputs(), recipe)
-            self._online = online = Online(model, recipe, self._task)
-        records = online.pass_over(self._standardise(X), self._encode(y), torch.from_numpy(weight))
+            self._online = online = IncrementalTrainer(model, recipe, self._task)
+        records = online.partial_fit(self._standardize(X), self._encode(y), torch.from_numpy(weight))
         self.model_ = online.model
         self.history_ = [*getattr(self, "history_", []), *records]
         self.architecture_ = self.model_.hidden
         self.n_iter_ = getattr(self, "n_iter_", 0) + 1
         return self
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self) -> TrainConfig:
         """The recipe with what the parameters say; None leaves a choice to the recipe."""
         for name, field in _FIELDS.items():  # at `fit`, as scikit-learn wants it
             check(name, getattr(self, name), RANGES[field].or_none())
-        check("recipe", self.recipe, instance_of(Recipe, called="a senn.training.Recipe").or_none())
-        recipe = Recipe() if self.recipe is None else self.recipe
+        check("recipe", self.recipe, instance_of(TrainConfig, called="a senn.training.Recipe").or_none())
+        recipe = TrainConfig() if self.recipe is None else self.recipe
         said = {field: getattr(self, name) for name, field in _FIELDS.items() if getattr(self, name) is not None}
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         return replace(recipe, seed=seed, **said)
 
     # -- inputs
 
-    def _standardise(self, X: Array) -> torch.Tensor:
+    def _standardize(self, X: Array) -> torch.Tensor:
         return torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class SENNClassifier(ClassifierMixin, _SENNEstimator):  # type: ignore[misc]
         max_params: budget of parameters that growth keeps to.
         validation_fraction: share of the rows held out for stopping early; 0 for none.
         class_weight: `balanced`, a mapping of class to weight, or None.
-        recipe: a `senn.training.Recipe` with all other choices.
+        recipe: a `senn.training.TrainConfig` with all other choices.
         random_state: seed or `RandomState`.
         verbose: 1 to show how training goes on: lines, or in a notebook a bar and the network.
 
@@ -272,7 +272,7 @@ class SENNRegressor(RegressorMixin, _SENNEstimator):  # type: ignore[misc]
         policy: what decides on growth: `price`, `paper` or a policy object.
         max_params: budget of parameters that growth keeps to.
         validation_fraction: share of the rows held out for stopping early; 0 for none.
-        recipe: a `senn.training.Recipe` with all other choices.
+        recipe: a `senn.training.TrainConfig` with all other choices.
         random_state: seed or `RandomState`.
         verbose: 1 to show how training goes on: lines, or in a notebook a bar and the network.
 

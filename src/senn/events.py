@@ -34,7 +34,7 @@ class NetworkState:
 class GrowthEvent:
     """One change of the network's size, done.
 
-    Promises, prices and realised decreases are in nats per sample, for every loss (`OutputMetric.nat`); losses in the
+    Promises, prices and realised decreases are in nats per sample, for every loss (`LossMetric.nat`); losses in the
     loss's own unit, of which `nat` makes one nat; eta, gain, bound and held-out gain in eta's unit, twice the loss's.
 
     Attributes:
@@ -67,27 +67,27 @@ class GrowthEvent:
     kind: str
     place: str
     detail: str
-    before: int
-    after: int
+    width_before: int
+    width_after: int
     units: int
     parameters: int
     gain: float
-    bound: float
-    heldout: float
-    error: float
-    promised: float
+    gain_lower_bound: float
+    held_out_gain: float
+    held_out_stderr: float
+    expected_decrease: float
     price: float
-    nat: float
+    loss_per_nat: float
     eta_before: float
     eta_after: float
-    limit: float
+    score_limit: float
     loss_before: float
     loss_after: float
     output_change: float
     architecture: tuple[int, ...]
     round: int
-    which: tuple[int, ...] = ()
-    realised: float | None = None
+    removed_units: tuple[int, ...] = ()
+    realized_decrease: float | None = None
     _undo: Callable[[], None] | None = field(default=None, repr=False)
 
     @classmethod
@@ -113,7 +113,7 @@ class GrowthEvent:
             policy: what priced the candidates.
             undo: takes the whole round back.
         """
-        removed = {move.space: tuple(move.units) for move in receipt.moves if isinstance(move, Prune)}
+        removed = {move.group: tuple(move.units) for move in receipt.moves if isinstance(move, Prune)}
         groups: dict[tuple[str, str], list[Candidate]] = {}
         for candidate in accepted:
             groups.setdefault((candidate.kind, candidate.place), []).append(candidate)
@@ -127,15 +127,15 @@ class GrowthEvent:
                 units=sum(one.units for one in group),
                 parameters=sum(one.parameters for one in group),
                 gain=sum(one.gain for one in group),
-                bound=sum(one.bound for one in group),
-                heldout=sum(one.heldout for one in group),
-                error=sum(one.error**2 for one in group) ** 0.5,
-                promised=sum(one.promise for one in group),
+                bound=sum(one.gain_lower_bound for one in group),
+                heldout=sum(one.held_out_gain for one in group),
+                error=sum(one.held_out_stderr**2 for one in group) ** 0.5,
+                promised=sum(one.expected_decrease for one in group),
                 price=sum(policy.price(one.parameters, one.samples) for one in group),
-                nat=group[0].nat,
+                nat=group[0].loss_per_nat,
                 eta_before=before.eta,
                 eta_after=after.eta,
-                limit=group[0].limit,
+                limit=group[0].score_limit,
                 loss_before=before.loss,
                 loss_after=after.loss,
                 output_change=receipt.output_change or 0.0,
@@ -153,10 +153,10 @@ class GrowthEvent:
 
     def __str__(self) -> str:
         """One readable line."""
-        layer = f"{self.detail}, {self.after} unit{'s' * (self.after != 1)}"
-        size = layer if self.kind == "insert" else f"{self.before} -> {self.after}"
+        layer = f"{self.detail}, {self.width_after} unit{'s' * (self.width_after != 1)}"
+        size = layer if self.kind == "insert" else f"{self.width_before} -> {self.width_after}"
         # a decrease of the loss is positive, here as in `promised`; what a removal costs is named so instead
-        decrease = f"promised {self.promised:+.3g}" if self.promised >= 0 else f"cost {-self.promised:.3g}"
+        decrease = f"promised {self.expected_decrease:+.3g}" if self.expected_decrease >= 0 else f"cost {-self.expected_decrease:.3g}"
         return (
             f"{self.kind} {self.place}: {size}, {decrease} nats, {self.parameters:+,} parameters, "
             f"price {abs(self.price):.3g}"
@@ -165,14 +165,14 @@ class GrowthEvent:
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
         record = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
-        return {**record, "architecture": list(self.architecture), "which": list(self.which), "text": str(self)}
+        return {**record, "architecture": list(self.architecture), "which": list(self.removed_units), "text": str(self)}
 
     def state(self) -> dict[str, Any]:
         """Every field as it is, infinities and all; `undo` isn't among them."""
         return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> GrowthEvent:
+    def from_state(cls, state: Mapping[str, Any]) -> GrowthEvent:
         """The event that `state` was taken of; it can't be undone any more."""
         state = with_current_names(cls, state)
         tuples = {f.name: tuple(state[f.name]) for f in fields(cls) if isinstance(state.get(f.name), list)}
@@ -183,8 +183,8 @@ class GrowthEvent:
         number = drawn.number
         head = ("change", "place", "width", "parameters", "promised", "price", "realised", "loss before", "after")
         row = (
-            drawn.kind(self.kind), self.place, f"{self.before} → {self.after}", f"{self.parameters:+,}",
-            number(self.promised), number(self.price), number(self.realised), number(self.loss_before, 4),
+            drawn.kind(self.kind), self.place, f"{self.width_before} → {self.width_after}", f"{self.parameters:+,}",
+            number(self.expected_decrease), number(self.price), number(self.realized_decrease), number(self.loss_before, 4),
             number(self.loss_after, 4),
         )  # fmt: skip
         return drawn.table(f"round {self.round}", head, [row], left=2) + drawn.network(self.architecture)
@@ -206,7 +206,7 @@ class GrowthEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Decision:
     """A candidate, and by how much it exceeded what the policy asked of it.
 
     Attributes:
@@ -222,7 +222,7 @@ class Verdict:
     reason: str = ""
 
     @classmethod
-    def of(cls, policy: Policy, candidate: Candidate, accepted: Sequence[Candidate] | None = None) -> Verdict:
+    def from_policy(cls, policy: Policy, candidate: Candidate, accepted: Sequence[Candidate] | None = None) -> Decision:
         """What a policy says of a candidate: of a refused one, beside those `accepted` in its round."""
         margin = policy.margin(candidate)
         exceeds = accepted is not None and margin > 0
@@ -235,13 +235,13 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON: null for what isn't finite."""
-        figures = {**asdict(self.candidate), "promise": self.candidate.promise}
+        figures = {**asdict(self.candidate), "promise": self.candidate.expected_decrease}
         figures |= {"price": self.price, "margin": self.margin, "reason": self.reason}
         return {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in figures.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consideration:
+class GrowthRound:
     """One round of growth: what was on offer, what was taken, what was refused by how much.
 
     Attributes:
@@ -263,25 +263,25 @@ class Consideration:
 
     round: int
     moves: tuple[str, ...]
-    looked_at: int
+    n_samples_seen: int
     samples: int
     loss: float
-    nat: float
+    loss_per_nat: float
     parameters: int
     architecture: tuple[int, ...]
     eta: float
-    eta_of: dict[str, float]
-    limit: float
-    accepted: tuple[Verdict, ...]
-    refused: tuple[Verdict, ...]
-    realised: float | None = None
+    eta_by_map: dict[str, float]
+    score_limit: float
+    accepted: tuple[Decision, ...]
+    refused: tuple[Decision, ...]
+    realized_decrease: float | None = None
 
     def __str__(self) -> str:
         """The round for a terminal: what was looked at, and every candidate with its verdict."""
         head = ("verdict", "change", "place", "detail", "parameters", "promised", "price", "margin")
         rows = [
             (word, one.candidate.kind, one.candidate.place, one.candidate.detail, f"{one.candidate.parameters:+,}",
-             *(f"{x:.3g}" for x in (one.candidate.promise, one.price, one.margin)))
+             *(f"{x:.3g}" for x in (one.candidate.expected_decrease, one.price, one.margin)))
             for word, several in (("accepted", self.accepted), ("refused", self.refused)) for one in several
         ]  # fmt: skip
         wide = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
@@ -290,9 +290,9 @@ class Consideration:
 
     def _said(self, eta: str, most: str) -> str:
         return (
-            f"Round {self.round}: looked at {self.looked_at:,} of {self.samples:,} samples, "
+            f"Round {self.round}: looked at {self.n_samples_seen:,} of {self.samples:,} samples, "
             f"loss {drawn.number(self.loss, 4)}, {self.parameters:,} parameters; "
-            f"{eta} {drawn.number(self.eta)}, {most} {drawn.number(self.limit)}; {len(self.accepted)} accepted"
+            f"{eta} {drawn.number(self.eta)}, {most} {drawn.number(self.score_limit)}; {len(self.accepted)} accepted"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -304,7 +304,7 @@ class Consideration:
     def _repr_html_(self) -> str:
         """The round for notebooks: what was looked at, eta by map, every candidate with its verdict."""
         number = drawn.number
-        parts = drawn.table("η by linear map", ("map", "η"), [(name, number(x)) for name, x in self.eta_of.items()])
+        parts = drawn.table("η by linear map", ("map", "η"), [(name, number(x)) for name, x in self.eta_by_map.items()])
         return f"<p>{escape(self._said('η', 'λ'))}</p>" + _verdicts(self.accepted, self.refused) + parts
 
     def state(self) -> dict[str, Any]:
@@ -312,12 +312,12 @@ class Consideration:
         return asdict(self)
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Consideration:
+    def from_state(cls, state: Mapping[str, Any]) -> GrowthRound:
         """The consideration that `state` was taken of."""
         state = with_current_names(cls, state)
         verdicts = {
             name: tuple(
-                Verdict(**{**one, "candidate": Candidate(**with_current_names(Candidate, one["candidate"]))})
+                Decision(**{**one, "candidate": Candidate(**with_current_names(Candidate, one["candidate"]))})
                 for one in state[name]
             )
             for name in ("accepted", "refused")
@@ -326,31 +326,31 @@ class Consideration:
         return cls(**{**state, **verdicts, **tuples})
 
 
-class Candidates(list[Candidate]):
+class CandidateList(list[Candidate]):
     """Scored candidates, a list; as a table in notebooks."""
 
     def _repr_html_(self) -> str:
         """A table of their figures."""
         head = ("change", "place", "detail", "units", "parameters", "gain η", "held-out η", "promised (nats)", "")
-        most = max((abs(one.promise) + _error(one) for one in self), default=0.0)
+        most = max((abs(one.expected_decrease) + _error(one) for one in self), default=0.0)
         rows = [
             (*_about(one), f"{one.units}", f"{one.parameters:+,}", drawn.number(one.gain), _heldout(one),
-             drawn.number(one.promise), drawn.bar(one.promise, _error(one), 0.0, most, one.kind))
+             drawn.number(one.expected_decrease), drawn.bar(one.expected_decrease, _error(one), 0.0, most, one.kind))
             for one in self
         ]  # fmt: skip
         return drawn.table("candidates", head, rows, left=3) or "<p>No candidates.</p>"
 
 
-def _verdicts(accepted: Sequence[Verdict], refused: Sequence[Verdict]) -> str:
+def _verdicts(accepted: Sequence[Decision], refused: Sequence[Decision]) -> str:
     """A table of candidates with what was said of them."""
     head = ("verdict", "change", "place", "detail", "", "promised", "price", "margin", "gain η", "held-out η",
             "parameters")  # fmt: skip
     every = [("accepted", one) for one in accepted] + [("refused", one) for one in refused]
-    most = max((max(abs(v.candidate.promise) + _error(v.candidate), abs(v.price)) for _, v in every), default=0.0)
+    most = max((max(abs(v.candidate.expected_decrease) + _error(v.candidate), abs(v.price)) for _, v in every), default=0.0)
     rows = [
         (word if not v.reason else f"{word}: {v.reason}", *_about(v.candidate),
-         drawn.bar(v.candidate.promise, _error(v.candidate), v.price, most, v.candidate.kind),
-         drawn.number(v.candidate.promise), drawn.number(v.price), drawn.number(v.margin),
+         drawn.bar(v.candidate.expected_decrease, _error(v.candidate), v.price, most, v.candidate.kind),
+         drawn.number(v.candidate.expected_decrease), drawn.number(v.price), drawn.number(v.margin),
          drawn.number(v.candidate.gain), _heldout(v.candidate), f"{v.candidate.parameters:+,}")
         for word, v in every
     ]  # fmt: skip
@@ -365,11 +365,11 @@ def _about(one: Candidate) -> tuple[str, str, str]:
 
 def _error(one: Candidate) -> float:
     """The standard error of a promise, in nats."""
-    return one.error / (2 * one.nat)
+    return one.held_out_stderr / (2 * one.loss_per_nat)
 
 
 def _heldout(one: Candidate) -> str:
-    return "-" if one.kind == "prune" else f"{drawn.number(one.heldout)} ± {drawn.number(one.error, 2)}"
+    return "-" if one.kind == "prune" else f"{drawn.number(one.held_out_gain)} ± {drawn.number(one.held_out_stderr, 2)}"
 
 
 def with_removals(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:

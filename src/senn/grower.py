@@ -14,32 +14,32 @@ from torch.optim.swa_utils import AveragedModel
 from senn import batch
 from senn._validate import check_arguments
 from senn.batch import Inputs, Output
-from senn.candidates.candidate_config import Proposals
-from senn.candidates.candidate_set import Draw
-from senn.curvature.output import OutputMetric
-from senn.curvature.reading import Reading
+from senn.candidates.candidate_config import CandidateConfig
+from senn.candidates.candidate_set import CandidateSet
+from senn.curvature.output import LossMetric
+from senn.curvature.reading import BatchLayout
 from senn.errors import SennError, SurgeryError
-from senn.events import Candidates, Consideration, GrowthEvent, NetworkState, with_removals
+from senn.events import CandidateList, GrowthRound, GrowthEvent, NetworkState, with_removals
 from senn.policy import MOVES, Budget, Candidate, Policy, PricePolicy, check_moves
-from senn.ranks import Ranks, default_ranks
-from senn.scoring import KnownMoment, Survey
-from senn.scoring.pool import Menu
-from senn.scoring.precision import exactly
+from senn.ranks import Communicator, default_communicator
+from senn.scoring import DataCovariance, ScoringSession
+from senn.scoring.pool import CandidatePool
+from senn.scoring.precision import full_precision
 from senn.scoring.rank_checks import (
     agree_on_weights,
-    analysed,
+    analyzed,
     check_whole,
     each_batch,
     stale,
 )
 from senn.scoring.selection import select_candidates
 from senn.scoring.settings import RANGES
-from senn.structure import Structure
+from senn.structure import DependencyGraph
 from senn.structure.input_checks import check_module
-from senn.surgery import Prune, operate
+from senn.surgery import Prune, transaction
 from senn.surgery.moves import tensors_of
 from senn.surgery.optimizer import check_holds, unwrap
-from senn.verification import analyse
+from senn.verification import analyze
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
@@ -50,7 +50,7 @@ class Grower:
     It computes in the precision of the parameters, also where its caller has autocast or inference mode open.
 
     Args:
-        model: any module that `senn.structure.analyse` understands; it stays the same object.
+        model: any module that `senn.structure.analyze` understands; it stays the same object.
         optimizer: the optimizer that trains it, or None; its state follows by position.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples.
         policy: when and where; by default a price on held-out gain.
@@ -69,7 +69,7 @@ class Grower:
         seed: of everything drawn at random; the global random state is left alone.
         ranks: the processes that grow one model together: all make the same calls, each with its own batches, and all
             end with the same model. By default all of `torch.distributed` where it is initialised with several;
-            `Ranks()` for this process alone.
+            `Communicator()` for this process alone.
 
     Attributes:
         events: every change so far.
@@ -95,13 +95,13 @@ class Grower:
         max_width: int | None = None,
         round_to: int = 1,
         moves: Sequence[str] = (*MOVES,),
-        proposals: Proposals | None = None,
+        candidate_config: CandidateConfig | None = None,
         averaged: Sequence[AveragedModel] = (),
         ignore: Sequence[str] = (),
         metric: Literal["fisher", "euclidean"] = "fisher",
         output: Output | None = None,
         seed: int = 0,
-        ranks: Ranks | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         check_module(model)
         self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
@@ -116,34 +116,34 @@ class Grower:
         self.policy: Policy = policy if policy is not None else PricePolicy()
         self.budget = Budget(max_params, max_width, round_to)
         self.samples = samples
-        self.proposals = proposals if proposals is not None else Proposals()
+        self.candidate_config = candidate_config if candidate_config is not None else CandidateConfig()
         self.averaged = tuple(averaged)
         self.output = output
         self.ignore = tuple(ignore)
-        self.metric = OutputMetric(loss, metric)
+        self.metric = LossMetric(loss, metric)
         self.events: list[GrowthEvent] = []
         self.rejections: list[str] = []
         self.eta = float("nan")
-        self.draw = Draw()
-        self.consideration: Consideration | None = None
+        self.candidate_set = CandidateSet()
+        self.last_round: GrowthRound | None = None
         self.rounds = 0
-        self.ranks = ranks if ranks is not None else default_ranks()
+        self.communicator = communicator if communicator is not None else default_communicator()
         self._generator = torch.Generator().manual_seed(seed)
-        self._structure: Structure | None = None
-        self._survey: Survey | None = None
-        self._known: dict[str, KnownMoment] = {}
-        self._readings: dict[str, Reading | str] = {}
+        self._graph: DependencyGraph | None = None
+        self._session: ScoringSession | None = None
+        self._known: dict[str, DataCovariance] = {}
+        self._readings: dict[str, BatchLayout | str] = {}
         self._open: int | None = None  # number of the round whose events are not realised yet
 
     @property
-    def structure(self) -> Structure:
+    def graph(self) -> DependencyGraph:
         """What in the model can change size; known after the first batch."""
-        if self._structure is None:
+        if self._graph is None:
             raise SennError("the model's structure is known after the first batch: call observe or grow first")
-        return self._structure
+        return self._graph
 
     @property
-    def unread(self) -> dict[str, str]:
+    def unreadable_maps(self) -> dict[str, str]:
         """Linear maps that can't be read, and why: no gain through them counts. Known after the first batch."""
         return {name: found for name, found in self._readings.items() if isinstance(found, str)}
 
@@ -152,40 +152,40 @@ class Grower:
         """Widths of the spaces that can change, in order of use."""
         return tuple(self._widths().values())
 
-    @exactly
+    @full_precision
     def observe(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
         """Look at one batch and add it to the statistics of the next consideration; returns its loss.
 
         Runs the model in eval mode, once (on the first batch a few times more, for some of its samples), with two
         backward passes; no `.grad`, mode, hook, buffer or random state changes. Then `grow()` without arguments.
         """
-        with self.ranks.together("look at a batch"):
-            if not batch.tensors(inputs) or not isinstance(targets, Tensor):
+        with self.communicator.fail_together("look at a batch"):
+            if not batch.leaves(inputs) or not isinstance(targets, Tensor):
                 raise SennError(
                     "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
                 )
             check_whole(self.model)
-            if self._structure is None:
-                self._structure = analysed(self.ranks, self.model, inputs, self.ignore)
-        if self._survey is None:
-            self._survey = self._session(self._structure)
-        loss = self._survey.add(inputs, targets, weights)
+            if self._graph is None:
+                self._graph = analyzed(self.communicator, self.model, inputs, self.ignore)
+        if self._session is None:
+            self._session = self._session(self._graph)
+        loss = self._session.add_batch(inputs, targets, weights)
         for event in self._unrealised():
-            event.realised = (event.loss_after - loss) / event.nat
+            event.realized_decrease = (event.loss_after - loss) / event.loss_per_nat
         self._open = None
         return loss
 
-    @exactly
-    def consider(self, batches: Iterable[Batch] | None = None) -> Candidates:
+    @full_precision
+    def score_candidates(self, batches: Iterable[Batch] | None = None) -> CandidateList:
         """Score every candidate on the batches (and those observed before); changes nothing.
 
         Returns:
             the best candidates of each kind at each place, best first by held-out gain: a list, in notebooks a table.
         """
-        menu = self._menu(batches)
-        return Candidates(sorted(menu.candidates(), key=lambda c: -c.heldout))
+        pool = self._pool(batches)
+        return CandidateList(sorted(pool.candidates(), key=lambda c: -c.held_out_gain))
 
-    @exactly
+    @full_precision
     def grow(self, batches: Iterable[Batch] | None = None, moves: Sequence[str] | None = None) -> list[GrowthEvent]:
         """One round: consider, decide, change the model. Empty when nothing pays.
 
@@ -204,13 +204,13 @@ class Grower:
         back = self._back()
         try:
             self.moves = wanted
-            menu = self._menu(batches)
-            policy = self.policy.removing() if set(wanted) <= {"prune"} else self.policy
-            survey = self._survey
-            assert survey is not None
-            realised = next((one.realised for one in self.events[-1:] if one.round == self.rounds), None)
-            consideration = select_candidates(
-                survey, menu, policy, number=self.rounds + 1, moves=wanted, realised=realised
+            pool = self._pool(batches)
+            policy = self.policy.for_pruning_round() if set(wanted) <= {"prune"} else self.policy
+            session = self._session
+            assert session is not None
+            realized = next((one.realized_decrease for one in self.events[-1:] if one.round == self.rounds), None)
+            growth_round = select_candidates(
+                session, pool, policy, number=self.rounds + 1, moves=wanted, realized=realized
             )
         except BaseException:
             back()
@@ -218,13 +218,13 @@ class Grower:
         finally:
             self.moves = every
         self.rounds += 1
-        self._survey = None
-        self.consideration = consideration
-        return self._carry_out(menu, survey, consideration.eta) if menu.accepted else []
+        self._session = None
+        self.last_round = growth_round
+        return self._carry_out(pool, session, growth_round.eta) if pool.accepted else []
 
     def reset(self) -> None:
         """Forget the batches looked at since the last round."""
-        self._survey = None
+        self._session = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a grower of the same model and settings needs to go on: nested plain values and tensors, all copies.
@@ -241,7 +241,7 @@ class Grower:
             "events": [event.state() for event in self.events],
             "open": [number for number, event in enumerate(self.events) if event.round == self._open],
             "rejections": [*self.rejections],
-            "consideration": None if self.consideration is None else self.consideration.state(),
+            "consideration": None if self.last_round is None else self.last_round.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -256,12 +256,12 @@ class Grower:
         try:
             place = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
             known = {
-                name: KnownMoment(**{**one, "factor": one["factor"].to(place, copy=True)})
+                name: DataCovariance(**{**one, "factor": one["factor"].to(place, copy=True)})
                 for name, one in state["known"].items()
             }
-            events = [GrowthEvent.of(one) for one in state["events"]]
+            events = [GrowthEvent.from_state(one) for one in state["events"]]
             opened = [events[number].round for number in state["open"]]
-            consideration = None if state["consideration"] is None else Consideration.of(state["consideration"])
+            growth_round = None if state["consideration"] is None else GrowthRound.from_state(state["consideration"])
             generator = torch.Generator()
             generator.set_state(state["generator"].cpu())
             rounds, samples, eta = int(state["rounds"]), state["samples"], float(state["eta"])
@@ -272,72 +272,72 @@ class Grower:
         self._known.clear()
         self._known.update(known)
         self._readings.clear()
-        self._structure = self._survey = None
-        self.draw = Draw()
+        self._graph = self._session = None
+        self.candidate_set = CandidateSet()
         self.rounds, self.samples, self.eta = rounds, samples, eta
         self._open = opened[-1] if opened else None
-        self.events, self.rejections, self.consideration = events, rejections, consideration
+        self.events, self.rejections, self.last_round = events, rejections, growth_round
 
     # -- inside
 
     def _back(self) -> Callable[[], None]:
         """A function that undoes all that is noted while batches are looked at."""
-        survey, generator = self._survey, self._generator.get_state()
-        snapshot = None if survey is None else survey.snapshot()
+        session, generator = self._session, self._generator.get_state()
+        snapshot = None if session is None else session.snapshot()
         known = dict(self._known)
-        realised = [(event, event.realised) for event in self._unrealised()]
-        kept = {"samples": self.samples, "eta": self.eta, "draw": self.draw, "_open": self._open}
+        realized = [(event, event.realized_decrease) for event in self._unrealised()]
+        kept = {"samples": self.samples, "eta": self.eta, "draw": self.candidate_set, "_open": self._open}
 
         def undo() -> None:
-            self._survey = survey
+            self._session = session
             self._generator.set_state(generator)
             self._known.clear()
             self._known.update(known)
-            if survey is not None and snapshot is not None:
-                survey.restore(snapshot)
-            for event, former in realised:
-                event.realised = former
+            if session is not None and snapshot is not None:
+                session.restore(snapshot)
+            for event, former in realized:
+                event.realized_decrease = former
             vars(self).update(kept)
 
         return undo
 
-    def _menu(self, batches: Iterable[Batch] | None) -> Menu:
+    def _pool(self, batches: Iterable[Batch] | None) -> CandidatePool:
         if batches is not None:
             if self.samples is None and hasattr(getattr(batches, "dataset", None), "__len__"):
                 self.samples = len(batches.dataset)  # type: ignore[attr-defined]
-            for one in each_batch(self.ranks, batches):
+            for one in each_batch(self.communicator, batches):
                 self.observe(*one)
-        if self._survey is None or not self._survey.samples:
+        if self._session is None or not self._session.samples:
             raise SennError("no batch has been looked at: give batches, or call observe first")
-        samples = self.samples or self._survey.samples
-        menu = self._survey.menu(samples, self.budget, whole_eta=self.policy.whole_eta)
-        self.eta, self.draw = menu.eta, menu.draw
-        return menu
+        samples = self.samples or self._session.samples
+        pool = self._session.pool(samples, self.budget, whole_eta=self.policy.uses_joint_score)
+        self.eta, self.candidate_set = pool.eta, pool.draw
+        return pool
 
-    def _session(self, structure: Structure) -> Survey:
+    def _session(self, graph: DependencyGraph) -> ScoringSession:
         """A new session; layers that couldn't pay even if they removed the whole loss aren't scored in it."""
         policy, samples = self.policy, self.samples
-        return Survey(
+        return ScoringSession(
             self.model,
-            structure,
+            graph,
             metric=self.metric,
-            proposals=self.proposals,
+            candidate_config=self.candidate_config,
             moves=self.moves,
             generator=self._generator,
             known=self._known,
-            min_gain=(lambda parameters: policy.floor("insert", parameters, samples)) if samples else None,
+            min_gain=(lambda parameters: policy.min_decrease("insert", parameters, samples)) if samples else None,
             output=self.output,
             readings=self._readings,
-            ranks=self.ranks,
+            communicator=self.communicator,
         )
 
-    def _carry_out(self, menu: Menu, survey: Survey, eta_before: float) -> list[GrowthEvent]:
+    def _carry_out(self, pool: CandidatePool, session: ScoringSession, eta_before: float) -> list[GrowthEvent]:
         """Change the model as decided; if removals fail their verification, with the first half of them, and so on."""
-        removals = sum(c.kind == "prune" for c in menu.accepted)
+        removals = sum(c.kind == "prune" for c in pool.accepted)
         while True:
-            accepted = with_removals(menu.accepted, removals)
+            accepted = with_removals(pool.accepted, removals)
             try:
-                return self._operate(menu, survey, eta_before, accepted, removals) if accepted else []
+                return self._operate(pool, session, eta_before, accepted, removals) if accepted else []
             except SurgeryError as error:
                 if not removals:
                     raise
@@ -345,30 +345,30 @@ class Grower:
                 removals //= 2
 
     def _operate(
-        self, menu: Menu, survey: Survey, eta_before: float, accepted: list[Candidate], removals: int
+        self, pool: CandidatePool, session: ScoringSession, eta_before: float, accepted: list[Candidate], removals: int
     ) -> list[GrowthEvent]:
-        with self.ranks.together("change the model"):
-            moves, probe = menu.moves(removals), survey.probe_inputs
-            self.ranks.copied("send the decision", tensors_of(moves))
+        with self.communicator.fail_together("change the model"):
+            moves, probe = pool.to_moves(removals), session.probe_inputs
+            self.communicator.broadcast("send the decision", tensors_of(moves))
         cost = sum(-c.gain / 2 for c in accepted if c.kind == "prune")
-        before = NetworkState(eta=eta_before, loss=survey.probe_loss_before, widths=self._widths())
-        previous, receipt = self.structure, None
+        before = NetworkState(eta=eta_before, loss=session.probe_loss_before, widths=self._widths())
+        previous, receipt = self.graph, None
         try:
-            with self.ranks.together("change the model"):
-                receipt = operate(
-                    self.model, moves, self.structure, optimizer=self.optimizer, averaged=self.averaged, probe=probe,
-                    loss=survey.probe_loss if any(isinstance(move, Prune) for move in moves) else None,
-                    loss_limit=2 * cost + 1e-4 * abs(survey.loss) + 1e-6,
+            with self.communicator.fail_together("change the model"):
+                receipt = transaction(
+                    self.model, moves, self.graph, optimizer=self.optimizer, averaged=self.averaged, probe=probe,
+                    loss=session.probe_loss if any(isinstance(move, Prune) for move in moves) else None,
+                    loss_limit=2 * cost + 1e-4 * abs(session.loss) + 1e-6,
                 )  # fmt: skip
-                self._structure = receipt.structure
-                if self._structure is None:  # something was inserted
-                    self._structure = analyse(self.model, batch.few(probe), ignore=self.ignore)
-                loss_after = survey.probe_loss()
-            agree_on_weights(self.ranks, "compare the changed model", self.model)
+                self._graph = receipt.graph
+                if self._graph is None:  # something was inserted
+                    self._graph = analyze(self.model, batch.head(probe), ignore=self.ignore)
+                loss_after = session.probe_loss()
+            agree_on_weights(self.communicator, "compare the changed model", self.model)
         except BaseException:  # all or nothing: an interrupt too
             if receipt is not None:
                 receipt.undo()
-            self._structure = previous
+            self._graph = previous
             raise
         if self._wrapper is not None:
             self._wrapper.register_forward_pre_hook(stale)
@@ -377,10 +377,10 @@ class Grower:
 
         def undo() -> None:
             receipt.undo()
-            self._structure, self._survey, self._open = previous, None, None
+            self._graph, self._session, self._open = previous, None, None
             self.events = [event for event in self.events if event.round != number]
 
-        after = NetworkState(eta=menu.eta, loss=loss_after, widths=self._widths())
+        after = NetworkState(eta=pool.eta, loss=loss_after, widths=self._widths())
         events = GrowthEvent.from_round(
             accepted, receipt, number=number, before=before, after=after, policy=self.policy, undo=undo
         )
@@ -392,7 +392,7 @@ class Grower:
 
     def _widths(self) -> dict[str, int]:
         """Width of each space, in order of use."""
-        return {space.name: space.width for space in self.structure.spaces}
+        return {group.name: group.width for group in self.graph.groups}
 
     def _unrealised(self) -> list[GrowthEvent]:
         """Events of which it isn't known yet what came of them: those of the last round, until a batch is looked at."""

@@ -20,11 +20,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from senn.batch import Output
 from senn.errors import SennError
-from senn.persistence import Parts, held, hold, regrow, sizes
+from senn.persistence import ModuleSnapshot, optimizer_param_names, rebind_optimizer, resize_like, describe_shapes
 from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession, Prepare, check_single, refuse
 from senn.training.loggers import LoggerCallback
-from senn.training.recipe import Recipe
+from senn.training.recipe import TrainConfig
 
 try:
     import lightning.pytorch as pl
@@ -69,7 +69,7 @@ class SelfExpansion(pl.Callback):
 
     def __init__(
         self,
-        recipe: Recipe | None = None,
+        recipe: TrainConfig | None = None,
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         prepare: Prepare | None = None,
@@ -85,7 +85,7 @@ class SelfExpansion(pl.Callback):
             recipe, loss=loss, prepare=prepare, samples=samples, ignore=ignore, output=output, callbacks=self._callbacks
         )
         self._names: Sequence[Any] | None = None
-        self._parts: list[Parts] = []
+        self._parts: list[ModuleSnapshot] = []
         self._state: Mapping[str, Any] | None = None
 
     # -- before training
@@ -103,7 +103,7 @@ class SelfExpansion(pl.Callback):
         grown = _part(pl_module, self.model)
         self._names = self._state = None
         if not self._parts or self._parts[0].model is not grown:
-            self._parts = [Parts(grown)]
+            self._parts = [ModuleSnapshot(grown)]
         loading, saving = pl_module.on_load_checkpoint, pl_module.on_save_checkpoint
 
         # Callbacks come too late to a checkpoint: the module's numbers are loaded before they are told of it. And those
@@ -123,7 +123,7 @@ class SelfExpansion(pl.Callback):
         """The optimizers, made of the module, take the order in which a checkpoint has their states."""
         if self._names is not None:
             for optimizer, names in zip(trainer.optimizers, self._names, strict=False):
-                hold(optimizer, pl_module, names)
+                rebind_optimizer(optimizer, pl_module, names)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Everything is restored: growth begins, or goes on."""
@@ -173,11 +173,11 @@ class SelfExpansion(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what `regrow` needs."""
+        """Add what `resize_like` needs."""
         checkpoint[KEY] = {
             "model": self.model,
-            "sizes": sizes(_part(pl_module, self.model)),
-            "optimizers": [held(optimizer, pl_module) for optimizer in trainer.optimizers],
+            "sizes": describe_shapes(_part(pl_module, self.model)),
+            "optimizers": [optimizer_param_names(optimizer, pl_module) for optimizer in trainer.optimizers],
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class SelfExpansion(pl.Callback):
         self._state = state_dict
 
     @property
-    def companion(self) -> GrowthSession:
+    def session(self) -> GrowthSession:
         """The old name of `session`."""
         warnings.warn("companion is now session; the old name goes in 0.3.0", DeprecationWarning, stacklevel=2)
         return self.session
@@ -202,15 +202,15 @@ class SelfExpansion(pl.Callback):
             return
         _check_part(saved, self.model)
         for model in [_part(pl_module, self.model), *self._copies(trainer, pl_module)]:
-            regrow(model, saved["sizes"], self._parts_of(model))
+            resize_like(model, saved["sizes"], self._parts_of(model))
         self._names = saved["optimizers"]
 
-    def _parts_of(self, model: nn.Module) -> Parts:
+    def _parts_of(self, model: nn.Module) -> ModuleSnapshot:
         """The parts that a model had when it was first seen."""
         for parts in self._parts:
             if parts.model is model:
                 return parts
-        self._parts.append(Parts(model))
+        self._parts.append(ModuleSnapshot(model))
         return self._parts[-1]
 
     def _copies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.Module]:
@@ -251,7 +251,7 @@ def load_from_checkpoint(path: str | Path, module: pl.LightningModule, *, weight
     saved = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if saved is None:
         raise SennError(f"{str(path)!r} holds no sizes: it wasn't written with senn.lightning.SelfExpansion")
-    regrow(_part(module, saved["model"]), saved["sizes"])
+    resize_like(_part(module, saved["model"]), saved["sizes"])
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     return module

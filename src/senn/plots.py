@@ -141,11 +141,11 @@ def _promises(axes: Axes, growth: Records) -> None:
     promised: dict[int, float] = {}
     for record in growth:
         promised[record["step"]] = promised.get(record["step"], 0.0) + record["promised"]
-    realised = {record["step"]: record["realised"] for record in growth if record.get("realised") is not None}
-    for values, label, style in ((promised, "promised", _RING), (realised, "realised", _CROSS)):
+    realized = {record["step"]: record["realised"] for record in growth if record.get("realised") is not None}
+    for values, label, style in ((promised, "promised", _RING), (realized, "realised", _CROSS)):
         if values:
             axes.scatter(list(values), list(values.values()), label=label, **style)
-    for step, value in realised.items():
+    for step, value in realized.items():
         axes.vlines(step, promised[step], value, color="0.7", linewidth=1, zorder=2)
     axes.margins(y=0.1)
     if growth:

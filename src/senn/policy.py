@@ -77,7 +77,7 @@ class Candidate:
         eta: the network's expansion score now, accepted candidates of this round included.
         limit: lambda, what eta cannot exceed.
         samples: number of training samples, for the price.
-        nat: how much of the loss one nat per sample is (`OutputMetric.nat`).
+        nat: how much of the loss one nat per sample is (`LossMetric.nat`).
         agreed: gain as the two halves agree on it (negative for pruning): a product of what one and the other say
             where `gain` has a square, so that the noise of few samples adds nothing to it on average; NaN for none.
         layer_number: which of the layers that could go to the place it is; None for units and for copies of blocks.
@@ -92,14 +92,14 @@ class Candidate:
     width: int
     parameters: int
     gain: float
-    bound: float
-    heldout: float
-    error: float
+    gain_lower_bound: float
+    held_out_gain: float
+    held_out_stderr: float
     eta: float
-    limit: float
+    score_limit: float
     samples: int
-    nat: float = 1.0
-    agreed: float = math.nan
+    loss_per_nat: float = 1.0
+    cross_fold_gain: float = math.nan
     layer_number: int | None = None
     criterion: Criterion = "held_out_gain"
 
@@ -109,9 +109,9 @@ class Candidate:
         return self.kind, self.place, self.layer_number, self.criterion
 
     @property
-    def promise(self) -> float:
+    def expected_decrease(self) -> float:
         """Decrease of the loss to count on, in nats per sample: half the held-out gain; for pruning, less than zero."""
-        return (self.gain if self.kind == "prune" else self.heldout) / (2 * self.nat)
+        return (self.gain if self.kind == "prune" else self.held_out_gain) / (2 * self.loss_per_nat)
 
 
 class Policy:
@@ -121,7 +121,7 @@ class Policy:
         whole_eta: whether the rule compares gains with eta, which is then measured for the network as a whole.
     """
 
-    whole_eta: ClassVar[bool] = False
+    uses_joint_score: ClassVar[bool] = False
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The candidate to accept now, given those already accepted in this round; None ends the round."""
@@ -133,17 +133,17 @@ class Policy:
 
     def margin(self, candidate: Candidate) -> float:
         """By how much a candidate exceeds what is asked of it, in nats per sample; negative where it falls short."""
-        return candidate.promise - self.price(candidate.parameters, candidate.samples)
+        return candidate.expected_decrease - self.price(candidate.parameters, candidate.samples)
 
     def reason(self, candidate: Candidate, accepted: Sequence[Candidate]) -> str:
         """Why a candidate of a margin above zero is refused beside those accepted in its round: a few words."""
         return ""
 
-    def floor(self, kind: Kind, parameters: int, samples: int) -> float:
+    def min_decrease(self, kind: Kind, parameters: int, samples: int) -> float:
         """Least promise, in nats per sample, with which a change of that kind could be accepted; others go unscored."""
         return self.price(parameters, samples)
 
-    def removing(self) -> Policy:
+    def for_pruning_round(self) -> Policy:
         """The rule for a round in which nothing can be added: the same."""
         return self
 
@@ -168,8 +168,8 @@ class PaperPolicy(Policy):
     tau: float = 1.0
     alpha: float = 2.5e-3
     layer_cost: float = 2.0
-    prune: float = 0.0
-    whole_eta: ClassVar[bool] = True
+    prune_fraction: float = 0.0
+    uses_joint_score: ClassVar[bool] = True
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "tau": positive(),
@@ -183,8 +183,8 @@ class PaperPolicy(Policy):
 
     def score(self, candidate: Candidate) -> float:
         """Delta eta' of an addition as the rule sees it: the bound, capped at lambda, layers discounted."""
-        gain = candidate.bound / (self.layer_cost if candidate.kind == "insert" else 1.0)
-        return min(candidate.eta + gain, candidate.limit) - candidate.eta
+        gain = candidate.gain_lower_bound / (self.layer_cost if candidate.kind == "insert" else 1.0)
+        return min(candidate.eta + gain, candidate.score_limit) - candidate.eta
 
     def accepts(self, candidate: Candidate) -> bool:
         """Whether both tests pass; of a removal, whether it is cheap enough."""
@@ -194,9 +194,9 @@ class PaperPolicy(Policy):
         """By how much the stricter of both tests is passed, in nats per sample."""
         c = candidate
         if c.kind == "prune":
-            return (c.gain + self.prune * self.alpha * c.limit) / (2 * c.nat)
-        asked = max(self.tau * max(c.eta, 0.0), self.alpha * c.limit)
-        return (self.score(c) - asked) / (2 * c.nat)
+            return (c.gain + self.prune_fraction * self.alpha * c.score_limit) / (2 * c.loss_per_nat)
+        asked = max(self.tau * max(c.eta, 0.0), self.alpha * c.score_limit)
+        return (self.score(c) - asked) / (2 * c.loss_per_nat)
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The addition with the largest score, if it passes; else the cheapest pruning, if it is cheap enough."""
@@ -238,8 +238,8 @@ class PricePolicy(Policy):
     confidence: float = 1.0
     layer_cost: float = 20.0
     hysteresis: float = 0.02
-    keep: float = 5.0
-    places: int = 1
+    retention_factor: float = 5.0
+    max_places_per_round: int = 1
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "kappa": positive(),
@@ -257,20 +257,20 @@ class PricePolicy(Policy):
         """Kappa q / N, in nats per sample."""
         return self.kappa * parameters / max(samples, 1)
 
-    def floor(self, kind: Kind, parameters: int, samples: int) -> float:
+    def min_decrease(self, kind: Kind, parameters: int, samples: int) -> float:
         """The price; a layer's times `layer_cost`."""
         return self.price(parameters, samples) * (self.layer_cost if kind == "insert" else 1.0)
 
-    def removing(self) -> _Keep:
+    def for_pruning_round(self) -> _RetentionPolicy:
         """Sell what is worth less than `keep` times its price."""
-        return _Keep(self)
+        return _RetentionPolicy(self)
 
     def margin(self, candidate: Candidate) -> float:
         """Sure promise less the price, in nats per sample; for pruning: the refund less the cost."""
         price = self.price(candidate.parameters, candidate.samples)
         if candidate.kind == "prune":
-            return candidate.promise - self.hysteresis * price
-        sure = candidate.promise - self.confidence * candidate.error / (2 * candidate.nat)
+            return candidate.expected_decrease - self.hysteresis * price
+        sure = candidate.expected_decrease - self.confidence * candidate.held_out_stderr / (2 * candidate.loss_per_nat)
         return (sure / self.layer_cost if candidate.kind == "insert" else sure) - price
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
@@ -280,17 +280,17 @@ class PricePolicy(Policy):
 
     def reason(self, candidate: Candidate, accepted: Sequence[Candidate]) -> str:
         """The round's additions had gone to as many places as they may."""
-        places = "one place" if self.places == 1 else f"{self.places} places"
+        places = "one place" if self.max_places_per_round == 1 else f"{self.max_places_per_round} places"
         return "" if self._open(candidate, accepted) else f"{places} a round"
 
     def _open(self, candidate: Candidate, accepted: Sequence[Candidate]) -> bool:
         """Whether a candidate's place is one that this round may change."""
         taken = {c.place for c in accepted if c.kind != "prune"}
-        return candidate.kind == "prune" or len(taken) < self.places or candidate.place in taken
+        return candidate.kind == "prune" or len(taken) < self.max_places_per_round or candidate.place in taken
 
 
 @dataclass(frozen=True)
-class _Keep(Policy):
+class _RetentionPolicy(Policy):
     """The rounds of removals of a price policy."""
 
     prices: PricePolicy
@@ -308,7 +308,7 @@ class _Keep(Policy):
         """What a removal saves; nothing is added in such a round."""
         if candidate.kind != "prune":
             return -math.inf
-        return candidate.promise - self.prices.keep * self.price(candidate.parameters, candidate.samples)
+        return candidate.expected_decrease - self.prices.retention_factor * self.price(candidate.parameters, candidate.samples)
 
 
 @dataclass(frozen=True)

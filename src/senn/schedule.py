@@ -31,14 +31,14 @@ class Timing(Protocol):
 ADDITIONS, REMOVALS = ("width", "depth"), ("prune",)
 
 
-class Rounds:
+class GrowthSchedule:
     """When a net is considered, and for what: additions early and often, removals later.
 
     Gains are largest in the first few dozen steps of a run, and a unit that comes late finds a net that has settled
     without it. What units are worth shows when they have been trained.
 
     Args:
-        recipe: at which fractions of the steps; a `senn.training.Recipe`, for one.
+        recipe: at which fractions of the steps; a `senn.training.TrainConfig`, for one.
         steps: of the whole run; None where that has no planned end: the last round of each kind then comes again, each
             time twice as late, or three times where the other kind has its round at that step.
     """

@@ -110,7 +110,7 @@ def width_gain_bound(C: Tensor, A_pp: Tensor, S: Tensor, *, locations: float = 1
     return locations * whiten(cholesky(A_pp.double() + level, 0.0), left.mT).square().sum((-2, -1))
 
 
-def heldout_gain(step: Tensor, G: Tensor, A: Tensor, S: Tensor, *, locations: float = 1.0) -> Tensor:
+def held_out_gain(step: Tensor, G: Tensor, A: Tensor, S: Tensor, *, locations: float = 1.0) -> Tensor:
     """What a step fitted on other samples is worth on these: 2 <g, d> - d^T F d.
 
     In expectation never above the true gain, and negative for noise: the gain of a useless unit on the samples
@@ -181,7 +181,7 @@ def compensation(A_inv: Tensor, units: Tensor) -> Tensor:
     return taken_over
 
 
-def addition_limit(tau: float, alpha: float) -> float:
+def max_additions(tau: float, alpha: float) -> float:
     """Theorem 3.1: the number of additions in one round is below 1 + (ln lambda - ln alpha) / ln(1 + tau).
 
     `alpha` is given as a fraction of lambda here, so that the bound is 1 - ln(alpha) / ln(1 + tau).

@@ -13,7 +13,7 @@ from senn.batch import Output
 from senn.errors import SennError
 from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession, Prepare, check_single
-from senn.training.recipe import Recipe
+from senn.training.recipe import TrainConfig
 
 try:
     from skorch.callbacks import Callback
@@ -50,7 +50,7 @@ class SelfExpansion(Callback):  # type: ignore[misc]
 
     def __init__(
         self,
-        recipe: Recipe | None = None,
+        recipe: TrainConfig | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         prepare: Prepare | None = None,
         samples: int | None = None,

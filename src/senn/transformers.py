@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from senn import disk
 from senn.batch import Output, prediction
 from senn.errors import SennError
-from senn.persistence import Parts, held, hold, regrow, shapes, sizes
+from senn.persistence import ModuleSnapshot, optimizer_param_names, rebind_optimizer, resize_like, tensor_shapes, describe_shapes
 from senn.persistence.configuration import follow
 from senn.persistence.state import packed, unpacked
 from senn.surgery.optimizer import unwrap
 from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession, Prepare, check_single, refuse
-from senn.training.recipe import Recipe
+from senn.training.recipe import TrainConfig
 
 try:
     import safetensors.torch
@@ -81,7 +81,7 @@ class SelfExpansion(TrainerCallback):
 
     def __init__(
         self,
-        recipe: Recipe | None = None,
+        recipe: TrainConfig | None = None,
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         prepare: Prepare | None = None,
@@ -92,7 +92,7 @@ class SelfExpansion(TrainerCallback):
         resume_from: str | Path | None = None,
     ) -> None:
         self.session = GrowthSession(
-            recipe, loss=loss, prepare=prepare or labelled, samples=samples, ignore=ignore, output=output or logits,
+            recipe, loss=loss, prepare=prepare or labeled, samples=samples, ignore=ignore, output=output or logits,
             callbacks=callbacks,
         )  # fmt: skip
         self.resume_from = resume_from
@@ -106,7 +106,7 @@ class SelfExpansion(TrainerCallback):
         """A state that is loaded into the model finds its sizes from now on."""
         _check_single(self, state)
         model = kwargs["model"]
-        parts = Parts(model)
+        parts = ModuleSnapshot(model)
 
         # The Trainer loads a checkpoint's model before it tells callbacks of it, and doesn't say which checkpoint.
         def before_loading(module: nn.Module, incoming: MutableMapping[str, Tensor], *rest: Any) -> None:
@@ -114,8 +114,8 @@ class SelfExpansion(TrainerCallback):
                 return
             for folder in self._folders(args):
                 saved = _read(folder)
-                if saved is not None and _fits(_renamed(incoming, saved["names"]), shapes(saved["sizes"])):
-                    regrow(module, saved["sizes"], parts)
+                if saved is not None and _fits(_renamed(incoming, saved["names"]), tensor_shapes(saved["sizes"])):
+                    resize_like(module, saved["sizes"], parts)
                     _rename(incoming, saved["names"])
                     return
 
@@ -174,7 +174,7 @@ class SelfExpansion(TrainerCallback):
         """Put what is needed to go on beside what the Trainer saved."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        growth = {"optimizer": held(unwrap(optimizer), model), "growth": self.session.state_dict()}
+        growth = {"optimizer": optimizer_param_names(unwrap(optimizer), model), "growth": self.session.state_dict()}
         if not args.should_save:  # of several processes one does
             return
         if not folder.is_dir():
@@ -189,7 +189,7 @@ class SelfExpansion(TrainerCallback):
             )  # fmt: skip
 
     @property
-    def companion(self) -> GrowthSession:
+    def session(self) -> GrowthSession:
         """The old name of `session`."""
         warnings.warn("companion is now session; the old name goes in 0.3.0", DeprecationWarning, stacklevel=2)
         return self.session
@@ -215,13 +215,13 @@ class SelfExpansion(TrainerCallback):
         for folder in self._folders(args):
             saved = _read(folder)
             is_it = saved is not None and saved.get("step") == state.global_step and "growth" in saved
-            if saved is not None and is_it and shapes(saved["sizes"]) == _shapes(model):
+            if saved is not None and is_it and tensor_shapes(saved["sizes"]) == _shapes(model):
                 return saved
         logger.warning("nothing says how the network grew up to step %d: its growth begins anew", state.global_step)
         return None
 
 
-def labelled(called: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+def labeled(called: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """Inputs and targets, of the keyword arguments that a model is called with.
 
     The labels are among the inputs too: some models can't do without, since they compute a loss always, or make of
@@ -278,7 +278,7 @@ def load(folder: str | Path, into: nn.Module) -> Any:
     saved, path = _read(Path(folder)), Path(folder) / "model.safetensors"
     if saved is None or not path.is_file():
         raise SennError(f"{str(folder)!r} doesn't hold both {SIZES} and {path.name}")
-    regrow(into, saved["sizes"])
+    resize_like(into, saved["sizes"])
     state = safetensors.torch.load_file(path)
     _rename(state, saved["names"])
     into.load_state_dict(state, strict=False)
@@ -314,10 +314,10 @@ def _fits(incoming: Mapping[str, Tensor], known: Mapping[str, tuple[int, ...]]) 
 
 def _reassign(optimizer: torch.optim.Optimizer, model: nn.Module, names: Sequence[Sequence[str | None]]) -> None:
     """Give every parameter its own state, where an optimizer was loaded by position and stood in another order."""
-    if held(optimizer, model) == names:
+    if optimizer_param_names(optimizer, model) == names:
         return
     states = [[optimizer.state.get(one) for one in group["params"]] for group in optimizer.param_groups]
-    hold(optimizer, model, names)
+    rebind_optimizer(optimizer, model, names)
     for group, own in zip(optimizer.param_groups, states, strict=True):
         for parameter, state in zip(group["params"], own, strict=True):
             if state is not None:
@@ -352,11 +352,11 @@ def _rename(incoming: MutableMapping[str, Tensor], names: Mapping[str, str]) -> 
 
 
 def _write(folder: Path, model: nn.Module, growth: Mapping[str, Any]) -> None:
-    document, data = packed({"sizes": sizes(model), "names": _names(model), **growth})
-    head = {"format": FORMAT, "version": VERSION, "numbers": disk.mark(data)}
+    document, data = packed({"sizes": describe_shapes(model), "names": _names(model), **growth})
+    head = {"format": FORMAT, "version": VERSION, "numbers": disk.file_digest(data)}
     try:
         disk.write(folder / TENSORS, data)
-        disk.write(folder / SIZES, disk.sealed({**head, "state": document}, indent=None))
+        disk.write(folder / SIZES, disk.write_checksummed_json({**head, "state": document}, indent=None))
     except OSError as error:
         raise SennError(f"{str(folder)!r} can't be written: {error.strerror or error}") from error
 
@@ -369,7 +369,7 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
     """
     if not (folder / SIZES).is_file():
         return None
-    document, path = disk.opened(folder / SIZES, FORMAT, VERSION), folder / TENSORS
-    data = disk.marked(path, document.get("numbers"), 1 << 40, SIZES)
+    document, path = disk.read_checksummed_json(folder / SIZES, FORMAT, VERSION), folder / TENSORS
+    data = disk.verify_file(path, document.get("numbers"), 1 << 40, SIZES)
     state: Mapping[str, Any] = unpacked(document["state"], data, path)
     return state

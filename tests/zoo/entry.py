@@ -26,7 +26,7 @@ class Entry:
 
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Any]
-    spaces: Mapping[str, int]
+    groups: Mapping[str, int]
     refused: Mapping[str, str] = field(default_factory=dict)
     never: Mapping[str, str] = field(default_factory=dict)
     output: Callable[[Any], Tensor] | None = None

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from senn.augment import augmented
-from senn.candidates.candidate_config import Proposals
+from senn.augment import augment
+from senn.candidates.candidate_config import CandidateConfig
 from senn.errors import SennError
 from senn.grower import Grower
 from senn.nn import DenseConvNet
@@ -59,11 +59,11 @@ class BothWays(PricePolicy):
 
     def margin(self, candidate: Candidate) -> float:
         """Sure promise less the price, or the refund less the cost, in nats per sample."""
-        price, gain = self.price(candidate.parameters, candidate.samples), candidate.agreed
+        price, gain = self.price(candidate.parameters, candidate.samples), candidate.cross_fold_gain
         if candidate.kind == "prune":
-            gain += self.noise * (candidate.gain - candidate.agreed)
-            return gain / (2 * candidate.nat) - self.hysteresis * price
-        return (gain - self.confidence * candidate.error) / (2 * candidate.nat) - price
+            gain += self.noise * (candidate.gain - candidate.cross_fold_gain)
+            return gain / (2 * candidate.loss_per_nat) - self.hysteresis * price
+        return (gain - self.confidence * candidate.held_out_stderr) / (2 * candidate.loss_per_nat) - price
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The candidate with the largest margin above zero, at a place that has not changed too much already."""
@@ -106,7 +106,7 @@ class Settings:
     every: int = 60
     looked_at: int = 4096
     policy: PricePolicy = field(default_factory=BothWays)
-    proposals: Proposals = field(default_factory=lambda: Proposals(units=6, smooth=1.0))
+    candidate_config: CandidateConfig = field(default_factory=lambda: CandidateConfig(units=6, data_direction_fraction=1.0))
 
     def __post_init__(self) -> None:
         if self.cycles < COUNTED:
@@ -156,7 +156,7 @@ def seen(data: Data, settings: Settings, seed: int) -> Iterator[Pictures]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         for pixels, labels in batches(data.train, settings.batch, generator):
-            yield augmented(data.standard(pixels), generator, shift=settings.shift), labels
+            yield augment(data.standard(pixels), generator, shift=settings.shift), labels
 
 
 def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, grow: bool) -> Curves:
@@ -167,7 +167,7 @@ def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, gro
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.relative)
     grower = Grower(
         model, optimizer, F.cross_entropy, settings.policy, samples=settings.images, moves=("width", "prune"),
-        proposals=settings.proposals, seed=seed,
+        candidate_config=settings.candidate_config, seed=seed,
     )  # fmt: skip
     images, looking = (seen(data, settings, 1000 * seed + n) for n in (1, 2))
     curves = Curves()
@@ -188,7 +188,7 @@ def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, gro
 
 def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, curves: Curves) -> None:
     """One round, on training images as training sees them."""
-    drawn = [next(looking) for _ in range(max(settings.looked_at // settings.batch, 1))]
+    drawn = [next(looking) for _ in range(max(settings.n_samples_seen // settings.batch, 1))]
     joined = torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
     events = grower.grow(list(zip(*(torch.split(part, 1024) for part in joined), strict=True)))
     change = max((abs(event.loss_after / event.loss_before - 1) for event in events), default=0.0)

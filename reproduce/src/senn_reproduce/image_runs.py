@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.augment import Standard
+from senn.augment import ChannelStats
 from senn.data.images import Images, planes
 from senn.errors import SennError
 from senn_reproduce.image_sets import load_images
@@ -50,7 +50,7 @@ class Data:
     validation: Part
     test: Part
     classes: int
-    standard: Standard
+    standard: ChannelStats
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -98,7 +98,7 @@ def load(
         raise SennError(f"{count:,} training images of {name} are asked for, and there are {len(whole.train):,}")
     chosen = whole.train.take(np.arange(count))  # `hold_out` has shuffled them
     first, held, test = (_part(images, side, device) for images in (chosen, whole.validation, whole.test))
-    return Data(first, held, test, len(whole.classes), Standard.of(first.pixels))
+    return Data(first, held, test, len(whole.classes), ChannelStats.of(first.pixels))
 
 
 def _part(images: Images, side: int, device: torch.device | str) -> Part:
@@ -120,7 +120,7 @@ def batches(part: Part, size: int, generator: torch.Generator) -> Iterator[tuple
 
 
 @torch.no_grad()
-def accuracy_and_loss(model: nn.Module, part: Part, standard: Standard, size: int = 500) -> dict[str, float]:
+def accuracy_and_loss(model: nn.Module, part: Part, standard: ChannelStats, size: int = 500) -> dict[str, float]:
     """Accuracy and mean cross-entropy in nats, in eval mode, `size` images at a time; the mode is given back."""
     training = model.training
     model.eval()

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from senn.curvature.capture import capture
-from senn.curvature.factors import moments
-from senn.curvature.output import OutputMetric
+from senn.curvature.factors import kronecker_factors
+from senn.curvature.output import LossMetric
 from senn.nn import MLP
 from senn.scores import residual_cross, width_gain_bound
 
@@ -65,8 +65,8 @@ def landscape(moment: Moment, data: Data, size: int = 72) -> tuple[Tensor, Tenso
     scales = torch.logspace(math.log10(SCALES[0]), math.log10(SCALES[1]), size)
     name = f"body.{len(moment.model.body) - 1}"
     generator = torch.Generator().manual_seed(0)
-    rows = capture(moment.model, [name], x, y, OutputMetric(F.mse_loss), generator=generator).rows[name]
-    known = moments(rows.a, rows.dz, rows.s)
+    rows = capture(moment.model, [name], x, y, LossMetric(F.mse_loss), generator=generator).rows[name]
+    known = kronecker_factors(rows.a, rows.dz, rows.s)
     score = torch.zeros(size, size, dtype=torch.float64)
     for row, scale in enumerate(scales):
         f = _features((x - locations) / scale).double()  # (samples, shapes * locations)

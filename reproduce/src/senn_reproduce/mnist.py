@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from senn.events import GrowthEvent
 from senn.nn import MLP
 from senn.policy import PaperPolicy, PricePolicy
-from senn.schedule import Rounds
-from senn.training import Recipe
-from senn.training.learner import Learner
+from senn.schedule import GrowthSchedule
+from senn.training import TrainConfig
+from senn.training.learner import TrainStep
 from senn_reproduce.image_runs import Data, load, pick_device
 from senn_reproduce.results import Record, by_arm, table, write_results
 
@@ -39,10 +39,10 @@ ARMS = {
 EARLY = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.32)
 PRICE = PricePolicy(kappa=0.01, confidence=1.0)
 # The damping and the rate are the paper's.
-NATURAL = Recipe(
+NATURAL = TrainConfig(
     hidden=(10,), shortcut=False, optimizer="natural-gradient", epochs=6, batch_size=512, weight_decay=1e-3,
-    optimizer_options={"damping": 0.1, "norm_constraint": 3e-3}, policy=PRICE, rounds=EARLY, removals=(),
-    growing=100_000, candidates=64,
+    optimizer_options={"damping": 0.1, "norm_constraint": 3e-3}, policy=PRICE, addition_rounds=EARLY, pruning_rounds=(),
+    growth_steps=100_000, candidates_per_layer=64,
 )  # fmt: skip
 ADAM = replace(NATURAL, optimizer="adam", lr=2e-3, epochs=15, batch_size=214, weight_decay=None, optimizer_options={})
 PAPER = replace(
@@ -63,8 +63,8 @@ class Settings:
         looks: how often it is taken, more densely early on, beside twice a round of growth.
     """
 
-    natural: Recipe = NATURAL
-    adam: Recipe = ADAM
+    natural: TrainConfig = NATURAL
+    adam: TrainConfig = ADAM
     images: int | None = None
     held_out: int = 5000
     looks: int = 60
@@ -124,15 +124,15 @@ class Course:
 def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
     """Train and grow one net; the seed decides its start, the batches and all proposals."""
     recipe_name, moves = ARMS[arm]
-    recipe: Recipe = replace(getattr(settings, recipe_name), moves=moves, seed=seed)
+    recipe: TrainConfig = replace(getattr(settings, recipe_name), moves=moves, seed=seed)
     x, y = rows.train
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MLP(x.shape[1], recipe.hidden, 10, activation=recipe.activation, shortcut=recipe.shortcut).to(x.device)
-    learner = Learner(model, recipe, "classification", samples=len(x))
+    learner = TrainStep(model, recipe, "classification", samples=len(x))
     plan = recipe.plan(len(x))
-    rounds = Rounds(recipe, plan.steps)
+    rounds = GrowthSchedule(recipe, plan.steps)
     looks = {round(plan.steps * (number / settings.looks) ** 2) for number in range(settings.looks + 1)}
     course, sizes, step = Course(), recipe.hidden, 0
     course.look(0, judge(model, rows.validation)["accuracy"], sum(sizes))
@@ -150,7 +150,7 @@ def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
             course.look(step, before, sum(sizes))
             seconds -= time.perf_counter()
             if due:
-                probe = torch.randperm(len(x), generator=generator)[: recipe.probe].to(y.device)
+                probe = torch.randperm(len(x), generator=generator)[: recipe.max_scoring_samples].to(y.device)
                 events = learner.grow([(x[probe], y[probe])], due)
                 sizes = events[-1].architecture if events else sizes
                 after = judge(model, rows.validation)["accuracy"]

@@ -21,10 +21,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from senn.augment import Standard
+from senn.augment import ChannelStats
 from senn.data.images import ImageSet, planes
 from senn.errors import SennError
-from senn.training import Recipe, train
+from senn.training import TrainConfig, train
 from senn_reproduce.image_runs import pick_device
 from senn_reproduce.image_sets import load_images
 from senn_reproduce.mnist import EARLY, ORANGE, PAPER, PRICE, WIDTH, accuracy_axis, judge
@@ -33,9 +33,9 @@ from senn_reproduce.results import Record, write_results
 CLASSES = 10
 GROWN = "grown"
 # As many steps for every N, so that sizes are considered at the same ones.
-RECIPE = Recipe(
+RECIPE = TrainConfig(
     hidden=(10,), shortcut=False, optimizer="adam", lr=2e-3, batch_size=128, steps=3000, min_epochs=1,
-    max_epochs=1000, moves=WIDTH, policy=PRICE, rounds=EARLY, removals=(),
+    max_epochs=1000, moves=WIDTH, policy=PRICE, addition_rounds=EARLY, pruning_rounds=(),
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ class Settings:
 
     images: tuple[int, ...] = (60, 300, 600, 1500, 3000, 6000)
     fixed: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
-    recipe: Recipe = RECIPE
+    recipe: TrainConfig = RECIPE
 
 
 FULL = Settings(recipe=replace(PAPER, moves=WIDTH))
@@ -73,7 +73,7 @@ class Sample:
             raise SennError(f"{count:,} images of {whole.name} are asked for, and there are {len(whole.train):,}")
         chosen = whole.train.take(np.random.default_rng(seed).permutation(len(whole.train))[:count])
         train, test = ((torch.tensor(planes(part)), torch.tensor(part.labels)) for part in (chosen, whole.test))
-        standard = Standard.of(train[0])
+        standard = ChannelStats.of(train[0])
         train, test = ((standard(pixels).flatten(1).to(device), labels.to(device)) for pixels, labels in (train, test))
         return cls(train, test)
 
@@ -127,12 +127,12 @@ def main(
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's: the correlation of ranks, equal values sharing theirs; 0 where one of them doesn't vary."""
 
-    def ranks(values: Sequence[float]) -> list[float]:
+    def communicator(values: Sequence[float]) -> list[float]:
         return [sum(v < u for v in values) + sum(v == u for v in values) / 2 for u in values]
 
     if len(set(first)) < 2 or len(set(second)) < 2:
         return 0.0
-    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+    return float(np.corrcoef(communicator(first), communicator(second))[0, 1])
 
 
 def compare(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
@@ -29,7 +29,7 @@ from senn_reproduce.results import Record, table, write_results
 
 NOISE, TRAIN, TEST = 0.3, 200, 500
 POLICY = PaperPolicy(tau=2.0, alpha=1e-2, layer_cost=1.5)
-PROPOSALS = Proposals(identity=16, residual=0, ascent=30, activation="Rational")
+CANDIDATE_CONFIG = CandidateConfig(identity_bases=16, residual_units=0, ascent_steps=30, activation="Rational")
 WATCH = 5
 """Steps between two looks at the score, for the figure."""
 
@@ -52,7 +52,7 @@ class Settings:
     weight_decay: float = 3e-3
     max_params: int = 100
     policy: PaperPolicy = POLICY
-    proposals: Proposals = PROPOSALS
+    candidate_config: CandidateConfig = CANDIDATE_CONFIG
 
 
 FULL = Settings()
@@ -133,13 +133,13 @@ def _grower(
 ) -> Grower:
     return Grower(
         model, optimizer, F.cross_entropy, settings.policy, moves=moves, max_params=settings.max_params,
-        proposals=settings.proposals, metric="euclidean", seed=seed,
+        candidate_config=settings.candidate_config, metric="euclidean", seed=seed,
     )  # fmt: skip
 
 
 def _layer_score(watcher: Grower, x: Tensor, y: Tensor) -> float:
     """Delta eta' / eta_c of the best insertion, as the policy sees it."""
-    candidates = watcher.consider([(x, y)])
+    candidates = watcher.score_candidates([(x, y)])
     watcher.reset()
     policy = watcher.policy
     assert isinstance(policy, PaperPolicy)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.grower import Grower
 from senn.nn import MLP, Rational
 from senn.optim import NaturalGradient
@@ -28,7 +28,7 @@ from senn_reproduce.results import Record, table, write_results
 TRAIN, TEST = 50, 1000
 DEEP = (16, 16, 16, 16)
 POLICY = PaperPolicy(tau=1.0, alpha=2.5e-3)
-PROPOSALS = Proposals(ascent=30)
+CANDIDATE_CONFIG = CandidateConfig(ascent_steps=30)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Settings:
     max_width: int = 11
     weight_decay: float = 1e-7
     policy: PaperPolicy = POLICY
-    proposals: Proposals = PROPOSALS
+    candidate_config: CandidateConfig = CANDIDATE_CONFIG
 
 
 FULL = Settings()
@@ -107,7 +107,7 @@ def run(seed: int, settings: Settings) -> Run:
     )
     grower = Grower(
         model, optimizer, F.mse_loss, settings.policy, moves=("width",), max_width=settings.max_width,
-        proposals=settings.proposals, seed=seed,
+        candidate_config=settings.candidate_config, seed=seed,
     )  # fmt: skip
     result = Run((x, y), target)
     seconds = -time.perf_counter()
@@ -118,12 +118,12 @@ def run(seed: int, settings: Settings) -> Run:
             result.additions.append(sum(event.units for event in events))
             if events:
                 result.moments.append(_moment(step, before, grower, added=model))
-                grower.consider([(x, y)])
+                grower.score_candidates([(x, y)])
                 grower.reset()
                 result.moments.append(_moment(step, model, grower))
         optimizer.step(x, y)
     seconds += time.perf_counter()
-    grower.consider([(x, y)])
+    grower.score_candidates([(x, y)])
     result.moments.append(_moment(settings.steps, model, grower))
     result.record = {
         "seed": seed, "test": {"error": _error(model, target, test)}, "train": {"error": _error(model, target, x)},
@@ -142,7 +142,7 @@ def _error(model: nn.Module, target: nn.Module, x: Tensor) -> float:
 
 def _moment(step: int, model: MLP, grower: Grower, added: MLP | None = None) -> Moment:
     """The network with the candidates of the last consideration, and those of them that it took."""
-    (move,) = grower.draw.widen.values()
+    (move,) = grower.candidate_set.widen.values()
     names = sorted(move.values)
     weight, bias = (next(move.values[n] for n in names if n.endswith(end)) for end in (".weight", ".bias"))
     taken = torch.zeros(len(weight), dtype=torch.bool)

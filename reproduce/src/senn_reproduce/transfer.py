@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.augment import augmented
-from senn.candidates.candidate_config import Proposals
+from senn.augment import augment
+from senn.candidates.candidate_config import CandidateConfig
 from senn.grower import Grower
 from senn.nn import DenseConvNet
 from senn.policy import PricePolicy
@@ -32,7 +32,7 @@ from senn_reproduce.transfer_figure import figure
 SOURCE, TARGET = "cifar-10", "tiny-imagenet"
 ARMS = ("fixed", "grown", "scratch")
 POLICY = PricePolicy(kappa=0.03, confidence=1.0)
-PROPOSALS = Proposals(units=16, smooth=1.0)
+CANDIDATE_CONFIG = CandidateConfig(units=16, data_direction_fraction=1.0)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Settings:
     shift: int = 1
     rounds: tuple[float, ...] = (0.01, 0.02, 0.04, 0.06, 0.09, 0.12)
     policy: PricePolicy = POLICY
-    proposals: Proposals = PROPOSALS
+    candidate_config: CandidateConfig = CANDIDATE_CONFIG
     most: float = 2.0
     looked_at: int = 4096
     points: int = 16
@@ -80,7 +80,7 @@ class Settings:
 
 FULL = Settings(
     hidden=((128,) * 3,) * 4, side=64, source_epochs=120, target_epochs=100, lr=3e-4, shift=8,
-    proposals=Proposals(smooth=1.0),
+    candidate_config=CandidateConfig(data_direction_fraction=1.0),
 )  # fmt: skip
 """The paper's size, for a GPU."""
 
@@ -155,7 +155,7 @@ def fit(model: DenseConvNet, data: Data, epochs: int, seed: int, settings: Setti
             start += _watch(model, data, step, trace)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * one_cycle(step / steps)
-        x = augmented(data.standard(pixels), generator, shift=settings.shift)
+        x = augment(data.standard(pixels), generator, shift=settings.shift)
         optimizer.zero_grad()
         F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -187,7 +187,7 @@ class _Growth:
         self.generator = torch.Generator().manual_seed(seed)
         self.grower = Grower(
             model, optimizer, F.cross_entropy, settings.policy, samples=len(data.train),
-            max_params=int(settings.most * size(model)), moves=("width",), proposals=settings.proposals, seed=seed,
+            max_params=int(settings.most * size(model)), moves=("width",), candidate_config=settings.candidate_config, seed=seed,
         )  # fmt: skip
 
     def after(self, step: int, trace: Trace) -> float:
@@ -212,7 +212,7 @@ class _Growth:
     def _looked_at(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Training images as they are."""
         train = self.data.train
-        rows = torch.randperm(len(train), generator=self.generator)[: self.settings.looked_at].to(train.labels.device)
+        rows = torch.randperm(len(train), generator=self.generator)[: self.settings.n_samples_seen].to(train.labels.device)
         for some in torch.split(rows, 256):
             yield self.data.standard(train.pixels[some]), train.labels[some]
 

@@ -11,7 +11,7 @@ from senn.nn.activations import activation_name
 
 
 @dataclass(frozen=True)
-class Proposals:
+class CandidateConfig:
     """How many candidates of what kind a consideration draws.
 
     Args:
@@ -31,12 +31,12 @@ class Proposals:
     """
 
     units: int | None = None
-    copies: float = 0.0
-    smooth: float = 1.0
-    residual: int = 16
-    identity: int = 2
-    ascent: int = 0
-    rate: float = 0.1
+    copy_fraction: float = 0.0
+    data_direction_fraction: float = 1.0
+    residual_units: int = 16
+    identity_bases: int = 2
+    ascent_steps: int = 0
+    ascent_step_size: float = 0.1
     activation: str | None = None
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {

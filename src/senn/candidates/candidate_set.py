@@ -12,7 +12,7 @@ from senn.surgery import Append, Widen
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
+class CandidateSet:
     """All candidates of one consideration.
 
     Attributes:

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from senn.batch import Inputs
-from senn.candidates.candidate_config import Proposals
-from senn.candidates.candidate_set import Draw
+from senn.candidates.candidate_config import CandidateConfig
+from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.initialization import SMALLEST_SPREAD
 from senn.curvature.capture import LayerRows, capture
-from senn.curvature.factors import DAMPING, cholesky, moments, solve, whiten
-from senn.curvature.output import OutputMetric
-from senn.curvature.reading import forward, reading
+from senn.curvature.factors import DAMPING, cholesky, kronecker_factors, solve, whiten
+from senn.curvature.output import LossMetric
+from senn.curvature.reading import forward, record_linear_calls
 from senn.preserve import preserve_model_state
-from senn.structure import Structure
-from senn.surgery import Widen, calibrate, carry_out
-from senn.surgery.plan import Plan, find_tensor, plan
+from senn.structure import DependencyGraph
+from senn.surgery import Widen, calibrate_batch_norm, apply_moves
+from senn.surgery.plan import SurgeryPlan, find_tensor, plan
 
 WIDEST = 10.0
 """A pre-activation's spread may leave the one that it was drawn with by this factor and no more."""
@@ -37,7 +37,7 @@ Values = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Residual:
+class ResidualTarget:
     """What the existing weights of one linear map cannot explain.
 
     Attributes:
@@ -50,7 +50,7 @@ class Residual:
     weights: Tensor
     locations: int
 
-    def bound(self, a: Tensor) -> Tensor:
+    def gain_lower_bound(self, a: Tensor) -> Tensor:
         """D' of units with activations a (rows, units, p): (units,), see `scores.width_gain_bound`."""
         total = self.weights.sum()
         cross = torch.einsum("rm,rup->ump", self.gradient, a) / total
@@ -61,7 +61,7 @@ class Residual:
         return gain * self.locations
 
 
-class Hill:
+class GainObjective:
     """The bound D' as a function of the candidates' incoming parameters.
 
     Args:
@@ -79,43 +79,43 @@ class Hill:
         self,
         *,
         model: nn.Module,
-        structure: Structure,
-        draw: Draw,
+        graph: DependencyGraph,
+        draw: CandidateSet,
         inputs: Inputs,
         targets: Tensor,
-        metric: OutputMetric,
+        metric: LossMetric,
         generator: torch.Generator,
         weights: Tensor | None = None,
     ) -> None:
         moves = list(draw.widen.values())
-        todo = plan(model, moves, structure)
-        self.inputs, self.reads = inputs, _reads(todo, moves, structure)
-        scored = {space for read in self.reads.values() for space in read}
-        self.start: Values = {space: dict(move.values) for space, move in draw.widen.items() if space in scored}
+        todo = plan(model, moves, graph)
+        self.inputs, self.reads = inputs, _reads(todo, moves, graph)
+        scored = {group for read in self.reads.values() for group in read}
+        self.start: Values = {group: dict(move.values) for group, move in draw.widen.items() if group in scored}
         self.trial = copy.deepcopy(model)
-        self._journal = carry_out(self.trial, moves, structure)
+        self._journal = apply_moves(self.trial, moves, graph)
         self.places = {
-            (space, name): _places(todo, name, value) for space, of in self.start.items() for name, value in of.items()
+            (group, name): _places(todo, name, value) for group, of in self.start.items() for name, value in of.items()
         }
         makers = {
-            slot.map for space in structure.spaces for slot in space.of("producer") if slot.map in structure.linears
+            coupled.map for group in graph.groups for coupled in group.dims_of("producer") if coupled.map in graph.scored_maps
         }
-        with torch.no_grad(), preserve_model_state(model), reading(model, sorted(makers)) as seen:
+        with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, sorted(makers)) as seen:
             forward(model, inputs)
         self._x = {name: one.x.detach().reshape(-1, one.x.shape[-1]) for name, (one,) in seen.items()}
         captured = capture(model, [*self.reads], inputs, targets, metric, generator=generator, weights=weights)
         self._residuals = {name: _residual(rows, weights) for name, rows in captured.rows.items()}
 
-    def climb(self, values: Values) -> tuple[dict[str, Tensor], Values]:
+    def value_and_grad(self, values: Values) -> tuple[dict[str, Tensor], Values]:
         """D' of every unit, by space, and the gradient of log D' with respect to the values."""
-        leaves = {space: {k: v.detach().requires_grad_() for k, v in of.items()} for space, of in values.items()}
+        leaves = {group: {k: v.detach().requires_grad_() for k, v in of.items()} for group, of in values.items()}
         with torch.enable_grad(), preserve_model_state(self.trial):
             score = self._bounds(leaves)
             total = torch.cat([s.clamp_min(1e-300).log() for s in score.values()]).sum()
             flat = [leaf for of in leaves.values() for leaf in of.values()]
             found = iter(torch.autograd.grad(total, flat, materialize_grads=True))
-        slopes = {space: {name: torch.nan_to_num(next(found)) for name in of} for space, of in leaves.items()}
-        return {space: s.detach() for space, s in score.items()}, slopes
+        slopes = {group: {name: torch.nan_to_num(next(found)) for name in of} for group, of in leaves.items()}
+        return {group: s.detach() for group, s in score.items()}, slopes
 
     def spreads(self, values: Values) -> dict[str, Tensor]:
         """Standard deviation of each unit's pre-activation, by producer: (units,)."""
@@ -129,7 +129,7 @@ class Hill:
 
         Weights and bias are scaled together, so that the place where a unit bends stays where it is.
         """
-        result = {space: dict(of) for space, of in values.items()}
+        result = {group: dict(of) for group, of in values.items()}
         for module, now in self.spreads(values).items():
             factor = now.clamp(spreads[module] / WIDEST, spreads[module] * WIDEST) / now
             for of in result.values():
@@ -144,28 +144,28 @@ class Hill:
         if self._journal.uncalibrated:
             for name, tensor in tensors.items():
                 find_tensor(self.trial, name).copy_(tensor)
-            calibrate(self.trial, self._journal, self.inputs)
+            calibrate_batch_norm(self.trial, self._journal, self.inputs)
 
     def _bounds(self, leaves: Values) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
-        for space, of in leaves.items():
+        for group, of in leaves.items():
             for name, leaf in of.items():
                 base = tensors.get(name, find_tensor(self.trial, name).detach())
-                tensors[name] = base.index_put(self.places[space, name], leaf.to(base))
+                tensors[name] = base.index_put(self.places[group, name], leaf.to(base))
         self._calibrate(tensors)
-        with reading(self.trial, [*self.reads]) as seen:
+        with record_linear_calls(self.trial, [*self.reads]) as seen:
             functional_call(self.trial, tensors, self.inputs)
         score: dict[str, Tensor] = {}
         for name, read in self.reads.items():
             a = seen[name][0].x
             a = a.reshape(-1, a.shape[-1]).double()
-            for space, columns in read.items():
-                bound = self._residuals[name].bound(a[:, columns])
-                score[space] = score[space] + bound if space in score else bound
+            for group, columns in read.items():
+                bound = self._residuals[name].gain_lower_bound(a[:, columns])
+                score[group] = score[group] + bound if group in score else bound
         return score
 
 
-def ascend(hill: Hill, draw: Draw, recipe: Proposals) -> Draw:
+def optimize_candidates(hill: GainObjective, draw: CandidateSet, recipe: CandidateConfig) -> CandidateSet:
     """The same candidates after `recipe.ascent` steps uphill.
 
     Args:
@@ -177,14 +177,14 @@ def ascend(hill: Hill, draw: Draw, recipe: Proposals) -> Draw:
     if not current:
         return draw
     spreads = hill.spreads(current)
-    best, slopes = hill.climb(current)
-    rate = {space: torch.full_like(score, recipe.rate) for space, score in best.items()}
-    for _ in range(recipe.ascent):
+    best, slopes = hill.value_and_grad(current)
+    rate = {group: torch.full_like(score, recipe.ascent_step_size) for group, score in best.items()}
+    for _ in range(recipe.ascent_steps):
         tried = hill.confined({s: _stepped(of, slopes[s], rate[s]) for s, of in current.items()}, spreads)
-        score, there = hill.climb(tried)
-        higher = {space: found > best[space] for space, found in score.items()}
-        best = {space: torch.maximum(best[space], score[space]) for space in best}
-        rate = {space: rate[space] * torch.where(higher[space], 1.5, 0.5) for space in rate}
+        score, there = hill.value_and_grad(tried)
+        higher = {group: found > best[group] for group, found in score.items()}
+        best = {group: torch.maximum(best[group], score[group]) for group in best}
+        rate = {group: rate[group] * torch.where(higher[group], 1.5, 0.5) for group in rate}
         current, slopes = _taken(higher, tried, current), _taken(higher, there, slopes)
     return replace(draw, widen={s: replace(m, values=current.get(s, m.values)) for s, m in draw.widen.items()})
 
@@ -225,7 +225,7 @@ def _weights(values: Values) -> dict[str, Tensor]:
     }
 
 
-def _places(todo: Plan, name: str, value: Tensor) -> tuple[Tensor, ...]:
+def _places(todo: SurgeryPlan, name: str, value: Tensor) -> tuple[Tensor, ...]:
     """Indices at which new entries stand in the widened tensor, shaped to go with them."""
     (entry,) = [entry for entry in todo.entries[name] if entry.values is value]
     places = []
@@ -238,28 +238,28 @@ def _places(todo: Plan, name: str, value: Tensor) -> tuple[Tensor, ...]:
     return tuple(places)
 
 
-def _reads(todo: Plan, moves: Sequence[Widen], structure: Structure) -> dict[str, dict[str, Tensor]]:
+def _reads(todo: SurgeryPlan, moves: Sequence[Widen], graph: DependencyGraph) -> dict[str, dict[str, Tensor]]:
     """By scored map and space, where the candidates' columns stand in the widened map's input, (units, p)."""
     reads: dict[str, dict[str, Tensor]] = defaultdict(dict)
     offsets = {name: shape[1] for name, shape in todo.shapes.items() if len(shape) > 1}
     for move in moves:
-        for slot in structure.space(move.space).of("consumer"):
-            place = todo.layouts[slot.name][1].order.argsort()
-            new = slice(offsets[slot.name], offsets[slot.name] + move.units * slot.index.shape[1])
-            offsets[slot.name] = new.stop
-            if slot.module in structure.linears:
-                reads[slot.module][move.space] = place[new].view(move.units, -1)
+        for coupled in graph.group(move.group).dims_of("consumer"):
+            place = todo.layouts[coupled.name][1].order.argsort()
+            new = slice(offsets[coupled.name], offsets[coupled.name] + move.units * coupled.index.shape[1])
+            offsets[coupled.name] = new.stop
+            if coupled.module in graph.scored_maps:
+                reads[coupled.module][move.group] = place[new].view(move.units, -1)
     return reads
 
 
-def _residual(rows: LayerRows, weights: Tensor | None) -> Residual:
+def _residual(rows: LayerRows, weights: Tensor | None) -> ResidualTarget:
     """Find the gradients of a map as it is that its own weights can't explain, before any candidate."""
     if weights is None:
         row_weights = rows.a.new_ones(len(rows.a))
     else:
         row_weights = weights.repeat_interleave(rows.locations).to(rows.a)
-    found = moments(rows.a, rows.dz, rows.s, locations=rows.locations, weights=row_weights)
+    found = kronecker_factors(rows.a, rows.dz, rows.s, locations=rows.locations, weights=row_weights)
     explained = rows.a.double() @ solve(cholesky(found.A), found.G.mT)
     residual = rows.dz.double() - explained * row_weights[:, None]
     white = whiten(cholesky(found.S), residual.mT).mT
-    return Residual(white, row_weights.double(), rows.locations)
+    return ResidualTarget(white, row_weights.double(), rows.locations)

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import LayerActivations
 from senn.candidates.new_layers import ConvolutionalLayer, IdentityLayer, ResidualLayer, fresh_activation
 from senn.nn import Rational
-from senn.structure import LinearMap, Site, Slot, Space, matrix, tensor_of
+from senn.structure import LinearMap, InsertionPoint, CoupledDim, ChannelGroup, weight_matrix, get_tensor
 from senn.surgery import Widen, parameters_per_unit
 
 SMALLEST_SPREAD = 1e-6
@@ -32,7 +32,7 @@ CHANNELS = 8
 """Candidates of a space of channels, at least; or a quarter as many as it has."""
 
 
-def directions(
+def sample_directions(
     x: Tensor,
     count: int,
     smooth: float,
@@ -68,20 +68,20 @@ def directions(
     return weight
 
 
-def scaled(x: Tensor, weight: Tensor, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def match_scale(x: Tensor, weight: Tensor, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Weights and biases whose pre-activations have standard deviation `spread` and a random centre over x."""
     z = x @ weight.mT
     factor = spread / z.std(0, correction=0).clamp_min(SMALLEST_SPREAD)
-    centre = 0.5 * spread * torch.randn(len(weight), generator=generator, dtype=x.dtype)
-    return weight * factor[:, None], centre - z.mean(0) * factor
+    center = 0.5 * spread * torch.randn(len(weight), generator=generator, dtype=x.dtype)
+    return weight * factor[:, None], center - z.mean(0) * factor
 
 
-def draw_units(
+def sample_units(
     model: nn.Module,
-    space: Space,
+    group: ChannelGroup,
     maps: Mapping[str, LinearMap],
     passing: Mapping[str, LayerActivations],
-    recipe: Proposals,
+    recipe: CandidateConfig,
     generator: torch.Generator,
 ) -> Widen:
     """Candidate units for one space.
@@ -95,70 +95,70 @@ def draw_units(
         generator: source of randomness.
     """
     values: dict[str, Tensor] = {}
-    k = {slot.name: slot.index.shape[1] for slot in space.slots}
-    wanted = recipe.units or min(max(WEIGHTS // parameters_per_unit(model, space), 64), 256)
-    if any(tensor_of(model, slot.name).dim() > 2 for slot in space.slots) and not recipe.units:
+    k = {coupled.name: coupled.index.shape[1] for coupled in group.dims}
+    wanted = recipe.units or min(max(WEIGHTS // parameters_per_unit(model, group), 64), 256)
+    if any(get_tensor(model, coupled.name).dim() > 2 for coupled in group.dims) and not recipe.units:
         # a pass through the candidates costs as much as one through the model
-        wanted = min(wanted, max(space.width // 4, CHANNELS))
-    count = max(wanted // space.quantum, 1) * space.quantum
-    for slot in space.of("producer"):
-        values[slot.name] = _alike(tensor_of(model, slot.name).detach(), slot, count, generator)
-    for slot in space.of("producer"):
-        one = maps.get(slot.map)
-        if one is None or slot.name != one.weight or slot.dim != one.out_dim or one.name not in passing:
+        wanted = min(wanted, max(group.width // 4, CHANNELS))
+    count = max(wanted // group.granularity, 1) * group.granularity
+    for coupled in group.dims_of("producer"):
+        values[coupled.name] = _alike(get_tensor(model, coupled.name).detach(), coupled, count, generator)
+    for coupled in group.dims_of("producer"):
+        one = maps.get(coupled.map)
+        if one is None or coupled.name != one.weight or coupled.dim != one.out_dim or one.name not in passing:
             continue
         x, z = passing[one.name].x, passing[one.name].z
         spread = float(z.std(0, correction=0).mean())
-        old = matrix(model, one).to(x.dtype)
-        weight = directions(x, count * k[slot.name], recipe.smooth, generator, old, recipe.copies)
-        weight, bias = scaled(x, weight, spread if spread > 1e-3 else 1.0, generator)
-        stored = tensor_of(model, one.weight).movedim((one.out_dim, one.in_dim), (0, 1))
-        values[slot.name] = weight.view(-1, *stored.shape[1:]).movedim((0, 1), (one.out_dim, one.in_dim))
+        old = weight_matrix(model, one).to(x.dtype)
+        weight = sample_directions(x, count * k[coupled.name], recipe.data_direction_fraction, generator, old, recipe.copy_fraction)
+        weight, bias = match_scale(x, weight, spread if spread > 1e-3 else 1.0, generator)
+        stored = get_tensor(model, one.weight).movedim((one.out_dim, one.in_dim), (0, 1))
+        values[coupled.name] = weight.view(-1, *stored.shape[1:]).movedim((0, 1), (one.out_dim, one.in_dim))
         if one.bias in values:
             values[one.bias] = bias
-    for slot in space.of("carrier"):
-        if isinstance(model.get_submodule(slot.module), Rational):
-            values[slot.name] = torch.randn(count * k[slot.name], generator=generator)
-    return Widen(space.name, count, values)
+    for coupled in group.dims_of("elementwise"):
+        if isinstance(model.get_submodule(coupled.module), Rational):
+            values[coupled.name] = torch.randn(count * k[coupled.name], generator=generator)
+    return Widen(group.name, count, values)
 
 
-def _alike(old: Tensor, slot: Slot, count: int, generator: torch.Generator) -> Tensor:
+def _alike(old: Tensor, coupled: CoupledDim, count: int, generator: torch.Generator) -> Tensor:
     """Random entries spread as the existing units' are, for producers whose inputs can't be read."""
-    units = old.index_select(slot.dim, slot.index.flatten().to(old.device)).double()
+    units = old.index_select(coupled.dim, coupled.index.flatten().to(old.device)).double()
     shape = list(old.shape)
-    shape[slot.dim] = count * slot.index.shape[1]
+    shape[coupled.dim] = count * coupled.index.shape[1]
     spread = float(units.std(correction=0)) if units.numel() > 1 else 1.0
     return (float(units.mean()) + spread * torch.randn(shape, generator=generator, dtype=torch.float64)).to(old.dtype)
 
 
-def draw_residual(site: Site, x: Tensor, recipe: Proposals, generator: torch.Generator) -> ResidualLayer:
+def sample_residual_layer(insertion_point: InsertionPoint, x: Tensor, recipe: CandidateConfig, generator: torch.Generator) -> ResidualLayer:
     """Candidate units of a residual layer at a site, for rows x (n, in) of the linear map's input."""
-    weight, bias = scaled(x, directions(x, recipe.residual, recipe.smooth, generator), 1.0, generator)
-    return ResidualLayer(site, weight, bias, fresh_activation(site.activation, recipe.residual, generator).to(x.dtype))
+    weight, bias = match_scale(x, sample_directions(x, recipe.residual_units, recipe.data_direction_fraction, generator), 1.0, generator)
+    return ResidualLayer(insertion_point, weight, bias, fresh_activation(insertion_point.activation, recipe.residual_units, generator).to(x.dtype))
 
 
-def draw_convolutional(site: Site, x: Tensor, recipe: Proposals, generator: torch.Generator) -> ConvolutionalLayer:
+def sample_conv_layer(insertion_point: InsertionPoint, x: Tensor, recipe: CandidateConfig, generator: torch.Generator) -> ConvolutionalLayer:
     """The same before a convolution, for rows x (n, in * taps) of patches of its input."""
-    weight, bias = scaled(x, directions(x, recipe.residual, recipe.smooth, generator), 1.0, generator)
-    size = round((x.shape[1] / site.features) ** (1 / site.spatial))
+    weight, bias = match_scale(x, sample_directions(x, recipe.residual_units, recipe.data_direction_fraction, generator), 1.0, generator)
+    size = round((x.shape[1] / insertion_point.features) ** (1 / insertion_point.spatial))
     # `Rational` is an activation of last dimensions
-    name = "ReLU" if site.activation == "Rational" else site.activation
-    activation = fresh_activation(name, recipe.residual, generator).to(x.dtype)
-    return ConvolutionalLayer(site, weight.view(-1, site.features, *(size,) * site.spatial), bias, activation)
+    name = "ReLU" if insertion_point.activation == "Rational" else insertion_point.activation
+    activation = fresh_activation(name, recipe.residual_units, generator).to(x.dtype)
+    return ConvolutionalLayer(insertion_point, weight.view(-1, insertion_point.features, *(size,) * insertion_point.spatial), bias, activation)
 
 
-def draw_identity(site: Site, x: Tensor, biased: bool, generator: torch.Generator, *, rational: bool) -> IdentityLayer:
+def sample_identity_layer(insertion_point: InsertionPoint, x: Tensor, biased: bool, generator: torch.Generator, *, rational: bool) -> IdentityLayer:
     """A random well-conditioned basis in which an activation that is the identity now is inserted.
 
     A map without a bias (`biased` False) could not take a shift back, so the basis then has none. The activation is
     `rational`, or a PReLU, whose units come second.
     """
-    size = site.features
+    size = insertion_point.features
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
     u = x.double() @ basis.mT
     scale = 1 / u.std(0, correction=0).clamp_min(SMALLEST_SPREAD)
     scale = scale.clamp(max=10 * float(scale.median()), min=0.1 * float(scale.median()))
-    centre = 0.5 * torch.randn(size, generator=generator, dtype=torch.float64)
+    center = 0.5 * torch.randn(size, generator=generator, dtype=torch.float64)
     weight = (basis * scale[:, None]).float()
-    shift = (centre - u.mean(0) * scale).float() if biased else torch.zeros(size)
-    return IdentityLayer(site, weight, shift, rational)
+    shift = (center - u.mean(0) * scale).float() if biased else torch.zeros(size)
+    return IdentityLayer(insertion_point, weight, shift, rational)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from senn.curvature.patches import Kernel
 from senn.nn import Rational, Residual
 from senn.nn.activations import find_activation
-from senn.structure import Site
+from senn.structure import InsertionPoint
 from senn.surgery import Insert
 
 
@@ -28,7 +28,7 @@ class ResidualLayer:
         activation: phi, a module over `units` units.
     """
 
-    site: Site
+    insertion_point: InsertionPoint
     weight: Tensor
     bias: Tensor
     activation: nn.Module
@@ -53,7 +53,7 @@ class ResidualLayer:
     def parameters(self, units: int) -> int:
         """Number of parameters of the layer with that many units."""
         per_unit = sum(p[..., :1].numel() for p in self.activation.parameters()) if _per_unit(self.activation) else 0
-        return units * (self.weight[0].numel() + 1 + self.site.features + per_unit)
+        return units * (self.weight[0].numel() + 1 + self.insertion_point.features + per_unit)
 
     def move(self, units: Sequence[int]) -> Insert:
         """The insertion of a layer of the chosen units."""
@@ -68,11 +68,11 @@ class ResidualLayer:
             first.get_parameter("weight").copy_(self.weight[chosen])
             first.get_parameter("bias").copy_(self.bias[chosen])
             last.get_parameter("weight").zero_()
-        return Insert(self.site.module, Residual(nn.Sequential(first, activation, last)))
+        return Insert(self.insertion_point.module, Residual(nn.Sequential(first, activation, last)))
 
     def _ends(self, units: int) -> tuple[nn.Module, nn.Module]:
         """Fresh maps to and from so many units."""
-        return nn.Linear(self.site.features, units), nn.Linear(units, self.site.features, bias=False)
+        return nn.Linear(self.insertion_point.features, units), nn.Linear(units, self.insertion_point.features, bias=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class IdentityLayer:
         rational: whether sigma is `Rational`; else PReLU.
     """
 
-    site: Site
+    insertion_point: InsertionPoint
     weight: Tensor
     bias: Tensor
     rational: bool
@@ -106,7 +106,7 @@ class IdentityLayer:
     @property
     def columns(self) -> int:
         """Number of features."""
-        return self.site.features * self.columns_per_unit
+        return self.insertion_point.features * self.columns_per_unit
 
     def features(self, x: Tensor) -> Tensor:
         """(rows, in) to (rows, in * columns_per_unit), a unit's columns side by side."""
@@ -117,11 +117,11 @@ class IdentityLayer:
 
     def parameters(self) -> int:
         """Number of parameters of the layer."""
-        return self.site.features * (self.site.features + 1 + (3 if self.rational else 1))
+        return self.insertion_point.features * (self.insertion_point.features + 1 + (3 if self.rational else 1))
 
     def move(self) -> Insert:
         """The insertion."""
-        size = self.site.features
+        size = self.insertion_point.features
         linear = nn.Linear(size, size)
         activation = Rational.identity(size) if self.rational else nn.PReLU(size, init=1.0)
         inverse = torch.linalg.inv(self.weight.double())
@@ -129,7 +129,7 @@ class IdentityLayer:
             linear.weight.copy_(self.weight)
             linear.bias.copy_(self.bias)
         shift = -inverse @ self.bias.double() if self.bias.any() else None
-        return Insert(self.site.module, nn.Sequential(linear, activation), inverse, shift)
+        return Insert(self.insertion_point.module, nn.Sequential(linear, activation), inverse, shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,15 +142,15 @@ class ConvolutionalLayer(ResidualLayer):
 
     def features(self, x: Tensor) -> Tensor:
         """phi(B * x + beta), (samples, in, *spatial) to (samples, units, *spatial)."""
-        apply = (F.conv1d, F.conv2d, F.conv3d)[self.site.spatial - 1]
+        apply = (F.conv1d, F.conv2d, F.conv3d)[self.insertion_point.spatial - 1]
         z = apply(x, self.weight.to(x), self.bias.to(x), padding=self.weight.shape[-1] // 2)
         result: Tensor = self.activation(z)
         return result
 
     def _ends(self, units: int) -> tuple[nn.Module, nn.Module]:
-        kind, size = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.site.spatial - 1], self.weight.shape[-1]
-        first = kind(self.site.features, units, size, padding=size // 2)
-        return first, kind(units, self.site.features, 1, bias=False)
+        kind, size = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.insertion_point.spatial - 1], self.weight.shape[-1]
+        first = kind(self.insertion_point.features, units, size, padding=size // 2)
+        return first, kind(units, self.insertion_point.features, 1, bias=False)
 
 
 Layer = ResidualLayer | IdentityLayer

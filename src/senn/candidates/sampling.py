@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from senn import batch
 from senn.batch import Inputs, Output
-from senn.candidates.candidate_config import Proposals
-from senn.candidates.candidate_set import Draw, LayerActivations
-from senn.candidates.initialization import draw_convolutional, draw_identity, draw_residual, draw_units
+from senn.candidates.candidate_config import CandidateConfig
+from senn.candidates.candidate_set import CandidateSet, LayerActivations
+from senn.candidates.initialization import sample_conv_layer, sample_identity_layer, sample_residual_layer, sample_units
 from senn.candidates.new_layers import ConvolutionalLayer, Layer, same
 from senn.curvature.capture import layout_of
-from senn.curvature.output import OutputMetric
-from senn.curvature.patches import ConvInput, full
-from senn.curvature.reading import Application, Reading, RowLayout, forward, reading
+from senn.curvature.output import LossMetric
+from senn.curvature.patches import ConvInput, upcast
+from senn.curvature.reading import LinearCall, BatchLayout, RowLayout, forward, record_linear_calls
 from senn.errors import DivergenceError
 from senn.nn import Residual
 from senn.nn.activations import activation_class
 from senn.preserve import preserve_model_state
-from senn.structure import Block, LinearMap, Site, Structure
-from senn.surgery import Append, Widen, silent_copy
+from senn.structure import ResidualBlock, LinearMap, InsertionPoint, DependencyGraph
+from senn.surgery import Append, Widen, function_preserving_copy
 
 LOOK = 128
 """Samples that the draw looks at, for the scale of the candidates."""
@@ -53,12 +53,12 @@ class SamplingContext:
     """
 
     model: nn.Module
-    structure: Structure
+    graph: DependencyGraph
     maps: Mapping[str, LinearMap]
-    calls: Mapping[str, Sequence[Application]]
+    calls: Mapping[str, Sequence[LinearCall]]
     activations: Mapping[str, LayerActivations]
     loss: float
-    config: Proposals
+    config: CandidateConfig
     min_gain: Callable[[int], float] | None
     generator: torch.Generator
 
@@ -67,21 +67,21 @@ class SamplingContext:
         return self.min_gain is None or self.min_gain(parameters) < self.loss
 
 
-def propose(
+def sample_candidates(
     *,
     model: nn.Module,
-    structure: Structure,
+    graph: DependencyGraph,
     maps: Mapping[str, LinearMap],
     inputs: Inputs,
     targets: Tensor,
-    metric: OutputMetric,
-    config: Proposals,
+    metric: LossMetric,
+    config: CandidateConfig,
     moves: Sequence[str],
     min_gain: Callable[[int], float] | None,
     generator: torch.Generator,
     output: Output | None,
-    readings: Mapping[str, Reading],
-) -> Draw:
+    readings: Mapping[str, BatchLayout],
+) -> CandidateSet:
     """Draw candidates for every place that a readable map can score.
 
     Args:
@@ -103,8 +103,8 @@ def propose(
     """
     most = max(found.locations for found in readings.values())
     few = max(min(LOOK, 4 * LOOKED_AT // most), 2)
-    with torch.no_grad(), preserve_model_state(model), reading(model, [*maps], outputs=True) as calls:
-        found = forward(model, batch.take(inputs, slice(0, few), len(targets)), output)
+    with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, [*maps], outputs=True) as calls:
+        found = forward(model, batch.index_batch(inputs, slice(0, few), len(targets)), output)
     if not torch.isfinite(found).all():
         raise DivergenceError(
             "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
@@ -112,7 +112,7 @@ def propose(
     loss = float(metric.loss(found, targets[:few]))
     context = SamplingContext(
         model=model,
-        structure=structure,
+        graph=graph,
         maps=maps,
         calls=calls,
         activations={
@@ -120,25 +120,25 @@ def propose(
             for name, one in calls.items()
             if maps[name].groups == 1 and not maps[name].transposed
         },
-        loss=loss / metric.nat(loss, found),
+        loss=loss / metric.loss_per_nat(loss, found),
         config=config,
         min_gain=min_gain,
         generator=generator,
     )
     widen = _units(context) if "width" in moves else {}
     if "depth" not in moves:
-        return Draw(widen)
-    return Draw(widen, _layers(context), _repeats(context))
+        return CandidateSet(widen)
+    return CandidateSet(widen, _layers(context), _repeats(context))
 
 
 def _units(context: SamplingContext) -> dict[str, Widen]:
     """Draw units for each space that a readable map reads; units that are quiet at first bring nothing."""
     return {
-        space.name: draw_units(
-            context.model, space, context.maps, context.activations, context.config, context.generator
+        group.name: sample_units(
+            context.model, group, context.maps, context.activations, context.config, context.generator
         )
-        for space in context.structure.spaces
-        if not space.norms and any(slot.map in context.maps for slot in space.of("consumer"))
+        for group in context.graph.groups
+        if not group.norms and any(coupled.map in context.maps for coupled in group.dims_of("consumer"))
     }
 
 
@@ -146,60 +146,60 @@ def _layers(context: SamplingContext) -> dict[str, tuple[Layer, ...]]:
     """Draw layers for each open site."""
     named = context.config.activation
     layers: dict[str, tuple[Layer, ...]] = {}
-    for site in _open_sites(context):
+    for insertion_point in _open_insertion_points(context):
         if named is not None:
-            site = replace(site, activation=activation_class(named).__name__)
-        drawn = _before_convolution(context, site) if site.spatial else _before_linear(context, site)
+            insertion_point = replace(insertion_point, activation=activation_class(named).__name__)
+        drawn = _before_convolution(context, insertion_point) if insertion_point.spatial else _before_linear(context, insertion_point)
         if drawn:
-            layers[site.module] = tuple(drawn)
+            layers[insertion_point.module] = tuple(drawn)
     return layers
 
 
-def _before_linear(context: SamplingContext, site: Site) -> list[Layer]:
+def _before_linear(context: SamplingContext, insertion_point: InsertionPoint) -> list[Layer]:
     """Draw a residual layer's units, and bases of identity insertions, before a linear map."""
     config, generator = context.config, context.generator
-    x, drawn = context.activations[site.module].x, list[Layer]()
-    rational = site.activation == "Rational"
+    x, drawn = context.activations[insertion_point.module].x, list[Layer]()
+    rational = insertion_point.activation == "Rational"
     # PReLU has its units in the second dimension, these inputs have them in the last
-    if context.calls[site.module][0].x.dim() != 2:
+    if context.calls[insertion_point.module][0].x.dim() != 2:
         rational = True
-        site = replace(site, activation="ReLU" if site.activation == "PReLU" else site.activation)
-    if config.residual and context.is_worthwhile(2 * site.features + 1):
-        drawn.append(draw_residual(site, x, config, generator))
-    if context.is_worthwhile(site.features * (site.features + 1)):
-        biased = context.maps[site.module].bias is not None
-        drawn += [draw_identity(site, x, biased, generator, rational=rational) for _ in range(config.identity)]
+        insertion_point = replace(insertion_point, activation="ReLU" if insertion_point.activation == "PReLU" else insertion_point.activation)
+    if config.residual_units and context.is_worthwhile(2 * insertion_point.features + 1):
+        drawn.append(sample_residual_layer(insertion_point, x, config, generator))
+    if context.is_worthwhile(insertion_point.features * (insertion_point.features + 1)):
+        biased = context.maps[insertion_point.module].bias is not None
+        drawn += [sample_identity_layer(insertion_point, x, biased, generator, rational=rational) for _ in range(config.identity_bases)]
     return drawn
 
 
-def _before_convolution(context: SamplingContext, site: Site) -> list[ConvolutionalLayer]:
+def _before_convolution(context: SamplingContext, insertion_point: InsertionPoint) -> list[ConvolutionalLayer]:
     """Draw channels of a residual layer before a convolution, of three taps a dimension if it has several."""
-    one = context.calls[site.module][0]
+    one = context.calls[insertion_point.module][0]
     assert one.kernel is not None
     size = 3 if min(one.kernel.size) > 1 else 1
-    if not context.config.residual or not context.is_worthwhile(site.features * (size**site.spatial + 1) + 1):
+    if not context.config.residual_units or not context.is_worthwhile(insertion_point.features * (size**insertion_point.spatial + 1) + 1):
         return []
-    read = ConvInput.of(full(one.x), False, same(site.spatial, size))
-    return [draw_convolutional(site, read.rows(_spread(read)), context.config, context.generator)]
+    read = ConvInput.of(upcast(one.x), False, same(insertion_point.spatial, size))
+    return [sample_conv_layer(insertion_point, read.rows(_spread(read)), context.config, context.generator)]
 
 
 def _repeats(context: SamplingContext) -> dict[str, Append]:
     """Make silent copies of the residual blocks whose maps can be read."""
     found = {}
-    for block in context.structure.blocks:
+    for block in context.graph.residual_blocks:
         module = context.model.get_submodule(block.module)
         if isinstance(module, Residual):  # its width does as much
             continue
         parameters = sum(p.numel() for p in module.parameters())
         if context.is_worthwhile(parameters) and repeatable(context.model, block, context.maps):
-            found[block.module] = Append(block.module, silent_copy(context.model, block))
+            found[block.module] = Append(block.module, function_preserving_copy(context.model, block))
     return found
 
 
-def repeatable(model: nn.Module, block: Block, maps: Container[str]) -> bool:
+def repeatable(model: nn.Module, block: ResidualBlock, maps: Container[str]) -> bool:
     """Whether a copy's gain can be scored: its silent tensors belong to readable maps or to BatchNorms."""
-    paths = {name.rpartition(".")[0] for name in block.silent}
-    weights = {name.rpartition(".")[0] for name in block.silent if name.endswith(".weight")}
+    paths = {name.rpartition(".")[0] for name in block.output_params}
+    weights = {name.rpartition(".")[0] for name in block.output_params if name.endswith(".weight")}
     return paths == weights and all(path in maps or _is_norm(model.get_submodule(path)) for path in paths)
 
 
@@ -207,11 +207,11 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, BATCH_NORMS) and module.running_mean is not None
 
 
-def _open_sites(context: SamplingContext) -> list[Site]:
+def _open_insertion_points(context: SamplingContext) -> list[InsertionPoint]:
     """Find sites outside residual branches: a layer within a layer does no more than the branch's width."""
     branches = tuple(f"{name}." for name, module in context.model.named_modules() if isinstance(module, Residual))
-    sites = [site for site in context.structure.sites if site.module in context.maps]
-    return [site for site in sites if not site.module.startswith(branches)]
+    insertion_points = [insertion_point for insertion_point in context.graph.insertion_points if insertion_point.module in context.maps]
+    return [insertion_point for insertion_point in insertion_points if not insertion_point.module.startswith(branches)]
 
 
 def _spread(read: ConvInput) -> Tensor:
@@ -219,14 +219,14 @@ def _spread(read: ConvInput) -> Tensor:
     return torch.arange(0, read.locations, max(read.locations * len(read.x) // LOOKED_AT, 1), device=read.x.device)
 
 
-def _activations(one: Application, layout: RowLayout, samples: int) -> LayerActivations:
+def _activations(one: LinearCall, layout: RowLayout, samples: int) -> LayerActivations:
     """About `LOOKED_AT` of the rows, evenly spread."""
     assert one.z is not None
     if one.kernel is not None:
-        read = ConvInput.of(full(one.x), False, one.kernel)
+        read = ConvInput.of(upcast(one.x), False, one.kernel)
         places = _spread(read)
-        z = full(one.z).flatten(2).mT[:, places]
+        z = upcast(one.z).flatten(2).mT[:, places]
         return LayerActivations(read.rows(places), z.flatten(0, 1))
-    x, z = (layout.by_sample(full(values), samples).flatten(0, 1) for values in (one.x, one.z))
+    x, z = (layout.by_sample(upcast(values), samples).flatten(0, 1) for values in (one.x, one.z))
     step = max(len(x) // LOOKED_AT, 1)
     return LayerActivations(x[::step], z[::step])

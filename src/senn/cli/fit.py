@@ -17,9 +17,9 @@ from rich.console import Console
 from senn import __version__
 from senn.cli.fit_arguments import FitArguments
 from senn.cli.images import prepare_images
-from senn.cli.keeping import FolderKeeper
+from senn.cli.keeping import FolderCheckpointer
 from senn.cli.preparation import Prepared, prepare
-from senn.cli.processes import Follower, processes, shared_state
+from senn.cli.processes import WorkerCheckpointer, processes, shared_state
 from senn.cli.signals import Signals
 from senn.cli.watch import watching
 from senn.data.images import is_images
@@ -27,9 +27,9 @@ from senn.disk import plain
 from senn.errors import SennError
 from senn.persistence import DESCRIPTION, WEIGHTS, save
 from senn.plots import growth_figure
-from senn.ranks import Ranks
+from senn.ranks import Communicator
 from senn.runs import FIGURE, HISTORY, RESULTS, FitOptions, RunFolder
-from senn.training import Run
+from senn.training import TrainResult
 from senn.training.callbacks import Callback
 from senn.training.progress import LinesCallback, LiveCallback, figure, widths
 from senn.training.round_records import first_line
@@ -41,37 +41,37 @@ SCORED, DRAWN = 1.1, 1.5
 def run(**parsed: Any) -> int:
     """Carry the command out, with those of its arguments that were given."""
     arguments = FitArguments.from_parsed(parsed)
-    with processes() as ranks:
-        return _run_main(arguments, ranks) if ranks.rank == 0 else _run_worker(arguments, ranks)
+    with processes() as communicator:
+        return _run_main(arguments, communicator) if communicator.rank == 0 else _run_worker(arguments, communicator)
 
 
-def _run_worker(arguments: FitArguments, ranks: Ranks) -> int:
+def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
     """Train with the first process, without a word and without a file."""
     try:
-        with ranks.together("read the run"):
+        with communicator.fail_together("read the run"):
             pass
-        with ranks.together("begin"):
+        with communicator.fail_together("begin"):
             options, _ = arguments.options()
             preparation = None if options is None or arguments.dry_run else _prepare(options)
         if preparation is None:
             return 0
-        with ranks.together("open the folder"):
+        with communicator.fail_together("open the folder"):
             pass
     except SennError:
         return 2  # the first process says why
     with Signals() as signals:
-        keeper = Follower(ranks, signals, shared_state(ranks, None, arguments.resume or arguments.out or Path()))
+        keeper = WorkerCheckpointer(communicator, signals, shared_state(communicator, None, arguments.resume or arguments.out or Path()))
         with signals.between_steps():
             trained = preparation.train((), keeper)
-        signals.no_more()
+        signals.ignore_further()
     return signals.code if trained.interrupted else 0
 
 
-def _run_main(arguments: FitArguments, ranks: Ranks) -> int:
+def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
     """Do all that one process does, or the first of several."""
-    with ranks.together("read the run"):
+    with communicator.fail_together("read the run"):
         options, saved = arguments.options()
-    with ranks.together("begin"):
+    with communicator.fail_together("begin"):
         preparation = None if options is None else _prepare(options)
     console = Console(file=sys.stdout, quiet=arguments.is_silent, highlight=False)
     say = _Speaker(console)
@@ -87,44 +87,44 @@ def _run_main(arguments: FitArguments, ranks: Ranks) -> int:
         return 0
     out = arguments.resume or arguments.out or Path("runs") / preparation.name
     with Signals() as signals, ExitStack() as stack:
-        with ranks.together("open the folder"):
+        with communicator.fail_together("open the folder"):
             folder = stack.enter_context(RunFolder(out, overwrite=arguments.overwrite, resume=saved is not None))
-            keeper = _begun(folder, signals, options, preparation, is_resumed=saved is not None)
-        keeper.ranks, keeper.state = ranks, shared_state(ranks, keeper.state, out)
+            keeper = _open_run(folder, signals, options, preparation, is_resumed=saved is not None)
+        keeper.communicator, keeper.state = communicator, shared_state(communicator, keeper.state, out)
         say(preparation.line())
         for note in [*preparation.notes, *keeper.notes]:
             say(f"note: {note}")
         earlier = (keeper.state or {}).get("history", ())
         with signals.between_steps(), watching(arguments, preparation.name, say, earlier) as watch:
             trained = _train(preparation, console, keeper, watch)
-        signals.no_more()  # writing takes a moment only
+        signals.ignore_further()  # writing takes a moment only
         nothing: dict[str, float | None] = {}
         with _going_on(keeper):
-            scores = signals.attempt(SCORED, lambda: preparation.test(trained.model), nothing)
+            scores = signals.run_interruptible(SCORED, lambda: preparation.test(trained.model), nothing)
         results = _results(preparation, trained, scores)
         written = not (trained.interrupted and folder.replaces_another)
         if written:
             _write(folder, signals, preparation, trained, results)
             folder.publish(keep=trained.interrupted)
     if written:
-        _conclude(say, out, results, as_json=arguments.json)
+        _report_outcome(say, out, results, as_json=arguments.json)
     if trained.interrupted:
         kept = "the best network so far is kept" if written else f"{out} still holds the run before"
         print(f"senn: interrupted; {kept}; to go on: senn fit --resume {out}", file=sys.stderr)
     return signals.code if trained.interrupted else 0
 
 
-def _begun(
+def _open_run(
     folder: RunFolder, signals: Signals, options: FitOptions, preparation: Prepared, *, is_resumed: bool
-) -> FolderKeeper:
+) -> FolderCheckpointer:
     """What keeps the run, which begins or goes on."""
     about = {"data": preparation.digest(), "versions": _versions(), "threads": torch.get_num_threads()}
     if not is_resumed:
         folder.begin(options.with_absolute_paths(), **about)
-        return FolderKeeper(folder, signals)
+        return FolderCheckpointer(folder, signals)
     if folder.about.get("data") != about["data"]:
         raise SennError(f"the data of the run in {str(folder.path)!r} have changed since: it can't go on with others")
-    keeper = FolderKeeper(folder, signals, resume=True)
+    keeper = FolderCheckpointer(folder, signals, resume=True)
     for name in ("versions", "threads"):
         if folder.about.get(name) != about[name]:
             keeper.notes.append(f"{name} are others than at the beginning, so the last digits may differ from now on")
@@ -146,12 +146,12 @@ class _Speaker:
 
 
 @contextmanager
-def _going_on(keeper: FolderKeeper) -> Iterator[None]:
+def _going_on(keeper: FolderCheckpointer) -> Iterator[None]:
     """One sentence for what comes of a checkpoint that holds something else than was written."""
     try:
         yield
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        if isinstance(error, SennError) and not keeper.ranks.alone and keeper.folder.has_checkpoint:  # a lost process
+        if isinstance(error, SennError) and not keeper.communicator.is_single and keeper.folder.has_checkpoint:  # a lost process
             raise type(error)(f"{error}; to go on: senn fit --resume {keeper.folder.path}") from error
         if keeper.state is None or isinstance(error, SennError):
             raise
@@ -159,7 +159,7 @@ def _going_on(keeper: FolderKeeper) -> Iterator[None]:
         raise SennError(f"the run can't go on from its checkpoint: {what}") from error
 
 
-def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch: Sequence[Callback]) -> Run:
+def _train(preparation: Prepared, console: Console, keeper: FolderCheckpointer, watch: Sequence[Callback]) -> TrainResult:
     callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
     try:
         with _going_on(keeper):
@@ -169,7 +169,7 @@ def _train(preparation: Prepared, console: Console, keeper: FolderKeeper, watch:
             callback.stop()
 
 
-def _results(preparation: Prepared, trained: Run, scores: dict[str, float | None]) -> dict[str, Any]:
+def _results(preparation: Prepared, trained: TrainResult, scores: dict[str, float | None]) -> dict[str, Any]:
     """The content of results.json."""
     recipe = preparation.recipe
     results = {
@@ -197,7 +197,7 @@ def _versions() -> dict[str, str]:
     return {"senn": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _write(folder: RunFolder, signals: Signals, preparation: Prepared, trained: Run, results: dict[str, Any]) -> None:
+def _write(folder: RunFolder, signals: Signals, preparation: Prepared, trained: TrainResult, results: dict[str, Any]) -> None:
     save(folder.draft, trained.model, {"encoder": preparation.record()})
     folder.write_history(trained.history)
 
@@ -205,12 +205,12 @@ def _write(folder: RunFolder, signals: Signals, preparation: Prepared, trained: 
         growth_figure(trained.history, folder.draft / FIGURE, preparation.start)
         return True
 
-    if not signals.attempt(DRAWN, draw, False):
+    if not signals.run_interruptible(DRAWN, draw, False):
         (folder.draft / FIGURE).unlink(missing_ok=True)
     folder.write_results(results)
 
 
-def _conclude(say: _Speaker, out: Path, results: dict[str, Any], *, as_json: bool) -> None:
+def _report_outcome(say: _Speaker, out: Path, results: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"out": str(out), **results}, ensure_ascii=False))
         return

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from senn.augment import Standard
+from senn.augment import ChannelStats
 from senn.cli.metrics import probabilities
 from senn.cli.preparation import (
     FEWEST_ROWS,
@@ -30,9 +30,9 @@ from senn.data.images import Collection, ImageEncoder, Images, collect, planes
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.runs import FitOptions
-from senn.training import Callback, Recipe, Run
-from senn.training.images import PRICES, build_conv_net, image_recipe, start_widths, train_images
-from senn.training.state import Keeper
+from senn.training import Callback, TrainConfig, TrainResult
+from senn.training.images import PRICES, build_conv_net, image_config, start_widths, train_images
+from senn.training.state import Checkpointer
 
 SMALLEST, LARGEST = 8, 512
 """Sides that may be asked for."""
@@ -57,7 +57,7 @@ class ImagePreparation:
     train_part: Images
     test_part: Images
     encoder: ImageEncoder
-    recipe: Recipe
+    recipe: TrainConfig
 
     @property
     def name(self) -> str:
@@ -132,13 +132,13 @@ class ImagePreparation:
         parts = self.train_part, self.test_part
         return checksum_of(self.record(), *(array for part in parts for array in (part.pixels, part.labels)))
 
-    def train(self, callbacks: Sequence[Callback], keeper: Keeper | None = None) -> Run:
+    def train(self, callbacks: Sequence[Callback], keeper: Checkpointer | None = None) -> TrainResult:
         """A network."""
         return train_images(
             _tensor(planes(self.train_part)),
             _tensor(self.train_part.labels),
             classes=len(self.encoder.labels),
-            standard=Standard(mean=self.encoder.mean, std=self.encoder.std),
+            standard=ChannelStats(mean=self.encoder.mean, std=self.encoder.std),
             flip=self.encoder.flip,
             recipe=self.recipe,
             callbacks=callbacks,
@@ -157,7 +157,7 @@ class ImagePreparation:
         return self.encoder.to_dict()
 
 
-def _fresh(encoder: ImageEncoder, recipe: Recipe) -> ConvNet:
+def _fresh(encoder: ImageEncoder, recipe: TrainConfig) -> ConvNet:
     """The network that training starts from, but for its numbers."""
     hidden = recipe.hidden or start_widths(encoder.side)
     with torch.random.fork_rng(devices=[]):
@@ -168,9 +168,9 @@ def _encoder(collection: Collection, train: Images, no_flip: bool) -> ImageEncod
     """What the training images say of all others. Grey ones may be letters or digits, which mirroring would change."""
     pixels = train.pixels
     _, side, _, channels = pixels.shape
-    standard = Standard.of(_tensor(planes(train)))
-    coloured = channels == 3 and bool((pixels != pixels[..., :1]).any())
-    flip = coloured and not no_flip
+    standard = ChannelStats.of(_tensor(planes(train)))
+    colored = channels == 3 and bool((pixels != pixels[..., :1]).any())
+    flip = colored and not no_flip
     return ImageEncoder(
         side=side, channels=channels, mean=standard.mean, std=standard.std, labels=collection.classes, flip=flip
     )
@@ -188,7 +188,7 @@ def _images(count: int) -> str:
 @torch.no_grad()
 def image_outputs(model: nn.Module, encoder: ImageEncoder, pixels: NDArray[np.uint8]) -> Tensor:
     """The network's outputs for (n, C, side, side) bytes, (n, classes), in float64."""
-    standard = Standard(mean=encoder.mean, std=encoder.std)
+    standard = ChannelStats(mean=encoder.mean, std=encoder.std)
     return torch.cat([model(standard(part)) for part in torch.split(_tensor(pixels), _AT_ONCE)]).double()
 
 
@@ -203,7 +203,7 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         raise SennError(f"{options.data!r} holds images, of which senn learns classes only, not --task regression")
     if options.image_size is not None and not SMALLEST <= options.image_size <= LARGEST:
         raise SennError(f"--image-size must be from {SMALLEST} to {LARGEST}, and is {options.image_size:,}")
-    recipe = image_recipe(policy=chosen_policy(options, PRICES), **recipe_fields(options))
+    recipe = image_config(policy=chosen_policy(options, PRICES), **recipe_fields(options))
     data_dir = None if options.data_dir is None else Path(options.data_dir)
     collection = collect(options.data, options.image_size, data_dir)
     train, test = collection.train, collection.test

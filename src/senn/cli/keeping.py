@@ -11,7 +11,7 @@ from typing import Any
 from senn.cli.signals import Signals
 from senn.errors import SennError
 from senn.persistence.state import State, packed, unpacked
-from senn.ranks import Ranks
+from senn.ranks import Communicator
 from senn.runs import RunFolder
 from senn.training.round_records import Record
 
@@ -23,8 +23,8 @@ SHARE = 0.01
 """Of a run's time that checkpoints may take."""
 
 
-class FolderKeeper:
-    """Keeps a run's state in its folder; a `Keeper`.
+class FolderCheckpointer:
+    """Keeps a run's state in its folder; a `Checkpointer`.
 
     Args:
         folder: of the run.
@@ -38,7 +38,7 @@ class FolderKeeper:
 
     def __init__(self, folder: RunFolder, signals: Signals, resume: bool = False) -> None:
         self.folder, self.signals = folder, signals
-        self.ranks = Ranks()
+        self.communicator = Communicator()
         self.notes: list[str] = []
         self.state: Mapping[str, Any] | None = self._found() if resume else None
         self.seconds = _seconds()
@@ -67,7 +67,7 @@ class FolderKeeper:
         with suppress(OSError):
             self.folder.restart(history)
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether it is time, or the end."""
         return self.signals.stopping or time.monotonic() >= self._due
 
@@ -80,18 +80,18 @@ class FolderKeeper:
         """One more checkpoint."""
         began = time.monotonic()
         try:
-            with self.signals.undisturbed():
+            with self.signals.deferred():
                 document, numbers = packed(state)
                 self.folder.save(document, numbers)
         finally:
             now = time.monotonic()
             self._due = now + (max(self.seconds, (now - began) / SHARE) if self.seconds else 0.0)
             if self.stopping:
-                self.signals.no_more()
+                self.signals.ignore_further()
 
     def end(self) -> None:
         """What is left takes a moment only."""
-        self.signals.no_more()
+        self.signals.ignore_further()
 
 
 def _seconds() -> float:

@@ -20,11 +20,11 @@ from senn.errors import SennError
 from senn.policy import PaperPolicy, Policy, PricePolicy
 from senn.runs import FitOptions
 from senn.runs.fit_options import DEFAULTS, option_name
-from senn.training import Callback, Recipe, Run, Task, train
+from senn.training import Callback, TrainConfig, TrainResult, Task, train
 from senn.training.learner import build_model, build_optimizer, loss_function, resolve_policy
 from senn.training.rows import validation_split
 from senn.training.run import count_parameters
-from senn.training.state import Keeper
+from senn.training.state import Checkpointer
 
 FEWEST_ROWS = 8
 
@@ -33,7 +33,7 @@ class Prepared(Protocol):
     """Data ready for training, of whatever kind."""
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> TrainConfig:
         """All choices of training."""
 
     @property
@@ -67,7 +67,7 @@ class Prepared(Protocol):
     def digest(self) -> str:
         """A checksum of the data as numbers and of how they were made."""
 
-    def train(self, callbacks: Sequence[Callback], keeper: Keeper | None = None) -> Run:
+    def train(self, callbacks: Sequence[Callback], keeper: Checkpointer | None = None) -> TrainResult:
         """A network."""
 
     def test(self, model: nn.Module) -> dict[str, float | None]:
@@ -97,7 +97,7 @@ class Preparation:
     y: Tensor
     x_test: Tensor
     y_test: Tensor
-    recipe: Recipe
+    recipe: TrainConfig
 
     @property
     def name(self) -> str:
@@ -142,7 +142,7 @@ class Preparation:
         """A checksum of the data as numbers and of how they were made."""
         return checksum_of(self.record(), self.x, self.y, self.x_test, self.y_test)
 
-    def train(self, callbacks: Sequence[Callback], keeper: Keeper | None = None) -> Run:
+    def train(self, callbacks: Sequence[Callback], keeper: Checkpointer | None = None) -> TrainResult:
         """A network."""
         outputs = self.encoder.target.outputs
         return train(
@@ -190,7 +190,7 @@ def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
     return total.hexdigest()
 
 
-def planned(model: nn.Module, recipe: Recipe, hidden: Sequence[int], y: Tensor, unit: int) -> dict[str, Any]:
+def planned(model: nn.Module, recipe: TrainConfig, hidden: Sequence[int], y: Tensor, unit: int) -> dict[str, Any]:
     """What training would start from, JSON-able.
 
     Args:
@@ -266,9 +266,9 @@ def refuse_options(options: FitOptions, names: Sequence[str], reason: str) -> No
             raise SennError(f"{option_name(name)} is for {reason.format(data=repr(options.data))}")
 
 
-def _recipe(options: FitOptions, encoder: TableEncoder, features: int) -> Recipe:
+def _recipe(options: FitOptions, encoder: TableEncoder, features: int) -> TrainConfig:
     """The default recipe but for what the options say, checked as far as can be without training."""
-    recipe = Recipe(policy=chosen_policy(options), **recipe_fields(options))
+    recipe = TrainConfig(policy=chosen_policy(options), **recipe_fields(options))
     with torch.random.fork_rng(devices=[]):
         model = build_model(features, encoder.target.outputs, recipe)
     check_start(model, recipe, encoder.target.task)
@@ -282,7 +282,7 @@ def recipe_fields(options: FitOptions) -> dict[str, Any]:
     return {name: record[name] for name in names if record[name] is not None}
 
 
-def check_start(model: nn.Module, recipe: Recipe, task: Task) -> None:
+def check_start(model: nn.Module, recipe: TrainConfig, task: Task) -> None:
     """Refuse an optimizer that there isn't, and a budget that the network exceeds from the start.
 
     Raises:

@@ -14,40 +14,40 @@ from torch import distributed
 
 from senn.cli.signals import Signals
 from senn.persistence.state import State, packed, unpacked
-from senn.ranks import Ranks, default_ranks
+from senn.ranks import Communicator, default_communicator
 from senn.ranks.processes import TIMEOUT
 from senn.training.round_records import Record
 
 
 @contextmanager
-def processes() -> Iterator[Ranks]:
+def processes() -> Iterator[Communicator]:
     """The processes that torchrun has started, of which this is one; else this process alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
-        yield Ranks()
+        yield Communicator()
         return
     distributed.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
     try:
-        yield default_ranks()
+        yield default_communicator()
     finally:
         distributed.destroy_process_group()
 
 
-def shared_state(ranks: Ranks, state: Mapping[str, Any] | None, home: Path) -> Mapping[str, Any] | None:
+def shared_state(communicator: Communicator, state: Mapping[str, Any] | None, home: Path) -> Mapping[str, Any] | None:
     """The state that the first process goes on with, for all of them."""
-    if ranks.alone:
+    if communicator.is_single:
         return state
-    document, numbers = packed(state) if ranks.rank == 0 else (None, b"")
-    document, size = ranks.decided("go on with a run", [document, len(numbers)])
+    document, numbers = packed(state) if communicator.rank == 0 else (None, b"")
+    document, size = communicator.broadcast_object("go on with a run", [document, len(numbers)])
     data = torch.zeros(size, dtype=torch.uint8)
     if numbers:
         data = torch.frombuffer(bytearray(numbers), dtype=torch.uint8)
-    ranks.copied("go on with a run", [data])
+    communicator.broadcast("go on with a run", [data])
     found: Mapping[str, Any] | None = unpacked(document, data.numpy().tobytes(), home)
     return found
 
 
-class Follower:
-    """Keeps nothing; a `Keeper` of the processes after the first.
+class WorkerCheckpointer:
+    """Keeps nothing; a `Checkpointer` of the processes after the first.
 
     Args:
         ranks: the processes.
@@ -55,8 +55,8 @@ class Follower:
         state: where the run goes on.
     """
 
-    def __init__(self, ranks: Ranks, signals: Signals, state: Mapping[str, Any] | None) -> None:
-        self.ranks, self.signals, self.state = ranks, signals, state
+    def __init__(self, communicator: Communicator, signals: Signals, state: Mapping[str, Any] | None) -> None:
+        self.communicator, self.signals, self.state = communicator, signals, state
 
     def record(self, record: Record) -> None:
         """The first process records it."""
@@ -64,7 +64,7 @@ class Follower:
     def restart(self, history: list[Record]) -> None:
         """The first process does."""
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether to hear a signal: all end together, after the next step."""
         return self.signals.stopping
 
@@ -76,8 +76,8 @@ class Follower:
     def save(self, state: State) -> None:
         """The first process does; a signal that has come has been heard."""
         if self.stopping:
-            self.signals.no_more()
+            self.signals.ignore_further()
 
     def end(self) -> None:
         """What is left takes a moment only."""
-        self.signals.no_more()
+        self.signals.ignore_further()

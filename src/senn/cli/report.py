@@ -10,7 +10,7 @@ from senn import disk
 from senn.errors import SennError
 from senn.export import python_source
 from senn.persistence import load
-from senn.report import Told, page
+from senn.report import RunReport, page
 from senn.runs import REPORT, complete, read
 
 _MOST = 20
@@ -23,7 +23,7 @@ def run(*, folders: Sequence[Path], out: Path | None) -> int:
         raise SennError(f"a report compares up to {_MOST} runs, not {len(folders)}")
     out = out or (folders[0] / REPORT if len(folders) == 1 else Path("comparison.html"))
     _refuse_foreign(out)
-    text = page([_told(folder) for folder in folders])
+    text = page([_run_report(folder) for folder in folders])
     out.parent.mkdir(parents=True, exist_ok=True)
     disk.write(out, text.encode("utf-8"))
     print(f"written to {out}: {len(text) / 1e6:.1f} MB, opens in any browser, without a network")
@@ -38,12 +38,12 @@ def _refuse_foreign(out: Path) -> None:
         raise SennError(f"{str(out)!r} is no page, and a report doesn't replace it; choose another --out")
 
 
-def _told(folder: Path) -> Told:
+def _run_report(folder: Path) -> RunReport:
     saved = read(folder)
     name = folder.resolve().name or str(folder)
     if saved.results is None and not saved.history:
         raise SennError(f"{str(folder)!r} holds a run that has only just begun: there is nothing to tell yet")
-    return Told(name, saved.history, saved.results, None if saved.results is None else _code(folder))
+    return RunReport(name, saved.history, saved.results, None if saved.results is None else _code(folder))
 
 
 def _code(folder: Path) -> str | None:

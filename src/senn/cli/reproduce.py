@@ -32,7 +32,7 @@ def run(
     with Signals() as signals, RunFolder(out, overwrite=overwrite) as folder:
         module.main(seeds=seeds, out=folder.draft, settings=module.FULL if full else None, **images)
         written = sorted(file.name for file in folder.draft.iterdir())
-        signals.no_more()
+        signals.ignore_further()
         folder.publish()
     print(f"written to {out}: {', '.join(written)}")
     return 0

@@ -85,8 +85,8 @@ def _changes(saved: SavedRun) -> list[str]:
 
 
 def _change(record: dict[str, Any]) -> str:
-    realised = record["realised"]
-    came = "" if realised is None else f", realised {realised:+.3g}"
+    realized = record["realised"]
+    came = "" if realized is None else f", realised {realized:+.3g}"
     return f"  step {record['step']}: {record['text']}{came}"
 
 

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 SIGALRM = getattr(signal, "SIGALRM", None)
-PATIENCE = 0.7
+GRACE_SECONDS = 0.7
 """Seconds that what is under way may take to come to an end by itself."""
 T = TypeVar("T")
 
@@ -70,12 +70,12 @@ class Signals:
         """To end it with."""
         return 128 + (self.number or signal.SIGINT)
 
-    def no_more(self) -> None:
+    def ignore_further(self) -> None:
         """From now on nothing is interrupted: what is left takes a moment only."""
         self._over = True
         self._arm(0)
 
-    def attempt(self, seconds: float, work: Callable[[], T], otherwise: T) -> T:
+    def run_interruptible(self, seconds: float, work: Callable[[], T], otherwise: T) -> T:
         """What some work gives, or something else where it isn't done so many seconds after the signal that came.
 
         Without a signal it has all the time.
@@ -105,7 +105,7 @@ class Signals:
             self._patient = False
 
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """What isn't to be interrupted at all."""
         self._busy = True
         try:
@@ -119,7 +119,7 @@ class Signals:
         self.number, self._came = number, time.monotonic()
         if not self._patient or SIGALRM is None:
             raise Interrupted(number)
-        self._arm(PATIENCE)
+        self._arm(GRACE_SECONDS)
 
     def _alarm(self, number: int, frame: FrameType | None) -> None:
         if self._limited:

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 from senn.cli.fit_arguments import FitArguments
-from senn.report import Told, compact, library, page
+from senn.report import RunReport, downsample_record, charting_library, page
 from senn.training.callbacks import Callback
 
 LOOPBACK = "127.0.0.1"
@@ -68,11 +68,11 @@ class Watch(Callback):
     def __init__(
         self, name: str, port: int, say: Callable[[str], None], earlier: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        library()  # the page needs it: if it is missing, that is said before the run
+        charting_library()  # the page needs it: if it is missing, that is said before the run
         self.name = name
         self.url: str | None = None
         self._raw: list[Mapping[str, Any]] = list(earlier)
-        self._told = [compact(record) for record in earlier]
+        self._told = [downsample_record(record) for record in earlier]
         self._news = threading.Condition()
         self._over: str | None = None
         self._listeners = 0
@@ -113,7 +113,7 @@ class Watch(Callback):
         """Pass it on."""
         self._add(record)
 
-    def on_consideration(self, record: Mapping[str, Any]) -> None:
+    def on_growth_round(self, record: Mapping[str, Any]) -> None:
         """Pass it on."""
         self._add(record)
 
@@ -134,14 +134,14 @@ class Watch(Callback):
             return
         with self._news:
             self._raw.append(record)
-            self._told.append(compact(record))
+            self._told.append(downsample_record(record))
             self._news.notify_all()
 
     def page(self) -> str:
         """The page with the records so far."""
         with self._news:
             told = list(self._raw)
-        return page([Told(self.name, told)], live=True)
+        return page([RunReport(self.name, told)], live=True)
 
     def follow(self, send: Callable[[str, Any], None]) -> None:
         """Send all records, then each as it comes, until the run is over or the browser is gone.

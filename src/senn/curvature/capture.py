@@ -20,9 +20,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import batch
 from senn.batch import Inputs, Output
-from senn.curvature.output import Among, OutputMetric
-from senn.curvature.patches import ConvInput, DenseInput, Read, full
-from senn.curvature.reading import Application, Reading, RowLayout, forward, reading
+from senn.curvature.output import Among, LossMetric
+from senn.curvature.patches import ConvInput, DenseInput, LayerInput, upcast
+from senn.curvature.reading import LinearCall, BatchLayout, RowLayout, forward, record_linear_calls
 from senn.errors import DivergenceError, UnsupportedError
 from senn.preserve import preserve_model_state
 
@@ -37,13 +37,13 @@ class RowChunk:
         s: curvature-propagated random signs there, E[s s^T] = S, of the same shape.
     """
 
-    read: Read
+    read: LayerInput
     dz: Tensor
     s: Tensor
 
-    def some(self, samples: slice) -> RowChunk:
+    def select(self, samples: slice) -> RowChunk:
         """Some of the samples."""
-        return RowChunk(read=self.read.some(samples), dz=self.dz[samples], s=self.s[samples])
+        return RowChunk(read=self.read.select(samples), dz=self.dz[samples], s=self.s[samples])
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class LayerRows:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class BlockRun:
+class BlockCall:
     """One run of a residual block.
 
     Attributes:
@@ -95,17 +95,17 @@ class BlockRun:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    dz: Tensor
-    s: Tensor
+    output_grad: Tensor
+    pseudo_grad: Tensor
 
-    def some(self, samples: slice) -> BlockRun:
+    def select(self, samples: slice) -> BlockCall:
         """Some of the samples."""
-        args, kwargs = batch.take((self.args, self.kwargs), samples, len(self.dz))
-        return BlockRun(args=args, kwargs=kwargs, dz=self.dz[samples], s=self.s[samples])
+        args, kwargs = batch.index_batch((self.args, self.kwargs), samples, len(self.output_grad))
+        return BlockCall(args=args, kwargs=kwargs, output_grad=self.output_grad[samples], pseudo_grad=self.pseudo_grad[samples])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Capture:
+class LayerStatistics:
     """One batch, seen at every linear map.
 
     Attributes:
@@ -117,9 +117,9 @@ class Capture:
     """
 
     rows: dict[str, LayerRows]
-    blocks: dict[str, BlockRun]
+    blocks: dict[str, BlockCall]
     loss: float
-    bound: float
+    score_limit: float
     output: Tensor
 
 
@@ -128,15 +128,15 @@ def capture(
     names: Sequence[str],
     inputs: Inputs,
     targets: Tensor,
-    metric: OutputMetric,
+    metric: LossMetric,
     *,
     generator: torch.Generator,
     weights: Tensor | None = None,
     find: Output | None = None,
-    layouts: Mapping[str, Reading] | None = None,
+    layouts: Mapping[str, BatchLayout] | None = None,
     blocks: Sequence[str] = (),
     among: Among | None = None,
-) -> Capture:
+) -> LayerStatistics:
     """Read the rows of the named linear maps on one batch.
 
     Args:
@@ -148,9 +148,9 @@ def capture(
         generator: source of the random signs.
         weights: (samples,) with mean 1, or None.
         find: finds the outputs in what the model returns.
-        layouts: how maps are to be read (`legible`); without, first dimensions count samples.
+        layouts: how maps are to be read (`infer_batch_layouts`); without, first dimensions count samples.
         blocks: modules whose runs are wanted too.
-        among: of which samples these are some, see `OutputMetric.probe`.
+        among: of which samples these are some, see `LossMetric.probe`.
 
     Raises:
         DivergenceError: the outputs or the loss are NaN or infinite.
@@ -159,7 +159,7 @@ def capture(
     if not names:
         raise UnsupportedError("the model has no linear map whose inputs could be read")
     with torch.enable_grad(), preserve_model_state(model):
-        with reading(model, names) as seen, _running(model, blocks) as runs:
+        with record_linear_calls(model, names) as seen, _running(model, blocks) as runs:
             output = forward(model, inputs, find)
         missing = [name for name in names if name not in seen]
         if missing:
@@ -168,22 +168,22 @@ def capture(
         loss = _finite_loss(metric, y, targets, weights)
         calls = [(name, call) for name in names for call in seen[name]]
         true = metric.gradient(y, targets, weights)
-        signs = metric.probe(y, targets, generator, weights, among)
+        signs = metric.pseudo_grad(y, targets, generator, weights, among)
         dz, s = _backward(output, calls, runs, (true, signs))
-    at_inputs = {x.untyped_storage().data_ptr() for x in batch.tensors(inputs)}
+    at_inputs = {x.untyped_storage().data_ptr() for x in batch.leaves(inputs)}
     read_inputs = {name for name in names if seen[name][0].x.untyped_storage().data_ptr() in at_inputs}
     chunks = _chunks(calls, dz, s, layouts, len(y))
     of_blocks = zip(runs.items(), dz[len(calls) :], s[len(calls) :], strict=True)
-    return Capture(
+    return LayerStatistics(
         rows={label: LayerRows(tuple(several), label in read_inputs) for label, several in chunks.items()},
-        blocks={name: BlockRun(args=run.args, kwargs=run.kwargs, dz=g, s=v) for (name, run), g, v in of_blocks},
+        blocks={name: BlockCall(args=run.args, kwargs=run.kwargs, output_grad=g, pseudo_grad=v) for (name, run), g, v in of_blocks},
         loss=loss,
-        bound=float(metric.bound(y, targets, weights)),
+        score_limit=float(metric.score_limit(y, targets, weights)),
         output=y,
     )
 
 
-def _finite_loss(metric: OutputMetric, y: Tensor, targets: Tensor, weights: Tensor | None) -> float:
+def _finite_loss(metric: LossMetric, y: Tensor, targets: Tensor, weights: Tensor | None) -> float:
     loss = float(metric.loss(y, targets, weights))
     if not torch.isfinite(y).all() or not math.isfinite(loss):
         reason = "the network has diverged or the batch holds bad values"
@@ -193,7 +193,7 @@ def _finite_loss(metric: OutputMetric, y: Tensor, targets: Tensor, weights: Tens
 
 def _backward(
     output: Tensor,
-    calls: Sequence[tuple[str, Application]],
+    calls: Sequence[tuple[str, LinearCall]],
     runs: Mapping[str, _Run],
     rows: tuple[Tensor, Tensor],
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -215,10 +215,10 @@ def _backward(
 
 
 def _chunks(
-    calls: Sequence[tuple[str, Application]],
+    calls: Sequence[tuple[str, LinearCall]],
     dz: Sequence[Tensor],
     s: Sequence[Tensor],
-    layouts: Mapping[str, Reading] | None,
+    layouts: Mapping[str, BatchLayout] | None,
     samples: int,
 ) -> dict[str, list[RowChunk]]:
     """Rows of each call, by the map's label: a grouped convolution is one map for each group."""
@@ -227,8 +227,8 @@ def _chunks(
     for (name, call), gradient, sign in zip(calls, dz, s, strict=False):  # those of blocks come after
         layout = layout_of(layouts, name, number[name])
         number[name] += 1
-        reads = reads_of(name, call, layout, samples)
-        by_group = [back_of(call, layout, values, samples).chunk(len(reads), 2) for values in (gradient, sign)]
+        reads = layer_inputs(name, call, layout, samples)
+        by_group = [per_layer_grads(call, layout, values, samples).chunk(len(reads), 2) for values in (gradient, sign)]
         for label, read, own, own_sign in zip(labels(name, len(reads)), reads, *by_group, strict=True):
             chunks.setdefault(label, []).append(RowChunk(read=read, dz=own, s=own_sign))
     return chunks
@@ -248,7 +248,7 @@ def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]
 
     def keep(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = batch.tensors(output)[0]
+            given = batch.leaves(output)[0]
             if args:
                 runs[name] = _Run(args=(given.detach(), *args[1:]), kwargs=kwargs, edge=get_gradient_edge(given))
             else:
@@ -265,7 +265,7 @@ def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]
             handle.remove()
 
 
-def layout_of(layouts: Mapping[str, Reading] | None, name: str, number: int) -> RowLayout:
+def layout_of(layouts: Mapping[str, BatchLayout] | None, name: str, number: int) -> RowLayout:
     """How a map's application is laid out."""
     if layouts is None:
         return RowLayout()
@@ -279,9 +279,9 @@ def labels(name: str, groups: int) -> list[str]:
     return [name] if groups == 1 else [f"{name}[{group}]" for group in range(groups)]
 
 
-def reads_of(name: str, one: Application, layout: RowLayout, samples: int) -> list[Read]:
+def layer_inputs(name: str, one: LinearCall, layout: RowLayout, samples: int) -> list[LayerInput]:
     """What an application reads, by sample and location: one for each group."""
-    x, biased, kernel = full(one.x.detach()), one.bias is not None, one.kernel
+    x, biased, kernel = upcast(one.x.detach()), one.bias is not None, one.kernel
     if not layout.fits(x.shape[layout.axis], samples) or (kernel is not None and len(x) != samples):
         raise UnsupportedError(
             f"{name} reads a tensor whose first dimension doesn't count samples: leave it out by ignore"
@@ -294,9 +294,9 @@ def reads_of(name: str, one: Application, layout: RowLayout, samples: int) -> li
     return [ConvInput.of(own, biased, alone) for own in torch.chunk(x, kernel.groups, 1)]
 
 
-def back_of(one: Application, layout: RowLayout, gradient: Tensor, samples: int) -> Tensor:
+def per_layer_grads(one: LinearCall, layout: RowLayout, gradient: Tensor, samples: int) -> Tensor:
     """(samples, locations, m) of what came back to an application."""
-    gradient = full(gradient)
+    gradient = upcast(gradient)
     if one.kernel is None:
         return layout.by_sample(gradient, samples)
     if one.kernel.transposed:

@@ -27,7 +27,7 @@ SMALL = 64
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Moments:
+class KroneckerFactors:
     """Sums of outer products over the rows of one linear map; add two to merge two sets of rows.
 
     Attributes:
@@ -42,43 +42,43 @@ class Moments:
 
     rows: float
     locations: int
-    inputs: Tensor
-    cross: Tensor
-    outputs: Tensor
-    read: float
+    input_cov: Tensor
+    cross_cov: Tensor
+    grad_cov: Tensor
+    n_rows_read: float
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: KroneckerFactors) -> KroneckerFactors:
         """Moments of both sets of rows together."""
-        if self.inputs.shape != other.inputs.shape or self.outputs.shape != other.outputs.shape:
+        if self.input_cov.shape != other.input_cov.shape or self.grad_cov.shape != other.grad_cov.shape:
             raise SennError(
-                f"moments of different maps cannot be merged: {tuple(self.cross.shape)} and {tuple(other.cross.shape)}"
+                f"moments of different maps cannot be merged: {tuple(self.cross_cov.shape)} and {tuple(other.cross_cov.shape)}"
             )
-        return Moments(
+        return KroneckerFactors(
             rows=self.rows + other.rows,
             locations=self.locations,
-            inputs=self.inputs + other.inputs,
-            cross=self.cross + other.cross,
-            outputs=self.outputs + other.outputs,
-            read=self.read + other.read,
+            input_cov=self.input_cov + other.input_cov,
+            cross_cov=self.cross_cov + other.cross_cov,
+            grad_cov=self.grad_cov + other.grad_cov,
+            n_rows_read=self.n_rows_read + other.n_rows_read,
         )
 
     @property
     def A(self) -> Tensor:
         """E[a a^T], (c, c) or (c, c - k), float64."""
-        return _mean(self.inputs, self.read)
+        return _mean(self.input_cov, self.n_rows_read)
 
     @property
     def G(self) -> Tensor:
         """E[dz a^T], (m, c), float64."""
-        return _mean(self.cross, self.rows)
+        return _mean(self.cross_cov, self.rows)
 
     @property
     def S(self) -> Tensor:
         """E[s s^T], (m, m), float64."""
-        return _mean(self.outputs, self.rows)
+        return _mean(self.grad_cov, self.rows)
 
 
-def moments(
+def kronecker_factors(
     a: Tensor,
     dz: Tensor,
     s: Tensor,
@@ -86,7 +86,7 @@ def moments(
     locations: int = 1,
     weights: Tensor | None = None,
     known: int = 0,
-) -> Moments:
+) -> KroneckerFactors:
     """Sum the outer products of rows a (rows, c), dz (rows, m) and s (rows, m).
 
     Args:
@@ -99,17 +99,17 @@ def moments(
         known: k, the number of first columns whose mutual moment is known already and is left out.
     """
     rows = float(len(a)) if weights is None else float(weights.sum())
-    return Moments(
+    return KroneckerFactors(
         rows=rows,
         locations=locations,
-        inputs=input_moment(a, weights, known),
-        cross=dz.mT @ a,
-        outputs=gram(s),
-        read=rows,
+        input_cov=input_covariance(a, weights, known),
+        cross_cov=dz.mT @ a,
+        grad_cov=gram(s),
+        n_rows_read=rows,
     )
 
 
-def input_moment(a: Tensor, weights: Tensor | None = None, known: int = 0) -> Tensor:
+def input_covariance(a: Tensor, weights: Tensor | None = None, known: int = 0) -> Tensor:
     """Weighted sum of a a^T over rows (rows, c), without its first `known` columns: (c, c - known)."""
     if weights is None and not known:
         return gram(a)
@@ -179,7 +179,7 @@ def whiten(factor: Tensor, right: Tensor) -> Tensor:
     return white
 
 
-class Inverse:
+class FactorInverse:
     """The inverse of a damped second moment.
 
     Attributes:
@@ -193,22 +193,22 @@ class Inverse:
         """M^-1 right, for right (c, n), float64."""
         return solve(self.factor, right)
 
-    def start(self, right: Tensor) -> tuple[float, Callable[[], Tensor]]:
+    def quadratic_form(self, right: Tensor) -> tuple[float, Callable[[], Tensor]]:
         """The sum of right * M^-1 right, and what finishes M^-1 right: often the sum is all that is wanted."""
         half = whiten(self.factor, right)
         return float(half.square().sum()), lambda: torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
 
     @cached_property
-    def whole(self) -> Tensor:
+    def dense(self) -> Tensor:
         """(c, c)."""
         return torch.cholesky_inverse(self.factor)
 
     def blocks(self, columns: Tensor) -> Tensor:
         """The diagonal blocks (groups, p, p) of groups of columns (groups, p)."""
-        return self.whole[columns[:, :, None], columns[:, None, :]]
+        return self.dense[columns[:, :, None], columns[:, None, :]]
 
 
-class InverseOfRows(Inverse):
+class WoodburyInverse(FactorInverse):
     """The same where there are fewer rows than columns: of a^T a / n + d I, through the (n, n) products of the rows.
 
     (a^T a / n + d I)^-1 = (I - a^T K^-1 a) / d with K = a a^T + n d I.
@@ -233,13 +233,13 @@ class InverseOfRows(Inverse):
         right = right.double()
         return (right - self.a.mT @ solve(self.products, self.a @ right)) / self.level
 
-    def start(self, right: Tensor) -> tuple[float, Callable[[], Tensor]]:
+    def quadratic_form(self, right: Tensor) -> tuple[float, Callable[[], Tensor]]:
         """See `Inverse.start`."""
         found = self.solve(right)
         return float((right * found).sum()), lambda: found
 
     @cached_property
-    def whole(self) -> Tensor:
+    def dense(self) -> Tensor:
         """(c, c)."""
         white = whiten(self.products, self.a)
         return (torch.eye(white.shape[1], dtype=white.dtype, device=white.device) - white.mT @ white) / self.level

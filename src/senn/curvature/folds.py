@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from senn.curvature.capture import RowChunk
-from senn.curvature.factors import Moments, gram
+from senn.curvature.factors import KroneckerFactors, gram
 from senn.curvature.gather import gather, gather_none
-from senn.curvature.samples import Rowwise, Samples
+from senn.curvature.samples import PerSampleFactors, Samples
 
 ROWS = 1024
 """Rows of each fold that are kept for exact curvatures along a step."""
@@ -31,13 +31,13 @@ class Fold:
         kept: number of samples that all ranks keep; None for a rank alone.
     """
 
-    moments: Moments
+    moments: KroneckerFactors
     samples: Samples
     positions: Tensor | None = None
     kept: int | None = None
 
     @classmethod
-    def of(cls, found: Moments, samples: Samples) -> Fold:
+    def of(cls, found: KroneckerFactors, samples: Samples) -> Fold:
         """The moments of some samples with the first of them: whole samples, `ROWS` rows or `SAMPLES`."""
         return cls(moments=found, samples=samples.first(Fold.most(found.locations)))
 
@@ -47,7 +47,7 @@ class Fold:
         return max(ROWS // locations, SAMPLES)
 
     @staticmethod
-    def few(rows: int, existing: int) -> bool:
+    def head(rows: int, existing: int) -> bool:
         """Whether so many rows stand for themselves: a moment of more columns than rows says the same at more cost."""
         return rows <= ROWS and 2 * rows <= existing
 
@@ -56,41 +56,41 @@ class Fold:
         ours, theirs = self.moments, other.moments
         if self.rows is not None and other.rows is not None:
             existing = self.rows.shape[1]
-            if not Fold.few(self.every + other.every, existing):
+            if not Fold.head(self.strided + other.strided, existing):
                 ours, theirs = self.whole, other.whole
         elif self.rows is not None or other.rows is not None:
             ours, theirs = self.whole, other.whole
         total = ours + theirs
-        if self.every >= Fold.most(total.locations):
+        if self.strided >= Fold.most(total.locations):
             return replace(self, moments=total)
         both: Samples = self.samples + other.samples  # type: ignore[operator]
         if self.positions is None or other.positions is None:
             return Fold.of(total, both)
         most = Fold.most(total.locations)
-        positions = torch.cat([self.positions, other.positions + self.every])
+        positions = torch.cat([self.positions, other.positions + self.strided])
         positions = positions[positions < most]
         return Fold(
             moments=total,
             samples=both.first(len(positions)),
             positions=positions,
-            kept=min(self.every + other.every, most),
+            kept=min(self.strided + other.strided, most),
         )
 
     @property
-    def every(self) -> int:
+    def strided(self) -> int:
         """Number of samples that are kept one by one, by all ranks."""
         return len(self.samples) if self.kept is None else self.kept
 
     @property
     def rows(self) -> Tensor | None:
         """All rows [a_c | a_p], where these stand for the moment of inputs."""
-        if self.moments.read or (self.kept is not None and self.moments.inputs.dim() > 1):  # this rank may have none
+        if self.moments.n_rows_read or (self.kept is not None and self.moments.input_cov.dim() > 1):  # this rank may have none
             return None
-        assert isinstance(self.samples, Rowwise)
+        assert isinstance(self.samples, PerSampleFactors)
         return self.samples.a
 
     @property
-    def whole(self) -> Moments:
+    def whole(self) -> KroneckerFactors:
         """The moments with those of the inputs."""
         if self.rows is None:
             return self.moments
@@ -98,7 +98,7 @@ class Fold:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Own:
+class LocalSlice:
     """One rank's samples of a fold of some samples.
 
     Attributes:
@@ -111,14 +111,14 @@ class Own:
     count: int
     positions: Tensor | None = None
 
-    def first(self, number: int) -> Own:
+    def first(self, number: int) -> LocalSlice:
         """Those among the first samples of all ranks."""
         start, stop = self.samples.start, self.samples.stop
         if self.positions is None:
             stop = min(start + number, stop)
-            return Own(samples=slice(start, stop), count=stop - start)
+            return LocalSlice(samples=slice(start, stop), count=stop - start)
         kept = self.positions[self.positions < number]
-        return Own(samples=slice(start, start + len(kept)), count=min(number, self.count), positions=kept)
+        return LocalSlice(samples=slice(start, start + len(kept)), count=min(number, self.count), positions=kept)
 
     @property
     def readable(self) -> slice:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from senn.curvature.capture import RowChunk
-from senn.curvature.factors import Moments, gram, input_moment
-from senn.curvature.samples import Rowwise, Samples, Summed
+from senn.curvature.factors import KroneckerFactors, gram, input_covariance
+from senn.curvature.samples import PerSampleFactors, Samples, PerSampleGrads
 
 READ = 2048
 """Rows of a map with many locations whose outer products make its input moment, or `READ_PER_COLUMN` a column."""
@@ -25,7 +25,7 @@ def gather(
     weights: Tensor | None = None,
     known: int = 0,
     inputs: bool = True,
-) -> tuple[Moments, Samples]:
+) -> tuple[KroneckerFactors, Samples]:
     """Sum up what passed through one linear map.
 
     Args:
@@ -41,23 +41,23 @@ def gather(
     locations = sum(part.read.locations for part in parts)
     total = float(samples) if weights is None else float(weights.sum())
     first = slice(0, max(keep, 1))  # a convolution of no samples can't be formed
-    kept = _kept([part.some(first) for part in parts], None if weights is None else weights[first])
+    kept = _kept([part.select(first) for part in parts], None if weights is None else weights[first])
     if not keep:
         kept = kept.first(0)
-    rest = [part.some(slice(keep, samples)) for part in parts] if isinstance(kept, Summed) else parts
+    rest = [part.select(slice(keep, samples)) for part in parts] if isinstance(kept, PerSampleGrads) else parts
     crosses = [part.read.cross(part.dz) for part in rest if len(part.dz)]
-    if isinstance(kept, Summed):
-        crosses.append(kept.dz.sum(0))
+    if isinstance(kept, PerSampleGrads):
+        crosses.append(kept.output_grad.sum(0))
     cross = sum(crosses[1:], crosses[0])
     moment, read = cross.new_empty(0), 0.0
     for part, some in zip(parts, places if inputs else (), strict=inputs):
         a = part.read.rows(some)
         count = len(a) // samples
-        own = input_moment(a, None if weights is None else weights.repeat_interleave(count).to(a), known)
+        own = input_covariance(a, None if weights is None else weights.repeat_interleave(count).to(a), known)
         moment = own if not read else moment + own
         read += count * total
     signs = sum((_gram_of(part.s) for part in parts[1:]), _gram_of(parts[0].s))
-    found = Moments(rows=locations * total, locations=locations, inputs=moment, cross=cross, outputs=signs, read=read)
+    found = KroneckerFactors(rows=locations * total, locations=locations, input_cov=moment, cross_cov=cross, grad_cov=signs, n_rows_read=read)
     return found, kept
 
 
@@ -68,15 +68,15 @@ def gather_none(
     weights: Tensor | None = None,
     known: int = 0,
     inputs: bool = True,
-) -> tuple[Moments, Samples]:
+) -> tuple[KroneckerFactors, Samples]:
     """The same of no samples, of the shapes that these parts and weights would give."""
     one = slice(0, 1)
     weights = None if weights is None else weights[one]
     found, kept = gather(
-        [part.some(one) for part in parts], places, keep=1, weights=weights, known=known, inputs=inputs
+        [part.select(one) for part in parts], places, keep=1, weights=weights, known=known, inputs=inputs
     )
-    a, cross, outputs = (torch.zeros_like(sums) for sums in (found.inputs, found.cross, found.outputs))
-    return Moments(rows=0.0, locations=found.locations, inputs=a, cross=cross, outputs=outputs, read=0.0), kept.first(0)
+    a, cross, outputs = (torch.zeros_like(sums) for sums in (found.input_cov, found.cross_cov, found.grad_cov))
+    return KroneckerFactors(rows=0.0, locations=found.locations, input_cov=a, cross_cov=cross, grad_cov=outputs, n_rows_read=0.0), kept.first(0)
 
 
 def _gram_of(s: Tensor) -> Tensor:
@@ -92,19 +92,19 @@ def _kept(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
         # locations last, as convolutions have them: nothing is copied twice
         both = [part.read.by_sample(torch.cat([part.s.mT, part.dz.mT], 1).mT) for part in parts]
         s, dz = torch.split(sum(both[1:], both[0]), outputs, 1)
-        return Summed(s=s, dz=dz, locations=locations, weight=weights)
+        return PerSampleGrads(pseudo_grad=s, output_grad=dz, locations=locations, weight=weights)
     a = torch.cat([part.read.rows().view(*part.dz.shape[:2], -1) for part in parts], 1).flatten(0, 1)
     s, dz = (torch.cat([getattr(part, kind) for part in parts], 1).flatten(0, 1) for kind in ("s", "dz"))
-    return Rowwise(
+    return PerSampleFactors(
         a=a,
-        s=s,
-        dz=dz,
+        pseudo_grad=s,
+        output_grad=dz,
         locations=locations,
         weight=None if weights is None else weights.repeat_interleave(locations).to(a),
     )
 
 
-def places_of(parts: Sequence[RowChunk], columns: int, samples: int, generator: torch.Generator) -> list[Tensor | None]:
+def sampled_locations(parts: Sequence[RowChunk], columns: int, samples: int, generator: torch.Generator) -> list[Tensor | None]:
     """Random locations, the same for all samples, of which `samples` samples have rows enough for so many columns."""
     locations = sum(part.read.locations for part in parts)
     share = max(READ, READ_PER_COLUMN * columns) / (samples * locations)

@@ -31,7 +31,7 @@ class LossHessian(Protocol):
     def product(self, u: Tensor) -> Tensor:
         """Rows H_i u_i."""
 
-    def bound(self, gradient: Tensor) -> Tensor:
+    def score_limit(self, gradient: Tensor) -> Tensor:
         """Squares g_i^T H_i^+ g_i, (N,), float64."""
 
     def scaled(self, weight: Tensor) -> LossHessian:
@@ -57,7 +57,7 @@ class DiagonalHessian:
         """Rows H_i u_i."""
         return self.h * u
 
-    def bound(self, gradient: Tensor) -> Tensor:
+    def score_limit(self, gradient: Tensor) -> Tensor:
         """Squares g_i^T H_i^+ g_i, (N,), float64."""
         return _ratio(gradient**2, self.h).sum(1)
 
@@ -83,7 +83,7 @@ class SoftmaxHessian:
         product = self.p * u
         return self.total * (product - self.p * product.sum(1, keepdim=True))
 
-    def bound(self, gradient: Tensor) -> Tensor:
+    def score_limit(self, gradient: Tensor) -> Tensor:
         """Squares g_i^T H_i^+ g_i, (N,), float64."""
         # diag(1/p) inverts H on the vectors that sum to zero; no output moves along p (log-probabilities).
         gradient = gradient - self.p * gradient.sum(1, keepdim=True)
@@ -109,7 +109,7 @@ class DenseHessian:
         """Rows H_i u_i."""
         return torch.einsum("nij,nj,nkj,nk->ni", self.vectors, self.values, self.vectors, u)
 
-    def bound(self, gradient: Tensor) -> Tensor:
+    def score_limit(self, gradient: Tensor) -> Tensor:
         """Squares g_i^T H_i^+ g_i, (N,), float64."""
         along = torch.einsum("nij,ni->nj", self.vectors, gradient)
         noise = torch.finfo(along.dtype).eps * len(along.mT) * gradient.norm(dim=1, keepdim=True)

@@ -31,7 +31,7 @@ JOINT_SIGNS = 1 << 26
 """Up to so many signs a rank draws those of all ranks' samples, so as to have the same ones as one process."""
 
 
-class OutputMetric:
+class LossMetric:
     """A loss with the metric H of its outputs.
 
     Args:
@@ -87,7 +87,7 @@ class OutputMetric:
         """Rows N dL/dy_i, (N, m); arguments as in `loss`."""
         return self._local(output, target, weight, curved=False).gradient
 
-    def probe(
+    def pseudo_grad(
         self,
         output: Tensor,
         target: Tensor,
@@ -127,16 +127,16 @@ class OutputMetric:
         local = self._local(output, target, weight)
         return local.curvature.product(u.detach().to(local.gradient).reshape(local.gradient.shape))
 
-    def bound(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> float:
+    def score_limit(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> float:
         """Lambda = mean_i g_i^T H_i^+ g_i, the most that eta can be on this batch (Theorem 3.1's lambda).
 
         Softmax: mean of 1/p_t - 1. Infinite where a loss has a slope but no curvature (Huber, far out).
         """
         local = self._local(output, target, weight)
-        return float(local.curvature.bound(local.gradient).mean())
+        return float(local.curvature.score_limit(local.gradient).mean())
 
     @torch.no_grad()
-    def nat(self, loss: float, output: Tensor) -> float:
+    def loss_per_nat(self, loss: float, output: Tensor) -> float:
         """How much of the loss one nat per sample is, at that loss: 1 for likelihoods of one label per sample.
 
         For a mean squared error of m outputs it is 2 loss / m, the Gaussian likelihood with the error as its variance.

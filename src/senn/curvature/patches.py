@@ -36,12 +36,12 @@ class Kernel:
     transposed: bool = False
 
     @property
-    def taps(self) -> int:
+    def numel(self) -> int:
         """Number of positions."""
         return torch.Size(self.size).numel()
 
 
-def full(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """At least float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -68,7 +68,7 @@ class DenseInput:
         """c, the constant counted."""
         return self.x.shape[2] + self.bias
 
-    def some(self, samples: slice) -> DenseInput:
+    def select(self, samples: slice) -> DenseInput:
         """Some of the samples."""
         return replace(self, x=self.x[samples])
 
@@ -124,9 +124,9 @@ class ConvInput:
     @property
     def columns(self) -> int:
         """c, the constant counted."""
-        return self.x.shape[1] * self.kernel.taps + self.bias
+        return self.x.shape[1] * self.kernel.numel + self.bias
 
-    def some(self, samples: slice) -> ConvInput:
+    def select(self, samples: slice) -> ConvInput:
         """Some of the samples."""
         return replace(self, x=self.x[samples])
 
@@ -179,9 +179,9 @@ class ConvInput:
         return gradient
 
     def _with_constant(self, columns: Tensor, constant: Tensor) -> Tensor:
-        place = columns.shape[1] if self.existing is None else self.existing * self.kernel.taps
+        place = columns.shape[1] if self.existing is None else self.existing * self.kernel.numel
         return torch.cat([columns[:, :place], constant, columns[:, place:]], 1)
 
 
-Read = DenseInput | ConvInput
+LayerInput = DenseInput | ConvInput
 """What a linear map reads."""

@@ -29,7 +29,7 @@ SAMPLES = 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Application:
+class LinearCall:
     """One application of a linear map.
 
     Attributes:
@@ -84,14 +84,14 @@ def tensor_name(map_name: str, model: nn.Module) -> str:
     return map_name if isinstance(held, Tensor) else f"{map_name}.weight"
 
 
-class _Reader(TorchFunctionMode):
+class CallRecorder(TorchFunctionMode):
     """Collects the applications of the named maps."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], outputs: bool) -> None:
         super().__init__()
         self.model, self.outputs = model, outputs
         self.full = {name: tensor_name(name, model) for name in names}
-        self.seen: dict[str, list[Application]] = {}
+        self.seen: dict[str, list[LinearCall]] = {}
         self._known: dict[int, tuple[str, Tensor]] | None = None
 
     def __torch_function__(
@@ -130,7 +130,7 @@ class _Reader(TorchFunctionMode):
         edge = get_gradient_edge(z) if z.requires_grad else None
         copy = z.detach().clone() if self.outputs else None
         self.seen.setdefault(name, []).append(
-            Application(x=x, shape=z.shape, kernel=kernel, bias=bias, edge=edge, z=copy)
+            LinearCall(x=x, shape=z.shape, kernel=kernel, bias=bias, edge=edge, z=copy)
         )
         # writing over a view would take its place out of the graph, so what comes after gets a copy
         return z.clone() if edge is not None and z._is_view() else z
@@ -228,7 +228,7 @@ def _find(model: nn.Module, full: str) -> Tensor:
 
 
 @contextmanager
-def reading(model: nn.Module, names: Sequence[str], *, outputs: bool = False) -> Iterator[dict[str, list[Application]]]:
+def record_linear_calls(model: nn.Module, names: Sequence[str], *, outputs: bool = False) -> Iterator[dict[str, list[LinearCall]]]:
     """Collect, by map and in order, what is applied during the passes inside (with what comes out, if `outputs`).
 
     Args:
@@ -236,7 +236,7 @@ def reading(model: nn.Module, names: Sequence[str], *, outputs: bool = False) ->
         names: of its linear maps: the module's where the weight is its `weight`, else the parameter's full name.
         outputs: whether to copy what the maps give.
     """
-    with _Reader(model, names, outputs) as reader:
+    with CallRecorder(model, names, outputs) as reader:
         yield reader.seen
 
 
@@ -252,7 +252,7 @@ def forward(model: nn.Module, inputs: Inputs, output: Output | None = None) -> T
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class BatchLayout:
     """How a map's applications are to be read.
 
     Attributes:
@@ -268,9 +268,9 @@ class Reading:
     groups: int = 1
 
 
-def legible(
+def infer_batch_layouts(
     model: nn.Module, uses: Mapping[str, int], inputs: Inputs, output: Output | None = None
-) -> dict[str, Reading | str]:
+) -> dict[str, BatchLayout | str]:
     """How each map can be read; or in one sentence why it can't.
 
     A few samples go through the model, and each sample's output backwards on its own: its gradient must reach that
@@ -283,8 +283,8 @@ def legible(
         output: finds the outputs in what the model returns.
     """
     number = min(SAMPLES, batch.count(inputs))
-    inputs = batch.copied(batch.few(inputs, number))
-    with torch.enable_grad(), preserve_model_state(model), reading(model, [*uses]) as seen:
+    inputs = batch.clone(batch.head(inputs, number))
+    with torch.enable_grad(), preserve_model_state(model), record_linear_calls(model, [*uses]) as seen:
         y = forward(model, inputs, output)
         signs = torch.Generator().manual_seed(0)
         slope = torch.randn(y.shape, generator=signs, dtype=torch.float32).to(y)
@@ -297,7 +297,7 @@ def legible(
             found = iter(torch.autograd.grad(y, edges, only, retain_graph=True, allow_unused=True))
             for gradients, (_, one) in zip(reached, applied, strict=True):
                 gradients.append(next(found) if one.edge is not None else None)
-    result: dict[str, Reading | str] = {}
+    result: dict[str, BatchLayout | str] = {}
     for name, number in uses.items():
         several = [(one, gradients) for (owner, one), gradients in zip(applied, reached, strict=True) if owner == name]
         seldom = several and len(several) != number
@@ -305,7 +305,7 @@ def legible(
     return result
 
 
-def _reading(name: str, several: list[tuple[Application, list[Tensor | None]]]) -> Reading | str:
+def _reading(name: str, several: list[tuple[LinearCall, list[Tensor | None]]]) -> BatchLayout | str:
     if not several:
         return f"{name} is applied inside a fused operation, or not at all"
     if not any(gradients for _, gradients in several):
@@ -325,7 +325,7 @@ def _reading(name: str, several: list[tuple[Application, list[Tensor | None]]]) 
     if len({one.kernel is None for one, _ in several}) > 1 or len({id(one.bias) for one, _ in several}) > 1:
         return f"{name} is applied in ways that differ"
     kernel = several[0][0].kernel
-    return Reading(
+    return BatchLayout(
         layouts=tuple(layouts),
         locations=locations,
         biased=several[0][0].bias is not None,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Rowwise:
+class PerSampleFactors:
     """Samples kept as rows, sample-major.
 
     Attributes:
@@ -26,22 +26,22 @@ class Rowwise:
     """
 
     a: Tensor
-    s: Tensor
-    dz: Tensor
+    pseudo_grad: Tensor
+    output_grad: Tensor
     locations: int = 1
     weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.a) // self.locations
 
-    def __add__(self, other: Rowwise) -> Rowwise:
+    def __add__(self, other: PerSampleFactors) -> PerSampleFactors:
         """Both sets of samples."""
-        a, s, dz = (torch.cat(pair) for pair in ((self.a, other.a), (self.s, other.s), (self.dz, other.dz)))
+        a, s, dz = (torch.cat(pair) for pair in ((self.a, other.a), (self.pseudo_grad, other.pseudo_grad), (self.output_grad, other.output_grad)))
         weighted = self.weight is not None or other.weight is not None
-        return Rowwise(
+        return PerSampleFactors(
             a=a,
-            s=s,
-            dz=dz,
+            pseudo_grad=s,
+            output_grad=dz,
             locations=self.locations,
             weight=torch.cat([self.weights, other.weights]) if weighted else None,
         )
@@ -59,30 +59,30 @@ class Rowwise:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything that is kept, by sample: (samples, ...) each."""
-        rows = (self.a, self.s, self.dz) if self.weight is None else (self.a, self.s, self.dz, self.weight)
+        rows = (self.a, self.pseudo_grad, self.output_grad) if self.weight is None else (self.a, self.pseudo_grad, self.output_grad, self.weight)
         return tuple(x.reshape(len(self), self.locations, *x.shape[1:]) for x in rows)
 
-    def of(self, tensors: Sequence[Tensor]) -> Rowwise:
+    def of(self, tensors: Sequence[Tensor]) -> PerSampleFactors:
         """Other samples of the same map, from their `tensors`."""
         a, s, dz, *weight = (x.flatten(0, 1) for x in tensors)
-        return Rowwise(a=a, s=s, dz=dz, locations=self.locations, weight=weight[0] if weight else None)
+        return PerSampleFactors(a=a, pseudo_grad=s, output_grad=dz, locations=self.locations, weight=weight[0] if weight else None)
 
-    def first(self, samples: int) -> Rowwise:
+    def first(self, samples: int) -> PerSampleFactors:
         """The first samples."""
         kept = slice(0, samples * self.locations)
         weight = None if self.weight is None else self.weight[kept]
-        return replace(self, a=self.a[kept], s=self.s[kept], dz=self.dz[kept], weight=weight)
+        return replace(self, a=self.a[kept], s=self.pseudo_grad[kept], dz=self.output_grad[kept], weight=weight)
 
-    def residual(self, predict: Tensor) -> Rowwise:
+    def residual(self, predict: Tensor) -> PerSampleFactors:
         """Candidate columns less what the existing ones predict of them, a_p - predict^T a_c, for predict (c, P)."""
         c = len(predict)
         return replace(self, a=self.a[:, c:] - self.a[:, :c] @ predict.to(self.a.dtype))
 
-    def without(self, columns: Tensor, taken: Tensor) -> Rowwise:
+    def without(self, columns: Tensor, taken: Tensor) -> PerSampleFactors:
         """What is left of all columns after these (p,) took their part, a - taken a_p, for taken (P, p)."""
         return replace(self, a=self.a - self.a[:, columns] @ taken.mT.to(self.a.dtype))
 
-    def along(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
+    def directional(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
         """r^T d a summed over each sample's locations, (samples, groups).
 
         Args:
@@ -90,13 +90,13 @@ class Rowwise:
             step: d, (m, groups * p).
             columns: (groups, p).
         """
-        rows = self.s if kind == "s" else self.dz
+        rows = self.pseudo_grad if kind == "s" else self.output_grad
         through = (rows @ step.to(rows.dtype)).view(len(rows), *columns.shape)
         return self._by_sample((through * self.a[:, columns]).sum(-1))
 
     def of_existing(self, step: Tensor) -> Tensor:
         """s^T d a_c summed over each sample's locations, (samples,), for d (m, c)."""
-        rows = ((self.s.double() @ step) * self.a[:, : step.shape[1]].double()).sum(1)
+        rows = ((self.pseudo_grad.double() @ step) * self.a[:, : step.shape[1]].double()).sum(1)
         return self._by_sample(rows[:, None])[:, 0]
 
     def _by_sample(self, rows: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Rowwise:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Summed:
+class PerSampleGrads:
     """Samples kept as sums over their locations.
 
     Attributes:
@@ -114,25 +114,25 @@ class Summed:
         weight: (samples,) the samples' weights; None for ones.
     """
 
-    s: Tensor
-    dz: Tensor
+    pseudo_grad: Tensor
+    output_grad: Tensor
     locations: int
     weight: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.s)
+        return len(self.pseudo_grad)
 
-    def __add__(self, other: Summed) -> Summed:
+    def __add__(self, other: PerSampleGrads) -> PerSampleGrads:
         """Both sets of samples."""
         weighted = self.weight is not None or other.weight is not None
         weight = torch.cat([self._weights, other._weights]) if weighted else None
-        return Summed(
-            s=torch.cat([self.s, other.s]), dz=torch.cat([self.dz, other.dz]), locations=self.locations, weight=weight
+        return PerSampleGrads(
+            pseudo_grad=torch.cat([self.pseudo_grad, other.pseudo_grad]), output_grad=torch.cat([self.output_grad, other.output_grad]), locations=self.locations, weight=weight
         )
 
     @property
     def _weights(self) -> Tensor:
-        return self.s.new_ones(len(self.s)) if self.weight is None else self.weight
+        return self.pseudo_grad.new_ones(len(self.pseudo_grad)) if self.weight is None else self.weight
 
     @property
     def total(self) -> float:
@@ -142,38 +142,38 @@ class Summed:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """See `Rowwise.tensors`."""
-        return (self.s, self.dz) if self.weight is None else (self.s, self.dz, self.weight)
+        return (self.pseudo_grad, self.output_grad) if self.weight is None else (self.pseudo_grad, self.output_grad, self.weight)
 
-    def of(self, tensors: Sequence[Tensor]) -> Summed:
+    def of(self, tensors: Sequence[Tensor]) -> PerSampleGrads:
         """See `Rowwise.of`."""
         s, dz, *weight = tensors
-        return Summed(s=s, dz=dz, locations=self.locations, weight=weight[0] if weight else None)
+        return PerSampleGrads(pseudo_grad=s, output_grad=dz, locations=self.locations, weight=weight[0] if weight else None)
 
-    def first(self, samples: int) -> Summed:
+    def first(self, samples: int) -> PerSampleGrads:
         """The first samples."""
         weight = None if self.weight is None else self.weight[:samples]
-        return replace(self, s=self.s[:samples], dz=self.dz[:samples], weight=weight)
+        return replace(self, s=self.pseudo_grad[:samples], dz=self.output_grad[:samples], weight=weight)
 
-    def residual(self, predict: Tensor) -> Summed:
+    def residual(self, predict: Tensor) -> PerSampleGrads:
         """See `Rowwise.residual`."""
-        c, predict = len(predict), predict.to(self.s.dtype)
-        s, dz = (sums[..., c:] - sums[..., :c] @ predict for sums in (self.s, self.dz))
+        c, predict = len(predict), predict.to(self.pseudo_grad.dtype)
+        s, dz = (sums[..., c:] - sums[..., :c] @ predict for sums in (self.pseudo_grad, self.output_grad))
         return replace(self, s=s, dz=dz)
 
-    def without(self, columns: Tensor, taken: Tensor) -> Summed:
+    def without(self, columns: Tensor, taken: Tensor) -> PerSampleGrads:
         """See `Rowwise.without`."""
-        s, dz = (sums - sums[..., columns] @ taken.mT.to(sums.dtype) for sums in (self.s, self.dz))
+        s, dz = (sums - sums[..., columns] @ taken.mT.to(sums.dtype) for sums in (self.pseudo_grad, self.output_grad))
         return replace(self, s=s, dz=dz)
 
-    def along(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
+    def directional(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
         """See `Rowwise.along`."""
-        sums = (self.s if kind == "s" else self.dz)[..., columns]  # (samples, m, groups, p)
+        sums = (self.pseudo_grad if kind == "s" else self.output_grad)[..., columns]  # (samples, m, groups, p)
         return (sums * step.to(sums.dtype).view(len(step), *columns.shape)).sum((1, 3))
 
     def of_existing(self, step: Tensor) -> Tensor:
         """See `Rowwise.of_existing`."""
-        return (self.s[..., : step.shape[1]].double() * step).sum((1, 2))
+        return (self.pseudo_grad[..., : step.shape[1]].double() * step).sum((1, 2))
 
 
-Samples = Rowwise | Summed
+Samples = PerSampleFactors | PerSampleGrads
 """Some samples, kept one by one."""

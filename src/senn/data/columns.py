@@ -53,7 +53,7 @@ def _standard(values: Floats) -> tuple[float, float]:
     return mean * largest, deviation * largest
 
 
-def _standardise(values: Floats, mean: float, scale: float) -> Floats:
+def _standardize(values: Floats, mean: float, scale: float) -> Floats:
     # Halves first: the difference of two numbers near the end of the float range would overflow.
     out: Floats = np.clip((values / 2 - mean / 2) / scale * 2, -FARTHEST, FARTHEST)
     return out
@@ -116,7 +116,7 @@ class NumberColumn:
         """The standardised numbers."""
         values = numbers(self.name, cells)
         missing = np.isnan(values)
-        standard = _standardise(np.where(missing, self.median, values), self.mean, self.scale)
+        standard = _standardize(np.where(missing, self.median, values), self.mean, self.scale)
         return np.column_stack([standard, missing] if self.indicator else [standard]).astype(np.float64)
 
 
@@ -282,8 +282,8 @@ class DateColumn:
             getattr(stamps.dt, part).to_numpy(dtype=np.float64) for part in ("year", "month", "day_of_week")
         )
         columns = [
-            _standardise(days, self.mean, self.scale),
-            _standardise(year, self.year_mean, self.year_scale),
+            _standardize(days, self.mean, self.scale),
+            _standardize(year, self.year_mean, self.year_scale),
             *_circle((month - 1) / 12),
             *_circle(weekday / 7),
         ]

@@ -19,7 +19,7 @@ from senn.surgery.optimizer import unwrap
 
 
 @contextmanager
-def gathered(model: nn.Module, optimizer: Any = None) -> Iterator[nn.Module]:
+def full_parameters(model: nn.Module, optimizer: Any = None) -> Iterator[nn.Module]:
     """Within it a model that `fully_shard` has sharded is a plain one, whole on every rank.
 
     All parameters and optimizer states are gathered, so that every rank holds them whole for the moment: for Adam in

@@ -19,7 +19,7 @@ _KEPT = (
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
 
-def rewrap(model: DistributedDataParallel) -> DistributedDataParallel:
+def rewrap_ddp(model: DistributedDataParallel) -> DistributedDataParallel:
     """Have a DistributedDataParallel follow its model after a growth.
 
     It is made anew in place, with the same arguments, hooks and communication hooks, so that whoever holds it goes on

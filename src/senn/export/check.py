@@ -73,7 +73,7 @@ def check(
         try:
             expected = outputs(model, part)
             with torch.no_grad():
-                found = run(batch.copied(part))
+                found = run(batch.clone(part))
             change = output_change([x.cpu() for x in expected], [x.cpu() for x in found])
         except SurgeryError as error:
             raise SennError(f"what was exported can't be compared with the model: {error}") from error
@@ -101,12 +101,12 @@ def several(inputs: Inputs) -> Inputs:
 
 def another(inputs: Inputs) -> Inputs:
     """A batch of another size: three times the first sample."""
-    return _repeated(batch.few(inputs, 1), 5 if batch.count(inputs) == 3 else 3)
+    return _repeated(batch.head(inputs, 1), 5 if batch.count(inputs) == 3 else 3)
 
 
 def _repeated(inputs: Inputs, times: int) -> Inputs:
     count = batch.count(inputs)
-    return batch.take(inputs, torch.arange(times) % count, count)
+    return batch.index_batch(inputs, torch.arange(times) % count, count)
 
 
 def in_short(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from senn.errors import SennError
 
 
 @contextmanager
-def draft_of(path: str | Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
     """A place to write to, that takes the name of `path` in the end, or is gone if anything fails.
 
     Args:

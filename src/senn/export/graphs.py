@@ -21,7 +21,7 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import SennError
 from senn.export.check import Exported, check, in_short, several
-from senn.export.files import draft_of
+from senn.export.files import atomic_folder
 from senn.preserve import preserve_model_state
 
 _MOST_BYTES = 2**31 - 2**24
@@ -55,7 +55,7 @@ def to_pt2(
         SennError: the model can't be exported, what was written doesn't compute the same, or it can't be written.
     """
     inputs = several(inputs)
-    with draft_of(path, folder=False, overwrite=overwrite) as draft, _quiet():
+    with atomic_folder(path, folder=False, overwrite=overwrite) as draft, _quiet():
         draft.write_bytes(_packed(_program(model, inputs), metadata or {}))
         back = _unpacked(draft.read_bytes())
         return check(Path(path), "torch.export.load", model, inputs, lambda x: _floating(batch.call(back, x)))
@@ -97,7 +97,7 @@ def to_onnx(
     size = sum(x.numel() * x.element_size() for x in model.state_dict().values() if isinstance(x, Tensor))
     if size > _MOST_BYTES:
         raise SennError(f"an ONNX file ends at {_MOST_BYTES:,} bytes, and the model's numbers take {size:,}")
-    with draft_of(path, folder=False, overwrite=overwrite) as draft, _quiet():
+    with atomic_folder(path, folder=False, overwrite=overwrite) as draft, _quiet():
         program = _program(model, inputs)
         names = list(input_names or _argument_names(model, inputs))
         outputs = list(output_names or _output_names(model, inputs))
@@ -164,7 +164,7 @@ def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Ex
     names = [one.name for one in session.get_inputs()]
 
     def run(x: Inputs) -> list[Tensor]:
-        given = {name: tensor.numpy(force=True) for name, tensor in zip(names, batch.tensors(x), strict=True)}
+        given = {name: tensor.numpy(force=True) for name, tensor in zip(names, batch.leaves(x), strict=True)}
         return [x for x in map(torch.from_numpy, session.run(None, given)) if x.is_floating_point()]
 
     return check(path, "ONNX Runtime", model, inputs, run)
@@ -173,7 +173,7 @@ def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Ex
 def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The model in eval mode, the number of samples left open."""
     count = batch.count(inputs)
-    args, kwargs = batch.arguments(batch.copied(inputs))
+    args, kwargs = batch.arguments(batch.clone(inputs))
 
     batch_size = Dim("batch")
 
@@ -202,19 +202,19 @@ def _argument_names(model: nn.Module, inputs: Inputs) -> list[str]:
     """Of the tensors that it is called with."""
     names = []
     for name, value in _named(model, inputs).items():
-        found = len(batch.tensors(value))
+        found = len(batch.leaves(value))
         names += [name] if found == 1 else [f"{name}_{at}" for at in range(found)]
     return names
 
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     with torch.no_grad(), preserve_model_state(model):
-        found = len(batch.tensors(batch.call(model, batch.copied(inputs))))
+        found = len(batch.leaves(batch.call(model, batch.clone(inputs))))
     return ["output"] if found == 1 else [f"output_{at}" for at in range(found)]
 
 
 def _floating(result: Any) -> list[Tensor]:
-    return [x for x in batch.tensors(result) if x.is_floating_point()]
+    return [x for x in batch.leaves(result) if x.is_floating_point()]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from senn import disk
 from senn.batch import Inputs
 from senn.errors import SennError
 from senn.export.check import Exported
-from senn.export.files import MARK, draft_of
+from senn.export.files import MARK, atomic_folder
 from senn.export.python import WEIGHTS, check_python, write_python
 
 CONFIG, CARD, DESCRIPTION, FIGURE = "config.json", "README.md", "model.json", "growth.png"
@@ -82,7 +82,7 @@ def to_hub(
         raise SennError(f"{str(saved)!r} holds no saved model: it lacks {absent[0].name}")
     if saved is not None and (Path(saved) / FIGURE).is_file():
         files.append(Path(saved) / FIGURE)
-    with draft_of(folder, folder=True, overwrite=overwrite) as draft:
+    with atomic_folder(folder, folder=True, overwrite=overwrite) as draft:
         write_python(model, draft, "Net", preprocessing)
         for file in files:
             shutil.copyfile(file, draft / file.name)

@@ -17,7 +17,7 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import SennError
 from senn.export.check import Exported, check, in_short, several
-from senn.export.files import MARK, draft_of
+from senn.export.files import MARK, atomic_folder
 from senn.export.source import python_source
 
 WEIGHTS, PREPROCESSING = "model.safetensors", "preprocessing.json"
@@ -99,7 +99,7 @@ def to_python(
         UnsupportedError: part of the model can't be written as source, see `python_source`.
         SennError: what was written doesn't compute the same, or it can't be written.
     """
-    with draft_of(path, folder=True, overwrite=overwrite) as draft:
+    with atomic_folder(path, folder=True, overwrite=overwrite) as draft:
         write_python(model, draft, name, preprocessing)
         return check_python(Path(path), draft, model, inputs)
 
@@ -129,11 +129,11 @@ def check_python(path: Path, folder: Path, model: nn.Module, inputs: Inputs | No
         raise SennError(f"what was exported can't be read back: {in_short(error)}") from error
     if inputs is None:
         return Exported(path=path, reader=MARK, why_not="there are no example inputs")
-    place = next((x.device for x in batch.tensors(inputs)), None)
+    place = next((x.device for x in batch.leaves(inputs)), None)
     twin.to(place)
 
     def run(x: Inputs) -> list[Tensor]:
-        return [out for out in batch.tensors(batch.call(twin, x)) if out.is_floating_point()]
+        return [out for out in batch.leaves(batch.call(twin, x)) if out.is_floating_point()]
 
     return check(path, f"its {MARK}", model, several(inputs), run, exact=True)
 

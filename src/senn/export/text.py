@@ -44,16 +44,16 @@ class Group:
 
 def lay_out(value: Group | str, indent: int = 0, before: str = "", after: str = "") -> list[str]:
     """The lines of `before value after`, as far from the margin as `indent`."""
-    space = " " * indent
+    group = " " * indent
     flat = value if isinstance(value, str) else value.flat()
-    if isinstance(value, str) or (flat is not None and len(space + before + flat + after) <= COLUMNS):
-        return [f"{space}{before}{flat}{after}"]
-    lines = [space + before + value.head]
+    if isinstance(value, str) or (flat is not None and len(group + before + flat + after) <= COLUMNS):
+        return [f"{group}{before}{flat}{after}"]
+    lines = [group + before + value.head]
     for number, (name, part) in enumerate(value.parts):
         if number in value.notes:
-            lines.append(f"{space}    # {value.notes[number]}")
+            lines.append(f"{group}    # {value.notes[number]}")
         lines += lay_out(part, indent + 4, name, ",")
-    return [*lines, space + value.tail + after]
+    return [*lines, group + value.tail + after]
 
 
 def call(name: str, positional: Sequence[Group | str], keywords: Mapping[str, Group | str] | None = None) -> Group:

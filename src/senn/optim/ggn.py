@@ -29,7 +29,7 @@ class GaussNewton:
     Args:
         output: the network's outputs with their graph, (N, ...).
         parameters: what to differentiate by.
-        curvature: rows u (N, m) to rows H u, as `OutputMetric.product`.
+        curvature: rows u (N, m) to rows H u, as `LossMetric.product`.
     """
 
     def __init__(self, output: Tensor, parameters: Sequence[Tensor], curvature: Callable[[Tensor], Tensor]) -> None:

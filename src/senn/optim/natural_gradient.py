@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from senn._validate import Rule, a_seed, callable_, check_arguments, flag, fraction, number, one_of, whole
 from senn.batch import Inputs
-from senn.curvature.output import Loss, OutputMetric
+from senn.curvature.output import Loss, LossMetric
 from senn.curvature.reading import forward
 from senn.errors import DivergenceError, SennError
 from senn.optim.ggn import GaussNewton, best_combination, conjugate_gradients, dot
@@ -44,7 +44,7 @@ class NaturalGradient(torch.optim.Optimizer):
     Args:
         model: any module with a tensor of outputs; read anew at each step, so it may grow between two steps.
         params: parameters or parameter groups (`lr`, `momentum`, `weight_decay`); default: all of the model.
-        loss: `loss(output, target)`, as in `OutputMetric`.
+        loss: `loss(output, target)`, as in `LossMetric`.
         lr: learning rate; default 1 with `adapt`, else .1.
         method: `"kfac"` or `"cg"`.
         damping: lambda, added to F; default .1 (cg, adapt), else .01.
@@ -120,7 +120,7 @@ class NaturalGradient(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(model.parameters() if params is None else params, defaults)
         self.model = model
-        self.metric = OutputMetric(loss, metric)
+        self.metric = LossMetric(loss, metric)
         self.method = method
         self.damping = damping
         self.norm_constraint = norm_constraint
@@ -173,7 +173,7 @@ class NaturalGradient(torch.optim.Optimizer):
             direction = self._solve(exact, gradient, trained)
         else:
             direction = self._precondition(
-                seen, gradient, trained, lambda: self.metric.probe(y, targets, self._generator, weight), weight
+                seen, gradient, trained, lambda: self.metric.pseudo_grad(y, targets, self._generator, weight), weight
             )
         self.eta = dot(gradient, direction)
         self._steps += 1

@@ -9,7 +9,7 @@ The JSON carries a checksum of the numbers and one of itself, so that a half-cop
 
 from senn.persistence.files import DESCRIPTION, WEIGHTS
 from senn.persistence.folder import load, load_extra, save
-from senn.persistence.optimizers import held, hold
-from senn.persistence.sizes import Parts, regrow, shapes, sizes
+from senn.persistence.optimizers import optimizer_param_names, rebind_optimizer
+from senn.persistence.sizes import ModuleSnapshot, resize_like, tensor_shapes, describe_shapes
 
 __all__ = ["DESCRIPTION", "WEIGHTS", "Parts", "held", "hold", "load", "load_extra", "regrow", "save", "shapes", "sizes"]

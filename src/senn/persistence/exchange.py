@@ -13,12 +13,12 @@ from senn.errors import SennError, UnsupportedError
 from senn.persistence.description import Description, is_plain
 from senn.persistence.files import WEIGHTS
 
-Slot = tuple[MutableMapping[str, Any], str, Any]
+TensorSlot = tuple[MutableMapping[str, Any], str, Any]
 """An entry of a module's dictionaries, and what will stand there."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Place:
+class TensorPlace:
     """Where a tensor of the description goes.
 
     Attributes:
@@ -39,7 +39,7 @@ class Place:
 
 
 @dataclass(eq=False)
-class Plan:
+class ResizePlan:
     """What is to be exchanged, and what was found where.
 
     Attributes:
@@ -51,18 +51,18 @@ class Plan:
         longer: numbers of parts of containers that get more of them, now and then.
     """
 
-    slots: list[Slot] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    coupled_dims: list[TensorSlot] = field(default_factory=list)
+    places: list[TensorPlace] = field(default_factory=list)
     found: list[tuple[str, nn.Module]] = field(default_factory=list)
     shared: list[tuple[str, str, nn.Module]] = field(default_factory=list)
-    counts: list[Slot] = field(default_factory=list)
+    counts: list[TensorSlot] = field(default_factory=list)
     longer: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def _lists(self) -> tuple[list[Any], ...]:
-        return self.slots, self.places, self.found, self.shared, self.counts, self.longer
+        return self.dims, self.places, self.found, self.shared, self.counts, self.longer
 
-    def mark(self) -> list[int]:
+    def savepoint(self) -> list[int]:
         """How far it has come."""
         return [len(held) for held in self._lists]
 
@@ -72,11 +72,11 @@ class Plan:
             del held[length:]
 
 
-def filled(places: list[Place], description: Description, tensors: Mapping[str, Tensor]) -> list[Slot]:
+def filled(places: list[TensorPlace], description: Description, tensors: Mapping[str, Tensor]) -> list[TensorSlot]:
     """New Parameters and buffers for all places; tied names get the same one."""
     made: dict[str, Tensor] = {}
     firsts: dict[int, str] = {}
-    slots: list[Slot] = []
+    coupled_dims: list[TensorSlot] = []
     for place in sorted(places, key=lambda one: one.name in description.transient):
         first = description.tied.get(place.name, place.name)
         if place.name in description.transient and first not in made and not _needed(place, tensors[first]):
@@ -89,11 +89,11 @@ def filled(places: list[Place], description: Description, tensors: Mapping[str, 
             made[first] = successor(place, tensors[first], place.name in description.frozen)
         elif isinstance(made[first], nn.Parameter) != isinstance(place.old, nn.Parameter):
             raise SennError(f"{place.name!r} and {first!r} are one tensor in the saved model, but of two kinds here")
-        slots.append((place.holder, place.key, made[first]))
-    return slots
+        coupled_dims.append((place.holder, place.key, made[first]))
+    return coupled_dims
 
 
-def _needed(place: Place, stored: Tensor) -> bool:
+def _needed(place: TensorPlace, stored: Tensor) -> bool:
     """Whether a buffer that isn't in the state must be replaced: growth resized it, or it has no numbers yet.
 
     Otherwise it is what its owner's code computes.
@@ -101,7 +101,7 @@ def _needed(place: Place, stored: Tensor) -> bool:
     return place.old.shape != stored.shape or place.old.is_meta
 
 
-def successor(place: Place, stored: Tensor, frozen: bool) -> Tensor:
+def successor(place: TensorPlace, stored: Tensor, frozen: bool) -> Tensor:
     """A tensor of the old one's kind with the stored numbers."""
     old = place.old
     if not is_plain(old):
@@ -121,10 +121,10 @@ def successor(place: Place, stored: Tensor, frozen: bool) -> Tensor:
     return new
 
 
-def flat_weights(modules: list[nn.Module], slots: list[Slot]) -> list[Slot]:
+def flat_weights(modules: list[nn.Module], coupled_dims: list[TensorSlot]) -> list[TensorSlot]:
     """Recurrent layers keep a list of their parameters besides."""
-    news = {(id(holder), key): new for holder, key, new in slots}
-    found: list[Slot] = []
+    news = {(id(holder), key): new for holder, key, new in coupled_dims}
+    found: list[TensorSlot] = []
     for module in modules:
         if isinstance(module, nn.RNNBase):
             held = module._parameters
@@ -133,11 +133,11 @@ def flat_weights(modules: list[nn.Module], slots: list[Slot]) -> list[Slot]:
     return found
 
 
-def exchange(slots: list[Slot]) -> None:
+def exchange(coupled_dims: list[TensorSlot]) -> None:
     """Put everything in its place; all or nothing."""
-    olds = [(holder, key, holder[key]) for holder, key, _ in slots]
+    olds = [(holder, key, holder[key]) for holder, key, _ in coupled_dims]
     try:
-        for holder, key, new in slots:
+        for holder, key, new in coupled_dims:
             holder[key] = new
     except BaseException:
         for holder, key, old in reversed(olds):

@@ -37,16 +37,16 @@ def write(folder: Path, tensors: dict[str, Tensor], description: Mapping[str, An
     """
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(plain, {"format": "pt"})  # as other libraries ask for
-    head = {"format": FORMAT, "version": VERSION, "weights_sha256": disk.digest(data)}
+    head = {"format": FORMAT, "version": VERSION, "weights_sha256": disk.bytes_digest(data)}
     try:
-        text = disk.sealed({**head, **description})
+        text = disk.write_checksummed_json({**head, **description})
     except (TypeError, ValueError, RecursionError) as error:
         raise SennError(f"extra can't be written as JSON: {error}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as done:
             for name, content in ((WEIGHTS, data), (DESCRIPTION, text)):
-                done.enter_context(disk.draft(folder / name, content))
+                done.enter_context(disk.atomic_write(folder / name, content))
     except OSError as error:
         raise SennError(f"the model can't be written to {str(folder)!r}: {error.strerror or error}") from error
 
@@ -71,7 +71,7 @@ def read_weights(folder: Path, sha256: object, entries: int) -> dict[str, Tensor
         entries: of all tensors that it tells of together; a file that is longer than these can be isn't read.
     """
     path, data = folder / WEIGHTS, _read(folder, WEIGHTS, most=_HEADER + 16 * entries)
-    if disk.digest(data) != sha256:
+    if disk.bytes_digest(data) != sha256:
         raise SennError(f"{str(path)!r} is damaged: it isn't the file that was saved with {DESCRIPTION}")
     tensors = tensors_of(data, path)
     for name, tensor in tensors.items():

@@ -11,7 +11,7 @@ from senn.errors import SennError
 from senn.persistence.describe import describe
 from senn.persistence.description import parse
 from senn.persistence.files import read_description, read_weights, write
-from senn.persistence.regrow import made
+from senn.persistence.regrow import resize_model
 
 
 def save(folder: str | Path, model: nn.Module, extra: dict[str, Any] | None = None) -> None:
@@ -57,7 +57,7 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
         description = parse(read_description(Path(folder)))
         tensors = read_weights(Path(folder), description.weights_sha256, description.entries)
         description.check(tensors)
-        return made(description, tensors, into)
+        return resize_model(description, tensors, into)
     except RecursionError as error:
         raise SennError(f"the model in {str(folder)!r} is nested too deeply to be read") from error
 

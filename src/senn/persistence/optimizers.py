@@ -18,13 +18,13 @@ Names = list[list[str | None]]
 """Of the parameters of an optimizer's groups; None for one that isn't the model's."""
 
 
-def held(optimizer: Optimizer, model: nn.Module) -> Names:
+def optimizer_param_names(optimizer: Optimizer, model: nn.Module) -> Names:
     """Names of the parameters of an optimizer's groups, in order."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [[names.get(parameter) for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-def hold(optimizer: Optimizer, model: nn.Module, names: Sequence[Sequence[str | None]]) -> None:
+def rebind_optimizer(optimizer: Optimizer, model: nn.Module, names: Sequence[Sequence[str | None]]) -> None:
     """Have an optimizer hold the model's parameters of these names, in this order.
 
     Groups stay the same objects; states of parameters that it no longer holds are forgotten. An optimizer that holds
@@ -52,7 +52,7 @@ def hold(optimizer: Optimizer, model: nn.Module, names: Sequence[Sequence[str | 
 
 def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
     """An optimizer's state, and the names of the parameters in its groups, in their order there."""
-    return {"names": held(optimizer, model), "state": optimizer.state_dict()}
+    return {"names": optimizer_param_names(optimizer, model), "state": optimizer.state_dict()}
 
 
 def load_optimizer_state(optimizer: Optimizer, model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ def load_optimizer_state(optimizer: Optimizer, model: nn.Module, state: Mapping[
     """
     with reading_state("this isn't the state of such an optimizer"):
         _check_options(optimizer, state)
-        hold(optimizer, model, state["names"])
+        rebind_optimizer(optimizer, model, state["names"])
         optimizer.state.clear()
         optimizer.load_state_dict(state["state"])
         _check_shapes(optimizer)

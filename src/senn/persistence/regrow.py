@@ -22,12 +22,12 @@ from senn.errors import SennError, UnsupportedError
 from senn.persistence.constructors import CONSTRUCTORS, HOLDERS, KNOWN, class_name, construct, is_named
 from senn.persistence.describe import plain_attributes
 from senn.persistence.description import Description, Node, join, own_tensors
-from senn.persistence.exchange import Place, Plan, exchange, filled, flat_weights
+from senn.persistence.exchange import TensorPlace, ResizePlan, exchange, filled, flat_weights
 from senn.persistence.files import DESCRIPTION
 from senn.surgery.plan import BEFORE
 
 
-class Fitting:
+class ModelResizer:
     """A description, held against a given model or built from nothing.
 
     Args:
@@ -36,7 +36,7 @@ class Fitting:
     """
 
     def __init__(self, description: Description, given: nn.Module | None) -> None:
-        self.description, self.given, self.plan = description, given, Plan()
+        self.description, self.given, self.plan = description, given, ResizePlan()
         self._bare = description.version == 1  # classes outside the old table had no home in their names
         self._failed: dict[tuple[int, int], tuple[SennError, nn.Module]] = {}
         held = [] if given is None else [*given.parameters(), *given.buffers()]
@@ -65,7 +65,7 @@ class Fitting:
             ways.append(self._with_more_parts)
         if sequence:
             ways.append(self._wrapped)
-        mark, errors = self.plan.mark(), []
+        mark, errors = self.plan.savepoint(), []
         for way in ways:
             try:
                 return way(node, module, path)
@@ -101,7 +101,7 @@ class Fitting:
             new = _row_like(old_value, value) if isinstance(value, list) else value
             # What is of another kind here is no size but a setting, and those stay as the owner chose them.
             if type(new) is type(old_value) and new != old_value:
-                self.plan.slots.append((held, name, new))
+                self.plan.dims.append((held, name, new))
         for name, value in node.counts.items():
             holder, _, key = name.partition(".")
             inner = getattr(held.get(holder), "__dict__", None)
@@ -116,7 +116,7 @@ class Fitting:
         device = self._device if old.is_meta else old.device
         fresh = id(old) in self._old
         self.plan.places.append(
-            Place(holder=holder, key=name, name=join(path, name), old=old, device=device, fresh=fresh)
+            TensorPlace(holder=holder, key=name, name=join(path, name), old=old, device=device, fresh=fresh)
         )
 
     def _as_it_is(self, node: Node, module: nn.Module, path: str) -> nn.Module:
@@ -133,7 +133,7 @@ class Fitting:
                 continue
             fitting = self.fit(child, part, join(path, name))
             if fitting is not part:
-                self.plan.slots.append((module._modules, name, fitting))
+                self.plan.dims.append((module._modules, name, fitting))
         return module
 
     def _parts(self, module: nn.Module) -> dict[str, nn.Module]:
@@ -154,7 +154,7 @@ class Fitting:
                           else self.fit(child, old[number], place)))  # fmt: skip
             last = number
         self.plan.longer.append((len(old), len(parts)))
-        self.plan.slots.append((vars(module), "_modules", dict(parts)))
+        self.plan.dims.append((vars(module), "_modules", dict(parts)))
         return module
 
     def _sources(self, node: Node, old: list[nn.Module], path: str) -> list[int]:
@@ -180,7 +180,7 @@ class Fitting:
         return best[len(old) - 1][1]
 
     def _fits(self, node: Node, module: nn.Module, path: str) -> bool:
-        mark = self.plan.mark()
+        mark = self.plan.savepoint()
         try:
             self.fit(node, module, path)
         except SennError:
@@ -309,20 +309,20 @@ class Fitting:
             if found.get(same) is not module:
                 raise SennError(f"{path} and {same or 'the model'} are one module in the saved model, but not here")
         # A number in a configuration is rewritten if it counted the parts of something that now has more.
-        self.plan.slots += [slot for slot in self.plan.counts if (slot[0][slot[1]], slot[2]) in self.plan.longer]
+        self.plan.dims += [coupled for coupled in self.plan.counts if (coupled[0][coupled[1]], coupled[2]) in self.plan.longer]
         return self.given
 
 
-def made(description: Description, tensors: Mapping[str, Tensor], into: nn.Module | None) -> nn.Module:
+def resize_model(description: Description, tensors: Mapping[str, Tensor], into: nn.Module | None) -> nn.Module:
     """The model that was described, with its numbers: the given one, or a new one.
 
     Raises:
         SennError: it can't be; the given one is unchanged.
     """
-    fitting = Fitting(description, into)
+    fitting = ModelResizer(description, into)
     model = fitting.run()
-    slots = [*fitting.plan.slots, *filled(fitting.plan.places, description, tensors)]
-    exchange([*slots, *flat_weights([module for _, module in fitting.plan.found], slots)])
+    coupled_dims = [*fitting.plan.dims, *filled(fitting.plan.places, description, tensors)]
+    exchange([*coupled_dims, *flat_weights([module for _, module in fitting.plan.found], coupled_dims)])
     return model
 
 

@@ -1,6 +1,6 @@
 """A model's sizes without its numbers: for checkpoints of others, which hold the numbers and fit no other size.
 
-`sizes` goes into the checkpoint. Before its numbers are loaded, `regrow` gives a fresh model the sizes; then
+`sizes` goes into the checkpoint. Before its numbers are loaded, `resize_like` gives a fresh model the sizes; then
 `optimizers.hold` gives an optimizer that was made of the fresh model its parameters.
 """
 
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from senn.errors import SennError
 from senn.persistence.describe import describe
 from senn.persistence.description import Description, parse
-from senn.persistence.exchange import Place, Slot, exchange, flat_weights, successor
+from senn.persistence.exchange import TensorPlace, TensorSlot, exchange, flat_weights, successor
 from senn.persistence.files import VERSION
-from senn.persistence.regrow import Fitting
+from senn.persistence.regrow import ModelResizer
 
 _KEYS = ("model", "tied", "frozen", "transient")
 
 
-def sizes(model: nn.Module) -> dict[str, Any]:
-    """What `regrow` needs: JSON-able, but for `buffers`, the tensors that aren't in the model's state, by name.
+def describe_shapes(model: nn.Module) -> dict[str, Any]:
+    """What `resize_like` needs: JSON-able, but for `buffers`, the tensors that aren't in the model's state, by name.
 
     Raises:
         UnsupportedError: the model keeps state that isn't plain tensors.
@@ -32,13 +32,13 @@ def sizes(model: nn.Module) -> dict[str, Any]:
     return {**described, "buffers": buffers}
 
 
-def shapes(saved: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(saved: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in the state of a model of these sizes, by full name."""
     description = _description(saved)
     return {name: shape for name, shape in description.shapes.items() if name not in description.transient}
 
 
-class Parts:
+class ModuleSnapshot:
     """Which parts a model has now, so that it can be given them back when layers have come in between.
 
     Args:
@@ -55,7 +55,7 @@ class Parts:
             module._modules = dict(parts)
 
 
-def regrow(model: nn.Module, saved: Mapping[str, Any], parts: Parts | None = None) -> None:
+def resize_like(model: nn.Module, saved: Mapping[str, Any], parts: ModuleSnapshot | None = None) -> None:
     """Give a model other sizes, in place: all or nothing.
 
     Tensors whose shape is the same stay the same objects; the others are replaced by zeros, for a state to be loaded.
@@ -68,14 +68,14 @@ def regrow(model: nn.Module, saved: Mapping[str, Any], parts: Parts | None = Non
     Raises:
         SennError: it isn't like that model; it is unchanged.
     """
-    description, now = _description(saved), Parts(model)
+    description, now = _description(saved), ModuleSnapshot(model)
     if parts is not None:
         parts.restore()
     try:
-        fitting = Fitting(description, model)
+        fitting = ModelResizer(description, model)
         fitting.run()
-        slots = [*fitting.plan.slots, *_emptied(fitting.plan.places, description, saved["buffers"])]
-        exchange([*slots, *flat_weights([module for _, module in fitting.plan.found], slots)])
+        coupled_dims = [*fitting.plan.dims, *_emptied(fitting.plan.places, description, saved["buffers"])]
+        exchange([*coupled_dims, *flat_weights([module for _, module in fitting.plan.found], coupled_dims)])
     except BaseException:
         now.restore()
         raise
@@ -88,10 +88,10 @@ def _description(saved: Mapping[str, Any]) -> Description:
     return parse({**head, **{key: saved[key] for key in _KEYS}})
 
 
-def _emptied(places: Sequence[Place], description: Description, buffers: Mapping[str, Tensor]) -> list[Slot]:
+def _emptied(places: Sequence[TensorPlace], description: Description, buffers: Mapping[str, Tensor]) -> list[TensorSlot]:
     """What stands in every place: what did, if it has the right shape."""
     made: dict[str, Tensor] = {}
-    slots: list[Slot] = []
+    coupled_dims: list[TensorSlot] = []
     for place in places:
         first, shape = description.tied.get(place.name, place.name), description.shapes[place.name]
         if first not in made:
@@ -100,5 +100,5 @@ def _emptied(places: Sequence[Place], description: Description, buffers: Mapping
                 stored = torch.zeros(shape, dtype=place.old.dtype)
             fits = tuple(place.old.shape) == shape and not place.old.is_meta
             made[first] = place.old if fits else successor(place, stored, place.name in description.frozen)
-        slots.append((place.holder, place.key, made[first]))
-    return slots
+        coupled_dims.append((place.holder, place.key, made[first]))
+    return coupled_dims

@@ -15,7 +15,7 @@ from senn.errors import SennError
 from senn.persistence.describe import describe
 from senn.persistence.description import parse
 from senn.persistence.files import VERSION, tensors_of
-from senn.persistence.regrow import made
+from senn.persistence.regrow import resize_model
 
 State = dict[str, Any]
 
@@ -43,7 +43,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any]) -> None:
             raise SennError(f"this is a model's state of version {version}; this senn reads {VERSION}")
         description = parse({**described, "version": version, "weights_sha256": "", "extra": {}})
         description.check(tensors)
-    made(description, {name: tensor.clone() for name, tensor in tensors.items()}, model)
+    resize_model(description, {name: tensor.clone() for name, tensor in tensors.items()}, model)
 
 
 def packed(state: Any) -> tuple[Any, bytes]:

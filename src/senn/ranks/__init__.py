@@ -13,21 +13,21 @@ from typing import Any
 
 import torch
 
-from senn.ranks.alone import Ranks, Share
-from senn.ranks.processes import Processes
+from senn.ranks.alone import Communicator, BatchShare
+from senn.ranks.processes import ProcessGroupCommunicator
 
 __all__ = ["Processes", "Ranks", "Share", "default_ranks"]
 
-_default: tuple[Any, Ranks] | None = None
+_default: tuple[Any, Communicator] | None = None
 
 
-def default_ranks() -> Ranks:
+def default_communicator() -> Communicator:
     """All processes of `torch.distributed` where it is initialised with several; else this process alone."""
     global _default
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return Ranks()
+        return Communicator()
     group = dist.group.WORLD
     if _default is None or _default[0] is not group:
-        _default = group, Processes()
+        _default = group, ProcessGroupCommunicator()
     return _default[1]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Share:
+class BatchShare:
     """One rank's samples of a joint batch, in its joint order.
 
     Attributes:
@@ -42,7 +42,7 @@ class Share:
         return slice(*torch.searchsorted(self.positions, torch.tensor([first, last])).tolist())
 
 
-class Ranks:
+class Communicator:
     """One process alone, for which every question is answered already; and what several can be asked.
 
     Attributes:
@@ -56,11 +56,11 @@ class Ranks:
         self.sent: dict[str, float] = {}
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         """Whether there is no other process."""
         return self.size == 1
 
-    def exchange(self, what: str, value: Any = None) -> list[Any]:
+    def all_gather_object(self, what: str, value: Any = None) -> list[Any]:
         """Every rank's value (numbers, strings, lists of them), in the order of ranks.
 
         Raises:
@@ -69,15 +69,15 @@ class Ranks:
         return [value]
 
     @contextmanager
-    def together(self, what: str) -> Iterator[None]:
+    def fail_together(self, what: str) -> Iterator[None]:
         """What fails on one rank fails on all: the others raise the same error, with the rank's number."""
         yield
 
-    def decided(self, what: str, value: Any) -> Any:
+    def broadcast_object(self, what: str, value: Any) -> Any:
         """The first rank's value."""
-        return self.exchange(what, value if self.rank == 0 else None)[0]
+        return self.all_gather_object(what, value if self.rank == 0 else None)[0]
 
-    def agree(self, what: str, marks: Mapping[str, Any]) -> None:
+    def assert_equal(self, what: str, marks: Mapping[str, Any]) -> None:
         """Raise, on all ranks, if one of them has other marks than the others.
 
         Args:
@@ -85,16 +85,16 @@ class Ranks:
             marks: by what they are of, values to compare.
         """
 
-    def share(self, counts: Sequence[int], generator: torch.Generator) -> Share:
+    def batch_share(self, counts: Sequence[int], generator: torch.Generator) -> BatchShare:
         """The joint order of a batch of which each rank has so many samples."""
         order = torch.randperm(sum(counts), generator=generator)
-        if self.alone:
-            return Share(tuple(counts), order)
+        if self.is_single:
+            return BatchShare(tuple(counts), order)
         start = sum(counts[: self.rank])
         positions = torch.nonzero((order >= start) & (order < start + counts[self.rank]))[:, 0]
-        return Share(tuple(counts), order[positions] - start, positions)
+        return BatchShare(tuple(counts), order[positions] - start, positions)
 
-    def collected(self, what: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:
+    def all_gather(self, what: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:
         """Samples that are spread over the ranks, in order, on every rank.
 
         Args:
@@ -103,7 +103,7 @@ class Ranks:
         """
         return [list(tensors) for _, tensors in groups]
 
-    def summed(self, what: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:
+    def all_reduce(self, what: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:
         """Sums over all ranks; the given tensors stay as they are.
 
         Args:
@@ -113,9 +113,9 @@ class Ranks:
         """
         return list(tensors)
 
-    def part(self, total: int) -> slice:
+    def local_slice(self, total: int) -> slice:
         """This rank's part of so many samples that every rank has."""
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
-    def copied(self, what: str, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, what: str, tensors: Sequence[Tensor]) -> None:
         """Write the first rank's values into the given tensors."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from senn import errors
 from senn.errors import SennError
-from senn.ranks.alone import Ranks
+from senn.ranks.alone import Communicator
 
 TIMEOUT = 45.0
 """Seconds that a rank is waited for."""
@@ -26,7 +26,7 @@ SMALL = 1 << 20
 """Bytes up to which tensors are sent together."""
 
 
-class Processes(Ranks):
+class ProcessGroupCommunicator(Communicator):
     """The processes of a `torch.distributed` group.
 
     Args:
@@ -45,9 +45,9 @@ class Processes(Ranks):
             raise SennError("there is no process group: call torch.distributed.init_process_group first")
         super().__init__(dist.get_rank(group), dist.get_world_size(group))
         self.timeout = timedelta(seconds=timeout)
-        Processes._made += 1  # alike on all ranks, as they make the same objects in the same order
-        members = dist.get_process_group_ranks(group or dist.group.WORLD)
-        name = f"senn/{Processes._made}/{members[0]}-{members[-1]}x{len(members)}"
+        ProcessGroupCommunicator._made += 1  # alike on all ranks, as they make the same objects in the same order
+        members = dist.get_process_group_communicator(group or dist.group.WORLD)
+        name = f"senn/{ProcessGroupCommunicator._made}/{members[0]}-{members[-1]}x{len(members)}"
         self._store: Any = dist.PrefixStore(name, torch.distributed.distributed_c10d._get_default_store())
         self._members, self._group = members, group
         self._data: Any = None
@@ -56,7 +56,7 @@ class Processes(Ranks):
 
     # -- meeting in the store
 
-    def exchange(self, what: str, value: Any = None) -> list[Any]:  # noqa: D102
+    def all_gather_object(self, what: str, value: Any = None) -> list[Any]:  # noqa: D102
         return self._meet(what, {"at": what, "value": value})
 
     def _meet(self, what: str, mine: Mapping[str, Any]) -> list[Any]:
@@ -104,16 +104,16 @@ class Processes(Ranks):
             if missing:
                 self._told = True
                 raise SennError(
-                    f"{_ranks(missing)} of {self.size} {verb} {what} within {timeout.total_seconds():g} s: "
+                    f"{_communicator(missing)} of {self.size} {verb} {what} within {timeout.total_seconds():g} s: "
                     f"it has ended or does something else"
                 ) from None
 
     @contextmanager
-    def together(self, what: str) -> Iterator[None]:  # noqa: D102
+    def fail_together(self, what: str) -> Iterator[None]:  # noqa: D102
         self._depth += 1
         try:
             yield
-            self.exchange(what)
+            self.all_gather_object(what)
         except BaseException as error:
             if not self._told:
                 self._tell(what, error)
@@ -130,11 +130,11 @@ class Processes(Ranks):
         with contextlib.suppress(SennError):  # its own error says more
             self._meet(what, {"at": what, "error": type(error).__name__, "message": message})
 
-    def agree(self, what: str, marks: Mapping[str, Any]) -> None:  # noqa: D102
+    def assert_equal(self, what: str, marks: Mapping[str, Any]) -> None:  # noqa: D102
         digest = {name: _digest(_plain(value)) for name, value in marks.items()}
-        if len({*self.exchange(what, _digest(digest))}) == 1:
+        if len({*self.all_gather_object(what, _digest(digest))}) == 1:
             return
-        said = self.exchange(what, digest)
+        said = self.all_gather_object(what, digest)
         for name in digest:
             found = [one.get(name) for one in said]
             if len({*found}) == 1:
@@ -142,15 +142,15 @@ class Processes(Ranks):
             usual = max(found, key=lambda one: (found.count(one), one == found[0]))
             others = [rank for rank in range(self.size) if found[rank] != usual]
             self._told = True
-            raise SennError(f"{_ranks(others)} of {self.size} differs from the others in {name}, when they {what}")
+            raise SennError(f"{_communicator(others)} of {self.size} differs from the others in {name}, when they {what}")
 
     # -- sending tensors
 
-    def collected(self, what: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:  # noqa: D102
+    def all_gather(self, what: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:  # noqa: D102
         if not groups:
             return []
         shapes = [[[str(x.dtype), *x.shape[1:]] for x in tensors] for _, tensors in groups]
-        said = self.exchange(what, [[len(positions) for positions, _ in groups], shapes])
+        said = self.all_gather_object(what, [[len(positions) for positions, _ in groups], shapes])
         self._same(what, [one[1] for one in said])
         found = []
         for number, (positions, tensors) in enumerate(groups):
@@ -166,9 +166,9 @@ class Processes(Ranks):
             found.append([c[place].to(x.device) for c, x in zip(columns, tensors, strict=True)])
         return found
 
-    def summed(self, what: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:  # noqa: D102
+    def all_reduce(self, what: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:  # noqa: D102
         if meet:
-            self._same(what, self.exchange(what, [[str(x.dtype), *x.shape] for x in tensors]))
+            self._same(what, self.all_gather_object(what, [[str(x.dtype), *x.shape] for x in tensors]))
         result = list(tensors)
         for bucket in _buckets(tensors):
             flat = self._sendable(torch.cat([tensors[i].detach().reshape(-1) for i in bucket]))
@@ -178,8 +178,8 @@ class Processes(Ranks):
                 result[i] = part.view(tensors[i].shape).to(tensors[i].device)
         return result
 
-    def copied(self, what: str, tensors: Sequence[Tensor]) -> None:  # noqa: D102
-        said = self.exchange(what, [[str(x.dtype), *x.shape] for x in tensors])
+    def broadcast(self, what: str, tensors: Sequence[Tensor]) -> None:  # noqa: D102
+        said = self.all_gather_object(what, [[str(x.dtype), *x.shape] for x in tensors])
         self._same(what, said)
         for bucket in _buckets(tensors):
             flat = self._sendable(torch.cat([tensors[i].detach().reshape(-1) for i in bucket]))
@@ -225,14 +225,14 @@ class Processes(Ranks):
         if others:
             self._told = True
             raise SennError(
-                f"{_ranks(others)} of {self.size} has tensors of other shapes or types than rank 0, when they {what}"
+                f"{_communicator(others)} of {self.size} has tensors of other shapes or types than rank 0, when they {what}"
             )
 
     def _count(self, what: str, size: float) -> None:
         self.sent[what] = self.sent.get(what, 0.0) + size
 
 
-def _ranks(numbers: Sequence[int]) -> str:
+def _communicator(numbers: Sequence[int]) -> str:
     return ("rank " if len(numbers) == 1 else "ranks ") + ", ".join(map(str, numbers))
 
 

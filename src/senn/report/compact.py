@@ -28,7 +28,7 @@ _DATA = ("name", "kind", "shape", "rows", "train_rows", "test_rows", "features",
 _LISTS = ("classes", "notes")
 
 
-def compact(record: Record) -> dict[str, Any]:
+def downsample_record(record: Record) -> dict[str, Any]:
     """One record of a run's history for the page.
 
     Args:
@@ -82,20 +82,20 @@ def results_shown(results: Record) -> dict[str, Any]:
 
 
 def _rounded(record: Record) -> dict[str, Any]:
-    return {str(key): rounded(item) for key, item in record.items()}
+    return {str(key): round_floats(item) for key, item in record.items()}
 
 
-def rounded(value: Any) -> Any:
+def round_floats(value: Any) -> Any:
     """The value with numbers of `DIGITS` significant digits; None for those that JSON doesn't have."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if isfinite(value) else None
     if isinstance(value, Mapping):
         return _rounded(value)
-    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+    return [round_floats(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _cell(value: Any, names: dict[str, int]) -> Any:
-    return names.setdefault(value, len(names)) if isinstance(value, str) else rounded(value)
+    return names.setdefault(value, len(names)) if isinstance(value, str) else round_floats(value)
 
 
 def _first(items: Iterable[Any]) -> list[Any]:

@@ -13,14 +13,14 @@ from importlib.resources import files
 from typing import Any
 
 from senn.errors import SennError
-from senn.report.compact import CANDIDATE, compact, results_shown
+from senn.report.compact import CANDIDATE, downsample_record, results_shown
 
 SCRIPTS = ("words", "follow", "story", "picture", "charts", "rounds", "facts", "paper", "page")
 """Files of `assets`, in the order in which they are read."""
 
 
 @dataclass(frozen=True)
-class Told:
+class RunReport:
     """A run as it is told.
 
     Attributes:
@@ -42,14 +42,14 @@ class Told:
             SennError: the records aren't those of a run.
         """
         try:
-            records = [compact(record) for record in self.history]
+            records = [downsample_record(record) for record in self.history]
             results = None if self.results is None else results_shown(self.results)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise SennError(f"the run {self.name!r} is damaged: {type(error).__name__}: {error}") from error
         return {"name": self.name, "records": records, "results": results, "code": self.code}
 
 
-def page(runs: Sequence[Told], live: bool = False) -> str:
+def page(runs: Sequence[RunReport], live: bool = False) -> str:
     """One self-contained HTML document about runs: nothing is fetched from anywhere.
 
     A history can come from anywhere, from a training loop of your own too::
@@ -68,7 +68,7 @@ def page(runs: Sequence[Told], live: bool = False) -> str:
         session.close(100)
         Path("own.html").write_text(page([Told("own", session.history)]), encoding="utf-8")
 
-    with `GrowthSession` and `Recipe` of `senn.training`.
+    with `GrowthSession` and `TrainConfig` of `senn.training`.
 
     Args:
         runs: one to look at, several to compare.
@@ -90,7 +90,7 @@ def page(runs: Sequence[Told], live: bool = False) -> str:
     parts = {
         "title": html.escape(title),
         "style": asset("page.css"),
-        "library": library(),
+        "library": charting_library(),
         "records": script_json(about),
         "script": "\n".join(asset(f"{name}.js") for name in SCRIPTS),
     }
@@ -113,7 +113,7 @@ def asset(name: str) -> str:
 
 
 @cache
-def library() -> str:
+def charting_library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script.
 
     Raises:

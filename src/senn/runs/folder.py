@@ -193,7 +193,7 @@ class RunFolder:
     def begin(self, options: FitOptions, **about: Any) -> None:
         """Note the options of the run, so that it can be gone on with."""
         document = {"format": FORMAT, "version": VERSION, "options": options.to_dict(), **about}
-        disk.write(self.home / RUN, disk.sealed(document))
+        disk.write(self.home / RUN, disk.write_checksummed_json(document))
         self.about = about_of(self.home)
 
     def restart(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -229,13 +229,13 @@ class RunFolder:
         try:
             head = {"format": CHECKPOINT, "version": VERSION, "run": self.about["checksum"], "number": number}
             told = {
-                "numbers": disk.mark(numbers),
+                "numbers": disk.file_digest(numbers),
                 "history": {"bytes": self._written[1], "sha256": self._written[0].hexdigest()},
             }
             if (self.home / HISTORY).exists():
                 disk.sync(self.home / HISTORY)
             disk.write(draft / NUMBERS, numbers)
-            disk.write(draft / STATE, disk.sealed({**head, **told, "state": state}, indent=None))
+            disk.write(draft / STATE, disk.write_checksummed_json({**head, **told, "state": state}, indent=None))
             draft.rename(self.home / f"checkpoint-{number:03}")
         finally:
             _remove(draft)
@@ -252,7 +252,7 @@ class RunFolder:
             try:
                 if not isinstance(document.get("state"), dict):
                     raise SennError(f"{str(folder / STATE)!r} is damaged: it tells of no state")
-                numbers = disk.marked(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
+                numbers = disk.verify_file(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
                 return (document["state"], numbers), reasons
             except SennError as error:
                 reasons.append(str(error))
@@ -267,9 +267,9 @@ class RunFolder:
     def write_results(self, document: Mapping[str, Any]) -> None:
         """The results, with the checksums of all other files of the draft: to be written last."""
         contents = {file.name: file.read_bytes() for file in sorted(self.draft.iterdir())}
-        files = {name: disk.mark(data) for name, data in contents.items()}
+        files = {name: disk.file_digest(data) for name, data in contents.items()}
         head = {"format": FORMAT, "version": VERSION}
-        (self.draft / RESULTS).write_bytes(disk.sealed({**head, **disk.plain(document), "files": files}))
+        (self.draft / RESULTS).write_bytes(disk.write_checksummed_json({**head, **disk.plain(document), "files": files}))
 
     def publish(self, keep: bool = False) -> None:
         """Give the draft's files their place; with `keep` the run can still be gone on with."""

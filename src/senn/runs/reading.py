@@ -69,21 +69,21 @@ def read(path: str | Path) -> SavedRun:
 
 def _history_so_far(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The history of an unfinished run, of which the last checkpoint tells how it begins."""
-    text = disk.contents(home / HISTORY, LONGEST) if os.path.lexists(home / HISTORY) else b""
+    text = disk.read_limited(home / HISTORY, LONGEST) if os.path.lexists(home / HISTORY) else b""
     for document in documents(home, about, []):
         told = document.get("history")
         size = told.get("bytes") if isinstance(told, dict) else None
         is_told = isinstance(told, dict) and type(size) is int and 0 <= size <= len(text)
-        if told is None or not is_told or disk.digest(text[:size]) != told["sha256"]:
+        if told is None or not is_told or disk.bytes_digest(text[:size]) != told["sha256"]:
             raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't the history that the run has written")
         break
     records = _records(text, home / HISTORY, torn=True)
     if any((record["event"] == "start") != (number == 0) for number, record in enumerate(records)):
         raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't one run's history from its start")
-    return realised(records)
+    return realized(records)
 
 
-def realised(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def realized(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A history as it was written down record by record, with what came of each change in the change's record, too."""
     changes: list[dict[str, Any]] = []
     for record in history:
@@ -141,7 +141,7 @@ def check(path: Path, names: Sequence[str]) -> None:
 def intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> bytes:
     """A file's bytes, which must be those that its run's results tell of."""
     files = results.get("files")
-    return disk.marked(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
+    return disk.verify_file(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
 
 
 def about_of(home: Path) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def opened(path: Path, kind: str, most: int = disk.MOST) -> dict[str, Any]:
     Raises:
         SennError: it isn't there, is of another format or version, or was altered.
     """
-    return disk.parse_checksummed_json(disk.contents(path, most), path, kind, VERSIONS)
+    return disk.parse_checksummed_json(disk.read_limited(path, most), path, kind, VERSIONS)
 
 
 def _records(text: bytes, path: Path, torn: bool) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from senn._former_names import with_current_names
-from senn.events import Consideration, GrowthEvent
+from senn.events import GrowthRound, GrowthEvent
 from senn.policy import Candidate
 
 
@@ -20,7 +20,7 @@ def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
         return with_current_names(GrowthEvent, record)
     if record.get("event") != "consideration":
         return dict(record)
-    current = with_current_names(Consideration, record)
+    current = with_current_names(GrowthRound, record)
     for name in ("accepted", "refused"):
         if isinstance(current.get(name), list):
             current[name] = [

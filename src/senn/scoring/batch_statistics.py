@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from senn.curvature.folds import Fold
-from senn.scoring.stream import Label
+from senn.scoring.stream import StreamKey
 
 MOST_ROWS = 1 << 16
 """Rows of one map that pass through the model at once: a large batch of images is looked at in parts."""
@@ -23,7 +23,7 @@ class FoldStatistics:
     """
 
     maps: dict[str, Fold] = field(default_factory=dict)
-    streams: dict[Label, Fold] = field(default_factory=dict)
+    streams: dict[StreamKey, Fold] = field(default_factory=dict)
 
     def add(self, other: FoldStatistics) -> None:
         """Add the statistics of further samples."""
@@ -38,7 +38,7 @@ class FoldStatistics:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Look:
+class BatchStatistics:
     """Statistics of one part of a batch.
 
     Attributes:
@@ -55,7 +55,7 @@ class Look:
     score_limit: float
     output: Tensor
     fit: FoldStatistics = field(default_factory=FoldStatistics)
-    held: FoldStatistics = field(default_factory=FoldStatistics)
+    held_out: FoldStatistics = field(default_factory=FoldStatistics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class BatchPart:
 
     samples: slice
     fit: slice | None = None
-    held: slice | None = None
+    held_out: slice | None = None
     is_first: bool = True
 
 
@@ -85,7 +85,7 @@ def batch_parts(count: int, locations: int, most_rows: float) -> list[BatchPart]
     """
     half = count // 2
     if count * locations <= most_rows:
-        return [BatchPart(samples=slice(0, count), fit=slice(0, half), held=slice(half, count))]
+        return [BatchPart(samples=slice(0, count), fit=slice(0, half), held_out=slice(half, count))]
     size = max(int(most_rows // locations), 1)
     parts = []
     for fold, first, last in (("fit", 0, half), ("held", half, count)):
@@ -96,5 +96,5 @@ def batch_parts(count: int, locations: int, most_rows: float) -> list[BatchPart]
             if fold == "fit":
                 parts.append(BatchPart(samples=samples, fit=within, is_first=is_first))
             else:
-                parts.append(BatchPart(samples=samples, held=within, is_first=is_first))
+                parts.append(BatchPart(samples=samples, held_out=within, is_first=is_first))
     return parts

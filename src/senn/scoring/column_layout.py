@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from senn.candidates.candidate_set import Draw
+from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import Layer
-from senn.curvature.patches import ConvInput, DenseInput, Read
-from senn.structure import LinearMap, Structure, tensor_of
-from senn.surgery.layout import LayoutDraft
+from senn.curvature.patches import ConvInput, DenseInput, LayerInput
+from senn.structure import LinearMap, DependencyGraph, get_tensor
+from senn.surgery.layout import IndexMapBuilder
 
 
 @dataclass(eq=False)
-class Columns:
+class ColumnLayout:
     """Where the candidate columns of one linear map are: (groups, p) long each, counted from the existing ones on.
 
     Attributes:
@@ -28,17 +28,17 @@ class Columns:
     """
 
     existing: int
-    order: Tensor
+    permutation: Tensor
     inputs: int
-    spaces: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, Tensor] = field(default_factory=dict)
     layers: list[Tensor] = field(default_factory=list)
 
-    def arranged(self, read: Read, layers: tuple[Layer, ...]) -> Read:
+    def permuted(self, read: LayerInput, layers: tuple[Layer, ...]) -> LayerInput:
         """What a map of the trial reads, its columns in the order of the moments: existing, constant, units, layers."""
         x = read.x
         dim = 2 if isinstance(read, DenseInput) else 1
-        if not torch.equal(self.order, torch.arange(x.shape[dim])):
-            x = x.index_select(dim, self.order.to(x.device))
+        if not torch.equal(self.permutation, torch.arange(x.shape[dim])):
+            x = x.index_select(dim, self.permutation.to(x.device))
         if isinstance(read, ConvInput):
             return replace(read, x=x, existing=self.inputs)
         if x.shape[2] == self.inputs and not layers and not read.bias:
@@ -50,33 +50,33 @@ class Columns:
         return DenseInput(torch.cat([old, *constant, new, *features], 2), bias=False)
 
 
-def lay_out(model: nn.Module, structure: Structure, maps: Mapping[str, LinearMap], draw: Draw) -> dict[str, Columns]:
+def build_column_layout(model: nn.Module, graph: DependencyGraph, maps: Mapping[str, LinearMap], draw: CandidateSet) -> dict[str, ColumnLayout]:
     """Number the columns of each of the maps."""
     result = {}
     for name, one in maps.items():
-        taps = torch.arange(one.taps)
-        size = tensor_of(model, one.weight).shape[one.in_dim]
-        draft, taken = LayoutDraft(size), []
-        for space in structure.spaces:
-            for slot in space.of("consumer"):
-                if slot.name == one.weight and space.name in draw.widen:
-                    units = draw.widen[space.name].units
-                    taken.append((space.name, units, *draft.add(slot, units)))
+        taps = torch.arange(one.kernel_numel)
+        size = get_tensor(model, one.weight).shape[one.in_dim]
+        draft, taken = IndexMapBuilder(size), []
+        for group in graph.groups:
+            for coupled in group.dims_of("consumer"):
+                if coupled.name == one.weight and group.name in draw.widen:
+                    units = draw.widen[group.name].units
+                    taken.append((group.name, units, *draft.add(coupled, units)))
         place = torch.empty(size + draft.added, dtype=torch.long)
         place[draft.layout().order] = torch.arange(size + draft.added)
         order = [place[:size]]
-        columns = Columns(size * one.taps + (one.bias is not None), place, size)
+        columns = ColumnLayout(size * one.kernel_numel + (one.bias is not None), place, size)
         wide = 0
-        for space_name, units, offset, positions in taken:
+        for group_name, units, offset, positions in taken:
             order.append(place[offset : offset + positions])
-            own = (torch.arange(wide, wide + positions)[:, None] * one.taps + taps).view(units, -1)
-            known = columns.spaces.get(space_name)  # a space may lie in one map twice
-            columns.spaces[space_name] = own if known is None else torch.cat([known, own], 1)
+            own = (torch.arange(wide, wide + positions)[:, None] * one.kernel_numel + taps).view(units, -1)
+            known = columns.groups.get(group_name)  # a space may lie in one map twice
+            columns.groups[group_name] = own if known is None else torch.cat([known, own], 1)
             wide += positions
-        wide *= one.taps
+        wide *= one.kernel_numel
         for layer in draw.layers.get(name, ()):
             columns.layers.append(torch.arange(wide, wide + layer.columns).view(-1, layer.columns_per_unit))
             wide += layer.columns
-        columns.order = torch.cat(order)
+        columns.permutation = torch.cat(order)
         result[name] = columns
     return result

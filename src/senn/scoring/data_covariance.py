@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class KnownMoment:
+class DataCovariance:
     """Input covariance of a linear map that reads the data itself.
 
     Attributes:
@@ -30,7 +30,7 @@ class DataCovariances:
             rows than columns fills it in, and one with twice the rows does so anew.
     """
 
-    def __init__(self, known: dict[str, KnownMoment]) -> None:
+    def __init__(self, known: dict[str, DataCovariance]) -> None:
         self.known = known
         self._reads_data: set[str] = set()
         self._in_use: dict[str, Tensor] = {}
@@ -67,13 +67,13 @@ class DataCovariances:
         if name in self._in_use and old is not None:
             self.known[name] = replace(old, outgrown=old.outgrown or rows >= 2 * old.rows)
         elif (old is None and rows > existing) or (old is not None and rows >= 2 * old.rows):
-            self.known[name] = KnownMoment(factor, rows)
+            self.known[name] = DataCovariance(factor, rows)
 
-    def snapshot(self) -> tuple[dict[str, KnownMoment], set[str], dict[str, Tensor]]:
+    def snapshot(self) -> tuple[dict[str, DataCovariance], set[str], dict[str, Tensor]]:
         """State for `restore`."""
         return dict(self.known), set(self._reads_data), dict(self._in_use)
 
-    def restore(self, snapshot: tuple[dict[str, KnownMoment], set[str], dict[str, Tensor]]) -> None:
+    def restore(self, snapshot: tuple[dict[str, DataCovariance], set[str], dict[str, Tensor]]) -> None:
         """Bring back the state of `snapshot`; the caller's mapping stays the same object."""
         known, reads_data, in_use = snapshot
         self.known.clear()

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from senn.batch import Inputs, Output
-from senn.candidates.candidate_set import Draw
-from senn.curvature.capture import labels, layout_of, reads_of
-from senn.curvature.patches import Read
-from senn.curvature.reading import Reading, forward, reading
+from senn.candidates.candidate_set import CandidateSet
+from senn.curvature.capture import labels, layout_of, layer_inputs
+from senn.curvature.patches import LayerInput
+from senn.curvature.reading import BatchLayout, forward, record_linear_calls
 from senn.preserve import preserve_model_state
-from senn.structure import Structure
-from senn.surgery import carry_out
-from senn.surgery.verify import fingerprint
+from senn.structure import DependencyGraph
+from senn.surgery import apply_moves
+from senn.surgery.verify import model_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class DormantCopy:
     digest: list[int]
 
     @classmethod
-    def of(cls, model: nn.Module, structure: Structure, draw: Draw, probe: Callable[[], Inputs]) -> DormantCopy:
+    def of(cls, model: nn.Module, graph: DependencyGraph, draw: CandidateSet, probe: Callable[[], Inputs]) -> DormantCopy:
         """Copy a model and widen it by all candidate units of a draw.
 
         Args:
@@ -44,12 +44,12 @@ class DormantCopy:
         """
         trial = copy.deepcopy(model)
         has_statistics = any(getattr(module, "running_mean", None) is not None for module in trial.modules())
-        carry_out(trial, list(draw.widen.values()), structure, probe=probe() if has_statistics else None)
+        apply_moves(trial, list(draw.widen.values()), graph, probe=probe() if has_statistics else None)
         return cls(trial, digest(model))
 
     def reads(
-        self, readings: Mapping[str, Reading], inputs: Inputs, output: Output | None, count: int
-    ) -> dict[str, list[Read]]:
+        self, readings: Mapping[str, BatchLayout], inputs: Inputs, output: Output | None, count: int
+    ) -> dict[str, list[LayerInput]]:
         """Read each map's inputs, candidate units among them.
 
         Args:
@@ -61,12 +61,12 @@ class DormantCopy:
         Returns:
             one entry for each application, by map or by group of one.
         """
-        with torch.no_grad(), preserve_model_state(self.model), reading(self.model, [*readings]) as seen:
+        with torch.no_grad(), preserve_model_state(self.model), record_linear_calls(self.model, [*readings]) as seen:
             forward(self.model, inputs, output)
-        found: dict[str, list[Read]] = {}
+        found: dict[str, list[LayerInput]] = {}
         for name, several in seen.items():
             for number, one in enumerate(several):
-                reads = reads_of(name, one, layout_of(readings, name, number), count)
+                reads = layer_inputs(name, one, layout_of(readings, name, number), count)
                 for label, read in zip(labels(name, len(reads)), reads, strict=True):
                     found.setdefault(label, []).append(read)
         return found
@@ -74,4 +74,4 @@ class DormantCopy:
 
 def digest(model: nn.Module) -> list[int]:
     """Fingerprint of all numbers of a model."""
-    return fingerprint([*model.parameters(), *model.buffers()])
+    return model_digest([*model.parameters(), *model.buffers()])

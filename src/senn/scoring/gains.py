@@ -29,15 +29,15 @@ from torch import Tensor
 
 from senn.curvature.factors import (
     DAMPING,
-    Inverse,
-    InverseOfRows,
+    FactorInverse,
+    WoodburyInverse,
     cholesky,
-    input_moment,
+    input_covariance,
     solve,
     whiten,
 )
 from senn.curvature.folds import Fold
-from senn.curvature.samples import Rowwise, Samples
+from senn.curvature.samples import PerSampleFactors, Samples
 from senn.scores import diagonal_gain
 
 UNIT_DAMPING = 1e-3
@@ -90,7 +90,7 @@ class Prices:
     score_limit: float
 
 
-class Ledger:
+class LayerGains:
     """Scores of candidate columns of one linear map.
 
     Args:
@@ -114,19 +114,19 @@ class Ledger:
         self.held_samples = max(held.moments.rows / both.locations, 1.0)
         self.whitener = cholesky(both.S, DAMPING)
         G = both.G
-        self.inverse: Inverse
+        self.inverse: FactorInverse
         if few:
-            self.inverse = InverseOfRows(torch.cat([one[:, :existing] for one in rows if one is not None]))
+            self.inverse = WoodburyInverse(torch.cat([one[:, :existing] for one in rows if one is not None]))
         else:
-            self.inverse = Inverse(cholesky(both.A[:existing, :existing], DAMPING) if factor is None else factor)
+            self.inverse = FactorInverse(cholesky(both.A[:existing, :existing], DAMPING) if factor is None else factor)
         white = whiten(self.whitener, G[:, :existing])
-        square, self._finish = self.inverse.start(white.mT)
+        square, self._finish = self.inverse.quadratic_form(white.mT)
         self.eta = self.locations * square
         self._gradients = [fold.moments.G[:, :existing] for fold in (fit, held)]
         if G.shape[1] == existing:
             return
         if few:
-            self._account_for_rows([cast(Rowwise, fold.samples) for fold in (fit, held)], existing)
+            self._account_for_rows([cast(PerSampleFactors, fold.samples) for fold in (fit, held)], existing)
             return
         inputs = (both.A, fit.whole.A, held.whole.A)
         candidates = G.shape[1] - existing
@@ -149,27 +149,27 @@ class Ledger:
         sides = [A[:c, A.shape[1] - len(self.level) :] for A in inputs]
         if shared:
             return self.inverse.solve(torch.cat(sides, 1)).chunk(len(sides), 1)
-        inverses = [self.inverse, *(Inverse(cholesky(A[:c, :c], DAMPING)) for A in inputs[1:])]
+        inverses = [self.inverse, *(FactorInverse(cholesky(A[:c, :c], DAMPING)) for A in inputs[1:])]
         return [inverse.solve(side) for inverse, side in zip(inverses, sides, strict=True)]
 
-    def _account_for_rows(self, folds: Sequence[Rowwise], c: int) -> None:
+    def _account_for_rows(self, folds: Sequence[PerSampleFactors], c: int) -> None:
         """Open the accounts of folds whose rows are all there."""
         new = torch.cat([fold.a[:, c:] for fold in folds]).double()
         self._set_level(new.mT @ new / len(new))
 
-        def account(inverse: InverseOfRows, new: Tensor, dz: Tensor, samples: Rowwise | None) -> Account:
+        def account(inverse: WoodburyInverse, new: Tensor, dz: Tensor, samples: PerSampleFactors | None) -> ResidualStatistics:
             rest = inverse.residual(new)
             kept = None if samples is None else replace(samples, a=rest.to(samples.a))
             cross = whiten(self.whitener, dz.double().mT @ rest / len(rest))
-            return Account(new.mT @ rest / len(rest) + torch.diag(self.level), cross, kept, float(len(rest)))
+            return ResidualStatistics(new.mT @ rest / len(rest) + torch.diag(self.level), cross, kept, float(len(rest)))
 
-        assert isinstance(self.inverse, InverseOfRows)
-        self.all = account(self.inverse, new, torch.cat([fold.dz for fold in folds]), None)
+        assert isinstance(self.inverse, WoodburyInverse)
+        self.all = account(self.inverse, new, torch.cat([fold.output_grad for fold in folds]), None)
         self.fit, self.held = (
-            account(InverseOfRows(fold.a[:, :c]), fold.a[:, c:].double(), fold.dz, fold) for fold in folds
+            account(WoodburyInverse(fold.a[:, :c]), fold.a[:, c:].double(), fold.output_grad, fold) for fold in folds
         )
 
-    def _account(self, A: Tensor, G: Tensor, folds: Sequence[Fold], predict: Tensor, *, by_rows: bool) -> Account:
+    def _account(self, A: Tensor, G: Tensor, folds: Sequence[Fold], predict: Tensor, *, by_rows: bool) -> ResidualStatistics:
         """The account of the samples that A and G are means over, with the kept samples of these folds.
 
         With a factor that comes from other samples, A_pp - A_pc A^-1 A_cp need not be positive; the moment of the kept
@@ -178,14 +178,14 @@ class Ledger:
         c, cut = len(predict), A.shape[1] - len(self.level)
         kept = [fold.samples.residual(predict) for fold in folds]
         if by_rows:
-            moments = [input_moment(one.a, one.weight) for one in kept if isinstance(one, Rowwise)]
+            moments = [input_covariance(one.a, one.weight) for one in kept if isinstance(one, PerSampleFactors)]
             residual = sum(moments[1:], moments[0]).double() / sum(one.total for one in kept)
         else:
             residual = A[c:, cut:] - predict.mT @ A[:c, cut:]
         cross = whiten(self.whitener, G[:, c:] - G[:, :c] @ predict)
         samples = kept[0] if len(kept) == 1 else None
         weight = max(sum(one.total for one in kept), 1e-30)
-        return Account(residual + torch.diag(self.level), cross, samples, weight)
+        return ResidualStatistics(residual + torch.diag(self.level), cross, samples, weight)
 
     @cached_property
     def _step(self) -> Tensor:
@@ -211,11 +211,11 @@ class Ledger:
         """Exact gain D of each group of columns, (groups, p) long to (groups,), see `scores.width_gain`."""
         return self._quadratic(self.all.residual, columns, onto)
 
-    def bound(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
+    def gain_lower_bound(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
         """Lower bound D' of each group (Theorem 3.2, `scores.width_gain_bound`); residuals include what is accepted."""
         return self._quadratic(self.raw + torch.diag(self.level), columns, onto)
 
-    def heldout(self, columns: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def held_out_gain(self, columns: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Held-out gain of each group and its standard error: steps fitted on one fold, valued on the other."""
         cross = _projected(_gather(self.fit.cross, columns), onto)
         step = _divide(cross, _blocks(self.fit.residual, columns))
@@ -223,7 +223,7 @@ class Ledger:
             step, (step * cross).sum((-2, -1)), (step * _gather(self.held.cross, columns)).sum((-2, -1)), columns
         )
 
-    def agreed(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
+    def cross_fold_gain(self, columns: Tensor, onto: Tensor | None = None) -> Tensor:
         """Gain of each group as the two folds agree on it: what one's step brings to first order on the other.
 
         At the best length half of what a step brings to first order is lost to curvature. The held-out gain is less by
@@ -232,7 +232,7 @@ class Ledger:
         cross = _projected(_gather(self.fit.cross, columns), onto)
         step = _divide(cross, _blocks(self.fit.residual, columns))
         flat, length = self._stepped(step, (step * cross).sum((-2, -1)), columns)
-        _, crossed = self.held.curvature(self.held.along("s", flat, columns))
+        _, crossed = self.held.curvature(self.held.directional("s", flat, columns))
         slope = (step * _gather(self.held.cross, columns)).sum((-2, -1))
         return self.locations * length * (slope - crossed)
 
@@ -245,10 +245,10 @@ class Ledger:
         """
         metric = through.mT @ through
 
-        def gradient(account: Account) -> Tensor:
+        def gradient(account: ResidualStatistics) -> Tensor:
             return (through * account.cross[:, columns]).sum(0)
 
-        def curvature(account: Account) -> Tensor:
+        def curvature(account: ResidualStatistics) -> Tensor:
             return account.residual[columns][:, columns] * metric
 
         gain = float(diagonal_gain(gradient(self.all), curvature(self.all), locations=self.locations))
@@ -264,18 +264,18 @@ class Ledger:
             cross_fold_gain=math.nan,
         )
 
-    def accept(self, columns: Tensor, onto: Tensor | None = None) -> None:
+    def eliminate(self, columns: Tensor, onto: Tensor | None = None) -> None:
         """Count these columns (p,) as part of the map from now on."""
         self.eta += float(self.gain(columns[None], onto)[0])
         cross = _projected(_gather(self.fit.cross, columns[None]), onto)
         step = _divide(cross, _blocks(self.fit.residual, columns[None]))
         flat, length = self._stepped(step, (step * cross).sum((-2, -1)), columns[None])
         self.fit, self.held = (
-            account.moved(length * account.along("s", flat, columns[None])) for account in (self.fit, self.held)
+            account.moved(length * account.directional("s", flat, columns[None])) for account in (self.fit, self.held)
         )
         self.all, self.fit, self.held = (account.without(columns) for account in (self.all, self.fit, self.held))
 
-    def clone(self) -> Ledger:
+    def clone(self) -> LayerGains:
         """A ledger to try acceptances on: tensors are replaced, never written to, so a shallow copy is enough."""
         return copy.copy(self)
 
@@ -288,7 +288,7 @@ class Ledger:
         groups, m, p = step.shape
         flat = step.movedim(1, 0).reshape(m, groups * p)
         flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)
-        curved, crossed = self.fit.curvature(self.fit.along("s", flat, columns))
+        curved, crossed = self.fit.curvature(self.fit.directional("s", flat, columns))
         slope = (fitted - crossed).clamp_min(0)
         return flat, slope / torch.maximum(curved, slope).clamp_min(1e-30)
 
@@ -301,10 +301,10 @@ class Ledger:
         """
         flat, length = self._stepped(step, fitted, columns)
         # what a step does to a sample is the sum of what it does at its locations: summed before it is squared
-        on_held = self.held.along("s", flat, columns)
+        on_held = self.held.directional("s", flat, columns)
         curved, crossed = self.held.curvature(on_held)
         value = 2 * length * (held - crossed) - length.square() * curved
-        slope = self.held.along("dz", flat, columns)
+        slope = self.held.directional("dz", flat, columns)
         samples = 2 * length * (slope - self.held.before(on_held) * on_held) - length.square() * on_held.square()
         error = (samples / self.locations).std(0, correction=0) / self.held_samples**0.5
         return self.locations * value, self.locations * error
@@ -318,7 +318,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, eq=False)
-class Account:
+class ResidualStatistics:
     """Residual moments of the candidate columns on some samples.
 
     Attributes:
@@ -333,36 +333,36 @@ class Account:
     cross: Tensor
     samples: Samples | None
     weight: float
-    taken: Tensor | None = None
+    accepted: Tensor | None = None
 
-    def without(self, columns: Tensor) -> Account:
+    def without(self, columns: Tensor) -> ResidualStatistics:
         """After these columns are part of the map: one step of block elimination."""
         taken = torch.linalg.solve(self.residual[columns][:, columns], self.residual[columns]).mT
-        return Account(
+        return ResidualStatistics(
             self.residual - taken @ self.residual[columns],
             self.cross - self.cross[:, columns] @ taken.mT,
             None if self.samples is None else self.samples.without(columns, taken),
             self.weight,
-            self.taken,
+            self.accepted,
         )
 
-    def moved(self, along: Tensor) -> Account:
+    def moved(self, along: Tensor) -> ResidualStatistics:
         """After a step with s^T d a of (samples, 1)."""
-        return replace(self, taken=along[:, 0] if self.taken is None else self.taken + along[:, 0])
+        return replace(self, taken=along[:, 0] if self.accepted is None else self.accepted + along[:, 0])
 
     def before(self, along: Tensor) -> Tensor:
         """What the accepted steps do to the samples, (samples, 1) of the dtype of (samples, groups)."""
-        return along.new_zeros(len(along), 1) if self.taken is None else self.taken[:, None].to(along)
+        return along.new_zeros(len(along), 1) if self.accepted is None else self.accepted[:, None].to(along)
 
     def curvature(self, along: Tensor) -> tuple[Tensor, Tensor]:
         """d^T F d of each step, and d^T F d_0 with the accepted ones, for s^T d a of (samples, groups)."""
         curved, crossed = along.square().sum(0), (along * self.before(along)).sum(0)
         return curved.double() / self.weight, crossed.double() / self.weight
 
-    def along(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
+    def directional(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
         """See `Rowwise.along`: of the kept samples, (samples, groups)."""
         assert self.samples is not None
-        return self.samples.along(kind, step, columns)
+        return self.samples.directional(kind, step, columns)
 
 
 def _gather(cross: Tensor, columns: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from senn import batch
 from senn.batch import Inputs
-from senn.curvature.folds import Fold, Own
+from senn.curvature.folds import Fold, LocalSlice
 from senn.curvature.output import Among
 from senn.errors import SennError
-from senn.ranks import Ranks, Share
+from senn.ranks import Communicator, BatchShare
 
 Key = TypeVar("Key")
 
@@ -34,15 +34,15 @@ class Joint:
         weights: of these, with mean 1 over the samples of all ranks; None for ones.
     """
 
-    ranks: Ranks
-    share: Share
+    communicator: Communicator
+    share: BatchShare
     inputs: Inputs
     targets: Tensor
     weights: Tensor | None
 
     @classmethod
     def of(
-        cls, ranks: Ranks, inputs: Inputs, targets: Tensor, weights: Tensor | None, generator: torch.Generator
+        cls, communicator: Communicator, inputs: Inputs, targets: Tensor, weights: Tensor | None, generator: torch.Generator
     ) -> Joint:
         """Permute a batch.
 
@@ -50,11 +50,11 @@ class Joint:
             SennError: there are fewer than two samples, or inputs, targets and weights don't fit each other.
         """
         count = len(targets)
-        with ranks.together("look at a batch"):
+        with communicator.fail_together("look at a batch"):
             if batch.count(inputs) != count:
                 raise SennError(f"the batch has inputs for {batch.count(inputs)} samples and targets for {count}")
         total = 0.0 if weights is None else float(weights.sum())
-        said = ranks.exchange("look at a batch", [count, weights is not None, total])
+        said = communicator.all_gather_object("look at a batch", [count, weights is not None, total])
         counts = [one[0] for one in said]
         if sum(counts) < 2:
             raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
@@ -62,12 +62,12 @@ class Joint:
             raise SennError("some ranks give sample weights with a batch and others don't: all must, or none")
         if weights is not None and not sum(one[2] for one in said) > 0:
             raise SennError("the sample weights of the batch do not sum to more than zero")
-        share = ranks.share(counts, generator)
+        share = communicator.batch_share(counts, generator)
         share = replace(share, local=share.local.to(targets.device))
         if weights is not None:
-            mean = weights.mean() if ranks.alone else sum(one[2] for one in said) / share.total
+            mean = weights.mean() if communicator.is_single else sum(one[2] for one in said) / share.total
             weights = weights[share.local] / mean
-        return cls(ranks, share, batch.take(inputs, share.local, count), targets[share.local], weights)
+        return cls(communicator, share, batch.index_batch(inputs, share.local, count), targets[share.local], weights)
 
     def first(self, number: int, start: int = 0) -> Some:
         """So many samples of the joint order, on every rank."""
@@ -75,13 +75,13 @@ class Joint:
         every = self.inputs, self.targets, self.weights
         positions = self.share.positions
         found: Some = (
-            batch.take(every, own, count)
+            batch.index_batch(every, own, count)
             if positions is None
-            else everyones(self.ranks, every, own, count, positions[own])
+            else everyones(self.communicator, every, own, count, positions[own])
         )
         return found
 
-    def few(self, which: slice, sample: Some) -> tuple[Some, Among | None]:
+    def head(self, which: slice, sample: Some) -> tuple[Some, Among | None]:
         """The own samples at those positions, and which they are of them; without any, this sample instead."""
         own = self.share.within(which.start, which.stop)
         among = None
@@ -92,50 +92,50 @@ class Joint:
             if empty:
                 return sample, among
         weights = None if self.weights is None else self.weights[own]
-        return (batch.take(self.inputs, own, len(self.targets)), self.targets[own], weights), among
+        return (batch.index_batch(self.inputs, own, len(self.targets)), self.targets[own], weights), among
 
-    def own(self, which: slice, fold: slice) -> Own:
+    def own(self, which: slice, fold: slice) -> LocalSlice:
         """Of the samples at the positions `which`, those of a fold that is some of them, counted from the first."""
         first, last = which.start + fold.start, which.start + fold.stop
         if self.share.positions is None:
-            return Own(samples=fold, count=last - first)
+            return LocalSlice(samples=fold, count=last - first)
         before = self.share.within(which.start, which.stop).start
         own = self.share.within(first, last)
         positions = self.share.positions[own] - first
-        return Own(samples=slice(own.start - before, own.stop - before), count=last - first, positions=positions)
+        return LocalSlice(samples=slice(own.start - before, own.stop - before), count=last - first, positions=positions)
 
 
-def first_of(ranks: Ranks, inputs: Inputs, number: int = 2) -> Inputs:
+def first_of(communicator: Communicator, inputs: Inputs, number: int = 2) -> Inputs:
     """The first inputs of all ranks' batches, one batch after the other."""
-    if ranks.alone:
-        return batch.few(inputs, number)
-    counts = ranks.exchange("look at a batch", batch.count(inputs))
-    own, start = min(counts[ranks.rank], number), sum(counts[: ranks.rank])
+    if communicator.is_single:
+        return batch.head(inputs, number)
+    counts = communicator.all_gather_object("look at a batch", batch.count(inputs))
+    own, start = min(counts[communicator.rank], number), sum(counts[: communicator.rank])
     positions = torch.arange(start, start + own)
-    return batch.few(everyones(ranks, inputs, slice(0, own), counts[ranks.rank], positions), number)
+    return batch.head(everyones(communicator, inputs, slice(0, own), counts[communicator.rank], positions), number)
 
 
-def everyones(ranks: Ranks, tree: Any, own: slice, count: int, positions: Tensor) -> Any:
+def everyones(communicator: Communicator, tree: Any, own: slice, count: int, positions: Tensor) -> Any:
     """A nesting of tensors with samples of all ranks, in order: here are `count`, and these of them are this rank's."""
 
     def is_cut(tensor: Tensor) -> bool:  # asked before the cut: a part may be as long as a tensor that is none
         return bool(tensor.dim()) and len(tensor) == count
 
-    cut = [tensor[own] for tensor in batch.tensors(tree) if is_cut(tensor)]
-    found = iter(ranks.collected("share samples", [(positions, cut)])[0])
-    return batch.map_tensors(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
+    cut = [tensor[own] for tensor in batch.leaves(tree) if is_cut(tensor)]
+    found = iter(communicator.all_gather("share samples", [(positions, cut)])[0])
+    return batch.map_leaves(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
 
 
-def joined(ranks: Ranks, folds: Mapping[Key, Fold]) -> dict[Key, Fold]:
+def joined(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Key, Fold]:
     """The folds of all ranks together, by key: sums of their moments, and all samples that they keep, in order."""
-    if ranks.alone or not folds:
+    if communicator.is_single or not folds:
         return dict(folds)
-    said = ranks.exchange("sum the moments", [[fold.moments.rows, fold.moments.read] for fold in folds.values()])
+    said = communicator.all_gather_object("sum the moments", [[fold.moments.rows, fold.moments.n_rows_read] for fold in folds.values()])
     numbers = [[sum(column) for column in zip(*one, strict=True)] for one in zip(*said, strict=True)]
     every = [fold.moments for fold in folds.values()]
-    sums = iter(ranks.summed("sum the moments", [x for one in every for x in (one.inputs, one.cross, one.outputs)]))
+    sums = iter(communicator.all_reduce("sum the moments", [x for one in every for x in (one.input_cov, one.cross_cov, one.grad_cov)]))
     groups = [(_positions(fold), fold.samples.tensors) for fold in folds.values()]
-    samples = ranks.collected("gather the kept samples", groups)
+    samples = communicator.all_gather("gather the kept samples", groups)
     found: dict[Key, Fold] = {}
     for (key, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
         moments = replace(fold.moments, rows=rows, read=read, inputs=next(sums), cross=next(sums), outputs=next(sums))

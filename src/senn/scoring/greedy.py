@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from senn.policy import Criterion
-from senn.scoring.gains import Gains, Ledger
+from senn.scoring.gains import Gains, LayerGains
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +22,13 @@ class Group:
         onto: orthonormal basis of what the map makes of changes of its input, (m, r); None for all of its outputs.
     """
 
-    ledger: Ledger
+    layer_gains: LayerGains
     columns: Tensor
     onto: Tensor | None = None
 
     def copied(self) -> Group:
         """The same, to try acceptances on."""
-        return replace(self, ledger=self.ledger.clone())
+        return replace(self, layer_gains=self.layer_gains.clone())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,12 @@ def _greedy(groups: Sequence[Group], rest: Tensor, figures: Tensor, units: int, 
         gain, bound, held_out, stderr = figures[:, best].tolist()
         total += Gains(gain=gain, gain_lower_bound=bound, held_out_gain=held_out, held_out_stderr=stderr)
         for group in trial:
-            agreed = group.ledger.agreed(group.columns[chosen[-1:]], group.onto)
+            agreed = group.layer_gains.cross_fold_gain(group.columns[chosen[-1:]], group.onto)
             total += Gains(cross_fold_gain=float(agreed))
         if len(chosen) == units:
             return Choice(units=tuple(chosen), gains=total, criterion=criterion)
         for group in trial:
-            group.ledger.accept(group.columns[chosen[-1]], group.onto)
+            group.layer_gains.eliminate(group.columns[chosen[-1]], group.onto)
         rest = torch.cat([rest[:best], rest[best + 1 :]])
         figures = _figures(trial, rest)
 
@@ -98,13 +98,13 @@ def _figures(groups: Sequence[Group], units: Tensor) -> Tensor:
     total = torch.zeros(4, len(units), dtype=torch.float64)
     for group in groups:
         columns = group.columns[units]
-        gains = group.ledger.gain(columns, group.onto), group.ledger.bound(columns, group.onto)
+        gains = group.layer_gains.gain(columns, group.onto), group.layer_gains.gain_lower_bound(columns, group.onto)
         total[:2] += torch.stack(gains)
     short = total[0].topk(min(SHORTLIST, len(units))).indices
     short = torch.cat([short, total[1].argmax()[None]])
     heldout = torch.zeros(2, len(short), dtype=torch.float64)
     for group in groups:
-        heldout += torch.stack(group.ledger.heldout(group.columns[units[short]], group.onto))
+        heldout += torch.stack(group.layer_gains.held_out_gain(group.columns[units[short]], group.onto))
     total[2] = -torch.inf
     total[2:, short] = heldout
     return total

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from senn.curvature.folds import Fold
-from senn.scoring.gains import Ledger
+from senn.scoring.gains import LayerGains
 
 
-def whole_eta_of(ledgers: Mapping[str, Ledger], folds: Sequence[Mapping[str, Fold]], limit: float) -> float:
+def whole_eta_of(layer_gains_by_map: Mapping[str, LayerGains], folds: Sequence[Mapping[str, Fold]], limit: float) -> float:
     """A lower bound of the network's eta that takes its maps together, and so stays below lambda.
 
     The sum over the maps counts a decrease that several of them could bring several times, and may come out above
@@ -22,13 +22,13 @@ def whole_eta_of(ledgers: Mapping[str, Ledger], folds: Sequence[Mapping[str, Fol
         folds: the two folds of samples, each by linear map.
         limit: lambda.
     """
-    total = sum(ledger.eta for ledger in ledgers.values())
+    total = sum(layer_gains.eta for layer_gains in layer_gains_by_map.values())
     square = weight = 0.0
     for fold in folds:
-        parts = [fold[name].samples.of_existing(ledger.step) for name, ledger in ledgers.items()]
+        parts = [fold[name].samples.of_existing(layer_gains.step) for name, layer_gains in layer_gains_by_map.items()]
         kept = min(map(len, parts))
         square += float(torch.stack([part[:kept] for part in parts]).sum(0).square().sum())
-        name, ledger = next(iter(ledgers.items()))
-        weight += fold[name].samples.first(kept).total / ledger.locations
+        name, layer_gains = next(iter(layer_gains_by_map.items()))
+        weight += fold[name].samples.first(kept).total / layer_gains.locations
     exact = square / max(weight, 1e-300)
     return min(total**2 / max(exact, 1e-300), limit) if total > 0 else 0.0

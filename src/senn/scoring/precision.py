@@ -40,7 +40,7 @@ def exact(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def exactly(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+def full_precision(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Have a method of what looks at a `model` do so in `exact`."""
 
     @wraps(method)

@@ -8,22 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from senn.curvature.factors import Inverse
+from senn.curvature.factors import FactorInverse
 from senn.scores import compensation
-from senn.structure import LinearMap, matrix, tensor_of
+from senn.structure import LinearMap, weight_matrix, get_tensor
 
 
-class PruningLedger:
+class PruningCosts:
     """What the columns of one linear map are worth to it.
 
     Args:
         inverse: of the damped input moment of the existing columns.
         value: [W | b] less its natural step, whitened by the root of S, on all samples and on each of two folds
-            (`Ledger.after`), (3, m, c).
+            (`LayerGains.after`), (3, m, c).
         locations: rows per sample.
     """
 
-    def __init__(self, inverse: Inverse, value: Tensor, locations: int) -> None:
+    def __init__(self, inverse: FactorInverse, value: Tensor, locations: int) -> None:
         self.locations = locations
         self._start = inverse
         self._now: Tensor | None = None  # made when the first unit goes
@@ -37,7 +37,7 @@ class PruningLedger:
         """
         return self._products(columns, 0, 0)
 
-    def agreed(self, columns: Tensor) -> Tensor:
+    def cross_fold_costs(self, columns: Tensor) -> Tensor:
         """The same as the two folds agree on it: a product, to which noise adds nothing on average."""
         return self._products(columns, 1, 2)
 
@@ -57,7 +57,7 @@ class PruningLedger:
         gone = self._positions(columns)
         rest = torch.ones(len(self.kept), dtype=torch.bool)
         rest[gone] = False
-        inverse = self._start.whole if self._now is None else self._now
+        inverse = self._start.dense if self._now is None else self._now
         take_over = compensation(inverse, gone)
         self.value = self.value[..., rest] + self.value[..., gone] @ take_over
         self._now = inverse[rest][:, rest] + inverse[rest][:, gone] @ take_over
@@ -65,7 +65,7 @@ class PruningLedger:
 
     def coefficients(self, columns: Tensor) -> Tensor:
         """For the removal of all `columns` (p,) from the map as it is: W_kept += W_gone @ coefficients, (p, c - p)."""
-        return compensation(self._start.whole, columns)
+        return compensation(self._start.dense, columns)
 
     def _positions(self, columns: Tensor) -> Tensor:
         """Where columns, numbered as at the start, are now."""
@@ -74,5 +74,5 @@ class PruningLedger:
 
 def weight_of(model: nn.Module, one: LinearMap) -> Tensor:
     """[W | b] of a linear map, detached, (m, c)."""
-    weight = matrix(model, one)
-    return weight if one.bias is None else torch.cat([weight, tensor_of(model, one.bias).detach()[:, None]], 1)
+    weight = weight_matrix(model, one)
+    return weight if one.bias is None else torch.cat([weight, get_tensor(model, one.bias).detach()[:, None]], 1)

@@ -12,55 +12,55 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
 from senn.policy import Candidate, Policy
-from senn.ranks import Ranks
+from senn.ranks import Communicator
 from senn.scoring.global_batch import first_of
-from senn.scoring.pool import Menu
-from senn.structure import Structure
-from senn.surgery.verify import fingerprint
-from senn.verification import analyse
+from senn.scoring.pool import CandidatePool
+from senn.structure import DependencyGraph
+from senn.surgery.verify import model_digest
+from senn.verification import analyze
 
 
-def each_batch(ranks: Ranks, batches: Iterable[Any]) -> Iterator[Any]:
+def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[Any]:
     """A rank's batches, as many as the rank has that has most: the others' further ones hold no samples."""
     own, last = iter(batches), None
     while True:
-        with ranks.together("take a batch"):
+        with communicator.fail_together("take a batch"):
             one = next(own, None)
             if one is not None and (not isinstance(one, tuple | list) or len(one) not in (2, 3)):
                 raise SennError("a batch must be inputs, targets and perhaps weights: give a list of such batches")
-        if not any(ranks.exchange("take a batch", one is not None)):
+        if not any(communicator.all_gather_object("take a batch", one is not None)):
             return
-        with ranks.together("take a batch"):
+        with communicator.fail_together("take a batch"):
             if one is None:
                 if last is None:
                     raise SennError("it has no batch, and others have: give it one, of no samples at least")
-                one = batch.take(tuple(last), slice(0, 0), batch.count(last[0]))
+                one = batch.index_batch(tuple(last), slice(0, 0), batch.count(last[0]))
         last = one
         yield one
 
 
-def agree_on_weights(ranks: Ranks, what: str, model: nn.Module) -> None:
+def agree_on_weights(communicator: Communicator, what: str, model: nn.Module) -> None:
     """Check, bit by bit, that all ranks have the same parameters."""
-    if not ranks.alone:
-        ranks.agree(what, {f"the weights {name}": fingerprint([p]) for name, p in model.named_parameters()})
+    if not communicator.is_single:
+        communicator.assert_equal(what, {f"the weights {name}": model_digest([p]) for name, p in model.named_parameters()})
 
 
-def agree_on_basis(ranks: Ranks, menu: Menu, policy: Policy, generator: torch.Generator) -> None:
+def agree_on_basis(communicator: Communicator, pool: CandidatePool, policy: Policy, generator: torch.Generator) -> None:
     """Check that all ranks base their decision on the same."""
-    if not ranks.alone:
-        agree_on_weights(ranks, "decide", menu.model)
+    if not communicator.is_single:
+        agree_on_weights(communicator, "decide", pool.model)
         marks = {
-            "the structure of its model": [(space.name, space.width) for space in menu.structure.spaces],
+            "the structure of its model": [(group.name, group.width) for group in pool.graph.groups],
             "its random generator": generator.get_state().tolist(),
             "its policy": policy,
-            "its budget": menu.budget,
-            "its number of training samples": menu.prices.samples,
+            "its budget": pool.budget,
+            "its number of training samples": pool.prices.samples,
         }
-        ranks.agree("decide", marks)
+        communicator.assert_equal("decide", marks)
 
 
 def chosen(
-    ranks: Ranks, policy: Policy, offered: Sequence[Candidate], accepted: Sequence[Candidate]
+    communicator: Communicator, policy: Policy, offered: Sequence[Candidate], accepted: Sequence[Candidate]
 ) -> Candidate | None:
     """The policy's choice, on the first rank.
 
@@ -77,12 +77,12 @@ def chosen(
         SennError: the policy chose something else, or the ranks have other candidates than the first.
     """
     number = None
-    with ranks.together("decide"):
-        choice = policy.choose(offered, accepted) if ranks.rank == 0 else None
+    with communicator.fail_together("decide"):
+        choice = policy.choose(offered, accepted) if communicator.rank == 0 else None
         if choice is not None:
             number = _number_of(choice, offered)
-    number, name = ranks.decided("decide", [number, _name(offered, number)])
-    with ranks.together("decide"):
+    number, name = communicator.broadcast_object("decide", [number, _name(offered, number)])
+    with communicator.fail_together("decide"):
         if name != _name(offered, number):
             raise SennError(f"its candidates are others than those of rank 0, it has no {name}")
     return None if number is None else offered[number]
@@ -107,17 +107,17 @@ def _in_words(one: Candidate) -> str:
     return f"{one.kind} of {one.place}: {one.detail}, {one.units} units to {one.width}"
 
 
-def analysed(ranks: Ranks, model: nn.Module, inputs: Inputs, ignore: Sequence[str]) -> Structure:
+def analyzed(communicator: Communicator, model: nn.Module, inputs: Inputs, ignore: Sequence[str]) -> DependencyGraph:
     """What in a model can change size, found on the first samples of all ranks.
 
     Raises:
         SennError: nothing can.
     """
-    structure = analyse(model, first_of(ranks, inputs), ignore=ignore)
-    if not structure.spaces and not structure.sites:
-        reasons = "; ".join(f"{r.place or 'the model'}: {r.reason}" for r in structure.refused[:3])
+    graph = analyze(model, first_of(communicator, inputs), ignore=ignore)
+    if not graph.groups and not graph.insertion_points:
+        reasons = "; ".join(f"{r.place or 'the model'}: {r.reason}" for r in graph.refusals[:3])
         raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
-    return structure
+    return graph
 
 
 def check_whole(model: nn.Module) -> None:
@@ -125,7 +125,7 @@ def check_whole(model: nn.Module) -> None:
     if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
         raise UnsupportedError(
             "the model's parameters are spread over processes: grow it inside "
-            "`with senn.distributed.gathered(model, optimizer):`"
+            "`with senn.distributed.full_parameters(model, optimizer):`"
         )
 
 

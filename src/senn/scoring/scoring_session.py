@@ -11,33 +11,33 @@ from torch import Tensor, nn
 
 from senn import batch
 from senn.batch import Inputs, Output
-from senn.candidates.candidate_config import Proposals
-from senn.candidates.candidate_set import Draw
-from senn.candidates.gain_ascent import Hill, ascend
-from senn.candidates.sampling import LOOK, propose
+from senn.candidates.candidate_config import CandidateConfig
+from senn.candidates.candidate_set import CandidateSet
+from senn.candidates.gain_ascent import GainObjective, optimize_candidates
+from senn.candidates.sampling import LOOK, sample_candidates
 from senn.curvature.capture import RowChunk, capture, labels
-from senn.curvature.factors import Inverse
-from senn.curvature.folds import Fold, Own
-from senn.curvature.gather import places_of
-from senn.curvature.output import OutputMetric
-from senn.curvature.reading import Reading, RowLayout, forward, legible
+from senn.curvature.factors import FactorInverse
+from senn.curvature.folds import Fold, LocalSlice
+from senn.curvature.gather import sampled_locations
+from senn.curvature.output import LossMetric
+from senn.curvature.reading import BatchLayout, RowLayout, forward, infer_batch_layouts
 from senn.errors import UnsupportedError
 from senn.policy import Budget
 from senn.preserve import preserve_model_state
-from senn.ranks import Ranks
-from senn.scoring.batch_statistics import MOST_ROWS, BatchPart, FoldStatistics, Look, batch_parts
-from senn.scoring.column_layout import Columns, lay_out
-from senn.scoring.data_covariance import DataCovariances, KnownMoment
+from senn.ranks import Communicator
+from senn.scoring.batch_statistics import MOST_ROWS, BatchPart, FoldStatistics, BatchStatistics, batch_parts
+from senn.scoring.column_layout import ColumnLayout, build_column_layout
+from senn.scoring.data_covariance import DataCovariances, DataCovariance
 from senn.scoring.dormant_copy import DormantCopy, digest
-from senn.scoring.gains import Ledger, Prices
+from senn.scoring.gains import LayerGains, Prices
 from senn.scoring.global_batch import Joint, Some, joined
 from senn.scoring.network_score import whole_eta_of
-from senn.scoring.pool import Menu
-from senn.scoring.pruning_costs import PruningLedger, weight_of
+from senn.scoring.pool import CandidatePool
+from senn.scoring.pruning_costs import PruningCosts, weight_of
 from senn.scoring.rank_checks import agree_on_weights
-from senn.scoring.stream import Beside, Label, look_beside
-from senn.structure import LinearMap, Structure
-from senn.surgery.verify import fingerprint
+from senn.scoring.stream import StreamCandidates, StreamKey, score_stream
+from senn.structure import LinearMap, DependencyGraph
+from senn.surgery.verify import model_digest
 
 PROBE = 1024
 """Samples on which a change is verified, and from which new BatchNorm channels take their statistics."""
@@ -49,12 +49,12 @@ class SessionSnapshot:
 
     attributes: dict[str, Any]
     fit: FoldStatistics
-    held: FoldStatistics
+    held_out: FoldStatistics
     covariances: Any
     generator: Tensor
 
 
-class Survey:
+class ScoringSession:
     """Candidates of one round and the statistics gathered about them.
 
     Args:
@@ -80,33 +80,33 @@ class Survey:
     def __init__(
         self,
         model: nn.Module,
-        structure: Structure,
+        graph: DependencyGraph,
         *,
-        metric: OutputMetric,
-        proposals: Proposals,
+        metric: LossMetric,
+        candidate_config: CandidateConfig,
         moves: Sequence[str],
         generator: torch.Generator,
-        known: dict[str, KnownMoment],
+        known: dict[str, DataCovariance],
         min_gain: Callable[[int], float] | None = None,
         output: Output | None = None,
-        readings: dict[str, Reading | str] | None = None,
-        ranks: Ranks | None = None,
+        readings: dict[str, BatchLayout | str] | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         self.output = output
         self.readings = {} if readings is None else readings
         self.maps: dict[str, LinearMap] = {}
         self._covariances = DataCovariances(known)
-        self.model, self.structure, self.metric = model, structure, metric
-        self.proposals, self.moves, self.min_gain = proposals, tuple(moves), min_gain
+        self.model, self.graph, self.metric = model, graph, metric
+        self.candidate_config, self.moves, self.min_gain = candidate_config, tuple(moves), min_gain
         self.generator = generator
         self.samples = 0
         self._loss_sum = self._score_limit_sum = 0.0
-        self._draw: Draw | None = None
+        self._draw: CandidateSet | None = None
         self._copy: DormantCopy | None = None
-        self._beside: dict[Label, Columns] = {}
-        self._columns: dict[str, Columns] = {}
+        self._beside: dict[StreamKey, ColumnLayout] = {}
+        self._columns: dict[str, ColumnLayout] = {}
         self._fit, self._held = FoldStatistics(), FoldStatistics()
-        self.ranks = ranks if ranks is not None else Ranks()
+        self.communicator = communicator if communicator is not None else Communicator()
         self._last: Joint | None = None
         self._sample: Some = (torch.empty(0), torch.empty(0), None)
         self.probe_loss_before = float("nan")
@@ -117,26 +117,26 @@ class Survey:
         """Mean loss over the samples seen."""
         return self._loss_sum / max(self.samples, 1)
 
-    def add(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
+    def add_batch(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
         """Look at one batch; returns its loss. The model is left as it was."""
         state = self.generator.get_state()
         try:
             self._check_alike()
-            joint = Joint.of(self.ranks, inputs, targets, weights, self.generator)
-            with self.ranks.together("look at a batch"):
+            joint = Joint.of(self.communicator, inputs, targets, weights, self.generator)
+            with self.communicator.fail_together("look at a batch"):
                 draw = self._first_draw(joint) if self._draw is None else self._draw
                 looks = [self._look(draw, part, joint) for part in self._parts(joint)]
         except BaseException:
-            if not self.ranks.alone:  # one rank may have drawn more than another
+            if not self.communicator.is_single:  # one rank may have drawn more than another
                 self.generator.set_state(state)
             raise
         self._draw = draw  # only now: a batch that was refused leaves nothing behind
         for look in looks:
             self._fit.add(look.fit)
-            self._held.add(look.held)
+            self._held.add(look.held_out)
         count = joint.share.total
         own = [sum(one.loss * one.samples for one in looks), sum(one.score_limit * one.samples for one in looks)]
-        total, limit = (sum(column) for column in zip(*self.ranks.exchange("look at a batch", own), strict=True))
+        total, limit = (sum(column) for column in zip(*self.communicator.all_gather_object("look at a batch", own), strict=True))
         loss = float(total / count)
         self.samples += count
         self._loss_sum += loss * count
@@ -147,40 +147,40 @@ class Survey:
 
     def _check_alike(self) -> None:
         """Check that all ranks look at one model; buffers are the first rank's, as in DistributedDataParallel."""
-        if self.ranks.alone:
+        if self.communicator.is_single:
             return
         buffers = [*self.model.buffers()]
-        marks = self.ranks.exchange("look at a batch", fingerprint(buffers))
+        marks = self.communicator.all_gather_object("look at a batch", model_digest(buffers))
         if any(mark != marks[0] for mark in marks):
-            self.ranks.copied("copy buffers", buffers)
-        agree_on_weights(self.ranks, "look at a batch", self.model)
+            self.communicator.broadcast("copy buffers", buffers)
+        agree_on_weights(self.communicator, "look at a batch", self.model)
 
-    def _first_draw(self, joint: Joint) -> Draw:
+    def _first_draw(self, joint: Joint) -> CandidateSet:
         """Find what can be read and draw the candidates, from the first samples."""
         inputs, targets, weights = joint.first(LOOK)
         self._sample = (
-            batch.take(inputs, slice(0, 1), len(targets)),
+            batch.index_batch(inputs, slice(0, 1), len(targets)),
             targets[:1],
             weights[:1] if weights is not None else None,
         )
         self._find_maps(inputs)
-        draw = propose(
+        draw = sample_candidates(
             model=self.model,
-            structure=self.structure,
+            graph=self.graph,
             maps=self.maps,
             inputs=inputs,
             targets=targets,
             metric=self.metric,
-            config=self.proposals,
+            config=self.candidate_config,
             moves=self.moves,
             min_gain=self.min_gain,
             generator=self.generator,
             output=self.output,
             readings=self._readings,
         )
-        columns = lay_out(self.model, self.structure, self.maps, draw)
+        columns = build_column_layout(self.model, self.graph, self.maps, draw)
         self._columns = {label: columns[name] for name, label in self._labels()}
-        return self._ascended(draw, joint) if self.proposals.ascent and draw.widen else draw
+        return self._ascended(draw, joint) if self.candidate_config.ascent_steps and draw.widen else draw
 
     @property
     def probe_inputs(self) -> Inputs:
@@ -197,37 +197,37 @@ class Survey:
             with torch.no_grad(), preserve_model_state(self.model):
                 output = forward(self.model, last.inputs, self.output)
                 loss = float(self.metric.loss(output, last.targets, last.weights))
-        if self.ranks.alone:
+        if self.communicator.is_single:
             return loss
-        return float(sum(self.ranks.exchange("compare losses", loss * count)) / last.share.total)
+        return float(sum(self.communicator.all_gather_object("compare losses", loss * count)) / last.share.total)
 
-    def menu(self, samples: int, budget: Budget, *, whole_eta: bool = False) -> Menu:
-        """The scored candidates; with `whole_eta` the network's own expansion score, see `whole_eta_of`."""
+    def pool(self, samples: int, budget: Budget, *, whole_eta: bool = False) -> CandidatePool:
+        """The scored candidates; with `uses_joint_score` the network's own expansion score, see `whole_eta_of`."""
         assert self._draw is not None
-        ledgers, pruning, limit = {}, {}, self._score_limit_sum / self.samples
-        fits, helds = joined(self.ranks, self._fit.maps), joined(self.ranks, self._held.maps)
-        streams = [joined(self.ranks, folds.streams) for folds in (self._fit, self._held)]
-        prunable = {slot.map for space in self.structure.spaces for slot in space.of("consumer")}
+        layer_gains_by_map, pruning, limit = {}, {}, self._score_limit_sum / self.samples
+        fits, helds = joined(self.communicator, self._fit.maps), joined(self.communicator, self._held.maps)
+        streams = [joined(self.communicator, folds.streams) for folds in (self._fit, self._held)]
+        prunable = {coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")}
         for name, label in self._labels():
             columns, fit, held = self._columns[label], fits[label], helds[label]
-            ledgers[label] = ledger = Ledger(fit, held, columns.existing, self._covariances.factor(label))
-            if type(ledger.inverse) is Inverse:
+            layer_gains_by_map[label] = layer_gains = LayerGains(fit, held, columns.existing, self._covariances.factor(label))
+            if type(layer_gains.inverse) is FactorInverse:
                 rows = fit.moments.rows + held.moments.rows
-                self._covariances.remember(label, ledger.inverse.factor, rows, columns.existing)
+                self._covariances.remember(label, layer_gains.inverse.factor, rows, columns.existing)
             one = self.maps[name]
             if "prune" in self.moves and name in prunable and one.groups == 1 and not one.transposed:
-                after = ledger.after(weight_of(self.model, one))
-                pruning[name] = PruningLedger(ledger.inverse, after, ledger.locations)
-        beside = Beside.of(self._beside, *streams)
-        eta = sum(ledger.eta for ledger in ledgers.values())
+                after = layer_gains.after(weight_of(self.model, one))
+                pruning[name] = PruningCosts(layer_gains.inverse, after, layer_gains.locations)
+        beside = StreamCandidates.from_folds(self._beside, *streams)
+        eta = sum(layer_gains.eta for layer_gains in layer_gains_by_map.values())
         prices = Prices(
             samples=samples,
-            loss_per_nat=self.metric.nat(self.loss, self._output),
-            eta=whole_eta_of(ledgers, (fits, helds), limit) if whole_eta else eta,
+            loss_per_nat=self.metric.loss_per_nat(self.loss, self._output),
+            eta=whole_eta_of(layer_gains_by_map, (fits, helds), limit) if whole_eta else eta,
             score_limit=limit,
         )
-        return Menu(
-            self.model, self.structure, self.maps, self._draw, ledgers, pruning, self._columns, beside,
+        return CandidatePool(
+            self.model, self.graph, self.maps, self._draw, layer_gains_by_map, pruning, self._columns, beside,
             prices=prices, budget=budget,
         )  # fmt: skip
 
@@ -242,7 +242,7 @@ class Survey:
         return SessionSnapshot(
             attributes={name: value.copy() if isinstance(value, dict) else value for name, value in held.items()},
             fit=self._fit.copy(),
-            held=self._held.copy(),
+            held_out=self._held.copy(),
             covariances=self._covariances.snapshot(),
             generator=self.generator.get_state(),
         )
@@ -251,15 +251,15 @@ class Survey:
         """Bring back the state of `snapshot`, known covariances and the generator with it."""
         for name, value in snapshot.attributes.items():
             setattr(self, name, value.copy() if isinstance(value, dict) else value)
-        self._fit, self._held = snapshot.fit.copy(), snapshot.held.copy()
+        self._fit, self._held = snapshot.fit.copy(), snapshot.held_out.copy()
         self._covariances.restore(snapshot.covariances)
         self.generator.set_state(snapshot.generator)
 
     # -- inside
 
     @property
-    def _readings(self) -> dict[str, Reading]:
-        return {name: found for name, found in self.readings.items() if isinstance(found, Reading)}
+    def _readings(self) -> dict[str, BatchLayout]:
+        return {name: found for name, found in self.readings.items() if isinstance(found, BatchLayout)}
 
     def _labels(self) -> list[tuple[str, str]]:
         """Names of the maps with those of their groups, each of which has an account of its own."""
@@ -267,14 +267,14 @@ class Survey:
 
     def _find_maps(self, inputs: Inputs) -> None:
         """Which linear maps can be read on such inputs, and how."""
-        names = self.structure.linears
+        names = self.graph.scored_maps
         if any(name not in self.readings for name in names):
-            uses = {name: self.structure.map(name).uses for name in names}
-            found = legible(self.model, uses, inputs, self.output)
+            uses = {name: self.graph.map(name).n_uses for name in names}
+            found = infer_batch_layouts(self.model, uses, inputs, self.output)
             self.readings.clear()
             self.readings.update(found)
         readings = self._readings
-        self.maps = {name: self.structure.map(name) for name in names if name in readings}
+        self.maps = {name: self.graph.map(name) for name in names if name in readings}
         if not self.maps:
             reasons = [found for found in self.readings.values() if isinstance(found, str)]
             raise UnsupportedError("; ".join(reasons[:3]) or "the model has no linear map whose inputs could be read")
@@ -287,9 +287,9 @@ class Survey:
         locations = max(reading.locations for reading in self._readings.values())
         return batch_parts(joint.share.total, locations, MOST_ROWS / joint.share.largest)
 
-    def _look(self, draw: Draw, part: BatchPart, joint: Joint) -> Look:
+    def _look(self, draw: CandidateSet, part: BatchPart, joint: Joint) -> BatchStatistics:
         """Look at one part of a batch: the model forwards and backwards, the dormant copy forwards only."""
-        (inputs, targets, weights), among = joint.few(part.samples, self._sample)
+        (inputs, targets, weights), among = joint.head(part.samples, self._sample)
         seen = capture(
             self.model, [*self.maps], inputs, targets, self.metric, generator=self.generator, weights=weights,
             find=self.output, layouts=self._readings, blocks=[*draw.repeats] if part.is_first else (), among=among,
@@ -301,13 +301,13 @@ class Survey:
         found = FoldStatistics(), FoldStatistics()
         owns = [
             (folds, joint.own(part.samples, samples))
-            for folds, samples in zip(found, (part.fit, part.held), strict=True)
+            for folds, samples in zip(found, (part.fit, part.held_out), strict=True)
             if samples is not None
         ]
         for name, label in self._labels():
             columns, layers, rows = self._columns[label], draw.layers.get(name, ()), seen.rows[label]
             parts = [
-                RowChunk(read=columns.arranged(read, layers), dz=one.dz, s=one.s)
+                RowChunk(read=columns.permuted(read, layers), dz=one.dz, s=one.s)
                 for read, one in zip(reads.get(label, [one.read for one in rows.parts]), rows.parts, strict=True)
             ]
             if rows.data:
@@ -315,17 +315,17 @@ class Survey:
             for folds, own in owns:
                 folds.maps[label] = self._fold(label, parts, own, weights, joint.share.total)
         for folds, own in owns if part.is_first else ():
-            beside = look_beside(
-                self.model, self.structure, self.maps, draw, seen, own, weights, self._readings, self.generator
+            beside = score_stream(
+                self.model, self.graph, self.maps, draw, seen, own, weights, self._readings, self.generator
             )
             for key, (columns, fold) in beside.items():
                 self._beside[key] = columns
                 folds.streams[key] = fold
         samples = sum(own.samples.stop - own.samples.start for _, own in owns)
-        loss, limit = (seen.loss, seen.bound) if samples else (0.0, 0.0)
-        return Look(samples=samples, loss=loss, score_limit=limit, output=seen.output, fit=found[0], held=found[1])
+        loss, limit = (seen.loss, seen.score_limit) if samples else (0.0, 0.0)
+        return BatchStatistics(samples=samples, loss=loss, score_limit=limit, output=seen.output, fit=found[0], held_out=found[1])
 
-    def _fold(self, label: str, parts: list[RowChunk], own: Own, weights: Tensor | None, count: int) -> Fold:
+    def _fold(self, label: str, parts: list[RowChunk], own: LocalSlice, weights: Tensor | None, count: int) -> Fold:
         """What some samples of one fold say about one map."""
         columns = self._columns[label]
         locations = sum(part.read.locations for part in parts)
@@ -338,13 +338,13 @@ class Survey:
         if locations == 1 and last is None:
             self._covariances.use(label, count)
         shared = self._covariances.factor(label) is not None
-        few = locations == 1 and weights is None and not shared and Fold.few(own.count, columns.existing)
-        every = columns.existing + sum(own.numel() for own in (*columns.spaces.values(), *columns.layers))
-        places = places_of(parts, every, max(count // 2, 1), self.generator)
-        some = [one.some(own.readable) for one in parts]
+        few = locations == 1 and weights is None and not shared and Fold.head(own.count, columns.existing)
+        every = columns.existing + sum(own.numel() for own in (*columns.groups.values(), *columns.layers))
+        places = sampled_locations(parts, every, max(count // 2, 1), self.generator)
+        some = [one.select(own.readable) for one in parts]
         return own.fold(some, places, weights, known=columns.existing if shared else 0, inputs=not few)
 
-    def _ascended(self, draw: Draw, joint: Joint) -> Draw:
+    def _ascended(self, draw: CandidateSet, joint: Joint) -> CandidateSet:
         """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""
         strange = [name for name in self.maps if not self._is_plain(name)]
         if strange:
@@ -354,9 +354,9 @@ class Survey:
         inputs, targets, weights = joint.first(joint.share.total // 2)
         if weights is not None:
             weights = weights / weights.mean()
-        hill = Hill(
+        hill = GainObjective(
             model=self.model,
-            structure=self.structure,
+            graph=self.graph,
             draw=draw,
             inputs=inputs,
             targets=targets,
@@ -364,19 +364,19 @@ class Survey:
             generator=self.generator,
             weights=weights,
         )
-        return ascend(hill, draw, self.proposals)
+        return optimize_candidates(hill, draw, self.candidate_config)
 
     def _is_plain(self, name: str) -> bool:
         """Whether a map is an ordinary linear layer that reads the batch once."""
         layer = self.maps[name].weight.rpartition(".")[0]
         return isinstance(self.model.get_submodule(layer), nn.Linear) and self._readings[name].layouts == (RowLayout(),)
 
-    def _dormant_copy(self, draw: Draw, joint: Joint, which: slice) -> DormantCopy:
+    def _dormant_copy(self, draw: CandidateSet, joint: Joint, which: slice) -> DormantCopy:
         """The dormant copy, made anew when the model has changed since the last batch, as it does while training."""
         if self._copy is None or self._copy.digest != digest(self.model):
 
             def probe() -> Inputs:
                 return joint.first(min(PROBE, which.stop - which.start), which.start)[0]
 
-            self._copy = DormantCopy.of(self.model, self.structure, draw, probe)
+            self._copy = DormantCopy.of(self.model, self.graph, draw, probe)
         return self._copy

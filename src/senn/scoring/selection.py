@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from senn.events import Consideration, Verdict
+from senn.events import GrowthRound, Decision
 from senn.policy import MOVES, Policy
-from senn.scoring.pool import Menu
+from senn.scoring.pool import CandidatePool
 from senn.scoring.rank_checks import agree_on_basis, chosen
-from senn.scoring.scoring_session import Survey
+from senn.scoring.scoring_session import ScoringSession
 
 
 def select_candidates(
-    session: Survey, pool: Menu, policy: Policy, *, number: int, moves: Sequence[str], realised: float | None
-) -> Consideration:
+    session: ScoringSession, pool: CandidatePool, policy: Policy, *, number: int, moves: Sequence[str], realized: float | None
+) -> GrowthRound:
     """Let the policy accept candidates of the pool, one after the other, until it wants no more.
 
     Args:
@@ -31,31 +31,31 @@ def select_candidates(
         SennError: the policy chose something that wasn't offered, or the ranks don't base their decision on the same.
     """
     eta, parameters = pool.eta, pool.parameters
-    eta_of = {name: ledger.eta for name, ledger in pool.ledgers.items()}
+    eta_of = {name: layer_gains.eta for name, layer_gains in pool.layer_gains_by_map.items()}
     kinds = {MOVES[move] for move in moves}
-    accepted: list[Verdict] = []
-    agree_on_basis(session.ranks, pool, policy, session.generator)
+    accepted: list[Decision] = []
+    agree_on_basis(session.communicator, pool, policy, session.generator)
     while True:
         offered = [one for one in pool.candidates() if one.kind in kinds]
-        choice = chosen(session.ranks, policy, offered, pool.accepted)
+        choice = chosen(session.communicator, policy, offered, pool.accepted)
         if choice is None:
             break
-        accepted.append(Verdict.of(policy, choice))
-        pool.accept(choice)
-    refused = [Verdict.of(policy, one, pool.accepted) for one in offered]
-    return Consideration(
+        accepted.append(Decision.from_policy(policy, choice))
+        pool.commit(choice)
+    refused = [Decision.from_policy(policy, one, pool.accepted) for one in offered]
+    return GrowthRound(
         round=number,
         moves=tuple(moves),
-        looked_at=session.samples,
+        n_samples_seen=session.samples,
         samples=pool.prices.samples,
         loss=session.loss,
-        nat=pool.prices.loss_per_nat,
+        loss_per_nat=pool.prices.loss_per_nat,
         parameters=parameters,
-        architecture=tuple(space.width for space in pool.structure.spaces),
+        architecture=tuple(group.width for group in pool.graph.groups),
         eta=eta,
-        eta_of=eta_of,
-        limit=pool.prices.score_limit,
+        eta_by_map=eta_of,
+        score_limit=pool.prices.score_limit,
         accepted=tuple(accepted),
         refused=tuple(sorted(refused, key=lambda one: -one.margin)),
-        realised=realised,
+        realized_decrease=realized,
     )

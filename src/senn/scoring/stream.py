@@ -19,25 +19,25 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import batch
-from senn.candidates.candidate_set import Draw
+from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import ConvolutionalLayer
 from senn.candidates.sampling import BATCH_NORMS
-from senn.curvature.capture import BlockRun, Capture, RowChunk, back_of, layout_of, reads_of
-from senn.curvature.folds import Fold, Own
-from senn.curvature.gather import places_of
-from senn.curvature.patches import ConvInput, DenseInput, Read, full
-from senn.curvature.reading import Reading, reading
+from senn.curvature.capture import BlockCall, LayerStatistics, RowChunk, per_layer_grads, layout_of, layer_inputs
+from senn.curvature.folds import Fold, LocalSlice
+from senn.curvature.gather import sampled_locations
+from senn.curvature.patches import ConvInput, DenseInput, LayerInput, upcast
+from senn.curvature.reading import BatchLayout, record_linear_calls
 from senn.preserve import preserve_model_state
-from senn.scoring.column_layout import Columns
-from senn.scoring.gains import Gains, Ledger
-from senn.structure import LinearMap, Structure, tensor_of
+from senn.scoring.column_layout import ColumnLayout
+from senn.scoring.gains import Gains, LayerGains
+from senn.structure import LinearMap, DependencyGraph, get_tensor
 from senn.surgery import Append
 
 FEW = 32
 """Samples of each fold of a batch that are read: it takes passes of their own."""
 
 
-def before_convolution(part: RowChunk, weight: Tensor, layer: ConvolutionalLayer) -> tuple[RowChunk, Columns]:
+def before_convolution(part: RowChunk, weight: Tensor, layer: ConvolutionalLayer) -> tuple[RowChunk, ColumnLayout]:
     """What a layer would add to a convolution's input.
 
     Args:
@@ -55,12 +55,12 @@ def before_convolution(part: RowChunk, weight: Tensor, layer: ConvolutionalLayer
     a = torch.cat([x, x.new_ones(len(x), 1, *x.shape[2:]), features], 1)
     dz, s = (read.input_gradient(g, weight)[crop] for g in (part.dz, part.s))
     units = torch.arange(layer.columns)[:, None]
-    columns = Columns(x.shape[1] + 1, torch.arange(x.shape[1]), x.shape[1], layers=[units])
+    columns = ColumnLayout(x.shape[1] + 1, torch.arange(x.shape[1]), x.shape[1], layers=[units])
     return RowChunk(read=DenseInput(a.flatten(2).mT, bias=False), dz=dz.flatten(2).mT, s=s.flatten(2).mT), columns
 
 
 def after_block(
-    run: BlockRun, move: Append, silent: tuple[str, ...], readings: Mapping[str, Reading]
+    run: BlockCall, move: Append, silent: tuple[str, ...], readings: Mapping[str, BatchLayout]
 ) -> dict[str, RowChunk]:
     """What a silent copy would add after its block: by tensor, the columns that it reads after a constant.
 
@@ -76,34 +76,34 @@ def after_block(
         n.rpartition(".")[0] for n in weights if isinstance(move.copy.get_submodule(n.rpartition(".")[0]), BATCH_NORMS)
     }
     maps = [n.rpartition(".")[0] for n in weights if n.rpartition(".")[0] not in norms]
-    count = len(run.dz)
+    count = len(run.output_grad)
     twin = move.copy
     with torch.enable_grad(), preserve_model_state(twin):
-        with reading(twin, maps) as seen, _norms(twin, norms) as normed:
-            output = batch.tensors(twin(*run.args, **run.kwargs))[0]
+        with record_linear_calls(twin, maps) as seen, _norms(twin, norms) as normed:
+            output = batch.leaves(twin(*run.args, **run.kwargs))[0]
         applied = {name: one.edge for name, (one,) in seen.items()}
         applied |= {name: edge for name, (_, edge) in normed.items()}
         edges = [edge for edge in applied.values() if edge is not None]
-        dz = torch.autograd.grad(output, edges, run.dz, retain_graph=True)
-        s = torch.autograd.grad(output, edges, run.s)
+        dz = torch.autograd.grad(output, edges, run.output_grad, retain_graph=True)
+        s = torch.autograd.grad(output, edges, run.pseudo_grad)
     parts = {}
     for name, slope, signs in zip(applied, dz, s, strict=True):
-        inner: Read
+        inner: LayerInput
         if name in normed:
             x = normed[name][0]
             ones = x.new_ones(len(x), 1, *x.shape[2:])
             inner = DenseInput(torch.cat([ones, x], 1).flatten(2).mT, bias=False)
             # (samples, features) too
-            slope, signs = (full(g).reshape(count, g.shape[1], -1).mT for g in (slope, signs))
+            slope, signs = (upcast(g).reshape(count, g.shape[1], -1).mT for g in (slope, signs))
         else:
             (one,) = seen[name]
             layout = layout_of({name: readings[f"{move.block}.{name}"]}, name, 0)
-            (inner,) = reads_of(name, one, layout, count)
+            (inner,) = layer_inputs(name, one, layout, count)
             if isinstance(inner, ConvInput):
                 inner = replace(inner, bias=True, existing=0)
             else:
                 inner = DenseInput(torch.cat([inner.x.new_ones(*inner.x.shape[:2], 1), inner.x], 2), bias=False)
-            slope, signs = (back_of(one, layout, g, count) for g in (slope, signs))
+            slope, signs = (per_layer_grads(one, layout, g, count) for g in (slope, signs))
         parts[name] = RowChunk(read=inner, dz=slope, s=signs)
     return parts
 
@@ -115,7 +115,7 @@ def _norms(model: nn.Module, names: set[str]) -> Iterator[dict[str, tuple[Tensor
 
     def keep(name: str) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = full(args[0].detach())
+            x = upcast(args[0].detach())
             shape = (1, -1, *[1] * (x.dim() - 2))
             mean, variance = (buffer.to(x).view(shape) for buffer in (module.running_mean, module.running_var))
             seen[name] = (x - mean) / (variance + module.eps).sqrt(), get_gradient_edge(output)
@@ -131,7 +131,7 @@ def _norms(model: nn.Module, names: set[str]) -> Iterator[dict[str, tuple[Tensor
 
 
 @dataclass(frozen=True)
-class Label:
+class StreamKey:
     """What could be added, and where.
 
     Attributes:
@@ -143,17 +143,17 @@ class Label:
     silent: str = ""
 
 
-def look_beside(
+def score_stream(
     model: nn.Module,
-    structure: Structure,
+    graph: DependencyGraph,
     maps: Mapping[str, LinearMap],
-    draw: Draw,
-    seen: Capture,
-    own: Own,
+    draw: CandidateSet,
+    seen: LayerStatistics,
+    own: LocalSlice,
     weights: Tensor | None,
-    readings: Mapping[str, Reading],
+    readings: Mapping[str, BatchLayout],
     generator: torch.Generator,
-) -> dict[Label, tuple[Columns, Fold]]:
+) -> dict[StreamKey, tuple[ColumnLayout, Fold]]:
     """What the first of some samples say about layers before convolutions and copies of blocks.
 
     Args:
@@ -169,25 +169,25 @@ def look_beside(
     """
     own = own.first(FEW)
     some = own.readable
-    found: dict[Label, tuple[RowChunk, Columns]] = {}
+    found: dict[StreamKey, tuple[RowChunk, ColumnLayout]] = {}
     for name, (layer, *_) in draw.layers.items():
         if isinstance(layer, ConvolutionalLayer):
             (part,) = seen.rows[name].parts
-            weight = tensor_of(model, maps[name].weight)
-            found[Label(name)] = before_convolution(part.some(some), weight, layer)
+            weight = get_tensor(model, maps[name].weight)
+            found[StreamKey(name)] = before_convolution(part.select(some), weight, layer)
     for block, run in seen.blocks.items():
-        silent = structure.block(block).silent
-        for name, part in after_block(run.some(some), draw.repeats[block], silent, readings).items():
-            found[Label(block, name)] = part, Columns(1, torch.arange(1), 1)
+        silent = graph.block(block).output_params
+        for name, part in after_block(run.select(some), draw.repeats[block], silent, readings).items():
+            found[StreamKey(block, name)] = part, ColumnLayout(1, torch.arange(1), 1)
     folds = {}
     for label, (part, columns) in found.items():
-        places = places_of([part], part.read.columns, own.count, generator)
+        places = sampled_locations([part], part.read.columns, own.count, generator)
         folds[label] = columns, own.fold([part], places, weights)
     return folds
 
 
 @dataclass(eq=False)
-class Beside:
+class StreamCandidates:
     """Accounts of what could be added beside streams.
 
     Attributes:
@@ -195,33 +195,33 @@ class Beside:
         repeats: by block and silent map, the account of what it would add.
     """
 
-    layers: dict[str, tuple[Ledger, list[Tensor]]] = field(default_factory=dict)
-    repeats: dict[str, dict[str, Ledger]] = field(default_factory=dict)
+    layers: dict[str, tuple[LayerGains, list[Tensor]]] = field(default_factory=dict)
+    repeats: dict[str, dict[str, LayerGains]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, columns: Mapping[Label, Columns], fit: Mapping[Label, Fold], held: Mapping[Label, Fold]) -> Beside:
+    def from_folds(cls, columns: Mapping[StreamKey, ColumnLayout], fit: Mapping[StreamKey, Fold], held: Mapping[StreamKey, Fold]) -> StreamCandidates:
         """From two folds of samples."""
         found = cls()
         for label, own in columns.items():
-            ledger = Ledger(fit[label], held[label], own.existing)
+            layer_gains = LayerGains(fit[label], held[label], own.existing)
             if label.silent:
-                found.repeats.setdefault(label.place, {})[label.silent] = ledger
+                found.repeats.setdefault(label.place, {})[label.silent] = layer_gains
             else:
-                found.layers[label.place] = ledger, own.layers
+                found.layers[label.place] = layer_gains, own.layers
         return found
 
-    def worth(self, block: str, copy: nn.Module) -> Gains:
+    def gains(self, block: str, copy: nn.Module) -> Gains:
         """Gains of a silent copy: of all its silent maps, whose standard errors add as of independent figures."""
         total, variance = Gains(), 0.0
-        for name, ledger in self.repeats[block].items():
-            columns = torch.arange(len(ledger.level))
+        for name, layer_gains in self.repeats[block].items():
+            columns = torch.arange(len(layer_gains.level))
             if isinstance(copy.get_submodule(name), BATCH_NORMS):
-                own = ledger.diagonal(columns, ledger.whitener.mT)
+                own = layer_gains.diagonal(columns, layer_gains.whitener.mT)
             else:
-                value, error = ledger.heldout(columns[None])
+                value, error = layer_gains.held_out_gain(columns[None])
                 own = Gains(
-                    gain=float(ledger.gain(columns[None])),
-                    gain_lower_bound=float(ledger.bound(columns[None])),
+                    gain=float(layer_gains.gain(columns[None])),
+                    gain_lower_bound=float(layer_gains.gain_lower_bound(columns[None])),
                     held_out_gain=float(value),
                     held_out_stderr=float(error),
                 )

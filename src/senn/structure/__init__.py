@@ -4,19 +4,19 @@ import importlib
 from typing import Any
 
 from senn.structure.spaces import (
-    Attribute,
-    Block,
+    SizeAttribute,
+    ResidualBlock,
     LinearMap,
     Norm,
     Refusal,
-    Site,
-    Slot,
-    Space,
-    Structure,
-    columns,
-    linear_map,
-    matrix,
-    tensor_of,
+    InsertionPoint,
+    CoupledDim,
+    ChannelGroup,
+    DependencyGraph,
+    owned_columns,
+    get_linear,
+    weight_matrix,
+    get_tensor,
 )
 from senn.structure.tracing.rules.module_rules import Visit, layer_rule
 

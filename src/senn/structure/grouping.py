@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from senn.structure.label_classes import Elements, Part
-from senn.structure.sizes.solver import Coupling, NoSolutionError, Symbol
+from senn.structure.label_classes import LabelClasses, LabelClassDim
+from senn.structure.sizes.solver import SizeSolver, NoSolutionError, Symbol
 from senn.structure.sizes.symbolic_int import Key, Numbers
-from senn.structure.spaces import Attribute, Norm, Refusal, Role, Slot, Space
+from senn.structure.spaces import SizeAttribute, Norm, Refusal, Role, CoupledDim, ChannelGroup
 from senn.structure.tracing.labels import distinct
-from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorder import TraceRecorder
 
 # Python attributes that hold a size, by what the module's tensor is to the units.
 _SIZES: dict[Role, tuple[str, ...]] = {
     "producer": ("out_features", "out_channels", "embedding_dim", "nf"),
-    "carrier": ("num_features", "num_parameters", "num_channels"),
+    "elementwise": ("num_features", "num_parameters", "num_channels"),
     "consumer": ("in_features", "in_channels", "nx"),
 }
 _DEPTHWISE = ("in_channels", "out_channels", "groups")
@@ -25,8 +25,8 @@ _EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 
 
 def build_groups(
-    trace: Trace, numbers: Numbers, fixed: Mapping[str, str], tied: Mapping[str, str]
-) -> tuple[list[Space], list[Refusal]]:
+    trace: TraceRecorder, numbers: Numbers, fixed: Mapping[str, str], tied: Mapping[str, str]
+) -> tuple[list[ChannelGroup], list[Refusal]]:
     """Build the spaces that one forward pass shows.
 
     Args:
@@ -39,8 +39,8 @@ def build_groups(
         All spaces in order of use, and refusals of those that can't change.
     """
     builder = _Builder(trace, fixed, tied)
-    coupling = Coupling(numbers, builder.elements, builder.groups_along())
-    spaces: list[Space] = []
+    coupling = SizeSolver(numbers, builder.elements, builder.groups_along())
+    groups: list[ChannelGroup] = []
     refused: list[Refusal] = []
     taken: dict[int, str] = {}
     for number, element in enumerate(builder.elements.all):
@@ -54,19 +54,19 @@ def build_groups(
             for other in members:
                 if other in taken:
                     raise NoSolutionError(f"its size follows that of {taken[other]}, which changes by itself")
-            spaces.append(builder.space(number, members, change))
+            groups.append(builder.group(number, members, change))
             taken |= dict.fromkeys(members, element.name)
         except NoSolutionError as reason:
             refused.append(Refusal(place=element.name, reason=str(reason)))
-    return spaces, refused
+    return groups, refused
 
 
 class _Builder:
     """Puts spaces together from the elements of one forward pass."""
 
-    def __init__(self, trace: Trace, fixed: Mapping[str, str], tied: Mapping[str, str]) -> None:
+    def __init__(self, trace: TraceRecorder, fixed: Mapping[str, str], tied: Mapping[str, str]) -> None:
         self.model, self.trace, self.tied = trace.model, trace, tied
-        self.elements = Elements(trace, fixed)
+        self.elements = LabelClasses(trace, fixed)
 
     def groups_along(self) -> dict[int, dict[Key, int]]:
         """Numbers of groups grow with the units that are the groups, numbers of heads with heads."""
@@ -84,7 +84,7 @@ class _Builder:
                         found.setdefault(number, {})[module, "num_groups", None] = 1
         return found
 
-    def space(self, first: int, members: list[int], change: Mapping[Symbol, int]) -> Space:
+    def group(self, first: int, members: list[int], change: Mapping[Symbol, int]) -> ChannelGroup:
         """One space of elements that change together, a unit of it being so many units of each."""
         elements = self.elements.all
         widths = {elements[number].width / change[number] for number in members}
@@ -92,52 +92,52 @@ class _Builder:
             names = ", ".join(elements[number].name for number in members)
             raise NoSolutionError(f"its size is tied to those of {names} in a way that isn't understood")
         width = elements[first].width // change[first]
-        slots: list[Slot] = []
+        coupled_dims: list[CoupledDim] = []
         for number in members:
             quiet = bool(self._norms({number}))
-            slots += [self._slot(part, width, change[number], quiet) for part in elements[number].parts]
-        slots = self._merged(slots)
-        makers = [slot.module for slot in slots if slot.role == "producer"]
+            coupled_dims += [self._slot(part, width, change[number], quiet) for part in elements[number].parts]
+        coupled_dims = self._merged(coupled_dims)
+        makers = [coupled.module for coupled in coupled_dims if coupled.role == "producer"]
         order: dict[str, Callable[[str], int]] = {
             "producer": makers.index,
-            "carrier": lambda _: len(makers),
+            "elementwise": lambda _: len(makers),
             "consumer": lambda _: len(makers) + 1,
         }
-        slots.sort(key=lambda slot: order[slot.role](slot.module))
+        coupled_dims.sort(key=lambda coupled: order[coupled.role](coupled.module))
         norms = self._norms(set(members))
-        attributes = self._attributes(slots, {key: by for key, by in change.items() if not isinstance(key, int)})
-        return Space(
-            name=elements[first].name, width=width, slots=tuple(slots), attributes=attributes, quantum=1, norms=norms
+        attributes = self._attributes(coupled_dims, {key: by for key, by in change.items() if not isinstance(key, int)})
+        return ChannelGroup(
+            name=elements[first].name, width=width, dims=tuple(coupled_dims), attributes=attributes, granularity=1, norms=norms
         )
 
-    def _slot(self, part: Part, width: int, units: int, quiet: bool) -> Slot:
+    def _slot(self, part: LabelClassDim, width: int, units: int, quiet: bool) -> CoupledDim:
         """The slot of a part, `units` units of its element being one unit of the space."""
         if part.tensor in self.tied:
             raise NoSolutionError(f"{part.tensor} shares its memory with {self.tied[part.tensor]}")
         index = part.index.reshape(width, -1).sort(1).values
-        runs = runs_of(index)
+        runs = segments(index)
         if runs is None and units > 1:  # any units of an element may be one unit of the space
             index = part.index.T.reshape(part.index.shape[1], width, units).transpose(0, 1).reshape(width, -1)
-            runs = runs_of(index)
+            runs = segments(index)
         if runs is None:
             raise NoSolutionError(f"its units lie in {part.tensor} in an order that isn't understood")
         module, _, tensor = part.tensor.rpartition(".")
         role: Role = "producer" if quiet and self._is_made(part) else part.role
         quiet = quiet and (role != "consumer" or part.normed)
-        return Slot(role=role, module=module, tensor=tensor, dim=part.dim, index=index, runs=runs, quiet=quiet)
+        return CoupledDim(role=role, module=module, tensor=tensor, dim=part.dim, index=index, n_segments=runs, behind_norm=quiet)
 
-    def _is_made(self, part: Part) -> bool:
+    def _is_made(self, part: LabelClassDim) -> bool:
         """Whether units are made along that dimension, whoever else reads them there (a tied embedding)."""
         return (part.tensor, part.dim) in self.trace.rows and part.role == "consumer"
 
-    def _merged(self, slots: list[Slot]) -> list[Slot]:
+    def _merged(self, coupled_dims: list[CoupledDim]) -> list[CoupledDim]:
         """Slots of one tensor and dimension as one: two elements of a space may lie in it, one after the other."""
-        places: dict[tuple[str, int], list[Slot]] = {}
-        for slot in slots:
-            places.setdefault((slot.name, slot.dim), []).append(slot)
+        places: dict[tuple[str, int], list[CoupledDim]] = {}
+        for coupled in coupled_dims:
+            places.setdefault((coupled.name, coupled.dim), []).append(coupled)
         merged = []
         for same in places.values():
-            if len({slot.role for slot in same}) > 1:
+            if len({coupled.role for coupled in same}) > 1:
                 raise NoSolutionError(f"{same[0].name} both makes and reads its units")
             merged += same
         return merged
@@ -146,7 +146,7 @@ class _Builder:
         """Normalisations that mix the units."""
         found: dict[str, Norm] = {}
         for use in self.trace.norms:
-            within = set(self.elements.element_of[distinct(use.coat.cpu())].tolist()) - {-1}
+            within = set(self.elements.element_of[distinct(use.label_map.cpu())].tolist()) - {-1}
             if not within & members:
                 continue
             module = self.model.get_submodule(use.module)
@@ -159,33 +159,33 @@ class _Builder:
             raise NoSolutionError("normalisations of two kinds mix its units")
         return tuple(found.values())
 
-    def _attributes(self, slots: list[Slot], solved: Mapping[Key, int]) -> tuple[Attribute, ...]:
+    def _attributes(self, coupled_dims: list[CoupledDim], solved: Mapping[Key, int]) -> tuple[SizeAttribute, ...]:
         """Python attributes that hold the sizes of the slots' dimensions, and those that were solved for."""
         sizes: dict[Key, int] = {}
-        for slot in slots:
-            module = self.model.get_submodule(slot.module)
-            names = _SIZES[slot.role]
-            if slot.role == "carrier" and isinstance(module, nn.modules.conv._ConvNd) and slot.tensor == "weight":
+        for coupled in coupled_dims:
+            module = self.model.get_submodule(coupled.module)
+            names = _SIZES[coupled.role]
+            if coupled.role == "elementwise" and isinstance(module, nn.modules.conv._ConvNd) and coupled.tensor == "weight":
                 names = _DEPTHWISE
-            elif slot.role == "producer" and slot.tensor.startswith("bias"):
+            elif coupled.role == "producer" and coupled.tensor.startswith("bias"):
                 continue
             for name in names:
                 if isinstance(getattr(module, name, None), int):
-                    count = slot.index.shape[1]
-                    read = name in ("in_channels", "in_features") and slot.role == "consumer"
-                    if read or (name == "out_channels" and slot.role == "producer" and slot.dim == 1):
+                    count = coupled.index.shape[1]
+                    read = name in ("in_channels", "in_features") and coupled.role == "consumer"
+                    if read or (name == "out_channels" and coupled.role == "producer" and coupled.dim == 1):
                         count *= getattr(module, "groups", 1)
-                    sizes[slot.module, name, None] = count
+                    sizes[coupled.module, name, None] = count
             shape = getattr(module, "normalized_shape", None)
-            if slot.role == "carrier" and isinstance(shape, tuple) and len(shape) == 1:
-                sizes[slot.module, "normalized_shape", 0] = slot.index.shape[1]
+            if coupled.role == "elementwise" and isinstance(shape, tuple) and len(shape) == 1:
+                sizes[coupled.module, "normalized_shape", 0] = coupled.index.shape[1]
         sizes |= solved
         return tuple(
-            Attribute(module=module, name=name, per_unit=by, item=item) for (module, name, item), by in sizes.items()
+            SizeAttribute(module=module, name=name, per_unit=by, item=item) for (module, name, item), by in sizes.items()
         )
 
 
-def runs_of(index: Tensor) -> int | None:
+def segments(index: Tensor) -> int | None:
     """In how many runs of all units a (width, k) index is laid out (see `Slot.runs`); None if in another way."""
     width, k = index.shape
     jumps = (index[0, 1:] - index[0, :-1] != 1).nonzero().flatten() + 1

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from senn.structure.sizes.symbolic_int import Shaped
+from senn.structure.sizes.symbolic_int import TensorMeta
 from senn.structure.spaces import Role
-from senn.structure.tracing.labels import Owner, distinct, varying
-from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.labels import LabelOrigin, distinct, varying
+from senn.structure.tracing.recorder import TraceRecorder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
+class LabelClassDim:
     """One dimension of one tensor in which units own positions: index is (width, k), ascending along k.
 
     `normed` says of a consumer that it reads what comes straight from a normalisation of whole units, and only that.
@@ -32,7 +32,7 @@ class Part:
 
 
 @dataclass(kw_only=True, eq=False)
-class Element:
+class LabelClass:
     """Units that one or more maps make.
 
     Attributes:
@@ -44,7 +44,7 @@ class Element:
 
     name: str
     width: int
-    parts: list[Part] = field(default_factory=list)
+    parts: list[LabelClassDim] = field(default_factory=list)
     reason: str | None = None
 
 
@@ -52,7 +52,7 @@ class _RefusedError(Exception):
     """The units can't change in number; the message says why."""
 
 
-class Elements:
+class LabelClasses:
     """All elements of a trace.
 
     Args:
@@ -65,16 +65,16 @@ class Elements:
         element_of: number of each label's element, -1 for none.
     """
 
-    def __init__(self, trace: Trace, fixed: Mapping[str, str]) -> None:
+    def __init__(self, trace: TraceRecorder, fixed: Mapping[str, str]) -> None:
         self.trace, self.fixed = trace, fixed
         self.units = trace.record.units()
         self.element_of = torch.full_like(self.units, -1)
-        self.all: list[Element] = []
+        self.all: list[LabelClass] = []
         self._counts: dict[int, dict[int, dict[int, int]]] = {}
         for number, producers in enumerate(self._groups()):
             rows = self._entries(producers[0])
             order = list(dict.fromkeys(rows.tolist()))
-            element = Element(name=self._name(producers[0]), width=len(order))
+            element = LabelClass(name=self._name(producers[0]), width=len(order))
             self.all.append(element)
             unit = torch.full_like(self.units, -1)  # the unit's number by representative label
             for producer in producers:
@@ -91,9 +91,9 @@ class Elements:
             for part in element.parts:
                 self.along.setdefault(part.tensor, {}).setdefault(part.dim, {})[number] = part.index.shape[1]
 
-    def _groups(self) -> list[list[Owner]]:
+    def _groups(self) -> list[list[LabelOrigin]]:
         """Producers that have units in common, in order of use."""
-        groups: list[tuple[list[Owner], set[int]]] = []
+        groups: list[tuple[list[LabelOrigin], set[int]]] = []
         for owner in self.trace.record.owners:
             if not owner.produces:
                 continue
@@ -106,16 +106,16 @@ class Elements:
         ordered = [sorted(members, key=lambda owner: owner.start) for members, _ in groups]
         return sorted(ordered, key=lambda members: members[0].start)
 
-    def _name(self, producer: Owner) -> str:
+    def _name(self, producer: LabelOrigin) -> str:
         """The producer's; with the dimension if two elements are made by one tensor."""
         name = _short(producer)
         return f"{producer.name}:{producer.dim}" if any(other.name == name for other in self.all) else name
 
-    def _entries(self, owner: Owner) -> Tensor:
+    def _entries(self, owner: LabelOrigin) -> Tensor:
         """The unit of each entry of an owner, by representative label."""
         return self.units[owner.start : owner.start + owner.count].view(owner.shape)
 
-    def _check(self, element: Element, producers: list[Owner], unit: Tensor, number: int) -> None:
+    def _check(self, element: LabelClass, producers: list[LabelOrigin], unit: Tensor, number: int) -> None:
         for producer in producers:
             if producer.name in self.fixed:
                 raise _RefusedError(f"{_short(producer)}, which makes its units, {self.fixed[producer.name]}")
@@ -126,10 +126,10 @@ class Elements:
             units = unit[self._entries(producer)]
             if bool((units < 0).any()) or len(distinct(units)) < element.width:
                 raise _RefusedError(f"its units don't correspond one to one to the rows of {_short(producer)}")
-            if index_of(units, element.width) is None:
+            if unit_index(units, element.width) is None:
                 raise _RefusedError(f"its units own different numbers of rows of {_short(producer)}")
 
-    def _locate(self, element: Element, producers: list[Owner], unit: Tensor) -> None:
+    def _locate(self, element: LabelClass, producers: list[LabelOrigin], unit: Tensor) -> None:
         """Find every tensor dimension in which the units own positions."""
         makers = {producer.module for producer in producers}
         for producer in producers:
@@ -138,7 +138,7 @@ class Elements:
             units = unit[self._entries(owner)]
             if owner.produces or not bool((units >= 0).any()):
                 continue
-            role: Role = "producer" if owner.module in makers and owner.tensor.startswith("bias") else "carrier"
+            role: Role = "producer" if owner.module in makers and owner.tensor.startswith("bias") else "elementwise"
             if owner.dim is not None:
                 self._part(element, role, owner.name, owner.dim, units)
                 continue
@@ -154,31 +154,31 @@ class Elements:
                     name = use.weight.removesuffix(".weight")
                     raise _RefusedError(f"{name}, which reads its units, {self.fixed[use.weight]}")
                 self._part(element, "consumer", use.weight, use.in_dim, units, normed=use.normed)
-        element.parts.sort(key=lambda part: ("producer", "carrier", "consumer").index(part.role))
+        element.parts.sort(key=lambda part: ("producer", "elementwise", "consumer").index(part.role))
         if not any(part.role == "consumer" for part in element.parts):
             raise _RefusedError("no linear map reads its units")
 
     def _part(
-        self, element: Element, role: Role, tensor: str, dim: int, units: Tensor, *, normed: bool = False
+        self, element: LabelClass, role: Role, tensor: str, dim: int, units: Tensor, *, normed: bool = False
     ) -> None:
-        index = index_of(units, element.width)
+        index = unit_index(units, element.width)
         if index is None:
             raise _RefusedError(f"its units own different numbers of positions in {tensor}")
         for part in element.parts:
             if (part.tensor, part.dim) == (tensor, dim):
                 if not torch.equal(part.index, index):
                     raise _RefusedError(f"{tensor} meets its units in two ways")
-                if part.role == "carrier" or role == "consumer":
+                if part.role == "elementwise" or role == "consumer":
                     normed = normed and (part.role != "consumer" or part.normed)
-                    element.parts[element.parts.index(part)] = Part(
+                    element.parts[element.parts.index(part)] = LabelClassDim(
                         role=role, tensor=tensor, dim=dim, index=index, normed=normed
                     )
                 return
-        element.parts.append(Part(role=role, tensor=tensor, dim=dim, index=index, normed=normed))
+        element.parts.append(LabelClassDim(role=role, tensor=tensor, dim=dim, index=index, normed=normed))
 
     # -- sizes
 
-    def counts(self, tensor: Shaped) -> dict[int, dict[int, int]]:
+    def counts(self, tensor: TensorMeta) -> dict[int, dict[int, int]]:
         """Positions per unit of a tensor as it was seen, by dimension and element.
 
         A count of 0 says that only some of the element's units lie there, so that its size can't be told.
@@ -188,16 +188,16 @@ class Elements:
         key = id(tensor)
         if key not in self._counts:
             found: dict[int, dict[int, int]] = {}
-            for coat in tensor.coats:
-                self._count(coat, found)
+            for label_map in tensor.label_maps:
+                self._count(label_map, found)
             self._counts[key] = found
         return self._counts[key]
 
-    def _count(self, coat: Tensor, found: dict[int, dict[int, int]]) -> None:
-        for dim in range(coat.dim()):  # one position of what doesn't vary is enough
-            if coat.shape[dim] > 1 and coat.stride(dim) == 0:
-                coat = coat.narrow(dim, 0, 1)
-        units = self.units[coat.cpu()]
+    def _count(self, label_map: Tensor, found: dict[int, dict[int, int]]) -> None:
+        for dim in range(label_map.dim()):  # one position of what doesn't vary is enough
+            if label_map.shape[dim] > 1 and label_map.stride(dim) == 0:
+                label_map = label_map.narrow(dim, 0, 1)
+        units = self.units[label_map.cpu()]
         for dim in varying(units):
             others = [other for other in range(units.dim()) if other != dim]
             along = units.amax(others) if others else units
@@ -209,7 +209,7 @@ class Elements:
                     found.setdefault(dim, {})[number] = len(here) // width if regular else 0
 
 
-def _short(owner: Owner) -> str:
+def _short(owner: LabelOrigin) -> str:
     """A map's name: the module's where the tensor is its weight."""
     return owner.module if owner.tensor == "weight" and owner.module else owner.name
 
@@ -229,7 +229,7 @@ def unit_axis(units: Tensor) -> int | None:
     return along[0] if len(along) == 1 else None
 
 
-def index_of(units: Tensor, width: int) -> Tensor | None:
+def unit_index(units: Tensor, width: int) -> Tensor | None:
     """Positions of each unit.
 
     Args:

@@ -1,6 +1,6 @@
 """Records of what in a module can change size, held by names and indices only.
 
-Nothing here holds a module or a parameter: a `Structure` stays valid for any copy of the model
+Nothing here holds a module or a parameter: a `DependencyGraph` stays valid for any copy of the model
 that has the same shapes (a deepcopy, an averaged model, a freshly loaded one).
 """
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from senn import drawn
 
-Role = Literal["producer", "carrier", "consumer"]
+Role = Literal["producer", "elementwise", "consumer"]
 
 NOTHING = "Nothing in this model can change size."
 """Said of a structure that is empty."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Slot:
+class CoupledDim:
     """One dimension of one tensor whose entries belong to the units of a space.
 
     Attributes:
@@ -46,8 +46,8 @@ class Slot:
     tensor: str
     dim: int
     index: Tensor
-    runs: int = 1
-    quiet: bool = False
+    n_segments: int = 1
+    behind_norm: bool = False
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attribute:
+class SizeAttribute:
     """A Python number that changes with a space.
 
     Attributes:
@@ -97,7 +97,7 @@ class Norm:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Space:
+class ChannelGroup:
     """A hidden dimension: `width` units that producers make and consumers read.
 
     Attributes:
@@ -112,14 +112,14 @@ class Space:
 
     name: str
     width: int
-    slots: tuple[Slot, ...]
-    attributes: tuple[Attribute, ...] = ()
-    quantum: int = 1
+    dims: tuple[CoupledDim, ...]
+    attributes: tuple[SizeAttribute, ...] = ()
+    granularity: int = 1
     norms: tuple[Norm, ...] = ()
 
-    def of(self, role: Role) -> tuple[Slot, ...]:
+    def dims_of(self, role: Role) -> tuple[CoupledDim, ...]:
         """The slots with one role."""
-        return tuple(slot for slot in self.slots if slot.role == role)
+        return tuple(coupled for coupled in self.dims if coupled.role == role)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +149,15 @@ class LinearMap:
     bias: str | None
     out_dim: int = 0
     in_dim: int = 1
-    taps: int = 1
-    scored: bool = True
-    uses: int = 1
+    kernel_numel: int = 1
+    has_factors: bool = True
+    n_uses: int = 1
     groups: int = 1
     transposed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class InsertionPoint:
     """The input of a linear map, a place where a layer can be inserted.
 
     Attributes:
@@ -175,7 +175,7 @@ class Site:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class ResidualBlock:
     """A residual block after which another one like it can be put: x -> x + f(x, whatever else it is given).
 
     Attributes:
@@ -189,9 +189,9 @@ class Block:
     """
 
     module: str
-    silent: tuple[str, ...]
-    listed: bool = False
-    counts: tuple[Attribute, ...] = ()
+    output_params: tuple[str, ...]
+    in_module_list: bool = False
+    depth_attributes: tuple[SizeAttribute, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ class SummaryTable(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Structure:
+class DependencyGraph:
     """All that can change size in one model.
 
     Attributes:
@@ -222,38 +222,38 @@ class Structure:
         blocks: residual blocks that can be repeated.
     """
 
-    maps: tuple[LinearMap, ...]
-    spaces: tuple[Space, ...]
-    sites: tuple[Site, ...]
-    refused: tuple[Refusal, ...] = field(default=())
-    blocks: tuple[Block, ...] = field(default=())
+    linear_maps: tuple[LinearMap, ...]
+    groups: tuple[ChannelGroup, ...]
+    insertion_points: tuple[InsertionPoint, ...]
+    refusals: tuple[Refusal, ...] = field(default=())
+    residual_blocks: tuple[ResidualBlock, ...] = field(default=())
 
     @property
-    def linears(self) -> tuple[str, ...]:
+    def scored_maps(self) -> tuple[str, ...]:
         """Names of the maps whose inputs and outputs can be read: each has Kronecker factors."""
-        return tuple(one.name for one in self.maps if one.scored)
+        return tuple(one.name for one in self.linear_maps if one.has_factors)
 
     def as_tables(self) -> tuple[SummaryTable, ...]:
         """Return all that is known, as tables of text: spaces, sites, blocks, refusals.
 
         A consumer that owns k > 1 columns per unit is shown as `name x k`.
         """
-        spaces = [
+        groups = [
             (
-                space.name,
-                str(space.width),
-                _modules(space.of("producer")),
-                _modules(space.of("carrier")) or "-",
-                _modules(space.of("consumer")),
+                group.name,
+                str(group.width),
+                _modules(group.dims_of("producer")),
+                _modules(group.dims_of("elementwise")) or "-",
+                _modules(group.dims_of("consumer")),
             )
-            for space in self.spaces
+            for group in self.groups
         ]
-        sites = [(site.module, str(site.features), site.activation) for site in self.sites]
-        blocks = [(block.module, ", ".join(n[len(block.module) + 1 :] for n in block.silent)) for block in self.blocks]
-        refused = [(refusal.place or "(the model)", refusal.reason) for refusal in self.refused]
+        insertion_points = [(insertion_point.module, str(insertion_point.features), insertion_point.activation) for insertion_point in self.insertion_points]
+        blocks = [(block.module, ", ".join(n[len(block.module) + 1 :] for n in block.output_params)) for block in self.residual_blocks]
+        refused = [(refusal.place or "(the model)", refusal.reason) for refusal in self.refusals]
         return (
-            SummaryTable("Hidden dimensions", ("space", "units", "made by", "carried by", "read by"), spaces),
-            SummaryTable("Where a layer can be inserted", ("layer before", "features", "activation"), sites),
+            SummaryTable("Hidden dimensions", ("space", "units", "made by", "carried by", "read by"), groups),
+            SummaryTable("Where a layer can be inserted", ("layer before", "features", "activation"), insertion_points),
             SummaryTable("Blocks", ("can be repeated", "silent where zero"), blocks),
             SummaryTable("What stays as it is", ("cannot change", "because"), refused),
         )
@@ -264,55 +264,55 @@ class Structure:
         if not any(table.rows for table in tables):
             return f"<p>{NOTHING}</p>"
         parts = [drawn.table(table.caption, table.head, table.rows, left=len(table.head)) for table in tables]
-        return drawn.network([space.width for space in self.spaces]) + "".join(parts)
+        return drawn.network([group.width for group in self.groups]) + "".join(parts)
 
     def map(self, name: str) -> LinearMap:
         """The linear map with that name."""
-        for one in self.maps:
+        for one in self.linear_maps:
             if one.name == name:
                 return one
         raise KeyError(name)
 
-    def block(self, name: str) -> Block:
+    def block(self, name: str) -> ResidualBlock:
         """The residual block with that name."""
-        for block in self.blocks:
+        for block in self.residual_blocks:
             if block.module == name:
                 return block
         raise KeyError(name)
 
-    def space(self, name: str) -> Space:
+    def group(self, name: str) -> ChannelGroup:
         """The space with that name."""
-        for space in self.spaces:
-            if space.name == name:
-                return space
+        for group in self.groups:
+            if group.name == name:
+                return group
         raise KeyError(name)
 
 
-def _modules(slots: Sequence[Slot]) -> str:
+def _modules(coupled_dims: Sequence[CoupledDim]) -> str:
     """Name the modules of some slots, each once."""
-    columns = {slot.module or slot.tensor: slot.index.shape[1] for slot in slots}
+    columns = {coupled.module or coupled.tensor: coupled.index.shape[1] for coupled in coupled_dims}
     return ", ".join(name if k == 1 else f"{name} x {k}" for name, k in columns.items())
 
 
-def tensor_of(model: nn.Module, name: str) -> Tensor:
+def get_tensor(model: nn.Module, name: str) -> Tensor:
     """A parameter or buffer by its full name."""
     path, _, key = name.rpartition(".")
     return cast(Tensor, getattr(model.get_submodule(path), key))
 
 
-def matrix(model: nn.Module, one: LinearMap) -> Tensor:
+def weight_matrix(model: nn.Module, one: LinearMap) -> Tensor:
     """The weight of a linear map as a matrix, (out, in * taps), detached."""
-    weight = tensor_of(model, one.weight).detach()
+    weight = get_tensor(model, one.weight).detach()
     if one.transposed:
         return weight.flatten(1).mT
     return weight.movedim((one.out_dim, one.in_dim), (0, 1)).flatten(1)
 
 
-def columns(slot: Slot, taps: int) -> Tensor:
+def owned_columns(coupled: CoupledDim, taps: int) -> Tensor:
     """(width, k * taps) columns of a consumer's `matrix` that each unit owns."""
-    return (slot.index[:, :, None] * taps + torch.arange(taps)).flatten(1)
+    return (coupled.index[:, :, None] * taps + torch.arange(taps)).flatten(1)
 
 
-def linear_map(model: nn.Module, name: str) -> nn.Linear:
+def get_linear(model: nn.Module, name: str) -> nn.Linear:
     """A linear layer by its name."""
     return cast(nn.Linear, model.get_submodule(name))

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from senn.structure.spaces import NOTHING, Structure, SummaryTable
+from senn.structure.spaces import NOTHING, DependencyGraph, SummaryTable
 
 
 class Explanation(str):
     """Text summary of a structure; tables and a picture of the widths in notebooks."""
 
-    structure: Structure
+    graph: DependencyGraph
 
     def _repr_html_(self) -> str:
-        return self.structure._repr_html_()
+        return self.graph._repr_html_()
 
 
-def render(structure: Structure) -> Explanation:
+def render(graph: DependencyGraph) -> Explanation:
     """Render a structure as plain text tables: spaces, sites, blocks that can be repeated, refusals.
 
     Nothing is analysed: `senn.explain` does that where it is given a model.
     """
-    texts = [_aligned(table) for table in structure.as_tables() if table.rows]
+    texts = [_aligned(table) for table in graph.as_tables() if table.rows]
     explanation = Explanation("\n\n".join(texts) or NOTHING)
-    explanation.structure = structure
+    explanation.graph = graph
     return explanation
 
 

@@ -9,15 +9,15 @@ from torch import nn
 
 from senn.batch import Inputs
 from senn.structure.grouping import build_groups
-from senn.structure.spaces import LinearMap, Refusal, Site, Structure, tensor_of
-from senn.structure.tracing.recorded import Use
-from senn.structure.tracing.recorder import Trace
-from senn.structure.tracing.tracer import run
+from senn.structure.spaces import LinearMap, Refusal, InsertionPoint, DependencyGraph, get_tensor
+from senn.structure.tracing.recorded import WeightUse
+from senn.structure.tracing.recorder import TraceRecorder
+from senn.structure.tracing.tracer import trace_forward
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = frozenset()) -> Structure:
+def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = frozenset()) -> DependencyGraph:
     """Run a model's forward pass once and return the structure that it shows, unproved and without blocks.
 
     Args:
@@ -27,13 +27,13 @@ def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = fro
 
     Returns:
         The structure. What the forward pass takes for granted without a trace (a constant, a float computed from a
-        size) isn't seen: `senn.structure.analyse` finds that by widening a copy.
+        size) isn't seen: `senn.structure.analyze` finds that by widening a copy.
 
     Raises:
         SennError: the forward pass fails on these inputs.
         UnsupportedError: the output holds no tensor that could be followed.
     """
-    trace, numbers = run(model, inputs)
+    trace, numbers = trace_forward(model, inputs)
     problems = _problems(model, trace)
     fixed: dict[str, str] = {}
     for name in ignored:
@@ -46,14 +46,14 @@ def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = fro
         for name, why in fixed.items()
         if name in used or name in problems
     ]
-    spaces, not_spaces = build_groups(trace, numbers, fixed, _tied(model))
+    groups, not_groups = build_groups(trace, numbers, fixed, _tied(model))
     maps = _maps(model, trace, problems)
-    sites, without_site = _sites(model, trace, maps, fixed)
-    refused += [*not_spaces, *without_site, *_not_followed(model, trace)]
+    insertion_points, without_insertion_point = _insertion_points(model, trace, maps, fixed)
+    refused += [*not_groups, *without_insertion_point, *_not_followed(model, trace)]
     first: dict[str, Refusal] = {}
     for refusal in refused:
         first.setdefault(refusal.place, refusal)
-    return Structure(maps=tuple(maps), spaces=tuple(spaces), sites=tuple(sites), refused=tuple(first.values()))
+    return DependencyGraph(linear_maps=tuple(maps), groups=tuple(groups), insertion_points=tuple(insertion_points), refusals=tuple(first.values()))
 
 
 def _short(weight: str) -> str:
@@ -62,14 +62,14 @@ def _short(weight: str) -> str:
     return module if key == "weight" and module else weight
 
 
-def _problems(model: nn.Module, trace: Trace) -> dict[str, str]:
+def _problems(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
     """Weights whose shape must not change, by full name, and why."""
     used = {name for name, _ in trace.rows} | {use.weight for use in trace.uses}
     problems = {}
     for name in used:
-        parameter = tensor_of(model, name)
-        if name in trace.labelled_in:
-            problems[name] = f"has a weight that is also used by {trace.labelled_in[name]}"
+        parameter = get_tensor(model, name)
+        if name in trace.labeled_in:
+            problems[name] = f"has a weight that is also used by {trace.labeled_in[name]}"
         elif not parameter.requires_grad:
             problems[name] = "has a frozen weight"
     for path, module in model.named_modules():
@@ -91,9 +91,9 @@ def _tied(model: nn.Module) -> dict[str, str]:
     return {name: next(other for other in names if other != name) for names in shared for name in names}
 
 
-def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[LinearMap]:
+def _maps(model: nn.Module, trace: TraceRecorder, problems: dict[str, str]) -> list[LinearMap]:
     """The linear maps in order of first use."""
-    uses: dict[str, list[Use]] = {}
+    uses: dict[str, list[WeightUse]] = {}
     for use in trace.uses:
         uses.setdefault(use.weight, []).append(use)
     found = []
@@ -103,7 +103,7 @@ def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[Line
         bias = model.get_submodule(module)._parameters.get("bias") if weight.endswith("weight") else None
         alike = all((use.in_dim, use.scored) == (first.in_dim, True) for use in several)
         makes_what_it_reads = (weight, first.in_dim) in trace.rows
-        plain = not makes_what_it_reads and weight not in problems and weight not in trace.labelled_in
+        plain = not makes_what_it_reads and weight not in problems and weight not in trace.labeled_in
         found.append(
             LinearMap(
                 name=_short(weight),
@@ -111,9 +111,9 @@ def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[Line
                 bias=None if bias is None else f"{module}.bias".lstrip("."),
                 out_dim=first.out_dim,
                 in_dim=first.in_dim,
-                taps=1 if first.transposed else first.taps,
-                scored=alike and plain,
-                uses=len(several),
+                kernel_numel=1 if first.transposed else first.kernel_numel,
+                has_factors=alike and plain,
+                n_uses=len(several),
                 groups=first.groups,
                 transposed=first.transposed,
             )
@@ -121,19 +121,19 @@ def _maps(model: nn.Module, trace: Trace, problems: dict[str, str]) -> list[Line
     return found
 
 
-def _sites(
-    model: nn.Module, trace: Trace, maps: list[LinearMap], fixed: Collection[str]
-) -> tuple[list[Site], list[Refusal]]:
+def _insertion_points(
+    model: nn.Module, trace: TraceRecorder, maps: list[LinearMap], fixed: Collection[str]
+) -> tuple[list[InsertionPoint], list[Refusal]]:
     """Where a layer can be inserted, with the activation that the model uses nearest to it."""
     usual = Counter(trace.activations.values()).most_common(1)[0][0] if trace.activations else "ReLU"
     aliases = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     last = {use.weight: use for use in trace.uses}
-    sites, refused = [], []
+    insertion_points, refused = [], []
     for one in maps:
         use = last[one.weight]
         path = one.weight.rpartition(".")[0]
         module = model.get_submodule(path)
-        if one.uses > 1 or use.inside != path or one.weight in fixed or not use.scored or one.groups > 1:
+        if one.n_uses > 1 or use.inside != path or one.weight in fixed or not use.scored or one.groups > 1:
             continue
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue
@@ -148,15 +148,15 @@ def _sites(
             refused.append(Refusal(place=one.name, reason=f"no layer can be inserted before it: {why}"))
         else:
             spatial = _CONVOLUTIONS.index(type(module)) + 1 if type(module) in _CONVOLUTIONS else 0
-            sites.append(
-                Site(
+            insertion_points.append(
+                InsertionPoint(
                     module=one.name,
                     features=module.weight.shape[1],
                     activation=use.activation or usual,
                     spatial=spatial,
                 )
             )
-    return sites, refused
+    return insertion_points, refused
 
 
 def _read_by_fast_path(parent: nn.Module) -> bool:
@@ -165,7 +165,7 @@ def _read_by_fast_path(parent: nn.Module) -> bool:
     return fused and bool(parent.activation_relu_or_gelu)
 
 
-def _not_followed(model: nn.Module, trace: Trace) -> list[Refusal]:
+def _not_followed(model: nn.Module, trace: TraceRecorder) -> list[Refusal]:
     """Modules with parameters that no rule understands, and parameters that the forward pass never reaches."""
     refused = [Refusal(place=place, reason=reason) for place, reason in trace.not_understood.items()]
     for name, module in model.named_modules():

@@ -1,12 +1,12 @@
 """Carries decisions out: new Parameters, optimizer state by position, verification, rollback, undo."""
 
-from senn.surgery.carry import carry_out
+from senn.surgery.carry import apply_moves
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
-from senn.surgery.operate import Receipt, operate
+from senn.surgery.operate import Receipt, transaction
 from senn.surgery.plan import new_parameters, parameters_per_unit
-from senn.surgery.repeat import silent_copy
-from senn.surgery.undo import Journal
-from senn.surgery.verify import calibrate
+from senn.surgery.repeat import function_preserving_copy
+from senn.surgery.undo import UndoLog
+from senn.surgery.verify import calibrate_batch_norm
 
 __all__ = [
     "Append",

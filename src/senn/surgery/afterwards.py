@@ -7,54 +7,54 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from senn.structure.spaces import Site, Slot, Space, Structure
-from senn.surgery.layout import Layout
+from senn.structure.spaces import InsertionPoint, CoupledDim, ChannelGroup, DependencyGraph
+from senn.surgery.layout import IndexMap
 from senn.surgery.moves import Prune, Widen
-from senn.surgery.plan import Plan
+from senn.surgery.plan import SurgeryPlan
 
 
-def afterwards(structure: Structure, todo: Plan) -> Structure | None:
+def reindex(graph: DependencyGraph, todo: SurgeryPlan) -> DependencyGraph | None:
     """The structure that an analysis would find after a plan; None if it takes one: what one unit was, may be several.
 
     A space of one unit may have been added to others by broadcasting; inserted layers bring new places.
     """
-    single = any(isinstance(move, Widen) and structure.space(move.space).width == 1 for move in todo.moves)
+    single = any(isinstance(move, Widen) and graph.group(move.group).width == 1 for move in todo.moves)
     if todo.inserts or todo.appends or single:
         return None
-    spaces = tuple(_space(space, todo) for space in structure.spaces)
-    return replace(structure, spaces=spaces, sites=tuple(_site(site, structure, todo) for site in structure.sites))
+    groups = tuple(_group(group, todo) for group in graph.groups)
+    return replace(graph, groups=groups, insertion_points=tuple(_insertion_point(insertion_point, graph, todo) for insertion_point in graph.insertion_points))
 
 
-def _space(space: Space, todo: Plan) -> Space:
-    gone = {unit for move in todo.moves if isinstance(move, Prune) and move.space == space.name for unit in move.units}
-    added = [move.units for move in todo.moves if isinstance(move, Widen) and move.space == space.name]
-    kept = [unit for unit in range(space.width) if unit not in gone]
-    slots = tuple(_slot(slot, space, kept, todo) for slot in space.slots)
-    return replace(space, width=len(kept) + sum(added), slots=slots)
+def _group(group: ChannelGroup, todo: SurgeryPlan) -> ChannelGroup:
+    gone = {unit for move in todo.moves if isinstance(move, Prune) and move.group == group.name for unit in move.units}
+    added = [move.units for move in todo.moves if isinstance(move, Widen) and move.group == group.name]
+    kept = [unit for unit in range(group.width) if unit not in gone]
+    coupled_dims = tuple(_slot(coupled, group, kept, todo) for coupled in group.dims)
+    return replace(group, width=len(kept) + sum(added), coupled_dims=coupled_dims)
 
 
-def _slot(slot: Slot, space: Space, kept: list[int], todo: Plan) -> Slot:
+def _slot(coupled: CoupledDim, group: ChannelGroup, kept: list[int], todo: SurgeryPlan) -> CoupledDim:
     """The slot where its positions are now: units that stay, then new ones in the order of the moves."""
-    layout = todo.layouts.get(slot.name, {}).get(slot.dim)
+    layout = todo.layouts.get(coupled.name, {}).get(coupled.dim)
     if layout is None:
-        return slot
+        return coupled
     place = _places(layout)
-    k = slot.index.shape[1]
-    rows = [slot.index[kept]]
-    for owner, offset, count in todo.drafts[slot.name][slot.dim].newcomers:
-        if owner is slot:
+    k = coupled.index.shape[1]
+    rows = [coupled.index[kept]]
+    for owner, offset, count in todo.drafts[coupled.name][coupled.dim].newcomers:
+        if owner is coupled:
             rows.append(torch.arange(offset, offset + count).view(-1, k))
-    return replace(slot, index=place[torch.cat(rows)])
+    return replace(coupled, index=place[torch.cat(rows)])
 
 
-def _places(layout: Layout) -> Tensor:
+def _places(layout: IndexMap) -> Tensor:
     """Where each old or new position stands now."""
     place = torch.full((layout.size + layout.added,), -1)
     place[layout.order] = torch.arange(len(layout.order))
     return place
 
 
-def _site(site: Site, structure: Structure, todo: Plan) -> Site:
-    one = structure.map(site.module)
+def _insertion_point(insertion_point: InsertionPoint, graph: DependencyGraph, todo: SurgeryPlan) -> InsertionPoint:
+    one = graph.map(insertion_point.module)
     layout = todo.layouts.get(one.weight, {}).get(one.in_dim)
-    return site if layout is None else replace(site, features=len(layout.order))
+    return insertion_point if layout is None else replace(insertion_point, features=len(layout.order))

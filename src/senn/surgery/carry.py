@@ -14,19 +14,19 @@ from torch.nn.modules.conv import _ConvNd
 
 from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError
-from senn.structure.spaces import Structure, tensor_of
-from senn.surgery.layout import Layout, corner, place
+from senn.structure.spaces import DependencyGraph, get_tensor
+from senn.surgery.layout import IndexMap, corner, place
 from senn.surgery.moves import Insert, Move
-from senn.surgery.plan import BEFORE, Compensation, Entries, Plan, find_tensor, join, plan
-from senn.surgery.repeat import Addition, put_after
-from senn.surgery.undo import Inserted, Journal, Resized
-from senn.surgery.verify import calibrate
+from senn.surgery.plan import BEFORE, Compensation, Entries, SurgeryPlan, find_tensor, join, plan
+from senn.surgery.repeat import Addition, insert_copy_after
+from senn.surgery.undo import Inserted, UndoLog, Resized
+from senn.surgery.verify import calibrate_batch_norm
 
 # What a new channel of a normalisation starts with; other carriers take the mean of the units there are.
 _NEUTRAL_NORM = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 
-def carry_out(model: nn.Module, moves: Sequence[Move], structure: Structure, *, probe: Inputs | None = None) -> Journal:
+def apply_moves(model: nn.Module, moves: Sequence[Move], graph: DependencyGraph, *, probe: Inputs | None = None) -> UndoLog:
     """Carry moves out on a model, without optimizer or verification.
 
     All moves are written against the model as it stands. Old Parameters are not written to; new ones keep
@@ -44,11 +44,11 @@ def carry_out(model: nn.Module, moves: Sequence[Move], structure: Structure, *, 
     Raises:
         SennError: if a move doesn't fit; the model is as it was.
     """
-    journal = prepare(model, plan(model, moves, structure))
+    journal = prepare(model, plan(model, moves, graph))
     try:
         journal.commit()
         if probe is not None:
-            calibrate(model, journal, probe)
+            calibrate_batch_norm(model, journal, probe)
     except BaseException:
         journal.undo()
         raise
@@ -56,9 +56,9 @@ def carry_out(model: nn.Module, moves: Sequence[Move], structure: Structure, *, 
 
 
 @torch.no_grad()
-def prepare(model: nn.Module, todo: Plan) -> Journal:
-    """Make all the new objects; the model is not touched before `Journal.commit`."""
-    journal = Journal()
+def prepare(model: nn.Module, todo: SurgeryPlan) -> UndoLog:
+    """Make all the new objects; the model is not touched before `UndoLog.commit`."""
+    journal = UndoLog()
     holders = _holders(model)
     olds: dict[str, Tensor] = {}
     for name, shape in todo.shapes.items():
@@ -105,7 +105,7 @@ def _refuse_ties(olds: Mapping[str, Tensor]) -> None:
         names[id(old)] = name
 
 
-def _values(model: nn.Module, todo: Plan, olds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _values(model: nn.Module, todo: SurgeryPlan, olds: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """New values by full tensor name: extended, compensated, cut, and inserted layers folded in."""
     values = {name: _extended(model, name, old.detach(), todo) for name, old in olds.items()}
     for item in todo.compensations:
@@ -137,7 +137,7 @@ def _compensate(item: Compensation, values: dict[str, Tensor]) -> None:
         bias.copy_(bias.double() + gone @ coefficients[:, -1])
 
 
-def _extended(model: nn.Module, name: str, old: Tensor, todo: Plan) -> Tensor:
+def _extended(model: nn.Module, name: str, old: Tensor, todo: SurgeryPlan) -> Tensor:
     """A copy of the tensor with the new entries at the end of each dimension; columns of consumers are zero."""
     layouts = todo.layouts[name]
     shape = [size + (layouts[dim].added if dim in layouts else 0) for dim, size in enumerate(old.shape)]
@@ -154,11 +154,11 @@ def _new_entries(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Te
     """The values of new entries, or what broadcasts to them."""
     if entry.values is not None:
         return entry.values
-    if entry.how == "neutral":
+    if entry.fill == "neutral":
         return _neutral(model, name, old, entry)
-    if entry.how == "zero":
+    if entry.fill == "zero":
         return old.new_zeros(())
-    if entry.how == "mean":
+    if entry.fill == "mean":
         units = old.index_select(entry.dim, entry.index.flatten().to(old.device))
         return units.double().mean(entry.dim, keepdim=True).to(old.dtype)
     return _in_turn(old, entry)
@@ -183,16 +183,16 @@ def _neutral(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Tensor
 
 def _fold(model: nn.Module, move: Insert, values: dict[str, Tensor]) -> None:
     """W <- W @ right, b <- b + W @ shift."""
-    weight = values.get(join(move.site, "weight"))
-    old = (find_tensor(model, join(move.site, "weight")).detach() if weight is None else weight).double()
+    weight = values.get(join(move.insertion_point, "weight"))
+    old = (find_tensor(model, join(move.insertion_point, "weight")).detach() if weight is None else weight).double()
     if move.right is not None and weight is not None:
-        values[join(move.site, "weight")] = (old @ move.right.to(old)).to(weight.dtype)
+        values[join(move.insertion_point, "weight")] = (old @ move.right.to(old)).to(weight.dtype)
     if move.shift is not None:
-        bias = values[join(move.site, "bias")]
-        values[join(move.site, "bias")] = (bias.double() + old @ move.shift.to(old)).to(bias.dtype)
+        bias = values[join(move.insertion_point, "bias")]
+        values[join(move.insertion_point, "bias")] = (bias.double() + old @ move.shift.to(old)).to(bias.dtype)
 
 
-def _successor(name: str, old: Tensor, value: Tensor, layouts: Mapping[int, Layout]) -> Tensor:
+def _successor(name: str, old: Tensor, value: Tensor, layouts: Mapping[int, IndexMap]) -> Tensor:
     """A tensor of the same kind with the new values and everything that hung on the old one."""
     if not old.is_contiguous():
         # Keep the order of the strides (channels-last and the like).
@@ -213,7 +213,7 @@ def _successor(name: str, old: Tensor, value: Tensor, layouts: Mapping[int, Layo
     return new
 
 
-def _attributes(model: nn.Module, todo: Plan, journal: Journal) -> None:
+def _attributes(model: nn.Module, todo: SurgeryPlan, journal: UndoLog) -> None:
     """New values of Python numbers: plain integers, items of tuples, and what normalisations add to a variance."""
     items: dict[tuple[str, str], dict[int | None, int]] = defaultdict(dict)
     for (path, attribute, item), change in todo.attributes.items():
@@ -233,7 +233,7 @@ def _attributes(model: nn.Module, todo: Plan, journal: Journal) -> None:
         journal.swaps.append((held, attribute, held[attribute], held[attribute] * factor))
 
 
-def _flat_weights(model: nn.Module, journal: Journal) -> None:
+def _flat_weights(model: nn.Module, journal: UndoLog) -> None:
     """Recurrent layers keep a list of their parameters besides."""
     new = {id(old): new for _, _, old, new in journal.swaps if isinstance(old, Tensor)}
     for module in model.modules():
@@ -246,11 +246,11 @@ def _flat_weights(model: nn.Module, journal: Journal) -> None:
             journal.swaps.append((module.__dict__, "_flat_weight_refs", references, references))
 
 
-def _insert(model: nn.Module, move: Insert, journal: Journal) -> None:
-    path, _, key = move.site.rpartition(".")
-    parent, linear = model.get_submodule(path), model.get_submodule(move.site)
+def _insert(model: nn.Module, move: Insert, journal: UndoLog) -> None:
+    path, _, key = move.insertion_point.rpartition(".")
+    parent, linear = model.get_submodule(path), model.get_submodule(move.insertion_point)
     if not isinstance(linear, BEFORE):
-        raise UnsupportedError(f"'{move.site}' is a {type(linear).__name__} in one copy of the model")
+        raise UnsupportedError(f"'{move.insertion_point}' is a {type(linear).__name__} in one copy of the model")
     layer = copy.deepcopy(move.layer).to(linear.weight.device, linear.weight.dtype).train(linear.training)
     modules = tuple(layer.children()) if type(layer) is nn.Sequential else (layer,)
     stack = nn.Sequential(*modules, linear)
@@ -258,20 +258,20 @@ def _insert(model: nn.Module, move: Insert, journal: Journal) -> None:
     journal.swaps.append((parent._modules, key, linear, stack))
     weight = journal.now(cast(nn.Parameter, linear.weight))
     beside = {parameter: weight for module in modules for parameter in module.parameters()}
-    journal.inserted.append(Inserted(site=move.site, modules=modules, beside=beside, after=False))
+    journal.inserted.append(Inserted(insertion_point=move.insertion_point, modules=modules, beside=beside, after=False))
 
 
-def _append(model: nn.Module, appends: Sequence[Addition], journal: Journal) -> None:
+def _append(model: nn.Module, appends: Sequence[Addition], journal: UndoLog) -> None:
     additions = []
     for block, module in appends:
         original = model.get_submodule(block.module)
         added = _alike(copy.deepcopy(module), original)
-        last = cast(nn.Parameter, tensor_of(model, block.silent[-1]))
+        last = cast(nn.Parameter, get_tensor(model, block.output_params[-1]))
         own = dict(original.named_parameters())
         beside = {new: journal.now(own.get(name, last)) for name, new in added.named_parameters()}
         additions.append((block, added))
-        journal.inserted.append(Inserted(site=block.module, modules=(added,), beside=beside, after=True))
-    journal.swaps += put_after(model, additions, journal.swaps)
+        journal.inserted.append(Inserted(insertion_point=block.module, modules=(added,), beside=beside, after=True))
+    journal.swaps += insert_copy_after(model, additions, journal.swaps)
 
 
 def _alike(added: nn.Module, block: nn.Module) -> nn.Module:
@@ -287,7 +287,7 @@ def _alike(added: nn.Module, block: nn.Module) -> nn.Module:
     return added
 
 
-def _uncalibrated(model: nn.Module, todo: Plan) -> list[tuple[nn.Module, Tensor]]:
+def _uncalibrated(model: nn.Module, todo: SurgeryPlan) -> list[tuple[nn.Module, Tensor]]:
     """Normalisations with new channels that no move gave running statistics for, and where these stand."""
     found: list[tuple[nn.Module, Tensor]] = []
     for name, entries in todo.entries.items():
@@ -295,7 +295,7 @@ def _uncalibrated(model: nn.Module, todo: Plan) -> list[tuple[nn.Module, Tensor]
         if key != "running_mean":
             continue
         layout = todo.layouts[name][0]
-        added = [torch.arange(e.offset, e.offset + e.count) for e in entries if e.how == "neutral"]
+        added = [torch.arange(e.offset, e.offset + e.count) for e in entries if e.fill == "neutral"]
         if added:
             places = torch.isin(layout.order, torch.cat(added)).nonzero().flatten()
             found.append((model.get_submodule(path), places))

@@ -13,11 +13,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from senn.structure.spaces import Slot
+from senn.structure.spaces import CoupledDim
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class IndexMap:
     """The new order of one dimension.
 
     Attributes:
@@ -43,24 +43,24 @@ class Layout:
 
 
 @dataclass(eq=False)
-class LayoutDraft:
+class IndexMapBuilder:
     """Collects what several moves ask of one dimension of `size` positions."""
 
     size: int
     anchors: list[Tensor] = field(default_factory=list)
     gone: list[Tensor] = field(default_factory=list)
-    newcomers: list[tuple[Slot, int, int]] = field(default_factory=list)
+    newcomers: list[tuple[CoupledDim, int, int]] = field(default_factory=list)
 
-    def add(self, slot: Slot, units: int) -> tuple[int, int]:
+    def add(self, coupled: CoupledDim, units: int) -> tuple[int, int]:
         """Make room for new units behind the slot's last one; returns (offset, count) of the new positions.
 
         The new positions are counted unit by unit, each unit's k positions side by side; where they end up
         follows the slot: each of its runs grows at its end.
         """
         offset = self.size + self.added
-        anchors = _anchors(slot).repeat(units)
+        anchors = _anchors(coupled).repeat(units)
         self.anchors.append(anchors)
-        self.newcomers.append((slot, offset, len(anchors)))
+        self.newcomers.append((coupled, offset, len(anchors)))
         return offset, len(anchors)
 
     def remove(self, positions: Tensor) -> None:
@@ -72,23 +72,23 @@ class LayoutDraft:
         """Number of new positions so far."""
         return sum(len(anchors) for anchors in self.anchors)
 
-    def layout(self) -> Layout:
+    def layout(self) -> IndexMap:
         """The layout that carries out everything asked for."""
         # A new position sorts right behind its anchor; the stable sort keeps the order of moves and units.
         places = [torch.arange(self.size, dtype=torch.float64), *(anchors + 0.5 for anchors in self.anchors)]
         order = torch.cat(places).argsort(stable=True)
         if self.gone:
             order = order[~torch.isin(order, torch.cat(self.gone))]
-        return Layout(self.size, self.added, order)
+        return IndexMap(self.size, self.added, order)
 
 
-def _anchors(slot: Slot) -> Tensor:
+def _anchors(coupled: CoupledDim) -> Tensor:
     """(k,) for each of a unit's positions, the old position behind which new units follow."""
-    last = slot.index[-1].cpu().double().view(slot.runs, -1)
+    last = coupled.index[-1].cpu().double().view(coupled.n_segments, -1)
     return last[:, -1:].expand_as(last).flatten()  # each run grows at its end
 
 
-def place(old: Tensor, layouts: Mapping[int, Layout], into: Tensor) -> Tensor:
+def place(old: Tensor, layouts: Mapping[int, IndexMap], into: Tensor) -> Tensor:
     """Copy the entries of `old` that stay to their new places in `into` (changed in place and returned)."""
     if all(layout.appends for layout in layouts.values()):
         corner(into, old.shape).copy_(old)

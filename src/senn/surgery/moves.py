@@ -30,7 +30,7 @@ class Widen:
             normalisation, and consumers take existing columns in turn.
     """
 
-    space: str
+    group: str
     units: int
     values: Mapping[str, Tensor]
 
@@ -48,7 +48,7 @@ class Prune:
             `columns(slot, taps)[units].flatten()`, kept ones as in the matrix.
     """
 
-    space: str
+    group: str
     units: tuple[int, ...]
     compensation: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -67,7 +67,7 @@ class Insert:
         shift: (in,) or None for zero.
     """
 
-    site: str
+    insertion_point: str
     layer: nn.Module
     right: Tensor | None = None
     shift: Tensor | None = None
@@ -81,8 +81,8 @@ class Append:
     (`layer_idx`) follow.
 
     Attributes:
-        block: name of the block (`Structure.blocks`).
-        copy: the new module, called as the block is and silent: it changes nothing now (`silent_copy`). Each
+        block: name of the block (`DependencyGraph.blocks`).
+        copy: the new module, called as the block is and silent: it changes nothing now (`function_preserving_copy`). Each
             carrying out uses a fresh deepcopy. In the optimizer each parameter joins the group of the block's parameter
             of the same name.
     """

@@ -16,17 +16,17 @@ from torch.optim.swa_utils import AveragedModel
 from senn.batch import Inputs
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.preserve import ModelState, preserve_model_state
-from senn.structure.spaces import Structure
-from senn.surgery.afterwards import afterwards
+from senn.structure.spaces import DependencyGraph
+from senn.surgery.afterwards import reindex
 from senn.surgery.carry import prepare
 from senn.surgery.moves import Append, Insert, Move, Prune
-from senn.surgery.optimizer import Snapshot, carry, check_holds, unwrap
+from senn.surgery.optimizer import Snapshot, migrate_optimizer_state, check_holds, unwrap
 from senn.surgery.plan import plan
-from senn.surgery.undo import Journal
+from senn.surgery.undo import UndoLog
 from senn.surgery.verify import (
-    calibrate,
+    calibrate_batch_norm,
     check_use,
-    fingerprint,
+    model_digest,
     output_change,
     outputs,
     tolerance_for,
@@ -52,9 +52,9 @@ class Receipt:
     output_change: float | None = None
     loss_before: float | None = None
     loss_after: float | None = None
-    structure: Structure | None = None
+    graph: DependencyGraph | None = None
     _models: tuple[nn.Module, ...] = field(default=(), repr=False)
-    _journals: list[Journal] = field(default_factory=list, repr=False)
+    _journals: list[UndoLog] = field(default_factory=list, repr=False)
     _snapshot: Snapshot | None = field(default=None, repr=False)
     _marks: list[int] = field(default_factory=list, repr=False)
     _undone: bool = field(default=False, repr=False)
@@ -71,13 +71,13 @@ class Receipt:
         attached = self._snapshot is None or self._snapshot.attached
         if not attached or not all(journal.in_place() for journal in self._journals):
             raise SurgeryError(f"{where} can't be undone: the model or its optimizer has been changed again since")
-        if self._marks != fingerprint(self._watched()):
+        if self._marks != model_digest(self._watched()):
             raise SurgeryError(f"{where} can't be undone: the model has been trained since")
         _take_back(self._journals, self._snapshot)
         self._undone = True
 
     def _mark(self) -> None:
-        self._marks = fingerprint(self._watched())
+        self._marks = model_digest(self._watched())
 
     def _watched(self) -> list[Tensor]:
         """Everything that training writes to."""
@@ -86,10 +86,10 @@ class Receipt:
         return [*held, *(value for state in states for value in state.values() if isinstance(value, Tensor))]
 
 
-def operate(
+def transaction(
     model: nn.Module,
     moves: Sequence[Move],
-    structure: Structure,
+    graph: DependencyGraph,
     *,
     optimizer: Any = None,
     averaged: Sequence[nn.Module] = (),
@@ -137,7 +137,7 @@ def operate(
     )
     try:
         with ExitStack() as rollback:
-            receipt = operation.run(structure, None if optimizer is None else unwrap(optimizer), rollback)
+            receipt = operation.run(graph, None if optimizer is None else unwrap(optimizer), rollback)
             receipt._models = (model, *averaged)
             receipt._mark()
             rollback.pop_all()
@@ -163,13 +163,13 @@ class _Operation:
     loss_limit: float | None
     tolerance: float | None
 
-    def run(self, structure: Structure, optimizer: Optimizer | None, rollback: ExitStack) -> Receipt:
+    def run(self, graph: DependencyGraph, optimizer: Optimizer | None, rollback: ExitStack) -> Receipt:
         everyone = (self.model, *self.copies)
         rollback.callback(ModelState(everyone).restore)
         if optimizer is not None:
             check_holds(optimizer, self.model)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
-        todo = plan(self.model, self.moves, structure)
+        todo = plan(self.model, self.moves, graph)
         before = [] if self.probe is None else [outputs(one, self.probe) for one in everyone]
         loss_before = self._loss()
         journals = [prepare(one, todo) for one in everyone]
@@ -178,9 +178,9 @@ class _Operation:
         for journal in journals:
             journal.commit()
         if optimizer is not None:
-            carry(optimizer, journals[0], self.model, names)
+            migrate_optimizer_state(optimizer, journals[0], self.model, names)
         receipt = Receipt(moves=self.moves, loss_before=loss_before, _journals=journals, _snapshot=snapshot)
-        receipt.structure = afterwards(structure, todo)
+        receipt.graph = reindex(graph, todo)
         if self.probe is not None:
             receipt.output_change = self._compare(everyone, journals, before, self.probe)
         receipt.loss_after = self._loss()
@@ -188,12 +188,12 @@ class _Operation:
         return receipt
 
     def _compare(
-        self, everyone: Sequence[nn.Module], journals: Sequence[Journal], before: list[list[Tensor]], probe: Inputs
+        self, everyone: Sequence[nn.Module], journals: Sequence[UndoLog], before: list[list[Tensor]], probe: Inputs
     ) -> float:
         """Largest change of the outputs of all copies; refuses one that function-preserving moves can't have made."""
         changes = []
         for one, journal, old in zip(everyone, journals, before, strict=True):
-            calibrate(one, journal, probe)
+            calibrate_batch_norm(one, journal, probe)
             changes.append(output_change(old, outputs(one, probe)))
             check_use(one, journal, probe)
         limit = tolerance_for(self.model, before[0]) if self.tolerance is None else self.tolerance
@@ -216,7 +216,7 @@ class _Operation:
             raise SurgeryError(f"it raised the loss by {rise:.4g}, more than {self.loss_limit:.4g}")
 
 
-def _take_back(journals: Sequence[Journal], snapshot: Snapshot | None) -> None:
+def _take_back(journals: Sequence[UndoLog], snapshot: Snapshot | None) -> None:
     for journal in reversed(journals):
         journal.undo()
     if snapshot is not None:
@@ -230,5 +230,5 @@ def _places(moves: Sequence[Move]) -> str:
 
 def _place(move: Move) -> str:
     if isinstance(move, Insert):
-        return move.site
-    return move.block if isinstance(move, Append) else move.space
+        return move.insertion_point
+    return move.block if isinstance(move, Append) else move.group

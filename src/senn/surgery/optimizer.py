@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 
 from senn.errors import SennError, UnsupportedError
-from senn.surgery.layout import Layout, place
-from senn.surgery.undo import Inserted, Journal, Resized
+from senn.surgery.layout import IndexMap, place
+from senn.surgery.undo import Inserted, UndoLog, Resized
 
 State = dict[str, Any]
 
@@ -82,7 +82,7 @@ def _forget_size(optimizer: Optimizer) -> None:
         vars(optimizer)["_numel_cache"] = None
 
 
-def carry(optimizer: Optimizer, journal: Journal, model: nn.Module, names: Mapping[nn.Parameter, str]) -> None:
+def migrate_optimizer_state(optimizer: Optimizer, journal: UndoLog, model: nn.Module, names: Mapping[nn.Parameter, str]) -> None:
     """Exchange Parameters in the optimizer's groups and state, and add those of inserted layers.
 
     Group dictionaries and their lists stay the same objects, so schedulers stay attached. New parameters join groups in
@@ -156,7 +156,7 @@ def _rename(
     before: Sequence[nn.Parameter],
     names: Mapping[nn.Parameter, str],
     now: Mapping[nn.Parameter, str],
-    journal: Journal,
+    journal: UndoLog,
 ) -> None:
     """Recorded names in step with the list of parameters; a name that the user made up stays."""
     made_up = {}
@@ -166,12 +166,12 @@ def _rename(
     group["param_names"][:] = [made_up.get(p) or now[p] for p in group["params"]]
 
 
-def _check_joined(optimizer: Optimizer, journal: Journal) -> None:
+def _check_joined(optimizer: Optimizer, journal: UndoLog) -> None:
     """The layers' parameters must have found a group, and one that can train them."""
     for inserted in journal.inserted:
         joined = [(group, [p for p in group["params"] if p in inserted.beside]) for group in optimizer.param_groups]
         if inserted.beside and not any(mine for _, mine in joined):
-            raise SennError(f"the optimizer doesn't hold the weight of '{inserted.site}', so not its new layer either")
+            raise SennError(f"the optimizer doesn't hold the weight of '{inserted.insertion_point}', so not its new layer either")
         for group, mine in joined:
             starts = _starts(optimizer, group, mine)
             if isinstance(optimizer, SGD) and group["fused"] and _has_momentum(optimizer, group):
@@ -205,7 +205,7 @@ def _carried(what: str, value: Any, start: Any, old: nn.Parameter, to: Resized) 
         start = torch.zeros_like(to.new)
     if not isinstance(start, Tensor):
         return _only_scalar(what, value, old)
-    along: dict[int, Layout] = {}
+    along: dict[int, IndexMap] = {}
     if value.dim() == start.dim() == old.dim():
         # A factored statistic (Adafactor) has size 1 along the dimensions that it sums over: these stay.
         along = {

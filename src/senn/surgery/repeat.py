@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from senn.structure.spaces import Attribute, Block, tensor_of
+from senn.structure.spaces import SizeAttribute, ResidualBlock, get_tensor
 
 Swap = tuple[MutableMapping[str, Any], str, Any, Any]
 """A dictionary, a key of it, the entry before, the entry after."""
 
-Addition = tuple[Block, nn.Module]
+Addition = tuple[ResidualBlock, nn.Module]
 """A block, and what is to stand after it."""
 
 COUNTS = frozenset(
@@ -38,7 +38,7 @@ _POSITIONS = frozenset(["layer_idx", "layer_index", "layer_id", "layer_number", 
 """Attributes that say where a layer stands."""
 
 
-def silent_copy(model: nn.Module, block: Block) -> nn.Module:
+def function_preserving_copy(model: nn.Module, block: ResidualBlock) -> nn.Module:
     """A copy of a block of the model that gives back what it is given, and learns.
 
     All its tensors are copies of the block's, running statistics included, except `Block.silent`, which are zero:
@@ -46,12 +46,12 @@ def silent_copy(model: nn.Module, block: Block) -> nn.Module:
     """
     twin = copy.deepcopy(model.get_submodule(block.module))
     with torch.no_grad():
-        for name in block.silent:
-            tensor_of(twin, name.removeprefix(f"{block.module}.")).zero_()
+        for name in block.output_params:
+            get_tensor(twin, name.removeprefix(f"{block.module}.")).zero_()
     return twin
 
 
-def put_after(model: nn.Module, additions: Sequence[Addition], pending: Sequence[Swap] = ()) -> list[Swap]:
+def insert_copy_after(model: nn.Module, additions: Sequence[Addition], pending: Sequence[Swap] = ()) -> list[Swap]:
     """The changes that put modules after blocks; numbers of positions inside the new modules are set at once.
 
     Args:
@@ -63,7 +63,7 @@ def put_after(model: nn.Module, additions: Sequence[Addition], pending: Sequence
     lists: dict[str, dict[str, nn.Module]] = defaultdict(dict)
     for block, added in additions:
         path, _, key = block.module.rpartition(".")
-        if block.listed:
+        if block.in_module_list:
             lists[path][key] = added
         else:
             held = model.get_submodule(path)._modules
@@ -74,10 +74,10 @@ def put_after(model: nn.Module, additions: Sequence[Addition], pending: Sequence
         parent = model.get_submodule(path)
         swaps += _longer(parent, several, [*pending, *swaps])
         counted = dict.fromkeys(
-            one for block, _ in additions if block.module[len(path) + 1 :] in several for one in block.counts
+            one for block, _ in additions if block.module[len(path) + 1 :] in several for one in block.depth_attributes
         )
         swaps += _longer_tables([_holder(model, one)[0] for one in counted], list(parent._modules), several)
-    counts = Counter(attribute for block, _ in additions for attribute in block.counts)
+    counts = Counter(attribute for block, _ in additions for attribute in block.depth_attributes)
     for attribute, number in counts.items():
         holder, key = _holder(model, attribute)
         swaps.append((holder, key, holder[key], holder[key] + number * attribute.per_unit))
@@ -154,16 +154,16 @@ def have_positions(model: nn.Module, path: str) -> bool:
     return bool(_counters([*model.get_submodule(path).children()]))
 
 
-def counts_of(model: nn.Module, path: str) -> tuple[list[Attribute], list[Attribute]]:
+def counts_of(model: nn.Module, path: str) -> tuple[list[SizeAttribute], list[SizeAttribute]]:
     """Numbers that may say how many layers a list has: those of the nearest configuration, and those of modules."""
     length = len(model.get_submodule(path)._modules)
-    configured: list[Attribute] = []
-    own: list[Attribute] = []
+    configured: list[SizeAttribute] = []
+    own: list[SizeAttribute] = []
     while path:
         path = path.rpartition(".")[0]
         for key, value in vars(model.get_submodule(path)).items():
             if key in COUNTS and type(value) is int and value == length:
-                own.append(Attribute(module=path, name=key, per_unit=1))
+                own.append(SizeAttribute(module=path, name=key, per_unit=1))
             if (
                 configured
                 or key.startswith("_")
@@ -173,14 +173,14 @@ def counts_of(model: nn.Module, path: str) -> tuple[list[Attribute], list[Attrib
                 continue
             inner = [name for name, count in vars(value).items() if name in COUNTS and type(count) is int]
             configured = [
-                Attribute(module=path, name=f"{key}.{name}", per_unit=1)
+                SizeAttribute(module=path, name=f"{key}.{name}", per_unit=1)
                 for name in inner
                 if vars(value)[name] == length
             ]
     return configured, own
 
 
-def _holder(model: nn.Module, attribute: Attribute) -> tuple[dict[str, Any], str]:
+def _holder(model: nn.Module, attribute: SizeAttribute) -> tuple[dict[str, Any], str]:
     """The dictionary that holds a number, and its key there."""
     holder: Any = model.get_submodule(attribute.module)
     *path, key = attribute.name.split(".")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from senn.surgery.layout import Layout
+from senn.surgery.layout import IndexMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +16,7 @@ class Resized:
     """The Parameter that took another's place, and where the entries went."""
 
     new: nn.Parameter
-    layouts: Mapping[int, Layout]
+    layouts: Mapping[int, IndexMap]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,7 +31,7 @@ class Inserted:
         after: whether they stand after those of the group, or before.
     """
 
-    site: str
+    insertion_point: str
     modules: tuple[nn.Module, ...]
     beside: Mapping[nn.Parameter, nn.Parameter]
     after: bool
@@ -39,11 +39,11 @@ class Inserted:
     @property
     def what(self) -> str:
         """For sentences."""
-        return f"put after '{self.site}'" if self.after else f"inserted before '{self.site}'"
+        return f"put after '{self.insertion_point}'" if self.after else f"inserted before '{self.insertion_point}'"
 
 
 @dataclass(eq=False)
-class Journal:
+class UndoLog:
     """What was done to one copy of a model, and how to take it back.
 
     Attributes:

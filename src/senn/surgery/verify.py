@@ -12,7 +12,7 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import SurgeryError
 from senn.preserve import preserve_model_state
-from senn.surgery.undo import Journal
+from senn.surgery.undo import UndoLog
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Largest change of the outputs, relative to the largest output, by the coarsest dtype in play."""
@@ -28,8 +28,8 @@ def outputs(model: nn.Module, probe: Inputs) -> list[Tensor]:
         SurgeryError: some of them are not finite.
     """
     with torch.no_grad(), preserve_model_state(model):
-        result = batch.call(model, batch.copied(probe))
-    leaves = [x for x in batch.tensors(result) if x.is_floating_point()]
+        result = batch.call(model, batch.clone(probe))
+    leaves = [x for x in batch.leaves(result) if x.is_floating_point()]
     if not all(leaf.isfinite().all() for leaf in leaves):
         raise SurgeryError("the outputs on the probe batch are not finite")
     return leaves
@@ -56,7 +56,7 @@ def tolerance_for(model: nn.Module, before: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, journal: Journal, probe: Inputs) -> None:
+def calibrate_batch_norm(model: nn.Module, journal: UndoLog, probe: Inputs) -> None:
     """Give new BatchNorm channels the running statistics of the probe batch; old channels stay as they are."""
     if not journal.uncalibrated:
         return
@@ -88,7 +88,7 @@ def calibrate(model: nn.Module, journal: Journal, probe: Inputs) -> None:
         buffer[places] = statistic
 
 
-def check_use(model: nn.Module, journal: Journal, probe: Inputs) -> None:
+def check_use(model: nn.Module, journal: UndoLog, probe: Inputs) -> None:
     """Check that the forward pass runs every inserted layer.
 
     It takes a pass of its own: hooks turn the fast paths of fused layers off, and outputs are compared with these on.
@@ -109,7 +109,7 @@ def check_use(model: nn.Module, journal: Journal, probe: Inputs) -> None:
             raise SurgeryError(f"the forward pass doesn't run the layer {inserted.what}")
 
 
-def fingerprint(tensors: Sequence[Tensor]) -> list[int]:
+def model_digest(tensors: Sequence[Tensor]) -> list[int]:
     """One integer per tensor that changes with its bits, also where autograd counts no version (fused kernels)."""
     views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return [

@@ -32,11 +32,11 @@ class Callback:
                 none), `lr`, `architecture`, `parameters`, `flops`, `seconds` (since the start).
         """
 
-    def on_consideration(self, record: Mapping[str, Any]) -> None:
+    def on_growth_round(self, record: Mapping[str, Any]) -> None:
         """A round of growth has been decided, and changes that it made follow.
 
         Args:
-            record: `event` ("consideration"), `epoch`, `step` and the fields of `senn.events.Consideration`, with the
+            record: `event` ("consideration"), `epoch`, `step` and the fields of `senn.events.GrowthRound`, with the
                 widths before in `architecture`; `realised` is what came of the changes before, whose own records say
                 so too from now on.
         """

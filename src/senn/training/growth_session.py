@@ -16,15 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 from senn import batch
 from senn._records import reading_state
 from senn.batch import Output
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.errors import SennError, UnsupportedError
 from senn.events import GrowthEvent
 from senn.grower import Grower
-from senn.schedule import Rounds
+from senn.schedule import GrowthSchedule
 from senn.training.callbacks import Callback
 from senn.training.learner import resolve_policy
 from senn.training.recent_batches import RecentBatches
-from senn.training.recipe import Recipe
+from senn.training.recipe import TrainConfig
 from senn.training.round_records import Record, RoundRecorder, copies, describe_error, failure_record, fault_record
 from senn.training.run import count_parameters
 
@@ -130,7 +130,7 @@ class GrowthSession:
 
     def __init__(
         self,
-        recipe: Recipe | None = None,
+        recipe: TrainConfig | None = None,
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         prepare: Prepare | None = None,
@@ -139,9 +139,9 @@ class GrowthSession:
         output: Output | None = None,
         callbacks: Iterable[Callback] = (),
     ) -> None:
-        if recipe is not None and not isinstance(recipe, Recipe):
+        if recipe is not None and not isinstance(recipe, TrainConfig):
             raise SennError(f"recipe must be a senn.training.Recipe or None, and {recipe!r} is none")
-        self.recipe = recipe or Recipe()
+        self.recipe = recipe or TrainConfig()
         self.loss, self.prepare, self.samples = loss, prepare or pair, samples
         self.ignore, self.output, self.callbacks = tuple(ignore), output, [*callbacks]
         self.history: list[Record] = []
@@ -150,7 +150,7 @@ class GrowthSession:
         self._averages: Callable[[], Sequence[nn.Module]] = tuple
         self._wrapper: Callable[[], object] = tuple
         self._steps: int | None = None
-        self._rounds = Rounds(self.recipe)
+        self._rounds = GrowthSchedule(self.recipe)
         self._rows = 0
         self._trouble: Exception | None = None
         self._warned: set[str] = set()
@@ -190,17 +190,17 @@ class GrowthSession:
         grower = Grower(
             model, optimizer, loss=self.loss, policy=resolve_policy(recipe.policy), samples=self.samples or samples,
             max_params=recipe.max_params, max_width=recipe.max_width, round_to=recipe.round_to, moves=recipe.moves,
-            proposals=Proposals(units=recipe.candidates), ignore=self.ignore, output=self.output, seed=recipe.seed,
+            candidate_config=CandidateConfig(units=recipe.candidates_per_layer), ignore=self.ignore, output=self.output, seed=recipe.seed,
         )  # fmt: skip
         self._started = _Started(
             grower=grower,
             recorder=RoundRecorder(grower, self._tell, changed=self._rewrap),
-            batches=RecentBatches(recipe.probe, grower.ranks),
+            batches=RecentBatches(recipe.max_scoring_samples, grower.communicator),
         )
         self._averages, self._wrapper = averages, wrapper
         self._rewrap()
         self._steps = None if steps is None or not math.isfinite(steps) or steps < 1 else int(steps)
-        self._rounds, self._rows = Rounds(recipe, self._steps), 0
+        self._rounds, self._rows = GrowthSchedule(recipe, self._steps), 0
         self.history.clear()
         self._warned.clear()
         self._trouble = None
@@ -214,10 +214,10 @@ class GrowthSession:
         following = self._rounds.next
         if following is None:
             return False
-        return not self._rows or (following - step) * self._rows < self.recipe.probe
+        return not self._rows or (following - step) * self._rows < self.recipe.max_scoring_samples
 
     def add_batch(self, one: Any, step: int) -> None:
-        """Keep a copy of a batch for the next round, and of those before no more than `Recipe.probe` samples in all.
+        """Keep a copy of a batch for the next round, and of those before no more than `TrainConfig.probe` samples in all.
 
         Args:
             one: a batch of the loop, which `prepare` understands.
@@ -227,7 +227,7 @@ class GrowthSession:
             inputs, targets, *weights = self.prepare(one)
             if not isinstance(targets, Tensor):
                 raise SennError(f"the targets of a batch must be a tensor, not a {type(targets).__name__}")
-            own = batch.copied((inputs, targets, weights[0] if weights else None))
+            own = batch.clone((inputs, targets, weights[0] if weights else None))
         except Exception as error:  # whatever a function of others raises: their training goes on
             self._trouble = error
             return
@@ -317,7 +317,7 @@ class GrowthSession:
         running, device = self._running, next(model.parameters()).device
         with reading_state("this isn't the state of a run that grew"):
             self._steps, self._rows = state["steps"], state["rows"]
-            self._rounds = Rounds(self.recipe, self._steps)
+            self._rounds = GrowthSchedule(self.recipe, self._steps)
             self._rounds.load_state_dict(state["rounds"])
             running.batches.load(state["held"], device)
             self.history[:] = copies(state["history"])
@@ -333,20 +333,20 @@ class GrowthSession:
     @property
     def _speaks(self) -> bool:
         """Whether this process tells of what all do."""
-        return self._running.grower.ranks.rank == 0
+        return self._running.grower.communicator.rank == 0
 
     def _rewrap(self) -> None:
         if isinstance(wrapper := self._wrapper(), DistributedDataParallel):
-            from senn.distributed import rewrap  # late, since it takes a moment
+            from senn.distributed import rewrap_ddp  # late, since it takes a moment
 
-            rewrap(wrapper)
+            rewrap_ddp(wrapper)
 
     def _troubles(self, kept: bool) -> tuple[list[str], bool]:
         """What has prevented processes from keeping a batch, and whether all have kept one nevertheless."""
-        ranks, mine = self._running.grower.ranks, None if self._trouble is None else describe_error(self._trouble)
+        communicator, mine = self._running.grower.communicator, None if self._trouble is None else describe_error(self._trouble)
         self._trouble = None
-        said = ranks.exchange("keep a batch", [mine, kept])
-        texts = [text if ranks.alone else f"on rank {rank}, {text}" for rank, (text, _) in enumerate(said) if text]
+        said = communicator.all_gather_object("keep a batch", [mine, kept])
+        texts = [text if communicator.is_single else f"on rank {rank}, {text}" for rank, (text, _) in enumerate(said) if text]
         return texts, all(one for _, one in said)
 
     def _tell(self, record: Record) -> None:

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senn.augment import Standard, augmented
+from senn.augment import ChannelStats, augment
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.policy import PricePolicy
 from senn.training.callbacks import Callback
 from senn.training.loop import fit_model
-from senn.training.recipe import Recipe
+from senn.training.recipe import TrainConfig
 from senn.training.rows import Inputs, partition
-from senn.training.run import Run
-from senn.training.state import Keeper
+from senn.training.run import TrainResult
+from senn.training.state import Checkpointer
 
-PRICES = PricePolicy(kappa=0.02, confidence=0.0, keep=1.67, places=3)
+PRICES = PricePolicy(kappa=0.02, confidence=0.0, retention_factor=1.67, max_places_per_round=3)
 """What a conv net pays for its units, and asks of them, unless said otherwise."""
 
 START = 16
@@ -31,8 +31,8 @@ _SMALLEST_MAP = 7
 """Maps are halved as long as they stay this large."""
 
 
-def image_recipe(**choices: Any) -> Recipe:
-    """Choices that suit conv nets on images; any field of `Recipe` may be said otherwise.
+def image_config(**choices: Any) -> TrainConfig:
+    """Choices that suit conv nets on images; any field of `TrainConfig` may be said otherwise.
 
     `hidden` is empty unless said: `train_images` then starts from as many narrow convolutions as the size of the images
     asks for. `shortcut` and `activation` say nothing of a conv net. Only widths grow, of up to three layers in each of
@@ -58,7 +58,7 @@ def image_recipe(**choices: Any) -> Recipe:
         "probe": 1024,
         "moves": ("width", "prune"),
     }
-    return Recipe(**{**defaults, **choices})
+    return TrainConfig(**{**defaults, **choices})
 
 
 def start_widths(side: int) -> tuple[int, ...]:
@@ -92,15 +92,15 @@ def train_images(
     labels: Tensor,
     *,
     classes: int,
-    standard: Standard | None = None,
+    standard: ChannelStats | None = None,
     shift: int | None = None,
     flip: bool = True,
-    recipe: Recipe | None = None,
+    recipe: TrainConfig | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     callbacks: Sequence[Callback] = (),
-    keeper: Keeper | None = None,
+    keeper: Checkpointer | None = None,
     device: torch.device | str | None = None,
-) -> Run:
+) -> TrainResult:
     """Train a conv net that finds its own widths on images held in memory.
 
     As `train` does for tables: the global random state is left as it was, an interruption keeps the best net so far.
@@ -113,7 +113,7 @@ def train_images(
         standard: how bytes become numbers; None: by mean and deviation of `pixels`.
         shift: training images are shifted by up to so many pixels; None for an eighth of the side.
         flip: whether training images are mirrored at random.
-        recipe: all other choices; None for `image_recipe()`.
+        recipe: all other choices; None for `image_config()`.
         validation: pixels and labels to validate on; None: `recipe.validation_fraction` of the images, classes in
             proportion.
         callbacks: told of every event.
@@ -123,15 +123,15 @@ def train_images(
     Raises:
         SennError: for data or choices that make no sense, by name.
     """
-    recipe = recipe or image_recipe()
+    recipe = recipe or image_config()
     _check(pixels, labels, classes)
     side = pixels.shape[-1]
     recipe = recipe if recipe.hidden else replace(recipe, hidden=start_widths(side))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     most = side // 8 if shift is None else shift
     inputs = Inputs(
-        standard or Standard.of(pixels),
-        lambda x, generator: augmented(x, generator, shift=most, flip=flip),
+        standard or ChannelStats.of(pixels),
+        lambda x, generator: augment(x, generator, shift=most, flip=flip),
     )
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), torch.enable_grad():
         torch.manual_seed(recipe.seed)

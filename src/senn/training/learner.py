@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from senn._records import reading_state
-from senn.candidates.candidate_config import Proposals
+from senn.candidates.candidate_config import CandidateConfig
 from senn.errors import SennError, UnsupportedError
-from senn.events import Consideration, GrowthEvent
+from senn.events import GrowthRound, GrowthEvent
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
 from senn.persistence.optimizers import load_optimizer_state, optimizer_state
 from senn.persistence.state import State, load_model_state, model_state
 from senn.policy import PaperPolicy, Policy, PricePolicy
-from senn.ranks import Ranks
-from senn.training.recipe import Recipe, Task
+from senn.ranks import Communicator
+from senn.training.recipe import TrainConfig, Task
 from senn.training.run import architecture
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -41,7 +41,7 @@ def loss_function(task: Task) -> Callable[..., Tensor]:
     return F.cross_entropy if task == "classification" else F.mse_loss
 
 
-def build_model(features: int, outputs: int, recipe: Recipe) -> MLP:
+def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
     """A fresh net whose output weights are zero, so that it starts from the mean prediction."""
     model = MLP(features, recipe.hidden, outputs, activation=recipe.activation, shortcut=recipe.shortcut)
     last = [module for module in model.body.modules() if isinstance(module, nn.Linear)][-1]
@@ -50,7 +50,7 @@ def build_model(features: int, outputs: int, recipe: Recipe) -> MLP:
     return model
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe, loss: Callable[..., Tensor]) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, recipe: TrainConfig, loss: Callable[..., Tensor]) -> torch.optim.Optimizer:
     """The optimizer a recipe names, over the parameters of `model`."""
     name = recipe.optimizer.lower().replace("_", "-")
     options: dict[str, Any] = dict(recipe.optimizer_options)
@@ -90,7 +90,7 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return known[name]
 
 
-class Learner:
+class TrainStep:
     """Takes steps with a net and lets it grow.
 
     Args:
@@ -106,21 +106,21 @@ class Learner:
         stopping: whether one of several processes has asked for an end, as all of them know since the last step.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, task: Task, samples: int, ranks: Ranks | None = None) -> None:
-        self.ranks = ranks if ranks is not None else Ranks()
+    def __init__(self, model: nn.Module, recipe: TrainConfig, task: Task, samples: int, communicator: Communicator | None = None) -> None:
+        self.communicator = communicator if communicator is not None else Communicator()
         self.stopping = False
         self.model = model.train()
         self._loss = loss_function(task)
         self.optimizer = build_optimizer(model, recipe, self._loss)
         self._natural = self.optimizer if isinstance(self.optimizer, NaturalGradient) else None
-        if self._natural is not None and not self.ranks.alone:
+        if self._natural is not None and not self.communicator.is_single:
             raise UnsupportedError("Steps of natural-gradient are taken by one process: choose another optimizer.")
         self._peak = [group["lr"] for group in self.optimizer.param_groups]
         self.averaged = _averaged(model, recipe)
         self._grower = self._build_grower(recipe) if recipe.grow else None
         self.samples = samples
 
-    def _build_grower(self, recipe: Recipe) -> Grower:
+    def _build_grower(self, recipe: TrainConfig) -> Grower:
         return Grower(
             self.model,
             self.optimizer,
@@ -130,10 +130,10 @@ class Learner:
             max_width=recipe.max_width,
             round_to=recipe.round_to,
             moves=recipe.moves,
-            proposals=Proposals(units=recipe.candidates),
+            candidate_config=CandidateConfig(units=recipe.candidates_per_layer),
             averaged=() if self.averaged is None else (self.averaged,),
             seed=recipe.seed,
-            ranks=self.ranks,
+            communicator=self.communicator,
         )
 
     @property
@@ -165,7 +165,7 @@ class Learner:
         for group in self.optimizer.param_groups:  # a tenth of zero_grad's cost, which small nets feel
             for parameter in group["params"]:
                 parameter.grad = None
-        if self.ranks.alone:
+        if self.communicator.is_single:
             loss = self.loss(self.model(x), y, weight)
             loss.backward()  # type: ignore[no-untyped-call]
         else:
@@ -178,7 +178,7 @@ class Learner:
 
         Running statistics of normalisations become the mean of those that the processes have after their parts.
         """
-        part = self.ranks.part(len(x))
+        part = self.communicator.local_slice(len(x))
         share = (part.stop - part.start) / len(x)
         loss = torch.zeros(())
         if share:
@@ -190,7 +190,7 @@ class Learner:
         known += [buffer * share if share else torch.zeros_like(buffer) for buffer in buffers]  # infinity * 0 is NaN
         loss = loss.detach().to(parameters[0])
         known.append(torch.stack([loss, torch.full_like(loss, float(stop))]))
-        *sums, told = self.ranks.summed("take a step", known, meet=False)
+        *sums, told = self.communicator.all_reduce("take a step", known, meet=False)
         for parameter, gradient in zip(parameters, sums, strict=False):
             parameter.grad = gradient
         for buffer, value in zip(buffers, sums[len(parameters) :], strict=True):
@@ -209,14 +209,14 @@ class Learner:
         """One round of these moves on a probe; the events, none for a fixed net."""
         if self._grower is None:
             return []
-        if not self.ranks.alone:
-            batches = [tuple(x[self.ranks.part(len(x))] for x in batch) for batch in batches]  # type: ignore[misc]
+        if not self.communicator.is_single:
+            batches = [tuple(x[self.communicator.local_slice(len(x))] for x in batch) for batch in batches]  # type: ignore[misc]
         return self._grower.grow(batches, moves)
 
     @property
-    def consideration(self) -> Consideration | None:
+    def growth_round(self) -> GrowthRound | None:
         """The last round, with all candidates and what was said of them."""
-        return None if self._grower is None else self._grower.consideration
+        return None if self._grower is None else self._grower.last_round
 
     @property
     def rejections(self) -> list[str]:
@@ -283,7 +283,7 @@ def resolve_policy(policy: Policy | str | None) -> Policy:
     return named[policy]()
 
 
-def _averaged(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
+def _averaged(model: nn.Module, recipe: TrainConfig) -> AveragedModel | None:
     if recipe.average is None:
         return None
     function = get_ema_multi_avg_fn(recipe.average_decay) if recipe.average == "ema" else _mean  # type: ignore[no-untyped-call]

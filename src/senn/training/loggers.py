@@ -57,9 +57,9 @@ class LoggerCallback(Callback):
         figures = {name: record[name] for name in ("train_loss", "validation_loss", "validation_score", "lr")}
         self._scalars(record, figures | _sizes(record))
 
-    def on_consideration(self, record: Record) -> None:
+    def on_growth_round(self, record: Record) -> None:
         """Eta, and the best candidate of each kind."""
-        self._realised()
+        self._realized()
         self.history.append(record)
         scalars = {name: record[name] for name in ("eta", "loss", "parameters")}
         scalars |= {f"eta_of/{name}": value for name, value in record["eta_of"].items()}
@@ -83,7 +83,7 @@ class LoggerCallback(Callback):
 
     def on_end(self, record: Record) -> None:
         """Draws how the network grew."""
-        self._realised()
+        self._realized()
         step = max((int(one.get("step", 0)) for one in self.history), default=0)
         self.history.append(record)
         if self.image and any(map(_takes, self.loggers)):
@@ -102,7 +102,7 @@ class LoggerCallback(Callback):
             for logger in self.loggers:
                 logger.log_metrics(known, int(record["step"]))
 
-    def _realised(self) -> None:
+    def _realized(self) -> None:
         """What a round of changes brought is known at the next one."""
         for step, value in {r["step"]: r["realised"] for r in self.history if r.get("realised") is not None}.items():
             if step not in self._told:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from senn._records import reading_state
 from senn.errors import DivergenceError, SennError
 from senn.persistence.state import State
-from senn.schedule import Rounds
+from senn.schedule import GrowthSchedule
 from senn.training.callbacks import Callback
-from senn.training.learner import Batch, Learner
-from senn.training.recipe import Recipe, Task
+from senn.training.learner import Batch, TrainStep
+from senn.training.recipe import TrainConfig, Task
 from senn.training.round_records import Record, RoundRecorder, fault_record, first_line
 from senn.training.rows import Inputs, Rows
-from senn.training.run import NUMERICAL, Run, architecture, count_parameters, forward_flops
-from senn.training.state import BestModel, Keeper, RunState
+from senn.training.run import NUMERICAL, TrainResult, architecture, count_parameters, forward_flops
+from senn.training.state import BestModel, Checkpointer, RunState
 from senn.training.validation import rank, validation_figures
 
 
@@ -33,12 +33,12 @@ def fit_model(
     held_out: Rows | None,
     *,
     task: Task,
-    recipe: Recipe,
+    recipe: TrainConfig,
     generator: torch.Generator,
     callbacks: Sequence[Callback] = (),
     inputs: Inputs | None = None,
-    keeper: Keeper | None = None,
-) -> Run:
+    keeper: Checkpointer | None = None,
+) -> TrainResult:
     """Train and grow a model that is there, on rows that are split already.
 
     Draws from the global random state too (dropout), which is the caller's to keep.
@@ -80,11 +80,11 @@ class Training:
         held_out: Rows | None,
         *,
         task: Task,
-        recipe: Recipe,
+        recipe: TrainConfig,
         generator: torch.Generator,
         callbacks: Sequence[Callback],
         inputs: Inputs,
-        keeper: Keeper | None,
+        keeper: Checkpointer | None,
     ) -> None:
         started = time.perf_counter()
         self.keeper, self.device = keeper, rows.x.device
@@ -92,19 +92,19 @@ class Training:
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
         self.inputs = inputs
         config = recipe.plan(len(rows))
-        ranks = None if keeper is None else keeper.ranks
-        self.learner = Learner(model, recipe, task, samples=len(rows), ranks=ranks)
+        communicator = None if keeper is None else keeper.communicator
+        self.learner = TrainStep(model, recipe, task, samples=len(rows), communicator=communicator)
         self.recorder = RoundRecorder(self.learner, self.tell, widths_before=True)
         # An accuracy says more than a loss about what is asked for, but only where enough rows are counted.
         large = held_out is not None and len(held_out) >= 1000
         self.monitor = recipe.monitor or ("score" if large else "loss")
-        self.rounds = Rounds(recipe, config.steps)
+        self.rounds = GrowthSchedule(recipe, config.steps)
         order = generator.get_state()
         best = BestModel(copy.deepcopy(model), 0, self.validate(model))
         self.state = RunState(config=config, best=best, order_generator=order, started=started)
         self._spare: State | None = None
 
-    def run(self) -> Run:
+    def run(self) -> TrainResult:
         """All epochs, until one of the reasons to stop."""
         if self.keeper is not None and self.keeper.state is not None:
             self.load_state_dict(self.keeper.state)
@@ -177,8 +177,8 @@ class Training:
         """Between two steps, where all is in one piece: keep the state if it is wanted, and end if that is wanted."""
         if self.keeper is None:
             return
-        stopping = self.keeper.stopping if self.learner.ranks.alone else self.learner.stopping
-        if stopping or self.keeper.due():
+        stopping = self.keeper.stopping if self.learner.communicator.is_single else self.learner.stopping
+        if stopping or self.keeper.is_due():
             self.keep()
             if stopping:
                 raise KeyboardInterrupt
@@ -225,8 +225,8 @@ class Training:
     def grow(self, moves: Sequence[str]) -> None:
         """One round of these moves, on at most `recipe.probe` training rows."""
         probe = self.rows
-        if len(probe) > self.recipe.probe:
-            probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.probe])
+        if len(probe) > self.recipe.max_scoring_samples:
+            probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.max_scoring_samples])
         batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
 
         def survives(error: Exception) -> bool:
@@ -334,12 +334,12 @@ class Training:
         """Floating-point operations of the model as it is now, per row."""
         return forward_flops(self.model, self.inputs(self.rows.x[:1]))
 
-    def finish(self, interrupted: bool) -> Run:
+    def finish(self, interrupted: bool) -> TrainResult:
         """The result, from the best net."""
         if self.keeper is not None:
             self.keeper.end()
         model = self.state.best.model.eval()
-        run = Run(
+        run = TrainResult(
             model=model,
             history=self.state.history,
             architecture=architecture(model),
@@ -364,14 +364,14 @@ class Training:
         return run
 
 
-def _policy_name(recipe: Recipe) -> str | None:
+def _policy_name(recipe: TrainConfig) -> str | None:
     if not recipe.grow:
         return None
     policy = recipe.policy or "price"
     return policy if isinstance(policy, str) else type(policy).__name__
 
 
-def _check_budget(model: nn.Module, recipe: Recipe) -> None:
+def _check_budget(model: nn.Module, recipe: TrainConfig) -> None:
     parameters = count_parameters(model)
     if recipe.grow and recipe.max_params is not None and parameters > recipe.max_params:
         raise SennError(f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters.")

@@ -12,14 +12,14 @@ from senn._records import reading_state
 from senn.errors import DivergenceError
 from senn.nn import MLP
 from senn.persistence.state import State
-from senn.schedule import Rounds
-from senn.training.learner import Learner
-from senn.training.recipe import Recipe, Task
+from senn.schedule import GrowthSchedule
+from senn.training.learner import TrainStep
+from senn.training.recipe import TrainConfig, Task
 from senn.training.round_records import Record, RoundRecorder
 from senn.training.rows import Rows
 
 
-class Online:
+class IncrementalTrainer:
     """Trains and grows one net pass by pass, at a constant learning rate.
 
     Args:
@@ -28,18 +28,18 @@ class Online:
         task: decides on the loss.
     """
 
-    def __init__(self, model: MLP, recipe: Recipe, task: Task) -> None:
+    def __init__(self, model: MLP, recipe: TrainConfig, task: Task) -> None:
         self.model = model
         self.recipe = recipe
-        self.learner = Learner(model, recipe, task, samples=0)
+        self.learner = TrainStep(model, recipe, task, samples=0)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step = self.passes = 0
-        self.rounds = Rounds(recipe)
+        self.rounds = GrowthSchedule(recipe)
 
-    def pass_over(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> list[Record]:
+    def partial_fit(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> list[Record]:
         """One pass over rows x (n, d) with targets y and weights (n,); what happened, as in `Run.history`.
 
-        A round that has come due takes place at the end of a pass, on its rows (`Rounds`, without a planned end);
+        A round that has come due takes place at the end of a pass, on its rows (`GrowthSchedule`, without a planned end);
         the price of a parameter goes by all the rows seen so far.
 
         Raises:
@@ -61,7 +61,7 @@ class Online:
             if not torch.isfinite(loss):
                 raise DivergenceError("The loss is not finite any more: the learning rate may be too high.")
             record = {"event": "epoch", "epoch": self.passes, "step": self.step, "train_loss": loss.item()}
-            grown = self._grow(rows.take(order[: self.recipe.probe]))
+            grown = self._grow(rows.take(order[: self.recipe.max_scoring_samples]))
         return [*grown, {**record, "architecture": list(self.model.hidden)}]
 
     def state_dict(self) -> State:

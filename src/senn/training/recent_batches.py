@@ -11,7 +11,7 @@ from torch import Tensor
 
 from senn import batch
 from senn.batch import Arguments, Inputs
-from senn.ranks import Ranks
+from senn.ranks import Communicator
 from senn.scoring.global_batch import everyones
 
 KeptBatch = tuple[Inputs, Tensor, Tensor | None]
@@ -26,8 +26,8 @@ class RecentBatches:
         ranks: processes that keep batches at the same time, each its own.
     """
 
-    def __init__(self, limit: int, ranks: Ranks) -> None:
-        self._limit, self._ranks = limit, ranks
+    def __init__(self, limit: int, communicator: Communicator) -> None:
+        self._limit, self._communicator = limit, communicator
         self._batches: deque[KeptBatch] = deque()
         self._samples = 0
 
@@ -40,7 +40,7 @@ class RecentBatches:
 
     def samples_of(self, one: KeptBatch) -> int:
         """Samples of a batch of all processes, on the guess that each has as many as this one."""
-        return len(one[1]) * self._ranks.size
+        return len(one[1]) * self._communicator.size
 
     def take(self) -> list[tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor]]:
         """All batches, the oldest first, as `Grower.grow` takes them; none are kept any more."""
@@ -62,19 +62,19 @@ class RecentBatches:
         self._samples = sum(map(self.samples_of, self._batches))
 
     def _joined(self) -> list[KeptBatch]:
-        ranks, found = self._ranks, list[KeptBatch]()
-        lengths = ranks.exchange("keep batches", [len(targets) for _, targets, _ in self._batches])
+        communicator, found = self._communicator, list[KeptBatch]()
+        lengths = communicator.all_gather_object("keep batches", [len(targets) for _, targets, _ in self._batches])
         # A process may have kept fewer batches than others: the last ones are those that all have.
         fewest = min(map(len, lengths))
         for number, own in enumerate([*self._batches][len(self._batches) - fewest :], start=-fewest):
             counts = [one[number] for one in lengths]
-            start, count = sum(counts[: ranks.rank]), counts[ranks.rank]
-            found.append(everyones(ranks, own, slice(0, count), count, torch.arange(start, start + count)))
+            start, count = sum(counts[: communicator.rank]), counts[communicator.rank]
+            found.append(everyones(communicator, own, slice(0, count), count, torch.arange(start, start + count)))
         return found
 
     def _part(self, joint: KeptBatch) -> KeptBatch:
         total = len(joint[1])
-        part: KeptBatch = batch.take(joint, self._ranks.part(total), total)
+        part: KeptBatch = batch.index_batch(joint, self._communicator.local_slice(total), total)
         return part
 
 
@@ -89,7 +89,7 @@ def _plain(one: KeptBatch) -> dict[str, Any]:
 
 def _unplain(saved: Mapping[str, Any], device: torch.device) -> KeptBatch:
     """The batch that `_plain` was given, on a device."""
-    on = batch.map_tensors(lambda tensor: tensor.to(device), dict(saved))
+    on = batch.map_leaves(lambda tensor: tensor.to(device), dict(saved))
     args, kwargs = tuple(on["args"]), dict(on["kwargs"])
     made: dict[str, Any] = {"tensor": args[0] if args else None, "tuple": args, "mapping": kwargs}
     inputs = Arguments(*args, **kwargs) if saved["kind"] == "arguments" else made[saved["kind"]]

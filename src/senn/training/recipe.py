@@ -61,11 +61,11 @@ RANGES: Mapping[str, Rule] = {
     "moves": each(one_of("width", "depth", "prune")),
     "seed": a_seed(),
 }
-"""Of the fields of a `Recipe`."""
+"""Of the fields of a `TrainConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainConfig:
     """How to train a net; the defaults are for tables.
 
     Attributes:
@@ -99,7 +99,7 @@ class Recipe:
         rounds: considerations of additions, as fractions of these steps.
         removals: rounds in which units can only go, as fractions of these steps; where both fall on one step, the
             round of additions takes place.
-        candidates: candidate units that a round draws for each layer; None for as many as `Proposals` draws by itself.
+        candidates: candidate units that a round draws for each layer; None for as many as `CandidateConfig` draws by itself.
         probe: training rows that a round looks at, at most.
         max_params: budget of parameters that growth keeps to.
         max_width: most units of a layer.
@@ -130,11 +130,11 @@ class Recipe:
     average_decay: float = 0.99
     grow: bool = True
     policy: Policy | str | None = None
-    growing: int = 2000
-    rounds: tuple[float, ...] = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
-    removals: tuple[float, ...] = (0.4,)
-    candidates: int | None = None
-    probe: int = 4096
+    growth_steps: int = 2000
+    addition_rounds: tuple[float, ...] = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+    pruning_rounds: tuple[float, ...] = (0.4,)
+    candidates_per_layer: int | None = None
+    max_scoring_samples: int = 4096
     max_params: int | None = None
     max_width: int | None = None
     round_to: int = 1
@@ -151,8 +151,8 @@ class Recipe:
         epochs = self.epochs or max(self.min_epochs, min(self.max_epochs, round(self.steps / batches)))
         steps = epochs * batches
         patience = max(10, epochs // 5) if self.patience is None else self.patience
-        last = max((*self.rounds, *self.removals), default=0.0)
-        growth_end = round(last * min(steps, self.growing))
+        last = max((*self.addition_rounds, *self.pruning_rounds), default=0.0)
+        growth_end = round(last * min(steps, self.growth_steps))
         return ResolvedConfig(epochs=epochs, batches=batches, steps=steps, patience=patience, growth_end=growth_end)
 
     def lr_factor(self, progress: float) -> float:

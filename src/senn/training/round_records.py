@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from senn.errors import SennError, SurgeryError
-from senn.events import Consideration, GrowthEvent
+from senn.events import GrowthRound, GrowthEvent
 from senn.runs.record_names import current_record
 
 Record = dict[str, Any]
@@ -16,7 +16,7 @@ class Growing(Protocol):
     """What a round needs of a `Grower`, or of a `Learner` that has one."""
 
     @property
-    def consideration(self) -> Consideration | None:
+    def growth_round(self) -> GrowthRound | None:
         """The last round, with all its candidates."""
 
     @property
@@ -77,7 +77,7 @@ class RoundRecorder:
             The changes; none where the round failed.
         """
         grower = self.grower
-        known, last = len(grower.rejections), grower.consideration
+        known, last = len(grower.rejections), grower.growth_round
         widths = grower.architecture if self._widths_before else None
         events: list[GrowthEvent] = []
         failure: Exception | None = None
@@ -90,9 +90,9 @@ class RoundRecorder:
         if events:
             self._changed()
         self.settle()
-        round_ = grower.consideration
+        round_ = grower.growth_round
         if round_ is not None and round_ is not last:
-            self._tell(consideration_record(round_, epoch, step, widths))
+            self._tell(growth_round_record(round_, epoch, step, widths))
         if failure is not None:
             self._tell(failure_record(failure, epoch, step))
         for reason in grower.rejections[known:]:
@@ -106,8 +106,8 @@ class RoundRecorder:
     def settle(self) -> None:
         """Complete the records of changes of which it is known by now what came of them."""
         for event, record in self._unrealized:
-            record["realised"] = event.realised
-        self._unrealized = [(event, record) for event, record in self._unrealized if event.realised is None]
+            record["realised"] = event.realized_decrease
+        self._unrealized = [(event, record) for event, record in self._unrealized if event.realized_decrease is None]
 
     def resume(self, history: Sequence[Record]) -> None:
         """Go on with the history of a run whose grower has its state again.
@@ -117,19 +117,19 @@ class RoundRecorder:
         """
         records = [record for record in history if record["event"] == "growth"]
         pairs = zip(self.grower.events, records, strict=True)
-        self._unrealized = [(event, record) for event, record in pairs if event.realised is None]
+        self._unrealized = [(event, record) for event, record in pairs if event.realized_decrease is None]
 
 
-def consideration_record(
-    consideration: Consideration, epoch: int, step: int, hidden: tuple[int, ...] | None = None
+def growth_round_record(
+    growth_round: GrowthRound, epoch: int, step: int, hidden: tuple[int, ...] | None = None
 ) -> Record:
     """A round as it goes into the history, before the changes that it made, with the widths that it found.
 
     `hidden` are these; None: as the consideration has them.
     """
     head = {"event": "consideration", "epoch": epoch, "step": step}
-    widths = consideration.architecture if hidden is None else hidden
-    return {**head, **consideration.as_dict(), "architecture": list(widths)}
+    widths = growth_round.architecture if hidden is None else hidden
+    return {**head, **growth_round.as_dict(), "architecture": list(widths)}
 
 
 def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, ...]) -> Record:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from senn.data.split import hold_out
 from senn.training.learner import Batch
-from senn.training.recipe import Recipe
+from senn.training.recipe import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Inputs:
 def partition(
     x: Tensor,
     y: Tensor,
-    recipe: Recipe,
+    recipe: TrainConfig,
     *,
     generator: torch.Generator,
     sample_weight: Tensor | None = None,

@@ -16,13 +16,13 @@ NUMERICAL = (DivergenceError, ArithmeticError, torch.linalg.LinAlgError, torch.O
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class TrainResult:
     """A trained net and how it came about.
 
     Attributes:
         model: the net of the best epoch, in eval mode.
         history: JSON-able records in order: one `start`, then `epoch`, `consideration` (a round: the fields of
-            `Consideration`), `growth`, `rollback` (a change that failed its verification: `text`), `fault` (something
+            `GrowthRound`), `growth`, `rollback` (a change that failed its verification: `text`), `fault` (something
             that went wrong and was left out: `text`) and one `end` (other fields: see `Callback`).
         architecture: widths of its hidden layers.
         parameters: number of its parameters.

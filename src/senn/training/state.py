@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from senn.errors import SennError
 from senn.persistence.state import State, load_model_state, model_state
-from senn.ranks import Ranks
+from senn.ranks import Communicator
 from senn.training.recipe import ResolvedConfig
 from senn.training.round_records import Record, copies
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Keeps a run's state where a kill can't reach it.
 
     Attributes:
@@ -26,7 +26,7 @@ class Keeper(Protocol):
     """
 
     state: Mapping[str, Any] | None
-    ranks: Ranks
+    communicator: Communicator
 
     def record(self, record: Record) -> None:
         """Hear of one more record of the history."""
@@ -34,7 +34,7 @@ class Keeper(Protocol):
     def restart(self, history: list[Record]) -> None:
         """Hear with which history the run goes on."""
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether the state is wanted now: asked between steps."""
 
     @property

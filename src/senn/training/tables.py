@@ -11,10 +11,10 @@ from senn.errors import SennError
 from senn.training.callbacks import Callback
 from senn.training.learner import build_model
 from senn.training.loop import fit_model
-from senn.training.recipe import Recipe, Task
+from senn.training.recipe import TrainConfig, Task
 from senn.training.rows import partition
-from senn.training.run import Run
-from senn.training.state import Keeper
+from senn.training.run import TrainResult
+from senn.training.state import Checkpointer
 
 
 def train(
@@ -23,12 +23,12 @@ def train(
     *,
     task: Task,
     outputs: int,
-    recipe: Recipe | None = None,
+    recipe: TrainConfig | None = None,
     sample_weight: Tensor | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     callbacks: Sequence[Callback] = (),
-    keeper: Keeper | None = None,
-) -> Run:
+    keeper: Checkpointer | None = None,
+) -> TrainResult:
     """Train a net that finds its own size on a table held in memory.
 
     The global random state is left as it was. An interruption (KeyboardInterrupt) ends the run early and is
@@ -49,7 +49,7 @@ def train(
     Raises:
         SennError: for data or choices that make no sense, by name.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or TrainConfig()
     _check(x, y, task, outputs, sample_weight)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(recipe.seed)

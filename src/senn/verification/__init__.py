@@ -1,6 +1,6 @@
 """The proof of what a forward pass shows: groups and blocks are tried in a copy of the model, by surgery itself."""
 
-from senn.verification.analyze import analyse, explain
+from senn.verification.analyze import analyze, explain
 from senn.verification.residual_search import find_residual_blocks
 from senn.verification.verify_groups import verify_groups
 

@@ -9,14 +9,14 @@ from torch import nn
 
 from senn.batch import Inputs
 from senn.structure.input_checks import check_inputs, check_model, ignored_modules
-from senn.structure.spaces import Structure
+from senn.structure.spaces import DependencyGraph
 from senn.structure.summary import Explanation, render
 from senn.structure.trace_graph import trace_graph
 from senn.verification.residual_search import find_residual_blocks
 from senn.verification.verify_groups import verify_groups
 
 
-def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven: Structure | None = None) -> Structure:
+def analyze(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven: DependencyGraph | None = None) -> DependencyGraph:
     """Find what in a model can change size.
 
     Runs the model's own forward once in eval mode, without gradients, and follows which unit each entry of each
@@ -44,17 +44,17 @@ def analyse(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven
     check_model(model)
     check_inputs(model, inputs)
     ignored = ignored_modules(model, ignore)
-    structure = trace_graph(model, inputs, ignored)
+    graph = trace_graph(model, inputs, ignored)
     if proven is not None:
-        names = {space.name for space in proven.spaces}
-        spaces = tuple(space for space in structure.spaces if space.name in names)
-        return replace(structure, spaces=spaces, refused=proven.refused, blocks=proven.blocks)
-    structure = verify_groups(model, inputs, structure, ignored)
-    blocks, refused = find_residual_blocks(model, inputs, structure.maps, ignored)
-    return replace(structure, blocks=tuple(blocks), refused=(*structure.refused, *refused))
+        names = {group.name for group in proven.groups}
+        groups = tuple(group for group in graph.groups if group.name in names)
+        return replace(graph, groups=groups, refused=proven.refusals, blocks=proven.residual_blocks)
+    graph = verify_groups(model, inputs, graph, ignored)
+    blocks, refused = find_residual_blocks(model, inputs, graph.linear_maps, ignored)
+    return replace(graph, blocks=tuple(blocks), refused=(*graph.refusals, *refused))
 
 
-def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> Explanation:
+def explain(graph: DependencyGraph | nn.Module, inputs: Inputs | None = None) -> Explanation:
     """Explain in plain text what in a model can change size, and what can't and why.
 
     Args:
@@ -65,4 +65,4 @@ def explain(structure: Structure | nn.Module, inputs: Inputs | None = None) -> E
         Tables of the spaces, the sites, the blocks that can be repeated, and the refusals. A consumer that owns k > 1
         columns per unit is shown as `name x k`.
     """
-    return render(analyse(structure, inputs) if isinstance(structure, nn.Module) else structure)
+    return render(analyze(graph, inputs) if isinstance(graph, nn.Module) else graph)

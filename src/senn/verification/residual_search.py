@@ -27,8 +27,8 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import UnsupportedError, in_one_line
 from senn.preserve import preserve_model_state
-from senn.structure.spaces import Block, LinearMap, Refusal, tensor_of
-from senn.surgery.repeat import counts_of, have_positions, put_after, silent_copy
+from senn.structure.spaces import ResidualBlock, LinearMap, Refusal, get_tensor
+from senn.surgery.repeat import counts_of, have_positions, insert_copy_after, function_preserving_copy
 from senn.verification.verify_groups import is_close, perturb_parameters
 
 _NOT_REPEATED = "nothing like it can be put after it"
@@ -37,7 +37,7 @@ _SMALL = 0.05  # of their size, for tensors that were zero: then what is added m
 
 def find_residual_blocks(
     model: nn.Module, inputs: Inputs, maps: Sequence[LinearMap], ignored: Collection[str] = ()
-) -> tuple[list[Block], list[Refusal]]:
+) -> tuple[list[ResidualBlock], list[Refusal]]:
     """The innermost residual blocks in order of use, and those after which nothing can be put.
 
     Args:
@@ -87,15 +87,15 @@ class _Visit:
 
     args: Any
     kwargs: Any
-    given: Tensor
+    inputs: Tensor
     made: Tensor | None = None
 
     @property
     def alike(self) -> bool:
         """Whether the module may be residual: it gave back a tensor of the shape of the one that it was given."""
         made = self.made
-        alike = made is not None and (made.shape, made.dtype) == (self.given.shape, self.given.dtype)
-        return alike and bool(self.given.any())
+        alike = made is not None and (made.shape, made.dtype) == (self.inputs.shape, self.inputs.dtype)
+        return alike and bool(self.inputs.any())
 
 
 class _Search:
@@ -113,12 +113,12 @@ class _Search:
         self.silent: dict[tuple[Any, ...], list[str]] = {}
         self.order: dict[int, int] = {}
 
-    def run(self, names: list[str]) -> tuple[list[Block], list[Refusal]]:
+    def run(self, names: list[str]) -> tuple[list[ResidualBlock], list[Refusal]]:
         """Blocks among these modules, and refusals."""
         parameters = dict(self.trial.named_parameters())
         trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
         refused: list[Refusal] = []
-        blocks: list[Block] = []
+        blocks: list[ResidualBlock] = []
         with torch.no_grad(), preserve_model_state(self.trial, fused=False):
             perturb_parameters(self.trial, parameters, self.generator)
             found = self._found(self._visits(names, self.inputs))
@@ -129,7 +129,7 @@ class _Search:
                     continue
                 reason = self._unfit(name, visits[name], found[name], trainable)
                 if reason is None:
-                    blocks.append(Block(module=name, silent=found[name]))
+                    blocks.append(ResidualBlock(module=name, output_params=found[name]))
                 else:
                     refused.append(Refusal(place=name, reason=f"{_NOT_REPEATED}: {reason}"))
             placed, without = self._placed(blocks)
@@ -138,8 +138,8 @@ class _Search:
     def _visited_again(self, names: Sequence[str]) -> dict[str, _Visit]:
         """What modules are given with other inputs, if the model takes them (it may want positive ones)."""
         try:
-            visits = self._visits(names, batch.map_tensors(self._varied, self.inputs))
-            if all(bool(visit.given.isfinite().all()) for visit in visits.values()):
+            visits = self._visits(names, batch.map_leaves(self._varied, self.inputs))
+            if all(bool(visit.inputs.isfinite().all()) for visit in visits.values()):
                 return visits
         except _BrokenError:
             pass
@@ -162,7 +162,7 @@ class _Search:
         def enter(name: str) -> Any:
             def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
                 args, kwargs = _copied((args, kwargs))
-                given = batch.tensors([args, kwargs])
+                given = batch.leaves([args, kwargs])
                 visits[name].append(_Visit(args, kwargs, given[0] if given else torch.empty(0)))
                 order.append(name)
 
@@ -187,7 +187,7 @@ class _Search:
 
     def _outputs(self, inputs: Inputs | None = None) -> list[Tensor]:
         try:
-            found = batch.tensors(batch.call(self.trial, batch.copied(self.inputs if inputs is None else inputs)))
+            found = batch.leaves(batch.call(self.trial, batch.clone(self.inputs if inputs is None else inputs)))
         except Exception as error:
             raise _BrokenError(in_one_line(error)) from error
         return [tensor for tensor in found if tensor.is_floating_point()]
@@ -224,7 +224,7 @@ class _Search:
         owner = full.rpartition(".")[0]
         bare = owner == block or "scale" in type(self.trial.get_submodule(owner)).__name__.lower()
         scale = bare and full not in self.weights
-        return not scale, self.order.get(id(tensor_of(self.trial, full)), -1)
+        return not scale, self.order.get(id(get_tensor(self.trial, full)), -1)
 
     def _released(self, name: str, visit: _Visit, zero: list[str], some: list[str]) -> list[str]:
         """What stays zero when as many of some tensors as possible get their values back, in order, by halves."""
@@ -241,7 +241,7 @@ class _Search:
         """Whether the module gives back what it is given, bit by bit, while some tensors are zero."""
         with self._scaled(zero):
             output = self._output(name, visit)
-        return output is not None and torch.equal(output, visit.given)
+        return output is not None and torch.equal(output, visit.inputs)
 
     def _output(self, name: str, visit: _Visit) -> Tensor | None:
         args, kwargs = _copied((visit.args, visit.kwargs))
@@ -252,7 +252,7 @@ class _Search:
 
     @contextmanager
     def _scaled(self, names: Collection[str], factor: float = 0.0) -> Iterator[None]:
-        parameters = list(dict.fromkeys(tensor_of(self.trial, name) for name in names))
+        parameters = list(dict.fromkeys(get_tensor(self.trial, name) for name in names))
         values = [parameter.data for parameter in parameters]
         try:
             for parameter in parameters:
@@ -274,14 +274,14 @@ class _Search:
             return f"a silent copy couldn't learn, {dead}"
         with self._scaled(silent, _SMALL):
             little = self._output(name, visit)
-        added = [(output - visit.given).double().norm() for output in (little, visit.made) if output is not None]
+        added = [(output - visit.inputs).double().norm() for output in (little, visit.made) if output is not None]
         if len(added) < 2 or added[0] > 6 * _SMALL * added[1]:
             return "what it adds is normalised, however small it is"
         return None
 
     def _dead(self, name: str, visit: _Visit, silent: Sequence[str]) -> str | None:
         """What has no gradient where a copy is silent."""
-        parameters = [tensor_of(self.trial, full) for full in silent]
+        parameters = [get_tensor(self.trial, full) for full in silent]
         with self._scaled(silent), torch.enable_grad():
             output = self._output(name, visit)
             if output is None or not output.requires_grad:
@@ -295,20 +295,20 @@ class _Search:
 
     # -- where a copy goes
 
-    def _placed(self, blocks: Sequence[Block]) -> tuple[list[Block], list[Refusal]]:
+    def _placed(self, blocks: Sequence[ResidualBlock]) -> tuple[list[ResidualBlock], list[Refusal]]:
         """Blocks with where their copies go, and refusals.
 
         Of the blocks of one list the first and the last are tried. The first moves all others up: where that does no
         harm and the last can go in too, so can those between.
         """
         before = self._outputs()
-        found: dict[str, Block | str] = {}
-        lists: dict[str, list[Block]] = defaultdict(list)
+        found: dict[str, ResidualBlock | str] = {}
+        lists: dict[str, list[ResidualBlock]] = defaultdict(list)
         for block in blocks:
             lists[block.module.rpartition(".")[0]].append(block)
         for several in lists.values():
             ends = {block.module: self._place(block, before) for block in dict.fromkeys((several[0], several[-1]))}
-            ways = {(end.listed, end.counts) if isinstance(end, Block) else (False, ()) for end in ends.values()}
+            ways = {(end.in_module_list, end.depth_attributes) if isinstance(end, ResidualBlock) else (False, ()) for end in ends.values()}
             for block in several:
                 if block.module in ends:
                     found[block.module] = ends[block.module]
@@ -318,11 +318,11 @@ class _Search:
                     found[block.module] = self._place(block, before)
         ordered = [(block.module, found[block.module]) for block in blocks]
         return (
-            [one for _, one in ordered if isinstance(one, Block)],
+            [one for _, one in ordered if isinstance(one, ResidualBlock)],
             [Refusal(place=name, reason=f"{_NOT_REPEATED}: {one}") for name, one in ordered if isinstance(one, str)],
         )
 
-    def _place(self, block: Block, before: list[Tensor]) -> Block | str:
+    def _place(self, block: ResidualBlock, before: list[Tensor]) -> ResidualBlock | str:
         """The block with where its copy goes: into the list that it lies in, else beside it; or why nowhere."""
         path = block.module.rpartition(".")[0]
         options = []
@@ -342,16 +342,16 @@ class _Search:
             reason = reason or against
         return reason
 
-    def _against(self, block: Block, before: list[Tensor]) -> str | None:
+    def _against(self, block: ResidualBlock, before: list[Tensor]) -> str | None:
         """Why a silent copy doesn't run right after the block, with the same outputs; None if it does."""
-        original, twin = self.trial.get_submodule(block.module), silent_copy(self.trial, block)
+        original, twin = self.trial.get_submodule(block.module), function_preserving_copy(self.trial, block)
         made: list[Tensor | None] = []
         read: list[Tensor] = []
-        swaps = put_after(self.trial, [(block, twin)])
+        swaps = insert_copy_after(self.trial, [(block, twin)])
         with ExitStack() as stack:
             stack.callback(original.register_forward_hook(lambda *given: made.append(_first(given[-1]))).remove)
             entered = twin.register_forward_pre_hook(
-                lambda _, args, kwargs: read.append(batch.tensors([args, kwargs])[0].clone()), with_kwargs=True
+                lambda _, args, kwargs: read.append(batch.leaves([args, kwargs])[0].clone()), with_kwargs=True
             )
             stack.callback(entered.remove)
             for held, key, old, new in swaps:
@@ -381,7 +381,7 @@ class _Order(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _first(output: Any) -> Tensor | None:
     """What a module gives back: a tensor, or the first of several."""
-    found = batch.tensors(output) if isinstance(output, Tensor | tuple | list) else []
+    found = batch.leaves(output) if isinstance(output, Tensor | tuple | list) else []
     return found[0] if found else None
 
 
@@ -391,4 +391,4 @@ def _copied(arguments: Any) -> Any:
         try:
             return copy.deepcopy(arguments)
         except Exception:  # what can't be copied is passed on
-            return batch.copied(arguments)
+            return batch.clone(arguments)

@@ -21,9 +21,9 @@ from senn import batch
 from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.preserve import preserve_model_state
-from senn.structure.spaces import Refusal, Slot, Space, Structure, tensor_of
+from senn.structure.spaces import Refusal, CoupledDim, ChannelGroup, DependencyGraph, get_tensor
 from senn.structure.trace_graph import trace_graph
-from senn.surgery import Widen, carry_out
+from senn.surgery import Widen, apply_moves
 
 # Largest change of an output, relative to the largest output, that rounding explains.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -34,7 +34,7 @@ class _FailedError(Exception):
     """A widened copy doesn't bear a space out; the message says why."""
 
 
-def verify_groups(model: nn.Module, inputs: Inputs, structure: Structure, ignored: Collection[str] = ()) -> Structure:
+def verify_groups(model: nn.Module, inputs: Inputs, graph: DependencyGraph, ignored: Collection[str] = ()) -> DependencyGraph:
     """The structure with only those spaces that a widened copy bears out; the others are refused by name.
 
     Args:
@@ -43,53 +43,53 @@ def verify_groups(model: nn.Module, inputs: Inputs, structure: Structure, ignore
         structure: what its labels and numbers say.
         ignored: names of modules whose linear maps must keep their shapes.
     """
-    accepted, refused = _parted(model, inputs, (), structure.spaces, ignored)
-    order = {space.name: place for place, space in enumerate(structure.spaces)}
-    spaces = tuple(sorted(accepted, key=lambda space: order[space.name]))
-    return replace(structure, spaces=spaces, refused=(*refused, *structure.refused))
+    accepted, refused = _parted(model, inputs, (), graph.groups, ignored)
+    order = {group.name: place for place, group in enumerate(graph.groups)}
+    groups = tuple(sorted(accepted, key=lambda group: order[group.name]))
+    return replace(graph, groups=groups, refused=(*refused, *graph.refusals))
 
 
 def _parted(
-    model: nn.Module, inputs: Inputs, accepted: tuple[Space, ...], spaces: tuple[Space, ...], ignored: Collection[str]
-) -> tuple[tuple[Space, ...], list[Refusal]]:
+    model: nn.Module, inputs: Inputs, accepted: tuple[ChannelGroup, ...], groups: tuple[ChannelGroup, ...], ignored: Collection[str]
+) -> tuple[tuple[ChannelGroup, ...], list[Refusal]]:
     """The accepted spaces with those of some others that hold beside them, and refusals of the rest: by halves."""
     try:
-        return _bear_out(model, inputs, (*accepted, *spaces), ignored), []
+        return _confirm(model, inputs, (*accepted, *groups), ignored), []
     except _FailedError as reason:
-        if len(spaces) == 1:
-            return accepted, _refusals(spaces[0], str(reason))
-    half = len(spaces) // 2
-    accepted, first = _parted(model, inputs, accepted, spaces[:half], ignored)
-    accepted, second = _parted(model, inputs, accepted, spaces[half:], ignored)
+        if len(groups) == 1:
+            return accepted, _refusals(groups[0], str(reason))
+    half = len(groups) // 2
+    accepted, first = _parted(model, inputs, accepted, groups[:half], ignored)
+    accepted, second = _parted(model, inputs, accepted, groups[half:], ignored)
     return accepted, first + second
 
 
-def _refusals(space: Space, reason: str) -> list[Refusal]:
+def _refusals(group: ChannelGroup, reason: str) -> list[Refusal]:
     """Of a space, and of the maps beside its stream that change size with it (heads)."""
-    along = f"its size follows that of {space.name}, which can't change"
-    beside = [slot.map for slot in space.of("producer") if space.norms and not slot.quiet and "bias" not in slot.tensor]
+    along = f"its size follows that of {group.name}, which can't change"
+    beside = [coupled.map for coupled in group.dims_of("producer") if group.norms and not coupled.behind_norm and "bias" not in coupled.tensor]
     return [
-        Refusal(place=space.name, reason=reason),
+        Refusal(place=group.name, reason=reason),
         *(Refusal(place=name, reason=along) for name in dict.fromkeys(beside)),
     ]
 
 
-def _bear_out(
-    model: nn.Module, inputs: Inputs, spaces: tuple[Space, ...], ignored: Collection[str]
-) -> tuple[Space, ...]:
+def _confirm(
+    model: nn.Module, inputs: Inputs, groups: tuple[ChannelGroup, ...], ignored: Collection[str]
+) -> tuple[ChannelGroup, ...]:
     """The spaces, with the layout of those of one unit cleared up; fails if a widened copy contradicts them."""
-    if not spaces:
-        return spaces
+    if not groups:
+        return groups
     try:
         trial = copy.deepcopy(model)
     except Exception as error:
         raise UnsupportedError(f"The model can't be copied: {in_one_line(error)}.") from error
     generator = torch.Generator().manual_seed(0)
-    perturb_parameters(trial, {slot.name for space in spaces for slot in space.slots}, generator)
+    perturb_parameters(trial, {coupled.name for group in groups for coupled in group.dims}, generator)
     before = _outputs(trial, inputs)
-    moves, structure = _one_more_unit(trial, spaces, generator), Structure(maps=(), spaces=spaces, sites=())
+    moves, graph = _one_more_unit(trial, groups, generator), DependencyGraph(linear_maps=(), groups=groups, insertion_points=())
     try:
-        carry_out(trial, moves, structure)
+        apply_moves(trial, moves, graph)
     except Exception as error:
         reason = str(error) if isinstance(error, SennError) else in_one_line(error)
         raise _FailedError(f"surgery can't widen it: {reason}") from error
@@ -101,16 +101,16 @@ def _bear_out(
         raise _FailedError(
             f"the forward pass fixes its size: with one more unit it fails ({in_one_line(cause)})"
         ) from error
-    clear = tuple(_same(space, found) for space in spaces)
-    if clear != spaces:  # the new columns of a space of one unit went to the wrong places
-        return _bear_out(model, inputs, clear, ignored)
+    clear = tuple(_same(group, found) for group in groups)
+    if clear != groups:  # the new columns of a space of one unit went to the wrong places
+        return _confirm(model, inputs, clear, ignored)
     if not is_close(before, after):
-        normed = next((space for space in spaces if space.norms), None)
+        normed = next((group for group in groups if group.norms), None)
         if normed is not None:
             names = ", ".join(norm.module for norm in normed.norms)
             raise _FailedError(f"{names} normalises over its units, and what enters there can't be kept as it was")
         raise _FailedError("the outputs depend on the number of its units")
-    return spaces
+    return groups
 
 
 def perturb_parameters(model: nn.Module, names: Iterable[str], generator: torch.Generator) -> None:
@@ -124,30 +124,30 @@ def perturb_parameters(model: nn.Module, names: Iterable[str], generator: torch.
         generator: source of the noise: of weights as large as a fresh linear map's, of vectors 0.1.
     """
     for name in sorted(names):
-        tensor = tensor_of(model, name)
+        tensor = get_tensor(model, name)
         if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
             scale = 0.1 if tensor.dim() < 2 else 1 / math.sqrt(max(tensor[0].numel(), 1))
             tensor.data += scale * torch.randn(tensor.shape, generator=generator).to(tensor)
 
 
-def _one_more_unit(model: nn.Module, spaces: Sequence[Space], generator: torch.Generator) -> list[Widen]:
+def _one_more_unit(model: nn.Module, groups: Sequence[ChannelGroup], generator: torch.Generator) -> list[Widen]:
     """Moves that give each space one more unit: random rows, vectors like those of its last unit."""
     moves = []
-    for space in spaces:
+    for group in groups:
         values = {}
-        for slot in space.of("producer"):
-            if not slot.quiet:
-                tensor = tensor_of(model, slot.name).detach()
-                last = tensor.index_select(slot.dim, slot.index[-1].to(tensor.device))
+        for coupled in group.dims_of("producer"):
+            if not coupled.behind_norm:
+                tensor = get_tensor(model, coupled.name).detach()
+                last = tensor.index_select(coupled.dim, coupled.index[-1].to(tensor.device))
                 noise = torch.randn(last.shape, generator=generator) / math.sqrt(max(tensor[0].numel(), 1))
-                values[slot.name] = noise.to(last) if last.dim() > 1 else last
-        moves.append(Widen(space.name, 1, values))
+                values[coupled.name] = noise.to(last) if last.dim() > 1 else last
+        moves.append(Widen(group.name, 1, values))
     return moves
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad(), preserve_model_state(model, fused=False):
-        found = batch.tensors(batch.call(model, batch.copied(inputs)))
+        found = batch.leaves(batch.call(model, batch.clone(inputs)))
     return [tensor for tensor in found if tensor.is_floating_point()]
 
 
@@ -165,19 +165,19 @@ def is_close(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     return True
 
 
-def _same(space: Space, found: Structure) -> Space:
+def _same(group: ChannelGroup, found: DependencyGraph) -> ChannelGroup:
     """The space as the widened copy shows it, at its own width."""
 
-    def shape(slot: Slot) -> tuple[Any, ...]:
-        return slot.role, slot.name, slot.dim, slot.index.shape[1], slot.runs if space.width > 1 else 1
+    def shape(coupled: CoupledDim) -> tuple[Any, ...]:
+        return coupled.role, coupled.name, coupled.dim, coupled.index.shape[1], coupled.n_segments if group.width > 1 else 1
 
-    wide = next((other for other in found.spaces if other.name == space.name), None)
+    wide = next((other for other in found.groups if other.name == group.name), None)
     if wide is None:
-        reasons = {refusal.place: refusal.reason for refusal in found.refused}
-        raise _FailedError(reasons.get(space.name, "its units are read differently once it is wider"))
-    if wide.width != space.width + 1 or [*map(shape, wide.slots)] != [*map(shape, space.slots)]:
+        reasons = {refusal.place: refusal.reason for refusal in found.refusals}
+        raise _FailedError(reasons.get(group.name, "its units are read differently once it is wider"))
+    if wide.width != group.width + 1 or [*map(shape, wide.dims)] != [*map(shape, group.dims)]:
         raise _FailedError("its units are read differently once it is wider")
-    if all(one.runs == two.runs for one, two in zip(space.slots, wide.slots, strict=True)):
-        return space
-    slots = zip(space.slots, wide.slots, strict=True)
-    return replace(space, slots=tuple(replace(one, runs=two.runs) for one, two in slots))
+    if all(one.n_segments == two.n_segments for one, two in zip(group.dims, wide.dims, strict=True)):
+        return group
+    coupled_dims = zip(group.dims, wide.dims, strict=True)
+    return replace(group, coupled_dims=tuple(replace(one, runs=two.n_segments) for one, two in coupled_dims))

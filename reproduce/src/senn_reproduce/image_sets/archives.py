@@ -16,7 +16,7 @@ import numpy as np
 
 from senn.data.images.arrays import Expected, Images, ImageSet, reading
 from senn.data.images.encoded import decode_all
-from senn.data.images.idx import read_labelled_idx
+from senn.data.images.idx import read_labeled_idx
 from senn.errors import SennError
 
 MOST_ENTRY_BYTES = 2**24
@@ -150,6 +150,6 @@ def read_idx_set(files: dict[str, tuple[Path, ...]], expected: Expected) -> Imag
     parts = {}
     for part in ("train", "test"):
         (images,), (labels,) = files[f"{part} images"], files[f"{part} labels"]
-        parts[part] = read_labelled_idx(images, labels)
+        parts[part] = read_labeled_idx(images, labels)
         expected.check(part, parts[part], repr(str(images)))
     return ImageSet(expected.name, "IDX", expected.classes, **parts)

@@ -4,7 +4,7 @@ from senn.data.images.arrays import Images, ImageSet
 from senn.data.images.collection import Collection, collect, is_images
 from senn.data.images.encoded import decode, read_parquet
 from senn.data.images.encoder import ImageEncoder
-from senn.data.images.idx import read_idx, read_labelled_idx
+from senn.data.images.idx import read_idx, read_labeled_idx
 from senn.data.images.known_sets import KNOWN_SETS, load_images
 from senn.data.images.tensors import planes
 

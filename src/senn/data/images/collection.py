@@ -25,7 +25,7 @@ from senn.data.images.folders import (
     square,
     squares,
 )
-from senn.data.images.idx import is_idx, read_labelled_idx
+from senn.data.images.idx import is_idx, read_labeled_idx
 from senn.data.images.known_sets import KNOWN_SETS, load_images
 from senn.errors import SennError
 
@@ -153,7 +153,7 @@ def _idx(name: str, images: list[Path]) -> Collection:
     """Files of images, each with one of labels beside it; those for the test are told by their names."""
     pairs = [(path, _labels_of(path)) for path in images]
     parts = _split_by_name(images)
-    read = [read_labelled_idx(*next(pair for pair in pairs if pair[0] == files[0])) for files in parts]
+    read = [read_labeled_idx(*next(pair for pair in pairs if pair[0] == files[0])) for files in parts]
     if len({images.pixels.shape[1:] for images in read}) > 1:
         raise SennError(f"the training and test images of {name!r} differ in size")
     if not len(read[0]):
@@ -189,7 +189,7 @@ def _split_by_name(files: Sequence[Path]) -> list[list[Path]]:
 
 
 def _parquet(name: str, files: Sequence[Path], side: int | None) -> Collection:
-    parts = [list(_labelled_rows(part)) for part in _split_by_name(files)]
+    parts = [list(_labeled_rows(part)) for part in _split_by_name(files)]
     classes, labels = _named([np.array([label for _, label in part], np.int64) for part in parts], _class_names(files))
     if not parts[0]:
         raise SennError(f"{str(files[0])!r} holds no images")
@@ -201,7 +201,7 @@ def _parquet(name: str, files: Sequence[Path], side: int | None) -> Collection:
     return Collection(name=name, classes=classes, train=made[0][0], test=test, left_out=left_out)
 
 
-def _labelled_rows(files: Sequence[Path]) -> Iterator[tuple[Entry, int]]:
+def _labeled_rows(files: Sequence[Path]) -> Iterator[tuple[Entry, int]]:
     for path in files:
         columns = image_columns(path)
         if columns is None:

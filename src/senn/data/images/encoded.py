@@ -156,7 +156,7 @@ def encoded_rows(path: Path, image: str, label: str | None) -> Iterator[tuple[st
                 yield f"row {row:,} of {str(path)!r}", cell.as_py(), number
 
 
-def image_columns(path: Path, labelled: bool = True) -> tuple[str, str | None] | None:
+def image_columns(path: Path, labeled: bool = True) -> tuple[str, str | None] | None:
     """The columns of encoded images and of labels in a parquet file; None if there is no such file with both.
 
     Labels are whole numbers: the column `label`, or the only one of whole numbers.
@@ -172,7 +172,7 @@ def image_columns(path: Path, labelled: bool = True) -> tuple[str, str | None] |
     images = [field.name for field in schema if _is_encoded(field.type)]
     whole = [field.name for field in schema if pa.types.is_integer(field.type)]
     label = "label" if "label" in whole else whole[0] if len(whole) == 1 else None
-    return None if not images or (labelled and label is None) else (images[0], label)
+    return None if not images or (labeled and label is None) else (images[0], label)
 
 
 def _is_encoded(kind: pa.DataType) -> bool:

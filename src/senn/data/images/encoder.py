@@ -78,7 +78,7 @@ class ImageEncoder:
     def _rows(self, path: Path) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
         """The images of a file that holds many."""
         if path.suffix.lower() == ".parquet":
-            columns = image_columns(path, labelled=False)
+            columns = image_columns(path, labeled=False)
             if columns is None:
                 raise SennError(f"{str(path)!r} has no column of encoded images")
             rows = encoded_rows(path, *columns)

@@ -66,7 +66,7 @@ def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if packed else path.open("rb")
 
 
-def read_labelled_idx(images: str | Path, labels: str | Path) -> Images:
+def read_labeled_idx(images: str | Path, labels: str | Path) -> Images:
     """Grey images of one IDX file as (N, H, W, 1), with the labels of another.
 
     Raises:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from senn.structure.label_classes import Elements
-from senn.structure.sizes.symbolic_int import Guard, Key, Numbers, Seen, Shaped, Source, World
+from senn.structure.label_classes import LabelClasses
+from senn.structure.sizes.symbolic_int import SizeGuard, Key, Numbers, RecordedCall, TensorMeta, IntSource, SizeAssignment
 
 Symbol = int | Key
 """An element's number, or an attribute."""
@@ -27,17 +27,17 @@ MOST_CHECKS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change(World):
+class SizeChange(SizeAssignment):
     """By how much elements and attributes change."""
 
-    elements: Elements
+    elements: LabelClasses
     by: Mapping[Symbol, int]
 
     def attribute(self, key: Key, value: int) -> int:
         """Its new value."""
         return value + self.by.get(key, 0)
 
-    def size(self, tensor: Shaped, dim: int) -> int:
+    def size(self, tensor: TensorMeta, dim: int) -> int:
         """Its new size."""
         size = tensor.shape[dim]
         for number, count in self.elements.counts(tensor).get(dim, {}).items():
@@ -47,7 +47,7 @@ class Change(World):
             size += count * change
         return size
 
-    def shape(self, tensor: Shaped) -> list[int]:
+    def shape(self, tensor: TensorMeta) -> list[int]:
         """Its new shape."""
         return [self.size(tensor, dim) for dim in range(len(tensor.shape))]
 
@@ -64,9 +64,9 @@ class NoSolutionError(Exception):
 class _Item:
     """A call or a comparison, and what it depends on."""
 
-    what: Seen | Guard
+    what: RecordedCall | SizeGuard
     keys: frozenset[Key]
-    tensors: list[Shaped]
+    tensors: list[TensorMeta]
     touched: frozenset[int]
     cache: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ class _Item:
         return [*sorted(self.keys, key=str), *sorted(self.touched)]
 
 
-class Coupling:
+class SizeSolver:
     """Solves for what changes together.
 
     Args:
@@ -84,15 +84,15 @@ class Coupling:
         along: for each element, attributes that are known to change with it, and by how much per unit.
     """
 
-    def __init__(self, numbers: Numbers, elements: Elements, along: Mapping[int, Mapping[Key, int]]) -> None:
+    def __init__(self, numbers: Numbers, elements: LabelClasses, along: Mapping[int, Mapping[Key, int]]) -> None:
         self.elements, self.along = elements, along
         self.checks = 0
         self.items: list[_Item] = []
-        everything: list[Seen | Guard] = [*numbers.calls, *numbers.guards]
+        everything: list[RecordedCall | SizeGuard] = [*numbers.calls, *numbers.guards]
         for what in everything:
-            sources = what.sources if isinstance(what, Seen) else [what.left, what.right]
+            sources = what.sources if isinstance(what, RecordedCall) else [what.left, what.right]
             tensors = [tensor for source in sources for tensor in source.tensors]
-            if isinstance(what, Seen):
+            if isinstance(what, RecordedCall):
                 tensors += [*what.tensors, *what.results]
             touched = frozenset(
                 number for tensor in tensors for dim in elements.counts(tensor).values() for number in dim
@@ -200,30 +200,30 @@ class Coupling:
         key = tuple(change.get(symbol, 0) for symbol in item.symbols)
         if key not in item.cache:
             self.checks += 1
-            world = Change(elements=self.elements, by=change)
+            world = SizeChange(elements=self.elements, by=change)
             try:
                 item.cache[key] = (
-                    _compares(item.what, world) if isinstance(item.what, Guard) else _replays(item.what, world)
+                    _compares(item.what, world) if isinstance(item.what, SizeGuard) else _replays(item.what, world)
                 )
             except _IrregularError:
                 item.cache[key] = False
         return item.cache[key]
 
 
-def _compares(guard: Guard, world: Change) -> bool:
+def _compares(guard: SizeGuard, world: SizeChange) -> bool:
     try:
         return guard.compare(guard.left.new(world), guard.right.new(world)) == guard.outcome
     except ZeroDivisionError:
         return False
 
 
-def _replays(call: Seen, world: Change) -> bool:
+def _replays(call: RecordedCall, world: SizeChange) -> bool:
     """Whether the call, with tensors and numbers of their new sizes, gives results of their new sizes."""
 
     def renewed(leaf: Any) -> Any:
-        if isinstance(leaf, Shaped):
+        if isinstance(leaf, TensorMeta):
             return torch.empty(world.shape(leaf), dtype=leaf.dtype, device="meta")
-        if isinstance(leaf, Source):
+        if isinstance(leaf, IntSource):
             return leaf.new(world)
         return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
@@ -239,5 +239,5 @@ def _replays(call: Seen, world: Change) -> bool:
     return [list(tensor.shape) for tensor in found] == [world.shape(tensor) for tensor in call.results]
 
 
-def _name(what: Seen | Guard) -> str:
-    return "a comparison of sizes" if isinstance(what, Guard) else getattr(what.function, "__name__", "a call")
+def _name(what: RecordedCall | SizeGuard) -> str:
+    return "a comparison of sizes" if isinstance(what, SizeGuard) else getattr(what.function, "__name__", "a call")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorder import TraceRecorder
 
 Key = tuple[str, str, int | None]
 """An attribute: module, name, item (None for a plain integer)."""
@@ -33,33 +33,33 @@ _NEVER = frozenset(
 )
 
 
-class World:
+class SizeAssignment:
     """Sizes of a grown model: what `coupling` solves for."""
 
     def attribute(self, key: Key, value: int) -> int:
         """The new value of an attribute."""
         raise NotImplementedError
 
-    def size(self, tensor: Shaped, dim: int) -> int:
+    def size(self, tensor: TensorMeta, dim: int) -> int:
         """The new size of a tensor's dimension."""
         raise NotImplementedError
 
 
-Expression = Callable[[World], int]
+Expression = Callable[[SizeAssignment], int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shaped:
+class TensorMeta:
     """A tensor as it was seen: its shape and coats, and its name if it is a parameter or buffer."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    coats: list[Tensor]
+    label_maps: list[Tensor]
     name: str | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Source:
+class IntSource:
     """Where a number comes from.
 
     Attributes:
@@ -72,48 +72,48 @@ class Source:
     value: int
     new: Expression
     keys: frozenset[Key] = frozenset()
-    tensors: tuple[Shaped, ...] = ()
+    tensors: tuple[TensorMeta, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Seen:
+class RecordedCall:
     """A call with a number among its arguments; tensors are `Shaped`, numbers `Source`s."""
 
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    results: list[Shaped]
+    results: list[TensorMeta]
     place: str
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[IntSource]:
         """The numbers among the arguments."""
-        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Source)]
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, IntSource)]
 
     @property
-    def tensors(self) -> list[Shaped]:
+    def tensors(self) -> list[TensorMeta]:
         """The tensors among the arguments."""
-        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Shaped)]
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, TensorMeta)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Guard:
+class SizeGuard:
     """A comparison that the forward made, and how it came out."""
 
     compare: Callable[[int, int], bool]
-    left: Source
-    right: Source
+    left: IntSource
+    right: IntSource
     outcome: bool
     place: str
 
 
-class Number(int):
+class SymbolicInt(int):
     """An integer that knows its source."""
 
-    source: Source
+    source: IntSource
     watch: Numbers
 
-    def __new__(cls, source: Source, watch: Numbers) -> Number:
+    def __new__(cls, source: IntSource, watch: Numbers) -> SymbolicInt:
         """A number with the source's value."""
         number = super().__new__(cls, source.value)
         number.source, number.watch = source, watch
@@ -134,27 +134,27 @@ class Number(int):
         return int(self)
 
 
-def _source(value: Any) -> Source | None:
-    if isinstance(value, Number):
+def _source(value: Any) -> IntSource | None:
+    if isinstance(value, SymbolicInt):
         return value.source
-    return Source(value=int(value), new=lambda _, v=int(value): v) if type(value) is int else None  # type: ignore[misc]
+    return IntSource(value=int(value), new=lambda _, v=int(value): v) if type(value) is int else None  # type: ignore[misc]
 
 
-def _joined(value: int, new: Expression, *parts: Source) -> Source:
+def _joined(value: int, new: Expression, *parts: IntSource) -> IntSource:
     keys = frozenset().union(*(part.keys for part in parts))
-    return Source(value=value, new=new, keys=keys, tensors=tuple(t for part in parts for t in part.tensors))
+    return IntSource(value=value, new=new, keys=keys, tensors=tuple(t for part in parts for t in part.tensors))
 
 
 def _arithmetic(name: str, compute: Callable[[int, int], int], *, swapped: bool) -> Any:
     plain = getattr(int, name)
 
-    def method(self: Number, other: Any) -> Any:
+    def method(self: SymbolicInt, other: Any) -> Any:
         right = _source(other)
         result = plain(int(self), int(other) if right is not None else other)
         if right is None or type(result) is not int:
             return result
         a, b = (right, self.source) if swapped else (self.source, right)
-        return Number(_joined(result, lambda world: compute(a.new(world), b.new(world)), a, b), self.watch)
+        return SymbolicInt(_joined(result, lambda world: compute(a.new(world), b.new(world)), a, b), self.watch)
 
     return method
 
@@ -162,12 +162,12 @@ def _arithmetic(name: str, compute: Callable[[int, int], int], *, swapped: bool)
 def _comparison(name: str, compare: Callable[[int, int], bool]) -> Any:
     plain = getattr(int, name)
 
-    def method(self: Number, other: Any) -> Any:
+    def method(self: SymbolicInt, other: Any) -> Any:
         right = _source(other)
         outcome = plain(int(self), int(other) if right is not None else other)
         if right is not None and isinstance(outcome, bool):
             self.watch.guard(
-                Guard(compare=compare, left=self.source, right=right, outcome=outcome, place=self.watch.place)
+                SizeGuard(compare=compare, left=self.source, right=right, outcome=outcome, place=self.watch.place)
             )
         return outcome
 
@@ -176,10 +176,10 @@ def _comparison(name: str, compare: Callable[[int, int], bool]) -> Any:
 
 for _name in ("add", "mul", "sub", "floordiv", "mod"):
     _compute = getattr(operator, _name)
-    setattr(Number, f"__{_name}__", _arithmetic(f"__{_name}__", _compute, swapped=False))
-    setattr(Number, f"__r{_name}__", _arithmetic(f"__r{_name}__", _compute, swapped=True))
+    setattr(SymbolicInt, f"__{_name}__", _arithmetic(f"__{_name}__", _compute, swapped=False))
+    setattr(SymbolicInt, f"__r{_name}__", _arithmetic(f"__r{_name}__", _compute, swapped=True))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(Number, f"__{_name}__", _comparison(f"__{_name}__", getattr(operator, _name)))
+    setattr(SymbolicInt, f"__{_name}__", _comparison(f"__{_name}__", getattr(operator, _name)))
 
 
 class Sizes(tuple):  # type: ignore[type-arg]
@@ -209,13 +209,13 @@ class Numbers:
         attributes: values of the attributes that were replaced.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: TraceRecorder) -> None:
         self.trace = trace
-        self.calls: list[Seen] = []
-        self.guards: list[Guard] = []
+        self.calls: list[RecordedCall] = []
+        self.guards: list[SizeGuard] = []
         self.attributes: dict[Key, int] = {}
         self.inside = False
-        self._shaped: dict[int, Shaped] = {}
+        self._shaped: dict[int, TensorMeta] = {}
         self._held: list[Tensor] = []
         self._names = {id(tensor): name for name, tensor in trace.tensors.items()}
 
@@ -224,7 +224,7 @@ class Numbers:
         """The module that runs now, for sentences."""
         return self.trace.place
 
-    def guard(self, guard: Guard) -> None:
+    def guard(self, guard: SizeGuard) -> None:
         """Keep a comparison, unless it depends on nothing or belongs to a function that is replayed as a whole."""
         depends = (guard.left.keys | guard.right.keys) or (guard.left.tensors or guard.right.tensors)
         if not self.inside and depends:
@@ -256,31 +256,31 @@ class Numbers:
             return tuple(self._attribute((module, name, place), item) for place, item in enumerate(value))
         return None
 
-    def _attribute(self, key: Key, value: int) -> Number:
+    def _attribute(self, key: Key, value: int) -> SymbolicInt:
         self.attributes[key] = value
-        return Number(Source(value=value, new=lambda world: world.attribute(key, value), keys=frozenset([key])), self)
+        return SymbolicInt(IntSource(value=value, new=lambda world: world.attribute(key, value), keys=frozenset([key])), self)
 
     def size(self, tensor: Tensor, dim: int) -> int:
         """The size of a tensor's dimension as a number; a tensor without units may turn out to stand for some."""
         size = int(tensor.shape[dim])
         shaped, place = self.shaped(tensor), dim % tensor.dim()
-        return Number(Source(value=size, new=lambda world: world.size(shaped, place), tensors=(shaped,)), self)
+        return SymbolicInt(IntSource(value=size, new=lambda world: world.size(shaped, place), tensors=(shaped,)), self)
 
-    def shaped(self, tensor: Tensor) -> Shaped:
+    def shaped(self, tensor: Tensor) -> TensorMeta:
         """A record of the tensor; its coats are kept by reference, since they may be completed later."""
         key = id(tensor)
         if key not in self._shaped:
             name = self._names.get(key)
             plain = name is not None or self.trace.weight_of(tensor) is not None
-            coats = [] if plain else self.trace.coats(tensor)
-            self._shaped[key] = Shaped(shape=tuple(tensor.shape), dtype=tensor.dtype, coats=coats, name=name)
+            label_maps = [] if plain else self.trace.labels_of(tensor)
+            self._shaped[key] = TensorMeta(shape=tuple(tensor.shape), dtype=tensor.dtype, label_maps=label_maps, name=name)
             self._held.append(tensor)
         return self._shaped[key]
 
     def note(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Keep a call with a number among its arguments."""
         leaves = pytree.tree_leaves((args, kwargs))
-        if not any(isinstance(leaf, Number) for leaf in leaves):
+        if not any(isinstance(leaf, SymbolicInt) for leaf in leaves):
             return
         results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         if not results:
@@ -289,11 +289,11 @@ class Numbers:
         def kept(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
                 return self.shaped(leaf)
-            return leaf.source if isinstance(leaf, Number) else leaf
+            return leaf.source if isinstance(leaf, SymbolicInt) else leaf
 
         args, kwargs = pytree.tree_map(kept, (_plain(args), _plain(kwargs)))
         self.calls.append(
-            Seen(
+            RecordedCall(
                 function=function,
                 args=args,
                 kwargs=kwargs,

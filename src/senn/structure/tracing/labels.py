@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owner:
+class LabelOrigin:
     """A tensor of the model whose entries, or whose rows along one dimension, have labels.
 
     Attributes:
@@ -52,12 +52,12 @@ class Labels:
     """All labels of one forward pass: who owns them, which are the same unit, which must not change."""
 
     def __init__(self) -> None:
-        self.owners: list[Owner] = []
+        self.owners: list[LabelOrigin] = []
         self.refusals: list[tuple[Tensor, str]] = []
         self._pairs: list[Tensor] = []
         self._next = 1
 
-    def issue(
+    def new_labels(
         self,
         module: str,
         tensor: str,
@@ -68,33 +68,33 @@ class Labels:
         dim: int | None = None,
     ) -> Tensor:
         """New labels, one for each entry of `shape`."""
-        owner = Owner(
+        owner = LabelOrigin(
             module=module, tensor=tensor, shape=shape, start=self._next, produces=produces, shared=shared, dim=dim
         )
         self.owners.append(owner)
         self._next += owner.count
         return torch.arange(owner.start, owner.start + owner.count).view(shape)
 
-    def owner(self, label: int) -> Owner:
+    def origin(self, label: int) -> LabelOrigin:
         """The owner of one label."""
         return next(owner for owner in self.owners if owner.start <= label < owner.start + owner.count)
 
     def is_made(self, labels: Tensor) -> bool:
         """Whether labels name units that a map makes, and not only entries of a parameter or buffer."""
         first = int(labels.max())
-        return first > 0 and self.owner(first).produces
+        return first > 0 and self.origin(first).produces
 
-    def unite(self, first: Tensor, second: Tensor) -> None:
+    def merge(self, first: Tensor, second: Tensor) -> None:
         """Say entry by entry that two label tensors of one shape name the same units."""
         both = (first != second) & (first != 0) & (second != 0)
         if bool(both.any()):
             packed = distinct((first[both] << 32) | second[both]).cpu()
             self._pairs.append(torch.stack([packed >> 32, packed & 0xFFFFFFFF], dim=1))
 
-    def unite_along(self, labels: Tensor, dims: set[int]) -> Tensor:
+    def merge_along(self, labels: Tensor, dims: set[int]) -> Tensor:
         """Say that units which differ along these dimensions only come and go together; labels of size 1 there."""
         first = labels.amax(sorted(dims), keepdim=True)
-        self.unite(labels, first.expand_as(labels))
+        self.merge(labels, first.expand_as(labels))
         return first
 
     def refuse(self, labels: Tensor, reason: str) -> None:

@@ -48,7 +48,7 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Use:
+class WeightUse:
     """One use of a weight by a linear map.
 
     Attributes:
@@ -72,7 +72,7 @@ class Use:
     columns: Tensor
     in_dim: int
     out_dim: int
-    taps: int
+    kernel_numel: int
     scored: bool
     activation: str | None
     inside: str
@@ -85,7 +85,7 @@ class Use:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class WeightView:
     """What part of which parameter a tensor is.
 
     Attributes:
@@ -121,7 +121,7 @@ class NormUse:
     module: str
     kind: str
     weighted: bool
-    coat: Tensor
+    label_map: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ KEEPING_ZERO = frozenset(
 )
 
 
-def weight_views(call: Call, held: Held) -> list[Held] | None:
+def weight_views(call: Call, held: WeightView) -> list[WeightView] | None:
     """Return what the outputs of an operation on a weight are of it: transposed, cast, copied, or parts.
 
     Args:

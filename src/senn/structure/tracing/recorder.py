@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from senn.structure.tracing.labels import Labels, is_uniform
-from senn.structure.tracing.recorded import KEEPING_ZERO, REARRANGING, Call, Held, NormUse, Step, Use, weight_views
+from senn.structure.tracing.recorded import KEEPING_ZERO, REARRANGING, Call, WeightView, NormUse, Step, WeightUse, weight_views
 
 # Functions of the forward's own code whose inputs and outputs can be read when they apply a weight.
 _READABLE = frozenset(
@@ -21,7 +21,7 @@ _READABLE = frozenset(
 )
 
 
-class Trace:
+class TraceRecorder:
     """What one forward pass showed. Rules read and write it; `analysis` reads it afterwards.
 
     Attributes:
@@ -44,9 +44,9 @@ class Trace:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.record = Labels()
-        self.uses: list[Use] = []
+        self.uses: list[WeightUse] = []
         self.rows: dict[tuple[str, int], Tensor] = {}
-        self.labelled_in: dict[str, str] = {}
+        self.labeled_in: dict[str, str] = {}
         self.not_understood: dict[str, str] = {}
         self.activations: dict[str | int, str] = {}
         self.norms: list[NormUse] = []
@@ -59,11 +59,11 @@ class Trace:
         self.silenced = 0  # depth inside leaf modules, whose operations are not followed
         self._operation = ""
         self._held: list[Tensor] = []  # tensors are known by identity: holding them keeps it from being used again
-        self._coats: dict[int, list[Tensor]] = {}
+        self._label_maps: dict[int, list[Tensor]] = {}
         self._opaque: dict[int, str] = {}
         self._activation: dict[int, str] = {}
         self._parameters: dict[int, tuple[str, str, bool]] = {}
-        self._copies: dict[int, tuple[Held, Call]] = {}
+        self._copies: dict[int, tuple[WeightView, Call]] = {}
         self._normed: set[int] = set()
         for name, module in model.named_modules():
             for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -83,25 +83,25 @@ class Trace:
 
     # -- coats
 
-    def is_labelled(self, tensor: Tensor) -> bool:
+    def is_labeled(self, tensor: Tensor) -> bool:
         """Whether entries of a tensor belong to units, or may: parameters and buffers have labels too."""
-        if id(tensor) in self._coats:
-            return any(bool(coat.any()) for coat in self._coats[id(tensor)])
+        if id(tensor) in self._label_maps:
+            return any(bool(label_map.any()) for label_map in self._label_maps[id(tensor)])
         return id(tensor) in self._parameters or id(tensor) in self._copies
 
-    def coats(self, tensor: Tensor) -> list[Tensor]:
+    def labels_of(self, tensor: Tensor) -> list[Tensor]:
         """All coats of a tensor, at least one (of zeros if it has no units)."""
         key = id(tensor)
-        if key not in self._coats:
+        if key not in self._label_maps:
             if key in self._parameters:
                 labels = self._entries(tensor).to(tensor.device)
             elif key in self._copies:
                 labels = self._copied(tensor, self._copies[key][1])
             else:
                 labels = torch.zeros(tensor.shape, dtype=torch.long, device=tensor.device)
-            self._coats[key] = [labels]
+            self._label_maps[key] = [labels]
             self._held.append(tensor)
-        return self._coats[key]
+        return self._label_maps[key]
 
     def _copied(self, tensor: Tensor, call: Call) -> Tensor:
         """Labels of a part or copy of a parameter."""
@@ -114,81 +114,81 @@ class Trace:
 
     def labels(self, tensor: Tensor) -> Tensor:
         """The first coat of a tensor."""
-        return self.coats(tensor)[0]
+        return self.labels_of(tensor)[0]
 
     def _entries(self, tensor: Tensor) -> Tensor:
         """New labels for every entry of a parameter or buffer."""
         module, name, shared = self._parameters[id(tensor)]
-        labels = self.record.issue(module, name, tuple(tensor.shape), shared=shared)
-        self.labelled_in[f"{module}.{name}" if module else name] = f"{self._operation} in {self.place}"
+        labels = self.record.new_labels(module, name, tuple(tensor.shape), shared=shared)
+        self.labeled_in[f"{module}.{name}" if module else name] = f"{self._operation} in {self.place}"
         if id(tensor) in self._opaque:
             self.record.refuse(labels, self._opaque[id(tensor)])
         return labels
 
-    def dress(self, tensor: Tensor, coats: list[Tensor]) -> None:
+    def set_labels(self, tensor: Tensor, label_maps: list[Tensor]) -> None:
         """Give a tensor its coats; one that has some keeps their memory, which its views share."""
-        known = self._coats.get(id(tensor))
+        known = self._label_maps.get(id(tensor))
         if known is None:
-            self._coats[id(tensor)] = list(coats) or [torch.zeros_like(tensor, dtype=torch.long)]
+            self._label_maps[id(tensor)] = list(label_maps) or [torch.zeros_like(tensor, dtype=torch.long)]
             return
-        for number, coat in enumerate(coats):
+        for number, label_map in enumerate(label_maps):
             if number >= len(known):
-                known.append(coat.clone())
-            elif known[number] is not coat:
-                known[number].copy_(coat)
-        for coat in known[len(coats) :]:
-            coat.zero_()
+                known.append(label_map.clone())
+            elif known[number] is not label_map:
+                known[number].copy_(label_map)
+        for label_map in known[len(label_maps) :]:
+            label_map.zero_()
 
-    def dress_late(self, tensor: Tensor, coat: Tensor) -> None:
+    def backfill_labels(self, tensor: Tensor, label_map: Tensor) -> None:
         """A tensor that is the same for all units of a coat turns out to stand for them: its size follows theirs."""
         own = self.labels(tensor)
-        offset = coat.dim() - own.dim()
+        offset = label_map.dim() - own.dim()
         if offset:
-            coat = coat.amax(tuple(range(offset)))
-        single = [dim for dim in range(own.dim()) if own.shape[dim] == 1 and coat.shape[dim] > 1]
-        own.copy_(coat.amax(single, keepdim=True) if single else coat)
+            label_map = label_map.amax(tuple(range(offset)))
+        single = [dim for dim in range(own.dim()) if own.shape[dim] == 1 and label_map.shape[dim] > 1]
+        own.copy_(label_map.amax(single, keepdim=True) if single else label_map)
 
     def refuse(self, tensor: Tensor, reason: str) -> None:
         """Refuse the units of a tensor; a parameter without labels yet is remembered without labelling it."""
-        if id(tensor) in self._coats:
-            for coat in self._coats[id(tensor)]:
-                self.record.refuse(coat, reason)
+        if id(tensor) in self._label_maps:
+            for label_map in self._label_maps[id(tensor)]:
+                self.record.refuse(label_map, reason)
         elif id(tensor) in self._parameters:
             self._opaque.setdefault(id(tensor), reason)
 
     def refuse_call(self, call: Call) -> None:
         """Refuse every unit that meets an operation without a rule."""
         for tensor in call.tensors:
-            self.cannot_read(tensor, call.operation)
+            self.unreadable(tensor, call.operation)
 
-    def cannot_read(self, tensor: Tensor, operation: str) -> None:
+    def unreadable(self, tensor: Tensor, operation: str) -> None:
         """Note that an operation without a rule reads a tensor: refuse its units; a parameter's module is named."""
         self.refuse(tensor, f"its units meet {operation} in {self.place}, which isn't understood yet")
         key = id(tensor)
         if key in self._copies:
             name = self._copies[key][0].name
-            self.labelled_in.setdefault(name, f"{operation} in {self.place}")
+            self.labeled_in.setdefault(name, f"{operation} in {self.place}")
             module = name.rpartition(".")[0]
             self.not_understood.setdefault(module or name, f"{operation} in {self.place} isn't understood yet")
         if key in self._parameters:
             module, name, _ = self._parameters[key]
-            self.labelled_in.setdefault(f"{module}.{name}" if module else name, f"{operation} in {self.place}")
+            self.labeled_in.setdefault(f"{module}.{name}" if module else name, f"{operation} in {self.place}")
             self.not_understood.setdefault(module or name, f"{operation} in {self.place} isn't understood yet")
 
     # -- maps
 
-    def weight_of(self, tensor: Tensor) -> Held | None:
+    def weight_of(self, tensor: Tensor) -> WeightView | None:
         """The parameter of two or more dimensions that a tensor is: as it is, cast, transposed or a part of it."""
         if id(tensor) in self._copies:
             return self._copies[id(tensor)][0]
         if id(tensor) in self._parameters and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
             module, key, _ = self._parameters[id(tensor)]
-            return Held(name=f"{module}.{key}" if module else key)
+            return WeightView(name=f"{module}.{key}" if module else key)
         return None
 
-    def use(
+    def weight_use(
         self,
-        held: Held,
+        held: WeightView,
         columns: Tensor,
         source: Tensor,
         *,
@@ -207,17 +207,17 @@ class Trace:
         everything[held.part(in_dim)] = columns
         spatial = source.dim() - 2 if taps > 1 or axis == 1 < source.dim() - 1 else 0
         self.uses.append(
-            Use(
+            WeightUse(
                 weight=held.name,
                 columns=everything.cpu(),
                 in_dim=in_dim,
                 out_dim=out_dim,
-                taps=taps,
+                kernel_numel=taps,
                 scored=scored and held.stop is None,
                 activation=self._activation.get(id(source)),
                 inside=self.path[-1],
                 spatial=spatial,
-                source=self.coats(source),
+                source=self.labels_of(source),
                 uniform=uniform,
                 normed=id(source) in self._normed,
                 groups=groups,
@@ -225,11 +225,11 @@ class Trace:
             )
         )
 
-    def produce(self, held: Held, dim: int) -> Tensor:
+    def produces(self, held: WeightView, dim: int) -> Tensor:
         """Labels of what a weight makes, one for each position along `dim`."""
         return self._along(held.name, dim, produces=True)[held.part(dim)]
 
-    def carry(self, name: str, dim: int) -> Tensor:
+    def passes_elementwise(self, name: str, dim: int) -> Tensor:
         """Labels of what goes along with units, one for each position along `dim` of a parameter."""
         return self._along(name, dim, produces=False)
 
@@ -237,14 +237,14 @@ class Trace:
         if (name, dim) not in self.rows:
             module, _, key = name.rpartition(".")
             size = self.tensors[name].shape[dim]
-            self.rows[name, dim] = self.record.issue(module, key, (size,), produces=produces, shared=False, dim=dim)
+            self.rows[name, dim] = self.record.new_labels(module, key, (size,), produces=produces, shared=False, dim=dim)
         return self.rows[name, dim].to(self.tensors[name].device)
 
-    def note_norm(self, weight: Tensor | None, kind: str, coat: Tensor) -> None:
+    def note_norm(self, weight: Tensor | None, kind: str, label_map: Tensor) -> None:
         """Note a normalisation over whole units."""
         held = None if weight is None else self._parameters.get(id(weight))
         module = self.path[-1] if held is None else held[0]
-        self.norms.append(NormUse(module=module, kind=kind, weighted=held is not None, coat=coat))
+        self.norms.append(NormUse(module=module, kind=kind, weighted=held is not None, label_map=label_map))
 
     def note_normed(self, tensor: Tensor) -> None:
         """Note that a tensor comes straight from a normalisation of whole units."""
@@ -261,7 +261,7 @@ class Trace:
 
     # -- following
 
-    def see(self, call: Call, rule: Callable[[Trace, Call], None]) -> None:
+    def see(self, call: Call, rule: Callable[[TraceRecorder, Call], None]) -> None:
         """Follow one operation, whose rule is given."""
         self.reached.update(id(tensor) for tensor in call.tensors)
         self._held += call.outputs
@@ -278,7 +278,7 @@ class Trace:
             )
         )
 
-    def _follow(self, call: Call, rule: Callable[[Trace, Call], None]) -> None:
+    def _follow(self, call: Call, rule: Callable[[TraceRecorder, Call], None]) -> None:
         first = call.args[0] if call.args else None
         held = self.weight_of(first) if isinstance(first, Tensor) else None
         views = None if held is None else weight_views(call, held)
@@ -289,7 +289,7 @@ class Trace:
         rule(self, call)
         if len(self.uses) > uses:
             return
-        dressed = [tensor for tensor in call.tensors if id(tensor) in self._coats]
+        dressed = [tensor for tensor in call.tensors if id(tensor) in self._label_maps]
         if call.operation in KEEPING_ZERO and dressed and all(id(t) in self._normed for t in dressed):
             self._normed.update(id(output) for output in call.outputs)
         for tensor in call.tensors:

@@ -15,8 +15,8 @@ from senn.batch import Inputs
 from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.preserve import preserve_model_state
 from senn.structure.sizes.symbolic_int import Numbers
-from senn.structure.tracing.recorded import Call, Use
-from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorded import Call, WeightUse
+from senn.structure.tracing.recorder import TraceRecorder
 from senn.structure.tracing.rules.module_rules import Visit, leaf_rule
 from senn.structure.tracing.rules.registry import register, rule_for
 
@@ -24,7 +24,7 @@ from senn.structure.tracing.rules.registry import register, rule_for
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows every ATen operation to a trace."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: TraceRecorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
 
@@ -35,7 +35,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _followed(trace: Trace) -> Iterator[None]:
+def _followed(trace: TraceRecorder) -> Iterator[None]:
     """Keep `trace.path` while modules run, and give leaf modules to their rules."""
 
     def enter(name: str, is_leaf: bool) -> Any:
@@ -66,7 +66,7 @@ def _followed(trace: Trace) -> Iterator[None]:
         yield
 
 
-def run(model: nn.Module, inputs: Inputs) -> tuple[Trace, Numbers]:
+def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, Numbers]:
     """Run the model once in eval mode and follow its labels and its numbers.
 
     Returns:
@@ -77,7 +77,7 @@ def run(model: nn.Module, inputs: Inputs) -> tuple[Trace, Numbers]:
         UnsupportedError: it returns nothing that could be followed.
     """
     register()
-    trace = Trace(model)
+    trace = TraceRecorder(model)
     numbers = Numbers(trace)
     with (
         torch.no_grad(),
@@ -87,24 +87,24 @@ def run(model: nn.Module, inputs: Inputs) -> tuple[Trace, Numbers]:
         numbers.watching(),
     ):
         try:
-            output = batch.call(model, batch.copied(inputs))
+            output = batch.call(model, batch.clone(inputs))
         except Exception as error:
             raise SennError(f"The model's forward pass fails on the example inputs: {in_one_line(error)}.") from error
-    returned = batch.tensors(output)
+    returned = batch.leaves(output)
     if not returned:
         raise UnsupportedError(
             f"The model returns a {type(output).__name__} without any tensor that could be followed; tensors, "
             "and tuples, lists, mappings and dataclasses of them, are understood."
         )
     for tensor in returned:
-        if trace.is_labelled(tensor):
+        if trace.is_labeled(tensor):
             trace.refuse(tensor, "its units are the model's outputs")
     _drop_dead_refusals(trace, live=set(map(id, returned)))
     _join_uses(trace)
     return trace, numbers
 
 
-def _drop_dead_refusals(trace: Trace, live: set[int]) -> None:
+def _drop_dead_refusals(trace: TraceRecorder, live: set[int]) -> None:
     """Drop refusals by operations whose results nothing was made of (averages of attention that nobody takes)."""
     dead: set[int] = set()
     for step in reversed(trace.history):
@@ -115,20 +115,20 @@ def _drop_dead_refusals(trace: Trace, live: set[int]) -> None:
     trace.record.refusals = [one for number, one in enumerate(trace.record.refusals) if number not in dead]
 
 
-def _join_uses(trace: Trace) -> None:
+def _join_uses(trace: TraceRecorder) -> None:
     """What a map used several times reads with one column is one unit; a first state of zeros follows it."""
-    seen: dict[tuple[str, int], list[Use]] = {}
+    seen: dict[tuple[str, int], list[WeightUse]] = {}
     for use in trace.uses:
         seen.setdefault((use.weight, use.in_dim), []).append(use)
     for uses in seen.values():
-        labelled = [use for use in uses if bool(use.columns.any())]
-        if not labelled:
+        labeled = [use for use in uses if bool(use.columns.any())]
+        if not labeled:
             continue
-        columns = labelled[0].columns
-        for use in labelled[1:]:
-            trace.record.unite(columns, use.columns)
+        columns = labeled[0].columns
+        for use in labeled[1:]:
+            trace.record.merge(columns, use.columns)
         for use in uses:
-            if use in labelled:
+            if use in labeled:
                 continue
             if use.uniform:
                 source = use.source[0]

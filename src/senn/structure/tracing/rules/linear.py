@@ -11,31 +11,31 @@ import torch
 from torch import Tensor
 
 from senn.structure.tracing.labels import varying
-from senn.structure.tracing.recorded import Call, Held
-from senn.structure.tracing.recorder import Trace
-from senn.structure.tracing.rules.pointwise import Rules, meet_plain, mixed, pinned, rules, together
+from senn.structure.tracing.recorded import Call, WeightView
+from senn.structure.tracing.recorder import TraceRecorder
+from senn.structure.tracing.rules.pointwise import Rules, meet_plain, mixed, pinned, rules, merge_label_maps
 
 
-def columns_of(trace: Trace, source: Tensor, axis: int) -> tuple[Tensor, list[Tensor]]:
+def columns_of(trace: TraceRecorder, source: Tensor, axis: int) -> tuple[Tensor, list[Tensor]]:
     """What a map reads along one axis: the unit of each column, and the coats that vary along other axes only.
 
     Units that share a column are the same unit.
     """
     beside, along = [], torch.zeros(source.shape[axis], dtype=torch.long, device=source.device)
-    for coat in trace.coats(source):
-        if not bool(coat.any()):
+    for label_map in trace.labels_of(source):
+        if not bool(label_map.any()):
             continue
-        dims = varying(coat)
+        dims = varying(label_map)
         if dims and axis not in dims:
-            if trace.record.is_made(coat):
-                beside.append(coat)
+            if trace.record.is_made(label_map):
+                beside.append(label_map)
             continue
-        rows = coat.movedim(axis, -1).reshape(-1, coat.shape[axis])
+        rows = label_map.movedim(axis, -1).reshape(-1, label_map.shape[axis])
         first = rows.amax(0)
-        trace.record.unite(rows, first.expand_as(rows))
+        trace.record.merge(rows, first.expand_as(rows))
         trace.record.refuse(first[(rows == 0).any(0)], f"its units meet a tensor that has no units in {trace.place}")
         if bool((along != 0).any()):
-            trace.record.unite(along, first)
+            trace.record.merge(along, first)
         along = torch.where(along != 0, along, first)
     return along, beside
 
@@ -47,7 +47,7 @@ def spread(labels: Tensor, axis: int, like: Tensor) -> Tensor:
     return labels.to(like.device).view(shape).expand(like.shape).clone()
 
 
-def matrix_product(trace: Trace, call: Call) -> None:
+def matrix_product(trace: TraceRecorder, call: Call) -> None:
     """`mm` and `addmm`: a linear map where one factor is a weight, else a product of two activations."""
     given = call.arguments
     plain = given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
@@ -62,7 +62,7 @@ def matrix_product(trace: Trace, call: Call) -> None:
         _product(trace, call, source, weight)
 
 
-def linear(trace: Trace, call: Call) -> None:
+def linear(trace: TraceRecorder, call: Call) -> None:
     """`aten::linear`, where a backend doesn't split it up."""
     held = trace.weight_of(call.arguments["weight"])
     if held is None:
@@ -71,22 +71,22 @@ def linear(trace: Trace, call: Call) -> None:
         _linear(trace, call, held, call.arguments["input"], call.arguments["bias"], out_dim=1 if held.flipped else 0)
 
 
-def _linear(trace: Trace, call: Call, weight: Held, source: Tensor, bias: Tensor | None, out_dim: int) -> None:
+def _linear(trace: TraceRecorder, call: Call, weight: WeightView, source: Tensor, bias: Tensor | None, out_dim: int) -> None:
     output = call.outputs[0]
     columns, beside = columns_of(trace, source, source.dim() - 1)
-    trace.use(weight, columns, source, in_dim=1 - out_dim, out_dim=out_dim, axis=source.dim() - 1)
-    made = spread(trace.produce(weight, out_dim), output.dim() - 1, output)
-    coats = [made]
-    if bias is not None and trace.is_labelled(bias):
-        added = [coat.broadcast_to(output.shape) for coat in trace.coats(bias)]
-        coats = [coat.clone() for coat in together(trace, [made, *added])]
+    trace.weight_use(weight, columns, source, in_dim=1 - out_dim, out_dim=out_dim, axis=source.dim() - 1)
+    made = spread(trace.produces(weight, out_dim), output.dim() - 1, output)
+    label_maps = [made]
+    if bias is not None and trace.is_labeled(bias):
+        added = [label_map.broadcast_to(output.shape) for label_map in trace.labels_of(bias)]
+        label_maps = [label_map.clone() for label_map in merge_label_maps(trace, [made, *added])]
     elif bias is not None:
-        coats = [meet_plain(trace, made, bias)]
-    coats += [coat.amax(-1, keepdim=True).expand(output.shape).clone() for coat in beside]
-    trace.dress(output, coats)
+        label_maps = [meet_plain(trace, made, bias)]
+    label_maps += [label_map.amax(-1, keepdim=True).expand(output.shape).clone() for label_map in beside]
+    trace.set_labels(output, label_maps)
 
 
-def convolution(trace: Trace, call: Call) -> None:
+def convolution(trace: TraceRecorder, call: Call) -> None:
     """A convolution of any kind: plain, transposed, grouped, depthwise."""
     given = call.arguments
     source, groups, transposed = given["input"], given["groups"], given["transposed"]
@@ -98,20 +98,20 @@ def convolution(trace: Trace, call: Call) -> None:
     name = held.name
     channels, beside = columns_of(trace, source, 1)
     if beside:
-        for coat in beside:
-            trace.record.refuse(coat, f"{trace.place} mixes its units")
+        for label_map in beside:
+            trace.record.refuse(label_map, f"{trace.place} mixes its units")
     count, taps = source.shape[1], given["weight"][0, 0].numel()
     if groups == count and groups > 1 and (not transposed or output.shape[1] == count):
         # depthwise: each channel has filters of its own, which go along with it
-        rows = trace.carry(name, 0)
-        trace.record.unite(rows, channels.repeat_interleave(len(rows) // count))
+        rows = trace.passes_elementwise(name, 0)
+        trace.record.merge(rows, channels.repeat_interleave(len(rows) // count))
     else:
         out_dim = 1 if transposed else 0
         if groups > 1:  # units at the same place of all groups come and go together
-            channels = trace.record.unite_along(channels.view(groups, -1), {0})[0]
+            channels = trace.record.merge_along(channels.view(groups, -1), {0})[0]
             if transposed:
                 channels = channels.repeat(groups)
-        trace.use(
+        trace.weight_use(
             held,
             channels,
             source,
@@ -123,102 +123,102 @@ def convolution(trace: Trace, call: Call) -> None:
             groups=groups,
             transposed=bool(transposed),
         )
-        rows = trace.produce(held, out_dim)
+        rows = trace.produces(held, out_dim)
         if groups > 1 and transposed:
             rows = rows.repeat(groups)
         elif groups > 1:
-            trace.record.unite_along(rows.view(groups, -1), {0})
+            trace.record.merge_along(rows.view(groups, -1), {0})
     bias = given["bias"]
-    if bias is not None and trace.is_labelled(bias):
-        trace.record.unite(rows, trace.labels(bias).to(rows.device))
-    trace.dress(output, [spread(rows, 1, output)])
+    if bias is not None and trace.is_labeled(bias):
+        trace.record.merge(rows, trace.labels(bias).to(rows.device))
+    trace.set_labels(output, [spread(rows, 1, output)])
 
 
-def embedding(trace: Trace, call: Call) -> None:
+def embedding(trace: TraceRecorder, call: Call) -> None:
     """A table of vectors: its columns are made, its rows are chosen by the data."""
     held = trace.weight_of(call.arguments["weight"])
     if held is None:
         trace.refuse_call(call)
         return
     output = call.outputs[0]
-    trace.dress(output, [spread(trace.produce(held, 1), output.dim() - 1, output)])
+    trace.set_labels(output, [spread(trace.produces(held, 1), output.dim() - 1, output)])
 
 
-def batched_product(trace: Trace, call: Call) -> None:
+def batched_product(trace: TraceRecorder, call: Call) -> None:
     """`bmm` and `baddbmm` of two activations."""
     given = call.arguments
     first, second = (given["batch1"], given["batch2"]) if "batch1" in given else (given["self"], given["mat2"])
     added = given["self"] if "batch1" in given else None
-    if added is not None and trace.is_labelled(added):
+    if added is not None and trace.is_labeled(added):
         trace.refuse_call(call)
     else:
         _product(trace, call, first, second)
 
 
-def _product(trace: Trace, call: Call, first: Tensor, second: Tensor) -> None:
+def _product(trace: TraceRecorder, call: Call, first: Tensor, second: Tensor) -> None:
     if any(trace.weight_of(factor) is not None for factor in (first, second)):
         trace.refuse_call(call)
-    elif trace.is_labelled(first) or trace.is_labelled(second):
-        coats = product(trace, trace.coats(first), trace.coats(second))
+    elif trace.is_labeled(first) or trace.is_labeled(second):
+        label_maps = product(trace, trace.labels_of(first), trace.labels_of(second))
         output = call.outputs[0]
-        trace.dress(output, [coat.expand(output.shape).clone() for coat in coats])
+        trace.set_labels(output, [label_map.expand(output.shape).clone() for label_map in label_maps])
 
 
-def product(trace: Trace, first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+def product(trace: TraceRecorder, first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
     """Coats of the product of (..., i, k) and (..., k, j) from the coats of both; size 1 where they don't vary."""
-    first = [coat for coat in first if bool(coat.any())]
-    second = [coat for coat in second if bool(coat.any())]
-    for coat in first:
+    first = [label_map for label_map in first if bool(label_map.any())]
+    second = [label_map for label_map in second if bool(label_map.any())]
+    for label_map in first:
         for other in second:
-            _contract(trace, coat, other)
-    left = [_across(trace, coat, coat.dim() - 1) for coat in first]
-    right = [_across(trace, coat, coat.dim() - 2) for coat in second]
-    worn = [coat for coat in (*left, *right) if coat is not None]
-    if not worn:
+            _contract(trace, label_map, other)
+    left = [_across(trace, label_map, label_map.dim() - 1) for label_map in first]
+    right = [_across(trace, label_map, label_map.dim() - 2) for label_map in second]
+    label_maps = [label_map for label_map in (*left, *right) if label_map is not None]
+    if not label_maps:
         return []
-    shape = torch.broadcast_shapes(*(coat.shape for coat in worn))  # type: ignore[no-untyped-call]
-    return together(trace, [coat.broadcast_to(shape) for coat in worn])
+    shape = torch.broadcast_shapes(*(label_map.shape for label_map in label_maps))  # type: ignore[no-untyped-call]
+    return merge_label_maps(trace, [label_map.broadcast_to(shape) for label_map in label_maps])
 
 
-def _contract(trace: Trace, first: Tensor, second: Tensor) -> None:
+def _contract(trace: TraceRecorder, first: Tensor, second: Tensor) -> None:
     """Units along which a product sums are pairs."""
     if first.dim() - 1 in varying(first) and second.dim() - 2 in varying(second):
-        trace.record.unite(first.amax(-2), second.amax(-1))
+        trace.record.merge(first.amax(-2), second.amax(-1))
 
 
-def _across(trace: Trace, coat: Tensor, summed: int) -> Tensor | None:
+def _across(trace: TraceRecorder, label_map: Tensor, summed: int) -> Tensor | None:
     """The coat without the dimension over which a product sums."""
-    along = varying(coat)
+    along = varying(label_map)
     if along and along <= {summed}:
-        trace.record.refuse(coat, f"its units are multiplied with others and summed in {trace.place}")
+        trace.record.refuse(label_map, f"its units are multiplied with others and summed in {trace.place}")
         return None
     if summed in along:
-        coat = pinned(trace, coat, {summed})
-    return coat.amax(summed, keepdim=True)
+        label_map = pinned(trace, label_map, {summed})
+    return label_map.amax(summed, keepdim=True)
 
 
-def attention(trace: Trace, call: Call) -> None:
+def attention(trace: TraceRecorder, call: Call) -> None:
     """Fused scaled dot product attention: (q k^T) v."""
     given = call.arguments
     query, key, value = (given[name] for name in ("query", "key", "value"))
-    if not any(trace.is_labelled(tensor) for tensor in (query, key, value)):
+    if not any(trace.is_labeled(tensor) for tensor in (query, key, value)):
         return
     repeats = query.shape[-3] // key.shape[-3] if query.dim() > 3 else 1
-    keys, values = ([_repeated(coat, repeats) for coat in trace.coats(tensor)] for tensor in (key, value))
-    scores = product(trace, trace.coats(query), [coat.transpose(-2, -1) for coat in keys])
+    keys, values = ([_repeated(label_map, repeats) for label_map in trace.labels_of(tensor)] for tensor in (key, value))
+    scores = product(trace, trace.labels_of(query), [label_map.transpose(-2, -1) for label_map in keys])
     shape = (*query.shape[:-1], key.shape[-2])
     mask = given.get("attn_mask", given.get("attn_bias"))
-    scores = [coat.expand(shape) for coat in scores]
-    if mask is not None and trace.is_labelled(mask):
-        scores = together(trace, [*scores, *(coat.broadcast_to(shape) for coat in trace.coats(mask))])
-    weights = [mixed(trace, coat, {len(shape) - 1}, "softmax") for coat in scores]
-    coats = product(trace, [coat for coat in weights if coat is not None], values)
+    scores = [label_map.expand(shape) for label_map in scores]
+    if mask is not None and trace.is_labeled(mask):
+        scores = merge_label_maps(trace, [*scores, *(label_map.broadcast_to(shape) for label_map in trace.labels_of(mask))])
+    weights = [mixed(trace, label_map, {len(shape) - 1}, "softmax") for label_map in scores]
+    label_maps = product(trace, [label_map for label_map in weights if label_map is not None], values)
     output = call.outputs[0]
-    trace.dress(output, [coat.expand(output.shape).clone() for coat in coats])
+    trace.set_labels(output, [label_map.expand(output.shape).clone() for label_map in label_maps])
 
 
-def _repeated(coat: Tensor, repeats: int) -> Tensor:
-    return coat.repeat_interleave(repeats, -3) if repeats > 1 else coat
+def _repeated(label_map: Tensor, repeats: int) -> Tensor:
+    return label_map.repeat_interleave(repeats, -3) if repeats > 1 else label_map
 
 
 RULES: Rules = {

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from senn import batch
 from senn.errors import UnsupportedError
-from senn.structure.tracing.recorded import Held
-from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorded import WeightView
+from senn.structure.tracing.recorder import TraceRecorder
 from senn.structure.tracing.rules.linear import columns_of, spread
 from senn.structure.tracing.rules.norms import over_units
 
@@ -62,7 +62,7 @@ class Visit:
         output: what it returned.
     """
 
-    trace: Trace
+    trace: TraceRecorder
     name: str
     module: nn.Module
     args: Any
@@ -73,12 +73,12 @@ class Visit:
     @property
     def source(self) -> Tensor:
         """The first tensor that went in."""
-        return batch.tensors([self.args, self.kwargs])[0]
+        return batch.leaves([self.args, self.kwargs])[0]
 
     @property
     def result(self) -> Tensor:
         """The first tensor that came out."""
-        return batch.tensors(self.output)[0]
+        return batch.leaves(self.output)[0]
 
     def reads(self, tensor: str, dim: int, axis: int = -1) -> None:
         """The layer's tensor reads the units along one axis of the input with its positions along `dim`."""
@@ -88,31 +88,31 @@ class Visit:
         self._check(name, tensor, dim, len(columns))
         rank = self.module.get_parameter(tensor).dim()
         other = next((d for d in range(rank) if d != dim), dim)
-        self.trace.use(Held(name=name), columns, self.source, in_dim=dim, out_dim=other, axis=axis, plain=False)
+        self.trace.weight_use(WeightView(name=name), columns, self.source, in_dim=dim, out_dim=other, axis=axis, plain=False)
 
     def makes(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Positions along `dim` of the layer's tensor make the units along one axis of the output."""
-        self._mark(self.trace.produce(Held(name=self._full(tensor)), dim), tensor, dim, axis)
+        self._mark(self.trace.produces(WeightView(name=self._full(tensor)), dim), tensor, dim, axis)
 
     def carries(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Positions along `dim` of the layer's tensor go along with the units along one axis, one by one."""
         if not self._dressed:
             self.passes()
-        self._mark(self.trace.carry(self._full(tensor), dim), tensor, dim, axis)
+        self._mark(self.trace.passes_elementwise(self._full(tensor), dim), tensor, dim, axis)
 
     def passes(self) -> None:
         """The output has the units of the input, entry by entry."""
         if self.result.shape != self.source.shape:
             raise UnsupportedError(f"the rule of {self.name} says that units pass, but the output has another shape")
-        self.trace.dress(self.result, [coat.clone() for coat in self.trace.coats(self.source)])
+        self.trace.set_labels(self.result, [label_map.clone() for label_map in self.trace.labels_of(self.source)])
         self._dressed = True
 
-    def normalises(self, kind: Literal["layer", "rms"], weight: str | None = "weight") -> None:
+    def normalizes(self, kind: Literal["layer", "rms"], weight: str | None = "weight") -> None:
         """The layer divides all units of the last axis by their common spread (`layer`: less their mean)."""
         held = None if weight is None else self.module.get_parameter(weight)
-        for coat in self.trace.coats(self.source):
-            if bool(coat.any()):
-                self.trace.note_norm(held, kind, coat)
+        for label_map in self.trace.labels_of(self.source):
+            if bool(label_map.any()):
+                self.trace.note_norm(held, kind, label_map)
                 self.trace.note_normed(self.result)
 
     def _mark(self, labels: Tensor, tensor: str, dim: int, axis: int) -> None:
@@ -120,10 +120,10 @@ class Visit:
         self._check(self._full(tensor), tensor, dim, self.result.shape[axis])
         marked = spread(labels, axis, self.result)
         if self._dressed:
-            for coat in self.trace.coats(self.result):
-                self.trace.record.unite(coat, marked)
+            for label_map in self.trace.labels_of(self.result):
+                self.trace.record.merge(label_map, marked)
         else:
-            self.trace.dress(self.result, [marked])
+            self.trace.set_labels(self.result, [marked])
         self._dressed = True
 
     def _full(self, tensor: str) -> str:

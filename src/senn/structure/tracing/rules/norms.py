@@ -8,12 +8,12 @@ from torch import Tensor
 
 from senn.structure.tracing.labels import varying
 from senn.structure.tracing.recorded import Call
-from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorder import TraceRecorder
 from senn.structure.tracing.rules.linear import columns_of, spread
 from senn.structure.tracing.rules.pointwise import Rules, dimensions, pinned, rules
 
 
-def layer_norm(trace: Trace, call: Call) -> None:
+def layer_norm(trace: TraceRecorder, call: Call) -> None:
     """Over the last dimensions: see `over_units`."""
     source, given = call.tensors[0], call.arguments
     dims = dimensions(call, source.dim())
@@ -21,7 +21,7 @@ def layer_norm(trace: Trace, call: Call) -> None:
 
 
 def over_units(
-    trace: Trace,
+    trace: TraceRecorder,
     source: Tensor,
     output: Tensor,
     dims: set[int],
@@ -41,50 +41,50 @@ def over_units(
         weight: factors by unit, or None.
         bias: what is added by unit, or None.
     """
-    if not trace.is_labelled(source):
+    if not trace.is_labeled(source):
         return
-    coats = []
-    for coat in trace.coats(source):
-        along = varying(coat)
+    label_maps = []
+    for label_map in trace.labels_of(source):
+        along = varying(label_map)
         if along & dims and along <= dims:
             for parameter in (weight, bias):
-                for carrier in trace.coats(parameter) if parameter is not None else ():
-                    trace.record.unite(coat, carrier.expand_as(coat))
-            trace.note_norm(weight, kind, coat)
+                for carrier in trace.labels_of(parameter) if parameter is not None else ():
+                    trace.record.merge(label_map, carrier.expand_as(label_map))
+            trace.note_norm(weight, kind, label_map)
             trace.note_normed(output)
         elif along & dims:
-            coat = pinned(trace, coat, along & dims)
-        coats.append(coat)
-    trace.dress(output, [coat.clone() for coat in coats])
+            label_map = pinned(trace, label_map, along & dims)
+        label_maps.append(label_map)
+    trace.set_labels(output, [label_map.clone() for label_map in label_maps])
 
 
-def batch_norm(trace: Trace, call: Call) -> None:
+def batch_norm(trace: TraceRecorder, call: Call) -> None:
     """Each channel (dimension 1) on its own: weight, bias and running statistics are carriers."""
     source = call.tensors[0]
     channels, beside = columns_of(trace, source, 1)
-    for coat in beside:  # statistics of a batch are taken over them
-        trace.record.refuse(coat, f"its units are not along the feature dimension in {trace.place}")
+    for label_map in beside:  # statistics of a batch are taken over them
+        trace.record.refuse(label_map, f"its units are not along the feature dimension in {trace.place}")
     for key in ("weight", "bias", "running_mean", "running_var"):
         carrier = call.arguments.get(key)
-        if isinstance(carrier, Tensor) and carrier.shape == channels.shape and trace.is_labelled(carrier):
-            trace.record.unite(channels, trace.labels(carrier).to(channels.device))
-    trace.dress(call.outputs[0], [coat.clone() for coat in trace.coats(source)])
+        if isinstance(carrier, Tensor) and carrier.shape == channels.shape and trace.is_labeled(carrier):
+            trace.record.merge(channels, trace.labels(carrier).to(channels.device))
+    trace.set_labels(call.outputs[0], [label_map.clone() for label_map in trace.labels_of(source)])
 
 
-def group_norm(trace: Trace, call: Call) -> None:
+def group_norm(trace: TraceRecorder, call: Call) -> None:
     """Each group of channels on its own: the channels of a group are one unit."""
     source, groups = call.tensors[0], call.arguments["group"]
     channels, _ = columns_of(trace, source, 1)
     if bool(channels.any()):
         if groups == 1:
             trace.record.refuse(channels, f"{trace.place} mixes its units (one group)")
-        trace.record.unite_along(channels.view(groups, -1), {1})
+        trace.record.merge_along(channels.view(groups, -1), {1})
         trace.note_groups(channels)
         for key in ("weight", "bias"):
             carrier = call.arguments.get(key)
             if carrier is not None:
-                trace.record.unite(channels, trace.labels(carrier).to(channels.device))
-    trace.dress(call.outputs[0], [spread(channels, 1, source)])
+                trace.record.merge(channels, trace.labels(carrier).to(channels.device))
+    trace.set_labels(call.outputs[0], [spread(channels, 1, source)])
 
 
 RULES: Rules = {

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from senn.structure.tracing.labels import is_uniform, varying
 from senn.structure.tracing.recorded import Call
-from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorder import TraceRecorder
 
-Rule = Callable[[Trace, Call], None]
+Rule = Callable[[TraceRecorder, Call], None]
 Rules = dict[str, Rule]
 """Rules by operation name without overload ("aten::view")."""
 
@@ -50,46 +50,46 @@ def rules(rule: Rule, names: str) -> Rules:
     return {f"aten::{name}": rule for name in names.split()}
 
 
-def pointwise(trace: Trace, call: Call) -> None:
+def pointwise(trace: TraceRecorder, call: Call) -> None:
     """Entries that meet each other belong to the same unit."""
-    dressed = [tensor for tensor in call.tensors if trace.is_labelled(tensor)]
+    dressed = [tensor for tensor in call.tensors if trace.is_labeled(tensor)]
     if dressed:
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in call.tensors))  # type: ignore[no-untyped-call]
         device = dressed[0].device
-        worn = [coat.to(device).broadcast_to(shape) for tensor in dressed for coat in trace.coats(tensor)]
-        coats = together(trace, worn)
+        label_maps = [label_map.to(device).broadcast_to(shape) for tensor in dressed for label_map in trace.labels_of(tensor)]
+        label_maps = merge_label_maps(trace, label_maps)
         for tensor in call.tensors:
-            if not trace.is_labelled(tensor):
-                coats = [meet_plain(trace, coat, tensor) for coat in coats]
+            if not trace.is_labeled(tensor):
+                label_maps = [meet_plain(trace, label_map, tensor) for label_map in label_maps]
         for tensor in call.outputs:
             if tensor.shape == shape:
-                trace.dress(tensor, [coat.to(tensor.device, copy=True) for coat in coats])
+                trace.set_labels(tensor, [label_map.to(tensor.device, copy=True) for label_map in label_maps])
     name = trace.kind if trace.kind in _ACTIVATIONS else _OPERATIONS.get(call.operation)
     if name is not None:
         trace.note_activation(call, name)
 
 
-def together(trace: Trace, worn: list[Tensor]) -> list[Tensor]:
+def merge_label_maps(trace: TraceRecorder, label_maps: list[Tensor]) -> list[Tensor]:
     """The coats of what comes out where tensors with these coats, of one shape, meet entry by entry.
 
     Coats that vary along a common dimension name the same units; the others stay beside each other.
     """
-    worn = [coat for coat in worn if bool(coat.any())]
-    coats: list[Tensor] = []
-    for coat in sorted(worn, key=lambda labels: not trace.record.is_made(labels)):  # parameters last
-        along = varying(coat)
-        for place, other in enumerate(coats):
+    label_maps = [label_map for label_map in label_maps if bool(label_map.any())]
+    label_maps: list[Tensor] = []
+    for label_map in sorted(label_maps, key=lambda labels: not trace.record.is_made(labels)):  # parameters last
+        along = varying(label_map)
+        for place, other in enumerate(label_maps):
             beside = varying(other)
             if along & beside or not along or not beside:
-                coats[place] = _meet(trace, other, coat, beside, along)
+                label_maps[place] = _meet(trace, other, label_map, beside, along)
                 break
         else:
-            if not coats or trace.record.is_made(coat):
-                coats.append(coat)
-    return coats
+            if not label_maps or trace.record.is_made(label_map):
+                label_maps.append(label_map)
+    return label_maps
 
 
-def _meet(trace: Trace, first: Tensor, second: Tensor, along_first: set[int], along_second: set[int]) -> Tensor:
+def _meet(trace: TraceRecorder, first: Tensor, second: Tensor, along_first: set[int], along_second: set[int]) -> Tensor:
     """Unite two coats of one shape that meet entry by entry; return the coat of what comes out."""
     if torch.equal(first, second):
         return first
@@ -97,11 +97,11 @@ def _meet(trace: Trace, first: Tensor, second: Tensor, along_first: set[int], al
     if along_first and along_second:
         if not record.is_made(second) and not along_first <= along_second:
             return pinned(trace, first, along_first & along_second)  # a table that all of several groups share
-        record.unite(first, second)
+        record.merge(first, second)
         return torch.where(first != 0, first, second)
     if not along_first and not along_second:
         if not (_is_shared(trace, first) or _is_shared(trace, second)):
-            record.unite(first, second)
+            record.merge(first, second)
             return torch.where(first != 0, first, second)
         return first if _is_shared(trace, second) else second
     if not _is_shared(trace, second if along_first else first):
@@ -109,58 +109,58 @@ def _meet(trace: Trace, first: Tensor, second: Tensor, along_first: set[int], al
     return first if along_first else second
 
 
-def _is_shared(trace: Trace, labels: Tensor) -> bool:
+def _is_shared(trace: TraceRecorder, labels: Tensor) -> bool:
     """Whether a label that doesn't vary is that of a parameter with one entry for all units."""
-    owner = trace.record.owner(int(labels.max()))
+    owner = trace.record.origin(int(labels.max()))
     return owner.shared and owner.count == 1
 
 
-def pinned(trace: Trace, coat: Tensor, dims: set[int]) -> Tensor:
+def pinned(trace: TraceRecorder, label_map: Tensor, dims: set[int]) -> Tensor:
     """The coat after its units along some dimensions, whose size is fixed, have become one; they vary along others."""
-    return trace.record.unite_along(coat, dims).expand_as(coat)
+    return trace.record.merge_along(label_map, dims).expand_as(label_map)
 
 
-def meet_plain(trace: Trace, coat: Tensor, other: Tensor) -> Tensor:
+def meet_plain(trace: TraceRecorder, label_map: Tensor, other: Tensor) -> Tensor:
     """A tensor without units may meet units only where it is the same for all of them."""
-    offset = coat.dim() - other.dim()
-    along = varying(coat)
+    offset = label_map.dim() - other.dim()
+    along = varying(label_map)
     fixed = {dim for dim in along if dim >= offset and other.shape[dim - offset] > 1}
     if not fixed:
-        return coat
+        return label_map
     if is_uniform(other, {dim - offset for dim in fixed}):
-        trace.dress_late(other, coat)
-        return coat
+        trace.backfill_labels(other, label_map)
+        return label_map
     if fixed < along:
-        return pinned(trace, coat, fixed)
-    trace.record.refuse(coat, f"its units meet a tensor that has no units in {trace.place}")
-    return coat
+        return pinned(trace, label_map, fixed)
+    trace.record.refuse(label_map, f"its units meet a tensor that has no units in {trace.place}")
+    return label_map
 
 
-def mixed(trace: Trace, coat: Tensor, dims: set[int], how: str) -> Tensor | None:
+def mixed(trace: TraceRecorder, label_map: Tensor, dims: set[int], how: str) -> Tensor | None:
     """A coat whose entries along `dims` are mixed: None (and refused) if that mixes whole units."""
-    along = varying(coat)
+    along = varying(label_map)
     if not along & dims:
-        return coat
+        return label_map
     if along <= dims:
-        trace.record.refuse(coat, f"{trace.place} mixes its units ({how})")
+        trace.record.refuse(label_map, f"{trace.place} mixes its units ({how})")
         return None
-    return pinned(trace, coat, along & dims)
+    return pinned(trace, label_map, along & dims)
 
 
-def reduce(trace: Trace, call: Call) -> None:
+def reduce(trace: TraceRecorder, call: Call) -> None:
     """Reduction over some dimensions: refused if it mixes units, else the remaining dimensions keep them."""
     source = call.tensors[0]
-    if not trace.is_labelled(source):
+    if not trace.is_labeled(source):
         return
     dims = dimensions(call, source.dim())
-    kept = [mixed(trace, coat, dims, call.operation) for coat in trace.coats(source)]
-    coats = [coat for coat in kept if coat is not None]
+    kept = [mixed(trace, label_map, dims, call.operation) for label_map in trace.labels_of(source)]
+    label_maps = [label_map for label_map in kept if label_map is not None]
     for tensor in call.outputs:
         if tensor.shape == source.shape:
-            trace.dress(tensor, [coat.clone() for coat in coats])
+            trace.set_labels(tensor, [label_map.clone() for label_map in label_maps])
         else:
-            reduced = [coat.amax(sorted(dims), keepdim=True) if dims else coat for coat in coats]
-            trace.dress(tensor, [coat.reshape(tensor.shape).clone() for coat in reduced])
+            reduced = [label_map.amax(sorted(dims), keepdim=True) if dims else label_map for label_map in label_maps]
+            trace.set_labels(tensor, [label_map.reshape(tensor.shape).clone() for label_map in reduced])
 
 
 def dimensions(call: Call, rank: int) -> set[int]:
@@ -173,28 +173,28 @@ def dimensions(call: Call, rank: int) -> set[int]:
     return {dim % max(rank, 1) for dim in ([dims] if isinstance(dims, int) else dims)}
 
 
-def window(trace: Trace, call: Call) -> None:
+def window(trace: TraceRecorder, call: Call) -> None:
     """Pooling and resampling of each channel over its last dimensions, as many as the operation's name says."""
     source = call.tensors[0]
-    if not trace.is_labelled(source):
+    if not trace.is_labeled(source):
         return
     spatial = next(number for number in (1, 2, 3) if f"{number}d" in call.name)
     dims = set(range(source.dim() - spatial, source.dim()))
-    kept = [mixed(trace, coat, dims, call.operation) for coat in trace.coats(source)]
+    kept = [mixed(trace, label_map, dims, call.operation) for label_map in trace.labels_of(source)]
     for tensor in call.outputs:
-        worn = [coat.amax(sorted(dims), keepdim=True).expand(tensor.shape).clone() for coat in kept if coat is not None]
-        trace.dress(tensor, worn)
+        label_maps = [label_map.amax(sorted(dims), keepdim=True).expand(tensor.shape).clone() for label_map in kept if label_map is not None]
+        trace.set_labels(tensor, label_maps)
 
 
-def glu(trace: Trace, call: Call) -> None:
+def glu(trace: TraceRecorder, call: Call) -> None:
     """The two halves of a dimension meet."""
     source = call.tensors[0]
-    if trace.is_labelled(source):
-        halves = [coat.chunk(2, call.arguments.get("dim", -1)) for coat in trace.coats(source)]
-        trace.dress(call.outputs[0], [c.clone() for c in together(trace, [half for pair in halves for half in pair])])
+    if trace.is_labeled(source):
+        halves = [label_map.chunk(2, call.arguments.get("dim", -1)) for label_map in trace.labels_of(source)]
+        trace.set_labels(call.outputs[0], [c.clone() for c in merge_label_maps(trace, [half for pair in halves for half in pair])])
 
 
-def scalar(trace: Trace, call: Call) -> None:
+def scalar(trace: TraceRecorder, call: Call) -> None:
     """A value goes back to Python, where it can steer anything."""
     trace.refuse(call.tensors[0], f"its values steer Python code in {trace.place}")
 

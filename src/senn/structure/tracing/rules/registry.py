@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from senn.structure.tracing.recorded import Call
-from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorder import TraceRecorder
 from senn.structure.tracing.rules import linear, norms, pointwise, views
 from senn.structure.tracing.rules.pointwise import Rule, Rules
 
@@ -39,6 +39,6 @@ def rule_for(func: Any) -> Rule:
     return pointwise.pointwise if torch.Tag.pointwise in func.tags else unknown
 
 
-def unknown(trace: Trace, call: Call) -> None:
+def unknown(trace: TraceRecorder, call: Call) -> None:
     """Refuse every unit that meets an operation without a rule."""
     trace.refuse_call(call)

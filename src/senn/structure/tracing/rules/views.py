@@ -13,57 +13,57 @@ from torch.utils import _pytree as pytree
 
 from senn.structure.tracing.labels import varying
 from senn.structure.tracing.recorded import Call
-from senn.structure.tracing.recorder import Trace
+from senn.structure.tracing.recorder import TraceRecorder
 from senn.structure.tracing.rules.pointwise import Rules, meet_plain, rules
 
 
-def move(trace: Trace, call: Call) -> None:
+def move(trace: TraceRecorder, call: Call) -> None:
     """Entries change places only: carry the operation out on the labels."""
     # A view without units is followed too: units may be written into it, and so into what it is a view of.
     aliases = any(result.alias_info is not None for result in call.func._schema.returns)
-    if not aliases and not any(trace.is_labelled(tensor) for tensor in call.tensors):
+    if not aliases and not any(trace.is_labeled(tensor) for tensor in call.tensors):
         return
     source = call.args[0]
     moved = [source] if isinstance(source, Tensor) else list(source)
     known = {id(tensor) for tensor in moved}
-    if any(id(tensor) not in known and trace.is_labelled(tensor) for tensor in call.tensors):
+    if any(id(tensor) not in known and trace.is_labeled(tensor) for tensor in call.tensors):
         trace.refuse_call(call)  # units that choose which entries move
         return
-    worn = [trace.coats(tensor) for tensor in moved]
-    coats = []
-    for number in range(max(map(len, worn))):
+    label_maps = [trace.labels_of(tensor) for tensor in moved]
+    label_maps = []
+    for number in range(max(map(len, label_maps))):
         layer = {
             id(tensor): own[number] if number < len(own) else torch.zeros_like(own[0])
-            for tensor, own in zip(moved, worn, strict=True)
+            for tensor, own in zip(moved, label_maps, strict=True)
         }
-        coats.append(pytree.tree_leaves(_on_labels(call, layer)))
+        label_maps.append(pytree.tree_leaves(_on_labels(call, layer)))
     for place, tensor in enumerate(call.outputs):
-        if any(labels[place].shape != tensor.shape for labels in coats):
+        if any(labels[place].shape != tensor.shape for labels in label_maps):
             trace.refuse_call(call)  # a view as another type cuts entries into pieces
             return
-        trace.dress(tensor, [labels[place] for labels in coats])
+        trace.set_labels(tensor, [labels[place] for labels in label_maps])
 
 
-def join(trace: Trace, call: Call) -> None:
+def join(trace: TraceRecorder, call: Call) -> None:
     """`cat` and `stack`: set side by side, tensors have their other dimensions in common, so one set of units."""
     move(trace, call)
     output, parts = call.outputs[0], [part for part in call.args[0] if part.numel()]  # an empty one may have any shape
-    if not trace.is_labelled(output):
+    if not trace.is_labeled(output):
         return
     new = call.name == "aten::stack"
     dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % output.dim()
-    coats = []
-    for number, coat in enumerate(trace.coats(output)):
-        own = [trace.coats(part)[number] for part in parts if number < len(trace.coats(part))]
-        if not bool(coat.any()) or (not new and any(dim in varying(labels) for labels in own)):
-            coats.append(coat)
+    label_maps = []
+    for number, label_map in enumerate(trace.labels_of(output)):
+        own = [trace.labels_of(part)[number] for part in parts if number < len(trace.labels_of(part))]
+        if not bool(label_map.any()) or (not new and any(dim in varying(labels) for labels in own)):
+            label_maps.append(label_map)
             continue
-        shared = trace.record.unite_along(coat, {dim})
+        shared = trace.record.merge_along(label_map, {dim})
         for part, labels in zip(parts, own, strict=False):
             if not bool(labels.any()):
                 meet_plain(trace, (shared.squeeze(dim) if new else shared).expand(part.shape), part)
-        coats.append(shared.expand(coat.shape).clone())
-    trace.dress(output, coats)
+        label_maps.append(shared.expand(label_map.shape).clone())
+    trace.set_labels(output, label_maps)
 
 
 def _on_labels(call: Call, layer: dict[int, Tensor]) -> Any:
@@ -89,26 +89,26 @@ _ONLY_FLOATING = frozenset(
 )
 
 
-def keep(trace: Trace, call: Call) -> None:
+def keep(trace: TraceRecorder, call: Call) -> None:
     """The outputs have the units of the first input: casts, copies to a device, tensors made like another."""
-    if trace.is_labelled(call.tensors[0]):
+    if trace.is_labeled(call.tensors[0]):
         for tensor in call.outputs:
             if tensor is not call.tensors[0] and tensor.shape == call.tensors[0].shape:
-                trace.dress(tensor, [coat.to(tensor.device, copy=True) for coat in trace.coats(call.tensors[0])])
+                trace.set_labels(tensor, [label_map.to(tensor.device, copy=True) for label_map in trace.labels_of(call.tensors[0])])
 
 
-def overwrite(trace: Trace, call: Call) -> None:
+def overwrite(trace: TraceRecorder, call: Call) -> None:
     """A tensor, or a part of one, is filled with other entries."""
     target, *others = call.tensors
     source = call.arguments.get("src")
     if source is None:
         for value in others:
-            trace.cannot_read(value, call.operation)
-    if source is not None and trace.is_labelled(source):
-        trace.dress(target, [coat.expand_as(target) for coat in trace.coats(source)])
-    elif trace.is_labelled(target):
-        for coat in trace.coats(target):
-            coat.zero_()
+            trace.unreadable(value, call.operation)
+    if source is not None and trace.is_labeled(source):
+        trace.set_labels(target, [label_map.expand_as(target) for label_map in trace.labels_of(source)])
+    elif trace.is_labeled(target):
+        for label_map in trace.labels_of(target):
+            label_map.zero_()
 
 
 RULES: Rules = {
