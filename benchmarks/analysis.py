@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from senn.structure import analyze
+from senn.graph import analyze
 from senn.surgery import Prune, transaction
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -36,8 +36,8 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from senn.estimators import SENNClassifier, SENNRegressor
-from senn.policy import PricePolicy
+from senn.integrations.sklearn import SENNClassifier, SENNRegressor
+from senn.policies import PricePolicy
 from senn.training import TrainConfig
 
 SETS: dict[str, Callable[..., Any]] = {

@@ -35,11 +35,11 @@ from torch.nn import functional as F
 
 import senn
 from senn.data.images import load_images
-from senn.data.images.arrays import Images as Pixels
+from senn.data.images.image_arrays import Images as Pixels
 from senn.schedule import GrowthSchedule
-from senn.training.images import PRICES, image_config
-from senn.training.learner import TrainStep
-from senn.training.recipe import TrainConfig
+from senn.training.image_training import PRICES, image_config
+from senn.training.train_config import TrainConfig
+from senn.training.train_step import TrainStep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

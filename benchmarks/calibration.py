@@ -31,7 +31,7 @@ from senn.candidates.candidate_config import CandidateConfig
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
-from senn.policy import PaperPolicy, Policy, PricePolicy
+from senn.policies import PaperPolicy, Policy, PricePolicy
 from senn_reproduce.moons import moons
 from senn_reproduce.regression import random_network
 
@@ -104,7 +104,13 @@ def rounds(name: str, policy: str, seed: int, steps: int) -> list[dict[str, Any]
     chosen = optimizer(model, task)
     candidate_config = CandidateConfig(activation=None if name == "digits" else "Rational")
     grower = Grower(
-        model, chosen, task.loss, POLICIES[policy](), moves=("width", "depth"), candidate_config=candidate_config, seed=seed
+        model,
+        chosen,
+        task.loss,
+        POLICIES[policy](),
+        moves=("width", "depth"),
+        candidate_config=candidate_config,
+        seed=seed,
     )
     found = []
     for number in range(task.rounds):

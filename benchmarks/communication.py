@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import senn
+from senn.collectives import Communicator, default_communicator
 from senn.nn import ConvNet
-from senn.ranks import Communicator, default_communicator
 
 SAMPLES = 1024
 

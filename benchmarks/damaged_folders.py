@@ -32,13 +32,13 @@ from sklearn.datasets import load_wine
 
 import senn
 import senn.cli.fit
-from senn import disk
+from senn import atomic_files
 from senn.cli.main import main as command
 from senn.errors import SennError
 from senn.runs import read
 from senn.training import TrainConfig
-from senn.training.learner import build_model
 from senn.training.progress import LinesCallback
+from senn.training.train_step import build_model
 
 HUGE = 10**12
 HOSTILE = [None, True, -1, HUGE, 1e308, "x", "../x", [], [[]], {}, {"tensor": "0"}, {"float": "x"}, {"items": 3}]
@@ -148,7 +148,7 @@ def _forge(path: Path, draw: random.Random) -> None:
             holder = holder[parent]
         holder[key] = draw.choice(HOSTILE)
         with contextlib.suppress(ValueError, TypeError):
-            document["checksum"] = disk.checksum(document)
+            document["checksum"] = atomic_files.checksum(document)
         path.write_text(json.dumps(document))
     elif path.suffix == ".safetensors":
         tensors = safetensors.numpy.load(path.read_bytes())
@@ -165,7 +165,7 @@ def _forge(path: Path, draw: random.Random) -> None:
 def _repair(path: Path) -> None:
     """Have the documents beside a file tell of it as it is now."""
     data = path.read_bytes()
-    told = {"bytes": len(data), "sha256": disk.bytes_digest(data)}
+    told = {"bytes": len(data), "sha256": atomic_files.bytes_digest(data)}
     for name in ("model.json", "results.json", "state.json"):
         other = path.with_name(name)
         if other == path or not other.is_file():
@@ -179,7 +179,7 @@ def _repair(path: Path) -> None:
             document["files"][path.name] = told
         else:
             continue
-        document["checksum"] = disk.checksum(document)
+        document["checksum"] = atomic_files.checksum(document)
         other.write_text(json.dumps(document))
         _repair(other)
 
@@ -253,7 +253,7 @@ def _resumed(folder: Path) -> str:
     _said(["fit", "--resume", str(folder), "--quiet"])
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in record.items() if key != "seconds"} for record in history]
-    return disk.bytes_digest((folder / "model.safetensors").read_bytes()) + str(kept)
+    return atomic_files.bytes_digest((folder / "model.safetensors").read_bytes()) + str(kept)
 
 
 USES: dict[str, Callable[[Path], str]] = {

@@ -36,7 +36,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from senn import Grower
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.initialization import sample_directions
-from senn.policy import PricePolicy
+from senn.policies import PricePolicy
 
 BATCH, PROBE, DECAY, FOLLOWED = 256, 4096, 0.98, 200
 BETAS = (0.9, 0.999)
@@ -232,7 +232,12 @@ class Training:
         self.grown_at.append(step)
         for event in events:
             change = event.loss_after / event.loss_before - 1
-            record = {"kind": event.kind, "at": step / self.total, "to": event.width_after, "promised": event.expected_decrease}
+            record = {
+                "kind": event.kind,
+                "at": step / self.total,
+                "to": event.width_after,
+                "promised": event.expected_decrease,
+            }
             self.events.append({**record, "loss_change": change})
 
     def _step(self, batch: Tensor, step: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from senn.errors import SennError
-from senn.policy import Candidate, Policy
+from senn.policies import Candidate, Policy
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from senn.cli.images import ImagePreparation, image_outputs, prepare_images
+from senn.checkpoint import load
+from senn.cli.fit_images import ImagePreparation, image_outputs, prepare_images
 from senn.cli.main import main as senn
 from senn.data.images import ImageSet, load_images, planes
-from senn.persistence import load
 from senn.runs import FitOptions
 
 

@@ -34,13 +34,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from senn import PricePolicy
-from senn.augment import ChannelStats
 from senn.data.images import load_images, planes
 from senn.nn import MLP
 from senn.training import TrainConfig, TrainResult, train
-from senn.training.images import image_config, train_images
+from senn.training.augment import ChannelStats
+from senn.training.batches import partition
+from senn.training.image_training import image_config, train_images
 from senn.training.loop import fit_model
-from senn.training.rows import partition
 
 SETS = ("digits", "mnist", "cifar-10")
 START, CLASSES, SIDE = (10,), 10, 16
@@ -111,7 +111,9 @@ def learn(name: str, data: Data, recipe: TrainConfig, *, drawn: bool = False) ->
     """Train one net; the run, and its processor seconds."""
     began = time.process_time()
     if name == "cifar-10":
-        run = train_images(data.x, data.y, classes=CLASSES, standard=ChannelStats.of(data.x), recipe=recipe, device="cpu")
+        run = train_images(
+            data.x, data.y, classes=CLASSES, standard=ChannelStats.of(data.x), recipe=recipe, device="cpu"
+        )
     elif not drawn:
         run = train(data.x, data.y, task="classification", outputs=CLASSES, recipe=recipe)
     else:

@@ -1,4 +1,4 @@
-"""What `senn.lightning.SelfExpansion` costs a training step while no round is due.
+"""What `senn.integrations.lightning.SelfExpansion` costs a training step while no round is due.
 
     python benchmarks/lightning_overhead.py [--repeats 15] [--steps 300] [--threads 1] [--out results.json]
 
@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from senn.lightning import SelfExpansion
+from senn.integrations.lightning import SelfExpansion
 from senn.training import TrainConfig
 
 KINDS = ("plain", "between", "keeping")
@@ -82,7 +82,11 @@ def expansion(kind: str, steps: int) -> list[pl.Callback]:
     if kind == "plain":
         return []
     probe = 1 if kind == "between" else 10**9
-    return [SelfExpansion(TrainConfig(addition_rounds=(1.0,), pruning_rounds=(), growth_steps=2 * steps, max_scoring_samples=probe))]
+    return [
+        SelfExpansion(
+            TrainConfig(addition_rounds=(1.0,), pruning_rounds=(), growth_steps=2 * steps, max_scoring_samples=probe)
+        )
+    ]
 
 
 def step(name: str, kind: str, steps: int) -> float:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from playwright.sync_api import Browser, sync_playwright
 from report_cases import long_run
 
-from senn.report import RunReport, page
+from senn.viz.report import RunReport, page
 
 _DRAWN = "html[data-drawn]"
 

@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from senn import disk
-from senn.cli import keeping
+from senn import atomic_files
+from senn.cli import checkpointing
 from senn.cli.main import main as command
 from senn.training.loop import Training
 
@@ -46,19 +46,19 @@ def checkpoints(argv: list[str], folder: Path) -> dict[str, Any]:
         sizes.append(sum(file.stat().st_size for file in newest.iterdir()))
 
     Training.keep = timed
-    os.environ[keeping.SECONDS] = "0.2"
+    os.environ[checkpointing.SECONDS] = "0.2"
     try:
         assert command([*argv, "--quiet", "--out", str(folder)]) == 0
     finally:
         Training.keep = keep
-        del os.environ[keeping.SECONDS]
-    worst, between = max(seconds), float(keeping.DEFAULT)
+        del os.environ[checkpointing.SECONDS]
+    worst, between = max(seconds), float(checkpointing.DEFAULT)
     return {
         "checkpoints": len(seconds),
         "median_ms": 1000 * statistics.median(seconds),
         "largest_ms": 1000 * worst,
         "bytes": max(sizes),
-        "share_percent": 100 * worst / max(between, worst / keeping.SHARE),
+        "share_percent": 100 * worst / max(between, worst / checkpointing.SHARE),
     }
 
 
@@ -91,7 +91,7 @@ def write_images(folder: Path) -> Path:
 
 
 def _end(folder: Path) -> str:
-    return disk.bytes_digest((folder / "model.safetensors").read_bytes())
+    return atomic_files.bytes_digest((folder / "model.safetensors").read_bytes())
 
 
 def main() -> None:

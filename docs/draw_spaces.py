@@ -1,6 +1,6 @@
 """Draw docs/spaces.png, the spaces of a small vision transformer with a convolutional stem: python docs/draw_spaces.py.
 
-Everything but the places on the page comes from what `senn.structure.analyze` finds in the model. Tensors stand in the
+Everything but the places on the page comes from what `senn.graph.analyze` finds in the model. Tensors stand in the
 order in which the forward pass first takes them; weights of linear maps as matrices (out, in * taps), to scale.
 """
 
@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from senn.structure import LinearMap, CoupledDim, DependencyGraph, analyze, owned_columns, get_tensor
+from senn.graph import CoupledDim, DependencyGraph, LinearMap, analyze, get_tensor, owned_columns
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -40,7 +40,7 @@ with senn.distributed.gathered(model, optimizer):  # fully_shard: whole for the 
 
 `torchrun --nproc-per-node 2 examples/ddp_loop.py` is a whole loop. `torchrun --nproc-per-node 2 -m senn fit digits`
 trains in several processes: each computes its part of every batch, the first one speaks and writes. `Grower(...,
-ranks=Ranks())` grows in one process alone, `ranks=senn.ranks.Processes(group)` in those of one group.
+ranks=Ranks())` grows in one process alone, `ranks=senn.collectives.Processes(group)` in those of one group.
 
 ## How it works
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import senn
-from senn.training import TrainConfig, GrowthSchedule
+from senn.training import GrowthSchedule, TrainConfig
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:

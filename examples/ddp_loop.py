@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 examples/ddp_loop.py
 
-Two lines are new in the loop: `grower.grow`, with the batches that passed on this rank, and `rewrap_ddp`, after which the
-wrapper follows the grown model. The optimizer and its schedule go on. All ranks end with the same network.
+Two lines are new in the loop: `grower.grow`, with the batches that passed on this rank, and `rewrap_ddp`, after which
+the wrapper follows the grown model. The optimizer and its schedule go on. All ranks end with the same network.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, logging
 
+from senn.integrations.transformers import SelfExpansion
 from senn.training import TrainConfig
-from senn.transformers import SelfExpansion
 
 LETTERS, VOWELS = 12, 5
 
@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    recipe = TrainConfig(addition_rounds=(0.02, 0.05, 0.1, 0.2, 0.3), pruning_rounds=(), max_params=5000, max_scoring_samples=512)
+    recipe = TrainConfig(
+        addition_rounds=(0.02, 0.05, 0.1, 0.2, 0.3), pruning_rounds=(), max_params=5000, max_scoring_samples=512
+    )
     with tempfile.TemporaryDirectory() as name:
         folder, expansion = Path(name), SelfExpansion(recipe)
         whole = trainer(folder, arguments.steps, expansion)

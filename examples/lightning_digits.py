@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from senn.lightning import SelfExpansion, load_from_checkpoint
+from senn.integrations.lightning import SelfExpansion, load_from_checkpoint
 
 
 class Digits(pl.LightningModule):

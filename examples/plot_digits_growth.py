@@ -1,7 +1,7 @@
 """The history of a run as a figure: digits.
 
 The training loop of senn (`senn.training.train`, which `senn fit` and the estimators use too) on
-handwritten digits, and the figure that `senn.plots.growth_figure` makes of its history.
+handwritten digits, and the figure that `senn.viz.plots.growth_figure` makes of its history.
 """
 
 # %%
@@ -18,8 +18,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from senn.plots import growth_figure
 from senn.training import TrainConfig, train
+from senn.viz.plots import growth_figure
 
 images, digits = load_digits(return_X_y=True)
 split = train_test_split(images / 16, digits, test_size=0.3, stratify=digits, random_state=0)

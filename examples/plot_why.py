@@ -63,7 +63,9 @@ rows = range(len(shown))
 colors = ["#30506d" if taken else "#e07b39" for _, taken in shown]
 axes.barh(rows, [v.candidate.expected_decrease for v, _ in shown], color=colors, height=0.7)
 errors = [v.candidate.held_out_stderr / (2 * v.candidate.loss_per_nat) for v, _ in shown]
-axes.errorbar([v.candidate.expected_decrease for v, _ in shown], rows, xerr=errors, fmt="none", ecolor="0.45", capsize=2)
+axes.errorbar(
+    [v.candidate.expected_decrease for v, _ in shown], rows, xerr=errors, fmt="none", ecolor="0.45", capsize=2
+)
 axes.scatter([v.price for v, _ in shown], rows, marker="|", s=160, color="black", zorder=3, label="price")
 axes.bar(0, 0, color="#30506d", label="accepted")
 axes.bar(0, 0, color="#e07b39", label="refused")

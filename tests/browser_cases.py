@@ -7,7 +7,7 @@ import pytest
 from report_cases import HOSTILE, long_run, short_run, waves
 
 from senn.export import python_source
-from senn.report import RunReport, page
+from senn.viz.report import RunReport, page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

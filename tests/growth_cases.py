@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import senn
-from senn.policy import Candidate, Policy
+from senn.policies import Candidate, Policy
 
 _DIGITS = load_digits()
 X = torch.tensor(_DIGITS.data[:600] / 16, dtype=torch.float32)

@@ -82,8 +82,8 @@ def main(folder: Path) -> None:
     import torch
 
     import senn.cli.fit
-    import senn.cli.images
-    import senn.training.images
+    import senn.cli.fit_images
+    import senn.training.image_training
 
     torch.set_num_threads(1)
     os.environ["SENN_CHECKPOINT_SECONDS"] = "0"

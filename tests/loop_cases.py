@@ -18,14 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
-from senn import lightning, transformers
+from senn.integrations import lightning, transformers
 from senn.training import Callback, TrainConfig
 from senn.training.growth_session import GrowthSession
 
 BATCH = 32
 """Samples of a joint batch."""
 
-RECIPE = TrainConfig(addition_rounds=(0.1, 0.2, 0.425, 0.6), pruning_rounds=(0.8,), max_scoring_samples=64, candidates_per_layer=8)
+RECIPE = TrainConfig(
+    addition_rounds=(0.1, 0.2, 0.425, 0.6), pruning_rounds=(0.8,), max_scoring_samples=64, candidates_per_layer=8
+)
 """One round is a step after the end of the second epoch, and looks at a batch of before too."""
 
 
@@ -63,7 +65,7 @@ class Ears(Callback):
 
     def __init__(self) -> None:
         self.heard: list[str] = []
-        for event in ("start", "consideration", "growth", "rollback", "fault", "end"):
+        for event in ("start", "growth_round", "growth", "rollback", "fault", "end"):
             setattr(self, f"on_{event}", self._hear)
 
     def _hear(self, record: Any) -> None:
@@ -143,7 +145,9 @@ def found(
     return {
         "events": [(r["step"], r["kind"], r["place"], r["units"]) for r in history if r["event"] == "growth"],
         "told": [r["event"] for r in history],
-        "figures": [r[name] for r in history if r["event"] == "consideration" for name in ("eta", "loss", "looked_at")],
+        "figures": [
+            r[name] for r in history if r["event"] == "growth_round" for name in ("eta", "loss", "n_samples_seen")
+        ],
         "heard": ears.heard,
         "weights": model.state_dict(),
         "average": {} if average is None else average.state_dict(),
@@ -162,7 +166,9 @@ def troubled(rank: int) -> dict[str, Any]:
         part = slice(step * 16 + 8 * rank, step * 16 + 8 * rank + 8)
         return x[part], y[part] if rank == 0 or step > 6 else {}["label"]
 
-    session = GrowthSession(TrainConfig(addition_rounds=(0.3, 0.6, 0.9), pruning_rounds=(), max_scoring_samples=16), prepare=prepare)
+    session = GrowthSession(
+        TrainConfig(addition_rounds=(0.3, 0.6, 0.9), pruning_rounds=(), max_scoring_samples=16), prepare=prepare
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     session.start(model, optimizer, steps=12, samples=256, wrapper=lambda: wrapped)
     for step in steps:

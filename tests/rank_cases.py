@@ -17,15 +17,15 @@ from torch.nn import functional as F
 
 from senn import Grower, PaperPolicy, PricePolicy
 from senn.candidates.candidate_config import CandidateConfig
-from senn.cli.processes import WorkerCheckpointer, shared_state
 from senn.cli.signals import Signals
+from senn.cli.workers import WorkerCheckpointer, shared_state
+from senn.collectives import Communicator, ProcessGroupCommunicator, default_communicator
 from senn.errors import SennError, SurgeryError
 from senn.nn import MLP, ConvNet
-from senn.ranks import ProcessGroupCommunicator, Communicator, default_communicator
 from senn.scoring import scoring_session
 from senn.training import TrainConfig
+from senn.training.batches import Rows
 from senn.training.loop import fit_model
-from senn.training.rows import Rows
 
 SAMPLES = 120
 
@@ -81,7 +81,12 @@ def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Seq
     eager = {"policy": PricePolicy(kappa=1e-4, confidence=0.0, layer_cost=1.0), "samples": 10_000}
     every = ("width", "depth", "prune")
     if name == "width and depth":
-        return MLP(6, (3, 2), 3), _rows(), {**eager, "proposals": CandidateConfig(units=12), "max_width": 6}, [every, every]
+        return (
+            MLP(6, (3, 2), 3),
+            _rows(),
+            {**eager, "proposals": CandidateConfig(units=12), "max_width": 6},
+            [every, every],
+        )
     if name == "weights":
         weights = torch.rand(SAMPLES, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
         return MLP(6, (3,), 3), (*_rows(), weights), {**eager, "max_width": 5}, [("width",), ("depth",)]
@@ -148,11 +153,22 @@ def grow(name: str, counts: Sequence[int], rank: int, communicator: Communicator
     scoring_session.MOST_ROWS = most
     _train(model, optimizer, own, SAMPLES, train, communicator)
     state = [x for one in optimizer.state.values() for x in one.values()]
-    return {"events": events, "figures": figures, "weights": model.state_dict(), "state": state, "sent": communicator.sent}
+    return {
+        "events": events,
+        "figures": figures,
+        "weights": model.state_dict(),
+        "state": state,
+        "sent": communicator.sent,
+    }
 
 
 def _train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, own: tuple[Tensor, ...], total: int, steps: int, communicator: Communicator
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    own: tuple[Tensor, ...],
+    total: int,
+    steps: int,
+    communicator: Communicator,
 ) -> None:
     """Steps on the mean over the joint batch."""
     for _ in range(steps):
@@ -198,7 +214,9 @@ def fit(communicator: Communicator) -> dict[str, Any]:
     torch.manual_seed(0)
     x, y = _rows()
     model = MLP(6, (2,), 3).double()
-    recipe = TrainConfig(epochs=6, batch_size=25, average="ema", policy=PricePolicy(kappa=1e-4), candidates_per_layer=8, max_width=6)
+    recipe = TrainConfig(
+        epochs=6, batch_size=25, average="ema", policy=PricePolicy(kappa=1e-4), candidates_per_layer=8, max_width=6
+    )
     weight = torch.rand(len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows = Rows(x=x[:90], y=y[:90], weight=weight[:90] / weight[:90].mean())
     held_out = Rows(x=x[90:], y=y[90:])

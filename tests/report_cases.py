@@ -6,8 +6,8 @@ from functools import cache
 
 import torch
 
-from senn.persistence import save
-from senn.policy import PricePolicy
+from senn.checkpoint import save
+from senn.policies import PricePolicy
 from senn.runs import RunFolder
 from senn.training import TrainConfig, train
 
@@ -102,7 +102,7 @@ def long_run(events=500, seed=0, name=str):
         kinds = ("widen", "insert", "prune")
         refused = [candidate(rng, kind, place, 30, -rng.random() / 1e4) for place in maps for kind in kinds]
         history.append({
-            "event": "consideration", "epoch": epoch + 1, "step": step, "round": number + 1,
+            "event": "growth_round", "epoch": epoch + 1, "step": step, "round": number + 1,
             "moves": ["width", "depth"],
             "looked_at": 1024, "samples": 50000, "loss": loss, "nat": 1.0, "parameters": parameters, "eta": 3.0,
             "eta_of": {place: rng.random() for place in maps}, "limit": 0.7, "accepted": accepted, "refused": refused,
@@ -123,7 +123,7 @@ def short_run():
     rollback = {"event": "rollback", "epoch": 9, "step": 10**6, "text": "it raised the loss by 3, more than 1"}
     records = [
         *whole[:6],
-        *(one for one in whole[6:] if one["event"] in ("consideration", "growth")),
+        *(one for one in whole[6:] if one["event"] in ("growth_round", "growth")),
         rollback,
         whole[-1],
     ]

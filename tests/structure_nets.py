@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from senn.structure import ChannelGroup, DependencyGraph
+from senn.graph import ChannelGroup, DependencyGraph
 
 
 class Net(nn.Module):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from senn.graph import DependencyGraph, analyze
 from senn.nn import Rational
-from senn.structure import DependencyGraph, analyze
 from senn.surgery import Widen
 
 

@@ -76,7 +76,7 @@ def test_every_room_is_described():
     ("room", "source", "complaint"),
     [
         ("surgery", "def f():\n    from senn.grower import Grower", "surgery imports grower"),
-        ("cli", "import senn.estimators", "cli imports estimators"),
+        ("cli", "import senn.integrations.sklearn", "cli imports estimators"),
         ("data", "from torch import nn", "data imports torch"),
         ("curvature", "from senn import structure", "curvature imports structure"),
         ("scores", "from senn.cellar import wine", "scores imports cellar"),

@@ -9,16 +9,16 @@ from torch.nn import functional as F
 
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.gain_ascent import GainObjective, optimize_candidates
-from senn.curvature.capture import capture
-from senn.curvature.factors import kronecker_factors
-from senn.curvature.output import LossMetric
+from senn.graph import analyze
 from senn.grower import Grower
+from senn.kfac.capture import capture
+from senn.kfac.factors import kronecker_factors
+from senn.kfac.loss_metric import LossMetric
 from senn.nn import MLP
-from senn.policy import PaperPolicy
-from senn.scores import residual_cross, width_gain_bound
+from senn.policies import PaperPolicy
+from senn.scoring.formulas import residual_cross, width_gain_bound
 from senn.scoring.pool import select
-from senn.structure import analyze
-from senn.surgery import calibrate_batch_norm, apply_moves
+from senn.surgery import apply_moves, calibrate_batch_norm
 
 
 class Forked(nn.Module):
@@ -135,7 +135,10 @@ def test_the_hill_is_the_bound_of_theorem_3_2(name, data):
 def test_gains_rise(name, data):
     model = make(name)
     hill, draw = hill_of(model, data)
-    low, high = bounds(model, data, draw), bounds(model, data, optimize_candidates(hill, draw, CandidateConfig(ascent_steps=15)))
+    low, high = (
+        bounds(model, data, draw),
+        bounds(model, data, optimize_candidates(hill, draw, CandidateConfig(ascent_steps=15))),
+    )
     for group in low:
         assert (high[group] > low[group] * 0.999).float().mean() > 0.9
         assert high[group].median() > 1.2 * low[group].median()
@@ -177,6 +180,8 @@ def test_a_sample_of_weight_zero_is_a_missing_one(data):
 
 def test_pre_activations_keep_their_scale(data):
     hill, draw = hill_of(make("relu"), data)
-    after = optimize_candidates(hill, draw, CandidateConfig(ascent_steps=10, ascent_step_size=5.0)).widen["body.0"].values
+    after = (
+        optimize_candidates(hill, draw, CandidateConfig(ascent_steps=10, ascent_step_size=5.0)).widen["body.0"].values
+    )
     before = hill.spreads(hill.start)["body.0"]
     assert bool((hill.spreads({"body.0": dict(after)})["body.0"] / before).log10().abs().max() < 1.001)

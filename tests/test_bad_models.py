@@ -15,10 +15,10 @@ from surgery_cases import widen
 from torch import Tensor, nn
 
 import senn
-from senn import batch
-from senn.structure import Refusal, analyze, layer_rule
+from senn import pytree
+from senn.graph import Refusal, analyze, layer_rule
 from senn.surgery import transaction
-from senn.surgery.verify import output_change, outputs
+from senn.surgery.outputs import output_change, outputs
 
 
 def net() -> nn.Sequential:
@@ -216,10 +216,10 @@ def test_nestings_of_any_class_keep_their_kind():
         Named(X, [X]), OrderedDict(a=X), UserDict(a=(X,)), MappingProxyType({"a": X}), Logits(X),
         defaultdict(list, a=[X]), Sequenced([X, "x"]), torch.max(X, 1), torch.Size([2, 3]),
     ]  # fmt: skip
-    doubled = batch.map_leaves(lambda x: 2 * x, tree)
+    doubled = pytree.map_leaves(lambda x: 2 * x, tree)
     assert [type(one) for one in doubled] == [type(one) for one in tree]
-    assert len(batch.leaves(doubled)) == len(batch.leaves(tree)) == 10
-    for found, given in zip(batch.leaves(doubled), batch.leaves(tree), strict=True):
+    assert len(pytree.leaves(doubled)) == len(pytree.leaves(tree)) == 10
+    for found, given in zip(pytree.leaves(doubled), pytree.leaves(tree), strict=True):
         assert torch.equal(found, 2 * given)
     assert doubled[6][1] == "x"
     assert doubled[8] == (2, 3)
@@ -245,15 +245,15 @@ class Logits:
 
 
 def test_a_dataclass_is_a_nesting():
-    found = batch.map_leaves(lambda x: x[:2], Logits(X, 3.0))
+    found = pytree.map_leaves(lambda x: x[:2], Logits(X, 3.0))
     assert isinstance(found, Logits)
     assert (found.logits.shape, found.scale) == (X[:2].shape, 3.0)
-    assert batch.prediction(found) is found.logits
+    assert pytree.prediction(found) is found.logits
 
 
 def test_an_output_of_transformers_is_a_nesting():
     kind = pytest.importorskip("transformers.modeling_outputs").CausalLMOutput
-    found = batch.map_leaves(lambda x: 2 * x, kind(logits=X))
+    found = pytree.map_leaves(lambda x: 2 * x, kind(logits=X))
     assert type(found) is kind
     assert found.loss is None
     assert found["logits"] is found.logits
@@ -261,18 +261,18 @@ def test_an_output_of_transformers_is_a_nesting():
 
 
 def test_arguments_are_public():
-    assert senn.Arguments is batch.Arguments
+    assert senn.Arguments is pytree.Arguments
     assert "Arguments" in senn.__all__
 
 
 def test_nestings_keep_their_kind():
-    tree = {"a": (X, [X[0], None]), "b": batch.Arguments(X, scale=2.0)}
-    doubled = batch.map_leaves(lambda x: 2 * x, tree)
+    tree = {"a": (X, [X[0], None]), "b": pytree.Arguments(X, scale=2.0)}
+    doubled = pytree.map_leaves(lambda x: 2 * x, tree)
     assert torch.equal(doubled["a"][1][0], 2 * X[0])
     assert doubled["a"][1][1] is None
     assert doubled["b"].kwargs == {"scale": 2.0}
-    assert len(batch.leaves(tree)) == 3
-    assert batch.count(tree) == 4
-    assert batch.index_batch({"x": X, "mask": torch.ones(3, 3)}, slice(0, 2), 4)["mask"].shape == (3, 3)
+    assert len(pytree.leaves(tree)) == 3
+    assert pytree.count(tree) == 4
+    assert pytree.index_batch({"x": X, "mask": torch.ones(3, 3)}, slice(0, 2), 4)["mask"].shape == (3, 3)
     with pytest.raises(senn.UnsupportedError, match="returns a tuple with 2 tensors"):
-        batch.prediction((X, X))
+        pytree.prediction((X, X))

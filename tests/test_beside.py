@@ -14,15 +14,15 @@ from zoo import ZOO
 from zoo.entry import randomised
 
 import senn
-from senn import batch
+from senn import pytree
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.initialization import sample_conv_layer
 from senn.candidates.sampling import repeatable
-from senn.curvature.capture import capture
-from senn.curvature.output import LossMetric
-from senn.curvature.reading import infer_batch_layouts
+from senn.graph import InsertionPoint, analyze, silent_copy
+from senn.kfac.capture import capture
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.recorder import infer_batch_layouts
 from senn.scoring.stream import after_block, before_convolution
-from senn.structure import InsertionPoint, analyze, silent_copy
 from senn.surgery import Append, transaction
 
 WITH_BLOCKS = [name for name, entry in ZOO.items() if entry.blocks]
@@ -34,13 +34,13 @@ def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) 
     torch.manual_seed(0)
     entry = ZOO[name]
     model = randomised(entry.build()).double().eval()
-    inputs = batch.map_leaves(lambda t: t.double() if t.is_floating_point() else t, entry.inputs(5))
-    output = entry.output or (lambda result: batch.prediction(result).flatten(1))
+    inputs = pytree.map_leaves(lambda t: t.double() if t.is_floating_point() else t, entry.inputs(5))
+    output = entry.output or (lambda result: pytree.prediction(result).flatten(1))
     graph = analyze(model, inputs)
     readings = infer_batch_layouts(model, {name: graph.map(name).uses for name in graph.scored_maps}, inputs, output)
     block = graph.residual_blocks[0]
     assert repeatable(model, block, readings)
-    y = torch.randn_like(output(batch.call(model, batch.clone(inputs))))
+    y = torch.randn_like(output(pytree.call(model, pytree.clone(inputs))))
     move = Append(block.module, silent_copy(model, block))
     seen = capture(
         model, graph.scored_maps, inputs, y, LossMetric(F.mse_loss), generator=torch.Generator(), find=output,
@@ -51,7 +51,7 @@ def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) 
     transaction(model, [move], graph, probe=inputs)
     new = next(m for m in model.modules() if m is not model and _is_copy(m, move.copy))
     model.eval()
-    F.mse_loss(output(batch.call(model, inputs)), y).backward()
+    F.mse_loss(output(pytree.call(model, inputs)), y).backward()
     for silent, part in parts.items():
         layer = new.get_submodule(silent)
         together = part.read.cross(part.dz) / 5
@@ -107,7 +107,9 @@ class Deepest(senn.Policy):
 
     def choose(self, candidates, accepted):
         return max(
-            (c for c in candidates if c.place == self.place and not accepted), key=lambda c: c.held_out_gain, default=None
+            (c for c in candidates if c.place == self.place and not accepted),
+            key=lambda c: c.held_out_gain,
+            default=None,
         )
 
 
@@ -149,8 +151,12 @@ def test_the_grower_deepens_a_convolutional_net_and_the_promise_is_no_exaggerati
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     train(model, optimizer, 30, x, Y)
     before = {id(p) for p in model.parameters()}
-    white = senn.CandidateConfig(data_direction_fraction=0.0)  # directions that follow the data promise more than this step can fit
-    grower = senn.Grower(model, optimizer, policy=Deepest(place), moves=("depth",), samples=len(x), candidate_config=white)
+    white = senn.CandidateConfig(
+        data_direction_fraction=0.0
+    )  # directions that follow the data promise more than this step can fit
+    grower = senn.Grower(
+        model, optimizer, policy=Deepest(place), moves=("depth",), samples=len(x), candidate_config=white
+    )
     (event,) = grower.grow([(x, Y)])
     assert (event.kind, event.detail) == ("insert", kind)
     assert event.output_change <= 1e-5

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from zoo import ZOO
 
 import senn
-from senn import batch
+from senn import pytree
+from senn.graph import DependencyGraph, analyze, explain, get_tensor, silent_copy
 from senn.nn import Residual
-from senn.structure import DependencyGraph, analyze, explain, silent_copy, get_tensor
 from senn.surgery import Append, Insert, Widen, transaction
-from senn.surgery.verify import output_change, outputs
+from senn.surgery.outputs import output_change, outputs
 
 FOUND = [name for name, entry in ZOO.items() if entry.blocks]
 
@@ -33,7 +33,7 @@ def _prepared(name: str) -> tuple[nn.Module, object, DependencyGraph]:
 def case(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, object, DependencyGraph]:
     """A model of the zoo of its own; the structure holds for any copy."""
     model, inputs, graph = _prepared(name)
-    inputs = batch.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
+    inputs = pytree.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
     return copy.deepcopy(model).to(dtype), inputs, graph
 
 
@@ -90,9 +90,9 @@ def _now(model: nn.Module, graph: DependencyGraph) -> dict[str, senn.graph.Block
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None:
     torch.manual_seed(2)
     dtype = next(model.parameters()).dtype
-    inputs = batch.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(6))
-    result = batch.call(model.train(), inputs)
-    loss = sum((x * torch.randn_like(x)).mean() for x in batch.leaves(result) if x.is_floating_point())
+    inputs = pytree.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(6))
+    result = pytree.call(model.train(), inputs)
+    loss = sum((x * torch.randn_like(x)).mean() for x in pytree.leaves(result) if x.is_floating_point())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -231,7 +231,10 @@ def test_copies_go_with_other_changes_of_the_same_list_but_not_of_the_stream() -
     nn.init.zeros_(silent.branch[2].weight)
     nn.init.zeros_(silent.branch[2].bias)
     inner = graph.group("1.branch.0")
-    rows = {coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:]) for coupled in inner.dims_of("producer")}
+    rows = {
+        coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:])
+        for coupled in inner.dims_of("producer")
+    }
     moves = [*appended(model, graph), Insert("2", silent), Widen(inner.name, 1, rows)]
     before = model(X).detach()
     receipt = transaction(model, moves, graph, averaged=[twin], probe=X)
@@ -242,7 +245,10 @@ def test_copies_go_with_other_changes_of_the_same_list_but_not_of_the_stream() -
     receipt.undo()
     assert [type(layer) for layer in model] == [nn.Linear, Residual, nn.Linear]
     stream = graph.group("0")
-    rows = {coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:]) for coupled in stream.dims_of("producer")}
+    rows = {
+        coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:])
+        for coupled in stream.dims_of("producer")
+    }
     with pytest.raises(senn.SennError, match=f"after '{block.module}' and a change of what it is given"):
         transaction(model, [*appended(model, graph), Widen("0", 1, rows)], graph, probe=X)
 
@@ -260,7 +266,10 @@ def test_parameters_join_the_groups_of_those_of_the_same_name() -> None:
 def test_widths_that_changed_leave_blocks_as_they_were() -> None:
     model, graph = built(branch(), branch())
     inner = graph.groups[1]
-    rows = {coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:]) for coupled in inner.dims_of("producer")}
+    rows = {
+        coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:])
+        for coupled in inner.dims_of("producer")
+    }
     receipt = transaction(model, [Widen(inner.name, 1, rows)], graph, probe=X)
     assert receipt.graph is not None
     assert receipt.graph.residual_blocks == graph.residual_blocks == analyze(model, X).residual_blocks
@@ -304,7 +313,9 @@ def test_what_only_looks_like_a_block_is_none() -> None:
     model = nn.Sequential(nn.Linear(3, 4), fresh).double()
     assert analyze(model, X.view(2, 4, 3)).residual_blocks == ()
     raw = nn.Sequential(AfterSum(), nn.Linear(4, 2)).double()
-    assert analyze(raw, torch.rand(8, 4).double()).residual_blocks == ()  # the example is positive, other inputs may not be
+    assert (
+        analyze(raw, torch.rand(8, 4).double()).residual_blocks == ()
+    )  # the example is positive, other inputs may not be
     shared = branch()
     assert built(shared, shared)[1].residual_blocks == ()
 
@@ -376,7 +387,10 @@ def test_caches_of_keys_and_values_know_the_new_layer(name: str) -> None:
         places = [[m.layer_idx for m in layer.modules() if hasattr(m, "layer_idx")] for layer in layers]
         assert places == [[0], [1], [2], [3]]
         assert model.config.num_hidden_layers == 4
-        assert analyze(model, {"input_ids": inputs, "use_cache": True}).residual_blocks == analyze(model, inputs).residual_blocks
+        assert (
+            analyze(model, {"input_ids": inputs, "use_cache": True}).residual_blocks
+            == analyze(model, inputs).residual_blocks
+        )
         first = model(inputs[:, :5], use_cache=True)
         second = model(inputs[:, 5:], past_key_values=first.past_key_values, use_cache=True)
     together = torch.cat([first.logits, second.logits], 1)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from senn.curvature.capture import capture
-from senn.curvature.output import LossMetric
 from senn.errors import SennError, UnsupportedError
+from senn.kfac.capture import capture
+from senn.kfac.loss_metric import LossMetric
 
 
 def generator() -> torch.Generator:

@@ -10,7 +10,7 @@ import torch
 from senn.candidates.candidate_config import CandidateConfig
 from senn.data.images import Images, ImageSet
 from senn.errors import SennError
-from senn.policy import Candidate
+from senn.policies import Candidate
 from senn_reproduce import cifar_cycles, image_runs
 from senn_reproduce.cifar_cycles import BothWays, Curves, Settings, breathing
 
@@ -103,9 +103,21 @@ def test_breathing_is_what_it_is_called():
 
 def test_a_removal_costs_what_both_halves_agree_on_and_a_margin():
     removal = Candidate(
-        kind="prune", place="0", detail="", units=1, width=7, parameters=-100, gain=-0.5, gain_lower_bound=-0.5, held_out_gain=-0.5,
-        held_out_stderr=0.0, eta=1.0, score_limit=4.0, samples=1000, cross_fold_gain=-0.01,
-    )  # fmt: skip
+        kind="prune",
+        place="0",
+        detail="",
+        units=1,
+        width=7,
+        parameters=-100,
+        gain=-0.5,
+        gain_lower_bound=-0.5,
+        held_out_gain=-0.5,
+        held_out_stderr=0.0,
+        eta=1.0,
+        score_limit=4.0,
+        samples=1000,
+        cross_fold_gain=-0.01,
+    )
     policy = BothWays(kappa=0.1, hysteresis=0.9, noise=0.0)
     assert policy.margin(removal) == pytest.approx(-0.01 / 2 + 0.9 * 0.1 * 100 / 1000)
     assert policy.choose([removal], []) is removal

@@ -14,10 +14,10 @@ import torch
 from cli_cases import FILES, fit, refused
 from rich.console import Console
 
-from senn import disk
+from senn import atomic_files
+from senn.checkpoint import load, save
 from senn.cli.main import main
 from senn.cli.show import _changes
-from senn.persistence import load, save
 from senn.runs import SavedRun
 from senn.training import TrainConfig, train
 from senn.training.progress import LiveCallback, short_state_line, state_line
@@ -354,10 +354,10 @@ class TestShow:
             assert message in refused(capsys, ["show", tmp_path])
         for text in ("[1]\n", "{\n", "\x00", "{}\n", '{"event": "growth"}\n'):
             (tmp_path / "history.jsonl").write_text(text)
-            told = {"bytes": len(text), "sha256": disk.bytes_digest(text.encode())}
+            told = {"bytes": len(text), "sha256": atomic_files.bytes_digest(text.encode())}
             for version in (1, 2, 3):
                 results = {"format": "senn-run", "version": version, "files": {"history.jsonl": told}}
-                (tmp_path / "results.json").write_bytes(disk.write_checksummed_json(results))
+                (tmp_path / "results.json").write_bytes(atomic_files.write_checksummed_json(results))
                 message = "KeyError: 'data'" if "growth" in text else "history.jsonl' is damaged"
                 found = refused(capsys, ["show", tmp_path])
                 assert (message if version < 3 else "has format version 3; this senn reads 1 and 2") in found

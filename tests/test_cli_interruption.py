@@ -9,9 +9,9 @@ import sys
 import pytest
 from cli_cases import FILES, fit
 
+from senn.checkpoint import load
 from senn.cli import fit as fit_command
 from senn.cli.main import main
-from senn.persistence import load
 from senn.training.progress import LinesCallback
 
 

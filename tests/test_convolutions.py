@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 import senn
 from senn.candidates.candidate_config import CandidateConfig
-from senn.curvature.capture import capture
-from senn.curvature.output import LossMetric
-from senn.curvature.patches import ConvInput
-from senn.curvature.reading import record_linear_calls
-from senn.policy import Budget
+from senn.graph import analyze
+from senn.kfac.capture import capture
+from senn.kfac.layer_inputs import ConvInput
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.recorder import record_linear_calls
+from senn.policies import Budget
 from senn.scoring import ScoringSession
-from senn.structure import analyze
 from senn.surgery import apply_moves
 
 IMAGES = X.view(-1, 1, 8, 8)
@@ -87,8 +87,13 @@ def test_the_cross_moment_is_the_gradient_of_the_weight():
 
 
 def _figures(model: nn.Module, x: torch.Tensor) -> list[tuple[float, ...]]:
-    found = senn.Grower(model, moves=("width", "prune"), candidate_config=senn.CandidateConfig(units=9)).score_candidates([(x, Y)])
-    return [(c.kind, c.place, c.units, c.parameters, c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr, c.eta) for c in found]
+    found = senn.Grower(
+        model, moves=("width", "prune"), candidate_config=senn.CandidateConfig(units=9)
+    ).score_candidates([(x, Y)])
+    return [
+        (c.kind, c.place, c.units, c.parameters, c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr, c.eta)
+        for c in found
+    ]
 
 
 def test_a_convolution_of_one_tap_scores_as_its_linear_twin():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from senn.data import TableEncoder, Target, split
-from senn.data.columns import FARTHEST, MOST_CATEGORIES
+from senn.data.tabular.table_columns import FARTHEST, MOST_CATEGORIES
 from senn.errors import SennError
 
 
@@ -409,7 +409,7 @@ class TestSplit:
             assert abs(held - min(count * fraction, count - 1)) < 1 + 1e-9
 
     def test_training_splits_rows_without_pandas(self):
-        code = "import sys; sys.modules['pandas'] = None; from senn.training.rows import validation_split"
+        code = "import sys; sys.modules['pandas'] = None; from senn.training.batches import validation_split"
         subprocess.run([sys.executable, "-c", code], check=True)
 
     def test_is_decided_by_the_seed(self):

@@ -15,7 +15,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from senn.errors import SennError
-from senn.estimators import SENNClassifier, SENNRegressor
+from senn.integrations.sklearn import SENNClassifier, SENNRegressor
 from senn.training import TrainConfig
 
 QUICK = TrainConfig(growth_steps=200, addition_rounds=(0.05, 0.1, 0.2), pruning_rounds=(), moves=("width",))

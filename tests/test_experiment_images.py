@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from senn.augment import ChannelStats
 from senn.data.images import planes
 from senn.errors import SennError
+from senn.training.augment import ChannelStats
 from senn_reproduce.image_runs import Part, accuracy_and_loss, batches, load, one_cycle, pick_device
 from senn_reproduce.image_sets import load_images
 

@@ -8,14 +8,18 @@ import torch
 from torch.nn import functional as F
 
 from senn.candidates.candidate_config import CandidateConfig
-from senn.policy import PaperPolicy
-from senn.scores import max_additions
+from senn.policies import PaperPolicy
+from senn.scoring.formulas import max_additions
 from senn_reproduce import moons, regression
 from senn_reproduce.landscape import Moment, landscape
 from senn_reproduce.results import figures, table
 
 QUICK = {
-    moons: moons.Settings(steps=50, every=10, candidate_config=CandidateConfig(24, identity_bases=4, ascent_steps=3, activation="Rational")),
+    moons: moons.Settings(
+        steps=50,
+        every=10,
+        candidate_config=CandidateConfig(24, identity_bases=4, ascent_steps=3, activation="Rational"),
+    ),
     regression: regression.Settings(steps=45, every=9, candidate_config=CandidateConfig(24, ascent_steps=3)),
 }
 

@@ -23,13 +23,13 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import senn
-from senn.augment import ChannelStats
 from senn.data import TableEncoder
 from senn.data.images import ImageEncoder
 from senn.errors import SennError
 from senn.export import to_onnx, to_pt2, to_python
-from senn.export.pasted import images, tables
+from senn.export.templates import image_template, table_template
 from senn.nn import MLP, ConvNet
+from senn.training.augment import ChannelStats
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +255,10 @@ def test_rows_are_encoded_as_in_training_to_the_last_bit() -> None:
     assert {column.kind for column in encoder.columns} == {"number", "category", "date", "boolean", "dropped"}
     record = json.loads(json.dumps(encoder.to_dict()))
     frame.loc[9, "color"], frame.loc[10, "größe"] = "unseen", 1e300
-    found = np.array(tables.encode(frame.to_dict("records"), record["columns"]), dtype=np.float32)
+    found = np.array(table_template.encode(frame.to_dict("records"), record["columns"]), dtype=np.float32)
     np.testing.assert_array_equal(found, encoder.transform(frame))
     values = np.random.default_rng(0).normal(size=(5, 2))
-    assert tables.decode(values.tolist(), record["target"]) == encoder.target.decode(values)
+    assert table_template.decode(values.tolist(), record["target"]) == encoder.target.decode(values)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_cell_that_is_not_understood_is_named(column: str, cell: Any) -> None:
     record = TableEncoder.fit(people(), "kind").to_dict()
     rows = people(1).astype(object).to_dict("records")
     with pytest.raises(ValueError, match=f"column '{column}': .* is no "):
-        tables.encode([{**rows[0], column: cell}], record["columns"])
+        table_template.encode([{**rows[0], column: cell}], record["columns"])
 
 
 def test_images_are_encoded_as_in_training_to_the_last_bit(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_images_are_encoded_as_in_training_to_the_last_bit(tmp_path: Path) -> No
         (_, pixels, left_out) = next(encoder.read(paths))
         assert not left_out
         wanted = ChannelStats(mean=encoder.mean, std=encoder.std)(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
-        assert torch.equal(images.encode(paths, encoder.to_dict()), wanted)
+        assert torch.equal(image_template.encode(paths, encoder.to_dict()), wanted)
 
 
 @pytest.mark.parametrize("name", ["a" * 47 + "\\" * 9, 'say "this"\nand {that}', "\\N{x}" * 20])

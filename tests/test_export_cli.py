@@ -17,9 +17,9 @@ from test_fit_images import folder_of
 from torch import nn
 
 import senn
+from senn.checkpoint import load_extra
 from senn.cli.main import main
 from senn.data import TableEncoder
-from senn.persistence import load_extra
 
 
 @pytest.fixture(scope="module")

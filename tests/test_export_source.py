@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from zoo import ZOO, randomised
 
 import senn
-from senn import batch
+from senn import pytree
 from senn.errors import SennError, UnsupportedError
 from senn.export import python_source
-from senn.export.source import built
+from senn.export.module_source import built
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
 from senn.surgery import Insert, transaction
 
@@ -45,7 +45,7 @@ def checked(model: nn.Module, inputs: Any) -> str:
     assert [name for name, _ in twin.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert list(twin.state_dict()) == list(model.state_dict())
     with torch.no_grad():
-        found, expected = (batch.leaves(batch.call(one.eval(), inputs)) for one in (twin, model))
+        found, expected = (pytree.leaves(pytree.call(one.eval(), inputs)) for one in (twin, model))
     assert len(found) == len(expected) > 0
     assert all(map(torch.equal, found, expected))
     return source

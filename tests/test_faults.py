@@ -28,8 +28,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import senn.surgery
 from senn.errors import SennError
+from senn.graph import DependencyGraph, ResidualBlock, analyze
 from senn.nn import Residual
-from senn.structure import ResidualBlock, DependencyGraph, analyze
 from senn.surgery import Append, Insert, Move, Prune, transaction
 
 EVERY = bool(os.environ.get("SENN_ALL"))

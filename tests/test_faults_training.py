@@ -8,7 +8,7 @@ import torch
 from test_resume import TABLE, MemoryKeeper, X, Y
 
 from senn.errors import SennError
-from senn.policy import PricePolicy
+from senn.policies import PricePolicy
 from senn.training import Callback, train
 
 SATURATED = replace(TABLE, activation="tanh", shortcut=False, epochs=4, rounds=(0.1, 0.3, 0.9), removals=(0.6,))
@@ -40,7 +40,7 @@ def test_statistics_that_explode_cost_their_round():
     ] * len(faults)
     assert len(faults) == 4
     assert heard.faults == faults
-    assert not [record for record in run.history if record["event"] == "consideration"]
+    assert not [record for record in run.history if record["event"] == "growth_round"]
     end = run.history[-1]
     assert end["reason"] == "all epochs done"
     assert end["epochs"] == 4
@@ -63,8 +63,8 @@ def test_a_decision_that_fails_costs_its_round(error):
     events = [record["event"] for record in run.history]
     assert events.count("fault") == 1
     assert str(error).splitlines()[0] in run.history[events.index("fault")]["text"]
-    assert events.index("fault") < events.index("consideration") < events.index("growth")
-    assert run.history[events.index("consideration")]["round"] == 1
+    assert events.index("fault") < events.index("growth_round") < events.index("growth")
+    assert run.history[events.index("growth_round")]["round"] == 1
 
 
 def test_a_factorisation_that_fails_in_a_step_ends_the_run_with_the_best_net():

@@ -15,18 +15,18 @@ from cli_cases import refused
 from PIL import Image
 from torch import nn
 
-from senn.augment import ChannelStats
-from senn.cli.images import prepare_images
+from senn.checkpoint import load, load_extra, save
+from senn.cli.fit_images import prepare_images
 from senn.cli.main import main
 from senn.errors import SennError
 from senn.nn import ConvNet
-from senn.persistence import load, load_extra, save
 from senn.runs import FitOptions
 from senn.training import TrainConfig, validation
-from senn.training.images import PRICES, build_conv_net, image_config, start_widths, train_images
+from senn.training.augment import ChannelStats
+from senn.training.batches import Inputs, Rows
+from senn.training.image_training import PRICES, build_conv_net, image_config, start_widths, train_images
 from senn.training.loop import fit_model
 from senn.training.progress import LinesCallback
-from senn.training.rows import Inputs, Rows
 from senn_reproduce.image_sets import load_images
 
 FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
@@ -209,7 +209,9 @@ def test_predictions_are_the_networks(home, capsys):
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     record = load_extra(home / "run")["encoder"]
     image = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy())[None]
-    chances = load(home / "run")(ChannelStats(mean=tuple(record["mean"]), std=tuple(record["std"]))(image)).softmax(-1)[0]
+    chances = load(home / "run")(ChannelStats(mean=tuple(record["mean"]), std=tuple(record["std"]))(image)).softmax(-1)[
+        0
+    ]
     assert float(row["probability across"]) == pytest.approx(chances[0].item(), abs=1e-6)
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import senn
 import senn.scoring.gains
 from senn.errors import SennError, SurgeryError
-from senn.policy import Candidate, Policy
+from senn.policies import Candidate, Policy
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
@@ -73,7 +73,9 @@ def test_later_growth_below_new_units_leaves_the_function():
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     before = model(X).detach()
     for place in ("4", "2", "0"):
-        (event,) = senn.Grower(model, optimizer, policy=Take("widen", 3, place=place), candidate_config=FEW).grow([(X, Y)])
+        (event,) = senn.Grower(model, optimizer, policy=Take("widen", 3, place=place), candidate_config=FEW).grow(
+            [(X, Y)]
+        )
         assert event.width_after == 6 if place == "4" else event.width_after > 3
         torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
 
@@ -87,7 +89,9 @@ def test_the_units_that_were_scored_are_those_inserted(ascent: int, monkeypatch:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     candidate_config = senn.CandidateConfig(units=8, ascent_steps=ascent)
-    grower = senn.Grower(model, loss=F.mse_loss, policy=Take("widen", 3), moves=("width",), candidate_config=candidate_config)
+    grower = senn.Grower(
+        model, loss=F.mse_loss, policy=Take("widen", 3), moves=("width",), candidate_config=candidate_config
+    )
     (event,) = grower.grow([(x, y)])
     fresh = senn.Grower(model, loss=F.mse_loss, moves=("width",), candidate_config=candidate_config, seed=1)
     fresh.score_candidates([(x, y)])
@@ -121,7 +125,9 @@ def test_budgets_hold():
     def grown(**budget: int) -> nn.Sequential:
         model = net()
         policy = senn.PricePolicy(kappa=1e-6, confidence=0.0)
-        senn.Grower(model, policy=policy, candidate_config=FEW, moves=("width",), samples=len(X), **budget).grow([(X, Y)])
+        senn.Grower(model, policy=policy, candidate_config=FEW, moves=("width",), samples=len(X), **budget).grow(
+            [(X, Y)]
+        )
         return model
 
     assert grown()[0].out_features > 11
@@ -145,7 +151,10 @@ def test_only_the_moves_asked_for_are_offered(move: str, kind: str):
 
 def test_the_seed_decides():
     def first(seed: int) -> list[tuple[str, float]]:
-        return [(c.place, c.held_out_gain) for c in senn.Grower(net(), candidate_config=FEW, seed=seed).score_candidates([(X, Y)])]
+        return [
+            (c.place, c.held_out_gain)
+            for c in senn.Grower(net(), candidate_config=FEW, seed=seed).score_candidates([(X, Y)])
+        ]
 
     assert first(0) == first(0)
     assert first(0) != first(1)
@@ -314,7 +323,10 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "empty loader": (lambda: senn.Grower(net()).grow([]), "no batch has been looked at"),
     "moves": (lambda: senn.Grower(net(), moves=("width", "hight")), "'hight' is none of them"),
     "no place": (lambda: senn.Grower(nn.Sequential(nn.Flatten())).score_candidates([(X, Y)]), "no place to grow"),
-    "nan": (lambda: senn.Grower(net()).score_candidates([(X * torch.nan, Y)]), "diverged or the batch holds bad values"),
+    "nan": (
+        lambda: senn.Grower(net()).score_candidates([(X * torch.nan, Y)]),
+        "diverged or the batch holds bad values",
+    ),
     "inf": (lambda: senn.Grower(net()).score_candidates([(X / 0, Y)]), "diverged or the batch holds bad values"),
     "no weight": (lambda: senn.Grower(net()).score_candidates([(X, Y, torch.zeros(600))]), "sample weights"),
     "lengths": (lambda: senn.Grower(net()).score_candidates([(X, Y[:50])]), "600.*50|50.*600"),
@@ -379,4 +391,8 @@ def test_blocks_of_units_have_finite_figures_even_where_nothing_is_left_to_gain(
         y = model(x)
     found = senn.Grower(model, loss=F.mse_loss, round_to=8, samples=64).score_candidates([(x, y)])
     assert found
-    assert all(math.isfinite(figure) for c in found for figure in (c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr))
+    assert all(
+        math.isfinite(figure)
+        for c in found
+        for figure in (c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr)
+    )

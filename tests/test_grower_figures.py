@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import senn
 import senn.scoring.gains
-from senn.policy import Candidate, Policy
-from senn.scores import max_additions
+from senn.policies import Candidate, Policy
+from senn.scoring.formulas import max_additions
 
 
 def test_observing_batches_is_considering_them():
@@ -64,7 +64,7 @@ def test_samples_of_weight_zero_are_not_there_and_weights_are_repeats(policy):
 
 def test_the_rows_kept_for_the_whole_eta_count_by_their_weight(monkeypatch):
     """With one distinct sample F has rank one, so that eta is lambda along any direction, whichever rows are kept."""
-    monkeypatch.setattr("senn.curvature.folds.ROWS", 8)
+    monkeypatch.setattr("senn.kfac.folds.ROWS", 8)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     weights = (torch.arange(200) % 10 == 0).double()
@@ -116,7 +116,9 @@ def test_the_held_out_gain_of_noise_is_negative_in_the_mean():
     gains, heldout = [], []
     for seed in range(40):
         x, y, model = noise(seed)
-        grower = senn.Grower(model, loss=F.mse_loss, moves=("width",), candidate_config=senn.CandidateConfig(units=1), seed=seed)
+        grower = senn.Grower(
+            model, loss=F.mse_loss, moves=("width",), candidate_config=senn.CandidateConfig(units=1), seed=seed
+        )
         (found,) = grower.score_candidates([(x, y)])
         gains.append(found.gain)
         heldout.append(found.held_out_gain)
@@ -139,7 +141,9 @@ def test_the_price_buys_almost_nothing_on_noise():
 def test_theorem_3_1_bounds_the_additions_of_a_round(tau: float):
     policy = senn.PaperPolicy(tau=tau, alpha=1e-3)
     for seed in range(3):
-        grower = senn.Grower(net(seed=seed), policy=policy, moves=("width", "depth"), candidate_config=FEW, metric="euclidean")
+        grower = senn.Grower(
+            net(seed=seed), policy=policy, moves=("width", "depth"), candidate_config=FEW, metric="euclidean"
+        )
         pools: list[int] = []
         for event in grower.grow([(X, Y)]):
             pools.append(event.units)
@@ -149,7 +153,9 @@ def test_theorem_3_1_bounds_the_additions_of_a_round(tau: float):
 
 def test_the_paper_policy_counts_what_it_has_accepted():
     """Ratios are taken to the score that includes the round's own additions."""
-    grower = senn.Grower(net(), policy=senn.PaperPolicy(tau=0.05), moves=("width",), candidate_config=FEW, metric="euclidean")
+    grower = senn.Grower(
+        net(), policy=senn.PaperPolicy(tau=0.05), moves=("width",), candidate_config=FEW, metric="euclidean"
+    )
     seen: list[float] = []
     choose = grower.policy.choose
 

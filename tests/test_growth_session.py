@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from senn import SennError
-from senn.batch import Arguments
+from senn.pytree import Arguments
 from senn.training import Callback, TrainConfig
 from senn.training.growth_session import GrowthSession
 
@@ -69,7 +69,7 @@ def test_a_run_goes_on_bit_for_bit(kind):
     file.seek(0)
     steps(whole, optimizer, 10, 20)
     events = [record["event"] for record in whole.history]
-    assert events.count("consideration") == 2
+    assert events.count("growth_round") == 2
     assert events[-1] == "growth"
     other, optimizer = begun(kind, torch.load(file, weights_only=True), model)  # plain values and tensors alone
     optimizer.load_state_dict(trained)
@@ -81,7 +81,9 @@ def test_a_run_goes_on_bit_for_bit(kind):
 
 
 def test_batches_are_kept_only_when_a_round_is_near():
-    session, optimizer = begun(recipe=TrainConfig(addition_rounds=(0.5,), pruning_rounds=(), growth_steps=20, max_scoring_samples=40))
+    session, optimizer = begun(
+        recipe=TrainConfig(addition_rounds=(0.5,), pruning_rounds=(), growth_steps=20, max_scoring_samples=40)
+    )
     near = []
     for step in range(1, 21):
         if session.needs_batch(step):
@@ -89,7 +91,7 @@ def test_batches_are_kept_only_when_a_round_is_near():
         steps(session, optimizer, step, step)
     # the first says how many samples a batch has: three of 16 are the fewest that hold 40
     assert near == [1, 8, 9, 10]
-    (record,) = [one for one in session.history if one["event"] == "consideration"]
+    (record,) = [one for one in session.history if one["event"] == "growth_round"]
     assert (record["step"], record["looked_at"]) == (10, 48)
 
 
@@ -107,20 +109,20 @@ def test_a_step_that_was_jumped_over_has_its_round_later():
     session, optimizer = begun()
     steps(session, optimizer, 1, 5)
     steps(session, optimizer, 8, 8)
-    assert [one["step"] for one in session.history if one["event"] == "consideration"] == [8]
+    assert [one["step"] for one in session.history if one["event"] == "growth_round"] == [8]
 
 
 def test_a_loop_without_a_planned_end_has_rounds_for_ever():
     session, optimizer = begun(steps=float("inf"))
     steps(session, optimizer, 1, 50)
-    assert [one["step"] for one in session.history if one["event"] == "consideration"] == [6, 12, 24, 48]
+    assert [one["step"] for one in session.history if one["event"] == "growth_round"] == [6, 12, 24, 48]
 
 
 def test_listeners_hear_what_the_history_has():
     class Listener(Callback):
         def __init__(self):
             self.heard = []
-            for event in ("start", "consideration", "growth", "rollback", "fault", "end"):
+            for event in ("start", "growth_round", "growth", "rollback", "fault", "end"):
                 setattr(self, f"on_{event}", self.heard.append)
 
     listener = Listener()

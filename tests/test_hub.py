@@ -18,7 +18,7 @@ import senn
 from senn.cli.main import main
 from senn.errors import SennError
 from senn.export import push_to_hub, python_source, to_hub
-from senn.export.source import built
+from senn.export.module_source import built
 from senn.nn import MLP
 
 hub = pytest.importorskip("huggingface_hub")

@@ -18,14 +18,19 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 import senn
 from senn import PricePolicy, SennError
+from senn.integrations.transformers import SIZES, TENSORS, SelfExpansion, follow, load, save
 from senn.surgery import transaction
 from senn.training import TrainConfig
-from senn.transformers import SIZES, TENSORS, SelfExpansion, follow, load, save
 
 X = torch.randn(128, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0, 0, 0] * X[:, 0, 3, 3] > 0).long() + 2 * (X[:, 0, 1, 2] > 0.3).long()
 DATA = [{"pixel_values": x, "labels": y} for x, y in zip(X, Y, strict=True)]
-EARLY = TrainConfig(addition_rounds=(0.1, 0.3, 0.6), pruning_rounds=(), max_params=2000, policy=PricePolicy(layer_cost=1.0, max_places_per_round=2))
+EARLY = TrainConfig(
+    addition_rounds=(0.1, 0.3, 0.6),
+    pruning_rounds=(),
+    max_params=2000,
+    policy=PricePolicy(layer_cost=1.0, max_places_per_round=2),
+)
 
 
 def vit(**options):
@@ -79,7 +84,7 @@ def first(tmp_path_factory):
 def test_it_grows_with_the_trainers_optimizer(first):
     trainer, expansion, _ = first
     assert {record["kind"] for record in events(expansion, "growth")} >= {"widen", "insert"}
-    assert [record["step"] for record in events(expansion, "consideration")] == [2, 6, 12]
+    assert [record["step"] for record in events(expansion, "growth_round")] == [2, 6, 12]
     assert not events(expansion, "fault")
     assert parameters(trainer.model) > parameters(vit())
     held = [p for group in trainer.optimizer.optimizer.param_groups for p in group["params"]]

@@ -66,7 +66,14 @@ def noted(one: senn.Grower) -> list[object]:
     session = one._session
     state = {name: repr(value) for name, value in one.state_dict().items()}
     seen = None if session is None else (session.samples, session.loss, session._fit.maps.keys())
-    return [state, seen, session is None, repr(one.candidate_set), [event.realized_decrease for event in one.events], one.moves]
+    return [
+        state,
+        seen,
+        session is None,
+        repr(one.candidate_set),
+        [event.realized_decrease for event in one.events],
+        one.moves,
+    ]
 
 
 def ready(batches: list[tuple[torch.Tensor, torch.Tensor]], observed: bool) -> senn.Grower:

@@ -19,11 +19,11 @@ from torch.testing import assert_close
 from zoo import ZOO
 
 import senn
-from senn import batch
+from senn import pytree
+from senn.graph import analyze
 from senn.nn import Rational, Residual
-from senn.structure import analyze
 from senn.surgery import Insert, transaction
-from senn.surgery.verify import output_change, outputs
+from senn.surgery.outputs import output_change, outputs
 
 onnxruntime = pytest.importorskip("onnxruntime")
 EVERY = bool(os.environ.get("SENN_ALL"))
@@ -45,7 +45,7 @@ class Plain(nn.Module):
             result = self.model(*tensors)
         else:
             result = self.model(**dict(zip(self.names, tensors, strict=True)))
-        return tuple(x for x in batch.leaves(result) if x.is_floating_point())
+        return tuple(x for x in pytree.leaves(result) if x.is_floating_point())
 
 
 def grown(name: str) -> tuple[nn.Module, Any]:
@@ -55,7 +55,8 @@ def grown(name: str) -> tuple[nn.Module, Any]:
     assert graph is not None
     insertion_points = [insertion_point for insertion_point in graph.insertion_points if not insertion_point.spatial]
     layers = [
-        Insert(insertion_point.module, Residual(_branch(insertion_point.features))) for insertion_point in dict.fromkeys((*insertion_points[:1], *insertion_points[-1:]))
+        Insert(insertion_point.module, Residual(_branch(insertion_point.features)))
+        for insertion_point in dict.fromkeys((*insertion_points[:1], *insertion_points[-1:]))
     ]
     transaction(model, layers, graph, probe=inputs)
     return model.eval(), inputs
@@ -71,7 +72,7 @@ def _branch(features: int) -> nn.Module:
 def plain(name: str) -> tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """A grown model as graphs want it, its inputs and outputs."""
     model, inputs = grown(name)
-    tensors = tuple(batch.leaves(inputs))
+    tensors = tuple(pytree.leaves(inputs))
     wrapped = Plain(model, inputs).eval()
     with torch.no_grad():
         return wrapped, tensors, wrapped(*tensors)
@@ -113,7 +114,7 @@ def test_grown_models_go_to_onnx(name: str) -> None:
 def test_a_compiled_model_grows_and_compiles_anew(name: str) -> None:
     torch._dynamo.reset()
     model, inputs, graph = prepared(name)
-    wrapped, tensors = Plain(model.eval(), inputs).eval(), tuple(batch.leaves(inputs))
+    wrapped, tensors = Plain(model.eval(), inputs).eval(), tuple(pytree.leaves(inputs))
     compiled = torch.compile(wrapped, backend="eager")
     with torch.no_grad():
         before = compiled(*tensors)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 
 from senn import SennError  # noqa: E402
-from senn.lightning import SelfExpansion, load_from_checkpoint  # noqa: E402
+from senn.integrations.lightning import SelfExpansion, load_from_checkpoint  # noqa: E402
 from senn.training import TrainConfig  # noqa: E402
 
 X = torch.randn(256, 6, generator=torch.Generator().manual_seed(0))
@@ -114,14 +114,16 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_grown_module_bit_for_bit(tmp_pat
 
 
 def test_batches_kept_for_a_round_survive_a_break_in_between(tmp_path):
-    recipe = TrainConfig(addition_rounds=(0.4,), pruning_rounds=(), max_scoring_samples=160)  # five batches up to step 19; the second epoch ends at 16
+    recipe = TrainConfig(
+        addition_rounds=(0.4,), pruning_rounds=(), max_scoring_samples=160
+    )  # five batches up to step 19; the second epoch ends at 16
     states = []
     for path in (None, tmp_path / "epoch=1.ckpt"):
         expansion = SelfExpansion(recipe)
         kept = keeping(tmp_path if path is None else tmp_path / "second")
         _, module = fit([expansion, kept], ckpt_path=path, enable_checkpointing=True)
-        assert [record["step"] for record in events(expansion, "consideration")] == [19]
-        assert events(expansion, "consideration")[0]["looked_at"] == 160
+        assert [record["step"] for record in events(expansion, "growth_round")] == [19]
+        assert events(expansion, "growth_round")[0]["looked_at"] == 160
         states.append(module.state_dict())
     saved = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)["callbacks"]["SelfExpansion"]
     assert len(saved["held"]) == 2
@@ -133,9 +135,9 @@ def test_rounds_come_after_optimizer_steps_only():
 
     class Watched(SelfExpansion):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            before = len(events(self, "consideration"))
+            before = len(events(self, "growth_round"))
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            if len(events(self, "consideration")) > before:
+            if len(events(self, "growth_round")) > before:
                 seen.append((trainer.global_step, batch_idx))
 
     expansion = Watched(EARLY)
@@ -203,7 +205,7 @@ def test_training_goes_on_where_the_surgery_fails():
         torch.manual_seed(0)
         states.append(fit([expansion], Odd())[1].state_dict())
         if isinstance(expansion, SelfExpansion):
-            assert events(expansion, "consideration")
+            assert events(expansion, "growth_round")
             assert "list of tensors" in events(expansion, "fault")[0]["text"]
     assert same(*states)
 

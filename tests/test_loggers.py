@@ -39,7 +39,7 @@ class Net(pl.LightningModule):
 
 def fit(loggers):
     """The records of a run of a Trainer with these loggers, in which one round fails."""
-    from senn.lightning import SelfExpansion
+    from senn.integrations.lightning import SelfExpansion
 
     torch.manual_seed(0)
     calls = []
@@ -65,7 +65,7 @@ def expected(history):
     found = {}
     for record in history:
         step = record["step"]
-        if record["event"] == "consideration":
+        if record["event"] == "growth_round":
             found["senn/eta", step] = record["eta"]
             found |= {(f"senn/eta_of/{name}", step): value for name, value in record["eta_of"].items()}
             margins = [one["margin"] for one in (*record["accepted"], *record["refused"]) if one["kind"] == "widen"]
@@ -137,7 +137,7 @@ def test_wandb_has_scalars_texts_and_a_figure(tmp_path, monkeypatch):
     history = fit([logger])
     summary = dict(logger.experiment.summary)
     logger.experiment.finish()
-    last = [record for record in history if record["event"] == "consideration"][-1]
+    last = [record for record in history if record["event"] == "growth_round"][-1]
     assert summary["senn/eta"] == last["eta"]
     assert summary["senn/growth"]["_type"].startswith("image")
     (picture,) = tmp_path.glob("wandb/offline-*/files/media/images/senn/*.png")
@@ -184,7 +184,7 @@ def test_what_is_not_finite_is_left_out():
 
 
 def test_a_run_that_goes_on_is_drawn_from_its_beginning(tmp_path):
-    from senn.lightning import SelfExpansion
+    from senn.integrations.lightning import SelfExpansion
 
     recipe, made = TrainConfig(addition_rounds=(0.05, 0.6), pruning_rounds=()), []
     for path in (None, tmp_path / "epoch=1.ckpt"):
@@ -207,7 +207,7 @@ def test_a_run_that_goes_on_is_drawn_from_its_beginning(tmp_path):
 def test_widths_are_drawn_from_the_start_which_the_first_round_tells():
     pytest.importorskip("matplotlib")
     history = fit([])
-    first = next(record for record in history if record["event"] == "consideration")
+    first = next(record for record in history if record["event"] == "growth_round")
     assert first["step"] == 12
     assert first["architecture"] == [2]
     left = growth_image(history)[:300, 150:450]  # of the upper panel, what is before that step

@@ -15,7 +15,9 @@ from senn_reproduce import mnist, mnist_sizes
 from senn_reproduce.image_sets import load_images
 from senn_reproduce.mnist_sizes import compare, rank_correlation
 
-RECIPE = TrainConfig(hidden=(3,), shortcut=False, epochs=5, batch_size=50, addition_rounds=(0.1, 0.4), pruning_rounds=(0.6,))
+RECIPE = TrainConfig(
+    hidden=(3,), shortcut=False, epochs=5, batch_size=50, addition_rounds=(0.1, 0.4), pruning_rounds=(0.6,)
+)
 QUICK = mnist.Settings(
     natural=replace(RECIPE, optimizer="natural-gradient", optimizer_options={"damping": 0.1}),
     adam=replace(RECIPE, lr=3e-3),

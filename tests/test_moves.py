@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 import senn
 from senn.errors import SennError, SurgeryError
-from senn.policy import Policy, PricePolicy
+from senn.policies import Policy, PricePolicy
 from senn.training import TrainConfig
 from senn.training import train as fit
-from senn.training.learner import TrainStep, build_model
-from senn.training.online import IncrementalTrainer
+from senn.training.incremental import IncrementalTrainer
+from senn.training.train_step import TrainStep, build_model
 
 CHEAP = PricePolicy(kappa=1e-6, confidence=0.0, layer_cost=1.0, retention_factor=2.0)
 """Buys whatever promises anything."""
@@ -157,7 +157,9 @@ def test_a_default_run_adds_early_and_removes_later(load, monkeypatch):
     x = (x - x.mean(0)) / x.std(0).clamp_min(1e-2)
     y = torch.tensor(table.target)
     run = fit(x, y, task="classification", outputs=len(table.target_names), recipe=TrainConfig())
-    assert asked == len(TrainConfig().addition_rounds) * [("width", "depth")] + len(TrainConfig().pruning_rounds) * [("prune",)]
+    assert asked == len(TrainConfig().addition_rounds) * [("width", "depth")] + len(TrainConfig().pruning_rounds) * [
+        ("prune",)
+    ]
     total = next(record["steps"] for record in run.history if record["event"] == "epoch")
     growth = [record for record in run.history if record["event"] == "growth"]
     added = {record["step"] for record in growth if record["kind"] != "prune"}
@@ -177,7 +179,9 @@ class Everything(Policy):
 
 
 def test_removals_that_were_rolled_back_are_recorded():
-    recipe = TrainConfig(hidden=(24,), shortcut=False, lr=1e-2, epochs=40, batch_size=64, policy=Everything(), addition_rounds=())
+    recipe = TrainConfig(
+        hidden=(24,), shortcut=False, lr=1e-2, epochs=40, batch_size=64, policy=Everything(), addition_rounds=()
+    )
     recipe = replace(recipe, removals=(0.5,), moves=("prune",))
     run = fit(X, Y, task="classification", outputs=10, recipe=recipe)
     records = [record for record in run.history if record["event"] == "rollback"]

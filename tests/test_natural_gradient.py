@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from natural_gradient_cases import EXACT, D, dense, flat, one_step, problem, solve
 from torch import nn
 
-from senn.curvature.output import LossMetric
+from senn.kfac.loss_metric import LossMetric
 from senn.nn import MLP, Rational
 from senn.optim import NaturalGradient
-from senn.optim.blocks import Average, KroneckerBlock, split_damping
-from senn.optim.ggn import GaussNewton, best_combination, conjugate_gradients
+from senn.optim.gauss_newton import GaussNewton, best_combination, conjugate_gradients
+from senn.optim.kfac_blocks import Average, KroneckerBlock, split_damping
 
 # ---- where steps are exact ------------------------------------------------------------------------------------------
 

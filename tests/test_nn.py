@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from senn.errors import SennError
+from senn.graph import analyze
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
-from senn.structure import analyze
 
 coefficients = st.floats(-3, 3, allow_nan=False).filter(lambda x: abs(x) > 1e-3)
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import senn
-from senn import drawn
+from senn import html
 from senn.events import CandidateList
 
 HOSTILE = "<script>alert('x')</script>"
@@ -63,14 +63,14 @@ def test_lists_of_candidates_are_lists_and_explanations_text():
 
 @pytest.mark.parametrize("widths", [(), (1,), (3, 40, 7), (5,) * 200])
 def test_a_picture_has_a_column_for_each_layer(widths):
-    picture = drawn.network(widths, changed=[1] * len(widths))
+    picture = html.network(widths, changed=[1] * len(widths))
     assert picture.count("<text") == len(widths)
     assert "nan" not in picture
 
 
 def test_a_staircase_ends_at_its_last_size():
-    assert drawn.staircase([(0, 5)], "") == ""
-    picture = drawn.staircase([(0, 0), (4, 10), (16, 5)], "a < b")
+    assert html.staircase([(0, 5)], "") == ""
+    picture = html.staircase([(0, 0), (4, 10), (16, 5)], "a < b")
     assert "a &lt; b" in picture
     assert "H160.0V4.0H320.0V40.0" in picture  # half the way by the root of time: full height, then half
 
@@ -110,7 +110,7 @@ CELLS = (
     "grower.grow()[0]",
     "grower.consideration",
     "senn.SENNClassifier(max_epochs=2, random_state=0, verbose=1).fit(x.numpy(), y.numpy())",
-    "from senn.plots import growth_figure\nfigure = growth_figure(_.history_)\n"
+    "from senn.viz.plots import growth_figure\nfigure = growth_figure(_.history_)\n"
     "figure.axes[0].set_title('mine')\nfigure",
 )
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from senn.curvature.output import LossMetric
 from senn.errors import SennError, UnsupportedError
+from senn.kfac.loss_metric import LossMetric
 
 N, M = 6, 3
 D = torch.float64
@@ -171,7 +171,9 @@ def test_softmax_bound_stays_finite_on_hopeless_outputs():
     y = torch.tensor([[1e4, 0.0], [0.0, 1.0]])
     assert 1e20 < LossMetric(F.cross_entropy).score_limit(y, torch.tensor([1, 1])) < float("inf")
     saturated = torch.tensor([[500.0]])
-    assert 1e20 < LossMetric(F.binary_cross_entropy_with_logits).score_limit(saturated, torch.zeros(1, 1)) < float("inf")
+    assert (
+        1e20 < LossMetric(F.binary_cross_entropy_with_logits).score_limit(saturated, torch.zeros(1, 1)) < float("inf")
+    )
     assert LossMetric(F.cross_entropy).score_limit(y.flip(1), torch.tensor([1, 0])) == pytest.approx(
         0.5 * 0.36788, rel=1e-3
     )

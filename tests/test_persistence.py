@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import senn
+from senn.checkpoint import load, load_extra, save
 from senn.errors import SennError, UnsupportedError
 from senn.nn import MLP, Rational, Residual
-from senn.persistence import load, load_extra, save
 
 X = torch.linspace(-2, 2, 12).reshape(4, 3)
 

@@ -13,9 +13,9 @@ import torch.utils._device  # torch imports it late, by itself
 from surgery_cases import everything
 from torch import nn
 
+from senn.checkpoint import load, load_extra, save
 from senn.errors import SennError
 from senn.nn import Residual
-from senn.persistence import load, load_extra, save
 
 HUGE = 10**15
 

@@ -13,12 +13,12 @@ from zoo.transformer import ViT
 
 import senn
 from senn.errors import SennError, UnsupportedError
+from senn.graph import analyze
+from senn.graph.types import ResidualBlock as Repeatable
 from senn.nn import Rational, Residual
-from senn.structure import analyze
-from senn.structure.spaces import ResidualBlock as Repeatable
 from senn.surgery import Insert, transaction
 from senn.surgery.moves import Append
-from senn.surgery.verify import outputs
+from senn.surgery.outputs import outputs
 
 X = torch.linspace(-2, 2, 18).reshape(6, 3)
 
@@ -102,7 +102,11 @@ def test_layers_are_inserted_again_and_again_and_widened(tmp_path):
         width = model.get_submodule(insertion_point).in_features if insertion_point != "head.1.0" else 3
         insertion_point = "head.1.0.branch.2" if insertion_point == "head.1.0" else insertion_point
         layer, right, shift = identity_layer(model.get_submodule(insertion_point).in_features)
-        move = Insert(insertion_point, Residual(silent(width))) if insertion_point.startswith("head") else Insert(insertion_point, layer, right, shift)
+        move = (
+            Insert(insertion_point, Residual(silent(width)))
+            if insertion_point.startswith("head")
+            else Insert(insertion_point, layer, right, shift)
+        )
         transaction(model, [move], graph, probe=X)
         randomised(model, 4)
     graph = analyze(model, X)
@@ -123,7 +127,11 @@ def test_inserted_layers_go_into_every_fresh_model_of_the_zoo(tmp_path, name):
     for insertion_point in analyze(model, inputs).insertion_points[-2:]:
         linear = model.get_submodule(insertion_point.module)
         conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}.get(insertion_point.spatial)
-        layer = conv(insertion_point.features, insertion_point.features, 1) if conv else nn.Linear(insertion_point.features, insertion_point.features)
+        layer = (
+            conv(insertion_point.features, insertion_point.features, 1)
+            if conv
+            else nn.Linear(insertion_point.features, insertion_point.features)
+        )
         path, _, key = insertion_point.module.rpartition(".")
         model.get_submodule(path)._modules[key] = nn.Sequential(Residual(nn.Sequential(layer, nn.Tanh())), linear)
     senn.save(tmp_path, model)
@@ -185,7 +193,11 @@ def test_a_block_is_repeated_twice(tmp_path, second):
     wrapped(model, "single", model.single)
     wrapped(model, second, model.single[0])
     graph = analyze(model, X)
-    name = next(insertion_point.module for insertion_point in graph.insertion_points if insertion_point.module.endswith(".inner"))
+    name = next(
+        insertion_point.module
+        for insertion_point in graph.insertion_points
+        if insertion_point.module.endswith(".inner")
+    )
     transaction(model, [Insert(name, Residual(silent(3)))], graph, probe=X)
     graph = analyze(model, X)
     moves = [widen(model, graph, s.name, n + 1) for n, s in enumerate(graph.groups) if "single" in s.name]

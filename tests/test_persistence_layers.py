@@ -11,11 +11,11 @@ from surgery_cases import widen
 from torch import nn
 
 import senn
-from senn import disk
+from senn import atomic_files
+from senn.checkpoint.constructors import CONSTRUCTORS, CONTAINERS, json_arguments
 from senn.errors import SennError, UnsupportedError
+from senn.graph import analyze
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
-from senn.persistence.constructors import CONSTRUCTORS, CONTAINERS, json_arguments
-from senn.structure import analyze
 from senn.surgery import transaction
 
 ROW, SEQUENCE, IMAGE, VOLUME = (2, 4), (2, 4, 6), (2, 4, 6, 6), (2, 4, 4, 4, 4)
@@ -237,7 +237,7 @@ def test_forged_arguments_of_a_stack_are_refused(tmp_path, alter, sentence):
     path = tmp_path / "model.json"
     document = json.loads(path.read_text())
     alter(document["model"]["children"]["0"]["arguments"])
-    path.write_bytes(disk.write_checksummed_json(document))
+    path.write_bytes(atomic_files.write_checksummed_json(document))
     with pytest.raises(SennError, match=sentence):
         senn.load(tmp_path)
 
@@ -321,7 +321,9 @@ def quiet_values(model, group):
     for coupled in group.dims_of("producer"):
         if not coupled.quiet:
             old = model.get_parameter(coupled.name)
-            shape = [group.granularity * coupled.index.shape[1] if d == coupled.dim else n for d, n in enumerate(old.shape)]
+            shape = [
+                group.granularity * coupled.index.shape[1] if d == coupled.dim else n for d, n in enumerate(old.shape)
+            ]
             found[coupled.name] = torch.randn(shape).to(old)
     return found
 

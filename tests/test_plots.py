@@ -2,7 +2,7 @@
 
 import pytest
 
-from senn.plots import follow, growth_figure
+from senn.viz.plots import follow, growth_figure
 
 
 @pytest.mark.parametrize(

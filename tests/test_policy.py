@@ -7,14 +7,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from senn import scores
 from senn.errors import SennError
-from senn.policy import Budget, Candidate, PaperPolicy, PricePolicy
+from senn.policies import Budget, Candidate, PaperPolicy, PricePolicy
+from senn.scoring import formulas
 
 BASE = Candidate(
-    kind="widen", place="body.0", detail="", units=1, width=3, parameters=10, gain=0.1, gain_lower_bound=0.1, held_out_gain=0.1,
-    held_out_stderr=0.0, eta=0.2, score_limit=1.0, samples=1000,
-)  # fmt: skip
+    kind="widen",
+    place="body.0",
+    detail="",
+    units=1,
+    width=3,
+    parameters=10,
+    gain=0.1,
+    gain_lower_bound=0.1,
+    held_out_gain=0.1,
+    held_out_stderr=0.0,
+    eta=0.2,
+    score_limit=1.0,
+    samples=1000,
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -33,7 +44,7 @@ def test_theorem_3_1_bounds_the_additions_of_a_round(gains, eta, limit, tau, alp
         if policy.choose([candidate], []) is not None:
             accepted += 1
             eta = min(eta + candidate.gain, limit)
-    assert accepted < scores.max_additions(tau, alpha)
+    assert accepted < formulas.max_additions(tau, alpha)
 
 
 def test_the_bound_of_theorem_3_1_is_nearly_reached():
@@ -46,7 +57,7 @@ def test_the_bound_of_theorem_3_1_is_nearly_reached():
         if policy.choose([candidate], []) is None:
             break
         accepted, eta = accepted + 1, eta + gain
-    limit = scores.max_additions(tau, alpha)
+    limit = formulas.max_additions(tau, alpha)
     assert limit - 2 < accepted < limit
 
 

@@ -10,7 +10,7 @@ import torch
 from rank_cases import CASES, SAMPLES, SHIFTED, endings, fit, grow, several, shifted
 from worlds import world
 
-from senn.ranks import Communicator
+from senn.collectives import Communicator
 
 SHARES = {2: (77, 43), 3: (50, 0, 70)}
 

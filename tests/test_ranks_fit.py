@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from senn.cli.main import main
+from senn.collectives import Communicator
 from senn.errors import SennError
-from senn.ranks import Communicator
 from senn.training import TrainConfig
-from senn.training.learner import TrainStep
+from senn.training.train_step import TrainStep
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "senn", "fit"]
 
@@ -48,4 +48,6 @@ def test_torchrun_ends_together_and_goes_on(tmp_path: Path, capsys: pytest.Captu
 
 def test_the_natural_gradient_is_refused() -> None:
     with pytest.raises(SennError, match="natural-gradient are taken by one process"):
-        TrainStep(torch.nn.Linear(2, 2), TrainConfig(optimizer="natural-gradient"), "classification", 10, Communicator(0, 2))
+        TrainStep(
+            torch.nn.Linear(2, 2), TrainConfig(optimizer="natural-gradient"), "classification", 10, Communicator(0, 2)
+        )

@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
-    worlds.preload("senn.lightning", "senn.transformers", "transformers.trainer")
+    worlds.preload("senn.integrations.lightning", "senn.integrations.transformers", "transformers.trainer")
     answers = worlds.world(2, several, str(folder))
     assert all(isinstance(rank, dict) for rank in answers), answers
     return answers

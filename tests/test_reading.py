@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import senn
-from senn.curvature.capture import capture
-from senn.curvature.output import LossMetric
-from senn.curvature.reading import BatchLayout, RowLayout, infer_batch_layouts
-from senn.structure import analyze
+from senn.graph import analyze
+from senn.kfac.capture import capture
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.recorder import BatchLayout, RowLayout, infer_batch_layouts
 
 N, T, D = 4, 3, 5
 
@@ -155,7 +155,9 @@ def test_each_group_of_a_convolution_is_a_map_of_its_own() -> None:
 
 def test_layouts_are_found_out() -> None:
     x, _ = data()
-    layouts = {name: infer_batch_layouts(MODELS[name]().double(), {"map": 1}, x)["map"].layouts[0] for name in list(MODELS)[:4]}
+    layouts = {
+        name: infer_batch_layouts(MODELS[name]().double(), {"map": 1}, x)["map"].layouts[0] for name in list(MODELS)[:4]
+    }
     assert [*layouts.values()] == [RowLayout(), RowLayout(1), RowLayout(), RowLayout(0, inner=True)]
 
 

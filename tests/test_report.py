@@ -17,10 +17,10 @@ from report_cases import HOSTILE, folder_of, long_run, waves
 import senn
 from senn import SennError
 from senn.cli.main import main
-from senn.report import RunReport, downsample_record, page
-from senn.report.compact import CANDIDATE, MOST_NAMES, results_shown
-from senn.report.page import SCRIPTS, asset, charting_library, script_json
 from senn.training import GrowthSession, TrainConfig
+from senn.viz.report import RunReport, downsample_record, page
+from senn.viz.report.downsample import CANDIDATE, MOST_NAMES, results_shown
+from senn.viz.report.page import SCRIPTS, asset, charting_library, script_json
 
 pytest.importorskip("vl_convert")
 
@@ -44,7 +44,7 @@ class Links(HTMLParser):
 
 def test_a_growth_round_keeps_all_candidates_and_their_figures():
     run, _ = waves()
-    record = next(one for one in run.history if one["event"] == "consideration")
+    record = next(one for one in run.history if one["event"] == "growth_round")
     told = downsample_record(record)
     every = [(1, one) for one in record["accepted"]] + [(0, one) for one in record["refused"]]
     assert len(told["rows"]) == len(every) > 0
@@ -71,8 +71,8 @@ def test_numbers_that_json_has_not_become_null():
         {"event": "epoch", "step": "one"},
         {"event": "epoch", "step": 1, "architecture": ["a"], "parameters": 1},
         {"event": "growth", "step": 1, "architecture": [1], "parameters": None},
-        {"event": "consideration", "step": 1, "accepted": [{}], "refused": []},
-        {"event": "consideration", "step": 1, "accepted": 5, "refused": []},
+        {"event": "growth_round", "step": 1, "accepted": [{}], "refused": []},
+        {"event": "growth_round", "step": 1, "accepted": 5, "refused": []},
     ],
 )
 def test_a_record_that_is_none_is_refused_in_one_sentence(record):
@@ -137,7 +137,7 @@ def test_the_example_of_a_loop_of_ones_own_makes_a_page(tmp_path, monkeypatch):
     exec(textwrap.dedent(code), names)
     records = records_of(Path("own.html").read_text("utf-8"))["runs"][0]["records"]
     assert [one["event"] for one in (records[0], records[-1])] == ["start", "end"]
-    assert sum(one["event"] == "consideration" for one in records) == 4
+    assert sum(one["event"] == "growth_round" for one in records) == 4
     assert sum(one["event"] == "growth" for one in records) == len(names["session"].grower.events) > 0
 
 
@@ -182,9 +182,12 @@ def test_several_runs_are_one_page(folder, tmp_path, capsys, monkeypatch):
 def test_an_unfinished_run_is_shown_as_far_as_it_has_come(folder, tmp_path):
     home = tmp_path / "half" / "unfinished"
     home.mkdir(parents=True)
-    from senn import disk
+    from senn import atomic_files
 
-    disk.write(home / "run.json", disk.write_checksummed_json({"format": "senn-run", "version": 1, "arguments": ["waves"]}))
+    atomic_files.write(
+        home / "run.json",
+        atomic_files.write_checksummed_json({"format": "senn-run", "version": 1, "arguments": ["waves"]}),
+    )
     lines = (folder / "history.jsonl").read_bytes().splitlines(keepends=True)
     (home / "history.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
     assert main(["report", str(tmp_path / "half"), "--out", str(tmp_path / "half.html")]) == 0

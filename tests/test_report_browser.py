@@ -10,8 +10,8 @@ from report_cases import HOSTILE, long_run, waves
 
 from senn.cli.main import main
 from senn.cli.watch import Watch
-from senn.report import RunReport, page
 from senn.runs import read
+from senn.viz.report import RunReport, page
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -78,7 +78,7 @@ def test_keys_move_the_time_and_open_what_is_shut(single):
 
 def test_a_round_lists_all_candidates_with_their_verdicts(single):
     run, _ = waves()
-    records = [one for one in run.history if one["event"] == "consideration"]
+    records = [one for one in run.history if one["event"] == "growth_round"]
     assert single.locator(".rounds > li").count() == len(records)
     single.evaluate("location.hash = '#round-1'")
     single.wait_for_selector("#round-1 details[open]")
@@ -115,26 +115,26 @@ def test_a_curve_says_its_figures_and_sets_the_time(single):
     single.mouse.click(box["x"] + box["width"] * 0.95, box["y"] + box["height"] * 0.5)
     assert single.evaluate("senn.player.position") != before
     step = single.evaluate("senn.player.steps[senn.player.position]")
-    assert single.evaluate("senn.drawn.get('loss').view.signal('at')") == step
+    assert single.evaluate("senn.html.get('loss').view.signal('at')") == step
     single.mouse.move(0, 0)
 
 
 def test_every_chart_has_a_table_of_its_data(single):
-    keys = single.evaluate("[...senn.drawn.keys()]")
+    keys = single.evaluate("[...senn.html.keys()]")
     assert keys == ["loss", "score", "widths", "parameters", "flops", "eta", "promises"]
     for key in keys:
         rows = single.evaluate(
-            "(key) => { const t = senn.drawn.get(key).table; t.open = true; t.refresh();"
+            "(key) => { const t = senn.html.get(key).table; t.open = true; t.refresh();"
             "const n = t.querySelectorAll('tbody tr').length; t.open = false; return n; }",
             key,
         )
-        assert rows == single.evaluate(f"senn.drawn.get('{key}').chart.rows.length") > 0
+        assert rows == single.evaluate(f"senn.html.get('{key}').chart.rows.length") > 0
 
 
 def test_rounds_can_be_filtered(single):
     single.select_option("#filter", "nothing")
     run, _ = waves()
-    rounds = [one for one in run.history if one["event"] == "consideration"]
+    rounds = [one for one in run.history if one["event"] == "growth_round"]
     idle = len(rounds) - len({one["round"] for one in run.history if one["event"] == "growth"})
     rolled = single.evaluate("senn.stories[0].rounds.filter((r) => !r.changes.length && r.rollbacks.length).length")
     assert single.locator(".rounds > li:visible").count() == idle - rolled
@@ -203,7 +203,7 @@ def test_a_phone_needs_no_sideways_scrolling(single):
 def test_on_paper_all_is_there_and_light_and_fits(single):
     single.emulate_media(color_scheme="dark")
     run, _ = waves()
-    before = single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+    before = single.evaluate("[senn.html.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
     single.evaluate(
         "addEventListener('beforeprint', () => { window.paper = {"
         " shut: [...document.querySelectorAll('main details:not([open])')].filter((d) => !d.closest('.chart, .list')),"
@@ -211,14 +211,14 @@ def test_on_paper_all_is_there_and_light_and_fits(single):
         " taken: [...document.querySelectorAll('table.paper tbody')]"
         "   .map((body) => body.querySelectorAll('.accepted').length),"
         " pictures: document.querySelectorAll('.strip svg.network').length,"
-        " wide: Math.max(...[...senn.drawn.values()].map((chart) => chart.view.width())) }; })"
+        " wide: Math.max(...[...senn.html.values()].map((chart) => chart.view.width())) }; })"
     )
     pdf = single.pdf(format="A4", print_background=False)
     assert pdf.startswith(b"%PDF")
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
     paper = single.evaluate("window.paper")
     assert paper["shut"] == []
-    considered = [one for one in run.history if one["event"] == "consideration"]
+    considered = [one for one in run.history if one["event"] == "growth_round"]
     assert len(paper["rounds"]) == len(considered)
     for said, one in zip(paper["rounds"], considered, strict=True):
         assert said.startswith(f"Step {one['step']:,} ")
@@ -228,7 +228,7 @@ def test_on_paper_all_is_there_and_light_and_fits(single):
     assert paper["wide"] <= 680  # of A4 with its margins
     assert single.locator("table.paper, .strip").count() == 0  # and the screen is as it was
     assert (
-        single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+        single.evaluate("[senn.html.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
         == before
     )
     single.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -250,7 +250,7 @@ def test_runs_side_by_side(browser, pages):
         first = [tab.locator("svg.network").nth(at).inner_html() for at in (0, 1)]
         tab.evaluate("senn.player.show(0)")
         assert all(tab.locator("svg.network").nth(at).inner_html() != first[at] for at in (0, 1))
-        assert {row["series"] for row in tab.evaluate("senn.drawn.get('loss').view.data('curve')")} == {
+        assert {row["series"] for row in tab.evaluate("senn.html.get('loss').view.data('curve')")} == {
             "waves",
             "other",
         }
@@ -283,7 +283,7 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
             for record in run.history[:half]:
                 getattr(watch, f"on_{record['event']}")(record)
             tab.wait_for_function(f"senn.stories[0].records.length === {half}")
-            tab.wait_for_function("senn.drawn.size >= 5 && document.querySelectorAll('.rounds > li').length > 0")
+            tab.wait_for_function("senn.html.size >= 5 && document.querySelectorAll('.rounds > li').length > 0")
             for record in run.history[half:]:
                 getattr(watch, f"on_{record['event']}")(record)
             closing = threading.Thread(target=watch.close)

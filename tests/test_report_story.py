@@ -3,8 +3,8 @@
 import pytest
 from report_cases import waves
 
-from senn.report import downsample_record
-from senn.report.compact import CANDIDATE
+from senn.viz.report import downsample_record
+from senn.viz.report.downsample import CANDIDATE
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -34,7 +34,7 @@ def test_layers_are_followed_by_the_places_that_changes_name(single, before, aft
 
 def test_changes_without_growth_rounds_are_rounds_too(single):
     run, _ = waves()
-    records = [one for one in run.history if one["event"] != "consideration"]
+    records = [one for one in run.history if one["event"] != "growth_round"]
     steps = sorted({one["step"] for one in records if one["event"] in ("growth", "rollback")})
     told = single.evaluate("(records) => new Story({ name: 'old', records }, []).rounds.map((r) => r.step)", records)
     assert told == steps

@@ -8,21 +8,27 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from senn.checkpoint.model_state import packed, unpacked
+from senn.collectives import Communicator
 from senn.errors import SennError
-from senn.persistence.state import packed, unpacked
-from senn.ranks import Communicator
 from senn.training import Callback, TrainConfig, train
-from senn.training.images import image_config, train_images
-from senn.training.learner import build_model
-from senn.training.online import IncrementalTrainer
+from senn.training.image_training import image_config, train_images
+from senn.training.incremental import IncrementalTrainer
+from senn.training.train_step import build_model
 
 _DIGITS = load_digits()
 X = torch.tensor(_DIGITS.data[:400] / 16, dtype=torch.float32)
 Y = torch.tensor(_DIGITS.target[:400])
 PIXELS = (X.view(-1, 1, 8, 8) * 255).to(torch.uint8)
 TABLE = TrainConfig(
-    epochs=5, batch_size=64, addition_rounds=(0.05, 0.1, 0.3), pruning_rounds=(0.6,), max_scoring_samples=128, candidates_per_layer=6, hidden=(3,),
-)  # fmt: skip
+    epochs=5,
+    batch_size=64,
+    addition_rounds=(0.05, 0.1, 0.3),
+    pruning_rounds=(0.6,),
+    max_scoring_samples=128,
+    candidates_per_layer=6,
+    hidden=(3,),
+)
 IMAGES = image_config(
     hidden=(4, 4), epochs=3, batch_size=64, rounds=(0.1, 0.5), removals=(0.7,), probe=64, candidates=4
 )

@@ -16,16 +16,16 @@ from cli_cases import refused
 from filelock import FileLock
 from test_resume_kill import content
 
-from senn import disk
+from senn import atomic_files
 from senn.cli import signals
 from senn.cli.fit import _going_on
 from senn.cli.fit_arguments import FitArguments
 from senn.cli.main import main, parser
 from senn.cli.watch import Watch
+from senn.collectives import Communicator
 from senn.errors import SennError
-from senn.ranks import Communicator
 from senn.runs import FitOptions, RunFolder, read
-from senn.runs.folder import LOCK
+from senn.runs.run_folder import LOCK
 from senn.scoring import ScoringSession
 from senn.training.progress import LinesCallback
 
@@ -234,7 +234,9 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
     message = refused(capsys, [*ARGV, "--out", tmp_path / "run"])
     assert "holds an unfinished run; go on with it: senn fit --resume" in message
     about = json.loads((tmp_path / "run" / "unfinished" / "run.json").read_text())
-    (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.write_checksummed_json({**about, "version": 3}))
+    (tmp_path / "run" / "unfinished" / "run.json").write_bytes(
+        atomic_files.write_checksummed_json({**about, "version": 3})
+    )
     assert "has format version 3; this senn reads 1 and 2" in refused(capsys, cut)
     old = [{"version": 1, "arguments": one} for one in (["--resume=x"], ["wine", "--epochs=x"], [], [3], None)]
     for change in (
@@ -247,7 +249,9 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
     ):
         old.append({"options": {**about["options"], **change}})
     for change in [*old, {"options": {}}, {"options": None}]:
-        (tmp_path / "run" / "unfinished" / "run.json").write_bytes(disk.write_checksummed_json({**about, **change}))
+        (tmp_path / "run" / "unfinished" / "run.json").write_bytes(
+            atomic_files.write_checksummed_json({**about, **change})
+        )
         assert "run.json' is damaged: " in refused(capsys, cut)
 
 

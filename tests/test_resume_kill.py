@@ -15,7 +15,7 @@ from kill_cases import ROOMS
 from PIL import Image
 
 import senn
-from senn import disk
+from senn import atomic_files
 from senn.runs import read
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
@@ -118,5 +118,5 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path):
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
         "growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"
     ]  # fmt: skip
-    results = disk.read_checksummed_json(tmp_path / "run" / "results.json", "senn-run", 2)
+    results = atomic_files.read_checksummed_json(tmp_path / "run" / "results.json", "senn-run", 2)
     assert not results["interrupted"]

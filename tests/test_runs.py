@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from senn import disk
+from senn import atomic_files
 from senn.errors import SennError
 from senn.runs import FitOptions, RunFolder, complete, read
-from senn.runs import folder as writing
+from senn.runs import run_folder as writing
 
 START, EPOCH = {"event": "start"}, {"event": "epoch", "epoch": 1, "loss": float("inf")}
 
@@ -73,7 +73,7 @@ def test_an_unfinished_run_with_a_report_can_be_replaced(tmp_path):
 
 def test_what_came_of_a_change_is_known_of_unfinished_runs_too(tmp_path):
     changes = [{"event": "growth", "round": one, "realised": None} for one in (1, 1, 3)]
-    rounds = [{"event": "consideration", "realised": value} for value in (None, 0.5, None, 0.25)]
+    rounds = [{"event": "growth_round", "realised": value} for value in (None, 0.5, None, 0.25)]
     with begun(tmp_path) as folder:
         for record in (rounds[0], *changes[:2], rounds[1], rounds[2], changes[2]):
             folder.record(record)
@@ -114,8 +114,8 @@ def test_what_others_have_put_there_stays(tmp_path):
 
 def test_a_long_history_leaves_a_checkpoint_readable(tmp_path):
     with begun(tmp_path) as folder:
-        folder.save({"history": "x" * disk.MOST}, b"")
-        assert len(folder.newest()[0][0]["history"]) == disk.MOST
+        folder.save({"history": "x" * atomic_files.MOST}, b"")
+        assert len(folder.newest()[0][0]["history"]) == atomic_files.MOST
 
 
 def test_a_run_that_comes_in_between_is_not_replaced(tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):
         assert found is None
         assert [reason.rpartition(": ")[2] for reason in reasons] == ["it is another checkpoint"] * 2
         about = json.loads((home / "run.json").read_text())
-        (home / "run.json").write_bytes(disk.write_checksummed_json({**about, "data": "y"}))
+        (home / "run.json").write_bytes(atomic_files.write_checksummed_json({**about, "data": "y"}))
     os.rename(home / "checkpoint-007", home / "checkpoint-006")
     os.rename(home / "checkpoint-005", home / "checkpoint-007")
     os.rename(home / "checkpoint-006", home / "checkpoint-005")
@@ -206,9 +206,9 @@ def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
         text = (place / "model.json").read_text()
         seen.add(text)
         assert read(path).history == [START, {**EPOCH, "loss": None}]
-        assert disk.read_checksummed_json(place / "results.json", "senn-run", 2)["files"]["model.json"]["sha256"] == disk.bytes_digest(
-            text.encode()
-        )
+        assert atomic_files.read_checksummed_json(place / "results.json", "senn-run", 2)["files"]["model.json"][
+            "sha256"
+        ] == atomic_files.bytes_digest(text.encode())
         if return_:
             break
         if read(path).unfinished:
@@ -222,7 +222,7 @@ def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
 
 def test_a_first_run_on_its_way_stays_until_another_is_complete(tmp_path, monkeypatch):
     """Killed when all of its files but the results are in their place: it is told of as what it is, and not lost."""
-    folder, write = begun(tmp_path), disk.write
+    folder, write = begun(tmp_path), atomic_files.write
 
     def killed(path, data):
         if path.name == "results.json":
@@ -230,7 +230,7 @@ def test_a_first_run_on_its_way_stays_until_another_is_complete(tmp_path, monkey
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk, "write", killed)
+        patch.setattr(atomic_files, "write", killed)
         with pytest.raises(Killed):
             finished(folder)
     folder._lock.release()

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from senn import scores
-from senn.curvature.factors import KroneckerFactors, cholesky, kronecker_factors
-from senn.curvature.samples import PerSampleFactors
 from senn.errors import SennError
+from senn.kfac.factors import KroneckerFactors, cholesky, kronecker_factors
+from senn.kfac.per_sample import PerSampleFactors
+from senn.scoring import formulas
 from senn.scoring.gains import Fold, LayerGains
 from senn.scoring.pruning_costs import PruningCosts
 
@@ -43,7 +43,9 @@ def test_eta_equals_dense_truth():
     a, _, dz = problem(0)
     H = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
     A, G = factors(a, dz)
-    assert scores.expansion_score(G, A, H, damping=EXACT).item() == pytest.approx(dense_eta(a, dz, H).item(), rel=1e-8)
+    assert formulas.expansion_score(G, A, H, damping=EXACT).item() == pytest.approx(
+        dense_eta(a, dz, H).item(), rel=1e-8
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -54,8 +56,8 @@ def test_gain_is_the_difference_of_dense_etas(seed: int, p: int, overlap: float)
     A, G = factors(a, dz)
     _, C = factors(new, dz)
     A_cp, A_pp = a.mT @ new / len(a), new.mT @ new / len(a)
-    residual = scores.residual_cross(C, G, A, A_cp, damping=EXACT)
-    gain = scores.width_gain(residual, A_pp, A_cp, A, H, damping=EXACT)
+    residual = formulas.residual_cross(C, G, A, A_cp, damping=EXACT)
+    gain = formulas.width_gain(residual, A_pp, A_cp, A, H, damping=EXACT)
     truth = dense_eta(torch.cat([a, new], 1), dz, H) - dense_eta(a, dz, H)
     assert gain.item() == pytest.approx(truth.item(), rel=1e-6, abs=1e-10)
 
@@ -67,9 +69,9 @@ def test_theorem_3_2_the_bound_is_below_the_gain(seed: int, p: int):
     A, G = factors(a, dz)
     A_cp, A_pp, C = a.mT @ new / len(a), new.mT @ new / len(a), dz.mT @ new / len(a)
     S = torch.eye(2, dtype=torch.float64)
-    residual = scores.residual_cross(C, G, A, A_cp)
-    gain = scores.width_gain(residual, A_pp, A_cp, A, S)
-    assert 0 <= scores.width_gain_bound(residual, A_pp, S) <= gain + 1e-12
+    residual = formulas.residual_cross(C, G, A, A_cp)
+    gain = formulas.width_gain(residual, A_pp, A_cp, A, S)
+    assert 0 <= formulas.width_gain_bound(residual, A_pp, S) <= gain + 1e-12
 
 
 def test_theorem_3_2_equality_when_new_and_old_are_uncorrelated():
@@ -78,9 +80,9 @@ def test_theorem_3_2_equality_when_new_and_old_are_uncorrelated():
     A, G = factors(a, dz)
     A_cp, A_pp, C = a.mT @ new / len(a), new.mT @ new / len(a), dz.mT @ new / len(a)
     S = torch.eye(2, dtype=torch.float64)
-    residual = scores.residual_cross(C, G, A, A_cp)
-    gain = scores.width_gain(residual, A_pp, A_cp, A, S)
-    assert scores.width_gain_bound(residual, A_pp, S).item() == pytest.approx(gain.item(), rel=1e-10)
+    residual = formulas.residual_cross(C, G, A, A_cp)
+    gain = formulas.width_gain(residual, A_pp, A_cp, A, S)
+    assert formulas.width_gain_bound(residual, A_pp, S).item() == pytest.approx(gain.item(), rel=1e-10)
 
 
 def test_scale_of_the_activations_does_not_matter():
@@ -90,10 +92,10 @@ def test_scale_of_the_activations_does_not_matter():
 
     def both(new: torch.Tensor) -> tuple[float, float]:
         A_cp, A_pp, C = a.mT @ new / len(a), new.mT @ new / len(a), dz.mT @ new / len(a)
-        residual = scores.residual_cross(C, G, A, A_cp)
+        residual = formulas.residual_cross(C, G, A, A_cp)
         return (
-            scores.width_gain(residual, A_pp, A_cp, A, S).item(),
-            scores.width_gain_bound(residual, A_pp, S).item(),
+            formulas.width_gain(residual, A_pp, A_cp, A, S).item(),
+            formulas.width_gain_bound(residual, A_pp, S).item(),
         )
 
     factor = torch.tensor([1e-3, 7.0, 1e4], dtype=torch.float64)
@@ -107,7 +109,7 @@ def test_a_tiny_gain_survives_float32_moments():
     A, G = factors(a, dz)
     A_cp, A_pp, C = a.mT @ new / len(a), new.mT @ new / len(a), dz.mT @ new / len(a)
     H = torch.eye(2, dtype=torch.float64)
-    gain = scores.width_gain(scores.residual_cross(C, G, A, A_cp, damping=EXACT), A_pp, A_cp, A, H, damping=EXACT)
+    gain = formulas.width_gain(formulas.residual_cross(C, G, A, A_cp, damping=EXACT), A_pp, A_cp, A, H, damping=EXACT)
     truth = dense_eta(torch.cat([a, new], 1), dz, H) - dense_eta(a, dz, H)
     assert gain.item() == pytest.approx(truth.item(), rel=1e-3)
 
@@ -118,19 +120,21 @@ def test_eta_never_exceeds_the_output_gradients_length():
         H = torch.eye(2, dtype=torch.float64)
         A, G = factors(torch.cat([a, new], 1), dz)
         bound = dz.square().sum(1).mean()
-        assert scores.expansion_score(G, A, H, damping=EXACT) <= bound * (1 + 1e-9)
+        assert formulas.expansion_score(G, A, H, damping=EXACT) <= bound * (1 + 1e-9)
 
 
 def test_several_columns_per_unit_and_locations_equal_the_dense_sum_over_locations():
     """A convolution-shaped map under squared error of the sum of its outputs' own losses: every location a row."""
     a, new, dz = problem(4, n=240, p=3)
     T = 4
-    rows = kronecker_factors(torch.cat([a, new], 1), dz, torch.randn(1, 2, dtype=torch.float64).expand(240, 2), locations=T)
+    rows = kronecker_factors(
+        torch.cat([a, new], 1), dz, torch.randn(1, 2, dtype=torch.float64).expand(240, 2), locations=T
+    )
     S = torch.eye(2, dtype=torch.float64)
     jacobian = torch.einsum("nc,mk->nmkc", a, torch.eye(2, dtype=a.dtype)).reshape(60, T, 2, -1)
     gradient = torch.einsum("ntmi,ntm->i", jacobian, dz.reshape(60, T, 2)) / 60
     fisher = torch.einsum("ntmi,ntmj->ij", jacobian, jacobian) / 60
-    eta = scores.expansion_score(rows.G[:, :4], rows.A[:4, :4], S, locations=T, damping=EXACT)
+    eta = formulas.expansion_score(rows.G[:, :4], rows.A[:4, :4], S, locations=T, damping=EXACT)
     assert eta.item() == pytest.approx((gradient @ torch.linalg.solve(fisher, gradient)).item(), rel=1e-8)
 
 
@@ -143,7 +147,9 @@ def test_heldout_gain_of_noise_is_negative_in_the_mean_and_the_fitted_gain_posit
         dz = torch.randn(120, 3, generator=g, dtype=torch.float64)
         new = torch.randn(120, 2, generator=g, dtype=torch.float64)
         x = torch.cat([a, new], 1)
-        layer_gains = LayerGains(*(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2)
+        layer_gains = LayerGains(
+            *(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2
+        )
         columns = torch.tensor([[0, 1]])
         fitted.append(layer_gains.gain(columns).item())
         held.append(layer_gains.held_out_gain(columns)[0].item())
@@ -159,7 +165,9 @@ def test_noise_adds_nothing_to_what_both_halves_agree_on():
     for seed in range(300):
         g = torch.Generator().manual_seed(seed)
         x, dz = (torch.randn(120, size, generator=g, dtype=torch.float64) for size in (4, 3))
-        layer_gains = LayerGains(*(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2)
+        layer_gains = LayerGains(
+            *(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2
+        )
         gain = torch.tensor([[0, 1]])
         pruning, unit = PruningCosts(layer_gains.inverse, layer_gains.after(weight), 1), torch.tensor([[0]])
         squares.append([layer_gains.gain(gain).item(), pruning.costs(unit).item()])
@@ -185,7 +193,9 @@ def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
     signs = torch.randint(0, 2, dz.shape, generator=torch.Generator().manual_seed(0)).to(dz) * 2 - 1
     s = signs @ torch.linalg.cholesky(S).mT
     return Fold(
-        moments=KroneckerFactors(rows=len(x), locations=1, input_cov=x.mT @ x, cross_cov=dz.mT @ x, grad_cov=S * len(x), n_rows_read=len(x)),
+        moments=KroneckerFactors(
+            rows=len(x), locations=1, input_cov=x.mT @ x, cross_cov=dz.mT @ x, grad_cov=S * len(x), n_rows_read=len(x)
+        ),
         samples=PerSampleFactors(a=x, pseudo_grad=s, output_grad=dz),
     )
 
@@ -236,10 +246,10 @@ def test_pruning_cost_is_the_loss_after_exact_reoptimisation():
     inverse = torch.linalg.inv(A)
     for gone in ([2], [0, 4]):
         kept = [i for i in range(5) if i not in gone]
-        cost = scores.pruning_cost(best[:, gone], torch.zeros(2, len(gone)), inverse[gone][:, gone], S).item()
+        cost = formulas.pruning_cost(best[:, gone], torch.zeros(2, len(gone)), inverse[gone][:, gone], S).item()
         again = torch.linalg.lstsq(a[:, kept], t).solution.mT
         assert cost / 2 == pytest.approx(loss(again, a[:, kept]) - loss(best, a), rel=1e-9)
-        taken = best[:, kept] + best[:, gone] @ scores.compensation(inverse, torch.tensor(gone))
+        taken = best[:, kept] + best[:, gone] @ formulas.compensation(inverse, torch.tensor(gone))
         torch.testing.assert_close(taken, again)
 
 
@@ -251,8 +261,8 @@ def test_pruning_is_the_mirror_of_growth_away_from_the_optimum():
     for seed in range(3):
         w = torch.randn(2, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         dz = a @ w.mT - t
-        step = scores.natural_step(dz.mT @ a / len(a), A, S, damping=EXACT)
-        costs.append(scores.pruning_cost(w[:, [1]], step[:, [1]], torch.linalg.inv(A)[[1]][:, [1]], S).item())
+        step = formulas.natural_step(dz.mT @ a / len(a), A, S, damping=EXACT)
+        costs.append(formulas.pruning_cost(w[:, [1]], step[:, [1]], torch.linalg.inv(A)[[1]][:, [1]], S).item())
     assert costs == pytest.approx([costs[0]] * 3, rel=1e-6)
 
 
@@ -260,7 +270,7 @@ def test_functions_take_batches():
     a, _, dz = problem(9)
     A, G = factors(a, dz)
     S = torch.eye(2, dtype=torch.float64)
-    batched = scores.expansion_score(torch.stack([G, 2 * G]), torch.stack([A, A]), torch.stack([S, S]))
+    batched = formulas.expansion_score(torch.stack([G, 2 * G]), torch.stack([A, A]), torch.stack([S, S]))
     assert batched[1].item() == pytest.approx(4 * batched[0].item())
 
 
@@ -272,7 +282,9 @@ def test_moments_merge_and_weights_of_zero_are_missing_rows():
     weights = torch.ones(200, dtype=torch.float64)
     weights[100:] = 0
     zero = dz * weights[:, None]
-    torch.testing.assert_close(kronecker_factors(a, zero, zero, weights=weights).G, kronecker_factors(a[:100], dz[:100], dz[:100]).G)
+    torch.testing.assert_close(
+        kronecker_factors(a, zero, zero, weights=weights).G, kronecker_factors(a[:100], dz[:100], dz[:100]).G
+    )
     with pytest.raises(SennError, match="cannot be merged"):
         _ = whole + kronecker_factors(a[:, :2], dz, dz)
 
@@ -290,7 +302,7 @@ def test_cholesky_of_dead_and_duplicate_units():
 
 
 def test_addition_limit_is_theorem_3_1():
-    assert scores.max_additions(1.0, 2.5e-3) == pytest.approx(1 + math.log(400) / math.log(2))
+    assert formulas.max_additions(1.0, 2.5e-3) == pytest.approx(1 + math.log(400) / math.log(2))
 
 
 def test_promises_of_units_accepted_one_after_another_add_up_to_no_more_than_lambda():
@@ -301,7 +313,10 @@ def test_promises_of_units_accepted_one_after_another_add_up_to_no_more_than_lam
     x = torch.cat([torch.ones(n, 1, dtype=torch.float64), sign, torch.where(curved, sign, -sign)], 1)
     dz, s = torch.where(curved, sign, 0.0), torch.where(curved, 1.0, 1e-3)
     parts = slice(0, n // 2), slice(n // 2, n)
-    folds = [Fold.of(kronecker_factors(x[p], dz[p], s[p]), PerSampleFactors(a=x[p], pseudo_grad=s[p], output_grad=dz[p])) for p in parts]
+    folds = [
+        Fold.of(kronecker_factors(x[p], dz[p], s[p]), PerSampleFactors(a=x[p], pseudo_grad=s[p], output_grad=dz[p]))
+        for p in parts
+    ]
     layer_gains = LayerGains(*folds, existing=1)
     first = layer_gains.held_out_gain(torch.tensor([[0]]))[0].item()
     assert first == pytest.approx(0.5, rel=0.02)  # all of lambda, the mean of dz^2 / s^2

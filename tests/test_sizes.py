@@ -10,7 +10,14 @@ from torch import nn
 
 import senn
 from senn import SennError
-from senn.persistence import ModuleSnapshot, optimizer_param_names, rebind_optimizer, resize_like, tensor_shapes, describe_shapes
+from senn.checkpoint import (
+    ModuleSnapshot,
+    describe_shapes,
+    optimizer_param_names,
+    rebind_optimizer,
+    resize_like,
+    tensor_shapes,
+)
 from senn.surgery import Insert, transaction
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))

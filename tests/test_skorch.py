@@ -16,7 +16,7 @@ pytest.importorskip("skorch")
 from skorch import NeuralNetClassifier, NeuralNetRegressor
 
 from senn import SennError, load, save
-from senn.skorch import SelfExpansion
+from senn.integrations.skorch import SelfExpansion
 from senn.training import TrainConfig
 
 X, Y = load_wine(return_X_y=True)
@@ -44,7 +44,7 @@ def test_a_classifier_grows_in_a_pipeline(probabilities):
     fitted = pipeline[-1]
     assert fitted.module_[0].out_features > 2 if isinstance(fitted.module_[0], nn.Linear) else True
     assert sum(p.numel() for p in fitted.module_.parameters()) > sum(p.numel() for p in small(3, []).parameters())
-    assert kinds(fitted).count("consideration") == 3
+    assert kinds(fitted).count("growth_round") == 3
     assert not {"fault", "rollback"} & {*kinds(fitted)}
     assert pipeline.score(X, Y) > 0.9
     assert np.array_equal(pickle.loads(pickle.dumps(pipeline)).predict(X), pipeline.predict(X))

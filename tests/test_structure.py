@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from structure_nets import Net, batch, columns, each, linear_pair, names, reasons, coupled_dims
+from structure_nets import Net, batch, columns, coupled_dims, each, linear_pair, names, reasons
 from torch import nn
 from torch.nn import functional as F
 
 from senn.errors import SennError
+from senn.graph import SizeAttribute, analyze, explain
 from senn.nn import MLP, Rational, Residual
-from senn.structure import SizeAttribute, analyze, explain
 
 
 def test_a_plain_chain_is_found_whole():
@@ -36,7 +36,10 @@ def test_a_plain_chain_is_found_whole():
         "3.weight": ("producer", 0, each(5)),
         "4.weight": ("consumer", 1, each(5)),
     }
-    assert [(insertion_point.module, insertion_point.features, insertion_point.activation) for insertion_point in graph.insertion_points] == [
+    assert [
+        (insertion_point.module, insertion_point.features, insertion_point.activation)
+        for insertion_point in graph.insertion_points
+    ] == [
         ("0", 6, "ReLU"),
         ("3", 8, "ReLU"),
         ("4", 5, "ReLU"),
@@ -122,7 +125,9 @@ def test_units_read_twice_own_two_columns():
 def test_rational_parameters_are_carriers(width):
     graph = analyze(MLP(3, (width,), 2, activation=Rational), batch(5, 3))
     (group,) = graph.groups
-    assert {s.tensor: s.index.tolist() for s in group.dims_of("elementwise")} == {tensor: each(width) for tensor in "vcl"}
+    assert {s.tensor: s.index.tolist() for s in group.dims_of("elementwise")} == {
+        tensor: each(width) for tensor in "vcl"
+    }
     assert any(attribute.name == "num_parameters" for attribute in group.attributes)
     assert {insertion_point.activation for insertion_point in graph.insertion_points} == {"Rational"}
 
@@ -185,7 +190,9 @@ def test_several_inputs_nested_modules_and_dict_outputs():
     model = Net(forward, body=body, side=(2, 3), head=(7, 2))
     graph = analyze(model, (batch(5, 3), {"z": batch(5, 2)}))
     assert names(graph) == ["body.0", "body.2.1", "side"]
-    assert {insertion_point.module: insertion_point.activation for insertion_point in graph.insertion_points}["body.2.1"] == "SiLU"
+    assert {insertion_point.module: insertion_point.activation for insertion_point in graph.insertion_points}[
+        "body.2.1"
+    ] == "SiLU"
 
 
 def test_branches_of_two_batches_that_one_map_reads_are_one_group():
@@ -207,7 +214,10 @@ def test_activation_hints_follow_functions_and_fall_back_on_the_usual_one():
         return m.d(F.softplus(m.c(F.leaky_relu(m.b(torch.tanh(m.a(x)).flatten(1))))))
 
     model = Net(forward, **dict.fromkeys("abcd", (4, 4)))
-    hints = {insertion_point.module: insertion_point.activation for insertion_point in analyze(model, batch(5, 4)).insertion_points}
+    hints = {
+        insertion_point.module: insertion_point.activation
+        for insertion_point in analyze(model, batch(5, 4)).insertion_points
+    }
     assert hints == {"a": "Tanh", "b": "Tanh", "c": "LeakyReLU", "d": "Softplus"}
     assert analyze(nn.Sequential(nn.Linear(3, 2)), batch(5, 3)).insertion_points[0].activation == "ReLU"
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from structure_nets import batch
 from torch import Tensor, nn
 
+from senn.graph import analyze
 from senn.nn import Rational
-from senn.structure import analyze
 
 FEATURES, SAMPLES, TOKENS = 3, 4, 2
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from zoo import randomised
 
 import senn
+from senn.graph import DependencyGraph, InsertionPoint, analyze
 from senn.nn import Residual
-from senn.structure import InsertionPoint, DependencyGraph, analyze
 from senn.surgery import Insert, Move, Prune, transaction
-from senn.surgery.verify import output_change, outputs
+from senn.surgery.outputs import output_change, outputs
 
 EXAMPLES = int(os.environ.get("SENN_EXAMPLES", "300"))
 STEPS = ("widen", "prune", "insert", "undo", "save", "load")

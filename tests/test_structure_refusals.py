@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from senn.errors import SennError, UnsupportedError
-from senn.structure import analyze, explain
+from senn.graph import analyze, explain
 
 OWN = "the model's own forward (Net)"
 UNKNOWN = "which isn't understood yet"

@@ -11,9 +11,18 @@ from surgery_cases import CASES, X, case, everything, identity_layer, silent, wi
 from torch import nn
 
 from senn.errors import SennError, SurgeryError
+from senn.graph import analyze
 from senn.nn import Residual
-from senn.structure import analyze
-from senn.surgery import Insert, Prune, Widen, calibrate_batch_norm, apply_moves, new_parameters, transaction, parameters_per_unit
+from senn.surgery import (
+    Insert,
+    Prune,
+    Widen,
+    apply_moves,
+    calibrate_batch_norm,
+    new_parameters,
+    parameters_per_unit,
+    transaction,
+)
 
 # -- width
 

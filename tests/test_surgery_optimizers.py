@@ -13,7 +13,7 @@ from surgery_cases import Concat, mlp, net, train, widen
 from torch import Tensor, nn, optim
 
 from senn.errors import SennError, SurgeryError, UnsupportedError
-from senn.structure import analyze
+from senn.graph import analyze
 from senn.surgery import Insert, Prune, transaction
 
 OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {

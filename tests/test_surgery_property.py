@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from surgery_cases import everything, identity_layer, silent, widen
 from torch import Tensor, nn
 
+from senn.graph import analyze
 from senn.nn import Rational, Residual
-from senn.structure import analyze
 from senn.surgery import Insert, Prune, Receipt, new_parameters, transaction
 
 X = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -12,8 +12,8 @@ from surgery_cases import X, case, everything, identity_layer, mlp, widen
 from torch import Tensor, nn
 
 from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.graph import ChannelGroup, DependencyGraph, InsertionPoint, LinearMap, analyze
 from senn.nn import Residual
-from senn.structure import LinearMap, InsertionPoint, ChannelGroup, DependencyGraph, analyze
 from senn.surgery import Insert, Prune, Widen, apply_moves, transaction
 
 

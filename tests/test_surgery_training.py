@@ -15,7 +15,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from senn.structure import analyze
+from senn.graph import analyze
 from senn.surgery import Insert, transaction
 
 SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {

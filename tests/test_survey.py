@@ -11,15 +11,15 @@ from torch.nn import functional as F
 import senn.scoring.gains
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.new_layers import IdentityLayer
-from senn.curvature.factors import damped, kronecker_factors
-from senn.curvature.output import LossMetric
-from senn.curvature.samples import PerSampleFactors
+from senn.graph import analyze
+from senn.kfac.factors import damped, kronecker_factors
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.per_sample import PerSampleFactors
 from senn.nn import Rational
-from senn.policy import Budget
+from senn.policies import Budget
 from senn.scoring import DataCovariance, ScoringSession
 from senn.scoring.gains import Fold, LayerGains
 from senn.scoring.pool import CandidatePool, select
-from senn.structure import analyze
 from senn.surgery import apply_moves
 
 SAMPLES = 90
@@ -62,9 +62,14 @@ def data(outputs: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def pool_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *moves: str, seed: int = 0) -> CandidatePool:
     session = ScoringSession(
-        model, analyze(model, x[:8]), metric=LossMetric(F.mse_loss), moves=moves, known={},
-        candidate_config=CandidateConfig(units=8, residual_units=5, identity_bases=1), generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+        model,
+        analyze(model, x[:8]),
+        metric=LossMetric(F.mse_loss),
+        moves=moves,
+        known={},
+        candidate_config=CandidateConfig(units=8, residual_units=5, identity_bases=1),
+        generator=torch.Generator().manual_seed(seed),
+    )
     session.add_batch(x, y)
     return session.pool(len(x), Budget())
 
@@ -221,9 +226,14 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     torch.manual_seed(0)
     model, (x, y) = plain().double(), data()
     session = ScoringSession(
-        model, analyze(model, x[:8]), metric=LossMetric(F.mse_loss), moves=("width", "depth"), known={},
-        candidate_config=CandidateConfig(units=8, residual_units=5, identity_bases=1), generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+        model,
+        analyze(model, x[:8]),
+        metric=LossMetric(F.mse_loss),
+        moves=("width", "depth"),
+        known={},
+        candidate_config=CandidateConfig(units=8, residual_units=5, identity_bases=1),
+        generator=torch.Generator().manual_seed(0),
+    )
     session.add_batch(x, y)
     draw = session._draw
     assert draw is not None
@@ -261,13 +271,20 @@ def test_the_layer_gains_of_a_known_input_moment_agrees_with_one_that_computes_i
 
     def figures() -> torch.Tensor:
         session = ScoringSession(
-            model, analyze(model, x[:8]), metric=LossMetric(F.mse_loss), moves=("depth",), known=known,
-            candidate_config=CandidateConfig(units=8, residual_units=5, identity_bases=1), generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
+            model,
+            analyze(model, x[:8]),
+            metric=LossMetric(F.mse_loss),
+            moves=("depth",),
+            known=known,
+            candidate_config=CandidateConfig(units=8, residual_units=5, identity_bases=1),
+            generator=torch.Generator().manual_seed(0),
+        )
         session.add_batch(x, y)
         layer_gains = session.pool(SAMPLES, Budget()).layer_gains_by_map["0"]
         columns = torch.arange(8)[:, None]
-        return torch.stack([layer_gains.gain(columns), layer_gains.gain_lower_bound(columns), torch.full((8,), layer_gains.eta)])
+        return torch.stack(
+            [layer_gains.gain(columns), layer_gains.gain_lower_bound(columns), torch.full((8,), layer_gains.eta)]
+        )
 
     first = figures()
     assert set(known) == {"0"}
@@ -278,9 +295,14 @@ def test_the_input_moment_of_a_few_samples_is_not_kept():
     torch.manual_seed(0)
     model, (x, y), known = plain().double(), data(), {}
     session = ScoringSession(
-        model, analyze(model, x), metric=LossMetric(F.mse_loss), candidate_config=CandidateConfig(units=2), moves=("width",),
-        generator=torch.Generator().manual_seed(0), known=known,
-    )  # fmt: skip
+        model,
+        analyze(model, x),
+        metric=LossMetric(F.mse_loss),
+        candidate_config=CandidateConfig(units=2),
+        moves=("width",),
+        generator=torch.Generator().manual_seed(0),
+        known=known,
+    )
     session.add_batch(x[:4], y[:4])
     session.pool(4, Budget())
     assert not known
@@ -334,7 +356,10 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
             (torch.randn(samples, locations, size, generator=generator, dtype=torch.float64) + 2 * shared).flatten(0, 1)
             for size in (existing + 1, m, m)
         )
-        return Fold.of(kronecker_factors(a, dz, s, locations=locations), PerSampleFactors(a=a, pseudo_grad=s, output_grad=dz, locations=locations))
+        return Fold.of(
+            kronecker_factors(a, dz, s, locations=locations),
+            PerSampleFactors(a=a, pseudo_grad=s, output_grad=dz, locations=locations),
+        )
 
     fit, held = fold(), fold()
     value, error = LayerGains(fit, held, existing).held_out_gain(torch.tensor([[0]]))
@@ -344,7 +369,9 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
         A = damped(one.moments.A[:existing, :existing])
         kept = one.samples
         rest = kept.a[:, existing] - kept.a[:, :existing] @ torch.linalg.solve(A, one.moments.A[:existing, existing])
-        by_sample = [(rows * rest[:, None]).view(samples, locations, m).sum(1) for rows in (kept.output_grad, kept.pseudo_grad)]
+        by_sample = [
+            (rows * rest[:, None]).view(samples, locations, m).sum(1) for rows in (kept.output_grad, kept.pseudo_grad)
+        ]
         return by_sample[0].mean(0), by_sample[0], by_sample[1]
 
     S = damped((fit.moments + held.moments).S)
@@ -372,9 +399,14 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
     y = torch.sin(2 * x.sum((1, 2, 3)))[:, None] + 0.3 * torch.randn(SAMPLES, 1, generator=g, dtype=torch.float64)
     graph = analyze(model, x[:4])
     session = ScoringSession(
-        model, graph, metric=LossMetric(F.mse_loss), candidate_config=CandidateConfig(units=5), moves=("width", "prune"),
-        generator=torch.Generator().manual_seed(0), known={},
-    )  # fmt: skip
+        model,
+        graph,
+        metric=LossMetric(F.mse_loss),
+        candidate_config=CandidateConfig(units=5),
+        moves=("width", "prune"),
+        generator=torch.Generator().manual_seed(0),
+        known={},
+    )
     session.add_batch(x, y)
     pool = session.pool(SAMPLES, Budget())
     H = torch.full((1, 1), 2.0, dtype=torch.float64)

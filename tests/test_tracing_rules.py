@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from senn.structure import analyze
-from senn.structure.tracing.rules import linear, norms, pointwise, registry, views
+from senn.graph import analyze
+from senn.graph.tracing.rules import linear, norms, pointwise, registry, views
 
 FILES = {views: 68, pointwise: 58, linear: 15, norms: 8}
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.nn import MLP
-from senn.policy import PaperPolicy, PricePolicy
+from senn.policies import PaperPolicy, PricePolicy
 from senn.training import Callback, TrainConfig, train
-from senn.training.learner import TrainStep, build_model, build_optimizer, resolve_policy
-from senn.training.online import IncrementalTrainer
+from senn.training.incremental import IncrementalTrainer
+from senn.training.train_step import TrainStep, build_model, build_optimizer, resolve_policy
 
 FIXED = TrainConfig(hidden=(8,), grow=False, epochs=4, batch_size=32)
 
@@ -268,7 +268,9 @@ def test_bad_data_is_refused_by_name(change, words):
 
 # -- growth
 
-GROWING = TrainConfig(epochs=12, batch_size=32, addition_rounds=(0.1, 0.2, 0.3, 0.4, 0.5), pruning_rounds=(), moves=("width",))
+GROWING = TrainConfig(
+    epochs=12, batch_size=32, addition_rounds=(0.1, 0.2, 0.3, 0.4, 0.5), pruning_rounds=(), moves=("width",)
+)
 
 
 def test_a_net_grows_to_what_its_data_need():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from senn.errors import SennError
 from senn.schedule import GrowthSchedule
 from senn.training import TrainConfig
-from senn.training.rows import validation_split
+from senn.training.batches import validation_split
 
 
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=6), fraction=st.floats(0, 0.6), seed=st.integers(0, 99))
@@ -82,7 +82,9 @@ def test_rounds_of_one_kind_do_not_wait_for_those_of_the_other():
 
 def test_rounds_of_one_kind_do_not_take_the_place_of_those_of_the_other():
     """Twice 0.2 is 0.4: both would fall on one step again and again."""
-    additions, removals = rounds_of(TrainConfig(growth_steps=100, addition_rounds=(0.2,), pruning_rounds=(0.4,)), None, 400)
+    additions, removals = rounds_of(
+        TrainConfig(growth_steps=100, addition_rounds=(0.2,), pruning_rounds=(0.4,)), None, 400
+    )
     assert additions == [20, 60, 120, 240]
     assert removals == [40, 80, 160, 320]
 

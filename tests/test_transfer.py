@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from senn.augment import ChannelStats
 from senn.candidates.candidate_config import CandidateConfig
-from senn.policy import PricePolicy
+from senn.policies import PricePolicy
+from senn.training.augment import ChannelStats
 from senn_reproduce import transfer
 from senn_reproduce.image_runs import Data, Part
 from senn_reproduce.transfer import ARMS, Settings, fit, fresh, run, size, transferred

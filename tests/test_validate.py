@@ -25,7 +25,7 @@ from senn.errors import SennError
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational
 from senn.nn.activations import ACTIVATIONS, activation_class
 from senn.optim import NaturalGradient
-from senn.policy import Budget, PaperPolicy, PricePolicy
+from senn.policies import Budget, PaperPolicy, PricePolicy
 from senn.training import TrainConfig
 
 # By record and field, values just beyond its ends, beside the types that no field takes. Written down apart from the
@@ -217,6 +217,8 @@ def test_an_unknown_activation_is_refused_with_the_known_ones():
 def test_new_layers_get_the_activation_that_was_named(spelling: str):
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
     x, y = (torch.as_tensor(a) for a in make_moons(64, random_state=0))
-    grower = senn.Grower(model, moves=("depth",), candidate_config=senn.CandidateConfig(activation=spelling, identity_bases=0))
+    grower = senn.Grower(
+        model, moves=("depth",), candidate_config=senn.CandidateConfig(activation=spelling, identity_bases=0)
+    )
     found = grower.score_candidates([(x.float(), y)])
     assert {one.detail.rpartition("residual ")[2] for one in found} == {"GELU"}

@@ -12,7 +12,7 @@ from report_cases import waves
 
 from senn.cli.main import main
 from senn.cli.watch import LOOPBACK, Watch
-from senn.report import downsample_record
+from senn.viz.report import downsample_record
 
 pytest.importorskip("vl_convert")
 

@@ -14,10 +14,10 @@ from torch import nn
 from zoo import ZOO, randomised
 
 import senn
-from senn import batch
-from senn.structure import DependencyGraph, analyze, get_tensor
+from senn import pytree
+from senn.graph import DependencyGraph, analyze, get_tensor
 from senn.surgery import Prune, Widen, transaction
-from senn.surgery.verify import output_change, outputs
+from senn.surgery.outputs import output_change, outputs
 
 LARGEST = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -25,7 +25,7 @@ LARGEST = {torch.float32: 1e-5, torch.float64: 1e-10}
 def prepared(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, object, DependencyGraph]:
     torch.manual_seed(0)
     model = randomised(ZOO[name].build()).to(dtype)
-    inputs = batch.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(3))
+    inputs = pytree.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(3))
     return model, inputs, analyze(model, inputs)
 
 
@@ -58,7 +58,9 @@ def test_every_hidden_group_is_found_or_refused_with_the_true_reason(name: str) 
     for place, pattern in expected.items():
         assert re.search(pattern, found[place]), (place, found[place])
     named = {coupled.name for group in graph.groups for coupled in group.dims}
-    for one in graph.linear_maps if not entry.refused else ():  # none is silent: a map has units of a space, or is named
+    for one in (
+        graph.linear_maps if not entry.refused else ()
+    ):  # none is silent: a map has units of a space, or is named
         assert one.weight in named or any(place in (one.name, f"{one.weight}:0") for place in found), one.name
 
 
@@ -96,7 +98,7 @@ def _in_training(model: nn.Module, inputs: object) -> list[torch.Tensor]:
             module.p = 0.0
     torch.manual_seed(0)
     with torch.no_grad():
-        return [x for x in batch.leaves(batch.call(twin, batch.clone(inputs))) if x.is_floating_point()]
+        return [x for x in pytree.leaves(pytree.call(twin, pytree.clone(inputs))) if x.is_floating_point()]
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -130,8 +132,8 @@ def _optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None:
     torch.manual_seed(2)
-    result = batch.call(model, ZOO[name].inputs(6))
-    loss = sum((x * torch.randn_like(x)).mean() for x in batch.leaves(result) if x.is_floating_point())
+    result = pytree.call(model, ZOO[name].inputs(6))
+    loss = sum((x * torch.randn_like(x)).mean() for x in pytree.leaves(result) if x.is_floating_point())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -203,9 +205,9 @@ def test_the_grower_looks_at_every_model_and_changes_it_as_decided(name: str) ->
     """Whatever it grows keeps the function; a model that it can't score is refused by name, and nothing is touched."""
     torch.manual_seed(0)
     model, inputs = randomised(ZOO[name].build()), ZOO[name].inputs(12)
-    output = ZOO[name].output or (lambda result: batch.prediction(result).flatten(1))
+    output = ZOO[name].output or (lambda result: pytree.prediction(result).flatten(1))
     with torch.no_grad():
-        targets = torch.randn_like(output(batch.call(model.eval(), batch.clone(inputs))))
+        targets = torch.randn_like(output(pytree.call(model.eval(), pytree.clone(inputs))))
     optimizer, policy = torch.optim.Adam(model.parameters()), senn.PricePolicy(kappa=1e-6)
     grower = senn.Grower(model, optimizer, nn.functional.mse_loss, policy, output=output, max_width=40)
     state = copy.deepcopy(model.state_dict())
@@ -216,7 +218,11 @@ def test_the_grower_looks_at_every_model_and_changes_it_as_decided(name: str) ->
         return
     found = grower.score_candidates([(inputs, targets)])
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert all(math.isfinite(figure) for c in found for figure in (c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr))
+    assert all(
+        math.isfinite(figure)
+        for c in found
+        for figure in (c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr)
+    )
     for event in grower.grow():
         assert event.kind == "prune" or event.output_change <= 1e-5
 

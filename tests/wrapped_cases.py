@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from senn import Grower, PricePolicy
 from senn.candidates.candidate_config import CandidateConfig
+from senn.collectives import Communicator
 from senn.distributed import full_parameters, rewrap_ddp
 from senn.errors import SennError
 from senn.nn import MLP
-from senn.ranks import Communicator
 
 HALF = SAMPLES // 2
 
@@ -32,7 +32,14 @@ def model() -> nn.Module:
 def grower_of(net: nn.Module, optimizer: torch.optim.Optimizer, **more: Any) -> Grower:
     policy = PricePolicy(kappa=1e-4, confidence=0.0, layer_cost=1.0)
     return Grower(
-        net, optimizer, F.cross_entropy, policy, samples=10_000, max_width=6, candidate_config=CandidateConfig(units=8), **more
+        net,
+        optimizer,
+        F.cross_entropy,
+        policy,
+        samples=10_000,
+        max_width=6,
+        candidate_config=CandidateConfig(units=8),
+        **more,
     )
 
 

@@ -1,4 +1,4 @@
-"""The figures of docs/how_it_decides.md, drawn at each build by `senn.scores`, for light and dark pages."""
+"""The figures of docs/how_it_decides.md, drawn at each build by `senn.scoring.formulas`, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from senn import scores
+from senn.scoring import formulas
 
 THEMES = {
     "light": {"ink": "#3b4045", "old": "#30506d", "new": "#d9691e", "faint": "#c9ced3"},
@@ -30,7 +30,7 @@ def moments(rows: Tensor, units: Tensor, gradient: Tensor) -> tuple[Tensor, Tens
     n = len(rows)
     A, A_cp = rows.T @ rows / n, rows.T @ units / n
     G, C = gradient.T @ rows / n, gradient.T @ units / n
-    return A, A_cp, G, scores.residual_cross(C, G, A, A_cp, damping=1e-6)
+    return A, A_cp, G, formulas.residual_cross(C, G, A, A_cp, damping=1e-6)
 
 
 def gains(target: str) -> dict[str, Tensor]:
@@ -53,12 +53,12 @@ def gains(target: str) -> dict[str, Tensor]:
         left = units[:, one] - rows @ torch.linalg.solve(A, A_cp[:, one])  # what the existing columns don't say
         if (left[fit] ** 2).mean() < 0.01 * a_pp + 1e-4:  # never active, or always: a linear function
             continue
-        kept["gain"].append(scores.width_gain(C[:, one], a_pp, A_cp[:, one], A, S, damping=1e-6))
-        kept["bound"].append(scores.width_gain_bound(C[:, one], a_pp, S, damping=1e-6))
+        kept["gain"].append(formulas.width_gain(C[:, one], a_pp, A_cp[:, one], A, S, damping=1e-6))
+        kept["bound"].append(formulas.width_gain_bound(C[:, one], a_pp, S, damping=1e-6))
         step = C[:, one] / (left[fit] ** 2).mean()
         residual = gradient - rows @ torch.linalg.solve(A, G.T)
         H, A_left = (residual[test] * left[test]).mean().view(1, 1), (left[test] ** 2).mean().view(1, 1)
-        kept["heldout"].append(scores.held_out_gain(step, H, A_left, S))
+        kept["heldout"].append(formulas.held_out_gain(step, H, A_left, S))
     return {name: torch.stack(values) / 2 for name, values in kept.items()}
 
 

@@ -30,7 +30,7 @@ INTERNAL = {
 """Rooms of the inner workings, which docs/architecture.md describes: no promise that they stay as they are."""
 
 PARTS = {
-    "senn.curvature": ("factors", "output"),
+    "senn.kfac": ("factors", "output"),
     "senn.data": ("images",),
     "senn.training": ("images",),
 }

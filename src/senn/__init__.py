@@ -10,62 +10,67 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from senn import _deprecated
+
 if TYPE_CHECKING:
     from senn import export as export
+    from senn import graph as graph
     from senn import nn as nn
     from senn import optim as optim
-    from senn import scores as scores
-    from senn.batch import Arguments as Arguments
+    from senn import training as training
     from senn.candidates.candidate_config import CandidateConfig as CandidateConfig
+    from senn.checkpoint import load as load
+    from senn.checkpoint import save as save
     from senn.errors import SennError as SennError
     from senn.errors import SurgeryError as SurgeryError
     from senn.errors import UnsupportedError as UnsupportedError
-    from senn.estimators import SENNClassifier as SENNClassifier
-    from senn.estimators import SENNRegressor as SENNRegressor
     from senn.events import GrowthEvent as GrowthEvent
     from senn.grower import Grower as Grower
-    from senn.persistence import load as load
-    from senn.persistence import save as save
-    from senn.policy import PaperPolicy as PaperPolicy
-    from senn.policy import Policy as Policy
-    from senn.policy import PricePolicy as PricePolicy
-    from senn.verification import analyze as analyze
-    from senn.verification import explain as explain
+    from senn.integrations.sklearn import SENNClassifier as SENNClassifier
+    from senn.integrations.sklearn import SENNRegressor as SENNRegressor
+    from senn.policies import PaperPolicy as PaperPolicy
+    from senn.policies import Policy as Policy
+    from senn.policies import PricePolicy as PricePolicy
+    from senn.pytree import Arguments as Arguments
+    from senn.verification.analysis import analyze as analyze
+    from senn.verification.analysis import explain as explain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
-    "Arguments": "senn.batch",
+    "Arguments": "senn.pytree",
+    "CandidateConfig": "senn.candidates.candidate_config",
     "Grower": "senn.grower",
     "GrowthEvent": "senn.events",
-    "PaperPolicy": "senn.policy",
-    "Policy": "senn.policy",
-    "PricePolicy": "senn.policy",
-    "Proposals": "senn.candidates.candidate_config",
-    "SENNClassifier": "senn.estimators",
-    "SENNRegressor": "senn.estimators",
+    "PaperPolicy": "senn.policies",
+    "Policy": "senn.policies",
+    "PricePolicy": "senn.policies",
+    "SENNClassifier": "senn.integrations.sklearn",
+    "SENNRegressor": "senn.integrations.sklearn",
     "SennError": "senn.errors",
     "SurgeryError": "senn.errors",
     "UnsupportedError": "senn.errors",
-    "analyse": "senn.verification",
+    "analyze": "senn.verification",
     "explain": "senn.verification",
-    "load": "senn.persistence",
-    "save": "senn.persistence",
+    "load": "senn.checkpoint",
+    "save": "senn.checkpoint",
 }
-_ROOMS = ("export", "nn", "optim", "scores")
-_FACES = ("distributed", "lightning", "skorch", "training", "transformers")
-"""Found as attributes too, but not imported by `from senn import *`: some need a library of their own."""
+_PACKAGES = ("export", "graph", "nn", "optim")
+_OPTIONAL = ("distributed", "integrations", "surgery", "training")
+"""Packages found as attributes too, but not imported by `from senn import *`: some need another library."""
 
-__all__ = [*_HOME, *_ROOMS, "__version__"]
+__all__ = [*_HOME, *_PACKAGES, "__version__"]
+
+_deprecated.install()
 
 
 def __getattr__(name: str) -> Any:
-    """Public names come from their rooms at first use, so that `import senn` costs nothing."""
-    if name in (*_ROOMS, *_FACES):
+    """Import public names at first use, so that `import senn` costs nothing."""
+    if name in (*_PACKAGES, *_OPTIONAL):
         return importlib.import_module(f"senn.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'senn' has no attribute {name!r}")
+    return _deprecated.lookup("senn", name)
 
 
 def __dir__() -> list[str]:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from senn import drawn
+from senn import _deprecated, html
 from senn._former_names import with_current_names
 from senn.errors import SurgeryError
-from senn.policy import Candidate, Policy
+from senn.policies import Candidate, Policy
 from senn.surgery import Prune, Receipt
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,27 +44,29 @@ class GrowthEvent:
         kind: `widen`, `insert` or `prune`.
         place: the space, or the linear map before which a layer went.
         detail: for people.
-        before: width of the place before (0 for a new layer).
-        after: width after.
+        width_before: width of the place before (0 for a new layer).
+        width_after: width after.
         units: how many units came or went.
         parameters: net change of the number of parameters.
         gain: exact gain in eta; minus the cost, for pruning.
-        bound: lower bound of the gain (Theorem 3.2).
-        heldout: held-out gain in eta.
-        error: its standard error.
-        promised: decrease of the loss to count on, in nats (half the held-out gain over `nat`); negative for pruning.
+        gain_lower_bound: lower bound of the gain (Theorem 3.2).
+        held_out_gain: held-out gain in eta.
+        held_out_stderr: its standard error.
+        expected_decrease: decrease of the loss to count on, in nats (half the held-out gain over `nat`); negative for
+            pruning.
         price: what it had to promise at least, in nats.
-        nat: how much of the loss one nat is.
+        loss_per_nat: how much of the loss one nat is.
         eta_before: expansion score of the network before.
         eta_after: and after.
-        limit: lambda.
+        score_limit: lambda.
         loss_before: loss on the probe batch before the change.
         loss_after: and right after it.
         output_change: largest relative change of an output on the probe batch.
         architecture: widths after all changes of the round.
         round: number of the round.
-        which: of a removal, the units that went, in order, numbered as they were before the round.
-        realised: decrease of the loss, in nats, between the change and the next consideration; None until then.
+        removed_units: of a removal, the units that went, in order, numbered as they were before the round.
+        realized_decrease: decrease of the loss, in nats, between the change and the next consideration; None until
+            then.
     """
 
     kind: str
@@ -122,26 +127,26 @@ class GrowthEvent:
                 kind=kind,
                 place=place,
                 detail=group[0].detail,
-                before=before.widths.get(place, 0) if kind != "insert" else 0,
-                after=group[-1].width,
+                width_before=before.widths.get(place, 0) if kind != "insert" else 0,
+                width_after=group[-1].width,
                 units=sum(one.units for one in group),
                 parameters=sum(one.parameters for one in group),
                 gain=sum(one.gain for one in group),
-                bound=sum(one.gain_lower_bound for one in group),
-                heldout=sum(one.held_out_gain for one in group),
-                error=sum(one.held_out_stderr**2 for one in group) ** 0.5,
-                promised=sum(one.expected_decrease for one in group),
+                gain_lower_bound=sum(one.gain_lower_bound for one in group),
+                held_out_gain=sum(one.held_out_gain for one in group),
+                held_out_stderr=sum(one.held_out_stderr**2 for one in group) ** 0.5,
+                expected_decrease=sum(one.expected_decrease for one in group),
                 price=sum(policy.price(one.parameters, one.samples) for one in group),
-                nat=group[0].loss_per_nat,
+                loss_per_nat=group[0].loss_per_nat,
                 eta_before=before.eta,
                 eta_after=after.eta,
-                limit=group[0].score_limit,
+                score_limit=group[0].score_limit,
                 loss_before=before.loss,
                 loss_after=after.loss,
                 output_change=receipt.output_change or 0.0,
                 architecture=tuple(after.widths.values()),
                 round=number,
-                which=removed.get(place, ()) if kind == "prune" else (),
+                removed_units=removed.get(place, ()) if kind == "prune" else (),
                 _undo=undo,
             )
             for (kind, place), group in groups.items()
@@ -156,7 +161,11 @@ class GrowthEvent:
         layer = f"{self.detail}, {self.width_after} unit{'s' * (self.width_after != 1)}"
         size = layer if self.kind == "insert" else f"{self.width_before} -> {self.width_after}"
         # a decrease of the loss is positive, here as in `promised`; what a removal costs is named so instead
-        decrease = f"promised {self.expected_decrease:+.3g}" if self.expected_decrease >= 0 else f"cost {-self.expected_decrease:.3g}"
+        decrease = (
+            f"promised {self.expected_decrease:+.3g}"
+            if self.expected_decrease >= 0
+            else f"cost {-self.expected_decrease:.3g}"
+        )
         return (
             f"{self.kind} {self.place}: {size}, {decrease} nats, {self.parameters:+,} parameters, "
             f"price {abs(self.price):.3g}"
@@ -165,7 +174,12 @@ class GrowthEvent:
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
         record = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
-        return {**record, "architecture": list(self.architecture), "which": list(self.removed_units), "text": str(self)}
+        return {
+            **record,
+            "architecture": list(self.architecture),
+            "removed_units": list(self.removed_units),
+            "text": str(self),
+        }
 
     def state(self) -> dict[str, Any]:
         """Every field as it is, infinities and all; `undo` isn't among them."""
@@ -180,14 +194,20 @@ class GrowthEvent:
 
     def _repr_html_(self) -> str:
         """A table of its figures for notebooks, and the network after its round."""
-        number = drawn.number
+        number = html.number
         head = ("change", "place", "width", "parameters", "promised", "price", "realised", "loss before", "after")
         row = (
-            drawn.kind(self.kind), self.place, f"{self.width_before} → {self.width_after}", f"{self.parameters:+,}",
-            number(self.expected_decrease), number(self.price), number(self.realized_decrease), number(self.loss_before, 4),
+            html.kind(self.kind),
+            self.place,
+            f"{self.width_before} → {self.width_after}",
+            f"{self.parameters:+,}",
+            number(self.expected_decrease),
+            number(self.price),
+            number(self.realized_decrease),
+            number(self.loss_before, 4),
             number(self.loss_after, 4),
-        )  # fmt: skip
-        return drawn.table(f"round {self.round}", head, [row], left=2) + drawn.network(self.architecture)
+        )
+        return html.table(f"round {self.round}", head, [row], left=2) + html.network(self.architecture)
 
     def undo(self) -> None:
         """Give the network and its optimizer back as they were before the whole round of this event.
@@ -235,7 +255,7 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON: null for what isn't finite."""
-        figures = {**asdict(self.candidate), "promise": self.candidate.expected_decrease}
+        figures = {**asdict(self.candidate), "expected_decrease": self.candidate.expected_decrease}
         figures |= {"price": self.price, "margin": self.margin, "reason": self.reason}
         return {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in figures.items()}
 
@@ -247,18 +267,20 @@ class GrowthRound:
     Attributes:
         round: its number, that of its events.
         moves: which might happen.
-        looked_at: samples that the figures are means over.
+        n_samples_seen: samples that the figures are means over.
         samples: training samples, for prices.
         loss: mean loss of those looked at, in the loss's own unit.
-        nat: how much of the loss one nat is.
+        loss_per_nat: how much of the loss one nat is.
         parameters: of the model before.
         architecture: widths before, as `Grower.architecture`.
         eta: the expansion score before.
-        eta_of: by linear map, its part of eta; their sum is `eta` unless the policy asks for that of the network whole.
-        limit: lambda, which the exact score can't exceed (Theorem 3.1); that of Kronecker factors can.
+        eta_by_map: by linear map, its part of eta; their sum is `eta` unless the policy asks for that of the network
+            whole.
+        score_limit: lambda, which the exact score can't exceed (Theorem 3.1); that of Kronecker factors can.
         accepted: in order.
         refused: the best candidates that were left of each kind at each place, the closest to being accepted first.
-        realised: decrease of the loss, in nats per sample, since the changes of the round before; None if it made none.
+        realized_decrease: decrease of the loss, in nats per sample, since the changes of the round before; None if it
+            made none.
     """
 
     round: int
@@ -291,8 +313,8 @@ class GrowthRound:
     def _said(self, eta: str, most: str) -> str:
         return (
             f"Round {self.round}: looked at {self.n_samples_seen:,} of {self.samples:,} samples, "
-            f"loss {drawn.number(self.loss, 4)}, {self.parameters:,} parameters; "
-            f"{eta} {drawn.number(self.eta)}, {most} {drawn.number(self.score_limit)}; {len(self.accepted)} accepted"
+            f"loss {html.number(self.loss, 4)}, {self.parameters:,} parameters; "
+            f"{eta} {html.number(self.eta)}, {most} {html.number(self.score_limit)}; {len(self.accepted)} accepted"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -303,8 +325,8 @@ class GrowthRound:
 
     def _repr_html_(self) -> str:
         """The round for notebooks: what was looked at, eta by map, every candidate with its verdict."""
-        number = drawn.number
-        parts = drawn.table("η by linear map", ("map", "η"), [(name, number(x)) for name, x in self.eta_by_map.items()])
+        number = html.number
+        parts = html.table("η by linear map", ("map", "η"), [(name, number(x)) for name, x in self.eta_by_map.items()])
         return f"<p>{escape(self._said('η', 'λ'))}</p>" + _verdicts(self.accepted, self.refused) + parts
 
     def state(self) -> dict[str, Any]:
@@ -334,11 +356,11 @@ class CandidateList(list[Candidate]):
         head = ("change", "place", "detail", "units", "parameters", "gain η", "held-out η", "promised (nats)", "")
         most = max((abs(one.expected_decrease) + _error(one) for one in self), default=0.0)
         rows = [
-            (*_about(one), f"{one.units}", f"{one.parameters:+,}", drawn.number(one.gain), _heldout(one),
-             drawn.number(one.expected_decrease), drawn.bar(one.expected_decrease, _error(one), 0.0, most, one.kind))
+            (*_about(one), f"{one.units}", f"{one.parameters:+,}", html.number(one.gain), _heldout(one),
+             html.number(one.expected_decrease), html.bar(one.expected_decrease, _error(one), 0.0, most, one.kind))
             for one in self
         ]  # fmt: skip
-        return drawn.table("candidates", head, rows, left=3) or "<p>No candidates.</p>"
+        return html.table("candidates", head, rows, left=3) or "<p>No candidates.</p>"
 
 
 def _verdicts(accepted: Sequence[Decision], refused: Sequence[Decision]) -> str:
@@ -346,21 +368,23 @@ def _verdicts(accepted: Sequence[Decision], refused: Sequence[Decision]) -> str:
     head = ("verdict", "change", "place", "detail", "", "promised", "price", "margin", "gain η", "held-out η",
             "parameters")  # fmt: skip
     every = [("accepted", one) for one in accepted] + [("refused", one) for one in refused]
-    most = max((max(abs(v.candidate.expected_decrease) + _error(v.candidate), abs(v.price)) for _, v in every), default=0.0)
+    most = max(
+        (max(abs(v.candidate.expected_decrease) + _error(v.candidate), abs(v.price)) for _, v in every), default=0.0
+    )
     rows = [
         (word if not v.reason else f"{word}: {v.reason}", *_about(v.candidate),
-         drawn.bar(v.candidate.expected_decrease, _error(v.candidate), v.price, most, v.candidate.kind),
-         drawn.number(v.candidate.expected_decrease), drawn.number(v.price), drawn.number(v.margin),
-         drawn.number(v.candidate.gain), _heldout(v.candidate), f"{v.candidate.parameters:+,}")
+         html.bar(v.candidate.expected_decrease, _error(v.candidate), v.price, most, v.candidate.kind),
+         html.number(v.candidate.expected_decrease), html.number(v.price), html.number(v.margin),
+         html.number(v.candidate.gain), _heldout(v.candidate), f"{v.candidate.parameters:+,}")
         for word, v in every
     ]  # fmt: skip
-    return drawn.table(
+    return html.table(
         "its candidates: bar and line are promise and price in nats, by their square roots", head, rows, 5
     )
 
 
 def _about(one: Candidate) -> tuple[str, str, str]:
-    return drawn.kind(one.kind), one.place, one.detail
+    return html.kind(one.kind), one.place, one.detail
 
 
 def _error(one: Candidate) -> float:
@@ -369,7 +393,7 @@ def _error(one: Candidate) -> float:
 
 
 def _heldout(one: Candidate) -> str:
-    return "-" if one.kind == "prune" else f"{drawn.number(one.held_out_gain)} ± {drawn.number(one.held_out_stderr, 2)}"
+    return "-" if one.kind == "prune" else f"{html.number(one.held_out_gain)} ± {html.number(one.held_out_stderr, 2)}"
 
 
 def with_removals(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:

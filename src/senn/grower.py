@@ -11,34 +11,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from senn import batch
+from senn import pytree
 from senn._validate import check_arguments
-from senn.batch import Inputs, Output
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
-from senn.curvature.output import LossMetric
-from senn.curvature.reading import BatchLayout
+from senn.collectives import Communicator, default_communicator
 from senn.errors import SennError, SurgeryError
-from senn.events import CandidateList, GrowthRound, GrowthEvent, NetworkState, with_removals
-from senn.policy import MOVES, Budget, Candidate, Policy, PricePolicy, check_moves
-from senn.ranks import Communicator, default_communicator
+from senn.events import CandidateList, GrowthEvent, GrowthRound, NetworkState, with_removals
+from senn.graph import DependencyGraph
+from senn.graph.input_checks import check_module
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.recorder import BatchLayout
+from senn.policies import MOVES, Budget, Candidate, Policy, PricePolicy, check_moves
+from senn.pytree import Inputs, Output
 from senn.scoring import DataCovariance, ScoringSession
 from senn.scoring.pool import CandidatePool
 from senn.scoring.precision import full_precision
-from senn.scoring.rank_checks import (
-    agree_on_weights,
-    analyzed,
-    check_whole,
-    each_batch,
-    stale,
-)
+from senn.scoring.rank_checks import agree_on_weights, analyzed, check_whole, each_batch, stale
 from senn.scoring.selection import select_candidates
 from senn.scoring.settings import RANGES
-from senn.structure import DependencyGraph
-from senn.structure.input_checks import check_module
 from senn.surgery import Prune, transaction
 from senn.surgery.moves import tensors_of
-from senn.surgery.optimizer import check_holds, unwrap
+from senn.surgery.optimizer_state import check_holds, unwrap
 from senn.verification import analyze
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
@@ -50,7 +44,7 @@ class Grower:
     It computes in the precision of the parameters, also where its caller has autocast or inference mode open.
 
     Args:
-        model: any module that `senn.structure.analyze` understands; it stays the same object.
+        model: any module that `senn.graph.analyze` understands; it stays the same object.
         optimizer: the optimizer that trains it, or None; its state follows by position.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples.
         policy: when and where; by default a price on held-out gain.
@@ -60,22 +54,22 @@ class Grower:
         max_width: most units of one layer.
         round_to: grown widths are multiples of this.
         moves: which of `width`, `depth`, `prune` may happen.
-        proposals: how candidates are drawn.
+        candidate_config: how candidates are drawn.
         averaged: `AveragedModel`s of the model, which change with it.
         ignore: names of modules to leave alone.
         metric: `fisher`, or `euclidean` as in the paper.
         output: finds, in what the model returns, the tensor that the loss takes; not needed for a tensor, for anything
             with `logits`, and where only one tensor is floating-point.
         seed: of everything drawn at random; the global random state is left alone.
-        ranks: the processes that grow one model together: all make the same calls, each with its own batches, and all
-            end with the same model. By default all of `torch.distributed` where it is initialised with several;
+        communicator: the processes that grow one model together: all make the same calls, each with its own batches,
+            and all end with the same model. By default all of `torch.distributed` where it is initialised with several;
             `Communicator()` for this process alone.
 
     Attributes:
         events: every change so far.
         eta: the expansion score at the last consideration.
-        draw: all candidates of the last consideration, after their ascent.
-        consideration: the last round: its candidates, accepted and refused, each with its verdict; None before.
+        candidate_set: all candidates of the last consideration, after their ascent.
+        last_round: the last round: its candidates, accepted and refused, each with its verdict; None before.
         rejections: removals that failed their verification and were not done, one sentence each.
 
     Raises:
@@ -160,7 +154,7 @@ class Grower:
         backward passes; no `.grad`, mode, hook, buffer or random state changes. Then `grow()` without arguments.
         """
         with self.communicator.fail_together("look at a batch"):
-            if not batch.leaves(inputs) or not isinstance(targets, Tensor):
+            if not pytree.leaves(inputs) or not isinstance(targets, Tensor):
                 raise SennError(
                     "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
                 )
@@ -168,7 +162,7 @@ class Grower:
             if self._graph is None:
                 self._graph = analyzed(self.communicator, self.model, inputs, self.ignore)
         if self._session is None:
-            self._session = self._session(self._graph)
+            self._session = self._new_session(self._graph)
         loss = self._session.add_batch(inputs, targets, weights)
         for event in self._unrealised():
             event.realized_decrease = (event.loss_after - loss) / event.loss_per_nat
@@ -241,7 +235,7 @@ class Grower:
             "events": [event.state() for event in self.events],
             "open": [number for number, event in enumerate(self.events) if event.round == self._open],
             "rejections": [*self.rejections],
-            "consideration": None if self.last_round is None else self.last_round.state(),
+            "last_round": None if self.last_round is None else self.last_round.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -261,7 +255,8 @@ class Grower:
             }
             events = [GrowthEvent.from_state(one) for one in state["events"]]
             opened = [events[number].round for number in state["open"]]
-            growth_round = None if state["consideration"] is None else GrowthRound.from_state(state["consideration"])
+            last = state["last_round"] if "last_round" in state else state["consideration"]  # as senn 0.1 called it
+            growth_round = None if last is None else GrowthRound.from_state(last)
             generator = torch.Generator()
             generator.set_state(state["generator"].cpu())
             rounds, samples, eta = int(state["rounds"]), state["samples"], float(state["eta"])
@@ -286,7 +281,7 @@ class Grower:
         snapshot = None if session is None else session.snapshot()
         known = dict(self._known)
         realized = [(event, event.realized_decrease) for event in self._unrealised()]
-        kept = {"samples": self.samples, "eta": self.eta, "draw": self.candidate_set, "_open": self._open}
+        kept = {"samples": self.samples, "eta": self.eta, "candidate_set": self.candidate_set, "_open": self._open}
 
         def undo() -> None:
             self._session = session
@@ -314,7 +309,7 @@ class Grower:
         self.eta, self.candidate_set = pool.eta, pool.draw
         return pool
 
-    def _session(self, graph: DependencyGraph) -> ScoringSession:
+    def _new_session(self, graph: DependencyGraph) -> ScoringSession:
         """A new session; layers that couldn't pay even if they removed the whole loss aren't scored in it."""
         policy, samples = self.policy, self.samples
         return ScoringSession(
@@ -362,7 +357,7 @@ class Grower:
                 )  # fmt: skip
                 self._graph = receipt.graph
                 if self._graph is None:  # something was inserted
-                    self._graph = analyze(self.model, batch.head(probe), ignore=self.ignore)
+                    self._graph = analyze(self.model, pytree.head(probe), ignore=self.ignore)
                 loss_after = session.probe_loss()
             agree_on_weights(self.communicator, "compare the changed model", self.model)
         except BaseException:  # all or nothing: an interrupt too

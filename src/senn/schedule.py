@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-__all__ = ["Rounds"]
+__all__ = ["GrowthSchedule"]
 
 
 class Timing(Protocol):
@@ -16,15 +16,15 @@ class Timing(Protocol):
         """False for a network that keeps its size."""
 
     @property
-    def growing(self) -> int:
+    def growth_steps(self) -> int:
         """Growth takes place in the first so many steps."""
 
     @property
-    def rounds(self) -> tuple[float, ...]:
+    def addition_rounds(self) -> tuple[float, ...]:
         """Rounds of additions, as fractions of these steps."""
 
     @property
-    def removals(self) -> tuple[float, ...]:
+    def pruning_rounds(self) -> tuple[float, ...]:
         """Rounds of removals, as fractions of these steps."""
 
 
@@ -44,11 +44,11 @@ class GrowthSchedule:
     """
 
     def __init__(self, recipe: Timing, steps: int | None = None) -> None:
-        total = recipe.growing if steps is None else min(steps, recipe.growing)
+        total = recipe.growth_steps if steps is None else min(steps, recipe.growth_steps)
         planned: dict[int, tuple[str, ...]] = {
-            max(1, round(fraction * total)): REMOVALS for fraction in recipe.removals
+            max(1, round(fraction * total)): REMOVALS for fraction in recipe.pruning_rounds
         }
-        planned |= {max(1, round(fraction * total)): ADDITIONS for fraction in recipe.rounds}
+        planned |= {max(1, round(fraction * total)): ADDITIONS for fraction in recipe.addition_rounds}
         self._left = sorted(planned.items()) if recipe.grow else []
         self._goes_on = steps is None
 

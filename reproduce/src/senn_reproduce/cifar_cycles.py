@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from senn.augment import augment
 from senn.candidates.candidate_config import CandidateConfig
 from senn.errors import SennError
 from senn.grower import Grower
 from senn.nn import DenseConvNet
-from senn.policy import Candidate, PricePolicy
+from senn.policies import Candidate, PricePolicy
+from senn.training.augment import augment
 from senn_reproduce.image_runs import Data, accuracy_and_loss, batches, load, pick_device
 from senn_reproduce.results import Record, table, write_results
 
@@ -90,7 +90,7 @@ class Settings:
         every: steps between two considerations.
         looked_at: images that each looks at.
         policy: what is bought and sold.
-        proposals: what is offered.
+        candidate_config: what is offered.
     """
 
     hidden: tuple[tuple[int, ...], ...] = ((8, 8, 8), (8, 8, 8))
@@ -106,7 +106,9 @@ class Settings:
     every: int = 60
     looked_at: int = 4096
     policy: PricePolicy = field(default_factory=BothWays)
-    candidate_config: CandidateConfig = field(default_factory=lambda: CandidateConfig(units=6, data_direction_fraction=1.0))
+    candidate_config: CandidateConfig = field(
+        default_factory=lambda: CandidateConfig(units=6, data_direction_fraction=1.0)
+    )
 
     def __post_init__(self) -> None:
         if self.cycles < COUNTED:
@@ -188,7 +190,7 @@ def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, gro
 
 def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, curves: Curves) -> None:
     """One round, on training images as training sees them."""
-    drawn = [next(looking) for _ in range(max(settings.n_samples_seen // settings.batch, 1))]
+    drawn = [next(looking) for _ in range(max(settings.looked_at // settings.batch, 1))]
     joined = torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
     events = grower.grow(list(zip(*(torch.split(part, 1024) for part in joined), strict=True)))
     change = max((abs(event.loss_after / event.loss_before - 1) for event in events), default=0.0)

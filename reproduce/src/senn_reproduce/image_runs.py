@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.augment import ChannelStats
 from senn.data.images import Images, planes
 from senn.errors import SennError
+from senn.training.augment import ChannelStats
 from senn_reproduce.image_sets import load_images
 
 

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.curvature.capture import capture
-from senn.curvature.factors import kronecker_factors
-from senn.curvature.output import LossMetric
+from senn.kfac.capture import capture
+from senn.kfac.factors import kronecker_factors
+from senn.kfac.loss_metric import LossMetric
 from senn.nn import MLP
-from senn.scores import residual_cross, width_gain_bound
+from senn.scoring.formulas import residual_cross, width_gain_bound
 
 LOCATIONS, SCALES = (-4.0, 4.0), (0.03, 10.0)
 RED, BLUE = "#d62728", "#1f77b4"
@@ -66,13 +66,13 @@ def landscape(moment: Moment, data: Data, size: int = 72) -> tuple[Tensor, Tenso
     name = f"body.{len(moment.model.body) - 1}"
     generator = torch.Generator().manual_seed(0)
     rows = capture(moment.model, [name], x, y, LossMetric(F.mse_loss), generator=generator).rows[name]
-    known = kronecker_factors(rows.a, rows.dz, rows.s)
+    known = kronecker_factors(rows.a, rows.output_grad, rows.pseudo_grad)
     score = torch.zeros(size, size, dtype=torch.float64)
     for row, scale in enumerate(scales):
         f = _features((x - locations) / scale).double()  # (samples, shapes * locations)
         columns = f.mT[..., None]  # one candidate each: (candidates, samples, 1)
         cross = residual_cross(
-            rows.dz.double().mT @ columns / len(x), known.G, known.A, rows.a.double().mT @ columns / len(x)
+            rows.output_grad.double().mT @ columns / len(x), known.G, known.A, rows.a.double().mT @ columns / len(x)
         )
         bound = width_gain_bound(cross, columns.mT @ columns / len(x), known.S)
         score[row] = bound.view(-1, size).max(0).values

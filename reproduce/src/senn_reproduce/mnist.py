@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from senn.events import GrowthEvent
 from senn.nn import MLP
-from senn.policy import PaperPolicy, PricePolicy
+from senn.policies import PaperPolicy, PricePolicy
 from senn.schedule import GrowthSchedule
 from senn.training import TrainConfig
-from senn.training.learner import TrainStep
+from senn.training.train_step import TrainStep
 from senn_reproduce.image_runs import Data, load, pick_device
 from senn_reproduce.results import Record, by_arm, table, write_results
 
@@ -46,9 +46,15 @@ NATURAL = TrainConfig(
 )  # fmt: skip
 ADAM = replace(NATURAL, optimizer="adam", lr=2e-3, epochs=15, batch_size=214, weight_decay=None, optimizer_options={})
 PAPER = replace(
-    NATURAL, epochs=200, batch_size=1024, policy=PaperPolicy(tau=0.007, alpha=5e-4), probe=16_384, candidates=None,
-    rounds=tuple(epoch / 200 for epoch in range(0, 200, 10)), growing=10_000_000,
-)  # fmt: skip
+    NATURAL,
+    epochs=200,
+    batch_size=1024,
+    policy=PaperPolicy(tau=0.007, alpha=5e-4),
+    max_scoring_samples=16_384,
+    candidates_per_layer=None,
+    addition_rounds=tuple(epoch / 200 for epoch in range(0, 200, 10)),
+    growth_steps=10_000_000,
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
 
 def _growth(event: GrowthEvent, step: int, accuracy_change: float) -> Record:
     loss_change = event.loss_after / event.loss_before - 1
-    kept = {name: getattr(event, name) for name in ("kind", "place", "before", "after")}
+    kept = {"kind": event.kind, "place": event.place, "before": event.width_before, "after": event.width_after}
     return {"step": step, **kept, "loss_change": loss_change, "accuracy_change": accuracy_change}
 
 

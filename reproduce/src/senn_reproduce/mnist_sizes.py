@@ -21,10 +21,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from senn.augment import ChannelStats
 from senn.data.images import ImageSet, planes
 from senn.errors import SennError
 from senn.training import TrainConfig, train
+from senn.training.augment import ChannelStats
 from senn_reproduce.image_runs import pick_device
 from senn_reproduce.image_sets import load_images
 from senn_reproduce.mnist import EARLY, ORANGE, PAPER, PRICE, WIDTH, accuracy_axis, judge

@@ -24,7 +24,7 @@ from senn.candidates.candidate_config import CandidateConfig
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
-from senn.policy import PaperPolicy
+from senn.policies import PaperPolicy
 from senn_reproduce.results import Record, table, write_results
 
 NOISE, TRAIN, TEST = 0.3, 200, 500
@@ -44,7 +44,7 @@ class Settings:
         weight_decay: L2 coefficient.
         max_params: most parameters, about those of thirteen hidden units.
         policy: when to grow.
-        proposals: what to grow by.
+        candidate_config: what to grow by.
     """
 
     steps: int = 400

@@ -21,7 +21,7 @@ from senn.candidates.candidate_config import CandidateConfig
 from senn.grower import Grower
 from senn.nn import MLP, Rational
 from senn.optim import NaturalGradient
-from senn.policy import PaperPolicy
+from senn.policies import PaperPolicy
 from senn_reproduce.landscape import Moment, figure
 from senn_reproduce.results import Record, table, write_results
 
@@ -41,7 +41,7 @@ class Settings:
         max_width: most neurons.
         weight_decay: L2 coefficient.
         policy: when to grow.
-        proposals: what to grow by.
+        candidate_config: what to grow by.
     """
 
     steps: int = 180

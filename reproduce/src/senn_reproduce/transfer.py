@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.augment import augment
 from senn.candidates.candidate_config import CandidateConfig
 from senn.grower import Grower
 from senn.nn import DenseConvNet
-from senn.policy import PricePolicy
+from senn.policies import PricePolicy
+from senn.training.augment import augment
 from senn_reproduce.image_runs import Data, accuracy_and_loss, batches, load, one_cycle, pick_device
 from senn_reproduce.results import Record, write_results
 from senn_reproduce.transfer_figure import figure
@@ -53,7 +53,7 @@ class Settings:
         shift: images are flipped, and shifted by up to so many pixels.
         rounds: fractions of the steps after which units may be added.
         policy: when they are.
-        proposals: what to grow by.
+        candidate_config: what to grow by.
         most: parameters that growth may end with, over the pre-trained net's with its new head.
         looked_at: training images that a consideration looks at.
         points: of the curves of validation accuracy, the start not counted.
@@ -186,9 +186,16 @@ class _Growth:
         self.rounds = {max(1, round(steps * fraction)) for fraction in settings.rounds}
         self.generator = torch.Generator().manual_seed(seed)
         self.grower = Grower(
-            model, optimizer, F.cross_entropy, settings.policy, samples=len(data.train),
-            max_params=int(settings.most * size(model)), moves=("width",), candidate_config=settings.candidate_config, seed=seed,
-        )  # fmt: skip
+            model,
+            optimizer,
+            F.cross_entropy,
+            settings.policy,
+            samples=len(data.train),
+            max_params=int(settings.most * size(model)),
+            moves=("width",),
+            candidate_config=settings.candidate_config,
+            seed=seed,
+        )
 
     def after(self, step: int, trace: Trace) -> float:
         """A round, if one is due after that many steps; the seconds that it took to see what it did to the loss."""
@@ -212,7 +219,7 @@ class _Growth:
     def _looked_at(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Training images as they are."""
         train = self.data.train
-        rows = torch.randperm(len(train), generator=self.generator)[: self.settings.n_samples_seen].to(train.labels.device)
+        rows = torch.randperm(len(train), generator=self.generator)[: self.settings.looked_at].to(train.labels.device)
         for some in torch.split(rows, 256):
             yield self.data.standard(train.pixels[some]), train.labels[some]
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from senn import _deprecated
 from senn._validate import Rule, check_fields, fraction, positive, whole
 from senn.nn.activations import activation_name
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)
 
 
 @dataclass(frozen=True)
@@ -17,12 +21,13 @@ class CandidateConfig:
     Args:
         units: candidate units for each space; None for as many as 100,000 weights allow, between 64 and 256, and for
             channels of a convolution a quarter as many as there are (but 8 at least).
-        copies: fraction of them that are perturbed copies of existing units.
-        smooth: fraction of the random ones whose direction follows the data; the others' are uniform.
-        residual: candidate units of a residual layer at each site; 0 offers none.
-        identity: random bases for an identity insertion at each site; 0 offers none.
-        ascent: steps of ascent of log D' on the candidate units' incoming parameters.
-        rate: length of the first step, relative to the length of a unit's incoming parameters; it adapts from there.
+        copy_fraction: fraction of them that are perturbed copies of existing units.
+        data_direction_fraction: fraction of the random ones whose direction follows the data; the others' are uniform.
+        residual_units: candidate units of a residual layer at each site; 0 offers none.
+        identity_bases: random bases for an identity insertion at each site; 0 offers none.
+        ascent_steps: steps of ascent of log D' on the candidate units' incoming parameters.
+        ascent_step_size: length of the first step, relative to the length of a unit's incoming parameters; it adapts
+            from there.
         activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of
             `senn.nn.activations.ACTIVATIONS`; None takes the model's own.
 
@@ -41,12 +46,12 @@ class CandidateConfig:
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "units": whole(low=1).or_none(),
-        "copies": fraction(),
-        "smooth": fraction(),
-        "residual": whole(low=0),
-        "identity": whole(low=0),
-        "ascent": whole(low=0),
-        "rate": positive(),
+        "copy_fraction": fraction(),
+        "data_direction_fraction": fraction(),
+        "residual_units": whole(low=0),
+        "identity_bases": whole(low=0),
+        "ascent_steps": whole(low=0),
+        "ascent_step_size": positive(),
         "activation": activation_name().or_none(),
     }
 

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from senn.batch import Inputs
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.initialization import SMALLEST_SPREAD
-from senn.curvature.capture import LayerRows, capture
-from senn.curvature.factors import DAMPING, cholesky, kronecker_factors, solve, whiten
-from senn.curvature.output import LossMetric
-from senn.curvature.reading import forward, record_linear_calls
+from senn.graph import DependencyGraph
+from senn.kfac.capture import LayerRows, capture
+from senn.kfac.factors import DAMPING, cholesky, kronecker_factors, solve, whiten
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.recorder import forward, record_linear_calls
 from senn.preserve import preserve_model_state
-from senn.structure import DependencyGraph
-from senn.surgery import Widen, calibrate_batch_norm, apply_moves
+from senn.pytree import Inputs
+from senn.surgery import Widen, apply_moves, calibrate_batch_norm
 from senn.surgery.plan import SurgeryPlan, find_tensor, plan
 
 WIDEST = 10.0
@@ -66,7 +66,7 @@ class GainObjective:
 
     Args:
         model: the model, read only.
-        structure: what in it can change.
+        graph: what in it can change.
         draw: the candidates.
         inputs: the samples to climb on.
         targets: theirs.
@@ -98,7 +98,10 @@ class GainObjective:
             (group, name): _places(todo, name, value) for group, of in self.start.items() for name, value in of.items()
         }
         makers = {
-            coupled.map for group in graph.groups for coupled in group.dims_of("producer") if coupled.map in graph.scored_maps
+            coupled.map
+            for group in graph.groups
+            for coupled in group.dims_of("producer")
+            if coupled.map in graph.scored_maps
         }
         with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, sorted(makers)) as seen:
             forward(model, inputs)
@@ -258,8 +261,8 @@ def _residual(rows: LayerRows, weights: Tensor | None) -> ResidualTarget:
         row_weights = rows.a.new_ones(len(rows.a))
     else:
         row_weights = weights.repeat_interleave(rows.locations).to(rows.a)
-    found = kronecker_factors(rows.a, rows.dz, rows.s, locations=rows.locations, weights=row_weights)
+    found = kronecker_factors(rows.a, rows.output_grad, rows.pseudo_grad, locations=rows.locations, weights=row_weights)
     explained = rows.a.double() @ solve(cholesky(found.A), found.G.mT)
-    residual = rows.dz.double() - explained * row_weights[:, None]
+    residual = rows.output_grad.double() - explained * row_weights[:, None]
     white = whiten(cholesky(found.S), residual.mT).mT
     return ResidualTarget(white, row_weights.double(), rows.locations)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import LayerActivations
 from senn.candidates.new_layers import ConvolutionalLayer, IdentityLayer, ResidualLayer, fresh_activation
+from senn.graph import ChannelGroup, CoupledDim, InsertionPoint, LinearMap, get_tensor, weight_matrix
 from senn.nn import Rational
-from senn.structure import LinearMap, InsertionPoint, CoupledDim, ChannelGroup, weight_matrix, get_tensor
 from senn.surgery import Widen, parameters_per_unit
 
 SMALLEST_SPREAD = 1e-6
@@ -88,7 +88,7 @@ def sample_units(
 
     Args:
         model: the model as it is.
-        space: where.
+        group: where.
         maps: linear maps that can be read, by name.
         passing: by map, some rows of what passes through it; units that other maps make are drawn like those there are.
         recipe: how many of what.
@@ -110,7 +110,9 @@ def sample_units(
         x, z = passing[one.name].x, passing[one.name].z
         spread = float(z.std(0, correction=0).mean())
         old = weight_matrix(model, one).to(x.dtype)
-        weight = sample_directions(x, count * k[coupled.name], recipe.data_direction_fraction, generator, old, recipe.copy_fraction)
+        weight = sample_directions(
+            x, count * k[coupled.name], recipe.data_direction_fraction, generator, old, recipe.copy_fraction
+        )
         weight, bias = match_scale(x, weight, spread if spread > 1e-3 else 1.0, generator)
         stored = get_tensor(model, one.weight).movedim((one.out_dim, one.in_dim), (0, 1))
         values[coupled.name] = weight.view(-1, *stored.shape[1:]).movedim((0, 1), (one.out_dim, one.in_dim))
@@ -131,23 +133,40 @@ def _alike(old: Tensor, coupled: CoupledDim, count: int, generator: torch.Genera
     return (float(units.mean()) + spread * torch.randn(shape, generator=generator, dtype=torch.float64)).to(old.dtype)
 
 
-def sample_residual_layer(insertion_point: InsertionPoint, x: Tensor, recipe: CandidateConfig, generator: torch.Generator) -> ResidualLayer:
+def sample_residual_layer(
+    insertion_point: InsertionPoint, x: Tensor, recipe: CandidateConfig, generator: torch.Generator
+) -> ResidualLayer:
     """Candidate units of a residual layer at a site, for rows x (n, in) of the linear map's input."""
-    weight, bias = match_scale(x, sample_directions(x, recipe.residual_units, recipe.data_direction_fraction, generator), 1.0, generator)
-    return ResidualLayer(insertion_point, weight, bias, fresh_activation(insertion_point.activation, recipe.residual_units, generator).to(x.dtype))
+    weight, bias = match_scale(
+        x, sample_directions(x, recipe.residual_units, recipe.data_direction_fraction, generator), 1.0, generator
+    )
+    return ResidualLayer(
+        insertion_point,
+        weight,
+        bias,
+        fresh_activation(insertion_point.activation, recipe.residual_units, generator).to(x.dtype),
+    )
 
 
-def sample_conv_layer(insertion_point: InsertionPoint, x: Tensor, recipe: CandidateConfig, generator: torch.Generator) -> ConvolutionalLayer:
+def sample_conv_layer(
+    insertion_point: InsertionPoint, x: Tensor, recipe: CandidateConfig, generator: torch.Generator
+) -> ConvolutionalLayer:
     """The same before a convolution, for rows x (n, in * taps) of patches of its input."""
-    weight, bias = match_scale(x, sample_directions(x, recipe.residual_units, recipe.data_direction_fraction, generator), 1.0, generator)
+    weight, bias = match_scale(
+        x, sample_directions(x, recipe.residual_units, recipe.data_direction_fraction, generator), 1.0, generator
+    )
     size = round((x.shape[1] / insertion_point.features) ** (1 / insertion_point.spatial))
     # `Rational` is an activation of last dimensions
     name = "ReLU" if insertion_point.activation == "Rational" else insertion_point.activation
     activation = fresh_activation(name, recipe.residual_units, generator).to(x.dtype)
-    return ConvolutionalLayer(insertion_point, weight.view(-1, insertion_point.features, *(size,) * insertion_point.spatial), bias, activation)
+    return ConvolutionalLayer(
+        insertion_point, weight.view(-1, insertion_point.features, *(size,) * insertion_point.spatial), bias, activation
+    )
 
 
-def sample_identity_layer(insertion_point: InsertionPoint, x: Tensor, biased: bool, generator: torch.Generator, *, rational: bool) -> IdentityLayer:
+def sample_identity_layer(
+    insertion_point: InsertionPoint, x: Tensor, biased: bool, generator: torch.Generator, *, rational: bool
+) -> IdentityLayer:
     """A random well-conditioned basis in which an activation that is the identity now is inserted.
 
     A map without a bias (`biased` False) could not take a shift back, so the basis then has none. The activation is

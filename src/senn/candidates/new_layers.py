@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.curvature.patches import Kernel
+from senn.graph import InsertionPoint
+from senn.kfac.layer_inputs import Kernel
 from senn.nn import Rational, Residual
 from senn.nn.activations import find_activation
-from senn.structure import InsertionPoint
 from senn.surgery import Insert
 
 
@@ -22,7 +22,7 @@ class ResidualLayer:
     """A residual layer x + V phi(B x + beta), V = 0, of which some units will be chosen.
 
     Attributes:
-        site: where.
+        insertion_point: where.
         weight: B, (units, in).
         bias: beta, (units,).
         activation: phi, a module over `units` units.
@@ -72,7 +72,9 @@ class ResidualLayer:
 
     def _ends(self, units: int) -> tuple[nn.Module, nn.Module]:
         """Fresh maps to and from so many units."""
-        return nn.Linear(self.insertion_point.features, units), nn.Linear(units, self.insertion_point.features, bias=False)
+        return nn.Linear(self.insertion_point.features, units), nn.Linear(
+            units, self.insertion_point.features, bias=False
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ class IdentityLayer:
     The features are what the activation's own parameters would add: d sigma / d p at the identity.
 
     Attributes:
-        site: where.
+        insertion_point: where.
         weight: B, (in, in), orthogonal up to a scale per row.
         bias: beta, (in,).
         rational: whether sigma is `Rational`; else PReLU.

@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from senn import batch
-from senn.batch import Inputs, Output
+from senn import pytree
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet, LayerActivations
 from senn.candidates.initialization import sample_conv_layer, sample_identity_layer, sample_residual_layer, sample_units
 from senn.candidates.new_layers import ConvolutionalLayer, Layer, same
-from senn.curvature.capture import layout_of
-from senn.curvature.output import LossMetric
-from senn.curvature.patches import ConvInput, upcast
-from senn.curvature.reading import LinearCall, BatchLayout, RowLayout, forward, record_linear_calls
 from senn.errors import DivergenceError
+from senn.graph import DependencyGraph, InsertionPoint, LinearMap, ResidualBlock
+from senn.kfac.capture import layout_of
+from senn.kfac.layer_inputs import ConvInput, upcast
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.recorder import BatchLayout, LinearCall, RowLayout, forward, record_linear_calls
 from senn.nn import Residual
 from senn.nn.activations import activation_class
 from senn.preserve import preserve_model_state
-from senn.structure import ResidualBlock, LinearMap, InsertionPoint, DependencyGraph
+from senn.pytree import Inputs, Output
 from senn.surgery import Append, Widen, function_preserving_copy
 
 LOOK = 128
@@ -41,7 +41,7 @@ class SamplingContext:
 
     Attributes:
         model: the model, read only.
-        structure: what in it can change.
+        graph: what in it can change.
         maps: linear maps that can be read, by name.
         calls: by map, its applications to a few samples.
         activations: by map that is neither grouped nor transposed, some rows of what passes through it.
@@ -86,7 +86,7 @@ def sample_candidates(
 
     Args:
         model: the model, read only.
-        structure: what in it can change.
+        graph: what in it can change.
         maps: linear maps that can be read, by name.
         inputs: a batch; the first samples of it are run.
         targets: theirs.
@@ -104,7 +104,7 @@ def sample_candidates(
     most = max(found.locations for found in readings.values())
     few = max(min(LOOK, 4 * LOOKED_AT // most), 2)
     with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, [*maps], outputs=True) as calls:
-        found = forward(model, batch.index_batch(inputs, slice(0, few), len(targets)), output)
+        found = forward(model, pytree.index_batch(inputs, slice(0, few), len(targets)), output)
     if not torch.isfinite(found).all():
         raise DivergenceError(
             "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
@@ -149,7 +149,11 @@ def _layers(context: SamplingContext) -> dict[str, tuple[Layer, ...]]:
     for insertion_point in _open_insertion_points(context):
         if named is not None:
             insertion_point = replace(insertion_point, activation=activation_class(named).__name__)
-        drawn = _before_convolution(context, insertion_point) if insertion_point.spatial else _before_linear(context, insertion_point)
+        drawn = (
+            _before_convolution(context, insertion_point)
+            if insertion_point.spatial
+            else _before_linear(context, insertion_point)
+        )
         if drawn:
             layers[insertion_point.module] = tuple(drawn)
     return layers
@@ -163,12 +167,17 @@ def _before_linear(context: SamplingContext, insertion_point: InsertionPoint) ->
     # PReLU has its units in the second dimension, these inputs have them in the last
     if context.calls[insertion_point.module][0].x.dim() != 2:
         rational = True
-        insertion_point = replace(insertion_point, activation="ReLU" if insertion_point.activation == "PReLU" else insertion_point.activation)
+        insertion_point = replace(
+            insertion_point, activation="ReLU" if insertion_point.activation == "PReLU" else insertion_point.activation
+        )
     if config.residual_units and context.is_worthwhile(2 * insertion_point.features + 1):
         drawn.append(sample_residual_layer(insertion_point, x, config, generator))
     if context.is_worthwhile(insertion_point.features * (insertion_point.features + 1)):
         biased = context.maps[insertion_point.module].bias is not None
-        drawn += [sample_identity_layer(insertion_point, x, biased, generator, rational=rational) for _ in range(config.identity_bases)]
+        drawn += [
+            sample_identity_layer(insertion_point, x, biased, generator, rational=rational)
+            for _ in range(config.identity_bases)
+        ]
     return drawn
 
 
@@ -177,7 +186,9 @@ def _before_convolution(context: SamplingContext, insertion_point: InsertionPoin
     one = context.calls[insertion_point.module][0]
     assert one.kernel is not None
     size = 3 if min(one.kernel.size) > 1 else 1
-    if not context.config.residual_units or not context.is_worthwhile(insertion_point.features * (size**insertion_point.spatial + 1) + 1):
+    if not context.config.residual_units or not context.is_worthwhile(
+        insertion_point.features * (size**insertion_point.spatial + 1) + 1
+    ):
         return []
     read = ConvInput.of(upcast(one.x), False, same(insertion_point.spatial, size))
     return [sample_conv_layer(insertion_point, read.rows(_spread(read)), context.config, context.generator)]
@@ -210,7 +221,9 @@ def _is_norm(module: nn.Module) -> bool:
 def _open_insertion_points(context: SamplingContext) -> list[InsertionPoint]:
     """Find sites outside residual branches: a layer within a layer does no more than the branch's width."""
     branches = tuple(f"{name}." for name, module in context.model.named_modules() if isinstance(module, Residual))
-    insertion_points = [insertion_point for insertion_point in context.graph.insertion_points if insertion_point.module in context.maps]
+    insertion_points = [
+        insertion_point for insertion_point in context.graph.insertion_points if insertion_point.module in context.maps
+    ]
     return [insertion_point for insertion_point in insertion_points if not insertion_point.module.startswith(branches)]
 
 

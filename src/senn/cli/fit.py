@@ -15,24 +15,24 @@ import torch
 from rich.console import Console
 
 from senn import __version__
+from senn.atomic_files import plain
+from senn.checkpoint import DESCRIPTION, WEIGHTS, save
+from senn.cli.checkpointing import FolderCheckpointer
 from senn.cli.fit_arguments import FitArguments
-from senn.cli.images import prepare_images
-from senn.cli.keeping import FolderCheckpointer
-from senn.cli.preparation import Prepared, prepare
-from senn.cli.processes import WorkerCheckpointer, processes, shared_state
+from senn.cli.fit_images import prepare_images
+from senn.cli.fit_table import Prepared, prepare
 from senn.cli.signals import Signals
 from senn.cli.watch import watching
+from senn.cli.workers import WorkerCheckpointer, processes, shared_state
+from senn.collectives import Communicator
 from senn.data.images import is_images
-from senn.disk import plain
 from senn.errors import SennError
-from senn.persistence import DESCRIPTION, WEIGHTS, save
-from senn.plots import growth_figure
-from senn.ranks import Communicator
 from senn.runs import FIGURE, HISTORY, RESULTS, FitOptions, RunFolder
 from senn.training import TrainResult
 from senn.training.callbacks import Callback
 from senn.training.progress import LinesCallback, LiveCallback, figure, widths
 from senn.training.round_records import first_line
+from senn.viz.plots import growth_figure
 
 SCORED, DRAWN = 1.1, 1.5
 """Seconds after a signal by which the test is made and the figure drawn; what isn't by then is left out."""
@@ -60,7 +60,9 @@ def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
     except SennError:
         return 2  # the first process says why
     with Signals() as signals:
-        keeper = WorkerCheckpointer(communicator, signals, shared_state(communicator, None, arguments.resume or arguments.out or Path()))
+        keeper = WorkerCheckpointer(
+            communicator, signals, shared_state(communicator, None, arguments.resume or arguments.out or Path())
+        )
         with signals.between_steps():
             trained = preparation.train((), keeper)
         signals.ignore_further()
@@ -151,7 +153,9 @@ def _going_on(keeper: FolderCheckpointer) -> Iterator[None]:
     try:
         yield
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        if isinstance(error, SennError) and not keeper.communicator.is_single and keeper.folder.has_checkpoint:  # a lost process
+        if (
+            isinstance(error, SennError) and not keeper.communicator.is_single and keeper.folder.has_checkpoint
+        ):  # a lost process
             raise type(error)(f"{error}; to go on: senn fit --resume {keeper.folder.path}") from error
         if keeper.state is None or isinstance(error, SennError):
             raise
@@ -159,7 +163,9 @@ def _going_on(keeper: FolderCheckpointer) -> Iterator[None]:
         raise SennError(f"the run can't go on from its checkpoint: {what}") from error
 
 
-def _train(preparation: Prepared, console: Console, keeper: FolderCheckpointer, watch: Sequence[Callback]) -> TrainResult:
+def _train(
+    preparation: Prepared, console: Console, keeper: FolderCheckpointer, watch: Sequence[Callback]
+) -> TrainResult:
     callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
     try:
         with _going_on(keeper):
@@ -197,7 +203,9 @@ def _versions() -> dict[str, str]:
     return {"senn": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _write(folder: RunFolder, signals: Signals, preparation: Prepared, trained: TrainResult, results: dict[str, Any]) -> None:
+def _write(
+    folder: RunFolder, signals: Signals, preparation: Prepared, trained: TrainResult, results: dict[str, Any]
+) -> None:
     save(folder.draft, trained.model, {"encoder": preparation.record()})
     folder.write_history(trained.history)
 

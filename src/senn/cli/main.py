@@ -23,9 +23,9 @@ _COMMANDS = {
     "fit": "senn.cli.fit",
     "predict": "senn.cli.predict",
     "show": "senn.cli.show",
-    "export": "senn.cli.export",
-    "report": "senn.cli.report",
-    "reproduce": "senn.cli.reproduce",
+    "export": "senn.cli.export_command",
+    "report": "senn.cli.report_command",
+    "reproduce": "senn.cli.reproduce_command",
 }
 
 

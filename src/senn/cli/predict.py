@@ -11,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from senn.cli.images import predict_images
+from senn.checkpoint import DESCRIPTION, WEIGHTS, load, load_extra
+from senn.cli.fit_images import predict_images
 from senn.cli.metrics import outputs, probabilities
 from senn.data import TableEncoder, read_table
 from senn.data.images import ImageEncoder
-from senn.data.images.encoder import KIND
+from senn.data.images.image_encoder import KIND
 from senn.errors import SennError
-from senn.persistence import DESCRIPTION, WEIGHTS, load, load_extra
 from senn.runs import RESULTS, check, complete
 from senn.training.round_records import first_line
 

@@ -85,7 +85,7 @@ def _changes(saved: SavedRun) -> list[str]:
 
 
 def _change(record: dict[str, Any]) -> str:
-    realized = record["realised"]
+    realized = record["realized_decrease"]
     came = "" if realized is None else f", realised {realized:+.3g}"
     return f"  step {record['step']}: {record['text']}{came}"
 

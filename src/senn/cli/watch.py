@@ -16,8 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 from senn.cli.fit_arguments import FitArguments
-from senn.report import RunReport, downsample_record, charting_library, page
 from senn.training.callbacks import Callback
+from senn.viz.report import RunReport, charting_library, downsample_record, page
 
 LOOPBACK = "127.0.0.1"
 _PATIENCE = 1.0

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from senn.data.split import split
 
 if TYPE_CHECKING:
-    from senn.data.encoder import TableEncoder as TableEncoder
-    from senn.data.tables import BUILT_IN as BUILT_IN
-    from senn.data.tables import Table as Table
-    from senn.data.tables import read_table as read_table
-    from senn.data.target import Target as Target
-    from senn.data.target import Task as Task
+    from senn.data.tabular.read import BUILT_IN as BUILT_IN
+    from senn.data.tabular.read import Table as Table
+    from senn.data.tabular.read import read_table as read_table
+    from senn.data.tabular.table_encoder import TableEncoder as TableEncoder
+    from senn.data.tabular.target import Target as Target
+    from senn.data.tabular.target import Task as Task
 
 __all__ = ["BUILT_IN", "Table", "TableEncoder", "Target", "Task", "read_table", "split"]
 
@@ -21,11 +21,11 @@ def __getattr__(name: str) -> Any:
     """Import what needs pandas at first use: training splits rows where pandas may be missing."""
     home: Any = None
     if name in ("BUILT_IN", "Table", "read_table"):
-        from senn.data import tables as home
+        from senn.data.tabular import read as home
     elif name == "TableEncoder":
-        from senn.data import encoder as home
+        from senn.data.tabular import table_encoder as home
     elif name in ("Target", "Task"):
-        from senn.data import target as home
+        from senn.data.tabular import target as home
     if home is None:
         raise AttributeError(f"module 'senn.data' has no attribute {name!r}")
     return getattr(home, name)

@@ -1,6 +1,15 @@
 """Wrapped models: unwrapped for growth and wrapped again, with their optimizer."""
 
-from senn.distributed.fsdp import full_parameters
-from senn.distributed.replicated import rewrap_ddp
+from typing import TYPE_CHECKING
 
-__all__ = ["gathered", "rewrap"]
+from senn import _deprecated
+from senn.distributed.ddp import rewrap_ddp
+from senn.distributed.fsdp import full_parameters
+
+__all__ = [
+    "full_parameters",
+    "rewrap_ddp",
+]
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)

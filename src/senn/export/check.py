@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from senn import batch
-from senn.batch import Inputs
+from senn import pytree
 from senn.errors import SennError, SurgeryError
-from senn.surgery.verify import output_change, outputs, tolerance_for
+from senn.pytree import Inputs
+from senn.surgery.outputs import output_change, outputs, tolerance_for
 
 # Kernels of other libraries add up in another order.
 _SLACK = 100
@@ -73,7 +73,7 @@ def check(
         try:
             expected = outputs(model, part)
             with torch.no_grad():
-                found = run(batch.clone(part))
+                found = run(pytree.clone(part))
             change = output_change([x.cpu() for x in expected], [x.cpu() for x in found])
         except SurgeryError as error:
             raise SennError(f"what was exported can't be compared with the model: {error}") from error
@@ -82,7 +82,7 @@ def check(
         limit = 0.0 if exact else _SLACK * tolerance_for(model, expected)
         if not change <= limit:
             raise SennError(f"what was exported isn't the model: outputs read back by {reader} differ by {change:.1g}")
-        sizes.append(batch.count(part))
+        sizes.append(pytree.count(part))
         differences.append(change)
     return Exported(path=path, reader=reader, samples=tuple(sizes), difference=max(differences))
 
@@ -93,7 +93,7 @@ def several(inputs: Inputs) -> Inputs:
     Raises:
         SennError: there is none.
     """
-    count = batch.count(inputs)
+    count = pytree.count(inputs)
     if not count:
         raise SennError("an export needs an example batch: inputs of at least one sample")
     return inputs if count > 1 else _repeated(inputs, 2)
@@ -101,12 +101,12 @@ def several(inputs: Inputs) -> Inputs:
 
 def another(inputs: Inputs) -> Inputs:
     """A batch of another size: three times the first sample."""
-    return _repeated(batch.head(inputs, 1), 5 if batch.count(inputs) == 3 else 3)
+    return _repeated(pytree.head(inputs, 1), 5 if pytree.count(inputs) == 3 else 3)
 
 
 def _repeated(inputs: Inputs, times: int) -> Inputs:
-    count = batch.count(inputs)
-    return batch.index_batch(inputs, torch.arange(times) % count, count)
+    count = pytree.count(inputs)
+    return pytree.index_batch(inputs, torch.arange(times) % count, count)
 
 
 def in_short(error: BaseException) -> str:

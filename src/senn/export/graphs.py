@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
+from torch.utils._pytree import tree_map
 
-from senn import batch
-from senn.batch import Inputs
+from senn import pytree
 from senn.errors import SennError
+from senn.export.atomic_folder import atomic_folder
 from senn.export.check import Exported, check, in_short, several
-from senn.export.files import atomic_folder
 from senn.preserve import preserve_model_state
+from senn.pytree import Inputs
 
 _MOST_BYTES = 2**31 - 2**24
 """Of an ONNX file, which is a protobuf message."""
@@ -58,7 +58,7 @@ def to_pt2(
     with atomic_folder(path, folder=False, overwrite=overwrite) as draft, _quiet():
         draft.write_bytes(_packed(_program(model, inputs), metadata or {}))
         back = _unpacked(draft.read_bytes())
-        return check(Path(path), "torch.export.load", model, inputs, lambda x: _floating(batch.call(back, x)))
+        return check(Path(path), "torch.export.load", model, inputs, lambda x: _floating(pytree.call(back, x)))
 
 
 def to_onnx(
@@ -164,7 +164,7 @@ def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Ex
     names = [one.name for one in session.get_inputs()]
 
     def run(x: Inputs) -> list[Tensor]:
-        given = {name: tensor.numpy(force=True) for name, tensor in zip(names, batch.leaves(x), strict=True)}
+        given = {name: tensor.numpy(force=True) for name, tensor in zip(names, pytree.leaves(x), strict=True)}
         return [x for x in map(torch.from_numpy, session.run(None, given)) if x.is_floating_point()]
 
     return check(path, "ONNX Runtime", model, inputs, run)
@@ -172,8 +172,8 @@ def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Ex
 
 def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The model in eval mode, the number of samples left open."""
-    count = batch.count(inputs)
-    args, kwargs = batch.arguments(batch.clone(inputs))
+    count = pytree.count(inputs)
+    args, kwargs = pytree.arguments(pytree.clone(inputs))
 
     batch_size = Dim("batch")
 
@@ -182,8 +182,7 @@ def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
 
     positional = list(inspect.signature(model.forward).parameters)[: len(args)]
     shapes = {
-        name: pytree.tree_map(dims, value)
-        for name, value in {**dict(zip(positional, args, strict=False)), **kwargs}.items()
+        name: tree_map(dims, value) for name, value in {**dict(zip(positional, args, strict=False)), **kwargs}.items()
     }
     try:
         with torch.no_grad(), preserve_model_state(model):
@@ -194,7 +193,7 @@ def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
 
 def _named(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """What the forward is called with, by name."""
-    args, kwargs = batch.arguments(inputs)
+    args, kwargs = pytree.arguments(inputs)
     return {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
 
 
@@ -202,19 +201,19 @@ def _argument_names(model: nn.Module, inputs: Inputs) -> list[str]:
     """Of the tensors that it is called with."""
     names = []
     for name, value in _named(model, inputs).items():
-        found = len(batch.leaves(value))
+        found = len(pytree.leaves(value))
         names += [name] if found == 1 else [f"{name}_{at}" for at in range(found)]
     return names
 
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     with torch.no_grad(), preserve_model_state(model):
-        found = len(batch.leaves(batch.call(model, batch.clone(inputs))))
+        found = len(pytree.leaves(pytree.call(model, pytree.clone(inputs))))
     return ["output"] if found == 1 else [f"output_{at}" for at in range(found)]
 
 
 def _floating(result: Any) -> list[Tensor]:
-    return [x for x in batch.leaves(result) if x.is_floating_point()]
+    return [x for x in pytree.leaves(result) if x.is_floating_point()]
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from senn import disk
-from senn.batch import Inputs
+from senn import atomic_files
 from senn.errors import SennError
+from senn.export.atomic_folder import MARK, atomic_folder
 from senn.export.check import Exported
-from senn.export.files import MARK, atomic_folder
-from senn.export.python import WEIGHTS, check_python, write_python
+from senn.export.python_folder import WEIGHTS, check_python, write_python
+from senn.pytree import Inputs
 
 CONFIG, CARD, DESCRIPTION, FIGURE = "config.json", "README.md", "model.json", "growth.png"
 
@@ -87,10 +87,10 @@ def to_hub(
         for file in files:
             shutil.copyfile(file, draft / file.name)
         config = _config(model, preprocessing, results or {})
-        (draft / CONFIG).write_bytes(disk.encoded(json.dumps(config, indent=2, ensure_ascii=False) + "\n"))
+        (draft / CONFIG).write_bytes(atomic_files.encoded(json.dumps(config, indent=2, ensure_ascii=False) + "\n"))
         has = {file.name for file in draft.iterdir()}
         card = model_card(name, model, preprocessing, results or {}, license, has)
-        (draft / CARD).write_bytes(disk.encoded(card))
+        (draft / CARD).write_bytes(atomic_files.encoded(card))
         return check_python(Path(folder), draft, model, inputs)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from senn.checkpoint.constructors import CONSTRUCTORS, constructor_arguments
 from senn.errors import UnsupportedError
-from senn.persistence.constructors import CONSTRUCTORS, constructor_arguments
 
 # Plain numbers that say what they are.
 _POSITIONAL = {"p", "num_parameters", "negative_slope"}

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from senn._validate import Rule, a_seed, callable_, check_arguments, flag, fraction, number, one_of, whole
-from senn.batch import Inputs
-from senn.curvature.output import Loss, LossMetric
-from senn.curvature.reading import forward
 from senn.errors import DivergenceError, SennError
-from senn.optim.ggn import GaussNewton, best_combination, conjugate_gradients, dot
-from senn.optim.kfac import KFAC, Pass, watching
-from senn.optim.replay import Replay
+from senn.kfac.loss_metric import Loss, LossMetric
+from senn.kfac.recorder import forward
+from senn.optim.forward_replay import Replay
+from senn.optim.gauss_newton import GaussNewton, best_combination, conjugate_gradients, dot
+from senn.optim.kfac_update import KFAC, Pass, watching
+from senn.pytree import Inputs
 
 _DAMPING_RANGE = (1e-8, 1e8)
 _LM_RATE = 0.95

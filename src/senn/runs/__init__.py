@@ -6,7 +6,7 @@ the checksums of all. While it goes on, everything is in `unfinished/`: `run.jso
 """
 
 from senn.runs.fit_options import FitOptions
-from senn.runs.folder import RunFolder
-from senn.runs.reading import FIGURE, HISTORY, REPORT, RESULTS, SavedRun, check, complete, read
+from senn.runs.run_folder import RunFolder
+from senn.runs.saved_run import FIGURE, HISTORY, REPORT, RESULTS, SavedRun, check, complete, read
 
 __all__ = ["FIGURE", "HISTORY", "REPORT", "RESULTS", "FitOptions", "RunFolder", "SavedRun", "check", "complete", "read"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from senn._former_names import with_current_names
-from senn.events import GrowthRound, GrowthEvent
-from senn.policy import Candidate
+from senn.events import GrowthEvent, GrowthRound
+from senn.policies import Candidate
 
 
 def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,9 +16,11 @@ def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         record: as a run folder or a checkpoint has it, of any version of senn.
     """
+    if record.get("event") == "consideration":  # as senn 0.1 called a round
+        record = {**record, "event": "growth_round"}
     if record.get("event") == "growth":
         return with_current_names(GrowthEvent, record)
-    if record.get("event") != "consideration":
+    if record.get("event") != "growth_round":
         return dict(record)
     current = with_current_names(GrowthRound, record)
     for name in ("accepted", "refused"):

@@ -3,4 +3,7 @@
 from senn.scoring.data_covariance import DataCovariance
 from senn.scoring.scoring_session import ScoringSession
 
-__all__ = ["KnownMoment", "Survey"]
+__all__ = [
+    "DataCovariance",
+    "ScoringSession",
+]

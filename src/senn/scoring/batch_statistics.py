@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from senn.curvature.folds import Fold
+from senn.kfac.folds import Fold
 from senn.scoring.stream import StreamKey
 
 MOST_ROWS = 1 << 16
@@ -47,7 +47,7 @@ class BatchStatistics:
         score_limit: their lambda; 0 for none.
         output: the model's outputs, (samples, ...).
         fit: statistics of the samples on which steps are fitted.
-        held: and of those on which they are valued.
+        held_out: and of those on which they are valued.
     """
 
     samples: int
@@ -65,7 +65,7 @@ class BatchPart:
     Attributes:
         samples: their positions in the batch.
         fit: those of them that are in the fold on which steps are fitted, counted from the first.
-        held: and those in the other fold.
+        held_out: and those in the other fold.
         is_first: True for the first part of a fold.
     """
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import Layer
-from senn.curvature.patches import ConvInput, DenseInput, LayerInput
-from senn.structure import LinearMap, DependencyGraph, get_tensor
-from senn.surgery.layout import IndexMapBuilder
+from senn.graph import DependencyGraph, LinearMap, get_tensor
+from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput
+from senn.surgery.index_maps import IndexMapBuilder
 
 
 @dataclass(eq=False)
@@ -21,9 +21,9 @@ class ColumnLayout:
 
     Attributes:
         existing: number of existing columns, the constant among them.
-        order: where inputs of the map (or channels) stand in the trial, existing ones first.
+        permutation: where inputs of the map (or channels) stand in the trial, existing ones first.
         inputs: number of existing inputs (or channels).
-        spaces: by space, its candidate units.
+        groups: by space, its candidate units.
         layers: for each layer offered before the map, its units.
     """
 
@@ -50,7 +50,9 @@ class ColumnLayout:
         return DenseInput(torch.cat([old, *constant, new, *features], 2), bias=False)
 
 
-def build_column_layout(model: nn.Module, graph: DependencyGraph, maps: Mapping[str, LinearMap], draw: CandidateSet) -> dict[str, ColumnLayout]:
+def build_column_layout(
+    model: nn.Module, graph: DependencyGraph, maps: Mapping[str, LinearMap], draw: CandidateSet
+) -> dict[str, ColumnLayout]:
     """Number the columns of each of the maps."""
     result = {}
     for name, one in maps.items():

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from senn.batch import Inputs, Output
 from senn.candidates.candidate_set import CandidateSet
-from senn.curvature.capture import labels, layout_of, layer_inputs
-from senn.curvature.patches import LayerInput
-from senn.curvature.reading import BatchLayout, forward, record_linear_calls
+from senn.graph import DependencyGraph
+from senn.kfac.capture import labels, layer_inputs, layout_of
+from senn.kfac.layer_inputs import LayerInput
+from senn.kfac.recorder import BatchLayout, forward, record_linear_calls
 from senn.preserve import preserve_model_state
-from senn.structure import DependencyGraph
+from senn.pytree import Inputs, Output
 from senn.surgery import apply_moves
-from senn.surgery.verify import model_digest
+from senn.surgery.outputs import model_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,14 @@ class DormantCopy:
     digest: list[int]
 
     @classmethod
-    def of(cls, model: nn.Module, graph: DependencyGraph, draw: CandidateSet, probe: Callable[[], Inputs]) -> DormantCopy:
+    def of(
+        cls, model: nn.Module, graph: DependencyGraph, draw: CandidateSet, probe: Callable[[], Inputs]
+    ) -> DormantCopy:
         """Copy a model and widen it by all candidate units of a draw.
 
         Args:
             model: the model, which stays as it is.
-            structure: what in it can change.
+            graph: what in it can change.
             draw: the candidates.
             probe: gives the samples from which new BatchNorm channels take their statistics; called if there are any.
         """

@@ -27,18 +27,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from senn.curvature.factors import (
-    DAMPING,
-    FactorInverse,
-    WoodburyInverse,
-    cholesky,
-    input_covariance,
-    solve,
-    whiten,
-)
-from senn.curvature.folds import Fold
-from senn.curvature.samples import PerSampleFactors, Samples
-from senn.scores import diagonal_gain
+from senn.kfac.factors import DAMPING, FactorInverse, WoodburyInverse, cholesky, input_covariance, solve, whiten
+from senn.kfac.folds import Fold
+from senn.kfac.per_sample import PerSampleFactors, Samples
+from senn.scoring.formulas import diagonal_gain
 
 UNIT_DAMPING = 1e-3
 """Relative damping of a candidate column's own moment, so that an exact copy of an existing one gains nothing."""
@@ -157,7 +149,9 @@ class LayerGains:
         new = torch.cat([fold.a[:, c:] for fold in folds]).double()
         self._set_level(new.mT @ new / len(new))
 
-        def account(inverse: WoodburyInverse, new: Tensor, dz: Tensor, samples: PerSampleFactors | None) -> ResidualStatistics:
+        def account(
+            inverse: WoodburyInverse, new: Tensor, dz: Tensor, samples: PerSampleFactors | None
+        ) -> ResidualStatistics:
             rest = inverse.residual(new)
             kept = None if samples is None else replace(samples, a=rest.to(samples.a))
             cross = whiten(self.whitener, dz.double().mT @ rest / len(rest))
@@ -169,7 +163,9 @@ class LayerGains:
             account(WoodburyInverse(fold.a[:, :c]), fold.a[:, c:].double(), fold.output_grad, fold) for fold in folds
         )
 
-    def _account(self, A: Tensor, G: Tensor, folds: Sequence[Fold], predict: Tensor, *, by_rows: bool) -> ResidualStatistics:
+    def _account(
+        self, A: Tensor, G: Tensor, folds: Sequence[Fold], predict: Tensor, *, by_rows: bool
+    ) -> ResidualStatistics:
         """The account of the samples that A and G are means over, with the kept samples of these folds.
 
         With a factor that comes from other samples, A_pp - A_pc A^-1 A_cp need not be positive; the moment of the kept
@@ -232,7 +228,7 @@ class LayerGains:
         cross = _projected(_gather(self.fit.cross, columns), onto)
         step = _divide(cross, _blocks(self.fit.residual, columns))
         flat, length = self._stepped(step, (step * cross).sum((-2, -1)), columns)
-        _, crossed = self.held.curvature(self.held.directional("s", flat, columns))
+        _, crossed = self.held.curvature(self.held.directional("pseudo_grad", flat, columns))
         slope = (step * _gather(self.held.cross, columns)).sum((-2, -1))
         return self.locations * length * (slope - crossed)
 
@@ -271,7 +267,8 @@ class LayerGains:
         step = _divide(cross, _blocks(self.fit.residual, columns[None]))
         flat, length = self._stepped(step, (step * cross).sum((-2, -1)), columns[None])
         self.fit, self.held = (
-            account.moved(length * account.directional("s", flat, columns[None])) for account in (self.fit, self.held)
+            account.moved(length * account.directional("pseudo_grad", flat, columns[None]))
+            for account in (self.fit, self.held)
         )
         self.all, self.fit, self.held = (account.without(columns) for account in (self.all, self.fit, self.held))
 
@@ -288,7 +285,7 @@ class LayerGains:
         groups, m, p = step.shape
         flat = step.movedim(1, 0).reshape(m, groups * p)
         flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)
-        curved, crossed = self.fit.curvature(self.fit.directional("s", flat, columns))
+        curved, crossed = self.fit.curvature(self.fit.directional("pseudo_grad", flat, columns))
         slope = (fitted - crossed).clamp_min(0)
         return flat, slope / torch.maximum(curved, slope).clamp_min(1e-30)
 
@@ -301,10 +298,10 @@ class LayerGains:
         """
         flat, length = self._stepped(step, fitted, columns)
         # what a step does to a sample is the sum of what it does at its locations: summed before it is squared
-        on_held = self.held.directional("s", flat, columns)
+        on_held = self.held.directional("pseudo_grad", flat, columns)
         curved, crossed = self.held.curvature(on_held)
         value = 2 * length * (held - crossed) - length.square() * curved
-        slope = self.held.directional("dz", flat, columns)
+        slope = self.held.directional("output_grad", flat, columns)
         samples = 2 * length * (slope - self.held.before(on_held) * on_held) - length.square() * on_held.square()
         error = (samples / self.locations).std(0, correction=0) / self.held_samples**0.5
         return self.locations * value, self.locations * error
@@ -326,7 +323,7 @@ class ResidualStatistics:
         cross: (m, P) L^-1 E[d_r a_p^T].
         samples: kept one by one, over the residual activations; none are kept for all samples together.
         weight: sum of their rows' weights.
-        taken: (samples,) s^T d a of the steps that were accepted, summed; None for none.
+        accepted: (samples,) s^T d a of the steps that were accepted, summed; None for none.
     """
 
     residual: Tensor
@@ -348,7 +345,7 @@ class ResidualStatistics:
 
     def moved(self, along: Tensor) -> ResidualStatistics:
         """After a step with s^T d a of (samples, 1)."""
-        return replace(self, taken=along[:, 0] if self.accepted is None else self.accepted + along[:, 0])
+        return replace(self, accepted=along[:, 0] if self.accepted is None else self.accepted + along[:, 0])
 
     def before(self, along: Tensor) -> Tensor:
         """What the accepted steps do to the samples, (samples, 1) of the dtype of (samples, groups)."""

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from senn import batch
-from senn.batch import Inputs
-from senn.curvature.folds import Fold, LocalSlice
-from senn.curvature.output import Among
+from senn import pytree
+from senn.collectives import BatchShare, Communicator
 from senn.errors import SennError
-from senn.ranks import Communicator, BatchShare
+from senn.kfac.folds import Fold, LocalSlice
+from senn.kfac.loss_metric import Among
+from senn.pytree import Inputs
 
 Key = TypeVar("Key")
 
@@ -27,7 +27,7 @@ class Joint:
     """One batch of all ranks in random order: this rank's samples of it, in that order.
 
     Attributes:
-        ranks: the processes.
+        communicator: the processes.
         share: which samples these are.
         inputs: of these.
         targets: of these.
@@ -42,7 +42,12 @@ class Joint:
 
     @classmethod
     def of(
-        cls, communicator: Communicator, inputs: Inputs, targets: Tensor, weights: Tensor | None, generator: torch.Generator
+        cls,
+        communicator: Communicator,
+        inputs: Inputs,
+        targets: Tensor,
+        weights: Tensor | None,
+        generator: torch.Generator,
     ) -> Joint:
         """Permute a batch.
 
@@ -51,8 +56,8 @@ class Joint:
         """
         count = len(targets)
         with communicator.fail_together("look at a batch"):
-            if batch.count(inputs) != count:
-                raise SennError(f"the batch has inputs for {batch.count(inputs)} samples and targets for {count}")
+            if pytree.count(inputs) != count:
+                raise SennError(f"the batch has inputs for {pytree.count(inputs)} samples and targets for {count}")
         total = 0.0 if weights is None else float(weights.sum())
         said = communicator.all_gather_object("look at a batch", [count, weights is not None, total])
         counts = [one[0] for one in said]
@@ -67,7 +72,7 @@ class Joint:
         if weights is not None:
             mean = weights.mean() if communicator.is_single else sum(one[2] for one in said) / share.total
             weights = weights[share.local] / mean
-        return cls(communicator, share, batch.index_batch(inputs, share.local, count), targets[share.local], weights)
+        return cls(communicator, share, pytree.index_batch(inputs, share.local, count), targets[share.local], weights)
 
     def first(self, number: int, start: int = 0) -> Some:
         """So many samples of the joint order, on every rank."""
@@ -75,7 +80,7 @@ class Joint:
         every = self.inputs, self.targets, self.weights
         positions = self.share.positions
         found: Some = (
-            batch.index_batch(every, own, count)
+            pytree.index_batch(every, own, count)
             if positions is None
             else everyones(self.communicator, every, own, count, positions[own])
         )
@@ -92,7 +97,7 @@ class Joint:
             if empty:
                 return sample, among
         weights = None if self.weights is None else self.weights[own]
-        return (batch.index_batch(self.inputs, own, len(self.targets)), self.targets[own], weights), among
+        return (pytree.index_batch(self.inputs, own, len(self.targets)), self.targets[own], weights), among
 
     def own(self, which: slice, fold: slice) -> LocalSlice:
         """Of the samples at the positions `which`, those of a fold that is some of them, counted from the first."""
@@ -108,11 +113,11 @@ class Joint:
 def first_of(communicator: Communicator, inputs: Inputs, number: int = 2) -> Inputs:
     """The first inputs of all ranks' batches, one batch after the other."""
     if communicator.is_single:
-        return batch.head(inputs, number)
-    counts = communicator.all_gather_object("look at a batch", batch.count(inputs))
+        return pytree.head(inputs, number)
+    counts = communicator.all_gather_object("look at a batch", pytree.count(inputs))
     own, start = min(counts[communicator.rank], number), sum(counts[: communicator.rank])
     positions = torch.arange(start, start + own)
-    return batch.head(everyones(communicator, inputs, slice(0, own), counts[communicator.rank], positions), number)
+    return pytree.head(everyones(communicator, inputs, slice(0, own), counts[communicator.rank], positions), number)
 
 
 def everyones(communicator: Communicator, tree: Any, own: slice, count: int, positions: Tensor) -> Any:
@@ -121,24 +126,32 @@ def everyones(communicator: Communicator, tree: Any, own: slice, count: int, pos
     def is_cut(tensor: Tensor) -> bool:  # asked before the cut: a part may be as long as a tensor that is none
         return bool(tensor.dim()) and len(tensor) == count
 
-    cut = [tensor[own] for tensor in batch.leaves(tree) if is_cut(tensor)]
+    cut = [tensor[own] for tensor in pytree.leaves(tree) if is_cut(tensor)]
     found = iter(communicator.all_gather("share samples", [(positions, cut)])[0])
-    return batch.map_leaves(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
+    return pytree.map_leaves(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
 
 
 def joined(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Key, Fold]:
     """The folds of all ranks together, by key: sums of their moments, and all samples that they keep, in order."""
     if communicator.is_single or not folds:
         return dict(folds)
-    said = communicator.all_gather_object("sum the moments", [[fold.moments.rows, fold.moments.n_rows_read] for fold in folds.values()])
+    said = communicator.all_gather_object(
+        "sum the moments", [[fold.moments.rows, fold.moments.n_rows_read] for fold in folds.values()]
+    )
     numbers = [[sum(column) for column in zip(*one, strict=True)] for one in zip(*said, strict=True)]
     every = [fold.moments for fold in folds.values()]
-    sums = iter(communicator.all_reduce("sum the moments", [x for one in every for x in (one.input_cov, one.cross_cov, one.grad_cov)]))
+    sums = iter(
+        communicator.all_reduce(
+            "sum the moments", [x for one in every for x in (one.input_cov, one.cross_cov, one.grad_cov)]
+        )
+    )
     groups = [(_positions(fold), fold.samples.tensors) for fold in folds.values()]
     samples = communicator.all_gather("gather the kept samples", groups)
     found: dict[Key, Fold] = {}
     for (key, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
-        moments = replace(fold.moments, rows=rows, read=read, inputs=next(sums), cross=next(sums), outputs=next(sums))
+        moments = replace(
+            fold.moments, rows=rows, n_rows_read=read, input_cov=next(sums), cross_cov=next(sums), grad_cov=next(sums)
+        )
         found[key] = Fold(moments=moments, samples=fold.samples.of(kept))
     return found
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from senn.policy import Criterion
+from senn.policies import Criterion
 from senn.scoring.gains import Gains, LayerGains
 
 
@@ -17,7 +17,7 @@ class Group:
     """Candidate units as one linear map reads them.
 
     Attributes:
-        ledger: the account of the map.
+        layer_gains: the account of the map.
         columns: of each unit, (units, p).
         onto: orthonormal basis of what the map makes of changes of its input, (m, r); None for all of its outputs.
     """

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from senn.curvature.folds import Fold
+from senn.kfac.folds import Fold
 from senn.scoring.gains import LayerGains
 
 
-def whole_eta_of(layer_gains_by_map: Mapping[str, LayerGains], folds: Sequence[Mapping[str, Fold]], limit: float) -> float:
+def whole_eta_of(
+    layer_gains_by_map: Mapping[str, LayerGains], folds: Sequence[Mapping[str, Fold]], limit: float
+) -> float:
     """A lower bound of the network's eta that takes its maps together, and so stays below lambda.
 
     The sum over the maps counts a decrease that several of them could bring several times, and may come out above
@@ -18,7 +20,7 @@ def whole_eta_of(layer_gains_by_map: Mapping[str, LayerGains], folds: Sequence[M
     (g^T d)^2 / d^T F d <= g^T F^-1 g (Cauchy-Schwarz).
 
     Args:
-        ledgers: by linear map.
+        layer_gains_by_map: by linear map.
         folds: the two folds of samples, each by linear map.
         limit: lambda.
     """

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import IdentityLayer, Layer
-from senn.policy import Budget, Candidate, CandidateKey, Criterion, Kind
+from senn.graph import ChannelGroup, CoupledDim, DependencyGraph, LinearMap, get_linear
+from senn.graph import owned_columns as columns_of
+from senn.policies import Budget, Candidate, CandidateKey, Criterion, Kind
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import Gains, LayerGains, Prices
 from senn.scoring.greedy import Group, best_choices
 from senn.scoring.pruning_costs import PruningCosts
 from senn.scoring.stream import StreamCandidates
-from senn.structure import LinearMap, CoupledDim, ChannelGroup, DependencyGraph, get_linear
-from senn.structure import owned_columns as columns_of
 from senn.surgery import Move, Prune, Widen, parameters_per_unit
 
 
@@ -39,10 +39,10 @@ class CandidatePool:
 
     Args:
         model: the model as it is.
-        structure: what in it can change.
+        graph: what in it can change.
         maps: the linear maps that are read, by name.
         draw: the candidates that were drawn.
-        ledgers: by linear map.
+        layer_gains_by_map: by linear map.
         pruning: by linear map; empty offers no pruning.
         columns: by linear map.
         beside: accounts of what could be added beside streams.
@@ -90,7 +90,9 @@ class CandidatePool:
             if insertion_point not in self._scored_insertion_points:
                 found = [self._insert(insertion_point, number, layer) for number, layer in enumerate(layers)]
                 self._scored_insertion_points[insertion_point] = [option for options in found for option in options]
-        options = [o for scored in (self._scored, self._scored_insertion_points) for place in scored.values() for o in place]
+        options = [
+            o for scored in (self._scored, self._scored_insertion_points) for place in scored.values() for o in place
+        ]
         options += [self._repeat(block) for block in self.beside.repeats] if not self.accepted else []
         offered = [option for option in options if self.budget.allows(option.candidate, self.parameters)]
         self._options = {option.candidate.key: option for option in offered}
@@ -134,7 +136,11 @@ class CandidatePool:
 
     def _forget(self, insertion_point: str | None, group: str | None) -> None:
         """Score anew what shares a linear map with a place that has changed."""
-        maps = {insertion_point} if group is None else {coupled.map for coupled in self.graph.group(group).dims_of("consumer")}
+        maps = (
+            {insertion_point}
+            if group is None
+            else {coupled.map for coupled in self.graph.group(group).dims_of("consumer")}
+        )
         for name in maps:
             self._scored_insertion_points.pop(name or "", None)
         for other in self.graph.groups:
@@ -192,7 +198,9 @@ class CandidatePool:
     def _insert(self, insertion_point: str, number: int, layer: Layer) -> list[ScoredCandidate]:
         chosen = self.inserted.get(insertion_point)
         touched = {*self.grown, *self.removed}
-        if (chosen is not None and chosen[0] != number) or any(s in touched for s in self.columns[insertion_point].groups):
+        if (chosen is not None and chosen[0] != number) or any(
+            s in touched for s in self.columns[insertion_point].groups
+        ):
             return []
         layer_gains, groups = self._account(insertion_point)
         columns = groups[number]
@@ -262,7 +270,8 @@ class CandidatePool:
         coupled_dims = group.dims_of("consumer")
         if (
             not all(coupled.map in self.pruning for coupled in coupled_dims)
-            or len({coupled.map for coupled in coupled_dims}) < len(coupled_dims)  # costs of two parts of one map don't add up
+            or len({coupled.map for coupled in coupled_dims})
+            < len(coupled_dims)  # costs of two parts of one map don't add up
             or group.name in self.grown
             or any(coupled.map in self.inserted for coupled in coupled_dims)
         ):
@@ -284,7 +293,9 @@ class CandidatePool:
         """Columns of a consumer's matrix that each unit owns, (width, k * taps)."""
         return columns_of(coupled, self.maps[coupled.map].kernel_numel)
 
-    def _removal_option(self, group: ChannelGroup, units: tuple[int, ...], cost: float, agreed: float, width: int) -> ScoredCandidate:
+    def _removal_option(
+        self, group: ChannelGroup, units: tuple[int, ...], cost: float, agreed: float, width: int
+    ) -> ScoredCandidate:
         change = Change(
             kind="prune",
             place=group.name,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from senn.curvature.factors import FactorInverse
-from senn.scores import compensation
-from senn.structure import LinearMap, weight_matrix, get_tensor
+from senn.graph import LinearMap, get_tensor, weight_matrix
+from senn.kfac.factors import FactorInverse
+from senn.scoring.formulas import compensation
 
 
 class PruningCosts:

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from senn import batch
-from senn.batch import Inputs
+from senn import pytree
+from senn.collectives import Communicator
 from senn.errors import SennError, UnsupportedError
-from senn.policy import Candidate, Policy
-from senn.ranks import Communicator
+from senn.graph import DependencyGraph
+from senn.policies import Candidate, Policy
+from senn.pytree import Inputs
 from senn.scoring.global_batch import first_of
 from senn.scoring.pool import CandidatePool
-from senn.structure import DependencyGraph
-from senn.surgery.verify import model_digest
+from senn.surgery.outputs import model_digest
 from senn.verification import analyze
 
 
@@ -34,7 +34,7 @@ def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[A
             if one is None:
                 if last is None:
                     raise SennError("it has no batch, and others have: give it one, of no samples at least")
-                one = batch.index_batch(tuple(last), slice(0, 0), batch.count(last[0]))
+                one = pytree.index_batch(tuple(last), slice(0, 0), pytree.count(last[0]))
         last = one
         yield one
 
@@ -42,7 +42,9 @@ def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[A
 def agree_on_weights(communicator: Communicator, what: str, model: nn.Module) -> None:
     """Check, bit by bit, that all ranks have the same parameters."""
     if not communicator.is_single:
-        communicator.assert_equal(what, {f"the weights {name}": model_digest([p]) for name, p in model.named_parameters()})
+        communicator.assert_equal(
+            what, {f"the weights {name}": model_digest([p]) for name, p in model.named_parameters()}
+        )
 
 
 def agree_on_basis(communicator: Communicator, pool: CandidatePool, policy: Policy, generator: torch.Generator) -> None:
@@ -65,7 +67,7 @@ def chosen(
     """The policy's choice, on the first rank.
 
     Args:
-        ranks: the processes that decide.
+        communicator: the processes that decide.
         policy: what chooses; on the first rank alone.
         offered: the candidates, in the same order on all ranks.
         accepted: those accepted in this round already.

@@ -9,25 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senn import batch
-from senn.batch import Inputs, Output
+from senn import pytree
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.gain_ascent import GainObjective, optimize_candidates
 from senn.candidates.sampling import LOOK, sample_candidates
-from senn.curvature.capture import RowChunk, capture, labels
-from senn.curvature.factors import FactorInverse
-from senn.curvature.folds import Fold, LocalSlice
-from senn.curvature.gather import sampled_locations
-from senn.curvature.output import LossMetric
-from senn.curvature.reading import BatchLayout, RowLayout, forward, infer_batch_layouts
+from senn.collectives import Communicator
 from senn.errors import UnsupportedError
-from senn.policy import Budget
+from senn.graph import DependencyGraph, LinearMap
+from senn.kfac.accumulate import sampled_locations
+from senn.kfac.capture import RowChunk, capture, labels
+from senn.kfac.factors import FactorInverse
+from senn.kfac.folds import Fold, LocalSlice
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.recorder import BatchLayout, RowLayout, forward, infer_batch_layouts
+from senn.policies import Budget
 from senn.preserve import preserve_model_state
-from senn.ranks import Communicator
-from senn.scoring.batch_statistics import MOST_ROWS, BatchPart, FoldStatistics, BatchStatistics, batch_parts
+from senn.pytree import Inputs, Output
+from senn.scoring.batch_statistics import MOST_ROWS, BatchPart, BatchStatistics, FoldStatistics, batch_parts
 from senn.scoring.column_layout import ColumnLayout, build_column_layout
-from senn.scoring.data_covariance import DataCovariances, DataCovariance
+from senn.scoring.data_covariance import DataCovariance, DataCovariances
 from senn.scoring.dormant_copy import DormantCopy, digest
 from senn.scoring.gains import LayerGains, Prices
 from senn.scoring.global_batch import Joint, Some, joined
@@ -36,8 +37,7 @@ from senn.scoring.pool import CandidatePool
 from senn.scoring.pruning_costs import PruningCosts, weight_of
 from senn.scoring.rank_checks import agree_on_weights
 from senn.scoring.stream import StreamCandidates, StreamKey, score_stream
-from senn.structure import LinearMap, DependencyGraph
-from senn.surgery.verify import model_digest
+from senn.surgery.outputs import model_digest
 
 PROBE = 1024
 """Samples on which a change is verified, and from which new BatchNorm channels take their statistics."""
@@ -59,9 +59,9 @@ class ScoringSession:
 
     Args:
         model: the model, read only.
-        structure: what in it can change.
+        graph: what in it can change.
         metric: the loss.
-        proposals: how candidates are drawn.
+        candidate_config: how candidates are drawn.
         moves: which of `width`, `depth`, `prune` are wanted.
         generator: source of randomness.
         known: as of `DataCovariances`.
@@ -69,7 +69,7 @@ class ScoringSession:
             by default everything is scored.
         output: finds the outputs in what the model returns.
         readings: by linear map, how it can be read, or why not: filled in by the first window, kept by the caller.
-        ranks: the processes that look together; by default this one alone.
+        communicator: the processes that look together; by default this one alone.
 
     Attributes:
         maps: the linear maps that are read, by name.
@@ -136,7 +136,9 @@ class ScoringSession:
             self._held.add(look.held_out)
         count = joint.share.total
         own = [sum(one.loss * one.samples for one in looks), sum(one.score_limit * one.samples for one in looks)]
-        total, limit = (sum(column) for column in zip(*self.communicator.all_gather_object("look at a batch", own), strict=True))
+        total, limit = (
+            sum(column) for column in zip(*self.communicator.all_gather_object("look at a batch", own), strict=True)
+        )
         loss = float(total / count)
         self.samples += count
         self._loss_sum += loss * count
@@ -159,7 +161,7 @@ class ScoringSession:
         """Find what can be read and draw the candidates, from the first samples."""
         inputs, targets, weights = joint.first(LOOK)
         self._sample = (
-            batch.index_batch(inputs, slice(0, 1), len(targets)),
+            pytree.index_batch(inputs, slice(0, 1), len(targets)),
             targets[:1],
             weights[:1] if weights is not None else None,
         )
@@ -210,7 +212,9 @@ class ScoringSession:
         prunable = {coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")}
         for name, label in self._labels():
             columns, fit, held = self._columns[label], fits[label], helds[label]
-            layer_gains_by_map[label] = layer_gains = LayerGains(fit, held, columns.existing, self._covariances.factor(label))
+            layer_gains_by_map[label] = layer_gains = LayerGains(
+                fit, held, columns.existing, self._covariances.factor(label)
+            )
             if type(layer_gains.inverse) is FactorInverse:
                 rows = fit.moments.rows + held.moments.rows
                 self._covariances.remember(label, layer_gains.inverse.factor, rows, columns.existing)
@@ -307,7 +311,7 @@ class ScoringSession:
         for name, label in self._labels():
             columns, layers, rows = self._columns[label], draw.layers.get(name, ()), seen.rows[label]
             parts = [
-                RowChunk(read=columns.permuted(read, layers), dz=one.dz, s=one.s)
+                RowChunk(read=columns.permuted(read, layers), output_grad=one.output_grad, pseudo_grad=one.pseudo_grad)
                 for read, one in zip(reads.get(label, [one.read for one in rows.parts]), rows.parts, strict=True)
             ]
             if rows.data:
@@ -323,7 +327,9 @@ class ScoringSession:
                 folds.streams[key] = fold
         samples = sum(own.samples.stop - own.samples.start for _, own in owns)
         loss, limit = (seen.loss, seen.score_limit) if samples else (0.0, 0.0)
-        return BatchStatistics(samples=samples, loss=loss, score_limit=limit, output=seen.output, fit=found[0], held_out=found[1])
+        return BatchStatistics(
+            samples=samples, loss=loss, score_limit=limit, output=seen.output, fit=found[0], held_out=found[1]
+        )
 
     def _fold(self, label: str, parts: list[RowChunk], own: LocalSlice, weights: Tensor | None, count: int) -> Fold:
         """What some samples of one fold say about one map."""

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from senn.events import GrowthRound, Decision
-from senn.policy import MOVES, Policy
+from senn.events import Decision, GrowthRound
+from senn.policies import MOVES, Policy
 from senn.scoring.pool import CandidatePool
 from senn.scoring.rank_checks import agree_on_basis, chosen
 from senn.scoring.scoring_session import ScoringSession
 
 
 def select_candidates(
-    session: ScoringSession, pool: CandidatePool, policy: Policy, *, number: int, moves: Sequence[str], realized: float | None
+    session: ScoringSession,
+    pool: CandidatePool,
+    policy: Policy,
+    *,
+    number: int,
+    moves: Sequence[str],
+    realized: float | None,
 ) -> GrowthRound:
     """Let the policy accept candidates of the pool, one after the other, until it wants no more.
 
@@ -22,7 +28,7 @@ def select_candidates(
         policy: what chooses; on the first rank alone.
         number: of the round.
         moves: which of `MOVES` may happen.
-        realised: decrease of the loss since the changes of the round before, in nats per sample, or None.
+        realized: decrease of the loss since the changes of the round before, in nats per sample, or None.
 
     Returns:
         the round's record.

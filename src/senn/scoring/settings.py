@@ -8,8 +8,8 @@ from torch import nn
 
 from senn._validate import Rule, a_seed, callable_, each, instance_of, one_of, text, whole
 from senn.candidates.candidate_config import CandidateConfig
-from senn.policy import policy_rule
-from senn.ranks import Communicator
+from senn.collectives import Communicator
+from senn.policies import policy_rule
 
 RANGES: Mapping[str, Rule] = {
     "loss": callable_("a function loss(outputs, targets)"),
@@ -19,11 +19,11 @@ RANGES: Mapping[str, Rule] = {
     "max_width": whole(low=1).or_none(),
     "round_to": whole(low=1),
     "moves": each(text()),
-    "proposals": instance_of(CandidateConfig, called="a senn.Proposals").or_none(),
+    "candidate_config": instance_of(CandidateConfig, called="a senn.CandidateConfig").or_none(),
     "averaged": each(instance_of(nn.Module, called="an AveragedModel of the model")),
     "ignore": each(text()),
     "metric": one_of("fisher", "euclidean"),
     "output": callable_("a function that finds the outputs in what the model returns").or_none(),
     "seed": a_seed(),
-    "ranks": instance_of(Communicator, called="a senn.ranks.Ranks").or_none(),
+    "communicator": instance_of(Communicator, called="a senn.collectives.Communicator").or_none(),
 }

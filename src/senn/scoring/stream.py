@@ -18,19 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from senn import batch
+from senn import pytree
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import ConvolutionalLayer
 from senn.candidates.sampling import BATCH_NORMS
-from senn.curvature.capture import BlockCall, LayerStatistics, RowChunk, per_layer_grads, layout_of, layer_inputs
-from senn.curvature.folds import Fold, LocalSlice
-from senn.curvature.gather import sampled_locations
-from senn.curvature.patches import ConvInput, DenseInput, LayerInput, upcast
-from senn.curvature.reading import BatchLayout, record_linear_calls
+from senn.graph import DependencyGraph, LinearMap, get_tensor
+from senn.kfac.accumulate import sampled_locations
+from senn.kfac.capture import BlockCall, LayerStatistics, RowChunk, layer_inputs, layout_of, per_layer_grads
+from senn.kfac.folds import Fold, LocalSlice
+from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
+from senn.kfac.recorder import BatchLayout, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import Gains, LayerGains
-from senn.structure import LinearMap, DependencyGraph, get_tensor
 from senn.surgery import Append
 
 FEW = 32
@@ -53,10 +53,12 @@ def before_convolution(part: RowChunk, weight: Tensor, layer: ConvolutionalLayer
     with torch.no_grad():
         features = layer.features(x)
     a = torch.cat([x, x.new_ones(len(x), 1, *x.shape[2:]), features], 1)
-    dz, s = (read.input_gradient(g, weight)[crop] for g in (part.dz, part.s))
+    dz, s = (read.input_gradient(g, weight)[crop] for g in (part.output_grad, part.pseudo_grad))
     units = torch.arange(layer.columns)[:, None]
     columns = ColumnLayout(x.shape[1] + 1, torch.arange(x.shape[1]), x.shape[1], layers=[units])
-    return RowChunk(read=DenseInput(a.flatten(2).mT, bias=False), dz=dz.flatten(2).mT, s=s.flatten(2).mT), columns
+    return RowChunk(
+        read=DenseInput(a.flatten(2).mT, bias=False), output_grad=dz.flatten(2).mT, pseudo_grad=s.flatten(2).mT
+    ), columns
 
 
 def after_block(
@@ -80,7 +82,7 @@ def after_block(
     twin = move.copy
     with torch.enable_grad(), preserve_model_state(twin):
         with record_linear_calls(twin, maps) as seen, _norms(twin, norms) as normed:
-            output = batch.leaves(twin(*run.args, **run.kwargs))[0]
+            output = pytree.leaves(twin(*run.args, **run.kwargs))[0]
         applied = {name: one.edge for name, (one,) in seen.items()}
         applied |= {name: edge for name, (_, edge) in normed.items()}
         edges = [edge for edge in applied.values() if edge is not None]
@@ -104,7 +106,7 @@ def after_block(
             else:
                 inner = DenseInput(torch.cat([inner.x.new_ones(*inner.x.shape[:2], 1), inner.x], 2), bias=False)
             slope, signs = (per_layer_grads(one, layout, g, count) for g in (slope, signs))
-        parts[name] = RowChunk(read=inner, dz=slope, s=signs)
+        parts[name] = RowChunk(read=inner, output_grad=slope, pseudo_grad=signs)
     return parts
 
 
@@ -158,7 +160,7 @@ def score_stream(
 
     Args:
         model: the model as it is.
-        structure: what in it can change.
+        graph: what in it can change.
         maps: its maps that are read, by name.
         draw: the candidates.
         seen: what passed through the model.
@@ -199,7 +201,9 @@ class StreamCandidates:
     repeats: dict[str, dict[str, LayerGains]] = field(default_factory=dict)
 
     @classmethod
-    def from_folds(cls, columns: Mapping[StreamKey, ColumnLayout], fit: Mapping[StreamKey, Fold], held: Mapping[StreamKey, Fold]) -> StreamCandidates:
+    def from_folds(
+        cls, columns: Mapping[StreamKey, ColumnLayout], fit: Mapping[StreamKey, Fold], held: Mapping[StreamKey, Fold]
+    ) -> StreamCandidates:
         """From two folds of samples."""
         found = cls()
         for label, own in columns.items():

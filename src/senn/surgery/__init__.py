@@ -1,25 +1,31 @@
 """Carries decisions out: new Parameters, optimizer state by position, verification, rollback, undo."""
 
-from senn.surgery.carry import apply_moves
+from typing import TYPE_CHECKING
+
+from senn import _deprecated
+from senn.surgery.apply import apply_moves
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
-from senn.surgery.operate import Receipt, transaction
+from senn.surgery.outputs import calibrate_batch_norm
 from senn.surgery.plan import new_parameters, parameters_per_unit
 from senn.surgery.repeat import function_preserving_copy
+from senn.surgery.transaction import Receipt, transaction
 from senn.surgery.undo import UndoLog
-from senn.surgery.verify import calibrate_batch_norm
 
 __all__ = [
     "Append",
     "Insert",
-    "Journal",
     "Move",
     "Prune",
     "Receipt",
+    "UndoLog",
     "Widen",
-    "calibrate",
-    "carry_out",
+    "apply_moves",
+    "calibrate_batch_norm",
+    "function_preserving_copy",
     "new_parameters",
-    "operate",
     "parameters_per_unit",
-    "silent_copy",
+    "transaction",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)

@@ -20,7 +20,7 @@ class Widen:
     """Add `units` new units to a space; consumers get zero columns, so the function stays.
 
     Attributes:
-        space: the space's name.
+        group: the space's name.
         units: how many.
         values: new entries for producer and carrier slots by full tensor name; the shape is the tensor's
             with `units * k` along the slot's dimension (a unit's k positions side by side). A
@@ -40,7 +40,7 @@ class Prune:
     """Remove units from a space and let the others compensate (method: optimal brain surgeon, K-FAC).
 
     Attributes:
-        space: the space's name.
+        group: the space's name.
         units: which units go.
         compensation: by consuming map's name, coefficients (gone columns, kept columns + 1) for its matrix: with W_gone
             the columns that go, W_kept += W_gone @ coefficients[:, :-1] and b += W_gone @ coefficients[:, -1] (the
@@ -61,7 +61,7 @@ class Insert:
     layer that starts silent: both None.
 
     Attributes:
-        site: name of the linear map.
+        insertion_point: name of the linear map.
         layer: the new module, maps (..., in) to (..., in); each carrying out uses a fresh deepcopy.
         right: (in, in) or None for the identity.
         shift: (in,) or None for zero.
@@ -82,7 +82,8 @@ class Append:
 
     Attributes:
         block: name of the block (`DependencyGraph.blocks`).
-        copy: the new module, called as the block is and silent: it changes nothing now (`function_preserving_copy`). Each
+        copy: the new module, called as the block is and silent: it changes nothing now (`function_preserving_copy`).
+            Each
             carrying out uses a fresh deepcopy. In the optimizer each parameter joins the group of the block's parameter
             of the same name.
     """

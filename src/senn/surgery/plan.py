@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from senn.errors import DivergenceError, SennError, UnsupportedError
-from senn.structure.spaces import LinearMap, InsertionPoint, CoupledDim, ChannelGroup, DependencyGraph, owned_columns
-from senn.surgery.layout import IndexMap, IndexMapBuilder
+from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, InsertionPoint, LinearMap, owned_columns
+from senn.surgery.index_maps import IndexMap, IndexMapBuilder
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
 from senn.surgery.repeat import Addition
 
@@ -36,7 +36,7 @@ class Entries:
         dim: the dimension.
         offset: number of the first new position.
         count: of new positions.
-        how: as given; the module's neutral value; the mean of the old units' entries; zero; or the old units' entries
+        fill: as given; the module's neutral value; the mean of the old units' entries; zero; or the old units' entries
             in turn.
         values: if given.
         index: the old units' positions, (width, k).
@@ -111,7 +111,9 @@ def plan(model: nn.Module, moves: Sequence[Move], graph: DependencyGraph) -> Sur
             _plan_prune(result, model, move, group, graph, left[group.name])
     for insert in result.inserts:
         if 1 in result.drafts.get(join(insert.insertion_point, "weight"), {}):
-            raise SennError(f"a layer before '{insert.insertion_point}' and a change of its inputs don't go into one operation")
+            raise SennError(
+                f"a layer before '{insert.insertion_point}' and a change of its inputs don't go into one operation"
+            )
     for name in result.shapes:
         result.layouts[name] = {dim: draft.layout() for dim, draft in result.drafts.get(name, {}).items()}
     return result
@@ -230,7 +232,9 @@ def _plan_prune(
         if coupled.role == "consumer" and coupled.map in move.compensation:
             one = graph.map(coupled.map)
             if (one.weight, one.in_dim) != (coupled.name, coupled.dim):
-                raise UnsupportedError(f"compensation in '{coupled.name}' along dimension {coupled.dim} isn't understood")
+                raise UnsupportedError(
+                    f"compensation in '{coupled.name}' along dimension {coupled.dim} isn't understood"
+                )
             gone[coupled.map].append(owned_columns(coupled, one.kernel_numel)[list(move.units)].flatten())
     if unknown := sorted(set(move.compensation) - set(gone)):
         raise SennError(f"compensation for '{unknown[0]}', which is no consumer of '{group.name}'")
@@ -240,7 +244,9 @@ def _plan_prune(
     _plan_norms(result, group, -len(move.units))
 
 
-def _plan_compensation(result: SurgeryPlan, model: nn.Module, one: LinearMap, gone: Tensor, coefficients: Tensor) -> None:
+def _plan_compensation(
+    result: SurgeryPlan, model: nn.Module, one: LinearMap, gone: Tensor, coefficients: Tensor
+) -> None:
     everything = torch.arange(find_tensor(model, one.weight).shape[one.in_dim] * one.kernel_numel)
     kept = everything[~torch.isin(everything, gone)]
     _check_values(f"compensation in '{one.name}'", coefficients, [len(gone), len(kept) + 1])
@@ -265,10 +271,16 @@ def _plan_insert(result: SurgeryPlan, model: nn.Module, move: Insert, graph: Dep
     linear = model.get_submodule(move.insertion_point)
     if not isinstance(linear, BEFORE):
         kind = type(linear).__name__
-        raise UnsupportedError(f"'{move.insertion_point}' is a {kind}; layers are inserted before linear maps and convolutions")
+        raise UnsupportedError(
+            f"'{move.insertion_point}' is a {kind}; layers are inserted before linear maps and convolutions"
+        )
     _check_held_once(model, linear, f"inserted before '{move.insertion_point}'")
     if move.right is not None:
-        _check_values(f"the matrix folded into '{move.insertion_point}'", move.right, [insertion_point.features, insertion_point.features])
+        _check_values(
+            f"the matrix folded into '{move.insertion_point}'",
+            move.right,
+            [insertion_point.features, insertion_point.features],
+        )
         _note(result, model, join(move.insertion_point, "weight"))
     if move.shift is not None:
         if linear.bias is None:

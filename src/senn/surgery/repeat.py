@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from senn.structure.spaces import SizeAttribute, ResidualBlock, get_tensor
+from senn.graph.types import ResidualBlock, SizeAttribute, get_tensor
 
 Swap = tuple[MutableMapping[str, Any], str, Any, Any]
 """A dictionary, a key of it, the entry before, the entry after."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from senn.surgery.layout import IndexMap
+from senn.surgery.index_maps import IndexMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Inserted:
     """A layer that was put before a linear map, or after a block.
 
     Attributes:
-        site: the map's or block's name.
+        insertion_point: the map's or block's name.
         modules: the new modules.
         beside: the layer's parameters in order, each once, and the one that each belongs beside: the map's weight, or
             of a block the one of the same name.

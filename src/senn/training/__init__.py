@@ -1,10 +1,24 @@
 """Training on tables in memory: `train(x, y, task=..., outputs=...)` gives a `Run`."""
 
+from typing import TYPE_CHECKING
+
+from senn import _deprecated
 from senn.schedule import GrowthSchedule
 from senn.training.callbacks import Callback
 from senn.training.growth_session import GrowthSession
-from senn.training.recipe import TrainConfig, Task
-from senn.training.run import TrainResult
-from senn.training.tables import train
+from senn.training.table_training import train
+from senn.training.train_config import Task, TrainConfig
+from senn.training.train_result import TrainResult
 
-__all__ = ["Callback", "GrowthSession", "Recipe", "Rounds", "Run", "Task", "train"]
+__all__ = [
+    "Callback",
+    "GrowthSchedule",
+    "GrowthSession",
+    "Task",
+    "TrainConfig",
+    "TrainResult",
+    "train",
+]
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)

@@ -36,7 +36,7 @@ class Callback:
         """A round of growth has been decided, and changes that it made follow.
 
         Args:
-            record: `event` ("consideration"), `epoch`, `step` and the fields of `senn.events.GrowthRound`, with the
+            record: `event` ("growth_round"), `epoch`, `step` and the fields of `senn.events.GrowthRound`, with the
                 widths before in `architecture`; `realised` is what came of the changes before, whose own records say
                 so too from now on.
         """

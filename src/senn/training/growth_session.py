@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from senn import batch
+from senn import pytree
 from senn._records import reading_state
-from senn.batch import Output
 from senn.candidates.candidate_config import CandidateConfig
 from senn.errors import SennError, UnsupportedError
 from senn.events import GrowthEvent
 from senn.grower import Grower
+from senn.pytree import Output
 from senn.schedule import GrowthSchedule
 from senn.training.callbacks import Callback
-from senn.training.learner import resolve_policy
 from senn.training.recent_batches import RecentBatches
-from senn.training.recipe import TrainConfig
 from senn.training.round_records import Record, RoundRecorder, copies, describe_error, failure_record, fault_record
-from senn.training.run import count_parameters
+from senn.training.train_config import TrainConfig
+from senn.training.train_result import count_parameters
+from senn.training.train_step import resolve_policy
 
 Prepare = Callable[[Any], Sequence[Any]]
 """From a batch of the loop: inputs, targets and perhaps weights."""
@@ -105,7 +105,7 @@ class GrowthSession:
         ...         session.add_batch((x, y), step)
         ...     events = session.grow(step)
         >>> session.close(50)
-        >>> [record["step"] for record in session.history if record["event"] == "consideration"]
+        >>> [record["step"] for record in session.history if record["event"] == "growth_round"]
         [10, 20]
         >>> sum(parameter.numel() for parameter in model.parameters()) > 12
         True
@@ -188,10 +188,20 @@ class GrowthSession:
         """
         recipe = self.recipe
         grower = Grower(
-            model, optimizer, loss=self.loss, policy=resolve_policy(recipe.policy), samples=self.samples or samples,
-            max_params=recipe.max_params, max_width=recipe.max_width, round_to=recipe.round_to, moves=recipe.moves,
-            candidate_config=CandidateConfig(units=recipe.candidates_per_layer), ignore=self.ignore, output=self.output, seed=recipe.seed,
-        )  # fmt: skip
+            model,
+            optimizer,
+            loss=self.loss,
+            policy=resolve_policy(recipe.policy),
+            samples=self.samples or samples,
+            max_params=recipe.max_params,
+            max_width=recipe.max_width,
+            round_to=recipe.round_to,
+            moves=recipe.moves,
+            candidate_config=CandidateConfig(units=recipe.candidates_per_layer),
+            ignore=self.ignore,
+            output=self.output,
+            seed=recipe.seed,
+        )
         self._started = _Started(
             grower=grower,
             recorder=RoundRecorder(grower, self._tell, changed=self._rewrap),
@@ -217,7 +227,7 @@ class GrowthSession:
         return not self._rows or (following - step) * self._rows < self.recipe.max_scoring_samples
 
     def add_batch(self, one: Any, step: int) -> None:
-        """Keep a copy of a batch for the next round, and of those before no more than `TrainConfig.probe` samples in all.
+        """Keep a copy of a batch for the next round, up to `TrainConfig.max_scoring_samples` samples in all.
 
         Args:
             one: a batch of the loop, which `prepare` understands.
@@ -227,7 +237,7 @@ class GrowthSession:
             inputs, targets, *weights = self.prepare(one)
             if not isinstance(targets, Tensor):
                 raise SennError(f"the targets of a batch must be a tensor, not a {type(targets).__name__}")
-            own = batch.clone((inputs, targets, weights[0] if weights else None))
+            own = pytree.clone((inputs, targets, weights[0] if weights else None))
         except Exception as error:  # whatever a function of others raises: their training goes on
             self._trouble = error
             return
@@ -343,10 +353,15 @@ class GrowthSession:
 
     def _troubles(self, kept: bool) -> tuple[list[str], bool]:
         """What has prevented processes from keeping a batch, and whether all have kept one nevertheless."""
-        communicator, mine = self._running.grower.communicator, None if self._trouble is None else describe_error(self._trouble)
+        communicator, mine = (
+            self._running.grower.communicator,
+            None if self._trouble is None else describe_error(self._trouble),
+        )
         self._trouble = None
         said = communicator.all_gather_object("keep a batch", [mine, kept])
-        texts = [text if communicator.is_single else f"on rank {rank}, {text}" for rank, (text, _) in enumerate(said) if text]
+        texts = [
+            text if communicator.is_single else f"on rank {rank}, {text}" for rank, (text, _) in enumerate(said) if text
+        ]
         return texts, all(one for _, one in said)
 
     def _tell(self, record: Record) -> None:

@@ -49,7 +49,7 @@ class LoggerCallback(Callback):
     def restart(self, history: Sequence[Record]) -> None:
         """Take over the records of a run that goes on, which the loggers have already."""
         self.history = [*history]
-        self._told = {record["step"] for record in history if record.get("realised") is not None}
+        self._told = {record["step"] for record in history if record.get("realized_decrease") is not None}
 
     def on_epoch(self, record: Record) -> None:
         """Losses, learning rate, sizes."""
@@ -62,7 +62,7 @@ class LoggerCallback(Callback):
         self._realized()
         self.history.append(record)
         scalars = {name: record[name] for name in ("eta", "loss", "parameters")}
-        scalars |= {f"eta_of/{name}": value for name, value in record["eta_of"].items()}
+        scalars |= {f"eta_by_map/{name}": value for name, value in record["eta_by_map"].items()}
         sizes = {} if record["accepted"] else _sizes(record)  # else those after the changes follow, at this step
         self._scalars(record, scalars | {"accepted": len(record["accepted"])} | sizes | _best(record))
 
@@ -78,7 +78,7 @@ class LoggerCallback(Callback):
     def on_growth(self, record: Record) -> None:
         """The change, and what it promised."""
         self.history.append(record)
-        self._scalars(record, {"growth/promised": record["promised"]} | _sizes(record))
+        self._scalars(record, {"growth/expected_decrease": record["expected_decrease"]} | _sizes(record))
         self._text(record, record["text"])
 
     def on_end(self, record: Record) -> None:
@@ -104,7 +104,9 @@ class LoggerCallback(Callback):
 
     def _realized(self) -> None:
         """What a round of changes brought is known at the next one."""
-        for step, value in {r["step"]: r["realised"] for r in self.history if r.get("realised") is not None}.items():
+        for step, value in {
+            r["step"]: r["realized_decrease"] for r in self.history if r.get("realized_decrease") is not None
+        }.items():
             if step not in self._told:
                 self._told.add(step)
                 self._scalars({"step": step}, {"growth/realised": value})
@@ -143,7 +145,7 @@ def growth_image(history: Sequence[Record]) -> npt.NDArray[np.uint8]:
     """
     from matplotlib.image import imread
 
-    from senn.plots import growth_figure
+    from senn.viz.plots import growth_figure
 
     if not any(one["event"] == "epoch" for one in history):
         history = [*history, *_instead_of_epochs(history)]
@@ -160,7 +162,7 @@ def growth_image(history: Sequence[Record]) -> npt.NDArray[np.uint8]:
 def _instead_of_epochs(history: Sequence[Record]) -> list[Record]:
     """The losses at every round, and the sizes up to the end."""
     none = {"event": "epoch", "epoch": 0, "train_loss": None, "validation_loss": None}
-    losses = [{**none, "step": one["step"], "train_loss": one["loss"]} for one in history if "eta_of" in one]
+    losses = [{**none, "step": one["step"], "train_loss": one["loss"]} for one in history if "eta_by_map" in one]
     last = [one["architecture"] for one in history if "architecture" in one][-1:]
     return [*losses, *({**none, "step": history[-1].get("step", 0), "architecture": one} for one in last)]
 

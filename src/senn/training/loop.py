@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from senn._records import reading_state
+from senn.checkpoint.model_state import State
 from senn.errors import DivergenceError, SennError
-from senn.persistence.state import State
 from senn.schedule import GrowthSchedule
+from senn.training.batches import Inputs, Rows
 from senn.training.callbacks import Callback
-from senn.training.learner import Batch, TrainStep
-from senn.training.recipe import TrainConfig, Task
 from senn.training.round_records import Record, RoundRecorder, fault_record, first_line
-from senn.training.rows import Inputs, Rows
-from senn.training.run import NUMERICAL, TrainResult, architecture, count_parameters, forward_flops
-from senn.training.state import BestModel, Checkpointer, RunState
+from senn.training.run_state import BestModel, Checkpointer, RunState
+from senn.training.train_config import Task, TrainConfig
+from senn.training.train_result import NUMERICAL, TrainResult, architecture, count_parameters, forward_flops
+from senn.training.train_step import Batch, TrainStep
 from senn.training.validation import rank, validation_figures
 
 

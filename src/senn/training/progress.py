@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from senn import drawn
+from senn import html
 from senn.training.callbacks import Callback
 from senn.training.round_records import Record
 
@@ -185,7 +185,7 @@ class NotebookCallback(Callback):
         done, most = len(self._sizes) - 1, self._sizes[-1]["epochs"]
         bar = f'<progress value="{done}" max="{most}" aria-label="epochs"></progress> epoch {done} of {most}'
         words = f"{escape(state_line(record))}<br>{escape(self._changed)}"
-        page = HTML(f"<div>{bar}<br>{words}<br>{drawn.network(record['architecture'])}</div>")  # type: ignore[no-untyped-call]
+        page = HTML(f"<div>{bar}<br>{words}<br>{html.network(record['architecture'])}</div>")  # type: ignore[no-untyped-call]
         if self._handle is None:
             self._handle = display(page, display_id=True)  # type: ignore[no-untyped-call]
         else:

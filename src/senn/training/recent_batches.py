@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from senn import batch
-from senn.batch import Arguments, Inputs
-from senn.ranks import Communicator
+from senn import pytree
+from senn.collectives import Communicator
+from senn.pytree import Arguments, Inputs
 from senn.scoring.global_batch import everyones
 
 KeptBatch = tuple[Inputs, Tensor, Tensor | None]
@@ -23,7 +23,7 @@ class RecentBatches:
 
     Args:
         limit: samples that a round needs, of all processes together.
-        ranks: processes that keep batches at the same time, each its own.
+        communicator: processes that keep batches at the same time, each its own.
     """
 
     def __init__(self, limit: int, communicator: Communicator) -> None:
@@ -74,14 +74,14 @@ class RecentBatches:
 
     def _part(self, joint: KeptBatch) -> KeptBatch:
         total = len(joint[1])
-        part: KeptBatch = batch.index_batch(joint, self._communicator.local_slice(total), total)
+        part: KeptBatch = pytree.index_batch(joint, self._communicator.local_slice(total), total)
         return part
 
 
 def _plain(one: KeptBatch) -> dict[str, Any]:
     """A batch as nested plain containers and tensors."""
     inputs, targets, weights = one
-    args, kwargs = batch.arguments(inputs)
+    args, kwargs = pytree.arguments(inputs)
     kind = "tensor" if isinstance(inputs, Tensor) else "tuple" if isinstance(inputs, tuple) else "mapping"
     kind = "arguments" if isinstance(inputs, Arguments) else kind
     return {"kind": kind, "args": [*args], "kwargs": kwargs, "targets": targets, "weights": weights}
@@ -89,7 +89,7 @@ def _plain(one: KeptBatch) -> dict[str, Any]:
 
 def _unplain(saved: Mapping[str, Any], device: torch.device) -> KeptBatch:
     """The batch that `_plain` was given, on a device."""
-    on = batch.map_leaves(lambda tensor: tensor.to(device), dict(saved))
+    on = pytree.map_leaves(lambda tensor: tensor.to(device), dict(saved))
     args, kwargs = tuple(on["args"]), dict(on["kwargs"])
     made: dict[str, Any] = {"tensor": args[0] if args else None, "tuple": args, "mapping": kwargs}
     inputs = Arguments(*args, **kwargs) if saved["kind"] == "arguments" else made[saved["kind"]]

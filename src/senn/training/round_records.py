@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from senn.errors import SennError, SurgeryError
-from senn.events import GrowthRound, GrowthEvent
+from senn.events import GrowthEvent, GrowthRound
 from senn.runs.record_names import current_record
 
 Record = dict[str, Any]
@@ -16,7 +16,7 @@ class Growing(Protocol):
     """What a round needs of a `Grower`, or of a `Learner` that has one."""
 
     @property
-    def growth_round(self) -> GrowthRound | None:
+    def last_round(self) -> GrowthRound | None:
         """The last round, with all its candidates."""
 
     @property
@@ -77,7 +77,7 @@ class RoundRecorder:
             The changes; none where the round failed.
         """
         grower = self.grower
-        known, last = len(grower.rejections), grower.growth_round
+        known, last = len(grower.rejections), grower.last_round
         widths = grower.architecture if self._widths_before else None
         events: list[GrowthEvent] = []
         failure: Exception | None = None
@@ -90,7 +90,7 @@ class RoundRecorder:
         if events:
             self._changed()
         self.settle()
-        round_ = grower.growth_round
+        round_ = grower.last_round
         if round_ is not None and round_ is not last:
             self._tell(growth_round_record(round_, epoch, step, widths))
         if failure is not None:
@@ -106,7 +106,7 @@ class RoundRecorder:
     def settle(self) -> None:
         """Complete the records of changes of which it is known by now what came of them."""
         for event, record in self._unrealized:
-            record["realised"] = event.realized_decrease
+            record["realized_decrease"] = event.realized_decrease
         self._unrealized = [(event, record) for event, record in self._unrealized if event.realized_decrease is None]
 
     def resume(self, history: Sequence[Record]) -> None:
@@ -127,7 +127,7 @@ def growth_round_record(
 
     `hidden` are these; None: as the consideration has them.
     """
-    head = {"event": "consideration", "epoch": epoch, "step": step}
+    head = {"event": "growth_round", "epoch": epoch, "step": step}
     widths = growth_round.architecture if hidden is None else hidden
     return {**head, **growth_round.as_dict(), "architecture": list(widths)}
 

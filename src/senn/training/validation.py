@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from senn.training.recipe import Task
-from senn.training.rows import Inputs, Rows
+from senn.training.batches import Inputs, Rows
+from senn.training.train_config import Task
 
 IMAGES_AT_ONCE = 500
 """Images that are validated at once: a table's rows go through a network together, those of an image are too many."""

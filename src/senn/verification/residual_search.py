@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from senn import batch
-from senn.batch import Inputs
+from senn import pytree
 from senn.errors import UnsupportedError, in_one_line
+from senn.graph.types import LinearMap, Refusal, ResidualBlock, get_tensor
 from senn.preserve import preserve_model_state
-from senn.structure.spaces import ResidualBlock, LinearMap, Refusal, get_tensor
-from senn.surgery.repeat import counts_of, have_positions, insert_copy_after, function_preserving_copy
+from senn.pytree import Inputs
+from senn.surgery.repeat import counts_of, function_preserving_copy, have_positions, insert_copy_after
 from senn.verification.verify_groups import is_close, perturb_parameters
 
 _NOT_REPEATED = "nothing like it can be put after it"
@@ -138,7 +138,7 @@ class _Search:
     def _visited_again(self, names: Sequence[str]) -> dict[str, _Visit]:
         """What modules are given with other inputs, if the model takes them (it may want positive ones)."""
         try:
-            visits = self._visits(names, batch.map_leaves(self._varied, self.inputs))
+            visits = self._visits(names, pytree.map_leaves(self._varied, self.inputs))
             if all(bool(visit.inputs.isfinite().all()) for visit in visits.values()):
                 return visits
         except _BrokenError:
@@ -162,7 +162,7 @@ class _Search:
         def enter(name: str) -> Any:
             def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
                 args, kwargs = _copied((args, kwargs))
-                given = batch.leaves([args, kwargs])
+                given = pytree.leaves([args, kwargs])
                 visits[name].append(_Visit(args, kwargs, given[0] if given else torch.empty(0)))
                 order.append(name)
 
@@ -187,7 +187,7 @@ class _Search:
 
     def _outputs(self, inputs: Inputs | None = None) -> list[Tensor]:
         try:
-            found = batch.leaves(batch.call(self.trial, batch.clone(self.inputs if inputs is None else inputs)))
+            found = pytree.leaves(pytree.call(self.trial, pytree.clone(self.inputs if inputs is None else inputs)))
         except Exception as error:
             raise _BrokenError(in_one_line(error)) from error
         return [tensor for tensor in found if tensor.is_floating_point()]
@@ -308,12 +308,15 @@ class _Search:
             lists[block.module.rpartition(".")[0]].append(block)
         for several in lists.values():
             ends = {block.module: self._place(block, before) for block in dict.fromkeys((several[0], several[-1]))}
-            ways = {(end.in_module_list, end.depth_attributes) if isinstance(end, ResidualBlock) else (False, ()) for end in ends.values()}
+            ways = {
+                (end.in_module_list, end.depth_attributes) if isinstance(end, ResidualBlock) else (False, ())
+                for end in ends.values()
+            }
             for block in several:
                 if block.module in ends:
                     found[block.module] = ends[block.module]
                 elif len(ways) == 1 and (way := next(iter(ways)))[0]:
-                    found[block.module] = replace(block, listed=True, counts=way[1])
+                    found[block.module] = replace(block, in_module_list=True, depth_attributes=way[1])
                 else:
                     found[block.module] = self._place(block, before)
         ordered = [(block.module, found[block.module]) for block in blocks]
@@ -333,7 +336,7 @@ class _Search:
             counts = [(), *((one,) for one in (*configured, *own))]
             if have_positions(self.trial, path):
                 counts = [*((one,) for one in configured), *counts]
-            options = [replace(block, listed=True, counts=some) for some in counts]
+            options = [replace(block, in_module_list=True, depth_attributes=some) for some in counts]
         reason = ""
         for option in (*options, block):
             against = self._against(option, before)
@@ -351,7 +354,7 @@ class _Search:
         with ExitStack() as stack:
             stack.callback(original.register_forward_hook(lambda *given: made.append(_first(given[-1]))).remove)
             entered = twin.register_forward_pre_hook(
-                lambda _, args, kwargs: read.append(batch.leaves([args, kwargs])[0].clone()), with_kwargs=True
+                lambda _, args, kwargs: read.append(pytree.leaves([args, kwargs])[0].clone()), with_kwargs=True
             )
             stack.callback(entered.remove)
             for held, key, old, new in swaps:
@@ -381,7 +384,7 @@ class _Order(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _first(output: Any) -> Tensor | None:
     """What a module gives back: a tensor, or the first of several."""
-    found = batch.leaves(output) if isinstance(output, Tensor | tuple | list) else []
+    found = pytree.leaves(output) if isinstance(output, Tensor | tuple | list) else []
     return found[0] if found else None
 
 
@@ -391,4 +394,4 @@ def _copied(arguments: Any) -> Any:
         try:
             return copy.deepcopy(arguments)
         except Exception:  # what can't be copied is passed on
-            return batch.clone(arguments)
+            return pytree.clone(arguments)

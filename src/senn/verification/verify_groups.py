@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senn import batch
-from senn.batch import Inputs
+from senn import pytree
 from senn.errors import SennError, UnsupportedError, in_one_line
+from senn.graph.trace_graph import trace_graph
+from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, Refusal, get_tensor
 from senn.preserve import preserve_model_state
-from senn.structure.spaces import Refusal, CoupledDim, ChannelGroup, DependencyGraph, get_tensor
-from senn.structure.trace_graph import trace_graph
+from senn.pytree import Inputs
 from senn.surgery import Widen, apply_moves
 
 # Largest change of an output, relative to the largest output, that rounding explains.
@@ -34,23 +34,29 @@ class _FailedError(Exception):
     """A widened copy doesn't bear a space out; the message says why."""
 
 
-def verify_groups(model: nn.Module, inputs: Inputs, graph: DependencyGraph, ignored: Collection[str] = ()) -> DependencyGraph:
+def verify_groups(
+    model: nn.Module, inputs: Inputs, graph: DependencyGraph, ignored: Collection[str] = ()
+) -> DependencyGraph:
     """The structure with only those spaces that a widened copy bears out; the others are refused by name.
 
     Args:
         model: the model; it isn't changed.
         inputs: of its forward.
-        structure: what its labels and numbers say.
+        graph: what its labels and numbers say.
         ignored: names of modules whose linear maps must keep their shapes.
     """
     accepted, refused = _parted(model, inputs, (), graph.groups, ignored)
     order = {group.name: place for place, group in enumerate(graph.groups)}
     groups = tuple(sorted(accepted, key=lambda group: order[group.name]))
-    return replace(graph, groups=groups, refused=(*refused, *graph.refusals))
+    return replace(graph, groups=groups, refusals=(*refused, *graph.refusals))
 
 
 def _parted(
-    model: nn.Module, inputs: Inputs, accepted: tuple[ChannelGroup, ...], groups: tuple[ChannelGroup, ...], ignored: Collection[str]
+    model: nn.Module,
+    inputs: Inputs,
+    accepted: tuple[ChannelGroup, ...],
+    groups: tuple[ChannelGroup, ...],
+    ignored: Collection[str],
 ) -> tuple[tuple[ChannelGroup, ...], list[Refusal]]:
     """The accepted spaces with those of some others that hold beside them, and refusals of the rest: by halves."""
     try:
@@ -67,7 +73,11 @@ def _parted(
 def _refusals(group: ChannelGroup, reason: str) -> list[Refusal]:
     """Of a space, and of the maps beside its stream that change size with it (heads)."""
     along = f"its size follows that of {group.name}, which can't change"
-    beside = [coupled.map for coupled in group.dims_of("producer") if group.norms and not coupled.behind_norm and "bias" not in coupled.tensor]
+    beside = [
+        coupled.map
+        for coupled in group.dims_of("producer")
+        if group.norms and not coupled.behind_norm and "bias" not in coupled.tensor
+    ]
     return [
         Refusal(place=group.name, reason=reason),
         *(Refusal(place=name, reason=along) for name in dict.fromkeys(beside)),
@@ -87,7 +97,10 @@ def _confirm(
     generator = torch.Generator().manual_seed(0)
     perturb_parameters(trial, {coupled.name for group in groups for coupled in group.dims}, generator)
     before = _outputs(trial, inputs)
-    moves, graph = _one_more_unit(trial, groups, generator), DependencyGraph(linear_maps=(), groups=groups, insertion_points=())
+    moves, graph = (
+        _one_more_unit(trial, groups, generator),
+        DependencyGraph(linear_maps=(), groups=groups, insertion_points=()),
+    )
     try:
         apply_moves(trial, moves, graph)
     except Exception as error:
@@ -147,7 +160,7 @@ def _one_more_unit(model: nn.Module, groups: Sequence[ChannelGroup], generator: 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad(), preserve_model_state(model, fused=False):
-        found = batch.leaves(batch.call(model, batch.clone(inputs)))
+        found = pytree.leaves(pytree.call(model, pytree.clone(inputs)))
     return [tensor for tensor in found if tensor.is_floating_point()]
 
 
@@ -169,7 +182,13 @@ def _same(group: ChannelGroup, found: DependencyGraph) -> ChannelGroup:
     """The space as the widened copy shows it, at its own width."""
 
     def shape(coupled: CoupledDim) -> tuple[Any, ...]:
-        return coupled.role, coupled.name, coupled.dim, coupled.index.shape[1], coupled.n_segments if group.width > 1 else 1
+        return (
+            coupled.role,
+            coupled.name,
+            coupled.dim,
+            coupled.index.shape[1],
+            coupled.n_segments if group.width > 1 else 1,
+        )
 
     wide = next((other for other in found.groups if other.name == group.name), None)
     if wide is None:
@@ -180,4 +199,4 @@ def _same(group: ChannelGroup, found: DependencyGraph) -> ChannelGroup:
     if all(one.n_segments == two.n_segments for one, two in zip(group.dims, wide.dims, strict=True)):
         return group
     coupled_dims = zip(group.dims, wide.dims, strict=True)
-    return replace(group, coupled_dims=tuple(replace(one, runs=two.n_segments) for one, two in coupled_dims))
+    return replace(group, dims=tuple(replace(one, n_segments=two.n_segments) for one, two in coupled_dims))

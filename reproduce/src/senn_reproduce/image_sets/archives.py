@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from senn.data.images.arrays import Expected, Images, ImageSet, reading
 from senn.data.images.encoded import decode_all
 from senn.data.images.idx import read_labeled_idx
+from senn.data.images.image_arrays import Expected, Images, ImageSet, reading
 from senn.errors import SennError
 
 MOST_ENTRY_BYTES = 2**24

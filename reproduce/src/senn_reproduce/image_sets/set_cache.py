@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from senn.data.images.arrays import Images, ImageSet, check_labels
+from senn.data.images.image_arrays import Images, ImageSet, check_labels
 from senn.errors import SennError
 
 VERSION = 1

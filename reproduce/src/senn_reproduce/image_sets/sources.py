@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from senn.data.images.arrays import Expected, ImageSet, reading
 from senn.data.images.encoded import read_parquet_set
+from senn.data.images.image_arrays import Expected, ImageSet, reading
 from senn.errors import SennError
 from senn_reproduce.image_sets.archives import read_cifar_binary, read_idx_set, read_tiny_imagenet
 from senn_reproduce.image_sets.download import Download, fetch

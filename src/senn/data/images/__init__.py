@@ -1,12 +1,12 @@
 """Sets of labelled images: read safely from their public formats, decoded once, kept memory-mapped."""
 
-from senn.data.images.arrays import Images, ImageSet
 from senn.data.images.collection import Collection, collect, is_images
 from senn.data.images.encoded import decode, read_parquet
-from senn.data.images.encoder import ImageEncoder
 from senn.data.images.idx import read_idx, read_labeled_idx
+from senn.data.images.image_arrays import Images, ImageSet
+from senn.data.images.image_encoder import ImageEncoder
 from senn.data.images.known_sets import KNOWN_SETS, load_images
-from senn.data.images.tensors import planes
+from senn.data.images.planes import planes
 
 __all__ = [
     "KNOWN_SETS",
@@ -20,6 +20,6 @@ __all__ = [
     "load_images",
     "planes",
     "read_idx",
-    "read_labelled_idx",
+    "read_labeled_idx",
     "read_parquet",
 ]

@@ -13,19 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from senn.data.images.arrays import Images, reading
 from senn.data.images.encoded import encoded_rows, image_columns
-from senn.data.images.folders import (
-    Entry,
-    LeftOut,
-    check_classes,
-    class_folders,
-    common_side,
-    sizes,
-    square,
-    squares,
-)
+from senn.data.images.folders import Entry, LeftOut, check_classes, class_folders, common_side, sizes, square, squares
 from senn.data.images.idx import is_idx, read_labeled_idx
+from senn.data.images.image_arrays import Images, reading
 from senn.data.images.known_sets import KNOWN_SETS, load_images
 from senn.errors import SennError
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from senn.data.images.arrays import MOST_BYTES, Expected, Images, ImageSet, in_short, reading, shown
+from senn.data.images.image_arrays import MOST_BYTES, Expected, Images, ImageSet, in_short, reading, shown
 from senn.errors import SennError
 
 MOST_PIXELS = 2**24
@@ -163,7 +163,7 @@ def image_columns(path: Path, labeled: bool = True) -> tuple[str, str | None] | 
 
     Args:
         path: the file.
-        labelled: whether there must be labels.
+        labeled: whether there must be labels.
     """
     try:
         schema = pq.read_schema(path)

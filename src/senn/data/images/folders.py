@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from senn.data.images.arrays import MOST_BYTES
 from senn.data.images.encoded import decode
+from senn.data.images.image_arrays import MOST_BYTES
 from senn.errors import SennError
 
 SIDES = (32, 64)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from senn.data.images.arrays import MOST_BYTES, Images, reading
+from senn.data.images.image_arrays import MOST_BYTES, Images, reading
 from senn.errors import SennError
 
 _UNSIGNED_BYTE = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from senn._extras import reproduce_module
-from senn.data.images.arrays import ImageSet
+from senn.data.images.image_arrays import ImageSet
 
 KNOWN_SETS = ("mnist", "cifar-10", "tiny-imagenet")
 

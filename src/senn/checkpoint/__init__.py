@@ -1,0 +1,33 @@
+"""Models on disk: `model.safetensors` for the numbers, `model.json` for how to rebuild what holds them. Never pickle.
+
+A folder of its own per model. The JSON describes the tree of modules: class, tensor shapes and plain numbers of each.
+Trees of PyTorch's and senn's own layers are rebuilt from it alone; a model of other classes is built small by its owner
+and *regrown*: its tensors and attributes are resized, inserted layers and repeated blocks put in again.
+
+The JSON carries a checksum of the numbers and one of itself, so that a half-copied or altered folder is refused.
+"""
+
+from typing import TYPE_CHECKING
+
+from senn import _deprecated
+from senn.checkpoint.model_files import DESCRIPTION, WEIGHTS
+from senn.checkpoint.optimizer_names import optimizer_param_names, rebind_optimizer
+from senn.checkpoint.save_and_load import load, load_extra, save
+from senn.checkpoint.shapes import ModuleSnapshot, describe_shapes, resize_like, tensor_shapes
+
+__all__ = [
+    "DESCRIPTION",
+    "WEIGHTS",
+    "ModuleSnapshot",
+    "describe_shapes",
+    "load",
+    "load_extra",
+    "optimizer_param_names",
+    "rebind_optimizer",
+    "resize_like",
+    "save",
+    "tensor_shapes",
+]
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)

@@ -1,0 +1,92 @@
+"""`senn export`: a trained network as a file or folder that needs no senn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from senn.checkpoint import DESCRIPTION, WEIGHTS, load, load_extra
+from senn.data import TableEncoder
+from senn.data.images import ImageEncoder
+from senn.data.images.image_encoder import KIND
+from senn.errors import SennError
+from senn.export import Exported, to_hub, to_onnx, to_pt2, to_python
+from senn.runs import RESULTS, check, complete, read
+
+EXAMPLES = 8
+"""Samples in the batch on which what was exported is held against the network."""
+
+_ENDINGS = {"onnx": ".onnx", "pt2": ".pt2", "python": "-python", "hub": "-hub"}
+
+
+def run(*, folder: Path, to: str, out: Path | None, overwrite: bool, license: str | None) -> int:
+    """Carry the command out."""
+    if license is not None and to != "hub":
+        raise SennError(f"--license is for --to hub, not for {to}: only a model card names one")
+    made = complete(folder)
+    if (made / "unfinished").is_dir() and not (made / DESCRIPTION).exists():
+        raise SennError(f"the run in {str(folder)!r} isn't finished, so it holds no network yet")
+    has_results = (made / RESULTS).exists()
+    if has_results:
+        check(made, (DESCRIPTION, WEIGHTS))
+    record = load_extra(made).get("encoder")
+    model = load(made)
+    resolved = folder.resolve()
+    named = resolved if folder.name in ("", "..") else folder
+    out = out or named.with_name(named.name + _ENDINGS[to])
+    if out.resolve() == resolved:
+        raise SennError(f"--out is the folder of the run, {str(folder)!r}; choose another name")
+    inputs, about = (None, None) if record is None else _data(record)
+    if to == "python":
+        print(to_python(model, out, inputs, preprocessing=about, overwrite=overwrite))
+    elif to == "hub":
+        results = read(folder).results if has_results else None
+        card: dict[str, Any] = {"name": resolved.name, "preprocessing": about, "results": results, "license": license}
+        print(to_hub(out, model, inputs, saved=made, overwrite=overwrite, **card))
+    elif inputs is None or about is None:
+        raise SennError(
+            f"the model in {str(folder)!r} wasn't made by 'senn fit', so its inputs are unknown: export it with "
+            f"senn.export.to_{to}(model, path, inputs)"
+        )
+    else:
+        print(_graph(to, model, out, inputs, about, overwrite=overwrite))
+    return 0
+
+
+def _graph(to: str, model: nn.Module, out: Path, inputs: Tensor, about: dict[str, Any], *, overwrite: bool) -> Exported:
+    """Export a model as a graph: for ONNX, or for `torch.export.load`."""
+    if to == "pt2":
+        return to_pt2(model, out, inputs, metadata=about, overwrite=overwrite)
+    return to_onnx(
+        model,
+        out,
+        inputs,
+        input_names=["images" if about.get("kind") == KIND else "features"],
+        output_names=["prediction" if about.get("target", {}).get("task") == "regression" else "logits"],
+        metadata=_metadata(about),
+        overwrite=overwrite,
+    )
+
+
+def _data(record: Any) -> tuple[Tensor, dict[str, Any]]:
+    """An example batch, and all that is done to data on their way in, JSON-able."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(record, dict) and record.get("kind") == KIND:
+        images = ImageEncoder.from_dict(record)
+        x = torch.randn(EXAMPLES, images.channels, images.side, images.side, generator=generator)
+        return x, images.to_dict()
+    table = TableEncoder.from_dict(record)
+    features = table.features
+    return torch.randn(EXAMPLES, len(features), generator=generator), {"features": features, **table.to_dict()}
+
+
+def _metadata(about: dict[str, Any]) -> dict[str, str]:
+    """What an ONNX file says of its inputs and outputs: names of features, classes, and every constant, as JSON."""
+    target = about.get("target", {})
+    labels = about.get("labels", target.get("labels"))
+    parts = {"classes": labels or None, "features": about.get("features"), "preprocessing": about}
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in parts.items() if value is not None}

@@ -1,0 +1,249 @@
+"""Images on their way through `senn fit` and `senn predict`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from senn.cli.fit_table import (
+    FEWEST_ROWS,
+    check_start,
+    checksum_of,
+    chosen_policy,
+    planned,
+    recipe_fields,
+    refuse_options,
+)
+from senn.cli.metrics import probabilities
+from senn.data import split
+from senn.data.images import Collection, ImageEncoder, Images, collect, planes
+from senn.errors import SennError
+from senn.nn import ConvNet
+from senn.runs import FitOptions
+from senn.training import Callback, TrainConfig, TrainResult
+from senn.training.augment import ChannelStats
+from senn.training.image_training import PRICES, build_conv_net, image_config, start_widths, train_images
+from senn.training.run_state import Checkpointer
+
+SMALLEST, LARGEST = 8, 512
+"""Sides that may be asked for."""
+
+_AT_ONCE = 500
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePreparation:
+    """Images as numbers; a `Prepared`.
+
+    Attributes:
+        collection: as read.
+        train_part: images to train on.
+        test_part: images held out for the test.
+        encoder: what is done to new images.
+        recipe: all choices of training.
+    """
+
+    collection: Collection
+    train_part: Images
+    test_part: Images
+    encoder: ImageEncoder
+    recipe: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """Of the set or its folder."""
+        return self.collection.name
+
+    @property
+    def task(self) -> Literal["classification"]:
+        """Always classes."""
+        return "classification"
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, by name."""
+        left_out = self.collection.left_out
+        notes = [*self.collection.notes]
+        if left_out:
+            notes.append(f"{_images(len(left_out))} that can't be read left out:")
+            notes += [one.reason for one in left_out[:_MOST_NAMED]]
+            if len(left_out) > _MOST_NAMED:
+                notes.append(f"... and {len(left_out) - _MOST_NAMED:,} more")
+        return notes
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """Widths of the convolutions at the start."""
+        return self.recipe.hidden or start_widths(self.encoder.side)
+
+    def line(self) -> str:
+        """The data in one line."""
+        train, test = len(self.train_part), len(self.test_part)
+        side, channels = self.encoder.side, self.encoder.channels
+        return (
+            f"{self.name}: {_images(train + test)} ({train:,} to train on, {test:,} for the test), "
+            f"{len(self.encoder.labels):,} classes, taken as {side} x {side} x {channels}"
+        )
+
+    def details(self) -> list[str]:
+        """How many images each class has."""
+        counts = np.bincount(self.train_part.labels, minlength=len(self.encoder.labels))
+        named = [f"{label} ({count:,})" for label, count in zip(self.encoder.labels, counts, strict=True)]
+        more = f" and {len(named) - 8:,} more" if len(named) > 8 else ""
+        return [f"to train on: {', '.join(named[:8])}{more}"]
+
+    def summary(self) -> dict[str, Any]:
+        """The data and what will be made of it, JSON-able."""
+        encoder = self.encoder
+        return {
+            "name": self.name,
+            "kind": "images",
+            "rows": len(self.train_part) + len(self.test_part),
+            "train_rows": len(self.train_part),
+            "test_rows": len(self.test_part),
+            "shape": [encoder.side, encoder.side, encoder.channels],
+            "classes": list(encoder.labels),
+            "flip": encoder.flip,
+            "left_out": [{"file": one.name, "reason": one.reason} for one in self.collection.left_out],
+            "notes": list(self.collection.notes),
+        }
+
+    def plan(self) -> dict[str, Any]:
+        """What training would start from, and what growth costs there, JSON-able."""
+        model, hidden, taps = _fresh(self.encoder, self.recipe), self.start, 9
+        reads = [self.encoder.channels, *hidden[:-1]]
+        read_by = [*(taps * width for width in hidden[1:]), len(self.encoder.labels)]
+        unit = max(taps * before + 2 + after for before, after in zip(reads, read_by, strict=True))
+        labels = _tensor(self.train_part.labels)
+        return planned(model, self.recipe, hidden, labels, unit)
+
+    def digest(self) -> str:
+        """A checksum of the data as numbers and of how they were made."""
+        parts = self.train_part, self.test_part
+        return checksum_of(self.record(), *(array for part in parts for array in (part.pixels, part.labels)))
+
+    def train(self, callbacks: Sequence[Callback], keeper: Checkpointer | None = None) -> TrainResult:
+        """A network."""
+        return train_images(
+            _tensor(planes(self.train_part)),
+            _tensor(self.train_part.labels),
+            classes=len(self.encoder.labels),
+            standard=ChannelStats(mean=self.encoder.mean, std=self.encoder.std),
+            flip=self.encoder.flip,
+            recipe=self.recipe,
+            callbacks=callbacks,
+            keeper=keeper,
+        )
+
+    def test(self, model: nn.Module) -> dict[str, float | None]:
+        """Its accuracy and log loss (nats) on what was held out."""
+        log = image_outputs(model, self.encoder, planes(self.test_part)).log_softmax(-1)
+        truth = _tensor(self.test_part.labels)
+        hits = (log.argmax(1) == truth).double().mean()
+        return {"accuracy": hits.item(), "log_loss": -log[torch.arange(len(truth)), truth].mean().item()}
+
+    def record(self) -> dict[str, Any]:
+        """The encoding of the images."""
+        return self.encoder.to_dict()
+
+
+def _fresh(encoder: ImageEncoder, recipe: TrainConfig) -> ConvNet:
+    """The network that training starts from, but for its numbers."""
+    hidden = recipe.hidden or start_widths(encoder.side)
+    with torch.random.fork_rng(devices=[]):
+        return build_conv_net(encoder.channels, encoder.side, len(encoder.labels), hidden)
+
+
+def _encoder(collection: Collection, train: Images, no_flip: bool) -> ImageEncoder:
+    """What the training images say of all others. Grey ones may be letters or digits, which mirroring would change."""
+    pixels = train.pixels
+    _, side, _, channels = pixels.shape
+    standard = ChannelStats.of(_tensor(planes(train)))
+    colored = channels == 3 and bool((pixels != pixels[..., :1]).any())
+    flip = colored and not no_flip
+    return ImageEncoder(
+        side=side, channels=channels, mean=standard.mean, std=standard.std, labels=collection.classes, flip=flip
+    )
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """An array as a tensor; one that is mapped from a file can't be written to, and is copied."""
+    return torch.from_numpy(np.require(array, requirements="W"))
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
+
+
+@torch.no_grad()
+def image_outputs(model: nn.Module, encoder: ImageEncoder, pixels: NDArray[np.uint8]) -> Tensor:
+    """The network's outputs for (n, C, side, side) bytes, (n, classes), in float64."""
+    standard = ChannelStats(mean=encoder.mean, std=encoder.std)
+    return torch.cat([model(standard(part)) for part in torch.split(_tensor(pixels), _AT_ONCE)]).double()
+
+
+def prepare_images(options: FitOptions) -> ImagePreparation:
+    """Read and split the images, and settle the recipe, before anything is written or trained.
+
+    Raises:
+        SennError: for whatever is wrong with the images or the options, by name.
+    """
+    refuse_options(options, ("target", "column"), "tables, and {data} holds images")
+    if options.task == "regression":
+        raise SennError(f"{options.data!r} holds images, of which senn learns classes only, not --task regression")
+    if options.image_size is not None and not SMALLEST <= options.image_size <= LARGEST:
+        raise SennError(f"--image-size must be from {SMALLEST} to {LARGEST}, and is {options.image_size:,}")
+    recipe = image_config(policy=chosen_policy(options, PRICES), **recipe_fields(options))
+    data_dir = None if options.data_dir is None else Path(options.data_dir)
+    collection = collect(options.data, options.image_size, data_dir)
+    train, test = collection.train, collection.test
+    if len(train) < FEWEST_ROWS:
+        raise SennError(f"there are {_images(len(train))}; at least {FEWEST_ROWS} are needed to learn from")
+    if test is None:
+        kept, held_out = split(len(train), options.test_fraction, options.seed, train.labels)
+        train, test = train.take(kept), train.take(held_out)
+    encoder = _encoder(collection, train, options.no_flip)
+    check_start(_fresh(encoder, recipe), recipe, "classification")
+    return ImagePreparation(collection, train, test, encoder, recipe)
+
+
+def predict_images(model: nn.Module, encoder: ImageEncoder, sources: Sequence[str], proba: bool) -> pd.DataFrame:
+    """For each image that can be read its name, the most probable class and, if asked for, every class's probability.
+
+    Others are named on stderr, with their number.
+
+    Raises:
+        SennError: if there is no image that can be read, or a source isn't there.
+    """
+    names: list[str] = []
+    values: list[NDArray[np.float64]] = []
+    reasons: list[str] = []
+    for found, pixels, left_out in encoder.read(sources):
+        names += found
+        reasons += [one.reason for one in left_out]
+        if found:
+            values.append(image_outputs(model, encoder, planes(Images(pixels, np.zeros(len(found), np.int64)))).numpy())
+    if not names:
+        raise SennError(f"there is no image that can be read: {reasons[0]}")
+    if reasons:
+        print(f"senn: {_images(len(reasons))} that can't be read left out:", file=sys.stderr)
+        print("\n".join(f"senn: {' '.join(reason.split())}" for reason in reasons), file=sys.stderr)
+    outputs = np.concatenate(values)
+    columns = {
+        "file": pd.Series(names, dtype=object),
+        "prediction": pd.Series([encoder.labels[at] for at in outputs.argmax(axis=1)], dtype=object),
+    }
+    if proba:
+        chances = probabilities(outputs)
+        columns |= {f"probability {label}": pd.Series(chances[:, at]) for at, label in enumerate(encoder.labels)}
+    return pd.DataFrame(columns)

@@ -1,0 +1,55 @@
+"""`senn report`: one run, or several side by side, as a page to look at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from senn import atomic_files
+from senn.checkpoint import load
+from senn.errors import SennError
+from senn.export import python_source
+from senn.runs import REPORT, complete, read
+from senn.viz.report import RunReport, page
+
+_MOST = 20
+"""Runs on one page."""
+
+
+def run(*, folders: Sequence[Path], out: Path | None) -> int:
+    """Carry the command out."""
+    if len(folders) > _MOST:
+        raise SennError(f"a report compares up to {_MOST} runs, not {len(folders)}")
+    out = out or (folders[0] / REPORT if len(folders) == 1 else Path("comparison.html"))
+    _refuse_foreign(out)
+    text = page([_run_report(folder) for folder in folders])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_files.write(out, text.encode("utf-8"))
+    print(f"written to {out}: {len(text) / 1e6:.1f} MB, opens in any browser, without a network")
+    return 0
+
+
+def _refuse_foreign(out: Path) -> None:
+    """A report may replace a page, and nothing else."""
+    if out.is_dir():
+        raise SennError(f"{str(out)!r} is a folder: --out names the file to write")
+    if out.exists() and not out.read_bytes()[:15].lower().startswith(b"<!doctype html>"):
+        raise SennError(f"{str(out)!r} is no page, and a report doesn't replace it; choose another --out")
+
+
+def _run_report(folder: Path) -> RunReport:
+    saved = read(folder)
+    name = folder.resolve().name or str(folder)
+    if saved.results is None and not saved.history:
+        raise SennError(f"{str(folder)!r} holds a run that has only just begun: there is nothing to tell yet")
+    return RunReport(name, saved.history, saved.results, None if saved.results is None else _code(folder))
+
+
+def _code(folder: Path) -> str | None:
+    """The network as source; None, and a note, for one of classes that aren't senn's or PyTorch's."""
+    try:
+        return python_source(load(complete(folder)))
+    except SennError as error:
+        print(f"senn: note: {folder} is shown without its code: {error}", file=sys.stderr)
+        return None

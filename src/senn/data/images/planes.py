@@ -1,0 +1,22 @@
+"""Images as arrays of planes: resized to one side, as a network reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from senn.data.images.image_arrays import Images
+
+
+def planes(images: Images, side: int | None = None) -> NDArray[np.uint8]:
+    """The pixels as (N, C, side, side), averaged over boxes when they shrink; as they are without a side."""
+    pixels = images.pixels
+    if side is None or pixels.shape[1:3] == (side, side):
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    kept = np.empty((len(pixels), pixels.shape[3], side, side), np.uint8)
+    for row, image in enumerate(pixels):
+        source = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        resized = np.asarray(source.resize((side, side), Image.Resampling.BOX))
+        kept[row] = resized[None] if resized.ndim == 2 else resized.transpose(2, 0, 1)
+    return kept

@@ -1,0 +1,1 @@
+"""Tables from files, as columns of numbers with a record of how they were encoded."""

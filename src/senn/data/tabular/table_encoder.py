@@ -1,0 +1,118 @@
+"""A table's encoding: every column's, and the target's, fitted on training rows and kept as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from senn.data.tabular.table_columns import KINDS, Column, column_from_dict, column_to_dict, fit_column
+from senn.data.tabular.target import Target, Task
+from senn.errors import SennError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableEncoder:
+    """Turns the rows of tables into numbers, always the same way.
+
+    Attributes:
+        columns: the encoding of each column but the target, in the training table's order.
+        target: what is predicted.
+    """
+
+    columns: tuple[Column, ...]
+    target: Target
+
+    @classmethod
+    def fit(
+        cls, frame: pd.DataFrame, target: str, task: Task | None = None, kinds: Mapping[str, str] | None = None
+    ) -> TableEncoder:
+        """Learn the encoding.
+
+        Args:
+            frame: the training rows.
+            target: name of the column to predict.
+            task: None to infer it from the target.
+            kinds: kinds of columns told rather than inferred: `number`, `boolean`, `category`, `date`, `dropped`.
+
+        Raises:
+            SennError: naming the column, and the row where there is one, that isn't understood.
+        """
+        check_names(frame, target)
+        kinds = kinds or {}
+        for name, kind in kinds.items():
+            if name not in frame.columns:
+                raise SennError(f"there is no column {name!r}; the table has {listed(frame.columns)}")
+            if kind not in KINDS:
+                raise SennError(f"column {name!r} can't be of kind {kind!r}; the kinds are {', '.join(sorted(KINDS))}")
+        fitted = Target.fit(target, frame[target], task)
+        columns = tuple(fit_column(str(name), frame[name], kinds.get(name)) for name in frame.columns if name != target)
+        if not any(column.features() for column in columns):
+            reasons = "; ".join(f"{column.name!r} {column.note}" for column in columns[:3])
+            raise SennError(f"no column is left to predict {target!r} from" + (f" ({reasons})" if reasons else ""))
+        return cls(columns=columns, target=fitted)
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the numbers that a row becomes."""
+        return [feature for column in self.columns for feature in column.features()]
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on single columns, one sentence each."""
+        return [f"column {column.name!r} {column.note}" for column in self.columns if column.note]
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns to be read as text from a file, so that the category "007" doesn't become 7."""
+        return [column.name for column in self.columns if column.kind == "category"]
+
+    def transform(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+        """The rows as (n, len(features)) float32; columns may come in any order, further ones are ignored.
+
+        Raises:
+            SennError: if a column is missing or one of its cells can't be read.
+        """
+        used = [column for column in self.columns if column.features()]
+        absent = [column.name for column in used if column.name not in frame.columns]
+        if absent:
+            raise SennError(f"the table lacks the column{'s' * (len(absent) > 1)} {listed(absent)}")
+        check_names(frame)
+        return np.concatenate([column.encode(frame[column.name]) for column in used], axis=1).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able record."""
+        return {"columns": [column_to_dict(column) for column in self.columns], "target": self.target.to_dict()}
+
+    @classmethod
+    def from_dict(cls, record: Any) -> TableEncoder:
+        """The encoder of a record made by `to_dict`.
+
+        Raises:
+            SennError: if the record isn't one.
+        """
+        if not isinstance(record, dict) or not isinstance(record.get("columns"), list) or "target" not in record:
+            raise SennError("the stored encoding of the table is damaged")
+        columns = tuple(map(column_from_dict, record["columns"]))
+        return cls(columns=columns, target=Target.from_dict(record["target"]))
+
+
+def check_names(frame: pd.DataFrame, target: str | None = None) -> None:
+    """Refuse tables without rows, with two columns of one name, or without the target."""
+    if frame.columns.has_duplicates:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise SennError(f"two columns are named {twice!r}")
+    if target is not None and target not in frame.columns:
+        raise SennError(f"there is no column {target!r}; the table has {listed(frame.columns)}")
+    if len(frame) == 0:
+        raise SennError("the table has no rows")
+
+
+def listed(names: Any, most: int = 8) -> str:
+    """Names in quotes, the first few."""
+    quoted = [repr(str(name)) for name in names]
+    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most:,} more" if len(quoted) > most else "")

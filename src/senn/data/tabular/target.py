@@ -1,0 +1,153 @@
+"""The column to predict: classes with their own labels, or a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from senn._records import from_dict
+from senn.data.tabular.cells import Floats, is_missing, kind_of, numbers, text
+from senn.errors import SennError
+
+Task = Literal["classification", "regression"]
+Label = str | int | float | bool
+
+FEW_VALUES = 20
+"""A whole-numbered target with at most so many values, each in five rows on average, is taken as classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is predicted.
+
+    Attributes:
+        name: the column.
+        task: `classification` or `regression`.
+        labels: the classes in sorted order, as str, int, float or bool like in the table; empty for regression.
+        mean: of the training rows' numbers (regression).
+        scale: their standard deviation (regression).
+    """
+
+    name: str
+    task: Task
+    labels: tuple[Label, ...] = ()
+    mean: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.task == "classification" and len(self.labels) < 2:
+            raise SennError(f"classes need two labels at least, and there are {len(self.labels)}")
+        if not self.scale > 0:
+            raise SennError(f"a scale must be positive, and {self.scale:g} isn't")
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a net has to put out."""
+        return len(self.labels) if self.task == "classification" else 1
+
+    @classmethod
+    def fit(cls, name: str, cells: pd.Series[Any], task: Task | None = None) -> Target:
+        """Learn labels, or mean and scale; `task` None: classes if text, booleans or few whole numbers.
+
+        Raises:
+            SennError: for missing or infinite values, a single class or value, or a task that can't be.
+        """
+        kind = kind_of(name, cells)
+        # "-" or "none" may well be the name of a class, but not a number.
+        missing = is_missing(cells) if kind == "number" else cells.isna().to_numpy(dtype=bool)
+        if missing.any():
+            row = cells.index[int(np.flatnonzero(missing)[0])]
+            count = int(missing.sum())
+            where = f"in row {row}" if count == 1 else f"in {count:,} rows, the first being row {row}"
+            raise SennError(f"target {name!r} is missing {where}; remove rows that lack it")
+        if kind == "date":
+            raise SennError(f"target {name!r} is a date; only classes and numbers can be predicted")
+        values = numbers(name, cells) if kind in ("number", "boolean") else None
+        if (task or _infer(kind, values)) == "classification":
+            return cls._classes(name, cells)
+        if values is None:
+            raise SennError(f"target {name!r} holds text (row {cells.index[0]}: {cells.iloc[0]!r}), not numbers")
+        return cls._number(name, values)
+
+    @classmethod
+    def _classes(cls, name: str, cells: pd.Series[Any]) -> Target:
+        found: set[Label] = {_label(cell) for cell in cells}
+        if len({isinstance(label, str) for label in found}) > 1:
+            found = {text(label) for label in found}
+        if len(found) == 1:
+            raise SennError(f"target {name!r} holds a single class ({found.pop()!r}); at least two are needed")
+        if len(found) > len(cells) / 2:
+            raise SennError(f"target {name!r} has {len(found):,} classes in {len(cells):,} rows; is it an identifier?")
+        return cls(name=name, task="classification", labels=tuple(sorted(found)))
+
+    @classmethod
+    def _number(cls, name: str, values: Floats) -> Target:
+        largest = float(np.abs(values).max()) or 1.0
+        mean, scale = float((values / largest).mean()) * largest, float((values / largest).std()) * largest
+        if values.min() == values.max() or not scale:
+            raise SennError(f"target {name!r} is always {values[0]:g}; there is nothing to predict")
+        return cls(name=name, task="regression", mean=mean, scale=scale)
+
+    def encode(self, cells: pd.Series[Any]) -> NDArray[Any]:
+        """Class numbers (n,) int64, or standardised numbers (n, 1) float32.
+
+        Raises:
+            SennError: for a class that wasn't there at fit, or a cell that isn't a number.
+        """
+        if self.task == "regression":
+            values = numbers(self.name, cells)
+            return ((values - self.mean) / self.scale).astype(np.float32)[:, None]
+        place = {text(label): at for at, label in enumerate(self.labels)}
+        codes = np.empty(len(cells), dtype=np.int64)
+        for at, cell in enumerate(cells):
+            code = place.get(text(_label(cell)))
+            if code is None:
+                raise SennError(f"target {self.name!r}, row {cells.index[at]}: class {cell!r} is unknown")
+            codes[at] = code
+        return codes
+
+    def decode(self, outputs: NDArray[Any]) -> list[Label]:
+        """Predictions from a net's outputs (n, `outputs`): the most probable label, or the number in its own unit."""
+        if self.task == "regression":
+            return [float(value) for value in outputs[:, 0].astype(np.float64) * self.scale + self.mean]
+        return [self.labels[int(at)] for at in outputs.argmax(axis=1)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able record."""
+        return {
+            "name": self.name,
+            "task": self.task,
+            "labels": list(self.labels),
+            "mean": self.mean,
+            "scale": self.scale,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Any) -> Target:
+        """The target of a record made by `to_dict`.
+
+        Raises:
+            SennError: if the record isn't one.
+        """
+        return from_dict(cls, record, "the stored description of the target", complete=True)
+
+
+def _label(cell: Any) -> Label:
+    """A cell as the plain Python value that it is."""
+    value = cell.item() if isinstance(cell, np.generic) else cell
+    if not isinstance(value, str | int | float):
+        raise SennError(f"class {value!r} is a {type(value).__name__}; classes are texts, numbers or booleans")
+    return value
+
+
+def _infer(kind: str, values: Floats | None) -> Task:
+    if kind != "number" or values is None:
+        return "classification"
+    distinct = len(np.unique(values))
+    whole = bool((values == np.round(values)).all())
+    few = distinct == 2 or (distinct <= FEW_VALUES and distinct * 5 <= len(values))
+    return "classification" if whole and few else "regression"

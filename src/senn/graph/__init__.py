@@ -1,0 +1,52 @@
+"""What in a module can change size: spaces (hidden dimensions), sites (places for a new layer) and blocks."""
+
+import importlib
+from typing import Any
+
+from senn import _deprecated
+from senn.graph.tracing.rules.module_rules import Visit, layer_rule
+from senn.graph.types import (
+    ChannelGroup,
+    CoupledDim,
+    DependencyGraph,
+    InsertionPoint,
+    LinearMap,
+    Norm,
+    Refusal,
+    ResidualBlock,
+    SizeAttribute,
+    get_linear,
+    get_tensor,
+    owned_columns,
+    weight_matrix,
+)
+
+__all__ = [
+    "ChannelGroup",
+    "CoupledDim",
+    "DependencyGraph",
+    "InsertionPoint",
+    "LinearMap",
+    "Norm",
+    "Refusal",
+    "ResidualBlock",
+    "SizeAttribute",
+    "Visit",
+    "analyze",
+    "explain",
+    "function_preserving_copy",
+    "get_linear",
+    "get_tensor",
+    "layer_rule",
+    "owned_columns",
+    "weight_matrix",
+]
+
+_HOME = {"analyze": "senn.verification", "explain": "senn.verification", "function_preserving_copy": "senn.surgery"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names that lie in packages above this one, which import it."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    return _deprecated.lookup("senn.graph", name)

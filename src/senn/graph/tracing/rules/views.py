@@ -1,0 +1,133 @@
+"""Rules for operations that move, copy or overwrite entries: views, `cat`, casts, tensors made like another.
+
+Those that only move entries need no code of their own: `move` carries them out on the labels themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from senn.graph.tracing.labels import varying
+from senn.graph.tracing.recorded import Call
+from senn.graph.tracing.recorder import TraceRecorder
+from senn.graph.tracing.rules.pointwise import Rules, meet_plain, rules
+
+
+def move(trace: TraceRecorder, call: Call) -> None:
+    """Entries change places only: carry the operation out on the labels."""
+    # A view without units is followed too: units may be written into it, and so into what it is a view of.
+    aliases = any(result.alias_info is not None for result in call.func._schema.returns)
+    if not aliases and not any(trace.is_labeled(tensor) for tensor in call.tensors):
+        return
+    source = call.args[0]
+    moved = [source] if isinstance(source, Tensor) else list(source)
+    known = {id(tensor) for tensor in moved}
+    if any(id(tensor) not in known and trace.is_labeled(tensor) for tensor in call.tensors):
+        trace.refuse_call(call)  # units that choose which entries move
+        return
+    own_maps = [trace.labels_of(tensor) for tensor in moved]
+    label_maps = []
+    for number in range(max(map(len, own_maps))):
+        layer = {
+            id(tensor): own[number] if number < len(own) else torch.zeros_like(own[0])
+            for tensor, own in zip(moved, own_maps, strict=True)
+        }
+        label_maps.append(pytree.tree_leaves(_on_labels(call, layer)))
+    for place, tensor in enumerate(call.outputs):
+        if any(labels[place].shape != tensor.shape for labels in label_maps):
+            trace.refuse_call(call)  # a view as another type cuts entries into pieces
+            return
+        trace.set_labels(tensor, [labels[place] for labels in label_maps])
+
+
+def join(trace: TraceRecorder, call: Call) -> None:
+    """`cat` and `stack`: set side by side, tensors have their other dimensions in common, so one set of units."""
+    move(trace, call)
+    output, parts = call.outputs[0], [part for part in call.args[0] if part.numel()]  # an empty one may have any shape
+    if not trace.is_labeled(output):
+        return
+    new = call.name == "aten::stack"
+    dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % output.dim()
+    label_maps = []
+    for number, label_map in enumerate(trace.labels_of(output)):
+        own = [trace.labels_of(part)[number] for part in parts if number < len(trace.labels_of(part))]
+        if not bool(label_map.any()) or (not new and any(dim in varying(labels) for labels in own)):
+            label_maps.append(label_map)
+            continue
+        shared = trace.record.merge_along(label_map, {dim})
+        for part, labels in zip(parts, own, strict=False):
+            if not bool(labels.any()):
+                meet_plain(trace, (shared.squeeze(dim) if new else shared).expand(part.shape), part)
+        label_maps.append(shared.expand(label_map.shape).clone())
+    trace.set_labels(output, label_maps)
+
+
+def _on_labels(call: Call, layer: dict[int, Tensor]) -> Any:
+    """Run a moving operation on labels."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: layer.get(id(t), t), (call.args, call.kwargs))
+    if call.name == "aten::constant_pad_nd":
+        return call.func(*args[:2])  # what is padded belongs to no unit, whatever its value
+    if call.name in _ONLY_FLOATING:
+        return call.func(args[0].double(), *args[1:], **kwargs).long()
+    try:
+        return call.func(*args, **kwargs)
+    except RuntimeError:
+        if call.name not in ("aten::view", "aten::_unsafe_view"):
+            raise
+        return args[0].reshape(call.args[1])  # labels may lie in memory in another way than the tensor
+
+
+_ONLY_FLOATING = frozenset(
+    (
+        *("aten::im2col", "aten::channel_shuffle", "aten::native_channel_shuffle"),
+        *(f"aten::{kind}_pad{rank}d" for kind in ("reflection", "replication") for rank in (1, 2, 3)),
+    )
+)
+
+
+def keep(trace: TraceRecorder, call: Call) -> None:
+    """The outputs have the units of the first input: casts, copies to a device, tensors made like another."""
+    if trace.is_labeled(call.tensors[0]):
+        for tensor in call.outputs:
+            if tensor is not call.tensors[0] and tensor.shape == call.tensors[0].shape:
+                trace.set_labels(
+                    tensor, [label_map.to(tensor.device, copy=True) for label_map in trace.labels_of(call.tensors[0])]
+                )
+
+
+def overwrite(trace: TraceRecorder, call: Call) -> None:
+    """A tensor, or a part of one, is filled with other entries."""
+    target, *others = call.tensors
+    source = call.arguments.get("src")
+    if source is None:
+        for value in others:
+            trace.unreadable(value, call.operation)
+    if source is not None and trace.is_labeled(source):
+        trace.set_labels(target, [label_map.expand_as(target) for label_map in trace.labels_of(source)])
+    elif trace.is_labeled(target):
+        for label_map in trace.labels_of(target):
+            label_map.zero_()
+
+
+RULES: Rules = {
+    **rules(
+        move,
+        "view _unsafe_view reshape _reshape_alias t t_ transpose transpose_ permute expand unsqueeze unsqueeze_ "
+        "squeeze squeeze_ select slice split split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk unbind "
+        "clone repeat repeat_interleave flip roll index index_select gather constant_pad_nd diagonal unfold "
+        "tril triu pixel_shuffle pixel_unshuffle detach detach_ alias lift_fresh im2col channel_shuffle "
+        "native_channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+        "replication_pad2d replication_pad3d",
+    ),
+    **rules(join, "cat stack"),
+    **rules(
+        keep,
+        "_to_copy empty_like zeros_like ones_like full_like rand_like randn_like native_dropout bernoulli bernoulli_ "
+        "normal_ uniform_ exponential_",
+    ),
+    **rules(overwrite, "copy_ fill_ zero_"),
+}

@@ -1,0 +1,108 @@
+"""Growth in a skorch net, as it is: `NeuralNetClassifier(MyModule, callbacks=[SelfExpansion()])`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from senn.errors import SennError
+from senn.pytree import Output
+from senn.training.callbacks import Callback as Listener
+from senn.training.growth_session import GrowthSession, Prepare, check_single
+from senn.training.train_config import TrainConfig
+
+try:
+    from skorch.callbacks import Callback
+    from skorch.dataset import unpack_data
+    from skorch.utils import to_tensor
+except ImportError as error:
+    raise SennError("senn.integrations.skorch needs skorch: pip install 'senn[skorch]'") from error
+
+
+class SelfExpansion(Callback):  # type: ignore[misc]
+    """Grows a net's module while the net is fitted.
+
+    Rounds come after optimizer steps, at fractions of `max_epochs`, and look at the last batches that passed. Where the
+    loss fails on a batch, or a change fails its verification, fitting goes on, and that is recorded.
+
+    A net that has grown is pickled as any other, and `partial_fit` goes on with it; `sklearn.base.clone` makes a small
+    one that grows anew. `net.save_params` saves numbers without sizes, so `load_params`, by which skorch's `Checkpoint`
+    and `LoadInitState` load too, fits only a module that has the same. What `senn.save(folder, net.module_)` saves is
+    loaded into a fresh small net, to predict, by `net.initialize()` and `senn.load(folder, into=net.module_)`.
+
+    Args:
+        recipe: when, by how much, and what is looked at, see `GrowthSession`.
+        loss: the training loss, `loss(outputs, targets)`, a mean over samples; None for the net's criterion.
+        prepare: makes inputs, targets and perhaps weights of a batch; by default it is inputs and targets.
+        samples: number of training samples, for prices; by default that of the training set.
+        ignore: names of modules to leave alone.
+        output: finds, in what the module returns, the tensor that the loss takes; None for what the net gives its
+            criterion: under `NLLLoss` the logarithm of the probabilities.
+        listeners: told of every event (`senn.training.Callback`).
+
+    Attributes:
+        history_: records of all events, of the last fit.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainConfig | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        prepare: Prepare | None = None,
+        samples: int | None = None,
+        ignore: Sequence[str] = (),
+        output: Output | None = None,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        self.recipe, self.loss, self.prepare, self.samples = recipe, loss, prepare, samples
+        self.ignore, self.output, self.listeners = ignore, output, listeners
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Growth begins with the first epoch, when it is known how many steps there will be."""
+        check_single((one for _, one in net.callbacks_), SelfExpansion)
+        self.step_, output = 0, self.output
+        if output is None and isinstance(net.criterion_, torch.nn.NLLLoss):
+            output = _logarithm
+        self.session_ = GrowthSession(
+            self.recipe, loss=self.loss or net.criterion_, prepare=self.prepare or partial(_on_device, net.device),
+            samples=self.samples, ignore=self.ignore, output=output, callbacks=self.listeners,
+        )  # fmt: skip
+        self.history_ = self.session_.history
+
+    def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        """Growth begins."""
+        self.session_.epoch = len(net.history)
+        if self.session_.grower is None:
+            samples = len(dataset_train)
+            batches = len(net.get_iterator(dataset_train, training=True))
+            self.session_.start(net.module_, net.optimizer_, steps=batches * net.max_epochs, samples=samples)
+
+    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        """Keep the batch if a round is near; grow if one is due."""
+        if not training:
+            return
+        self.step_ += 1
+        if self.session_.needs_batch(self.step_):
+            self.session_.add_batch(batch, self.step_)
+            self.session_.grow(self.step_)
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Only records stay, so that the net can be pickled."""
+        if self.session_.grower is not None:
+            self.session_.close(self.step_)
+        del self.session_
+
+
+def _logarithm(probabilities: Tensor) -> Tensor:
+    """What a net's criterion is given."""
+    return (probabilities + torch.finfo(probabilities.dtype).eps).log()
+
+
+def _on_device(device: Any, one: Any) -> tuple[Any, Any]:
+    """Inputs and targets where the net is."""
+    inputs, targets = unpack_data(one)
+    return to_tensor(inputs, device), to_tensor(targets, device)

@@ -1,0 +1,281 @@
+"""Losses and their output metric: what lies above a network's outputs.
+
+Layout, named once: outputs y are (N, m), N samples of m numbers; any other shape (N, ...) is flattened and (N,) means
+m = 1. The loss is L = mean_i w_i l_i, in nats per sample for likelihoods. Rows are per sample and unaveraged: gradient
+row i is N dL/dy_i, and H_i is its curvature, so that g = mean_i J_i^T g_i and F = mean_i J_i^T H_i J_i.
+
+A rule turns one batch into losses, gradient rows and a curvature; a table says which loss has which rule. Any other
+loss is differentiated twice, which needs m backward passes.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from senn import _deprecated
+from senn.errors import SennError, UnsupportedError, explained
+from senn.kfac.loss_hessians import DenseHessian, DiagonalHessian, LocalLoss, nats, resolve
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+Among = tuple[int, Tensor]
+"""How many samples there are, and which of them are looked at, (samples,)."""
+
+JOINT_SIGNS = 1 << 26
+"""Up to so many signs a rank draws those of all ranks' samples, so as to have the same ones as one process."""
+
+
+class LossMetric:
+    """A loss with the metric H of its outputs.
+
+    Args:
+        loss: `loss(output, target) -> scalar`, a mean over the samples. `F.cross_entropy`, `F.nll_loss`,
+            `F.binary_cross_entropy_with_logits`, `F.binary_cross_entropy`, `F.mse_loss`, their modules with their
+            options, and `functools.partial` of them have closed forms; any other loss that is separable over samples
+            and convex in the outputs is differentiated twice.
+        metric: `"fisher"`: H = d2l/dy2 (for probabilities as outputs its mean over the network's own labels), whose
+            units make 1/2 eta a loss decrease; `"euclidean"`: H = I (Mitchell et al., section 3.4).
+
+    Raises:
+        UnsupportedError: the loss sums over samples instead of averaging.
+    """
+
+    def __init__(self, loss: Loss, metric: Literal["fisher", "euclidean"] = "fisher") -> None:
+        if metric not in ("fisher", "euclidean"):
+            raise SennError(f"unknown output metric {metric!r}: use 'fisher' or 'euclidean'")
+        if not callable(loss):
+            raise SennError(f"the loss must be callable as loss(output, target), and {loss!r} is not")
+        self.function = loss
+        self.metric = metric
+        self.name = _name(loss)
+        self._rule, self._options = resolve(loss)
+        reduction = self._options.get("reduction", getattr(loss, "reduction", "mean"))
+        if reduction != "mean":
+            raise UnsupportedError(f"{self.name} has reduction={reduction!r}, and a mean over samples is needed")
+
+    def __repr__(self) -> str:
+        return f"OutputMetric({self.name}, metric={self.metric!r})"
+
+    def loss(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The mean loss L, a scalar in float32 or float64; differentiable in the output.
+
+        Args:
+            output: (N, m), (N,) or what the loss takes.
+            target: as the loss takes it.
+            weight: sample weights (N,), or None for ones.
+
+        Raises:
+            SennError: the loss fails on them.
+        """
+        output, target = _upcast(output, target)
+        shapes = f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}"
+        with explained(f"the loss {self.name} fails on {shapes}"):
+            if weight is None:
+                return self.function(output, target)
+            weight = _weights(weight, output)
+            if self._rule is None:
+                return (_losses(self.function, self.name, output, target) * weight).mean()
+            return (self._rule(output, target, self._options).losses * weight).mean()
+
+    def gradient(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Rows N dL/dy_i, (N, m); arguments as in `loss`."""
+        return self._local(output, target, weight, curved=False).gradient
+
+    def pseudo_grad(
+        self,
+        output: Tensor,
+        target: Tensor,
+        generator: torch.Generator,
+        weight: Tensor | None = None,
+        among: Among | None = None,
+    ) -> Tensor:
+        """Random rows v_i with E[v_i v_i^T] = H_i and independent over i, (N, m): curvature propagation.
+
+        A backward pass of v gives s with E[s s^T] = S, without sampling labels; softmax: v = sqrt(p) r -
+        p sum(sqrt(p) r) with random signs r.
+
+        Args:
+            output: as of `loss`.
+            target: as of `loss`.
+            generator: source of the signs.
+            weight: as of `loss`.
+            among: of which samples these are some, so that every sample gets the signs that it has there.
+        """
+        local = self._local(output, target, weight)
+        samples, m = local.gradient.shape
+        chosen = None
+        if among is not None:
+            total, places = among
+            if total * m <= JOINT_SIGNS:
+                samples, chosen = total, places
+            else:  # as random, but not the ones that one process would draw
+                seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+                generator = torch.Generator(generator.device).manual_seed(seed + int(places[0]))
+        signs = torch.randint(0, 2, (samples, m), generator=generator, device=generator.device)
+        if chosen is not None:
+            signs = signs[chosen.to(signs.device)]
+        return local.curvature.root(signs.to(local.gradient) * 2 - 1)
+
+    def product(self, output: Tensor, target: Tensor, u: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Rows H_i u_i, (N, m), for u (N, m) or of the output's shape."""
+        local = self._local(output, target, weight)
+        return local.curvature.product(u.detach().to(local.gradient).reshape(local.gradient.shape))
+
+    def score_limit(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> float:
+        """Lambda = mean_i g_i^T H_i^+ g_i, the most that eta can be on this batch (Theorem 3.1's lambda).
+
+        Softmax: mean of 1/p_t - 1. Infinite where a loss has a slope but no curvature (Huber, far out).
+        """
+        local = self._local(output, target, weight)
+        return float(local.curvature.score_limit(local.gradient).mean())
+
+    @torch.no_grad()
+    def loss_per_nat(self, loss: float, output: Tensor) -> float:
+        """How much of the loss one nat per sample is, at that loss: 1 for likelihoods of one label per sample.
+
+        For a mean squared error of m outputs it is 2 loss / m, the Gaussian likelihood with the error as its variance.
+        """
+        return nats(self._rule, loss, max(output.numel() // max(len(output), 1), 1))
+
+    def _local(self, output: Tensor, target: Tensor, weight: Tensor | None, curved: bool = True) -> LocalLoss:
+        """This batch's gradient rows and curvature (`curved=False`: the curvature is not used)."""
+        output, target = _upcast(output.detach(), target)
+        weight = None if weight is None else _weights(weight, output)
+        if self._rule is not None:
+            local = self._rule(output, target, self._options)
+        else:
+            local = _exact(self.function, self.name, output, target, curved and self.metric == "fisher", weight)
+        if self.metric == "euclidean":
+            local = LocalLoss(
+                losses=local.losses, gradient=local.gradient, curvature=DiagonalHessian(torch.ones_like(local.gradient))
+            )
+        return local if weight is None else local.scaled(weight)
+
+
+def _name(loss: Any) -> str:
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _upcast(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """At least float32; floating targets in the outputs' dtype."""
+    if output.ndim == 0 or len(output) == 0:
+        raise SennError(f"the outputs have shape {tuple(output.shape)}, and (samples, ...) with samples > 0 is needed")
+    if not output.is_floating_point():
+        raise SennError(f"the outputs are {output.dtype}, and floating-point numbers are needed")
+    if output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()
+    return output, target.to(output.dtype) if target.is_floating_point() else target
+
+
+def _weights(weight: Tensor, output: Tensor) -> Tensor:
+    if weight.shape != output.shape[:1]:
+        raise SennError(f"sample weights need shape ({len(output)},), not {tuple(weight.shape)}")
+    if not bool((torch.isfinite(weight) & (weight >= 0)).all()):
+        raise SennError("sample weights must be finite and not negative")
+    return weight.detach().to(output)
+
+
+def _exact(function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, weight: Tensor | None) -> LocalLoss:
+    """Gradient rows and exact Hessians of a loss without a rule, by double backward: m backward passes."""
+    samples = len(y)
+    with torch.enable_grad():
+        leaf = y.detach().clone().requires_grad_()
+        value = function(leaf, target)
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            raise UnsupportedError(f"the loss {name} must return a scalar, the mean over the samples")
+        gradient = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise UnsupportedError(f"the loss {name} doesn't depend on the outputs")
+        rows = samples * gradient.reshape(samples, -1)
+    _check_mean(function, name, y, target, value.detach())
+    _check_separable(name, leaf, rows)
+    losses = value.detach().expand(samples) if weight is None else _losses(function, name, y, target)
+    curvature = _hessian(name, leaf, rows) if curved else DiagonalHessian(torch.zeros_like(rows.detach()))
+    return LocalLoss(losses=losses, gradient=rows.detach(), curvature=curvature)
+
+
+def _check_mean(function: Loss, name: str, y: Tensor, target: Tensor, value: Tensor) -> None:
+    """A mean over the samples does not change when every sample is there twice."""
+    twice = function(torch.cat([y, y]), torch.cat([target, target]))
+    if not torch.isclose(twice, value, rtol=1e-3, atol=1e-6):
+        raise UnsupportedError(f"the loss {name} is not a mean over the samples: twice the same batch changes it")
+
+
+def _backward(name: str, rows: Tensor, leaf: Tensor, direction: Tensor) -> Tensor:
+    """Derivative of <rows, direction> with respect to the outputs, as rows (N, m)."""
+    try:
+        (result,) = torch.autograd.grad(rows, leaf, direction, retain_graph=True)
+    except RuntimeError as error:
+        raise UnsupportedError(f"the loss {name} cannot be differentiated twice ({error})") from error
+    return result.reshape(rows.shape)
+
+
+def _check_separable(name: str, leaf: Tensor, rows: Tensor) -> None:
+    """One sample's gradient must not depend on another sample's output."""
+    if not rows.requires_grad:
+        return
+    generator = torch.Generator().manual_seed(0)
+    sample = int(torch.randint(len(rows), (), generator=generator))
+    direction = torch.zeros_like(rows)
+    direction[sample] = torch.randn(rows.shape[1], generator=generator).to(rows)
+    influence = _backward(name, rows, leaf, direction).abs()
+    own = influence[sample].max()
+    influence[sample] = 0
+    # A mean over the samples holds 1/N of every other sample in it: far above rounding.
+    if float(influence.max()) > 1e-4 / len(rows) * float(own) + 1e-30:
+        raise UnsupportedError(f"the loss {name} mixes samples: one sample's gradient depends on another's output")
+
+
+def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
+    """The samples' Hessians, with tiny negative eigenvalues set to zero."""
+    hessian = rows.new_zeros(*rows.shape, rows.shape[1])
+    for column in range(rows.shape[1] if rows.requires_grad else 0):
+        direction = torch.zeros_like(rows)
+        direction[:, column] = 1
+        hessian[:, column] = _backward(name, rows, leaf, direction)
+    if not torch.isfinite(hessian).all():
+        raise SennError(f"the loss {name} has a curvature that is NaN or infinite on this batch")
+    if not hessian.any():
+        raise UnsupportedError(f"the loss {name} has no curvature in the outputs: use metric='euclidean'")
+    values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
+    noise = 100 * torch.finfo(rows.dtype).eps * values.abs().amax(1, keepdim=True)
+    if (values < -noise).any():
+        raise UnsupportedError(f"the loss {name} is not convex in the outputs: use metric='euclidean'")
+    return DenseHessian(vectors=vectors.to(rows), values=torch.where(values <= noise, 0.0, values).to(rows))
+
+
+def _losses(function: Loss, name: str, y: Tensor, target: Tensor) -> Tensor:
+    """Every sample's loss (N,), from the loss's own reduction='none'."""
+    single: Any
+    if isinstance(function, nn.Module) and hasattr(function, "reduction"):
+        single = copy.copy(function)
+        single.reduction = "none"
+    elif _takes_reduction(function):
+        single = functools.partial(cast(Any, function), reduction="none")
+    else:
+        raise UnsupportedError(f"the loss {name} takes no reduction='none', which sample weights need")
+    losses: Tensor = single(y, target).reshape(len(y), -1).mean(1)
+    if not torch.isclose(losses.mean(), function(y, target), rtol=1e-3, atol=1e-6):
+        raise UnsupportedError(f"the loss {name} is not the mean of its reduction='none', which sample weights need")
+    return losses
+
+
+def _takes_reduction(function: Loss) -> bool:
+    try:
+        return "reduction" in inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        return False

@@ -1,0 +1,51 @@
+"""One forward pass, run again with the same random numbers and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from senn.kfac.recorder import forward
+from senn.pytree import Inputs
+
+
+class Replay:
+    """Remembers random states and buffers as they are before a forward pass.
+
+    So a loss before a step and one after it differ in the parameters alone: same dropout, same batch statistics.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+        self._cpu = torch.get_rng_state()
+        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the buffers and random states back."""
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        self._seed()
+
+    def again(self, inputs: Inputs, measure: Callable[[Tensor], float]) -> Callable[[], float]:
+        """A function that measures the outputs of the same pass; buffers and random states end as they are then."""
+
+        def run() -> float:
+            now = [buffer.clone() for buffer, _ in self._buffers]
+            with torch.no_grad(), torch.random.fork_rng([device for device, _ in self._cuda]):
+                self.restore()
+                value = measure(forward(self._model, inputs))
+                for (buffer, _), value_now in zip(self._buffers, now, strict=True):
+                    buffer.copy_(value_now)
+            return value
+
+        return run
+
+    def _seed(self) -> None:
+        torch.set_rng_state(self._cpu)
+        for device, state in self._cuda:
+            torch.cuda.set_rng_state(state, device)

@@ -1,0 +1,172 @@
+"""K-FAC: which parameters lie in which block, and how one batch updates the blocks.
+
+Blocks are held by Parameter object. Growing a network exchanges the Parameters of the maps that it touches, so their
+blocks are dropped and estimated anew, and all the others stay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from senn.errors import SennError, UnsupportedError
+from senn.optim.kfac_blocks import DiagonalBlock, KroneckerBlock
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass: outputs with their graph, and (input, gradient edge of the output) of each linear map."""
+
+    output: Tensor
+    maps: dict[nn.Module, tuple[Tensor, GradientEdge]]
+
+
+@contextmanager
+def watching(modules: Sequence[nn.Module], names: Mapping[nn.Module, str]) -> Iterator[dict[nn.Module, Any]]:
+    """Collect inputs and output edges of linear maps while a forward pass runs inside.
+
+    Edges and not outputs: an activation that works in place turns the output tensor into its own result.
+    """
+    seen: dict[nn.Module, tuple[Tensor, GradientEdge]] = {}
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if module in seen:
+            raise UnsupportedError(
+                f"{names[module]} is used more than once in a forward pass, which K-FAC's factors cannot describe: "
+                "use method='cg'"
+            )
+        if output.requires_grad:
+            seen[module] = (args[0].detach(), get_gradient_edge(output))
+
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class KFAC:
+    """All blocks of one model.
+
+    Args:
+        model: whose linear maps get Kronecker factors.
+        decay: of the moving averages.
+        burn_in: probes that a block's first batch is looked at with.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, burn_in: int) -> None:
+        self.model = model
+        self.decay = decay
+        self.burn_in = burn_in
+        self.linear: dict[nn.Parameter, KroneckerBlock] = {}
+        self.other: dict[nn.Parameter, DiagonalBlock] = {}
+
+    def maps(self, trainable: set[nn.Parameter]) -> dict[nn.Module, str]:
+        """The linear maps whose parameters are all trained, and that share none with another module."""
+        owners = Counter(p for module in self.model.modules() for p in module.parameters(recurse=False))
+        found: dict[nn.Module, str] = {}
+        for name, module in self.model.named_modules():
+            if type(module).forward is nn.Linear.forward:
+                own = list(module.parameters(recurse=False))
+                plain = {id(p) for p in own} == {id(p) for p in (module.weight, module.bias) if p is not None}
+                if plain and all(p in trainable and owners[p] == 1 for p in own):
+                    found[module] = name
+        return found
+
+    def layout(self, seen: Pass, trainable: Sequence[nn.Parameter]) -> list[tuple[nn.Parameter, ...]]:
+        """The parameters of each block; what is kept for Parameters that are gone is dropped."""
+        blocks = [(module.weight, module.bias) if module.bias is not None else (module.weight,) for module in seen.maps]
+        covered = {p for block in blocks for p in block}
+        others = [p for p in trainable if p not in covered]
+        weights = {block[0] for block in blocks}
+        self.linear = {p: block for p, block in self.linear.items() if p in weights and _fits(block, p)}
+        self.other = {p: block for p, block in self.other.items() if p in set(others)}
+        return [*blocks, *((p,) for p in others)]  # type: ignore[list-item]
+
+    def fresh(self, blocks: Sequence[tuple[nn.Parameter, ...]]) -> bool:
+        """Whether a block has not seen any batch yet."""
+        return any(block[0] not in self.linear and block[0] not in self.other for block in blocks)
+
+    def update(
+        self, seen: Pass, blocks: Sequence[tuple[nn.Parameter, ...]], probes: Any, weight: Tensor | None
+    ) -> None:
+        """Bring all blocks up to date with one batch; keeps the graph.
+
+        Args:
+            seen: the forward pass.
+            blocks: from `layout`.
+            probes: function that draws output rows (N, m) with E[v v^T] = H.
+            weight: sample weights (N,), or None.
+        """
+        fresh = self.fresh(blocks)
+        maps = {module.weight: read for module, read in seen.maps.items()}
+        linear = [block for block in blocks if block[0] in maps]
+        edges = [maps[block[0]][1] for block in linear]
+        others = [block[0] for block in blocks if block[0] not in maps]
+        targets: list[Any] = [*edges, *others]
+        pulled = []
+        for _ in range(self.burn_in if fresh else 1):
+            v = probes().to(seen.output).reshape(seen.output.shape)
+            pulled.append(torch.autograd.grad(seen.output, targets, v, retain_graph=True, materialize_grads=True))
+        for index, block in enumerate(linear):
+            a = _rows(maps[block[0]][0], len(block) > 1)
+            self.linear.setdefault(block[0], KroneckerBlock(self.decay)).update(
+                a, [_at_least_float(draw[index]) for draw in pulled], weight
+            )
+        for index, parameter in enumerate(others, len(edges)):
+            self.other.setdefault(parameter, DiagonalBlock(self.decay)).update(
+                [_at_least_float(draw[index]) for draw in pulled], len(seen.output)
+            )
+
+    def block(self, parameters: tuple[nn.Parameter, ...]) -> KroneckerBlock | DiagonalBlock:
+        """The block of some parameters."""
+        return self.linear[parameters[0]] if parameters[0] in self.linear else self.other[parameters[0]]
+
+    def state(self) -> dict[str, Any]:
+        """All blocks by parameter name."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return {
+            kind: {names[p]: block.state() for p, block in blocks.items() if p in names}
+            for kind, blocks in (("linear", self.linear), ("other", self.other))
+        }
+
+    def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over what `state` gave, on a model with the same parameters."""
+        parameters = dict(self.model.named_parameters())
+        self.linear, self.other = {}, {}
+        for name in [*state["linear"], *state["other"]]:
+            if name not in parameters:
+                raise SennError(f"the optimizer's state holds {name}, which the model does not have")
+        for name, saved in state["linear"].items():
+            block = self.linear[parameters[name]] = KroneckerBlock(self.decay)
+            block.load(saved)
+            if not _fits(block, parameters[name]):
+                raise SennError(
+                    f"the optimizer's state for {name} does not fit its shape {tuple(parameters[name].shape)}"
+                )
+        for name, saved in state["other"].items():
+            self.other[parameters[name]] = DiagonalBlock(self.decay)
+            self.other[parameters[name]].load(saved)
+
+
+def _fits(block: KroneckerBlock, weight: Tensor) -> bool:
+    rows, columns = len(block.outputs.current), len(block.inputs.current)
+    return rows == weight.shape[0] and columns in (weight.shape[1], weight.shape[1] + 1)
+
+
+def _rows(a: Tensor, bias: bool) -> Tensor:
+    """Inputs (N, ..., in) in float32 at least, with a trailing 1 for the bias."""
+    a = _at_least_float(a)
+    return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1) if bias else a
+
+
+def _at_least_float(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

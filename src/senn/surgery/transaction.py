@@ -1,0 +1,227 @@
+"""`operate`: moves carried out on a model, its averages and its optimizer. All or nothing, verified, reversible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.graph.types import DependencyGraph
+from senn.preserve import ModelState, preserve_model_state
+from senn.pytree import Inputs
+from senn.surgery.apply import prepare
+from senn.surgery.moves import Append, Insert, Move, Prune
+from senn.surgery.optimizer_state import Snapshot, check_holds, migrate_optimizer_state, unwrap
+from senn.surgery.outputs import calibrate_batch_norm, check_use, model_digest, output_change, outputs, tolerance_for
+from senn.surgery.plan import plan
+from senn.surgery.reindex import reindex
+from senn.surgery.undo import UndoLog
+
+WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"))
+"""Classes that hold a model and remember its parameters."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Receipt:
+    """What an operation did, and the way back.
+
+    Attributes:
+        moves: as carried out.
+        output_change: largest relative change of the outputs on the probe batch; None without one.
+        loss_before: None if no loss was given.
+        loss_after: likewise.
+        graph: of the model now; None if something was inserted, which asks for a new analysis.
+    """
+
+    moves: tuple[Move, ...]
+    output_change: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    graph: DependencyGraph | None = None
+    _models: tuple[nn.Module, ...] = field(default=(), repr=False)
+    _journals: list[UndoLog] = field(default_factory=list, repr=False)
+    _snapshot: Snapshot | None = field(default=None, repr=False)
+    _marks: list[int] = field(default_factory=list, repr=False)
+    _undone: bool = field(default=False, repr=False)
+
+    def undo(self) -> None:
+        """Give everything back as it was: the same Parameter and optimizer state objects.
+
+        Raises:
+            SurgeryError: undone before, changed again, or trained since.
+        """
+        where = f"the change of {_places(self.moves)}"
+        if self._undone:
+            raise SurgeryError(f"{where} has been undone already")
+        attached = self._snapshot is None or self._snapshot.attached
+        if not attached or not all(journal.in_place() for journal in self._journals):
+            raise SurgeryError(f"{where} can't be undone: the model or its optimizer has been changed again since")
+        if self._marks != model_digest(self._watched()):
+            raise SurgeryError(f"{where} can't be undone: the model has been trained since")
+        _take_back(self._journals, self._snapshot)
+        self._undone = True
+
+    def _mark(self) -> None:
+        self._marks = model_digest(self._watched())
+
+    def _watched(self) -> list[Tensor]:
+        """Everything that training writes to."""
+        held = chain.from_iterable(chain(model.parameters(), model.buffers()) for model in self._models)
+        states = self._snapshot.optimizer.state.values() if self._snapshot else ()
+        return [*held, *(value for state in states for value in state.values() if isinstance(value, Tensor))]
+
+
+def transaction(
+    model: nn.Module,
+    moves: Sequence[Move],
+    graph: DependencyGraph,
+    *,
+    optimizer: Any = None,
+    averaged: Sequence[nn.Module] = (),
+    probe: Inputs | None = None,
+    loss: Callable[[], float] | None = None,
+    loss_limit: float | None = None,
+    tolerance: float | None = None,
+) -> Receipt:
+    """Carry moves out on a model, its averages and its optimizer: all or nothing.
+
+    All moves are written against the model as it stands before the call. Structures found before an Insert or an Append
+    are stale after it (the map `fc` is then `fc.1`, or further; the block `h.3` is `h.4`), and after a Widen or Prune
+    the index maps are.
+
+    Args:
+        model: changed in place; old Parameters are replaced, never written to.
+        moves: of any kind; several may touch the same tensor.
+        graph: of the model.
+        optimizer: its groups stay the same objects; state follows by position.
+        averaged: `AveragedModel`s (or plain copies) of the model, which change with it.
+        probe: inputs on which outputs before and after are compared in eval mode, and from which new BatchNorm
+            channels take their running statistics. Without it only shapes are certain.
+        loss: the model's loss on held data, called before and after.
+        loss_limit: most by which that loss may rise; None doesn't check.
+        tolerance: largest relative change of outputs if nothing is pruned; by default by dtype (`TOLERANCE`).
+
+    Returns:
+        A receipt with the measured changes and `undo()`.
+
+    Raises:
+        SennError: moves, structure or optimizer don't fit the model; nothing was changed.
+        SurgeryError: the change failed or didn't pass its verification, and everything was given back.
+    """
+    if (kind := type(model).__name__) in WRAPPERS:
+        raise UnsupportedError(f"a {kind} model can't be resized: change the module inside and wrap it anew")
+    copies = [copy.module if isinstance(copy, AveragedModel) else copy for copy in averaged]
+    operation = _Operation(
+        model=model,
+        copies=tuple(copies),
+        moves=tuple(moves),
+        probe=probe,
+        loss=loss,
+        loss_limit=loss_limit,
+        tolerance=tolerance,
+    )
+    try:
+        with ExitStack() as rollback:
+            receipt = operation.run(graph, None if optimizer is None else unwrap(optimizer), rollback)
+            receipt._models = (model, *averaged)
+            receipt._mark()
+            rollback.pop_all()
+            return receipt
+    except SurgeryError as error:
+        raise SurgeryError(f"the change of {_places(moves)} was rolled back: {error}") from error
+    except SennError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise SurgeryError(f"the change of {_places(moves)} was rolled back: {what}") from error
+
+
+@dataclass(eq=False, kw_only=True)
+class _Operation:
+    """One operation while it goes on."""
+
+    model: nn.Module
+    copies: tuple[nn.Module, ...]
+    moves: tuple[Move, ...]
+    probe: Inputs | None
+    loss: Callable[[], float] | None
+    loss_limit: float | None
+    tolerance: float | None
+
+    def run(self, graph: DependencyGraph, optimizer: Optimizer | None, rollback: ExitStack) -> Receipt:
+        everyone = (self.model, *self.copies)
+        rollback.callback(ModelState(everyone).restore)
+        if optimizer is not None:
+            check_holds(optimizer, self.model)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        todo = plan(self.model, self.moves, graph)
+        before = [] if self.probe is None else [outputs(one, self.probe) for one in everyone]
+        loss_before = self._loss()
+        journals = [prepare(one, todo) for one in everyone]
+        snapshot = None if optimizer is None else Snapshot(optimizer)
+        rollback.callback(_take_back, journals, snapshot)
+        for journal in journals:
+            journal.commit()
+        if optimizer is not None:
+            migrate_optimizer_state(optimizer, journals[0], self.model, names)
+        receipt = Receipt(moves=self.moves, loss_before=loss_before, _journals=journals, _snapshot=snapshot)
+        receipt.graph = reindex(graph, todo)
+        if self.probe is not None:
+            receipt.output_change = self._compare(everyone, journals, before, self.probe)
+        receipt.loss_after = self._loss()
+        self._check_loss(receipt)
+        return receipt
+
+    def _compare(
+        self, everyone: Sequence[nn.Module], journals: Sequence[UndoLog], before: list[list[Tensor]], probe: Inputs
+    ) -> float:
+        """Largest change of the outputs of all copies; refuses one that function-preserving moves can't have made."""
+        changes = []
+        for one, journal, old in zip(everyone, journals, before, strict=True):
+            calibrate_batch_norm(one, journal, probe)
+            changes.append(output_change(old, outputs(one, probe)))
+            check_use(one, journal, probe)
+        limit = tolerance_for(self.model, before[0]) if self.tolerance is None else self.tolerance
+        if max(changes) > limit and not any(isinstance(move, Prune) for move in self.moves):
+            raise SurgeryError(f"it changed the outputs by {max(changes):.2g} of their size, more than {limit:.2g}")
+        return max(changes)
+
+    def _loss(self) -> float | None:
+        if self.loss is None:
+            return None
+        with torch.no_grad(), preserve_model_state(self.model):
+            return float(self.loss())
+
+    def _check_loss(self, receipt: Receipt) -> None:
+        if self.loss_limit is None or receipt.loss_before is None or receipt.loss_after is None:
+            return
+        rise = receipt.loss_after - receipt.loss_before
+        # Written so that NaN fails.
+        if not rise <= self.loss_limit:
+            raise SurgeryError(f"it raised the loss by {rise:.4g}, more than {self.loss_limit:.4g}")
+
+
+def _take_back(journals: Sequence[UndoLog], snapshot: Snapshot | None) -> None:
+    for journal in reversed(journals):
+        journal.undo()
+    if snapshot is not None:
+        snapshot.restore()
+
+
+def _places(moves: Sequence[Move]) -> str:
+    places = dict.fromkeys(map(_place, moves))
+    return ", ".join(f"'{place}'" for place in places) or "nothing"
+
+
+def _place(move: Move) -> str:
+    if isinstance(move, Insert):
+        return move.insertion_point
+    return move.block if isinstance(move, Append) else move.group

@@ -1,0 +1,1 @@
+"""The history of a run as figures and as an HTML report."""

@@ -1,0 +1,168 @@
+"""Figures of training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+Records = Sequence[Mapping[str, Any]]
+
+MOST_NAMED = 10
+"""Deeper networks get no legend."""
+
+_RING: dict[str, Any] = {"marker": "o", "facecolors": "white", "edgecolors": "C0", "zorder": 3}
+_CROSS: dict[str, Any] = {"marker": "x", "color": "C1", "zorder": 4}
+_ASIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02), "frameon": False}
+
+
+class Drawing(Figure):
+    """A matplotlib figure that a notebook shows, also where `matplotlib.pyplot` isn't in use."""
+
+    def _repr_png_(self) -> bytes:
+        file = BytesIO()
+        self.savefig(file, dpi=80, format="png")
+        return file.getvalue()
+
+
+def growth_figure(history: Records, path: str | Path | None = None, start: Sequence[int] = ()) -> Drawing:
+    """Draw how a network grew and what came of it.
+
+    Three panels over steps: the width of each hidden layer, which keeps its colour when others are inserted before it;
+    training and validation loss; for each round of changes the decrease of the loss that was promised, and the one that
+    followed until the next consideration. Early steps, where most changes happen, get more room.
+
+    Args:
+        history: the records of a run (`Run.history`).
+        path: a PNG file to write; None for none.
+        start: hidden widths before the first step, if the history doesn't begin with them.
+
+    Returns:
+        the figure, to be changed, shown (in a notebook by itself) or saved.
+    """
+    epochs = [record for record in history if record["event"] == "epoch"]
+    growth = [record for record in history if record["event"] == "growth"]
+    figure = Drawing(figsize=(10, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, middle, lower = figure.subplots(3, 1, sharex=True)
+    for axes in (upper, middle, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.93", linewidth=0.8)
+        axes.set_axisbelow(True)
+    _widths(upper, [{"step": 0, "architecture": start}, *history] if start else history)
+    _losses(middle, epochs, growth)
+    _promises(lower, growth)
+    _mark_kept(upper, (upper, middle, lower), history, epochs)
+    lower.set_xscale("function", functions=(_root, np.square))
+    last = max((record["step"] for record in [*epochs, *growth]), default=1)
+    lower.set_xlim(0, last * 1.02)
+    lower.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    lower.set_xlabel("step (square-root scale)")
+    if path is not None:
+        figure.savefig(path, dpi=110, format="png")
+    return figure
+
+
+def _root(step: Any) -> Any:
+    return np.sqrt(np.clip(step, 0, None))
+
+
+def follow(architectures: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
+    """The width of each layer over time, for layers that may be inserted between others.
+
+    Args:
+        architectures: hidden widths at successive moments. Where there are more than before, the new ones are taken
+            to be where this leaves the others' widths the most alike.
+
+    Returns:
+        for each layer in order of use: pairs (moment, width).
+    """
+    layers: list[list[tuple[int, int]]] = []
+    for moment, architecture in enumerate(architectures):
+        new = len(architecture) - len(layers)
+        if new:
+            others = [layer[-1][1] for layer in layers]
+            at = min(range(len(layers) + 1), key=lambda at: _change(others, architecture, at))
+            layers[at:at] = [[] for _ in range(new)]
+        for layer, width in zip(layers, architecture, strict=True):
+            layer.append((moment, width))
+    return layers
+
+
+def _change(others: Sequence[int], architecture: Sequence[int], at: int) -> int:
+    """How much the other layers changed their widths if the new ones came before the layer number `at`."""
+    rest = [*architecture[:at], *architecture[at + len(architecture) - len(others) :]]
+    return sum(abs(width - other) for width, other in zip(rest, others, strict=True))
+
+
+def _widths(axes: Axes, history: Records) -> None:
+    sized = sorted((r for r in history if "architecture" in r and "step" in r), key=lambda r: r["step"])
+    layers = follow([record["architecture"] for record in sized])
+    for number, layer in enumerate(layers, start=1):
+        steps = [sized[moment]["step"] for moment, _ in layer]
+        widths = [width for _, width in layer]
+        axes.step(steps, widths, where="post", linewidth=2, label=f"hidden layer {number}")
+        axes.plot(steps[0], widths[0], marker="o", markersize=4, color=f"C{(number - 1) % 10}")
+    axes.set_ylabel("units")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if 0 < len(layers) <= MOST_NAMED:
+        axes.legend(**_ASIDE)
+
+
+def _losses(axes: Axes, epochs: Records, growth: Records) -> None:
+    drawn: list[float] = []
+    for key, label in (("train_loss", "training"), ("validation_loss", "validation")):
+        points = [(record["step"], record[key]) for record in epochs if record[key] is not None]
+        drawn += [loss for _, loss in points]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label)
+    for at, step in enumerate(sorted({record["step"] for record in growth})):
+        axes.axvline(step, color="0.75", linewidth=0.8, zorder=0, label=None if at else "change of size")
+    axes.set_ylabel("loss")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(**_ASIDE)
+    if all(value > 0 for value in drawn):
+        axes.set_yscale("log")
+
+
+def _promises(axes: Axes, growth: Records) -> None:
+    """A round's promises are summed: what followed is known for the round as a whole."""
+    axes.set_yscale("symlog", linthresh=1e-3)  # promises fall by orders of magnitude, and pruning has a cost
+    axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    axes.set_ylabel("decrease of the loss after\na change of size (nats)")
+    promised: dict[int, float] = {}
+    for record in growth:
+        promised[record["step"]] = promised.get(record["step"], 0.0) + record["expected_decrease"]
+    realized = {
+        record["step"]: record["realized_decrease"] for record in growth if record.get("realized_decrease") is not None
+    }
+    for values, label, style in ((promised, "expected", _RING), (realized, "realized", _CROSS)):
+        if values:
+            axes.scatter(list(values), list(values.values()), label=label, **style)
+    for step, value in realized.items():
+        axes.vlines(step, promised[step], value, color="0.7", linewidth=1, zorder=2)
+    axes.margins(y=0.1)
+    if growth:
+        axes.legend(**_ASIDE)
+    else:
+        axes.text(0.5, 0.6, "the network did not change its size", transform=axes.transAxes, ha="center")
+
+
+def _mark_kept(named: Axes, panels: Sequence[Axes], history: Records, epochs: Records) -> None:
+    """Mark the epoch whose network is kept."""
+    kept = next((record["best_epoch"] for record in history if record["event"] == "end"), None)
+    step = next((record["step"] for record in epochs if record["epoch"] == kept), None)
+    if step is None:
+        return
+    for axes in panels:
+        axes.axvline(step, color="0.3", linewidth=1, linestyle="--", zorder=1)
+    transform = named.get_xaxis_transform()
+    named.text(step, 1.01, f"epoch {kept} is kept", transform=transform, ha="center", va="bottom", color="0.3")

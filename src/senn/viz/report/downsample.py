@@ -1,0 +1,118 @@
+"""Records of a run as a page holds them: what is shown, figures rounded to what is read, no word twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import Any
+
+Record = Mapping[str, Any]
+
+DIGITS = 5
+"""Significant digits that a page keeps."""
+
+CANDIDATE = (
+    "kind",
+    "place",
+    "detail",
+    "units",
+    "parameters",
+    "gain",
+    "held_out_gain",
+    "held_out_stderr",
+    "expected_decrease",
+    "price",
+    "margin",
+    "reason",
+)
+"""Columns of a candidate's row, after the first: 1 for an accepted one, 0 for a refused one."""
+
+MOST_NAMES = 200
+"""Classes, columns and notes of a data set that are listed."""
+
+_RESULTS = (
+    "task", "seed", "optimizer", "policy", "architecture", "parameters", "seconds", "best_epoch", "interrupted", "test",
+    "validation", "growth_events", "versions",
+)  # fmt: skip
+_DATA = ("name", "kind", "shape", "rows", "train_rows", "test_rows", "features", "target")
+_LISTS = ("classes", "notes")
+
+
+def downsample_record(record: Record) -> dict[str, Any]:
+    """One record of a run's history for the page.
+
+    Args:
+        record: as in `Run.history`.
+
+    Returns:
+        the same fields, figures rounded; of a consideration `rows` instead of `accepted` and `refused`: for each
+        candidate whether it was accepted and the `CANDIDATE` columns, words as places in `names`.
+
+    Raises:
+        KeyError, TypeError, ValueError: it isn't such a record.
+    """
+    event = record["event"]
+    if not isinstance(event, str):
+        raise TypeError("the event of a record has no name")
+    if event == "end":
+        return _rounded(record)
+    if isinstance(record["step"], bool) or not isinstance(record["step"], int):
+        raise TypeError("the step of a record is no number")
+    if event in ("start", "epoch", "growth"):
+        if not all(isinstance(width, int) for width in record.get("architecture", ())):
+            raise TypeError("the widths of a record are no numbers")
+        int(record["parameters"])
+    if event != "growth_round":
+        return _rounded(record)
+    names: dict[str, int] = {}
+    rows = [
+        [
+            accepted,
+            *(_cell(candidate[column], names) for column in CANDIDATE[:-1]),
+            _cell(candidate.get("reason", ""), names),
+        ]
+        for accepted, key in ((1, "accepted"), (0, "refused"))
+        for candidate in record[key]
+    ]
+    rest = {key: value for key, value in record.items() if key not in ("accepted", "refused")}
+    return {**_rounded(rest), "names": list(names), "rows": rows}
+
+
+def results_shown(results: Record) -> dict[str, Any]:
+    """Of the results of a run what the page shows."""
+    data = results.get("data") or {}
+    shown: dict[str, Any] = {key: results[key] for key in _RESULTS if key in results}
+    about = {key: data[key] for key in _DATA if key in data}
+    for key in _LISTS:
+        if data.get(key):
+            about[key] = _first([str(item) for item in data[key]])
+    if isinstance(data.get("columns"), dict):
+        about["columns"] = _first([[str(name), str(kind)] for name, kind in data["columns"].items()])
+    return _rounded({**shown, "data": about})
+
+
+def _rounded(record: Record) -> dict[str, Any]:
+    return {str(key): round_floats(item) for key, item in record.items()}
+
+
+def round_floats(value: Any) -> Any:
+    """The value with numbers of `DIGITS` significant digits; None for those that JSON doesn't have."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return _rounded(value)
+    return [round_floats(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _cell(value: Any, names: dict[str, int]) -> Any:
+    return names.setdefault(value, len(names)) if isinstance(value, str) else round_floats(value)
+
+
+def _first(items: Iterable[Any]) -> list[Any]:
+    """The first items, and how many more there are, as a word."""
+    every = list(items)
+    more = len(every) - MOST_NAMES
+    if more <= 0:
+        return every
+    word = f"and {more:,} more"
+    return [*every[:MOST_NAMES], [word, ""] if isinstance(every[0], list) else word]
