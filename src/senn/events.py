@@ -9,7 +9,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from senn import _deprecated, html
-from senn._former_names import with_current_names
+from senn._deprecated import current_keys
 from senn.errors import SurgeryError
 from senn.policies import Candidate, Policy
 from senn.surgery import Prune, Receipt
@@ -33,6 +33,7 @@ class NetworkState:
     widths: Mapping[str, int]
 
 
+@_deprecated.aliased
 @dataclass(eq=False, repr=False, kw_only=True)
 class GrowthEvent:
     """One change of the network's size, done.
@@ -188,7 +189,7 @@ class GrowthEvent:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> GrowthEvent:
         """The event that `state` was taken of; it can't be undone any more."""
-        state = with_current_names(cls, state)
+        state = current_keys(cls, state)
         tuples = {f.name: tuple(state[f.name]) for f in fields(cls) if isinstance(state.get(f.name), list)}
         return cls(**{**state, **tuples})
 
@@ -260,6 +261,7 @@ class Decision:
         return {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in figures.items()}
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class GrowthRound:
     """One round of growth: what was on offer, what was taken, what was refused by how much.
@@ -336,10 +338,10 @@ class GrowthRound:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> GrowthRound:
         """The consideration that `state` was taken of."""
-        state = with_current_names(cls, state)
+        state = current_keys(cls, state)
         verdicts = {
             name: tuple(
-                Decision(**{**one, "candidate": Candidate(**with_current_names(Candidate, one["candidate"]))})
+                Decision(**{**one, "candidate": Candidate(**current_keys(Candidate, one["candidate"]))})
                 for one in state[name]
             )
             for name in ("accepted", "refused")
@@ -394,14 +396,3 @@ def _error(one: Candidate) -> float:
 
 def _heldout(one: Candidate) -> str:
     return "-" if one.kind == "prune" else f"{html.number(one.held_out_gain)} ± {html.number(one.held_out_stderr, 2)}"
-
-
-def with_removals(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:
-    """All additions, and the first so many removals, which cost least."""
-    kept: list[Candidate] = []
-    left = removals
-    for candidate in accepted:
-        if candidate.kind != "prune" or left > 0:
-            kept.append(candidate)
-        left -= candidate.kind == "prune"
-    return kept

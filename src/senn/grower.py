@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from senn import pytree
+from senn import _deprecated, pytree
 from senn._validate import check_arguments
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
 from senn.collectives import Communicator, default_communicator
 from senn.errors import SennError, SurgeryError
-from senn.events import CandidateList, GrowthEvent, GrowthRound, NetworkState, with_removals
+from senn.events import CandidateList, GrowthEvent, GrowthRound, NetworkState
 from senn.graph import DependencyGraph
 from senn.graph.input_checks import check_module
 from senn.kfac.loss_metric import LossMetric
@@ -28,7 +28,7 @@ from senn.scoring import DataCovariance, ScoringSession
 from senn.scoring.pool import CandidatePool
 from senn.scoring.precision import full_precision
 from senn.scoring.rank_checks import agree_on_weights, analyzed, check_whole, each_batch, stale
-from senn.scoring.selection import select_candidates
+from senn.scoring.selection import select_candidates, with_removals
 from senn.scoring.settings import RANGES
 from senn.surgery import Prune, transaction
 from senn.surgery.moves import tensors_of
@@ -38,6 +38,7 @@ from senn.verification import analyze
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
 
+@_deprecated.aliased
 class Grower:
     """Grows and prunes a network while it trains, without changing its function at the moment of growth.
 

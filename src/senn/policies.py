@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from senn import _deprecated
 from senn._validate import Rule, check, check_fields, each, fraction, number, positive, text, whole
 from senn.errors import SennError
 
@@ -59,6 +60,7 @@ CandidateKey = tuple[Kind, str, int | None, Criterion]
 """Kind, place, number of the layer, criterion: unique among the candidates that are offered at one time."""
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One scored change of the network.
@@ -115,6 +117,7 @@ class Candidate:
         return (self.gain if self.kind == "prune" else self.held_out_gain) / (2 * self.loss_per_nat)
 
 
+@_deprecated.aliased
 class Policy:
     """A rule for when and where; subclass it and override `choose`.
 
@@ -149,6 +152,7 @@ class Policy:
         return self
 
 
+@_deprecated.aliased
 @dataclass(frozen=True)
 class PaperPolicy(Policy):
     """The paper's rule: accept while eta_p / eta_c > 1 + tau and eta_p - eta_c > alpha (section 3.3).
@@ -208,6 +212,7 @@ class PaperPolicy(Policy):
         return max(passing, key=lambda c: c.gain, default=None)
 
 
+@_deprecated.aliased
 @dataclass(frozen=True)
 class PricePolicy(Policy):
     """A price per parameter: q new parameters must surely promise more than kappa q / N nats on held-out samples.

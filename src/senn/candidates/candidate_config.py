@@ -14,6 +14,7 @@ if not TYPE_CHECKING:
     __getattr__ = _deprecated.old_names(__name__)
 
 
+@_deprecated.aliased
 @dataclass(frozen=True)
 class CandidateConfig:
     """How many candidates of what kind a consideration draws.

@@ -46,7 +46,7 @@ class ProcessGroupCommunicator(Communicator):
         super().__init__(dist.get_rank(group), dist.get_world_size(group))
         self.timeout = timedelta(seconds=timeout)
         ProcessGroupCommunicator._made += 1  # alike on all ranks, as they make the same objects in the same order
-        members = dist.get_process_group_rank_names(group or dist.group.WORLD)
+        members = dist.get_process_group_ranks(group or dist.group.WORLD)
         name = f"senn/{ProcessGroupCommunicator._made}/{members[0]}-{members[-1]}x{len(members)}"
         self._store: Any = dist.PrefixStore(name, torch.distributed.distributed_c10d._get_default_store())
         self._members, self._group = members, group

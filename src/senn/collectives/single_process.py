@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from senn import _deprecated
+
 
 @dataclass(frozen=True, eq=False)
 class BatchShare:
@@ -42,6 +44,7 @@ class BatchShare:
         return slice(*torch.searchsorted(self.positions, torch.tensor([first, last])).tolist())
 
 
+@_deprecated.aliased
 class Communicator:
     """One process alone, for which every question is answered already; and what several can be asked.
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from senn import html
+from senn import _deprecated, html
 
 Role = Literal["producer", "elementwise", "consumer"]
 
@@ -21,6 +21,7 @@ NOTHING = "Nothing in this model can change size."
 """Said of a structure that is empty."""
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoupledDim:
     """One dimension of one tensor whose entries belong to the units of a space.
@@ -96,6 +97,7 @@ class Norm:
     eps: str | None = "eps"
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelGroup:
     """A hidden dimension: `width` units that producers make and consumers read.
@@ -122,6 +124,7 @@ class ChannelGroup:
         return tuple(coupled for coupled in self.dims if coupled.role == role)
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class LinearMap:
     """A linear map z = W a + b of the forward pass, applied at every location (token, pixel) of every sample.
@@ -174,6 +177,7 @@ class InsertionPoint:
     spatial: int = 0
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class ResidualBlock:
     """A residual block after which another one like it can be put: x -> x + f(x, whatever else it is given).
@@ -210,6 +214,7 @@ class SummaryTable(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DependencyGraph:
     """All that can change size in one model.

@@ -32,6 +32,7 @@ SMALL = 64
 """Symmetric products of up to so many columns are computed whole."""
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KroneckerFactors:
     """Sums of outer products over the rows of one linear map; add two to merge two sets of rows.
@@ -187,6 +188,7 @@ def whiten(factor: Tensor, right: Tensor) -> Tensor:
     return white
 
 
+@_deprecated.aliased
 class FactorInverse:
     """The inverse of a damped second moment.
 
@@ -216,6 +218,7 @@ class FactorInverse:
         return self.dense[columns[:, :, None], columns[:, None, :]]
 
 
+@_deprecated.aliased
 class WoodburyInverse(FactorInverse):
     """The same where there are fewer rows than columns: of a^T a / n + d I, through the (n, n) products of the rows.
 

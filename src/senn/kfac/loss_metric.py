@@ -36,6 +36,7 @@ JOINT_SIGNS = 1 << 26
 """Up to so many signs a rank draws those of all ranks' samples, so as to have the same ones as one process."""
 
 
+@_deprecated.aliased
 class LossMetric:
     """A loss with the metric H of its outputs.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from senn._former_names import with_current_names
+from senn._deprecated import current_keys
 from senn.events import GrowthEvent, GrowthRound
 from senn.policies import Candidate
 
@@ -19,13 +19,11 @@ def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
     if record.get("event") == "consideration":  # as senn 0.1 called a round
         record = {**record, "event": "growth_round"}
     if record.get("event") == "growth":
-        return with_current_names(GrowthEvent, record)
+        return current_keys(GrowthEvent, record)
     if record.get("event") != "growth_round":
         return dict(record)
-    current = with_current_names(GrowthRound, record)
+    current = current_keys(GrowthRound, record)
     for name in ("accepted", "refused"):
         if isinstance(current.get(name), list):
-            current[name] = [
-                with_current_names(Candidate, one) if isinstance(one, dict) else one for one in current[name]
-            ]
+            current[name] = [current_keys(Candidate, one) if isinstance(one, dict) else one for one in current[name]]
     return current

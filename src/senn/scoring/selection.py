@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from senn.events import Decision, GrowthRound
-from senn.policies import MOVES, Policy
+from senn.policies import MOVES, Candidate, Policy
 from senn.scoring.pool import CandidatePool
 from senn.scoring.rank_checks import agree_on_basis, chosen
 from senn.scoring.scoring_session import ScoringSession
@@ -65,3 +65,14 @@ def select_candidates(
         refused=tuple(sorted(refused, key=lambda one: -one.margin)),
         realized_decrease=realized,
     )
+
+
+def with_removals(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:
+    """All additions, and the first so many removals, which cost least."""
+    kept: list[Candidate] = []
+    left = removals
+    for candidate in accepted:
+        if candidate.kind != "prune" or left > 0:
+            kept.append(candidate)
+        left -= candidate.kind == "prune"
+    return kept

@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from senn import _deprecated
 
+
+@_deprecated.aliased
 @dataclass(frozen=True, eq=False)
 class Widen:
     """Add `units` new units to a space; consumers get zero columns, so the function stays.
@@ -35,6 +38,7 @@ class Widen:
     values: Mapping[str, Tensor]
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, eq=False)
 class Prune:
     """Remove units from a space and let the others compensate (method: optimal brain surgeon, K-FAC).
@@ -53,6 +57,7 @@ class Prune:
     compensation: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, eq=False)
 class Insert:
     """Put `layer` before the linear map `site`: W <- W @ right, b <- b + W @ shift (the old W).

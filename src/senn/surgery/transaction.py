@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from senn import _deprecated
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.graph.types import DependencyGraph
 from senn.preserve import ModelState, preserve_model_state
@@ -29,6 +30,7 @@ WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDa
 """Classes that hold a model and remember its parameters."""
 
 
+@_deprecated.aliased
 @dataclass(eq=False, kw_only=True)
 class Receipt:
     """What an operation did, and the way back.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from senn import _deprecated
 
+
+@_deprecated.aliased
 class Callback:
     """Listens to a training run; override what is of interest.
 

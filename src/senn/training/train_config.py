@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from senn import _deprecated
 from senn._validate import (
     Rule,
     a_seed,
@@ -64,6 +65,7 @@ RANGES: Mapping[str, Rule] = {
 """Of the fields of a `TrainConfig`."""
 
 
+@_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train a net; the defaults are for tables.

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from senn import pytree
+from senn import _deprecated, pytree
 from senn.errors import UnsupportedError
 from senn.graph.tracing.recorded import WeightView
 from senn.graph.tracing.recorder import TraceRecorder
@@ -49,6 +49,7 @@ def leaf_rule(module: nn.Module) -> LayerRule | None:
     return None
 
 
+@_deprecated.aliased
 @dataclass(kw_only=True, eq=False)
 class Visit:
     """One run of a layer, from its first tensor argument to its first output tensor.

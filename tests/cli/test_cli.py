@@ -1,0 +1,388 @@
+"""The command line, mostly in this process: what it writes, prints and refuses."""
+
+import json
+import re
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cli_cases import FILES, fit, people, refused
+from rich.console import Console
+
+from senn import atomic_files
+from senn.checkpoint import load, save
+from senn.cli.main import main
+from senn.cli.show import _changes
+from senn.runs import SavedRun
+from senn.training import TrainConfig, train
+from senn.training.progress import LiveCallback, short_state_line, state_line
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with two tables and a run on each."""
+    folder = tmp_path_factory.mktemp("home")
+    frame = people()
+    frame.to_csv(folder / "people.csv", index=False)
+    frame.drop(columns="kind").to_csv(folder / "money.csv", index=False)
+    assert main([*fit(folder, "people.csv", "classes"), "--target", "kind", "--epochs", "12"]) == 0
+    assert main([*fit(folder, "money.csv", "numbers"), "--target", "größe", "--column", "größe=number"]) == 2
+    frame.fillna({"größe": 0.25}).drop(columns="kind").to_csv(folder / "money.csv", index=False)
+    assert main([*fit(folder, "money.csv", "numbers"), "--target", "größe", "--epochs", "2"]) == 0
+    return folder
+
+
+def nothing_written(folder):
+    return [path.name for path in folder.iterdir() if "run" in path.name] == []
+
+
+class TestFit:
+    def test_writes_a_folder_that_says_all(self, home):
+        run = home / "classes"
+        assert sorted(path.name for path in run.iterdir()) == FILES
+        results = json.loads((run / "results.json").read_text())
+        assert (results["task"], results["seed"], results["interrupted"]) == ("classification", 0, False)
+        assert set(results["test"]) == {"accuracy", "log_loss"}
+        assert results["data"]["rows"] == 80
+        assert (results["data"]["train_rows"], results["data"]["test_rows"]) == (64, 16)
+        assert results["data"]["classes"] == ["big", "small"]
+        assert results["data"]["columns"] == {
+            "größe": "number",
+            "color": "category",
+            "since": "date",
+            "member": "boolean",
+            "id": "dropped",
+        }
+        assert results["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+        model = load(run)
+        assert results["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        assert results["architecture"] == list(model.hidden)
+        history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        assert sum(record["event"] == "epoch" for record in history) == 12
+        assert sum(record["event"] == "growth" for record in history) == results["growth_events"]
+        assert history[-1]["event"] == "end"
+        assert (run / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_regression(self, home):
+        results = json.loads((home / "numbers" / "results.json").read_text())
+        assert results["task"] == "regression"
+        assert set(results["test"]) == {"r2", "rmse", "mae"}
+        assert results["test"]["mae"] <= results["test"]["rmse"]
+
+    def test_same_seed_same_run(self, home, capsys):
+        documents = []
+        for seed in (0, 0, 1):
+            argv = [*fit(home, "people.csv", "again"), "--target", "kind", "--epochs", "3", "--json", "--overwrite"]
+            assert main([*argv, "--seed", str(seed)]) == 0
+            documents.append(json.loads(capsys.readouterr().out))
+        assert documents[0]["test"] == documents[1]["test"] != documents[2]["test"]
+        assert documents[0]["out"] == str(home / "again")
+
+    def test_plain_lines(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert main(["fit", "wine", "--epochs", "20"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == (
+            "wine: 178 rows (142 to train on, 36 for the test), 13 features, target 'cultivar' (3 classes)"
+        )
+        growth = json.loads((tmp_path / "runs/wine/results.json").read_text())["growth_events"]
+        assert growth > 0
+        assert sum(line.startswith("step ") for line in lines) == growth
+        assert any(line.startswith("epoch 20/20: loss ") for line in lines)
+        assert lines[-3].startswith("test: accuracy ")
+        assert lines[-1].startswith("written to runs/wine: ")
+
+    def test_quiet(self, home, capsys):
+        argv = [*fit(home, "people.csv", "silent"), "--target", "kind", "--epochs", "1", "--quiet"]
+        assert main(argv) == 0
+        assert capsys.readouterr() == ("", "")
+
+    def test_dry_run_writes_nothing(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert main(["fit", "wine", "--dry-run"]) == 0
+        out = capsys.readouterr().out
+        assert "number: alcohol, malic_acid" in out
+        # 128 of the 142 rows to fit: 2 steps an epoch, two fifths of them with rounds
+        assert "classification, adamw, PricePolicy: at most 120 epochs (240 steps), growing until step 96" in out
+        assert f"a unit more has 17 parameters and must promise {0.01 * 17 / 128:.3g} nats per sample" in out
+        assert list(tmp_path.iterdir()) == []
+        assert main(["fit", "digits", "--dry-run", "--epochs", "5000"]) == 0
+        assert "growing until step 800 at the latest" in capsys.readouterr().out
+        assert main(["fit", "wine", "--dry-run", "--json", "--kappa", "2"]) == 0
+        plan = json.loads(capsys.readouterr().out)["plan"]
+        assert plan["fitted_rows"] + plan["validation_rows"] == 142
+        assert plan["price_per_unit"] == pytest.approx(2 * 17 / plan["fitted_rows"])
+
+    def test_budget_is_kept(self, tmp_path, capsys):
+        assert main([*fit(tmp_path, "wine"), "--epochs", "30", "--max-params", "120", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["parameters"] <= 120
+
+    @pytest.mark.parametrize("optimizer", ["SGD", "rmsprop", "natural-gradient"])
+    def test_other_optimizers_and_the_paper_policy(self, tmp_path, optimizer, capsys):
+        argv = [*fit(tmp_path, "wine"), "--epochs", "4", "--optimizer", optimizer, "--policy", "paper"]
+        assert main([*argv, "--tau", "0.5", "--alpha", "0.01", "--json"]) == 0
+        results = json.loads(capsys.readouterr().out)
+        assert results["optimizer"] == optimizer
+        assert "PaperPolicy(tau=0.5, alpha=0.01" in results["policy"]
+
+    def test_overwrite(self, tmp_path, capsys):
+        argv = [*fit(tmp_path, "wine"), "--epochs", "1", "--quiet"]
+        assert main(argv) == 0
+        (tmp_path / "run" / "mine.txt").write_text("note")
+        before = (tmp_path / "run" / "model.json").read_text()
+        assert "holds a run already" in refused(capsys, argv)
+        assert (tmp_path / "run" / "model.json").read_text() == before
+        assert main([*argv, "--overwrite", "--seed", "1"]) == 0
+        assert (tmp_path / "run" / "model.json").read_text() != before
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*FILES, "mine.txt"])
+
+    def test_foreign_folder(self, tmp_path, capsys):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "thesis.tex").write_text("")
+        for more in ([], ["--overwrite"]):
+            assert "isn't empty and holds no run" in refused(capsys, [*fit(tmp_path, "wine"), *more])
+        (tmp_path / "file").write_text("")
+        assert "is a file, not a folder" in refused(capsys, fit(tmp_path, "wine", "file"))
+        assert "can't be written: Not a directory" in refused(capsys, fit(tmp_path, "wine", "file/run"))
+
+    def test_full_disk_leaves_nothing(self, tmp_path, capsys):
+        resource = pytest.importorskip("resource")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            message = refused(capsys, [*fit(tmp_path, "wine", "deep/run"), "--epochs", "1", "--quiet"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "can't be written: File too large" in message
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--optimizer", "magic"], "Unknown optimizer 'magic'"),
+            (["--optimizer", "lbfgs"], "'lbfgs' cannot be used here"),
+            (["--policy", "paper", "--tau", "0"], "tau must be a number above 0, not 0.0"),
+            (["--policy", "paper", "--tau", "nan"], "tau must be a number above 0, not nan"),
+            (["--policy", "paper", "--alpha", "1.5"], "alpha must be"),
+            (["--policy", "paper", "--kappa", "1"], "--kappa belongs to --policy price"),
+            (["--tau", "1"], "--tau belongs to --policy paper"),
+            (["--kappa", "-1"], "kappa must be a number above 0"),
+            (["--policy", "luck"], "invalid choice: 'luck'"),
+            (["--max-params", "5"], "--max-params 5 is less than the 76"),
+            (["--max-params", "-5"], "'-5' is not a whole number above 0"),
+            (["--epochs", "0"], "'0' is not a whole number above 0"),
+            (["--seed", "-1"], "'-1' is not a whole number from 0"),
+            (["--seed", str(2**64)], "is not a whole number from 0"),
+            (["--test-fraction", "1"], "'1' is not between 0 and 1"),
+            (["--target", "vintage"], "no column 'vintage'; the table has 'alcohol'"),
+            (["--column", "ash"], "'ash' is not of the form NAME=KIND"),
+            (["--column", "ash=tree"], "can't be of kind 'tree'"),
+            (["--column", "soot=number"], "no column 'soot'"),
+            (["--column", "cultivar=number"], "'cultivar' is the target"),
+            (["--task", "regression"], "target 'cultivar' holds text"),
+        ],
+    )
+    def test_bad_options(self, tmp_path, capsys, options, message):
+        assert message in refused(capsys, [*fit(tmp_path, "wine"), *options])
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "there is no file"),
+            ("", "is empty"),
+            ("a,y\n", "has no rows"),
+            ("a,y\n1,x\n", "a single class|1 row"),
+            ("a,y\n" + "1,x\n2,z\n" * 3, "the table has 6 rows; at least 8"),
+            ("a,y\n" + "1,x\n2,x\n" * 9, "a single class"),
+            ("a,y\n" + "1,x\n1,z\n" * 9, "no column is left to predict 'y' from ('a' is always 1)"),
+            ("a,y\n" + ",x\n,z\n" * 9, "no column is left to predict 'y' from ('a' is empty)"),
+            ("y\n" + "x\nz\n" * 9, "no column is left"),
+            ("a,y\n" + "1,x\ninf,z\n" * 9, "column 'a', row "),
+            ("a,y\n" + "1,x\n2,\n" * 9, "target 'y' is missing in 9 rows, the first being row 2"),
+            ("a,y\n" + "1,.5\n2,inf\n" * 9, "'y', row 2: 'inf' is infinite"),
+            ("a,a,y\n" + "1,2,x\n2,1,z\n" * 9, "two columns named 'a'"),
+            ("a,y\n" + "1,x\n2,z\n3,x\n4,z\n" * 4 + "oops,x\n5,z\n", "row 17: 'oops'"),
+            ("a,y\n" + "".join(f"{at},name{at}\n" for at in range(40)), "40 classes in 40 rows; is it an identifier"),
+            ("a,y\n1,2,3\n", "line 2 of"),
+        ],
+    )
+    def test_bad_tables(self, tmp_path, capsys, content, message):
+        if content is not None:
+            (tmp_path / "t.csv").write_text(content)
+        found = refused(capsys, [*fit(tmp_path, "t.csv"), "--target", "y", "--seed", "1"])
+        assert any(part in found for part in message.split("|"))
+        assert nothing_written(tmp_path)
+
+    def test_the_target_must_be_named(self, home, capsys):
+        assert "Name it with --target; the table has '" in refused(capsys, fit(home, "people.csv"))
+
+    def test_a_target_near_the_largest_number(self, tmp_path, capsys, recwarn):
+        (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{at},{at % 7}e299\n" for at in range(60)))
+        argv = [*fit(tmp_path, "t.csv"), "--target", "y", "--task", "regression", "--epochs", "2", "--json"]
+        assert main(argv) == 0
+        test = json.loads(capsys.readouterr().out)["test"]
+        assert 1e298 < test["mae"] <= test["rmse"] < 1e301
+        assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+    def test_huge_integers_and_many_categories(self, tmp_path):
+        rows = 240
+        lines = [f"{10**25 + at * 10**23},{2**63 + at},c{at % 10_000},{at % 2}" for at in range(rows)]
+        (tmp_path / "t.csv").write_text("\n".join(["big,bigger,many,y", *lines]))
+        assert main([*fit(tmp_path, "t.csv"), "--target", "y", "--epochs", "2", "--quiet"]) == 0
+
+
+class TestPredict:
+    def predict(self, home, capsys, frame, *options, run="classes"):
+        frame.to_csv(home / "new.csv", index=False)
+        capsys.readouterr()
+        assert main(["predict", str(home / run), str(home / "new.csv"), *options]) == 0
+        return pd.read_csv(StringIO(capsys.readouterr().out))
+
+    def test_classes_and_probabilities(self, home, capsys):
+        new = self.predict(home, capsys, people().drop(columns=["id", "kind"]), "--proba")
+        assert list(new) == ["prediction", "probability big", "probability small"]
+        np.testing.assert_allclose(new["probability big"] + new["probability small"], 1, atol=1e-6)
+        assert (new["prediction"] == np.where(new["probability big"] > 0.5, "big", "small")).all()
+
+    def test_order_and_further_columns_do_not_matter(self, home, capsys):
+        plain = self.predict(home, capsys, people())
+        shuffled = self.predict(home, capsys, people().iloc[:, ::-1].assign(more=1))
+        assert plain.equals(shuffled)
+        assert plain.iloc[7:8].reset_index(drop=True).equals(self.predict(home, capsys, people().iloc[7:8]))
+
+    def test_unseen_categories_and_missing_cells(self, home, capsys):
+        frame = people(80).head(3).assign(color=["mauve", None, "red"], member=[None, None, True], größe=np.nan)
+        assert len(self.predict(home, capsys, frame)) == 3
+
+    def test_numbers_in_their_own_unit(self, home, capsys):
+        new = self.predict(home, capsys, people().drop(columns="größe"), run="numbers")
+        results = json.loads((home / "numbers" / "results.json").read_text())
+        assert new["prediction"].abs().max() < 5
+        assert results["test"]["rmse"] < 3
+
+    def test_to_a_file(self, home, capsys):
+        self.predict(home, capsys, people().drop(columns="kind"))
+        out = home / "predictions.csv"
+        assert main(["predict", str(home / "classes"), str(home / "people.csv"), "--out", str(out)]) == 0
+        assert capsys.readouterr().out == ""
+        assert len(pd.read_csv(out)) == 80
+        message = refused(capsys, ["predict", home / "classes", home / "people.csv", "--out", home / "no/where.csv"])
+        assert "can't be written" in message
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda frame: frame.drop(columns=["größe", "color"]), "lacks the columns 'größe', 'color'"),
+            (lambda frame: frame.assign(größe="tall"), "column 'größe', row 1: 'tall' is not a number"),
+            (lambda frame: frame.assign(größe=np.inf), "column 'größe', row 1: 'inf' is infinite"),
+            (lambda frame: frame.assign(since="soon"), "column 'since', row 1: 'soon' is not a date"),
+            (lambda frame: frame.head(0), "has no rows"),
+        ],
+    )
+    def test_bad_tables(self, home, capsys, change, message):
+        change(people()).to_csv(home / "bad.csv", index=False)
+        assert message in refused(capsys, ["predict", home / "classes", home / "bad.csv"])
+
+    def test_bad_folders(self, home, capsys, tmp_path):
+        assert "holds no saved model" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
+        save(tmp_path, torch.nn.Linear(1, 1))
+        assert "it knows no columns" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
+        text = (home / "classes" / "model.json").read_text()
+        (tmp_path / "model.json").write_text(text.replace("red", "rad"))
+        assert "doesn't match its checksum" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
+        (tmp_path / "model.json").write_text(text)
+        assert "isn't the file that was saved" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
+
+    def test_probabilities_of_numbers(self, home, capsys):
+        assert "'größe' is a number" in refused(capsys, ["predict", home / "numbers", home / "money.csv", "--proba"])
+
+
+class TestShow:
+    def test_shows_the_run(self, home, capsys):
+        capsys.readouterr()
+        assert main(["show", str(home / "classes")]) == 0
+        out = capsys.readouterr().out
+        results = json.loads((home / "classes" / "results.json").read_text())
+        assert f"test (16 rows): accuracy {results['test']['accuracy']:.4g}" in out
+        changes = [
+            line for line in out.splitlines() if line.startswith("  step ") and "network that is kept" not in line
+        ]
+        assert len(changes) == results["growth_events"]
+        assert main(["show", str(home / "classes"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == results
+
+    def test_shows_which_network_is_kept_if_it_changed_after(self):
+        def saved(best):
+            events = [{"event": "growth", "text": "widen", "realized_decrease": None}, {"event": "epoch", "epoch": 1}]
+            history = [{**one, "step": step} for step, one in enumerate([*events, *events])]
+            history[3]["epoch"] = 2
+            return SavedRun(Path(), {"best_epoch": best}, history, unfinished=False)
+
+        assert _changes(saved(1)) == [
+            "  step 0: widen",
+            "  step 1: the network that is kept, of epoch 1",
+            "  step 2: widen",
+        ]
+        assert _changes(saved(2)) == ["  step 0: widen", "  step 2: widen"]
+
+    def test_bad_folders(self, home, capsys, tmp_path):
+        assert "holds no run" in refused(capsys, ["show", tmp_path])
+        for text, message in (("{", "isn't JSON"), ("[]", "the format 'senn-run'"), ("{}", "the format 'senn-run'")):
+            (tmp_path / "results.json").write_text(text)
+            assert message in refused(capsys, ["show", tmp_path])
+        for text in ("[1]\n", "{\n", "\x00", "{}\n", '{"event": "growth"}\n'):
+            (tmp_path / "history.jsonl").write_text(text)
+            told = {"bytes": len(text), "sha256": atomic_files.bytes_digest(text.encode())}
+            for version in (1, 2, 3):
+                results = {"format": "senn-run", "version": version, "files": {"history.jsonl": told}}
+                (tmp_path / "results.json").write_bytes(atomic_files.write_checksummed_json(results))
+                message = "KeyError: 'data'" if "growth" in text else "history.jsonl' is damaged"
+                found = refused(capsys, ["show", tmp_path])
+                assert (message if version < 3 else "has format version 3; this senn reads 1 and 2") in found
+
+
+def test_live_display_shows_the_state_and_scrolls_events():
+    buffer = StringIO()
+    callback = LiveCallback(Console(file=buffer, force_terminal=True, width=180))
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    run = train(x, y, task="classification", outputs=2, recipe=TrainConfig(epochs=20), callbacks=(callback,))
+    shown = buffer.getvalue()
+    events = [record["text"] for record in run.history if record["event"] == "growth"]
+    assert events
+    assert all(text in shown for text in events)
+    assert "20/20 epochs" in shown
+    assert not re.search(r"\x1b\[32m[^\x1b]*epochs", shown)  # the bar doesn't take the events' colours
+    assert "training ended: " in shown
+
+
+def test_nothing_is_said_of_a_validation_that_is_not_made():
+    record = {
+        "train_loss": 0.5,
+        "validation_loss": None,
+        "validation_score": None,
+        "architecture": [3],
+        "parameters": 9,
+    }
+    assert state_line(record) == "loss 0.5, hidden 3, 9 parameters"
+    assert short_state_line(record) == "hidden 3, loss 0.5"
+
+
+@pytest.mark.parametrize("argv", [[], ["dance"], ["fit"], ["fit", "wine", "--nonsense"], ["reproduce", "alchemy"]])
+def test_bad_commands(capsys, argv):
+    assert "--help" in refused(capsys, argv)
+
+
+def test_version_and_help_in_a_process():
+    code = "import sys; from senn.cli.main import main, parser; parser()\n"
+    code += "assert not {'torch', 'numpy', 'pandas', 'rich', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    code += "main(['--version'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("senn ")

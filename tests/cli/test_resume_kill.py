@@ -1,0 +1,122 @@
+"""`kill -9` at any moment, then `senn fit --resume`: the run that comes out is the one that nothing has disturbed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kill_cases import ROOMS
+from PIL import Image
+
+import senn
+from senn import atomic_files
+from senn.runs import read
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
+TABLE = ["wine", "--epochs", "8", "--seed", "3"]
+TRIALS = {
+    "table": (TABLE, {"surgery": 3, "survey": 1, "menu.py": 1, "runs": 2, "disk.py": 2, "training": 1}, 2),
+    "natural gradient": ([*TABLE, "--optimizer", "natural-gradient"], {"surgery": 1, "disk.py": 1, "training": 2}, 0),
+    "images": (["IMAGES", "--epochs", "2"], {"surgery": 1, "menu.py": 1, "runs": 1}, 1),
+}
+"""A run, how often it is killed at a random call of a function in each room, and how often at a random time."""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Stripes of two kinds."""
+    draw = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("images")
+    for kind in (0, 1):
+        (folder / f"kind-{kind}").mkdir()
+        for number in range(100):
+            pixels = np.zeros((8, 8), np.uint8)
+            (pixels if kind else pixels.T)[draw.integers(8)] = 255
+            Image.fromarray(pixels).save(folder / f"kind-{kind}" / f"{number}.png")
+    return folder
+
+
+def served(folder, trials):
+    """What came of them."""
+    script = Path(__file__).parents[1] / "helpers" / ("kill_cases.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        input=json.dumps(trials),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def content(run):
+    """All that a finished run's folder says, but for its seconds."""
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    results = json.loads((run / "results.json").read_text())
+    for record in (*history, results):
+        record.pop("seconds", None)
+    for name in ("checksum", "files"):
+        results.pop(name)
+    files = {name: (run / name).read_bytes() for name in ("model.json", "model.safetensors")}
+    return results, history, files, sorted(entry.name for entry in run.iterdir())
+
+
+def test_twenty_of_twenty_kills_cost_nothing(tmp_path, images):
+    argv = {name: [str(images) if one == "IMAGES" else one for one in of] for name, (of, _, _) in TRIALS.items()}
+    wholes = served(tmp_path / "whole", [{"argv": of, "room": "none"} for of in argv.values()])
+    assert all(whole["first"]["code"] == 0 for whole in wholes), wholes
+    expected, trials = [], []
+    draw = random.Random(0)
+    for number, (name, (_, rooms, by_time)) in enumerate(TRIALS.items()):
+        counts = wholes[number]["first"]["counts"]
+        assert all(counts[room] > 50 for room in ROOMS)
+        trials += [
+            {"argv": argv[name], "resume": True, "room": room, "at": draw.randint(1, counts[room])}
+            for room, times in rooms.items()
+            for _ in range(times)
+        ]
+        trials += [{"argv": argv[name], "resume": True, "after": draw.uniform(0.05, 0.5)} for _ in range(by_time)]
+        whole = content(tmp_path / "whole" / str(number))
+        assert any(record["event"] == "growth" for record in whole[1])
+        expected += [whole] * (sum(rooms.values()) + by_time)
+    assert len(trials) == 20
+    done = served(tmp_path / "cut", trials)
+    for number, (trial, one) in enumerate(zip(trials, done, strict=True)):
+        assert one["first"]["code"] == -9 or ("after" in trial and one["first"]["code"] == 0), (trial, one)
+        assert content(tmp_path / "cut" / str(number)) == expected[number], (trial, one)
+    assert sum("checkpoint" in " ".join(one["left"] or ()) for one in done) >= 12
+
+
+def test_a_true_process_is_killed_and_goes_on(tmp_path):
+    """Figure and all, from another working directory, with a table that is named by a relative path."""
+    rows = "".join(f"{at % 7},{at % 5},{'ab'[at % 7 > 3]}\n" for at in range(300))
+    (tmp_path / "table.csv").write_text("x,y,kind\n" + rows)
+    command = [sys.executable, "-m", "senn.cli.main", "fit"]
+    argv = ["table.csv", "--target", "kind", "--epochs", "60", "--out", "run", "--quiet"]
+    env = {**os.environ, "PYTHONPATH": str(Path(senn.__file__).parents[1])}
+    process = subprocess.Popen([*command, *argv], cwd=tmp_path, env={**env, "SENN_CHECKPOINT_SECONDS": "0"})
+    while not list((tmp_path / "run" / "unfinished").glob("checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -9
+    saved = read(tmp_path / "run")
+    assert saved.results is None
+    assert saved.unfinished
+    assert f"{tmp_path}/table.csv" in saved.about["arguments"]
+    done = subprocess.run(
+        [*command, "--resume", str(tmp_path / "run")], env=env, capture_output=True, text=True, check=False
+    )
+    assert "note: goes on after step" in done.stdout
+    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
+        "growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"
+    ]  # fmt: skip
+    results = atomic_files.read_checksummed_json(tmp_path / "run" / "results.json", "senn-run", 2)
+    assert not results["interrupted"]

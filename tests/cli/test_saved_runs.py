@@ -1,0 +1,90 @@
+"""Folders written by senn 0.1.0 (record files of version 1) can be shown, predicted with, reported on and resumed."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from sklearn.datasets import load_wine
+
+from senn.cli.main import main
+from senn.runs import read
+
+SAVED = Path(__file__).parents[1] / "saved"
+ARGUMENTS = ["wine", "--column=ash=dropped", "--max-params=110", "--epochs=6", "--seed=3"]
+"""What the interrupted run was begun with."""
+
+
+@pytest.fixture
+def finished(tmp_path):
+    return shutil.copytree(SAVED / "run_version_1_finished", tmp_path / "finished")
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    return shutil.copytree(SAVED / "run_version_1_interrupted", tmp_path / "interrupted")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def decreases(record):
+    """Expected and realized decrease of a growth record, by the names of today or of version 1."""
+    old = "promised" in record
+    return (
+        (record["promised"], record["realised"]) if old else (record["expected_decrease"], record["realized_decrease"])
+    )
+
+
+def test_old_folders_are_shown(finished, interrupted, capsys):
+    assert main(["show", str(finished)]) == 0
+    assert "widen body.0: 2 -> 5" in capsys.readouterr().out
+    assert main(["show", str(interrupted)]) == 0
+    shown = capsys.readouterr().out
+    assert "prune body.0: 4 -> 3" in shown
+    assert f"it is unfinished; to go on: senn fit --resume {interrupted}\n" in shown
+    shutil.copytree(interrupted / "unfinished", killed := interrupted.with_name("killed") / "unfinished")
+    assert main(["show", str(killed.parent)]) == 0
+    assert capsys.readouterr().out.startswith(f"unfinished: senn fit {' '.join(ARGUMENTS)}\nepoch 2 of 6, ")
+
+
+def test_old_networks_predict(finished, interrupted, tmp_path, capsys):
+    load_wine(as_frame=True).frame.to_csv(tmp_path / "wine.csv", index=False)
+    for folder in (finished, interrupted):
+        assert main(["predict", str(folder), str(tmp_path / "wine.csv"), "--proba"]) == 0
+        assert capsys.readouterr().out.count("\n") == 179
+
+
+def test_old_folders_make_a_report_with_all_their_figures(finished, interrupted, tmp_path):
+    pytest.importorskip("vl_convert")
+    assert main(["report", str(finished), str(interrupted), "--out", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    runs = json.loads(re.search(r'id="records">(.*?)</script>', text, re.S)[1])["runs"]
+    for run, folder in zip(runs, (finished, interrupted), strict=True):
+        told = [x for one in run["records"] if one["event"] == "growth" for x in decreases(one)]
+        kept = [x for one in lines(folder / "history.jsonl") if one["event"] == "growth" for x in decreases(one)]
+        assert told == [x if x is None else pytest.approx(x, rel=1e-4) for x in kept]
+
+
+def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(interrupted, tmp_path, capsys):
+    """Nearly: another processor may round otherwise."""
+    before = read(interrupted).history
+    assert main(["fit", "--resume", str(interrupted)]) == 0
+    assert "note: goes on after step 5" in capsys.readouterr().out
+    assert main(["fit", *ARGUMENTS, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    resumed, whole = read(interrupted), read(tmp_path / "whole")
+    assert not resumed.unfinished
+    assert not resumed.results["interrupted"]
+    assert resumed.results["architecture"] == whole.results["architecture"]
+    assert len(resumed.history) == len(whole.history) > len(before)
+    for one, other in zip(resumed.history, whole.history, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"seconds", "text", "accepted", "refused", "eta_of", "validation"}:
+            assert one[key] == (pytest.approx(other[key], rel=1e-3) if isinstance(other[key], float) else other[key])
+
+
+def test_the_options_of_an_old_run_cannot_be_changed(interrupted, capsys):
+    assert main(["fit", "--resume", str(interrupted), "--epochs", "7"]) == 2
+    assert "--epochs says another thing than the run" in capsys.readouterr().err

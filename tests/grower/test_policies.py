@@ -1,0 +1,186 @@
+"""Policies are functions of records: Theorem 3.1, prices, budgets, and what is out of range."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from senn.errors import SennError
+from senn.policies import Budget, Candidate, PaperPolicy, PricePolicy
+from senn.scoring import formulas
+
+BASE = Candidate(
+    kind="widen",
+    place="body.0",
+    detail="",
+    units=1,
+    width=3,
+    parameters=10,
+    gain=0.1,
+    gain_lower_bound=0.1,
+    held_out_gain=0.1,
+    held_out_stderr=0.0,
+    eta=0.2,
+    score_limit=1.0,
+    samples=1000,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    gains=st.lists(st.floats(0, 10), min_size=1, max_size=60),
+    eta=st.floats(0, 1),
+    limit=st.floats(1e-6, 1e3),
+    tau=st.floats(0.01, 5),
+    alpha=st.floats(1e-5, 0.5),
+)
+def test_theorem_3_1_bounds_the_additions_of_a_round(gains, eta, limit, tau, alpha):
+    policy, accepted = PaperPolicy(tau, alpha), 0
+    eta = eta * limit
+    for gain in gains:
+        candidate = replace(BASE, gain=gain * limit, gain_lower_bound=gain * limit, eta=eta, score_limit=limit)
+        if policy.choose([candidate], []) is not None:
+            accepted += 1
+            eta = min(eta + candidate.gain, limit)
+    assert accepted < formulas.max_additions(tau, alpha)
+
+
+def test_the_bound_of_theorem_3_1_is_nearly_reached():
+    """A sequence that gains just enough each time: the bound is not a loose one."""
+    tau, alpha, eta, accepted = 0.5, 0.01, 0.0, 0
+    policy = PaperPolicy(tau, alpha)
+    while accepted < 100:
+        gain = max(tau * eta, alpha) * 1.0001
+        candidate = replace(BASE, gain=gain, gain_lower_bound=gain, eta=eta, score_limit=1.0)
+        if policy.choose([candidate], []) is None:
+            break
+        accepted, eta = accepted + 1, eta + gain
+    limit = formulas.max_additions(tau, alpha)
+    assert limit - 2 < accepted < limit
+
+
+def test_without_eta_brought_up_to_date_the_theorem_fails():
+    """The reference's stale eta_c, kept from the start of the round, accepts without end."""
+    policy = PaperPolicy(1.0, 0.01)
+    stale = replace(BASE, gain=0.3, gain_lower_bound=0.3, eta=0.1, score_limit=1.0)
+    assert all(policy.choose([stale], []) is not None for _ in range(50))
+    assert policy.choose([replace(stale, eta=0.4)], []) is None
+
+
+def test_paper_policy_takes_the_best_and_discounts_layers():
+    policy = PaperPolicy(0.1, 1e-3, layer_cost=2.0)
+    unit, layer = replace(BASE, gain_lower_bound=0.3), replace(BASE, kind="insert", gain_lower_bound=0.5)
+    assert policy.choose([unit, layer], []) is unit
+    assert policy.choose([unit, replace(layer, gain_lower_bound=0.7)], []).kind == "insert"
+
+
+def test_price_is_kappa_q_over_n_and_counts_held_out_gain():
+    policy = PricePolicy(kappa=1.0)
+    assert policy.price(10, 1000) == pytest.approx(0.01)
+    assert policy.choose([replace(BASE, gain=9.0, held_out_gain=0.0199)], []) is None
+    assert policy.choose([replace(BASE, gain=0.0, held_out_gain=0.0201)], []) is not None
+
+
+def test_a_promise_counts_less_its_standard_errors():
+    lucky = replace(BASE, held_out_gain=0.05, held_out_stderr=0.04)
+    assert PricePolicy(kappa=1.0, confidence=0.0).choose([lucky], []) is lucky
+    assert PricePolicy(kappa=1.0, confidence=1.0).choose([lucky], []) is None
+
+
+def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
+    first, second = replace(BASE, held_out_gain=0.5), replace(BASE, place="body.2", held_out_gain=0.9)
+    policy = PricePolicy(kappa=1.0)
+    assert policy.choose([first, second], []) is second
+    assert policy.choose([first, second], [first]) is first
+    third = replace(BASE, place="body.4", held_out_gain=0.95)
+    two = replace(policy, max_places_per_round=2)
+    assert two.choose([first, second], [first]) is second
+    assert two.choose([first, second, third], [first, second]) is second
+    assert policy.reason(first, [second]) == "one place a round"
+    assert two.reason(third, [first, second]) == "2 places a round"
+    assert policy.reason(second, [second]) == policy.reason(replace(first, kind="prune"), [second]) == ""
+    with pytest.raises(SennError, match="places must be a whole number of at least 1, not 0"):
+        PricePolicy(max_places_per_round=0)
+
+
+def test_hysteresis_what_has_just_been_bought_is_not_sold():
+    policy = PricePolicy(kappa=1.0, hysteresis=0.3)
+    price = policy.price(10, 1000)
+    bought = replace(BASE, held_out_gain=2.01 * price)
+    assert policy.choose([bought], []) is bought
+    back = replace(BASE, kind="prune", parameters=-10, gain=-2.01 * price)
+    assert policy.choose([back], []) is None
+    assert policy.choose([replace(back, gain=-0.5 * price)], []) is not None
+
+
+@settings(max_examples=100, deadline=None)
+@given(gain=st.floats(0, 1), kappa=st.floats(0.01, 10), hysteresis=st.floats(0, 0.99))
+def test_no_gain_is_both_bought_and_sold(gain, kappa, hysteresis):
+    policy = PricePolicy(kappa, hysteresis=hysteresis)
+    buy = policy.choose([replace(BASE, held_out_gain=gain)], [])
+    sell = policy.choose([replace(BASE, kind="prune", parameters=-10, gain=-gain)], [])
+    assert buy is None or sell is None
+
+
+def test_without_additions_what_is_worth_less_than_keep_times_its_price_is_sold():
+    policy = PricePolicy(kappa=1.0, retention_factor=3.0, hysteresis=0.5)
+    price = policy.price(10, 1000)
+    removing = policy.for_pruning_round()
+    unit = replace(BASE, kind="prune", parameters=-10)
+    below, above = (replace(unit, gain=-2 * worth * price) for worth in (2.999, 3.001))
+    assert removing.choose([above], []) is None
+    assert removing.choose([below], []) is below
+    assert policy.choose([below], []) is None
+    worst = replace(unit, gain=-2 * 0.1 * price)
+    assert removing.choose([below, worst, above], []) is worst
+    assert removing.choose([below, above], [worst]) is below
+    assert removing.price(10, 1000) == price
+
+
+def test_nothing_is_added_where_nothing_can_be():
+    addition = replace(BASE, held_out_gain=9.0)
+    assert PricePolicy().choose([addition], []) is addition
+    assert PricePolicy().for_pruning_round().choose([addition], []) is None
+    assert PricePolicy().for_pruning_round().choose([], []) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cost=st.floats(0, 1), nat=st.floats(0.1, 10), parameters=st.integers(1, 500), keep=st.floats(0, 4, exclude_min=True)
+)
+def test_a_unit_stays_exactly_when_it_is_worth_keep_times_its_price(cost, nat, parameters, keep):
+    policy = PricePolicy(0.5, retention_factor=keep)
+    unit = replace(BASE, kind="prune", parameters=-parameters, gain=-cost, loss_per_nat=nat)
+    sold = policy.for_pruning_round().choose([unit], []) is unit
+    assert sold == (cost / (2 * nat) < keep * 0.5 * parameters / 1000)
+
+
+def test_the_papers_rule_is_the_same_in_every_round():
+    policy = PaperPolicy()
+    assert policy.for_pruning_round() is policy
+
+
+@pytest.mark.parametrize("bad", [{"tau": 0.0}, {"tau": -1.0}, {"tau": math.nan}, {"alpha": 0.0}, {"alpha": 1.5}])
+def test_paper_policy_refuses_what_is_out_of_range(bad):
+    with pytest.raises(SennError, match=next(iter(bad))):
+        PaperPolicy(**bad)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"kappa": 0.0}, {"kappa": -1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}, {"keep": -1.0}]
+)
+def test_price_policy_refuses_what_is_out_of_range(bad):
+    with pytest.raises(SennError, match=next(iter(bad))):
+        PricePolicy(**bad)
+
+
+def test_budget():
+    assert not Budget(max_params=105).allows(BASE, 100)
+    assert Budget(max_params=110).allows(BASE, 100)
+    assert not Budget(max_width=2).allows(BASE, 0)
+    assert Budget(max_params=1).allows(replace(BASE, kind="prune", parameters=-10), 100)
+    for bad in ({"max_params": 0}, {"max_width": 0}, {"round_to": 0}):
+        with pytest.raises(SennError, match=next(iter(bad))):
+            Budget(**bad)

@@ -1,0 +1,289 @@
+"""Runs of growing that several processes do together and one alone: what must come out alike."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import time
+import unittest.mock
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from senn import Grower, PaperPolicy, PricePolicy
+from senn.candidates.candidate_config import CandidateConfig
+from senn.cli.signals import Signals
+from senn.cli.workers import WorkerCheckpointer, shared_state
+from senn.collectives import Communicator, ProcessGroupCommunicator, default_communicator
+from senn.errors import SennError, SurgeryError
+from senn.nn import MLP, ConvNet
+from senn.scoring import scoring_session
+from senn.training import TrainConfig
+from senn.training.batches import Rows
+from senn.training.loop import fit_model
+
+SAMPLES = 120
+
+
+def _rows(features: int = 6, classes: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(SAMPLES, features, generator=generator, dtype=torch.float64)
+    y = ((x[:, 0] * x[:, 1] > 0).long() + (x[:, 2] > x[:, 3]).long()) % classes
+    return x, y
+
+
+def _images() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(SAMPLES, 2, 6, 6, generator=generator, dtype=torch.float64)
+    return x, (x[:, 0, :3].mean((1, 2)) * x[:, 1, 3:].mean((1, 2)) > 0).long()
+
+
+class Flat(nn.Module):
+    """A first map of more columns than rows: rows stand for themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(300, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.hidden(x)))
+
+
+class Residual(nn.Module):
+    """A block of the user's own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.relu(self.first(x)))
+
+
+class Blocks(nn.Module):
+    """A net of one residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.out = nn.Conv2d(2, 4, 3, padding=1), Residual(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.block(self.stem(x))).mean((2, 3)))
+
+
+def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Sequence[Sequence[str]]]:
+    """Model, joint batch, arguments of the grower, moves of each round."""
+    eager = {"policy": PricePolicy(kappa=1e-4, confidence=0.0, layer_cost=1.0), "samples": 10_000}
+    every = ("width", "depth", "prune")
+    if name == "width and depth":
+        return (
+            MLP(6, (3, 2), 3),
+            _rows(),
+            {**eager, "candidate_config": CandidateConfig(units=12), "max_width": 6},
+            [every, every],
+        )
+    if name == "weights":
+        weights = torch.rand(SAMPLES, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        return MLP(6, (3,), 3), (*_rows(), weights), {**eager, "max_width": 5}, [("width",), ("depth",)]
+    if name == "removals":
+        grower = {"policy": PricePolicy(kappa=1.0, retention_factor=50.0), "samples": 1000}
+        return MLP(6, (12, 9), 3), _rows(), grower, [("prune",), ("width", "prune")]
+    if name == "paper":
+        return (
+            MLP(6, (3,), 3),
+            _rows(),
+            {"policy": PaperPolicy(tau=0.05), "candidate_config": CandidateConfig(units=6, ascent_steps=3)},
+            [("width",)],
+        )
+    if name == "rows for themselves":
+        return Flat(), _rows(300), {**eager, "max_width": 6, "candidate_config": CandidateConfig(units=8)}, [("width",)]
+    if name == "images":
+        return ConvNet(2, ((3,), (4,)), 2), _images(), {**eager, "max_width": 6}, [("width", "depth"), ("prune",)]
+    if name == "images in parts":
+        return ConvNet(2, ((3,), (4,)), 2), _images(), {**eager, "max_width": 6}, [("width",), ("prune", "width")]
+    assert name == "a block"
+    x, _ = _images()
+    policy = PaperPolicy(tau=1e-9, alpha=1e-9, layer_cost=1.0)
+    joint = x, (x[:, 0] * x[:, 1]).mean((1, 2)).gt(0).long()
+    return (
+        Blocks(),
+        joint,
+        {
+            "policy": policy,
+            "moves": ("depth",),
+            "candidate_config": CandidateConfig(residual_units=0, identity_bases=0),
+        },
+        [("depth",)],
+    )
+
+
+CASES = (
+    "width and depth", "weights", "removals", "paper", "rows for themselves", "images", "images in parts", "a block"
+)  # fmt: skip
+
+
+def grow(name: str, counts: Sequence[int], rank: int, communicator: Communicator, steps: int = 3) -> dict[str, Any]:
+    """A run of rounds with training between, this rank's samples being `counts[rank]` of the joint batch."""
+    torch.manual_seed(0)
+    model, joint, arguments, rounds = _case(name)
+    model = model.double()
+    start = sum(counts[:rank])
+    own = tuple(x[start : start + counts[rank]] for x in joint)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    grower = Grower(model, optimizer, loss=F.cross_entropy, communicator=communicator, seed=1, **arguments)
+    train = steps if not isinstance(model, ConvNet) else 0  # batch statistics are those of a rank
+    events, figures = [], []
+    most = scoring_session.MOST_ROWS
+    if name == "images in parts":  # parts are as large for several processes as they are for one here
+        scoring_session.MOST_ROWS = int(25 * 36 * max(counts) / SAMPLES + 1)
+    for moves in rounds:
+        _train(model, optimizer, own, SAMPLES, train, communicator)
+        batches = [own]
+        if name == "width and depth" and rank == 0:  # one rank has a batch more than the others
+            batches.append(tuple(part[:20] for part in joint))
+        if name == "removals":
+            grower.observe(*batches.pop())
+        changes = grower.grow(batches or None, moves)
+        events += [(e.kind, e.place, e.units, e.loss_before, e.loss_after) for e in changes]
+        found = grower.last_round
+        assert found is not None
+        figures += [grower.eta, found.loss, float(found.samples), *(one.margin for one in found.accepted)]
+        figures += [x for one in found.refused for x in (one.margin, one.candidate.gain, one.candidate.held_out_gain)]
+    scoring_session.MOST_ROWS = most
+    _train(model, optimizer, own, SAMPLES, train, communicator)
+    state = [x for one in optimizer.state.values() for x in one.values()]
+    return {
+        "events": events,
+        "figures": figures,
+        "weights": model.state_dict(),
+        "state": state,
+        "sent": communicator.sent,
+    }
+
+
+def _train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    own: tuple[Tensor, ...],
+    total: int,
+    steps: int,
+    communicator: Communicator,
+) -> None:
+    """Steps on the mean over the joint batch."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        weight = own[2] if len(own) == 3 else torch.ones(len(own[1]), dtype=torch.float64)
+        if len(own[1]):
+            (F.cross_entropy(model(own[0]), own[1], reduction="none") * weight / total).sum().backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        for parameter, gradient in zip(model.parameters(), communicator.all_reduce("train", gradients), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+
+class Shifted(nn.Module):
+    """Inputs with a tensor beside them that holds no samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = MLP(6, (3,), 3)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        return self.body(x + table.mean(0))
+
+
+SHIFTED = {1: ((160,), 0), 2: ((70, 90), 57), 3: ((60, 50, 50), 49)}
+"""By number of ranks: their samples, and how many of the first one's are among the 128 that the draw looks at."""
+
+
+def shifted(communicator: Communicator, length: int) -> list[float]:
+    """The scores of such a model, whose table is of some length."""
+    torch.manual_seed(0)
+    model = Shifted().double()
+    x, y = (torch.cat([part, part])[:160] for part in _rows())
+    counts, _ = SHIFTED[communicator.size]
+    own = slice(sum(counts[: communicator.rank]), sum(counts[: communicator.rank + 1]))
+    grower = Grower(model, None, F.cross_entropy, PricePolicy(kappa=1.0), communicator=communicator, seed=1)
+    found = grower.score_candidates([({"x": x[own], "table": torch.ones(length, 6, dtype=torch.float64)}, y[own])])
+    return [grower.eta, *(one.held_out_gain for one in found)]
+
+
+def fit(communicator: Communicator) -> dict[str, Any]:
+    """A run of `fit_model` with growth, validation and averages; and the state that one would go on with."""
+    torch.manual_seed(0)
+    x, y = _rows()
+    model = MLP(6, (2,), 3).double()
+    recipe = TrainConfig(
+        epochs=6, batch_size=25, average="ema", policy=PricePolicy(kappa=1e-4), candidates_per_layer=8, max_width=6
+    )
+    weight = torch.rand(len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = Rows(x=x[:90], y=y[:90], weight=weight[:90] / weight[:90].mean())
+    held_out = Rows(x=x[90:], y=y[90:])
+    keeper = WorkerCheckpointer(communicator, Signals(), None)
+    generator = torch.Generator().manual_seed(2)
+    run = fit_model(model, rows, held_out, task="classification", recipe=recipe, generator=generator, keeper=keeper)
+    losses = [record["train_loss"] for record in run.history if record["event"] == "epoch"]
+    state = {"weights": model.state_dict(), "step": 3, "losses": losses}
+    sent = shared_state(communicator, state if communicator.rank == 0 else None, Path())
+    return {"architecture": run.architecture, "losses": losses, "weights": run.model.state_dict(), "sent": sent}
+
+
+def endings(rank: int, folder: str) -> list[str]:
+    """How rounds end in which one rank is another or fails: what each rank says of it. The last one's rank 1 dies."""
+    patient, hasty = ProcessGroupCommunicator(), ProcessGroupCommunicator(timeout=6)
+    torch.manual_seed(0)
+    x, y = (part[40 * rank : 40 * rank + 40] for part in _rows())
+    said = []
+
+    def attempt(model: nn.Module, change: str, policy: PricePolicy | None = None) -> None:
+        policy = policy or PricePolicy(kappa=1e-4, confidence=0.0)
+        optimizer = torch.optim.Adam(model.parameters())
+        patient.all_gather_object("begin")
+        communicator = hasty if change in ("late", "death") else patient
+        grower = Grower(model, optimizer, F.cross_entropy, policy, samples=10_000, communicator=communicator)
+        before = copy.deepcopy(model.state_dict())
+        inputs = x[:, :5] if change == "shape" and rank == 2 else x
+        targets: Any = y.tolist() if change == "type" and rank == 2 else y
+        try:
+            if change == "late" and rank == 1:
+                while len([*Path(folder).iterdir()]) < 2:  # until the others have given up
+                    time.sleep(0.1)
+            if change == "death" and rank == 1:  # in the middle of a sum
+                unittest.mock.patch("torch.distributed.all_reduce", side_effect=lambda *_, **__: os._exit(1)).start()
+            if change == "surgery" and rank == 1:
+                with unittest.mock.patch("senn.grower.operate", side_effect=SurgeryError("the outputs changed")):
+                    grower.grow([(inputs, targets)], ("width",))
+            elif change in ("call", "late") and rank == 1:
+                communicator.all_gather_object("do something else")
+            else:
+                grower.grow([(inputs, targets)], ("width",))
+            said.append("nothing")
+        except SennError as error:
+            if change == "late":
+                (Path(folder) / str(rank)).touch()
+            same = all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+            said.append(f"{type(error).__name__}: {error}" if same else "the model has changed")
+
+    model = MLP(6, (3,), 3).double()
+    for change in ("weight", "shape", "type", "policy", "surgery", "call", "late", "death"):
+        other = copy.deepcopy(model)
+        if change == "weight" and rank == 1:
+            with torch.no_grad():
+                other.body[0].weight[0, 0] += 1e-12
+        attempt(other, change, PricePolicy(kappa=0.5) if change == "policy" and rank == 2 else None)
+    return said
+
+
+def several(rank: int, cases: Sequence[tuple[str, Sequence[int]]]) -> bytes:
+    """All cases, one after the other."""
+    communicator = default_communicator()
+    scores = shifted(communicator, SHIFTED[communicator.size][1])
+    found = [*(grow(name, counts, rank, communicator) for name, counts in cases), scores, fit(communicator)]
+    buffer = io.BytesIO()
+    torch.save(found, buffer)
+    return buffer.getvalue()

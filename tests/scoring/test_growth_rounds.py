@@ -1,0 +1,125 @@
+"""What a round says of its candidates, and of what it can't look at."""
+
+import copy
+import dataclasses
+import json
+import pickle
+
+import pytest
+import torch
+from growth_cases import X, Y, net
+from torch.nn import functional as F
+
+import senn
+from senn.cli.show import _change
+from senn.errors import SennError
+
+
+def test_a_growth_round_says_what_was_taken_and_what_was_refused_by_how_much():
+    grower = senn.Grower(net(), samples=len(X), moves=("width",))
+    events = grower.grow([(X, Y)])
+    found = grower.last_round
+    assert found is not None
+    assert sum(one.candidate.units for one in found.accepted) == sum(event.units for event in events) > 0
+    assert all(one.margin > 0 for one in found.accepted)
+    assert found.refused
+    assert all(one.margin <= 0 for one in found.refused)
+    margins = [one.margin for one in found.refused]
+    assert margins == sorted(margins, reverse=True)
+    one = found.refused[0]
+    sure = one.candidate.expected_decrease - one.candidate.held_out_stderr / (2 * one.candidate.loss_per_nat)
+    assert one.margin == pytest.approx(sure - one.price)
+    assert sum(found.eta_by_map.values()) == pytest.approx(found.eta)
+    assert found.n_samples_seen == found.samples == len(X)
+    assert found.architecture == (events[0].width_before,) != grower.architecture
+    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
+
+
+def test_a_round_that_refuses_everything_says_so_too():
+    grower = senn.Grower(net(), samples=len(X), policy=senn.PricePolicy(kappa=100.0), moves=("width", "depth"))
+    assert grower.grow([(X, Y)]) == []
+    assert grower.last_round is not None
+    assert grower.last_round.accepted == ()
+    assert {one.candidate.kind for one in grower.last_round.refused} == {"widen"}  # layers were not even drawn
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "loss", "message"),
+    [
+        (
+            torch.zeros(20, 3),
+            Y[:20],
+            F.cross_entropy,
+            "the model's forward pass fails on this batch: RuntimeError: mat1",
+        ),
+        (X[:20], Y[:20] + 9, F.cross_entropy, "the loss cross_entropy fails on outputs.*out of bounds"),
+        (X[:20], Y[:20] + 9, lambda y, t: F.cross_entropy(y, t), r"fails on outputs of shape \(20, 10\) and targets"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_and_growth_goes_on(x, y, loss, message):
+    torch.manual_seed(0)
+    grower = senn.Grower(net(), loss=loss)
+    grower.grow([(X, Y)])
+    with pytest.raises(SennError, match=message):
+        grower.grow([(x, y)])
+    grower.grow([(X, Y)])
+    assert grower.rounds == 2
+
+
+def test_a_printed_event_has_the_sign_of_its_attributes():
+    event = senn.Grower(net(), samples=len(X), moves=("width",)).grow([(X, Y)])[0]
+    assert event.expected_decrease > 0
+    assert f"promised {event.expected_decrease:+.3g} nats" in str(event)
+    state = {**event.state(), "kind": "prune", "expected_decrease": -0.25}
+    assert "cost 0.25 nats" in str(senn.GrowthEvent.from_state(state))
+
+
+def test_a_shown_run_has_the_sign_of_the_record():
+    assert "realised +0.5" in _change({"step": 3, "text": "widen 0: 2 -> 3", "realized_decrease": 0.5})
+
+
+class Choosing(senn.Policy):
+    """Accepts one candidate of its offer, made into something by a function."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def choose(self, candidates, accepted):
+        return None if accepted else self.made(candidates[-1])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [dataclasses.replace, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))],
+    ids=["equal", "copy", "pickle"],
+)
+def test_a_policy_may_return_an_equal_candidate(made):
+    found = [senn.Grower(net(), policy=Choosing(one), samples=len(X)).grow([(X, Y)]) for one in (lambda one: one, made)]
+    assert [event.as_dict() for event in found[0]] == [event.as_dict() for event in found[1]] != []
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda one: "widen", r"the policy chose 'widen', which is none of the \d+ candidates that it was offered"),
+        (
+            lambda one: dataclasses.replace(one, place="9"),
+            r"the policy chose \w+ of 9: .*, which is none of the \d+ cand",
+        ),
+        (lambda one: 0, "the policy chose 0, which is none"),
+    ],
+)
+def test_a_choice_that_was_not_offered_is_refused(made, message):
+    model = net()
+    grower = senn.Grower(model, policy=Choosing(made), samples=len(X))
+    with pytest.raises(SennError, match=message):
+        grower.grow([(X, Y)])
+    assert grower.events == []
+    grower.policy = senn.PricePolicy()
+    assert grower.grow([(X, Y)])
+
+
+def test_candidates_that_are_offered_together_have_different_keys():
+    found = senn.Grower(net(), samples=len(X)).score_candidates([(X, Y)])
+    keys = [one.key for one in found]
+    assert len(set(keys)) == len(keys) > len({(one.kind, one.place) for one in found})

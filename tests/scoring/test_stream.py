@@ -1,0 +1,187 @@
+"""Layers before convolutions and copies of residual blocks: what is scored is what training would do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from growth_cases import Y, train
+from test_convolutions import IMAGES
+from torch import nn
+from torch.nn import functional as F
+from zoo import ZOO
+from zoo.entry import randomised
+
+import senn
+from senn import pytree
+from senn.candidates.candidate_config import CandidateConfig
+from senn.candidates.initialization import sample_conv_layer
+from senn.candidates.sampling import repeatable
+from senn.graph import InsertionPoint, analyze, function_preserving_copy
+from senn.kfac.capture import capture
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.recorder import infer_batch_layouts
+from senn.scoring.stream import after_block, before_convolution
+from senn.surgery import Append, transaction
+
+WITH_BLOCKS = [name for name, entry in ZOO.items() if entry.blocks]
+
+
+@pytest.mark.parametrize("name", WITH_BLOCKS)
+def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) -> None:
+    """The cross moment at its silent maps is autograd's gradient once the copy stands there."""
+    torch.manual_seed(0)
+    entry = ZOO[name]
+    model = randomised(entry.build()).double().eval()
+    inputs = pytree.map_leaves(lambda t: t.double() if t.is_floating_point() else t, entry.inputs(5))
+    output = entry.output or (lambda result: pytree.prediction(result).flatten(1))
+    graph = analyze(model, inputs)
+    readings = infer_batch_layouts(model, {name: graph.map(name).n_uses for name in graph.scored_maps}, inputs, output)
+    block = graph.residual_blocks[0]
+    assert repeatable(model, block, readings)
+    y = torch.randn_like(output(pytree.call(model, pytree.clone(inputs))))
+    move = Append(block.module, function_preserving_copy(model, block))
+    seen = capture(
+        model, graph.scored_maps, inputs, y, LossMetric(F.mse_loss), generator=torch.Generator(), find=output,
+        layouts=readings, blocks=[block.module],
+    )  # fmt: skip
+    parts = after_block(seen.blocks[block.module], move, block.silent, readings)
+    assert parts
+    transaction(model, [move], graph, probe=inputs)
+    new = next(m for m in model.modules() if m is not model and _is_copy(m, move.copy))
+    model.eval()
+    F.mse_loss(output(pytree.call(model, inputs)), y).backward()
+    for silent, part in parts.items():
+        layer = new.get_submodule(silent)
+        together = part.read.cross(part.output_grad) / 5
+        grad = layer.weight.grad
+        if grad.dim() == 1:  # a norm: unit by unit
+            found = together[:, 1:].diagonal()
+        else:
+            conv1d = type(layer).__name__ == "Conv1D"
+            grad = grad.mT if conv1d else grad.flatten(1)
+            found = together[:, 1:]
+        assert torch.allclose(found, grad, rtol=1e-5, atol=1e-7), silent
+        if getattr(layer, "bias", None) is not None:
+            assert torch.allclose(together[:, 0], layer.bias.grad, rtol=1e-5, atol=1e-7), silent
+
+
+def _is_copy(module: nn.Module, copy: nn.Module) -> bool:
+    """Whether a module has the copy's parameters, zeros included."""
+    ours, theirs = module.state_dict(), copy.state_dict()
+    return type(module) is type(copy) and ours.keys() == theirs.keys() and all(
+        ours[key].shape == theirs[key].shape and torch.equal(ours[key], theirs[key]) for key in ours
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"padding": 1}, {"stride": 2}, {"dilation": 2, "padding": (2, 1)}])
+def test_what_a_layer_before_a_convolution_would_add_is_the_gradient_of_its_last_map(settings) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 3, **settings), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)),
+    ).double()
+    x, y = IMAGES[:20].double(), Y[:20]
+    model(x)
+    layer = sample_conv_layer(
+        InsertionPoint(module="2", features=3, activation="ReLU", spatial=2),
+        torch.randn(50, 27, dtype=torch.float64),
+        CandidateConfig(residual_units=5),
+        torch.Generator(),
+    )
+    graph, metric = analyze(model, x), LossMetric(F.cross_entropy)
+    (part,) = capture(model, ["2"], x, y, metric, generator=torch.Generator()).rows["2"].parts
+    inner, columns = before_convolution(part, model[2].weight, layer)
+    transaction(model, [layer.move([0, 2, 3])], graph, probe=x)
+    F.cross_entropy(model(x), y).backward()
+    together = inner.read.cross(inner.output_grad)[:, columns.existing :] / 20
+    residual = model[2][0].branch
+    assert torch.allclose(together[:, [0, 2, 3]], residual[2].weight.grad.flatten(1))
+
+
+class Deepest(senn.Policy):
+    """Accept the best insertion at a place, however little it promises."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def choose(self, candidates, accepted):
+        return max(
+            (c for c in candidates if c.place == self.place and not accepted),
+            key=lambda c: c.held_out_gain,
+            default=None,
+        )
+
+
+def residual_net() -> nn.Module:
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.last(self.first(x).relu())
+
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.Sequential(Block()), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)
+    )
+
+
+def fitted(model: nn.Module, names: list[str], x: torch.Tensor) -> float:
+    """The loss after these parameters alone are fitted."""
+    model = copy.deepcopy(model)
+    own = dict(model.named_parameters())
+    chosen = [own[name] for name in names]
+    optimizer = torch.optim.Adam(chosen, 1e-2)
+    for _ in range(400):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), Y).backward()
+        optimizer.step()
+    return F.cross_entropy(model(x), Y).item()
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "beside"), [("1.0", "a copy after it", []), ("1.0.first", "residual ReLU", ["1.0.first.1."])]
+)
+def test_the_grower_deepens_a_convolutional_net_and_the_promise_is_no_exaggeration(place, kind, beside) -> None:
+    """Fitting the new silent weights, and the map that takes their linear part, brings about what was promised."""
+    model, x = residual_net(), IMAGES
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    train(model, optimizer, 30, x, Y)
+    before = {id(p) for p in model.parameters()}
+    white = senn.CandidateConfig(
+        data_direction_fraction=0.0
+    )  # directions that follow the data promise more than this step can fit
+    grower = senn.Grower(
+        model, optimizer, policy=Deepest(place), moves=("depth",), samples=len(x), candidate_config=white
+    )
+    (event,) = grower.grow([(x, Y)])
+    assert (event.kind, event.detail) == ("insert", kind)
+    assert event.output_change <= 1e-5
+    new = {name: p for name, p in model.named_parameters() if id(p) not in before}
+    silent = [name for name, p in new.items() if not p.any()]
+    also = [name for name, _ in model.named_parameters() if any(name.startswith(prefix) for prefix in beside)]
+    assert silent
+    assert len(also) == 2 * len(beside)
+    fallen = (fitted(model, also, x) if also else F.cross_entropy(model(x), Y).item()) - fitted(model, silent + also, x)
+    assert fallen > 0
+    assert event.held_out_gain / 2 < 2 * fallen
+    train(model, optimizer, 3, x, Y)
+    assert all(p in optimizer.state for p in new.values())
+
+
+def test_nothing_else_changes_in_a_round_that_repeats_a_block() -> None:
+    """A copy is one of the block as it is: so it is offered alone, and ends the round."""
+    model = residual_net()
+
+    class Greedy(senn.Policy):
+        def choose(self, candidates, accepted):
+            copies = [c for c in candidates if c.detail == "a copy after it"]
+            others = [c for c in candidates if c not in copies]
+            return (copies or others or [None])[0]
+
+    events = senn.Grower(model, policy=Greedy(), samples=len(Y), max_width=6).grow([(IMAGES, Y)])
+    assert [event.detail for event in events] == ["a copy after it"]
+    assert len(model[1]) == 2

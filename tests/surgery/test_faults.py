@@ -1,0 +1,226 @@
+"""A fault at any line of the surgery leaves everything as it was.
+
+A tracer raises at one line event inside `senn.surgery` after the other. The ordinary run tries each line once on each
+model, `SENN_ALL=1 pytest tests/surgery/test_faults.py` every event of every move.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import linecache
+import os
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from surgery_cases import everything, silent
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from zoo_cases import widening
+
+import senn.surgery
+from senn.errors import SennError
+from senn.graph import DependencyGraph, ResidualBlock, analyze
+from senn.nn import Residual
+from senn.surgery import Append, Insert, Move, Prune, transaction
+
+EVERY = bool(os.environ.get("SENN_ALL"))
+ROOM = str(Path(senn.surgery.__file__).parent)
+FAULTS = (ArithmeticError, torch.OutOfMemoryError, KeyboardInterrupt)
+
+
+class Attending(nn.Module):
+    """Attention in a residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.attn = nn.Linear(3, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.norm, self.block, self.out = nn.LayerNorm(4), Residual(_branch()), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        y = self.norm(x)
+        return self.out(self.block(x + self.attn(y, y, y)[0]).mean(1))
+
+
+def _branch() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4))
+
+
+class Seeing(nn.Module):
+    """Convolutions with statistics of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.block, self.out = (
+            Residual(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))),
+            nn.Linear(4, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.block(self.bn(self.conv(x)).relu()).amax((2, 3)))
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Residual(_branch()), nn.Linear(4, 2))
+
+
+def _adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.named_parameters(), 0.01)
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any], tuple[int, ...], str, str, str, str]] = {
+    # how to make it, its optimizer, its inputs, a space, a site, a block, what the block's silent copy sets to zero
+    "mlp": (_mlp, _adam, (5, 3), "0", "3", "2", "branch.2"),
+    "convolutions": (Seeing, _sgd, (5, 1, 6, 6), "conv", "out", "block", "branch.1"),
+    "attention": (Attending, _adam, (5, 2, 3), "inp", "out", "block", "branch.2"),
+}
+
+
+class Watch:
+    """A tracer that lists the line events inside the surgery, and raises at one of them."""
+
+    def __init__(self, at: int = -1, error: BaseException | None = None) -> None:
+        self.at, self.error = at, error
+        self.lines: list[tuple[str, int]] = []
+        self._visited: set[tuple[FrameType, int]] = set()
+
+    def __enter__(self) -> Watch:
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        sys.settrace(None)
+        self._visited.clear()
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(ROOM) else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line" and not self._is_too_late(frame):
+            self.lines.append((frame.f_code.co_filename, frame.f_lineno))
+            if len(self.lines) == self.at + 1 and self.error is not None:
+                sys.settrace(None)
+                raise self.error
+        return self._line
+
+    def _is_too_late(self, frame: FrameType) -> bool:
+        """Whether a `with` is about to be left, which Python itself doesn't do if interrupted then, or all is done."""
+        text = _text(frame.f_code.co_filename, frame.f_lineno)
+        if not text.startswith("with "):
+            return text == "return receipt"
+        again = (frame, frame.f_lineno) in self._visited
+        self._visited.add((frame, frame.f_lineno))
+        return again
+
+
+@functools.cache
+def _text(file: str, line: int) -> str:
+    return linecache.getline(file, line).strip()
+
+
+@dataclass
+class Work:
+    """A trained model with its optimizer and average, and a move to carry out."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel
+    graph: DependencyGraph
+    x: Tensor
+    move: Move
+
+    def carry_out(self, watch: Watch) -> Watch:
+        """With a tracer at it."""
+        with watch:
+            transaction(
+                self.model, [self.move], self.graph, optimizer=self.optimizer, averaged=[self.averaged],
+                probe=self.x, loss=lambda: 0.0,
+            )  # fmt: skip
+        return watch
+
+    def now(self) -> list[object]:
+        """All objects and bits that an operation could touch."""
+        random_state = torch.get_rng_state().numpy().tobytes()
+        held = [*everything(self.model, self.optimizer), *everything(self.averaged)]
+        return [*held, torch.is_grad_enabled(), random_state]
+
+
+def prepared(name: str, kind: str) -> Work:
+    """The same work each time: a model with hooks and mixed modes, and one move."""
+    build, optimized, shape, group, insertion_point, block, last = MODELS[name]
+    torch.manual_seed(0)
+    model, x = build(), torch.randn(*shape)
+    graph = analyze(model, x)
+    optimizer, averaged = optimized(model), AveragedModel(model)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+    model.get_submodule(block).eval()
+    model.get_submodule(insertion_point).register_forward_pre_hook(lambda module, args: None)
+    next(model.parameters()).register_hook(lambda gradient: gradient)
+    moves: dict[str, Callable[[], Move]] = {
+        "widen": lambda: next(one for one in widening(model, graph) if one.group == group),
+        "prune": lambda: Prune(group, (1,)),
+        "insert": lambda: Insert(insertion_point, Residual(silent(model.get_submodule(insertion_point).in_features))),
+        "append": lambda: Append(block, _silenced(model.get_submodule(block), last)),
+    }
+    graph = replace(
+        graph,
+        residual_blocks=(
+            ResidualBlock(module=block, output_params=(f"{block}.{last}.weight", f"{block}.{last}.bias")),
+        ),
+    )
+    return Work(model, optimizer, averaged, graph, x, moves[kind]())
+
+
+def _silenced(block: nn.Module, last: str) -> nn.Module:
+    twin = copy.deepcopy(block)
+    for parameter in twin.get_submodule(last).parameters():
+        nn.init.zeros_(parameter)
+    return twin
+
+
+def chosen(lines: list[tuple[str, int]], tried: set[tuple[str, int]]) -> list[int]:
+    """One event of each line that wasn't tried yet, any of its visits."""
+    if EVERY:
+        return list(range(len(lines)))
+    visits: dict[tuple[str, int], list[int]] = {}
+    for number, line in enumerate(lines):
+        visits.setdefault(line, []).append(number)
+    draw = random.Random(0)
+    found = [draw.choice(numbers) for line, numbers in visits.items() if line not in tried]
+    tried |= set(visits)
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fault_at_any_line_leaves_everything_as_it_was(name: str) -> None:
+    tried: set[tuple[str, int]] = set()
+    faults = itertools.cycle(FAULTS)
+    for kind in ("widen", "prune", "insert", "append"):
+        lines = prepared(name, kind).carry_out(Watch()).lines  # of an operation that nothing interrupts
+        work = prepared(name, kind)
+        held = work.now()
+        for at in chosen(lines, tried):
+            fault = next(faults)
+            with pytest.raises((SennError, fault), match="injected"):
+                work.carry_out(Watch(at, fault("injected")))
+            assert work.now() == held, (kind, lines[at], fault)
+        assert work.carry_out(Watch()).lines == lines
+        assert work.now() != held
