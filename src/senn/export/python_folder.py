@@ -21,6 +21,8 @@ from senn.export.module_source import python_source
 from senn.pytree import Inputs
 
 WEIGHTS, PREPROCESSING = "model.safetensors", "preprocessing.json"
+TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATE_OF = {"tables": "table_template.py", "images": "image_template.py"}
 
 _ABOUT = '''\
 """A network as plain PyTorch{with_what}.
@@ -146,9 +148,9 @@ def net_source(model: nn.Module, name: str, preprocessing: Mapping[str, Any] | N
     body += _LOAD.format(name=name)
     needs, use, with_what = "torch and safetensors", "", ""
     if kind is not None:
-        more, pasted = _split((Path(__file__).parent / "pasted" / f"{kind}.py").read_text(encoding="utf-8"))
+        more, code = _split((TEMPLATES / _TEMPLATE_OF[kind]).read_text(encoding="utf-8"))
         imports |= more | {"import json", "import sys", "import torch"}
-        body += "\n\n" + pasted
+        body += "\n\n" + code
     if kind == "tables":
         regression = record["target"]["task"] == "regression"
         what = f"{'numbers' if regression else 'classes'} of {record['target']['name']!r}"
