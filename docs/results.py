@@ -20,6 +20,33 @@ HERE = Path(__file__).parent
 STORED = HERE.parent / "benchmarks" / "results"
 
 
+COMMANDS = """## Measure it yourself
+
+Each command prints its table and writes a JSON file.
+
+```sh
+python benchmarks/auto_size.py --seeds 5 --out auto_size.json
+python benchmarks/fit_digits.py --out fit_digits.json
+python benchmarks/fit_images.py --out fit_images.json         # grown and fixed nets, on CIFAR-10 written out as files
+python benchmarks/growth_step.py --out growth_step.json       # pip install gromo==0.1.0 to compare with it
+python benchmarks/natural_gradient.py --out natural_gradient.json
+python benchmarks/calibration.py --seeds 5 --out calibration
+python benchmarks/automatic.py --seeds 3 --out automatic.json
+python benchmarks/lightning_overhead.py --out lightning_overhead.json
+python benchmarks/communication.py --out communication.json   # bytes and time of a round on several processes
+python benchmarks/resume.py --out resume.json                 # what checkpoints cost, and how soon a signal ends a run
+python benchmarks/damaged_folders.py --out damaged_folders.json
+python benchmarks/report_load.py --out report_load.json
+python benchmarks/import_time.py --out import_time.json
+python benchmarks/grown_and_fixed.py --seeds 5 --out grown_and_fixed.json   # grown nets and fixed ones of their final size
+python benchmarks/deficit.py --seeds 5 --epochs 60 --kappa 0.1              # the same, by many recipes
+```
+
+Image sets are read from the folder in `--data-dir` or `SENN_DATA` (`mnist/*.gz`, `cifar-10/*.parquet` or
+`cifar-10-binary.tar.gz`, `tiny-imagenet/*.zip`), otherwise downloaded once; decoded copies lie in `SENN_CACHE` or your user cache.
+"""
+
+
 def stored(name: str) -> Any:
     """One stored results file."""
     return json.loads((STORED / f"{name}.json").read_text())
@@ -355,6 +382,7 @@ def main() -> None:
     for section in (*tables, experiments, mnist, mnist_sizes, cifar_cycles, transfer):
         parts += section()
     parts += running(stored, table)
+    parts.append(COMMANDS)
     (HERE / "results.md").write_text("\n".join(parts))
 
 
