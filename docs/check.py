@@ -63,13 +63,13 @@ class _Page(HTMLParser):
             self.loads.append(given["href"])
 
 
-def broken_pages(insertion_point: Path) -> Iterator[str]:
+def broken_pages(site: Path) -> Iterator[str]:
     """Links and anchors of a site that lead nowhere, what it loads from elsewhere, paths of this machine."""
-    pages = {path: _Page(path.read_text()) for path in sorted(insertion_point.rglob("*.html"))}
+    pages = {path: _Page(path.read_text()) for path in sorted(site.rglob("*.html"))}
     if not pages:
-        yield f"{insertion_point} holds no pages"
+        yield f"{site} holds no pages"
     for path, page in pages.items():
-        shown = path.relative_to(insertion_point)
+        shown = path.relative_to(site)
         yield from (f"{shown} loads {load}" for load in page.loads if urlsplit(load).netloc)
         for link in [*page.links, *page.loads]:
             parts = urlsplit(link)
@@ -85,12 +85,12 @@ def broken_pages(insertion_point: Path) -> Iterator[str]:
 
 
 def unlisted(inventory: Iterable[str], modules: list[ModuleType]) -> Iterator[str]:
-    """Public names of rooms that aren't among the names which a site describes."""
+    """Public names of modules that aren't among the names which a site describes."""
     described = set(inventory)
-    for room, names in reference.describe(modules).items():
+    for module, names in reference.describe(modules).items():
         yield from (f"{name.shown} is on no page" for name in names if name.shown not in described)
-        if room not in described:
-            yield f"{room} has no page"
+        if module not in described:
+            yield f"{module} has no page"
 
 
 def misnamed(names: Iterable[str], root: Path = ROOT) -> Iterator[str]:
@@ -101,11 +101,11 @@ def misnamed(names: Iterable[str], root: Path = ROOT) -> Iterator[str]:
         yield from (f"{page.relative_to(root)}: {name} is on no page" for name in said if name not in known)
 
 
-def described(insertion_point: Path) -> set[str]:
+def described(site: Path) -> set[str]:
     """Python names that a site describes, by its inventory."""
     from sphinx.util.inventory import InventoryFile
 
-    inventory = InventoryFile.loads((insertion_point / "objects.inv").read_bytes(), uri="")
+    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
     return {name for kind, names in inventory.data.items() if kind.startswith("py:") for name in names}
 
 
@@ -119,11 +119,11 @@ def failing_examples() -> Iterator[str]:
 
 def main(argv: list[str]) -> int:
     """Print what is wrong; 1 if anything is."""
-    rooms = reference.rooms()
-    problems = [*broken_links(), *reference.undocumented(reference.describe(rooms)), *failing_examples()]
-    for insertion_point in map(Path, argv):
-        names = described(insertion_point)
-        problems += [*broken_pages(insertion_point.resolve()), *unlisted(names, rooms), *misnamed(names)]
+    modules = reference.public_modules()
+    problems = [*broken_links(), *reference.undocumented(reference.describe(modules)), *failing_examples()]
+    for site in map(Path, argv):
+        names = described(site)
+        problems += [*broken_pages(site.resolve()), *unlisted(names, modules), *misnamed(names)]
     print("\n".join(problems) or "documentation: links, docstrings and examples hold")
     return 1 if problems else 0
 

@@ -38,12 +38,13 @@ python benchmarks/resume.py --out resume.json                 # what checkpoints
 python benchmarks/damaged_folders.py --out damaged_folders.json
 python benchmarks/report_load.py --out report_load.json
 python benchmarks/import_time.py --out import_time.json
-python benchmarks/grown_and_fixed.py --seeds 5 --out grown_and_fixed.json   # grown nets and fixed ones of their final size
+python benchmarks/grown_and_fixed.py --seeds 5 --out grown_and_fixed.json   # fixed nets of the final size
 python benchmarks/deficit.py --seeds 5 --epochs 60 --kappa 0.1              # the same, by many recipes
 ```
 
 Image sets are read from the folder in `--data-dir` or `SENN_DATA` (`mnist/*.gz`, `cifar-10/*.parquet` or
-`cifar-10-binary.tar.gz`, `tiny-imagenet/*.zip`), otherwise downloaded once; decoded copies lie in `SENN_CACHE` or your user cache.
+`cifar-10-binary.tar.gz`, `tiny-imagenet/*.zip`), otherwise downloaded once; decoded copies lie in `SENN_CACHE`
+or your user cache.
 """
 
 

@@ -1,15 +1,13 @@
-"""The reference of the public names: one page for each public room of senn, written anew at each build.
+"""The reference of the public names: one page for each public module of senn, written anew at each build.
 
-A room is public unless `INTERNAL` says otherwise, so a new one gets its page by itself. Its public names are those of
-its `__all__`, or what it defines without a leading underscore. A name that several rooms offer is described once, where
-it is shortest, and the others link there.
+A module is public if it has an `__all__`, and no part of its name starts with an underscore; its public names are those
+of its `__all__`. A name that several modules offer is described once, where it is shortest, and the others link there.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,20 +19,6 @@ from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 
 import senn
-
-INTERNAL = {
-    "augment", "batch", "candidates", "disk", "preserve", "scoring", "verification",
-    "cli",  # used from a terminal: `senn --help`
-    "estimators", "grower",  # all that they hold is a name of senn's own
-}  # fmt: skip
-"""Rooms of the inner workings, which docs/architecture.md describes: no promise that they stay as they are."""
-
-PARTS = {
-    "senn.kfac": ("factors", "output"),
-    "senn.data": ("images",),
-    "senn.training": ("images",),
-}
-"""Modules inside rooms that are public too."""
 
 
 def inner_classes() -> Iterator[str]:
@@ -71,36 +55,28 @@ class Name:
         return ("", self.name) in analyzer.find_attr_docs()
 
 
-def rooms(package: ModuleType = senn) -> list[ModuleType]:
-    """The package and its public rooms, in the order in which names are looked for."""
-    found = sorted(one.name for one in pkgutil.iter_modules(package.__path__) if one.name not in INTERNAL)
-    names = [f"{package.__name__}.{name}" for name in found if not name.startswith("_")]
-    parts = [f"{room}.{part}" for room in names for part in PARTS.get(room, ())]
-    return [package, *(importlib.import_module(name) for name in sorted([*names, *parts]))]
+def public_modules(package: ModuleType = senn) -> list[ModuleType]:
+    """The package and its public modules, in the order in which names are looked for."""
+    root = Path(package.__path__[0])
+    found = []
+    for path in root.rglob("*.py"):
+        if re.search(r"^__all__ = ", path.read_text(), re.M):
+            parts = path.relative_to(root).with_suffix("").parts
+            name = ".".join([package.__name__, *parts]).removesuffix(".__init__")
+            if not any(part.startswith("_") for part in name.split(".")):
+                found.append(name)
+    return [package, *(importlib.import_module(name) for name in sorted(found) if name != package.__name__)]
 
 
 def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """Names that a room offers, and what they stand for."""
-    listed = getattr(module, "__all__", None)
-    if listed is None:
-        listed = [
-            name for name, value in vars(module).items() if not name.startswith("_") and _own(module, name, value)
-        ]
-    for name in listed:
+    """Names that a module offers, and what they stand for."""
+    for name in module.__all__:
         if not name.startswith("__"):
             yield name, getattr(module, name)
 
 
-def _own(module: ModuleType, name: str, value: Any) -> bool:
-    """Whether a module defines a name rather than imports it."""
-    home = getattr(value, "__module__", None)
-    if inspect.isclass(value) or inspect.isroutine(value):
-        return home == module.__name__
-    return not inspect.ismodule(value) and re.search(rf"^{name}\b.* = ", inspect.getsource(module), re.M) is not None
-
-
 def describe(modules: list[ModuleType]) -> dict[str, list[Name]]:
-    """By room, its names; those described elsewhere have another `shown`."""
+    """By module, its names; those described elsewhere have another `shown`."""
     first: dict[int, str] = {}
     pages: dict[str, list[Name]] = {}
     for module in modules:
@@ -117,7 +93,7 @@ def describe(modules: list[ModuleType]) -> dict[str, list[Name]]:
 
 
 def page(module: ModuleType, names: list[Name]) -> str:
-    """The page of one room, in reStructuredText."""
+    """The page of one module, in reStructuredText."""
     title = module.__name__
     lines = [title, "=" * len(title), "", f".. automodule:: {title}", "   :no-members:", ""]
     own = [name for name in names if name.shown == f"{title}.{name.name}"]
@@ -144,7 +120,7 @@ Every public name, with shapes, units and errors. A name that isn't here may cha
 
 
 def index(modules: list[ModuleType]) -> str:
-    """The page of all rooms, each with the first sentence of its docstring."""
+    """The page of all modules, each with the first sentence of its docstring."""
     lines = []
     for module in modules:
         about = (inspect.getdoc(module) or "").partition("\n\n")[0]
@@ -154,9 +130,9 @@ def index(modules: list[ModuleType]) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write all pages, and remove those of rooms that are no more."""
+    """Write all pages, and remove those of modules that are no more."""
     folder.mkdir(exist_ok=True)
-    modules = rooms()
+    modules = public_modules()
     pages = describe(modules)
     texts = {module.__name__: page(module, pages[module.__name__]) for module in modules}
     texts["index"] = index(modules)
@@ -171,9 +147,9 @@ def write(folder: Path) -> None:
 
 def undocumented(pages: Mapping[str, list[Name]]) -> Iterator[str]:
     """Public names, and public methods of public classes, without a docstring of their own."""
-    for room, names in pages.items():
-        if not inspect.getdoc(importlib.import_module(room)):
-            yield f"{room} has no docstring"
+    for module, names in pages.items():
+        if not inspect.getdoc(importlib.import_module(module)):
+            yield f"{module} has no docstring"
         for name in names:
             if name.directive in ("autodata", "py:data"):
                 continue
@@ -250,7 +226,7 @@ def skip(_app: Any, _what: str, _name: str, obj: Any, skipped: bool, _options: A
 
 
 def elsewhere(app: Any, env: Any, node: Any, content: Any) -> Any:
-    """Sphinx's hook: a name by which a second room offers something leads to where it is described."""
+    """Sphinx's hook: a name by which a second module offers something leads to where it is described."""
     if node.get("refdomain") != "py" or not hasattr(env, "senn_aliases"):
         return None
     shown = env.senn_aliases.get(node["reftarget"])
@@ -262,8 +238,8 @@ def elsewhere(app: Any, env: Any, node: Any, content: Any) -> Any:
 def prepare(app: Any) -> None:
     """Sphinx's hook: write the pages before sources are looked for."""
     write(Path(app.srcdir) / "api")
-    pages = describe(rooms())
-    app.env.senn_aliases = {f"{room}.{one.name}": one.shown for room, names in pages.items() for one in names}
+    pages = describe(public_modules())
+    app.env.senn_aliases = {f"{module}.{one.name}": one.shown for module, names in pages.items() for one in names}
 
 
 def setup(app: Any) -> dict[str, bool]:

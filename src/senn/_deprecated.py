@@ -322,16 +322,16 @@ def _keywords(function: Callable[P, R], renamed: Mapping[str, str], owner: str) 
     return called
 
 
-def honor_overrides(cls: type, base: type) -> None:
-    """Let a subclass that overrides an old method be heard: `base.__init_subclass__` calls it.
+def honor_overrides(cls: type, base: str) -> None:
+    """Let a subclass that overrides an old method be heard: the base's `__init_subclass__` calls it.
 
     Args:
         cls: the subclass.
-        base: the class whose old names count.
+        base: the name of the class whose old names count.
     """
-    for old, new in MEMBERS.get(base.__name__, {}).items():
+    for old, new in MEMBERS[base].items():
         if old in vars(cls) and new not in vars(cls):
-            _warn(f"{base.__name__}.{old}", f"{base.__name__}.{new}", 3)
+            _warn(f"{base}.{old}", f"{base}.{new}", 3)
             setattr(cls, new, vars(cls)[old])
 
 

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+__all__ = [
+    "DivergenceError",
+    "SennError",
+    "SurgeryError",
+    "UnsupportedError",
+]
+
 
 class SennError(ValueError):
     """Bad input or an impossible request; the message is one sentence for the user.

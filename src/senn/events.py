@@ -14,6 +14,8 @@ from senn.errors import SurgeryError
 from senn.policies import Candidate, Policy
 from senn.surgery import Prune, Receipt
 
+__all__ = ["CandidateList", "Decision", "GrowthEvent", "GrowthRound", "NetworkState"]
+
 if not TYPE_CHECKING:
     __getattr__ = _deprecated.old_names(__name__)
 

@@ -24,10 +24,11 @@ from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import BatchLayout
 from senn.policies import MOVES, Budget, Candidate, Policy, PricePolicy, check_moves
 from senn.pytree import Inputs, Output
-from senn.scoring import DataCovariance, ScoringSession
+from senn.scoring.data_covariance import DataCovariance
 from senn.scoring.pool import CandidatePool
 from senn.scoring.precision import full_precision
 from senn.scoring.rank_checks import agree_on_weights, analyzed, check_whole, each_batch, stale
+from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import select_candidates, with_removals
 from senn.scoring.settings import RANGES
 from senn.surgery import Prune, transaction

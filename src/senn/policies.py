@@ -16,6 +16,14 @@ from senn import _deprecated
 from senn._validate import Rule, check, check_fields, each, fraction, number, positive, text, whole
 from senn.errors import SennError
 
+__all__ = [
+    "Budget",
+    "Candidate",
+    "PaperPolicy",
+    "Policy",
+    "PricePolicy",
+]
+
 Kind = Literal["widen", "insert", "prune"]
 
 MOVES: dict[str, Kind] = {"width": "widen", "depth": "insert", "prune": "prune"}
@@ -126,6 +134,11 @@ class Policy:
     """
 
     uses_joint_score: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Hear overrides of old names too."""
+        super().__init_subclass__(**kwargs)
+        _deprecated.honor_overrides(cls, "Policy")
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
         """The candidate to accept now, given those already accepted in this round; None ends the round."""

@@ -26,7 +26,7 @@ from senn.collectives import Communicator
 from senn.errors import SennError
 from senn.runs import FitOptions, RunFolder, read
 from senn.runs.run_folder import LOCK
-from senn.scoring import ScoringSession
+from senn.scoring.scoring_session import ScoringSession
 from senn.training.progress import LinesCallback
 
 close = Watch.close

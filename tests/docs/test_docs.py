@@ -1,6 +1,8 @@
 """The code of the pages runs, the errors that they quote exist, and what checks them sees what is wrong."""
 
 import ast
+import doctest
+import importlib
 import importlib.util
 import re
 import shlex
@@ -93,6 +95,20 @@ def test_an_invented_error_is_seen(patterns):
     assert not any(pattern.fullmatch("the moon is full: wait for another night") for pattern in patterns)
 
 
+# -- the examples of docstrings
+
+WITH_EXAMPLES = sorted(path for path in (ROOT / "src").rglob("*.py") if ">>> " in path.read_text())
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_examples_of_docstrings_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted
+    assert found.failed == 0
+
+
 # -- commands
 
 
@@ -120,7 +136,7 @@ def check():
 
 def test_the_documentation_is_whole(check):
     assert list(check.broken_links()) == []
-    assert list(check.reference.undocumented(check.reference.describe(check.reference.rooms()))) == []
+    assert list(check.reference.undocumented(check.reference.describe(check.reference.public_modules()))) == []
 
 
 def test_a_broken_link_is_seen(check, tmp_path):
@@ -129,30 +145,33 @@ def test_a_broken_link_is_seen(check, tmp_path):
     assert list(check.broken_links(tmp_path)) == ["docs/page.md: no nowhere.md"]
 
 
-def room(text):
-    module = types.ModuleType("senn_room", "A room.")
-    exec(text, vars(module))
-    module.__all__ = [name for name in vars(module) if not name.startswith("_")]
-    sys.modules["senn_room"] = module
-    return module
+def module(text):
+    made = types.ModuleType("senn_sample", "A module.")
+    exec(text, vars(made))
+    made.__all__ = [name for name in vars(made) if not name.startswith("_")]
+    sys.modules["senn_sample"] = made
+    return made
 
 
 def test_an_undocumented_name_is_seen(check, monkeypatch):
-    monkeypatch.setitem(sys.modules, "senn_room", None)  # what `room` puts there goes again
+    monkeypatch.setitem(sys.modules, "senn_sample", None)  # what `module` puts there goes again
     text = "def f():\n  'Says.'\ndef g(): ...\n"
     text += "class C:\n  'Says.'\n  def quiet(self): ...\n  def loud(self):\n    'Says.'\n"
-    described = check.reference.describe([room(text)])
+    described = check.reference.describe([module(text)])
     assert list(check.reference.undocumented(described)) == [
-        "senn_room.g has no docstring",
-        "senn_room.C.quiet has no docstring",
+        "senn_sample.g has no docstring",
+        "senn_sample.C.quiet has no docstring",
     ]
 
 
 def test_a_name_on_no_page_is_seen(check, monkeypatch):
-    monkeypatch.setitem(sys.modules, "senn_room", None)
-    rooms = [room("def f():\n  'Says.'\ndef g():\n  'Says.'\n")]
-    assert list(check.unlisted({"senn_room", "senn_room.f", "senn_room.g"}, rooms)) == []
-    assert list(check.unlisted({"senn_room.f"}, rooms)) == ["senn_room.g is on no page", "senn_room has no page"]
+    monkeypatch.setitem(sys.modules, "senn_sample", None)
+    modules = [module("def f():\n  'Says.'\ndef g():\n  'Says.'\n")]
+    assert list(check.unlisted({"senn_sample", "senn_sample.f", "senn_sample.g"}, modules)) == []
+    assert list(check.unlisted({"senn_sample.f"}, modules)) == [
+        "senn_sample.g is on no page",
+        "senn_sample has no page",
+    ]
 
 
 def test_a_name_that_is_described_nowhere_is_seen(check, tmp_path):
@@ -161,17 +180,17 @@ def test_a_name_that_is_described_nowhere_is_seen(check, tmp_path):
     assert list(check.misnamed({"senn.save"}, tmp_path)) == ["docs/page.md: senn.sav is on no page"]
 
 
-def test_every_public_room_has_a_page_by_itself(check, monkeypatch, tmp_path):
-    found = [module.__name__ for module in check.reference.rooms()]
+def test_every_public_module_has_a_page_by_itself(check, monkeypatch, tmp_path):
+    found = [module.__name__ for module in check.reference.public_modules()]
     assert {"senn", "senn.scoring.formulas", "senn.policies", "senn.graph", "senn.nn", "senn.training"} <= set(found)
     check.reference.write(tmp_path)
     assert {path.stem for path in tmp_path.glob("*.rst")} == {*found, "index"}
-    (tmp_path / "senn.gone.rst").write_text("a room that is no more")
+    (tmp_path / "senn.gone.rst").write_text("a module that is no more")
     check.reference.write(tmp_path)
     assert not (tmp_path / "senn.gone.rst").exists()
 
 
-def test_a_insertion_point_with_faults_is_seen(check, tmp_path):
+def test_a_site_with_faults_is_seen(check, tmp_path):
     (tmp_path / "a.html").write_text(
         '<p id="here"><a href="#here"></a><a href="#gone"></a><a href="b.html"></a><a href="https://example.org"></a>'
         f'<img src="https://example.org/x.png"><i>{check.ROOT}/docs</i>'

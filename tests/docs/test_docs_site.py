@@ -47,7 +47,7 @@ def test_its_links_lead_somewhere_and_every_public_name_has_a_page(copy):
     check = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(check)
     assert list(check.broken_pages(copy / "site")) == []
-    assert list(check.unlisted(check.described(copy / "site"), check.reference.rooms())) == []
+    assert list(check.unlisted(check.described(copy / "site"), check.reference.public_modules())) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

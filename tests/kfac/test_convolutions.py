@@ -18,7 +18,7 @@ from senn.kfac.layer_inputs import ConvInput
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import record_linear_calls
 from senn.policies import Budget
-from senn.scoring import ScoringSession
+from senn.scoring.scoring_session import ScoringSession
 from senn.surgery import apply_moves
 
 IMAGES = X.view(-1, 1, 8, 8)

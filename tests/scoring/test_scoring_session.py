@@ -17,9 +17,10 @@ from senn.kfac.loss_metric import LossMetric
 from senn.kfac.per_sample import PerSampleFactors
 from senn.nn import Rational
 from senn.policies import Budget
-from senn.scoring import DataCovariance, ScoringSession
+from senn.scoring.data_covariance import DataCovariance
 from senn.scoring.gains import Fold, LayerGains
 from senn.scoring.pool import CandidatePool, select
+from senn.scoring.scoring_session import ScoringSession
 from senn.surgery import apply_moves
 
 SAMPLES = 90

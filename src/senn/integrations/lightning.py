@@ -26,6 +26,11 @@ from senn.training.growth_session import GrowthSession, Prepare, check_single, r
 from senn.training.loggers import LoggerCallback
 from senn.training.train_config import TrainConfig
 
+__all__ = [
+    "SelfExpansion",
+    "load_from_checkpoint",
+]
+
 try:
     import lightning.pytorch as pl
 except ImportError:

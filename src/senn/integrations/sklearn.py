@@ -22,6 +22,11 @@ from senn.training.progress import progress
 from senn.training.train_config import RANGES
 from senn.training.train_step import build_model
 
+__all__ = [
+    "SENNClassifier",
+    "SENNRegressor",
+]
+
 Array = np.ndarray[Any, Any]
 
 # Parameters of the estimators, and what a recipe calls them.

@@ -15,6 +15,10 @@ from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession, Prepare, check_single
 from senn.training.train_config import TrainConfig
 
+__all__ = [
+    "SelfExpansion",
+]
+
 try:
     from skorch.callbacks import Callback
     from skorch.dataset import unpack_data

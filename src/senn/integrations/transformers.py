@@ -36,6 +36,12 @@ from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession, Prepare, check_single, refuse
 from senn.training.train_config import TrainConfig
 
+__all__ = [
+    "SelfExpansion",
+    "load",
+    "save",
+]
+
 try:
     import safetensors.torch
     from accelerate.state import PartialState  # type: ignore[import-untyped]

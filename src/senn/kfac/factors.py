@@ -20,6 +20,20 @@ from torch import Tensor
 from senn import _deprecated
 from senn.errors import DivergenceError, SennError
 
+__all__ = [
+    "DAMPING",
+    "FactorInverse",
+    "KroneckerFactors",
+    "WoodburyInverse",
+    "cholesky",
+    "damped",
+    "gram",
+    "input_covariance",
+    "kronecker_factors",
+    "solve",
+    "whiten",
+]
+
 if not TYPE_CHECKING:
     __getattr__ = _deprecated.old_names(__name__)
 

@@ -23,6 +23,10 @@ from senn import _deprecated
 from senn.errors import SennError, UnsupportedError, explained
 from senn.kfac.loss_hessians import DenseHessian, DiagonalHessian, LocalLoss, nats, resolve
 
+__all__ = [
+    "LossMetric",
+]
+
 if not TYPE_CHECKING:
     __getattr__ = _deprecated.old_names(__name__)
 

@@ -24,6 +24,19 @@ from torch import Tensor
 from senn import _deprecated
 from senn.kfac.factors import DAMPING, cholesky, solve, whiten
 
+__all__ = [
+    "compensation",
+    "diagonal_gain",
+    "expansion_score",
+    "held_out_gain",
+    "max_additions",
+    "natural_step",
+    "pruning_cost",
+    "residual_cross",
+    "width_gain",
+    "width_gain_bound",
+]
+
 if not TYPE_CHECKING:
     __getattr__ = _deprecated.old_names(__name__)
 

@@ -17,6 +17,11 @@ class Callback:
     or squared error in units of the standardised target (regression).
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Hear overrides of old names too."""
+        super().__init_subclass__(**kwargs)
+        _deprecated.honor_overrides(cls, "Callback")
+
     def on_start(self, record: Mapping[str, Any]) -> None:
         """Training is about to begin.
 

@@ -22,6 +22,13 @@ from senn.training.run_state import Checkpointer
 from senn.training.train_config import TrainConfig
 from senn.training.train_result import TrainResult
 
+__all__ = [
+    "build_conv_net",
+    "image_config",
+    "start_widths",
+    "train_images",
+]
+
 if not TYPE_CHECKING:
     __getattr__ = _deprecated.old_names(__name__)
 

@@ -19,6 +19,10 @@ import numpy.typing as npt
 
 from senn.training.callbacks import Callback
 
+__all__ = [
+    "LoggerCallback",
+]
+
 Record = Mapping[str, Any]
 
 

@@ -13,6 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+__all__ = [
+    "Drawing",
+    "growth_figure",
+]
+
 Records = Sequence[Mapping[str, Any]]
 
 MOST_NAMED = 10
