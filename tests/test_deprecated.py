@@ -62,6 +62,12 @@ def test_an_old_member_is_there(cls, old, new):
     assert new in known
 
 
+def test_old_modules_are_attributes_too():
+    sys.modules.pop("senn.scores", None)
+    with pytest.warns(DeprecationWarning, match=r"senn\.scores is now senn\.scoring\.formulas"):
+        assert senn.scores.width_gain is senn.scoring.formulas.width_gain
+
+
 def candidate(**changed):
     figures = {"kind": "widen", "place": "0", "detail": "", "units": 1, "width": 3, "parameters": 5, "gain": 0.4,
                "gain_lower_bound": 0.3, "held_out_gain": 0.2, "held_out_stderr": 0.1, "eta": 1.0, "score_limit": 2.0,

@@ -216,6 +216,8 @@ def lookup(module: str, name: str) -> Any:
     """
     if name in SPELLINGS.get(module, {}):
         return getattr(importlib.import_module(module), SPELLINGS[module][name])
+    if f"{module}.{name}" in MODULES:
+        return importlib.import_module(f"{module}.{name}")
     new = NAMES.get(module, {}).get(name)
     if new is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")

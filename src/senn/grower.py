@@ -156,7 +156,7 @@ class Grower:
         backward passes; no `.grad`, mode, hook, buffer or random state changes. Then `grow()` without arguments.
         """
         with self.communicator.fail_together("look at a batch"):
-            if not pytree.leaves(inputs) or not isinstance(targets, Tensor):
+            if not pytree.tensor_leaves(inputs) or not isinstance(targets, Tensor):
                 raise SennError(
                     "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
                 )

@@ -59,7 +59,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     return model(*args, **kwargs)
 
 
-def leaves(tree: Any) -> list[Tensor]:
+def tensor_leaves(tree: Any) -> list[Tensor]:
     """All tensors of a nesting of tuples, lists, mappings, dataclasses and `Arguments`, in order."""
     found: list[Tensor] = []
     map_leaves(found.append, tree)
@@ -103,7 +103,7 @@ def clone(inputs: Inputs) -> Inputs:
 
 def count(inputs: Inputs) -> int:
     """Number of samples: the first dimension of the first tensor that has any; 0 without one."""
-    return next((len(tensor) for tensor in leaves(inputs) if tensor.dim()), 0)
+    return next((len(tensor) for tensor in tensor_leaves(inputs) if tensor.dim()), 0)
 
 
 def index_batch(inputs: Inputs, samples: slice | Tensor, of: int) -> Inputs:
@@ -139,7 +139,7 @@ def prediction(result: Any, output: Output | None = None) -> Tensor:
     named = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
     if isinstance(named, Tensor):
         return named
-    floating = [tensor for tensor in leaves(result) if torch.is_floating_point(tensor)]
+    floating = [tensor for tensor in tensor_leaves(result) if torch.is_floating_point(tensor)]
     if len(floating) == 1:
         return floating[0]
     what = f"{len(floating)} tensors" if floating else "no tensor"

@@ -305,12 +305,12 @@ def test_damage_is_one_clear_sentence(tmp_path, own, change, message):
 HOSTILE = [None, True, -1, HUGE, 1.5, "x", "__class__", [], [0], {}, {"same": ""}]
 
 
-def leaves(json, path=()):
+def tensor_leaves(json, path=()):
     """Paths to all values in a document."""
     if isinstance(json, dict | list):
         for key, value in json.items() if isinstance(json, dict) else enumerate(json):
             yield (*path, key)
-            yield from leaves(value, (*path, key))
+            yield from tensor_leaves(value, (*path, key))
 
 
 @pytest.mark.parametrize("own", [0, 1])
@@ -318,7 +318,7 @@ def test_whatever_stands_in_a_description_only_our_errors_come(tmp_path, own):
     """Every value replaced by hostile ones, by somebody who repairs the checksum: an error of ours, or a model."""
     saved(tmp_path, own)
     text = (tmp_path / "model.json").read_text()
-    generator, refused, places = random.Random(0), 0, list(leaves(json.loads(text)))
+    generator, refused, places = random.Random(0), 0, list(tensor_leaves(json.loads(text)))
     for *parents, key in places:
         for value in generator.sample(HOSTILE, 3):
             document = json.loads(text)

@@ -45,7 +45,7 @@ class Plain(nn.Module):
             result = self.model(*tensors)
         else:
             result = self.model(**dict(zip(self.names, tensors, strict=True)))
-        return tuple(x for x in pytree.leaves(result) if x.is_floating_point())
+        return tuple(x for x in pytree.tensor_leaves(result) if x.is_floating_point())
 
 
 def grown(name: str) -> tuple[nn.Module, Any]:
@@ -72,7 +72,7 @@ def _branch(features: int) -> nn.Module:
 def plain(name: str) -> tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """A grown model as graphs want it, its inputs and outputs."""
     model, inputs = grown(name)
-    tensors = tuple(pytree.leaves(inputs))
+    tensors = tuple(pytree.tensor_leaves(inputs))
     wrapped = Plain(model, inputs).eval()
     with torch.no_grad():
         return wrapped, tensors, wrapped(*tensors)
@@ -114,7 +114,7 @@ def test_grown_models_go_to_onnx(name: str) -> None:
 def test_a_compiled_model_grows_and_compiles_anew(name: str) -> None:
     torch._dynamo.reset()
     model, inputs, graph = prepared(name)
-    wrapped, tensors = Plain(model.eval(), inputs).eval(), tuple(pytree.leaves(inputs))
+    wrapped, tensors = Plain(model.eval(), inputs).eval(), tuple(pytree.tensor_leaves(inputs))
     compiled = torch.compile(wrapped, backend="eager")
     with torch.no_grad():
         before = compiled(*tensors)

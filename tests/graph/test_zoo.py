@@ -97,7 +97,7 @@ def _optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None:
     torch.manual_seed(2)
     result = pytree.call(model, ZOO[name].inputs(6))
-    loss = sum((x * torch.randn_like(x)).mean() for x in pytree.leaves(result) if x.is_floating_point())
+    loss = sum((x * torch.randn_like(x)).mean() for x in pytree.tensor_leaves(result) if x.is_floating_point())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

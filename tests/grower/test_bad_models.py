@@ -218,8 +218,8 @@ def test_nestings_of_any_class_keep_their_kind():
     ]  # fmt: skip
     doubled = pytree.map_leaves(lambda x: 2 * x, tree)
     assert [type(one) for one in doubled] == [type(one) for one in tree]
-    assert len(pytree.leaves(doubled)) == len(pytree.leaves(tree)) == 10
-    for found, given in zip(pytree.leaves(doubled), pytree.leaves(tree), strict=True):
+    assert len(pytree.tensor_leaves(doubled)) == len(pytree.tensor_leaves(tree)) == 10
+    for found, given in zip(pytree.tensor_leaves(doubled), pytree.tensor_leaves(tree), strict=True):
         assert torch.equal(found, 2 * given)
     assert doubled[6][1] == "x"
     assert doubled[8] == (2, 3)
@@ -271,7 +271,7 @@ def test_nestings_keep_their_kind():
     assert torch.equal(doubled["a"][1][0], 2 * X[0])
     assert doubled["a"][1][1] is None
     assert doubled["b"].kwargs == {"scale": 2.0}
-    assert len(pytree.leaves(tree)) == 3
+    assert len(pytree.tensor_leaves(tree)) == 3
     assert pytree.count(tree) == 4
     assert pytree.index_batch({"x": X, "mask": torch.ones(3, 3)}, slice(0, 2), 4)["mask"].shape == (3, 3)
     with pytest.raises(senn.UnsupportedError, match="returns a tuple with 2 tensors"):

@@ -48,4 +48,4 @@ def in_training(model: nn.Module, inputs: object) -> list[torch.Tensor]:
             module.p = 0.0
     torch.manual_seed(0)
     with torch.no_grad():
-        return [x for x in pytree.leaves(pytree.call(twin, pytree.clone(inputs))) if x.is_floating_point()]
+        return [x for x in pytree.tensor_leaves(pytree.call(twin, pytree.clone(inputs))) if x.is_floating_point()]

@@ -94,7 +94,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None
     dtype = next(model.parameters()).dtype
     inputs = pytree.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(6))
     result = pytree.call(model.train(), inputs)
-    loss = sum((x * torch.randn_like(x)).mean() for x in pytree.leaves(result) if x.is_floating_point())
+    loss = sum((x * torch.randn_like(x)).mean() for x in pytree.tensor_leaves(result) if x.is_floating_point())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

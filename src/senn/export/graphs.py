@@ -164,7 +164,7 @@ def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Ex
     names = [one.name for one in session.get_inputs()]
 
     def run(x: Inputs) -> list[Tensor]:
-        given = {name: tensor.numpy(force=True) for name, tensor in zip(names, pytree.leaves(x), strict=True)}
+        given = {name: tensor.numpy(force=True) for name, tensor in zip(names, pytree.tensor_leaves(x), strict=True)}
         return [x for x in map(torch.from_numpy, session.run(None, given)) if x.is_floating_point()]
 
     return check(path, "ONNX Runtime", model, inputs, run)
@@ -201,19 +201,19 @@ def _argument_names(model: nn.Module, inputs: Inputs) -> list[str]:
     """Of the tensors that it is called with."""
     names = []
     for name, value in _named(model, inputs).items():
-        found = len(pytree.leaves(value))
+        found = len(pytree.tensor_leaves(value))
         names += [name] if found == 1 else [f"{name}_{at}" for at in range(found)]
     return names
 
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     with torch.no_grad(), preserve_model_state(model):
-        found = len(pytree.leaves(pytree.call(model, pytree.clone(inputs))))
+        found = len(pytree.tensor_leaves(pytree.call(model, pytree.clone(inputs))))
     return ["output"] if found == 1 else [f"output_{at}" for at in range(found)]
 
 
 def _floating(result: Any) -> list[Tensor]:
-    return [x for x in pytree.leaves(result) if x.is_floating_point()]
+    return [x for x in pytree.tensor_leaves(result) if x.is_floating_point()]
 
 
 @contextmanager

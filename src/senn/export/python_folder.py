@@ -131,11 +131,11 @@ def check_python(path: Path, folder: Path, model: nn.Module, inputs: Inputs | No
         raise SennError(f"what was exported can't be read back: {in_short(error)}") from error
     if inputs is None:
         return Exported(path=path, reader=MARK, why_not="there are no example inputs")
-    place = next((x.device for x in pytree.leaves(inputs)), None)
+    place = next((x.device for x in pytree.tensor_leaves(inputs)), None)
     twin.to(place)
 
     def run(x: Inputs) -> list[Tensor]:
-        return [out for out in pytree.leaves(pytree.call(twin, x)) if out.is_floating_point()]
+        return [out for out in pytree.tensor_leaves(pytree.call(twin, x)) if out.is_floating_point()]
 
     return check(path, f"its {MARK}", model, several(inputs), run, exact=True)
 

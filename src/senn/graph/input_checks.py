@@ -77,7 +77,7 @@ def check_inputs(model: nn.Module, inputs: Inputs) -> None:
     Raises:
         SennError: one of these.
     """
-    tensors = pytree.leaves(inputs)
+    tensors = pytree.tensor_leaves(inputs)
     if not tensors:
         raise SennError(f"The example inputs, a {type(inputs).__name__}, hold no tensor.")
     if any(tensor.numel() == 0 for tensor in tensors):

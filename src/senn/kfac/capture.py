@@ -174,7 +174,7 @@ def capture(
         true = metric.gradient(y, targets, weights)
         signs = metric.pseudo_grad(y, targets, generator, weights, among)
         dz, s = _backward(output, calls, runs, (true, signs))
-    at_inputs = {x.untyped_storage().data_ptr() for x in pytree.leaves(inputs)}
+    at_inputs = {x.untyped_storage().data_ptr() for x in pytree.tensor_leaves(inputs)}
     read_inputs = {name for name in names if seen[name][0].x.untyped_storage().data_ptr() in at_inputs}
     chunks = _chunks(calls, dz, s, layouts, len(y))
     of_blocks = zip(runs.items(), dz[len(calls) :], s[len(calls) :], strict=True)
@@ -257,7 +257,7 @@ def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]
 
     def keep(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = pytree.leaves(output)[0]
+            given = pytree.tensor_leaves(output)[0]
             if args:
                 runs[name] = _Run(args=(given.detach(), *args[1:]), kwargs=kwargs, edge=get_gradient_edge(given))
             else:

@@ -126,7 +126,7 @@ def everyones(communicator: Communicator, tree: Any, own: slice, count: int, pos
     def is_cut(tensor: Tensor) -> bool:  # asked before the cut: a part may be as long as a tensor that is none
         return bool(tensor.dim()) and len(tensor) == count
 
-    cut = [tensor[own] for tensor in pytree.leaves(tree) if is_cut(tensor)]
+    cut = [tensor[own] for tensor in pytree.tensor_leaves(tree) if is_cut(tensor)]
     found = iter(communicator.all_gather("share samples", [(positions, cut)])[0])
     return pytree.map_leaves(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
 

@@ -82,7 +82,7 @@ def after_block(
     twin = move.copy
     with torch.enable_grad(), preserve_model_state(twin):
         with record_linear_calls(twin, maps) as seen, _norms(twin, norms) as normed:
-            output = pytree.leaves(twin(*run.args, **run.kwargs))[0]
+            output = pytree.tensor_leaves(twin(*run.args, **run.kwargs))[0]
         applied = {name: one.edge for name, (one,) in seen.items()}
         applied |= {name: edge for name, (_, edge) in normed.items()}
         edges = [edge for edge in applied.values() if edge is not None]

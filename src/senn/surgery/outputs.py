@@ -29,7 +29,7 @@ def outputs(model: nn.Module, probe: Inputs) -> list[Tensor]:
     """
     with torch.no_grad(), preserve_model_state(model):
         result = pytree.call(model, pytree.clone(probe))
-    leaves = [x for x in pytree.leaves(result) if x.is_floating_point()]
+    leaves = [x for x in pytree.tensor_leaves(result) if x.is_floating_point()]
     if not all(leaf.isfinite().all() for leaf in leaves):
         raise SurgeryError("the outputs on the probe batch are not finite")
     return leaves

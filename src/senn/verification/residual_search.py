@@ -162,7 +162,7 @@ class _Search:
         def enter(name: str) -> Any:
             def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
                 args, kwargs = _copied((args, kwargs))
-                given = pytree.leaves([args, kwargs])
+                given = pytree.tensor_leaves([args, kwargs])
                 visits[name].append(_Visit(args, kwargs, given[0] if given else torch.empty(0)))
                 order.append(name)
 
@@ -187,7 +187,9 @@ class _Search:
 
     def _outputs(self, inputs: Inputs | None = None) -> list[Tensor]:
         try:
-            found = pytree.leaves(pytree.call(self.trial, pytree.clone(self.inputs if inputs is None else inputs)))
+            found = pytree.tensor_leaves(
+                pytree.call(self.trial, pytree.clone(self.inputs if inputs is None else inputs))
+            )
         except Exception as error:
             raise _BrokenError(in_one_line(error)) from error
         return [tensor for tensor in found if tensor.is_floating_point()]
@@ -354,7 +356,7 @@ class _Search:
         with ExitStack() as stack:
             stack.callback(original.register_forward_hook(lambda *given: made.append(_first(given[-1]))).remove)
             entered = twin.register_forward_pre_hook(
-                lambda _, args, kwargs: read.append(pytree.leaves([args, kwargs])[0].clone()), with_kwargs=True
+                lambda _, args, kwargs: read.append(pytree.tensor_leaves([args, kwargs])[0].clone()), with_kwargs=True
             )
             stack.callback(entered.remove)
             for held, key, old, new in swaps:
@@ -384,7 +386,7 @@ class _Order(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _first(output: Any) -> Tensor | None:
     """What a module gives back: a tensor, or the first of several."""
-    found = pytree.leaves(output) if isinstance(output, Tensor | tuple | list) else []
+    found = pytree.tensor_leaves(output) if isinstance(output, Tensor | tuple | list) else []
     return found[0] if found else None
 
 

@@ -160,7 +160,7 @@ def _one_more_unit(model: nn.Module, groups: Sequence[ChannelGroup], generator: 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad(), preserve_model_state(model, fused=False):
-        found = pytree.leaves(pytree.call(model, pytree.clone(inputs)))
+        found = pytree.tensor_leaves(pytree.call(model, pytree.clone(inputs)))
     return [tensor for tensor in found if tensor.is_floating_point()]
 
 

@@ -90,7 +90,7 @@ def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, Numb
             output = pytree.call(model, pytree.clone(inputs))
         except Exception as error:
             raise SennError(f"The model's forward pass fails on the example inputs: {in_one_line(error)}.") from error
-    returned = pytree.leaves(output)
+    returned = pytree.tensor_leaves(output)
     if not returned:
         raise UnsupportedError(
             f"The model returns a {type(output).__name__} without any tensor that could be followed; tensors, "

@@ -74,12 +74,12 @@ class Visit:
     @property
     def source(self) -> Tensor:
         """The first tensor that went in."""
-        return pytree.leaves([self.args, self.kwargs])[0]
+        return pytree.tensor_leaves([self.args, self.kwargs])[0]
 
     @property
     def result(self) -> Tensor:
         """The first tensor that came out."""
-        return pytree.leaves(self.output)[0]
+        return pytree.tensor_leaves(self.output)[0]
 
     def reads(self, tensor: str, dim: int, axis: int = -1) -> None:
         """The layer's tensor reads the units along one axis of the input with its positions along `dim`."""
