@@ -245,7 +245,7 @@ def test_what_was_promised_is_kept_next_to_what_came():
     grower.grow([(X, Y)], moves=("width",))
     assert event.realized_decrease == pytest.approx(event.loss_after - after, rel=1e-4)
     assert grower.last_round.realized_decrease == event.realized_decrease
-    again = senn.events.GrowthRound.of(grower.last_round.state())
+    again = senn.events.GrowthRound.from_state(grower.last_round.state())
     assert again == grower.last_round
 
 
@@ -287,8 +287,8 @@ def test_pruning_keeps_its_promise():
     assert event.units == 3
     kept = [unit for unit in range(12) if unit not in event.removed_units]
     torch.testing.assert_close(model[0].weight, weight[kept], rtol=0, atol=0)
-    assert list(event.removed_units) == event.as_dict()["which"] == sorted(event.removed_units)
-    assert senn.events.GrowthEvent.of(event.state()).which == event.removed_units
+    assert list(event.removed_units) == event.as_dict()["removed_units"] == sorted(event.removed_units)
+    assert senn.events.GrowthEvent.from_state(event.state()).removed_units == event.removed_units
     assert model[0].out_features == 9
     assert event.loss_after - event.loss_before <= -event.gain + 1e-4 * event.loss_before + 1e-6
     assert grower.rejections == []

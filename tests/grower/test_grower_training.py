@@ -203,7 +203,7 @@ def test_former_parameters_are_let_go():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 0}, "samples must be at least 1, and is 0"),
+        ({"samples": 0}, "samples must be a whole number of at least 1 or None, not 0"),
         ({"policy": "paper"}, "policy must be a policy such as PricePolicy"),
         ({"model": F.relu}, "the model must be a torch.nn.Module, not a function"),
     ],

@@ -337,12 +337,12 @@ def test_few_rows_say_the_same_through_their_products():
     def fold(part: slice, few: bool) -> Fold:
         found = kronecker_factors(x[part], dz[part], s[part])
         if few:
-            found = replace(found, inputs=x.new_empty(0), read=0.0)
+            found = replace(found, input_cov=x.new_empty(0), n_rows_read=0.0)
         return Fold.of(found, PerSampleFactors(a=x[part], pseudo_grad=s[part], output_grad=dz[part]))
 
     parts = slice(0, n), slice(n, 2 * n)
     few, whole = (LayerGains(*(fold(part, kind) for part in parts), existing=c) for kind in (True, False))
-    assert type(few.inverse).__name__ == "InverseOfRows"
+    assert type(few.inverse).__name__ == "WoodburyInverse"
     assert type(whole.inverse).__name__ == "Inverse"
     columns = torch.tensor([[0, 1], [2, 3], [4, 5]])
     for accepted in (None, torch.tensor([2, 3])):

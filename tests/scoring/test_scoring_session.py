@@ -33,7 +33,7 @@ def undamped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Wide(nn.Module):
-    """One hidden space with two consumers, or two spaces in one consumer."""
+    """One hidden group with two consumers, or two groups in one consumer."""
 
     def __init__(self, concatenated: bool) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Wide(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         one = torch.tanh(self.one(x))
         if self.concatenated:
-            # the second space comes first, so that the order of use is not the order of columns
+            # the second group comes first, so that the order of use is not the order of columns
             return self.left(torch.cat([torch.tanh(self.two(x)), one], 1))
         return self.left(one) + self.right(one)
 
@@ -100,7 +100,7 @@ def affine(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("build", "space", "consumers"),
+    ("build", "group", "consumers"),
     [
         (plain, "0", ["2"]),
         (lambda: Wide(False), "one", ["left", "right"]),

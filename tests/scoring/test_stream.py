@@ -6,8 +6,7 @@ import copy
 
 import pytest
 import torch
-from growth_cases import Y, train
-from test_convolutions import IMAGES
+from growth_cases import X, Y, train
 from torch import nn
 from torch.nn import functional as F
 from zoo import ZOO
@@ -25,6 +24,7 @@ from senn.kfac.recorder import infer_batch_layouts
 from senn.scoring.stream import after_block, before_convolution
 from senn.surgery import Append, transaction
 
+IMAGES = X.view(-1, 1, 8, 8)
 WITH_BLOCKS = [name for name, entry in ZOO.items() if entry.blocks]
 
 
@@ -46,7 +46,7 @@ def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) 
         model, graph.scored_maps, inputs, y, LossMetric(F.mse_loss), generator=torch.Generator(), find=output,
         layouts=readings, blocks=[block.module],
     )  # fmt: skip
-    parts = after_block(seen.blocks[block.module], move, block.silent, readings)
+    parts = after_block(seen.blocks[block.module], move, block.output_params, readings)
     assert parts
     transaction(model, [move], graph, probe=inputs)
     new = next(m for m in model.modules() if m is not model and _is_copy(m, move.copy))
