@@ -64,6 +64,7 @@ def test_an_old_member_is_there(cls, old, new):
 
 def test_old_modules_are_attributes_too():
     sys.modules.pop("senn.scores", None)
+    vars(senn).pop("scores", None)
     with pytest.warns(DeprecationWarning, match=r"senn\.scores is now senn\.scoring\.formulas"):
         assert senn.scores.width_gain is senn.scoring.formulas.width_gain
 
