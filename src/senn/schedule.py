@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-__all__ = ["GrowthSchedule"]
-
 
 class Timing(Protocol):
     """The fields of a training configuration that say when rounds take place."""
