@@ -65,7 +65,9 @@ def test_signs_have_the_gauss_newton_block_as_their_mean():
     """E[s s^T] over the signs is J^T H J at each map's output."""
     model, (x, y) = tokens(), batch(3)
     g, metric = generator(), LossMetric(F.cross_entropy)
-    rows = torch.stack([capture(model, ["inner"], x, y, metric, generator=g).rows["inner"].s for _ in range(3000)])
+    rows = torch.stack(
+        [capture(model, ["inner"], x, y, metric, generator=g).rows["inner"].pseudo_grad for _ in range(3000)]
+    )
     found = torch.einsum("kni,knj->nij", rows, rows) / len(rows)
     inner = model.inner(x).detach()
 
@@ -85,7 +87,7 @@ def test_signs_have_the_gauss_newton_block_as_their_mean():
 def test_only_maps_of_the_data_itself_are_called_so():
     model, (x, y) = tokens(), batch()
     seen = capture(model, NAMES, x, y, LossMetric(F.cross_entropy), generator=generator())
-    assert {name: rows.data for name, rows in seen.rows.items()} == {"inner": True, "mix": False, "head": False}
+    assert {name: rows.reads_inputs for name, rows in seen.rows.items()} == {"inner": True, "mix": False, "head": False}
 
 
 def test_reading_leaves_nothing_behind():

@@ -211,7 +211,7 @@ def test_candidates_are_scored_by_the_gradients_that_they_would_have(kind: str) 
     rows = matrix.chunk(2) if kind == "grouped" else [matrix]
     names = ["2[0]", "2[1]"] if kind == "grouped" else ["2"]
     for name, part in zip(names, rows, strict=True):
-        folds = session._fit.maps[name].moments, session._held.maps[name].moments
+        folds = session._fit.maps[name].factors, session._held.maps[name].factors
         G = sum(one.cross_cov for one in folds) / 40
         columns = pool.columns[name]
         for unit, own in enumerate(columns.groups["0"]):

@@ -193,7 +193,7 @@ def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
     signs = torch.randint(0, 2, dz.shape, generator=torch.Generator().manual_seed(0)).to(dz) * 2 - 1
     s = signs @ torch.linalg.cholesky(S).mT
     return Fold(
-        moments=KroneckerFactors(
+        factors=KroneckerFactors(
             rows=len(x), locations=1, input_cov=x.mT @ x, cross_cov=dz.mT @ x, grad_cov=S * len(x), n_rows_read=len(x)
         ),
         samples=PerSampleFactors(a=x, pseudo_grad=s, output_grad=dz),
@@ -343,14 +343,14 @@ def test_few_rows_say_the_same_through_their_products():
     parts = slice(0, n), slice(n, 2 * n)
     few, whole = (LayerGains(*(fold(part, kind) for part in parts), existing=c) for kind in (True, False))
     assert type(few.inverse).__name__ == "WoodburyInverse"
-    assert type(whole.inverse).__name__ == "Inverse"
+    assert type(whole.inverse).__name__ == "FactorInverse"
     columns = torch.tensor([[0, 1], [2, 3], [4, 5]])
     for accepted in (None, torch.tensor([2, 3])):
         if accepted is not None:
             few.eliminate(accepted), whole.eliminate(accepted)
         assert few.eta == pytest.approx(whole.eta, rel=1e-6)
         left = columns if accepted is None else columns[::2]
-        for figure in ("gain", "bound"):
+        for figure in ("gain", "gain_lower_bound"):
             torch.testing.assert_close(getattr(few, figure)(left), getattr(whole, figure)(left), rtol=1e-5, atol=0)
         for ours, theirs in zip(few.held_out_gain(left), whole.held_out_gain(left), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
@@ -363,4 +363,4 @@ def test_few_rows_say_the_same_through_their_products():
     # two batches, each few: more rows than half the columns are summed up
     both = fold(parts[0], True) + fold(parts[1], True)
     assert both.rows is None
-    torch.testing.assert_close(both.whole.A, x.mT @ x / (2 * n))
+    torch.testing.assert_close(both.complete.A, x.mT @ x / (2 * n))

@@ -243,7 +243,7 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     new = torch.tanh(x @ values["0.weight"].mT + values["0.bias"])
     layers = [layer.features(old) for layer in draw.layers["2"]]
     a = torch.cat([old, torch.ones(len(x), 1, dtype=x.dtype), new, *layers], 1)
-    found = session._fit.maps["2"].moments + session._held.maps["2"].moments
+    found = session._fit.maps["2"].factors + session._held.maps["2"].factors
     slope = 2 * (model(x) - y).detach()
     torch.testing.assert_close(found.A, a.mT @ a / len(x))
     torch.testing.assert_close(found.G, slope.mT @ a / len(x))
@@ -251,7 +251,7 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     # the first map's input: data, the constant, then layers' features
     a = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype), *(layer.features(x) for layer in draw.layers["0"])], 1)
     hidden = slope @ model[2].weight.detach() * (1 - old**2)
-    found = session._fit.maps["0"].moments + session._held.maps["0"].moments
+    found = session._fit.maps["0"].factors + session._held.maps["0"].factors
     torch.testing.assert_close(found.A, a.mT @ a / len(x))
     torch.testing.assert_close(found.G, hidden.mT @ a / len(x))
 
@@ -367,19 +367,19 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
 
     def dense(one: Fold) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradient and, for each sample, its own, by the residual activation; the curvature factor's rows."""
-        A = damped(one.moments.A[:existing, :existing])
+        A = damped(one.factors.A[:existing, :existing])
         kept = one.samples
-        rest = kept.a[:, existing] - kept.a[:, :existing] @ torch.linalg.solve(A, one.moments.A[:existing, existing])
+        rest = kept.a[:, existing] - kept.a[:, :existing] @ torch.linalg.solve(A, one.factors.A[:existing, existing])
         by_sample = [
             (rows * rest[:, None]).view(samples, locations, m).sum(1) for rows in (kept.output_grad, kept.pseudo_grad)
         ]
         return by_sample[0].mean(0), by_sample[0], by_sample[1]
 
-    S = damped((fit.moments + held.moments).S)
+    S = damped((fit.factors + held.factors).S)
     gradient, _, signs = dense(fit)
-    A = damped(fit.moments.A[:existing, :existing])
+    A = damped(fit.factors.A[:existing, :existing])
     rest = fit.samples.a[:, existing] - fit.samples.a[:, :existing] @ torch.linalg.solve(
-        A, fit.moments.A[:existing, existing]
+        A, fit.factors.A[:existing, existing]
     )
     step = torch.linalg.solve(S, gradient / locations) / rest.square().mean()
     length = gradient @ step / max((signs @ step).square().mean(), gradient @ step)

@@ -54,7 +54,7 @@ def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) 
     F.mse_loss(output(pytree.call(model, inputs)), y).backward()
     for silent, part in parts.items():
         layer = new.get_submodule(silent)
-        together = part.read.cross(part.output_grad) / 5
+        together = part.layer_input.cross(part.output_grad) / 5
         grad = layer.weight.grad
         if grad.dim() == 1:  # a norm: unit by unit
             found = together[:, 1:].diagonal()
@@ -90,11 +90,11 @@ def test_what_a_layer_before_a_convolution_would_add_is_the_gradient_of_its_last
         torch.Generator(),
     )
     graph, metric = analyze(model, x), LossMetric(F.cross_entropy)
-    (part,) = capture(model, ["2"], x, y, metric, generator=torch.Generator()).rows["2"].parts
+    (part,) = capture(model, ["2"], x, y, metric, generator=torch.Generator()).rows["2"].chunks
     inner, columns = before_convolution(part, model[2].weight, layer)
     transaction(model, [layer.move([0, 2, 3])], graph, probe=x)
     F.cross_entropy(model(x), y).backward()
-    together = inner.read.cross(inner.output_grad)[:, columns.existing :] / 20
+    together = inner.layer_input.cross(inner.output_grad)[:, columns.existing :] / 20
     residual = model[2][0].branch
     assert torch.allclose(together[:, [0, 2, 3]], residual[2].weight.grad.flatten(1))
 

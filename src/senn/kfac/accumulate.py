@@ -17,7 +17,7 @@ READ = 2048
 READ_PER_COLUMN = 8
 
 
-def gather(
+def accumulate(
     parts: Sequence[RowChunk],
     places: Sequence[Tensor | None],
     *,
@@ -38,20 +38,20 @@ def gather(
     """
     samples = len(parts[0].output_grad)
     keep = min(keep, samples)
-    locations = sum(part.read.locations for part in parts)
+    locations = sum(part.layer_input.locations for part in parts)
     total = float(samples) if weights is None else float(weights.sum())
     first = slice(0, max(keep, 1))  # a convolution of no samples can't be formed
     kept = _kept([part.select(first) for part in parts], None if weights is None else weights[first])
     if not keep:
         kept = kept.first(0)
     rest = [part.select(slice(keep, samples)) for part in parts] if isinstance(kept, PerSampleGrads) else parts
-    crosses = [part.read.cross(part.output_grad) for part in rest if len(part.output_grad)]
+    crosses = [part.layer_input.cross(part.output_grad) for part in rest if len(part.output_grad)]
     if isinstance(kept, PerSampleGrads):
         crosses.append(kept.output_grad.sum(0))
     cross = sum(crosses[1:], crosses[0])
     moment, read = cross.new_empty(0), 0.0
     for part, some in zip(parts, places if inputs else (), strict=inputs):
-        a = part.read.rows(some)
+        a = part.layer_input.rows(some)
         count = len(a) // samples
         own = input_covariance(a, None if weights is None else weights.repeat_interleave(count).to(a), known)
         moment = own if not read else moment + own
@@ -63,7 +63,7 @@ def gather(
     return found, kept
 
 
-def gather_none(
+def accumulate_empty(
     parts: Sequence[RowChunk],
     places: Sequence[Tensor | None],
     *,
@@ -74,7 +74,7 @@ def gather_none(
     """The same of no samples, of the shapes that these parts and weights would give."""
     one = slice(0, 1)
     weights = None if weights is None else weights[one]
-    found, kept = gather(
+    found, kept = accumulate(
         [part.select(one) for part in parts], places, keep=1, weights=weights, known=known, inputs=inputs
     )
     a, cross, outputs = (torch.zeros_like(sums) for sums in (found.input_cov, found.cross_cov, found.grad_cov))
@@ -91,13 +91,15 @@ def _gram_of(s: Tensor) -> Tensor:
 def _kept(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
     """Samples one by one, in the form that has fewer numbers."""
     outputs = parts[0].output_grad.shape[2]
-    locations, columns = sum(part.read.locations for part in parts), parts[0].read.columns
+    locations, columns = sum(part.layer_input.locations for part in parts), parts[0].layer_input.columns
     if locations > 1 and locations * (outputs + columns) > outputs * columns:
         # locations last, as convolutions have them: nothing is copied twice
-        both = [part.read.by_sample(torch.cat([part.pseudo_grad.mT, part.output_grad.mT], 1).mT) for part in parts]
+        both = [
+            part.layer_input.by_sample(torch.cat([part.pseudo_grad.mT, part.output_grad.mT], 1).mT) for part in parts
+        ]
         s, dz = torch.split(sum(both[1:], both[0]), outputs, 1)
         return PerSampleGrads(pseudo_grad=s, output_grad=dz, locations=locations, weight=weights)
-    a = torch.cat([part.read.rows().view(*part.output_grad.shape[:2], -1) for part in parts], 1).flatten(0, 1)
+    a = torch.cat([part.layer_input.rows().view(*part.output_grad.shape[:2], -1) for part in parts], 1).flatten(0, 1)
     s, dz = (
         torch.cat([getattr(part, kind) for part in parts], 1).flatten(0, 1) for kind in ("pseudo_grad", "output_grad")
     )
@@ -114,11 +116,11 @@ def sampled_locations(
     parts: Sequence[RowChunk], columns: int, samples: int, generator: torch.Generator
 ) -> list[Tensor | None]:
     """Random locations, the same for all samples, of which `samples` samples have rows enough for so many columns."""
-    locations = sum(part.read.locations for part in parts)
+    locations = sum(part.layer_input.locations for part in parts)
     share = max(READ, READ_PER_COLUMN * columns) / (samples * locations)
     found: list[Tensor | None] = []
     for part in parts:
-        own = part.read.locations
+        own = part.layer_input.locations
         wanted = -int(-own * share // 1)
         some = torch.randperm(own, generator=generator)[:wanted].sort().values if wanted < own else None
         found.append(None if some is None else some.to(part.output_grad.device))

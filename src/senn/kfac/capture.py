@@ -37,14 +37,16 @@ class RowChunk:
         s: curvature-propagated random signs there, E[s s^T] = S, of the same shape.
     """
 
-    read: LayerInput
+    layer_input: LayerInput
     output_grad: Tensor
     pseudo_grad: Tensor
 
     def select(self, samples: slice) -> RowChunk:
         """Some of the samples."""
         return RowChunk(
-            read=self.read.select(samples), output_grad=self.output_grad[samples], pseudo_grad=self.pseudo_grad[samples]
+            layer_input=self.layer_input.select(samples),
+            output_grad=self.output_grad[samples],
+            pseudo_grad=self.pseudo_grad[samples],
         )
 
 
@@ -57,28 +59,28 @@ class LayerRows:
         data: whether the map reads the model's inputs themselves, so that the moment of a is a statistic of the data.
     """
 
-    parts: tuple[RowChunk, ...]
-    data: bool
+    chunks: tuple[RowChunk, ...]
+    reads_inputs: bool
 
     @property
     def locations(self) -> int:
         """Rows per sample."""
-        return sum(part.read.locations for part in self.parts)
+        return sum(part.layer_input.locations for part in self.chunks)
 
     @property
     def a(self) -> Tensor:
         """Inputs with a trailing 1 where the map has a bias, (rows, c)."""
-        return self._rows([part.read.rows().view(*part.output_grad.shape[:2], -1) for part in self.parts])
+        return self._rows([part.layer_input.rows().view(*part.output_grad.shape[:2], -1) for part in self.chunks])
 
     @property
     def output_grad(self) -> Tensor:
         """Output gradients, (rows, m)."""
-        return self._rows([part.output_grad for part in self.parts])
+        return self._rows([part.output_grad for part in self.chunks])
 
     @property
     def pseudo_grad(self) -> Tensor:
         """Signs, (rows, m)."""
-        return self._rows([part.pseudo_grad for part in self.parts])
+        return self._rows([part.pseudo_grad for part in self.chunks])
 
     def _rows(self, values: list[Tensor]) -> Tensor:
         return torch.cat(values, 1).flatten(0, 1)
@@ -239,7 +241,7 @@ def _chunks(
         reads = layer_inputs(name, call, layout, samples)
         by_group = [per_layer_grads(call, layout, values, samples).chunk(len(reads), 2) for values in (gradient, sign)]
         for label, read, own, own_sign in zip(labels(name, len(reads)), reads, *by_group, strict=True):
-            chunks.setdefault(label, []).append(RowChunk(read=read, output_grad=own, pseudo_grad=own_sign))
+            chunks.setdefault(label, []).append(RowChunk(layer_input=read, output_grad=own, pseudo_grad=own_sign))
     return chunks
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from senn.kfac.accumulate import gather, gather_none
+from senn.kfac.accumulate import accumulate, accumulate_empty
 from senn.kfac.capture import RowChunk
 from senn.kfac.factors import KroneckerFactors, gram
 from senn.kfac.per_sample import PerSampleFactors, Samples
@@ -31,7 +31,7 @@ class Fold:
         kept: number of samples that all ranks keep; None for a rank alone.
     """
 
-    moments: KroneckerFactors
+    factors: KroneckerFactors
     samples: Samples
     positions: Tensor | None = None
     kept: int | None = None
@@ -39,64 +39,64 @@ class Fold:
     @classmethod
     def of(cls, found: KroneckerFactors, samples: Samples) -> Fold:
         """The moments of some samples with the first of them: whole samples, `ROWS` rows or `SAMPLES`."""
-        return cls(moments=found, samples=samples.first(Fold.most(found.locations)))
+        return cls(factors=found, samples=samples.first(Fold.max_kept(found.locations)))
 
     @staticmethod
-    def most(locations: int) -> int:
+    def max_kept(locations: int) -> int:
         """Number of samples that are kept one by one."""
         return max(ROWS // locations, SAMPLES)
 
     @staticmethod
-    def head(rows: int, existing: int) -> bool:
+    def stands_alone(rows: int, existing: int) -> bool:
         """Whether so many rows stand for themselves: a moment of more columns than rows says the same at more cost."""
         return rows <= ROWS and 2 * rows <= existing
 
     def __add__(self, other: Fold) -> Fold:
         """Both sets of samples, with the first ones one by one."""
-        ours, theirs = self.moments, other.moments
+        ours, theirs = self.factors, other.factors
         if self.rows is not None and other.rows is not None:
             existing = self.rows.shape[1]
-            if not Fold.head(self.strided + other.strided, existing):
-                ours, theirs = self.whole, other.whole
+            if not Fold.stands_alone(self.n_kept + other.n_kept, existing):
+                ours, theirs = self.complete, other.complete
         elif self.rows is not None or other.rows is not None:
-            ours, theirs = self.whole, other.whole
+            ours, theirs = self.complete, other.complete
         total = ours + theirs
-        if self.strided >= Fold.most(total.locations):
-            return replace(self, moments=total)
+        if self.n_kept >= Fold.max_kept(total.locations):
+            return replace(self, factors=total)
         both: Samples = self.samples + other.samples  # type: ignore[operator]
         if self.positions is None or other.positions is None:
             return Fold.of(total, both)
-        most = Fold.most(total.locations)
-        positions = torch.cat([self.positions, other.positions + self.strided])
+        most = Fold.max_kept(total.locations)
+        positions = torch.cat([self.positions, other.positions + self.n_kept])
         positions = positions[positions < most]
         return Fold(
-            moments=total,
+            factors=total,
             samples=both.first(len(positions)),
             positions=positions,
-            kept=min(self.strided + other.strided, most),
+            kept=min(self.n_kept + other.n_kept, most),
         )
 
     @property
-    def strided(self) -> int:
+    def n_kept(self) -> int:
         """Number of samples that are kept one by one, by all ranks."""
         return len(self.samples) if self.kept is None else self.kept
 
     @property
     def rows(self) -> Tensor | None:
         """All rows [a_c | a_p], where these stand for the moment of inputs."""
-        if self.moments.n_rows_read or (
-            self.kept is not None and self.moments.input_cov.dim() > 1
+        if self.factors.n_rows_read or (
+            self.kept is not None and self.factors.input_cov.dim() > 1
         ):  # this rank may have none
             return None
         assert isinstance(self.samples, PerSampleFactors)
         return self.samples.a
 
     @property
-    def whole(self) -> KroneckerFactors:
+    def complete(self) -> KroneckerFactors:
         """The moments with those of the inputs."""
         if self.rows is None:
-            return self.moments
-        return replace(self.moments, input_cov=gram(self.rows), n_rows_read=float(len(self.rows)))
+            return self.factors
+        return replace(self.factors, input_cov=gram(self.rows), n_rows_read=float(len(self.rows)))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -127,7 +127,7 @@ class LocalSlice:
         """The samples; where there are none, the first of the others, from which shapes can be read."""
         return self.samples if self.samples.stop > self.samples.start else slice(0, 1)
 
-    def fold(
+    def accumulate(
         self,
         parts: Sequence[RowChunk],
         places: Sequence[Tensor | None],
@@ -140,20 +140,20 @@ class LocalSlice:
 
         Args:
             parts: the map's applications to the `readable` samples.
-            places: as of `gather`.
+            places: as of `accumulate`.
             weights: of the rank's samples, or None.
-            known: as of `gather`.
-            inputs: as of `gather`.
+            known: as of `accumulate`.
+            inputs: as of `accumulate`.
         """
         of = None if weights is None else weights[self.samples]
-        keep = Fold.most(sum(part.read.locations for part in parts))
+        keep = Fold.max_kept(sum(part.layer_input.locations for part in parts))
         if self.positions is None:
-            return Fold.of(*gather(parts, places, keep=keep, weights=of, known=known, inputs=inputs))
+            return Fold.of(*accumulate(parts, places, keep=keep, weights=of, known=known, inputs=inputs))
         own = self.first(keep)
         assert own.positions is not None
         if not len(self.positions):
-            found, samples = gather_none(parts, places, weights=weights, known=known, inputs=inputs)
+            found, samples = accumulate_empty(parts, places, weights=weights, known=known, inputs=inputs)
         else:
             kept = len(own.positions)
-            found, samples = gather(parts, places, keep=kept, weights=of, known=known, inputs=inputs)
-        return Fold(moments=found, samples=samples, positions=own.positions, kept=own.count)
+            found, samples = accumulate(parts, places, keep=kept, weights=of, known=known, inputs=inputs)
+        return Fold(factors=found, samples=samples, positions=own.positions, kept=own.count)

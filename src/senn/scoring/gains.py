@@ -101,9 +101,9 @@ class LayerGains:
     def __init__(self, fit: Fold, held: Fold, existing: int, factor: Tensor | None = None) -> None:
         rows = [fold.rows for fold in (fit, held)]
         few = all(one is not None for one in rows)
-        both = fit.moments + held.moments if few else fit.whole + held.whole
+        both = fit.factors + held.factors if few else fit.complete + held.complete
         self.locations = both.locations
-        self.held_samples = max(held.moments.rows / both.locations, 1.0)
+        self.held_samples = max(held.factors.rows / both.locations, 1.0)
         self.whitener = cholesky(both.S, DAMPING)
         G = both.G
         self.inverse: FactorInverse
@@ -114,20 +114,20 @@ class LayerGains:
         white = whiten(self.whitener, G[:, :existing])
         square, self._finish = self.inverse.quadratic_form(white.mT)
         self.eta = self.locations * square
-        self._gradients = [fold.moments.G[:, :existing] for fold in (fit, held)]
+        self._gradients = [fold.factors.G[:, :existing] for fold in (fit, held)]
         if G.shape[1] == existing:
             return
         if few:
             self._account_for_rows([cast(PerSampleFactors, fold.samples) for fold in (fit, held)], existing)
             return
-        inputs = (both.A, fit.whole.A, held.whole.A)
+        inputs = (both.A, fit.complete.A, held.complete.A)
         candidates = G.shape[1] - existing
         self._set_level(inputs[0][existing:, inputs[0].shape[1] - candidates :])
         predictions = self._predictions(inputs, existing, shared=factor is not None)
         folds = ((fit, held) if factor is not None else (), (fit,), (held,))
         self.all, self.fit, self.held = (
             self._account(A, G, some, predict, by_rows=factor is not None)
-            for A, G, some, predict in zip(inputs, (G, fit.moments.G, held.moments.G), folds, predictions, strict=True)
+            for A, G, some, predict in zip(inputs, (G, fit.factors.G, held.factors.G), folds, predictions, strict=True)
         )
 
     def _set_level(self, raw: Tensor) -> None:

@@ -136,10 +136,10 @@ def joined(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Key, F
     if communicator.is_single or not folds:
         return dict(folds)
     said = communicator.all_gather_object(
-        "sum the moments", [[fold.moments.rows, fold.moments.n_rows_read] for fold in folds.values()]
+        "sum the moments", [[fold.factors.rows, fold.factors.n_rows_read] for fold in folds.values()]
     )
     numbers = [[sum(column) for column in zip(*one, strict=True)] for one in zip(*said, strict=True)]
-    every = [fold.moments for fold in folds.values()]
+    every = [fold.factors for fold in folds.values()]
     sums = iter(
         communicator.all_reduce(
             "sum the moments", [x for one in every for x in (one.input_cov, one.cross_cov, one.grad_cov)]
@@ -150,9 +150,9 @@ def joined(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Key, F
     found: dict[Key, Fold] = {}
     for (key, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
         moments = replace(
-            fold.moments, rows=rows, n_rows_read=read, input_cov=next(sums), cross_cov=next(sums), grad_cov=next(sums)
+            fold.factors, rows=rows, n_rows_read=read, input_cov=next(sums), cross_cov=next(sums), grad_cov=next(sums)
         )
-        found[key] = Fold(moments=moments, samples=fold.samples.of(kept))
+        found[key] = Fold(factors=moments, samples=fold.samples.of(kept))
     return found
 
 

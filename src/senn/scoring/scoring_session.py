@@ -216,7 +216,7 @@ class ScoringSession:
                 fit, held, columns.existing, self._covariances.factor(label)
             )
             if type(layer_gains.inverse) is FactorInverse:
-                rows = fit.moments.rows + held.moments.rows
+                rows = fit.factors.rows + held.factors.rows
                 self._covariances.remember(label, layer_gains.inverse.factor, rows, columns.existing)
             one = self.maps[name]
             if "prune" in self.moves and name in prunable and one.groups == 1 and not one.transposed:
@@ -311,10 +311,14 @@ class ScoringSession:
         for name, label in self._labels():
             columns, layers, rows = self._columns[label], draw.layers.get(name, ()), seen.rows[label]
             parts = [
-                RowChunk(read=columns.permuted(read, layers), output_grad=one.output_grad, pseudo_grad=one.pseudo_grad)
-                for read, one in zip(reads.get(label, [one.read for one in rows.parts]), rows.parts, strict=True)
+                RowChunk(
+                    layer_input=columns.permuted(read, layers), output_grad=one.output_grad, pseudo_grad=one.pseudo_grad
+                )
+                for read, one in zip(
+                    reads.get(label, [one.layer_input for one in rows.chunks]), rows.chunks, strict=True
+                )
             ]
-            if rows.data:
+            if rows.reads_inputs:
                 self._covariances.note(label)
             for folds, own in owns:
                 folds.maps[label] = self._fold(label, parts, own, weights, joint.share.total)
@@ -334,21 +338,21 @@ class ScoringSession:
     def _fold(self, label: str, parts: list[RowChunk], own: LocalSlice, weights: Tensor | None, count: int) -> Fold:
         """What some samples of one fold say about one map."""
         columns = self._columns[label]
-        locations = sum(part.read.locations for part in parts)
+        locations = sum(part.layer_input.locations for part in parts)
         last = self._fit.maps.get(label)
-        if last is not None and last.moments.locations != locations:
+        if last is not None and last.factors.locations != locations:
             raise UnsupportedError(
-                f"{label} reads {locations} rows a sample in one batch and {last.moments.locations} in another: "
+                f"{label} reads {locations} rows a sample in one batch and {last.factors.locations} in another: "
                 f"pad all samples to one size"
             )
         if locations == 1 and last is None:
             self._covariances.use(label, count)
         shared = self._covariances.factor(label) is not None
-        few = locations == 1 and weights is None and not shared and Fold.head(own.count, columns.existing)
+        few = locations == 1 and weights is None and not shared and Fold.stands_alone(own.count, columns.existing)
         every = columns.existing + sum(own.numel() for own in (*columns.groups.values(), *columns.layers))
         places = sampled_locations(parts, every, max(count // 2, 1), self.generator)
         some = [one.select(own.readable) for one in parts]
-        return own.fold(some, places, weights, known=columns.existing if shared else 0, inputs=not few)
+        return own.accumulate(some, places, weights, known=columns.existing if shared else 0, inputs=not few)
 
     def _ascended(self, draw: CandidateSet, joint: Joint) -> CandidateSet:
         """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""

@@ -45,7 +45,7 @@ def before_convolution(part: RowChunk, weight: Tensor, layer: ConvolutionalLayer
         weight: its weight.
         layer: the layer, whose features stand beside the channels of x and the constant.
     """
-    read = part.read
+    read = part.layer_input
     assert isinstance(read, ConvInput)
     sides = zip(read.kernel.padding, read.x.shape[2:], strict=True)
     crop: tuple[slice, ...] = (slice(None), slice(None), *(slice(low, size - high) for (low, high), size in sides))
@@ -57,7 +57,7 @@ def before_convolution(part: RowChunk, weight: Tensor, layer: ConvolutionalLayer
     units = torch.arange(layer.columns)[:, None]
     columns = ColumnLayout(x.shape[1] + 1, torch.arange(x.shape[1]), x.shape[1], layers=[units])
     return RowChunk(
-        read=DenseInput(a.flatten(2).mT, bias=False), output_grad=dz.flatten(2).mT, pseudo_grad=s.flatten(2).mT
+        layer_input=DenseInput(a.flatten(2).mT, bias=False), output_grad=dz.flatten(2).mT, pseudo_grad=s.flatten(2).mT
     ), columns
 
 
@@ -106,7 +106,7 @@ def after_block(
             else:
                 inner = DenseInput(torch.cat([inner.x.new_ones(*inner.x.shape[:2], 1), inner.x], 2), bias=False)
             slope, signs = (per_layer_grads(one, layout, g, count) for g in (slope, signs))
-        parts[name] = RowChunk(read=inner, output_grad=slope, pseudo_grad=signs)
+        parts[name] = RowChunk(layer_input=inner, output_grad=slope, pseudo_grad=signs)
     return parts
 
 
@@ -174,7 +174,7 @@ def score_stream(
     found: dict[StreamKey, tuple[RowChunk, ColumnLayout]] = {}
     for name, (layer, *_) in draw.layers.items():
         if isinstance(layer, ConvolutionalLayer):
-            (part,) = seen.rows[name].parts
+            (part,) = seen.rows[name].chunks
             weight = get_tensor(model, maps[name].weight)
             found[StreamKey(name)] = before_convolution(part.select(some), weight, layer)
     for block, run in seen.blocks.items():
@@ -183,8 +183,8 @@ def score_stream(
             found[StreamKey(block, name)] = part, ColumnLayout(1, torch.arange(1), 1)
     folds = {}
     for label, (part, columns) in found.items():
-        places = sampled_locations([part], part.read.columns, own.count, generator)
-        folds[label] = columns, own.fold([part], places, weights)
+        places = sampled_locations([part], part.layer_input.columns, own.count, generator)
+        folds[label] = columns, own.accumulate([part], places, weights)
     return folds
 
 
