@@ -161,7 +161,7 @@ def automatic() -> Iterator[str]:
 def growth_step() -> Iterator[str]:
     """Cost of a consideration."""
     found = stored("growth_step")
-    yield "## Cost of a consideration\n\n"
+    yield "## Cost of scoring a growth round\n\n"
     yield "`python benchmarks/growth_step.py`, over forward and backward of the same samples.\n"
     for case, figures in found.items():
         names = [key.removesuffix(", ratio") for key in figures if key.endswith(", ratio")]
@@ -193,12 +193,12 @@ def natural_gradient() -> Iterator[str]:
 def calibration() -> Iterator[str]:
     """What growth promised against what it brought."""
     found = stored("calibration")["summary"]
-    yield "## Promised and realised\n"
+    yield "## Expected and realized decreases\n"
     yield "`python benchmarks/calibration.py --seeds 5`: 20 natural-gradient steps after each growth.\n"
     head = list(found[0])
     rows = [[f"{v:.2f}" if isinstance(v, float) else v for v in row.values()] for row in found]
     yield table(head, rows) + "\n"
-    yield "![Promised against realised decreases](calibration.png)\n"
+    yield "![Expected against realized decreases](calibration.png)\n"
 
 
 def experiments() -> Iterator[str]:

@@ -52,12 +52,12 @@ def _damage(stored: Callable[[str], Any], table: Table) -> Iterator[str]:
     yield (
         f"`python benchmarks/damaged_folders.py --cases {found['cases']}`: files of finished and unfinished runs that "
         "were truncated, had bits flipped, were swapped, emptied, replaced or made to claim sizes they don't have. "
-        "Refused in one sentence, of no harm to what was asked for, or a file that is whole and says something else. "
+        "Refused in one sentence, harmless for the command, or a file that is whole and says something else. "
         f"Crashed, hung, loaded wrongly or changed something: {len(found['bad'])}.\n"
     )
     kinds = ("refused", "no harm", "its own answer")
     rows = [(name, *(counts.get(kind, 0) for kind in kinds)) for name, counts in found["counts"].items()]
-    yield table(("asked for", *kinds), rows) + "\n"
+    yield table(("command", *kinds), rows) + "\n"
 
 
 def _report(stored: Callable[[str], Any], table: Table) -> Iterator[str]:
