@@ -12,8 +12,11 @@ def reproduce_module(name: str, user: str) -> ModuleType:
     """Import a module of the package `senn_reproduce`: the paper's experiments and the public image sets.
 
     Args:
-        name: of the module, inside the package.
-        user: what needs it, as the error's sentence begins.
+        name: the module's name inside the package.
+        user: the command or option that needs it; the error's sentence begins with it.
+
+    Returns:
+        The imported module.
 
     Raises:
         SennError: the package isn't installed.
@@ -24,5 +27,6 @@ def reproduce_module(name: str, user: str) -> ModuleType:
         if error.name != "senn_reproduce":
             raise
         raise SennError(
-            f"{user} needs the package 'senn-reproduce', which isn't installed: pip install 'senn[reproduce]'"
+            f"{user} needs the package 'senn-reproduce', which isn't installed: pip install 'senn[reproduce]', "
+            "or in a checkout pip install -e ./reproduce"
         ) from error
