@@ -152,7 +152,7 @@ def main() -> None:
         for world in record["worlds"]:
             sent = sum(world["sent"].values())
             print(
-                f"{name:26} {world['communicator']} ranks: {sent / 1e6:8.3f} MB sent by each "
+                f"{name:26} {world['ranks']} ranks: {sent / 1e6:8.3f} MB sent by each "
                 f"({sent / record['parameters']:6.1f} bytes a parameter; moments calculated "
                 f"{world['calculated'] / 1e6:.3f} MB), look {world['look_seconds']:.3f} s, all {world['seconds']:.3f} s"
             )

@@ -113,7 +113,7 @@ def bounds(model, data, draw):
             for name in names:
                 old, a, dz = plain[name].a.double(), wide[name].a.double(), plain[name].output_grad.double()
                 new = a[:, ~a[:, :, None].isclose(old[:, None], atol=1e-5).all(0).any(1)]
-                known = kronecker_factors(old, dz, plain[name].s, locations=plain[name].locations)
+                known = kronecker_factors(old, dz, plain[name].pseudo_grad, locations=plain[name].locations)
                 cross = residual_cross(dz.mT @ new / len(dz), known.G, known.A, old.mT @ new / len(dz))
                 total += float(width_gain_bound(cross, new.mT @ new / len(dz), known.S, locations=known.locations))
             found.append(total)

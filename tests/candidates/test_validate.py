@@ -227,7 +227,7 @@ def test_a_sentence_has_the_setting_its_range_and_the_value():
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: senn.CandidateConfig(units=-5), "units must be a whole number of at least 1 or None, not -5"),
         (lambda: PricePolicy(hysteresis=2), "hysteresis must be a number of at least 0 and below 1, not 2"),
-        (lambda: senn.CandidateConfig(copy_fraction=2.0), "copies must be a number from 0 to 1, not 2.0"),
+        (lambda: senn.CandidateConfig(copy_fraction=2.0), "copy_fraction must be a number from 0 to 1, not 2.0"),
         (lambda: senn.Grower(nn.Linear(2, 2), ignore="0"), "ignore must be a sequence, each item a name, not '0'"),
         (lambda: TrainConfig(schedule="steps"), "schedule must be one of 'tail', 'cosine', 'constant', not 'steps'"),
     ]

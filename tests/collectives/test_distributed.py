@@ -43,7 +43,7 @@ def test_a_wrapper_says_that_it_is_stale_and_keeps_its_settings(two: Any) -> Non
 
 def test_what_was_sharded_is_sharded_again(two: Any) -> None:
     for rank in two:
-        assert "with senn.distributed.gathered(model, optimizer):" in rank["sharded"]["refused"]
+        assert "with senn.distributed.full_parameters(model, optimizer):" in rank["sharded"]["refused"]
         assert rank["sharded"]["halves"]
         assert rank["sharded"]["class"]
         assert sum(rank["sharded"]["units"]) >= 3

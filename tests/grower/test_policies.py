@@ -101,7 +101,7 @@ def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
     assert policy.reason(first, [second]) == "one place a round"
     assert two.reason(third, [first, second]) == "2 places a round"
     assert policy.reason(second, [second]) == policy.reason(replace(first, kind="prune"), [second]) == ""
-    with pytest.raises(SennError, match="places must be a whole number of at least 1, not 0"):
+    with pytest.raises(SennError, match="max_places_per_round must be a whole number of at least 1, not 0"):
         PricePolicy(max_places_per_round=0)
 
 
@@ -169,7 +169,7 @@ def test_paper_policy_refuses_what_is_out_of_range(bad):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"kappa": 0.0}, {"kappa": -1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}, {"keep": -1.0}]
+    "bad", [{"kappa": 0.0}, {"kappa": -1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}, {"retention_factor": -1.0}]
 )
 def test_price_policy_refuses_what_is_out_of_range(bad):
     with pytest.raises(SennError, match=next(iter(bad))):

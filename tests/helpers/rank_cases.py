@@ -256,7 +256,7 @@ def endings(rank: int, folder: str) -> list[str]:
             if change == "death" and rank == 1:  # in the middle of a sum
                 unittest.mock.patch("torch.distributed.all_reduce", side_effect=lambda *_, **__: os._exit(1)).start()
             if change == "surgery" and rank == 1:
-                with unittest.mock.patch("senn.grower.operate", side_effect=SurgeryError("the outputs changed")):
+                with unittest.mock.patch("senn.grower.transaction", side_effect=SurgeryError("the outputs changed")):
                     grower.grow([(inputs, targets)], ("width",))
             elif change in ("call", "late") and rank == 1:
                 communicator.all_gather_object("do something else")
