@@ -1,4 +1,9 @@
-"""Files written whole or not at all, and read only as far as they can be what was written."""
+"""Atomic writes, and checksummed, size-limited reads.
+
+A file is written under another name, flushed to the disk and renamed, so that a crash leaves the old file or the new
+one and never half of either. A document is JSON that carries its own checksum, and the sizes and checksums of the files
+that lie next to it; what doesn't match is refused.
+"""
 
 from __future__ import annotations
 
@@ -13,57 +18,83 @@ from typing import Any, NoReturn
 
 from senn.errors import SennError
 
+# `model.json` takes about half a kilobyte per module, so this is room for 100,000 of them. With half of it a very large
+# model would be refused; twice as much would let a forged file take twice the memory before it is refused.
 MOST = 1 << 26
-"""Bytes of a JSON document at most: a longer one is none that was written here."""
+"""Size limit of a JSON document, in bytes."""
 
 
 @contextmanager
 def atomic_write(path: Path, data: bytes) -> Iterator[None]:
-    """A context in which a file's new content is on the disk under another name; at its end it gets its own.
+    """Write a file's new content to the disk under a temporary name, and rename it when the context ends.
+
+    Several of these contexts, entered one after the other, replace several files at almost the same moment.
+
+    Args:
+        path: the file, in a folder that exists.
+        data: its content.
 
     Raises:
-        OSError: it can't be written; what was there still is.
+        OSError: the content can't be written; the old file is untouched.
     """
-    other = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The process id keeps two processes that write the same file from writing into each other's draft.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with other.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
+            # Without it, the rename may reach the disk before the content: after a power cut the file would be empty.
             os.fsync(file.fileno())
         yield
-        other.replace(path)
+        temporary.replace(path)
     finally:
         with suppress(OSError):
-            other.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, as `draft` does."""
+    """Write a file atomically.
+
+    Args:
+        path: the file, in a folder that exists.
+        data: its content.
+
+    Raises:
+        OSError: the content can't be written; the old file is untouched.
+    """
     with atomic_write(path, data):
         pass
 
 
 def sync(path: Path) -> None:
-    """Have a file reach the disk, or the names in a folder where the system can be asked for that.
+    """Flush a file to the disk, or the names in a folder where the system allows that (Windows doesn't).
 
     Raises:
-        OSError: a file can't be written.
+        OSError: a file can't be flushed.
     """
     with suppress(OSError) if path.is_dir() else nullcontext():
-        number = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(number)
+            os.fsync(descriptor)
         finally:
-            os.close(number)
+            os.close(descriptor)
 
 
 def read(path: Path, most: int = MOST) -> bytes:
-    """A file's bytes.
+    """Read a file of limited size.
+
+    Args:
+        path: the file.
+        most: size limit in bytes.
+
+    Returns:
+        Its content.
 
     Raises:
-        OSError: it can't be read, is no file, or longer than `most` bytes.
+        OSError: it can't be read, isn't a regular file, or is larger than the limit.
     """
+    # Opening a pipe would block until somebody writes to it.
     if path.exists() and not path.is_file():
         raise OSError(None, "not a file")
     with path.open("rb") as file:
@@ -74,15 +105,22 @@ def read(path: Path, most: int = MOST) -> bytes:
 
 
 def bytes_digest(data: bytes) -> str:
-    """SHA-256, in hexadecimal."""
+    """Compute the SHA-256 checksum of some bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def read_limited(path: Path, most: int = MOST) -> bytes:
-    """`read`, for people.
+    """Read a file of limited size, and name it in the error if that fails.
+
+    Args:
+        path: the file.
+        most: size limit in bytes.
+
+    Returns:
+        Its content.
 
     Raises:
-        SennError: it can't be read.
+        SennError: it can't be read, isn't a regular file, or is larger than the limit.
     """
     try:
         return read(path, most)
@@ -91,33 +129,36 @@ def read_limited(path: Path, most: int = MOST) -> bytes:
 
 
 def file_digest(data: bytes) -> dict[str, Any]:
-    """What a document tells of another file: its size and its checksum."""
+    """Describe a file's content for `verify_file`: its size in bytes and its SHA-256 checksum."""
     return {"bytes": len(data), "sha256": bytes_digest(data)}
 
 
-def verify_file(path: Path, told: Any, most: int, teller: str) -> bytes:
-    """A file's bytes, if they are as many and the same as a document tells.
+def verify_file(path: Path, digest: Any, most: int, document: str) -> bytes:
+    """Read a file and compare it with the digest that a document gives of it.
 
     Args:
         path: the file.
-        told: its `mark`, as it stands there.
-        most: bytes that it may have.
-        teller: name of the document, which lies beside it.
+        digest: the document's entry for the file, which should be a `file_digest`; it may be anything.
+        most: size limit in bytes.
+        document: name of the document, which lies in the same folder.
+
+    Returns:
+        The file's content.
 
     Raises:
-        SennError: they aren't.
+        SennError: the entry is no digest, or the file doesn't match it.
     """
-    size = told.get("bytes") if isinstance(told, dict) else None
-    if not isinstance(told, dict) or type(size) is not int or not 0 <= size <= most:
-        raise SennError(f"{str(path.with_name(teller))!r} is damaged: it doesn't tell of {path.name}")
+    size = digest.get("bytes") if isinstance(digest, dict) else None
+    if not isinstance(digest, dict) or type(size) is not int or not 0 <= size <= most:
+        raise SennError(f"{str(path.with_name(document))!r} is damaged: it has no digest of {path.name}")
     data = read_limited(path, size)
-    if bytes_digest(data) != told.get("sha256"):
-        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {teller}")
+    if bytes_digest(data) != digest.get("sha256"):
+        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {document}")
     return data
 
 
 def plain(value: Any) -> Any:
-    """The value with null for numbers that JSON doesn't have (NaN, infinity)."""
+    """Replace the numbers that JSON doesn't have (NaN, infinity) by None, and tuples by lists."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -126,64 +167,73 @@ def plain(value: Any) -> Any:
 
 
 def parse(data: bytes | str) -> Any:
-    """What JSON says, strictly.
+    """Parse JSON strictly: Python's own parser also reads NaN and Infinity, which no other one does.
 
     Raises:
         ValueError: it isn't JSON.
     """
     try:
-        return json.loads(data, parse_constant=_no_number)
+        return json.loads(data, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _no_number(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
 def checksum(document: Mapping[str, Any]) -> str:
-    """SHA-256 of a document but for its own entry `checksum`.
+    """Compute the SHA-256 checksum of a document without its entry `checksum`.
 
     Raises:
         ValueError: it holds what JSON doesn't have.
     """
     rest = {key: value for key, value in document.items() if key != "checksum"}
     try:
+        # Sorted keys make the sum independent of the order and the indentation in the file.
         return bytes_digest(json.dumps(rest, sort_keys=True, allow_nan=False).encode())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def write_checksummed_json(document: Mapping[str, Any], indent: int | None = 1) -> bytes:
-    """A document as JSON with its checksum, as it will be read: keys are strings, tuples lists.
+def to_checksummed_json(document: Mapping[str, Any], indent: int | None = 1) -> bytes:
+    """Encode a document as JSON with an entry `checksum`.
+
+    Args:
+        document: JSON-able; its entry `checksum`, if any, is replaced.
+        indent: spaces for each level; None for one line.
+
+    Returns:
+        The file's content, in UTF-8.
 
     Raises:
         TypeError, ValueError: it can't be written as JSON.
     """
-    known = parse(json.dumps(document, allow_nan=False))
-    known["checksum"] = checksum(known)
-    return encoded(json.dumps(known, indent=indent, ensure_ascii=False)) + b"\n"
+    # The sum is that of the document as it will be read back: keys are strings then, and tuples are lists.
+    parsed = parse(json.dumps(document, allow_nan=False))
+    parsed["checksum"] = checksum(parsed)
+    return encoded(json.dumps(parsed, indent=indent, ensure_ascii=False)) + b"\n"
 
 
 def encoded(text: str) -> bytes:
-    """JSON as UTF-8; lone surrogates, as in names of files that aren't text, stay the escapes that they are in JSON."""
+    """Encode JSON as UTF-8; lone surrogates, as in file names that aren't text, become the escapes that JSON has."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def read_checksummed_json(path: Path, kind: str, version: int, most: int = MOST) -> dict[str, Any]:
-    """Read a sealed document.
+    """Read a document that `to_checksummed_json` encoded.
 
     Args:
         path: the file.
-        kind: its `format`.
-        version: of the format, the only one that is read.
-        most: bytes that it can have.
+        kind: its entry `format`.
+        version: the only format version that is accepted.
+        most: size limit in bytes.
 
     Returns:
-        The document.
+        The document, with its checksum.
 
     Raises:
-        SennError: it isn't there, is of another format or version, or was altered.
+        SennError: it can't be read, is of another format or version, or was altered.
     """
     return parse_checksummed_json(read_limited(path, most), path, kind, (version,))
 
@@ -191,34 +241,36 @@ def read_checksummed_json(path: Path, kind: str, version: int, most: int = MOST)
 def parse_checksummed_json(
     data: bytes, path: Path, kind: str, versions: Collection[int], otherwise: str = ""
 ) -> dict[str, Any]:
-    """Check the format, the version and the checksum of a sealed document.
+    """Parse a document and check its format, version and checksum.
 
     Args:
-        data: the document.
-        path: of its file, for errors.
-        kind: its `format`.
-        versions: of the format that are read.
-        otherwise: what is said, after the path, of a document of another format.
+        data: content of the file.
+        path: the file, for errors.
+        kind: its entry `format`.
+        versions: format versions that are accepted.
+        otherwise: what the error says, after the path, about a document of another format; a general sentence if empty.
 
     Returns:
-        The document.
+        The document, with its checksum.
 
     Raises:
-        SennError: it is of another format or version, or was altered.
+        SennError: it isn't JSON, is of another format or version, or was altered.
     """
+    damaged = f"{str(path)!r} is damaged"
     try:
         document = parse(data)
         if not isinstance(document, dict) or document.get("format") != kind:
             otherwise = otherwise or f"is damaged: it isn't a document of the format {kind!r}"
             raise SennError(f"{str(path)!r} {otherwise}")
         version = document.get("version")
+        # True == 1, and 2.0 == 2: neither is a version.
         if type(version) is not int or version not in versions:
             readable = " and ".join(map(str, versions))
             raise SennError(f"{str(path)!r} has format version {repr(version)[:20]}; this senn reads {readable}")
         if document.get("checksum") != checksum(document):
-            raise SennError(f"{str(path)!r} is damaged: its content doesn't match its checksum")
+            raise SennError(f"{damaged}: its content doesn't match its checksum")
     except SennError:  # which is a ValueError itself
         raise
     except ValueError as error:
-        raise SennError(f"{str(path)!r} is damaged: it isn't JSON") from error
+        raise SennError(f"{damaged}: it isn't JSON") from error
     return document

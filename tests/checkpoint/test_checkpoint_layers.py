@@ -237,7 +237,7 @@ def test_forged_arguments_of_a_stack_are_refused(tmp_path, alter, sentence):
     path = tmp_path / "model.json"
     document = json.loads(path.read_text())
     alter(document["model"]["children"]["0"]["arguments"])
-    path.write_bytes(atomic_files.write_checksummed_json(document))
+    path.write_bytes(atomic_files.to_checksummed_json(document))
     with pytest.raises(SennError, match=sentence):
         senn.load(tmp_path)
 

@@ -341,7 +341,7 @@ class TestShow:
             told = {"bytes": len(text), "sha256": atomic_files.bytes_digest(text.encode())}
             for version in (1, 2, 3):
                 results = {"format": "senn-run", "version": version, "files": {"history.jsonl": told}}
-                (tmp_path / "results.json").write_bytes(atomic_files.write_checksummed_json(results))
+                (tmp_path / "results.json").write_bytes(atomic_files.to_checksummed_json(results))
                 message = "KeyError: 'data'" if "growth" in text else "history.jsonl' is damaged"
                 found = refused(capsys, ["show", tmp_path])
                 assert (message if version < 3 else "has format version 3; this senn reads 1 and 2") in found

@@ -235,7 +235,7 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
     assert "holds an unfinished run; go on with it: senn fit --resume" in message
     about = json.loads((tmp_path / "run" / "unfinished" / "run.json").read_text())
     (tmp_path / "run" / "unfinished" / "run.json").write_bytes(
-        atomic_files.write_checksummed_json({**about, "version": 3})
+        atomic_files.to_checksummed_json({**about, "version": 3})
     )
     assert "has format version 3; this senn reads 1 and 2" in refused(capsys, cut)
     old = [{"version": 1, "arguments": one} for one in (["--resume=x"], ["wine", "--epochs=x"], [], [3], None)]
@@ -250,7 +250,7 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
         old.append({"options": {**about["options"], **change}})
     for change in [*old, {"options": {}}, {"options": None}]:
         (tmp_path / "run" / "unfinished" / "run.json").write_bytes(
-            atomic_files.write_checksummed_json({**about, **change})
+            atomic_files.to_checksummed_json({**about, **change})
         )
         assert "run.json' is damaged: " in refused(capsys, cut)
 

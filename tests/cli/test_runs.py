@@ -153,7 +153,7 @@ def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):
         assert found is None
         assert [reason.rpartition(": ")[2] for reason in reasons] == ["it is another checkpoint"] * 2
         about = json.loads((home / "run.json").read_text())
-        (home / "run.json").write_bytes(atomic_files.write_checksummed_json({**about, "data": "y"}))
+        (home / "run.json").write_bytes(atomic_files.to_checksummed_json({**about, "data": "y"}))
     os.rename(home / "checkpoint-007", home / "checkpoint-006")
     os.rename(home / "checkpoint-005", home / "checkpoint-007")
     os.rename(home / "checkpoint-006", home / "checkpoint-005")

@@ -186,7 +186,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_has_come(folder, tmp_path):
 
     atomic_files.write(
         home / "run.json",
-        atomic_files.write_checksummed_json({"format": "senn-run", "version": 1, "arguments": ["waves"]}),
+        atomic_files.to_checksummed_json({"format": "senn-run", "version": 1, "arguments": ["waves"]}),
     )
     lines = (folder / "history.jsonl").read_bytes().splitlines(keepends=True)
     (home / "history.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])

@@ -1,7 +1,7 @@
-"""How each layer is constructed: one table, read by `load`, which builds no other class, and by the export of source.
+"""The table of constructors: read by `load`, which builds no other class, and by the export of source code.
 
 A layer's constructor arguments are read back from the layer itself: from its attributes of the same names, or by one of
-`_READERS` where the layer keeps them elsewhere. An argument may be a layer itself (the one that a stack repeats).
+`_READERS` where the layer keeps them elsewhere. An argument may be a layer itself: the one that a stack repeats.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ Class = type[nn.Module]
 
 
 def _each(names: str, arguments: str) -> dict[Class, Arguments]:
-    """Classes of torch.nn that take the same arguments."""
+    """Make a table of classes of torch.nn that take the same arguments."""
     return dict.fromkeys((getattr(nn, name) for name in names.split()), tuple(arguments.split()))
 
 
 def _dims(name: str, arguments: str, dims: str = "123") -> dict[Class, Arguments]:
+    """Make a table of a class's variants for one, two and three dimensions."""
     return _each(" ".join(f"{name}{dim}d" for dim in dims), arguments)
 
 
@@ -104,15 +105,16 @@ CONSTRUCTORS: dict[Class, Arguments] = {
     **_each("ReLU ReLU6 SELU SiLU Mish Hardswish Hardsigmoid", "inplace"),
     **_each("Identity Tanh Tanhshrink Sigmoid LogSigmoid Softsign Softmax2d", ""),
 }
-"""The classes, with those arguments of their constructors that say what they are: attributes of the same name, unless
-`_READERS` knows better."""
+"""Class -> arguments of its constructor that decide what the layer is (not its device, dtype or first numbers).
+
+They are read from attributes of the same names, or by `_READERS`."""
 
 _Reader = Callable[[Any], Any]
 _FUNCTION_NAMES = {F.relu: "relu", F.gelu: "gelu"}
 
 
 def _linear1(layer: Any) -> nn.Linear:
-    """The feed-forward map itself, which stands last when layers were inserted before it."""
+    """Find the feed-forward map itself, which stands last when layers were inserted before it."""
     return [part for part in layer.linear1.modules() if isinstance(part, nn.Linear)][-1]
 
 
@@ -130,7 +132,7 @@ _IN_LAYER: dict[str, _Reader] = {
 
 
 def _first_layer(transformer: Any) -> Any:
-    """A layer of a Transformer, all of which were constructed alike."""
+    """Return the first layer of a Transformer, whose constructor makes them all alike."""
     standard = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
     layers = [layer for layer in transformer.modules() if isinstance(layer, standard)]
     return layers[0]
@@ -156,7 +158,7 @@ _READERS: dict[Class, dict[str, _Reader]] = {
     },
     nn.TransformerEncoderLayer: _IN_LAYER,
     nn.TransformerDecoderLayer: _IN_LAYER,
-    # Growth in depth lengthens the list, so it knows how many there are.
+    # Growth in depth lengthens the list and needn't know of `num_layers`, so the list is what counts.
     nn.TransformerEncoder: {
         "encoder_layer": lambda stack: stack.layers[0],
         "num_layers": lambda stack: len(stack.layers),
@@ -177,7 +179,8 @@ _READERS: dict[Class, dict[str, _Reader]] = {
 }
 
 Shapes = Mapping[str, tuple[int, ...]]
-CONTAINERS: dict[Class, Callable[[Collection[str], Shapes], nn.Module]] = {
+_Maker = Callable[[Collection[str], Shapes], nn.Module]
+CONTAINERS: dict[Class, _Maker] = {
     nn.Sequential: lambda parts, shapes: nn.Sequential(),
     nn.ModuleList: lambda parts, shapes: nn.ModuleList(),
     nn.ModuleDict: lambda parts, shapes: nn.ModuleDict(),
@@ -190,10 +193,10 @@ CONTAINERS: dict[Class, Callable[[Collection[str], Shapes], nn.Module]] = {
     DenseConvNet: lambda parts, shapes: DenseConvNet(1, ((1,),), 1),
     Residual: lambda parts, shapes: Residual(nn.Identity()),
 }
-"""Classes of which all that matters is what they hold, made from their children's names and tensors' shapes."""
+"""Classes that are made from what they hold: names of their children, shapes of their own tensors."""
 
 HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-"""Containers that hold any children under any names."""
+"""Containers of any children under any names."""
 
 _NAMES = {cls: f"{'senn' if cls.__module__.startswith('senn') else 'torch'}.nn.{cls.__name__}"
           for cls in (*CONSTRUCTORS, *CONTAINERS)}  # fmt: skip
@@ -205,23 +208,27 @@ _UNNAMED_BEFORE = {
            "UpsamplingBilinear2d CosineSimilarity PairwiseDistance AdaptiveLogSoftmaxWithLoss ParameterList "
            "ParameterDict", ""),
 }  # fmt: skip
-"""Classes that joined the table when format version 2 was in use: its older files have their bare names."""
+"""Classes that joined the table when format version 2 was in use: its older files give their bare names."""
 
 _INFINITE = {"inf": float("inf"), "-inf": float("-inf")}
 
 
 def class_name(module: nn.Module) -> str:
-    """Name of a module's class in a description; one that isn't in the table has its own name, without a home."""
+    """Return the name of a module's class in a description.
+
+    Returns:
+        "torch.nn.Linear", "senn.nn.Rational", ... for a class of the table; the bare name of any other.
+    """
     return _NAMES.get(type(module), type(module).__qualname__)
 
 
 def is_named(module: nn.Module, name: str, *, bare: bool) -> bool:
-    """True if a description may call the module's class by this name.
+    """Return True if a description may call the module's class by this name.
 
     Args:
         module: the module.
         name: as a description has it.
-        bare: True for descriptions of format version 1, in which classes outside its table had no home.
+        bare: True for descriptions of format version 1, which gave bare names to many classes.
     """
     cls = type(module)
     return name == class_name(module) or ((bare or cls in _UNNAMED_BEFORE) and name == cls.__qualname__)
@@ -253,11 +260,15 @@ def constructor_arguments(module: nn.Module) -> dict[str, Any]:
 def json_arguments(module: nn.Module) -> dict[str, Any] | None:
     """`constructor_arguments` as JSON has them; None if they can't be read back or said in JSON.
 
-    A layer among the arguments becomes a table of its `class` and `arguments`.
+    A layer among the arguments becomes a table of its `class` and `arguments`. A layer of the table that its owner has
+    altered has no arguments: it takes the owner to build another.
+
+    Returns:
+        Values by the constructor's names, or None.
     """
     try:
         return {name: _to_json(value) for name, value in constructor_arguments(module).items()}
-    except (UnsupportedError, TypeError):  # altered by its owner: then it takes the owner to build another
+    except (UnsupportedError, TypeError):
         return None
 
 
@@ -266,6 +277,7 @@ def _argument(module: nn.Module, name: str) -> Any:
     if reader is not None:
         return reader(module)
     value = getattr(module, name)
+    # The attribute `bias` is a tensor or None where the argument is a switch; without any affine map it says nothing.
     if name == "bias" and not isinstance(value, bool):
         could_have = getattr(module, "affine", True) and getattr(module, "elementwise_affine", True)
         return value is not None or not could_have
@@ -273,7 +285,7 @@ def _argument(module: nn.Module, name: str) -> Any:
 
 
 def _to_json(value: Any) -> Any:
-    """Tuples as lists, infinities by name, layers by class and arguments."""
+    """Convert an argument: tuples to lists, infinities to names, layers to tables of class and arguments."""
     if isinstance(value, tuple | list):
         return [_to_json(item) for item in value]
     if isinstance(value, float) and not isfinite(value):
@@ -287,30 +299,39 @@ def _to_json(value: Any) -> Any:
 
 
 def construct(
-    name: str, arguments: Mapping[str, Any] | None, parts: Collection[str], shapes: Shapes, tensors: int
+    name: str, arguments: Mapping[str, Any] | None, *, parts: Collection[str], shapes: Shapes, tensors: int
 ) -> nn.Module:
     """Construct a layer of the table, without memory for its tensors.
 
     Args:
         name: as `class_name` gives it.
-        arguments: of its constructor, from a file.
-        parts: names of the children it is to have.
-        shapes: of the tensors of its own that it is to have.
-        tensors: how many it is to have with those of its children.
+        arguments: of its constructor, from a file that may be forged; None for a container.
+        parts: names of the children that it should have.
+        shapes: of its own tensors, by name.
+        tensors: number of tensors that it and its children should have.
+
+    Returns:
+        The layer, on the meta device.
 
     Raises:
         UnsupportedError: the class isn't in the table.
         SennError: its constructor doesn't take these arguments.
+
+    >>> construct("torch.nn.PReLU", {"num_parameters": 3}, parts=(), shapes={"weight": (3,)}, tensors=1)
+    PReLU(num_parameters=3)
     """
     cls = KNOWN.get(name)
     if cls is None or (cls in CONSTRUCTORS and arguments is None):
         raise UnsupportedError(f"a {name} can't be built from its description")
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a constructor finds unusual was said when the model was first built
-        return CONTAINERS[cls](parts, shapes) if cls in CONTAINERS else _built(name, arguments, max(tensors, 1))
+        # What a constructor finds unusual was said when the model was first built.
+        warnings.simplefilter("ignore")
+        if cls in CONTAINERS:
+            return CONTAINERS[cls](parts, shapes)
+        return _call_constructor(name, arguments, max(tensors, 1))
 
 
-def _built(name: str, arguments: Any, tensors: int) -> nn.Module:
+def _call_constructor(name: str, arguments: Any, tensors: int) -> nn.Module:
     cls = KNOWN.get(name)
     if cls not in CONSTRUCTORS or not isinstance(arguments, dict) or set(arguments) - set(CONSTRUCTORS[cls]):
         raise SennError(f"these are no arguments of a {name}")
@@ -332,5 +353,5 @@ def _from_json(value: Any, tensors: int) -> Any:
     if isinstance(value, dict):
         if set(value) != {"class", "arguments"} or not isinstance(value["class"], str):
             raise SennError("one of the arguments is neither a plain value nor a layer")
-        return _built(value["class"], value["arguments"], tensors)
+        return _call_constructor(value["class"], value["arguments"], tensors)
     return _INFINITE.get(value, value) if isinstance(value, str) else value

@@ -1,8 +1,8 @@
-"""Exchanging parts, numbers and tensors of a model: first a plan of it all, then everything at once."""
+"""Replacing children, attributes and tensors of a model: a plan of everything first, then all at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,20 +14,20 @@ from senn.checkpoint.schema import Description, is_plain
 from senn.errors import SennError, UnsupportedError
 
 TensorSlot = tuple[MutableMapping[str, Any], str, Any]
-"""An entry of a module's dictionaries, and what will stand there."""
+"""An entry of one of a module's dictionaries, as (dictionary, key, value that it will have)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TensorPlace:
-    """Where a tensor of the description goes.
+    """Where a described tensor goes.
 
     Attributes:
-        holder: dictionary of a module that holds it.
-        key: its name in there.
+        holder: the dictionary of a module that has it.
+        key: its key there.
         name: its full name in the description.
-        old: what stands there now.
+        old: the tensor that stands there now.
         device: where the new one goes.
-        fresh: whether it belongs to the given model; otherwise to a module made for the occasion.
+        fresh: True if it belongs to the caller's model; False if to a module that is new.
     """
 
     holder: MutableMapping[str, Any]
@@ -38,17 +38,17 @@ class TensorPlace:
     fresh: bool
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ResizePlan:
-    """What is to be exchanged, and what was found where.
+    """Everything that will be replaced, and which module was found at which path.
 
     Attributes:
-        slots: parts and attributes.
+        slots: children and attributes.
         places: tensors.
-        found: modules by their path in the description.
-        shared: paths under which a module was said to stand again, and the module that does.
-        counts: numbers in a module's configuration that may count layers, as they were saved.
-        longer: numbers of parts of containers that get more of them, now and then.
+        found: (path in the description, module).
+        shared: (path, path of the module that stands there too, the module that does so in the caller's model).
+        counts: numbers in a module's configuration that may count layers, with their saved values.
+        longer: (number of children now, number of children then) of each container that gets more of them.
     """
 
     slots: list[TensorSlot] = field(default_factory=list)
@@ -62,29 +62,45 @@ class ResizePlan:
     def _lists(self) -> tuple[list[Any], ...]:
         return self.slots, self.places, self.found, self.shared, self.counts, self.longer
 
-    def savepoint(self) -> list[int]:
-        """How far it has come."""
-        return [len(held) for held in self._lists]
+    def mark(self) -> list[int]:
+        """Return a mark to which `back_to` can return: the lengths of all lists."""
+        return [len(entries) for entries in self._lists]
 
     def back_to(self, mark: list[int]) -> None:
-        """Forget what came after a mark."""
-        for held, length in zip(self._lists, mark, strict=True):
-            del held[length:]
+        """Drop everything that was planned after a mark: that way of reading the description has failed."""
+        for entries, length in zip(self._lists, mark, strict=True):
+            del entries[length:]
 
 
-def filled(places: list[TensorPlace], description: Description, tensors: Mapping[str, Tensor]) -> list[TensorSlot]:
-    """New Parameters and buffers for all places; tied names get the same one."""
+def fill_places(
+    places: Sequence[TensorPlace], description: Description, tensors: Mapping[str, Tensor]
+) -> list[TensorSlot]:
+    """Make a new Parameter or buffer for each place; tied names get the same one.
+
+    Args:
+        places: of all tensors.
+        description: of the saved model.
+        tensors: stored tensors by full name.
+
+    Returns:
+        What to put where.
+
+    Raises:
+        SennError: a stored tensor doesn't fit its place, or the caller's model ties what the saved one doesn't.
+        UnsupportedError: a place holds a tensor of an owner's class.
+    """
     made: dict[str, Tensor] = {}
-    firsts: dict[int, str] = {}
+    first_names: dict[int, str] = {}
     slots: list[TensorSlot] = []
-    for place in sorted(places, key=lambda one: one.name in description.transient):
+    # Transient buffers last: one that is tied to a parameter needs the new parameter.
+    for place in sorted(places, key=lambda place: place.name in description.transient):
         first = description.tied.get(place.name, place.name)
-        if place.name in description.transient and first not in made and not _needed(place, tensors[first]):
+        is_transient = place.name in description.transient
+        if is_transient and first not in made and not _is_needed(place, tensors[first]):
             continue
-        if firsts.setdefault(id(place.old), first) != first:
-            raise SennError(
-                f"{place.name!r} and {firsts[id(place.old)]!r} are one tensor in the given model, two in the saved one"
-            )
+        if first_names.setdefault(id(place.old), first) != first:
+            other = first_names[id(place.old)]
+            raise SennError(f"{place.name!r} and {other!r} are one tensor in the given model, two in the saved one")
         if first not in made:
             made[first] = successor(place, tensors[first], place.name in description.frozen)
         elif isinstance(made[first], nn.Parameter) != isinstance(place.old, nn.Parameter):
@@ -93,24 +109,33 @@ def filled(places: list[TensorPlace], description: Description, tensors: Mapping
     return slots
 
 
-def _needed(place: TensorPlace, stored: Tensor) -> bool:
-    """Whether a buffer that isn't in the state must be replaced: growth resized it, or it has no numbers yet.
+def _is_needed(place: TensorPlace, stored: Tensor) -> bool:
+    """Return True if a buffer outside the state must be replaced: growth resized it, or it has no numbers yet.
 
-    Otherwise it is what its owner's code computes.
+    Otherwise it stays as its owner's code computed it.
     """
     return place.old.shape != stored.shape or place.old.is_meta
 
 
 def successor(place: TensorPlace, stored: Tensor, frozen: bool) -> Tensor:
-    """A tensor of the old one's kind with the stored numbers."""
+    """Make the tensor that takes a place: of the old one's kind, with the stored numbers.
+
+    Args:
+        place: where it goes.
+        stored: its numbers, of any shape.
+        frozen: True if a new module's parameter isn't trained; the caller's model keeps its own choice.
+
+    Returns:
+        A Parameter or buffer on the place's device, with the attributes that the old one's owner gave it.
+
+    Raises:
+        SennError: the stored numbers are of another kind (whole, real, complex), or the device can't take them.
+        UnsupportedError: the old tensor is of an owner's class.
+    """
     old = place.old
     if not is_plain(old):
         raise UnsupportedError(f"{place.name!r} is a {type(old).__name__}, whose numbers can't be read back")
-    # What a layer of the table is built with is always real; the file may have it as complex numbers.
-    real = not (old.is_complex() if place.fresh else stored.is_complex())
-    alike = stored.is_floating_point() if real else stored.is_complex()
-    if not (alike if old.is_floating_point() or old.is_complex() else stored.dtype == old.dtype):
-        raise SennError(f"{WEIGHTS} holds {place.name!r} as {stored.dtype}, but it is {old.dtype}")
+    _check_kind(place, stored)
     try:
         new = stored.to(place.device)
     except RuntimeError as error:
@@ -121,20 +146,41 @@ def successor(place: TensorPlace, stored: Tensor, frozen: bool) -> Tensor:
     return new
 
 
-def flat_weights(modules: list[nn.Module], slots: list[TensorSlot]) -> list[TensorSlot]:
-    """Recurrent layers keep a list of their parameters besides."""
-    news = {(id(holder), key): new for holder, key, new in slots}
-    found: list[TensorSlot] = []
+def _check_kind(place: TensorPlace, stored: Tensor) -> None:
+    """Check that real numbers replace real ones, complex ones complex ones, and whole ones those of the same dtype."""
+    old = place.old
+    # What a layer of the table is built with is always real, while the saved model may have made it complex.
+    real = not (old.is_complex() if place.fresh else stored.is_complex())
+    is_alike = stored.is_floating_point() if real else stored.is_complex()
+    if not (old.is_floating_point() or old.is_complex()):
+        is_alike = stored.dtype == old.dtype
+    if not is_alike:
+        raise SennError(f"{WEIGHTS} holds {place.name!r} as {stored.dtype}, but it is {old.dtype}")
+
+
+def flat_weights(modules: Sequence[nn.Module], slots: Sequence[TensorSlot]) -> list[TensorSlot]:
+    """Plan the second list of parameters that recurrent layers keep.
+
+    Args:
+        modules: all modules.
+        slots: what will be replaced.
+
+    Returns:
+        `_flat_weights` of each recurrent layer, with the new parameters in it: its forward reads this list, not the
+        attributes, and would go on with the old numbers.
+    """
+    replaced = {(id(holder), key): new for holder, key, new in slots}
+    flat_slots: list[TensorSlot] = []
     for module in modules:
         if isinstance(module, nn.RNNBase):
-            held = module._parameters
-            flat = [news.get((id(held), name), held.get(name)) for name in module._flat_weights_names]
-            found.append((vars(module), "_flat_weights", flat))
-    return found
+            own = module._parameters
+            flat = [replaced.get((id(own), name), own.get(name)) for name in module._flat_weights_names]
+            flat_slots.append((vars(module), "_flat_weights", flat))
+    return flat_slots
 
 
-def exchange(slots: list[TensorSlot]) -> None:
-    """Put everything in its place; all or nothing."""
+def exchange(slots: Sequence[TensorSlot]) -> None:
+    """Put every value in its slot, or none of them if anything is raised in between (Ctrl-C, for one)."""
     olds = [(holder, key, holder[key]) for holder, key, _ in slots]
     try:
         for holder, key, new in slots:

@@ -1,4 +1,4 @@
-"""The numbers of a model's configuration, which are to say its sizes: `config.intermediate_size` and the like."""
+"""Keeping a model's configuration (`config.intermediate_size` and the like) in line with its sizes."""
 
 from __future__ import annotations
 
@@ -8,65 +8,78 @@ from typing import Any
 import torch
 from torch import nn
 
+Sizes = tuple[dict[str, tuple[int, ...]], dict[str, tuple[type, dict[str, int]]]]
+"""Shapes of the state's tensors by full name, and (class, whole numbers) of each module by path."""
 
-def follow(model: nn.Module) -> bool:
-    """Bring the numbers of a model's configuration in line with its sizes, where they can say these.
 
-    A model without numbers is built of the configuration, and compared in all sizes.
+def update_config(model: nn.Module) -> bool:
+    """Update the numbers in a model's configuration after growth, if they can say its sizes.
+
+    Nothing tells which number of a configuration says which size. So a model is built from the configuration, without
+    memory, and compared with the real one: a number is a candidate if every size that had this value has changed to one
+    other value. What is built from the new configuration must then agree in all sizes.
+
+    Args:
+        model: any module; one without a `config` that has `to_dict` needs nothing.
 
     Returns:
-        Whether they say it now; they are left as they are if not.
+        True if the configuration says all sizes now; False if no choice of its numbers does. It is unchanged then.
     """
     config: Any = getattr(model, "config", None)
-    if not hasattr(config, "to_dict") or _built(model, config) == _described(model):
+    if not hasattr(config, "to_dict"):
         return True
-    small = _built_shapes(model, config)
-    pairs: dict[int, set[int]] = {}
-    for name, shape in _shapes(model).items():
-        for old, new in zip(small.get(name, ()), shape, strict=False):
-            if old != new:
-                pairs.setdefault(old, set()).add(new)
+    built, wanted = _build(model, config), _sizes(model)
+    if built is not None and _sizes(built) == wanted:
+        return True
+    changes = _changed_sizes({} if built is None else _shapes(built), _shapes(model))
     numbers = {key: value for key, value in config.to_dict().items() if type(value) is int}
-    keys = {key: value for key, value in numbers.items() if len(pairs.get(value, ())) == 1}
+    keys = {key: value for key, value in numbers.items() if len(changes.get(value, ())) == 1}
+    # All candidates together, else one alone: two numbers may be equal by chance, and only one of them has changed.
     for chosen in (keys, *({key: value} for key, value in keys.items())):
+        news = {key: min(changes[value]) for key, value in chosen.items()}
+        if not news:
+            continue
         trial = copy.deepcopy(config)
-        for key, value in chosen.items():
-            setattr(trial, key, min(pairs[value]))
-        if chosen and _built(model, trial) == _described(model):
-            for key, value in chosen.items():
-                setattr(config, key, min(pairs[value]))
+        _assign(trial, news)
+        built = _build(model, trial)
+        if built is not None and _sizes(built) == wanted:
+            _assign(config, news)
             return True
     return False
 
 
-def _bare(model: nn.Module, config: Any) -> nn.Module | None:
-    """A model of a configuration without numbers; None if there is none of it."""
+def _changed_sizes(small: dict[str, tuple[int, ...]], grown: dict[str, tuple[int, ...]]) -> dict[int, set[int]]:
+    """Map each old size to the new ones that dimensions of this size have now."""
+    changes: dict[int, set[int]] = {}
+    for name, shape in grown.items():
+        for old, new in zip(small.get(name, ()), shape, strict=False):
+            if old != new:
+                changes.setdefault(old, set()).add(new)
+    return changes
+
+
+def _assign(config: Any, values: dict[str, int]) -> None:
+    for key, value in values.items():
+        setattr(config, key, value)
+
+
+def _build(model: nn.Module, config: Any) -> nn.Module | None:
+    """Build a model from a configuration, without memory for its tensors; None if its class can't."""
     try:
+        # The caller's random numbers must not change: some classes draw outside of what the meta device skips.
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            made: nn.Module = type(model)(copy.deepcopy(config))
-            return made
-    except Exception:  # whatever its owner's code makes of such numbers
+            built: nn.Module = type(model)(copy.deepcopy(config))
+            return built
+    except Exception:  # its owner's code may raise anything on numbers that don't go together
         return None
 
 
-def _built(model: nn.Module, config: Any) -> Any:
-    bare = _bare(model, config)
-    return None if bare is None else _described(bare)
-
-
-def _built_shapes(model: nn.Module, config: Any) -> dict[str, tuple[int, ...]]:
-    bare = _bare(model, config)
-    return {} if bare is None else _shapes(bare)
-
-
-def _described(model: nn.Module) -> Any:
-    """All that a configuration must say: classes, sizes, whole numbers of every module."""
-    shapes_ = _shapes(model)
-    numbers = {
-        path: (type(module), {k: v for k, v in vars(module).items() if type(v) is int and not k.startswith("_")})
-        for path, module in model.named_modules()
-    }
-    return shapes_, numbers
+def _sizes(model: nn.Module) -> Sizes:
+    modules: dict[str, tuple[type, dict[str, int]]] = {}
+    for path, module in model.named_modules():
+        numbers = {key: value for key, value in vars(module).items() if type(value) is int and not key.startswith("_")}
+        modules[path] = type(module), numbers
+    return _shapes(model), modules
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,7 @@
-"""The two files: written whole or not at all, believed only if they are what was written."""
+"""Reading and writing `model.safetensors` and `model.json`: atomically, and with checksums.
+
+The JSON carries the SHA-256 checksum of the file with the numbers and one of itself.
+"""
 
 from __future__ import annotations
 
@@ -17,42 +20,50 @@ from senn.errors import SennError
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT, VERSION = "senn-model", 2
 READABLE = (1, 2)
-"""Versions that are read. 1 knew fewer layers, neither shared modules nor buffers that aren't in the state."""
+"""Format versions that can be read. 1 knew fewer layers, neither shared modules nor buffers outside the state."""
 
-_HEADER = 1 << 27
-"""Bytes of a safetensors header at most."""
+# About 100 bytes describe a tensor, so this is room for a million of them; a forged header can't be longer.
+_MOST_HEADER_BYTES = 1 << 27
+# complex128, the widest type of numbers
+_MOST_BYTES_PER_ENTRY = 16
 _KEYS = {"format", "version", "weights_sha256", "model", "tied", "frozen", "extra", "checksum"}
 
 
 def write(folder: Path, tensors: dict[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write both files.
+    """Write both files of a model.
 
     Args:
-        folder: made if need be.
-        tensors: on the CPU, none sharing memory with another.
-        description: all of the JSON that isn't said by the files themselves.
+        folder: created if missing.
+        tensors: by full name, on the CPU, none sharing memory with another.
+        description: entries of the JSON besides its format, version and checksums.
 
     Raises:
-        SennError: if `extra` isn't JSON-able, or the folder can't be written.
+        SennError: `extra` isn't JSON-able, or the folder can't be written.
     """
-    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    data = safetensors.torch.save(plain, {"format": "pt"})  # as other libraries ask for
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    # transformers and others read a safetensors file only if its metadata names the format "pt".
+    data = safetensors.torch.save(contiguous, {"format": "pt"})
     head = {"format": FORMAT, "version": VERSION, "weights_sha256": atomic_files.bytes_digest(data)}
     try:
-        text = atomic_files.write_checksummed_json({**head, **description})
+        text = atomic_files.to_checksummed_json({**head, **description})
     except (TypeError, ValueError, RecursionError) as error:
         raise SennError(f"extra can't be written as JSON: {error}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as done:
+        # Both are complete on the disk before either is renamed: an old model is never mixed with a new one.
+        with ExitStack() as renames:
             for name, content in ((WEIGHTS, data), (DESCRIPTION, text)):
-                done.enter_context(atomic_files.atomic_write(folder / name, content))
+                renames.enter_context(atomic_files.atomic_write(folder / name, content))
     except OSError as error:
         raise SennError(f"the model can't be written to {str(folder)!r}: {error.strerror or error}") from error
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The JSON: of a known version, with the right checksum and the right keys. What they hold isn't checked yet."""
+    """Read `model.json` and check its version, checksum and keys, but not yet its values.
+
+    Raises:
+        SennError: it is missing, damaged, or of a version that can't be read.
+    """
     path, data = folder / DESCRIPTION, _read(folder, DESCRIPTION)
     otherwise = "doesn't describe a model that senn saved"
     document = atomic_files.parse_checksummed_json(data, path, FORMAT, READABLE, otherwise)
@@ -63,49 +74,68 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path, sha256: object, entries: int) -> dict[str, Tensor]:
-    """The numbers, if they are those that the description was written for.
+    """Read `model.safetensors` if it is the file that the description was written for.
 
     Args:
-        folder: of the model.
-        sha256: what the description says of the file.
-        entries: of all tensors that it tells of together; a file that is longer than these can be isn't read.
+        folder: that of the model.
+        sha256: checksum of the file, from the description.
+        entries: number of entries of all described tensors, which limits the size of the file.
+
+    Returns:
+        Tensors by full name.
+
+    Raises:
+        SennError: it is missing, isn't that file, or holds NaN.
     """
-    path, data = folder / WEIGHTS, _read(folder, WEIGHTS, most=_HEADER + 16 * entries)
+    most = _MOST_HEADER_BYTES + _MOST_BYTES_PER_ENTRY * entries
+    path, data = folder / WEIGHTS, _read(folder, WEIGHTS, most)
     if atomic_files.bytes_digest(data) != sha256:
         raise SennError(f"{str(path)!r} is damaged: it isn't the file that was saved with {DESCRIPTION}")
-    tensors = tensors_of(data, path)
+    tensors = parse_tensors(data, path)
     for name, tensor in tensors.items():
         if has_nan(tensor):
             raise SennError(f"{name!r} in {str(path)!r} holds NaN")
     return tensors
 
 
-def tensors_of(data: bytes, path: Path) -> dict[str, Tensor]:
-    """What the bytes of a safetensors file hold."""
+def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Parse the content of a safetensors file.
+
+    Args:
+        data: content of the file.
+        path: the file, for errors.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        SennError: it isn't a safetensors file.
+    """
     try:
         return safetensors.torch.load(data)
-    except Exception as error:  # whatever its parser makes of foreign bytes
+    except Exception as error:  # the parser may raise anything on foreign bytes
         raise SennError(f"{str(path)!r} is damaged: {' '.join(str(error).split())}") from error
 
 
 def _read(folder: Path, name: str, most: int = atomic_files.MOST) -> bytes:
     try:
         return atomic_files.read(folder / name, most)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise SennError(f"{str(folder)!r} holds no saved model ({name}: {reason})") from error
 
 
 def has_nan(tensor: Tensor) -> bool:
-    """Whether any entry is NaN, for every type of numbers."""
-    return bool(_asked(tensor).isnan().any())
+    """Return True if any entry is NaN, for any type of numbers."""
+    return bool(_testable(tensor).isnan().any())
 
 
 def has_infinity(tensor: Tensor) -> bool:
-    """Whether any entry is infinite, for every type of numbers."""
-    return bool(_asked(tensor).isinf().any())
+    """Return True if any entry is infinite, for any type of numbers."""
+    return bool(_testable(tensor).isinf().any())
 
 
-def _asked(tensor: Tensor) -> Tensor:
-    """Floating-point numbers of one byte can't be asked themselves."""
-    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+def _testable(tensor: Tensor) -> Tensor:
+    # torch has no isnan and isinf for floating-point numbers of one byte (float8)
+    is_one_byte = tensor.is_floating_point() and tensor.element_size() == 1
+    return tensor.float() if is_one_byte else tensor

@@ -1,4 +1,4 @@
-"""What goes on changing while a model is trained, for a checkpoint: the model as it is, and any nesting as JSON."""
+"""Model states and other nested values for checkpoints that are written in the middle of training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from senn._records import reading_state
 from senn.checkpoint.describe import describe
-from senn.checkpoint.model_files import VERSION, tensors_of
+from senn.checkpoint.model_files import VERSION, parse_tensors
 from senn.checkpoint.resize import resize_model
 from senn.checkpoint.schema import parse
 from senn.errors import SennError
@@ -21,7 +21,10 @@ State = dict[str, Any]
 
 
 def model_state(model: nn.Module) -> State:
-    """A model of any size as plain values and copies of its tensors: for a checkpoint that others write.
+    """Return a model of any size as plain values and copies of its tensors.
+
+    Returns:
+        The format version, the description, and the tensors by full name, for `load_model_state`.
 
     Raises:
         SennError: a parameter isn't finite.
@@ -32,10 +35,15 @@ def model_state(model: nn.Module) -> State:
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Make a freshly built model what another of its classes was: widths, inserted layers, repeated blocks, numbers.
+    """Resize a fresh model to match a saved one (widths, inserted layers, repeated blocks), and load its numbers.
+
+    Args:
+        model: freshly built, of the same classes.
+        state: from `model_state`.
 
     Raises:
-        SennError: the state isn't one of a model like it, which then is unchanged.
+        SennError: the state isn't one of a model like it, which is unchanged then.
+        UnsupportedError: the saved model had a module that only its owner can build; the model is unchanged.
     """
     with reading_state("this isn't the state of a model"):
         version, described, tensors = state["version"], state["description"], state["tensors"]
@@ -43,13 +51,21 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any]) -> None:
             raise SennError(f"this is a model's state of version {version}; this senn reads {VERSION}")
         description = parse({**described, "version": version, "weights_sha256": "", "extra": {}})
         description.check(tensors)
+    # Copies: the model's parameters must not share memory with a state that may be loaded once more.
     resize_model(description, {name: tensor.clone() for name, tensor in tensors.items()}, model)
 
 
 def packed(state: Any) -> tuple[Any, bytes]:
-    """A nesting of plain values and tensors as JSON and a safetensors file; nothing of it is lost.
+    """Pack nested plain values and tensors into JSON and a safetensors file, without loss.
 
-    Tensors keep the order of their dimensions in memory too, on which the last bit of a product may depend.
+    Tuples, infinities and keys that aren't strings survive. So does the order of a tensor's dimensions in memory
+    (channels last), on which the last bit of a product may depend.
+
+    Args:
+        state: None, numbers, strings, tensors, and lists, tuples and mappings of them.
+
+    Returns:
+        The JSON, and the content of the file.
 
     Raises:
         TypeError: it holds something else.
@@ -65,11 +81,7 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, float):
         return value if isfinite(value) else {"float": str(value)}
     if isinstance(value, Tensor):
-        strides = value.stride()
-        order = sorted(range(value.dim()), key=lambda dim: (-strides[dim], dim))
-        name = str(len(tensors))
-        tensors[name] = value.detach().permute(order).cpu().contiguous().clone()
-        return {"tensor": name} if order == sorted(order) else {"tensor": name, "order": order}
+        return _packed_tensor(value, tensors)
     if isinstance(value, list):
         return [_packed(item, tensors) for item in value]
     if isinstance(value, tuple):
@@ -81,18 +93,30 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a {type(value).__name__} is neither a plain value nor a tensor")
 
 
+def _packed_tensor(value: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Add a tensor to those of the file, its dimensions sorted by their strides: safetensors stores contiguous ones."""
+    strides = value.stride()
+    order = sorted(range(value.dim()), key=lambda dim: (-strides[dim], dim))
+    name = str(len(tensors))
+    tensors[name] = value.detach().permute(order).cpu().contiguous().clone()
+    return {"tensor": name} if order == sorted(order) else {"tensor": name, "order": order}
+
+
 def unpacked(document: Any, data: bytes, path: Path) -> Any:
-    """What `packed` was given.
+    """Unpack what `packed` packed.
 
     Args:
-        document: its JSON.
-        data: its file.
-        path: for what is said of damage.
+        document: the JSON.
+        data: content of the file.
+        path: the file, for errors.
+
+    Returns:
+        The nested values; tensors are on the CPU.
 
     Raises:
-        SennError: it isn't what `packed` gave.
+        SennError: `packed` made no such JSON or file.
     """
-    tensors = tensors_of(data, path)
+    tensors = parse_tensors(data, path)
     with reading_state(f"{str(path)!r} is damaged"):
         return _unpacked(document, tensors)
 
@@ -102,7 +126,8 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return [_unpacked(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
-    if "tensor" in value:  # a copy, since those of a file needn't lie in memory where tensors do
+    if "tensor" in value:
+        # A copy: tensors of a file needn't be aligned in memory as torch aligns its own, and then add up differently.
         tensor = tensors[value["tensor"]].clone()
         order = value.get("order", [*range(tensor.dim())])
         return tensor.permute([order.index(dim) for dim in range(tensor.dim())])

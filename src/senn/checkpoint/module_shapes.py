@@ -1,7 +1,7 @@
-"""A model's sizes without its numbers: for checkpoints of others, which hold the numbers and fit no other size.
+"""A model's sizes without its numbers, for checkpoints of other libraries.
 
-`sizes` goes into the checkpoint. Before its numbers are loaded, `resize_like` gives a fresh model the sizes; then
-`optimizers.hold` gives an optimizer that was made of the fresh model its parameters.
+Those hold the numbers, and fit no model of another size. What `describe_shapes` returns goes into the checkpoint. Before
+its numbers are loaded, `resize_like` gives a fresh model these sizes; then `rebind_optimizer` gives its parameters to an optimizer that was made of the fresh model.
 """
 
 from __future__ import annotations
@@ -23,59 +23,92 @@ _KEYS = ("model", "tied", "frozen", "transient")
 
 
 def describe_shapes(model: nn.Module) -> dict[str, Any]:
-    """What `resize_like` needs: JSON-able, but for `buffers`, the tensors that aren't in the model's state, by name.
+    """Describe a model's modules and sizes, for `resize_like`.
+
+    Returns:
+        JSON-able entries, but for `buffers`: the tensors outside the model's state, by full name.
 
     Raises:
         UnsupportedError: the model keeps state that isn't plain tensors.
+
+    >>> grown, fresh = nn.Linear(2, 7), nn.Linear(2, 3)
+    >>> resize_like(fresh, describe_shapes(grown))
+    >>> fresh
+    Linear(in_features=2, out_features=7, bias=True)
     """
     described, buffers = describe(model, numbers=False)
     return {**described, "buffers": buffers}
 
 
 def tensor_shapes(saved: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in the state of a model of these sizes, by full name."""
+    """Return the shapes of the tensors in the state of a model that `describe_shapes` described, by full name.
+
+    Raises:
+        SennError: it described none.
+
+    >>> tensor_shapes(describe_shapes(nn.Linear(2, 3)))
+    {'weight': (3, 2), 'bias': (3,)}
+    """
     description = _description(saved)
     return {name: shape for name, shape in description.shapes.items() if name not in description.transient}
 
 
 class ModuleSnapshot:
-    """Which parts a model has now, so that it can be given them back when layers have come in between.
+    """A record of which submodules a model has, to restore it after layers were inserted.
 
     Args:
         model: any module; nothing is copied.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3))
+    >>> snapshot = ModuleSnapshot(model)
+    >>> model.append(nn.ReLU())
+    Sequential(
+      (0): Linear(in_features=2, out_features=3, bias=True)
+      (1): ReLU()
+    )
+    >>> snapshot.restore()
+    >>> model
+    Sequential(
+      (0): Linear(in_features=2, out_features=3, bias=True)
+    )
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._parts = [(module, dict(module._modules)) for module in model.modules()]
+        self._children = [(module, dict(module._modules)) for module in model.modules()]
 
     def restore(self) -> None:
-        """Give them back: what was put before or after a part, or into a list, is gone."""
-        for module, parts in self._parts:
-            module._modules = dict(parts)
+        """Restore the recorded submodules; modules inserted since are dropped."""
+        for module, children in self._children:
+            # A copy, so that the snapshot can be restored again after the model has grown again.
+            module._modules = dict(children)
 
 
 def resize_like(model: nn.Module, saved: Mapping[str, Any], parts: ModuleSnapshot | None = None) -> None:
-    """Give a model other sizes, in place: all or nothing.
+    """Give a model other sizes, in place: all of them, or none if it raises.
 
-    Tensors whose shape is the same stay the same objects; the others are replaced by zeros, for a state to be loaded.
+    Tensors that have the right shape already stay the same objects; the others are replaced by zeros, for a state to be
+    loaded into.
 
     Args:
-        model: of the same classes, of any size.
-        saved: what `sizes` gave.
-        parts: that it had before it grew, if it has grown since: the saved sizes may be of less depth.
+        model: a model of the same classes, of any size.
+        saved: sizes, from `describe_shapes`.
+        parts: the submodules that the model had before it grew, if it has grown since: the saved sizes may be of less
+            depth. None for a model that hasn't.
 
     Raises:
-        SennError: it isn't like that model; it is unchanged.
+        SennError: the sizes aren't those of a model like it; the model is unchanged.
+        UnsupportedError: the saved model had a module that only its owner can build; the model is unchanged.
     """
     description, now = _description(saved), ModuleSnapshot(model)
     if parts is not None:
         parts.restore()
     try:
-        fitting = ModelResizer(description, model)
-        fitting.run()
-        slots = [*fitting.plan.slots, *_emptied(fitting.plan.places, description, saved["buffers"])]
-        exchange([*slots, *flat_weights([module for _, module in fitting.plan.found], slots)])
+        resizer = ModelResizer(description, model)
+        resizer.run()
+        slots = [*resizer.plan.slots, *_emptied(resizer.plan.places, description, saved["buffers"])]
+        modules = [module for _, module in resizer.plan.found]
+        exchange([*slots, *flat_weights(modules, slots)])
     except BaseException:
         now.restore()
         raise
@@ -91,7 +124,7 @@ def _description(saved: Mapping[str, Any]) -> Description:
 def _emptied(
     places: Sequence[TensorPlace], description: Description, buffers: Mapping[str, Tensor]
 ) -> list[TensorSlot]:
-    """What stands in every place: what did, if it has the right shape."""
+    """Make the tensor for every place: the old one if it has the right shape, else a buffer's numbers, else zeros."""
     made: dict[str, Tensor] = {}
     slots: list[TensorSlot] = []
     for place in places:

@@ -1,197 +1,195 @@
-"""Making a fresh model what was saved: everything is compared and planned first, then exchanged at once.
+"""Resizing a fresh model to match a saved one: plan every change, then apply them together.
 
-Surgery leaves three marks on a tree of modules, and these are what a description may differ by from a fresh model:
+Surgery leaves three marks on a tree of modules, and a description may differ from a fresh model by these alone:
 
 - a layer inserted before a linear map or convolution: `Sequential(new layers..., the map)` at the map's place;
 - a block put after another one: `Sequential(block, copy)` at the block's place, or
-- more parts in a Sequential or ModuleList than there were, some of them like the part before.
+- more children in a Sequential or ModuleList than before, each of the new ones like the child in front of it.
 
-Layers of the table are built; modules of other classes that a fresh model has too few of are copies of those it has.
+Layers of the table of constructors are built. Modules of other classes, of which the saved model has more than the
+fresh one, are copies of those that this has.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from senn.checkpoint.constructors import CONSTRUCTORS, HOLDERS, KNOWN, class_name, construct, is_named
-from senn.checkpoint.describe import plain_attributes
-from senn.checkpoint.exchange import ResizePlan, TensorPlace, exchange, filled, flat_weights
-from senn.checkpoint.model_files import DESCRIPTION
-from senn.checkpoint.schema import Description, Node, join, own_tensors
-from senn.errors import SennError, UnsupportedError
+from senn.checkpoint.constructors import class_name
+from senn.checkpoint.exchange import exchange, fill_places, flat_weights
+from senn.checkpoint.match import ModuleMatcher, count_disagreements
+from senn.checkpoint.module_builder import ModuleBuilder, add_child
+from senn.checkpoint.schema import Description, Node, join
+from senn.errors import SennError
 from senn.surgery.plan import BEFORE
+
+Way = Callable[[Node, nn.Module, str], nn.Module]
 
 
 class ModelResizer:
-    """A description, held against a given model or built from nothing.
+    """Plans how a given model becomes what is described, or how that is built from nothing.
 
     Args:
         description: of the saved model.
-        given: the model that is to become like it, or None.
+        given: the model that is to become like it; None to build one.
+
+    Attributes:
+        plan: what will be replaced.
     """
 
     def __init__(self, description: Description, given: nn.Module | None) -> None:
-        self.description, self.given, self.plan = description, given, ResizePlan()
-        self._bare = description.version == 1  # classes outside the old table had no home in their names
+        self.description, self.given = description, given
+        self._matcher = ModuleMatcher(description, given)
+        self._builder = ModuleBuilder(self._matcher, given, self.fit)
+        self.plan = self._matcher.plan
+        # Pairs that were compared in vain. Without this memory, nested Sequentials are compared in exponentially many
+        # ways. It holds the module too, which keeps its id from being used again.
         self._failed: dict[tuple[int, int], tuple[SennError, nn.Module]] = {}
-        held = [] if given is None else [*given.parameters(), *given.buffers()]
-        self._device = next((tensor.device for tensor in held if not tensor.is_meta), torch.device("cpu"))
-        self._old = {id(tensor) for tensor in held}
 
-    # ---- a module that is there
+    def run(self) -> nn.Module:
+        """Plan everything.
+
+        Returns:
+            The given model, not yet changed, or a new one without numbers.
+
+        Raises:
+            SennError: it can't be done; nothing was changed.
+            UnsupportedError: a class that only its owner can build is missing.
+        """
+        root = self.description.root
+        if self.given is None:
+            return self._builder.make(root, "")
+        if self.fit(root, self.given, "") is not self.given:
+            raise SennError("something was put before or after the only layer of the saved model; load it without into")
+        self._check_shared()
+        # A number in a configuration is rewritten if it equaled the length of a list that gets longer, and equals the
+        # new length in the saved model.
+        self.plan.slots += [slot for slot in self.plan.counts if (slot[0][slot[1]], slot[2]) in self.plan.longer]
+        return self.given
+
+    def _check_shared(self) -> None:
+        """Check that the same places hold one module in both models."""
+        found: dict[str, nn.Module] = {}
+        paths: dict[int, str] = {}
+        for path, module in self.plan.found:
+            found[path] = module
+            first = paths.setdefault(id(module), path)
+            if first != path and not self._matcher.is_version_1:
+                raise SennError(f"{path} and {first} are one module in the given model, two in the saved one")
+        for path, same, module in self.plan.shared:
+            if found.get(same) is not module:
+                raise SennError(f"{path} and {same or 'the model'} are one module in the saved model, but not here")
 
     def fit(self, node: Node, module: nn.Module, path: str) -> nn.Module:
         """Plan how a module becomes what is described.
+
+        Args:
+            node: the description.
+            module: the module.
+            path: of the module in the description.
 
         Returns:
             What belongs at the module's place: itself, or a Sequential around it.
 
         Raises:
-            SennError: it can't; the plan is as it was.
+            SennError: it can't become that; the plan is as it was.
         """
         key = (id(node), id(module))
         if key in self._failed:
             raise self._failed[key][0]
-        sequence = node.cls == "torch.nn.Sequential" and len(node.children) > 1
-        ways: list[Callable[[Node, nn.Module, str], nn.Module]] = []
-        if not sequence or self._same_class(node, module):
-            ways.append(self._as_it_is)
-        if isinstance(module, nn.Sequential | nn.ModuleList) and len(node.children) > len(module):
-            ways.append(self._with_more_parts)
-        if sequence:
-            ways.append(self._wrapped)
-        mark, errors = self.plan.savepoint(), []
-        for way in ways:
+        mark, errors = self.plan.mark(), []
+        for way in self._ways(node, module):
             try:
                 return way(node, module, path)
             except SennError as error:
                 self.plan.back_to(mark)
                 errors.append(error)
-        self._failed[key] = errors[0], module  # holding the module keeps its id from being used again
+        # The first way is the plainest one, and so is its complaint.
+        self._failed[key] = errors[0], module
         raise errors[0]
 
-    def _same_class(self, node: Node, module: nn.Module) -> bool:
-        return is_named(module, node.cls, bare=self._bare)
+    def _ways(self, node: Node, module: nn.Module) -> list[Way]:
+        """List the ways in which surgery may have made a module what is described, the plainest first."""
+        is_sequence = node.cls == "torch.nn.Sequential" and len(node.children) > 1
+        ways: list[Way] = []
+        if not is_sequence or self._matcher.is_same_class(node, module):
+            ways.append(self._with_same_children)
+        if isinstance(module, nn.Sequential | nn.ModuleList) and len(node.children) > len(module):
+            ways.append(self._with_more_children)
+        if is_sequence:
+            ways.append(self._wrapped)
+        return ways
 
-    def _itself(self, node: Node, module: nn.Module, path: str) -> None:
-        """Class and tensors of a module, without its parts."""
-        place = path or "the model"
-        if not self._same_class(node, module):
-            raise SennError(f"{place} is a {class_name(module)}, but a {node.cls} was saved")
-        self.plan.found.append((path, module))
-        transient = {name for name in node.tensors if join(path, name) in self.description.transient}
-        own = own_tensors(module)
-        state = set(own) - module._non_persistent_buffers_set
-        if differing := sorted(state ^ (set(node.tensors) - transient)):
-            raise SennError(f"{place} and the saved model don't both have a tensor {differing[0]!r}")
-        for name, old in own.items():
-            if name in state or name in transient:  # a fresh model may still lack what is made in its first forward
-                self._tensor(module, name, old, path, node.tensors[name])
-
-    def _numbers(self, node: Node, module: nn.Module) -> None:
-        """The numbers of a module that growth may have rewritten."""
-        held = vars(module)
-        for name, value in node.attributes.items():
-            old_value = held.get(name)
-            new = _row_like(old_value, value) if isinstance(value, list) else value
-            # What is of another kind here is no size but a setting, and those stay as the owner chose them.
-            if type(new) is type(old_value) and new != old_value:
-                self.plan.slots.append((held, name, new))
-        for name, value in node.counts.items():
-            holder, _, key = name.partition(".")
-            inner = getattr(held.get(holder), "__dict__", None)
-            if type(inner) is dict and type(inner.get(key)) is int:
-                self.plan.counts.append((inner, key, value))
-
-    def _tensor(self, module: nn.Module, name: str, old: Tensor, path: str, shape: tuple[int, ...]) -> None:
-        if old.dim() != len(shape):
-            place = path or "the model"
-            raise SennError(f"{place}: tensor {name!r} has {old.dim()} dimensions, saved were {list(shape)}")
-        holder = module._parameters if name in module._parameters else module._buffers
-        device = self._device if old.is_meta else old.device
-        fresh = id(old) in self._old
-        self.plan.places.append(
-            TensorPlace(holder=holder, key=name, name=join(path, name), old=old, device=device, fresh=fresh)
-        )
-
-    def _as_it_is(self, node: Node, module: nn.Module, path: str) -> nn.Module:
-        """The same parts, each of which may have changed."""
-        self._itself(node, module, path)
-        self._numbers(node, module)
-        parts = self._parts(module)
-        if differing := sorted(set(parts) ^ set(node.children)):
+    def _with_same_children(self, node: Node, module: nn.Module, path: str) -> nn.Module:
+        """Plan for a module with the same children, each of which may have changed."""
+        self._matcher.match(node, module, path)
+        self._matcher.match_numbers(node, module)
+        children = self._matcher.children(module)
+        differing = sorted(set(children) ^ set(node.children))
+        if differing:
             raise SennError(f"{path or 'the model'} and the saved model don't both have a part {differing[0]!r}")
-        for name, part in parts.items():
+        for name, part in children.items():
             child = node.children[name]
             if isinstance(child, str):
                 self.plan.shared.append((join(path, name), child, part))
                 continue
-            fitting = self.fit(child, part, join(path, name))
-            if fitting is not part:
-                self.plan.slots.append((module._modules, name, fitting))
+            fitted = self.fit(child, part, join(path, name))
+            if fitted is not part:
+                self.plan.slots.append((module._modules, name, fitted))
         return module
 
-    def _parts(self, module: nn.Module) -> dict[str, nn.Module]:
-        """A module's parts; formerly, one under two names was written once."""
-        if self._bare:
-            return dict(module.named_children())
-        return {name: part for name, part in module._modules.items() if part is not None}
-
-    def _with_more_parts(self, node: Node, module: nn.Module, path: str) -> nn.Module:
-        """A container into which copies of some of its parts were put, each after the one it is like."""
-        self._itself(node, module, path)
-        self._numbers(node, module)
-        old, parts = list(self._parts(module).values()), []
+    def _with_more_children(self, node: Node, module: nn.Module, path: str) -> nn.Module:
+        """Plan for a container into which copies of its children were put, each after the one that it is like."""
+        self._matcher.match(node, module, path)
+        self._matcher.match_numbers(node, module)
+        old = list(self._matcher.children(module).values())
+        described = _without_shared(node, path)
+        parts: dict[str, nn.Module] = {}
         last = -1
-        for (name, child), number in zip(_blocks(node, path), self._sources(node, old, path), strict=True):
+        for (name, child), number in zip(described, self._sources(described, old, path), strict=True):
             place = join(path, name)
-            parts.append((name, self._twin(child, place, old[number]) if number == last
-                          else self.fit(child, old[number], place)))  # fmt: skip
+            is_copy = number == last
+            if is_copy:
+                parts[name] = self._builder.copy_like(child, place, old[number])
+            else:
+                parts[name] = self.fit(child, old[number], place)
             last = number
         self.plan.longer.append((len(old), len(parts)))
-        self.plan.slots.append((vars(module), "_modules", dict(parts)))
+        self.plan.slots.append((vars(module), "_modules", parts))
         return module
 
-    def _sources(self, node: Node, old: list[nn.Module], path: str) -> list[int]:
-        """For each part of the description, the number of the old part that it is or is a copy of.
+    def _sources(self, described: list[tuple[str, Node]], old: list[nn.Module], path: str) -> list[int]:
+        """Find the number of the old child that each described one is, or is a copy of.
 
-        The numbers rise by one or stay. Where several sequences fit, the one is taken in which most settings agree.
+        The numbers rise by one or stay. Where several sequences fit, the one with the fewest differing settings is
+        taken, by dynamic programming over the described children.
         """
-        spare = len(node.children) - len(old)
+        spare = len(described) - len(old)
+        # number of the last old child -> (differing settings so far, numbers so far), the best one
         best: dict[int, tuple[int, list[int]]] = {-1: (0, [])}
-        for index, (name, child) in enumerate(_blocks(node, path)):
+        for index, (name, child) in enumerate(described):
             now: dict[int, tuple[int, list[int]]] = {}
             for number in range(max(0, index - spare), min(index + 1, len(old))):
-                # Being the next part is preferred to being one more copy of the part before.
+                # The next child is preferred to one more copy of the child before; only blocks are copied.
                 before = [best[earlier] for earlier in (number - 1, number) if earlier in best]
                 if number in best and not _is_block(child):
                     before = before[:-1]
-                if before and self._fits(child, old[number], join(path, name)):
+                if before and self._builder.fits(child, old[number], join(path, name)):
                     cost, chosen = min(before, key=lambda one: one[0])
-                    now[number] = cost + _disagreement(child, old[number]), [*chosen, number]
+                    cost += count_disagreements(child, old[number])
+                    now[number] = cost, [*chosen, number]
             best = now
         if len(old) - 1 not in best:
-            raise SennError(f"{path or 'the model'} has {len(old)} parts, but {len(node.children)} others were saved")
+            place = path or "the model"
+            raise SennError(f"{place} has {len(old)} parts, but {len(described)} others were saved")
         return best[len(old) - 1][1]
 
-    def _fits(self, node: Node, module: nn.Module, path: str) -> bool:
-        mark = self.plan.savepoint()
-        try:
-            self.fit(node, module, path)
-        except SennError:
-            return False
-        self.plan.back_to(mark)
-        return True
-
     def _wrapped(self, node: Node, module: nn.Module, path: str) -> nn.Module:
-        """A Sequential of the module and what was put before it (a linear map) or after it (a block)."""
+        """Plan a Sequential of a module and what was put before it (a linear map) or after it (a block)."""
         names = list(node.children)
-        original = names[-1] if isinstance(module, BEFORE) else names[0]
+        is_map = isinstance(module, BEFORE)
+        original = names[-1] if is_map else names[0]
         chain = nn.Sequential()
         if node.tensors:
             raise SennError(f"{path or 'the model'} is a {class_name(module)}, but a {node.cls} was saved")
@@ -199,166 +197,50 @@ class ModelResizer:
             place = join(path, name)
             if isinstance(child, str):
                 raise SennError(f"{place} was added to the saved model and stands for another module")
-            part = self.fit(child, module, place) if name == original else self.make(child, place, module)
-            if name != original and isinstance(module, BEFORE):
-                part.to(module.weight.dtype)  # in place: what is planned holds these tensors
-            _add(chain, name, part, path)
+            if name == original:
+                part = self.fit(child, module, place)
+            else:
+                part = self._builder.make(child, place, module)
+                if isinstance(module, BEFORE):
+                    # in place: the plan refers to these tensors
+                    part.to(module.weight.dtype)
+            add_child(chain, name, part, path)
         chain.training = module.training
         self.plan.found.append((path, chain))
         return chain
 
-    # ---- a module that is new
-
-    def make(self, node: Node, path: str, near: nn.Module | None = None) -> nn.Module:
-        """A module as described.
-
-        Args:
-            node: the description.
-            path: of the module.
-            near: the part of the given model beside which it stands.
-
-        Raises:
-            UnsupportedError: it isn't made of layers of the table, nor is there one like it in the given model.
-            SennError: it is described wrongly.
-        """
-        cls = KNOWN.get(node.cls)
-        if cls is None or (cls in CONSTRUCTORS and node.arguments is None):
-            return self._twin(node, path, near)
-        try:
-            tensors = sum(len(inner.tensors) for _, inner in node.walk())
-            module = construct(node.cls, node.arguments, node.children, node.tensors, tensors)
-        except SennError as error:
-            raise SennError(f"{DESCRIPTION} describes {path or 'the model'} wrongly: {error}") from error
-        self._check_built(node, module, path)
-        self._itself(node, module, path)
-        for name, child in node.children.items():
-            place = join(path, name)
-            if isinstance(child, str):
-                part = self._made_before(child, place)
-            elif cls in HOLDERS or child.cls in KNOWN:
-                part = self.make(child, place, near)
-            else:  # a part that only this layer has
-                part = self.fit(child, module.get_submodule(name), place)
-            _add(module, name, part, path)
-        module.train(near is not None and near.training)
-        return module
-
-    def _check_built(self, node: Node, module: nn.Module, path: str) -> None:
-        """Tensors and parts, which follow from the constructor's arguments as numbers do, must be those described."""
-        wrong = f"{path or 'the model'} can't be built from {DESCRIPTION}: a {node.cls} with these arguments has"
-        shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors(module).items()}
-        for name in sorted(set(shapes) | set(node.tensors)):
-            if shapes.get(name) != node.tensors.get(name):
-                raise SennError(f"{wrong} another {name!r}")
-        if KNOWN[node.cls] not in HOLDERS and set(node.children) != set(self._parts(module)):
-            raise SennError(f"{wrong} other parts")
-
-    def _made_before(self, path: str, place: str) -> nn.Module:
-        """The module that is said to stand at a second place."""
-        if not path or place.startswith(f"{path}."):
-            raise SennError(f"{DESCRIPTION} describes {place} wrongly: it would hold itself")
-        for known, module in self.plan.found:
-            if known == path:
-                return module
-        raise SennError(f"{DESCRIPTION} describes {place} wrongly: there is no module {path!r} before it")
-
-    def _twin(self, node: Node, path: str, near: nn.Module | None) -> nn.Module:
-        """A copy of a module of the given model, made what is described."""
-        if self.given is None:
-            raise UnsupportedError(
-                f"{path or 'the model'} is a {node.cls}, which senn can't build by itself; "
-                "build one and pass it as into"
-            )
-        for module in [*(() if near is None else near.modules()), *self.given.modules()]:
-            if self._same_class(node, module) and self._fits(node, module, path):
-                try:
-                    twin = copy.deepcopy(module)
-                except Exception as error:  # it is its owner's code that failed
-                    raise UnsupportedError(f"the {node.cls} for {path} can't be copied: {error}") from error
-                return self.fit(node, twin, path)
-        raise UnsupportedError(
-            f"{path} is a {node.cls} that was added to the saved model; senn can't build one, and the given model "
-            "has none like it"
-        )
-
-    # ---- everything
-
-    def run(self) -> nn.Module:
-        """Plan it all.
-
-        Returns:
-            The given model, not yet changed, or a new one, without its numbers.
-
-        Raises:
-            SennError: it can't be done; nothing was changed.
-        """
-        root = self.description.root
-        if self.given is None:
-            return self.make(root, "")
-        if self.fit(root, self.given, "") is not self.given:
-            raise SennError("something was put before or after the only layer of the saved model; load it without into")
-        found: dict[str, nn.Module] = {}
-        places: dict[int, str] = {}
-        for path, module in self.plan.found:
-            found[path] = module
-            if places.setdefault(id(module), path) != path and not self._bare:
-                raise SennError(
-                    f"{path} and {places[id(module)]} are one module in the given model, two in the saved one"
-                )
-        for path, same, module in self.plan.shared:
-            if found.get(same) is not module:
-                raise SennError(f"{path} and {same or 'the model'} are one module in the saved model, but not here")
-        # A number in a configuration is rewritten if it counted the parts of something that now has more.
-        self.plan.slots += [slot for slot in self.plan.counts if (slot[0][slot[1]], slot[2]) in self.plan.longer]
-        return self.given
-
 
 def resize_model(description: Description, tensors: Mapping[str, Tensor], into: nn.Module | None) -> nn.Module:
-    """The model that was described, with its numbers: the given one, or a new one.
+    """Make a model what was saved.
+
+    Args:
+        description: of the saved model.
+        tensors: its numbers, by full name.
+        into: the model to resize in place; None to build one.
+
+    Returns:
+        `into`, or a new model.
 
     Raises:
-        SennError: it can't be; the given one is unchanged.
+        SennError: it can't become that; `into` is unchanged.
+        UnsupportedError: a class that only its owner can build is missing.
     """
-    fitting = ModelResizer(description, into)
-    model = fitting.run()
-    slots = [*fitting.plan.slots, *filled(fitting.plan.places, description, tensors)]
-    exchange([*slots, *flat_weights([module for _, module in fitting.plan.found], slots)])
+    resizer = ModelResizer(description, into)
+    model = resizer.run()
+    slots = [*resizer.plan.slots, *fill_places(resizer.plan.places, description, tensors)]
+    modules = [module for _, module in resizer.plan.found]
+    exchange([*slots, *flat_weights(modules, slots)])
     return model
 
 
-def _row_like(old: Any, new: list[int]) -> Any:
-    """The numbers as a row of the old one's kind."""
-    if type(old) in (tuple, list, torch.Size) and all(type(item) is int for item in old):
-        return type(old)(new)
-    return None
-
-
-def _add(parent: nn.Module, name: str, part: nn.Module, path: str) -> None:
-    try:
-        parent.add_module(name, part)
-    except (KeyError, TypeError) as error:
-        raise SennError(f"{DESCRIPTION} describes {path or 'the model'} wrongly: {name!r} is no part's name") from error
-
-
-def _blocks(node: Node, path: str) -> list[tuple[str, Node]]:
-    """A container's parts, none of which stands for another module."""
-    parts = [(name, child) for name, child in node.children.items() if isinstance(child, Node)]
-    if len(parts) < len(node.children):
+def _without_shared(node: Node, path: str) -> list[tuple[str, Node]]:
+    """Return the children of a container, none of which may stand for another module."""
+    children = [(name, child) for name, child in node.children.items() if isinstance(child, Node)]
+    if len(children) < len(node.children):
         raise SennError(f"{path or 'the model'} shares some of its parts, so that none can be added")
-    return parts
+    return children
 
 
 def _is_block(node: Node) -> bool:
-    """Whether it can be a copy of another part: blocks have parts themselves."""
+    # surgery appends copies of residual blocks, which have children themselves
     return bool(node.children)
-
-
-def _disagreement(node: Node, module: nn.Module) -> int:
-    """In how many settings a module and those in it, by name, differ from what was saved."""
-    settings = plain_attributes(module)[1]
-    count = sum(node.settings.get(name, value) != value for name, value in settings.items())
-    for name, child in node.children.items():
-        part = module._modules.get(name)
-        if isinstance(child, Node) and part is not None:
-            count += _disagreement(child, part)
-    return count

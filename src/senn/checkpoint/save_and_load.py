@@ -1,4 +1,4 @@
-"""`save` and `load`."""
+"""Saving models to folders and loading them again."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from senn.errors import SennError
 
 
 def save(folder: str | Path, model: nn.Module, extra: dict[str, Any] | None = None) -> None:
-    """Write a model to a folder (made if need be), replacing the one that is there.
+    """Write a model to a folder (created if missing), replacing the one that is there.
 
-    Both files are complete before either takes its name.
+    Both files are complete on the disk before either is renamed.
 
     Args:
         folder: where `model.safetensors` and `model.json` go.
         model: any module; its parameters must be finite.
-        extra: JSON-able, kept in `model.json`; read back with `load_extra`.
+        extra: JSON-able data to keep in `model.json`, for `load_extra`; None for nothing.
 
     Raises:
-        SennError: if a tensor isn't finite, `extra` isn't JSON-able, or the folder can't be written.
-        UnsupportedError: if the model keeps state that isn't plain tensors.
+        SennError: a tensor isn't finite, `extra` isn't JSON-able, or the folder can't be written.
+        UnsupportedError: the model keeps state that isn't plain tensors.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder, nn.Sequential(nn.Linear(2, 3), nn.ReLU()), extra={"epoch": 7})
+    ...     print(sorted(path.name for path in Path(folder).iterdir()), load_extra(folder))
+    ['model.json', 'model.safetensors'] {'epoch': 7}
     """
     _check_module("save", model)
     try:
@@ -37,19 +43,29 @@ def save(folder: str | Path, model: nn.Module, extra: dict[str, Any] | None = No
 
 
 def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
-    """Read a model back.
+    """Load a model that `save` wrote.
 
     Args:
         folder: where it was saved.
-        into: a freshly built model of the same classes, of any size, that is regrown in place and returned: widths,
-            inserted layers and repeated blocks. Its device, mode and settings stay, and what is trained; it takes the
-            saved type of numbers. None to rebuild the model (on the CPU, in eval mode) from layers of torch.nn and
-            senn.nn alone.
+        into: a freshly built model of the same classes and any size. It is resized in place (widths, inserted layers,
+            repeated blocks) and returned. It keeps its device, mode, settings and trainable parameters, and takes the
+            saved dtype. None to rebuild the model on the CPU, in eval mode, from layers of torch.nn and senn.nn.
+
+    Returns:
+        `into`, or the rebuilt model.
 
     Raises:
-        SennError: if the folder holds no intact model of a known version, or not one like `into`, which then is
-            unchanged.
-        UnsupportedError: if the model, or something that was added to it, is of a class that only its owner can build.
+        SennError: the folder holds no intact model of a known version, or none like `into`, which is unchanged then.
+        UnsupportedError: the model, or something that was added to it, is of a class that only its owner can build.
+
+    >>> import tempfile
+    >>> model = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder, model)
+    ...     rebuilt = load(folder)
+    ...     resized = load(folder, into=nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)))
+    >>> rebuilt[0], resized[0]
+    (Linear(in_features=2, out_features=5, bias=True), Linear(in_features=2, out_features=5, bias=True))
     """
     if into is not None:
         _check_module("load", into)
@@ -68,9 +84,9 @@ def _check_module(caller: str, model: object) -> None:
 
 
 def load_extra(folder: str | Path) -> dict[str, Any]:
-    """What was saved beside a model.
+    """Load the data that were saved as `extra` with a model.
 
     Raises:
-        SennError: if the folder's description isn't intact.
+        SennError: the folder's description isn't intact.
     """
     return parse(read_description(Path(folder))).extra

@@ -1,4 +1,8 @@
-"""What `model.json` says about a model: records, made from the file's JSON, which is checked whole."""
+"""Schema of `model.json`: the records `Description` and `Node`, and a parser that checks every value.
+
+The file may be damaged or forged, so nothing in it is trusted: each value has the right type and range before anything
+is built from it.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,25 @@ from senn.checkpoint.model_files import DESCRIPTION, WEIGHTS
 from senn.errors import SennError
 
 Number = int | float | list[int]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
-    """One module.
+    """One module of a saved model.
 
     Attributes:
-        cls: its class, as `class_name` has it.
+        cls: its class, by the name that `class_name` gives.
         tensors: shapes of its own parameters and buffers.
-        attributes: its whole numbers, lists of them, and eps: everything that growth may have rewritten.
+        attributes: its whole numbers, rows of them, and eps: everything that growth may have rewritten.
         settings: its other numbers and switches, which are only compared.
-        counts: numbers in objects that it has (`config.num_layers`), if they may count layers.
-        children: its parts; a string is the path of a module that stands here too.
-        arguments: what it can be constructed with, if it is a layer of the table.
+        counts: numbers in its configuration (`config.num_layers`) that may count layers.
+        children: its children; a string is the path of a module that stands here too.
+        arguments: of its constructor, if the table of constructors has its class; None otherwise.
     """
 
     cls: str
-    tensors: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, Shape]
     attributes: Mapping[str, Number]
     settings: Mapping[str, bool | float]
     counts: Mapping[str, int]
@@ -39,7 +44,7 @@ class Node:
     arguments: Mapping[str, Any] | None
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Node]]:
-        """This module and all inside it, by path."""
+        """Yield this module and all inside it with their paths, parents first."""
         yield path, self
         for name, child in self.children.items():
             if isinstance(child, Node):
@@ -48,23 +53,23 @@ class Node:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Description:
-    """A saved model, but for its numbers.
+    """A saved model without its numbers.
 
     Attributes:
-        version: of the format.
-        weights_sha256: of the file with the numbers.
+        version: format version.
+        weights_sha256: checksum of the file with the numbers.
         root: the model.
-        shapes: of all tensors, by full name.
-        tied: by full name, the first name of the same tensor.
-        frozen: parameters that aren't trained.
-        transient: buffers that aren't in the model's state; their numbers are saved in case growth resized them.
-        extra: what was saved beside the model.
+        shapes: full name -> shape, of all tensors.
+        tied: full name -> first full name of the same tensor.
+        frozen: full names of parameters that aren't trained.
+        transient: full names of buffers outside the state; their numbers are saved in case growth resized them.
+        extra: data that were saved with the model.
     """
 
     version: int
     weights_sha256: str
     root: Node
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, Shape]
     tied: Mapping[str, str]
     frozen: frozenset[str]
     transient: frozenset[str]
@@ -72,14 +77,17 @@ class Description:
 
     @property
     def entries(self) -> int:
-        """Of all tensors together."""
+        """Number of entries of all tensors together."""
         return sum(prod(shape) for shape in self.shapes.values())
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Hold the stored tensors against what is described; tied ones are stored once.
+        """Compare the stored tensors with the described ones; tied ones are stored once.
+
+        Args:
+            tensors: stored tensors by full name.
 
         Raises:
-            SennError: if one is missing, too much, or of another shape.
+            SennError: one is missing, unknown, or of another shape.
         """
         for name, shape in self.shapes.items():
             stored = tensors.get(self.tied.get(name, name))
@@ -89,95 +97,100 @@ class Description:
                 raise SennError(
                     f"{WEIGHTS} holds {name!r} of shape {list(stored.shape)}, {DESCRIPTION} says {list(shape)}"
                 )
-        if unknown := sorted(set(tensors) - (set(self.shapes) - set(self.tied))):
+        unknown = sorted(set(tensors) - (set(self.shapes) - set(self.tied)))
+        if unknown:
             raise SennError(f"{WEIGHTS} holds {unknown[0]!r}, of which {DESCRIPTION} knows nothing")
 
 
 def join(path: str, name: str) -> str:
-    """Full name of what a module has under a name."""
+    """Return the full name of a child or tensor of the module at a path; the model's own path is empty."""
     return f"{path}.{name}" if path else name
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters and buffers."""
-    held = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in held.items() if tensor is not None}
+    """Return a module's own parameters and buffers by name, without those that are None."""
+    tensors = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is an ordinary dense one: no subclass, quantised or sparse."""
-    ordinary = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return ordinary and not tensor.is_quantized
+    """Return True for an ordinary dense tensor: not a subclass, nor quantized or sparse."""
+    is_ordinary = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return is_ordinary and not tensor.is_quantized
 
 
 def parse(document: Mapping[str, Any]) -> Description:
-    """The description in a file's JSON.
+    """Turn the JSON of `model.json` into records, and check every value.
+
+    Args:
+        document: the JSON, with the right keys and a version that can be read.
+
+    Returns:
+        The description.
 
     Raises:
-        SennError: something in it isn't what it must be.
+        SennError: a value is of the wrong type, or the parts contradict each other.
     """
-    root = _node(document["model"], document["version"], "")
+    root = _parse_node(document["model"], document["version"], "")
     if not isinstance(root, Node):
-        raise _wrong("the model", "it stands for another module")
-    shapes = {join(path, name): shape for path, node in root.walk() for name, shape in node.tensors.items()}
-    tied, transient = document["tied"], document.get("transient", [])
-    if document["version"] == 1:  # shared modules were written once for each place
+        raise _described_wrongly("the model", "it stands for another module")
+    shapes: dict[str, Shape] = {}
+    for path, node in root.walk():
+        shapes |= {join(path, name): shape for name, shape in node.tensors.items()}
+    transient = document.get("transient", [])
+    if document["version"] == 1:  # which had no such entry: one that is there was put in by hand
         transient = []
-    _expect(isinstance(tied, dict), "the model", "'tied' is no table of names")
-    for name, first in tied.items():
-        known = name in shapes and isinstance(first, str) and first in shapes and first not in tied
-        _expect(known and shapes[name] == shapes[first], "the model", f"{name!r} isn't tied to a tensor like it")
+    _check_tied(document["tied"], shapes)
     for key, names in (("frozen", document["frozen"]), ("transient", transient)):
-        listed = isinstance(names, list) and all(isinstance(name, str) and name in shapes for name in names)
-        _expect(listed, "the model", f"{key!r} is no list of its tensors")
+        is_list = isinstance(names, list) and all(isinstance(name, str) and name in shapes for name in names)
+        _expect(is_list, "the model", f"{key!r} is no list of its tensors")
     _expect(isinstance(document["extra"], dict), "the model", "'extra' is no table")
     return Description(
         version=document["version"],
         weights_sha256=document["weights_sha256"],
         root=root,
         shapes=shapes,
-        tied=tied,
+        tied=document["tied"],
         frozen=frozenset(document["frozen"]),
         transient=frozenset(transient),
         extra=document["extra"],
     )
 
 
-def _wrong(place: str, why: str) -> SennError:
+def _check_tied(tied: Any, shapes: Mapping[str, Shape]) -> None:
+    """Check that each further name leads to a first one, in one step, and that both have one shape."""
+    _expect(isinstance(tied, dict), "the model", "'tied' is no table of names")
+    for name, first in tied.items():
+        is_known = name in shapes and isinstance(first, str) and first in shapes and first not in tied
+        _expect(is_known and shapes[name] == shapes[first], "the model", f"{name!r} isn't tied to a tensor like it")
+
+
+def _described_wrongly(place: str, why: str) -> SennError:
     return SennError(f"{DESCRIPTION} describes {place} wrongly: {why}")
 
 
 def _expect(condition: bool, place: str, why: str) -> None:
     if not condition:
-        raise _wrong(place, why)
+        raise _described_wrongly(place, why)
 
 
-def _node(json: Any, version: int, path: str) -> Node | str:
-    """One module, checked."""
+def _parse_node(json: Any, version: int, path: str) -> Node | str:
+    """Check the JSON of one module and of all inside it.
+
+    Returns:
+        The module, or the path of another one that stands here too.
+    """
     place = path or "the model"
     _expect(isinstance(json, dict), place, "it is no table")
     if set(json) == {"same"} and version > 1:
         _expect(isinstance(json["same"], str), place, "'same' is no name")
         return str(json["same"])
-    needed = {"class", "tensors", "attributes", "children"} | ({"settings", "counts"} if version > 1 else set())
-    _expect(set(json) - {"arguments"} == needed, place, f"its entries aren't {', '.join(sorted(needed))}")
-    _expect(_printable(json["class"]), place, "its class is no name")
-    tables = {key: json[key] for key in sorted(set(json) - {"class"})}
-    for key, table in tables.items():
-        _expect(isinstance(table, dict) and all(map(_printable, table)), place, f"{key!r} is no table of names")
-    for key, shape in json["tensors"].items():
-        _expect("." not in key and _sizes(shape), place, f"{key!r} has no shape")
-    for key, value in json["attributes"].items():
-        _expect(is_public(key) and (_finite(value) or _integers(value)), place, f"{key!r} is no number")
-    for key, value in json.get("settings", {}).items():
-        _expect(is_public(key) and (isinstance(value, bool) or _finite(value)), place, f"{key!r} is no setting")
-    for key, value in json.get("counts", {}).items():
-        names = key.split(".")
-        _expect(len(names) == 2 and all(map(is_public, names)) and type(value) is int, place, f"{key!r} is no count")
-    children = {}
+    _check_entries(json, version, place)
+    children: dict[str, Node | str] = {}
     for key, child in json["children"].items():
+        # A dot would make the path of this child that of another module.
         _expect("." not in key, place, f"{key!r} is no part's name")
-        children[key] = _node(child, version, join(path, key))
+        children[key] = _parse_node(child, version, join(path, key))
     return Node(
         cls=json["class"],
         tensors={key: tuple(shape) for key, shape in json["tensors"].items()},
@@ -189,22 +202,48 @@ def _node(json: Any, version: int, path: str) -> Node | str:
     )
 
 
-def _printable(name: Any) -> bool:
+def _check_entries(json: dict[str, Any], version: int, place: str) -> None:
+    """Check the entries of one module, but for what is inside its children and its constructor's arguments."""
+    needed = {"class", "tensors", "attributes", "children"}
+    if version > 1:
+        needed |= {"settings", "counts"}
+    _expect(set(json) - {"arguments"} == needed, place, f"its entries aren't {', '.join(sorted(needed))}")
+    # Names are shown in errors, so they must not hold control characters that a terminal would obey.
+    _expect(_is_printable(json["class"]), place, "its class is no name")
+    for key in sorted(set(json) - {"class"}):
+        is_table = isinstance(json[key], dict) and all(map(_is_printable, json[key]))
+        _expect(is_table, place, f"{key!r} is no table of names")
+    for key, shape in json["tensors"].items():
+        _expect("." not in key and _is_shape(shape), place, f"{key!r} has no shape")
+    # Attributes are written back into modules: a private one could reach what a module is made of.
+    for key, value in json["attributes"].items():
+        _expect(is_public(key) and (_is_finite(value) or _is_row(value)), place, f"{key!r} is no number")
+    for key, value in json.get("settings", {}).items():
+        is_setting = isinstance(value, bool) or _is_finite(value)
+        _expect(is_public(key) and is_setting, place, f"{key!r} is no setting")
+    for key, value in json.get("counts", {}).items():
+        names = key.split(".")
+        is_count = len(names) == 2 and all(map(is_public, names)) and type(value) is int
+        _expect(is_count, place, f"{key!r} is no count")
+
+
+def _is_printable(name: Any) -> bool:
     return isinstance(name, str) and bool(name) and name.isprintable()
 
 
 def is_public(name: str) -> bool:
-    """Whether an attribute of that name is its owner's, for all to use."""
+    """Return True for an attribute's name that doesn't begin with an underscore."""
     return name.isidentifier() and not name.startswith("_")
 
 
-def _integers(value: Any) -> bool:
+def _is_row(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
-def _sizes(value: Any) -> bool:
-    return _integers(value) and all(size >= 0 for size in value)
+def _is_shape(value: Any) -> bool:
+    return _is_row(value) and all(size >= 0 for size in value)
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
+    # not isinstance: True is an int
     return type(value) is int or (type(value) is float and isfinite(value))

@@ -27,7 +27,7 @@ from senn.checkpoint import (
     resize_like,
     tensor_shapes,
 )
-from senn.checkpoint.model_config import follow
+from senn.checkpoint.model_config import update_config
 from senn.checkpoint.model_state import packed, unpacked
 from senn.errors import SennError
 from senn.pytree import Output, prediction
@@ -144,7 +144,7 @@ class SelfExpansion(TrainerCallback):
         saved = self._resumed(args, state, model)
         if saved is not None:
             _reassign(unwrap(optimizer), model, saved["optimizer"])
-            self._says = follow(model)
+            self._says = update_config(model)
         dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
         self.session.start(
             model, optimizer, steps=state.max_steps, samples=len(dataset) if hasattr(dataset, "__len__") else None,
@@ -174,7 +174,7 @@ class SelfExpansion(TrainerCallback):
         self._unhook()
         self.session.epoch = int(state.epoch or 0) + 1
         if self.session.grow(state.global_step):
-            self._says = follow(kwargs["model"])
+            self._says = update_config(kwargs["model"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
@@ -295,7 +295,7 @@ def load(folder: str | Path, into: nn.Module) -> Any:
     state = safetensors.torch.load_file(path)
     _rename(state, saved["names"])
     into.load_state_dict(state, strict=False)
-    follow(into)
+    update_config(into)
     return into
 
 
@@ -369,9 +369,7 @@ def _write(folder: Path, model: nn.Module, growth: Mapping[str, Any]) -> None:
     head = {"format": FORMAT, "version": VERSION, "numbers": atomic_files.file_digest(data)}
     try:
         atomic_files.write(folder / TENSORS, data)
-        atomic_files.write(
-            folder / SIZES, atomic_files.write_checksummed_json({**head, "state": document}, indent=None)
-        )
+        atomic_files.write(folder / SIZES, atomic_files.to_checksummed_json({**head, "state": document}, indent=None))
     except OSError as error:
         raise SennError(f"{str(folder)!r} can't be written: {error.strerror or error}") from error
 

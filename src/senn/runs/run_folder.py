@@ -193,7 +193,7 @@ class RunFolder:
     def begin(self, options: FitOptions, **about: Any) -> None:
         """Note the options of the run, so that it can be gone on with."""
         document = {"format": FORMAT, "version": VERSION, "options": options.to_dict(), **about}
-        atomic_files.write(self.home / RUN, atomic_files.write_checksummed_json(document))
+        atomic_files.write(self.home / RUN, atomic_files.to_checksummed_json(document))
         self.about = about_of(self.home)
 
     def restart(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -236,7 +236,7 @@ class RunFolder:
                 atomic_files.sync(self.home / HISTORY)
             atomic_files.write(draft / NUMBERS, numbers)
             atomic_files.write(
-                draft / STATE, atomic_files.write_checksummed_json({**head, **told, "state": state}, indent=None)
+                draft / STATE, atomic_files.to_checksummed_json({**head, **told, "state": state}, indent=None)
             )
             draft.rename(self.home / f"checkpoint-{number:03}")
         finally:
@@ -272,7 +272,7 @@ class RunFolder:
         files = {name: atomic_files.file_digest(data) for name, data in contents.items()}
         head = {"format": FORMAT, "version": VERSION}
         (self.draft / RESULTS).write_bytes(
-            atomic_files.write_checksummed_json({**head, **atomic_files.plain(document), "files": files})
+            atomic_files.to_checksummed_json({**head, **atomic_files.plain(document), "files": files})
         )
 
     def publish(self, keep: bool = False) -> None:
