@@ -1,8 +1,9 @@
 """Models on disk: `model.safetensors` for the numbers, `model.json` for how to rebuild what holds them. Never pickle.
 
 Each model has a folder of its own. The JSON describes the tree of modules: each one's class, tensor shapes and plain
-numbers. Trees of PyTorch's and senn's own layers are rebuilt from it alone. A model of other classes is built small by its owner
-and *resized*: its tensors and attributes get the saved sizes, and inserted layers and repeated blocks are put in again.
+numbers. Trees of PyTorch's and senn's own layers are rebuilt from it alone. A model of other classes is built small by
+its owner and *resized*: its tensors and attributes get the saved sizes, and inserted layers and repeated blocks are put
+in again.
 
 The JSON carries a checksum of the numbers and one of itself, so that a half-copied or altered folder is refused.
 """
