@@ -1,8 +1,8 @@
 """A model's sizes without its numbers, for checkpoints of other libraries.
 
 Those hold the numbers, and fit no model of another size. What `describe_shapes` returns goes into the checkpoint.
-Before its numbers are loaded, `resize_like` gives a fresh model these sizes; then `rebind_optimizer` gives its parameters to
-an optimizer that was made of the fresh model.
+Before its numbers are loaded, `resize_like` gives a fresh model these sizes; then `rebind_optimizer` gives its
+parameters to an optimizer that was made of the fresh model.
 """
 
 from __future__ import annotations
