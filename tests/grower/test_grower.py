@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import senn
 import senn.scoring.gains
+import senn.scoring.residual_statistics
 from senn.errors import SennError, SurgeryError
 from senn.policies import Candidate, Policy
 
@@ -84,7 +85,7 @@ def test_later_growth_below_new_units_leaves_the_function():
 def test_the_units_that_were_scored_are_those_inserted(ascent: int, monkeypatch: pytest.MonkeyPatch):
     """The network's own score afterwards is the one that the round promised."""
     monkeypatch.setattr(senn.scoring.gains, "DAMPING", 1e-9)
-    monkeypatch.setattr(senn.scoring.gains, "UNIT_DAMPING", 1e-9)
+    monkeypatch.setattr(senn.scoring.residual_statistics, "UNIT_DAMPING", 1e-9)
     x, y = X.double(), (Y[:, None] / 5 - 1).double()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
@@ -261,7 +262,7 @@ def test_what_came_is_told_only_of_the_round_before():
 class Everything(Policy):
     """Removes unit after unit, at whatever cost, and may add some first."""
 
-    whole_eta = False
+    uses_joint_score = False
 
     def __init__(self, additions: int) -> None:
         self.additions = additions

@@ -160,7 +160,7 @@ def test_the_paper_policy_counts_what_it_has_accepted():
     choose = grower.policy.choose
 
     class Watching(Policy):
-        whole_eta = True
+        uses_joint_score = True
 
         def choose(self, candidates, accepted) -> Candidate | None:
             seen.append(candidates[0].eta)

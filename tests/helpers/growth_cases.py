@@ -36,7 +36,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, x=X, y
 class Take(Policy):
     """A policy that accepts the first `count` candidates of one kind, whatever they promise."""
 
-    whole_eta = False
+    uses_joint_score = False
 
     def __init__(self, kind: str, count: int = 1, detail: str = "", place: str = "") -> None:
         self.kind, self.count, self.detail, self.place = kind, count, detail, place

@@ -169,7 +169,7 @@ def test_noise_adds_nothing_to_what_both_halves_agree_on():
             *(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2
         )
         gain = torch.tensor([[0, 1]])
-        pruning, unit = PruningCosts(layer_gains.inverse, layer_gains.after(weight), 1), torch.tensor([[0]])
+        pruning, unit = PruningCosts(layer_gains.inverse, layer_gains.next_weights(weight), 1), torch.tensor([[0]])
         squares.append([layer_gains.gain(gain).item(), pruning.costs(unit).item()])
         agreed.append([layer_gains.cross_fold_gain(gain).item(), pruning.cross_fold_costs(unit).item()])
     mean, error = torch.tensor(agreed).mean(0), torch.tensor(agreed).std(0) / math.sqrt(300)
@@ -221,8 +221,8 @@ def test_layer_gains_after_acceptance_equals_a_layer_gains_that_had_the_columns(
     assert one.eta == pytest.approx(two.eta, rel=1e-2)
     mine, theirs = torch.tensor([[u] for u in left]), torch.tensor([[u] for u in range(3)])
     torch.testing.assert_close(one.gain(mine), two.gain(theirs), rtol=2e-2, atol=2e-3)
-    one.fit, one.held = (
-        replace(account, accepted=None) for account in (one.fit, one.held)
+    one.fit, one.held_out = (
+        replace(account, accepted=None) for account in (one.fit, one.held_out)
     )  # the steps are not in `two`
     torch.testing.assert_close(one.held_out_gain(mine)[0], two.held_out_gain(theirs)[0], rtol=2e-2, atol=2e-3)
 
@@ -355,7 +355,7 @@ def test_few_rows_say_the_same_through_their_products():
         for ours, theirs in zip(few.held_out_gain(left), whole.held_out_gain(left), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
     weight = torch.randn(m, c, generator=g, dtype=torch.float64)
-    ours, theirs = (PruningCosts(one.inverse, one.after(weight), 1) for one in (few, whole))
+    ours, theirs = (PruningCosts(one.inverse, one.next_weights(weight), 1) for one in (few, whole))
     groups = torch.arange(c).view(-1, 4)
     torch.testing.assert_close(ours.costs(groups), theirs.costs(groups), rtol=1e-5, atol=0)
     ours.remove(groups[3]), theirs.remove(groups[3])
@@ -364,3 +364,51 @@ def test_few_rows_say_the_same_through_their_products():
     both = fold(parts[0], True) + fold(parts[1], True)
     assert both.rows is None
     torch.testing.assert_close(both.complete.A, x.mT @ x / (2 * n))
+
+
+def test_held_out_gain_is_the_decrease_of_the_quadratic():
+    g = torch.Generator().manual_seed(0)
+    step, G = (torch.randn(3, 2, generator=g, dtype=torch.float64) for _ in range(2))
+    rows, root = (torch.randn(size, generator=g, dtype=torch.float64) for size in ((50, 2), (3, 3)))
+    A, S = rows.mT @ rows / 50, root @ root.mT
+    fisher = torch.kron(S, A)
+    dense = 2 * G.flatten() @ step.flatten() - step.flatten() @ fisher @ step.flatten()
+    assert formulas.held_out_gain(step, G, A, S, locations=4).item() == pytest.approx(4 * dense.item(), rel=1e-12)
+
+
+def test_units_that_are_accepted_together_do_not_promise_the_same_decrease_twice():
+    """The held-out value of the second step is that of both steps less that of the first, on the held-out rows."""
+    n, c, m = 400, 2, 2
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(2 * n, c + 2, generator=g, dtype=torch.float64)
+    x[:, c:] = x[:, c:] * (x[:, :1] > 0.5)  # both active on the same samples, where K-FAC's independence is wrong
+    dz = torch.randn(2 * n, m, generator=g, dtype=torch.float64) + x[:, c:].sum(1, keepdim=True)
+    S = torch.eye(m, dtype=torch.float64)
+    folds = [fold_of(x[part], dz[part], S) for part in (slice(0, n), slice(n, 2 * n))]
+    layer_gains = LayerGains(*folds, existing=c)
+    layer_gains.eliminate(torch.tensor([0]))
+    found = layer_gains.held_out_gain(torch.tensor([[1]]))[0].item()
+
+    (fit, fit_s), (held, held_s) = ((fold.samples.a, fold.samples.pseudo_grad) for fold in folds)
+
+    def residuals(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        old, first, second = rows[:, :c], rows[:, c : c + 1], rows[:, c + 1 :]
+        first = first - old @ torch.linalg.lstsq(old, first).solution
+        both = torch.cat([old, first], 1)
+        return first, second - both @ torch.linalg.lstsq(both, second).solution
+
+    effects, value = torch.zeros(n, dtype=torch.float64), 0.0
+    fit_effects, before = torch.zeros(n, dtype=torch.float64), 0.0
+    for on_fit, on_held in zip(residuals(fit), residuals(held), strict=True):
+        cross = dz[:n].mT @ on_fit / n
+        step = cross / on_fit.square().mean()
+        along = (fit_s @ step)[:, 0] * on_fit[:, 0]
+        slope = (cross * step).sum() - (along * fit_effects).mean()
+        length = slope / torch.maximum(along.square().mean(), slope)
+        fit_effects = fit_effects + length * along
+        effects = effects + length * (held_s @ step)[:, 0] * on_held[:, 0]
+        before, value = value, value + 2 * length * (dz[n:].mT @ on_held / n * step).sum()
+        quadratic = effects.square().mean()
+        if before == 0.0:
+            first = value - quadratic
+    assert found == pytest.approx((value - quadratic - first).item(), rel=0.02)

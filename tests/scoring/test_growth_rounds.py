@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from growth_cases import X, Y, net
+from torch import nn
 from torch.nn import functional as F
 
 import senn
@@ -123,3 +124,24 @@ def test_candidates_that_are_offered_together_have_different_keys():
     found = senn.Grower(net(), samples=len(X)).score_candidates([(X, Y)])
     keys = [one.key for one in found]
     assert len(set(keys)) == len(keys) > len({(one.kind, one.place) for one in found})
+
+
+def test_an_identity_insertion_is_worth_the_same_in_rotated_outputs():
+    """The map behind it has rotated outputs, which the next map turns back: only coordinates change."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1500, 3, generator=g, dtype=torch.float64)
+    y = (x[:, 0] + x[:, 1] * x[:, 2] > 0).long() + (x[:, 2] > 1).long()
+    turned = torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64)).Q
+    gains = []
+    for rotation in (torch.eye(3, dtype=torch.float64), turned):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 3)).double()
+        with torch.no_grad():
+            model[1].weight.copy_(rotation @ model[1].weight)
+            model[1].bias.copy_(rotation @ model[1].bias)
+            model[2].weight.copy_(model[2].weight @ rotation.mT)
+        grower = senn.Grower(model, samples=10**7, moves=("depth",), ignore=["0", "2"])
+        found = grower.score_candidates([(x, y)])
+        gains.append([one.gain for one in found if one.place == "1" and "identity" in one.detail])
+    assert gains[0]
+    assert gains[1] == pytest.approx(gains[0], rel=0.02)

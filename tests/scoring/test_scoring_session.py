@@ -9,6 +9,7 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
 import senn.scoring.gains
+import senn.scoring.residual_statistics
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.new_layers import IdentityLayer
 from senn.graph import analyze
@@ -29,7 +30,7 @@ SAMPLES = 90
 @pytest.fixture(autouse=True)
 def undamped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(senn.scoring.gains, "DAMPING", 1e-11)
-    monkeypatch.setattr(senn.scoring.gains, "UNIT_DAMPING", 1e-11)
+    monkeypatch.setattr(senn.scoring.residual_statistics, "UNIT_DAMPING", 1e-11)
 
 
 class Wide(nn.Module):
@@ -391,8 +392,9 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
 
 def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypatch):
     """The second convolution has one location, so K-FAC is exact; each unit owns all its taps."""
-    for name in ("DAMPING", "UNIT_DAMPING"):  # taps at the border read nearly the same
-        monkeypatch.setattr(senn.scoring.gains, name, 1e-13)
+    # taps at the border read nearly the same
+    monkeypatch.setattr(senn.scoring.gains, "DAMPING", 1e-13)
+    monkeypatch.setattr(senn.scoring.residual_statistics, "UNIT_DAMPING", 1e-13)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 2, padding=1), nn.Tanh(), nn.Conv2d(3, 1, (2, 3)), nn.Flatten()).double()
     g = torch.Generator().manual_seed(0)

@@ -220,7 +220,7 @@ class ScoringSession:
                 self._covariances.remember(label, layer_gains.inverse.factor, rows, columns.existing)
             one = self.maps[name]
             if "prune" in self.moves and name in prunable and one.groups == 1 and not one.transposed:
-                after = layer_gains.after(weight_of(self.model, one))
+                after = layer_gains.next_weights(weight_of(self.model, one))
                 pruning[name] = PruningCosts(layer_gains.inverse, after, layer_gains.locations)
         beside = StreamCandidates.from_folds(self._beside, *streams)
         eta = sum(layer_gains.eta for layer_gains in layer_gains_by_map.values())

@@ -218,7 +218,7 @@ class StreamCandidates:
         """Gains of a silent copy: of all its silent maps, whose standard errors add as of independent figures."""
         total, variance = Gains(), 0.0
         for name, layer_gains in self.repeats[block].items():
-            columns = torch.arange(len(layer_gains.level))
+            columns = torch.arange(len(layer_gains.damping))
             if isinstance(copy.get_submodule(name), BATCH_NORMS):
                 own = layer_gains.diagonal(columns, layer_gains.whitener.mT)
             else:
