@@ -112,7 +112,7 @@ def wine(folder):
 
 def test_a_round_that_takes_long_is_given_up(tmp_path, whole, monkeypatch, capsys):
     """Nothing half-done is kept: the run goes on from before the round."""
-    monkeypatch.setattr(signals, "PATIENCE", 0.01)
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.01)
     add, came = ScoringSession.add_batch, []
 
     def slow(self, *args):

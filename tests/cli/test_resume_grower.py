@@ -91,7 +91,7 @@ def test_a_state_is_a_copy():
         lambda state: state.update(generator=torch.zeros(3, dtype=torch.uint8)),
         lambda state: state.update(rounds=None),
         lambda state: state["events"][0].update(color=1),
-        lambda state: state["consideration"].update(accepted=[1]),
+        lambda state: state["last_round"].update(accepted=[1]),
         lambda state: state.update(known={"0": {"factor": 1}}),
     ],
 )

@@ -38,7 +38,7 @@ class MemoryKeeper:
     def restart(self, history):
         self.restarted = list(history)
 
-    def due(self):
+    def is_due(self):
         self.asked += 1
         return self.asked in self.wanted
 

@@ -97,14 +97,14 @@ function etaRows(stories) {
   return stories.flatMap((story) => {
     const rounds = story.rounds.filter((round) => round.record);
     if (stories.length > 1) return rounds.map(({ record, step, epoch }) => ({ step, epoch, value: record.eta, series: story.name }));
-    const maps = [...new Set(rounds.flatMap(({ record }) => Object.keys(record.eta_of || {})))];
-    return rounds.flatMap(({ record, step, epoch }) => maps.map((series) => ({ step, epoch, series, value: (record.eta_of || {})[series] ?? 0 })));
+    const maps = [...new Set(rounds.flatMap(({ record }) => Object.keys(record.eta_by_map || {})))];
+    return rounds.flatMap(({ record, step, epoch }) => maps.map((series) => ({ step, epoch, series, value: (record.eta_by_map || {})[series] ?? 0 })));
   });
 }
 function promiseRows(stories) {
-  return stories.flatMap((story) => story.rounds.filter((round) => round.changes.length && known(round.changes[0].realised)).map((round) => ({
+  return stories.flatMap((story) => story.rounds.filter((round) => round.changes.length && known(round.changes[0].realized_decrease)).map((round) => ({
     step: round.step, series: story.name, kind: kindOf(round), text: round.changes.map(changed).join("; "),
-    promised: round.changes.reduce((sum, change) => sum + (change.promised || 0), 0), realised: round.changes[0].realised,
+    promised: round.changes.reduce((sum, change) => sum + (change.expected_decrease || 0), 0), realised: round.changes[0].realized_decrease,
   })));
 }
 function diagonal(rows) {

@@ -25,8 +25,8 @@ function misfit(before, after, fresh, changes) {
   rest.forEach((at, number) => {
     const layer = before[number];
     owner.set(at, layer);
-    const same = open.findIndex((change) => change.before === layer.width && change.after === after[at] && change.place === layer.name);
-    const fitting = same >= 0 ? same : open.findIndex((change) => change.before === layer.width && change.after === after[at]);
+    const same = open.findIndex((change) => change.width_before === layer.width && change.width_after === after[at] && change.place === layer.name);
+    const fitting = same >= 0 ? same : open.findIndex((change) => change.width_before === layer.width && change.width_after === after[at]);
     if (after[at] !== layer.width) cost += fitting < 0 ? 1 + Math.abs(after[at] - layer.width) : 0;
     if (fitting >= 0) {
       const [change] = open.splice(fitting, 1);
@@ -35,7 +35,7 @@ function misfit(before, after, fresh, changes) {
   });
   const starts = fresh.filter((at) => !fresh.includes(at - 1));
   for (const change of changes.filter((one) => one.kind === "insert")) {
-    if (!fresh.some((at) => after[at] === change.after)) cost += 0.4;
+    if (!fresh.some((at) => after[at] === change.width_after)) cost += 0.4;
     const named = before.some((layer) => layer.name === change.place);
     const follows = starts.map((start) => { let at = start; while (fresh.includes(at)) at++; return owner.get(at); });
     // A layer goes directly before the map that it is named after; the last map of all makes no hidden layer.
@@ -63,11 +63,11 @@ function follow(before, after, changes, nextId) {
   return after.map((width, at) => {
     if (best.includes(at)) return { id: nextId(), name: null, width, came: width, went: 0, fresh: before.length > 0 || changes.length > 0 };
     const layer = before[number++];
-    const own = others.filter((change) => change.before === layer.width && change.after === width);
+    const own = others.filter((change) => change.width_before === layer.width && change.width_after === width);
     const change = own.find((one) => one.place === layer.name) || own[0];
     if (change) others.splice(others.indexOf(change), 1);
     let name = change ? change.place : layer.name;
     if (inserts.some((insert) => insert.place === name)) name = null; // it lies deeper from now on, under a longer name
-    return { id: layer.id, name, width, came: Math.max(0, width - layer.width), went: Math.max(0, layer.width - width), which: (change || {}).which, fresh: false };
+    return { id: layer.id, name, width, came: Math.max(0, width - layer.width), went: Math.max(0, layer.width - width), which: (change || {}).removed_units, fresh: false };
   });
 }

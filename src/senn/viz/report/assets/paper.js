@@ -7,14 +7,14 @@ const REFUSED_ON_PAPER = 3; // the closest of a round
 
 /** A round's candidates on paper: the accepted as the changes that they made, the closest of the refused. */
 function paperRows(story, round) {
-  const nat = (round.record || {}).nat || 1;
-  const give = (promise, one, unit) => (one.error ? plusMinus(promise, one.error / (2 * unit)) : num(promise));
+  const nat = (round.record || {}).loss_per_nat || 1;
+  const give = (promise, one, unit) => (one.held_out_stderr ? plusMinus(promise, one.held_out_stderr / (2 * unit)) : num(promise));
   const row = (kind, verdict, one, figures, why) => el("tr", { class: kind }, el("td", {}, verdict), el("td", { class: one.place.length > 24 ? "long" : null }, badge(one.kind), ` ${one.place}`), figures.map((cell) => el("td", {}, cell)), el("td", {}, why));
-  const taken = round.changes.map((one) => row("accepted", "accepted", one, [signedCount(one.parameters), give(one.promised, one, one.nat || 1), num(one.price), "", signed(one.realised)],
-    one.kind === "insert" ? `${one.detail}, ${plural(one.after, "unit")}` : `${count(one.before)} → ${count(one.after)} units`));
+  const taken = round.changes.map((one) => row("accepted", "accepted", one, [signedCount(one.parameters), give(one.expected_decrease, one, one.loss_per_nat || 1), num(one.price), "", signed(one.realized_decrease)],
+    one.kind === "insert" ? `${one.detail}, ${plural(one.width_after, "unit")}` : `${count(one.width_before)} → ${count(one.width_after)} units`));
   const refused = story.candidates(round).filter((one) => !one.accepted);
   const shown = refused.slice(0, REFUSED_ON_PAPER).map((one) => row("refused", one.reason ? "not taken" : "refused", one,
-    [signedCount(one.parameters), give(one.promise, one, nat), num(one.price), signed(one.margin), ""], one.reason || one.detail));
+    [signedCount(one.parameters), give(one.expected_decrease, one, nat), num(one.price), signed(one.margin), ""], one.reason || one.detail));
   const more = refused.length - shown.length;
   return [...taken, ...shown, more > 0 ? el("tr", { class: "refused" }, el("td", { colspan: 8 }, `and ${count(more)} more refused`)) : null];
 }

@@ -23,7 +23,7 @@ const badge = (kind) => el("span", { class: `badge ${kind}` }, { widen: "widen",
 /** A bar for what is promised, a whisker for its error, an upright line for the price; all by their square roots. */
 function bar(one, nat, most) {
   const x = (value) => 100 * Math.sqrt(Math.min(1, Math.max(0, value) / most));
-  const promise = one.kind === "prune" ? Math.abs(one.promise || 0) : Math.max(0, one.promise || 0), error = (one.error || 0) / (2 * nat), price = Math.abs(one.price || 0);
+  const promise = one.kind === "prune" ? Math.abs(one.expected_decrease || 0) : Math.max(0, one.expected_decrease || 0), error = (one.held_out_stderr || 0) / (2 * nat), price = Math.abs(one.price || 0);
   const whisker = error ? svg("line", { x1: x(promise - error), x2: x(promise + error), y1: 7, y2: 7, class: "whisker" }) : null;
   return svg("svg", { class: "bar", viewBox: "-1 0 102 14", "aria-hidden": "true" },
     svg("rect", { x: 0, y: 4, width: x(promise), height: 6, rx: 2, class: one.kind + (one.accepted ? "" : " refused") }), whisker,
@@ -31,20 +31,20 @@ function bar(one, nat, most) {
 }
 
 function candidateTable(story, round) {
-  const candidates = story.candidates(round), nat = round.record.nat || 1;
-  const most = Math.max(1e-12, ...candidates.map((one) => Math.max(Math.abs(one.promise || 0) + (one.error || 0) / (2 * nat), Math.abs(one.price || 0))));
+  const candidates = story.candidates(round), nat = round.record.loss_per_nat || 1;
+  const most = Math.max(1e-12, ...candidates.map((one) => Math.max(Math.abs(one.expected_decrease || 0) + (one.held_out_stderr || 0) / (2 * nat), Math.abs(one.price || 0))));
   const rows = candidates.map((one) => ({
     class: one.accepted ? "accepted" : "refused",
-    cells: [one.accepted ? "accepted" : one.reason ? "not taken" : "refused", [badge(one.kind), ` ${one.place}`], bar(one, nat, most), signed(one.promise), num(one.price), signed(one.margin), num(one.gain),
-      one.kind === "prune" ? "–" : plusMinus(one.heldout, one.error), count(one.units), signedCount(one.parameters), one.reason ? `${one.detail}; ${one.reason}` : one.detail],
+    cells: [one.accepted ? "accepted" : one.reason ? "not taken" : "refused", [badge(one.kind), ` ${one.place}`], bar(one, nat, most), signed(one.expected_decrease), num(one.price), signed(one.margin), num(one.gain),
+      one.kind === "prune" ? "–" : plusMinus(one.held_out_gain, one.held_out_stderr), count(one.units), signedCount(one.parameters), one.reason ? `${one.detail}; ${one.reason}` : one.detail],
   }));
   return table(`Candidates of round ${round.number}, at step ${count(round.step)}: the accepted in their order, then the best refused of each kind and place`, CANDIDATE_COLUMNS, rows);
 }
 
 function changeTable(round) {
   return table(`Changes of round ${round.number}`, CHANGE_COLUMNS, round.changes.map((one) => [
-    [badge(one.kind), ` ${one.place}`, one.kind === "insert" ? ` (${one.detail})` : ""], `${count(one.before)} → ${count(one.after)}`, signedCount(one.parameters), num(one.gain),
-    one.kind === "prune" ? "–" : plusMinus(one.heldout, one.error), signed(one.promised), num(one.price), signed(one.realised), num(one.loss_before, 4), num(one.loss_after, 4), num(one.output_change, 2)]));
+    [badge(one.kind), ` ${one.place}`, one.kind === "insert" ? ` (${one.detail})` : ""], `${count(one.width_before)} → ${count(one.width_after)}`, signedCount(one.parameters), num(one.gain),
+    one.kind === "prune" ? "–" : plusMinus(one.held_out_gain, one.held_out_stderr), signed(one.expected_decrease), num(one.price), signed(one.realized_decrease), num(one.loss_before, 4), num(one.loss_after, 4), num(one.output_change, 2)]));
 }
 
 /** By how much the best of those refused fell short. */
@@ -57,11 +57,11 @@ function closest(story, round) {
 
 function roundSummary(story, round) {
   const { record, changes } = round;
-  const promised = changes.reduce((sum, one) => sum + (one.promised || 0), 0);
+  const promised = changes.reduce((sum, one) => sum + (one.expected_decrease || 0), 0);
   const price = changes.reduce((sum, one) => sum + (one.price || 0), 0);
   const removals = changes.every((one) => one.kind === "prune");
   const worth = removals ? `costs ${num(-promised)} nats, saves a price of ${num(-price)}` : `promised ${signed(promised)} nats for a price of ${num(price)}`;
-  const figures = changes.length ? `${worth}${known(changes[0].realised) ? `, realised ${signed(changes[0].realised)}` : ""}` : "";
+  const figures = changes.length ? `${worth}${known(changes[0].realized_decrease) ? `, realised ${signed(changes[0].realized_decrease)}` : ""}` : "";
   const moves = record && record.moves ? `considered ${record.moves.map((move) => MOVES[move] || move).join(", ")}` : "";
   const notes = [figures, record ? closest(story, round) : "", changes.length ? "" : moves].filter(Boolean).join(" · ");
   const state = changes.length ? kindOf(round) : round.rollbacks.length ? "rollback" : "nothing";
@@ -74,9 +74,9 @@ function roundSummary(story, round) {
 function roundDetails(story, round, goTo) {
   const { record } = round;
   const looked = record ? el("p", { class: "note" },
-    `Looked at ${count(record.looked_at)} samples of ${count(record.samples)} (loss ${num(record.loss, 4)}; ${count(record.parameters)} parameters). `,
-    `Expansion score η ${num(record.eta)}, λ ${num(record.limit)}; by map: `,
-    Object.entries(record.eta_of || {}).map(([name, value]) => `${name} ${num(value)}`).join(", "), ".") : el("p", { class: "note" }, "What was on offer isn't recorded.");
+    `Looked at ${count(record.n_samples_seen)} samples of ${count(record.samples)} (loss ${num(record.loss, 4)}; ${count(record.parameters)} parameters). `,
+    `Expansion score η ${num(record.eta)}, λ ${num(record.score_limit)}; by map: `,
+    Object.entries(record.eta_by_map || {}).map(([name, value]) => `${name} ${num(value)}`).join(", "), ".") : el("p", { class: "note" }, "What was on offer isn't recorded.");
   return [
     looked,
     ...round.rollbacks.map((one) => el("p", { class: "rolled" }, `Rolled back: ${one.text}`)),

@@ -45,7 +45,7 @@ class Story {
         round.record = record;
         if (!layers.length && record.architecture) layers = follow(layers, record.architecture, [], nextId); // unknown before
         const last = this.rounds[this.rounds.length - 2];
-        if (last && known(record.realised)) for (const change of last.changes) change.realised = record.realised;
+        if (last && known(record.realized_decrease)) for (const change of last.changes) change.realized_decrease = record.realized_decrease;
       }
       else if (record.event === "growth") {
         if (!round || round.step !== record.step) begin(record);
@@ -95,8 +95,8 @@ class Story {
 
 /** A change in words: what, where, how much. */
 function changed(change) {
-  if (change.kind === "insert") return `inserted a layer of ${plural(change.after, "unit")} (${change.detail}) before ${change.place}`;
-  return `${KINDS[change.kind] || change.kind} ${change.place} from ${count(change.before)} to ${count(change.after)} units`;
+  if (change.kind === "insert") return `inserted a layer of ${plural(change.width_after, "unit")} (${change.detail}) before ${change.place}`;
+  return `${KINDS[change.kind] || change.kind} ${change.place} from ${count(change.width_before)} to ${count(change.width_after)} units`;
 }
 
 /** The kind of a round's changes, the rarest first. */
