@@ -123,7 +123,7 @@ def test_a_round_that_takes_long_is_given_up(tmp_path, whole, monkeypatch, capsy
                 time.sleep(0.01)
         return add(self, *args)
 
-    monkeypatch.setattr(ScoringSession, "add", slow)
+    monkeypatch.setattr(ScoringSession, "add_batch", slow)
     assert main([*ARGV, "--out", str(tmp_path / "run")]) == 143
     assert len(came) == 3
     assert main(["fit", "--resume", str(tmp_path / "run"), "--quiet"]) == 0

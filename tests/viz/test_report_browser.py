@@ -87,7 +87,7 @@ def test_a_round_lists_all_candidates_with_their_verdicts(single):
     assert single.locator("#round-1 tr.accepted").count() == len(records[0]["accepted"])
     best = records[0]["accepted"][0]
     assert best["place"] in rows.first.inner_text()
-    assert f"{best['promise']:.3g}" in rows.first.inner_text()
+    assert f"{best['expected_decrease']:.3g}" in rows.first.inner_text()
     single.evaluate("document.querySelector('#round-1 details').open = false; location.hash = ''")
 
 
@@ -115,20 +115,20 @@ def test_a_curve_says_its_figures_and_sets_the_time(single):
     single.mouse.click(box["x"] + box["width"] * 0.95, box["y"] + box["height"] * 0.5)
     assert single.evaluate("senn.player.position") != before
     step = single.evaluate("senn.player.steps[senn.player.position]")
-    assert single.evaluate("senn.html.get('loss').view.signal('at')") == step
+    assert single.evaluate("senn.drawn.get('loss').view.signal('at')") == step
     single.mouse.move(0, 0)
 
 
 def test_every_chart_has_a_table_of_its_data(single):
-    keys = single.evaluate("[...senn.html.keys()]")
-    assert keys == ["loss", "score", "widths", "parameters", "flops", "eta", "promises"]
+    keys = single.evaluate("[...senn.drawn.keys()]")
+    assert keys == ["loss", "score", "widths", "parameters", "flops", "eta", "decreases"]
     for key in keys:
         rows = single.evaluate(
-            "(key) => { const t = senn.html.get(key).table; t.open = true; t.refresh();"
+            "(key) => { const t = senn.drawn.get(key).table; t.open = true; t.refresh();"
             "const n = t.querySelectorAll('tbody tr').length; t.open = false; return n; }",
             key,
         )
-        assert rows == single.evaluate(f"senn.html.get('{key}').chart.rows.length") > 0
+        assert rows == single.evaluate(f"senn.drawn.get('{key}').chart.rows.length") > 0
 
 
 def test_rounds_can_be_filtered(single):
@@ -203,7 +203,7 @@ def test_a_phone_needs_no_sideways_scrolling(single):
 def test_on_paper_all_is_there_and_light_and_fits(single):
     single.emulate_media(color_scheme="dark")
     run, _ = waves()
-    before = single.evaluate("[senn.html.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+    before = single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
     single.evaluate(
         "addEventListener('beforeprint', () => { window.paper = {"
         " shut: [...document.querySelectorAll('main details:not([open])')].filter((d) => !d.closest('.chart, .list')),"
@@ -211,7 +211,7 @@ def test_on_paper_all_is_there_and_light_and_fits(single):
         " taken: [...document.querySelectorAll('table.paper tbody')]"
         "   .map((body) => body.querySelectorAll('.accepted').length),"
         " pictures: document.querySelectorAll('.strip svg.network').length,"
-        " wide: Math.max(...[...senn.html.values()].map((chart) => chart.view.width())) }; })"
+        " wide: Math.max(...[...senn.drawn.values()].map((chart) => chart.view.width())) }; })"
     )
     pdf = single.pdf(format="A4", print_background=False)
     assert pdf.startswith(b"%PDF")
@@ -228,7 +228,7 @@ def test_on_paper_all_is_there_and_light_and_fits(single):
     assert paper["wide"] <= 680  # of A4 with its margins
     assert single.locator("table.paper, .strip").count() == 0  # and the screen is as it was
     assert (
-        single.evaluate("[senn.html.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+        single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
         == before
     )
     single.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -250,7 +250,7 @@ def test_runs_side_by_side(browser, pages):
         first = [tab.locator("svg.network").nth(at).inner_html() for at in (0, 1)]
         tab.evaluate("senn.player.show(0)")
         assert all(tab.locator("svg.network").nth(at).inner_html() != first[at] for at in (0, 1))
-        assert {row["series"] for row in tab.evaluate("senn.html.get('loss').view.data('curve')")} == {
+        assert {row["series"] for row in tab.evaluate("senn.drawn.get('loss').view.data('curve')")} == {
             "waves",
             "other",
         }
@@ -283,7 +283,7 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
             for record in run.history[:half]:
                 getattr(watch, f"on_{record['event']}")(record)
             tab.wait_for_function(f"senn.stories[0].records.length === {half}")
-            tab.wait_for_function("senn.html.size >= 5 && document.querySelectorAll('.rounds > li').length > 0")
+            tab.wait_for_function("senn.drawn.size >= 5 && document.querySelectorAll('.rounds > li').length > 0")
             for record in run.history[half:]:
                 getattr(watch, f"on_{record['event']}")(record)
             closing = threading.Thread(target=watch.close)

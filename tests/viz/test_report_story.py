@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("browser")
 )  # fmt: skip
 def test_layers_are_followed_by_the_places_that_changes_name(single, before, after, changes, fresh):
     layers = [{"id": at, "name": name, "width": width} for at, (name, width) in enumerate(before)]
-    records = [dict(zip(("kind", "place", "before", "after"), change, strict=True)) for change in changes]
+    records = [dict(zip(("kind", "place", "width_before", "width_after"), change, strict=True)) for change in changes]
     found = single.evaluate(
         "([b, a, c]) => { let id = 100; return follow(b, a, c, () => id++); }", [layers, after, records]
     )
@@ -43,7 +43,7 @@ def test_changes_without_growth_rounds_are_rounds_too(single):
 def test_units_that_went_fade_where_they_were(single):
     sized = {"event": "start", "step": 0, "epoch": 0, "parameters": 9, "architecture": [4, 7]}
     change = {"event": "growth", "kind": "prune", "step": 5, "epoch": 1, "parameters": -2, "architecture": [4, 4]}
-    change |= {"place": "body.2", "before": 7, "after": 4, "which": [0, 2, 3]}
+    change |= {"place": "body.2", "width_before": 7, "width_after": 4, "removed_units": [0, 2, 3]}
     rest = [{**sized, "event": "epoch", "step": 5 + at, "epoch": 1 + at, "architecture": [4, 4]} for at in range(1, 5)]
     shown = single.evaluate(
         "(records) => { const story = new Story({ name: 'pruned', records }, []);"
@@ -64,7 +64,7 @@ def test_what_came_of_a_round_is_told_by_the_next_one(single):
     records = [{**one, "realized_decrease": None} if one["event"] == "growth" else one for one in run.history]
     told = single.evaluate(
         "([records, columns]) => new Story({ name: 'live', records }, columns).rounds"
-        ".flatMap((r) => r.changes.map((c) => c.realised))",
+        ".flatMap((r) => r.changes.map((c) => c.realized_decrease))",
         [[downsample_record(one) for one in records], CANDIDATE],
     )
     known = [one["realized_decrease"] for one in run.history if one["event"] == "growth"]

@@ -54,7 +54,7 @@ def page(runs: Sequence[RunReport], live: bool = False) -> str:
 
     A history can come from anywhere, from a training loop of your own too::
 
-        session = GrowthSession(Recipe(rounds=(0.2, 0.4, 0.6), removals=(0.8,)), loss=loss)
+        session = GrowthSession(TrainConfig(addition_rounds=(0.2, 0.4, 0.6), pruning_rounds=(0.8,)), loss=loss)
         session.start(model, optimizer, steps=100, samples=len(x))
         for step in range(1, 101):
             optimizer.zero_grad()
@@ -66,7 +66,7 @@ def page(runs: Sequence[RunReport], live: bool = False) -> str:
                 session.add_batch((x, y), step)
             session.grow(step)
         session.close(100)
-        Path("own.html").write_text(page([Told("own", session.history)]), encoding="utf-8")
+        Path("own.html").write_text(page([RunReport("own", session.history)]), encoding="utf-8")
 
     with `GrowthSession` and `TrainConfig` of `senn.training`.
 

@@ -1,8 +1,8 @@
 "use strict";
 // Charts: a Vega-Lite specification each, its data by name (so that they can be renewed), and the same as a table.
 
-const COLOURS = [1, 2, 3, 4, 5, 6, 7, 8].map((number) => `var(--c${number})`);
-const KIND_COLOURS = { widen: "var(--widen)", insert: "var(--insert)", prune: "var(--prune)" };
+const COLORS = [1, 2, 3, 4, 5, 6, 7, 8].map((number) => `var(--c${number})`);
+const KIND_COLORS = { widen: "var(--widen)", insert: "var(--insert)", prune: "var(--prune)" };
 const STEP = { field: "step", type: "quantitative", scale: { type: "sqrt", nice: false }, axis: { title: "step (square-root scale)", grid: false, tickCount: 6, format: ",d" } };
 const CONFIG = {
   background: "transparent", font: "system-ui, sans-serif", padding: 4, mark: { aria: false },
@@ -18,16 +18,16 @@ const rug = {
   mark: { type: "rule", strokeWidth: 2, clip: true },
   encoding: {
     x: STEP, y: { value: { expr: "height - 9" } }, y2: { value: { expr: "height" } },
-    color: { field: "kind", type: "nominal", scale: { domain: Object.keys(KIND_COLOURS), range: Object.values(KIND_COLOURS) }, legend: null },
+    color: { field: "kind", type: "nominal", scale: { domain: Object.keys(KIND_COLORS), range: Object.values(KIND_COLORS) }, legend: null },
     tooltip: [{ field: "step", title: "step" }, { field: "text", title: "change" }],
   },
 };
 
 /** Lines over steps: rows of {step, series, value, epoch}. */
-function lines({ y, log, area, stepped, counted, series, colours, dashed, marked }) {
-  const colour = series.length > 1 || dashed
-    ? { field: "series", type: "nominal", scale: { domain: series, range: colours || series.map((_, at) => COLOURS[at % COLOURS.length]) }, sort: null, legend: series.length > 1 && series.length <= 12 ? { symbolType: area ? "square" : "stroke" } : null }
-    : { value: (colours || COLOURS)[0] };
+function lines({ y, log, area, stepped, counted, series, colors, dashed, marked }) {
+  const color = series.length > 1 || dashed
+    ? { field: "series", type: "nominal", scale: { domain: series, range: colors || series.map((_, at) => COLORS[at % COLORS.length]) }, sort: null, legend: series.length > 1 && series.length <= 12 ? { symbolType: area ? "square" : "stroke" } : null }
+    : { value: (colors || COLORS)[0] };
   const scale = log ? { type: "log", nice: true } : { zero: Boolean(area || stepped || counted), nice: true };
   const Y = { field: "value", type: "quantitative", scale, stack: area ? "zero" : null, axis: { title: y, tickCount: 5, format: (stepped || counted) && !area ? "~s" : ".3~r" } };
   const dash = dashed ? { strokeDash: { field: "part", type: "nominal", scale: { domain: ["validation", "training"], range: [[1, 0], [4, 3]] }, legend: { symbolStrokeColor: "var(--ink)" } }, detail: { field: "part" } } : {};
@@ -36,26 +36,26 @@ function lines({ y, log, area, stepped, counted, series, colours, dashed, marked
   return {
     layer: [
       ...(marked ? [rug] : []),
-      { data: { name: "curve" }, mark, encoding: { x: STEP, y: Y, color: colour, ...dash } },
+      { data: { name: "curve" }, mark, encoding: { x: STEP, y: Y, color: color, ...dash } },
       ruler,
       {
         data: { name: "curve" },
         params: [{ name: "near", select: { type: "point", on: "pointerover", nearest: true, clear: "pointerout" } }],
         mark: { type: "point", filled: true, size: 55 },
-        encoding: { x: STEP, y: Y, color: colour.field ? { ...colour, legend: null } : colour, opacity: { condition: { param: "near", value: 1, empty: false }, value: 0 }, tooltip },
+        encoding: { x: STEP, y: Y, color: color.field ? { ...color, legend: null } : color, opacity: { condition: { param: "near", value: 1, empty: false }, value: 0 }, tooltip },
       },
     ],
     resolve: { scale: { color: "independent" } },
   };
 }
 
-/** Promised against realised decreases of rounds: on the diagonal training made of them what was promised. */
+/** Expected against realized decreases of rounds: on the diagonal they agree. */
 function calibration(stories) {
   const scale = { type: "symlog", constant: 1e-3, nice: false };
   const several = stories.length > 1;
-  const colour = several
-    ? { field: "series", type: "nominal", scale: { domain: stories.map((story) => story.name), range: stories.map((_, at) => COLOURS[at % COLOURS.length]) } }
-    : { field: "kind", type: "nominal", scale: { domain: Object.keys(KIND_COLOURS), range: Object.values(KIND_COLOURS) } };
+  const color = several
+    ? { field: "series", type: "nominal", scale: { domain: stories.map((story) => story.name), range: stories.map((_, at) => COLORS[at % COLORS.length]) } }
+    : { field: "kind", type: "nominal", scale: { domain: Object.keys(KIND_COLORS), range: Object.values(KIND_COLORS) } };
   const axis = (title) => ({ title, values: [-1, -0.1, -0.01, -0.001, 0, 0.001, 0.01, 0.1, 1, 10], format: "~g", labelOverlap: "greedy" });
   return {
     layer: [
@@ -64,11 +64,11 @@ function calibration(stories) {
         data: { name: "curve" },
         mark: { type: "point", filled: true, size: 70, stroke: "var(--card)", strokeWidth: 1 },
         encoding: {
-          x: { field: "promised", type: "quantitative", scale, axis: axis("promised (nats)") },
-          y: { field: "realised", type: "quantitative", scale, axis: axis("realised (nats)") },
-          color: { ...colour, legend: { symbolType: "circle", ...(several ? {} : { values: [...new Set(promiseRows(stories).map((row) => row.kind))] }) } },
+          x: { field: "expected", type: "quantitative", scale, axis: axis("expected (nats)") },
+          y: { field: "realized", type: "quantitative", scale, axis: axis("realized (nats)") },
+          color: { ...color, legend: { symbolType: "circle", ...(several ? {} : { values: [...new Set(decreaseRows(stories).map((row) => row.kind))] }) } },
           opacity: { condition: { test: "datum.step <= at", value: 0.95 }, value: 0.2 },
-          tooltip: [{ field: "series", title: "run" }, { field: "step", title: "step" }, { field: "text", title: "change" }, { field: "promised", format: ".3g" }, { field: "realised", format: ".3g" }],
+          tooltip: [{ field: "series", title: "run" }, { field: "step", title: "step" }, { field: "text", title: "change" }, { field: "expected", format: ".3g" }, { field: "realized", format: ".3g" }],
         },
       },
     ],
@@ -101,14 +101,14 @@ function etaRows(stories) {
     return rounds.flatMap(({ record, step, epoch }) => maps.map((series) => ({ step, epoch, series, value: (record.eta_by_map || {})[series] ?? 0 })));
   });
 }
-function promiseRows(stories) {
+function decreaseRows(stories) {
   return stories.flatMap((story) => story.rounds.filter((round) => round.changes.length && known(round.changes[0].realized_decrease)).map((round) => ({
     step: round.step, series: story.name, kind: kindOf(round), text: round.changes.map(changed).join("; "),
-    promised: round.changes.reduce((sum, change) => sum + (change.expected_decrease || 0), 0), realised: round.changes[0].realized_decrease,
+    expected: round.changes.reduce((sum, change) => sum + (change.expected_decrease || 0), 0), realized: round.changes[0].realized_decrease,
   })));
 }
 function diagonal(rows) {
-  const values = rows.flatMap((row) => [row.promised, row.realised]);
+  const values = rows.flatMap((row) => [row.expected, row.realized]);
   if (!values.length) return [];
   return [Math.min(0, ...values), 0, Math.max(0, ...values)].map((value) => ({ value }));
 }
@@ -125,24 +125,24 @@ function charts(stories) {
   const curve = (key, title, about, rows, options) => ({ key, title, about, spec: lines({ series: runs, marked: changes.length > 0, ...options }), data: changes.length ? { curve: rows, changes } : { curve: rows }, table: curveTable(options.y, several), rows });
   const loss = lossRows(stories);
   const validated = loss.some((row) => row.series === "validation");
-  const parts = validated ? { series: ["training", "validation"], colours: ["var(--c2)", "var(--c1)"] } : { series: ["training"], colours: ["var(--c2)"] };
+  const parts = validated ? { series: ["training", "validation"], colors: ["var(--c2)", "var(--c1)"] } : { series: ["training"], colors: ["var(--c2)"] };
   const eta = etaRows(stories);
   const maps = several ? runs : [...new Set(eta.map((row) => row.series))];
-  const promises = promiseRows(stories);
+  const decreases = decreaseRows(stories);
   const found = [
     curve("loss", "Loss", several ? "Validation whole, training dashed." : `${validated ? "Of training and validation" : "Of training"}, after each epoch. Ticks below mark changes of size.`, loss,
       several ? { y: nats, log: loss.every((row) => row.value > 0), dashed: true } : { y: nats, log: loss.every((row) => row.value > 0), ...parts }),
-    curve("score", `Validation ${[...new Set(stories.map((one) => one.scoreName))].join(" or ")}`, "After each epoch, on rows that are not trained on.", epochRows(stories, "validation_score"), { y: several ? "score" : story.scoreName, colours: several ? null : ["var(--c1)"] }),
-    several ? null : curve("widths", "Widths", "Units of each hidden layer; a layer keeps its colour when others are inserted before it.", widthRows(story), { y: "units", stepped: true, series: layerNames(story).map((layer) => layer.label) }),
-    curve("parameters", "Parameters", "Of the network in training.", momentRows(stories, "parameters"), { y: "parameters", stepped: true, colours: several ? null : ["var(--c4)"] }),
-    curve("flops", "Operations", "Floating-point operations of a forward pass, per sample.", [...stories.filter((one) => one.start && known(one.start.flops)).map((one) => ({ step: 0, epoch: 0, value: one.start.flops, series: one.name })), ...epochRows(stories, "flops")], { y: "FLOPs", counted: true, colours: several ? null : ["var(--c5)"] }),
-    curve("eta", several ? "Expansion score η" : "Expansion score η, by linear map", "Twice the decrease of the loss that a full natural-gradient step promises, at each round.", eta,
+    curve("score", `Validation ${[...new Set(stories.map((one) => one.scoreName))].join(" or ")}`, "After each epoch, on rows that are not trained on.", epochRows(stories, "validation_score"), { y: several ? "score" : story.scoreName, colors: several ? null : ["var(--c1)"] }),
+    several ? null : curve("widths", "Widths", "Units of each hidden layer; a layer keeps its color when others are inserted before it.", widthRows(story), { y: "units", stepped: true, series: layerNames(story).map((layer) => layer.label) }),
+    curve("parameters", "Parameters", "Of the network in training.", momentRows(stories, "parameters"), { y: "parameters", stepped: true, colors: several ? null : ["var(--c4)"] }),
+    curve("flops", "Operations", "Floating-point operations of a forward pass, per sample.", [...stories.filter((one) => one.start && known(one.start.flops)).map((one) => ({ step: 0, epoch: 0, value: one.start.flops, series: one.name })), ...epochRows(stories, "flops")], { y: "FLOPs", counted: true, colors: several ? null : ["var(--c5)"] }),
+    curve("eta", several ? "Expansion score η" : "Expansion score η, by linear map", "Twice the decrease of the loss that a full natural-gradient step is expected to bring, at each round.", eta,
       { y: "η", area: !several, stepped: true, series: maps }),
-    { key: "promises", title: "Promised and realised", about: "Decrease of the loss that each round promised, and the one that came until the next. On the dotted line they agree; above it training made more of it.",
-      spec: calibration(stories), data: { curve: promises, diagonal: diagonal(promises) }, rows: promises,
-      table: (rows) => asTable(rows, [["step", (row) => count(row.step)], [several ? "run" : "change", (row) => (several ? row.series : row.text)], ["promised", (row) => signed(row.promised)], ["realised", (row) => signed(row.realised)]]) },
+    { key: "decreases", title: "Expected and realized decrease", about: "Decrease of the loss expected of each round, and the decrease measured at the next one. On the dotted line they agree; above it the loss fell further than expected.",
+      spec: calibration(stories), data: { curve: decreases, diagonal: diagonal(decreases) }, rows: decreases,
+      table: (rows) => asTable(rows, [["step", (row) => count(row.step)], [several ? "run" : "change", (row) => (several ? row.series : row.text)], ["expected", (row) => signed(row.expected)], ["realized", (row) => signed(row.realized)]]) },
   ];
-  const drawable = ({ key, rows }) => (key === "promises" ? rows.length > 0 : rows.some((row) => row.step !== rows[0].step)); // one point is no line
+  const drawable = ({ key, rows }) => (key === "decreases" ? rows.length > 0 : rows.some((row) => row.step !== rows[0].step)); // one point is no line
   return found.filter((one) => one && drawable(one));
 }
 
@@ -193,7 +193,7 @@ class Chart {
     const spec = { width: "container", height: this.height, autosize: { type: "fit", contains: "padding" }, config: { ...CONFIG, legend: { ...CONFIG.legend, columns } }, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
     const { view } = await vegaEmbed(this.plot, spec, { mode: "vega-lite", actions: false, renderer: "svg", ast: false, patch: nearestTooltips, tooltip: { theme: "plain" } });
     this.view = view;
-    if (this.onClick && chart.key !== "promises") view.addEventListener("click", (event) => {
+    if (this.onClick && chart.key !== "decreases") view.addEventListener("click", (event) => {
       const x = event.clientX - this.plot.querySelector("svg").getBoundingClientRect().left - view.origin()[0];
       const step = view.scale("x").invert(x);
       if (known(step)) this.onClick(step);

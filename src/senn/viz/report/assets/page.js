@@ -60,7 +60,7 @@ function build() {
   section("network", several ? "The networks as they grew" : "The network as it grew", el("div", { class: "card" }, player.element(), sizesTable));
   section("curves", "Curves", el("p", { class: "note" }, el("span", { class: "hint" }, "A click on a curve sets the time of the picture; the dashed line is that time. "),
     several ? "" : [["widen", "widened"], ["insert", "inserted"], ["prune", "pruned"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `tick ${kind}` }), text))), grid);
-  const why = el("p", { class: "note" }, "At each round every candidate is scored. It is accepted if it promises more than its price, after what its uncertainty, and a layer's slower start, take off; the margin is what is left. What exceeds it by less than others may be left for later: a round adds at few places.");
+  const why = el("p", { class: "note" }, "At each round every candidate is scored. It is accepted if the decrease of the loss expected of it exceeds its price, after an allowance for its uncertainty and for a new layer's slower start; the margin is what remains. A round adds at few places only, so a candidate with a smaller margin than others may wait for a later round.");
   section("rounds", "Why it changed", why, several ? stories.map((story, at) => [el("h3", {}, story.name), el("details", {}, el("summary", {}, "All rounds"), lists[at].element)]) : lists[0].element);
   section("final", several ? "Settings and code" : stories[0].end || stories[0].results ? "The network at the end" : "The network so far", finalBox);
   player.show(about.live ? player.steps.length - 1 : player.kept);

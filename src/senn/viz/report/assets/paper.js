@@ -8,7 +8,7 @@ const REFUSED_ON_PAPER = 3; // the closest of a round
 /** A round's candidates on paper: the accepted as the changes that they made, the closest of the refused. */
 function paperRows(story, round) {
   const nat = (round.record || {}).loss_per_nat || 1;
-  const give = (promise, one, unit) => (one.held_out_stderr ? plusMinus(promise, one.held_out_stderr / (2 * unit)) : num(promise));
+  const give = (decrease, one, unit) => (one.held_out_stderr ? plusMinus(decrease, one.held_out_stderr / (2 * unit)) : num(decrease));
   const row = (kind, verdict, one, figures, why) => el("tr", { class: kind }, el("td", {}, verdict), el("td", { class: one.place.length > 24 ? "long" : null }, badge(one.kind), ` ${one.place}`), figures.map((cell) => el("td", {}, cell)), el("td", {}, why));
   const taken = round.changes.map((one) => row("accepted", "accepted", one, [signedCount(one.parameters), give(one.expected_decrease, one, one.loss_per_nat || 1), num(one.price), "", signed(one.realized_decrease)],
     one.kind === "insert" ? `${one.detail}, ${plural(one.width_after, "unit")}` : `${count(one.width_before)} → ${count(one.width_after)} units`));
@@ -21,7 +21,7 @@ function paperRows(story, round) {
 
 /** Why a network changed, for paper. */
 function paperRounds(story) {
-  const heads = ["verdict", "change", "parameters", "promised", "price", "margin", "realised", "what"];
+  const heads = ["verdict", "change", "parameters", "expected", "price", "margin", "realized", "what"];
   const said = (round) => [`Step ${count(round.step)} `, el("b", {}, verdict(story, round)), ...round.rollbacks.map((one) => ` (${one.text})`), round.record ? ` · η ${num(round.record.eta)}` : ""];
   return el("table", { class: "paper" },
     el("caption", {}, `Rounds of ${story.name}: what was accepted, and the closest of what was refused`),

@@ -1,32 +1,32 @@
 "use strict";
-// Why each change happened: every round, with all of its candidates, what they promised, what they cost, what was refused.
+// Why each change happened: every round, with all of its candidates, what was expected of them, what they cost, what was refused.
 
 const CANDIDATE_COLUMNS = [
   { name: "verdict", left: true }, { name: "change", left: true },
-  { name: "promise and price", left: true, title: "bar: what is promised, with its standard error; upright line: the price; square-root scale" },
-  { name: "promised", title: "decrease of the loss to count on, in nats per sample" },
-  { name: "price", title: "what its parameters had to promise at least, in nats per sample" },
-  { name: "margin", title: "what it promised beyond what was asked, in nats per sample; negative for what fell short" },
+  { name: "decrease and price", left: true, title: "bar: expected decrease of the loss, with its standard error; upright line: the price; square-root scale" },
+  { name: "expected", title: "expected decrease of the loss, in nats per sample" },
+  { name: "price", title: "least decrease that its parameters have to bring, in nats per sample" },
+  { name: "margin", title: "expected decrease beyond what the policy requires, in nats per sample; negative if it falls short" },
   { name: "gain η", title: "exact gain of the expansion score; minus the cost, for pruning" },
   { name: "held-out η ± error", title: "gain of a step fitted on one half of the samples and valued on the other, with its standard error" },
   { name: "units" }, { name: "parameters", title: "net change of the number of parameters" }, { name: "detail", left: true },
 ];
 const CHANGE_COLUMNS = [
-  { name: "change", left: true }, { name: "width" }, { name: "parameters" }, { name: "gain η" }, { name: "held-out η ± error" }, { name: "promised" }, { name: "price" },
-  { name: "realised", title: "decrease of the loss until the next round, for all changes of this one together" }, { name: "loss before" }, { name: "loss after" },
+  { name: "change", left: true }, { name: "width" }, { name: "parameters" }, { name: "gain η" }, { name: "held-out η ± error" }, { name: "expected" }, { name: "price" },
+  { name: "realized", title: "measured decrease of the loss until the next round, for all changes of this one together" }, { name: "loss before" }, { name: "loss after" },
   { name: "outputs moved", title: "largest relative change of an output at the moment of the change" },
 ];
 
 const plusMinus = (value, error) => `${num(value)} ± ${num(error, 2)}`;
 const badge = (kind) => el("span", { class: `badge ${kind}` }, { widen: "widen", insert: "insert", prune: "prune" }[kind] || kind);
 
-/** A bar for what is promised, a whisker for its error, an upright line for the price; all by their square roots. */
+/** A bar for the expected decrease, a whisker for its error, an upright line for the price; all by their square roots. */
 function bar(one, nat, most) {
   const x = (value) => 100 * Math.sqrt(Math.min(1, Math.max(0, value) / most));
-  const promise = one.kind === "prune" ? Math.abs(one.expected_decrease || 0) : Math.max(0, one.expected_decrease || 0), error = (one.held_out_stderr || 0) / (2 * nat), price = Math.abs(one.price || 0);
-  const whisker = error ? svg("line", { x1: x(promise - error), x2: x(promise + error), y1: 7, y2: 7, class: "whisker" }) : null;
+  const decrease = one.kind === "prune" ? Math.abs(one.expected_decrease || 0) : Math.max(0, one.expected_decrease || 0), error = (one.held_out_stderr || 0) / (2 * nat), price = Math.abs(one.price || 0);
+  const whisker = error ? svg("line", { x1: x(decrease - error), x2: x(decrease + error), y1: 7, y2: 7, class: "whisker" }) : null;
   return svg("svg", { class: "bar", viewBox: "-1 0 102 14", "aria-hidden": "true" },
-    svg("rect", { x: 0, y: 4, width: x(promise), height: 6, rx: 2, class: one.kind + (one.accepted ? "" : " refused") }), whisker,
+    svg("rect", { x: 0, y: 4, width: x(decrease), height: 6, rx: 2, class: one.kind + (one.accepted ? "" : " refused") }), whisker,
     svg("line", { x1: x(price), x2: x(price), y1: 1, y2: 13, class: "price" }));
 }
 
@@ -52,16 +52,16 @@ function closest(story, round) {
   const best = story.candidates(round).filter((one) => !one.accepted && known(one.margin)).sort((a, b) => b.margin - a.margin)[0];
   if (!best) return "";
   const what = `${best.kind} ${best.place}`;
-  return best.margin < 0 ? `closest refused: ${what}, short by ${num(-best.margin, 2)} nats` : `not taken: ${what}, ${num(best.margin, 2)} nats above what was asked${best.reason ? ` (${best.reason})` : ""}`;
+  return best.margin < 0 ? `closest refused: ${what}, short by ${num(-best.margin, 2)} nats` : `not taken: ${what}, ${num(best.margin, 2)} nats above what is required${best.reason ? ` (${best.reason})` : ""}`;
 }
 
 function roundSummary(story, round) {
   const { record, changes } = round;
-  const promised = changes.reduce((sum, one) => sum + (one.expected_decrease || 0), 0);
+  const expected = changes.reduce((sum, one) => sum + (one.expected_decrease || 0), 0);
   const price = changes.reduce((sum, one) => sum + (one.price || 0), 0);
   const removals = changes.every((one) => one.kind === "prune");
-  const worth = removals ? `costs ${num(-promised)} nats, saves a price of ${num(-price)}` : `promised ${signed(promised)} nats for a price of ${num(price)}`;
-  const figures = changes.length ? `${worth}${known(changes[0].realized_decrease) ? `, realised ${signed(changes[0].realized_decrease)}` : ""}` : "";
+  const worth = removals ? `costs ${num(-expected)} nats, saves a price of ${num(-price)}` : `expected decrease ${signed(expected)} nats for a price of ${num(price)}`;
+  const figures = changes.length ? `${worth}${known(changes[0].realized_decrease) ? `, realized ${signed(changes[0].realized_decrease)}` : ""}` : "";
   const moves = record && record.moves ? `considered ${record.moves.map((move) => MOVES[move] || move).join(", ")}` : "";
   const notes = [figures, record ? closest(story, round) : "", changes.length ? "" : moves].filter(Boolean).join(" · ");
   const state = changes.length ? kindOf(round) : round.rollbacks.length ? "rollback" : "nothing";
@@ -74,9 +74,9 @@ function roundSummary(story, round) {
 function roundDetails(story, round, goTo) {
   const { record } = round;
   const looked = record ? el("p", { class: "note" },
-    `Looked at ${count(record.n_samples_seen)} samples of ${count(record.samples)} (loss ${num(record.loss, 4)}; ${count(record.parameters)} parameters). `,
+    `Scored on ${count(record.n_samples_seen)} of ${count(record.samples)} samples (loss ${num(record.loss, 4)}; ${count(record.parameters)} parameters). `,
     `Expansion score η ${num(record.eta)}, λ ${num(record.score_limit)}; by map: `,
-    Object.entries(record.eta_by_map || {}).map(([name, value]) => `${name} ${num(value)}`).join(", "), ".") : el("p", { class: "note" }, "What was on offer isn't recorded.");
+    Object.entries(record.eta_by_map || {}).map(([name, value]) => `${name} ${num(value)}`).join(", "), ".") : el("p", { class: "note" }, "The candidates of this round weren't recorded.");
   return [
     looked,
     ...round.rollbacks.map((one) => el("p", { class: "rolled" }, `Rolled back: ${one.text}`)),
