@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kill_cases import ROOMS
+from kill_cases import PACKAGES
 from PIL import Image
 
 import senn
@@ -21,11 +21,15 @@ from senn.runs import read
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
 TABLE = ["wine", "--epochs", "8", "--seed", "3"]
 TRIALS = {
-    "table": (TABLE, {"surgery": 3, "survey": 1, "menu.py": 1, "runs": 2, "disk.py": 2, "training": 1}, 2),
-    "natural gradient": ([*TABLE, "--optimizer", "natural-gradient"], {"surgery": 1, "disk.py": 1, "training": 2}, 0),
-    "images": (["IMAGES", "--epochs", "2"], {"surgery": 1, "menu.py": 1, "runs": 1}, 1),
+    "table": (TABLE, {"surgery": 3, "scoring": 1, "candidates": 1, "runs": 2, "atomic_files.py": 2, "training": 1}, 2),
+    "natural gradient": (
+        [*TABLE, "--optimizer", "natural-gradient"],
+        {"surgery": 1, "atomic_files.py": 1, "training": 2},
+        0,
+    ),
+    "images": (["IMAGES", "--epochs", "2"], {"surgery": 1, "candidates": 1, "runs": 1}, 1),
 }
-"""A run, how often it is killed at a random call of a function in each room, and how often at a random time."""
+"""A run, how often it is killed at a random call of a function in each package, and how often at a random time."""
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +74,22 @@ def content(run):
 
 def test_twenty_of_twenty_kills_cost_nothing(tmp_path, images):
     argv = {name: [str(images) if one == "IMAGES" else one for one in of] for name, (of, _, _) in TRIALS.items()}
-    wholes = served(tmp_path / "whole", [{"argv": of, "room": "none"} for of in argv.values()])
+    wholes = served(tmp_path / "whole", [{"argv": of, "package": "none"} for of in argv.values()])
     assert all(whole["first"]["code"] == 0 for whole in wholes), wholes
     expected, trials = [], []
     draw = random.Random(0)
-    for number, (name, (_, rooms, by_time)) in enumerate(TRIALS.items()):
+    for number, (name, (_, packages, by_time)) in enumerate(TRIALS.items()):
         counts = wholes[number]["first"]["counts"]
-        assert all(counts[room] > 50 for room in ROOMS)
+        assert all(counts[package] > 50 for package in PACKAGES)
         trials += [
-            {"argv": argv[name], "resume": True, "room": room, "at": draw.randint(1, counts[room])}
-            for room, times in rooms.items()
+            {"argv": argv[name], "resume": True, "package": package, "at": draw.randint(1, counts[package])}
+            for package, times in packages.items()
             for _ in range(times)
         ]
         trials += [{"argv": argv[name], "resume": True, "after": draw.uniform(0.05, 0.5)} for _ in range(by_time)]
         whole = content(tmp_path / "whole" / str(number))
         assert any(record["event"] == "growth" for record in whole[1])
-        expected += [whole] * (sum(rooms.values()) + by_time)
+        expected += [whole] * (sum(packages.values()) + by_time)
     assert len(trials) == 20
     done = served(tmp_path / "cut", trials)
     for number, (trial, one) in enumerate(zip(trials, done, strict=True)):
@@ -110,7 +114,7 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path):
     saved = read(tmp_path / "run")
     assert saved.results is None
     assert saved.unfinished
-    assert f"{tmp_path}/table.csv" in saved.about["arguments"]
+    assert saved.options.data == f"{tmp_path}/table.csv"
     done = subprocess.run(
         [*command, "--resume", str(tmp_path / "run")], env=env, capture_output=True, text=True, check=False
     )

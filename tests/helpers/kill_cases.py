@@ -18,27 +18,27 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOMS = ("surgery", "survey", "menu.py", "runs", "disk.py", "training")
+PACKAGES = ("surgery", "scoring", "candidates", "runs", "atomic_files.py", "training")
 
 
 class Killer:
-    """Counts the calls of functions in some rooms of senn, and kills the process at one of them."""
+    """Counts the calls of functions in some packages of senn, and kills the process at one of them."""
 
-    def __init__(self, room: str = "", at: int = 0) -> None:
-        self.room, self.at = room, at
-        self.counts = dict.fromkeys(ROOMS, 0)
+    def __init__(self, package: str = "", at: int = 0) -> None:
+        self.package, self.at = package, at
+        self.counts = dict.fromkeys(PACKAGES, 0)
         self._known: dict[str, str] = {}
 
     def __call__(self, frame, event, argument) -> None:
         if event != "call":
             return
-        room = self._known.get(name := frame.f_code.co_filename)
-        if room is None:
+        package = self._known.get(name := frame.f_code.co_filename)
+        if package is None:
             inside = name.rpartition(f"{os.sep}senn{os.sep}")[2].split(os.sep)[0]
-            room = self._known[name] = inside if inside in ROOMS else ""
-        if room:
-            self.counts[room] += 1
-            if room == self.room and self.counts[room] == self.at:
+            package = self._known[name] = inside if inside in PACKAGES else ""
+        if package:
+            self.counts[package] += 1
+            if package == self.package and self.counts[package] == self.at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -98,7 +98,7 @@ def main(folder: Path) -> None:
     for number, trial in enumerate(json.load(sys.stdin)):
         place = folder / str(number)
         argv = ["fit", *trial["argv"], "--out", str(place), "--quiet"]
-        killer = Killer(trial.get("room", ""), trial.get("at", 0)) if "room" in trial else None
+        killer = Killer(trial.get("package", ""), trial.get("at", 0)) if "package" in trial else None
         first = called(argv, killer, trial.get("after"))
         left = sorted(entry.name for entry in (place / "unfinished").glob("*")) if place.exists() else None
         begun = (place / "unfinished" / "run.json").exists()

@@ -48,11 +48,26 @@ def candidate(rng, kind, place, width, promise):
     price = abs(rng.gauss(0, 1)) * 1e-4
     sign = -1 if kind == "prune" else 1
     return {
-        "kind": kind, "place": place, "detail": f"{rng.randint(1, 64)} of 256 candidates", "units": 1, "width": width,
-        "parameters": sign * rng.randint(50, 900), "gain": 2 * promise, "gain_lower_bound": promise, "held_out_gain": 2 * promise,
-        "held_out_stderr": abs(promise) / 5, "eta": 3.0, "score_limit": 0.7, "samples": 50000, "loss_per_nat": 1.0, "cross_fold_gain": promise,
-        "expected_decrease": promise, "price": sign * price, "margin": promise - price, "reason": "",
-    }  # fmt: skip
+        "kind": kind,
+        "place": place,
+        "detail": f"{rng.randint(1, 64)} of 256 candidates",
+        "units": 1,
+        "width": width,
+        "parameters": sign * rng.randint(50, 900),
+        "gain": 2 * promise,
+        "gain_lower_bound": promise,
+        "held_out_gain": 2 * promise,
+        "held_out_stderr": abs(promise) / 5,
+        "eta": 3.0,
+        "score_limit": 0.7,
+        "samples": 50000,
+        "loss_per_nat": 1.0,
+        "cross_fold_gain": promise,
+        "expected_decrease": promise,
+        "price": sign * price,
+        "margin": promise - price,
+        "reason": "",
+    }
 
 
 def long_run(events=500, seed=0, name=str):

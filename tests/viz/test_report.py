@@ -130,9 +130,20 @@ def test_the_example_of_a_loop_of_ones_own_makes_a_page(tmp_path, monkeypatch):
     y = (x[:, 0] * x[:, 1] > 0).long()
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    names = {"senn": senn, "Any": Any, "Path": Path, "page": page, "RunReport": RunReport, "x": x, "y": y, "model": model,
-             "optimizer": optimizer, "loss": torch.nn.functional.cross_entropy, "GrowthSession": GrowthSession,
-             "TrainConfig": TrainConfig}  # fmt: skip
+    names = {
+        "senn": senn,
+        "Any": Any,
+        "Path": Path,
+        "page": page,
+        "RunReport": RunReport,
+        "x": x,
+        "y": y,
+        "model": model,
+        "optimizer": optimizer,
+        "loss": torch.nn.functional.cross_entropy,
+        "GrowthSession": GrowthSession,
+        "TrainConfig": TrainConfig,
+    }
     code = re.search(r"::\n\n(.*?)\n\n    with `GrowthSession`", page.__doc__, re.S)[1]
     exec(textwrap.dedent(code), names)
     records = records_of(Path("own.html").read_text("utf-8"))["runs"][0]["records"]
