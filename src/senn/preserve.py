@@ -1,4 +1,9 @@
-"""Running a model to read something off it, and leaving it exactly as it was."""
+"""One context that leaves a model as it was: training modes, buffers, hooks, random numbers.
+
+Whatever only looks at a model (analysis, scoring, the checks of a change) runs it inside `preserve_model_state`. That a
+forward pass in eval mode changes nothing is true of most models and wrong for some: a vector-quantization codebook, a
+streaming norm or a counter of calls writes to its buffers in every pass.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +28,12 @@ _REGISTERS = (
 
 
 class ModelState:
-    """What a forward pass may change in some models, as it is now: training modes, buffers, hooks.
+    """Snapshot of everything that a forward pass may change: training modes, buffers, hooks.
 
-    Parameters aren't part of it: a forward pass reads them, and copies would double the memory. Buffers are copied,
-    since a forward pass may write to them in eval mode too (a codebook, a streaming norm, a counter of calls). A module
-    whose buffers are others afterwards gets its plain attributes back as well: a rotary table is registered anew when a
-    sequence is longer than an attribute says, and either one without the other would be wrong.
+    Parameters aren't part of it: a forward pass reads them, and copies would double the memory. Buffers are copied.
+
+    Args:
+        models: any modules; parts that they share are recorded once.
     """
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
@@ -37,26 +42,32 @@ class ModelState:
         registers = [vars(module)[name] for module in modules for name in _REGISTERS if name in vars(module)]
         self._registers = [(register, register.copy()) for register in registers]
         buffers = dict.fromkeys(buffer for module in modules for buffer in module._buffers.values())
+        # A copy costs less than the pass itself, which reads every buffer; versions of tensors would be free, but
+        # writes through `.data` and by fused kernels aren't counted in them.
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers if buffer is not None]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Restore all that has changed since; after an interruption it can be called once more."""
+        """Restore whatever has changed since; safe to call again if an interruption cut it short."""
         copies = {id(register): before for register, before in self._registers}
         for module, mode, attributes in self._modules:
+            # Attributes and buffers change together: a rotary table is registered anew once a sequence is longer than
+            # `self.max_len`. The old table beside the new `max_len` would make the next long batch fail.
             if not _is_same(module._buffers, copies[id(attributes["_buffers"])]):
                 _restore(vars(module), attributes)
             module.training = mode
         for register, before in self._registers:
             _restore(register, before)
         for buffer, values in self._buffers:
-            # Autograd counts every write as a change, even of no bit: what it has saved for a backward stays valid.
+            # Only a buffer that differs is written to: autograd counts every write as a change, and what it saved for
+            # a backward pass would be refused.
             if not torch.equal(buffer, values):
                 buffer.copy_(values)
 
 
 def _restore(register: Any, before: Any) -> None:
-    """Restore a dictionary or set with the order of its entries; compilers watch, so an unchanged one stays alone."""
+    """Restore the entries of a dictionary or set, and their order."""
+    # An unchanged one isn't touched: torch.compile guards on these dictionaries.
     if not _is_same(register, before):
         register.clear()
         register.update(before)
@@ -65,21 +76,33 @@ def _restore(register: Any, before: Any) -> None:
 def _is_same(register: Any, before: Any) -> bool:
     if isinstance(register, set):
         return bool(register == before)
+    # By identity: == of two tensors is a tensor.
     return [*register] == [*before] and all(register[key] is value for key, value in before.items())
 
 
 @contextmanager
 def preserve_model_state(model: nn.Module, *, fused: bool = True) -> Iterator[None]:
-    """Put a model into eval mode inside; afterwards it, and the global random numbers, are as they were.
+    """Put a model into eval mode inside the context, and restore it and the global random state afterwards.
 
-    Preserved are training modes, buffers (values, and which there are), hooks and the states of the global random
-    number generators, also if the forward pass raises. Whoever needs gradients computes them inside: a buffer that is
-    written back after the forward pass may be one that the backward pass reads.
+    Training modes, buffers (their values, and which there are), hooks and the states of the global random number
+    generators are restored, also when the forward pass raises. Compute gradients inside the context: restoring a buffer
+    that the backward pass still needs would invalidate it.
 
     Args:
         model: any module.
         fused: False turns off the kernels that hide linear maps from whoever watches operations: the fast path of
-            `nn.TransformerEncoderLayer` and fused recurrent layers.
+            `nn.TransformerEncoderLayer`, and fused recurrent layers on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from senn.preserve import preserve_model_state
+        >>> model = nn.Sequential(nn.Dropout(), nn.Linear(2, 1))
+        >>> with preserve_model_state(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
     """
     state = ModelState([model])
     devices = {tensor.device.index or 0 for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
@@ -96,14 +119,14 @@ def preserve_model_state(model: nn.Module, *, fused: bool = True) -> Iterator[No
 
 @contextmanager
 def _unfused(model: nn.Module) -> Iterator[None]:
-    """Turn fused transformer layers, and on the CPU fused recurrent layers, into single operations."""
+    """Run transformer layers, and recurrent layers on the CPU, as single operations."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         with ExitStack() as stack:
             if any(isinstance(module, nn.RNNBase) for module in model.modules()):
                 stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")  # oneDNN warns that its flags are changed while others may use it
+                warnings.simplefilter("ignore")  # oneDNN warns that its flags are global to the process
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
     finally:

@@ -153,7 +153,7 @@ def test_a_transformer_layer_with_a_fast_path_takes_no_layer_inside(activation: 
     assert not inside
     reasons = {refusal.place: refusal.reason for refusal in graph.refusals}
     assert "in eval mode its TransformerEncoderLayer reads its weight directly" in reasons["linear1"]
-    with pytest.raises(senn.SennError, match="there is no site 'linear1'"):
+    with pytest.raises(senn.SennError, match="there is no insertion point 'linear1'"):
         transaction(model, [Insert("linear1", Residual(_branch(8)))], graph, probe=x)
     transaction(model, widening(model, graph), graph, probe=x)
     expected = outputs(model, x)[0]

@@ -189,7 +189,7 @@ def test_pruning_is_held_to_the_loss_limit() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("site", ["0", "2", "4"])
+@pytest.mark.parametrize("insertion_point", ["0", "2", "4"])
 def test_identity_layers_keep_the_function_under_the_same_name(insertion_point: str, dtype: torch.dtype) -> None:
     model, graph = case("mlp", dtype)
     width = model.get_submodule(insertion_point).in_features

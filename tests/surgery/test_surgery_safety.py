@@ -61,13 +61,13 @@ BAD: dict[str, tuple[Callable[[Widen], Any], str]] = {
     "missing": (lambda w: Widen("0", 2, {"0.weight": w.values["0.weight"]}), "need values for '0.bias'"),
     "unknown": (lambda w: Widen("0", 2, {**w.values, "3.weight": torch.ones(1)}), "'3.weight', which takes none"),
     "no units": (lambda w: Widen("0", 0, w.values), "widens by multiples of 1, not by 0"),
-    "space": (lambda w: Widen("9", 2, w.values), "there is no space '9' to resize; spaces: '0', '3'"),
+    "space": (lambda w: Widen("9", 2, w.values), "there is no channel group '9' to resize; groups: '0', '3'"),
     "unit": (lambda w: Prune("0", (5,)), "'0' has no unit 5"),
     "twice": (lambda w: Prune("0", (1, 1)), "'0' has no unit 1 to prune"),
     "all": (lambda w: Prune("0", (0, 1, 2, 3, 4)), "'0' loses between 1 and 4 units"),
     "coefficients": (lambda w: Prune("0", (0,), {"3": torch.ones(1, 4)}), r"shape \(1, 5\), not \(1, 4\)"),
     "consumer": (lambda w: Prune("0", (0,), {"6": torch.ones(1, 5)}), "'6', which is no consumer of '0'"),
-    "site": (lambda w: Insert("1", nn.Identity()), "there is no site '1' to insert a layer at"),
+    "site": (lambda w: Insert("1", nn.Identity()), "there is no insertion point '1' for a layer"),
     "right": (lambda w: Insert("3", nn.Identity(), torch.eye(4)), r"folded into '3' must have shape \(5, 5\)"),
     "empty": (lambda w: Insert("3", nn.Sequential()), "the layer to insert before '3' is empty"),
     "wide": (lambda w: Insert("3", nn.Linear(4, 4)), "'3' was rolled back: RuntimeError"),
@@ -224,7 +224,7 @@ def test_quanta_and_copies_of_another_shape_are_refused() -> None:
         transaction(model, [widen(model, graph, "0", 1)], graph, averaged=[other])
     assert everything(model) == held
     with pytest.raises(
-        SennError, match=r"'4.weight' has shape \(2, 4\), which doesn't fit the structure|no unit|has shape"
+        SennError, match=r"'4.weight' has shape \(2, 4\), which doesn't fit the graph|no unit|has shape"
     ):
         apply_moves(mlp([3, 4, 2]), [widen(model, graph, "0", 1)], graph)
 

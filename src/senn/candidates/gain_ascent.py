@@ -28,7 +28,8 @@ from senn.kfac.recorder import forward, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs
 from senn.surgery import Widen, apply_moves, calibrate_batch_norm
-from senn.surgery.plan import SurgeryPlan, find_tensor, plan
+from senn.surgery.plan import plan
+from senn.surgery.plan_types import SurgeryPlan, find_tensor
 
 WIDEST = 10.0
 """A pre-activation's spread may leave the one that it was drawn with by this factor and no more."""

@@ -22,7 +22,7 @@ from senn.checkpoint.match import ModuleMatcher, count_disagreements
 from senn.checkpoint.module_builder import ModuleBuilder, add_child
 from senn.checkpoint.schema import Description, Node, join
 from senn.errors import SennError
-from senn.surgery.plan import BEFORE
+from senn.surgery.plan_types import BEFORE
 
 Way = Callable[[Node, nn.Module, str], nn.Module]
 

@@ -1,4 +1,4 @@
-"""Looking at a model before and after a change, without disturbing it."""
+"""Comparison of a model's outputs before and after a change, and calibration of new BatchNorm channels."""
 
 from __future__ import annotations
 
@@ -14,109 +14,146 @@ from senn.preserve import preserve_model_state
 from senn.pytree import Inputs
 from senn.surgery.undo import UndoLog
 
+# Well above what rounding explains: a widened layer sums its products in another order, and the difference grows with
+# depth. Much smaller limits refuse honest changes of deep networks; much larger ones let a small wrong column pass.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Largest change of the outputs, relative to the largest output, by the coarsest dtype in play."""
 
 FLOOR = 1e-6
-"""Outputs smaller than this are compared on this scale."""
+"""Scale on which outputs are compared that are smaller than this: a network may start with outputs of zero."""
 
 
 def outputs(model: nn.Module, probe: Inputs) -> list[Tensor]:
-    """The floating-point tensors that the model returns for the probe.
+    """Run a model in eval mode and return the floating-point tensors of its outputs.
+
+    Args:
+        model: it is left as it was.
+        probe: what its forward takes.
 
     Raises:
-        SurgeryError: some of them are not finite.
+        SurgeryError: some of the outputs are not finite.
     """
     with torch.no_grad(), preserve_model_state(model):
-        result = pytree.call(model, pytree.clone(probe))
-    leaves = [x for x in pytree.tensor_leaves(result) if x.is_floating_point()]
+        result = pytree.call(model, pytree.clone(probe))  # a forward may write to its inputs
+    leaves = [leaf for leaf in pytree.tensor_leaves(result) if leaf.is_floating_point()]
     if not all(leaf.isfinite().all() for leaf in leaves):
         raise SurgeryError("the outputs on the probe batch are not finite")
     return leaves
 
 
 def output_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """Largest |after - before| / max |before| of all outputs."""
-    if [x.shape for x in before] != [x.shape for x in after]:
+    """Return the largest of max |after - before| / max |before| over all outputs.
+
+    Args:
+        before: outputs of a model.
+        after: outputs of the changed model on the same inputs.
+
+    Raises:
+        SurgeryError: the outputs changed their shapes.
+    """
+    if [leaf.shape for leaf in before] != [leaf.shape for leaf in after]:
         raise SurgeryError("the outputs on the probe batch changed their shapes")
-    changes = [
-        float((new.double() - old.double()).abs().max() / old.double().abs().max().clamp(min=FLOOR))
-        for old, new in zip(before, after, strict=True)
-        if old.numel()
-    ]
-    return max(changes, default=0.0)
+    changes = [0.0]
+    for old, new in zip(before, after, strict=True):
+        if old.numel():
+            # Relative to the largest entry of the tensor: single outputs near zero have no relative precision.
+            scale = old.double().abs().max().clamp(min=FLOOR)
+            changes.append(float((new.double() - old.double()).abs().max() / scale))
+    return max(changes)
 
 
 def tolerance_for(model: nn.Module, before: Sequence[Tensor]) -> float:
-    """The tolerance that the coarsest floating-point dtype among parameters and outputs asks for."""
+    """Return the tolerance for the coarsest floating-point dtype among parameters and outputs.
+
+    Args:
+        model: its parameters count: outputs of mixed precision are as coarse as the coarsest step on the way.
+        before: its outputs.
+    """
     tensors = itertools.chain(model.parameters(), before)
-    return max(
-        (TOLERANCE.get(x.dtype, 2e-2) for x in tensors if x.is_floating_point()), default=TOLERANCE[torch.float32]
-    )
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    # An unlisted dtype (float8) is as coarse as the coarsest listed one, at least.
+    return max((TOLERANCE.get(dtype, 2e-2) for dtype in dtypes), default=TOLERANCE[torch.float32])
 
 
 @torch.no_grad()
-def calibrate_batch_norm(model: nn.Module, journal: UndoLog, probe: Inputs) -> None:
-    """Give new BatchNorm channels the running statistics of the probe batch; old channels stay as they are."""
-    if not journal.uncalibrated:
-        return
+def calibrate_batch_norm(model: nn.Module, log: UndoLog, probe: Inputs) -> None:
+    """Set the running statistics of new BatchNorm channels to those of a batch; old channels stay as they are.
 
+    Args:
+        model: the changed model.
+        log: of the change, which names the channels.
+        probe: what the model's forward takes.
+
+    Raises:
+        SurgeryError: the outputs on the batch are not finite.
+    """
+    if not log.uncalibrated:
+        return
     written: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def hook(places: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def set_statistics(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             channels = args[0].movedim(1, 0).flatten(1)[places.to(args[0].device)].double()
-            if channels.shape[1] > 1:  # one value has no variance
-                for buffer, statistic in (
-                    (module.running_mean, channels.mean(1)),
-                    (module.running_var, channels.var(1)),
-                ):
-                    assert isinstance(buffer, Tensor)
-                    buffer[places] = statistic.to(buffer.dtype)
-                    written.append((buffer, places, buffer[places]))
+            if channels.shape[1] < 2:  # one value has no variance
+                return
+            statistics = (module.running_mean, channels.mean(1)), (module.running_var, channels.var(1))
+            for buffer, statistic in statistics:
+                assert isinstance(buffer, Tensor)
+                buffer[places] = statistic.to(buffer.dtype)
+                written.append((buffer, places, buffer[places]))
 
         return set_statistics
 
-    handles = [module.register_forward_pre_hook(hook(places)) for module, places in journal.uncalibrated]
+    handles = [module.register_forward_pre_hook(hook(places)) for module, places in log.uncalibrated]
     try:
         outputs(model, probe)
     finally:
         for handle in handles:
             handle.remove()
-    # Later normalisations read what earlier ones give, so statistics are set during the pass, which puts buffers back.
+    # Statistics are written during the pass, since later normalizations read what earlier ones give; and once more
+    # after it, because `outputs` restores all buffers.
     for buffer, places, statistic in written:
         buffer[places] = statistic
 
 
-def check_use(model: nn.Module, journal: UndoLog, probe: Inputs) -> None:
+def check_use(model: nn.Module, log: UndoLog, probe: Inputs) -> None:
     """Check that the forward pass runs every inserted layer.
 
-    It takes a pass of its own: hooks turn the fast paths of fused layers off, and outputs are compared with these on.
+    Args:
+        model: the changed model.
+        log: of the change, which names the layers.
+        probe: what the model's forward takes.
+
+    Raises:
+        SurgeryError: it doesn't run one of them.
     """
+    if not log.inserted:
+        return
     used: set[nn.Module] = set()
-    handles = [
-        inserted.modules[0].register_forward_pre_hook(lambda module, _: used.add(module))
-        for inserted in journal.inserted
-    ]
+    first = [inserted.modules[0] for inserted in log.inserted]
+    # Not in the pass whose outputs are compared: hooks turn off the fast paths of fused layers, which read weights
+    # directly, and it is with these on that the outputs have to be the same.
+    handles = [module.register_forward_pre_hook(lambda one, _: used.add(one)) for module in first]
     try:
-        if handles:
-            outputs(model, probe)
+        outputs(model, probe)
     finally:
         for handle in handles:
             handle.remove()
-    for inserted in journal.inserted:
+    for inserted in log.inserted:
         if inserted.modules[0] not in used:
             raise SurgeryError(f"the forward pass doesn't run the layer {inserted.what}")
 
 
 def model_digest(tensors: Sequence[Tensor]) -> list[int]:
-    """One integer per tensor that changes with its bits, also where autograd counts no version (fused kernels)."""
+    """Return one integer per tensor that changes with its bits.
+
+    The sum of the bits read as integers is exact and costs one read; versions, which are free, aren't counted by fused
+    kernels.
+    """
     views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return [
-        int((torch.view_as_real(x) if x.is_complex() else x).detach().view(views[_item(x)]).sum(dtype=torch.int64))
-        for x in tensors
-    ]
-
-
-def _item(tensor: Tensor) -> int:
-    return tensor.element_size() // (2 if tensor.is_complex() else 1)
+    digests = []
+    for tensor in tensors:
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        bits = real.detach().view(views[real.element_size()])
+        digests.append(int(bits.sum(dtype=torch.int64)))
+    return digests

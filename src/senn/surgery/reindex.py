@@ -1,4 +1,4 @@
-"""The structure of a model after units have come and gone: index arithmetic, no look at the model."""
+"""The dependency graph after units have come and gone, by index arithmetic: the model isn't run again."""
 
 from __future__ import annotations
 
@@ -10,57 +10,63 @@ from torch import Tensor
 from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, InsertionPoint
 from senn.surgery.index_maps import IndexMap
 from senn.surgery.moves import Prune, Widen
-from senn.surgery.plan import SurgeryPlan
+from senn.surgery.plan_types import SurgeryPlan
 
 
 def reindex(graph: DependencyGraph, todo: SurgeryPlan) -> DependencyGraph | None:
-    """The structure that an analysis would find after a plan; None if it takes one: what one unit was, may be several.
+    """Return the graph that a new analysis would find after a plan.
 
-    A space of one unit may have been added to others by broadcasting; inserted layers bring new places.
+    Args:
+        graph: of the model before the plan.
+        todo: the plan.
+
+    Returns:
+        The graph; None if only a new analysis can tell: after an insertion, or where a group of one unit grows.
     """
+    # One unit may have been added to many others by broadcasting, which its indices don't show.
     single = any(isinstance(move, Widen) and graph.group(move.group).width == 1 for move in todo.moves)
     if todo.inserts or todo.appends or single:
         return None
     groups = tuple(_group(group, todo) for group in graph.groups)
-    return replace(
-        graph,
-        groups=groups,
-        insertion_points=tuple(
-            _insertion_point(insertion_point, graph, todo) for insertion_point in graph.insertion_points
-        ),
-    )
+    points = tuple(_insertion_point(point, graph, todo) for point in graph.insertion_points)
+    return replace(graph, groups=groups, insertion_points=points)
 
 
 def _group(group: ChannelGroup, todo: SurgeryPlan) -> ChannelGroup:
-    gone = {unit for move in todo.moves if isinstance(move, Prune) and move.group == group.name for unit in move.units}
-    added = [move.units for move in todo.moves if isinstance(move, Widen) and move.group == group.name]
+    gone: set[int] = set()
+    added = 0
+    for move in todo.moves:
+        if isinstance(move, Prune) and move.group == group.name:
+            gone.update(move.units)
+        elif isinstance(move, Widen) and move.group == group.name:
+            added += move.units
     kept = [unit for unit in range(group.width) if unit not in gone]
-    coupled_dims = tuple(_slot(coupled, group, kept, todo) for coupled in group.dims)
-    return replace(group, width=len(kept) + sum(added), dims=coupled_dims)
+    dims = tuple(_coupled_dim(coupled, kept, todo) for coupled in group.dims)
+    return replace(group, width=len(kept) + added, dims=dims)
 
 
-def _slot(coupled: CoupledDim, group: ChannelGroup, kept: list[int], todo: SurgeryPlan) -> CoupledDim:
-    """The slot where its positions are now: units that stay, then new ones in the order of the moves."""
+def _coupled_dim(coupled: CoupledDim, kept: list[int], todo: SurgeryPlan) -> CoupledDim:
+    """Return the dimension with its positions of now: units that stay, then new ones in the order of the moves."""
     layout = todo.layouts.get(coupled.name, {}).get(coupled.dim)
     if layout is None:
         return coupled
-    place = _places(layout)
     k = coupled.index.shape[1]
     rows = [coupled.index[kept]]
-    for owner, offset, count in todo.drafts[coupled.name][coupled.dim].newcomers:
+    for owner, offset, count in todo.builders[coupled.name][coupled.dim].newcomers:
+        # Several groups may share this dimension; `owner` tells whose the new positions are.
         if owner is coupled:
             rows.append(torch.arange(offset, offset + count).view(-1, k))
-    return replace(coupled, index=place[torch.cat(rows)])
+    return replace(coupled, index=_places(layout)[torch.cat(rows)])
 
 
 def _places(layout: IndexMap) -> Tensor:
-    """Where each old or new position stands now."""
-    place = torch.full((layout.size + layout.added,), -1)
-    place[layout.order] = torch.arange(len(layout.order))
-    return place
+    """Invert a map: for each old or new position, its place now, -1 where it has left."""
+    places = torch.full((layout.size + layout.added,), -1)
+    places[layout.order] = torch.arange(len(layout.order))
+    return places
 
 
-def _insertion_point(insertion_point: InsertionPoint, graph: DependencyGraph, todo: SurgeryPlan) -> InsertionPoint:
-    one = graph.map(insertion_point.module)
-    layout = todo.layouts.get(one.weight, {}).get(one.in_dim)
-    return insertion_point if layout is None else replace(insertion_point, features=len(layout.order))
+def _insertion_point(point: InsertionPoint, graph: DependencyGraph, todo: SurgeryPlan) -> InsertionPoint:
+    linear = graph.map(point.module)
+    layout = todo.layouts.get(linear.weight, {}).get(linear.in_dim)
+    return point if layout is None else replace(point, features=len(layout.order))

@@ -1,8 +1,8 @@
-"""Putting a copy of a block after it: which entries of which dictionaries change. The proof and the surgery share it.
+"""Insertion of a copy of a block after the block: which entries of which dictionaries change.
 
 Where the block lies in a list of layers that the forward pass goes through, the copy goes into that list: later layers
-move up by one, and numbers that say where a layer stands or how many there are follow. Else the block's place is
-taken by `Sequential(block, copy)`.
+move up by one, and numbers that say where a layer stands or how many there are follow. Otherwise `Sequential(block,
+copy)` takes the block's place. The search for residual blocks (`verification.residual_search`) tries the same changes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ Swap = tuple[MutableMapping[str, Any], str, Any, Any]
 """A dictionary, a key of it, the entry before, the entry after."""
 
 Addition = tuple[ResidualBlock, nn.Module]
-"""A block, and what is to stand after it."""
+"""A block, and the module that is to stand after it."""
 
+# Names that models of timm, transformers and torch use. A name that is missing here costs depth in such a model (the
+# forward pass fails with one layer more, so the block is refused); a wrong one is caught, since the copy is run.
 COUNTS = frozenset(
     [
         *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_blocks", "n_blocks", "depth"),
@@ -32,17 +34,22 @@ COUNTS = frozenset(
 """Attributes that say how many layers there are."""
 
 _TABLES = frozenset(["layer_types"])
-"""Lists, beside such an attribute, with one entry for each layer."""
+"""Lists, next to such an attribute, with one entry for each layer."""
 
 _POSITIONS = frozenset(["layer_idx", "layer_index", "layer_id", "layer_number", "block_idx", "block_index"])
 """Attributes that say where a layer stands."""
 
 
 def function_preserving_copy(model: nn.Module, block: ResidualBlock) -> nn.Module:
-    """A copy of a block of the model that gives back what it is given, and learns.
+    """Copy a residual block so that the copy gives back what it is given, and can learn.
 
-    All its tensors are copies of the block's, running statistics included, except `Block.silent`, which are zero:
-    those move at the first training step, what stands before them from the second on.
+    Args:
+        model: that holds the block; it isn't changed.
+        block: of its dependency graph.
+
+    Returns:
+        A copy with the block's tensors, running statistics included, except `ResidualBlock.output_params`, which are
+        zero: these move at the first training step, and what stands before them from the second step on.
     """
     twin = copy.deepcopy(model.get_submodule(block.module))
     with torch.no_grad():
@@ -52,12 +59,15 @@ def function_preserving_copy(model: nn.Module, block: ResidualBlock) -> nn.Modul
 
 
 def insert_copy_after(model: nn.Module, additions: Sequence[Addition], pending: Sequence[Swap] = ()) -> list[Swap]:
-    """The changes that put modules after blocks; numbers of positions inside the new modules are set at once.
+    """Return the changes that put modules after blocks.
 
     Args:
         model: isn't changed.
-        additions: at most one for each block.
+        additions: at most one for each block. Numbers of positions inside the new modules are set at once.
         pending: changes that will be made before these.
+
+    Returns:
+        Entries of modules' dictionaries to exchange, in order.
     """
     swaps: list[Swap] = []
     lists: dict[str, dict[str, nn.Module]] = defaultdict(dict)
@@ -65,33 +75,38 @@ def insert_copy_after(model: nn.Module, additions: Sequence[Addition], pending: 
         path, _, key = block.module.rpartition(".")
         if block.in_module_list:
             lists[path][key] = added
-        else:
-            held = model.get_submodule(path)._modules
-            stack = nn.Sequential(model.get_submodule(block.module), added)
-            stack.training = added.training
-            swaps.append((held, key, held[key], stack))
+            continue
+        held = model.get_submodule(path)._modules
+        stack = nn.Sequential(model.get_submodule(block.module), added)
+        stack.training = added.training
+        swaps.append((held, key, held[key], stack))
     for path, several in lists.items():
         parent = model.get_submodule(path)
-        swaps += _longer(parent, several, [*pending, *swaps])
-        counted = dict.fromkeys(
-            one for block, _ in additions if block.module[len(path) + 1 :] in several for one in block.depth_attributes
-        )
-        swaps += _longer_tables([_holder(model, one)[0] for one in counted], list(parent._modules), several)
-    counts = Counter(attribute for block, _ in additions for attribute in block.depth_attributes)
-    for attribute, number in counts.items():
+        swaps += _longer_list(parent, several, [*pending, *swaps])
+        # Each table once, though several blocks of the list may name its configuration.
+        counts = [count for block, _ in additions if _lies_in(block, path, several) for count in block.depth_attributes]
+        holders = [_holder(model, count)[0] for count in dict.fromkeys(counts)]
+        swaps += _longer_tables(holders, list(parent._modules), several)
+    totals = Counter(count for block, _ in additions for count in block.depth_attributes)
+    for attribute, number in totals.items():
         holder, key = _holder(model, attribute)
         swaps.append((holder, key, holder[key], holder[key] + number * attribute.per_unit))
     return swaps
 
 
-def _longer(parent: nn.Module, additions: Mapping[str, nn.Module], pending: Sequence[Swap]) -> list[Swap]:
-    """A list of layers with some more in it, as one change of all its entries."""
+def _lies_in(block: ResidualBlock, path: str, names: Collection[str]) -> bool:
+    return block.module[len(path) + 1 :] in names
+
+
+def _longer_list(parent: nn.Module, additions: Mapping[str, nn.Module], pending: Sequence[Swap]) -> list[Swap]:
+    """Return a list of layers with some more in it, as one change of all its entries."""
     children = dict(parent._modules)
     for held, key, _, new in pending:
+        # A layer of the list may have been exchanged by another move: the new list holds what stands there then.
         if held is parent._modules:
             children[key] = new
     counters = _counters([child for child in children.values() if child is not None])
-    numbered = [*children] == [str(place) for place in range(len(children))]
+    numbered = [*children] == [str(number) for number in range(len(children))]
     swaps: list[Swap] = []
     names: list[str] = []
     modules: list[nn.Module | None] = []
@@ -108,19 +123,22 @@ def _longer(parent: nn.Module, additions: Mapping[str, nn.Module], pending: Sequ
             names.append(_unused(name, {*children, *names}))
             modules.append(additions[name])
     if numbered:
-        names = [str(place) for place in range(len(modules))]
+        # ModuleList and Sequential index by these names.
+        names = [str(number) for number in range(len(modules))]
     longer = type(parent._modules)(zip(names, modules, strict=True))
     return [*swaps, (vars(parent), "_modules", parent._modules, longer)]
 
 
 def _longer_tables(holders: Sequence[dict[str, Any]], names: Sequence[str], additions: Collection[str]) -> list[Swap]:
-    """What a configuration says of each layer, said again of those that are added."""
+    """Repeat what a configuration says of a layer for the one that is put after it."""
     swaps: list[Swap] = []
     for held in holders:
         for key in _TABLES & held.keys():
             old = held[key]
             if isinstance(old, list) and len(old) == len(names):
-                new = [entry for name, entry in zip(names, old, strict=True) for _ in range(1 + (name in additions))]
+                new = []
+                for name, entry in zip(names, old, strict=True):
+                    new += [entry, entry] if name in additions else [entry]
                 swaps.append((held, key, old, new))
     return swaps
 
@@ -133,7 +151,7 @@ def _unused(name: str, taken: set[str]) -> str:
 
 
 def _positions(layer: nn.Module, names: frozenset[str] = _POSITIONS) -> Iterator[tuple[dict[str, Any], str]]:
-    """Numbers in a layer that say where it stands, by the dictionary that holds them."""
+    """Yield (dictionary, key) of each number in a layer that says where the layer stands."""
     for module in layer.modules():
         for key in names & vars(module).keys():
             if type(vars(module)[key]) is int:
@@ -141,21 +159,36 @@ def _positions(layer: nn.Module, names: frozenset[str] = _POSITIONS) -> Iterator
 
 
 def _counters(layers: Sequence[nn.Module]) -> frozenset[str]:
-    """Names of the numbers that go up by one from each layer to the next."""
+    """Return the names of numbers that go up by one from each layer to the next."""
+    # A number that doesn't count (the same `layer_idx` for all, every second one) stays: nobody knows what it means.
     starts: dict[str, set[int]] = defaultdict(set)
-    for place, layer in enumerate(layers):
+    for number, layer in enumerate(layers):
         for held, key in _positions(layer):
-            starts[key].add(held[key] - place)
+            starts[key].add(held[key] - number)
     return frozenset(key for key, found in starts.items() if len(found) == 1)
 
 
 def have_positions(model: nn.Module, path: str) -> bool:
-    """Whether the layers of a list know where they stand."""
+    """Return True if the layers of a list know where they stand.
+
+    Args:
+        model: that holds the list.
+        path: name of the list.
+    """
     return bool(_counters([*model.get_submodule(path).children()]))
 
 
 def counts_of(model: nn.Module, path: str) -> tuple[list[SizeAttribute], list[SizeAttribute]]:
-    """Numbers that may say how many layers a list has: those of the nearest configuration, and those of modules."""
+    """Find the numbers that may say how many layers a list has.
+
+    Args:
+        model: that holds the list.
+        path: name of the list.
+
+    Returns:
+        Numbers of the nearest configuration object above the list, and attributes of the modules above it, nearest
+        first. Each is equal to the list's length now.
+    """
     length = len(model.get_submodule(path)._modules)
     configured: list[SizeAttribute] = []
     own: list[SizeAttribute] = []
@@ -164,24 +197,19 @@ def counts_of(model: nn.Module, path: str) -> tuple[list[SizeAttribute], list[Si
         for key, value in vars(model.get_submodule(path)).items():
             if key in COUNTS and type(value) is int and value == length:
                 own.append(SizeAttribute(module=path, name=key, per_unit=1))
-            if (
-                configured
-                or key.startswith("_")
-                or isinstance(value, type | nn.Module)
-                or not hasattr(value, "__dict__")
-            ):
-                continue
-            inner = [name for name, count in vars(value).items() if name in COUNTS and type(count) is int]
-            configured = [
-                SizeAttribute(module=path, name=f"{key}.{name}", per_unit=1)
-                for name in inner
-                if vars(value)[name] == length
-            ]
+            if not configured and not key.startswith("_") and _is_configuration(value):
+                found = [name for name, count in vars(value).items() if name in COUNTS and count == length]
+                names = [f"{key}.{name}" for name in found if type(vars(value)[name]) is int]
+                configured = [SizeAttribute(module=path, name=name, per_unit=1) for name in names]
     return configured, own
 
 
+def _is_configuration(value: Any) -> bool:
+    return not isinstance(value, type | nn.Module) and hasattr(value, "__dict__")
+
+
 def _holder(model: nn.Module, attribute: SizeAttribute) -> tuple[dict[str, Any], str]:
-    """The dictionary that holds a number, and its key there."""
+    """Return the dictionary that holds a number, and its key there."""
     holder: Any = model.get_submodule(attribute.module)
     *path, key = attribute.name.split(".")
     for name in path:

@@ -1,11 +1,10 @@
-"""`operate`: moves carried out on a model, its averages and its optimizer. All or nothing, verified, reversible."""
+"""One transaction: moves applied to a model, its averages and its optimizer, all or nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
@@ -33,14 +32,14 @@ WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDa
 @_deprecated.aliased
 @dataclass(eq=False, kw_only=True)
 class Receipt:
-    """What an operation did, and the way back.
+    """Result of a transaction, and the way back.
 
     Attributes:
-        moves: as carried out.
-        output_change: largest relative change of the outputs on the probe batch; None without one.
-        loss_before: None if no loss was given.
-        loss_after: likewise.
-        graph: of the model now; None if something was inserted, which asks for a new analysis.
+        moves: as applied.
+        output_change: largest relative change of the outputs on the probe batch; None without a probe.
+        loss_before: loss before the change; None if no loss was given.
+        loss_after: loss after the change; None if no loss was given.
+        graph: dependency graph of the model now; None if only a new analysis can tell (after an insertion).
     """
 
     moves: tuple[Move, ...]
@@ -49,36 +48,41 @@ class Receipt:
     loss_after: float | None = None
     graph: DependencyGraph | None = None
     _models: tuple[nn.Module, ...] = field(default=(), repr=False)
-    _journals: list[UndoLog] = field(default_factory=list, repr=False)
+    _logs: list[UndoLog] = field(default_factory=list, repr=False)
     _snapshot: Snapshot | None = field(default=None, repr=False)
     _marks: list[int] = field(default_factory=list, repr=False)
     _undone: bool = field(default=False, repr=False)
 
     def undo(self) -> None:
-        """Give everything back as it was: the same Parameter and optimizer state objects.
+        """Restore the model, its averages and its optimizer: the same Parameter and state objects.
 
         Raises:
-            SurgeryError: undone before, changed again, or trained since.
+            SurgeryError: the change was undone before, or the model was changed again or trained since.
         """
         where = f"the change of {_places(self.moves)}"
         if self._undone:
             raise SurgeryError(f"{where} has been undone already")
         attached = self._snapshot is None or self._snapshot.attached
-        if not attached or not all(journal.in_place() for journal in self._journals):
+        if not attached or not all(log.in_place() for log in self._logs):
             raise SurgeryError(f"{where} can't be undone: the model or its optimizer has been changed again since")
         if self._marks != model_digest(self._watched()):
+            # Undoing would throw that training away, and only for the resized parameters.
             raise SurgeryError(f"{where} can't be undone: the model has been trained since")
-        _take_back(self._journals, self._snapshot)
+        _take_back(self._logs, self._snapshot)
         self._undone = True
 
     def _mark(self) -> None:
         self._marks = model_digest(self._watched())
 
     def _watched(self) -> list[Tensor]:
-        """Everything that training writes to."""
-        held = chain.from_iterable(chain(model.parameters(), model.buffers()) for model in self._models)
-        states = self._snapshot.optimizer.state.values() if self._snapshot else ()
-        return [*held, *(value for state in states for value in state.values() if isinstance(value, Tensor))]
+        """Return all tensors that training writes to."""
+        watched: list[Tensor] = []
+        for model in self._models:
+            watched += [*model.parameters(), *model.buffers()]
+        if self._snapshot is not None:
+            for state in self._snapshot.optimizer.state.values():
+                watched += [value for value in state.values() if isinstance(value, Tensor)]
+        return watched
 
 
 def transaction(
@@ -93,32 +97,47 @@ def transaction(
     loss_limit: float | None = None,
     tolerance: float | None = None,
 ) -> Receipt:
-    """Carry moves out on a model, its averages and its optimizer: all or nothing.
+    """Apply moves to a model, its averages and its optimizer, all or nothing.
 
-    All moves are written against the model as it stands before the call. Structures found before an Insert or an Append
-    are stale after it (the map `fc` is then `fc.1`, or further; the block `h.3` is `h.4`), and after a Widen or Prune
-    the index maps are.
+    All moves refer to the model as it stands before the call. A graph found before an Insert or an Append is stale
+    after it (the map `fc` is then `fc.1`, or further; the block `h.3` is `h.4`); after a Widen or a Prune,
+    `Receipt.graph` is the graph of now.
 
     Args:
         model: changed in place; old Parameters are replaced, never written to.
         moves: of any kind; several may touch the same tensor.
         graph: of the model.
-        optimizer: its groups stay the same objects; state follows by position.
+        optimizer: its groups stay the same objects; its state follows by position. None for a model without one.
         averaged: `AveragedModel`s (or plain copies) of the model, which change with it.
         probe: inputs on which outputs before and after are compared in eval mode, and from which new BatchNorm
-            channels take their running statistics. Without it only shapes are certain.
-        loss: the model's loss on held data, called before and after.
-        loss_limit: most by which that loss may rise; None doesn't check.
-        tolerance: largest relative change of outputs if nothing is pruned; by default by dtype (`TOLERANCE`).
+            channels take their running statistics. With None, nothing is compared: only shapes are certain.
+        loss: the model's loss on held-out data, called before and after.
+        loss_limit: most by which that loss may rise, in its own unit; None doesn't check.
+        tolerance: largest relative change of outputs if nothing is pruned; None for that of the dtype (`TOLERANCE`).
 
     Returns:
         A receipt with the measured changes and `undo()`.
 
     Raises:
-        SennError: moves, structure or optimizer don't fit the model; nothing was changed.
-        SurgeryError: the change failed or didn't pass its verification, and everything was given back.
+        SennError: moves, graph or optimizer don't fit the model; nothing was changed.
+        SurgeryError: the change failed or the outputs differ, and everything was rolled back.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import senn
+        >>> from senn.surgery import Prune, transaction
+        >>> model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(8, 3)
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> receipt = transaction(model, [Prune("0", (1, 2))], senn.analyze(model, x), optimizer=optimizer, probe=x)
+        >>> receipt.graph.group("0").width, model[2].in_features
+        (2, 2)
+        >>> receipt.undo()
+        >>> model[2].in_features
+        4
     """
-    if (kind := type(model).__name__) in WRAPPERS:
+    kind = type(model).__name__
+    if kind in WRAPPERS:
         raise UnsupportedError(f"a {kind} model can't be resized: change the module inside and wrap it anew")
     copies = [copy.module if isinstance(copy, AveragedModel) else copy for copy in averaged]
     operation = _Operation(
@@ -135,11 +154,11 @@ def transaction(
             receipt = operation.run(graph, None if optimizer is None else unwrap(optimizer), rollback)
             receipt._models = (model, *averaged)
             receipt._mark()
-            rollback.pop_all()
+            rollback.pop_all()  # done: nothing is to be rolled back any more
             return receipt
     except SurgeryError as error:
         raise SurgeryError(f"the change of {_places(moves)} was rolled back: {error}") from error
-    except SennError:
+    except SennError:  # says itself what doesn't fit
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
@@ -148,7 +167,7 @@ def transaction(
 
 @dataclass(eq=False, kw_only=True)
 class _Operation:
-    """One operation while it goes on."""
+    """Arguments of one transaction, and its steps."""
 
     model: nn.Module
     copies: tuple[nn.Module, ...]
@@ -160,6 +179,7 @@ class _Operation:
 
     def run(self, graph: DependencyGraph, optimizer: Optimizer | None, rollback: ExitStack) -> Receipt:
         everyone = (self.model, *self.copies)
+        # An interrupt may come while a pass restores what it changed: then this does it again.
         rollback.callback(ModelState(everyone).restore)
         if optimizer is not None:
             check_holds(optimizer, self.model)
@@ -167,31 +187,33 @@ class _Operation:
         todo = plan(self.model, self.moves, graph)
         before = [] if self.probe is None else [outputs(one, self.probe) for one in everyone]
         loss_before = self._loss()
-        journals = [prepare(one, todo) for one in everyone]
+        logs = [prepare(one, todo) for one in everyone]
         snapshot = None if optimizer is None else Snapshot(optimizer)
-        rollback.callback(_take_back, journals, snapshot)
-        for journal in journals:
-            journal.commit()
+        # Before the first exchange, so that there is no moment without a way back.
+        rollback.callback(_take_back, logs, snapshot)
+        for log in logs:
+            log.commit()
         if optimizer is not None:
-            migrate_optimizer_state(optimizer, journals[0], self.model, names)
-        receipt = Receipt(moves=self.moves, loss_before=loss_before, _journals=journals, _snapshot=snapshot)
+            migrate_optimizer_state(optimizer, logs[0], self.model, names)
+        receipt = Receipt(moves=self.moves, loss_before=loss_before, _logs=logs, _snapshot=snapshot)
         receipt.graph = reindex(graph, todo)
         if self.probe is not None:
-            receipt.output_change = self._compare(everyone, journals, before, self.probe)
+            receipt.output_change = self._compare(everyone, logs, before, self.probe)
         receipt.loss_after = self._loss()
         self._check_loss(receipt)
         return receipt
 
     def _compare(
-        self, everyone: Sequence[nn.Module], journals: Sequence[UndoLog], before: list[list[Tensor]], probe: Inputs
+        self, everyone: Sequence[nn.Module], logs: Sequence[UndoLog], before: list[list[Tensor]], probe: Inputs
     ) -> float:
-        """Largest change of the outputs of all copies; refuses one that function-preserving moves can't have made."""
+        """Return the largest change of all copies' outputs; refuse one that function-preserving moves can't make."""
         changes = []
-        for one, journal, old in zip(everyone, journals, before, strict=True):
-            calibrate_batch_norm(one, journal, probe)
+        for one, log, old in zip(everyone, logs, before, strict=True):
+            calibrate_batch_norm(one, log, probe)
             changes.append(output_change(old, outputs(one, probe)))
-            check_use(one, journal, probe)
+            check_use(one, log, probe)
         limit = tolerance_for(self.model, before[0]) if self.tolerance is None else self.tolerance
+        # A removal changes the function, by as much as the policy has agreed to.
         if max(changes) > limit and not any(isinstance(move, Prune) for move in self.moves):
             raise SurgeryError(f"it changed the outputs by {max(changes):.2g} of their size, more than {limit:.2g}")
         return max(changes)
@@ -206,14 +228,14 @@ class _Operation:
         if self.loss_limit is None or receipt.loss_before is None or receipt.loss_after is None:
             return
         rise = receipt.loss_after - receipt.loss_before
-        # Written so that NaN fails.
+        # Written so that NaN fails: it compares as False.
         if not rise <= self.loss_limit:
             raise SurgeryError(f"it raised the loss by {rise:.4g}, more than {self.loss_limit:.4g}")
 
 
-def _take_back(journals: Sequence[UndoLog], snapshot: Snapshot | None) -> None:
-    for journal in reversed(journals):
-        journal.undo()
+def _take_back(logs: Sequence[UndoLog], snapshot: Snapshot | None) -> None:
+    for log in reversed(logs):
+        log.undo()
     if snapshot is not None:
         snapshot.restore()
 

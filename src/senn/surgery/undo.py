@@ -1,4 +1,4 @@
-"""The record of what was done to one copy of a model, from which it can be taken back."""
+"""Undo log: every exchange that was made in one copy of a model, so that it can be taken back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from senn.surgery.index_maps import IndexMap
 
 @dataclass(frozen=True, eq=False)
 class Resized:
-    """The Parameter that took another's place, and where the entries went."""
+    """Replacement of a Parameter.
+
+    Attributes:
+        new: the Parameter in its place.
+        layouts: by dimension, where the old entries went.
+    """
 
     new: nn.Parameter
     layouts: Mapping[int, IndexMap]
@@ -21,37 +26,38 @@ class Resized:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inserted:
-    """A layer that was put before a linear map, or after a block.
+    """Layer that was put before a linear map or after a block.
 
     Attributes:
-        insertion_point: the map's or block's name.
+        insertion_point: name of the map or block.
         modules: the new modules.
-        beside: the layer's parameters in order, each once, and the one that each belongs beside: the map's weight, or
-            of a block the one of the same name.
-        after: whether they stand after those of the group, or before.
+        neighbors: for each of their parameters, in order, the existing one whose optimizer group it should join: the
+            map's weight, or the block's parameter of the same name.
+        after: True after a block; in a group, the parameters then follow the block's.
     """
 
     insertion_point: str
     modules: tuple[nn.Module, ...]
-    beside: Mapping[nn.Parameter, nn.Parameter]
+    neighbors: Mapping[nn.Parameter, nn.Parameter]
     after: bool
 
     @property
     def what(self) -> str:
-        """For sentences."""
+        """Description of the place, to be continued in an error message."""
         return f"put after '{self.insertion_point}'" if self.after else f"inserted before '{self.insertion_point}'"
 
 
 @dataclass(eq=False)
 class UndoLog:
-    """What was done to one copy of a model, and how to take it back.
+    """Record of what was done to one copy of a model, and the way back.
 
     Attributes:
-        swaps: (container, key, old, new) for every entry of a module's dictionaries that was exchanged; the old one
-            twice where the module itself exchanges it.
-        resized: by old Parameter.
-        inserted: in the order of the moves.
-        uncalibrated: normalisations with new channels whose running statistics are still neutral, and where.
+        swaps: (container, key, old, new) for each exchanged entry of a module's dictionaries. Where old and new are one
+            object, the module itself will exchange it, and undoing puts the old one back.
+        resized: replaced Parameters, by the old one.
+        inserted: new layers, in the order of the moves.
+        uncalibrated: normalizations with new channels whose running statistics are still 0 and 1, and the positions of
+            these channels.
     """
 
     swaps: list[tuple[MutableMapping[str, Any], str, Any, Any]] = field(default_factory=list)
@@ -60,7 +66,7 @@ class UndoLog:
     uncalibrated: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
 
     def now(self, parameter: nn.Parameter) -> nn.Parameter:
-        """The parameter that takes another's place, or that one itself."""
+        """Return the parameter that replaces another one, or that one itself."""
         return self.resized[parameter].new if parameter in self.resized else parameter
 
     def commit(self) -> None:
@@ -70,16 +76,17 @@ class UndoLog:
 
     def undo(self) -> None:
         """Put every old object back in its place."""
+        # Backwards: an entry may be exchanged twice, and then the first old object is the original.
         for container, key, old, _ in reversed(self.swaps):
             container[key] = old
 
     def in_place(self) -> bool:
-        """Whether every new object still stands where it was put."""
-        return all(old is new or _stands(container.get(key), new) for container, key, old, new in self.swaps)
+        """Return True if every new object still stands where it was put."""
+        return all(old is new or _is_held(container.get(key), new) for container, key, old, new in self.swaps)
 
 
-def _stands(held: Any, new: Any) -> bool:
-    """Whether what is held is what was put there: numbers are equal, lists hold the same, anything else is the same."""
+def _is_held(held: Any, new: Any) -> bool:
+    """Compare numbers and tuples by value, lists item by item, and everything else by identity."""
     if isinstance(new, list):
-        return isinstance(held, list) and len(held) == len(new) and all(map(_stands, held, new))
+        return isinstance(held, list) and len(held) == len(new) and all(map(_is_held, held, new))
     return bool(held == new) if isinstance(new, int | float | tuple) else held is new

@@ -1,0 +1,163 @@
+"""New values of the tensors that a plan replaces, and the Parameters that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from senn.errors import UnsupportedError
+from senn.surgery.index_maps import IndexMap, corner, place
+from senn.surgery.moves import Insert
+from senn.surgery.plan_types import Compensation, Entries, SurgeryPlan, find_tensor, join
+
+# What a new channel of a norm starts with: it passes its input through until it is calibrated or trained.
+_NEUTRAL_NORM = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+
+
+def new_values(model: nn.Module, todo: SurgeryPlan, olds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Compute the new value of every tensor that a plan replaces.
+
+    Args:
+        model: isn't changed.
+        todo: the plan.
+        olds: the tensors that are replaced, by full name.
+
+    Returns:
+        New values by full name: extended, compensated, scaled, cut, and with inserted layers folded in.
+    """
+    # The order matters. Compensation needs columns that leave, in their old places, so tensors are extended first (new
+    # entries at the ends) and cut last. Folding needs the weight as it is after everything else.
+    values = {name: _extended(model, name, old.detach(), todo) for name, old in olds.items()}
+    for compensation in todo.compensations:
+        _compensate(compensation, values)
+    for name, factor in todo.scales.items():
+        values[name] = values[name] * factor
+    for name, value in values.items():
+        for dim, layout in todo.layouts[name].items():
+            if not layout.appends:
+                value = value.index_select(dim, layout.order.to(value.device))
+        values[name] = value
+    for move in todo.inserts:
+        _fold(model, move, values)
+    return values
+
+
+def _extended(model: nn.Module, name: str, old: Tensor, todo: SurgeryPlan) -> Tensor:
+    """Copy a tensor into a larger one with the new entries at the end of each dimension."""
+    layouts = todo.layouts[name]
+    shape = [size + (layouts[dim].added if dim in layouts else 0) for dim, size in enumerate(old.shape)]
+    # Zeros: that is what new columns of consumers must be for the function to stay.
+    value = old.new_zeros(shape)
+    corner(value, old.shape).copy_(old)
+    for entry in todo.entries.get(name, ()):
+        size = list(old.shape)
+        size[entry.dim] = entry.count
+        # Other dimensions at their old size only: new rows read zero from new columns of the same call.
+        region = corner(value.narrow(entry.dim, entry.offset, entry.count), size)
+        region.copy_(_new_entries(model, name, old, entry))
+    return value
+
+
+def _new_entries(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Tensor:
+    """Return the values of new entries, or what broadcasts to them."""
+    if entry.values is not None:
+        return entry.values
+    if entry.fill == "neutral":
+        return _neutral(model, name, old, entry)
+    if entry.fill == "zero":
+        return old.new_zeros(())
+    if entry.fill == "mean":
+        # In float64: LayerNorm's mean stays as it was only as far as this mean is exact.
+        units = old.index_select(entry.dim, entry.index.flatten().to(old.device))
+        return units.double().mean(entry.dim, keepdim=True).to(old.dtype)
+    return _cycled(old, entry)
+
+
+def _cycled(old: Tensor, entry: Entries) -> Tensor:
+    """Repeat the old units' entries one after the other, from the first one again."""
+    width, k = entry.index.shape
+    units = torch.arange(entry.count // k) % width
+    return old.index_select(entry.dim, entry.index[units].flatten().to(old.device))
+
+
+def _neutral(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Tensor:
+    """Return what a new unit's elementwise entries start with when the move doesn't say."""
+    path, _, key = name.rpartition(".")
+    module = model.get_submodule(path)
+    if isinstance(module, _NormBase | nn.GroupNorm) and key in _NEUTRAL_NORM:
+        return old.new_tensor(_NEUTRAL_NORM[key])
+    # Depthwise filters: a mean of filters is a blur of all of them, and learns nothing of its own.
+    if isinstance(module, _ConvNd):
+        return _cycled(old, entry)
+    return old.double().mean(entry.dim, keepdim=True).to(old.dtype)
+
+
+def _compensate(item: Compensation, values: dict[str, Tensor]) -> None:
+    """Let the columns that stay take over from those that leave, in place.
+
+    W_kept += W_gone @ C[:, :-1] and b += W_gone @ C[:, -1] (optimal brain surgeon, see `Prune`).
+    """
+    linear = item.map
+    weight, bias = values[linear.weight], values.get(linear.bias or "")
+    front = weight.movedim((linear.out_dim, linear.in_dim), (0, 1))
+    matrix = front.flatten(1)
+    # In float64: columns that are nearly dependent have large coefficients of opposite signs.
+    coefficients = item.coefficients.to(weight.device, torch.float64)
+    kept = item.kept.to(weight.device)
+    gone = matrix.index_select(1, item.gone.to(weight.device)).double()
+    sums = matrix.index_select(1, kept).double() + gone @ coefficients[:, :-1]
+    front.copy_(matrix.index_copy(1, kept, sums.to(weight.dtype)).view(front.shape))
+    if bias is not None:
+        bias.copy_(bias.double() + gone @ coefficients[:, -1])
+
+
+def _fold(model: nn.Module, move: Insert, values: dict[str, Tensor]) -> None:
+    """Fold the inverse of an inserted layer into the map behind it: W <- W @ right, b <- b + W @ shift."""
+    weight_name, bias_name = (join(move.insertion_point, tensor) for tensor in ("weight", "bias"))
+    weight = values.get(weight_name)
+    # Both formulas use the W of before, so it is read once. A shift alone doesn't replace the weight.
+    old = (find_tensor(model, weight_name).detach() if weight is None else weight).double()
+    if move.right is not None and weight is not None:
+        values[weight_name] = (old @ move.right.to(old)).to(weight.dtype)
+    if move.shift is not None:
+        bias = values[bias_name]
+        values[bias_name] = (bias.double() + old @ move.shift.to(old)).to(bias.dtype)
+
+
+def successor(name: str, old: Tensor, value: Tensor, layouts: Mapping[int, IndexMap]) -> Tensor:
+    """Wrap a new value in a tensor of the same kind, with everything that hung on the old one.
+
+    Args:
+        name: full name of the tensor.
+        old: that is replaced.
+        value: new value, of the same dtype and device.
+        layouts: by dimension, where the old positions go.
+
+    Returns:
+        A Parameter with the old one's hooks, Python attributes and gradient; or a plain tensor for a buffer.
+
+    Raises:
+        UnsupportedError: the gradient is sparse.
+    """
+    if not old.is_contiguous():
+        # Keep the order of the strides (channels-last and the like): kernels are chosen by it.
+        physical = sorted(range(old.dim()), key=lambda dim: -old.stride()[dim])
+        value = torch.empty_permuted(value.shape, physical, dtype=old.dtype, device=old.device).copy_(value)
+    if not isinstance(old, nn.Parameter):
+        value.__dict__.update(old.__dict__)
+        return value
+    new = nn.Parameter(value, requires_grad=old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    # The dictionaries themselves are shared: a handle removes its hook from whichever tensor is in use.
+    new._backward_hooks = old._backward_hooks
+    new._post_accumulate_grad_hooks = old._post_accumulate_grad_hooks
+    if old.grad is not None:
+        if old.grad.is_sparse:
+            raise UnsupportedError(f"the gradient of '{name}' is sparse, which can't be resized")
+        # A change between backward and step must not lose the gradient; new entries have had none.
+        new.grad = place(old.grad, layouts, torch.zeros_like(new, dtype=old.grad.dtype))
+    return new
