@@ -85,7 +85,7 @@ def _now(model: nn.Module, graph: DependencyGraph) -> dict[str, senn.graph.Block
         here = sum(other.module.rpartition(".")[0] == path for other in graph.residual_blocks[:number])
         name = f"{path}.{int(key) + here}" if block.in_module_list else f"{block.module}.0"
         silent = tuple(full.replace(block.module, name, 1) for full in block.output_params)
-        found[block.module] = senn.graph.ResidualBlock(module=name, silent=silent)
+        found[block.module] = senn.graph.ResidualBlock(module=name, output_params=silent)
     return found
 
 
