@@ -1,4 +1,4 @@
-"""What is kept of one linear map on some samples: sums over all of them, and some of them one by one."""
+"""Accumulation of one linear map's statistics: Kronecker factors over all samples, and some samples one by one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from senn.kfac.capture import RowChunk
 from senn.kfac.factors import KroneckerFactors, gram, input_covariance
 from senn.kfac.per_sample import PerSampleFactors, PerSampleGrads, Samples
 
-READ = 2048
-"""Rows of a map with many locations whose outer products make its input moment, or `READ_PER_COLUMN` a column."""
+ROWS_READ = 2048
+"""Least number of rows that make the input covariance of a map with many locations."""
 
-READ_PER_COLUMN = 8
+ROWS_PER_COLUMN = 8
+"""Rows per column of that covariance, where this asks for more of them.
+
+The inverse of a covariance of c columns from n independent rows is too large by n / (n - c - 1): 14 % at 8 rows per
+column, 33 % at 4, 7 % at 16. A convolution has thousands of locations per sample, and their patches are what costs.
+"""
 
 
 def accumulate(
@@ -26,41 +31,43 @@ def accumulate(
     known: int = 0,
     inputs: bool = True,
 ) -> tuple[KroneckerFactors, Samples]:
-    """Sum up what passed through one linear map.
+    """Sum up one linear map's rows on a batch.
 
     Args:
-        parts: its applications to the same samples.
-        places: by application, the locations whose rows enter the moment of the inputs; None for all.
-        keep: number of first samples that are kept one by one.
-        weights: (samples,) theirs, which dz and s carry already; None for ones.
-        known: number of first columns whose mutual moment isn't needed.
-        inputs: whether the moment of the inputs is needed at all.
+        parts: the map's calls, all on the same samples.
+        places: for each call, the locations (k,) whose rows enter the input covariance; None for all.
+        keep: number of first samples to keep one by one.
+        weights: (samples,) sample weights, which dz and s carry already; None for ones.
+        known: number of first columns whose covariance is known from elsewhere.
+        inputs: False to leave the input covariance out, since the rows themselves are kept.
+
+    Returns:
+        The factors over all samples, and the first `keep` samples.
     """
     samples = len(parts[0].output_grad)
     keep = min(keep, samples)
     locations = sum(part.layer_input.locations for part in parts)
     total = float(samples) if weights is None else float(weights.sum())
-    first = slice(0, max(keep, 1))  # a convolution of no samples can't be formed
-    kept = _kept([part.select(first) for part in parts], None if weights is None else weights[first])
-    if not keep:
-        kept = kept.first(0)
-    rest = [part.select(slice(keep, samples)) for part in parts] if isinstance(kept, PerSampleGrads) else parts
-    crosses = [part.layer_input.cross(part.output_grad) for part in rest if len(part.output_grad)]
-    if isinstance(kept, PerSampleGrads):
-        crosses.append(kept.output_grad.sum(0))
-    cross = sum(crosses[1:], crosses[0])
-    moment, read = cross.new_empty(0), 0.0
-    for part, some in zip(parts, places if inputs else (), strict=inputs):
-        a = part.layer_input.rows(some)
-        count = len(a) // samples
-        own = input_covariance(a, None if weights is None else weights.repeat_interleave(count).to(a), known)
-        moment = own if not read else moment + own
-        read += count * total
+    kept = _first_samples(parts, keep, weights)
     signs = sum((_gram_of(part.pseudo_grad) for part in parts[1:]), _gram_of(parts[0].pseudo_grad))
-    found = KroneckerFactors(
-        rows=locations * total, locations=locations, input_cov=moment, cross_cov=cross, grad_cov=signs, n_rows_read=read
+    cross = _cross(parts, kept, keep)
+    moment, n_rows_read = cross.new_empty(0), 0.0
+    for part, chosen in zip(parts, places if inputs else (), strict=inputs):
+        a = part.layer_input.rows(chosen)
+        count = len(a) // samples
+        by_row = None if weights is None else weights.repeat_interleave(count).to(a)
+        own = input_covariance(a, by_row, known)
+        moment = own if not n_rows_read else moment + own
+        n_rows_read += count * total
+    factors = KroneckerFactors(
+        rows=locations * total,
+        locations=locations,
+        input_cov=moment,
+        cross_cov=cross,
+        grad_cov=signs,
+        n_rows_read=n_rows_read,
     )
-    return found, kept
+    return factors, kept
 
 
 def accumulate_empty(
@@ -71,27 +78,60 @@ def accumulate_empty(
     known: int = 0,
     inputs: bool = True,
 ) -> tuple[KroneckerFactors, Samples]:
-    """The same of no samples, of the shapes that these parts and weights would give."""
+    """Make statistics of no samples, in the shapes that `accumulate` would give: what a rank without samples adds.
+
+    Args:
+        parts: the map's calls on one sample at least, from which shapes are read.
+        places: as in `accumulate`.
+        weights: as in `accumulate`.
+        known: as in `accumulate`.
+        inputs: as in `accumulate`.
+
+    Returns:
+        Factors of zeros, and no samples.
+    """
     one = slice(0, 1)
     weights = None if weights is None else weights[one]
-    found, kept = accumulate(
-        [part.select(one) for part in parts], places, keep=1, weights=weights, known=known, inputs=inputs
+    first = [part.select(one) for part in parts]
+    found, kept = accumulate(first, places, keep=1, weights=weights, known=known, inputs=inputs)
+    factors = KroneckerFactors(
+        rows=0.0,
+        locations=found.locations,
+        input_cov=torch.zeros_like(found.input_cov),
+        cross_cov=torch.zeros_like(found.cross_cov),
+        grad_cov=torch.zeros_like(found.grad_cov),
+        n_rows_read=0.0,
     )
-    a, cross, outputs = (torch.zeros_like(sums) for sums in (found.input_cov, found.cross_cov, found.grad_cov))
-    return KroneckerFactors(
-        rows=0.0, locations=found.locations, input_cov=a, cross_cov=cross, grad_cov=outputs, n_rows_read=0.0
-    ), kept.first(0)
+    return factors, kept.first(0)
 
 
 def _gram_of(s: Tensor) -> Tensor:
-    """Sum of s s^T over samples and locations, (m, m), for s (samples, locations, m) of any strides."""
+    """Sum s s^T over samples and locations, (m, m), for s (samples, locations, m) of any strides."""
     return gram(s[:, 0]) if s.shape[1] == 1 else (s.mT @ s).sum(0)
 
 
-def _kept(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
-    """Samples one by one, in the form that has fewer numbers."""
-    outputs = parts[0].output_grad.shape[2]
-    locations, columns = sum(part.layer_input.locations for part in parts), parts[0].layer_input.columns
+def _cross(parts: Sequence[RowChunk], kept: Samples, keep: int) -> Tensor:
+    """Sum dz a^T over all rows, (m, c); the kept samples' sums aren't computed twice."""
+    if not isinstance(kept, PerSampleGrads):
+        crosses = [part.layer_input.cross(part.output_grad) for part in parts if len(part.output_grad)]
+        return sum(crosses[1:], crosses[0])
+    rest = [part.select(slice(keep, None)) for part in parts]
+    crosses = [part.layer_input.cross(part.output_grad) for part in rest if len(part.output_grad)]
+    crosses.append(kept.output_grad.sum(0))
+    return sum(crosses[1:], crosses[0])
+
+
+def _first_samples(parts: Sequence[RowChunk], keep: int, weights: Tensor | None) -> Samples:
+    """Keep the first samples one by one, in the form that has fewer numbers."""
+    first = slice(0, max(keep, 1))  # a convolution of no samples can't be formed, so one is made and dropped
+    kept = _one_by_one([part.select(first) for part in parts], None if weights is None else weights[first])
+    return kept if keep else kept.first(0)
+
+
+def _one_by_one(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
+    outputs, columns = parts[0].output_grad.shape[2], parts[0].layer_input.columns
+    locations = sum(part.layer_input.locations for part in parts)
+    # rows hold locations * (2 m + c) numbers a sample, sums 2 m c; for the choice one m stands for both
     if locations > 1 and locations * (outputs + columns) > outputs * columns:
         # locations last, as convolutions have them: nothing is copied twice
         both = [
@@ -100,13 +140,10 @@ def _kept(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
         s, dz = torch.split(sum(both[1:], both[0]), outputs, 1)
         return PerSampleGrads(pseudo_grad=s, output_grad=dz, locations=locations, weight=weights)
     a = torch.cat([part.layer_input.rows().view(*part.output_grad.shape[:2], -1) for part in parts], 1).flatten(0, 1)
-    s, dz = (
-        torch.cat([getattr(part, kind) for part in parts], 1).flatten(0, 1) for kind in ("pseudo_grad", "output_grad")
-    )
     return PerSampleFactors(
         a=a,
-        pseudo_grad=s,
-        output_grad=dz,
+        pseudo_grad=torch.cat([part.pseudo_grad for part in parts], 1).flatten(0, 1),
+        output_grad=torch.cat([part.output_grad for part in parts], 1).flatten(0, 1),
         locations=locations,
         weight=None if weights is None else weights.repeat_interleave(locations).to(a),
     )
@@ -115,13 +152,24 @@ def _kept(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
 def sampled_locations(
     parts: Sequence[RowChunk], columns: int, samples: int, generator: torch.Generator
 ) -> list[Tensor | None]:
-    """Random locations, the same for all samples, of which `samples` samples have rows enough for so many columns."""
+    """Draw the locations whose rows make a map's input covariance, the same ones for all samples.
+
+    Args:
+        parts: the map's calls.
+        columns: number of columns of the covariance.
+        samples: number of samples that the rows come from.
+        generator: source of the draw.
+
+    Returns:
+        For each call, ascending locations (k,) on its device, or None for all of them.
+    """
     locations = sum(part.layer_input.locations for part in parts)
-    share = max(READ, READ_PER_COLUMN * columns) / (samples * locations)
+    share = max(ROWS_READ, ROWS_PER_COLUMN * columns) / (samples * locations)
     found: list[Tensor | None] = []
     for part in parts:
         own = part.layer_input.locations
         wanted = -int(-own * share // 1)
+        # sorted, so that rows are read in the order of memory
         some = torch.randperm(own, generator=generator)[:wanted].sort().values if wanted < own else None
         found.append(None if some is None else some.to(part.output_grad.device))
     return found

@@ -1,10 +1,21 @@
-"""Second moments of a linear map z = W a, and how they are inverted. Pure tensor maths.
+"""Kronecker factors of a linear map z = W a, and their inverses. Pure tensor math.
 
-Layout, named once: rows are samples times locations (`locations` of them per sample: 1 for a vector input,
-T for tokens or output pixels); a is (rows, c) and ends with a constant 1 where the map has a bias; dz and s are
-(rows, m). A = E[a a^T] is (c, c), G = E[dz a^T] is (m, c), S = E[s s^T] is (m, m), expectations over samples and
-locations.
-The Fisher block of the map is F = locations * A (x) S and its gradient is locations * G.
+Notation, used throughout `senn.kfac` and `senn.scoring`. A row is one sample at one location, and a sample has
+`locations` rows: 1 for a vector input, T for tokens or output pixels. Of each row we keep
+
+    a   (rows, c)  input of the map, ending with a constant 1 where the map has a bias
+    dz  (rows, m)  output gradient dL/dz for the true targets, per sample and unaveraged
+    s   (rows, m)  pseudo-gradient: random, with E[s s^T] the curvature of the loss at z (`LossMetric.pseudo_grad`)
+
+and of all rows the factors, means over samples and locations:
+
+    A = E[a a^T]  (c, c)      S = E[s s^T]  (m, m)      G = E[dz a^T]  (m, c)
+
+The Fisher block of the map is approximated by F = locations * A (x) S, and its gradient is locations * G, so that
+F^-1 g = S^-1 G A^-1 (Martens and Grosse 2015, *Optimizing neural networks with Kronecker-factored approximate
+curvature*, arXiv 1503.05671). Several locations that share a weight are treated as independent and alike, as in KFC
+(Grosse and Martens 2016, arXiv 1602.01407, section 3) and in K-FAC "expand" (Eschenhagen et al. 2023, arXiv
+2311.00636), which covers attention and any other map that is used more than once.
 """
 
 from __future__ import annotations
@@ -39,27 +50,35 @@ if not TYPE_CHECKING:
 
 
 DAMPING = 1e-4
-"""Relative damping: this fraction of the mean diagonal is added before a factor is inverted."""
+"""Relative damping: this fraction of the mean diagonal is added before a factor is inverted.
 
+Small, since it takes from every gain: a column of which the others can't predict a fraction r of the mean variance
+loses about damping / (r + damping) of its gain. Large enough that rounding of sums in float32, 1e-7 of the largest
+entries, stays below it for hundreds of columns.
+"""
 
 SMALL = 64
-"""Symmetric products of up to so many columns are computed whole."""
+"""Products of up to this many columns are computed whole rather than by symmetric blocks.
+
+Half or double changes little; at 16, the copies of blocks take factors of 128 columns twice as long.
+"""
 
 
 @_deprecated.aliased
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KroneckerFactors:
-    """Sums of outer products over the rows of one linear map; add two to merge two sets of rows.
+    """Sums of outer products over the rows of one linear map; add two of them to merge two sets of rows.
+
+    The fields hold sums, so that batches and ranks can be added up; `A`, `G` and `S` are the means.
 
     Attributes:
-        rows: number of rows summed (weighted by the samples' weights).
+        rows: number of rows summed, each weighted by its sample's weight.
         locations: rows per sample.
-        input_cov: sum of a a^T, (c, c), over `read` of the rows; where the mutual moment of the first k columns is
-            known already, without these columns, (c, c - k).
+        input_cov: sum of a a^T, (c, c), over `n_rows_read` rows. Where the covariance of the first k columns is known
+            from elsewhere it is left out: (c, c - k). Empty while the rows themselves are kept (`Fold.rows`).
         cross_cov: sum of dz a^T, (m, c).
         grad_cov: sum of s s^T, (m, m).
-        n_rows_read: number of rows that `inputs` sums: a moment of many columns needs some rows a column, not all of
-            them.
+        n_rows_read: number of rows in `input_cov`: a covariance needs some rows for each column, not all of them.
     """
 
     rows: float
@@ -70,10 +89,10 @@ class KroneckerFactors:
     n_rows_read: float
 
     def __add__(self, other: KroneckerFactors) -> KroneckerFactors:
-        """Moments of both sets of rows together."""
+        """Merge the sums of two sets of rows of the same map."""
         if self.input_cov.shape != other.input_cov.shape or self.grad_cov.shape != other.grad_cov.shape:
             raise SennError(
-                f"moments of different maps cannot be merged: {tuple(self.cross_cov.shape)} and "
+                f"factors of different maps can't be merged: {tuple(self.cross_cov.shape)} and "
                 f"{tuple(other.cross_cov.shape)}"
             )
         return KroneckerFactors(
@@ -87,17 +106,17 @@ class KroneckerFactors:
 
     @property
     def A(self) -> Tensor:
-        """E[a a^T], (c, c) or (c, c - k), float64."""
+        """Input covariance E[a a^T], (c, c) or (c, c - k), float64."""
         return _mean(self.input_cov, self.n_rows_read)
 
     @property
     def G(self) -> Tensor:
-        """E[dz a^T], (m, c), float64."""
+        """Mean gradient E[dz a^T], (m, c), float64."""
         return _mean(self.cross_cov, self.rows)
 
     @property
     def S(self) -> Tensor:
-        """E[s s^T], (m, m), float64."""
+        """Covariance of pseudo-gradients E[s s^T], (m, m), float64."""
         return _mean(self.grad_cov, self.rows)
 
 
@@ -110,17 +129,30 @@ def kronecker_factors(
     weights: Tensor | None = None,
     known: int = 0,
 ) -> KroneckerFactors:
-    """Sum the outer products of rows a (rows, c), output_grad (rows, m) and pseudo_grad (rows, m).
+    """Sum the outer products of a batch of rows.
 
     Args:
-        a: inputs.
-        output_grad: output gradients.
-        pseudo_grad: pseudo-gradients.
+        a: (rows, c) inputs, with a trailing 1 where the map has a bias.
+        output_grad: (rows, m) dz.
+        pseudo_grad: (rows, m) s.
         locations: rows per sample.
-        weights: (rows,) the samples' weights; dz and s carry theirs already (a weight enters a gradient once and a
-            curvature once), so only the input moment is weighted here, and a weight of zero is a missing row.
-        known: k, the number of first columns whose mutual moment is known already and is left out.
+        weights: (rows,) weight of each row's sample, or None for ones. dz and s carry theirs already.
+        known: k, the number of first columns whose covariance is known from elsewhere and is left out.
+
+    Returns:
+        The factors in the dtype of the rows.
+
+    >>> a = torch.tensor([[1.0, 1.0], [3.0, 1.0]])  # two samples of one feature, and the bias
+    >>> dz = torch.tensor([[1.0], [-1.0]])
+    >>> factors = kronecker_factors(a, dz, torch.ones(2, 1))
+    >>> factors.A
+    tensor([[5., 2.],
+            [2., 1.]], dtype=torch.float64)
+    >>> factors.G
+    tensor([[-1.,  0.]], dtype=torch.float64)
     """
+    # A weight w enters a gradient once (dz is w times one sample's) and a curvature once (s is sqrt(w) times). So only
+    # the input covariance is weighted here, and a weight of zero is a missing row.
     rows = float(len(a)) if weights is None else float(weights.sum())
     return KroneckerFactors(
         rows=rows,
@@ -133,7 +165,16 @@ def kronecker_factors(
 
 
 def input_covariance(a: Tensor, weights: Tensor | None = None, known: int = 0) -> Tensor:
-    """Weighted sum of a a^T over rows (rows, c), without its first `known` columns: (c, c - known)."""
+    """Sum a a^T over rows.
+
+    Args:
+        a: (rows, c) inputs.
+        weights: (rows,) weight of each row, or None for ones.
+        known: number of first columns to leave out of the result.
+
+    Returns:
+        (c, c - known), in the dtype of `a`.
+    """
     if weights is None and not known:
         return gram(a)
     weighted = a if weights is None else a * weights[:, None]
@@ -141,12 +182,12 @@ def input_covariance(a: Tensor, weights: Tensor | None = None, known: int = 0) -
 
 
 def gram(a: Tensor) -> Tensor:
-    """a^T a, (c, c)."""
+    """Gram matrix a^T a, (c, c), of rows (rows, c)."""
     return _gram(a, a)
 
 
 def _gram(left: Tensor, right: Tensor) -> Tensor:
-    """left^T right where that is symmetric: what lies below the diagonal blocks is copied, not computed."""
+    """left^T right where it is symmetric: blocks below the diagonal are copied, not computed, a quarter less work."""
     size = right.shape[1]
     if size <= SMALL:
         return left.mT @ right
@@ -160,29 +201,45 @@ def _gram(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _mean(total: Tensor, rows: float) -> Tensor:
-    """In float64 with one pass over memory; never the sum itself."""
+    # one pass over memory; a copy always, since the sum is added to later
     return total.to(torch.float64, copy=True).div_(rows)
 
 
 def damped(matrix: Tensor, damping: float = DAMPING) -> Tensor:
-    """`matrix` (..., d, d) in float64 with `damping` times its mean diagonal added to the diagonal."""
+    """Add a fraction of the mean diagonal to the diagonal.
+
+    Args:
+        matrix: (..., d, d), symmetric.
+        damping: the fraction.
+
+    Returns:
+        (..., d, d) float64, a copy.
+    """
     matrix = matrix.to(torch.float64, copy=True)
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    # the floor keeps a matrix of zeros (a dead map) invertible
     diagonal += diagonal.mean(-1, keepdim=True).clamp_min(1e-30) * damping
     return matrix
 
 
 def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
-    """Lower Cholesky factor (..., d, d), float64, of the damped matrix; damping grows tenfold until it exists.
+    """Factorize the damped matrix; the damping grows tenfold, up to four times, until a factor exists.
+
+    Args:
+        matrix: (..., d, d), symmetric and positive semidefinite up to rounding.
+        damping: fraction of the mean diagonal to add first.
+
+    Returns:
+        Lower Cholesky factor, (..., d, d) float64.
 
     Raises:
         DivergenceError: the matrix holds NaN or infinity.
-        SennError: it is indefinite beyond any sensible damping.
+        SennError: the matrix is indefinite beyond any sensible damping.
     """
     factor: Tensor
     for attempt in range(5):
         factor, info = torch.linalg.cholesky_ex(damped(matrix, damping * 10**attempt))
-        # a NaN anywhere in a row of the matrix reaches that row's pivot
+        # LAPACK may report success on NaN. A NaN anywhere in a row of the matrix reaches that row's pivot.
         if not info.any() and torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all():
             return factor
     if not torch.isfinite(matrix).all():
@@ -191,59 +248,92 @@ def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
 
 
 def solve(factor: Tensor, right: Tensor) -> Tensor:
-    """M^-1 right, for the lower Cholesky factor of M (..., d, d) and right (..., d, n), float64."""
+    """Solve M x = right.
+
+    Args:
+        factor: (..., d, d) lower Cholesky factor of M.
+        right: (..., d, n).
+
+    Returns:
+        M^-1 right, (..., d, n) float64.
+    """
     solution: Tensor = torch.linalg.solve_triangular(factor.mT, whiten(factor, right), upper=True)
     return solution
 
 
 def whiten(factor: Tensor, right: Tensor) -> Tensor:
-    """L^-1 right, so that the squared length of a column is its square under M^-1, float64."""
+    """Solve L x = right, so that the squared length of a column of x is right^T M^-1 right.
+
+    Args:
+        factor: L, (..., d, d) lower Cholesky factor of M.
+        right: (..., d, n).
+
+    Returns:
+        L^-1 right, (..., d, n) float64.
+    """
     white: Tensor = torch.linalg.solve_triangular(factor, right.double(), upper=False)
     return white
 
 
 @_deprecated.aliased
 class FactorInverse:
-    """The inverse of a damped second moment.
+    """Inverse of a damped covariance M, through its Cholesky factor.
 
     Attributes:
-        factor: lower Cholesky factor of the moment, (c, c).
+        factor: (c, c) lower Cholesky factor of M.
     """
 
     def __init__(self, factor: Tensor) -> None:
         self.factor = factor
 
     def solve(self, right: Tensor) -> Tensor:
-        """M^-1 right, for right (c, n), float64."""
+        """Compute M^-1 right for right (c, n), float64."""
         return solve(self.factor, right)
 
     def quadratic_form(self, right: Tensor) -> tuple[float, Callable[[], Tensor]]:
-        """The sum of right * M^-1 right, and what finishes M^-1 right: often the sum is all that is wanted."""
+        """Compute the trace of right^T M^-1 right, and defer M^-1 right itself.
+
+        Args:
+            right: (c, n).
+
+        Returns:
+            The trace, and a function that finishes M^-1 right, (c, n): often the trace is all that is needed, at half
+            the cost.
+        """
         half = whiten(self.factor, right)
         return float(half.square().sum()), lambda: torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
 
     @cached_property
     def dense(self) -> Tensor:
-        """(c, c)."""
+        """M^-1 as a matrix, (c, c) float64."""
         return torch.cholesky_inverse(self.factor)
 
     def blocks(self, columns: Tensor) -> Tensor:
-        """The diagonal blocks (groups, p, p) of groups of columns (groups, p)."""
+        """Cut out the diagonal blocks of M^-1, (groups, p, p), of groups of columns (groups, p)."""
         return self.dense[columns[:, :, None], columns[:, None, :]]
 
 
 @_deprecated.aliased
 class WoodburyInverse(FactorInverse):
-    """The same where there are fewer rows than columns: of a^T a / n + d I, through the (n, n) products of the rows.
+    """Inverse of the damped covariance of fewer rows than columns, through the (n, n) products of the rows.
 
-    (a^T a / n + d I)^-1 = (I - a^T K^-1 a) / d with K = a a^T + n d I.
+    By the Woodbury identity, with K = a a^T + n d I,
+
+        (a^T a / n + d I)^-1 = (I - a^T K^-1 a) / d
+
+    so an (n, n) factor replaces a (c, c) one: cheaper where 2 n <= c, which `Fold.stands_alone` tests.
 
     Args:
-        a: (n, c) all rows of the moment.
+        a: (n, c) all rows of the covariance.
 
     Attributes:
         level: d, `DAMPING` times the mean diagonal.
-        products: lower Cholesky factor of K, (n, n).
+        products: (n, n) lower Cholesky factor of K.
+
+    >>> inverse = WoodburyInverse(torch.tensor([[1.0, 2.0, 0.0]]))
+    >>> covariance = inverse.a.mT @ inverse.a + inverse.level * torch.eye(3)
+    >>> torch.allclose(inverse.dense @ covariance, torch.eye(3).double())
+    True
     """
 
     def __init__(self, a: Tensor) -> None:
@@ -254,27 +344,30 @@ class WoodburyInverse(FactorInverse):
         self.products = cholesky(products, 0.0)
 
     def solve(self, right: Tensor) -> Tensor:
-        """M^-1 right, for right (c, n), float64."""
+        """Compute M^-1 right for right (c, n), float64."""
         right = right.double()
+        # (I - a^T K^-1 a) right / d, from the inside out: no (c, c) matrix is formed
         return (right - self.a.mT @ solve(self.products, self.a @ right)) / self.level
 
     def quadratic_form(self, right: Tensor) -> tuple[float, Callable[[], Tensor]]:
-        """See `Inverse.start`."""
+        """Compute the trace and M^-1 right together; see `FactorInverse.quadratic_form`."""
         found = self.solve(right)
         return float((right * found).sum()), lambda: found
 
     @cached_property
     def dense(self) -> Tensor:
-        """(c, c)."""
+        """M^-1 as a matrix, (c, c) float64."""
+        # K = L L^T, so a^T K^-1 a = (L^-1 a)^T (L^-1 a)
         white = whiten(self.products, self.a)
         return (torch.eye(white.shape[1], dtype=white.dtype, device=white.device) - white.mT @ white) / self.level
 
     def blocks(self, columns: Tensor) -> Tensor:
-        """The diagonal blocks (groups, p, p) of groups of columns (groups, p)."""
+        """Cut out the diagonal blocks of M^-1, (groups, p, p), of groups of columns (groups, p)."""
         white = whiten(self.products, self.a)[:, columns].movedim(0, 1)  # (groups, n, p)
         same = torch.eye(columns.shape[1], dtype=white.dtype, device=white.device)
         return (same - white.mT @ white) / self.level
 
     def residual(self, new: Tensor) -> Tensor:
-        """Rows (n, P) of further columns less what the moment's own columns predict of them."""
+        """Subtract from further columns (n, P), a row for each of a, what a's columns predict of them."""
+        # ridge regression on a leaves new - a (a^T a / n + d I)^-1 a^T new / n = n d K^-1 new
         return len(new) * self.level * solve(self.products, new)

@@ -1,18 +1,33 @@
-"""What a linear map reads and what comes back, as the three statistics that scores are made of.
+"""Inputs of a linear map, dense or to be unfolded, and the three statistics that scores are made of.
 
-A `DenseInput` map is applied to rows; `ConvInput` are what a convolution (of one group) reads: rows of (in * taps,),
-input channel by input channel, taps inside in row-major order, so that the map's matrix is `weight.flatten(1)`. Rows
-are sample-major, one for each location. A convolution's patches are only ever formed for some locations or some
-samples: its cross moment is a weight gradient, which has a kernel of its own.
+A `DenseInput` is rows that a matrix is applied to. A `ConvInput` is the image that a convolution (of one group) slides
+over; its rows are the patches, (in * taps,) each, input channel by input channel and taps inside in row-major order,
+so that the map's matrix is `weight.flatten(1)`. Rows are sample-major, one for each location.
+
+That A is the covariance of patches, and G and S are means over locations, is KFC (Grosse and Martens 2016, *A
+Kronecker-factored approximate Fisher matrix for convolution layers*, arXiv 1602.01407): spatial homogeneity (every
+location has the same statistics) and spatially uncorrelated derivatives. Patches of a whole batch would be taps times
+its size. So they are formed for some locations or some samples only; the cross moment is a weight gradient, which
+PyTorch computes without them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn import grad
+
+# by number of spatial dimensions; padding is done beforehand, so none is passed on
+_INPUT_GRADIENTS: dict[int, Callable[..., Tensor]] = {1: grad.conv1d_input, 2: grad.conv2d_input, 3: grad.conv3d_input}
+_WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
+    1: grad.conv1d_weight,
+    2: grad.conv2d_weight,
+    3: grad.conv3d_weight,
+}
 
 
 @dataclass(frozen=True)
@@ -20,12 +35,12 @@ class Kernel:
     """Geometry of a convolution.
 
     Attributes:
-        size: by dimension.
-        stride: by dimension.
-        dilation: by dimension.
-        padding: zeros before and after, by dimension.
-        groups: of channels that are mapped on their own.
-        transposed: whether it is a transposed convolution's: each pixel that is read gives a patch.
+        size: taps along each spatial dimension.
+        stride: along each spatial dimension.
+        dilation: along each spatial dimension.
+        padding: zeros before and after, along each spatial dimension.
+        groups: number of groups of channels, each with a map of its own.
+        transposed: True for a transposed convolution, where each pixel of the input makes a patch of the output.
     """
 
     size: tuple[int, ...]
@@ -37,12 +52,12 @@ class Kernel:
 
     @property
     def numel(self) -> int:
-        """Number of positions."""
+        """Number of taps in all."""
         return torch.Size(self.size).numel()
 
 
 def upcast(x: Tensor) -> Tensor:
-    """At least float32."""
+    """Convert half precision to float32: products of many small numbers underflow there."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -52,7 +67,7 @@ class DenseInput:
 
     Attributes:
         x: (samples, locations, columns).
-        bias: whether a constant 1 stands last.
+        bias: True if a constant 1 is appended as the last column.
     """
 
     x: Tensor
@@ -65,37 +80,38 @@ class DenseInput:
 
     @property
     def columns(self) -> int:
-        """c, the constant counted."""
+        """Number of columns c, the constant counted."""
         return self.x.shape[2] + self.bias
 
     def select(self, samples: slice) -> DenseInput:
-        """Some of the samples."""
+        """Keep some of the samples."""
         return replace(self, x=self.x[samples])
 
     def rows(self, places: Tensor | None = None) -> Tensor:
-        """(samples * locations, c), or those of some locations only."""
+        """Form the rows a, (samples * locations, c), or those of some locations (k,) only."""
         x = self.x if places is None else self.x[:, places]
         a = x.flatten(0, 1)
         return torch.cat([a, a.new_ones(len(a), 1)], 1) if self.bias else a
 
     def cross(self, g: Tensor) -> Tensor:
-        """Sum over samples and locations of g a^T, (m, c), for g (samples, locations, m)."""
+        """Sum g a^T over samples and locations, (m, c), for g (samples, locations, m)."""
         return g.flatten(0, 1).mT @ self.rows()
 
     def by_sample(self, g: Tensor) -> Tensor:
-        """Sums over each sample's locations, (samples, m, c)."""
+        """Sum g a^T over each sample's locations, (samples, m, c), for g (samples, locations, m)."""
         return g.mT @ self.rows().view(*self.x.shape[:2], -1)
 
 
 @dataclass(frozen=True, eq=False)
 class ConvInput:
-    """What a convolution reads.
+    """Image that a convolution slides over.
 
     Attributes:
-        x: (samples, in, *spatial), padded.
-        bias: whether the patches have a constant 1.
-        kernel: its geometry; the padding is done.
-        existing: number of first channels after whose columns the constant stands; None for all.
+        x: (samples, in, *spatial), padded already.
+        bias: True if patches get a constant 1.
+        kernel: geometry of the convolution.
+        existing: number of first channels after whose columns the constant is inserted, so that candidate channels
+            come after it; None for all channels.
     """
 
     x: Tensor
@@ -105,14 +121,22 @@ class ConvInput:
 
     @classmethod
     def of(cls, x: Tensor, bias: bool, kernel: Kernel) -> ConvInput:
-        """From an input that isn't padded yet."""
+        """Pad an input as the convolution would.
+
+        Args:
+            x: (samples, in, *spatial), not padded yet.
+            bias: True if patches get a constant 1.
+            kernel: geometry of the convolution.
+        """
+        # F.pad takes the last dimension first
         sides = [width for pair in reversed(kernel.padding) for width in pair]
         return cls(F.pad(x, sides) if any(sides) else x, bias, kernel)
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """Number of locations, by dimension."""
+        """Number of locations along each spatial dimension."""
         k = self.kernel
+        # (n - dilation (size - 1) - 1) / stride + 1, as torch.nn.Conv2d documents
         reach = [gap * (size - 1) for gap, size in zip(k.dilation, k.size, strict=True)]
         return tuple((n - r - 1) // s + 1 for n, r, s in zip(self.x.shape[2:], reach, k.stride, strict=True))
 
@@ -123,22 +147,22 @@ class ConvInput:
 
     @property
     def columns(self) -> int:
-        """c, the constant counted."""
+        """Number of columns c, the constant counted."""
         return self.x.shape[1] * self.kernel.numel + self.bias
 
     def select(self, samples: slice) -> ConvInput:
-        """Some of the samples."""
+        """Keep some of the samples."""
         return replace(self, x=self.x[samples])
 
     def rows(self, places: Tensor | None = None) -> Tensor:
-        """(samples * locations, c), or those of some locations only."""
+        """Form the rows a, (samples * locations, c), or those of some locations (k,) only."""
         spatial = self.x.dim() - 2
         x = self.x
         for dim, (size, stride, gap) in enumerate(
             zip(self.kernel.size, self.kernel.stride, self.kernel.dilation, strict=True)
         ):
             x = x.unfold(2 + dim, gap * (size - 1) + 1, stride)[..., ::gap]
-        x = x.movedim(1, 1 + spatial)  # (samples, *locations, in, *taps), nothing is copied yet
+        x = x.movedim(1, 1 + spatial)  # (samples, *locations, in, *taps), still a view: nothing is copied
         if places is None:
             a = x.reshape(len(x) * self.locations, -1)
         else:
@@ -148,34 +172,43 @@ class ConvInput:
         return self._with_constant(a, a.new_ones(len(a), 1)) if self.bias else a
 
     def cross(self, g: Tensor) -> Tensor:
-        """Sum over samples and locations of g a^T, (m, c), for g (samples, locations, m)."""
+        """Sum g a^T over samples and locations, (m, c), for g (samples, locations, m)."""
         sums = self._weight_gradient(self.x, g.mT, 1).flatten(1)
         return self._with_constant(sums, g.sum((0, 1))[:, None]) if self.bias else sums
 
     def by_sample(self, g: Tensor) -> Tensor:
-        """Sums over each sample's locations, (samples, m, c)."""
+        """Sum g a^T over each sample's locations, (samples, m, c), for g (samples, locations, m)."""
         samples, _, m = g.shape
-        # a sample a group: far faster than forming its patches
+        # Each sample is a group of one large convolution, so a single weight gradient has all of them: far faster than
+        # forming patches.
         sums = self._weight_gradient(self.x.flatten(0, 1)[None], g.mT.flatten(0, 1)[None], samples).flatten(1)
         sums = self._with_constant(sums, g.sum(1).view(-1, 1)) if self.bias else sums
         return sums.view(samples, m, -1)
 
     def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
-        """Gradient of x, padding included, for g (samples, locations, m) at what a weight (m, in, *taps) gives."""
-        gradient: Tensor = torch.ops.aten.convolution_backward(
-            g.mT.reshape(len(g), -1, *self.outputs), self.x, weight.detach().to(self.x), None, self.kernel.stride,
-            [0] * len(self.kernel.size), self.kernel.dilation, False, [0], 1, [True, False, False],
-        )[0]  # fmt: skip
+        """Backpropagate through the convolution to its padded input.
+
+        Args:
+            g: (samples, locations, m) gradient of its output.
+            weight: (m, in, *taps).
+
+        Returns:
+            Gradient of `x`, padding included.
+        """
+        image = g.mT.reshape(len(g), -1, *self.outputs)
+        gradient: Tensor = _INPUT_GRADIENTS[len(self.kernel.size)](
+            self.x.shape, weight.detach().to(self.x), image, stride=self.kernel.stride, dilation=self.kernel.dilation
+        )
         return gradient
 
     def _weight_gradient(self, x: Tensor, g: Tensor, groups: int) -> Tensor:
         """Gradient of a convolution's weight, (m, in / groups, *taps), for g (batch, m, locations)."""
+        # sum over locations of g_l patch_l^T is what a backward pass computes for the weight
         image = g.reshape(*g.shape[:2], *self.outputs)
-        weight = x.new_empty(g.shape[1], x.shape[1] // groups, *self.kernel.size)
-        gradient: Tensor = torch.ops.aten.convolution_backward(
-            image, x, weight, None, self.kernel.stride, [0] * len(self.kernel.size), self.kernel.dilation, False, [0],
-            groups, [False, True, False],
-        )[1]  # fmt: skip
+        shape = torch.Size((g.shape[1], x.shape[1] // groups, *self.kernel.size))
+        gradient: Tensor = _WEIGHT_GRADIENTS[len(self.kernel.size)](
+            x, shape, image, stride=self.kernel.stride, dilation=self.kernel.dilation, groups=groups
+        )
         return gradient
 
     def _with_constant(self, columns: Tensor, constant: Tensor) -> Tensor:
@@ -184,4 +217,4 @@ class ConvInput:
 
 
 LayerInput = DenseInput | ConvInput
-"""What a linear map reads."""
+"""Input of one call of a linear map."""

@@ -1,16 +1,22 @@
-"""Single samples that are kept for exact curvatures along a step: d^T F d = E[(sum over locations of s^T d a)^2].
+"""Single samples that are kept for exact curvatures along a step, d^T F d = E[(sum over locations of s^T d a)^2].
 
-What is needed of a sample is K = sum over its locations of s a^T (and of dz a^T). Where that has fewer numbers than the
-rows s, dz and a themselves it is `Summed`, otherwise the rows are kept (`Rowwise`). Both answer the same questions.
+The Kronecker product gives the curvature of a whole map, but along one step d the Fisher can be had exactly: it is the
+mean square of s^T d a, summed over a sample's locations (Martens and Grosse 2015, section 7, use the same to rescale a
+step). All that this needs of a sample is the sum over its locations of s a^T (and of dz a^T). Where that has fewer
+numbers than the rows s, dz and a themselves it is kept (`PerSampleGrads`), otherwise the rows are
+(`PerSampleFactors`). Both answer the same questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Kind = Literal["pseudo_grad", "output_grad"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -18,11 +24,11 @@ class PerSampleFactors:
     """Samples kept as rows, sample-major.
 
     Attributes:
-        a: (samples * locations, columns).
-        pseudo_grad: (samples * locations, m).
-        output_grad: (samples * locations, m).
+        a: (samples * locations, columns) inputs.
+        pseudo_grad: (samples * locations, m) s.
+        output_grad: (samples * locations, m) dz.
         locations: rows per sample.
-        weight: (samples * locations,) the samples' weights, which s and dz carry already; None for ones.
+        weight: (samples * locations,) weight of each row's sample, which s and dz carry already; None for ones.
     """
 
     a: Tensor
@@ -35,53 +41,43 @@ class PerSampleFactors:
         return len(self.a) // self.locations
 
     def __add__(self, other: PerSampleFactors) -> PerSampleFactors:
-        """Both sets of samples."""
-        a, s, dz = (
-            torch.cat(pair)
-            for pair in (
-                (self.a, other.a),
-                (self.pseudo_grad, other.pseudo_grad),
-                (self.output_grad, other.output_grad),
-            )
-        )
+        """Concatenate two sets of samples of the same map."""
         weighted = self.weight is not None or other.weight is not None
         return PerSampleFactors(
-            a=a,
-            pseudo_grad=s,
-            output_grad=dz,
+            a=torch.cat([self.a, other.a]),
+            pseudo_grad=torch.cat([self.pseudo_grad, other.pseudo_grad]),
+            output_grad=torch.cat([self.output_grad, other.output_grad]),
             locations=self.locations,
             weight=torch.cat([self.weights, other.weights]) if weighted else None,
         )
 
     @property
     def weights(self) -> Tensor:
-        """The rows' weights."""
+        """Weight of each row's sample, (samples * locations,), ones included."""
         return self.a.new_ones(len(self.a)) if self.weight is None else self.weight
 
     @property
     def total(self) -> float:
-        """Sum of the rows' weights."""
+        """Sum of the weights of all rows."""
         return float(len(self.a)) if self.weight is None else float(self.weight.sum())
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Everything that is kept, by sample: (samples, ...) each."""
-        rows = (
-            (self.a, self.pseudo_grad, self.output_grad)
-            if self.weight is None
-            else (self.a, self.pseudo_grad, self.output_grad, self.weight)
-        )
+        """All that is kept, with samples first: (samples, ...) each, so that ranks can gather it by position."""
+        rows = [self.a, self.pseudo_grad, self.output_grad]
+        if self.weight is not None:
+            rows.append(self.weight)
         return tuple(x.reshape(len(self), self.locations, *x.shape[1:]) for x in rows)
 
     def of(self, tensors: Sequence[Tensor]) -> PerSampleFactors:
-        """Other samples of the same map, from their `tensors`."""
+        """Rebuild samples of the same map from `tensors`."""
         a, s, dz, *weight = (x.flatten(0, 1) for x in tensors)
         return PerSampleFactors(
             a=a, pseudo_grad=s, output_grad=dz, locations=self.locations, weight=weight[0] if weight else None
         )
 
     def first(self, samples: int) -> PerSampleFactors:
-        """The first samples."""
+        """Keep the first samples only."""
         kept = slice(0, samples * self.locations)
         weight = None if self.weight is None else self.weight[kept]
         return replace(
@@ -89,28 +85,40 @@ class PerSampleFactors:
         )
 
     def residual(self, predict: Tensor) -> PerSampleFactors:
-        """Candidate columns less what the existing ones predict of them, a_p - predict^T a_c, for predict (c, P)."""
+        """Subtract from the candidate columns what the existing ones predict of them: a_p - predict^T a_c.
+
+        Args:
+            predict: (c, P) A_cc^-1 A_cp.
+        """
         c = len(predict)
         return replace(self, a=self.a[:, c:] - self.a[:, :c] @ predict.to(self.a.dtype))
 
     def without(self, columns: Tensor, taken: Tensor) -> PerSampleFactors:
-        """What is left of all columns after these (p,) took their part, a - taken a_p, for taken (P, p)."""
-        return replace(self, a=self.a - self.a[:, columns] @ taken.mT.to(self.a.dtype))
-
-    def directional(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
-        """r^T d a summed over each sample's locations, (samples, groups).
+        """Subtract from all columns what accepted ones predict of them: a - taken a_p.
 
         Args:
-            kind: `s` or `dz`, what r is.
+            columns: (p,) positions of the accepted columns.
+            taken: (P, p) coefficients.
+        """
+        return replace(self, a=self.a - self.a[:, columns] @ taken.mT.to(self.a.dtype))
+
+    def directional(self, kind: Kind, step: Tensor, columns: Tensor) -> Tensor:
+        """Sum r^T d a over each sample's locations, for several groups of columns at once.
+
+        Args:
+            kind: what r is, s or dz.
             step: d, (m, groups * p).
-            columns: (groups, p).
+            columns: (groups, p) positions of the columns that d steps along.
+
+        Returns:
+            (samples, groups).
         """
         rows = self.pseudo_grad if kind == "pseudo_grad" else self.output_grad
         through = (rows @ step.to(rows.dtype)).view(len(rows), *columns.shape)
         return self._by_sample((through * self.a[:, columns]).sum(-1))
 
     def of_existing(self, step: Tensor) -> Tensor:
-        """s^T d a_c summed over each sample's locations, (samples,), for d (m, c)."""
+        """Sum s^T d a_c over each sample's locations, (samples,) float64, for a step d (m, c) of existing weights."""
         rows = ((self.pseudo_grad.double() @ step) * self.a[:, : step.shape[1]].double()).sum(1)
         return self._by_sample(rows[:, None])[:, 0]
 
@@ -120,13 +128,13 @@ class PerSampleFactors:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PerSampleGrads:
-    """Samples kept as sums over their locations.
+    """Samples kept as sums over their locations; methods as in `PerSampleFactors`.
 
     Attributes:
         pseudo_grad: (samples, m, columns) sums of s a^T.
-        output_grad: (samples, m, columns) sums of dz a^T.
-        locations: that they sum.
-        weight: (samples,) the samples' weights; None for ones.
+        output_grad: (samples, m, columns) sums of dz a^T, the samples' own weight gradients.
+        locations: number of locations in each sum.
+        weight: (samples,) weight of each sample, which the sums carry already; None for ones.
     """
 
     pseudo_grad: Tensor
@@ -138,14 +146,13 @@ class PerSampleGrads:
         return len(self.pseudo_grad)
 
     def __add__(self, other: PerSampleGrads) -> PerSampleGrads:
-        """Both sets of samples."""
+        """Concatenate two sets of samples of the same map."""
         weighted = self.weight is not None or other.weight is not None
-        weight = torch.cat([self._weights, other._weights]) if weighted else None
         return PerSampleGrads(
             pseudo_grad=torch.cat([self.pseudo_grad, other.pseudo_grad]),
             output_grad=torch.cat([self.output_grad, other.output_grad]),
             locations=self.locations,
-            weight=weight,
+            weight=torch.cat([self._weights, other._weights]) if weighted else None,
         )
 
     @property
@@ -154,54 +161,69 @@ class PerSampleGrads:
 
     @property
     def total(self) -> float:
-        """Sum of the rows' weights."""
+        """Sum of the weights of all rows."""
         return self.locations * float(self._weights.sum())
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """See `Rowwise.tensors`."""
-        return (
-            (self.pseudo_grad, self.output_grad)
-            if self.weight is None
-            else (self.pseudo_grad, self.output_grad, self.weight)
-        )
+        """All that is kept, with samples first."""
+        sums = (self.pseudo_grad, self.output_grad)
+        return sums if self.weight is None else (*sums, self.weight)
 
     def of(self, tensors: Sequence[Tensor]) -> PerSampleGrads:
-        """See `Rowwise.of`."""
+        """Rebuild samples of the same map from `tensors`."""
         s, dz, *weight = tensors
         return PerSampleGrads(
             pseudo_grad=s, output_grad=dz, locations=self.locations, weight=weight[0] if weight else None
         )
 
     def first(self, samples: int) -> PerSampleGrads:
-        """The first samples."""
+        """Keep the first samples only."""
         weight = None if self.weight is None else self.weight[:samples]
         return replace(
             self, pseudo_grad=self.pseudo_grad[:samples], output_grad=self.output_grad[:samples], weight=weight
         )
 
     def residual(self, predict: Tensor) -> PerSampleGrads:
-        """See `Rowwise.residual`."""
+        """Subtract from the candidate columns what the existing ones predict of them.
+
+        Args:
+            predict: (c, P) A_cc^-1 A_cp.
+        """
+        # a enters the sums linearly, so a column's prediction can be subtracted after summing
         c, predict = len(predict), predict.to(self.pseudo_grad.dtype)
         s, dz = (sums[..., c:] - sums[..., :c] @ predict for sums in (self.pseudo_grad, self.output_grad))
         return replace(self, pseudo_grad=s, output_grad=dz)
 
     def without(self, columns: Tensor, taken: Tensor) -> PerSampleGrads:
-        """See `Rowwise.without`."""
+        """Subtract from all columns what accepted ones predict of them.
+
+        Args:
+            columns: (p,) positions of the accepted columns.
+            taken: (P, p) coefficients.
+        """
         s, dz = (sums - sums[..., columns] @ taken.mT.to(sums.dtype) for sums in (self.pseudo_grad, self.output_grad))
         return replace(self, pseudo_grad=s, output_grad=dz)
 
-    def directional(self, kind: str, step: Tensor, columns: Tensor) -> Tensor:
-        """See `Rowwise.along`."""
-        sums = (self.pseudo_grad if kind == "pseudo_grad" else self.output_grad)[
-            ..., columns
-        ]  # (samples, m, groups, p)
-        return (sums * step.to(sums.dtype).view(len(step), *columns.shape)).sum((1, 3))
+    def directional(self, kind: Kind, step: Tensor, columns: Tensor) -> Tensor:
+        """Sum r^T d a over each sample's locations, for several groups of columns at once.
+
+        Args:
+            kind: what r is, s or dz.
+            step: d, (m, groups * p).
+            columns: (groups, p) positions of the columns that d steps along.
+
+        Returns:
+            (samples, groups).
+        """
+        sums = self.pseudo_grad if kind == "pseudo_grad" else self.output_grad
+        chosen = sums[..., columns]  # (samples, m, groups, p)
+        return (chosen * step.to(sums.dtype).view(len(step), *columns.shape)).sum((1, 3))
 
     def of_existing(self, step: Tensor) -> Tensor:
-        """See `Rowwise.of_existing`."""
+        """Sum s^T d a_c over each sample's locations, (samples,) float64, for a step d (m, c) of existing weights."""
         return (self.pseudo_grad[..., : step.shape[1]].double() * step).sum((1, 2))
 
 
 Samples = PerSampleFactors | PerSampleGrads
-"""Some samples, kept one by one."""
+"""Some samples of one map, kept one by one."""
