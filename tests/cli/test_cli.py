@@ -164,7 +164,7 @@ class TestFit:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--optimizer", "magic"], "Unknown optimizer 'magic'"),
+            (["--optimizer", "magic"], "unknown optimizer 'magic'"),
             (["--optimizer", "lbfgs"], "'lbfgs' cannot be used here"),
             (["--policy", "paper", "--tau", "0"], "tau must be a number above 0, not 0.0"),
             (["--policy", "paper", "--tau", "nan"], "tau must be a number above 0, not nan"),

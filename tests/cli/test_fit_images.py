@@ -280,7 +280,7 @@ def test_an_interruption_keeps_the_best_net(home, capsys, monkeypatch):
         (["--task", "regression"], "of which senn learns classes only"),
         (["--image-size", "4"], "--image-size must be from 8 to 512, and is 4"),
         (["--image-size", "0"], "'0' is not a whole number above 0"),
-        (["--optimizer", "magic"], "Unknown optimizer 'magic'"),
+        (["--optimizer", "magic"], "unknown optimizer 'magic'"),
         (["--max-params", "5"], "--max-params 5 is less than the"),
         (["--tau", "1"], "--tau belongs to --policy paper"),
     ],

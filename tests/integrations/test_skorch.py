@@ -74,7 +74,7 @@ def test_two_in_one_net_are_refused():
 
 def test_a_recipe_that_is_none_is_refused():
     net = NeuralNetClassifier(small, module__outputs=3, module__last=[], verbose=0, callbacks=[SelfExpansion("x")])
-    with pytest.raises(SennError, match=r"recipe must be a senn.training.Recipe or None, and 'x' is none"):
+    with pytest.raises(SennError, match=r"recipe must be a senn.training.TrainConfig or None, not 'x'"):
         net.fit(X, Y)
 
 

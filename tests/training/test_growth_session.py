@@ -149,5 +149,5 @@ def test_what_fails_every_time_is_warned_of_once(caplog):
 
 
 def test_a_recipe_that_is_none_is_refused():
-    with pytest.raises(SennError, match=r"recipe must be a senn.training.Recipe or None, and 'x' is none"):
+    with pytest.raises(SennError, match=r"recipe must be a senn.training.TrainConfig or None, not 'x'"):
         GrowthSession("x")

@@ -20,9 +20,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from senn.checkpoint import ModuleSnapshot, describe_shapes, optimizer_param_names, rebind_optimizer, resize_like
 from senn.errors import SennError
+from senn.integrations.loop_checks import check_single, refuse_strategy
 from senn.pytree import Output
 from senn.training.callbacks import Callback as Listener
-from senn.training.growth_session import GrowthSession, Prepare, check_single, refuse
+from senn.training.growth_session import GrowthSession, Prepare
 from senn.training.loggers import LoggerCallback
 from senn.training.train_config import TrainConfig
 
@@ -275,7 +276,7 @@ def _part(module: nn.Module, name: str | None) -> nn.Module:
 def _check_strategy(strategy: Any) -> None:
     known = pl.strategies.SingleDeviceStrategy, pl.strategies.DDPStrategy
     if not isinstance(strategy, known) or isinstance(strategy, pl.strategies.DeepSpeedStrategy):
-        refuse(f"Lightning's {type(strategy).__name__}")
+        refuse_strategy(f"Lightning's {type(strategy).__name__}")
 
 
 def _check_part(saved: Mapping[str, Any], name: str | None) -> None:

@@ -30,10 +30,11 @@ from senn.checkpoint import (
 from senn.checkpoint.model_config import update_config
 from senn.checkpoint.model_state import packed, unpacked
 from senn.errors import SennError
+from senn.integrations.loop_checks import check_single, refuse_strategy
 from senn.pytree import Output, prediction
 from senn.surgery.optimizer_state import unwrap
 from senn.training.callbacks import Callback as Listener
-from senn.training.growth_session import GrowthSession, Prepare, check_single, refuse
+from senn.training.growth_session import GrowthSession, Prepare
 from senn.training.train_config import TrainConfig
 
 __all__ = [
@@ -305,10 +306,10 @@ def load(folder: str | Path, into: nn.Module) -> Any:
 def _check_processes(args: TrainingArguments) -> None:
     """Refuse what takes a model apart."""
     if args.n_gpu > 1:
-        refuse("DataParallel")
+        refuse_strategy("DataParallel")
     how = PartialState().distributed_type.value
     if how != "NO" and not how.startswith("MULTI_"):
-        refuse(how)
+        refuse_strategy(how)
 
 
 def _check_single(one: SelfExpansion, state: TrainerState) -> None:

@@ -1,4 +1,4 @@
-"""Training on tables in memory: `train(x, y, task=..., outputs=...)` gives a `Run`."""
+"""Training on tables in memory, by `train(x, y, task=..., outputs=...)`; growth in any loop, by `GrowthSession`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Images on their way into a network: standardised, and in training shifted and flipped."""
+"""Images on their way into a network: standardized, and in training shifted and flipped."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelStats:
-    """Bytes as numbers of mean 0 and deviation 1 in each channel.
+    """Mean and deviation of each channel, by which bytes become numbers of mean 0 and deviation 1.
 
     Attributes:
-        mean: of each channel, of pixels from 0 to 1.
-        std: likewise.
+        mean: means of the channels, of pixel values from 0 to 1.
+        std: standard deviations of the channels, likewise.
     """
 
     mean: tuple[float, ...]
@@ -24,46 +24,61 @@ class ChannelStats:
 
     @classmethod
     def of(cls, pixels: Tensor) -> ChannelStats:
-        """From training images (N, C, H, W) uint8; a channel that doesn't vary keeps its scale."""
-        mean, std = [], []
+        """Compute the statistics of training images.
+
+        Args:
+            pixels: (n, C, H, W) uint8.
+        """
+        means, deviations = [], []
+        values = torch.arange(256, dtype=torch.float64) / 255
         for channel in pixels.unbind(1):
+            # By a histogram: exact in float64, and no copy of all pixels as floats.
             counts = torch.bincount(channel.flatten().int(), minlength=256).double()
-            value = torch.arange(256, dtype=torch.float64) / 255
-            center = float(counts @ value / counts.sum())
-            spread = float((counts @ (value - center).square() / counts.sum()).sqrt())
-            mean.append(center)
-            std.append(spread if spread > 1e-6 else 1.0)
-        return cls(mean=tuple(mean), std=tuple(std))
+            total = counts.sum()
+            mean = float(counts @ values / total)
+            variance = counts @ (values - mean).square() / total
+            deviation = float(variance.sqrt())
+            means.append(mean)
+            # A channel that doesn't vary keeps its scale instead of dividing by zero.
+            deviations.append(deviation if deviation > 1e-6 else 1.0)
+        return cls(mean=tuple(means), std=tuple(deviations))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 as float32."""
-        mean, scale = _column(self.mean, pixels), 1 / (255 * _column(self.std, pixels))
-        return pixels.float().sub_(255 * mean).mul_(scale)
+        """Standardize images (n, C, H, W) from uint8 to float32."""
+        # (p / 255 - mean) / std = (p - 255 mean) * 1 / (255 std), in place on the one float copy.
+        offset = 255 * _per_channel(self.mean, pixels)
+        scale = 1 / (255 * _per_channel(self.std, pixels))
+        return pixels.float().sub_(offset).mul_(scale)
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
 
 
 def augment(x: Tensor, generator: torch.Generator, *, shift: int, flip: bool = True) -> Tensor:
-    """Each image (N, C, H, W) flipped or not, and shifted by up to `shift` pixels either way, zeros coming in.
+    """Shift each image at random, with zeros coming in, and mirror half of them.
 
     Args:
-        x: standardised images.
+        x: (n, C, H, W) standardized images.
         generator: a CPU generator, so that all devices draw the same.
-        shift: most pixels.
-        flip: whether mirror images look natural.
+        shift: most pixels of a shift in each direction.
+        flip: True if mirror images look natural.
+
+    Returns:
+        Images of the same shape.
     """
     count, _, height, width = x.shape
-    down, across = (torch.randint(2 * shift + 1, (count, 1), generator=generator) for _ in range(2))
+    down = torch.randint(2 * shift + 1, (count, 1), generator=generator)
+    across = torch.randint(2 * shift + 1, (count, 1), generator=generator)
     rows = down + torch.arange(height)
     columns = across + torch.arange(width)
     if flip:
         mirrored = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
+    # One gather for all images: each has rows and columns of its own in the padded batch.
     padded = F.pad(x, (shift,) * 4).permute(0, 2, 3, 1)
-    at = torch.arange(count)[:, None, None]
+    images = torch.arange(count)[:, None, None]
     rows, columns = rows[:, :, None], columns[:, None, :]
     if x.device.type != "cpu":
-        at, rows, columns = at.to(x.device), rows.to(x.device), columns.to(x.device)
-    return padded[at, rows, columns].permute(0, 3, 1, 2)
+        images, rows, columns = images.to(x.device), rows.to(x.device), columns.to(x.device)
+    return padded[images, rows, columns].permute(0, 3, 1, 2)

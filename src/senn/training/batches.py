@@ -15,12 +15,12 @@ from senn.training.train_step import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows to train or validate on.
+    """Rows to train or to validate on.
 
     Attributes:
-        x: (n, ...) inputs, as they are kept: a network may read them through `Inputs`.
+        x: (n, ...) inputs as they are stored; a network may read them through `Inputs`.
         y: (n,) classes, or (n, k) numbers.
-        weight: (n,) with mean 1, or None.
+        weight: (n,) with mean 1; None for equal weights.
     """
 
     x: Tensor
@@ -31,17 +31,19 @@ class Rows:
         return len(self.x)
 
     def take(self, rows: Tensor) -> Rows:
-        """Those rows, in that order."""
+        """Select rows by number, (k,) long, in that order."""
         rows = rows.to(self.x.device)
         weight = None if self.weight is None else self.weight[rows]
         return Rows(x=self.x[rows], y=self.y[rows], weight=weight)
 
     def batches(self, count: int) -> list[Batch]:
-        """The rows in `count` batches of nearly equal size."""
-        x, y = torch.tensor_split(self.x, count), torch.tensor_split(self.y, count)
+        """Split the rows into `count` batches of nearly equal size."""
+        x = torch.tensor_split(self.x, count)
+        y = torch.tensor_split(self.y, count)
         if self.weight is None:
             return list(zip(x, y, strict=True))
-        return list(zip(x, y, torch.tensor_split(self.weight, count), strict=True))
+        weight = torch.tensor_split(self.weight, count)
+        return list(zip(x, y, weight, strict=True))
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,28 @@ class Inputs:
     """How a network reads the inputs of rows.
 
     Attributes:
-        read: from kept inputs (n, ...), such as bytes, to what the network takes; None: as they are.
-        augment: changes a batch of what is read at random, drawn from a generator, in training only; None: it doesn't.
+        read: turns stored inputs (n, ...), such as bytes, into what the network takes; None to leave them as they are.
+        augment: changes a batch of these at random, by draws from a generator, in training only; None for no change.
     """
 
     read: Callable[[Tensor], Tensor] | None = None
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Inputs to evaluate the network on."""
+        """Read stored inputs (n, ...) to evaluate the network on."""
         return x if self.read is None else self.read(x)
 
     def training(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """A batch to train on."""
+        """Read, and augment, a batch to train on.
+
+        Args:
+            batch: stored inputs, targets and perhaps weights.
+            generator: source of the draws.
+        """
         x = self(batch[0])
-        return (x if self.augment is None else self.augment(x, generator), *batch[1:])
+        if self.augment is not None:
+            x = self.augment(x, generator)
+        return (x, *batch[1:])
 
 
 def partition(
@@ -75,7 +84,19 @@ def partition(
     sample_weight: Tensor | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Rows, Rows | None]:
-    """Training rows and validation rows (None if there are none)."""
+    """Split data into training and validation rows.
+
+    Args:
+        x: (n, ...) inputs.
+        y: (n,) classes, or (n, k) numbers.
+        recipe: share of validation rows.
+        generator: source of the draw.
+        sample_weight: (n,) non-negative; a row of weight zero counts as absent. None for equal weights.
+        validation: inputs and targets to validate on; None to hold out rows of `x` and `y`.
+
+    Returns:
+        Training rows, and validation rows or None if there are none.
+    """
     rows = Rows(x=x, y=y)
     if sample_weight is not None:
         present = (sample_weight > 0).nonzero().flatten()
@@ -84,8 +105,9 @@ def partition(
         rows = Rows(x=x[present], y=y[present], weight=None if uniform else weight / weight.mean())
     if validation is not None:
         return rows, Rows(x=validation[0], y=validation[1])
-    kept, held = validation_split(rows.y, recipe.validation_fraction, generator, minimum=max(1, recipe.min_validation))
-    return rows.take(kept), rows.take(held) if len(held) else None
+    fewest = max(1, recipe.min_validation)
+    kept, held_out = validation_split(rows.y, recipe.validation_fraction, generator, minimum=fewest)
+    return rows.take(kept), rows.take(held_out) if len(held_out) else None
 
 
 def validation_split(
@@ -98,16 +120,18 @@ def validation_split(
             training. Floating point for anything else.
         fraction: share of the rows to hold out.
         generator: source of the draw.
-        minimum: fewer validation rows than this tell nothing, and then all rows are for training.
+        minimum: fewest validation rows that are worth holding out; if there would be fewer, all rows are for training.
 
     Returns:
         Row numbers for training and for validation, (n_train,) and (n_validation,) long, each in increasing order.
     """
     n = len(y)
+    # Drawn even if nothing is held out, so that what is drawn next doesn't depend on the fraction.
     order = torch.randperm(n, generator=generator)
     wanted = round(fraction * n)
     if wanted == 0 or wanted < minimum:
         return torch.arange(n), torch.empty(0, dtype=torch.long)
+    # Numbers are one class: then proportions say nothing.
     classes = torch.zeros(n, dtype=torch.long) if y.is_floating_point() else y.cpu()[order]
     held_out = torch.zeros(n, dtype=torch.bool)
     held_out[torch.from_numpy(hold_out(order.numpy(), classes.numpy(), fraction))] = True

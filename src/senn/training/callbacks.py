@@ -1,4 +1,4 @@
-"""What a training run tells the world while it goes on: named events with do-nothing defaults."""
+"""Base class of listeners to a training run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ from senn import _deprecated
 
 @_deprecated.aliased
 class Callback:
-    """Listens to a training run; override what is of interest.
+    """Listener to a training run; override the methods of interest, the others do nothing.
 
-    Records hold plain JSON-able values only (str, int, float, bool, None, lists and dicts of these) and
-    are the very records that end up in `Run.history`. Losses are in nats per sample (classification)
-    or squared error in units of the standardised target (regression).
+    Records hold plain JSON-able values only (str, int, float, bool, None, lists and dicts of these) and are the very
+    records that end up in `TrainResult.history`. Losses are in nats per sample (classification) or squared error in
+    units of the standardized target (regression).
+
+    Example:
+        >>> import torch
+        >>> from senn.training import Callback, TrainConfig, train
+        >>> class Losses(Callback):
+        ...     def __init__(self):
+        ...         self.losses = []
+        ...     def on_epoch(self, record):
+        ...         self.losses.append(record["train_loss"])
+        >>> listener = Losses()
+        >>> x = torch.randn(64, 2)
+        >>> y = (x[:, 0] > 0).long()
+        >>> result = train(x, y, task="classification", outputs=2, recipe=TrainConfig(epochs=3), callbacks=[listener])
+        >>> len(listener.losses)
+        3
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -23,7 +38,7 @@ class Callback:
         _deprecated.honor_overrides(cls, "Callback")
 
     def on_start(self, record: Mapping[str, Any]) -> None:
-        """Training is about to begin.
+        """Called when training is about to begin.
 
         Args:
             record: `event` ("start"), `task`, `epochs`, `steps` (planned totals), `train_rows`, `validation_rows`,
@@ -32,7 +47,7 @@ class Callback:
         """
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """An epoch has ended.
+        """Called when an epoch has ended.
 
         Args:
             record: `event` ("epoch"), `epoch` (from 1), `epochs`, `step`, `steps`, `train_loss`,
@@ -41,41 +56,41 @@ class Callback:
         """
 
     def on_growth_round(self, record: Mapping[str, Any]) -> None:
-        """A round of growth has been decided, and changes that it made follow.
+        """Called when a round of growth has been decided; `on_growth` follows for each of its changes.
 
         Args:
             record: `event` ("growth_round"), `epoch`, `step` and the fields of `senn.events.GrowthRound`, with the
-                widths before in `architecture`; `realised` is what came of the changes before, whose own records say
-                so too from now on.
+                widths before in `architecture`. `realized_decrease` is what came of the changes of the round before;
+                their own records say so from now on, too.
         """
 
     def on_rollback(self, record: Mapping[str, Any]) -> None:
-        """A change of size failed its verification, and everything is as it was before.
+        """Called when a change of size has failed its verification; everything is as it was before.
 
         Args:
             record: `event` ("rollback"), `epoch`, `step`, `text` (why).
         """
 
     def on_fault(self, record: Mapping[str, Any]) -> None:
-        """Something went wrong and was left out, a round or a checkpoint; training goes on.
+        """Called when a round or a checkpoint went wrong and was left out; training goes on.
 
         Args:
             record: `event` ("fault"), `epoch`, `step`, `text` (what, and why).
         """
 
     def on_growth(self, record: Mapping[str, Any]) -> None:
-        """The network has changed size: a widening, an insertion or a pruning.
+        """Called when the network has changed size by a widening, an insertion or a pruning.
 
         Args:
             record: `event` ("growth"), `text` (the event in one readable line), `epoch`, `step`, `kind`,
-                `place`, `before`, `after` (sizes), `parameters` (net change), `promised`, `price`
-                (nats per sample), `realised` (nats per sample, or None until it is known), `loss_before`,
-                `loss_after` (in the loss's unit), `gain`, `bound`, `heldout`, `eta_before`, `eta_after` (in
-                eta's unit), `architecture`, and the other fields of `GrowthEvent`.
+                `place`, `width_before`, `width_after`, `parameters` (net change), `expected_decrease`, `price` (nats
+                per sample), `realized_decrease` (nats per sample, or None until it is known), `loss_before`,
+                `loss_after` (in the loss's unit), `gain`, `gain_lower_bound`, `held_out_gain`, `eta_before`,
+                `eta_after` (in eta's unit, twice the loss's), `architecture`, and the other fields of `GrowthEvent`.
         """
 
     def on_end(self, record: Mapping[str, Any]) -> None:
-        """Training has ended, by itself or by an interruption.
+        """Called when training has ended, by itself or by an interruption.
 
         Args:
             record: `event` ("end"), `best_epoch`, `epochs` (trained), `architecture`, `parameters`,

@@ -15,8 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from senn import pytree
 from senn._records import reading_state
-from senn.candidates.candidate_config import CandidateConfig
-from senn.errors import SennError, UnsupportedError
+from senn.errors import SennError
 from senn.events import GrowthEvent
 from senn.grower import Grower
 from senn.pytree import Output
@@ -26,19 +25,19 @@ from senn.training.recent_batches import RecentBatches
 from senn.training.round_records import Record, RoundRecorder, copies, describe_error, failure_record, fault_record
 from senn.training.train_config import TrainConfig
 from senn.training.train_result import count_parameters
-from senn.training.train_step import resolve_policy
+from senn.training.train_step import build_grower
 
 Prepare = Callable[[Any], Sequence[Any]]
-"""From a batch of the loop: inputs, targets and perhaps weights."""
+"""Makes inputs, targets and perhaps weights of a batch of the loop."""
 
 logger = logging.getLogger("senn")
 
 
-def pair(one: Any) -> Sequence[Any]:
-    """A batch that is inputs, targets and perhaps weights already.
+def unpack(one: Any) -> Sequence[Any]:
+    """Return a batch that is inputs, targets and perhaps weights already.
 
     Raises:
-        SennError: it isn't.
+        SennError: the batch is something else.
     """
     if not isinstance(one, tuple | list) or len(one) not in (2, 3):
         raise SennError(
@@ -48,30 +47,9 @@ def pair(one: Any) -> Sequence[Any]:
     return one
 
 
-def refuse(how: str) -> None:
-    """Refuse a loop that takes a model apart.
-
-    Raises:
-        UnsupportedError: always.
-    """
-    raise UnsupportedError(
-        f"a network can't grow under {how}: train it in one process or under DistributedDataParallel"
-    )
-
-
-def check_single(callbacks: Iterable[object], kind: type) -> None:
-    """Refuse several callbacks of a kind in one loop.
-
-    Raises:
-        SennError: there are.
-    """
-    if sum(isinstance(one, kind) for one in callbacks) > 1:
-        raise SennError("one loop takes one SelfExpansion, and was given several: leave all but one out")
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Started:
-    """What a session has once its loop has begun."""
+    """Parts of a session that need a model, which it has once its loop has begun."""
 
     grower: Grower
     recorder: RoundRecorder
@@ -84,18 +62,37 @@ class GrowthSession:
     Rounds come at fractions of the steps, as `recipe` says, and are computed on the last batches that passed. A round
     that fails is skipped and recorded; training goes on. Between rounds a step costs two comparisons.
 
-    Where several processes train one model by DistributedDataParallel, each has a session. These grow it together, and
-    that of the first calls the callbacks.
+    Where several processes train one model by DistributedDataParallel, each has a session. Together they grow it, and
+    the session of the first process calls the callbacks.
+
+    Args:
+        recipe: settings of growth; None for the defaults. Used are `addition_rounds`, `pruning_rounds`, `growth_steps`,
+            `grow`, `max_scoring_samples`, `policy`, `candidates_per_layer`, `moves`, `max_params`, `max_width`,
+            `round_to` and `seed`; the rest belongs to the loop.
+        loss: the training loss, `loss(outputs, targets)`, a mean over samples.
+        prepare: makes inputs, targets and perhaps weights of a batch; None if a batch is a tuple of these.
+        samples: number of training samples, for prices; None for the number given to `start`.
+        ignore: names of modules that keep their sizes.
+        output: finds the tensor that the loss takes in what the model returns; None if it returns that tensor, or a
+            single one in some container.
+        callbacks: listeners to the records.
+
+    Attributes:
+        history: all records so far, those of former parts of a resumed run included.
+        epoch: number of the epoch, for the records; set it as your loop counts.
+
+    Raises:
+        SennError: `recipe` isn't a `TrainConfig`.
 
     Example:
         >>> import torch
         >>> from torch.nn import functional as F
-        >>> from senn.training import GrowthSession, Recipe
+        >>> from senn.training import GrowthSession, TrainConfig
         >>> x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
         >>> y = (x[:, 0] * x[:, 1] > 0).long()
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        >>> session = GrowthSession(Recipe(rounds=(0.2, 0.4), removals=()), loss=F.cross_entropy)
+        >>> session = GrowthSession(TrainConfig(addition_rounds=(0.2, 0.4), pruning_rounds=()), loss=F.cross_entropy)
         >>> session.start(model, optimizer, steps=50, samples=len(x))
         >>> for step in range(1, 51):
         ...     optimizer.zero_grad()
@@ -109,23 +106,6 @@ class GrowthSession:
         [10, 20]
         >>> sum(parameter.numel() for parameter in model.parameters()) > 12
         True
-
-    Args:
-        recipe: when, by how much, and what is looked at: `rounds`, `removals`, `growing`, `probe`, `policy`,
-            `candidates`, `moves`, `max_params`, `max_width`, `round_to`, `seed`. The rest isn't used.
-        loss: the training loss, `loss(outputs, targets)`, a mean over samples.
-        prepare: makes inputs, targets and perhaps weights of a batch of the loop.
-        samples: number of training samples, for prices.
-        ignore: names of modules to leave alone.
-        output: finds, in what the model returns, the tensor that the loss takes.
-        callbacks: told of every event.
-
-    Attributes:
-        history: records of all events, those of former runs of a resumed one included.
-        epoch: what the loop says it is, for records.
-
-    Raises:
-        SennError: the recipe isn't one.
     """
 
     def __init__(
@@ -140,9 +120,9 @@ class GrowthSession:
         callbacks: Iterable[Callback] = (),
     ) -> None:
         if recipe is not None and not isinstance(recipe, TrainConfig):
-            raise SennError(f"recipe must be a senn.training.Recipe or None, and {recipe!r} is none")
+            raise SennError(f"recipe must be a senn.training.TrainConfig or None, not {recipe!r}")
         self.recipe = recipe or TrainConfig()
-        self.loss, self.prepare, self.samples = loss, prepare or pair, samples
+        self.loss, self.prepare, self.samples = loss, prepare or unpack, samples
         self.ignore, self.output, self.callbacks = tuple(ignore), output, [*callbacks]
         self.history: list[Record] = []
         self.epoch = 0
@@ -150,14 +130,14 @@ class GrowthSession:
         self._averages: Callable[[], Sequence[nn.Module]] = tuple
         self._wrapper: Callable[[], object] = tuple
         self._steps: int | None = None
-        self._rounds = GrowthSchedule(self.recipe)
-        self._rows = 0
+        self._schedule = GrowthSchedule(self.recipe)
+        self._samples_per_batch = 0
         self._trouble: Exception | None = None
         self._warned: set[str] = set()
 
     @property
     def grower(self) -> Grower | None:
-        """Holds the rounds; None before `start`."""
+        """Grower of the model; None before `start`."""
         return None if self._started is None else self._started.grower
 
     def start(
@@ -171,46 +151,43 @@ class GrowthSession:
         wrapper: Callable[[], object] = tuple,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Training is about to begin, or to go on.
+        """Begin, or resume, growing a model; call it before the first step.
 
         Args:
-            model: what is called with a batch's inputs.
-            optimizer: holds its parameters.
-            steps: optimizer steps of the whole run; None or infinite where that has no planned end.
-            samples: number of training samples, where none was given before.
-            averages: gives the averages of the model that there are now.
-            wrapper: gives what trains the model; a DistributedDataParallel is made anew when the model has grown.
-            state: of the run that goes on; the model and the optimizer have the sizes it was saved with.
+            model: called with the inputs of a batch.
+            optimizer: holds the model's parameters.
+            steps: optimizer steps of the whole run; None or infinite if it has no planned end.
+            samples: number of training samples, unless the constructor was given one.
+            averages: returns the averages of the model that exist at present; they grow along.
+            wrapper: returns what trains the model; a DistributedDataParallel is rebuilt in place when the model has
+                grown.
+            state: state of the run to resume; model and optimizer have the sizes that it was saved with.
 
         Raises:
-            SennError: the optimizer doesn't hold the model's parameters, the wrapper can't be made anew, or the state
-                isn't one.
+            SennError: the optimizer doesn't hold the model's parameters, the wrapper can't be rebuilt, or the state
+                isn't that of a session.
         """
-        recipe = self.recipe
-        grower = Grower(
+        grower = build_grower(
             model,
             optimizer,
+            self.recipe,
             loss=self.loss,
-            policy=resolve_policy(recipe.policy),
             samples=self.samples or samples,
-            max_params=recipe.max_params,
-            max_width=recipe.max_width,
-            round_to=recipe.round_to,
-            moves=recipe.moves,
-            candidate_config=CandidateConfig(units=recipe.candidates_per_layer),
             ignore=self.ignore,
             output=self.output,
-            seed=recipe.seed,
         )
         self._started = _Started(
             grower=grower,
             recorder=RoundRecorder(grower, self._tell, changed=self._rewrap),
-            batches=RecentBatches(recipe.max_scoring_samples, grower.communicator),
+            batches=RecentBatches(self.recipe.max_scoring_samples, grower.communicator),
         )
         self._averages, self._wrapper = averages, wrapper
         self._rewrap()
-        self._steps = None if steps is None or not math.isfinite(steps) or steps < 1 else int(steps)
-        self._rounds, self._rows = GrowthSchedule(recipe, self._steps), 0
+        # Loops without an end say so in different ways: None, infinity, -1.
+        planned = steps is not None and math.isfinite(steps) and steps >= 1
+        self._steps = int(steps) if planned and steps is not None else None
+        self._schedule = GrowthSchedule(self.recipe, self._steps)
+        self._samples_per_batch = 0
         self.history.clear()
         self._warned.clear()
         self._trouble = None
@@ -220,48 +197,62 @@ class GrowthSession:
             self._load(state, model)
 
     def needs_batch(self, step: int) -> bool:
-        """True if a batch that passes when so many optimizer steps are done is one for the next round."""
-        following = self._rounds.next
-        if following is None:
+        """Return True if a batch should be passed to `add_batch`: a round is near.
+
+        Args:
+            step: optimizer steps done.
+        """
+        next_round = self._schedule.next
+        if next_round is None:
             return False
-        return not self._rows or (following - step) * self._rows < self.recipe.max_scoring_samples
+        # The first batch of all is wanted too: only it tells how many samples a batch has, hence how many batches make
+        # up a round.
+        if not self._samples_per_batch:
+            return True
+        return (next_round - step) * self._samples_per_batch < self.recipe.max_scoring_samples
 
     def add_batch(self, one: Any, step: int) -> None:
         """Keep a copy of a batch for the next round, up to `TrainConfig.max_scoring_samples` samples in all.
 
         Args:
-            one: a batch of the loop, which `prepare` understands.
-            step: optimizer steps that are done.
+            one: a batch of the loop, as `prepare` takes it.
+            step: optimizer steps done.
         """
         try:
             inputs, targets, *weights = self.prepare(one)
             if not isinstance(targets, Tensor):
                 raise SennError(f"the targets of a batch must be a tensor, not a {type(targets).__name__}")
+            # A copy: loops may write the next batch into the same memory.
             own = pytree.clone((inputs, targets, weights[0] if weights else None))
-        except Exception as error:  # whatever a function of others raises: their training goes on
+        except (
+            Exception
+        ) as error:  # `prepare` is the user's and may raise anything; the loop goes on, and `grow` says so
             self._trouble = error
             return
-        kept = self._running.batches
-        self._rows = kept.samples_of(own)
-        if self.needs_batch(step):  # the first batch came to say how many samples one has
-            kept.add(own)
+        batches = self._running.batches
+        self._samples_per_batch = batches.samples_of(own)
+        if self.needs_batch(step):
+            batches.add(own)
 
     def grow(self, step: int) -> list[GrowthEvent]:
         """Run a round of growth if one is due; whatever fails in it is recorded, and training goes on.
 
         Args:
-            step: optimizer steps that are done.
+            step: optimizer steps done.
 
         Returns:
-            The changes of size.
+            Changes of size.
+
+        Raises:
+            SennError: the session has not been started.
         """
-        if not self._rounds.waiting(step):
+        if not self._schedule.waiting(step):
             return []
-        moves = self._rounds.due(step)
+        moves = self._schedule.due(step)
         running = self._running
         grower, batches = running.grower, running.batches.take()
         try:
-            troubles, complete = self._troubles(bool(batches))
+            troubles, complete = self._exchange_troubles(bool(batches))
         except Exception as error:  # another process has ended, or does something else
             self._tell(failure_record(error, self.epoch, step))
             return []
@@ -275,7 +266,7 @@ class GrowthSession:
             grower.averaged = tuple(self._averages())  # type: ignore[arg-type]
             return grower.grow(batches, moves)
 
-        # The loop's loss on a batch may raise anything; everything is as it was then.
+        # The loss is the user's and may raise anything; the grower leaves everything as it was then.
         return running.recorder.run(grow, epoch=self.epoch, step=step, survives=lambda error: True)
 
     def record_epoch(
@@ -284,52 +275,70 @@ class GrowthSession:
         """Record the losses of an epoch, or of any other stretch of steps, and tell the callbacks.
 
         Args:
-            step: optimizer steps that are done.
+            step: optimizer steps done.
             train_loss: mean loss of this stretch.
-            validation_loss: None if there is none.
-            lr: learning rate; None leaves it out of the record's charts.
+            validation_loss: loss on validation samples; None if there is none.
+            lr: learning rate; None if it isn't recorded.
+
+        Raises:
+            SennError: the session has not been started.
         """
-        losses = {"train_loss": train_loss, "validation_loss": validation_loss, "validation_score": None, "lr": lr}
-        record = {"event": "epoch", "epoch": self.epoch, "step": step, **losses, **_size(self._running.grower.model)}
-        # The widths are known from the first round on; every record since then has them.
+        record = {
+            "event": "epoch",
+            "epoch": self.epoch,
+            "step": step,
+            "train_loss": train_loss,
+            "validation_loss": validation_loss,
+            "validation_score": None,
+            "lr": lr,
+            **_size(self._running.grower.model),
+        }
+        # Widths are known from the first round on; every record since then has them.
         known = next((one["architecture"] for one in reversed(self.history) if "architecture" in one), None)
-        self._tell(record if known is None else {**record, "architecture": known})
+        if known is not None:
+            record["architecture"] = known
+        self._tell(record)
 
     def close(self, step: int) -> None:
-        """Complete the records when training has ended.
+        """Complete the records; call it when training has ended.
 
         Args:
-            step: optimizer steps that were made.
+            step: optimizer steps made.
+
+        Raises:
+            SennError: the session has not been started.
         """
         running = self._running
         running.recorder.settle()
         self._tell({"event": "end", "epoch": self.epoch, "step": step, **_size(running.grower.model)})
 
     def state_dict(self) -> dict[str, Any]:
-        """What a session with the same arguments needs to go on, bit for bit: nested plain values and tensors.
+        """Return nested plain values and tensors from which a session of the same arguments goes on, bit for bit.
 
-        All processes call it; its state is that of one process with the joined batches.
+        All processes call it; the state is that of one process with the joined batches.
+
+        Raises:
+            SennError: the session has not been started.
         """
         running = self._running
         running.recorder.settle()
         return {
             "steps": self._steps,
-            "rounds": self._rounds.state_dict(),
-            "rows": self._rows,
+            "rounds": self._schedule.state_dict(),
+            "rows": self._samples_per_batch,
             "held": running.batches.state(),
             "history": copies(self.history),
             "grower": running.grower.state_dict(),
         }
 
-    # -- inside
-
     def _load(self, state: Mapping[str, Any], model: nn.Module) -> None:
         running, device = self._running, next(model.parameters()).device
         with reading_state("this isn't the state of a run that grew"):
-            self._steps, self._rows = state["steps"], state["rows"]
-            self._rounds = GrowthSchedule(self.recipe, self._steps)
-            self._rounds.load_state_dict(state["rounds"])
+            self._steps, self._samples_per_batch = state["steps"], state["rows"]
+            self._schedule = GrowthSchedule(self.recipe, self._steps)
+            self._schedule.load_state_dict(state["rounds"])
             running.batches.load(state["held"], device)
+            # In place: users hold on to `history`.
             self.history[:] = copies(state["history"])
             running.grower.load_state_dict(state["grower"])
             running.recorder.resume(self.history)
@@ -340,41 +349,40 @@ class GrowthSession:
             raise SennError("nothing grows before training has begun")
         return self._started
 
-    @property
-    def _speaks(self) -> bool:
-        """Whether this process tells of what all do."""
-        return self._running.grower.communicator.rank == 0
-
     def _rewrap(self) -> None:
-        if isinstance(wrapper := self._wrapper(), DistributedDataParallel):
-            from senn.distributed import rewrap_ddp  # late, since it takes a moment
+        wrapper = self._wrapper()
+        if isinstance(wrapper, DistributedDataParallel):
+            from senn.distributed import rewrap_ddp  # late: it takes a moment to import
 
             rewrap_ddp(wrapper)
 
-    def _troubles(self, kept: bool) -> tuple[list[str], bool]:
-        """What has prevented processes from keeping a batch, and whether all have kept one nevertheless."""
-        communicator, mine = (
-            self._running.grower.communicator,
-            None if self._trouble is None else describe_error(self._trouble),
-        )
+    def _exchange_troubles(self, kept: bool) -> tuple[list[str], bool]:
+        """Collect what has prevented processes from keeping a batch, and whether all have kept one nevertheless.
+
+        All processes must come to the same decision, since a round that one of them skips would leave the others
+        waiting.
+        """
+        communicator = self._running.grower.communicator
+        own = None if self._trouble is None else describe_error(self._trouble)
         self._trouble = None
-        said = communicator.all_gather_object("keep a batch", [mine, kept])
-        texts = [
-            text if communicator.is_single else f"on rank {rank}, {text}" for rank, (text, _) in enumerate(said) if text
-        ]
-        return texts, all(one for _, one in said)
+        answers = communicator.all_gather_object("keep a batch", [own, kept])
+        texts = []
+        for rank, (text, _) in enumerate(answers):
+            if text:
+                texts.append(text if communicator.is_single else f"on rank {rank}, {text}")
+        return texts, all(has_batch for _, has_batch in answers)
 
     def _tell(self, record: Record) -> None:
         if record["event"] == "growth":
             record["size"] = count_parameters(self._running.grower.model)
         self.history.append(record)
-        if not self._speaks:
+        if self._running.grower.communicator.rank != 0:
             return
         for callback in self.callbacks:
             getattr(callback, f"on_{record['event']}")(record)
         if record["event"] == "growth":
             logger.info("step %d: %s", record["step"], record["text"])
-        # What lasts is warned of once; the records have it every time.
+        # A reason that lasts is warned of once; the records have it every time.
         if record["event"] in ("rollback", "fault") and record["text"] not in self._warned:
             self._warned.add(record["text"])
             logger.warning("step %d: %s", record["step"], record["text"])

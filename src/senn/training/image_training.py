@@ -34,28 +34,35 @@ if not TYPE_CHECKING:
 
 
 PRICES = PricePolicy(kappa=0.02, confidence=0.0, retention_factor=1.67, max_places_per_round=3)
-"""What a conv net pays for its units, and asks of them, unless said otherwise."""
+"""Policy of a conv net, unless the configuration has another."""
 
 START = 16
 """Width of every convolution at the start."""
 
+# The last maps are 7 to 13 pixels wide: half of that leaves little to convolve, double makes four times the cost.
 _SMALLEST_MAP = 7
-"""Maps are halved as long as they stay this large."""
+"""Smallest side of a feature map that is halved again."""
 
 
 def image_config(**choices: Any) -> TrainConfig:
-    """Choices that suit conv nets on images; any field of `TrainConfig` may be said otherwise.
+    """Build the configuration that suits conv nets on images.
 
-    `hidden` is empty unless said: `train_images` then starts from as many narrow convolutions as the size of the images
-    asks for. `shortcut` and `activation` say nothing of a conv net. Only widths grow, of up to three layers in each of
-    many rounds in the first steps. A look takes few images, on which promises are noisy: they are taken as they come,
-    since rounds of removals follow.
+    Only widths grow, of up to three layers in each of many rounds in the first steps. A round scores candidates on few
+    images, which makes expected decreases noisy; no standard error is taken off them, since pruning rounds follow.
+
+    Args:
+        choices: fields of `TrainConfig` that shall differ. With `hidden` left empty, `train_images` starts from as many
+            narrow convolutions as the size of the images suggests. `shortcut` and `activation` have no effect on a conv
+            net.
+
+    Raises:
+        SennError: a choice is out of range; the sentence names it.
     """
-    named = str(choices.get("optimizer", "adamw")).lower()
+    optimizer = str(choices.get("optimizer", "adamw")).lower()
     defaults: dict[str, Any] = {
         "hidden": (),
         "optimizer": "adamw",
-        "lr": 1e-2 if named in ("adam", "adamw") else None,
+        "lr": 1e-2 if optimizer in ("adam", "adamw") else None,
         "steps": 4000,
         "min_epochs": 15,
         "max_epochs": 40,
@@ -74,29 +81,43 @@ def image_config(**choices: Any) -> TrainConfig:
 
 
 def start_widths(side: int) -> tuple[int, ...]:
-    """Widths of the convolutions that training starts from, for images of a side: one in the first stage, then two."""
+    """Return the widths of the convolutions that training starts from: one in the first stage, two in each further one.
+
+    Args:
+        side: side of the images, in pixels.
+    """
     stages = _stage_count(side)
     return (START,) * (2 * stages - 1 if stages > 1 else 2)
 
 
 def build_conv_net(channels: int, side: int, classes: int, hidden: Sequence[int]) -> ConvNet:
-    """A fresh net for square images: as many stages as their side asks for, the widths dealt out from the last one.
+    """Build a fresh network for square images, with as many stages as their side suggests.
+
+    Args:
+        channels: channels of the images.
+        side: side of the images, in pixels.
+        classes: number of outputs.
+        hidden: widths of the convolutions; where they can't be dealt out evenly, later stages have one more.
 
     Raises:
         SennError: there are fewer widths than stages.
     """
     count = _stage_count(side)
     if len(hidden) < count:
-        raise SennError(f"Images of side {side} need at least {count} hidden layers, not {len(hidden)}.")
+        raise SennError(f"images of side {side} need at least {count} hidden layers, not {len(hidden)}")
     base, more = divmod(len(hidden), count)
-    sizes = [base + (stage >= count - more) for stage in range(count)]
-    ends = [sum(sizes[: stage + 1]) for stage in range(count)]
-    stages = [tuple(hidden[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    stages: list[tuple[int, ...]] = []
+    dealt = 0
+    for stage in range(count):
+        size = base + (stage >= count - more)
+        stages.append(tuple(hidden[dealt : dealt + size]))
+        dealt += size
     return ConvNet(channels, stages, classes)
 
 
 def _stage_count(side: int) -> int:
-    return 1 + max(0, int(math.log2(max(side, 1) / _SMALLEST_MAP)))
+    halvings = int(math.log2(max(side, 1) / _SMALLEST_MAP))
+    return 1 + max(0, halvings)
 
 
 def train_images(
@@ -115,25 +136,28 @@ def train_images(
 ) -> TrainResult:
     """Train a conv net that finds its own widths on images held in memory.
 
-    As `train` does for tables: the global random state is left as it was, an interruption keeps the best net so far.
-    The net takes standardised images, as `standard` makes them.
+    As with `train` for tables, the global random state is left as it was, and an interruption keeps the best network so
+    far. The network takes standardized images, as `standard` makes them.
 
     Args:
         pixels: (n, C, side, side) uint8.
         labels: (n,) long, from 0 to classes - 1.
-        classes: how many there are.
-        standard: how bytes become numbers; None: by mean and deviation of `pixels`.
-        shift: training images are shifted by up to so many pixels; None for an eighth of the side.
-        flip: whether training images are mirrored at random.
+        classes: number of classes.
+        standard: turns bytes into numbers; None for the mean and the deviation of `pixels`.
+        shift: most pixels by which training images are shifted; None for an eighth of the side.
+        flip: True to mirror half of the training images.
         recipe: all other choices; None for `image_config()`.
-        validation: pixels and labels to validate on; None: `recipe.validation_fraction` of the images, classes in
-            proportion.
-        callbacks: told of every event.
-        keeper: keeps the run's state, and has one that is to be gone on with.
-        device: where to train; None for a GPU if there is one. The net that comes back is on the CPU.
+        validation: pixels and labels to validate on; None to hold out `recipe.validation_fraction` of the images,
+            classes in proportion.
+        callbacks: listeners to the records.
+        keeper: saves the state of the run, and has the state to resume from, if any; None to save nothing.
+        device: where to train; None for a GPU if there is one. The network that is returned is on the CPU.
+
+    Returns:
+        The best network, and the history of the run.
 
     Raises:
-        SennError: for data or choices that make no sense, by name.
+        SennError: data or a choice is out of range; the sentence names it.
     """
     recipe = recipe or image_config()
     _check(pixels, labels, classes)
@@ -148,21 +172,33 @@ def train_images(
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), torch.enable_grad():
         torch.manual_seed(recipe.seed)
         generator = torch.Generator().manual_seed(recipe.seed)
-        given = None if validation is None else (validation[0].to(place), validation[1].to(place))
-        rows, held_out = partition(pixels.to(place), labels.to(place), recipe, validation=given, generator=generator)
+        if validation is not None:
+            validation = validation[0].to(place), validation[1].to(place)
+        rows, held_out = partition(
+            pixels.to(place), labels.to(place), recipe, validation=validation, generator=generator
+        )
+        # Built on the CPU, so that all devices draw the same weights.
         model: nn.Module = build_conv_net(pixels.shape[1], side, classes, recipe.hidden).to(place)
         run = fit_model(
-            model, rows, held_out, task="classification", recipe=recipe, generator=generator, callbacks=callbacks,
-            inputs=inputs, keeper=keeper,
-        )  # fmt: skip
+            model,
+            rows,
+            held_out,
+            task="classification",
+            recipe=recipe,
+            generator=generator,
+            callbacks=callbacks,
+            inputs=inputs,
+            keeper=keeper,
+        )
     run.model.to("cpu")
     return run
 
 
 def _check(pixels: Tensor, labels: Tensor, classes: int) -> None:
-    if pixels.dim() != 4 or pixels.dtype != torch.uint8 or pixels.shape[2] != pixels.shape[3] or not pixels.numel():
+    is_square = pixels.dim() == 4 and pixels.shape[2] == pixels.shape[3]
+    if not is_square or pixels.dtype != torch.uint8 or not pixels.numel():
         raise SennError(
-            f"pixels must be bytes of square images (n, C, side, side), not {tuple(pixels.shape)} {pixels.dtype}."
+            f"pixels must be bytes of square images (n, C, side, side), not {tuple(pixels.shape)} {pixels.dtype}"
         )
     if labels.shape != (len(pixels),) or labels.dtype != torch.long or labels.min() < 0 or labels.max() >= classes:
-        raise SennError(f"labels must be {len(pixels):,} class numbers from 0 to {classes - 1} as torch.long.")
+        raise SennError(f"labels must be {len(pixels):,} class numbers from 0 to {classes - 1} as torch.long")

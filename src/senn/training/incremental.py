@@ -1,4 +1,4 @@
-"""Training on rows as they come, without a planned end."""
+"""Incremental training (`partial_fit`): rows as they come, without a planned end."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from senn.training.train_step import TrainStep
 
 
 class IncrementalTrainer:
-    """Trains and grows one net pass by pass, at a constant learning rate.
+    """Trains and grows one network pass by pass, at a constant learning rate.
 
     Args:
-        model: the net to go on with; it stays the same object.
+        model: the network; it stays the same object.
         recipe: optimizer, batch size and growth; its schedule, stopping and averaging belong to a planned run.
-        task: decides on the loss.
+        task: `classification` or `regression`; decides on the loss.
+
+    Raises:
+        SennError: the optimizer or the policy is unknown.
     """
 
     def __init__(self, model: MLP, recipe: TrainConfig, task: Task) -> None:
@@ -37,10 +40,18 @@ class IncrementalTrainer:
         self.rounds = GrowthSchedule(recipe)
 
     def partial_fit(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> list[Record]:
-        """One pass over rows x (n, d) with targets y and weights (n,); what happened, as in `Run.history`.
+        """Pass once over some rows.
 
-        A round that has come due takes place at the end of a pass, on its rows (`GrowthSchedule`, without a planned
-        end); the price of a parameter goes by all the rows seen so far.
+        A round that has become due takes place at the end of the pass, on its rows. The price of a parameter goes by
+        all the rows seen so far.
+
+        Args:
+            x: (n, d) inputs.
+            y: (n,) classes, or (n, k) numbers.
+            weight: (n,) positive; None for equal weights.
+
+        Returns:
+            Records of the pass, as in `TrainResult.history` but without those of rounds.
 
         Raises:
             DivergenceError: the loss or a step is not finite.
@@ -52,6 +63,7 @@ class IncrementalTrainer:
         self.passes += 1
         losses = []
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            # Dropout draws anew in each pass, and the same in a pass that is repeated from a saved state.
             torch.manual_seed(self.recipe.seed + self.passes)
             order = torch.randperm(len(rows), generator=self.generator)
             for batch in rows.take(order).batches(self.recipe.plan(len(rows)).batches):
@@ -59,13 +71,23 @@ class IncrementalTrainer:
                 self.step += 1
             loss = torch.stack(losses).mean()
             if not torch.isfinite(loss):
-                raise DivergenceError("The loss is not finite any more: the learning rate may be too high.")
-            record = {"event": "epoch", "epoch": self.passes, "step": self.step, "train_loss": loss.item()}
+                raise DivergenceError("the loss is not finite any more: the learning rate may be too high")
             grown = self._grow(rows.take(order[: self.recipe.max_scoring_samples]))
-        return [*grown, {**record, "architecture": list(self.model.hidden)}]
+        record: Record = {
+            "event": "epoch",
+            "epoch": self.passes,
+            "step": self.step,
+            "train_loss": loss.item(),
+            "architecture": list(self.model.hidden),
+        }
+        return [*grown, record]
 
     def state_dict(self) -> State:
-        """All that passes change: nested plain values and tensors, copies."""
+        """Return all that passes change: nested plain values and tensors, copies.
+
+        Raises:
+            SennError: a parameter isn't finite.
+        """
         return {
             "learner": self.learner.state_dict(),
             "generator": self.generator.get_state(),
@@ -75,7 +97,7 @@ class IncrementalTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken: with the same recipe, and a net that may still be as small as it began.
+        """Go on where `state_dict` was taken, with the same recipe; the network may still be as small as it began.
 
         Raises:
             SennError: it isn't the state of such a training.
@@ -86,10 +108,12 @@ class IncrementalTrainer:
             self.rounds.load_state_dict(state["rounds"])
             self.step, self.passes = int(state["step"]), int(state["passes"])
 
-    def _grow(self, probe: Rows) -> list[Record]:
-        if not (moves := self.rounds.due(self.step)):
+    def _grow(self, scored: Rows) -> list[Record]:
+        moves = self.rounds.due(self.step)
+        if not moves:
             return []
         records: list[Record] = []
         recorder = RoundRecorder(self.learner, records.append)
-        recorder.run(lambda: self.learner.grow(probe.batches(1), moves), epoch=self.passes, step=self.step)
+        recorder.run(lambda: self.learner.grow(scored.batches(1), moves), epoch=self.passes, step=self.step)
+        # Passes may go on for ever, and a round's record holds every candidate.
         return [record for record in records if record["event"] != "growth_round"]

@@ -1,4 +1,4 @@
-"""The training loop, for any model: epochs of steps, rounds of growth, validation, stopping."""
+"""Training loop for any model: epochs of steps, rounds of growth, validation, stopping."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from senn._records import reading_state
 from senn.checkpoint.model_state import State
@@ -39,29 +38,39 @@ def fit_model(
     inputs: Inputs | None = None,
     keeper: Checkpointer | None = None,
 ) -> TrainResult:
-    """Train and grow a model that is there, on rows that are split already.
+    """Train and grow an existing model on rows that are split already.
 
     Draws from the global random state too (dropout), which is the caller's to keep.
 
     Args:
-        model: any module; a property `hidden`, where it has one, gives the widths that are recorded as `architecture`.
-        rows: to train on.
-        held_out: to validate on; None for no validation.
-        task: decides on the loss.
+        model: any module; its property `hidden`, if it has one, gives the widths that are recorded as `architecture`.
+        rows: rows to train on.
+        held_out: rows to validate on; None for no validation.
+        task: `classification` or `regression`; decides on the loss.
         recipe: all choices but the model's own.
-        callbacks: told of every event.
-        generator: draws the order of the rows and what else is random in a batch.
-        inputs: how the model reads the inputs of rows; None: as they are.
-        keeper: keeps the run's state, and has one that is to be gone on with.
+        generator: source of the order of the rows, and of augmentation.
+        callbacks: listeners to the records.
+        inputs: how the model reads the inputs of rows; None to take them as they are.
+        keeper: saves the state of the run, and has the state to resume from, if any; None to save nothing.
+
+    Returns:
+        The best network, and the history of the run.
 
     Raises:
-        SennError: for choices that make no sense, by name.
+        SennError: a choice is out of range; the sentence names it.
     """
     _check_budget(model, recipe)
     training = Training(
-        model, rows, held_out, task=task, recipe=recipe, generator=generator, callbacks=callbacks,
-        inputs=inputs or Inputs(), keeper=keeper,
-    )  # fmt: skip
+        model,
+        rows,
+        held_out,
+        task=task,
+        recipe=recipe,
+        generator=generator,
+        callbacks=callbacks,
+        inputs=inputs or Inputs(),
+        keeper=keeper,
+    )
     return training.run()
 
 
@@ -69,7 +78,7 @@ class Training:
     """One run of `fit_model`, whose arguments it takes.
 
     Attributes:
-        state: where the run stands.
+        state: position of the run.
         learner: takes the steps and holds the rounds.
     """
 
@@ -95,17 +104,17 @@ class Training:
         communicator = None if keeper is None else keeper.communicator
         self.learner = TrainStep(model, recipe, task, samples=len(rows), communicator=communicator)
         self.recorder = RoundRecorder(self.learner, self.tell, widths_before=True)
-        # An accuracy says more than a loss about what is asked for, but only where enough rows are counted.
-        large = held_out is not None and len(held_out) >= 1000
-        self.monitor = recipe.monitor or ("score" if large else "loss")
+        # The accuracy is what counts, but it is a coarse figure: on 1,000 rows its standard error is 1 %, on fewer the
+        # loss tells epochs apart more reliably.
+        is_large = held_out is not None and len(held_out) >= 1000
+        self.monitor = recipe.monitor or ("score" if is_large else "loss")
         self.rounds = GrowthSchedule(recipe, config.steps)
-        order = generator.get_state()
         best = BestModel(copy.deepcopy(model), 0, self.validate(model))
-        self.state = RunState(config=config, best=best, order_generator=order, started=started)
-        self._spare: State | None = None
+        self.state = RunState(config=config, best=best, order_generator=generator.get_state(), started=started)
+        self._before_round: State | None = None
 
     def run(self) -> TrainResult:
-        """All epochs, until one of the reasons to stop."""
+        """Train until all epochs are done, or one of the other reasons to stop."""
         if self.keeper is not None and self.keeper.state is not None:
             self.load_state_dict(self.keeper.state)
             self.keeper.restart(self.state.history)
@@ -120,18 +129,24 @@ class Training:
                     break
         except KeyboardInterrupt:
             state.reason, interrupted = "interrupted", True
-            if self._spare is not None:
-                self.keep(self._spare)
+            # Interrupted in the middle of a round: the state is that of before it, so the round takes place again.
+            if self._before_round is not None:
+                self.keep(self._before_round)
         except NUMERICAL as error:
             state.reason = f"{first_line(error)}, in epoch {state.epoch}; the net is that of epoch {state.best.epoch}"
         return self.finish(interrupted)
 
     def one_epoch(self) -> bool:
-        """One pass over the rows, or what is left of it; whether to stop."""
+        """Pass over the rows once, or over those left of an epoch that was interrupted.
+
+        Returns:
+            True if the run is to stop.
+        """
         state = self.state
-        batches = self.rows.take(self.order()).batches(state.config.batches)
-        well = not state.epoch_step or self.round()  # a run may go on from just before a round
-        for batch in batches[state.epoch_step :] if well else ():
+        batches = self.rows.take(state.draw_order(len(self.rows), self.generator)).batches(state.config.batches)
+        # A state saved before a round resumes with that round.
+        is_finite = not state.epoch_step or self.round()
+        for batch in batches[state.epoch_step :] if is_finite else ():
             self.learner.set_lr(self.recipe.lr_factor(state.step / state.config.steps))
             stop = self.keeper is not None and self.keeper.stopping
             state.losses.append(self.learner.step(*self.inputs.training(batch, self.generator), stop=stop))
@@ -142,41 +157,41 @@ class Training:
             if not self.round():
                 break
             self.pause()
-        if self.recipe.average == "swa" and state.step > (1 - self.recipe.tail) * state.config.steps:
+        in_tail = state.step > (1 - self.recipe.tail) * state.config.steps
+        if self.recipe.average == "swa" and in_tail:
             self.learner.update_average()
         loss = torch.stack(state.losses).mean().item()
         state.epoch_step, state.losses = 0, []
         return self.end_epoch(loss)
 
-    def order(self) -> Tensor:
-        """The order of the rows in this epoch: drawn at its beginning, or again where a run goes on in its middle."""
-        state = self.state
-        if not state.epoch_step:
-            state.epoch += 1
-            state.order_generator = self.generator.get_state()
-            return torch.randperm(len(self.rows), generator=self.generator)
-        again = torch.Generator()
-        again.set_state(state.order_generator)
-        return torch.randperm(len(self.rows), generator=again)
-
     def round(self) -> bool:
-        """The round that is due after this step, if one is; whether the loss was finite."""
+        """Run the round that is due after this step, if one is.
+
+        Returns:
+            False if the loss is not finite, and the round was left out.
+        """
         if not self.rounds.waiting(self.state.step):
             return True
-        if self.keeper is not None:  # a round may take longer than one who interrupts it wants to wait
+        # A round may take longer than an interrupted run has time for: its state before the round is at hand then.
+        if self.keeper is not None:
             with suppress(SennError):
-                self._spare = self.state_dict()
+                self._before_round = self.state_dict()
         moves = self.rounds.due(self.state.step)
         if not math.isfinite(self.state.losses[-1].item()):
             return False
         self.grow(moves)
-        self._spare = None
+        self._before_round = None
         return True
 
     def pause(self) -> None:
-        """Between two steps, where all is in one piece: keep the state if it is wanted, and end if that is wanted."""
+        """Save the state between two steps if that is due, and stop the run if that is wanted.
+
+        Raises:
+            KeyboardInterrupt: the run is to stop; its state is saved.
+        """
         if self.keeper is None:
             return
+        # Of several processes all must stop after the same step: they know from the step itself.
         stopping = self.keeper.stopping if self.learner.communicator.is_single else self.learner.stopping
         if stopping or self.keeper.is_due():
             self.keep()
@@ -184,10 +199,10 @@ class Training:
                 raise KeyboardInterrupt
 
     def state_dict(self) -> State:
-        """All that decides what follows: nested plain values and tensors that training doesn't change any more.
+        """Return all that decides what follows: nested plain values and tensors that training doesn't change any more.
 
         Raises:
-            SennError: a parameter isn't finite: that is no state to go on from.
+            SennError: a parameter isn't finite, so there is nothing to go on from.
         """
         return {
             **self.state.state_dict(),
@@ -199,7 +214,7 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken: by a run that has only just been set up.
+        """Go on where `state_dict` was taken; for a run that has only just been set up.
 
         Raises:
             SennError: it isn't the state of such a run.
@@ -209,13 +224,14 @@ class Training:
             self.state.load_state_dict(state, self.device)
             self.rounds.load_state_dict(state["rounds"])
             self.recorder.resume(self.state.history)
+            # Random states last, since what comes before may draw.
             self.generator.set_state(state["generator"])
             torch.set_rng_state(state["global"])
             if state["cuda"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def keep(self, state: State | None = None) -> None:
-        """Have the state kept, as it is now or was; training goes on if it can't be."""
+        """Save a state, by default the current one; training goes on if that fails."""
         assert self.keeper is not None
         try:
             self.keeper.save(state or self.state_dict())
@@ -223,15 +239,19 @@ class Training:
             self.tell(fault_record(f"no checkpoint was written: {error}", self.state.epoch, self.state.step))
 
     def grow(self, moves: Sequence[str]) -> None:
-        """One round of these moves, on at most `recipe.probe` training rows."""
-        probe = self.rows
-        if len(probe) > self.recipe.max_scoring_samples:
-            probe = probe.take(torch.randperm(len(probe), generator=self.generator)[: self.recipe.max_scoring_samples])
-        batches = [self.inputs.training(batch, self.generator) for batch in probe.batches(1)]
+        """Run one round of these moves, scored on at most `recipe.max_scoring_samples` training rows."""
+        most = self.recipe.max_scoring_samples
+        scored = self.rows
+        if len(scored) > most:
+            chosen = torch.randperm(len(scored), generator=self.generator)[:most]
+            scored = scored.take(chosen)
+        batches = [self.inputs.training(batch, self.generator) for batch in scored.batches(1)]
 
         def survives(error: Exception) -> bool:
-            well = not isinstance(error, DivergenceError) or self.is_sound(batches[0])
-            return isinstance(error, NUMERICAL) and well
+            # A round may diverge where training doesn't: then it is only skipped.
+            if isinstance(error, DivergenceError) and not self.is_sound(batches[0]):
+                return False
+            return isinstance(error, NUMERICAL)
 
         self.recorder.run(
             lambda: self.learner.grow(batches, moves),
@@ -242,14 +262,14 @@ class Training:
 
     @torch.no_grad()
     def is_sound(self, batch: Batch) -> bool:
-        """Whether the network itself is well: its loss on a batch is finite."""
+        """Return True if the loss of the network itself is finite on a batch."""
         self.model.eval()
         loss = self.learner.loss(self.model(batch[0]), *batch[1:])
         self.model.train()
         return bool(loss.isfinite())
 
     def tell(self, record: Record) -> None:
-        """Put a record into the history and tell the callbacks."""
+        """Append a record to the history and tell the callbacks."""
         self.state.history.append(record)
         if self.keeper is not None:
             self.keeper.record(record)
@@ -257,110 +277,111 @@ class Training:
             getattr(callback, f"on_{record['event']}")(record)
 
     def end_epoch(self, train_loss: float) -> bool:
-        """Validate, record, keep the best; whether to stop."""
+        """Validate, keep the best network, and record the epoch.
+
+        Returns:
+            True if the run is to stop.
+        """
         state = self.state
         averaged = self.learner.averaged
         model = self.model if averaged is None or averaged.n_averaged == 0 else averaged.module
         figures = self.validate(model)
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
-            state.reason = (
-                f"the loss was not finite in epoch {state.epoch}; the net is that of epoch {state.best.epoch}"
-            )
+            best = state.best.epoch
+            state.reason = f"the loss was not finite in epoch {state.epoch}; the net is that of epoch {best}"
             return True
+        # Without validation rows every epoch is the best so far, so the last one is kept.
         if not figures or rank(figures, self.monitor) < rank(state.best.validation, self.monitor):
             state.best = BestModel(copy.deepcopy(model), state.epoch, figures)
         self.report(train_loss, figures)
-        stale = bool(figures) and state.epoch - state.best.epoch >= state.config.patience
-        return stale and state.step >= state.config.growth_end and self.cut_short()
-
-    def cut_short(self) -> bool:
-        """Let the learning rate fall from now on, as at the end of a shorter run; whether to stop instead."""
-        state = self.state
-        tail = self.recipe.tail
-        falls = self.recipe.schedule == "tail" and 0 < tail < 1
-        if falls and state.step >= (1 - tail) * state.config.steps:
-            return False
-        state.reason = f"no better validation {self.monitor} for {state.config.patience:g} epochs"
-        if falls:
-            epochs = math.ceil(state.epoch / (1 - tail))
-            state.config = replace(state.config, epochs=epochs, steps=epochs * state.config.batches)
-        return not falls
+        is_stale = bool(figures) and state.epoch - state.best.epoch >= state.config.patience
+        return is_stale and state.step >= state.config.growth_end and state.cut_short(self.recipe, self.monitor)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Loss and score on the validation rows; empty without any."""
+        """Compute loss and score on the validation rows; empty without any."""
         if self.held_out is None:
             return {}
         return validation_figures(model, self.held_out, self.inputs, self.learner.loss, self.task)
 
     def announce(self) -> None:
-        """Tell the callbacks what is about to happen."""
-        record = {
-            "event": "start",
-            "epoch": 0,
-            "step": 0,
-            "task": self.task,
-            "epochs": self.state.config.epochs,
-            "steps": self.state.config.steps,
-            "train_rows": len(self.rows),
-            "validation_rows": 0 if self.held_out is None else len(self.held_out),
-            "architecture": list(architecture(self.model)),
-            "parameters": count_parameters(self.model),
-            "optimizer": self.recipe.optimizer,
-            "policy": _policy_name(self.recipe),
-            "flops": self.flops(),
-        }
-        self.tell(record)
+        """Record what is about to happen."""
+        self.tell(
+            {
+                "event": "start",
+                "epoch": 0,
+                "step": 0,
+                "task": self.task,
+                "epochs": self.state.config.epochs,
+                "steps": self.state.config.steps,
+                "train_rows": len(self.rows),
+                "validation_rows": 0 if self.held_out is None else len(self.held_out),
+                **self._sizes(),
+                "optimizer": self.recipe.optimizer,
+                "policy": _policy_name(self.recipe),
+                "flops": self.flops(),
+            }
+        )
 
     def report(self, train_loss: float, figures: dict[str, float]) -> None:
-        """Record an epoch."""
-        record = {
-            "event": "epoch",
-            "epoch": self.state.epoch,
-            "epochs": self.state.config.epochs,
-            "step": self.state.step,
-            "steps": self.state.config.steps,
-            "train_loss": train_loss,
-            "validation_loss": figures.get("loss"),
-            "validation_score": figures.get("accuracy", figures.get("r2")),
-            "lr": self.learner.optimizer.param_groups[0]["lr"],
-            "architecture": list(architecture(self.model)),
-            "parameters": count_parameters(self.model),
-            "flops": self.flops(),
-            "seconds": self.state.seconds,
-        }
-        self.tell(record)
+        """Record an epoch that has ended.
+
+        Args:
+            train_loss: mean of the losses before its steps.
+            figures: validation figures; empty if there are none.
+        """
+        self.tell(
+            {
+                "event": "epoch",
+                "epoch": self.state.epoch,
+                "epochs": self.state.config.epochs,
+                "step": self.state.step,
+                "steps": self.state.config.steps,
+                "train_loss": train_loss,
+                "validation_loss": figures.get("loss"),
+                "validation_score": figures.get("accuracy", figures.get("r2")),
+                "lr": self.learner.optimizer.param_groups[0]["lr"],
+                **self._sizes(),
+                "flops": self.flops(),
+                "seconds": self.state.seconds,
+            }
+        )
+
+    def _sizes(self) -> Record:
+        return {"architecture": list(architecture(self.model)), "parameters": count_parameters(self.model)}
 
     def flops(self) -> int:
-        """Floating-point operations of the model as it is now, per row."""
+        """Count the floating-point operations of the model as it is now, per row."""
         return forward_flops(self.model, self.inputs(self.rows.x[:1]))
 
     def finish(self, interrupted: bool) -> TrainResult:
-        """The result, from the best net."""
+        """Record how the run ended, and return its result with the best network."""
         if self.keeper is not None:
             self.keeper.end()
-        model = self.state.best.model.eval()
+        best = self.state.best
+        model = best.model.eval()
         run = TrainResult(
             model=model,
             history=self.state.history,
             architecture=architecture(model),
             parameters=count_parameters(model),
             seconds=self.state.seconds,
-            best_epoch=self.state.best.epoch,
-            validation=self.state.best.validation,
+            best_epoch=best.epoch,
+            validation=best.validation,
             interrupted=interrupted,
         )
-        record = {
-            "event": "end",
-            "best_epoch": run.best_epoch,
-            "epochs": sum(record["event"] == "epoch" for record in self.state.history),
-            "architecture": list(run.architecture),
-            "parameters": run.parameters,
-            "seconds": run.seconds,
-            "validation": dict(run.validation),
-            "interrupted": interrupted,
-            "reason": self.state.reason,
-        }
-        self.tell(record)
+        self.tell(
+            {
+                "event": "end",
+                "best_epoch": run.best_epoch,
+                "epochs": sum(record["event"] == "epoch" for record in self.state.history),
+                "architecture": list(run.architecture),
+                "parameters": run.parameters,
+                "seconds": run.seconds,
+                "validation": dict(run.validation),
+                "interrupted": interrupted,
+                "reason": self.state.reason,
+            }
+        )
         return run
 
 
@@ -374,4 +395,4 @@ def _policy_name(recipe: TrainConfig) -> str | None:
 def _check_budget(model: nn.Module, recipe: TrainConfig) -> None:
     parameters = count_parameters(model)
     if recipe.grow and recipe.max_params is not None and parameters > recipe.max_params:
-        raise SennError(f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters.")
+        raise SennError(f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters")

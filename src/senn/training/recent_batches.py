@@ -1,4 +1,4 @@
-"""The last batches of a training loop, kept for a round of growth."""
+"""Last batches of a training loop, kept for a round of growth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KeptBatch = tuple[Inputs, Tensor, Tensor | None]
 
 
 class RecentBatches:
-    """The last batches that passed, no more than a round needs.
+    """Last batches that passed, no more than a round needs.
 
     Args:
         limit: samples that a round needs, of all processes together.
@@ -32,45 +32,59 @@ class RecentBatches:
         self._samples = 0
 
     def add(self, one: KeptBatch) -> None:
-        """Keep a batch; those before it go where enough samples are left without them."""
+        """Keep a batch, and drop the oldest ones that a round doesn't need any more."""
         self._batches.append(one)
         self._samples += self.samples_of(one)
         while self._samples - self.samples_of(self._batches[0]) >= self._limit:
             self._samples -= self.samples_of(self._batches.popleft())
 
     def samples_of(self, one: KeptBatch) -> int:
-        """Samples of a batch of all processes, on the guess that each has as many as this one."""
+        """Estimate the samples of a batch over all processes, as if each had as many as this one.
+
+        An exact number would take an exchange between processes in every step.
+        """
         return len(one[1]) * self._communicator.size
 
     def take(self) -> list[tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor]]:
-        """All batches, the oldest first, as `Grower.grow` takes them; none are kept any more."""
-        batches = [
-            (inputs, targets) if weights is None else (inputs, targets, weights)
-            for inputs, targets, weights in self._batches
-        ]
+        """Return all batches, the oldest first, as `Grower.grow` takes them, and keep none of them any more."""
+        batches: list[tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor]] = []
+        for inputs, targets, weights in self._batches:
+            batches.append((inputs, targets) if weights is None else (inputs, targets, weights))
         self._batches.clear()
         self._samples = 0
         return batches
 
     def state(self) -> list[dict[str, Any]]:
-        """The batches as nested plain containers and tensors, each joined of the parts of all processes."""
+        """Return the batches as nested plain containers and tensors, each joined from the parts of all processes.
+
+        So a run may be resumed by another number of processes.
+        """
         return [_plain(one) for one in self._joined()]
 
     def load(self, saved: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-        """Keep this process's parts of the batches that `state` gave, on a device."""
-        self._batches.extend(self._part(_unplain(one, device)) for one in saved)
+        """Keep this process's parts of the batches that `state` returned.
+
+        Args:
+            saved: joined batches.
+            device: where the model is.
+        """
+        for one in saved:
+            self._batches.append(self._part(_unplain(one, device)))
         self._samples = sum(map(self.samples_of, self._batches))
 
     def _joined(self) -> list[KeptBatch]:
-        communicator, found = self._communicator, list[KeptBatch]()
+        communicator = self._communicator
         lengths = communicator.all_gather_object("keep batches", [len(targets) for _, targets, _ in self._batches])
-        # A process may have kept fewer batches than others: the last ones are those that all have.
-        fewest = min(map(len, lengths))
-        for number, own in enumerate([*self._batches][len(self._batches) - fewest :], start=-fewest):
-            counts = [one[number] for one in lengths]
+        # A process may have kept fewer batches than others: all of them have the last ones.
+        shared = min(map(len, lengths))
+        own_batches = [*self._batches][len(self._batches) - shared :]
+        joined: list[KeptBatch] = []
+        for number, own in enumerate(own_batches, start=-shared):
+            counts = [of_rank[number] for of_rank in lengths]
             start, count = sum(counts[: communicator.rank]), counts[communicator.rank]
-            found.append(everyones(communicator, own, slice(0, count), count, torch.arange(start, start + count)))
-        return found
+            places = torch.arange(start, start + count)
+            joined.append(everyones(communicator, own, slice(0, count), count, places))
+        return joined
 
     def _part(self, joint: KeptBatch) -> KeptBatch:
         total = len(joint[1])
@@ -79,18 +93,23 @@ class RecentBatches:
 
 
 def _plain(one: KeptBatch) -> dict[str, Any]:
-    """A batch as nested plain containers and tensors."""
+    """Write a batch as nested plain containers and tensors, which `torch.load(weights_only=True)` reads."""
     inputs, targets, weights = one
+    if isinstance(inputs, Tensor):
+        kind = "tensor"
+    elif isinstance(inputs, Arguments):
+        kind = "arguments"
+    else:
+        kind = "tuple" if isinstance(inputs, tuple) else "mapping"
     args, kwargs = pytree.arguments(inputs)
-    kind = "tensor" if isinstance(inputs, Tensor) else "tuple" if isinstance(inputs, tuple) else "mapping"
-    kind = "arguments" if isinstance(inputs, Arguments) else kind
     return {"kind": kind, "args": [*args], "kwargs": kwargs, "targets": targets, "weights": weights}
 
 
 def _unplain(saved: Mapping[str, Any], device: torch.device) -> KeptBatch:
-    """The batch that `_plain` was given, on a device."""
+    """Read the batch that `_plain` wrote, on a device."""
     on = pytree.map_leaves(lambda tensor: tensor.to(device), dict(saved))
     args, kwargs = tuple(on["args"]), dict(on["kwargs"])
+    if saved["kind"] == "arguments":
+        return Arguments(*args, **kwargs), on["targets"], on["weights"]
     made: dict[str, Any] = {"tensor": args[0] if args else None, "tuple": args, "mapping": kwargs}
-    inputs = Arguments(*args, **kwargs) if saved["kind"] == "arguments" else made[saved["kind"]]
-    return inputs, on["targets"], on["weights"]
+    return made[saved["kind"]], on["targets"], on["weights"]

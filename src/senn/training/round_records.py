@@ -1,4 +1,4 @@
-"""Records of growth as they go into a run's history, and the one place where a round is run and recorded."""
+"""Records of growth in a run's history, and the one place where a round is run and recorded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Record = dict[str, Any]
 
 
 class Growing(Protocol):
-    """What a round needs of a `Grower`, or of a `Learner` that has one."""
+    """Holder of rounds: a `Grower`, or a `TrainStep` with one."""
 
     @property
     def last_round(self) -> GrowthRound | None:
-        """The last round, with all its candidates."""
+        """Last round, with all its candidates; None before the first."""
 
     @property
     def rejections(self) -> list[str]:
@@ -29,18 +29,20 @@ class Growing(Protocol):
 
     @property
     def architecture(self) -> tuple[int, ...]:
-        """Widths that are recorded."""
+        """Widths as they go into the records."""
 
 
 class RoundRecorder:
     """Runs rounds of growth and records them: what was considered, what failed, what changed, what came of it.
 
+    Every training loop of senn's, and every callback for a loop of another library, runs its rounds here.
+
     Args:
-        grower: holds the rounds.
-        tell: takes each record as soon as it is known.
-        changed: called when the model has changed, before the records of the change.
-        widths_before: True to record as the widths before a round those that the grower has then; False for those that
-            the round itself found, where a grower knows none before its first one.
+        grower: holder of the rounds.
+        tell: takes each record as soon as it is complete.
+        changed: called when the model has changed, before the change is recorded.
+        widths_before: True to record, as the widths before a round, those of the grower; False to record those that the
+            round itself found, for a grower that knows none before its first round.
     """
 
     def __init__(
@@ -64,20 +66,21 @@ class RoundRecorder:
         step: int,
         survives: Callable[[Exception], bool] = lambda error: False,
     ) -> list[GrowthEvent]:
-        """Let a round take place and record it.
+        """Run one round and record it.
 
         Args:
-            grow: the round itself: calls the grower's `grow` once.
-            epoch: as it is recorded.
-            step: as it is recorded.
-            survives: True for an error that training survives; the round is then skipped, and a record says why. A
-                `SurgeryError` always is one, since the model is as it was before.
+            grow: the round itself; calls `grow` of the grower once.
+            epoch: number of the epoch, for the records.
+            step: number of optimizer steps done, for the records.
+            survives: returns True for an error that training survives: the round is then skipped, and a record says
+                why. A `SurgeryError` is always survived, since it leaves the model as it was.
 
         Returns:
-            The changes; none where the round failed.
+            Changes of size; none if the round failed.
         """
         grower = self.grower
-        known, last = len(grower.rejections), grower.last_round
+        n_rejections = len(grower.rejections)
+        previous = grower.last_round
         widths = grower.architecture if self._widths_before else None
         events: list[GrowthEvent] = []
         failure: Exception | None = None
@@ -89,13 +92,16 @@ class RoundRecorder:
             failure = error
         if events:
             self._changed()
+        # The round has measured the loss anew, so what came of the changes before it is known by now. This comes first:
+        # listeners to the round's record read it.
         self.settle()
-        round_ = grower.last_round
-        if round_ is not None and round_ is not last:
-            self._tell(growth_round_record(round_, epoch, step, widths))
+        # A round that failed early has scored nothing: its record would be that of the round before.
+        current = grower.last_round
+        if current is not None and current is not previous:
+            self._tell(growth_round_record(current, epoch, step, widths))
         if failure is not None:
             self._tell(failure_record(failure, epoch, step))
-        for reason in grower.rejections[known:]:
+        for reason in grower.rejections[n_rejections:]:
             self._tell(rollback_record(reason, epoch, step))
         for event in events:
             record = event_record(event, epoch, step, grower.architecture)
@@ -104,16 +110,16 @@ class RoundRecorder:
         return events
 
     def settle(self) -> None:
-        """Complete the records of changes of which it is known by now what came of them."""
+        """Complete the records of changes whose realized decrease is known by now."""
         for event, record in self._unrealized:
             record["realized_decrease"] = event.realized_decrease
         self._unrealized = [(event, record) for event, record in self._unrealized if event.realized_decrease is None]
 
     def resume(self, history: Sequence[Record]) -> None:
-        """Go on with the history of a run whose grower has its state again.
+        """Go on with the history of a resumed run, whose grower has its state again.
 
         Raises:
-            ValueError: they don't belong together.
+            ValueError: the history and the grower's events don't belong together.
         """
         records = [record for record in history if record["event"] == "growth"]
         pairs = zip(self.grower.events, records, strict=True)
@@ -123,47 +129,94 @@ class RoundRecorder:
 def growth_round_record(
     growth_round: GrowthRound, epoch: int, step: int, hidden: tuple[int, ...] | None = None
 ) -> Record:
-    """A round as it goes into the history, before the changes that it made, with the widths that it found.
+    """Build the record of a round, which comes before those of its changes.
 
-    `hidden` are these; None: as the consideration has them.
+    Args:
+        growth_round: the round.
+        epoch: number of the epoch.
+        step: number of optimizer steps done.
+        hidden: widths before the round; None for those that the round found.
+
+    Returns:
+        JSON-able record.
     """
-    head = {"event": "growth_round", "epoch": epoch, "step": step}
     widths = growth_round.architecture if hidden is None else hidden
+    head = {"event": "growth_round", "epoch": epoch, "step": step}
     return {**head, **growth_round.as_dict(), "architecture": list(widths)}
 
 
 def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, ...]) -> Record:
-    """A growth event as it goes into the history, with the widths that it left."""
-    return {"event": "growth", "epoch": epoch, "step": step, **event.as_dict(), "architecture": list(hidden)}
+    """Build the record of a change of size.
+
+    Args:
+        event: the change.
+        epoch: number of the epoch.
+        step: number of optimizer steps done.
+        hidden: widths after the round.
+
+    Returns:
+        JSON-able record.
+    """
+    head = {"event": "growth", "epoch": epoch, "step": step}
+    return {**head, **event.as_dict(), "architecture": list(hidden)}
 
 
 def rollback_record(reason: Exception | str, epoch: int, step: int) -> Record:
-    """A change of size that failed its verification, as it goes into the history."""
+    """Build the record of a change that failed its verification and was undone.
+
+    Args:
+        reason: why it failed.
+        epoch: number of the epoch.
+        step: number of optimizer steps done.
+
+    Returns:
+        JSON-able record.
+    """
     return {"event": "rollback", "epoch": epoch, "step": step, "text": str(reason)}
 
 
 def fault_record(text: str, epoch: int, step: int) -> Record:
-    """Something that went wrong and was left out, as it goes into the history."""
+    """Build the record of something that went wrong and was left out.
+
+    Args:
+        text: what went wrong, and why.
+        epoch: number of the epoch.
+        step: number of optimizer steps done.
+
+    Returns:
+        JSON-able record.
+    """
     return {"event": "fault", "epoch": epoch, "step": step, "text": text}
 
 
 def failure_record(error: Exception, epoch: int, step: int) -> Record:
-    """A round that failed: a rollback where the surgery did, else a fault."""
+    """Build the record of a round that failed: a rollback if the surgery did, else a fault.
+
+    Args:
+        error: what the round raised.
+        epoch: number of the epoch.
+        step: number of optimizer steps done.
+
+    Returns:
+        JSON-able record.
+    """
     if isinstance(error, SurgeryError):
         return rollback_record(error, epoch, step)
     return fault_record(f"the round was skipped: {describe_error(error)}", epoch, step)
 
 
 def describe_error(error: Exception) -> str:
-    """What went wrong, in one line, with the type of an error that isn't one of senn's."""
-    return f"{'' if isinstance(error, SennError) else f'{type(error).__name__}: '}{first_line(error)}"
+    """Describe an error in one line; one that isn't a `SennError` with its type, which says more than many messages."""
+    kind = "" if isinstance(error, SennError) else f"{type(error).__name__}: "
+    return kind + first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def copies(history: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """Records that don't change any more when those of the run are completed."""
+    """Copy records, so that they stay as they are when those of the run are completed; old names become new ones."""
     return [current_record(record) for record in history]

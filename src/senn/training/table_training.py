@@ -29,29 +29,45 @@ def train(
     callbacks: Sequence[Callback] = (),
     keeper: Checkpointer | None = None,
 ) -> TrainResult:
-    """Train a net that finds its own size on a table held in memory.
+    """Train a network that finds its own size on a table held in memory.
 
-    The global random state is left as it was. An interruption (KeyboardInterrupt) ends the run early and is
-    marked in the result; a loss or a step that is not finite ends it with the last good net and the reason in the
-    history.
+    The global random state is left as it was. An interruption (KeyboardInterrupt) ends the run early and is marked in
+    the result; a loss or a step that is not finite ends it with the last good network, and the reason in the history.
 
     Args:
-        x: (n, d) floating point, standardised.
-        y: (n,) long classes for classification; (n, k) floating point, standardised, for regression.
+        x: (n, d) floating point, standardized.
+        y: (n,) long classes for classification; (n, k) floating point, standardized, for regression.
         task: `classification` (cross-entropy) or `regression` (mean squared error).
         outputs: number of classes, or k.
         recipe: all choices; None for the defaults.
-        sample_weight: (n,) non-negative; a row of weight zero counts as absent.
-        validation: rows to validate on; None: `recipe.validation_fraction` of the rows, classes in proportion.
-        callbacks: told of every event.
-        keeper: keeps the run's state, and has one that is to be gone on with.
+        sample_weight: (n,) non-negative; a row of weight zero counts as absent. None for equal weights.
+        validation: x and y of rows to validate on; None to hold out `recipe.validation_fraction` of the rows, classes
+            in proportion.
+        callbacks: listeners to the records.
+        keeper: saves the state of the run, and has the state to resume from, if any; None to save nothing.
+
+    Returns:
+        The best network, and the history of the run.
 
     Raises:
-        SennError: for data or choices that make no sense, by name.
+        SennError: data or a choice is out of range; the sentence names it.
+
+    Example:
+        >>> import torch
+        >>> from senn.training import TrainConfig, train
+        >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+        >>> y = (x[:, 0] * x[:, 1] > 0).long()
+        >>> result = train(x, y, task="classification", outputs=2, recipe=TrainConfig(epochs=30))
+        >>> result.history[0]["architecture"], sum(result.architecture) > 2
+        ([2], True)
+        >>> result.model(x).shape
+        torch.Size([200, 2])
     """
     recipe = recipe or TrainConfig()
     _check(x, y, task, outputs, sample_weight)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        # Initial weights and dropout draw from the global state; splits and orders from a generator of their own, so
+        # that they don't depend on how many numbers a model draws.
         torch.manual_seed(recipe.seed)
         generator = torch.Generator().manual_seed(recipe.seed)
         training, held_out = partition(
@@ -59,27 +75,37 @@ def train(
         )
         model = build_model(x.shape[1], outputs, recipe).to(x)
         return fit_model(
-            model, training, held_out, task=task, recipe=recipe, generator=generator, callbacks=callbacks,
+            model,
+            training,
+            held_out,
+            task=task,
+            recipe=recipe,
+            generator=generator,
+            callbacks=callbacks,
             keeper=keeper,
-        )  # fmt: skip
+        )
 
 
 def _check(x: Tensor, y: Tensor, task: str, outputs: int, sample_weight: Tensor | None) -> None:
     if task not in ("classification", "regression"):
-        raise SennError(f"task must be 'classification' or 'regression', not {task!r}.")
-    if x.dim() != 2 or not x.is_floating_point() or x.shape[0] < 1 or x.shape[1] < 1:
-        raise SennError(f"x must be a floating-point table of rows and columns, not {tuple(x.shape)} {x.dtype}.")
+        raise SennError(f"task must be 'classification' or 'regression', not {task!r}")
+    if x.dim() != 2 or not x.is_floating_point() or not x.numel():
+        raise SennError(f"x must be a floating-point table of rows and columns, not {tuple(x.shape)} {x.dtype}")
     expected = (len(x),) if task == "classification" else (len(x), outputs)
     if tuple(y.shape) != expected:
-        raise SennError(f"y must have the shape {expected} for {task}, not {tuple(y.shape)}.")
+        raise SennError(f"y must have the shape {expected} for {task}, not {tuple(y.shape)}")
     if task == "classification" and (y.dtype != torch.long or y.min() < 0 or y.max() >= outputs):
-        raise SennError(f"y must hold class numbers from 0 to {outputs - 1} as torch.long.")
+        raise SennError(f"y must hold class numbers from 0 to {outputs - 1} as torch.long")
     if task == "regression" and not y.is_floating_point():
-        raise SennError(f"y must be floating point for regression, not {y.dtype}.")
+        raise SennError(f"y must be floating point for regression, not {y.dtype}")
     for name, tensor in (("x", x), ("y", y)):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise SennError(f"{name} contains NaN or infinity.")
-    if sample_weight is not None:
-        weight = sample_weight
-        if weight.shape != (len(x),) or not torch.isfinite(weight).all() or (weight < 0).any() or weight.sum() == 0:
-            raise SennError(f"sample_weight must be {len(x)} finite numbers of at least 0, not all of them 0.")
+            raise SennError(f"{name} contains NaN or infinity")
+    if sample_weight is not None and not _are_weights(sample_weight, len(x)):
+        raise SennError(f"sample_weight must be {len(x)} finite numbers of at least 0, not all of them 0")
+
+
+def _are_weights(weight: Tensor, rows: int) -> bool:
+    if weight.shape != (rows,) or not torch.isfinite(weight).all():
+        return False
+    return bool((weight >= 0).all()) and bool(weight.sum() > 0)

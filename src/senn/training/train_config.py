@@ -1,4 +1,4 @@
-"""Every choice that a training run makes, with defaults that need no tuning."""
+"""Training configuration, and what it resolves to for a number of rows."""
 
 from __future__ import annotations
 
@@ -62,53 +62,67 @@ RANGES: Mapping[str, Rule] = {
     "moves": each(one_of("width", "depth", "prune")),
     "seed": a_seed(),
 }
-"""Of the fields of a `TrainConfig`."""
+"""Ranges of the fields of a `TrainConfig`."""
 
 
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train a net; the defaults are for tables.
+    """Training configuration; the defaults suit tables and need no tuning.
 
     Attributes:
         hidden: widths of the hidden layers at the start.
-        shortcut: whether the inputs also reach the outputs through one linear map.
+        shortcut: True to let the inputs also reach the outputs through one linear map.
         activation: name of the activation (`relu`, `tanh`, `rational`, ...) or a module class.
         optimizer: a `torch.optim` class by name in any case (`adam`, `sgd`, ...) or `natural-gradient`.
-        lr: peak learning rate; None for the optimizer's own default here.
-        weight_decay: passed to the optimizer; None for its own default.
+        lr: peak learning rate, above 0; None for the default of each optimizer.
+        weight_decay: at least 0, passed to the optimizer; None for the default of each optimizer.
         optimizer_options: further keyword arguments of the optimizer.
-        epochs: passes over the training rows at most; None: so many that about `steps` steps are made, between
-            `min_epochs` and `max_epochs`.
-        steps: steps aimed at when `epochs` is None.
+        epochs: most passes over the training rows; None for as many as make about `steps` steps, between `min_epochs`
+            and `max_epochs`.
+        steps: optimizer steps aimed at when `epochs` is None.
         min_epochs: fewest epochs when `epochs` is None.
         max_epochs: most epochs when `epochs` is None.
-        batch_size: rows per step; None: `max(64, rows / 512)`, at most 512.
+        batch_size: rows per step; None for `max(64, rows / 512)`, at most 512.
         schedule: `tail` (constant, then linearly to zero over the last `tail` of the steps), `cosine` or `constant`.
-        tail: fraction of the steps over which the learning rate falls, and over which `swa` averages.
-        validation_fraction: share of the rows held out for stopping; 0 for none.
-        min_validation: below so many validation rows none are held out, and the last epoch is kept.
-        patience: epochs without a better validation figure until the run is cut short, never while the net may still
-            grow: the `tail` of the learning rate starts then, or, with other schedules, the run ends. None for a fifth
-            of the epochs, 10 at least; `math.inf` for never.
-        monitor: what makes an epoch the best: the validation `loss`, or the `score` (accuracy, among equals the loss;
-            for regression both are the same). None: the score if there are at least 1,000 validation rows.
-        average: `ema` (every step), `swa` (every epoch of the tail) or None: average the weights.
-        average_decay: of the exponential moving average.
-        grow: False for a fixed net.
-        policy: object or name (`price`, `paper`) of what decides on growth; None for the price policy.
-        growth_steps: growth takes place in the first so many steps, or in the whole run if that is shorter.
-        addition_rounds: considerations of additions, as fractions of these steps.
-        pruning_rounds: rounds in which units can only go, as fractions of these steps; where both fall on one step, the
+        tail: fraction of the steps over which the learning rate falls and over which `swa` averages.
+        validation_fraction: share of the rows held out for early stopping, 0 to 0.9; 0 for none.
+        min_validation: fewest validation rows; if there would be fewer, none are held out and the last epoch is kept.
+        patience: epochs without a better validation figure after which the run is cut short, though never while the
+            network may still grow. The `tail` of the learning rate starts then; with other schedules the run ends. None
+            for a fifth of the epochs, at least 10; `math.inf` for never.
+        monitor: figure that makes an epoch the best: the validation `loss`, or the `score` (accuracy, with the loss to
+            break ties; for regression both agree). None for the score if there are at least 1,000 validation rows.
+        average: average of the weights that is evaluated and kept: `ema` (updated every step), `swa` (every epoch of
+            the tail) or None.
+        average_decay: decay of the exponential moving average, 0 to 1.
+        grow: False to keep the size of `hidden`.
+        policy: object, or name (`price`, `paper`), that decides on growth; None for the price policy.
+        growth_steps: steps, from the first one on, in which growth takes place; the whole run if that is shorter.
+        addition_rounds: rounds of additions, as fractions of these steps.
+        pruning_rounds: rounds in which units can only go, as fractions of these steps. Where both fall on one step, the
             round of additions takes place.
-        candidates_per_layer: candidate units that a round draws for each layer; None for as many as `CandidateConfig`
-            draws by itself.
-        max_scoring_samples: training rows that a round looks at, at most.
-        max_params: budget of parameters that growth keeps to.
-        max_width: most units of a layer.
+        candidates_per_layer: candidate units that a round samples for each layer; None for the default of
+            `CandidateConfig`.
+        max_scoring_samples: most training rows that a round scores candidates on.
+        max_params: most parameters that growth may reach; None for no limit.
+        max_width: most units of a layer; None for no limit.
         round_to: grown widths are multiples of this.
-        moves: which moves growth may make (`width`, `depth`, `prune`).
-        seed: of everything drawn at random.
+        moves: moves that growth may make, of `width`, `depth` and `prune`.
+        seed: seed of everything drawn at random.
+
+    Raises:
+        SennError: a field is out of its range; the sentence names it.
+
+    Example:
+        >>> from senn.training import TrainConfig
+        >>> config = TrainConfig(hidden=(8,), epochs=20, max_params=500)
+        >>> resolved = config.plan(rows=1000)
+        >>> resolved.batches, resolved.steps
+        (16, 320)
+        >>> TrainConfig(tail=2)
+        Traceback (most recent call last):
+        senn.errors.SennError: tail must be a number from 0 to 1, not 2
     """
 
     hidden: tuple[int, ...] = (2,)
@@ -148,36 +162,56 @@ class TrainConfig:
         check_fields(self, RANGES)
 
     def plan(self, rows: int) -> ResolvedConfig:
-        """The numbers that follow from how many training rows there are."""
+        """Resolve the settings that depend on the number of training rows.
+
+        Args:
+            rows: number of training rows, at least 1.
+        """
+        # About 512 steps an epoch, with 64 to 512 rows in each: rounds of growth are scheduled by steps, so even one
+        # epoch of a large table has time for them.
         batch_size = self.batch_size or min(512, max(64, rows // 512))
         batches = max(1, round(rows / batch_size))
-        epochs = self.epochs or max(self.min_epochs, min(self.max_epochs, round(self.steps / batches)))
+        epochs = self.epochs
+        if epochs is None:
+            wanted = round(self.steps / batches)
+            epochs = max(self.min_epochs, min(self.max_epochs, wanted))
         steps = epochs * batches
         patience = max(10, epochs // 5) if self.patience is None else self.patience
-        last = max((*self.addition_rounds, *self.pruning_rounds), default=0.0)
-        growth_end = round(last * min(steps, self.growth_steps))
-        return ResolvedConfig(epochs=epochs, batches=batches, steps=steps, patience=patience, growth_end=growth_end)
+        last_round = max((*self.addition_rounds, *self.pruning_rounds), default=0.0)
+        return ResolvedConfig(
+            epochs=epochs,
+            batches=batches,
+            steps=steps,
+            patience=patience,
+            growth_end=round(last_round * min(steps, self.growth_steps)),
+        )
 
     def lr_factor(self, progress: float) -> float:
-        """Learning rate as a fraction of its peak when a fraction `progress` of the steps has been made."""
+        """Return the learning rate as a fraction of its peak.
+
+        Args:
+            progress: fraction of the steps that have been made, 0 to 1.
+        """
         if self.schedule == "constant":
             return 1.0
         if self.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
-        return min(1.0, (1 - progress) / self.tail) if self.tail > 0 else 1.0
+        if self.tail == 0:
+            return 1.0
+        return min(1.0, (1 - progress) / self.tail)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig:
-    """What a recipe comes to for a number of rows.
+    """Settings of a run that follow from the number of training rows.
 
     Attributes:
-        epochs: passes over the data at most.
-        batches: steps per epoch.
-        steps: steps at most.
-        patience: epochs without improvement before the run is cut short.
-        growth_end: step up to which the net may grow and stopping early is out of the question (for a fixed net
-            too, so that both stop by one rule).
+        epochs: most passes over the data.
+        batches: optimizer steps per epoch.
+        steps: most optimizer steps.
+        patience: epochs without improvement after which the run is cut short.
+        growth_end: step up to which the network may grow; no run is cut short before it, that of a fixed network
+            included, so that both stop by one rule.
     """
 
     epochs: int

@@ -1,4 +1,4 @@
-"""What comes out of a training run."""
+"""Result of a training run."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from senn.errors import DivergenceError
 from senn.training.round_records import Record
 
 NUMERICAL = (DivergenceError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # type: ignore[attr-defined]
-"""What a round may fail with for its numbers or their number, though training itself is well."""
+"""Errors by which a round, or a step, fails for the values of its numbers or for lack of memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainResult:
-    """A trained net and how it came about.
+    """Trained network, and how it came about.
 
     Attributes:
-        model: the net of the best epoch, in eval mode.
-        history: JSON-able records in order: one `start`, then `epoch`, `consideration` (a round: the fields of
-            `GrowthRound`), `growth`, `rollback` (a change that failed its verification: `text`), `fault` (something
-            that went wrong and was left out: `text`) and one `end` (other fields: see `Callback`).
+        model: the network of the best epoch, in eval mode.
+        history: JSON-able records in order: one `start`, then `epoch`, `growth_round` (the fields of `GrowthRound`),
+            `growth`, `rollback` (a change that failed its verification: `text`), `fault` (something that went wrong and
+            was left out: `text`) and one `end`. `Callback` lists the other fields.
         architecture: widths of its hidden layers.
         parameters: number of its parameters.
         seconds: wall-clock time of the run.
-        best_epoch: the epoch kept (0: the net as it started).
-        validation: metric to value at that epoch: `loss` and `accuracy` or `r2`; empty without validation rows.
-        interrupted: stopped by KeyboardInterrupt.
+        best_epoch: epoch that was kept; 0 for the network as it started.
+        validation: metric to value at that epoch: `loss`, and `accuracy` or `r2`; empty without validation rows.
+        interrupted: True if a KeyboardInterrupt ended the run.
     """
 
     model: nn.Module
@@ -43,13 +43,21 @@ class TrainResult:
 
 
 def architecture(model: nn.Module) -> tuple[int, ...]:
-    """Widths of a model's hidden layers: what its property `hidden` says, nothing if it has none."""
+    """Return the widths of a model's hidden layers, by its property `hidden`; empty if it has none."""
     return tuple(getattr(model, "hidden", ()))
 
 
 @torch.no_grad()
 def forward_flops(model: nn.Module, x: Tensor) -> int:
-    """Floating-point operations of a forward pass, in products and convolutions, per row of x."""
+    """Count the floating-point operations of a forward pass, of matrix products and convolutions alone.
+
+    Args:
+        model: any module; its mode is left as it was.
+        x: (n, ...) inputs.
+
+    Returns:
+        Operations per row.
+    """
     training = model.training
     model.eval()
     try:
@@ -61,5 +69,5 @@ def forward_flops(model: nn.Module, x: Tensor) -> int:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters of a model."""
+    """Return the number of parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
