@@ -139,8 +139,11 @@ def test_the_best_epoch_by_accuracy_or_by_loss():
 
 def test_a_run_is_not_cut_short_while_the_net_may_grow():
     x, y = blobs()
-    for last in ({"addition_rounds": (0.1, 0.5), "pruning_rounds": ()}, {"addition_rounds": (0.1,), "pruning_rounds": (0.2, 0.5)}):
-        recipe = replace(FIXED, epochs=12, patience=3, **last)
+    for last in (
+        {"addition_rounds": (0.1, 0.5), "pruning_rounds": ()},
+        {"addition_rounds": (0.1,), "pruning_rounds": (0.2, 0.5)},
+    ):
+        recipe = replace(FIXED, epochs=12, patience=3, addition_rounds=additions, pruning_rounds=prunings)
         assert fit(x, y, recipe, validation=(x, (y + 1) % 3)).history[-1]["epochs"] == 9
         cosine = replace(recipe, schedule="cosine")
         assert fit(x, y, cosine, validation=(x, (y + 1) % 3)).history[-1]["epochs"] == 6

@@ -1,4 +1,4 @@
-"""Growth in the loggers that people have: those of Lightning and of Lightning Fabric.
+"""Log growth to the loggers of Lightning and of Lightning Fabric.
 
 Figures go as scalars to every logger, changes as text and a figure of the growth as an image to those that take them:
 TensorBoard, Weights & Biases, MLflow.
@@ -19,121 +19,147 @@ import numpy.typing as npt
 
 from senn.training.callbacks import Callback
 
-__all__ = [
-    "LoggerCallback",
-]
-
 Record = Mapping[str, Any]
+
+# By the name of a logger's class, so that none of their packages has to be installed; subclasses count.
+_KINDS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 
 
 class LoggerCallback(Callback):
-    """Sends what a run records to loggers, for `train`, `fit_model` and the callbacks for loops of others.
+    """Sends the records of a run to loggers; for `train`, `fit_model`, `GrowthSession` and `SelfExpansion`.
 
     Scalars, by step: `senn/eta`, `senn/eta_of/MAP`, `senn/loss`, `senn/parameters`; `senn/width/NUMBER` of each place
     that can grow, in order of use; `senn/best/KIND/gain`, `price` and `margin` of the best candidate of each kind;
-    `senn/growth/promised` and `realised`, at the step of the change; of an epoch the losses and the learning rate.
-    Text: `senn/events`, each change and what failed. Image: `senn/growth`, at the end.
+    `senn/growth/promised` and `realised`, the expected and the realized decrease, at the step of the change; of an
+    epoch the losses and the learning rate. Text: `senn/events`, each change and each failure. Image: `senn/growth`, at
+    the end.
 
     Args:
-        loggers: one or several, with `log_metrics(metrics, step)` as Lightning's and Fabric's have it.
-        image: whether the growth is drawn; needs matplotlib.
+        loggers: one or several, with a method `log_metrics(metrics, step)` as Lightning's and Fabric's have it.
+        image: True to draw the growth, which needs matplotlib.
     """
 
     def __init__(self, loggers: Any, *, image: bool = True) -> None:
         self.loggers: list[Any] = [*loggers] if isinstance(loggers, list | tuple) else [loggers]
         self.image = image
         self.history: list[Record] = []
-        self._told: set[int] = set()
+        self._logged_realized: set[int] = set()
 
     def on_start(self, record: Record) -> None:
-        """Sizes at the start."""
-        self.history, self._told = [record], set()
-        self._scalars(record, _sizes(record))
+        """Log the sizes at the start."""
+        self.history, self._logged_realized = [record], set()
+        self._log_scalars(record, _sizes(record))
 
     def restart(self, history: Sequence[Record]) -> None:
-        """Take over the records of a run that goes on, which the loggers have already."""
+        """Take over the records of a resumed run, which the loggers have already."""
         self.history = [*history]
-        self._told = {record["step"] for record in history if record.get("realized_decrease") is not None}
+        self._logged_realized = {step for step, _ in self._realized()}
 
     def on_epoch(self, record: Record) -> None:
-        """Losses, learning rate, sizes."""
+        """Log losses, learning rate and sizes."""
         self.history.append(record)
         figures = {name: record[name] for name in ("train_loss", "validation_loss", "validation_score", "lr")}
-        self._scalars(record, figures | _sizes(record))
+        self._log_scalars(record, figures | _sizes(record))
 
     def on_growth_round(self, record: Record) -> None:
-        """Eta, and the best candidate of each kind."""
-        self._realized()
+        """Log eta and the best candidate of each kind."""
+        self._log_realized()
         self.history.append(record)
         scalars = {name: record[name] for name in ("eta", "loss", "parameters")}
-        scalars |= {f"eta_by_map/{name}": value for name, value in record["eta_by_map"].items()}
-        sizes = {} if record["accepted"] else _sizes(record)  # else those after the changes follow, at this step
-        self._scalars(record, scalars | {"accepted": len(record["accepted"])} | sizes | _best(record))
+        for name, value in record["eta_by_map"].items():
+            scalars[f"eta_of/{name}"] = value
+        scalars["accepted"] = len(record["accepted"])
+        # Loggers take one value for a step: if there are changes, the sizes after them follow at this step.
+        if not record["accepted"]:
+            scalars |= _sizes(record)
+        self._log_scalars(record, scalars | _best(record))
 
     def on_rollback(self, record: Record) -> None:
-        """Why the network did not change."""
+        """Log why the network did not change."""
         self.history.append(record)
-        self._text(record, f"not done: {record['text']}")
+        self._log_text(record, f"not done: {record['text']}")
 
     def on_fault(self, record: Record) -> None:
-        """Why there was no round."""
+        """Log why there was no round."""
         self.on_rollback(record)
 
     def on_growth(self, record: Record) -> None:
-        """The change, and what it promised."""
+        """Log the change and its expected decrease."""
         self.history.append(record)
-        self._scalars(record, {"growth/expected_decrease": record["expected_decrease"]} | _sizes(record))
-        self._text(record, record["text"])
+        self._log_scalars(record, {"growth/promised": record["expected_decrease"]} | _sizes(record))
+        self._log_text(record, record["text"])
 
     def on_end(self, record: Record) -> None:
-        """Draws how the network grew."""
-        self._realized()
+        """Log a figure of how the network grew."""
+        self._log_realized()
         step = max((int(one.get("step", 0)) for one in self.history), default=0)
         self.history.append(record)
-        if self.image and any(map(_takes, self.loggers)):
+        if self.image and any(map(_kind, self.loggers)):
             image = growth_image(self.history)
             for logger in self.loggers:
                 log_image(logger, "senn/growth", image, step)
         for logger in self.loggers:
-            if callable(save := getattr(logger, "save", None)):
+            save = getattr(logger, "save", None)
+            if callable(save):
                 save()
 
-    # -- inside
-
-    def _scalars(self, record: Record, scalars: Record) -> None:
-        known = {f"senn/{_plain(name)}": float(x) for name, x in scalars.items() if x is not None and math.isfinite(x)}
-        if known:
+    def _log_scalars(self, record: Record, scalars: Record) -> None:
+        finite: dict[str, float] = {}
+        for name, value in scalars.items():
+            if value is not None and math.isfinite(value):
+                finite[f"senn/{_plain(name)}"] = float(value)
+        if finite:
             for logger in self.loggers:
-                logger.log_metrics(known, int(record["step"]))
+                logger.log_metrics(finite, int(record["step"]))
 
-    def _realized(self) -> None:
-        """What a round of changes brought is known at the next one."""
-        for step, value in {
-            r["step"]: r["realized_decrease"] for r in self.history if r.get("realized_decrease") is not None
-        }.items():
-            if step not in self._told:
-                self._told.add(step)
-                self._scalars({"step": step}, {"growth/realised": value})
+    def _realized(self) -> list[tuple[int, float]]:
+        """Return, of each change whose realized decrease is known, its step and the decrease."""
+        # Rounds have that field too, for the changes of the round before.
+        changes = [one for one in self.history if one["event"] == "growth"]
+        return [(one["step"], one["realized_decrease"]) for one in changes if one["realized_decrease"] is not None]
 
-    def _text(self, record: Record, text: str) -> None:
+    def _log_realized(self) -> None:
+        """Log what came of the changes of a round, which is known only at the next one, at the step of the change."""
+        for step, value in self._realized():
+            if step not in self._logged_realized:  # all changes of a round have one value
+                self._logged_realized.add(step)
+                self._log_scalars({"step": step}, {"growth/realised": value})
+
+    def _log_text(self, record: Record, text: str) -> None:
         for logger in self.loggers:
             log_text(logger, "senn/events", text, int(record["step"]))
 
 
 def log_text(logger: Any, key: str, text: str, step: int) -> None:
-    """Text, to a logger that takes it."""
-    kind = _takes(logger)
+    """Log text, if a logger takes it.
+
+    Args:
+        logger: of any kind.
+        key: name of the series.
+        text: one line.
+        step: optimizer steps done.
+    """
+    kind = _kind(logger)
     if kind == "tensorboard":
         logger.experiment.add_text(key, text, step)
     elif kind == "wandb":
         logger.log_text(key, columns=["step", "text"], data=[[step, text]], step=step)
     elif kind == "mlflow":
-        logger.experiment.log_text(logger.run_id, text, f"{key}/{step:07d}-{_mark(text)}.txt")
+        # An artifact of its own for each text, or the last of a step would replace the others.
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        logger.experiment.log_text(logger.run_id, text, f"{key}/{step:07d}-{digest}.txt")
 
 
 def log_image(logger: Any, key: str, image: npt.NDArray[np.uint8], step: int) -> None:
-    """An image (height, width, 3), to a logger that takes it."""
-    kind = _takes(logger)
+    """Log an image, if a logger takes it.
+
+    Args:
+        logger: of any kind.
+        key: name of the series.
+        image: (height, width, 3).
+        step: optimizer steps done.
+    """
+    kind = _kind(logger)
     if kind == "tensorboard":
         logger.experiment.add_image(key, image, step, dataformats="HWC")
     elif kind == "wandb":
@@ -143,9 +169,10 @@ def log_image(logger: Any, key: str, image: npt.NDArray[np.uint8], step: int) ->
 
 
 def growth_image(history: Sequence[Record]) -> npt.NDArray[np.uint8]:
-    """How a network grew, as an image (height, width, 3).
+    """Draw how a network grew; where no epoch was recorded, with the losses on the samples of the rounds.
 
-    Where no epoch was recorded, the losses drawn are those of the samples looked at.
+    Returns:
+        (height, width, 3) image.
     """
     from matplotlib.image import imread
 
@@ -153,51 +180,63 @@ def growth_image(history: Sequence[Record]) -> npt.NDArray[np.uint8]:
 
     if not any(one["event"] == "epoch" for one in history):
         history = [*history, *_instead_of_epochs(history)]
+    # The end of a `GrowthSession` doesn't say which epoch was kept, and the figure marks that one.
+    shown = [one for one in history if one["event"] != "end" or "best_epoch" in one]
+    sized = next((one for one in history if "architecture" in one), None)
+    # A session learns the widths from its first round.
+    start = () if sized is None or sized["event"] == "start" else sized["architecture"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "growth.png"
-        kept = [one for one in history if one["event"] != "end" or "best_epoch" in one]
-        first: Record = next((one for one in history if "architecture" in one), {"event": "start"})
-        start = () if first["event"] == "start" else first["architecture"]  # which a round found
-        growth_figure(kept, path, start)
+        growth_figure(shown, path, start)
         pixels = imread(path)
     return np.asarray(np.round(pixels[..., :3] * 255), dtype=np.uint8)
 
 
 def _instead_of_epochs(history: Sequence[Record]) -> list[Record]:
-    """The losses at every round, and the sizes up to the end."""
-    none = {"event": "epoch", "epoch": 0, "train_loss": None, "validation_loss": None}
-    losses = [{**none, "step": one["step"], "train_loss": one["loss"]} for one in history if "eta_by_map" in one]
-    last = [one["architecture"] for one in history if "architecture" in one][-1:]
-    return [*losses, *({**none, "step": history[-1].get("step", 0), "architecture": one} for one in last)]
+    """Make records of epochs from the loss at every round, and one that carries the last sizes to the end."""
+    empty = {"event": "epoch", "epoch": 0, "train_loss": None, "validation_loss": None}
+    epochs: list[Record] = []
+    widths = None
+    for one in history:
+        if one["event"] == "growth_round":
+            epochs.append({**empty, "step": one["step"], "train_loss": one["loss"]})
+        widths = one.get("architecture", widths)
+    if widths is not None:
+        epochs.append({**empty, "step": history[-1].get("step", 0), "architecture": widths})
+    return epochs
 
 
-def _takes(logger: Any) -> str | None:
-    """Which way a logger takes texts and images, if it does."""
-    names = {cls.__name__ for cls in type(logger).__mro__}
-    known = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
-    return next((kind for name, kind in known.items() if name in names), None)
+def _kind(logger: Any) -> str | None:
+    """Tell by which methods a logger takes texts and images; None if it doesn't."""
+    for cls in type(logger).__mro__:
+        if cls.__name__ in _KINDS:
+            return _KINDS[cls.__name__]
+    return None
 
 
 def _sizes(record: Record) -> dict[str, float]:
-    """Widths by number, and the number of parameters."""
-    widths = {f"width/{number}": float(width) for number, width in enumerate(record.get("architecture", ()))}
+    sizes = {f"width/{number}": float(width) for number, width in enumerate(record.get("architecture", ()))}
+    # The `parameters` of a change are a difference.
     total = record.get("size") if record["event"] == "growth" else record.get("parameters")
-    return widths if total is None else {**widths, "parameters": float(total)}
+    if total is not None:
+        sizes["parameters"] = float(total)
+    return sizes
 
 
 def _best(record: Record) -> dict[str, float | None]:
-    """Gain, price and margin of the candidate of each kind that comes closest to being accepted, or exceeds it most."""
+    """Return gain, price and margin of the candidate of each kind with the largest margin."""
     best: dict[str, Record] = {}
     for one in (*record["accepted"], *record["refused"]):
-        if one["margin"] is not None and one["margin"] > best.get(one["kind"], {"margin": -math.inf})["margin"]:
-            best[one["kind"]] = one
-    return {f"best/{kind}/{name}": one[name] for kind, one in best.items() for name in ("gain", "price", "margin")}
+        kind, margin = one["kind"], one["margin"]
+        if margin is not None and (kind not in best or margin > best[kind]["margin"]):
+            best[kind] = one
+    figures: dict[str, float | None] = {}
+    for kind, one in best.items():
+        for name in ("gain", "price", "margin"):
+            figures[f"best/{kind}/{name}"] = one[name]
+    return figures
 
 
 def _plain(name: str) -> str:
-    """A name that every logger takes."""
+    """Replace the characters that not every logger takes in a name."""
     return re.sub(r"[^\w./-]", "_", name)
-
-
-def _mark(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

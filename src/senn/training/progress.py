@@ -18,45 +18,55 @@ if TYPE_CHECKING:
 
 _COLORS = {"widen": "green", "insert": "cyan", "prune": "yellow"}
 
+# A notebook keeps up with five pictures a second; each is a message to the browser.
 _PAUSE = 0.2
 """Seconds between two pictures in a notebook."""
 
 
 def progress(verbose: int) -> tuple[Callback, ...]:
-    """Callbacks that show how training goes on: none for 0, else a picture in a notebook and lines elsewhere."""
+    """Return callbacks that show how training goes on: none for 0, else a picture in a notebook and lines elsewhere."""
     if not verbose:
         return ()
+    # Not imported: a notebook has it already, and elsewhere it may be missing.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     in_notebook = getattr(shell, "kernel", None) is not None
     return (NotebookCallback(),) if in_notebook else (LinesCallback(seconds=math.inf),)
 
 
 def widths(architecture: Iterable[int]) -> str:
-    """Hidden widths as text: `12-30`, or `none`."""
+    """Format hidden widths, as `12-30` or `none`."""
     return "-".join(str(width) for width in architecture) or "none"
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A number as text, with so many significant digits; `-` for None."""
+    """Format a number.
+
+    Args:
+        value: the number; None is shown as `-`.
+        digits: significant digits.
+    """
     return "-" if value is None else f"{value:.{digits}g}"
 
 
 def state_line(record: Mapping[str, Any]) -> str:
-    """Losses and sizes of an epoch in one line."""
-    validation = ""
+    """Format losses and sizes of an epoch, in one line."""
+    parts = [f"loss {figure(record.get('train_loss'))}"]
     if record.get("validation_loss") is not None:
-        score = figure(record["validation_score"])
-        validation = f"validation {figure(record['validation_loss'])} (score {score}), "
-    size = f"hidden {widths(record['architecture'])}, {record['parameters']:,} parameters"
-    return f"loss {figure(record.get('train_loss'))}, {validation}{size}"
+        loss, score = figure(record["validation_loss"]), figure(record["validation_score"])
+        parts.append(f"validation {loss} (score {score})")
+    parts.append(f"hidden {widths(record['architecture'])}")
+    parts.append(f"{record['parameters']:,} parameters")
+    return ", ".join(parts)
 
 
 def short_state_line(record: Mapping[str, Any]) -> str:
-    """Sizes of an epoch, its training and validation loss and its score, for the end of a bar."""
-    short = f"hidden {widths(record['architecture'])}, loss {figure(record['train_loss'])}"
+    """Format widths, losses and score of an epoch for the end of a bar, where a narrow terminal cuts the rest off."""
+    hidden, loss = widths(record["architecture"]), figure(record["train_loss"])
+    short = f"hidden {hidden}, loss {loss}"
     if record["validation_loss"] is None:
         return short
-    return f"{short} / {figure(record['validation_loss'])}, score {figure(record['validation_score'])}"
+    validation_loss, score = figure(record["validation_loss"]), figure(record["validation_score"])
+    return f"{short} / {validation_loss}, score {score}"
 
 
 def _change_line(record: Mapping[str, Any]) -> str:
@@ -80,22 +90,23 @@ class LinesCallback(Callback):
         self._last = time.monotonic()
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """Show the state, now and then."""
+        """Show the state, if it is time for a line."""
         epoch, epochs = record["epoch"], record["epochs"]
-        if epoch % max(1, epochs // 10) == 0 or time.monotonic() - self._last > self.seconds:
+        is_tenth = epoch % max(1, epochs // 10) == 0
+        if is_tenth or time.monotonic() - self._last > self.seconds:
             self._last = time.monotonic()
             self._print(f"epoch {epoch}/{epochs}: {state_line(record)}")
 
     def on_growth(self, record: Mapping[str, Any]) -> None:
-        """Show the change."""
+        """Show the change of size."""
         self._print(_change_line(record), _COLORS.get(record["kind"], ""))
 
     def on_fault(self, record: Mapping[str, Any]) -> None:
-        """Show what went wrong."""
+        """Show what was left out, and why."""
         self._print(_change_line(record), "red")
 
     def on_end(self, record: Mapping[str, Any]) -> None:
-        """Show why training ended."""
+        """Show the reason why training ended."""
         self._print(_end_line(record))
 
     def _print(self, line: str, style: str = "") -> None:
@@ -104,7 +115,8 @@ class LinesCallback(Callback):
             return
         from rich.text import Text
 
-        self.console.print(Text(line, style), soft_wrap=True)  # a style given to print would color the bar, too
+        # Text with a style of its own: one given to `print` would color the bar, too.
+        self.console.print(Text(line, style), soft_wrap=True)
 
 
 class LiveCallback(LinesCallback):
@@ -131,12 +143,12 @@ class LiveCallback(LinesCallback):
         self._task = self._progress.add_task("starting", total=None)
 
     def on_start(self, record: Mapping[str, Any]) -> None:
-        """Show the bar."""
+        """Show the bar, with no epoch done."""
         self._progress.update(self._task, total=record["epochs"])
         self._progress.start()
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """Move the bar."""
+        """Move the bar on by an epoch."""
         self._progress.update(self._task, completed=record["epoch"], description=short_state_line(record))
 
     def on_end(self, record: Mapping[str, Any]) -> None:
@@ -164,7 +176,7 @@ class NotebookCallback(Callback):
         self._show(record)
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """Move the bar."""
+        """Move the bar on by an epoch."""
         self._sizes.append(dict(record))
         if time.monotonic() - self._last > _PAUSE:
             self._show(record)
@@ -184,8 +196,10 @@ class NotebookCallback(Callback):
         self._last = time.monotonic()
         done, most = len(self._sizes) - 1, self._sizes[-1]["epochs"]
         bar = f'<progress value="{done}" max="{most}" aria-label="epochs"></progress> epoch {done} of {most}'
-        words = f"{escape(state_line(record))}<br>{escape(self._changed)}"
-        page = HTML(f"<div>{bar}<br>{words}<br>{html.network(record['architecture'])}</div>")  # type: ignore[no-untyped-call]
+        # Names of modules come from the user and may hold anything.
+        state, changed = escape(state_line(record)), escape(self._changed)
+        picture = html.network(record["architecture"])
+        page = HTML(f"<div>{bar}<br>{state}<br>{changed}<br>{picture}</div>")  # type: ignore[no-untyped-call]
         if self._handle is None:
             self._handle = display(page, display_id=True)  # type: ignore[no-untyped-call]
         else:
