@@ -143,7 +143,7 @@ def test_a_run_is_not_cut_short_while_the_net_may_grow():
         {"addition_rounds": (0.1, 0.5), "pruning_rounds": ()},
         {"addition_rounds": (0.1,), "pruning_rounds": (0.2, 0.5)},
     ):
-        recipe = replace(FIXED, epochs=12, patience=3, addition_rounds=additions, pruning_rounds=prunings)
+        recipe = replace(FIXED, epochs=12, patience=3, **last)
         assert fit(x, y, recipe, validation=(x, (y + 1) % 3)).history[-1]["epochs"] == 9
         cosine = replace(recipe, schedule="cosine")
         assert fit(x, y, cosine, validation=(x, (y + 1) % 3)).history[-1]["epochs"] == 6
