@@ -220,7 +220,7 @@ def test_norms_after_a_residual_keep_the_stream_and_heads_but_not_the_feed_forwa
     graph = analyze(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)), batch(2, 5, 4))
     assert names(graph) == ["1.linear1"]
     assert torch.backends.mha.get_fastpath_enabled()
-    assert "1.norm1, 1.norm2 normalises over its units" in reasons(graph)["0"]
+    assert "1.norm1, 1.norm2 normalizes over its units" in reasons(graph)["0"]
     assert "follows that of 0" in reasons(graph)["1.self_attn.in_proj_weight"]
 
 

@@ -1,4 +1,4 @@
-"""Residual blocks: which are found, and what a silent copy after one does to the model and its training."""
+"""Residual blocks: which are found, and what a function-preserving copy does to the model and its training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def case(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, obje
 
 
 def appended(model: nn.Module, graph: DependencyGraph) -> list[Append]:
-    """A silent copy after each block."""
+    """A function-preserving copy after each block."""
     return [Append(block.module, function_preserving_copy(model, block)) for block in graph.residual_blocks]
 
 
@@ -345,7 +345,7 @@ def test_blocks_that_cannot_be_repeated_are_named() -> None:
     assert [block.module for block in graph.residual_blocks] == ["layers.2"]
     assert analyze(model, X, ignore=["layers.2"]).residual_blocks == ()
     assert [one.reason for one in built(Normalised())[1].refusals if one.place == "layers.0"] == [
-        "nothing like it can be put after it: what it adds is normalised, however small it is"
+        "nothing like it can be put after it: what it adds is normalized, however small it is"
     ]
     with pytest.raises(senn.SennError, match=r"no block 'layers\.1' .* blocks: 'layers\.2'"):
         transaction(model, [Append("layers.1", branch())], graph)

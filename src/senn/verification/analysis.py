@@ -1,4 +1,4 @@
-"""What in a model can change size: traced, tried in copies, searched for blocks."""
+"""Analysis of a model: traced once, its groups tried in copies, its residual blocks searched for."""
 
 from __future__ import annotations
 
@@ -21,27 +21,38 @@ def analyze(
 ) -> DependencyGraph:
     """Find what in a model can change size.
 
-    Runs the model's own forward once in eval mode, without gradients, and follows which unit each entry of each
-    tensor belongs to (`senn.graph.tracing`) and what the forward's Python code computes with sizes
-    (`senn.graph.sizes`). Then a copy of the model, widened by one unit in every space, is run in the same way: a
-    space whose size the forward pass takes for granted is refused. Residual blocks are found by trying, in another
-    copy, which modules can give back what they are given. The model itself is left as it was: parameters, buffers,
-    gradients, hooks, training flags, random number generators.
+    Runs the model's own forward once in eval mode, without gradients, and follows which unit each entry of each tensor
+    belongs to (`senn.graph.tracing`) and what the forward's Python code computes with sizes (`senn.graph.sizes`). Then
+    a perturbed copy of the model, widened by one unit in every channel group, is run in the same way: a group whose
+    size the forward pass takes for granted is refused. Residual blocks are found by trying, in another copy, which
+    modules can give back what they are given. The model itself is left as it was: parameters, buffers, gradients,
+    hooks, training modes, random number generators.
 
     Args:
         model: any module. What isn't understood is refused by name, and the rest of the model still counts.
         inputs: what `forward` takes, a small batch: a tensor, a tuple of positional arguments, a mapping of keyword
             arguments, or `senn.Arguments`.
         ignore: names of modules whose linear maps must keep their shapes, those inside them included.
-        proven: the structure of the same modules at other widths: its spaces and blocks need no second trial, and what
-            it refuses stays refused.
+        proven: graph of the same modules at other widths: its groups and blocks aren't tried again, and what it refuses
+            stays refused. None tries everything, in a few passes through copies.
 
     Returns:
-        The structure. It may hold no space and no site at all.
+        The dependency graph. It may hold no group and no insertion point at all.
 
     Raises:
         SennError: the inputs don't fit the model, or a name in `ignore` is no module of it.
         UnsupportedError: the model or its output is of a kind that can't be followed.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import senn
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> graph = senn.analyze(model, torch.zeros(2, 3))
+        >>> [(group.name, group.width) for group in graph.groups]
+        [('0', 4)]
+        >>> graph.refusals[0].place, graph.refusals[0].reason
+        ('2', "its units are the model's outputs")
     """
     check_model(model)
     check_inputs(model, inputs)
@@ -60,11 +71,24 @@ def explain(graph: DependencyGraph | nn.Module, inputs: Inputs | None = None) ->
     """Explain in plain text what in a model can change size, and what can't and why.
 
     Args:
-        graph: of a model; or a model, which is analysed.
-        inputs: a few inputs of the model; None for a structure.
+        graph: of a model; or a model, which is analyzed.
+        inputs: a few inputs of the model; None for a graph.
 
     Returns:
-        Tables of the spaces, the sites, the blocks that can be repeated, and the refusals. A consumer that owns k > 1
-        columns per unit is shown as `name x k`.
+        Tables of the channel groups, the insertion points, the residual blocks and the refusals: text, and in notebooks
+        HTML. A consumer that owns k > 1 columns per unit is shown as `name x k`.
+
+    Raises:
+        SennError: the inputs don't fit the model.
+        UnsupportedError: the model can't be followed.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import senn
+        >>> print(senn.explain(nn.Linear(3, 1), torch.zeros(2, 3)))
+        cannot change  because
+        weight         its units are the model's outputs
+        (the model)    no layer can be inserted before it: it is the whole model
     """
     return render(analyze(graph, inputs) if isinstance(graph, nn.Module) else graph)
