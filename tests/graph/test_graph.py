@@ -307,8 +307,8 @@ def test_analysis_is_the_same_in_train_and_eval_and_twice():
 def test_explain_is_a_table():
     model = Net(lambda m, x: m.b(m.act(m.a(x)).flatten(1)), a=(3, 4), act=Rational(4), b=(8, 2))
     assert explain(analyze(model, batch(5, 2, 3))).splitlines() == [
-        "space  units  made by  carried by  read by",
-        "a      4      a        act         b x 2",
+        "group  units  produced by  elementwise  consumed by",
+        "a      4      a            act          b x 2",
         "",
         "layer before  features  activation",
         "a             3         Rational",

@@ -91,7 +91,7 @@ REFUSED = {
     ),
     "layer norm of one unit": (
         linear_pair(lambda m, x: m.b(F.layer_norm(h := m.a(x), h.shape[1:])), width=1),
-        "the model's own forward normalises over its units and has no weight to make up for it",
+        "the model's own forward normalizes over its units and has no weight to make up for it",
     ),
     "number in the shape": (
         linear_pair(lambda m, x: m.b(m.a(x).view(4, 4))),
@@ -232,8 +232,8 @@ def test_ignored_modules_keep_their_shapes():
     assert names(graph) == ["2"]
     assert graph.scored_maps == ("0", "1.0", "1.1", "2", "3")
     assert [insertion_point.module for insertion_point in graph.insertion_points] == ["0", "2", "3"]
-    assert reasons(graph)["1.0"] == "it is ignored as asked"
-    assert reasons(graph)["0"] == "1.0, which reads its units, is ignored as asked"
+    assert reasons(graph)["1.0"] == "it is ignored as requested"
+    assert reasons(graph)["0"] == "1.0, which reads its units, is ignored as requested"
     with pytest.raises(SennError, match="no module named 'nowhere'"):
         analyze(model, batch(5, 3), ignore=["nowhere"])
 

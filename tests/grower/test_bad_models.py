@@ -32,21 +32,21 @@ BAD = {
     "scripted": (lambda: torch.jit.script(net()), "compiled by TorchScript"),
     "scripted part": (
         lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 4))),
-        "The module 0 is compiled by TorchScript",
+        "the module 0 is compiled by TorchScript",
     ),
     "compiled": (lambda: torch.compile(net()), "is a OptimizedModule: give the module inside"),
     "data parallel": (lambda: nn.DataParallel(net()), "is a DataParallel: give the module inside"),
     "compiled part": (
         lambda: nn.Sequential(torch.compile(nn.Linear(3, 4)), nn.Linear(4, 2)),
-        "The module 0 is a OptimizedModule: give the module inside",
+        "the module 0 is a OptimizedModule: give the module inside",
     ),
-    "quantised": (
+    "quantized": (
         lambda: torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}),
-        r"The module 0 is quantised or prepared for it \(Linear\): grow the model before that",
+        r"the module 0 is quantized or prepared for it \(Linear\): grow the model before that",
     ),
-    "prepared for quantisation": (
-        lambda: _prepared_for_quantisation(),
-        r"The module 0 is quantised or prepared for it \(Linear\)",
+    "prepared for quantization": (
+        lambda: _prepared_for_quantization(),
+        r"the module 0 is quantized or prepared for it \(Linear\)",
     ),
     "sparse": (lambda: _sparse(), "0.weight is sparse"),
     "function": (lambda: torch.relu, "needs an nn.Module"),
@@ -59,7 +59,7 @@ def _sparse() -> nn.Module:
     return model
 
 
-def _prepared_for_quantisation() -> nn.Module:
+def _prepared_for_quantization() -> nn.Module:
     model = net().train()
     model.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
     return torch.ao.quantization.prepare_qat(model)
@@ -135,7 +135,7 @@ def test_inputs_elsewhere_and_without_samples_are_refused():
         analyze(net(), X.to("meta"))
     with pytest.raises(senn.SennError, match="hold no sample"):
         analyze(net(), {"input": X[:0]})
-    with pytest.raises(senn.SennError, match="The example inputs, a ndarray, hold no tensor"):
+    with pytest.raises(senn.SennError, match="the example inputs, a ndarray, hold no tensor"):
         analyze(net(), X.numpy())
 
 

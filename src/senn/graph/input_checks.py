@@ -1,4 +1,4 @@
-"""What can be analysed at all: one clear sentence for what can't."""
+"""Checks of a model and its example inputs: one clear sentence for what can't be analyzed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from senn import pytree
 from senn.errors import SennError, UnsupportedError
 from senn.pytree import Inputs
 
+# Modules that hold another one and remember its parameters, and what to do instead.
 _WRAPPERS = {
     "DataParallel": "give the module inside (`.module`)",
     "DistributedDataParallel": "give the module inside (`.module`) and wrap it anew after growth",
     "FullyShardedDataParallel": "give the module before it is wrapped",
     "OptimizedModule": "give the module inside (`._orig_mod`): it compiles anew by itself after growth",
 }
-"""Modules that hold another one and remember its parameters, and what to do."""
 
 
 def check_module(model: object) -> None:
@@ -39,20 +39,21 @@ def check_model(model: object) -> None:
     """Refuse what isn't a module whose parts can be exchanged.
 
     Raises:
-        SennError: it is none, or one without shapes yet.
-        UnsupportedError: it is wrapped, compiled, quantised, or has parameters of a kind that can't be resized.
+        SennError: it is no module, or one whose parameters have no shapes yet.
+        UnsupportedError: it is wrapped, compiled, quantized, or has parameters of a kind that can't be resized.
     """
     if not isinstance(model, nn.Module):
-        raise SennError(f"analyse needs an nn.Module, not a {type(model).__name__}.")
+        raise SennError(f"analyze needs an nn.Module, not a {type(model).__name__}")
     for name, module in model.named_modules():
-        place = f"The module {name}" if name else "The model"
+        place = f"the module {name}" if name else "the model"
+        kind = type(module)
         if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedError(f"{place} is compiled by TorchScript and can't change its size: give its original.")
-        if (advice := _WRAPPERS.get(type(module).__name__)) is not None:
-            raise UnsupportedError(f"{place} is a {type(module).__name__}: {advice}.")
-        if "quantized" in type(module).__module__ or type(module).__module__.startswith("torch.ao."):
+            raise UnsupportedError(f"{place} is compiled by TorchScript and can't change its size: give its original")
+        if kind.__name__ in _WRAPPERS:
+            raise UnsupportedError(f"{place} is a {kind.__name__}: {_WRAPPERS[kind.__name__]}")
+        if "quantized" in kind.__module__ or kind.__module__.startswith("torch.ao."):
             raise UnsupportedError(
-                f"{place} is quantised or prepared for it ({type(module).__name__}): grow the model before that."
+                f"{place} is quantized or prepared for it ({kind.__name__}): grow the model before that"
             )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         _check_tensor(name, tensor)
@@ -60,43 +61,57 @@ def check_model(model: object) -> None:
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if isinstance(tensor, UninitializedParameter):
-        raise SennError(f"The parameter {name} has no shape yet: run the model once before it is analysed.")
+        raise SennError(f"the parameter {name} has no shape yet: run the model once before it is analyzed")
     if tensor.is_meta:
-        raise SennError(f"{name} is on the meta device and has no values: give the model its weights before.")
+        raise SennError(f"{name} is on the meta device and has no values: give the model its weights before")
     if tensor.is_quantized or tensor.layout is not torch.strided:
-        kind = "quantised" if tensor.is_quantized else "sparse"
-        raise UnsupportedError(f"{name} is {kind}, which can't be resized.")
-    if is_traceable_wrapper_subclass(tensor):
+        kind = "quantized" if tensor.is_quantized else "sparse"
+        raise UnsupportedError(f"{name} is {kind}, which can't be resized")
+    if is_traceable_wrapper_subclass(tensor):  # DTensor, float8 and the like
         kind = type(tensor).__name__
-        raise UnsupportedError(f"{name} is a {kind}: grow the model before its tensors are sharded or wrapped.")
+        raise UnsupportedError(f"{name} is a {kind}: grow the model before its tensors are sharded or wrapped")
 
 
 def check_inputs(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse example inputs that hold no tensor or no sample, or that lie elsewhere than the model.
+    """Refuse example inputs without tensors or samples, or on another device than the model.
+
+    Args:
+        model: the model.
+        inputs: arguments of its `forward`.
 
     Raises:
         SennError: one of these.
     """
     tensors = pytree.tensor_leaves(inputs)
     if not tensors:
-        raise SennError(f"The example inputs, a {type(inputs).__name__}, hold no tensor.")
+        raise SennError(f"the example inputs, a {type(inputs).__name__}, hold no tensor")
     if any(tensor.numel() == 0 for tensor in tensors):
-        raise SennError("The example inputs hold no sample.")
-    places = {parameter.device for parameter in model.parameters()}
+        raise SennError("the example inputs hold no sample")
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1:  # a model spread over devices knows itself where its inputs belong
+        return
+    (device,) = devices
     for tensor in tensors:
-        if len(places) == 1 and tensor.device not in places and tensor.dim():
-            (place,) = places
-            raise SennError(f"The example inputs are on {tensor.device}, the model is on {place}.")
+        if tensor.dim() and tensor.device != device:
+            raise SennError(f"the example inputs are on {tensor.device}, the model is on {device}")
 
 
 def ignored_modules(model: nn.Module, ignore: Iterable[str]) -> frozenset[str]:
-    """Return the names of all modules in or under those in `ignore`.
+    """Resolve the names of modules to leave alone.
+
+    Args:
+        model: the model.
+        ignore: names of modules, as in `model.named_modules`; a string is one name.
+
+    Returns:
+        Names of these modules and of all inside them.
 
     Raises:
         SennError: the model has no module of such a name.
     """
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     chosen = {ignore} if isinstance(ignore, str) else set(ignore)
-    for name in sorted(chosen - set(names)):
-        raise SennError(f"The model has no module named {name!r} to ignore.")
-    return frozenset(name for name in names if any(name == top or name.startswith(f"{top}.") for top in chosen))
+    for name in sorted(chosen.difference(names)):
+        raise SennError(f"the model has no module named {name!r} to ignore")
+    inside = tuple(f"{name}." for name in chosen)
+    return frozenset(name for name in names if name in chosen or name.startswith(inside))

@@ -1,6 +1,7 @@
-"""Elements: sets of units that the labels of one forward pass show, and where they lie in the model's tensors.
+"""Label classes: the sets of units that labels alone show, and where they lie in the model's tensors.
 
-An element is what labels alone say is one hidden dimension. `coupling` finds which elements only change together.
+A label class is one hidden dimension as far as labels can tell. The solver finds which of them only change together
+(all blocks' heads with the residual stream, for instance); those become one `ChannelGroup`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,25 @@ from torch import Tensor
 
 from senn.graph.sizes.symbolic_int import TensorMeta
 from senn.graph.tracing.labels import LabelOrigin, distinct, varying
-from senn.graph.tracing.recorder import TraceRecorder
+from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.types import Role
+
+_ORDER: tuple[Role, ...] = ("producer", "elementwise", "consumer")
+
+Counts = dict[int, dict[int, int]]
+"""Positions per unit, by dimension of a tensor and number of the label class."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelClassDim:
-    """One dimension of one tensor in which units own positions: index is (width, k), ascending along k.
+    """One dimension of one tensor in which units own positions.
 
-    `normed` says of a consumer that it reads what comes straight from a normalisation of whole units, and only that.
+    Attributes:
+        role: what the tensor is to the units.
+        tensor: its full name.
+        dim: the dimension.
+        index: (width, k) long; positions of each unit, ascending along k.
+        normed: True for a consumer whose inputs all come straight from a normalization of whole units.
     """
 
     role: Role
@@ -33,18 +44,18 @@ class LabelClassDim:
 
 @dataclass(kw_only=True, eq=False)
 class LabelClass:
-    """Units that one or more maps make.
+    """Units that one or more linear maps make.
 
     Attributes:
-        name: the first producer's.
+        name: name of the first producer.
         width: number of units.
-        parts: where they lie; producers first.
+        dims: where they lie; producers first.
         reason: why they can't change; None if nothing speaks against it.
     """
 
     name: str
     width: int
-    parts: list[LabelClassDim] = field(default_factory=list)
+    dims: list[LabelClassDim] = field(default_factory=list)
     reason: str | None = None
 
 
@@ -53,169 +64,174 @@ class _RefusedError(Exception):
 
 
 class LabelClasses:
-    """All elements of a trace.
+    """All label classes of one forward pass.
 
     Args:
-        trace: of the model.
+        trace: the recorder of the pass.
         fixed: weights whose shape must not change, by full name, and why (a verb phrase that follows the name).
 
     Attributes:
-        all: in order of use.
+        all: the label classes in order of use.
         units: representative of each label's unit.
-        element_of: number of each label's element, -1 for none.
+        class_of: number of each label's class, -1 for none.
     """
 
     def __init__(self, trace: TraceRecorder, fixed: Mapping[str, str]) -> None:
         self.trace, self.fixed = trace, fixed
         self.units = trace.record.units()
-        self.element_of = torch.full_like(self.units, -1)
+        self.class_of = torch.full_like(self.units, -1)
         self.all: list[LabelClass] = []
-        self._counts: dict[int, dict[int, dict[int, int]]] = {}
-        for number, producers in enumerate(self._groups()):
-            rows = self._entries(producers[0])
-            order = list(dict.fromkeys(rows.tolist()))
-            element = LabelClass(name=self._name(producers[0]), width=len(order))
-            self.all.append(element)
-            unit = torch.full_like(self.units, -1)  # the unit's number by representative label
-            for producer in producers:
-                self.element_of[self._entries(producer)] = number
-            unit[torch.tensor(order)] = torch.arange(len(order))
-            try:
-                self._check(element, producers, unit, number)
-                self._locate(element, producers, unit)
-            except _RefusedError as reason:
-                element.reason = str(reason)
-        self.element_of = self.element_of[self.units]
-        self.along: dict[str, dict[int, dict[int, int]]] = {}  # positions per unit by tensor, dimension and element
-        for number, element in enumerate(self.all):
-            for part in element.parts:
-                self.along.setdefault(part.tensor, {}).setdefault(part.dim, {})[number] = part.index.shape[1]
+        self._counts_of_tensor: dict[int, Counts] = {}
+        for number, producers in enumerate(self._producers()):
+            self._add(number, producers)
+        self.class_of = self.class_of[self.units]
+        self._counts_of_parameter: dict[str, Counts] = {}
+        for number, one in enumerate(self.all):
+            for place in one.dims:
+                counts = self._counts_of_parameter.setdefault(place.tensor, {})
+                counts.setdefault(place.dim, {})[number] = place.index.shape[1]
 
-    def _groups(self) -> list[list[LabelOrigin]]:
+    def _producers(self) -> list[list[LabelOrigin]]:
         """Producers that have units in common, in order of use."""
         groups: list[tuple[list[LabelOrigin], set[int]]] = []
-        for owner in self.trace.record.owners:
-            if not owner.produces:
+        for origin in self.trace.record.origins:
+            if not origin.produces:
                 continue
-            members, units = [owner], set(self._entries(owner).tolist())
-            for group in [group for group in groups if group[1] & units]:
-                groups.remove(group)
-                members = group[0] + members
-                units |= group[1]
-            groups.append((members, units))
-        ordered = [sorted(members, key=lambda owner: owner.start) for members, _ in groups]
+            members, units = [origin], set(self._units_of(origin).tolist())
+            rest = []
+            for group in groups:
+                if group[1] & units:
+                    members = group[0] + members
+                    units |= group[1]
+                else:
+                    rest.append(group)
+            groups = [*rest, (members, units)]
+        ordered = [sorted(members, key=lambda origin: origin.start) for members, _ in groups]
         return sorted(ordered, key=lambda members: members[0].start)
 
-    def _name(self, producer: LabelOrigin) -> str:
-        """The producer's; with the dimension if two elements are made by one tensor."""
-        name = _short(producer)
-        return f"{producer.name}:{producer.dim}" if any(other.name == name for other in self.all) else name
+    def _units_of(self, origin: LabelOrigin) -> Tensor:
+        """Unit of each entry of an origin, by representative label."""
+        return self.units[origin.start : origin.end].view(origin.shape)
 
-    def _entries(self, owner: LabelOrigin) -> Tensor:
-        """The unit of each entry of an owner, by representative label."""
-        return self.units[owner.start : owner.start + owner.count].view(owner.shape)
+    def _add(self, number: int, producers: list[LabelOrigin]) -> None:
+        """Add the class of units that some producers make; the first producer's rows give their order."""
+        name = producers[0].map_name
+        if any(other.name == name for other in self.all):  # one tensor may make units along two dimensions
+            name = f"{producers[0].name}:{producers[0].dim}"
+        order = list(dict.fromkeys(self._units_of(producers[0]).tolist()))
+        one = LabelClass(name=name, width=len(order))
+        self.all.append(one)
+        for producer in producers:
+            self.class_of[self._units_of(producer)] = number
+        unit_number = torch.full_like(self.units, -1)
+        unit_number[torch.tensor(order)] = torch.arange(len(order))
+        try:
+            self._check(one, producers, unit_number, number)
+            self._locate(one, producers, unit_number)
+        except _RefusedError as reason:
+            one.reason = str(reason)
 
-    def _check(self, element: LabelClass, producers: list[LabelOrigin], unit: Tensor, number: int) -> None:
+    def _check(self, one: LabelClass, producers: list[LabelOrigin], unit_number: Tensor, number: int) -> None:
         for producer in producers:
             if producer.name in self.fixed:
-                raise _RefusedError(f"{_short(producer)}, which makes its units, {self.fixed[producer.name]}")
+                raise _RefusedError(f"{producer.map_name}, which makes its units, {self.fixed[producer.name]}")
         for labels, reason in self.trace.record.refusals:
-            if bool((self.element_of[self.units[labels]] == number).any()):
+            if bool((self.class_of[self.units[labels]] == number).any()):
                 raise _RefusedError(reason)
         for producer in producers:
-            units = unit[self._entries(producer)]
-            if bool((units < 0).any()) or len(distinct(units)) < element.width:
-                raise _RefusedError(f"its units don't correspond one to one to the rows of {_short(producer)}")
-            if unit_index(units, element.width) is None:
-                raise _RefusedError(f"its units own different numbers of rows of {_short(producer)}")
+            units = unit_number[self._units_of(producer)]
+            if bool((units < 0).any()) or len(distinct(units)) < one.width:
+                raise _RefusedError(f"its units don't correspond one to one to the rows of {producer.map_name}")
+            if unit_index(units, one.width) is None:
+                raise _RefusedError(f"its units own different numbers of rows of {producer.map_name}")
 
-    def _locate(self, element: LabelClass, producers: list[LabelOrigin], unit: Tensor) -> None:
+    def _locate(self, one: LabelClass, producers: list[LabelOrigin], unit_number: Tensor) -> None:
         """Find every tensor dimension in which the units own positions."""
         makers = {producer.module for producer in producers}
         for producer in producers:
-            self._part(element, "producer", producer.name, producer.dim or 0, unit[self._entries(producer)])
-        for owner in self.trace.record.owners:
-            units = unit[self._entries(owner)]
-            if owner.produces or not bool((units >= 0).any()):
+            units = unit_number[self._units_of(producer)]
+            _add_dim(one, "producer", producer.name, producer.dim or 0, units)
+        for origin in self.trace.record.origins:
+            units = unit_number[self._units_of(origin)]
+            if origin.produces or not bool((units >= 0).any()):
                 continue
-            role: Role = "producer" if owner.module in makers and owner.tensor.startswith("bias") else "elementwise"
-            if owner.dim is not None:
-                self._part(element, role, owner.name, owner.dim, units)
-                continue
-            dim = unit_axis(units)
+            is_bias = origin.module in makers and origin.tensor.startswith("bias")
+            dim = origin.dim
             if dim is None:
-                raise _RefusedError(f"its units lie along more than one dimension of {owner.name}")
-            along = units.movedim(dim, 0).reshape(units.shape[dim], -1)
-            self._part(element, role, owner.name, dim, along.amax(1))
+                dim = unit_axis(units)
+                if dim is None:
+                    raise _RefusedError(f"its units lie along more than one dimension of {origin.name}")
+                units = units.movedim(dim, 0).reshape(units.shape[dim], -1).amax(1)
+            _add_dim(one, "producer" if is_bias else "elementwise", origin.name, dim, units)
         for use in self.trace.uses:
-            units = unit[self.units[use.columns]]
-            if bool((units >= 0).any()):
-                if use.weight in self.fixed:
-                    name = use.weight.removesuffix(".weight")
-                    raise _RefusedError(f"{name}, which reads its units, {self.fixed[use.weight]}")
-                self._part(element, "consumer", use.weight, use.in_dim, units, normed=use.normed)
-        element.parts.sort(key=lambda part: ("producer", "elementwise", "consumer").index(part.role))
-        if not any(part.role == "consumer" for part in element.parts):
+            units = unit_number[self.units[use.columns]]
+            if not bool((units >= 0).any()):
+                continue
+            if use.weight in self.fixed:
+                name = use.weight.removesuffix(".weight")
+                raise _RefusedError(f"{name}, which reads its units, {self.fixed[use.weight]}")
+            _add_dim(one, "consumer", use.weight, use.in_dim, units, normed=use.normed)
+        one.dims.sort(key=lambda place: _ORDER.index(place.role))
+        if not one.dims or one.dims[-1].role != "consumer":
             raise _RefusedError("no linear map reads its units")
 
-    def _part(
-        self, element: LabelClass, role: Role, tensor: str, dim: int, units: Tensor, *, normed: bool = False
-    ) -> None:
-        index = unit_index(units, element.width)
-        if index is None:
-            raise _RefusedError(f"its units own different numbers of positions in {tensor}")
-        for part in element.parts:
-            if (part.tensor, part.dim) == (tensor, dim):
-                if not torch.equal(part.index, index):
-                    raise _RefusedError(f"{tensor} meets its units in two ways")
-                if part.role == "elementwise" or role == "consumer":
-                    normed = normed and (part.role != "consumer" or part.normed)
-                    element.parts[element.parts.index(part)] = LabelClassDim(
-                        role=role, tensor=tensor, dim=dim, index=index, normed=normed
-                    )
-                return
-        element.parts.append(LabelClassDim(role=role, tensor=tensor, dim=dim, index=index, normed=normed))
+    def counts(self, tensor: TensorMeta) -> Counts:
+        """Count the positions that each unit owns along the dimensions of a tensor.
 
-    # -- sizes
+        Args:
+            tensor: a tensor of the forward pass.
 
-    def counts(self, tensor: TensorMeta) -> dict[int, dict[int, int]]:
-        """Positions per unit of a tensor as it was seen, by dimension and element.
-
-        A count of 0 says that only some of the element's units lie there, so that its size can't be told.
+        Returns:
+            Positions per unit by dimension and label class; 0 where only some units of a class lie in a dimension, so
+            that its new size is unknown.
         """
         if tensor.name is not None:
-            return self.along.get(tensor.name, {})
+            return self._counts_of_parameter.get(tensor.name, {})
         key = id(tensor)
-        if key not in self._counts:
-            found: dict[int, dict[int, int]] = {}
+        if key not in self._counts_of_tensor:
+            counts: Counts = {}
             for label_map in tensor.label_maps:
-                self._count(label_map, found)
-            self._counts[key] = found
-        return self._counts[key]
+                self._count(label_map, counts)
+            self._counts_of_tensor[key] = counts
+        return self._counts_of_tensor[key]
 
-    def _count(self, label_map: Tensor, found: dict[int, dict[int, int]]) -> None:
-        for dim in range(label_map.dim()):  # one position of what doesn't vary is enough
+    def _count(self, label_map: Tensor, counts: Counts) -> None:
+        for dim in range(label_map.dim()):
             if label_map.shape[dim] > 1 and label_map.stride(dim) == 0:
-                label_map = label_map.narrow(dim, 0, 1)
+                label_map = label_map.narrow(dim, 0, 1)  # expanded: one position says it all
         units = self.units[label_map.cpu()]
         for dim in varying(units):
             others = [other for other in range(units.dim()) if other != dim]
             along = units.amax(others) if others else units
-            for number in distinct(self.element_of[along]).tolist():
-                if number >= 0:
-                    here = along[self.element_of[along] == number]
-                    width, present = self.all[number].width, len(distinct(here))
-                    regular = present == width and len(here) % width == 0
-                    found.setdefault(dim, {})[number] = len(here) // width if regular else 0
+            for number in distinct(self.class_of[along]).tolist():
+                if number < 0:
+                    continue
+                own = along[self.class_of[along] == number]
+                width = self.all[number].width
+                regular = len(distinct(own)) == width and len(own) % width == 0
+                counts.setdefault(dim, {})[number] = len(own) // width if regular else 0
 
 
-def _short(owner: LabelOrigin) -> str:
-    """A map's name: the module's where the tensor is its weight."""
-    return owner.module if owner.tensor == "weight" and owner.module else owner.name
+def _add_dim(one: LabelClass, role: Role, tensor: str, dim: int, units: Tensor, *, normed: bool = False) -> None:
+    """Add a tensor dimension to a label class; `units` has the number of the unit at each position, -1 for none."""
+    index = unit_index(units, one.width)
+    if index is None:
+        raise _RefusedError(f"its units own different numbers of positions in {tensor}")
+    for number, place in enumerate(one.dims):
+        if (place.tensor, place.dim) != (tensor, dim):
+            continue
+        if not torch.equal(place.index, index):
+            raise _RefusedError(f"{tensor} meets its units in two ways")
+        if place.role == "elementwise" or role == "consumer":
+            # Read several times, a consumer is behind a norm only if it is each time.
+            normed = normed and (place.role != "consumer" or place.normed)
+            one.dims[number] = LabelClassDim(role=role, tensor=tensor, dim=dim, index=index, normed=normed)
+        return
+    one.dims.append(LabelClassDim(role=role, tensor=tensor, dim=dim, index=index, normed=normed))
 
 
 def unit_axis(units: Tensor) -> int | None:
-    """The one dimension of a tensor along which its units lie.
+    """Find the dimension of a tensor along which its units lie.
 
     Args:
         units: the unit of each entry, -1 for none.
@@ -223,21 +239,21 @@ def unit_axis(units: Tensor) -> int | None:
     Returns:
         The dimension; the last one if all entries belong to a single unit; None if there are several.
     """
-    along = [dim for dim in range(units.dim()) if bool((units != units.narrow(dim, 0, 1)).any())]
+    along = varying(units)
     if not along:
         return units.dim() - 1
-    return along[0] if len(along) == 1 else None
+    return along.pop() if len(along) == 1 else None
 
 
 def unit_index(units: Tensor, width: int) -> Tensor | None:
-    """Positions of each unit.
+    """Collect the positions of each unit.
 
     Args:
         units: (positions,) the unit at each position, -1 for none.
         width: number of units.
 
     Returns:
-        (width, k) positions in ascending order, or None if the units own different numbers of positions.
+        (width, k) long, positions in ascending order; None if the units own different numbers of positions.
     """
     positions = (units >= 0).nonzero().flatten()
     owners = units[positions]

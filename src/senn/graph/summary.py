@@ -1,4 +1,4 @@
-"""Text summary of a structure."""
+"""Text summary of a dependency graph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from senn.graph.types import NOTHING, DependencyGraph, SummaryTable
 
 
 class Explanation(str):
-    """Text summary of a structure; tables and a picture of the widths in notebooks."""
+    """Text summary of a dependency graph; in notebooks, tables and a sketch of the widths.
+
+    Attributes:
+        graph: the graph.
+    """
 
     graph: DependencyGraph
 
@@ -15,9 +19,11 @@ class Explanation(str):
 
 
 def render(graph: DependencyGraph) -> Explanation:
-    """Render a structure as plain text tables: spaces, sites, blocks that can be repeated, refusals.
+    """Render a dependency graph as plain text tables; nothing is analyzed.
 
-    Nothing is analysed: `senn.explain` does that where it is given a model.
+    Returns:
+        The groups, the insertion points, the blocks that can be repeated and the refusals. A consumer that owns k > 1
+        columns for each unit is shown as `name x k`.
     """
     texts = [_aligned(table) for table in graph.as_tables() if table.rows]
     explanation = Explanation("\n\n".join(texts) or NOTHING)
@@ -28,6 +34,9 @@ def render(graph: DependencyGraph) -> Explanation:
 def _aligned(table: SummaryTable) -> str:
     """Lay a table out in left-aligned columns."""
     rows = [table.head, *table.rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

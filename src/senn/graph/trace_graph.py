@@ -1,4 +1,4 @@
-"""From one labelled forward pass to a structure: what can change size, and what cannot and why."""
+"""From one labeled forward pass to an unproved dependency graph: what can change size, and what cannot and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from senn.graph.grouping import build_groups
 from senn.graph.tracing.recorded import WeightUse
-from senn.graph.tracing.recorder import TraceRecorder
+from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.tracing.tracer import trace_forward
 from senn.graph.types import DependencyGraph, InsertionPoint, LinearMap, Refusal, get_tensor
 from senn.pytree import Inputs
@@ -18,64 +18,60 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = frozenset()) -> DependencyGraph:
-    """Run a model's forward pass once and return the structure that it shows, unproved and without blocks.
+    """Run a model's forward pass once and return the dependency graph that it shows, unproved and without blocks.
 
     Args:
         model: any module that `input_checks.check_model` accepts; it is left as it was.
-        inputs: what its `forward` takes.
+        inputs: arguments of its `forward`.
         ignored: names of modules whose own weights must keep their shapes.
 
     Returns:
-        The structure. What the forward pass takes for granted without a trace (a constant, a float computed from a
-        size) isn't seen: `senn.graph.analyze` finds that by widening a copy.
+        The graph. A size that the forward takes for granted without a trace (a constant, a float computed from a size)
+        isn't seen: `senn.analyze` finds it by widening a copy.
 
     Raises:
         SennError: the forward pass fails on these inputs.
         UnsupportedError: the output holds no tensor that could be followed.
     """
-    trace, numbers = trace_forward(model, inputs)
-    problems = _problems(model, trace)
+    trace, sizes = trace_forward(model, inputs)
     fixed: dict[str, str] = {}
     for name in ignored:
         for key, _ in model.get_submodule(name).named_parameters(recurse=False):
-            fixed[f"{name}.{key}"] = "is ignored as asked"
+            fixed[f"{name}.{key}"] = "is ignored as requested"
+    problems = _problems(model, trace)
     fixed |= problems
+    groups, not_groups = build_groups(trace, sizes, fixed, _shared_memory(model))
+    linear_maps = _linear_maps(model, trace, problems)
+    insertion_points, not_points = _insertion_points(model, trace, linear_maps, fixed)
     used = {use.weight for use in trace.uses}
-    refused = [
-        Refusal(place=_short(name), reason=f"it {why}")
-        for name, why in fixed.items()
-        if name in used or name in problems
-    ]
-    groups, not_groups = build_groups(trace, numbers, fixed, _tied(model))
-    maps = _maps(model, trace, problems)
-    insertion_points, without_insertion_point = _insertion_points(model, trace, maps, fixed)
-    refused += [*not_groups, *without_insertion_point, *_not_followed(model, trace)]
-    first: dict[str, Refusal] = {}
-    for refusal in refused:
-        first.setdefault(refusal.place, refusal)
+    refusals: dict[str, Refusal] = {}  # the first for each place is the one that says most
+    for name, why in fixed.items():
+        if name in used or name in problems:
+            place = _map_name(name)
+            refusals.setdefault(place, Refusal(place=place, reason=f"it {why}"))
+    for refusal in (*not_groups, *not_points, *_not_followed(model, trace)):
+        refusals.setdefault(refusal.place, refusal)
     return DependencyGraph(
-        linear_maps=tuple(maps),
+        linear_maps=tuple(linear_maps),
         groups=tuple(groups),
         insertion_points=tuple(insertion_points),
-        refusals=tuple(first.values()),
+        refusals=tuple(refusals.values()),
     )
 
 
-def _short(weight: str) -> str:
-    """A map's name: the module's where the tensor is its weight."""
+def _map_name(weight: str) -> str:
+    """Name of a linear map: the module's where the tensor is its `weight`."""
     module, _, key = weight.rpartition(".")
     return module if key == "weight" and module else weight
 
 
 def _problems(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
     """Weights whose shape must not change, by full name, and why."""
-    used = {name for name, _ in trace.rows} | {use.weight for use in trace.uses}
     problems = {}
-    for name in used:
-        parameter = get_tensor(model, name)
+    for name in {name for name, _ in trace.rows} | {use.weight for use in trace.uses}:
         if name in trace.labeled_in:
             problems[name] = f"has a weight that is also used by {trace.labeled_in[name]}"
-        elif not parameter.requires_grad:
+        elif not get_tensor(model, name).requires_grad:
             problems[name] = "has a frozen weight"
     for path, module in model.named_modules():
         computed = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and "weight" not in module._parameters
@@ -84,100 +80,111 @@ def _problems(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
     return problems
 
 
-def _tied(model: nn.Module) -> dict[str, str]:
-    """Parameters and buffers that share their memory with another tensor object: full name to the other's."""
-    holders: dict[int, dict[int, str]] = {}
+def _shared_memory(model: nn.Module) -> dict[str, str]:
+    """Full names of tensors that share their memory with another tensor object, and the other's.
+
+    One object under two names is a tied parameter, which surgery resizes as one. Two objects with one memory would
+    become two after a resize, so their dimensions are refused.
+    """
+    names: dict[int, dict[int, str]] = {}  # by memory address, then by object
     for name, module in model.named_modules():
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
-                full = f"{name}.{key}" if name else key
-                holders.setdefault(tensor.data_ptr() or id(tensor), {}).setdefault(id(tensor), full)
-    shared = [list(names.values()) for names in holders.values() if len(names) > 1]
-    return {name: next(other for other in names if other != name) for names in shared for name in names}
+                full_name = f"{name}.{key}" if name else key
+                names.setdefault(tensor.data_ptr() or id(tensor), {}).setdefault(id(tensor), full_name)
+    shared = {}
+    for objects in names.values():
+        for name in objects.values():
+            others = [other for other in objects.values() if other != name]
+            if others:
+                shared[name] = others[0]
+    return shared
 
 
-def _maps(model: nn.Module, trace: TraceRecorder, problems: dict[str, str]) -> list[LinearMap]:
-    """The linear maps in order of first use."""
-    uses: dict[str, list[WeightUse]] = {}
+def _linear_maps(model: nn.Module, trace: TraceRecorder, problems: Collection[str]) -> list[LinearMap]:
+    """Linear maps in order of first use."""
+    uses_of: dict[str, list[WeightUse]] = {}
     for use in trace.uses:
-        uses.setdefault(use.weight, []).append(use)
-    found = []
-    for weight, several in uses.items():
-        first = several[0]
-        module, _, _ = weight.rpartition(".")
-        bias = model.get_submodule(module)._parameters.get("bias") if weight.endswith("weight") else None
-        alike = all((use.in_dim, use.scored) == (first.in_dim, True) for use in several)
+        uses_of.setdefault(use.weight, []).append(use)
+    linear_maps = []
+    for weight, uses in uses_of.items():
+        first = uses[0]
+        module, _, key = weight.rpartition(".")
+        has_bias = key == "weight" and model.get_submodule(module)._parameters.get("bias") is not None
+        alike = all(use.in_dim == first.in_dim and use.scored for use in uses)
+        # A tied embedding makes units along the dimension in which the head reads them.
         makes_what_it_reads = (weight, first.in_dim) in trace.rows
         plain = not makes_what_it_reads and weight not in problems and weight not in trace.labeled_in
-        found.append(
+        linear_maps.append(
             LinearMap(
-                name=_short(weight),
+                name=_map_name(weight),
                 weight=weight,
-                bias=None if bias is None else f"{module}.bias".lstrip("."),
+                bias=f"{module}.bias".lstrip(".") if has_bias else None,
                 out_dim=first.out_dim,
                 in_dim=first.in_dim,
                 kernel_numel=1 if first.transposed else first.kernel_numel,
                 has_factors=alike and plain,
-                n_uses=len(several),
+                n_uses=len(uses),
                 groups=first.groups,
                 transposed=first.transposed,
             )
         )
-    return found
+    return linear_maps
 
 
 def _insertion_points(
-    model: nn.Module, trace: TraceRecorder, maps: list[LinearMap], fixed: Collection[str]
+    model: nn.Module, trace: TraceRecorder, linear_maps: list[LinearMap], fixed: Collection[str]
 ) -> tuple[list[InsertionPoint], list[Refusal]]:
-    """Where a layer can be inserted, with the activation that the model uses nearest to it."""
-    usual = Counter(trace.activations.values()).most_common(1)[0][0] if trace.activations else "ReLU"
-    aliases = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    last = {use.weight: use for use in trace.uses}
-    insertion_points, refused = [], []
-    for one in maps:
-        use = last[one.weight]
+    """Inputs before which a layer can be inserted, and refusals of those where it looks possible and isn't."""
+    most_used = Counter(trace.activations.values()).most_common(1)
+    usual = most_used[0][0] if most_used else "ReLU"
+    times_held = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    last_use = {use.weight: use for use in trace.uses}
+    points, refused = [], []
+    for one in linear_maps:
+        use = last_use[one.weight]
         path = one.weight.rpartition(".")[0]
         module = model.get_submodule(path)
-        if one.n_uses > 1 or use.inside != path or one.weight in fixed or not use.scored or one.groups > 1:
+        # The layer is put into a `Sequential` in the map's place, so the map must be a module that is called once.
+        called = one.n_uses == 1 and use.inside == path and use.scored and one.groups == 1
+        if not called or one.weight in fixed or not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue
-        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            continue
+        why = None
         if module is model:
-            refused.append(Refusal(place=path, reason="no layer can be inserted before it: it is the whole model"))
-        elif aliases[id(module)] > 1:
-            refused.append(
-                Refusal(place=one.name, reason="no layer can be inserted before it: the model holds it under two names")
-            )
+            why = "it is the whole model"
+        elif times_held[id(module)] > 1:
+            why = "the model holds it under two names"
         elif _read_by_fast_path(model.get_submodule(path.rpartition(".")[0])):
             why = "in eval mode its TransformerEncoderLayer reads its weight directly (the fast path)"
-            refused.append(Refusal(place=one.name, reason=f"no layer can be inserted before it: {why}"))
-        else:
-            spatial = _CONVOLUTIONS.index(type(module)) + 1 if type(module) in _CONVOLUTIONS else 0
-            insertion_points.append(
-                InsertionPoint(
-                    module=one.name,
-                    features=module.weight.shape[1],
-                    activation=use.activation or usual,
-                    spatial=spatial,
-                )
+        if why is not None:
+            place = path if module is model else one.name
+            refused.append(Refusal(place=place, reason=f"no layer can be inserted before it: {why}"))
+            continue
+        points.append(
+            InsertionPoint(
+                module=one.name,
+                features=module.weight.shape[1],
+                activation=use.activation or usual,
+                spatial=_CONVOLUTIONS.index(type(module)) + 1 if type(module) in _CONVOLUTIONS else 0,
             )
-    return insertion_points, refused
+        )
+    return points, refused
 
 
 def _read_by_fast_path(parent: nn.Module) -> bool:
-    """Whether a module is a transformer layer that in eval mode hands the weights inside it to one fused kernel."""
+    """Return True for a transformer layer that in eval mode passes the weights inside it to one fused kernel."""
     fused = isinstance(parent, nn.TransformerEncoderLayer) and parent.self_attn.batch_first
     return fused and bool(parent.activation_relu_or_gelu)
 
 
 def _not_followed(model: nn.Module, trace: TraceRecorder) -> list[Refusal]:
-    """Modules with parameters that no rule understands, and parameters that the forward pass never reaches."""
+    """Modules that no rule understands, and parameters that the forward pass never reaches."""
     refused = [Refusal(place=place, reason=reason) for place, reason in trace.not_understood.items()]
     for name, module in model.named_modules():
-        own = {f"{name}.{key}" if name else key: p for key, p in module.named_parameters(recurse=False)}
-        unused = [key for key, parameter in own.items() if id(parameter) not in trace.reached]
-        if name and unused and len(unused) == len(own):
-            refused.append(Refusal(place=name, reason="it is never used in the forward pass"))
-        else:
-            refused += [Refusal(place=key, reason="it is never used in the forward pass") for key in unused]
+        parameters = dict(module.named_parameters(recurse=False))
+        unused = [key for key, parameter in parameters.items() if id(parameter) not in trace.reached]
+        places = [f"{name}.{key}" if name else key for key in unused]
+        if name and unused and len(unused) == len(parameters):
+            places = [name]
+        refused += [Refusal(place=place, reason="it is never used in the forward pass") for place in places]
     return refused

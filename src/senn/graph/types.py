@@ -1,14 +1,14 @@
-"""Records of what in a module can change size, held by names and indices only.
+"""Records of what in a module can change size, by names and indices only.
 
-Nothing here holds a module or a parameter: a `DependencyGraph` stays valid for any copy of the model
-that has the same shapes (a deepcopy, an averaged model, a freshly loaded one).
+Nothing here holds a module or a parameter: a `DependencyGraph` is valid for every copy of the model that has the same
+shapes (a deepcopy, an averaged model, a freshly loaded one).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +18,30 @@ from senn import _deprecated, html
 Role = Literal["producer", "elementwise", "consumer"]
 
 NOTHING = "Nothing in this model can change size."
-"""Said of a structure that is empty."""
+"""Text of a graph that is empty."""
 
 
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoupledDim:
-    """One dimension of one tensor whose entries belong to the units of a space.
+    """One dimension of one tensor, whose positions belong to the units of a group.
+
+    `n_segments` says how a unit's k positions are laid out: the dimension consists of so many segments; in each of
+    them the units follow each other without a gap, and a unit owns k / n_segments neighboring positions. One segment
+    where a unit's positions are neighbors (flattened channels-first images), k segments where units alternate
+    (flattened tokens), 3 where queries, keys and values are packed.
 
     Attributes:
-        role: `producer` (rows that make the units), `carrier` (per-unit parameters or buffers on the
-            way: BatchNorm, PReLU, Rational), `consumer` (columns that read the units).
+        role: `producer` (rows that make the units), `elementwise` (parameters and buffers with entries for each unit,
+            on the way: BatchNorm, PReLU, Rational), `consumer` (columns that read the units).
         module: name of the owning module, as in `model.get_submodule`.
         tensor: name of the parameter or buffer inside that module (`weight`, `bias`, ...).
         dim: the dimension of that tensor.
-        index: (width, k) long; positions along `dim` that each unit owns.
-        runs: how a unit's k positions are laid out: `runs` runs of all units, in each of which a unit owns k / runs
-            neighbours. One run where a unit's positions are neighbours (channels-first flatten), k runs where
-            units alternate (tokens flattened), 3 where queries, keys and values are packed. `index` goes through a
-            unit's positions in ascending order; in each run the units follow each other without a gap.
-        quiet: whether the units here meet one of `Space.norms`: then it is the producers whose new entries are given
-            (means of the old ones, or zeros), and consumers' new columns may be anything; otherwise new
-            columns of consumers are zero, and producers' new entries may be anything.
+        index: (width, k) long, positions along `dim` that each unit owns, in ascending order.
+        n_segments: number of segments of the layout.
+        behind_norm: True if the units here meet one of `ChannelGroup.norms`. Then the new entries of producers are
+            prescribed (means of the old ones, or zeros), and new columns of consumers may hold anything. Otherwise
+            new columns of consumers are zero, and new entries of producers may hold anything.
     """
 
     role: Role
@@ -63,13 +65,13 @@ class CoupledDim:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeAttribute:
-    """A Python number that changes with a space.
+    """A Python number that changes with a group.
 
     Attributes:
         module: name of the module that holds it.
-        name: the attribute.
+        name: name of the attribute.
         per_unit: added to it for each new unit.
-        item: which item, where the attribute is a tuple or list (`normalized_shape`); None for a plain integer.
+        item: index of the number in a tuple or list (`normalized_shape`); None for a plain integer.
     """
 
     module: str
@@ -80,16 +82,16 @@ class SizeAttribute:
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A normalisation that mixes the units of a space.
+    """A normalization over the units of a group.
 
-    Its output for the old units stays as it was if new units enter it as the mean of the old ones (`layer`: variance
-    falls by C / (C + k)) or as zeros (`rms`: so does the mean square), its weight is multiplied by sqrt(C / (C + k))
-    and eps by C / (C + k).
+    When the group grows from C to C + k units, the output for the old units stays as it was if the new ones enter as
+    the mean of the old ones (`layer`: the variance falls by C / (C + k)) or as zeros (`rms`: so does the mean square),
+    the weight is multiplied by sqrt(C / (C + k)), and eps by C / (C + k).
 
     Attributes:
-        module: its name.
+        module: name of the module.
         kind: `layer` or `rms`.
-        eps: name of the attribute that holds eps; None if it has none.
+        eps: name of the attribute that holds eps; None if there is none.
     """
 
     module: str
@@ -100,16 +102,34 @@ class Norm:
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelGroup:
-    """A hidden dimension: `width` units that producers make and consumers read.
+    """A hidden dimension: units that producers make and consumers read, and everything that changes size with them.
 
     Attributes:
-        name: the first producer module's name; stable while the model grows.
+        name: name of the first producer; it stays while the model grows.
         width: number of units now.
-        dims: every tensor dimension that changes size with the space.
+        dims: every tensor dimension that changes size with the group.
         attributes: Python numbers to rewrite.
         granularity: units come and go in multiples of this.
-        norms: normalisations that mix the units in the `quiet` slots, all of one kind: new entries of producers are
-            means of the old ones (`layer`) or zeros (`rms`), and what the normalisation gives for new units is zero.
+        norms: normalizations over the units, all of one kind; see `CoupledDim.behind_norm`.
+
+    A convolution of four channels, whose flattened 2 x 2 output a linear layer reads. Each channel is one row of the
+    convolution and its bias, one entry of each tensor of the BatchNorm, and four columns of the linear layer:
+
+    >>> import senn, torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    >>> group = senn.analyze(model, torch.randn(2, 1, 4, 4)).group("0")
+    >>> for coupled in group.dims:
+    ...     print(f"{coupled.role:11}  {coupled.name:14}  {coupled.dim}  {coupled.index[1].tolist()}")
+    producer     0.weight        0  [1]
+    producer     0.bias          0  [1]
+    elementwise  1.weight        0  [1]
+    elementwise  1.bias          0  [1]
+    elementwise  1.running_mean  0  [1]
+    elementwise  1.running_var   0  [1]
+    consumer     4.weight        1  [4, 5, 6, 7]
+    >>> [(attribute.module, attribute.name, attribute.per_unit) for attribute in group.attributes]
+    [('0', 'out_channels', 1), ('1', 'num_features', 1), ('4', 'in_features', 4)]
     """
 
     name: str
@@ -120,7 +140,7 @@ class ChannelGroup:
     norms: tuple[Norm, ...] = ()
 
     def dims_of(self, role: Role) -> tuple[CoupledDim, ...]:
-        """The slots with one role."""
+        """Return the dimensions with one role."""
         return tuple(coupled for coupled in self.dims if coupled.role == role)
 
 
@@ -129,22 +149,22 @@ class ChannelGroup:
 class LinearMap:
     """A linear map z = W a + b of the forward pass, applied at every location (token, pixel) of every sample.
 
-    As a matrix W is (out, in * taps), columns of one input side by side: `weight.movedim` of `out_dim` and `in_dim` to
-    the front, then flattened (`matrix`). Of a grouped convolution that is one matrix above the other; of a transposed
-    one it is (out * kernel positions, in).
+    As a matrix W is (out, in * kernel positions), with the columns of one input side by side; see `weight_matrix`. For
+    a grouped convolution the groups' matrices lie above each other; for a transposed one W is (out * kernel positions,
+    in).
 
     Attributes:
-        name: the module's name where the tensor is its `weight`, else the tensor's full name.
+        name: name of the module if the tensor is its `weight`, else the tensor's full name.
         weight: full name of the weight.
-        bias: full name of the bias, or None.
+        bias: full name of the bias; None if there is none.
         out_dim: dimension of the weight that counts outputs.
-        in_dim: dimension that counts inputs.
+        in_dim: dimension of the weight that counts inputs.
         kernel_numel: columns of one input: kernel positions (9 for a 3 x 3 convolution), 1 for a transposed one.
-        has_factors: whether its inputs and outputs can be read: applied by `linear`, `addmm`, a matrix product or a
-            convolution, and not inside a fused operation.
+        has_factors: True if its inputs and output gradients can be recorded: it is applied by `linear`, `addmm`, a
+            matrix product or a convolution, and not inside a fused operation.
         n_uses: how often the forward pass applies it.
-        groups: of a convolution.
-        transposed: whether it is a transposed convolution.
+        groups: number of groups of a convolution.
+        transposed: True for a transposed convolution.
     """
 
     name: str
@@ -161,13 +181,13 @@ class LinearMap:
 
 @dataclass(frozen=True, kw_only=True)
 class InsertionPoint:
-    """The input of a linear map, a place where a layer can be inserted.
+    """The input of a linear map, where a layer can be inserted.
 
     Attributes:
         module: name of the linear map before which the layer goes.
         features: size of its input.
-        activation: class name of the activation that the model uses nearest to this place
-            (`ReLU`, `Tanh`, `Rational`, `PReLU`, ...), a hint for what to insert.
+        activation: class name of the activation that the model uses nearest to this place (`ReLU`, `Tanh`,
+            `Rational`, `PReLU`, ...), a hint for what to insert.
         spatial: number of spatial dimensions of its input; 0 for a linear layer, whose features come last.
     """
 
@@ -180,14 +200,14 @@ class InsertionPoint:
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class ResidualBlock:
-    """A residual block after which another one like it can be put: x -> x + f(x, whatever else it is given).
+    """A residual block, x -> x + f(x, further arguments), after which a copy of itself can be inserted.
 
     Attributes:
-        module: its name.
-        output_params: full names, inside it, of the parameters that a copy must have zero to be silent: those that make
-            what is added to x. Each is needed, and each has a gradient then.
-        in_module_list: whether the copy goes into the list of layers (`nn.ModuleList`, `nn.Sequential`) that the
-            block lies in, directly after it; if not, `Sequential(block, copy)` takes the block's place.
+        module: name of the block.
+        output_params: full names, inside it, of the parameters that make what is added to x. With these at zero a copy
+            adds nothing. Each of them is needed for that, and each has a gradient there.
+        in_module_list: True if the copy goes into the list of layers (`nn.ModuleList`, `nn.Sequential`) that the block
+            lies in, directly after it; otherwise `Sequential(block, copy)` takes the block's place.
         depth_attributes: numbers of layers that grow by one with each copy. A name may lead into an object that isn't
             a module (`config.n_layer`).
     """
@@ -200,14 +220,19 @@ class ResidualBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A place that cannot change size, and why, in one sentence."""
+    """A place that cannot change size.
+
+    Attributes:
+        place: name of the module, map or parameter; "" for the model.
+        reason: the rest of a sentence that begins with the place.
+    """
 
     place: str
     reason: str
 
 
 class SummaryTable(NamedTuple):
-    """Rows of text for people: what they show, the names of the columns, the cells."""
+    """One table of a summary, all text: what it shows, names of the columns, the cells."""
 
     caption: str
     head: tuple[str, ...]
@@ -217,14 +242,42 @@ class SummaryTable(NamedTuple):
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DependencyGraph:
-    """All that can change size in one model.
+    """Everything that can change size in one model; `senn.analyze` makes it.
 
     Attributes:
         linear_maps: linear maps in order of use.
         groups: hidden dimensions that can be widened and pruned.
-        insertion_points: inputs where a layer can be inserted.
+        insertion_points: inputs before which a layer can be inserted.
         refusals: places that cannot change, with reasons.
         residual_blocks: residual blocks that can be repeated.
+
+    Two layers that write into one residual stream, of which a third reads twice, are one group; the model's outputs
+    stay as they are:
+
+    >>> import senn, torch
+    >>> from torch import nn
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.stem, self.branch, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(8, 2)
+    ...     def forward(self, x):
+    ...         x = torch.relu(self.stem(x))
+    ...         x = x + self.branch(x)
+    ...         return self.head(torch.cat([x, x.abs()], dim=1))
+    >>> graph = senn.analyze(Net(), torch.randn(5, 3))
+    >>> print(senn.explain(graph))
+    group  units  produced by   elementwise  consumed by
+    stem   4      stem, branch  -            branch, head x 2
+    <BLANKLINE>
+    layer before  features  activation
+    stem          3         ReLU
+    branch        4         ReLU
+    head          8         ReLU
+    <BLANKLINE>
+    cannot change  because
+    head           its units are the model's outputs
+    >>> graph.group("stem").dims_of("consumer")[1].index[0].tolist()  # the first unit's columns of the head
+    [0, 4]
     """
 
     linear_maps: tuple[LinearMap, ...]
@@ -235,42 +288,33 @@ class DependencyGraph:
 
     @property
     def scored_maps(self) -> tuple[str, ...]:
-        """Names of the maps whose inputs and outputs can be read: each has Kronecker factors."""
+        """Names of the linear maps that have Kronecker factors."""
         return tuple(one.name for one in self.linear_maps if one.has_factors)
 
     def as_tables(self) -> tuple[SummaryTable, ...]:
-        """Return all that is known, as tables of text: spaces, sites, blocks, refusals.
+        """Return tables of text: groups, insertion points, residual blocks, refusals.
 
-        A consumer that owns k > 1 columns per unit is shown as `name x k`.
+        A consumer that owns k > 1 columns for each unit is shown as `name x k`.
         """
-        groups = [
-            (
-                group.name,
-                str(group.width),
-                _modules(group.dims_of("producer")),
-                _modules(group.dims_of("elementwise")) or "-",
-                _modules(group.dims_of("consumer")),
-            )
-            for group in self.groups
-        ]
-        insertion_points = [
-            (insertion_point.module, str(insertion_point.features), insertion_point.activation)
-            for insertion_point in self.insertion_points
-        ]
-        blocks = [
-            (block.module, ", ".join(n[len(block.module) + 1 :] for n in block.output_params))
-            for block in self.residual_blocks
-        ]
+        groups = []
+        for group in self.groups:
+            makers, between, readers = (_modules(group.dims_of(role)) for role in get_args(Role))
+            groups.append((group.name, str(group.width), makers, between or "-", readers))
+        points = [(point.module, str(point.features), point.activation) for point in self.insertion_points]
+        blocks = []
+        for block in self.residual_blocks:
+            names = [name.removeprefix(f"{block.module}.") for name in block.output_params]
+            blocks.append((block.module, ", ".join(names)))
         refused = [(refusal.place or "(the model)", refusal.reason) for refusal in self.refusals]
         return (
             SummaryTable("Hidden dimensions", ("group", "units", "produced by", "elementwise", "consumed by"), groups),
-            SummaryTable("Where a layer can be inserted", ("layer before", "features", "activation"), insertion_points),
+            SummaryTable("Where a layer can be inserted", ("layer before", "features", "activation"), points),
             SummaryTable("Blocks", ("can be repeated", "silent where zero"), blocks),
             SummaryTable("What stays as it is", ("cannot change", "because"), refused),
         )
 
     def _repr_html_(self) -> str:
-        """HTML for notebooks: the tables, and a picture of the widths."""
+        """HTML for notebooks: the tables, and a sketch of the widths."""
         tables = self.as_tables()
         if not any(table.rows for table in tables):
             return f"<p>{NOTHING}</p>"
@@ -278,52 +322,79 @@ class DependencyGraph:
         return html.network([group.width for group in self.groups]) + "".join(parts)
 
     def map(self, name: str) -> LinearMap:
-        """The linear map with that name."""
+        """Return the linear map of that name; raises KeyError if there is none."""
         for one in self.linear_maps:
             if one.name == name:
                 return one
         raise KeyError(name)
 
     def block(self, name: str) -> ResidualBlock:
-        """The residual block with that name."""
+        """Return the residual block of that name; raises KeyError if there is none."""
         for block in self.residual_blocks:
             if block.module == name:
                 return block
         raise KeyError(name)
 
     def group(self, name: str) -> ChannelGroup:
-        """The space with that name."""
+        """Return the channel group of that name; raises KeyError if there is none."""
         for group in self.groups:
             if group.name == name:
                 return group
         raise KeyError(name)
 
 
-def _modules(coupled_dims: Sequence[CoupledDim]) -> str:
-    """Name the modules of some slots, each once."""
-    columns = {coupled.module or coupled.tensor: coupled.index.shape[1] for coupled in coupled_dims}
-    return ", ".join(name if k == 1 else f"{name} x {k}" for name, k in columns.items())
+def _modules(dims: Sequence[CoupledDim]) -> str:
+    """Names of the modules of some dimensions, each once, with the number of positions of a unit."""
+    counts = {coupled.module or coupled.tensor: coupled.index.shape[1] for coupled in dims}
+    return ", ".join(name if k == 1 else f"{name} x {k}" for name, k in counts.items())
 
 
 def get_tensor(model: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its full name."""
+    """Return a parameter or buffer.
+
+    Args:
+        model: the model.
+        name: its full name, as in `state_dict`.
+    """
     path, _, key = name.rpartition(".")
     return cast(Tensor, getattr(model.get_submodule(path), key))
 
 
 def weight_matrix(model: nn.Module, one: LinearMap) -> Tensor:
-    """The weight of a linear map as a matrix, (out, in * taps), detached."""
+    """Return the weight of a linear map as a matrix.
+
+    Args:
+        model: the model.
+        one: the linear map.
+
+    Returns:
+        (out, in * kernel positions), or (out * kernel positions, in) for a transposed convolution; detached.
+    """
     weight = get_tensor(model, one.weight).detach()
     if one.transposed:
         return weight.flatten(1).mT
     return weight.movedim((one.out_dim, one.in_dim), (0, 1)).flatten(1)
 
 
-def owned_columns(coupled: CoupledDim, taps: int) -> Tensor:
-    """(width, k * taps) columns of a consumer's `matrix` that each unit owns."""
-    return (coupled.index[:, :, None] * taps + torch.arange(taps)).flatten(1)
+def owned_columns(coupled: CoupledDim, kernel_numel: int) -> Tensor:
+    """Return the columns of a consumer's weight matrix that each unit owns.
+
+    Args:
+        coupled: a dimension with the role `consumer`.
+        kernel_numel: columns of one input: `LinearMap.kernel_numel`.
+
+    Returns:
+        (width, k * kernel_numel) long.
+    """
+    # Input channel i owns the columns i * kernel_numel ... (i + 1) * kernel_numel - 1, one for each kernel position.
+    return (coupled.index[:, :, None] * kernel_numel + torch.arange(kernel_numel)).flatten(1)
 
 
 def get_linear(model: nn.Module, name: str) -> nn.Linear:
-    """A linear layer by its name."""
+    """Return a linear layer.
+
+    Args:
+        model: the model.
+        name: its name, as in `model.get_submodule`.
+    """
     return cast(nn.Linear, model.get_submodule(name))

@@ -377,7 +377,7 @@ ENTRIES = {
     ),
     "convnext": Entry(
         ConvNeXt, image(3, 16), {"stage1.pwconv1": 10, "stage2.pwconv1": 14},
-        {"stem.0": "normalises", "down.1": "normalises"}, never={"head": "outputs"},
+        {"stem.0": "normali[sz]es", "down.1": "normali[sz]es"}, never={"head": "outputs"},
         blocks=["stage1", "stage2"],
     ),
     "unet": Entry(

@@ -67,7 +67,7 @@ ENTRIES = (
     {
         "hf bert": Entry(
             _bert, words(17, 8), {**_BERT, "bert.pooler.dense": 12},
-            {"bert.embeddings.word_embeddings": "normalises"}, never={"classifier": "outputs"}, output=_logits,
+            {"bert.embeddings.word_embeddings": "normali[sz]es"}, never={"classifier": "outputs"}, output=_logits,
         ),
         "hf gpt2": Entry(
             _gpt2, words(17, 8), {**_GPT2, "transformer.wte": 12}, never={"transformer.wte.weight:0": "outputs"},

@@ -240,10 +240,10 @@ ENTRIES = {
         lambda: Encoder(True), vectors(4, 6), {"inp": 3, "enc.layers.0.linear1": 20, "enc.layers.1.linear1": 20},
         never={"out": "outputs", **_FUSED}, blocks=["enc.layers.0", "enc.layers.1"],
     ),
-    # The sum is normalised: with an addition of zero, x isn't what comes out. No blocks, nor in BERT.
+    # The sum is normalized: with an addition of zero, x isn't what comes out. No blocks, nor in BERT.
     "encoder, norms after": Entry(
         lambda: Encoder(False), vectors(4, 6), {"enc.layers.0.linear1": 20, "enc.layers.1.linear1": 20},
-        {"inp": "normalises", **{f"enc.layers.{n}.self_attn.in_proj_weight": "follows" for n in (0, 1)}},
+        {"inp": "normali[sz]es", **{f"enc.layers.{n}.self_attn.in_proj_weight": "follows" for n in (0, 1)}},
         never={"out": "outputs", **_FUSED},
     ),
     "decoder": Entry(
@@ -252,7 +252,7 @@ ENTRIES = {
     ),
     "pooling": Entry(Pooling, vectors(4, 6), {"inp": 3, "attn.out_proj": 12}, never={"out": "outputs"}),
     "mixer": Entry(
-        Mixer, image(3, 16), {"blocks.0.tokens.0": 11, "blocks.0.channels.0": 13}, {"patch": "normalises"},
+        Mixer, image(3, 16), {"blocks.0.tokens.0": 11, "blocks.0.channels.0": 13}, {"patch": "normali[sz]es"},
         never={"head": "outputs", "blocks.0.tokens.2": "mixes"}, blocks=["blocks.0"],
     ),
 }  # fmt: skip

@@ -1,8 +1,8 @@
-"""Which attributes and which other elements must change with an element: solved from the forward's own numbers.
+"""Which attributes and other label classes must change with a label class: solved from the forward's own sizes.
 
-A call of the forward that took a number (`view(batch, tokens, self.heads, width // self.heads)`) is replayed on tensors
-without data, at the sizes that a grown model would have. What comes out must have the sizes that the labels say.
-Where it hasn't, attributes and elements that the call depends on are changed along, the fewest that help.
+A call that took a symbolic integer, such as `view(batch, tokens, self.heads, width // self.heads)`, is replayed on
+tensors without data, at the sizes that a grown model would have. The results must have the sizes that the labels say.
+Where they don't, attributes and label classes that the call depends on are changed as well: the fewest that help.
 """
 
 from __future__ import annotations
@@ -17,227 +17,290 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from senn.graph.label_classes import LabelClasses
-from senn.graph.sizes.symbolic_int import IntSource, Key, Numbers, RecordedCall, SizeAssignment, SizeGuard, TensorMeta
+from senn.graph.sizes.symbolic_int import (
+    IntSource,
+    Key,
+    RecordedCall,
+    SizeAssignment,
+    SizeGuard,
+    SizeTracker,
+    TensorMeta,
+)
 
 Symbol = int | Key
-"""An element's number, or an attribute."""
+"""The number of a label class, or an attribute."""
 
 MOST_CHECKS = 4000
-"""Replays after which an element is given up."""
+"""Replays after which a label class is given up. The largest model of the tests needs a tenth of that; twice as many
+would double the seconds (a few) until a hopeless class is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeChange(SizeAssignment):
-    """By how much elements and attributes change."""
+    """Sizes after some label classes and attributes have changed.
 
-    elements: LabelClasses
+    Attributes:
+        classes: the label classes.
+        by: by how much each symbol grows.
+    """
+
+    classes: LabelClasses
     by: Mapping[Symbol, int]
 
     def attribute(self, key: Key, value: int) -> int:
-        """Its new value."""
+        """Return the new value of an attribute; see `SizeAssignment.attribute`.
+
+        Args:
+            key: the attribute.
+            value: its value now.
+        """
         return value + self.by.get(key, 0)
 
     def size(self, tensor: TensorMeta, dim: int) -> int:
-        """Its new size."""
+        """Return the new size of one dimension of a tensor; see `SizeAssignment.size`.
+
+        Args:
+            tensor: the tensor as it was recorded.
+            dim: the dimension.
+        """
         size = tensor.shape[dim]
-        for number, count in self.elements.counts(tensor).get(dim, {}).items():
+        for number, positions in self.classes.counts(tensor).get(dim, {}).items():
             change = self.by.get(number, 0)
-            if change and not count:
+            if change and not positions:
                 raise _IrregularError
-            size += count * change
+            size += positions * change
         return size
 
     def shape(self, tensor: TensorMeta) -> list[int]:
-        """Its new shape."""
+        """Return the new shape of a tensor."""
         return [self.size(tensor, dim) for dim in range(len(tensor.shape))]
 
 
 class _IrregularError(Exception):
-    """Only some of an element's units lie in a tensor."""
+    """Only some units of a label class lie in a tensor, so that its new size is unknown."""
 
 
 class NoSolutionError(Exception):
-    """An element can't change; the message says why."""
+    """A label class can't change; the message says why."""
 
 
 @dataclass(kw_only=True, eq=False)
-class _Item:
-    """A call or a comparison, and what it depends on."""
+class _Constraint:
+    """A call or a comparison that must hold at every size.
+
+    Attributes:
+        what: the call or comparison.
+        keys: attributes that it depends on.
+        tensors: tensors whose sizes it depends on.
+        classes: numbers of the label classes that lie in these tensors.
+        cache: whether it holds, by the changes of its symbols.
+    """
 
     what: RecordedCall | SizeGuard
     keys: frozenset[Key]
     tensors: list[TensorMeta]
-    touched: frozenset[int]
+    classes: frozenset[int]
     cache: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
     @property
     def symbols(self) -> list[Symbol]:
-        return [*sorted(self.keys, key=str), *sorted(self.touched)]
+        return [*sorted(self.keys, key=str), *sorted(self.classes)]
+
+    @property
+    def name(self) -> str:
+        if isinstance(self.what, SizeGuard):
+            return "a comparison of sizes"
+        return getattr(self.what.function, "__name__", "a call")
 
 
 class SizeSolver:
-    """Solves for what changes together.
+    """Finds what must change together.
 
     Args:
-        numbers: of the forward pass.
-        elements: of the same pass.
-        along: for each element, attributes that are known to change with it, and by how much per unit.
+        sizes: symbolic integers of the forward pass.
+        classes: label classes of the same pass.
+        along: for each label class, attributes that are known to change with it, and by how much for each unit.
     """
 
-    def __init__(self, numbers: Numbers, elements: LabelClasses, along: Mapping[int, Mapping[Key, int]]) -> None:
-        self.elements, self.along = elements, along
+    def __init__(self, sizes: SizeTracker, classes: LabelClasses, along: Mapping[int, Mapping[Key, int]]) -> None:
+        self.classes, self.along = classes, along
         self.checks = 0
-        self.items: list[_Item] = []
-        everything: list[RecordedCall | SizeGuard] = [*numbers.calls, *numbers.guards]
-        for what in everything:
-            sources = what.sources if isinstance(what, RecordedCall) else [what.left, what.right]
-            tensors = [tensor for source in sources for tensor in source.tensors]
-            if isinstance(what, RecordedCall):
-                tensors += [*what.tensors, *what.results]
-            touched = frozenset(
-                number for tensor in tensors for dim in elements.counts(tensor).values() for number in dim
-            )
-            keys = frozenset().union(*(source.keys for source in sources))
-            if touched or keys:
-                item = _Item(what=what, keys=keys, tensors=list({id(t): t for t in tensors}.values()), touched=touched)
-                if self._holds(item, {}):  # else the replay isn't faithful: the widened copy will tell
-                    self.items.append(item)
-        self._by_symbol: dict[Symbol, list[_Item]] = {}
-        for item in self.items:
-            for symbol in item.symbols:
-                self._by_symbol.setdefault(symbol, []).append(item)
+        self._by_symbol: dict[Symbol, list[_Constraint]] = {}
+        recorded: list[RecordedCall | SizeGuard] = [*sizes.calls, *sizes.guards]
+        for what in recorded:
+            constraint = self._constraint(what)
+            # One that fails at the sizes of now isn't replayed faithfully; the widened copy will tell.
+            if constraint.symbols and self._holds(constraint, {}):
+                for symbol in constraint.symbols:
+                    self._by_symbol.setdefault(symbol, []).append(constraint)
 
-    def solve(self, element: int) -> dict[Symbol, int]:
-        """The smallest change of an element with all that must change along.
+    def _constraint(self, what: RecordedCall | SizeGuard) -> _Constraint:
+        keys: set[Key] = set()
+        tensors: dict[int, TensorMeta] = {}
+        for source in what.sources:
+            keys |= source.keys
+            tensors |= {id(tensor): tensor for tensor in source.tensors}
+        tensors |= {id(tensor): tensor for tensor in what.tensors}
+        numbers: set[int] = set()
+        for tensor in tensors.values():
+            for dim in self.classes.counts(tensor).values():
+                numbers |= set(dim)
+        return _Constraint(what=what, keys=frozenset(keys), tensors=[*tensors.values()], classes=frozenset(numbers))
+
+    def solve(self, number: int) -> dict[Symbol, int]:
+        """Find the smallest change of a label class, with all that must change along.
+
+        Args:
+            number: the label class.
+
+        Returns:
+            By how much each symbol grows.
 
         Raises:
             NoSolutionError: there is none.
         """
+        along = self.along.get(number, {})
+        if self.classes.all[number].width == 1:  # a single unit shows no dimension: the widened copy will tell
+            alone: dict[Symbol, int] = {number: 1}
+            return alone | dict(along)
         failure = ""
-        if self.elements.all[element].width == 1:  # one label shows no dimension: the widened copy will tell
-            alone: dict[Symbol, int] = {element: 1}
-            return alone | dict(self.along.get(element, {}))
-        for amount in self._amounts(element):
+        for amount in self._amounts(number):
             self.checks = 0
-            start: dict[Symbol, int] = {element: amount}
-            start |= {key: amount * by for key, by in self.along.get(element, {}).items()}
-            found, failure = self._extended(start)
+            start: dict[Symbol, int] = {number: amount}
+            start |= {key: amount * per_unit for key, per_unit in along.items()}
+            found, failure = self._complete(start)
             if found is not None:
                 return found
         raise NoSolutionError(failure)
 
-    def _amounts(self, element: int) -> list[int]:
-        """How many units a change may need: one, or as many as a unit of another element has positions."""
+    def _amounts(self, number: int) -> list[int]:
+        """Numbers of units that a change may need: one, or as many as a unit of another class has positions.
+
+        A residual stream of `heads * size` grows by `size` units at a time, for instance.
+        """
         sizes = {1}
-        for item in self._by_symbol.get(element, ()):
-            for tensor in item.tensors:
-                for dim in self.elements.counts(tensor).values():
-                    sizes |= {count for count in dim.values() if count}
-        width = self.elements.all[element].width
+        for constraint in self._by_symbol.get(number, ()):
+            sizes |= self._positions(constraint)
+        width = self.classes.all[number].width
         return [size for size in sorted(sizes) if width % size == 0 and size < max(width, 2)]
 
-    def _extended(self, change: dict[Symbol, int]) -> tuple[dict[Symbol, int] | None, str]:
-        """The change with what must change along; None and what stands against it if there is nothing that helps."""
-        broken = next((item for item in self._concerned(change) if not self._holds(item, change)), None)
+    def _positions(self, constraint: _Constraint) -> set[int]:
+        """Positions per unit of all label classes in a constraint's tensors; 0, for irregular ones, is left out."""
+        sizes: set[int] = set()
+        for tensor in constraint.tensors:
+            for dim in self.classes.counts(tensor).values():
+                sizes |= set(dim.values())
+        return sizes - {0}
+
+    def _complete(self, change: dict[Symbol, int]) -> tuple[dict[Symbol, int] | None, str]:
+        """Add what must change along.
+
+        A depth-first search: the first constraint that fails is repaired in each possible way, until all hold.
+
+        Returns:
+            The whole change; None, and what stands against it, if nothing helps.
+        """
+        broken = self._broken(change)
         if broken is None:
             return change, ""
-        failure = f"its size is fixed by {_name(broken.what)} in {broken.what.place}"
+        failure = f"its size is fixed by {broken.name} in {broken.what.place}"
         for more in self._repairs(broken, change):
             if self.checks > MOST_CHECKS:
                 break
-            found, inner = self._extended({**change, **more})
+            found, inner = self._complete({**change, **more})
             if found is not None:
                 return found, ""
             failure = inner or failure
         return None, failure
 
-    def _concerned(self, change: Mapping[Symbol, int]) -> Iterator[_Item]:
+    def _broken(self, change: Mapping[Symbol, int]) -> _Constraint | None:
+        """First constraint that a change breaks."""
         seen: set[int] = set()
         for symbol in change:
-            for item in self._by_symbol.get(symbol, ()):
-                if id(item) not in seen:
-                    seen.add(id(item))
-                    yield item
+            for constraint in self._by_symbol.get(symbol, ()):
+                if id(constraint) in seen:
+                    continue
+                seen.add(id(constraint))
+                if not self._holds(constraint, change):
+                    return constraint
+        return None
 
-    def _repairs(self, item: _Item, change: Mapping[Symbol, int]) -> Iterator[dict[Symbol, int]]:
-        """Changes of the item's other symbols with which it holds, the fewest first, attributes before elements."""
-        free = [symbol for symbol in item.symbols if symbol not in change]
-        free = [s for s in free if not isinstance(s, int) or self.elements.all[s].reason is None]
-        amounts = {symbol: self._candidates(item, symbol, change) for symbol in free}
-        for count in (1, 2, 3):
+    def _repairs(self, constraint: _Constraint, change: Mapping[Symbol, int]) -> Iterator[dict[Symbol, int]]:
+        """Changes of a constraint's other symbols with which it holds: the fewest first, attributes before classes."""
+        free = []
+        for symbol in constraint.symbols:
+            refused = isinstance(symbol, int) and self.classes.all[symbol].reason is not None
+            if symbol not in change and not refused:
+                free.append(symbol)
+        amounts = {symbol: self._candidates(constraint, symbol, change) for symbol in free}
+        for count in (1, 2, 3):  # no call of the tests needs more than two at once
             for chosen in combinations(free, count):
                 for values in product(*(amounts[symbol] for symbol in chosen)):
                     more: dict[Symbol, int] = dict(zip(chosen, values, strict=True))
                     for symbol in chosen:
                         if isinstance(symbol, int):
-                            along = self.along.get(symbol, {})
-                            more |= {key: more[symbol] * by for key, by in along.items()}
-                    if self._holds(item, {**change, **more}):
+                            for key, per_unit in self.along.get(symbol, {}).items():
+                                more[key] = more[symbol] * per_unit
+                    if self._holds(constraint, {**change, **more}):
                         yield more
 
-    def _candidates(self, item: _Item, symbol: Symbol, change: Mapping[Symbol, int]) -> list[int]:
-        """Amounts by which a symbol could have to change: what sizes in the item change by, whole units of it."""
+    def _candidates(self, constraint: _Constraint, symbol: Symbol, change: Mapping[Symbol, int]) -> list[int]:
+        """Amounts by which a symbol may have to change: those of sizes in the constraint, in whole units of it."""
         sizes: set[int] = set()
-        own: set[int] = {1}
-        for tensor in item.tensors:
-            for dim in self.elements.counts(tensor).values():
-                size = sum(change.get(number, 0) * count for number, count in dim.items())
-                sizes |= {size} if size else set()
-                own |= {count for number, count in dim.items() if number == symbol and count}
-        sizes |= {amount for key, amount in change.items() if not isinstance(key, int) and key in item.keys}
-        sizes |= {amount for key, amount in change.items() if isinstance(key, int) and key in item.touched}
-        own |= {
-            count for tensor in item.tensors for dim in self.elements.counts(tensor).values() for count in dim.values()
-        }
+        for tensor in constraint.tensors:
+            for dim in self.classes.counts(tensor).values():
+                sizes.add(sum(change.get(number, 0) * positions for number, positions in dim.items()))
+        for other, amount in change.items():
+            if other in constraint.classes or other in constraint.keys:
+                sizes.add(amount)
+        sizes.discard(0)
+        positions = self._positions(constraint) | {1}
+        whole = {size // count for size in sizes for count in positions if size % count == 0}
         if not isinstance(symbol, int):
-            return sorted(sizes | {size // count for size in sizes for count in own if count and size % count == 0})
-        whole = {size // count for size in sizes for count in own if count and size % count == 0}
-        whole |= {size * count for size in sizes for count in own if count}
-        width = self.elements.all[symbol].width
+            return sorted(sizes | whole)
+        whole |= {size * count for size in sizes for count in positions}
+        width = self.classes.all[symbol].width
         return [amount for amount in sorted(whole) if amount and width % amount == 0]
 
-    def _holds(self, item: _Item, change: Mapping[Symbol, int]) -> bool:
-        key = tuple(change.get(symbol, 0) for symbol in item.symbols)
-        if key not in item.cache:
+    def _holds(self, constraint: _Constraint, change: Mapping[Symbol, int]) -> bool:
+        key = tuple(change.get(symbol, 0) for symbol in constraint.symbols)
+        if key not in constraint.cache:
             self.checks += 1
-            world = SizeChange(elements=self.elements, by=change)
+            sizes = SizeChange(classes=self.classes, by=change)
+            what = constraint.what
             try:
-                item.cache[key] = (
-                    _compares(item.what, world) if isinstance(item.what, SizeGuard) else _replays(item.what, world)
-                )
+                holds = _compares(what, sizes) if isinstance(what, SizeGuard) else _replays(what, sizes)
             except _IrregularError:
-                item.cache[key] = False
-        return item.cache[key]
+                holds = False
+            constraint.cache[key] = holds
+        return constraint.cache[key]
 
 
-def _compares(guard: SizeGuard, world: SizeChange) -> bool:
+def _compares(guard: SizeGuard, sizes: SizeChange) -> bool:
+    """True if a comparison comes out the same at other sizes."""
     try:
-        return guard.compare(guard.left.new(world), guard.right.new(world)) == guard.outcome
+        return guard.compare(guard.left.new(sizes), guard.right.new(sizes)) == guard.outcome
     except ZeroDivisionError:
         return False
 
 
-def _replays(call: RecordedCall, world: SizeChange) -> bool:
-    """Whether the call, with tensors and numbers of their new sizes, gives results of their new sizes."""
+def _replays(call: RecordedCall, sizes: SizeChange) -> bool:
+    """True if a call, with tensors and integers of other sizes, returns tensors of the sizes that the labels say."""
 
-    def renewed(leaf: Any) -> Any:
+    def resized(leaf: Any) -> Any:
         if isinstance(leaf, TensorMeta):
-            return torch.empty(world.shape(leaf), dtype=leaf.dtype, device="meta")
+            return torch.empty(sizes.shape(leaf), dtype=leaf.dtype, device="meta")
         if isinstance(leaf, IntSource):
-            return leaf.new(world)
+            return leaf.new(sizes)
         return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
     try:
-        args, kwargs = pytree.tree_map(renewed, (call.args, call.kwargs))
+        args, kwargs = pytree.tree_map(resized, (call.args, call.kwargs))
         with torch.no_grad(), torch.device("meta"):
             result = call.function(*args, **kwargs)
     except _IrregularError:
         raise
-    except Exception:  # whatever the call says against these sizes
+    except Exception:  # whatever the function says against these sizes
         return False
-    found = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    return [list(tensor.shape) for tensor in found] == [world.shape(tensor) for tensor in call.results]
-
-
-def _name(what: RecordedCall | SizeGuard) -> str:
-    return "a comparison of sizes" if isinstance(what, SizeGuard) else getattr(what.function, "__name__", "a call")
+    returned = [list(leaf.shape) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return returned == [sizes.shape(tensor) for tensor in call.results]

@@ -1,9 +1,9 @@
 """Labels: which unit each entry of each tensor belongs to.
 
-A label is a positive integer; 0 means that the entry belongs to no unit. Each row of a linear map's weight and
-each entry of a small parameter or buffer has a label of its own, and the label tensor of an activation (a *coat*)
-has the shape of the activation. Labels that turn out to name the same unit are united; a set of united labels is one
-unit with all its rows, carrier entries and columns.
+A label is a positive integer; 0 means that the entry belongs to no unit. Each row of a linear map's weight, and each
+entry of a small parameter or buffer, gets a label of its own. The *label map* of an activation is an integer tensor of
+the activation's shape. Labels that turn out to name the same unit are merged (union-find): a class of merged labels is
+one unit, with all the rows that make it, the entries that go along with it and the columns that read it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOrigin:
-    """A tensor of the model whose entries, or whose rows along one dimension, have labels.
+    """A tensor of the model whose entries, or whose positions along one dimension, have labels.
 
     Attributes:
         module: name of the module that holds it.
         tensor: its name inside that module.
-        shape: shape of the labelled entries: (rows,) where `dim` is given, else the tensor's shape.
+        shape: shape of the labeled entries: (positions,) if `dim` is set, else the tensor's shape.
         start: label of the first entry; the others follow in row-major order.
         produces: True if the entries are the rows of a linear map.
-        shared: True if its only entry, if it has only one, serves all units instead of one unit.
+        shared: True if a single entry serves every unit, rather than one; matters only for tensors of one entry.
         dim: the dimension whose positions have labels; None if every entry has one.
     """
 
@@ -39,20 +39,30 @@ class LabelOrigin:
 
     @property
     def name(self) -> str:
-        """Fully qualified tensor name."""
+        """Fully qualified name of the tensor."""
         return f"{self.module}.{self.tensor}" if self.module else self.tensor
 
     @property
-    def count(self) -> int:
-        """Number of labels."""
-        return int(torch.Size(self.shape).numel())
+    def map_name(self) -> str:
+        """Name of the linear map: the module's where the tensor is its `weight`."""
+        return self.module if self.tensor == "weight" and self.module else self.name
+
+    @property
+    def end(self) -> int:
+        """One past the last label."""
+        return self.start + int(torch.Size(self.shape).numel())
 
 
 class Labels:
-    """All labels of one forward pass: who owns them, which are the same unit, which must not change."""
+    """All labels of one forward pass: their origins, which name the same unit, and which must not change.
+
+    Attributes:
+        origins: the labeled tensors, in order of their labels.
+        refusals: (labels, reason) of units that must keep their number.
+    """
 
     def __init__(self) -> None:
-        self.owners: list[LabelOrigin] = []
+        self.origins: list[LabelOrigin] = []
         self.refusals: list[tuple[Tensor, str]] = []
         self._pairs: list[Tensor] = []
         self._next = 1
@@ -67,49 +77,84 @@ class Labels:
         shared: bool = True,
         dim: int | None = None,
     ) -> Tensor:
-        """New labels, one for each entry of `shape`."""
-        owner = LabelOrigin(
+        """Return new labels, one for each entry of `shape`; for the parameters see `LabelOrigin`.
+
+        Args:
+            module: name of the module that holds the tensor.
+            tensor: its name inside that module.
+            shape: shape of the labels.
+            produces: True for the rows of a linear map.
+            shared: True if a single entry serves every unit.
+            dim: the dimension that the labels lie along, if they don't fill the tensor.
+
+        Returns:
+            (*shape,) long, on the CPU.
+        """
+        origin = LabelOrigin(
             module=module, tensor=tensor, shape=shape, start=self._next, produces=produces, shared=shared, dim=dim
         )
-        self.owners.append(owner)
-        self._next += owner.count
-        return torch.arange(owner.start, owner.start + owner.count).view(shape)
+        self.origins.append(origin)
+        self._next = origin.end
+        return torch.arange(origin.start, origin.end).view(shape)
 
     def origin(self, label: int) -> LabelOrigin:
-        """The owner of one label."""
-        return next(owner for owner in self.owners if owner.start <= label < owner.start + owner.count)
+        """Return the origin of one label."""
+        return next(origin for origin in self.origins if origin.start <= label < origin.end)
 
     def is_made(self, labels: Tensor) -> bool:
-        """Whether labels name units that a map makes, and not only entries of a parameter or buffer."""
+        """Return True if labels name units that a linear map makes, False for entries of a parameter or buffer."""
         first = int(labels.max())
         return first > 0 and self.origin(first).produces
 
     def merge(self, first: Tensor, second: Tensor) -> None:
-        """Say entry by entry that two label tensors of one shape name the same units."""
-        both = (first != second) & (first != 0) & (second != 0)
-        if bool(both.any()):
-            packed = distinct((first[both] << 32) | second[both]).cpu()
+        """Record, entry by entry, that two label maps name the same units; 0 names none.
+
+        Args:
+            first: labels of any shape.
+            second: labels of the same shape.
+        """
+        differ = (first != second) & (first != 0) & (second != 0)
+        if bool(differ.any()):
+            # Two labels in one integer: `unique` of a vector is much faster than `unique` of rows.
+            packed = distinct((first[differ] << 32) | second[differ]).cpu()
             self._pairs.append(torch.stack([packed >> 32, packed & 0xFFFFFFFF], dim=1))
 
     def merge_along(self, labels: Tensor, dims: set[int]) -> Tensor:
-        """Say that units which differ along these dimensions only come and go together; labels of size 1 there."""
+        """Merge units that differ only along some dimensions: they come and go together.
+
+        Args:
+            labels: a label map.
+            dims: its dimensions along which all positions become one unit.
+
+        Returns:
+            The label map with size 1 along these dimensions.
+        """
         first = labels.amax(sorted(dims), keepdim=True)
         self.merge(labels, first.expand_as(labels))
         return first
 
     def refuse(self, labels: Tensor, reason: str) -> None:
-        """Say that the units of these labels must not change; `reason` says of the space why ("its units ...")."""
+        """Record that the units of these labels must not change.
+
+        Args:
+            labels: of any shape; zeros are ignored.
+            reason: why, as the rest of a sentence about the group ("its units ...").
+        """
         named = distinct(labels[labels != 0]).cpu()
         if named.numel():
             self.refusals.append((named, reason))
 
     def units(self) -> Tensor:
-        """Representative of each label's unit, (labels + 1,) long: the smallest label that is united with it."""
+        """Return the representative of each label's unit: the smallest label merged with it.
+
+        Returns:
+            (labels + 1,) long, indexed by label; entry 0 is 0.
+        """
         parent = list(range(self._next))
 
         def find(label: int) -> int:
             while parent[label] != label:
-                parent[label] = parent[parent[label]]
+                parent[label] = parent[parent[label]]  # path halving keeps the trees flat
                 label = parent[label]
             return label
 
@@ -121,19 +166,25 @@ class Labels:
 
 
 def distinct(labels: Tensor) -> Tensor:
-    """The different labels in ascending order."""
+    """Return the different labels in ascending order."""
     return cast(Tensor, torch.unique(labels))
 
 
 def varying(labels: Tensor) -> set[int]:
-    """The dimensions along which labels differ."""
-    return {
-        dim
-        for dim in range(labels.dim())
-        if labels.shape[dim] > 1 and labels.stride(dim) and bool((labels != labels.narrow(dim, 0, 1)).any())
-    }
+    """Return the dimensions along which a label map varies."""
+    dims = set()
+    for dim in range(labels.dim()):
+        # Stride 0 means an expanded dimension, which repeats one position: no need to compare the entries.
+        if labels.shape[dim] > 1 and labels.stride(dim) and bool((labels != labels.narrow(dim, 0, 1)).any()):
+            dims.add(dim)
+    return dims
 
 
 def is_uniform(tensor: Tensor, dims: set[int]) -> bool:
-    """Whether all entries along some dimensions are the same: zeros of a first state, a mask."""
+    """Return True if all entries along some dimensions are equal, as in a mask or in the zeros of a first state.
+
+    Args:
+        tensor: any values.
+        dims: the dimensions to compare along.
+    """
     return all(bool((tensor == tensor.narrow(dim, 0, 1)).all()) for dim in dims)

@@ -1,4 +1,7 @@
-"""Records of one forward pass: its operations, and what they do with weights. Nothing here knows a rule."""
+"""Records of one forward pass: its operations, and what they do with weights.
+
+Rules and the recorder import these; nothing here imports a rule.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,14 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """One executed ATen operation: what went in and what came out."""
+    """One executed ATen operation: its inputs and its result.
+
+    Attributes:
+        func: the overload, such as `torch.ops.aten.add.Tensor`.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        result: the return value.
+    """
 
     func: Any
     args: tuple[Any, ...]
@@ -21,29 +31,35 @@ class Call:
 
     @property
     def name(self) -> str:
-        """Operation name without overload, such as "aten::add_"."""
+        """Name of the operation without its overload, such as "aten::add_"."""
         return str(self.func._schema.name)
 
     @property
     def operation(self) -> str:
-        """The same for people: "add"."""
+        """Short name for messages: "add" for "aten::add_"."""
         return self.name.removeprefix("aten::").strip("_")
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """Arguments by name, defaults filled in."""
-        schema = self.func._schema.arguments
-        values = {a.name: a.default_value for a in schema if a.has_default_value()}
-        return values | dict(zip((a.name for a in schema), self.args, strict=False)) | self.kwargs
+        """All arguments by name, defaults filled in."""
+        values = {}
+        for number, argument in enumerate(self.func._schema.arguments):
+            if number < len(self.args):
+                values[argument.name] = self.args[number]
+            elif argument.name in self.kwargs:
+                values[argument.name] = self.kwargs[argument.name]
+            elif argument.has_default_value():
+                values[argument.name] = argument.default_value
+        return values
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        """All tensors that went in, in order, also those inside lists."""
+        """All input tensors in order, also those inside lists."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
     @cached_property
     def outputs(self) -> list[Tensor]:
-        """All tensors that came out."""
+        """All output tensors in order."""
         return [leaf for leaf in pytree.tree_leaves(self.result) if isinstance(leaf, Tensor)]
 
 
@@ -55,17 +71,17 @@ class WeightUse:
         weight: full name of the weight.
         columns: (in,) label of each input column, 0 where no unit is read.
         in_dim: dimension of the weight that counts inputs.
-        out_dim: dimension that counts outputs.
-        kernel_numel: kernel positions.
-        scored: whether its rows can be read.
-        activation: class name of the activation that its input went through last, if any.
-        inside: the module whose forward made the use.
-        spatial: number of spatial dimensions of a convolution's input.
-        source: coats of its input.
-        uniform: whether its input has no units and is the same for all columns (zeros of a first state).
-        normed: whether its input comes straight from a normalisation of whole units.
-        groups: of a convolution.
-        transposed: whether it is a transposed convolution.
+        out_dim: dimension of the weight that counts outputs.
+        kernel_numel: number of kernel positions; 1 for a linear layer.
+        scored: True if its inputs and output gradients can be recorded.
+        activation: class name of the last activation that its input went through; None if there was none.
+        inside: name of the module whose forward applied it.
+        spatial: number of spatial dimensions of its input.
+        source: label maps of its input.
+        uniform: True if its input has no units and is equal for all columns (zeros of a first state).
+        normed: True if its input comes straight from a normalization over whole units.
+        groups: number of groups of a convolution.
+        transposed: True for a transposed convolution.
     """
 
     weight: str
@@ -86,14 +102,14 @@ class WeightUse:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightView:
-    """What part of which parameter a tensor is.
+    """A tensor that is a parameter, or a transpose, cast or slice of one.
 
     Attributes:
         name: full name of the parameter.
-        flipped: whether it is transposed.
-        start: first position along `dim`, where only some are taken.
-        stop: one past the last; None for all.
-        dim: of the parameter as it is stored.
+        flipped: True if it is transposed.
+        start: first position along `dim`, for a slice.
+        stop: one past the last position; None if it isn't sliced.
+        dim: the sliced dimension, of the parameter as it is stored.
     """
 
     name: str
@@ -103,19 +119,19 @@ class WeightView:
     dim: int = 0
 
     def part(self, dim: int) -> slice:
-        """The positions taken along a dimension."""
+        """Return the positions taken along a dimension of the stored parameter."""
         return slice(self.start, self.stop) if dim == self.dim else slice(None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NormUse:
-    """A normalisation over whole units.
+    """One normalization over whole units.
 
     Attributes:
-        module: name of the module that holds its weight, or that runs it.
+        module: name of the module that holds its weight; of the one that runs it if it has no weight.
         kind: `layer` or `rms`.
-        weighted: whether it has a weight.
-        label_map: coat of its input.
+        weighted: True if it has a weight.
+        label_map: label map of its input.
     """
 
     module: str
@@ -124,25 +140,24 @@ class NormUse:
     label_map: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """What one operation left behind, to find out at the end whether anything was made of its results.
+    """One followed operation, and the refusals that it caused.
 
     Attributes:
-        inputs: identities of the tensors that went in.
-        outputs: identities of those that came out.
-        mutates: whether it writes into its inputs.
-        refusals: numbers of the refusals that it brought.
+        call: the operation.
+        refusals: indices into `Labels.refusals`.
     """
 
-    inputs: frozenset[int]
-    outputs: frozenset[int]
-    mutates: bool
+    call: Call
     refusals: range
 
 
-# Operations that move the entries of a weight; and those through which what is zero stays zero.
+# Operations that move the entries of a weight.
 REARRANGING = frozenset(["t", "transpose", "permute", "split", "split_with_sizes", "slice"])
+
+# Operations that map zero to zero. A unit that a normalization gives as zero is still zero after them, so that the
+# columns that read it may hold anything (`CoupledDim.behind_norm`).
 KEEPING_ZERO = frozenset(
     (
         *("view", "unsafe_view", "reshape", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "select"),
@@ -152,37 +167,45 @@ KEEPING_ZERO = frozenset(
 )
 
 
-def weight_views(call: Call, held: WeightView) -> list[WeightView] | None:
-    """Return what the outputs of an operation on a weight are of it: transposed, cast, copied, or parts.
+def weight_views(call: Call, view: WeightView) -> list[WeightView] | None:
+    """Describe the outputs of an operation on a weight as views of it.
 
     Args:
         call: an operation whose first argument is the weight, or a view of it.
-        held: what of which parameter that argument is.
+        view: that argument.
 
     Returns:
-        One view for each output; None if they are something else than the weight.
+        One view for each output; None if the outputs are no longer the weight.
     """
-    operation, args, matrix = call.operation, call.args, call.args[0].dim() == 2
+    operation, args = call.operation, call.args
+    matrix = args[0].dim() == 2
     if operation in ("detach", "alias", "clone", "to_copy", "lift_fresh"):
-        return [held]
+        return [view]
     if operation == "t":
-        return [replace(held, flipped=not held.flipped)]
-    if matrix and operation in ("transpose", "permute"):
-        swaps = (args[1] - args[2]) % 2 == 1 if operation == "transpose" else args[1][0] % 2 == 1
-        return [replace(held, flipped=held.flipped != swaps)]
-    if not (matrix and held.stop is None and operation in ("split", "split_with_sizes", "slice")):
-        return None
-    given = call.arguments
-    dim = given["dim"] % 2
-    stored = 1 - dim if held.flipped else dim
+        return [replace(view, flipped=not view.flipped)]
+    if matrix and operation == "transpose":
+        swaps = (args[1] - args[2]) % 2 == 1
+        return [replace(view, flipped=view.flipped != swaps)]
+    if matrix and operation == "permute":
+        swaps = args[1][0] % 2 == 1
+        return [replace(view, flipped=view.flipped != swaps)]
+    if matrix and view.stop is None and operation in ("split", "split_with_sizes", "slice"):
+        return _slices(call, view)
+    return None
+
+
+def _slices(call: Call, view: WeightView) -> list[WeightView] | None:
+    """Views that a matrix is cut into; None for a slice with a stride."""
+    arguments = call.arguments
+    dim = arguments["dim"] % 2
     start = 0
-    if operation == "slice":
-        if given["step"] != 1:
+    if call.operation == "slice":
+        if arguments["step"] != 1:
             return None
-        start = min(max(given["start"] or 0, 0), args[0].shape[dim])
-    parts = []
+        start = min(max(arguments["start"] or 0, 0), call.args[0].shape[dim])
+    views = []
     for output in call.outputs:
         stop = start + output.shape[dim]
-        parts.append(replace(held, start=start, stop=stop, dim=stored))
+        views.append(replace(view, start=start, stop=stop, dim=1 - dim if view.flipped else dim))
         start = stop
-    return parts
+    return views

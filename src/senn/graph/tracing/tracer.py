@@ -1,4 +1,4 @@
-"""Running a model once, watched: every ATen operation and every call of its own Python code."""
+"""Run a model once and watch it: every ATen operation, and every torch call of its own Python code."""
 
 from __future__ import annotations
 
@@ -12,17 +12,59 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import pytree
 from senn.errors import SennError, UnsupportedError, in_one_line
-from senn.graph.sizes.symbolic_int import Numbers
+from senn.graph.sizes.symbolic_int import SizeTracker
 from senn.graph.tracing.recorded import Call, WeightUse
-from senn.graph.tracing.recorder import TraceRecorder
-from senn.graph.tracing.rules.module_rules import Visit, leaf_rule
+from senn.graph.tracing.rules.module_rules import LayerRule, Visit, rule_of
 from senn.graph.tracing.rules.registry import register, rule_for
+from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs
 
 
+def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, SizeTracker]:
+    """Run a model once in eval mode, following its labels and its sizes.
+
+    Args:
+        model: any module; its modes, buffers and random state are left as they were.
+        inputs: arguments of its `forward`.
+
+    Returns:
+        The label maps and weight uses of the pass, and the sizes that its Python code computed with.
+
+    Raises:
+        SennError: the forward pass fails on these inputs.
+        UnsupportedError: it returns no tensor that could be followed.
+    """
+    register()
+    trace = TraceRecorder(model)
+    sizes = SizeTracker(trace)
+    with (
+        torch.no_grad(),
+        preserve_model_state(model, fused=False),
+        _watch_modules(trace),
+        _Dispatch(trace),
+        sizes.watching(),
+    ):
+        try:
+            output = pytree.call(model, pytree.clone(inputs))
+        except Exception as error:
+            raise SennError(f"the model's forward pass fails on the example inputs: {in_one_line(error)}") from error
+    returned = pytree.tensor_leaves(output)
+    if not returned:
+        raise UnsupportedError(
+            f"the model returns a {type(output).__name__} without any tensor that could be followed; tensors, "
+            "and tuples, lists, mappings and dataclasses of them, are understood"
+        )
+    for tensor in returned:
+        if trace.is_labeled(tensor):
+            trace.refuse(tensor, "its units are the model's outputs")
+    _drop_dead_refusals(trace, live=set(map(id, returned)))
+    _merge_repeated_uses(trace)
+    return trace, sizes
+
+
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Shows every ATen operation to a trace."""
+    """Passes every ATen operation to a recorder, with its rule, after executing it."""
 
     def __init__(self, trace: TraceRecorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -30,25 +72,25 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.trace.see(Call(func=func, args=args, kwargs=kwargs or {}, result=result), rule_for(func))
+        self.trace.follow(Call(func=func, args=args, kwargs=kwargs or {}, result=result), rule_for(func))
         return result
 
 
 @contextmanager
-def _followed(trace: TraceRecorder) -> Iterator[None]:
-    """Keep `trace.path` while modules run, and give leaf modules to their rules."""
+def _watch_modules(trace: TraceRecorder) -> Iterator[None]:
+    """Keep `trace.path` up to date while modules run, and apply the rules of whole layers."""
 
-    def enter(name: str, is_leaf: bool) -> Any:
+    def enter(name: str, rule: LayerRule | None) -> Any:
         def hook(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
             trace.path.append(name)
-            trace.silenced += is_leaf
+            trace.silenced += rule is not None
 
         return hook
 
-    def leave(name: str, rule: Any) -> Any:
+    def leave(name: str, rule: LayerRule | None) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             trace.silenced -= rule is not None
-            with torch._C.DisableTorchFunction():  # looking at sizes here is none of the forward's business
+            with torch._C.DisableTorchFunction():  # the size tracker must not see the rule's own calls
                 if rule is not None and not trace.silenced and output is not None:
                     rule(Visit(trace=trace, name=name, module=module, args=args, kwargs=kwargs, output=output))
                 trace.path.pop()
@@ -57,70 +99,45 @@ def _followed(trace: TraceRecorder) -> Iterator[None]:
 
     with ExitStack() as stack:
         for name, module in trace.model.named_modules():
-            rule = leaf_rule(module)
-            for handle in (
-                module.register_forward_pre_hook(enter(name, rule is not None), prepend=True, with_kwargs=True),
-                module.register_forward_hook(leave(name, rule), always_call=True, with_kwargs=True),
-            ):
-                stack.callback(handle.remove)
+            rule = rule_of(module)
+            # First before all other hooks, so that these count as inside; left even if the forward raises.
+            before = module.register_forward_pre_hook(enter(name, rule), prepend=True, with_kwargs=True)
+            after = module.register_forward_hook(leave(name, rule), always_call=True, with_kwargs=True)
+            stack.callback(before.remove)
+            stack.callback(after.remove)
         yield
 
 
-def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, Numbers]:
-    """Run the model once in eval mode and follow its labels and its numbers.
-
-    Returns:
-        The trace, and the `symbolic_int.Numbers` seen in the forward's Python code.
-
-    Raises:
-        SennError: the forward pass fails on these inputs.
-        UnsupportedError: it returns nothing that could be followed.
-    """
-    register()
-    trace = TraceRecorder(model)
-    numbers = Numbers(trace)
-    with (
-        torch.no_grad(),
-        preserve_model_state(model, fused=False),
-        _followed(trace),
-        _Dispatch(trace),
-        numbers.watching(),
-    ):
-        try:
-            output = pytree.call(model, pytree.clone(inputs))
-        except Exception as error:
-            raise SennError(f"The model's forward pass fails on the example inputs: {in_one_line(error)}.") from error
-    returned = pytree.tensor_leaves(output)
-    if not returned:
-        raise UnsupportedError(
-            f"The model returns a {type(output).__name__} without any tensor that could be followed; tensors, "
-            "and tuples, lists, mappings and dataclasses of them, are understood."
-        )
-    for tensor in returned:
-        if trace.is_labeled(tensor):
-            trace.refuse(tensor, "its units are the model's outputs")
-    _drop_dead_refusals(trace, live=set(map(id, returned)))
-    _join_uses(trace)
-    return trace, numbers
-
-
 def _drop_dead_refusals(trace: TraceRecorder, live: set[int]) -> None:
-    """Drop refusals by operations whose results nothing was made of (averages of attention that nobody takes)."""
+    """Drop refusals by operations whose results nothing was made of.
+
+    `nn.MultiheadAttention` averages its attention weights over heads, and usually nobody takes the result.
+
+    Args:
+        trace: of the finished pass.
+        live: identities of the returned tensors; extended backward to everything they were made of.
+    """
     dead: set[int] = set()
     for step in reversed(trace.history):
-        if step.mutates or not step.outputs or not live.isdisjoint(step.outputs):  # no tensor: a value for Python code
-            live |= step.inputs
+        outputs = set(map(id, step.call.outputs))
+        # An operation without tensors as outputs gave a value to Python code, where anything may depend on it.
+        if not outputs or not live.isdisjoint(outputs) or step.call.func._schema.is_mutable:
+            live.update(map(id, step.call.tensors))
         else:
             dead.update(step.refusals)
-    trace.record.refusals = [one for number, one in enumerate(trace.record.refusals) if number not in dead]
+    kept = [refusal for number, refusal in enumerate(trace.record.refusals) if number not in dead]
+    trace.record.refusals = kept
 
 
-def _join_uses(trace: TraceRecorder) -> None:
-    """What a map used several times reads with one column is one unit; a first state of zeros follows it."""
-    seen: dict[tuple[str, int], list[WeightUse]] = {}
+def _merge_repeated_uses(trace: TraceRecorder) -> None:
+    """Merge the units that a map used several times reads with one column.
+
+    The first state of a recurrent layer is zeros without units; it gets the labels of the later states.
+    """
+    uses_of: dict[tuple[str, int], list[WeightUse]] = {}
     for use in trace.uses:
-        seen.setdefault((use.weight, use.in_dim), []).append(use)
-    for uses in seen.values():
+        uses_of.setdefault((use.weight, use.in_dim), []).append(use)
+    for uses in uses_of.values():
         labeled = [use for use in uses if bool(use.columns.any())]
         if not labeled:
             continue

@@ -1,1 +1,1 @@
-"""What each operation, and each whole layer with a rule of its own, does to labels."""
+"""What each ATen operation, and each layer with a rule of its own, does to labels; see `registry`."""

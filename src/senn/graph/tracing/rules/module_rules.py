@@ -1,4 +1,4 @@
-"""Rules for whole layers, where single operations don't say what the layer does; also for a user's own layer type.
+"""Rules for whole layers whose single operations don't say what the layer does; also for layers of your own.
 
 A rule is a function of one `Visit` of the layer. This one is for a linear layer that keeps its weight as (in, out) and
 applies it by an operation that isn't understood:
@@ -21,16 +21,38 @@ from torch import Tensor, nn
 from senn import _deprecated, pytree
 from senn.errors import UnsupportedError
 from senn.graph.tracing.recorded import WeightView
-from senn.graph.tracing.recorder import TraceRecorder
 from senn.graph.tracing.rules.linear import columns_of, spread
-from senn.graph.tracing.rules.norms import over_units
+from senn.graph.tracing.rules.norms import normalize_units
+from senn.graph.tracing.trace_recorder import TraceRecorder
 
 LayerRule = Callable[["Visit"], None]
 _RULES: dict[type[nn.Module], LayerRule] = {}
 
 
 def layer_rule(*types: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
-    """Register what a layer does to units, for layers of exactly these types; nothing inside is looked at."""
+    """Register what a layer does to units; operations inside it are no longer followed.
+
+    Args:
+        types: the layer types, exactly; subclasses need a rule of their own.
+
+    Returns:
+        A decorator for the rule, a function of one `Visit`.
+
+    >>> import torch, senn
+    >>> class Transposed(torch.nn.Module):  # keeps its weight as (in, out)
+    ...     def __init__(self, n_in, n_out):
+    ...         super().__init__()
+    ...         self.weight = torch.nn.Parameter(torch.randn(n_in, n_out))
+    ...     def forward(self, x):
+    ...         return torch.einsum("bi,ij->bj", x, self.weight)
+    >>> @senn.graph.layer_rule(Transposed)
+    ... def transposed(visit):
+    ...     visit.reads("weight", dim=0)
+    ...     visit.makes("weight", dim=1)
+    >>> model = torch.nn.Sequential(Transposed(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    >>> [(group.name, group.width) for group in senn.analyze(model, torch.randn(4, 3)).groups]
+    [('0', 5)]
+    """
 
     def register(rule: LayerRule) -> LayerRule:
         _RULES.update(dict.fromkeys(types, rule))
@@ -39,28 +61,28 @@ def layer_rule(*types: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
     return register
 
 
-def leaf_rule(module: nn.Module) -> LayerRule | None:
-    """The rule of a layer, if it has one."""
-    if (rule := _RULES.get(type(module))) is not None:
+def rule_of(module: nn.Module) -> LayerRule | None:
+    """Return the rule of a layer; None if its operations are to be followed one by one."""
+    rule = _RULES.get(type(module))
+    if rule is not None or "RMSNorm" not in type(module).__name__:
         return rule
-    own = [name for name, _ in module.named_parameters()]
-    if "RMSNorm" in type(module).__name__ and own in (["weight"], []):
-        return rms_norm  # every library has one of its own, made of single operations
-    return None
+    # Every library has an RMSNorm of its own, made of single operations: known by its name and parameters.
+    parameters = [name for name, _ in module.named_parameters()]
+    return _rms_norm if parameters in (["weight"], []) else None
 
 
 @_deprecated.aliased
 @dataclass(kw_only=True, eq=False)
 class Visit:
-    """One run of a layer, from its first tensor argument to its first output tensor.
+    """One run of a layer, from its first input tensor to its first output tensor.
 
     Attributes:
-        trace: what has been seen so far.
-        name: of the layer.
+        trace: the recorder of the forward pass.
+        name: name of the layer.
         module: the layer.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        output: what it returned.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        output: its return value.
     """
 
     trace: TraceRecorder
@@ -69,80 +91,115 @@ class Visit:
     args: Any
     kwargs: Any
     output: Any
-    _dressed: bool = field(default=False)
+    _is_set: bool = field(default=False)
 
     @property
     def source(self) -> Tensor:
-        """The first tensor that went in."""
+        """First input tensor."""
         return pytree.tensor_leaves([self.args, self.kwargs])[0]
 
     @property
     def result(self) -> Tensor:
-        """The first tensor that came out."""
+        """First output tensor."""
         return pytree.tensor_leaves(self.output)[0]
 
     def reads(self, tensor: str, dim: int, axis: int = -1) -> None:
-        """The layer's tensor reads the units along one axis of the input with its positions along `dim`."""
+        """Declare that the layer reads units with a parameter.
+
+        Args:
+            tensor: name of the parameter in the layer.
+            dim: its dimension that counts inputs.
+            axis: dimension of the input along which the units lie.
+
+        Raises:
+            UnsupportedError: the sizes differ.
+        """
         axis %= self.source.dim()
         columns, _ = columns_of(self.trace, self.source, axis)
-        name = self._full(tensor)
-        self._check(name, tensor, dim, len(columns))
+        self._check(tensor, dim, len(columns))
         rank = self.module.get_parameter(tensor).dim()
-        other = next((d for d in range(rank) if d != dim), dim)
-        self.trace.weight_use(
-            WeightView(name=name), columns, self.source, in_dim=dim, out_dim=other, axis=axis, plain=False
-        )
+        out_dim = next((other for other in range(rank) if other != dim), dim)
+        view = WeightView(name=self._full_name(tensor))
+        self.trace.weight_use(view, columns, self.source, in_dim=dim, out_dim=out_dim, axis=axis, plain=False)
 
     def makes(self, tensor: str, dim: int, axis: int = -1) -> None:
-        """Positions along `dim` of the layer's tensor make the units along one axis of the output."""
-        self._mark(self.trace.produces(WeightView(name=self._full(tensor)), dim), tensor, dim, axis)
+        """Declare that the layer makes units with a parameter.
+
+        Args:
+            tensor: name of the parameter in the layer.
+            dim: its dimension that counts outputs.
+            axis: dimension of the output along which the units lie.
+
+        Raises:
+            UnsupportedError: the sizes differ.
+        """
+        view = WeightView(name=self._full_name(tensor))
+        self._set_along(self.trace.produces(view, dim), tensor, dim, axis)
 
     def carries(self, tensor: str, dim: int, axis: int = -1) -> None:
-        """Positions along `dim` of the layer's tensor go along with the units along one axis, one by one."""
-        if not self._dressed:
+        """Declare that units pass the layer one by one, each with its own entries of a parameter.
+
+        Args:
+            tensor: name of the parameter in the layer.
+            dim: its dimension that counts units.
+            axis: dimension of input and output along which the units lie.
+
+        Raises:
+            UnsupportedError: the sizes differ.
+        """
+        if not self._is_set:
             self.passes()
-        self._mark(self.trace.passes_elementwise(self._full(tensor), dim), tensor, dim, axis)
+        self._set_along(self.trace.passes_elementwise(self._full_name(tensor), dim), tensor, dim, axis)
 
     def passes(self) -> None:
-        """The output has the units of the input, entry by entry."""
+        """Declare that the output has the units of the input, entry by entry.
+
+        Raises:
+            UnsupportedError: the output has another shape.
+        """
         if self.result.shape != self.source.shape:
             raise UnsupportedError(f"the rule of {self.name} says that units pass, but the output has another shape")
         self.trace.set_labels(self.result, [label_map.clone() for label_map in self.trace.labels_of(self.source)])
-        self._dressed = True
+        self._is_set = True
 
     def normalizes(self, kind: Literal["layer", "rms"], weight: str | None = "weight") -> None:
-        """The layer divides all units of the last axis by their common spread (`layer`: less their mean)."""
-        held = None if weight is None else self.module.get_parameter(weight)
+        """Declare that the layer divides all units of the last axis by their common spread.
+
+        Args:
+            kind: `layer` subtracts their mean first, `rms` doesn't.
+            weight: name of the parameter with one factor for each unit; None if there is none.
+        """
+        parameter = None if weight is None else self.module.get_parameter(weight)
         for label_map in self.trace.labels_of(self.source):
             if bool(label_map.any()):
-                self.trace.note_norm(held, kind, label_map)
-                self.trace.note_normed(self.result)
+                self.trace.note_norm(parameter, kind, label_map, self.result)
 
-    def _mark(self, labels: Tensor, tensor: str, dim: int, axis: int) -> None:
+    def _set_along(self, labels: Tensor, tensor: str, dim: int, axis: int) -> None:
         axis %= self.result.dim()
-        self._check(self._full(tensor), tensor, dim, self.result.shape[axis])
-        marked = spread(labels, axis, self.result)
-        if self._dressed:
-            for label_map in self.trace.labels_of(self.result):
-                self.trace.record.merge(label_map, marked)
+        self._check(tensor, dim, self.result.shape[axis])
+        label_map = spread(labels, axis, self.result)
+        if self._is_set:  # several parameters make, or go along with, the same units
+            for known in self.trace.labels_of(self.result):
+                self.trace.record.merge(known, label_map)
         else:
-            self.trace.set_labels(self.result, [marked])
-        self._dressed = True
+            self.trace.set_labels(self.result, [label_map])
+        self._is_set = True
 
-    def _full(self, tensor: str) -> str:
+    def _full_name(self, tensor: str) -> str:
         return f"{self.name}.{tensor}" if self.name else tensor
 
-    def _check(self, name: str, tensor: str, dim: int, size: int) -> None:
-        shape = self.module.get_parameter(tensor).shape
+    def _check(self, tensor: str, dim: int, size: int) -> None:
+        shape = tuple(self.module.get_parameter(tensor).shape)
         if dim >= len(shape) or shape[dim] != size:
+            name = self._full_name(tensor)
             raise UnsupportedError(
-                f"the rule of {self.name} gives {name} {size} units along dimension {dim} of {tuple(shape)}"
+                f"the rule of {self.name} gives {name} {size} units along dimension {dim} of {shape}"
             )
 
 
-def rms_norm(visit: Visit) -> None:
-    """Root mean square normalisation over the last axis, with a weight or without."""
-    visit.trace.reached.update(id(parameter) for parameter in visit.module.parameters())
+def _rms_norm(visit: Visit) -> None:
+    """Root mean square normalization over the last axis, with a weight or without."""
+    visit.trace.reached.update(map(id, visit.module.parameters()))
     weight = visit.module._parameters.get("weight")
     last = {visit.source.dim() - 1}
-    over_units(visit.trace, visit.source, visit.result, last, kind="rms", weight=weight)
+    normalize_units(visit.trace, visit.source, visit.result, last, kind="rms", weight=weight)

@@ -1,4 +1,4 @@
-"""Rules for normalisations. Those of each unit on its own carry units; those that mix units are noted, not refused."""
+"""Rules for normalizations. One of each unit on its own goes along with the units; one over units is recorded."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from torch import Tensor
 
 from senn.graph.tracing.labels import varying
 from senn.graph.tracing.recorded import Call
-from senn.graph.tracing.recorder import TraceRecorder
 from senn.graph.tracing.rules.linear import columns_of, spread
-from senn.graph.tracing.rules.pointwise import Rules, dimensions, pinned, rules
+from senn.graph.tracing.rules.pointwise import Rules, dimensions, fix_along, rules
+from senn.graph.tracing.trace_recorder import TraceRecorder
 
 
 def layer_norm(trace: TraceRecorder, call: Call) -> None:
-    """Over the last dimensions: see `over_units`."""
-    source, given = call.tensors[0], call.arguments
-    dims = dimensions(call, source.dim())
-    over_units(trace, source, call.outputs[0], dims, kind="layer", weight=given.get("weight"), bias=given.get("bias"))
+    """Layer normalization over the last dimensions; see `normalize_units`."""
+    source, arguments = call.tensors[0], call.arguments
+    normalize_units(
+        trace,
+        source,
+        call.outputs[0],
+        dimensions(call, source.dim()),
+        kind="layer",
+        weight=arguments.get("weight"),
+        bias=arguments.get("bias"),
+    )
 
 
-def over_units(
+def normalize_units(
     trace: TraceRecorder,
     source: Tensor,
     output: Tensor,
@@ -30,16 +37,19 @@ def over_units(
     weight: Tensor | None,
     bias: Tensor | None = None,
 ) -> None:
-    """Normalise over some dimensions: of whole units a `Norm`, of parts of units (each head on its own) a fixed size.
+    """Normalize over some dimensions.
+
+    Over whole units that is a `Norm` of their group. Over parts of units (each head on its own) it fixes the size of
+    these parts, and the units can still change in number.
 
     Args:
-        trace: what has been seen so far.
-        source: what is normalised.
-        output: what comes out, of the same shape.
-        dims: the dimensions over which the statistics are taken.
-        kind: `layer` (less the mean) or `rms`.
-        weight: factors by unit, or None.
-        bias: what is added by unit, or None.
+        trace: the recorder.
+        source: the input.
+        output: the output, of the same shape.
+        dims: dimensions over which the statistics are taken.
+        kind: `layer` (which subtracts the mean) or `rms`.
+        weight: factors, one for each unit; None if there are none.
+        bias: summands, one for each unit; None if there are none.
     """
     if not trace.is_labeled(source):
         return
@@ -48,31 +58,31 @@ def over_units(
         along = varying(label_map)
         if along & dims and along <= dims:
             for parameter in (weight, bias):
-                for carrier in trace.labels_of(parameter) if parameter is not None else ():
-                    trace.record.merge(label_map, carrier.expand_as(label_map))
-            trace.note_norm(weight, kind, label_map)
-            trace.note_normed(output)
+                if parameter is not None:
+                    for labels in trace.labels_of(parameter):
+                        trace.record.merge(label_map, labels.expand_as(label_map))
+            trace.note_norm(weight, kind, label_map, output)
         elif along & dims:
-            label_map = pinned(trace, label_map, along & dims)
+            label_map = fix_along(trace, label_map, along & dims)
         label_maps.append(label_map)
     trace.set_labels(output, [label_map.clone() for label_map in label_maps])
 
 
 def batch_norm(trace: TraceRecorder, call: Call) -> None:
-    """Each channel (dimension 1) on its own: weight, bias and running statistics are carriers."""
+    """Normalize each channel (dimension 1) on its own: its four tensors go along with the units."""
     source = call.tensors[0]
-    channels, beside = columns_of(trace, source, 1)
-    for label_map in beside:  # statistics of a batch are taken over them
+    channels, elsewhere = columns_of(trace, source, 1)
+    for label_map in elsewhere:  # the statistics of a batch are taken over these units
         trace.record.refuse(label_map, f"its units are not along the feature dimension in {trace.place}")
     for key in ("weight", "bias", "running_mean", "running_var"):
-        carrier = call.arguments.get(key)
-        if isinstance(carrier, Tensor) and carrier.shape == channels.shape and trace.is_labeled(carrier):
-            trace.record.merge(channels, trace.labels(carrier).to(channels.device))
+        tensor = call.arguments.get(key)
+        if isinstance(tensor, Tensor) and tensor.shape == channels.shape and trace.is_labeled(tensor):
+            trace.record.merge(channels, trace.first_labels_of(tensor).to(channels.device))
     trace.set_labels(call.outputs[0], [label_map.clone() for label_map in trace.labels_of(source)])
 
 
 def group_norm(trace: TraceRecorder, call: Call) -> None:
-    """Each group of channels on its own: the channels of a group are one unit."""
+    """Normalize each group of channels on its own: a whole group is one unit."""
     source, groups = call.tensors[0], call.arguments["group"]
     channels, _ = columns_of(trace, source, 1)
     if bool(channels.any()):
@@ -81,9 +91,9 @@ def group_norm(trace: TraceRecorder, call: Call) -> None:
         trace.record.merge_along(channels.view(groups, -1), {1})
         trace.note_groups(channels)
         for key in ("weight", "bias"):
-            carrier = call.arguments.get(key)
-            if carrier is not None:
-                trace.record.merge(channels, trace.labels(carrier).to(channels.device))
+            tensor = call.arguments.get(key)
+            if tensor is not None:
+                trace.record.merge(channels, trace.first_labels_of(tensor).to(channels.device))
     trace.set_labels(call.outputs[0], [spread(channels, 1, source)])
 
 

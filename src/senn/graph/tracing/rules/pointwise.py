@@ -1,6 +1,6 @@
 """Rules for operations that work on each entry, reduce some dimensions, or slide a window over them.
 
-Here is also what all rules share: how labels meet where tensors do, and what mixing entries does to them.
+What all rule files share is here, too: how label maps meet where tensors do, and what mixing entries does to them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from senn.graph.tracing.labels import is_uniform, varying
 from senn.graph.tracing.recorded import Call
-from senn.graph.tracing.recorder import TraceRecorder
+from senn.graph.tracing.trace_recorder import TraceRecorder
 
 Rule = Callable[[TraceRecorder, Call], None]
 Rules = dict[str, Rule]
 """Rules by operation name without overload ("aten::view")."""
 
-# Modules that are a per-unit non-linearity; other modules are recognised by the operations that they call.
+# Modules that are an activation as a whole. In any other module, single operations are recognized.
 _ACTIVATIONS = frozenset(
     (
         *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid"),
@@ -46,44 +46,56 @@ _OPERATIONS = {
 
 
 def rules(rule: Rule, names: str) -> Rules:
-    """Return a table with one rule for several operations, whose names stand in a string."""
+    """Return a table that maps several operations to one rule.
+
+    Args:
+        rule: the rule.
+        names: names of the operations without "aten::", separated by spaces.
+    """
     return {f"aten::{name}": rule for name in names.split()}
 
 
 def pointwise(trace: TraceRecorder, call: Call) -> None:
-    """Entries that meet each other belong to the same unit."""
-    dressed = [tensor for tensor in call.tensors if trace.is_labeled(tensor)]
-    if dressed:
+    """Merge the units of entries that meet, with broadcasting."""
+    labeled = [tensor for tensor in call.tensors if trace.is_labeled(tensor)]
+    if labeled:
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in call.tensors))  # type: ignore[no-untyped-call]
-        device = dressed[0].device
-        label_maps = [
-            label_map.to(device).broadcast_to(shape) for tensor in dressed for label_map in trace.labels_of(tensor)
-        ]
-        label_maps = merge_label_maps(trace, label_maps)
+        met = []
+        for tensor in labeled:
+            met += [label_map.to(labeled[0].device).broadcast_to(shape) for label_map in trace.labels_of(tensor)]
+        label_maps = merge_label_maps(trace, met)
         for tensor in call.tensors:
             if not trace.is_labeled(tensor):
-                label_maps = [meet_plain(trace, label_map, tensor) for label_map in label_maps]
+                label_maps = [meet_unlabeled(trace, label_map, tensor) for label_map in label_maps]
         for tensor in call.outputs:
             if tensor.shape == shape:
                 trace.set_labels(tensor, [label_map.to(tensor.device, copy=True) for label_map in label_maps])
-    name = trace.kind if trace.kind in _ACTIVATIONS else _OPERATIONS.get(call.operation)
-    if name is not None:
-        trace.note_activation(call, name)
+    activation = trace.kind if trace.kind in _ACTIVATIONS else _OPERATIONS.get(call.operation)
+    if activation is not None:
+        trace.note_activation(call, activation)
 
 
 def merge_label_maps(trace: TraceRecorder, met: list[Tensor]) -> list[Tensor]:
-    """The coats of what comes out where tensors with these coats, of one shape, meet entry by entry.
+    """Merge the units of tensors that meet entry by entry.
 
-    Coats that vary along a common dimension name the same units; the others stay beside each other.
+    Args:
+        trace: the recorder.
+        met: label maps of one shape.
+
+    Returns:
+        Label maps of the result. Two that vary along a common dimension name the same units and become one; two that
+        vary along different dimensions (queries and keys in attention scores) are both kept.
     """
-    labeled = [label_map for label_map in met if bool(label_map.any())]
     label_maps: list[Tensor] = []
-    for label_map in sorted(labeled, key=lambda labels: not trace.record.is_made(labels)):  # parameters last
-        along = varying(label_map)
+    # Maps of activations come first, so that a parameter's entries join the units of what it meets.
+    for label_map in sorted(met, key=lambda labels: not trace.record.is_made(labels)):
+        if not bool(label_map.any()):
+            continue
+        dims = varying(label_map)
         for place, other in enumerate(label_maps):
-            beside = varying(other)
-            if along & beside or not along or not beside:
-                label_maps[place] = _meet(trace, other, label_map, beside, along)
+            other_dims = varying(other)
+            if dims & other_dims or not dims or not other_dims:
+                label_maps[place] = _merge_two(trace, other, label_map, other_dims, dims)
                 break
         else:
             if not label_maps or trace.record.is_made(label_map):
@@ -91,119 +103,165 @@ def merge_label_maps(trace: TraceRecorder, met: list[Tensor]) -> list[Tensor]:
     return label_maps
 
 
-def _meet(trace: TraceRecorder, first: Tensor, second: Tensor, along_first: set[int], along_second: set[int]) -> Tensor:
-    """Unite two coats of one shape that meet entry by entry; return the coat of what comes out."""
+def _merge_two(trace: TraceRecorder, first: Tensor, second: Tensor, first_dims: set[int], dims: set[int]) -> Tensor:
+    """Merge two label maps of one shape; return that of the result.
+
+    `first_dims` and `dims` are the dimensions along which the first and the second vary.
+    """
+    record = trace.record
     if torch.equal(first, second):
         return first
-    record = trace.record
-    if along_first and along_second:
-        if not record.is_made(second) and not along_first <= along_second:
-            return pinned(trace, first, along_first & along_second)  # a table that all of several groups share
+    if first_dims and dims:
+        if not record.is_made(second) and not first_dims <= dims:
+            # A table that all units of several groups share (a rotary table for each head): its size stays.
+            return fix_along(trace, first, first_dims & dims)
         record.merge(first, second)
         return torch.where(first != 0, first, second)
-    if not along_first and not along_second:
-        if not (_is_shared(trace, first) or _is_shared(trace, second)):
-            record.merge(first, second)
-            return torch.where(first != 0, first, second)
-        return first if _is_shared(trace, second) else second
-    if not _is_shared(trace, second if along_first else first):
-        record.refuse(second if along_first else first, f"its units are spread over other units in {trace.place}")
-    return first if along_first else second
+    if not first_dims and not dims:
+        if _serves_all(trace, second):
+            return first
+        if _serves_all(trace, first):
+            return second
+        record.merge(first, second)
+        return torch.where(first != 0, first, second)
+    constant, varied = (second, first) if first_dims else (first, second)
+    if not _serves_all(trace, constant):
+        record.refuse(constant, f"its units are spread over other units in {trace.place}")
+    return varied
 
 
-def _is_shared(trace: TraceRecorder, labels: Tensor) -> bool:
-    """Whether a label that doesn't vary is that of a parameter with one entry for all units."""
-    owner = trace.record.origin(int(labels.max()))
-    return owner.shared and owner.count == 1
+def _serves_all(trace: TraceRecorder, labels: Tensor) -> bool:
+    """Return True if a constant label map is that of a parameter whose single entry serves all units."""
+    origin = trace.record.origin(int(labels.max()))
+    return origin.shared and origin.end - origin.start == 1
 
 
-def pinned(trace: TraceRecorder, label_map: Tensor, dims: set[int]) -> Tensor:
-    """The coat after its units along some dimensions, whose size is fixed, have become one; they vary along others."""
+def fix_along(trace: TraceRecorder, label_map: Tensor, dims: set[int]) -> Tensor:
+    """Merge units along dimensions of a fixed size, so that only what lies across them can change in number.
+
+    Args:
+        trace: the recorder.
+        label_map: a label map that varies along other dimensions, too.
+        dims: the dimensions of a fixed size, such as the features of a head.
+
+    Returns:
+        The label map after merging, of the same shape.
+    """
     return trace.record.merge_along(label_map, dims).expand_as(label_map)
 
 
-def meet_plain(trace: TraceRecorder, label_map: Tensor, other: Tensor) -> Tensor:
-    """A tensor without units may meet units only where it is the same for all of them."""
+def meet_unlabeled(trace: TraceRecorder, label_map: Tensor, other: Tensor) -> Tensor:
+    """Let a tensor without units meet units: allowed only where it is equal for all of them.
+
+    Args:
+        trace: the recorder.
+        label_map: of the tensor that it meets.
+        other: the tensor without units; it broadcasts to the label map's shape.
+
+    Returns:
+        The label map after the meeting; its units are refused if there is no way out.
+    """
     offset = label_map.dim() - other.dim()
-    along = varying(label_map)
-    fixed = {dim for dim in along if dim >= offset and other.shape[dim - offset] > 1}
+    dims = varying(label_map)
+    fixed = {dim for dim in dims if dim >= offset and other.shape[dim - offset] > 1}
     if not fixed:
         return label_map
     if is_uniform(other, {dim - offset for dim in fixed}):
         trace.backfill_labels(other, label_map)
         return label_map
-    if fixed < along:
-        return pinned(trace, label_map, fixed)
+    if fixed < dims:
+        return fix_along(trace, label_map, fixed)
     trace.record.refuse(label_map, f"its units meet a tensor that has no units in {trace.place}")
     return label_map
 
 
-def mixed(trace: TraceRecorder, label_map: Tensor, dims: set[int], how: str) -> Tensor | None:
-    """A coat whose entries along `dims` are mixed: None (and refused) if that mixes whole units."""
+def mix_along(trace: TraceRecorder, label_map: Tensor, dims: set[int], how: str) -> Tensor | None:
+    """Mix the entries along some dimensions.
+
+    Args:
+        trace: the recorder.
+        label_map: of the tensor whose entries are mixed.
+        dims: the dimensions.
+        how: name of the operation, for the message.
+
+    Returns:
+        The label map after that; None, and its units refused, if whole units are mixed with each other.
+    """
     along = varying(label_map)
     if not along & dims:
         return label_map
     if along <= dims:
         trace.record.refuse(label_map, f"{trace.place} mixes its units ({how})")
         return None
-    return pinned(trace, label_map, along & dims)
+    return fix_along(trace, label_map, along & dims)
 
 
 def reduce(trace: TraceRecorder, call: Call) -> None:
-    """Reduction over some dimensions: refused if it mixes units, else the remaining dimensions keep them."""
+    """Reduce over some dimensions: units survive in the others."""
     source = call.tensors[0]
     if not trace.is_labeled(source):
         return
     dims = dimensions(call, source.dim())
-    kept = [mixed(trace, label_map, dims, call.operation) for label_map in trace.labels_of(source)]
-    label_maps = [label_map for label_map in kept if label_map is not None]
+    label_maps = []
+    for label_map in trace.labels_of(source):
+        mixed = mix_along(trace, label_map, dims, call.operation)
+        if mixed is not None:
+            label_maps.append(mixed)
     for tensor in call.outputs:
-        if tensor.shape == source.shape:
+        if tensor.shape == source.shape:  # a softmax or a cumulative sum keeps the shape
             trace.set_labels(tensor, [label_map.clone() for label_map in label_maps])
-        else:
-            reduced = [label_map.amax(sorted(dims), keepdim=True) if dims else label_map for label_map in label_maps]
-            trace.set_labels(tensor, [label_map.reshape(tensor.shape).clone() for label_map in reduced])
+            continue
+        reduced = [label_map.amax(sorted(dims), keepdim=True) if dims else label_map for label_map in label_maps]
+        trace.set_labels(tensor, [label_map.reshape(tensor.shape).clone() for label_map in reduced])
 
 
 def dimensions(call: Call, rank: int) -> set[int]:
-    """The dimensions over which an operation mixes entries; all of them unless it names some."""
+    """Return the dimensions over which an operation mixes entries.
+
+    Args:
+        call: the operation; all dimensions unless it names some.
+        rank: number of dimensions of its input.
+    """
     if "normalized_shape" in call.arguments:
         return set(range(rank - len(call.arguments["normalized_shape"]), rank))
     dims = call.arguments.get("dim")
     if dims is None or dims == []:
         return set(range(rank))
-    return {dim % max(rank, 1) for dim in ([dims] if isinstance(dims, int) else dims)}
+    if isinstance(dims, int):
+        dims = [dims]
+    return {dim % max(rank, 1) for dim in dims}
 
 
 def window(trace: TraceRecorder, call: Call) -> None:
-    """Pooling and resampling of each channel over its last dimensions, as many as the operation's name says."""
+    """Pool or resample each channel over its last dimensions, as many as the operation's name says ("2d")."""
     source = call.tensors[0]
     if not trace.is_labeled(source):
         return
     spatial = next(number for number in (1, 2, 3) if f"{number}d" in call.name)
     dims = set(range(source.dim() - spatial, source.dim()))
-    kept = [mixed(trace, label_map, dims, call.operation) for label_map in trace.labels_of(source)]
+    label_maps = []
+    for label_map in trace.labels_of(source):
+        mixed = mix_along(trace, label_map, dims, call.operation)
+        if mixed is not None:
+            label_maps.append(mixed.amax(sorted(dims), keepdim=True))
     for tensor in call.outputs:
-        label_maps = [
-            label_map.amax(sorted(dims), keepdim=True).expand(tensor.shape).clone()
-            for label_map in kept
-            if label_map is not None
-        ]
-        trace.set_labels(tensor, label_maps)
+        trace.set_labels(tensor, [label_map.expand(tensor.shape).clone() for label_map in label_maps])
 
 
 def glu(trace: TraceRecorder, call: Call) -> None:
-    """The two halves of a dimension meet."""
+    """Multiply one half of a dimension with the other: entries at the same place of both are one unit."""
     source = call.tensors[0]
-    if trace.is_labeled(source):
-        halves = [label_map.chunk(2, call.arguments.get("dim", -1)) for label_map in trace.labels_of(source)]
-        trace.set_labels(
-            call.outputs[0], [c.clone() for c in merge_label_maps(trace, [half for pair in halves for half in pair])]
-        )
+    if not trace.is_labeled(source):
+        return
+    halves: list[Tensor] = []
+    for label_map in trace.labels_of(source):
+        halves += label_map.chunk(2, call.arguments.get("dim", -1))
+    label_maps = merge_label_maps(trace, halves)
+    trace.set_labels(call.outputs[0], [label_map.clone() for label_map in label_maps])
 
 
 def scalar(trace: TraceRecorder, call: Call) -> None:
-    """A value goes back to Python, where it can steer anything."""
+    """Refuse units whose values go back to Python, where they can steer anything."""
     trace.refuse(call.tensors[0], f"its values steer Python code in {trace.place}")
 
 

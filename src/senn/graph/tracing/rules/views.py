@@ -13,74 +13,10 @@ from torch.utils import _pytree as pytree
 
 from senn.graph.tracing.labels import varying
 from senn.graph.tracing.recorded import Call
-from senn.graph.tracing.recorder import TraceRecorder
-from senn.graph.tracing.rules.pointwise import Rules, meet_plain, rules
+from senn.graph.tracing.rules.pointwise import Rules, meet_unlabeled, rules
+from senn.graph.tracing.trace_recorder import TraceRecorder
 
-
-def move(trace: TraceRecorder, call: Call) -> None:
-    """Entries change places only: carry the operation out on the labels."""
-    # A view without units is followed too: units may be written into it, and so into what it is a view of.
-    aliases = any(result.alias_info is not None for result in call.func._schema.returns)
-    if not aliases and not any(trace.is_labeled(tensor) for tensor in call.tensors):
-        return
-    source = call.args[0]
-    moved = [source] if isinstance(source, Tensor) else list(source)
-    known = {id(tensor) for tensor in moved}
-    if any(id(tensor) not in known and trace.is_labeled(tensor) for tensor in call.tensors):
-        trace.refuse_call(call)  # units that choose which entries move
-        return
-    own_maps = [trace.labels_of(tensor) for tensor in moved]
-    label_maps = []
-    for number in range(max(map(len, own_maps))):
-        layer = {
-            id(tensor): own[number] if number < len(own) else torch.zeros_like(own[0])
-            for tensor, own in zip(moved, own_maps, strict=True)
-        }
-        label_maps.append(pytree.tree_leaves(_on_labels(call, layer)))
-    for place, tensor in enumerate(call.outputs):
-        if any(labels[place].shape != tensor.shape for labels in label_maps):
-            trace.refuse_call(call)  # a view as another type cuts entries into pieces
-            return
-        trace.set_labels(tensor, [labels[place] for labels in label_maps])
-
-
-def join(trace: TraceRecorder, call: Call) -> None:
-    """`cat` and `stack`: set side by side, tensors have their other dimensions in common, so one set of units."""
-    move(trace, call)
-    output, parts = call.outputs[0], [part for part in call.args[0] if part.numel()]  # an empty one may have any shape
-    if not trace.is_labeled(output):
-        return
-    new = call.name == "aten::stack"
-    dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % output.dim()
-    label_maps = []
-    for number, label_map in enumerate(trace.labels_of(output)):
-        own = [trace.labels_of(part)[number] for part in parts if number < len(trace.labels_of(part))]
-        if not bool(label_map.any()) or (not new and any(dim in varying(labels) for labels in own)):
-            label_maps.append(label_map)
-            continue
-        shared = trace.record.merge_along(label_map, {dim})
-        for part, labels in zip(parts, own, strict=False):
-            if not bool(labels.any()):
-                meet_plain(trace, (shared.squeeze(dim) if new else shared).expand(part.shape), part)
-        label_maps.append(shared.expand(label_map.shape).clone())
-    trace.set_labels(output, label_maps)
-
-
-def _on_labels(call: Call, layer: dict[int, Tensor]) -> Any:
-    """Run a moving operation on labels."""
-    args, kwargs = pytree.tree_map_only(Tensor, lambda t: layer.get(id(t), t), (call.args, call.kwargs))
-    if call.name == "aten::constant_pad_nd":
-        return call.func(*args[:2])  # what is padded belongs to no unit, whatever its value
-    if call.name in _ONLY_FLOATING:
-        return call.func(args[0].double(), *args[1:], **kwargs).long()
-    try:
-        return call.func(*args, **kwargs)
-    except RuntimeError:
-        if call.name not in ("aten::view", "aten::_unsafe_view"):
-            raise
-        return args[0].reshape(call.args[1])  # labels may lie in memory in another way than the tensor
-
-
+# Operations that have no kernel for integers: labels go through them as doubles, exact up to 2^53.
 _ONLY_FLOATING = frozenset(
     (
         *("aten::im2col", "aten::channel_shuffle", "aten::native_channel_shuffle"),
@@ -89,18 +25,85 @@ _ONLY_FLOATING = frozenset(
 )
 
 
+def move(trace: TraceRecorder, call: Call) -> None:
+    """Carry out an operation that only moves entries on the label maps, too."""
+    # A view without units is followed as well: units may be written into it later, and so into its base.
+    is_view = any(result.alias_info is not None for result in call.func._schema.returns)
+    if not is_view and not any(map(trace.is_labeled, call.tensors)):
+        return
+    source = call.args[0]
+    moved = [source] if isinstance(source, Tensor) else list(source)
+    identities = set(map(id, moved))
+    if any(id(tensor) not in identities and trace.is_labeled(tensor) for tensor in call.tensors):
+        trace.refuse_call(call)  # units would choose which entries move, as indices of a `gather`
+        return
+    own_maps = [trace.labels_of(tensor) for tensor in moved]
+    results = []
+    for number in range(max(map(len, own_maps))):
+        replacement = {}
+        for tensor, own in zip(moved, own_maps, strict=True):
+            replacement[id(tensor)] = own[number] if number < len(own) else torch.zeros_like(own[0])
+        results.append(pytree.tree_leaves(_on_labels(call, replacement)))
+    for place, tensor in enumerate(call.outputs):
+        label_maps = [result[place] for result in results]
+        if any(label_map.shape != tensor.shape for label_map in label_maps):
+            trace.refuse_call(call)  # a view as another dtype cuts entries into pieces
+            return
+        trace.set_labels(tensor, label_maps)
+
+
+def _on_labels(call: Call, replacement: dict[int, Tensor]) -> Any:
+    """Run an operation with label maps in place of its tensors."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: replacement.get(id(t), t), (call.args, call.kwargs))
+    if call.name == "aten::constant_pad_nd":
+        return call.func(*args[:2])  # padding belongs to no unit, whatever its value
+    if call.name in _ONLY_FLOATING:
+        return call.func(args[0].double(), *args[1:], **kwargs).long()
+    try:
+        return call.func(*args, **kwargs)
+    except RuntimeError:
+        if call.name not in ("aten::view", "aten::_unsafe_view"):
+            raise
+        return args[0].reshape(call.args[1])  # a label map may have other strides than its tensor
+
+
+def join(trace: TraceRecorder, call: Call) -> None:
+    """`cat` and `stack`: tensors side by side have their other dimensions in common, so one set of units."""
+    move(trace, call)
+    output = call.outputs[0]
+    if not trace.is_labeled(output):
+        return
+    parts = [part for part in call.args[0] if part.numel()]  # an empty part may have any shape
+    new = call.name == "aten::stack"
+    dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % output.dim()
+    label_maps = []
+    for number, label_map in enumerate(trace.labels_of(output)):
+        own = [trace.labels_of(part)[number] for part in parts if number < len(trace.labels_of(part))]
+        along_dim = not new and any(dim in varying(labels) for labels in own)
+        if along_dim or not bool(label_map.any()):
+            label_maps.append(label_map)  # units lie one after the other along `dim`: nothing to merge
+            continue
+        shared = trace.record.merge_along(label_map, {dim})
+        for part, labels in zip(parts, own, strict=False):
+            if not bool(labels.any()):
+                meet_unlabeled(trace, (shared.squeeze(dim) if new else shared).expand(part.shape), part)
+        label_maps.append(shared.expand(label_map.shape).clone())
+    trace.set_labels(output, label_maps)
+
+
 def keep(trace: TraceRecorder, call: Call) -> None:
-    """The outputs have the units of the first input: casts, copies to a device, tensors made like another."""
-    if trace.is_labeled(call.tensors[0]):
-        for tensor in call.outputs:
-            if tensor is not call.tensors[0] and tensor.shape == call.tensors[0].shape:
-                trace.set_labels(
-                    tensor, [label_map.to(tensor.device, copy=True) for label_map in trace.labels_of(call.tensors[0])]
-                )
+    """Give outputs the units of the first input: casts, copies to a device, tensors made like another."""
+    source = call.tensors[0]
+    if not trace.is_labeled(source):
+        return
+    for tensor in call.outputs:
+        if tensor is not source and tensor.shape == source.shape:
+            copies = [label_map.to(tensor.device, copy=True) for label_map in trace.labels_of(source)]
+            trace.set_labels(tensor, copies)
 
 
 def overwrite(trace: TraceRecorder, call: Call) -> None:
-    """A tensor, or a part of one, is filled with other entries."""
+    """Replace the units of a tensor, or of a part of one, by those of what is written into it."""
     target, *others = call.tensors
     source = call.arguments.get("src")
     if source is None:
