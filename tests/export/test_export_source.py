@@ -22,7 +22,7 @@ import senn
 from senn import pytree
 from senn.errors import SennError, UnsupportedError
 from senn.export import python_source
-from senn.export.module_source import built
+from senn.export.module_source import build_from_source
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
 from senn.surgery import Insert, transaction
 
@@ -40,7 +40,7 @@ def checked(model: nn.Module, inputs: Any) -> str:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             assert ({node.module} if isinstance(node, ast.ImportFrom) else {one.name for one in node.names}) <= ALLOWED
-    twin = built(source)
+    twin = build_from_source(source)
     twin.load_state_dict(model.state_dict())
     assert [name for name, _ in twin.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert list(twin.state_dict()) == list(model.state_dict())
@@ -165,7 +165,7 @@ def test_ties_shared_modules_and_types_are_kept() -> None:
     source = checked(model, torch.randn(5, 4, dtype=torch.float64))
     assert "self[2] = self[0]" in source
     assert "self[5].weight = self[3].weight" in source
-    assert len(list(built(source).parameters())) == len(list(model.parameters())) == 5
+    assert len(list(build_from_source(source).parameters())) == len(list(model.parameters())) == 5
 
 
 @pytest.mark.parametrize("name", ZOO)

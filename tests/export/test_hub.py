@@ -18,7 +18,7 @@ import senn
 from senn.cli.main import main
 from senn.errors import SennError
 from senn.export import push_to_hub, python_source, to_hub
-from senn.export.module_source import built
+from senn.export.module_source import build_from_source
 from senn.nn import MLP
 
 hub = pytest.importorskip("huggingface_hub")
@@ -61,7 +61,7 @@ def test_the_weights_are_read_by_everything_that_reads_such_folders(run: Path) -
     state = load_file(folder / "model.safetensors")
     assert all(torch.equal(x, state[name]) for name, x in wanted.state_dict().items())
     assert all(torch.equal(x, senn.load(folder).state_dict()[name]) for name, x in state.items())
-    net = built(python_source(wanted))
+    net = build_from_source(python_source(wanted))
     mixed = type("Mixed", (type(net), hub.PyTorchModelHubMixin), {}).from_pretrained(folder)
     assert all(torch.equal(x, mixed.state_dict()[name]) for name, x in state.items())
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
-"""A grown model without senn: as plain PyTorch source, as a graph, as a folder for the hub.
+"""A grown model without senn: as plain PyTorch source, as a graph, as a folder for the Hugging Face hub.
 
-Each function checks what it wrote against the model before it takes its name, and says how far outputs differ.
+Each function reads back what it wrote and compares it with the model before renaming it. What it returns says how much
+the outputs differ.
 """
 
 from senn.export.check import Exported

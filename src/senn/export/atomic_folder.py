@@ -1,4 +1,4 @@
-"""Files and folders that are written whole, checked, and only then given their name."""
+"""Atomic writes of exports: a file or folder is written whole, checked, and only then renamed."""
 
 from __future__ import annotations
 
@@ -10,58 +10,66 @@ from pathlib import Path
 
 from senn.errors import SennError
 
+MARK = "net.py"
+"""The file by which a folder is recognized as an earlier export."""
+
 
 @contextmanager
 def atomic_folder(path: str | Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
-    """A place to write to, that takes the name of `path` in the end, or is gone if anything fails.
+    """Offer a temporary place to write to, which is renamed at the end, or removed if anything fails.
 
     Args:
-        path: what it is to be called; folders above it are made.
-        folder: whether it is a folder.
-        overwrite: whether it may take the place of a file, or of a folder that an earlier export wrote.
+        path: the final name; missing folders above it are created.
+        folder: True to write a folder, False to write a file.
+        overwrite: True if it may replace a file, or a folder that an earlier export wrote.
+
+    Yields:
+        The temporary path, next to the final one; a folder exists already.
 
     Raises:
-        SennError: there is something already, or it can't be written.
+        SennError: something is there already, or it can't be written.
     """
     final = Path(os.path.abspath(path))
-    _check(path, final, folder, overwrite)
+    _check_final(path, final, folder, overwrite)
+    # Next to the final name, since renaming across file systems would copy; with the process id, since another process
+    # may export to the same name.
     draft = final.with_name(f".{final.name}.{os.getpid()}.partial")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         if folder:
             draft.mkdir()
         yield draft
-        _exchange(draft, final)
+        _rename(draft, final)
     except OSError as error:
         raise SennError(f"{str(path)!r} can't be written: {error.strerror or error}") from error
     finally:
         _remove(draft)
 
 
-def _check(path: str | Path, final: Path, folder: bool, overwrite: bool) -> None:
+def _check_final(path: str | Path, final: Path, folder: bool, overwrite: bool) -> None:
+    """Refuse a name that is taken by something that must not be replaced: a user's own folder, above all."""
+    shown = repr(str(path))
     if not final.name:
-        raise SennError(f"{str(path)!r} can't be written: it has no name")
+        raise SennError(f"{shown} can't be written: it has no name")
     if not final.exists():
         return
     if final.is_dir() != folder:
-        raise SennError(f"{str(path)!r} is a {'file' if folder else 'folder'} already; choose another name")
-    if folder and not (final / MARK).is_file() and any(final.iterdir()):
-        raise SennError(f"{str(path)!r} isn't empty and holds no export; choose another name")
-    if not overwrite and (not folder or any(final.iterdir())):
-        raise SennError(
-            f"{str(path)!r} is there already; choose another name, or replace it (--overwrite, overwrite=True)"
-        )
+        raise SennError(f"{shown} is a {'file' if folder else 'folder'} already; choose another name")
+    is_empty = folder and not any(final.iterdir())
+    if is_empty:
+        return
+    if folder and not (final / MARK).is_file():
+        raise SennError(f"{shown} isn't empty and holds no export; choose another name")
+    if not overwrite:
+        raise SennError(f"{shown} is there already; choose another name, or replace it (--overwrite, overwrite=True)")
 
 
-MARK = "net.py"
-"""By this file a folder is known as an export."""
-
-
-def _exchange(draft: Path, final: Path) -> None:
-    """Rename; an old folder steps aside first and comes back if that fails."""
+def _rename(draft: Path, final: Path) -> None:
+    """Give a draft its name; an old folder steps aside first, and comes back if that fails."""
     if not final.is_dir():
         draft.replace(final)
         return
+    # No system call replaces a folder that isn't empty.
     aside = final.with_name(f".{final.name}.{os.getpid()}.old")
     final.replace(aside)
     try:

@@ -1,4 +1,4 @@
-"""senn's own layers as plain PyTorch: classes to be written once, and what the whole of a known network looks like."""
+"""Plain PyTorch source of senn's own layers and networks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
 
+# These repeat the forwards of `senn.nn`; tests/export/test_export_source.py compares their outputs bit for bit.
 _RATIONAL = '''\
 class Rational(nn.Module):
     """(l x + (c + 2 v x) / (1 + x^2)) / sqrt(v^2 + c^2 + l^2); each unit has its v, c and l."""
@@ -37,7 +38,7 @@ _FORWARDS: Mapping[type[nn.Module], tuple[str, ...]] = {
     ),
     Residual: ("return x + self.branch(x)",),
 }
-_ABOUT: Mapping[type[nn.Module], str] = {
+_SUMMARIES: Mapping[type[nn.Module], str] = {
     MLP: "A multilayer perceptron, (..., features) to (..., outputs).",
     ConvNet: "Convolutions, the mean over the image, and a linear map: (N, C, H, W) to (N, outputs).",
     DenseConvNet: "Blocks in which each layer reads all earlier ones, (N, C, H, W) to (N, outputs).",
@@ -48,41 +49,58 @@ KNOWN = (*_FORWARDS, Rational)
 
 
 def parts(module: nn.Module) -> dict[str, nn.Module]:
-    """The children of a module, by name."""
+    """Return the children of a module by name."""
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
-def forward(module: nn.Module) -> tuple[str, ...]:
-    """The lines of its forward."""
-    if isinstance(module, MLP) and module.shortcut is not None:
+def _has_shortcut(module: nn.Module) -> bool:
+    return isinstance(module, MLP) and module.shortcut is not None
+
+
+def forward_lines(module: nn.Module) -> tuple[str, ...]:
+    """Return the lines of the forward of one of senn's own networks."""
+    if _has_shortcut(module):
         return ("return self.body(x) + self.shortcut(x)",)
     return _FORWARDS[type(module)]
 
 
-def about(module: nn.Module) -> str:
-    """What the class's docstring says."""
-    return _ABOUT[type(module)]
+def summary_of(module: nn.Module) -> str:
+    """Return the docstring of the class that is written for one of senn's own networks."""
+    return _SUMMARIES[type(module)]
 
 
-def helper(name: str, module: nn.Module) -> str:
-    """The source of the class that stands for a known one inside of something, which is given its parts."""
+def helper_class(name: str, module: nn.Module) -> str:
+    """Write the class that stands for one of senn's layers or networks inside another one.
+
+    Args:
+        name: of the class.
+        module: the layer or network.
+
+    Returns:
+        The source of the class. That of a network takes its children as arguments.
+    """
     if type(module) is Rational:
         return _RATIONAL
     names = list(parts(module))
-    lines = [f"class {name}(nn.Module):", f'    """{about(module)}"""', ""]
-    lines += [f"    def __init__(self, {', '.join(names)}):", "        super().__init__()"]
+    lines = [
+        f"class {name}(nn.Module):",
+        f'    """{summary_of(module)}"""',
+        "",
+        f"    def __init__(self, {', '.join(names)}):",
+        "        super().__init__()",
+    ]
     lines += [f"        self.{part} = {part}" for part in names]
-    lines += ["", "    def forward(self, x):", *(f"        {line}" for line in forward(module))]
+    lines += ["", "    def forward(self, x):"]
+    lines += [f"        {line}" for line in forward_lines(module)]
     return "\n".join(lines) + "\n"
 
 
 def helper_name(module: nn.Module) -> str:
-    """What that class is called; a shortcut makes another one of an MLP."""
-    with_shortcut = isinstance(module, MLP) and module.shortcut is not None
-    return type(module).__name__ + "WithShortcut" * with_shortcut
+    """Return the name of that class; an MLP with a shortcut has another forward, hence another class."""
+    return type(module).__name__ + "WithShortcut" * _has_shortcut(module)
 
 
-def stages(body: nn.Module) -> dict[int, str]:
-    """Comments on the layers of a `ConvNet`: the first of each stage."""
+def stage_notes(body: nn.Module) -> dict[int, str]:
+    """Return comments for the layers of a `ConvNet`'s body: the number of the first layer of each stage -> its name."""
     pools = [at for at, layer in enumerate(body.children()) if isinstance(layer, nn.MaxPool2d)]
-    return {at: f"stage {number}" for number, at in enumerate([0, *(pool for pool in pools)], start=1)}
+    return {at: f"stage {number}" for number, at in enumerate([0, *pools], start=1)}

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from torch.utils._pytree import tree_map
 from senn import pytree
 from senn.errors import SennError
 from senn.export.atomic_folder import atomic_folder
-from senn.export.check import Exported, check, in_short, several
+from senn.export.check import Exported, at_least_two, check, summarize_error
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs
 
+# A protobuf message, which an ONNX file is, ends at 2 GiB; 16 MiB are left for the graph itself.
 _MOST_BYTES = 2**31 - 2**24
-"""Of an ONNX file, which is a protobuf message."""
+"""Size limit of a model's numbers in an ONNX file, in bytes."""
 
 
 def to_pt2(
@@ -38,27 +40,39 @@ def to_pt2(
 ) -> Exported:
     """Write a model as a `torch.export` program, which `torch.export.load(path).module()` runs without its classes.
 
-    The model is exported in eval mode, for batches of any size. What was written is read back and held against the
-    model before it takes its name.
+    The model is exported in eval mode, for batches of any size. What was written is read back and compared with the
+    model before it is renamed.
 
     Args:
         model: any module that torch.export understands.
-        path: of the file, by habit with the suffix `.pt2`.
-        inputs: an example batch, as in `Grower.grow`; first dimensions of as many entries as samples stay open.
-        metadata: JSON-able, kept in the file as `metadata.json`.
-        overwrite: whether an existing file may be replaced.
+        path: of the file, usually with the suffix `.pt2`.
+        inputs: an example batch, as in `Grower.grow`. First dimensions of as many entries as there are samples are
+            exported with any size.
+        metadata: JSON-able data to keep in the file as `metadata.json`; None for none.
+        overwrite: True if an existing file may be replaced.
 
     Returns:
-        What was checked, as text one sentence.
+        What was written and how it was checked; as text, one sentence.
 
     Raises:
         SennError: the model can't be exported, what was written doesn't compute the same, or it can't be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     exported = to_pt2(nn.Linear(2, 3), Path(folder) / "net.pt2", torch.randn(4, 2))
+    >>> exported.reader, exported.samples
+    ('torch.export.load', (4, 3))
     """
-    inputs = several(inputs)
+    inputs = at_least_two(inputs)
     with atomic_folder(path, folder=False, overwrite=overwrite) as draft, _quiet():
         draft.write_bytes(_packed(_program(model, inputs), metadata or {}))
         back = _unpacked(draft.read_bytes())
-        return check(Path(path), "torch.export.load", model, inputs, lambda x: _floating(pytree.call(back, x)))
+        run = partial(_run_module, back)
+        return check(Path(path), "torch.export.load", model, inputs, run=run)
+
+
+def _run_module(module: nn.Module, batch: Inputs) -> list[Tensor]:
+    return [x for x in pytree.tensor_leaves(pytree.call(module, batch)) if x.is_floating_point()]
 
 
 def to_onnx(
@@ -73,27 +87,27 @@ def to_onnx(
 ) -> Exported:
     """Write a model as an ONNX file, in eval mode, for batches of any size.
 
-    What was written is read back by ONNX Runtime, if that is installed, and held against the model before it takes its
-    name. Needs `pip install 'senn[export]'`.
+    What was written is read back by ONNX Runtime, if that is installed, and compared with the model before it is
+    renamed. Needs `pip install 'senn[export]'`.
 
     Args:
         model: any module that `torch.onnx` understands.
-        path: of the file, by habit with the suffix `.onnx`.
+        path: of the file, usually with the suffix `.onnx`.
         inputs: an example batch, as in `Grower.grow`.
-        input_names: of the graph, by default those of the forward's arguments.
-        output_names: of the graph, by default `output`, or `output_0`, `output_1`, ... of several.
-        metadata: kept in the file; what ONNX Runtime gives as `custom_metadata_map`.
-        overwrite: whether an existing file may be replaced.
+        input_names: of the graph; None for those of the forward's arguments.
+        output_names: of the graph; None for `output`, or `output_0`, `output_1`, ... of several.
+        metadata: texts to keep in the file, which ONNX Runtime returns as `custom_metadata_map`; None for none.
+        overwrite: True if an existing file may be replaced.
 
     Returns:
-        What was checked, as text one sentence.
+        What was written and how it was checked; as text, one sentence.
 
     Raises:
         SennError: onnx isn't installed, the model can't be exported, what was written doesn't compute the same, or it
             can't be written.
     """
-    onnx = _needed()
-    inputs = several(inputs)
+    onnx = _import_onnx()
+    inputs = at_least_two(inputs)
     size = sum(x.numel() * x.element_size() for x in model.state_dict().values() if isinstance(x, Tensor))
     if size > _MOST_BYTES:
         raise SennError(f"an ONNX file ends at {_MOST_BYTES:,} bytes, and the model's numbers take {size:,}")
@@ -107,7 +121,7 @@ def to_onnx(
             assert made is not None
             proto = made.model_proto
         except Exception as error:
-            raise SennError(f"the model can't be exported to ONNX: {in_short(error)}") from error
+            raise SennError(f"the model can't be exported to ONNX: {summarize_error(error)}") from error
         _name_batch(proto.graph)
         onnx.helper.set_model_props(proto, {"producer": "senn", **(metadata or {})})
         draft.write_bytes(proto.SerializeToString())
@@ -115,7 +129,7 @@ def to_onnx(
 
 
 def _name_batch(graph: Any) -> None:
-    """Call the number of samples `batch`, whatever the exporter made up for it."""
+    """Rename the number of samples to `batch`: exporters make up names such as `s77`."""
     sizes = [size for value in graph.input for size in value.type.tensor_type.shape.dim[:1] if size.dim_param]
     for symbol in {size.dim_param for size in sizes}:
         for value in (*graph.input, *graph.output, *graph.value_info):
@@ -125,7 +139,7 @@ def _name_batch(graph: Any) -> None:
 
 
 def _packed(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
-    file = io.BytesIO()  # a path would have to end in .pt2
+    file = io.BytesIO()  # a path would have to end in .pt2, and a draft's doesn't
     try:
         text = json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -137,11 +151,11 @@ def _packed(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
 def _unpacked(data: bytes) -> nn.Module:
     try:
         return torch.export.load(io.BytesIO(data)).module()
-    except Exception as error:  # modules called like what torch.fx has of its own, such as `code`
-        raise SennError(f"torch.export can't read back what it wrote: {in_short(error)}") from error
+    except Exception as error:  # torch.fx fails on modules with a name of its own, such as `code`
+        raise SennError(f"torch.export can't read back what it wrote: {summarize_error(error)}") from error
 
 
-def _needed() -> Any:
+def _import_onnx() -> Any:
     try:
         import onnx
         import onnxscript  # noqa: F401
@@ -159,66 +173,65 @@ def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Ex
         )
     try:
         session = onnxruntime.InferenceSession(draft.read_bytes(), providers=["CPUExecutionProvider"])
-    except Exception as error:  # it lacks kernels, such as those of bfloat16
-        raise SennError(f"ONNX Runtime can't read what was exported: {in_short(error)}") from error
+    except Exception as error:  # it lacks some kernels, such as those of bfloat16
+        raise SennError(f"ONNX Runtime can't read what was exported: {summarize_error(error)}") from error
     names = [one.name for one in session.get_inputs()]
 
-    def run(x: Inputs) -> list[Tensor]:
-        given = {name: tensor.numpy(force=True) for name, tensor in zip(names, pytree.tensor_leaves(x), strict=True)}
-        return [x for x in map(torch.from_numpy, session.run(None, given)) if x.is_floating_point()]
+    def run(batch: Inputs) -> list[Tensor]:
+        arrays = [tensor.numpy(force=True) for tensor in pytree.tensor_leaves(batch)]
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        return [x for x in map(torch.from_numpy, results) if x.is_floating_point()]
 
-    return check(path, "ONNX Runtime", model, inputs, run)
+    return check(path, "ONNX Runtime", model, inputs, run=run)
 
 
 def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
-    """The model in eval mode, the number of samples left open."""
+    """Export the model in eval mode for any number of samples."""
     count = pytree.count(inputs)
     args, kwargs = pytree.arguments(pytree.clone(inputs))
 
     batch_size = Dim("batch")
 
     def dims(x: Any) -> Any:
-        return {0: batch_size} if isinstance(x, Tensor) and x.dim() and len(x) == count else None
+        # As in pytree.index_batch: a tensor with one entry per sample is cut, any other is a constant of the batch.
+        is_batched = isinstance(x, Tensor) and x.dim() and len(x) == count
+        return {0: batch_size} if is_batched else None
 
-    positional = list(inspect.signature(model.forward).parameters)[: len(args)]
-    shapes = {
-        name: tree_map(dims, value) for name, value in {**dict(zip(positional, args, strict=False)), **kwargs}.items()
-    }
+    shapes = {name: tree_map(dims, value) for name, value in _named_arguments(model, inputs).items()}
     try:
         with torch.no_grad(), preserve_model_state(model):
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
-        raise SennError(f"the model can't be exported for batches of any size: {in_short(error)}") from error
+        raise SennError(f"the model can't be exported for batches of any size: {summarize_error(error)}") from error
 
 
-def _named(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """What the forward is called with, by name."""
+def _named_arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Return the arguments of the forward by name."""
     args, kwargs = pytree.arguments(inputs)
     return {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
 
 
 def _argument_names(model: nn.Module, inputs: Inputs) -> list[str]:
-    """Of the tensors that it is called with."""
-    names = []
-    for name, value in _named(model, inputs).items():
-        found = len(pytree.tensor_leaves(value))
-        names += [name] if found == 1 else [f"{name}_{at}" for at in range(found)]
+    """Name the tensors of the inputs after the forward's arguments."""
+    names: list[str] = []
+    for name, value in _named_arguments(model, inputs).items():
+        names += _numbered(name, len(pytree.tensor_leaves(value)))
     return names
 
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     with torch.no_grad(), preserve_model_state(model):
-        found = len(pytree.tensor_leaves(pytree.call(model, pytree.clone(inputs))))
-    return ["output"] if found == 1 else [f"output_{at}" for at in range(found)]
+        result = pytree.call(model, pytree.clone(inputs))
+    return _numbered("output", len(pytree.tensor_leaves(result)))
 
 
-def _floating(result: Any) -> list[Tensor]:
-    return [x for x in pytree.tensor_leaves(result) if x.is_floating_point()]
+def _numbered(name: str, count: int) -> list[str]:
+    return [name] if count == 1 else [f"{name}_{at}" for at in range(count)]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes that exporters print on their own progress."""
+    """Silence what exporters print about their progress."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""A folder as the tools of Hugging Face read it: weights, `config.json`, and a model card."""
+"""A folder for the Hugging Face hub: weights, `config.json`, and a model card."""
 
 from __future__ import annotations
 
@@ -58,27 +58,34 @@ def to_hub(
     """Write a folder for the Hugging Face hub: `model.safetensors`, `net.py`, `config.json` and a model card.
 
     Args:
-        folder: where to; `push_to_hub` sends it.
-        model: of layers of torch.nn and senn.nn.
-        inputs: an example batch, on which the folder's model is run and compared; without it that isn't checked.
-        name: of the model on its card, by default the folder's.
-        preprocessing: what is done to data on their way in, as for `to_python`.
-        results: what `senn fit` writes to `results.json`; test scores and data go onto the card.
-        saved: a folder to which the same model was written by `senn.save` or `senn fit`; its files go along, so that
-            `senn.load` reads this one too.
-        license: as the hub calls it (`mit`, ...); by default the card names none.
-        overwrite: whether an earlier export there may be replaced.
+        folder: where to; `push_to_hub` uploads it.
+        model: made of layers of torch.nn and senn.nn.
+        inputs: an example batch, on which the folder's model is run and compared; None to skip that check.
+        name: of the model on its card; None for the folder's.
+        preprocessing: how data are encoded, as for `to_python`; None to leave that out.
+        results: what `senn fit` writes to `results.json`; test scores and data go onto the card. None for none.
+        saved: a folder to which `senn.save` or `senn fit` wrote the same model; its files are copied, so that
+            `senn.load` reads this folder too. None to leave them out.
+        license: as the hub calls it (`mit`, ...); None for a card that names none.
+        overwrite: True if an earlier export there may be replaced.
 
     Returns:
-        What was checked, as text one sentence.
+        What was written and how it was checked; as text, one sentence.
 
     Raises:
-        UnsupportedError: part of the model can't be written as source, see `python_source`.
+        UnsupportedError: a part of the model can't be written as source, see `python_source`.
         SennError: what was written doesn't compute the same, or it can't be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     exported = to_hub(Path(folder) / "net", nn.Linear(2, 3), license="mit")
+    ...     print(sorted(path.name for path in exported.path.iterdir()))
+    ['README.md', 'config.json', 'model.safetensors', 'net.py']
     """
     name = name or Path(folder).resolve().name
     files = [] if saved is None else [Path(saved) / file for file in (WEIGHTS, DESCRIPTION)]
-    if absent := [file for file in files if not file.is_file()]:
+    absent = [file for file in files if not file.is_file()]
+    if absent:
         raise SennError(f"{str(saved)!r} holds no saved model: it lacks {absent[0].name}")
     if saved is not None and (Path(saved) / FIGURE).is_file():
         files.append(Path(saved) / FIGURE)
@@ -88,22 +95,28 @@ def to_hub(
             shutil.copyfile(file, draft / file.name)
         config = _config(model, preprocessing, results or {})
         (draft / CONFIG).write_bytes(atomic_files.encoded(json.dumps(config, indent=2, ensure_ascii=False) + "\n"))
-        has = {file.name for file in draft.iterdir()}
-        card = model_card(name, model, preprocessing, results or {}, license, has)
+        card = model_card(
+            name,
+            model,
+            preprocessing=preprocessing,
+            results=results or {},
+            license=license,
+            files={file.name for file in draft.iterdir()},
+        )
         (draft / CARD).write_bytes(atomic_files.encoded(card))
         return check_python(Path(folder), draft, model, inputs)
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Send a folder that `to_hub` wrote to the Hugging Face hub.
+    """Upload a folder that `to_hub` wrote to the Hugging Face hub.
 
     Needs `pip install 'senn[huggingface]'`.
 
     Args:
-        folder: what to send.
-        repo_id: where to, `user/name`; made if it isn't there.
-        private: whether a new repository is private; None for the account's own default.
-        token: of the account, None for the one that is logged in.
+        folder: what to upload.
+        repo_id: where to, `user/name`; created if missing.
+        private: True if a new repository is private; None for the account's own default.
+        token: of the account; None for the one that is logged in.
 
     Returns:
         The address of the commit.
@@ -123,7 +136,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool | None = None
         commit = huggingface_hub.upload_folder(
             repo_id=repo_id, folder_path=folder, token=token, commit_message="A network that senn grew"
         )
-    except Exception as error:  # whatever the network or the hub has against it
+    except Exception as error:  # anything that the network or the hub may object to
         raise SennError(f"{repo_id!r} can't be pushed to: {' '.join(str(error).split())}") from error
     return str(commit.commit_url)
 
@@ -131,35 +144,51 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool | None = None
 def model_card(
     name: str,
     model: nn.Module,
+    *,
     preprocessing: Mapping[str, Any] | None,
     results: Mapping[str, Any],
     license: str | None,
     files: set[str],
 ) -> str:
-    """The model card: YAML about the model, then what a reader wants to know of it."""
+    """Write a model card: YAML about the model, then what its reader wants to know.
+
+    Args:
+        name: of the model.
+        model: the model.
+        preprocessing: how data are encoded; None if unknown.
+        results: what `senn fit` writes to `results.json`; empty if there is none.
+        license: as the hub calls it; None for none.
+        files: names of the files in the folder.
+
+    Returns:
+        The text of `README.md`.
+    """
     record, data = preprocessing or {}, results.get("data", {})
     kind = "image" if record.get("kind") == "images" else "tabular"
-    task = f"{kind}-{results['task']}" if "task" in results else None
+    scores = {key: value for key, value in results.get("test", {}).items() if value is not None}
     lines = ["---", "library_name: pytorch", "tags:", "- senn", "- pytorch"]
-    lines += [f"license: {json.dumps(license)}"] if license else []
-    lines += [f"pipeline_tag: {task}"] if task else []
-    lines += _index(name, task, str(data.get("name", "unknown")), results.get("test", {})) if task else []
+    if license:
+        lines.append(f"license: {json.dumps(license)}")
+    if "task" in results:
+        task = f"{kind}-{results['task']}"
+        lines.append(f"pipeline_tag: {task}")
+        lines += _model_index(name, task, str(data.get("name", "unknown")), scores)
     lines += ["---", "", f"# {name}", "", _summary(model, record, results), ""]
     if FIGURE in files:
         lines += [f"![How the network grew]({FIGURE})", ""]
-    scores = {key: value for key, value in results.get("test", {}).items() if value is not None}
     if scores:
-        rows = data.get("test_rows", 0)
-        lines += [f"On {rows:,} {'images' if kind == 'image' else 'rows'} that were held out:", ""]
-        lines += ["| score | value |", "|---|---|", *(f"| {key} | {value:.4g} |" for key, value in scores.items()), ""]
-    return "\n".join(lines) + _use(model, record, DESCRIPTION in files)
+        rows, unit = data.get("test_rows", 0), "images" if kind == "image" else "rows"
+        lines += [f"On {rows:,} {unit} that were held out:", "", "| score | value |", "|---|---|"]
+        lines += [f"| {key} | {value:.4g} |" for key, value in scores.items()]
+        lines.append("")
+    return "\n".join(lines) + _usage(model, record, DESCRIPTION in files)
 
 
-def _index(name: str, task: str | None, data: str, test: Mapping[str, Any]) -> list[str]:
-    """The scores as the hub's `model-index` has them; text as JSON, which is YAML too."""
-    metrics = [f"    - {json.dumps({'type': key, 'value': x})}" for key, x in test.items() if x is not None]
-    if not metrics:
+def _model_index(name: str, task: str, data: str, scores: Mapping[str, float]) -> list[str]:
+    """Write the scores as the hub's `model-index`; texts are JSON, which is YAML too and quotes everything."""
+    if not scores:
         return []
+    metrics = [f"    - {json.dumps({'type': key, 'value': value})}" for key, value in scores.items()]
     about = json.dumps({"name": data, "type": data}, ensure_ascii=False)
     return [
         "model-index:",
@@ -173,12 +202,13 @@ def _index(name: str, task: str | None, data: str, test: Mapping[str, Any]) -> l
 
 
 def _summary(model: nn.Module, record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """What the model is, in a paragraph."""
+    """Summarize the model in a paragraph: its size, and what it predicts from what."""
     kind = type(model).__name__
     size = sum(parameter.numel() for parameter in model.parameters())
     hidden = "-".join(map(str, results.get("architecture", ())))
     about = f"A PyTorch network ({kind}) of {size:,} parameters"
-    about += f" with hidden layers of {hidden} units" if hidden else ""
+    if hidden:
+        about += f" with hidden layers of {hidden} units"
     about += ", which found its size by itself while it was trained"
     if record.get("kind") == "images":
         side, labels = record["side"], record["labels"]
@@ -189,7 +219,7 @@ def _summary(model: nn.Module, record: Mapping[str, Any], results: Mapping[str, 
     return about + "."
 
 
-def _use(model: nn.Module, record: Mapping[str, Any], has_description: bool) -> str:
+def _usage(model: nn.Module, record: Mapping[str, Any], has_description: bool) -> str:
     size = sum(parameter.numel() for parameter in model.parameters())
     needs, also, predict = "torch and safetensors", "", ""
     if record.get("kind") == "images":
@@ -198,22 +228,26 @@ def _use(model: nn.Module, record: Mapping[str, Any], has_description: bool) -> 
     elif {"columns", "target"} <= set(record):
         also = ", predict, read_rows"
         predict = 'predict(read_rows("new.csv"))  # a class or number for each row; columns are found by name\n'
-    use = _PLAIN.format(needs=needs, also=also, parameters=size, predict=predict)
-    return "\n" + use + (_SENN if has_description else "")
+    text = _PLAIN.format(needs=needs, also=also, parameters=size, predict=predict)
+    return "\n" + text + (_SENN if has_description else "")
 
 
 def _config(model: nn.Module, preprocessing: Mapping[str, Any] | None, results: Mapping[str, Any]) -> dict[str, Any]:
     size = sum(parameter.numel() for parameter in model.parameters())
-    kept = {key: results[key] for key in ("task", "architecture", "test", "data", "versions") if key in results}
-    about = {"architectures": ["Net"], "class": type(model).__name__, "parameters": size}
-    return {**about, **kept, **({} if preprocessing is None else {"preprocessing": dict(preprocessing)})}
+    # `architectures` is a key that the hub shows; it has to be the name of a class.
+    config: dict[str, Any] = {"architectures": ["Net"], "class": type(model).__name__, "parameters": size}
+    config |= {key: results[key] for key in ("task", "architecture", "test", "data", "versions") if key in results}
+    if preprocessing is not None:
+        config["preprocessing"] = dict(preprocessing)
+    return config
 
 
 def _listed(names: Any, most: int = 12) -> str:
     cells = [_cell(name) for name in names]
-    return ", ".join(cells[:most]) + (f" and {len(cells) - most:,} more" if len(cells) > most else "")
+    text = ", ".join(cells[:most])
+    return f"{text} and {len(cells) - most:,} more" if len(cells) > most else text
 
 
 def _cell(text: object) -> str:
-    """A name as code in Markdown, on one line."""
+    """Format a name as Markdown code, on one line; it is the user's, so it may hold backticks and line breaks."""
     return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"

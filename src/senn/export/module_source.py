@@ -1,4 +1,4 @@
-"""A network as the source of a class that needs nothing but PyTorch."""
+"""A network as the source code of a class that needs nothing but PyTorch."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from senn.errors import SennError, UnsupportedError
-from senn.export.class_source import KNOWN, about, forward, helper, helper_name, parts, stages
-from senn.export.codegen import Group, call, lay_out, literal
+from senn.export.class_source import KNOWN, forward_lines, helper_class, helper_name, parts, stage_notes, summary_of
+from senn.export.codegen import Bracketed, call, format_lines, literal
 from senn.export.signatures import Name, explicit_arguments, is_layer, source_arguments
 from senn.nn import ConvNet, Rational
 
 _PARAMETERS = (nn.ParameterList, nn.ParameterDict)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, *_PARAMETERS)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# Lists of up to two layers stay on one line if they fit; longer ones read better with a line for each.
+_MOST_ON_ONE_LINE = 2
 
 
 def python_source(model: nn.Module, name: str = "Net") -> str:
-    """The architecture of a model as plain PyTorch source, to paste: a class that is built without arguments.
+    """Write the architecture of a model as plain PyTorch source: a class that is built without arguments.
 
-    It imports torch only, has the names of the model's parameters, so that `Net().load_state_dict(model.state_dict())`
-    works, and computes the same. Inserted layers are in it as what they are. The numbers are not.
+    It imports torch only, computes the same, and has parameters of the same names, so that
+    `Net().load_state_dict(model.state_dict())` works. Inserted layers are in it as what they are. The numbers are not.
 
     Args:
-        model: of layers of torch.nn and senn.nn.
+        model: made of layers of torch.nn and senn.nn.
         name: of the class.
 
     Returns:
-        The source, lines of 100 columns at most.
+        The source, in lines of 100 columns at most.
 
     Raises:
-        UnsupportedError: part of the model is of another class, which only its owner can write, or has been altered
-            in a way that no constructor would.
-        SennError: the name can't be that of a class.
+        UnsupportedError: a part of the model is of another class, which only its owner can write, or was altered in a
+            way that no constructor would.
+        SennError: the class can't have that name.
 
     >>> print(python_source(nn.Sequential(nn.Linear(2, 3), nn.ReLU())))
     from torch import nn
@@ -53,42 +55,59 @@ def python_source(model: nn.Module, name: str = "Net") -> str:
     if not name.isidentifier() or keyword.iskeyword(name) or name in taken:
         raise SennError(f"{name!r} can't be the name of the network's class")
     try:
-        return _written(model, name)
+        return _write_source(model, name)
     except RecursionError as error:
         raise SennError(f"a {type(model).__name__} is nested too deeply to be written as source") from error
 
 
-def built(source: str, name: str = "Net") -> nn.Module:
-    """A fresh model of the class in a source that `python_source` made, on the device that is the default one."""
+def build_from_source(source: str, name: str = "Net") -> nn.Module:
+    """Execute source that `python_source` wrote, and build a fresh model on the default device.
+
+    Args:
+        source: the source.
+        name: of the class in it.
+
+    Returns:
+        The model.
+    """
     namespace: dict[str, Any] = {"__name__": "net"}
     exec(compile(source, "<python_source>", "exec"), namespace)
     model: nn.Module = namespace[name]()
     return model
 
 
-def _written(model: nn.Module, name: str) -> str:
+def _write_source(model: nn.Module, name: str) -> str:
+    """Write the source, build a model from it, and assign afterwards what came out different, until nothing does.
+
+    A layer's constructor makes its parts itself (the layers of a TransformerEncoder, all alike), and growth may have
+    changed each of them.
+    """
     writer = _SourceWriter(model=model, name=name)
     with torch.device("meta"):
-        twin = built(writer.source(), name)
-        while paths := [path for path in _different(twin, model) if path not in writer.replaced]:
+        twin = build_from_source(writer.source(), name)
+        while True:
+            paths = [path for path in _differing(twin, model) if path not in writer.replaced]
+            if not paths:
+                break
             for path in paths:
                 writer.replace(path)
-            twin = built(writer.source(), name)
-    if wrong := _different(twin, model) or _unlike(twin, model):
+            twin = build_from_source(writer.source(), name)
+    wrong = _differing(twin, model) or _differing_tensors(twin, model)
+    if wrong:
         raise UnsupportedError(f"{wrong[0]!r} has been altered in a way that no constructor knows")
     return writer.source()
 
 
 @dataclass(eq=False, kw_only=True)
 class _SourceWriter:
-    """Writes one model.
+    """Writes the source of one model.
 
     Attributes:
         model: the model.
         name: of its class.
-        helpers: sources of the classes that it needs, by name.
-        replaced: paths of what takes the place of a part that a layer's constructor makes, and the lines for it.
-        after: further lines at the end of its constructor.
+        helpers: name -> source of the classes that it needs.
+        replaced: path of a part that a layer's constructor makes otherwise -> lines that replace it.
+        after: further lines at the end of the constructor.
     """
 
     model: nn.Module
@@ -99,72 +118,83 @@ class _SourceWriter:
 
     def __post_init__(self) -> None:
         _refuse_altered(self.model)
-        self._shared()
-        self._type()
+        self._assign_shared()
+        self._convert_dtype()
 
     def replace(self, path: str) -> None:
-        """Give a part of a layer the place of what that layer's constructor makes."""
+        """Add lines that replace a part of a layer, which that layer's constructor makes otherwise."""
         value = self.expression(self.model.get_submodule(path), path)
-        self.replaced[path] = lay_out(value, 8, f"{self.access(path)} = ")
-
-    def _end(self) -> list[str]:
-        return [*(line for lines in self.replaced.values() for line in lines), *self.after]
+        self.replaced[path] = format_lines(value, 8, f"{self.access(path)} = ")
 
     def source(self) -> str:
-        """All of it."""
-        body = self._class()
-        whole = "\n\n".join(["", *self.helpers.values(), "\n".join(body) + "\n"])
-        imports = [
-            *(["from collections import OrderedDict", ""] if "OrderedDict(" in whole else []),
-            *(["import torch"] if "torch." in whole else []),
-            "from torch import nn",
-            *(["from torch.nn import functional as F"] if "F." in whole else []),
-        ]
+        """Return the source: imports, helper classes, the network's class."""
+        body = "\n".join(self._network_class()) + "\n"
+        whole = "\n\n".join(["", *self.helpers.values(), body])
+        imports: list[str] = []
+        if "OrderedDict(" in whole:
+            imports += ["from collections import OrderedDict", ""]
+        if "torch." in whole:
+            imports.append("import torch")
+        imports.append("from torch import nn")
+        if "F." in whole:
+            imports.append("from torch.nn import functional as F")
         return "\n".join(imports) + "\n" + whole
 
-    def _class(self) -> list[str]:
+    def _network_class(self) -> list[str]:
+        """Write the class: a subclass of the model's own if that is torch's, else an nn.Module with a forward."""
         model, cls = self.model, type(self.model)
         start = ["    def __init__(self):"]
         if is_layer(model) or cls is Rational:
             value = self.expression(model, "")
-            assert isinstance(value, Group)
             base = value.head.removesuffix("(")
             value = replace(value, head="super().__init__(")
-            return [f"class {self.name}({base}):", *start, *lay_out(value, 8), *self._end()]
+            return [f"class {self.name}({base}):", *start, *format_lines(value, 8), *self._end()]
         _refuse_foreign(model, "")
-        lines = [
-            f"class {self.name}(nn.Module):",
-            f'    """{about(model)}"""',
-            "",
-            *start,
-            "        super().__init__()",
-        ]
+        lines = [f"class {self.name}(nn.Module):", f'    """{summary_of(model)}"""', "", *start]
+        lines.append("        super().__init__()")
         for part, child in parts(model).items():
-            notes = stages(child) if cls is ConvNet and part == "body" and type(child) is nn.Sequential else {}
-            lines += lay_out(self.expression(child, part, notes), 8, f"self.{part} = ")
-        return [*lines, *self._end(), "", "    def forward(self, x):", *(f"        {line}" for line in forward(model))]
+            has_stages = cls is ConvNet and part == "body" and type(child) is nn.Sequential
+            value = self.expression(child, part, stage_notes(child) if has_stages else None)
+            lines += format_lines(value, 8, f"self.{part} = ")
+        lines += [*self._end(), "", "    def forward(self, x):"]
+        return [*lines, *(f"        {line}" for line in forward_lines(model))]
 
-    def expression(self, module: nn.Module, path: str, notes: dict[int, str] | None = None) -> Group:
-        """What makes a module like this one."""
+    def _end(self) -> list[str]:
+        replacements = [line for lines in self.replaced.values() for line in lines]
+        return [*replacements, *self.after]
+
+    def expression(self, module: nn.Module, path: str, notes: dict[int, str] | None = None) -> Bracketed:
+        """Write the expression that makes a module like this one.
+
+        Args:
+            module: the module.
+            path: its path in the model.
+            notes: comments above the children of a Sequential, by their number; None for none.
+
+        Returns:
+            The expression; classes that it needs are among the helpers.
+
+        Raises:
+            UnsupportedError: its class is neither torch's nor senn's, or one of its arguments has no source.
+        """
         _refuse_foreign(module, path)
         if type(module) in _CONTAINERS:
             return self._container(module, path, notes or {})
         if type(module) is Rational:
-            self.helpers["Rational"] = helper("Rational", module)
+            self.helpers["Rational"] = helper_class("Rational", module)
             return call("Rational", [str(module.v.shape[0])])
         if type(module) in KNOWN:
             name = helper_name(module)
-            self.helpers[name] = helper(name, module)
-            inner = [self.expression(child, _join(path, part)) for part, child in parts(module).items()]
-            return call(name, inner)
+            self.helpers[name] = helper_class(name, module)
+            return call(name, list(self._children(module, path).values()))
         positional, keywords = explicit_arguments(module)
         return call(
             f"nn.{type(module).__name__}",
-            [self._value(module, value, path) for value in positional],
-            {key: self._value(module, value, path) for key, value in keywords.items()},
+            [self._argument(module, value, path) for value in positional],
+            {key: self._argument(module, value, path) for key, value in keywords.items()},
         )
 
-    def _value(self, layer: nn.Module, value: Any, path: str) -> Group | str:
+    def _argument(self, layer: nn.Module, value: Any, path: str) -> Bracketed | str:
         if isinstance(value, nn.Module):
             return self.expression(value, path)
         text = value if isinstance(value, Name) else literal(value)
@@ -172,69 +202,86 @@ class _SourceWriter:
             raise UnsupportedError(f"{path!r}: {value!r} can't be written as an argument of a {type(layer).__name__}")
         return text
 
-    def _container(self, module: nn.Module, path: str, notes: dict[int, str]) -> Group:
-        inner: dict[str, Group | str]
+    def _children(self, module: nn.Module, path: str) -> dict[str, Bracketed | str]:
+        """Write the expressions of a module's children, or of the parameters that a list of them holds."""
         if type(module) in _PARAMETERS:
-            inner = {key: f"torch.zeros({tuple(tensor.shape)})" for key, tensor in module.named_parameters()}
-        else:
-            inner = {key: self.expression(child, _join(path, key)) for key, child in parts(module).items()}
+            return {key: f"torch.zeros({tuple(tensor.shape)})" for key, tensor in module.named_parameters()}
+        return {key: self.expression(child, _join(path, key)) for key, child in parts(module).items()}
+
+    def _container(self, module: nn.Module, path: str, notes: dict[int, str]) -> Bracketed:
+        children = self._children(module, path)
         name = f"nn.{type(module).__name__}"
+        in_order = [("", child) for child in children.values()]
+        spread = len(in_order) > _MOST_ON_ONE_LINE
         if type(module) in (nn.ModuleDict, nn.ParameterDict):
-            return call(name, [Group("{", [(f"{literal(key)}: ", part) for key, part in inner.items()], tail="}")])
-        in_order = list(inner) == list(map(str, range(len(inner))))
+            entries = [(f"{literal(key)}: ", child) for key, child in children.items()]
+            return call(name, [Bracketed("{", entries, tail="}")])
         if type(module) in (nn.ModuleList, nn.ParameterList):
-            return call(name, [Group("[", [("", part) for part in inner.values()], tail="]", spread=len(inner) > 2)])
-        if in_order:
-            return Group(f"{name}(", [("", part) for part in inner.values()], spread=len(inner) > 2, notes=notes)
-        if all(key.isidentifier() and not keyword.iskeyword(key) for key in inner):
-            return call(name, [Group("OrderedDict(", [(f"{key}=", part) for key, part in inner.items()])])
-        pairs = [("", Group(f"({literal(key)}, ", [("", part)])) for key, part in inner.items()]
-        return call(name, [Group("OrderedDict(", [("", Group("[", pairs, tail="]"))])])
+            return call(name, [Bracketed("[", in_order, tail="]", spread=spread)])
+        if list(children) == list(map(str, range(len(children)))):
+            return Bracketed(f"{name}(", in_order, spread=spread, notes=notes)
+        return call(name, [_ordered_dict(children)])
 
     def access(self, path: str) -> str:
-        """How the constructor calls something in the model."""
+        """Write how the constructor refers to a part of the model: `self.body[0].weight`."""
         text, holder = "self", self.model
         for key in path.split("."):
             if type(holder) in (nn.Sequential, nn.ModuleList) and list(parts(holder))[int(key)] == key:
                 text += f"[{key}]"
             elif type(holder) is nn.ModuleDict and key in parts(holder):
                 text += f"[{literal(key)}]"
+            elif key.isidentifier():
+                text += f".{key}"
             else:
-                text += f".{key}" if key.isidentifier() else f"._modules[{literal(key)}]"
+                text += f"._modules[{literal(key)}]"
             holder = getattr(holder, key)
         return text
 
-    def _shared(self) -> None:
-        """Modules and tensors that stand in several places are assigned to the later ones."""
+    def _assign_shared(self) -> None:
+        """Add lines that assign modules and tensors which stand in several places to the later ones."""
         modules: dict[int, str] = {}
         inside: list[str] = []
         for path, module in self.model.named_modules(remove_duplicate=False):
             first = modules.setdefault(id(module), path)
-            if first != path and not any(path.startswith(f"{outer}.") for outer in inside):
+            # What is inside a shared module is shared along with it.
+            if first != path and not _is_inside(path, inside):
                 inside.append(path)
                 self.after.append(f"        {self.access(path)} = {self.access(first)}")
         tensors: dict[int, str] = {}
         for path, tensor in self.model.named_parameters(remove_duplicate=False):
             first = tensors.setdefault(id(tensor), path)
-            if first != path and not any(path.startswith(f"{outer}.") for outer in inside):
+            if first != path and not _is_inside(path, inside):
                 self.after.append(f"        {self.access(path)} = {self.access(first)}")
 
-    def _type(self) -> None:
-        """Other numbers than the usual ones of 32 bits."""
-        types = {tensor.dtype for tensor in _state(self.model).values() if tensor.is_floating_point()}
-        if len(types) > 1 or any(tensor.is_complex() for tensor in _state(self.model).values()):
-            names = ", ".join(sorted(map(str, types)))
+    def _convert_dtype(self) -> None:
+        """Add a line for a model in another floating-point type than float32."""
+        tensors = _state(self.model).values()
+        dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        if len(dtypes) > 1 or any(tensor.is_complex() for tensor in tensors):
+            names = ", ".join(sorted(map(str, dtypes)))
             raise UnsupportedError(f"a model with numbers of several types ({names}) can't be written as source")
-        if types - {torch.float32}:
-            self.after.append(f"        self.to({types.pop()})")
+        if dtypes - {torch.float32}:
+            self.after.append(f"        self.to({dtypes.pop()})")
+
+
+def _ordered_dict(children: dict[str, Bracketed | str]) -> Bracketed:
+    """Write the names of a Sequential's layers: as keywords if all of them can be, else as pairs."""
+    if all(key.isidentifier() and not keyword.iskeyword(key) for key in children):
+        return Bracketed("OrderedDict(", [(f"{key}=", child) for key, child in children.items()])
+    pairs = [("", Bracketed(f"({literal(key)}, ", [("", child)])) for key, child in children.items()]
+    return Bracketed("OrderedDict(", [("", Bracketed("[", pairs, tail="]"))])
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _is_inside(path: str, outer_paths: list[str]) -> bool:
+    return any(path.startswith(f"{outer}.") for outer in outer_paths)
+
+
 def _refuse_foreign(module: nn.Module, path: str) -> None:
-    """Only what is known by its class can be written."""
+    """Refuse a class that is neither torch's nor senn's."""
     cls = type(module)
     if not is_layer(module) and cls not in KNOWN:
         name, where = f"{cls.__module__}.{cls.__qualname__}", f" at {path!r}" if path else ""
@@ -242,7 +289,7 @@ def _refuse_foreign(module: nn.Module, path: str) -> None:
 
 
 def _refuse_altered(model: nn.Module) -> None:
-    """Only what does as its class says can be written."""
+    """Refuse modules that don't do what their class says."""
     for path, module in model.named_modules():
         if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
             name, where = type(module).__name__, f" at {path!r}" if path else ""
@@ -253,33 +300,37 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
 
 
-def _different(twin: nn.Module, model: nn.Module, path: str = "") -> list[str]:
-    """Paths of the modules that differ from those of the model, the outermost ones."""
-    if path and not _alike(twin, model):
+def _differing(twin: nn.Module, model: nn.Module, path: str = "") -> list[str]:
+    """List the paths of modules that differ from the model's; of nested ones the outermost."""
+    if path and not _is_alike(twin, model):
         return [path]
     own = [{key: x.shape for key, x in one._parameters.items() if x is not None} for one in (twin, model)]
     made, wanted = parts(twin), parts(model)
     if own[0] != own[1] or list(made) != list(wanted):
         return [path or type(model).__name__]
-    pairs = ((_join(path, name), made[name], child) for name, child in wanted.items())
-    return [found for name, fresh, child in pairs for found in _different(fresh, child, name)]
+    paths: list[str] = []
+    for name, child in wanted.items():
+        paths += _differing(made[name], child, _join(path, name))
+    return paths
 
 
-def _alike(twin: nn.Module, model: nn.Module) -> bool:
-    """Whether both are of one class, constructed with the same; what is inside is compared for itself."""
+def _is_alike(twin: nn.Module, model: nn.Module) -> bool:
+    """Return True if both are of one class and were constructed alike, whatever is inside them."""
     if type(model) in KNOWN:
         return type(twin).__name__ == helper_name(model)
     if type(twin) is not type(model):
         return False
     if not is_layer(model) or type(model) in _CONTAINERS:
         return True
-    ours, theirs = (
-        {k: v for k, v in source_arguments(one).items() if not isinstance(v, nn.Module)} for one in (model, twin)
-    )
-    return ours == theirs
+    return _own_arguments(twin) == _own_arguments(model)
 
 
-def _unlike(twin: nn.Module, model: nn.Module) -> list[str]:
-    """Names of tensors in the states that differ in being there, shape or type."""
+def _own_arguments(layer: nn.Module) -> dict[str, Any]:
+    """Read back a layer's arguments without those that are layers, which are compared for themselves."""
+    return {key: value for key, value in source_arguments(layer).items() if not isinstance(value, nn.Module)}
+
+
+def _differing_tensors(twin: nn.Module, model: nn.Module) -> list[str]:
+    """List the names of tensors that only one of the states has, or of which shape or dtype differ."""
     made, wanted = ({name: (x.shape, x.dtype) for name, x in _state(one).items()} for one in (twin, model))
     return [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]

@@ -1,4 +1,4 @@
-"""A folder with a network as plain PyTorch: its source, its weights, and what is done to data on their way in."""
+"""A folder with a network as plain PyTorch: its source, its weights, and how data are encoded for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from senn import pytree
 from senn.errors import SennError
 from senn.export.atomic_folder import MARK, atomic_folder
-from senn.export.check import Exported, check, in_short, several
+from senn.export.check import Exported, at_least_two, check, summarize_error
 from senn.export.module_source import python_source
 from senn.pytree import Inputs
 
@@ -86,20 +86,26 @@ def to_python(
     """Write a folder in which the model lives on without senn: `net.py` and `model.safetensors`.
 
     Args:
-        model: of layers of torch.nn and senn.nn.
+        model: made of layers of torch.nn and senn.nn.
         path: of the folder.
-        inputs: an example batch, on which the folder's model is run and compared; without it that isn't checked.
+        inputs: an example batch, on which the folder's model is run and compared; None to skip that check.
         name: of the class in `net.py`.
-        preprocessing: what is done to data on their way in, JSON-able, written to `preprocessing.json`. With the record
-            of a `TableEncoder` or an `ImageEncoder`, `net.py` has a function `predict` that reads rows or image files.
-        overwrite: whether an earlier export there may be replaced.
+        preprocessing: how data are encoded, JSON-able, written to `preprocessing.json`. With the record of a
+            `TableEncoder` or an `ImageEncoder`, `net.py` gets a function `predict` that reads rows or image files.
+        overwrite: True if an earlier export there may be replaced.
 
     Returns:
-        What was checked, as text one sentence.
+        What was written and how it was checked; as text, one sentence.
 
     Raises:
-        UnsupportedError: part of the model can't be written as source, see `python_source`.
+        UnsupportedError: a part of the model can't be written as source, see `python_source`.
         SennError: what was written doesn't compute the same, or it can't be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     exported = to_python(nn.Linear(2, 3), Path(folder) / "net", torch.randn(4, 2))
+    ...     print(exported.difference, sorted(path.name for path in exported.path.iterdir()))
+    0.0 ['model.safetensors', 'net.py']
     """
     with atomic_folder(path, folder=True, overwrite=overwrite) as draft:
         write_python(model, draft, name, preprocessing)
@@ -107,8 +113,20 @@ def to_python(
 
 
 def write_python(model: nn.Module, folder: Path, name: str, preprocessing: Mapping[str, Any] | None) -> None:
-    """The files, in a folder that is there."""
+    """Write the files into a folder that exists.
+
+    Args:
+        model: made of layers of torch.nn and senn.nn.
+        folder: where to.
+        name: of the class in `net.py`.
+        preprocessing: how data are encoded; None to leave that out.
+
+    Raises:
+        UnsupportedError: a part of the model can't be written as source.
+        SennError: `preprocessing` isn't JSON-able.
+    """
     (folder / MARK).write_text(net_source(model, name, preprocessing), encoding="utf-8")
+    # safetensors takes neither views nor tensors that share memory
     state = {key: x.detach().cpu().contiguous().clone() for key, x in model.state_dict().items()}
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(state, {"format": "pt"}))
     if preprocessing is not None:
@@ -120,62 +138,88 @@ def write_python(model: nn.Module, folder: Path, name: str, preprocessing: Mappi
 
 
 def check_python(path: Path, folder: Path, model: nn.Module, inputs: Inputs | None) -> Exported:
-    """Run `load` of the folder's `net.py`, and its network on the inputs."""
+    """Execute the folder's `net.py`, and compare its network with the model.
+
+    Args:
+        path: the final name of the folder.
+        folder: where it lies now.
+        model: the exported model.
+        inputs: an example batch; None to build the network without running it.
+
+    Returns:
+        What was written and how it was checked.
+
+    Raises:
+        SennError: it can't be executed, or its outputs differ from the model's by as much as the last bit.
+    """
     source = (folder / MARK).read_text(encoding="utf-8")
     namespace: dict[str, Any] = {"__name__": "net", "__file__": str(folder / MARK)}
     try:
         exec(compile(source, str(folder / MARK), "exec"), namespace)
-        with torch.random.fork_rng(devices=[]):  # fresh layers draw numbers
+        # Fresh layers draw random numbers, which the caller's own draws must not notice.
+        with torch.random.fork_rng(devices=[]):
             twin = namespace["load"]()
     except Exception as error:
-        raise SennError(f"what was exported can't be read back: {in_short(error)}") from error
+        raise SennError(f"what was exported can't be read back: {summarize_error(error)}") from error
     if inputs is None:
         return Exported(path=path, reader=MARK, why_not="there are no example inputs")
-    place = next((x.device for x in pytree.tensor_leaves(inputs)), None)
-    twin.to(place)
+    twin.to(next((x.device for x in pytree.tensor_leaves(inputs)), None))
 
-    def run(x: Inputs) -> list[Tensor]:
-        return [out for out in pytree.tensor_leaves(pytree.call(twin, x)) if out.is_floating_point()]
+    def run(batch: Inputs) -> list[Tensor]:
+        return [out for out in pytree.tensor_leaves(pytree.call(twin, batch)) if out.is_floating_point()]
 
-    return check(path, f"its {MARK}", model, several(inputs), run, exact=True)
+    return check(path, f"its {MARK}", model, at_least_two(inputs), run=run, exact=True)
 
 
 def net_source(model: nn.Module, name: str, preprocessing: Mapping[str, Any] | None) -> str:
-    """The text of `net.py`."""
-    kind, record = _kind(preprocessing), preprocessing or {}
-    imports, body = _split(python_source(model, name))
+    """Write the text of `net.py`.
+
+    Args:
+        model: made of layers of torch.nn and senn.nn.
+        name: of the class.
+        preprocessing: how data are encoded; None for a network without `predict`.
+
+    Returns:
+        The class, `load`, and for tables and images the encoding and `predict`.
+
+    Raises:
+        UnsupportedError: a part of the model can't be written as source.
+    """
+    kind, record = _kind_of(preprocessing), preprocessing or {}
+    imports, body = _split_imports(python_source(model, name))
     imports |= {"from pathlib import Path", "from safetensors.torch import load_file"}
     body += _LOAD.format(name=name)
-    needs, use, with_what = "torch and safetensors", "", ""
+    needs, use, purpose = "torch and safetensors", "", ""
     if kind is not None:
-        more, code = _split((TEMPLATES / _TEMPLATE_OF[kind]).read_text(encoding="utf-8"))
-        imports |= more | {"import json", "import sys", "import torch"}
+        template = (TEMPLATES / _TEMPLATE_OF[kind]).read_text(encoding="utf-8")
+        template_imports, code = _split_imports(template)
+        imports |= template_imports | {"import json", "import sys", "import torch"}
         body += "\n\n" + code
     if kind == "tables":
-        regression = record["target"]["task"] == "regression"
-        what = f"{'numbers' if regression else 'classes'} of {record['target']['name']!r}"
-        body += _TABLE.format(what="numbers" if regression else "classes")
-        with_what = f" that predicts {_quoted(what)}"
+        target = record["target"]
+        answers = "numbers" if target["task"] == "regression" else "classes"
+        body += _TABLE.format(what=answers)
+        answer_of = f"{answers} of {target['name']!r}"
+        purpose = f" that predicts {_docstring_safe(answer_of)}"
         use = '    predict(read_rows("new.csv"))  # or dicts from column to cell; `python net.py new.csv`\n'
     elif kind == "images":
         body += _IMAGES
-        needs, with_what = (
-            "torch, safetensors, numpy and Pillow",
-            f" that knows {len(record['labels'])} classes of images",
-        )
+        needs = "torch, safetensors, numpy and Pillow"
+        purpose = f" that knows {len(record['labels'])} classes of images"
         use = '    predict(["new.jpg"])           # their classes; `python net.py new.jpg ...`\n'
     if kind is not None:
         use += "\nencode() does to data what was done in training; its constants are in preprocessing.json.\n"
-    return _ABOUT.format(with_what=with_what, needs=needs, name=name, use=use) + _sorted(imports) + "\n\n" + body
+    about = _ABOUT.format(with_what=purpose, needs=needs, name=name, use=use)
+    return about + _sorted_imports(imports) + "\n\n" + body
 
 
-def _quoted(text: str) -> str:
-    """Safe in a docstring, on one line."""
+def _docstring_safe(text: str) -> str:
+    """Shorten a text of the user's and make it safe in a docstring, on one line."""
     return " ".join(text[:60].split()).replace("\\", "\\\\").replace('"', "'")
 
 
-def _kind(record: Mapping[str, Any] | None) -> str | None:
-    """Whose record it is."""
+def _kind_of(record: Mapping[str, Any] | None) -> str | None:
+    """Return "images" or "tables" for a record of such an encoder, None for any other record."""
     if record is None:
         return None
     if record.get("kind") == "images":
@@ -183,21 +227,23 @@ def _kind(record: Mapping[str, Any] | None) -> str | None:
     return "tables" if {"columns", "target"} <= set(record) else None
 
 
-def _split(source: str) -> tuple[set[str], str]:
-    """The imports at the top of a source, and what comes after."""
+def _split_imports(source: str) -> tuple[set[str], str]:
+    """Split a source into the imports at its top and what comes after them."""
     lines = source.splitlines(keepends=True)
-    imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    ends = [node.end_lineno or node.lineno for node in imports]
-    found = {"".join(lines[node.lineno - 1 : end]).strip() for node, end in zip(imports, ends, strict=True)}
-    return found, "".join(lines[max(ends) :]).strip("\n") + "\n"
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    ends = [node.end_lineno or node.lineno for node in nodes]
+    imports = {"".join(lines[node.lineno - 1 : end]).strip() for node, end in zip(nodes, ends, strict=True)}
+    rest = "".join(lines[max(ends) :])
+    return imports, rest.strip("\n") + "\n"
 
 
-def _sorted(imports: Iterable[str]) -> str:
-    """Import lines in the usual order, those of Python's own library first."""
+def _sorted_imports(imports: Iterable[str]) -> str:
+    """Sort import lines as formatters do: those of Python's own library in a group of their own, first."""
 
     def key(line: str) -> tuple[bool, bool, str]:
-        return line.split()[1].split(".")[0] not in sys.stdlib_module_names, line.startswith("from"), line.lower()
+        is_foreign = line.split()[1].split(".")[0] not in sys.stdlib_module_names
+        return is_foreign, line.startswith("from"), line.lower()
 
     ordered = sorted(imports, key=key)
-    groups = [[line for line in ordered if key(line)[0] is foreign] for foreign in (False, True)]
+    groups = [[line for line in ordered if key(line)[0] is is_foreign] for is_foreign in (False, True)]
     return "\n" + "\n".join("\n".join(group) + "\n" for group in groups if group)

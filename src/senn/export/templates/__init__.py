@@ -1,1 +1,1 @@
-"""Code that goes into an exported `net.py` as it stands; so these modules import nothing of senn's."""
+"""Code that is copied into an exported `net.py`, so these modules import nothing from senn."""

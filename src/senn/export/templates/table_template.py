@@ -13,7 +13,7 @@ EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a CSV file as dicts from column to text, None where a cell is empty."""
+    """Read the rows of a CSV file as dicts from column to text, None where a cell is empty."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         mark = max(",;\t|", key=file.readline().count)
         file.seek(0)
@@ -22,12 +22,12 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def encode(rows: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[list[float]]:
-    """The numbers that the network reads, one list per row; `columns` is in preprocessing.json."""
+    """Return the numbers that the network reads, one list per row; `columns` is in preprocessing.json."""
     return [[x for column in columns for x in encode_cell(row, column)] for row in rows]
 
 
 def encode_cell(row: dict[str, Any], column: dict[str, Any]) -> list[float]:
-    """The numbers that one cell becomes."""
+    """Return the numbers that stand for one cell."""
     if column["kind"] == "dropped":
         return []
     cell = row[column["name"]]
@@ -38,27 +38,27 @@ def encode_cell(row: dict[str, Any], column: dict[str, Any]) -> list[float]:
 
 
 def is_nothing(cell: Any) -> bool:
-    """Whether there is no value: None, NaN, NaT."""
+    """Return True if there is no value: None, NaN, NaT."""
     return cell is None or cell != cell
 
 
 def is_missing(cell: Any) -> bool:
-    """The same, or one of the texts that stand for it."""
+    """Return True if there is no value, or one of the texts that stand for it."""
     return is_nothing(cell) or (isinstance(cell, str) and cell.strip().lower() in MISSING)
 
 
 def standard(value: float, mean: float, scale: float) -> float:
-    """In standard deviations from the mean of the training rows, within a million."""
+    """Standardize by the mean and deviation of the training rows, within a million."""
     return min(max((value / 2 - mean / 2) / scale * 2, -1e6), 1e6)
 
 
 def as_text(cell: Any) -> str:
-    """The same for 3, 3.0 and "3"."""
+    """Return the same text for 3, 3.0 and "3"."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
 def encode_number(cell: Any, column: dict[str, Any]) -> list[float]:
-    """The standardised number, the median for a missing one, and whether it was missing."""
+    """Return the standardized number, the median for a missing one, and whether it was missing."""
     missing = is_missing(cell)
     value = column["median"] if missing else float(cell)
     if not math.isfinite(value) or (isinstance(cell, str) and "_" in cell):
@@ -68,12 +68,12 @@ def encode_number(cell: Any, column: dict[str, Any]) -> list[float]:
 
 
 def encode_boolean(cell: Any, column: dict[str, Any]) -> list[float]:
-    """1 for true, -1 for false, 0 for missing."""
+    """Return 1 for true, -1 for false, 0 for missing."""
     return [0.0 if is_missing(cell) else TRUTH[as_text(cell).strip().lower()]]
 
 
 def encode_category(cell: Any, column: dict[str, Any]) -> list[float]:
-    """A one in the place of the category, and zeros."""
+    """Return a one in the place of the category, and zeros."""
     categories = column["categories"]
     text = None if is_nothing(cell) else as_text(cell)
     known = text in categories
@@ -84,7 +84,7 @@ def encode_category(cell: Any, column: dict[str, Any]) -> list[float]:
 
 
 def encode_date(cell: Any, column: dict[str, Any]) -> list[float]:
-    """Days and year, standardised; month, weekday and time of day as points on circles."""
+    """Return days and year, standardized; month, weekday and time of day as points on circles."""
     missing = is_missing(cell)
     if missing:
         stamp = EPOCH + dt.timedelta(seconds=round(column["median"] * 86_400))
@@ -102,7 +102,7 @@ def encode_date(cell: Any, column: dict[str, Any]) -> list[float]:
 
 
 def as_date(cell: Any, form: str) -> dt.datetime:
-    """A date or text as a point in time; one without a zone is in UTC."""
+    """Return a date or text as a point in time; one without a zone is in UTC."""
     if isinstance(cell, dt.date) and not isinstance(cell, dt.datetime):
         cell = dt.datetime(cell.year, cell.month, cell.day)
     if isinstance(cell, str):
@@ -121,7 +121,7 @@ ENCODERS = {
 
 
 def decode(outputs: list[list[float]], target: dict[str, Any]) -> list[Any]:
-    """The most probable class of each row, or the number in its own unit."""
+    """Return the most probable class of each row, or the number in its own unit."""
     if target["task"] == "regression":
         return [output[0] * target["scale"] + target["mean"] for output in outputs]
     return [target["labels"][max(range(len(output)), key=output.__getitem__)] for output in outputs]
