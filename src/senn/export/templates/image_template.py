@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 
 def encode(paths: Sequence[str | Path], known: dict[str, Any]) -> torch.Tensor:
-    """Return images as standardized numbers, (N, C, side, side); `known` is in preprocessing.json."""
+    """Return images as standardized (N, C, side, side) numbers; `known`: preprocessing.json."""
     pixels = np.stack([square(path, known["side"], known["channels"]) for path in paths])
     mean, std = (torch.tensor(known[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float()
@@ -18,7 +18,7 @@ def encode(paths: Sequence[str | Path], known: dict[str, Any]) -> torch.Tensor:
 
 
 def square(path: str | Path, side: int, channels: int) -> Any:
-    """Return the middle of an image, (side, side, C) bytes: upright, on white where it is transparent."""
+    """Return the middle of an image, (side, side, C) bytes: upright, on white if transparent."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
     if image.has_transparency_data:

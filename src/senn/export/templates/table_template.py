@@ -22,7 +22,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def encode(rows: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[list[float]]:
-    """Return the numbers that the network reads, one list per row; `columns` is in preprocessing.json."""
+    """Return the numbers that the network reads, a list per row; `columns`: preprocessing.json."""
     return [[x for column in columns for x in encode_cell(row, column)] for row in rows]
 
 
