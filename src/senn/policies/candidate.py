@@ -1,0 +1,149 @@
+"""Candidates of a growth round as records, the moves that make them, and limits of size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from senn import _deprecated
+from senn._validate import Rule, check, check_fields, each, text, whole
+from senn.errors import SennError
+
+Kind = Literal["widen", "insert", "prune"]
+
+MOVES: dict[str, Kind] = {"width": "widen", "depth": "insert", "prune": "prune"}
+"""Moves that a grower may make, with the kind of candidate that makes each."""
+
+
+def check_moves(moves: Sequence[str] | None, allowed: Sequence[str] = tuple(MOVES)) -> tuple[str, ...]:
+    """Validate names of moves.
+
+    Args:
+        moves: names from `MOVES`; None means all that are allowed.
+        allowed: names that may be returned.
+
+    Returns:
+        Those of `moves` that are allowed, in the order of `moves`.
+
+    Raises:
+        SennError: a name is unknown, or `moves` is a string.
+    """
+    check("moves", moves, each(text()).or_none())
+    unknown = [move for move in moves or () if move not in MOVES]
+    if unknown:
+        raise SennError(f"moves may hold {', '.join(MOVES)}, and {unknown[0]!r} is none of them")
+    return tuple(allowed) if moves is None else tuple(move for move in moves if move in allowed)
+
+
+Criterion = Literal["held_out_gain", "gain_lower_bound"]
+"""Figure by which the units of a candidate were selected."""
+
+CandidateKey = tuple[Kind, str, int | None, Criterion]
+"""Kind, place, layer number and criterion: unique among the candidates that are offered together."""
+
+
+@_deprecated.aliased
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One scored change of the network.
+
+    Attributes:
+        kind: `widen`, `insert` or `prune`.
+        place: name of the channel group, or of the linear map before which a layer is inserted.
+        detail: what exactly changes, as text (`residual ReLU`, `identity PReLU`, unit numbers).
+        units: number of units added or removed.
+        width: width of the place after the change.
+        parameters: net change of the number of parameters; negative for pruning.
+        gain: exact K-FAC gain, in the unit of eta; for pruning, minus the cost.
+        gain_lower_bound: D', a lower bound of the gain (Theorem 3.2); equal to `gain` where there is none.
+        held_out_gain: gain of a step that was fitted on one fold of the samples, evaluated on the other.
+        held_out_stderr: standard error of `held_out_gain` over the samples that it was evaluated on.
+        eta: expansion score of the network, accepted candidates of this round included.
+        score_limit: lambda, which eta can't exceed.
+        samples: number of training samples, for the price.
+        loss_per_nat: change of the loss that is one nat per sample (`LossMetric.loss_per_nat`).
+        cross_fold_gain: gain with a product of both folds in place of each square, so that the noise of few samples
+            adds nothing to it on average; negative for pruning, NaN where there is none.
+        layer_number: number of the layer among those that could be inserted at the place; None for units and for
+            copies of blocks.
+        criterion: figure by which its units were selected; one place may have a best candidate by each figure.
+
+    >>> wider = Candidate(
+    ...     kind="widen", place="0", detail="", units=2, width=6, parameters=18, gain=0.4, gain_lower_bound=0.3,
+    ...     held_out_gain=0.2, held_out_stderr=0.05, eta=1.0, score_limit=2.0, samples=1000,
+    ... )
+    >>> wider.key, wider.expected_decrease
+    (('widen', '0', None, 'held_out_gain'), 0.1)
+    """
+
+    kind: Kind
+    place: str
+    detail: str
+    units: int
+    width: int
+    parameters: int
+    gain: float
+    gain_lower_bound: float
+    held_out_gain: float
+    held_out_stderr: float
+    eta: float
+    score_limit: float
+    samples: int
+    loss_per_nat: float = 1.0
+    cross_fold_gain: float = math.nan
+    layer_number: int | None = None
+    criterion: Criterion = "held_out_gain"
+
+    @property
+    def key(self) -> CandidateKey:
+        """Key that distinguishes the candidate from all others offered with it; copies have the same one."""
+        return self.kind, self.place, self.layer_number, self.criterion
+
+    @property
+    def expected_decrease(self) -> float:
+        """Expected decrease of the loss in nats per sample: half the held-out gain; negative for pruning."""
+        # eta = g^T F^-1 g is twice what a natural gradient step takes off the quadratic model of the loss
+        gain = self.gain if self.kind == "prune" else self.held_out_gain
+        return gain / (2 * self.loss_per_nat)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of a model's size that hold for every policy.
+
+    Args:
+        max_params: most parameters of the whole model; None for no limit.
+        max_width: most units of one channel group; None for no limit.
+        round_to: divisor of all widths after growth.
+
+    Raises:
+        SennError: an argument is out of range.
+    """
+
+    max_params: int | None = None
+    max_width: int | None = None
+    round_to: int = 1
+
+    _RANGES: ClassVar[Mapping[str, Rule]] = {
+        "max_params": whole(low=1).or_none(),
+        "max_width": whole(low=1).or_none(),
+        "round_to": whole(low=1),
+    }
+
+    def __post_init__(self) -> None:
+        check_fields(self, self._RANGES)
+
+    def allows(self, candidate: Candidate, parameters: int) -> bool:
+        """Return True if a candidate fits into the budget.
+
+        Args:
+            candidate: the change; pruning always fits.
+            parameters: number of parameters of the model, with the changes accepted in this round.
+        """
+        if candidate.kind == "prune":
+            return True
+        if self.max_params is not None and parameters + candidate.parameters > self.max_params:
+            return False
+        return self.max_width is None or candidate.width <= self.max_width
