@@ -69,33 +69,33 @@ def make(name):
         return MODELS[name]()
 
 
-def considered(model, data, ascent, units=8):
-    """The candidates of a consideration."""
+def sampled(model, data, ascent, units=8):
+    """The candidates of a round."""
     recipe = CandidateConfig(units=units, ascent_steps=ascent)
     grower = Grower(model, None, F.mse_loss, PaperPolicy(), moves=("width",), candidate_config=recipe, seed=3)
     grower.score_candidates([data])
     return grower.candidate_set
 
 
-def hill_of(model, data, draw=None, weights=None, units=12):
-    """A hill over drawn candidates, and the draw."""
+def objective_of(model, data, candidates=None, weights=None, units=12):
+    """An objective over sampled candidates, and the candidates."""
     x, y = data
     graph = analyze(model, x[:4])
-    draw = draw or considered(model, data, 0, units)
+    candidates = candidates or sampled(model, data, 0, units)
     signs = torch.Generator().manual_seed(9)
     return GainObjective(
         model=model,
         graph=graph,
-        draw=draw,
+        candidates=candidates,
         inputs=x,
         targets=y,
         metric=LossMetric(F.mse_loss),
         generator=signs,
         weights=weights,
-    ), draw
+    ), candidates
 
 
-def bounds(model, data, draw):
+def bounds(model, data, candidates):
     """D' of each space's candidates one by one: the model widened by one unit, its moments, the formula."""
     x, y = data
     graph, metric, result = analyze(model, x[:4]), LossMetric(F.mse_loss), {}
@@ -106,9 +106,11 @@ def bounds(model, data, draw):
     for group in graph.groups:
         names = [coupled.module for coupled in group.dims_of("consumer")]
         plain, found = rows(model, names), []
-        for unit in range(draw.widen[group.name].units):
+        for unit in range(candidates.widen[group.name].units):
             trial = copy.deepcopy(model)
-            calibrate_batch_norm(trial, apply_moves(trial, [select(draw.widen[group.name], [unit], group)], graph), x)
+            calibrate_batch_norm(
+                trial, apply_moves(trial, [select(candidates.widen[group.name], [unit], group)], graph), x
+            )
             wide, total = rows(trial, names), 0.0
             for name in names:
                 old, a, dz = plain[name].a.double(), wide[name].a.double(), plain[name].output_grad.double()
@@ -124,9 +126,9 @@ def bounds(model, data, draw):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_hill_is_the_bound_of_theorem_3_2(name, data):
     model = make(name)
-    hill, draw = hill_of(model, data)
-    score, slopes = hill.value_and_grad(hill.start)
-    for group, expected in bounds(model, data, draw).items():
+    objective, candidates = objective_of(model, data)
+    score, slopes = objective.value_and_grad(objective.start)
+    for group, expected in bounds(model, data, candidates).items():
         torch.testing.assert_close(score[group], expected, rtol=5e-3, atol=1e-8)
         assert all(bool(slope.any()) for slope in slopes[group].values())
 
@@ -134,10 +136,10 @@ def test_the_hill_is_the_bound_of_theorem_3_2(name, data):
 @pytest.mark.parametrize("name", MODELS)
 def test_gains_rise(name, data):
     model = make(name)
-    hill, draw = hill_of(model, data)
+    objective, candidates = objective_of(model, data)
     low, high = (
-        bounds(model, data, draw),
-        bounds(model, data, optimize_candidates(hill, draw, CandidateConfig(ascent_steps=15))),
+        bounds(model, data, candidates),
+        bounds(model, data, optimize_candidates(objective, candidates, CandidateConfig(ascent_steps=15))),
     )
     for group in low:
         assert (high[group] > low[group] * 0.999).float().mean() > 0.9
@@ -151,7 +153,7 @@ def test_held_out_samples_stay_unseen(data):
     moved, fitted = y.clone(), y.clone()
     moved[order[len(x) // 2 :]] += 5.0
     fitted[order[: len(x) // 2]] *= y[order[: len(x) // 2]]
-    plain, same, other = (considered(model, (x, targets), 5).widen for targets in (y, moved, fitted))
+    plain, same, other = (sampled(model, (x, targets), 5).widen for targets in (y, moved, fitted))
     for group, move in plain.items():
         for name, value in move.values.items():
             assert torch.equal(value, same[group].values[name])
@@ -161,7 +163,7 @@ def test_held_out_samples_stay_unseen(data):
 def test_nothing_else_is_touched(data):
     model = make("batch norm").train()
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    considered(model, data, 4)
+    sampled(model, data, 4)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(module.training and not module._forward_hooks for module in model.modules())
@@ -171,17 +173,19 @@ def test_nothing_else_is_touched(data):
 def test_a_sample_of_weight_zero_is_a_missing_one(data):
     x, y = data
     model = make("rational")
-    few, draw = hill_of(model, (x[:40], y[:40]))
+    few, candidates = objective_of(model, (x[:40], y[:40]))
     weights = torch.cat([torch.full((40,), 2.0), torch.zeros(40)])
-    weighted, _ = hill_of(model, data, draw, weights)
+    weighted, _ = objective_of(model, data, candidates, weights)
     expected, score = few.value_and_grad(few.start)[0], weighted.value_and_grad(weighted.start)[0]
     torch.testing.assert_close(score["body.0"], expected["body.0"], rtol=1e-3, atol=1e-9)
 
 
 def test_pre_activations_keep_their_scale(data):
-    hill, draw = hill_of(make("relu"), data)
+    objective, candidates = objective_of(make("relu"), data)
     after = (
-        optimize_candidates(hill, draw, CandidateConfig(ascent_steps=10, ascent_step_size=5.0)).widen["body.0"].values
+        optimize_candidates(objective, candidates, CandidateConfig(ascent_steps=10, ascent_step_size=5.0))
+        .widen["body.0"]
+        .values
     )
-    before = hill.spreads(hill.start)["body.0"]
-    assert bool((hill.spreads({"body.0": dict(after)})["body.0"] / before).log10().abs().max() < 1.001)
+    before = objective.spreads(objective.start)["body.0"]
+    assert bool((objective.spreads({"body.0": dict(after)})["body.0"] / before).log10().abs().max() < 1.001)

@@ -16,7 +16,7 @@ import senn
 from senn import pytree
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.initialization import sample_conv_layer
-from senn.candidates.sampling import repeatable
+from senn.candidates.sampling import is_scorable
 from senn.graph import InsertionPoint, analyze, function_preserving_copy
 from senn.kfac.capture import capture
 from senn.kfac.loss_metric import LossMetric
@@ -39,7 +39,7 @@ def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) 
     graph = analyze(model, inputs)
     readings = infer_batch_layouts(model, {name: graph.map(name).n_uses for name in graph.scored_maps}, inputs, output)
     block = graph.residual_blocks[0]
-    assert repeatable(model, block, readings)
+    assert is_scorable(model, block, readings)
     y = torch.randn_like(output(pytree.call(model, pytree.clone(inputs))))
     move = Append(block.module, function_preserving_copy(model, block))
     seen = capture(

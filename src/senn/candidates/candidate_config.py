@@ -1,4 +1,4 @@
-"""Settings of how many candidates of what kind a round draws."""
+"""Settings: how many candidates of what kind a round samples."""
 
 from __future__ import annotations
 
@@ -17,23 +17,29 @@ if not TYPE_CHECKING:
 @_deprecated.aliased
 @dataclass(frozen=True)
 class CandidateConfig:
-    """How many candidates of what kind a consideration draws.
+    """How many candidates of what kind a growth round samples.
 
     Args:
-        units: candidate units for each space; None for as many as 100,000 weights allow, between 64 and 256, and for
-            channels of a convolution a quarter as many as there are (but 8 at least).
-        copy_fraction: fraction of them that are perturbed copies of existing units.
-        data_direction_fraction: fraction of the random ones whose direction follows the data; the others' are uniform.
-        residual_units: candidate units of a residual layer at each site; 0 offers none.
-        identity_bases: random bases for an identity insertion at each site; 0 offers none.
-        ascent_steps: steps of ascent of log D' on the candidate units' incoming parameters.
-        ascent_step_size: length of the first step, relative to the length of a unit's incoming parameters; it adapts
-            from there.
+        units: candidate units per channel group. None for as many as have 100,000 weights together, between 64 and 256,
+            and for the channels of convolutions at most a quarter as many as exist (but 8 at least).
+        copy_fraction: fraction of the units that are perturbed copies of existing ones.
+        data_direction_fraction: fraction of the others whose direction follows the data; the rest is uniform.
+        residual_units: candidate units of a residual layer at each insertion point; 0 for no such layers.
+        identity_bases: random bases of an identity insertion at each insertion point; 0 for no such layers.
+        ascent_steps: steps of gradient ascent of log D' on the incoming parameters of candidate units.
+        ascent_step_size: length of the first step, relative to the norm of a unit's incoming parameters; adapted later.
         activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of
-            `senn.nn.activations.ACTIVATIONS`; None takes the model's own.
+            `senn.nn.activations.ACTIVATIONS`; None for the one that the model uses nearby.
 
     Raises:
         SennError: an argument is out of range, or the activation is unknown.
+
+    >>> config = CandidateConfig(units=32, activation="gelu")
+    >>> config.units, config.residual_units
+    (32, 16)
+    >>> CandidateConfig(units=0)
+    Traceback (most recent call last):
+    senn.errors.SennError: units must be a whole number of at least 1 or None, not 0
     """
 
     units: int | None = None

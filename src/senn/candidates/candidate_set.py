@@ -1,4 +1,4 @@
-"""Candidates of one round, and the activations that they are drawn from."""
+"""Candidates of one round, and the activations that they are sampled from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from senn.surgery import Append, Widen
 
 @dataclass(frozen=True, eq=False)
 class CandidateSet:
-    """All candidates of one consideration.
+    """All candidates of one round.
 
     Attributes:
-        widen: by space, the move that would add all of its candidate units.
-        layers: by site, the layers that could be inserted.
-        repeats: by residual block, the move that would put a silent copy after it.
+        widen: by channel group, the move that would add all of its candidate units.
+        layers: by insertion point, the layers that could be inserted.
+        repeats: by residual block, the move that would put a function-preserving copy after it.
     """
 
     widen: Mapping[str, Widen] = field(default_factory=dict)
@@ -26,13 +26,13 @@ class CandidateSet:
     repeats: Mapping[str, Append] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LayerActivations:
-    """Some rows of what passes through one linear map.
+    """Rows of the inputs and outputs of one linear map.
 
     Attributes:
-        x: what it reads, (rows, in * taps), without a constant.
-        z: what it gives, (rows, m).
+        x: inputs without a constant, (rows, in * kernel numel).
+        z: outputs, (rows, m).
     """
 
     x: Tensor

@@ -1,9 +1,9 @@
-"""Ascent of the candidates: incoming parameters are moved uphill in the gain before it is judged (paper, section 3.2).
+"""Gradient ascent of candidate units: incoming parameters move uphill in the gain before they are scored (section 3.2).
 
-All candidates of all spaces climb at once, through autograd on a copy of the model in which they are dormant. Their
-outgoing weights are zero, so none sees another, and the residual gradients that they are held against never change.
-What climbs is log D' (Theorem 3.2), whose gradient is that of the bound divided by its value; a step is normalised unit
-by unit, and one that does not raise a unit's own bound is taken back and halved, so no unit ends below where it began.
+All candidates of all groups ascend at once, by autograd through a copy of the model in which they are dormant. Their
+outgoing weights are zero, so no candidate sees another, and the residual gradients that they are compared with never
+change. The objective is log D' (Theorem 3.2). Steps are normalized unit by unit; a step that doesn't raise a unit's own
+bound is taken back and halved, so no unit ends below its start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
-from senn.candidates.initialization import SMALLEST_SPREAD
+from senn.candidates.initialization import MIN_SPREAD
 from senn.graph import DependencyGraph
 from senn.kfac.capture import LayerRows, capture
 from senn.kfac.factors import DAMPING, cholesky, kronecker_factors, solve, whiten
@@ -31,19 +31,24 @@ from senn.surgery import Widen, apply_moves, calibrate_batch_norm
 from senn.surgery.plan import plan
 from senn.surgery.plan_types import SurgeryPlan, find_tensor
 
-WIDEST = 10.0
-"""A pre-activation's spread may leave the one that it was drawn with by this factor and no more."""
+MAX_SPREAD_CHANGE = 10.0
+"""Factor by which a pre-activation's standard deviation may leave the one that it was sampled with.
+
+D' of a ReLU unit doesn't depend on its scale, so nothing else holds it in place; but training goes on from these
+weights, so their scale has to stay near that of the data.
+"""
 
 Values = dict[str, dict[str, Tensor]]
+"""Incoming parameters of candidate units: by group, by name of the tensor."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ResidualTarget:
-    """What the existing weights of one linear map cannot explain.
+    """Gradients that the existing weights of one linear map can't explain.
 
     Attributes:
         gradient: rows of L_S^-1 d_r, (rows, m) float64.
-        weights: (rows,) the samples' weights.
+        weights: weights of the rows' samples, (rows,) float64.
         locations: rows per sample.
     """
 
@@ -52,13 +57,23 @@ class ResidualTarget:
     locations: int
 
     def gain_lower_bound(self, a: Tensor) -> Tensor:
-        """D' of units with activations a (rows, units, p): (units,), see `scores.width_gain_bound`."""
+        """Compute D' of units: `scoring.formulas.width_gain_bound`, differentiable in the activations.
+
+        Args:
+            a: activations, (rows, units, p) with p columns per unit.
+
+        Returns:
+            D' of each unit in the unit of eta, (units,).
+        """
         total = self.weights.sum()
+        # D' = n_locations tr[C M^-1 C^T] with C = E[L_S^-1 d_r a^T] and M = E[a a^T] (Theorem 3.2)
         cross = torch.einsum("rm,rup->ump", self.gradient, a) / total
         moment = torch.einsum("rup,ruq->upq", a * self.weights[:, None, None], a) / total
         level = moment.diagonal(dim1=-2, dim2=-1)
-        level = level * DAMPING + 1e-12 * level.detach().mean() + 1e-30
-        gain: Tensor = (torch.linalg.solve(moment + torch.diag_embed(level), cross.mT) * cross.mT).sum((-2, -1))
+        # The second term keeps M invertible where a unit is off on all rows; detached, so that it pulls on no unit.
+        damping = level * DAMPING + 1e-12 * level.detach().mean() + 1e-30
+        solved = torch.linalg.solve(moment + torch.diag_embed(damping), cross.mT)
+        gain: Tensor = (solved * cross.mT).sum((-2, -1))
         return gain * self.locations
 
 
@@ -68,12 +83,15 @@ class GainObjective:
     Args:
         model: the model, read only.
         graph: what in it can change.
-        draw: the candidates.
-        inputs: the samples to climb on.
-        targets: theirs.
+        candidates: the candidates; only `widen` is used.
+        inputs: samples to ascend on.
+        targets: targets of these samples.
         metric: the loss.
-        generator: source of the random signs behind S.
-        weights: (samples,) with mean 1, or None.
+        generator: source of the random signs of S.
+        weights: sample weights with mean 1, (samples,); None for ones.
+
+    Attributes:
+        start: incoming parameters as they were sampled.
     """
 
     def __init__(
@@ -81,189 +99,222 @@ class GainObjective:
         *,
         model: nn.Module,
         graph: DependencyGraph,
-        draw: CandidateSet,
+        candidates: CandidateSet,
         inputs: Inputs,
         targets: Tensor,
         metric: LossMetric,
         generator: torch.Generator,
         weights: Tensor | None = None,
     ) -> None:
-        moves = list(draw.widen.values())
-        todo = plan(model, moves, graph)
-        self.inputs, self.reads = inputs, _reads(todo, moves, graph)
-        scored = {group for read in self.reads.values() for group in read}
-        self.start: Values = {group: dict(move.values) for group, move in draw.widen.items() if group in scored}
-        self.trial = copy.deepcopy(model)
-        self._journal = apply_moves(self.trial, moves, graph)
-        self.places = {
-            (group, name): _places(todo, name, value) for group, of in self.start.items() for name, value in of.items()
+        moves = list(candidates.widen.values())
+        widening = plan(model, moves, graph)
+        self._inputs, self._columns = inputs, _candidate_columns(widening, moves, graph)
+        scored = {group for columns in self._columns.values() for group in columns}
+        self.start: Values = {move.group: dict(move.values) for move in moves if move.group in scored}
+        self._trial = copy.deepcopy(model)
+        self._undo_log = apply_moves(self._trial, moves, graph)
+        self._indices = {
+            (group, name): _new_indices(widening, name, value)
+            for group, values in self.start.items()
+            for name, value in values.items()
         }
-        makers = {
-            coupled.map
-            for group in graph.groups
-            for coupled in group.dims_of("producer")
-            if coupled.map in graph.scored_maps
+        producers = {
+            dim.map for group in graph.groups for dim in group.dims_of("producer") if dim.map in graph.scored_maps
         }
-        with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, sorted(makers)) as seen:
+        with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, sorted(producers)) as calls:
             forward(model, inputs)
-        self._x = {name: one.x.detach().reshape(-1, one.x.shape[-1]) for name, (one,) in seen.items()}
-        captured = capture(model, [*self.reads], inputs, targets, metric, generator=generator, weights=weights)
-        self._residuals = {name: _residual(rows, weights) for name, rows in captured.rows.items()}
+        self._x = {name: call.x.detach().reshape(-1, call.x.shape[-1]) for name, (call,) in calls.items()}
+        statistics = capture(model, [*self._columns], inputs, targets, metric, generator=generator, weights=weights)
+        self._targets = {name: _residual_target(rows, weights) for name, rows in statistics.rows.items()}
 
     def value_and_grad(self, values: Values) -> tuple[dict[str, Tensor], Values]:
-        """D' of every unit, by space, and the gradient of log D' with respect to the values."""
-        leaves = {group: {k: v.detach().requires_grad_() for k, v in of.items()} for group, of in values.items()}
-        with torch.enable_grad(), preserve_model_state(self.trial):
-            score = self._bounds(leaves)
-            total = torch.cat([s.clamp_min(1e-300).log() for s in score.values()]).sum()
-            flat = [leaf for of in leaves.values() for leaf in of.values()]
-            found = iter(torch.autograd.grad(total, flat, materialize_grads=True))
-        slopes = {group: {name: torch.nan_to_num(next(found)) for name in of} for group, of in leaves.items()}
-        return {group: s.detach() for group, s in score.items()}, slopes
+        """Compute D' and the gradient of log D'.
+
+        Args:
+            values: incoming parameters, shaped like `start`.
+
+        Returns:
+            D' of every unit by group, (units,), and the gradient, shaped like `values`. The gradient of log D' is that
+            of D' divided by D', so units of any gain move alike.
+        """
+        leaves = {
+            group: {name: value.detach().requires_grad_() for name, value in tensors.items()}
+            for group, tensors in values.items()
+        }
+        with torch.enable_grad(), preserve_model_state(self._trial):
+            score = self._gain_lower_bounds(leaves)
+            total = torch.cat([gains.clamp_min(1e-300).log() for gains in score.values()]).sum()
+            flat = [leaf for tensors in leaves.values() for leaf in tensors.values()]
+            grads = iter(torch.autograd.grad(total, flat, materialize_grads=True))
+        # A unit that is off on all rows has no direction (0 / 0): it stays where it is.
+        slopes = {group: {name: torch.nan_to_num(next(grads)) for name in tensors} for group, tensors in leaves.items()}
+        return {group: gains.detach() for group, gains in score.items()}, slopes
 
     def spreads(self, values: Values) -> dict[str, Tensor]:
-        """Standard deviation of each unit's pre-activation, by producer: (units,)."""
+        """Return the standard deviation of each unit's pre-activation over the samples, by producer: (units,)."""
         return {
-            module: (self._x[module].to(weight) @ weight.mT).std(0, correction=0).clamp_min(SMALLEST_SPREAD)
-            for module, weight in _weights(values).items()
+            module: (self._x[module].to(weight) @ weight.mT).std(0, correction=0).clamp_min(MIN_SPREAD)
+            for module, weight in _linear_weights(values).items()
         }
 
-    def confined(self, values: Values, spreads: Mapping[str, Tensor]) -> Values:
-        """The units with every pre-activation's spread within a factor `WIDEST` of the given one.
+    def confine(self, values: Values, spreads: Mapping[str, Tensor]) -> Values:
+        """Rescale units whose pre-activations have left their range.
 
-        Weights and bias are scaled together, so that the place where a unit bends stays where it is.
+        Weights and bias are scaled together, so a unit bends where it did.
+
+        Args:
+            values: incoming parameters.
+            spreads: by producer, the standard deviations that they may leave by a factor of `MAX_SPREAD_CHANGE`.
         """
-        result = {group: dict(of) for group, of in values.items()}
+        result = {group: dict(tensors) for group, tensors in values.items()}
         for module, now in self.spreads(values).items():
-            factor = now.clamp(spreads[module] / WIDEST, spreads[module] * WIDEST) / now
-            for of in result.values():
+            low, high = spreads[module] / MAX_SPREAD_CHANGE, spreads[module] * MAX_SPREAD_CHANGE
+            factor = now.clamp(low, high) / now
+            for tensors in result.values():
                 for name in (f"{module}.weight", f"{module}.bias"):
-                    if name in of:
-                        of[name] = of[name] * _wide(factor, of[name])
+                    if name in tensors:
+                        tensors[name] = tensors[name] * _per_unit(factor, tensors[name])
         return result
 
     @torch.no_grad()
     def _calibrate(self, tensors: Mapping[str, Tensor]) -> None:
-        """Have normalisations on the way follow the units, as they will when the units are there."""
-        if self._journal.uncalibrated:
+        """Have BatchNorms on the way take their statistics from the units, as they will once these are inserted."""
+        if self._undo_log.uncalibrated:
             for name, tensor in tensors.items():
-                find_tensor(self.trial, name).copy_(tensor)
-            calibrate_batch_norm(self.trial, self._journal, self.inputs)
+                find_tensor(self._trial, name).copy_(tensor)
+            calibrate_batch_norm(self._trial, self._undo_log, self._inputs)
 
-    def _bounds(self, leaves: Values) -> dict[str, Tensor]:
+    def _gain_lower_bounds(self, leaves: Values) -> dict[str, Tensor]:
+        """Run the copy with these parameters, and sum D' over the maps that read each group."""
         tensors: dict[str, Tensor] = {}
-        for group, of in leaves.items():
-            for name, leaf in of.items():
-                base = tensors.get(name, find_tensor(self.trial, name).detach())
-                tensors[name] = base.index_put(self.places[group, name], leaf.to(base))
+        for group, values in leaves.items():
+            for name, leaf in values.items():
+                base = tensors.get(name, find_tensor(self._trial, name).detach())
+                tensors[name] = base.index_put(self._indices[group, name], leaf.to(base))
         self._calibrate(tensors)
-        with record_linear_calls(self.trial, [*self.reads]) as seen:
-            functional_call(self.trial, tensors, self.inputs)
+        with record_linear_calls(self._trial, [*self._columns]) as calls:
+            functional_call(self._trial, tensors, self._inputs)
         score: dict[str, Tensor] = {}
-        for name, read in self.reads.items():
-            a = seen[name][0].x
-            a = a.reshape(-1, a.shape[-1]).double()
-            for group, columns in read.items():
-                bound = self._residuals[name].gain_lower_bound(a[:, columns])
-                score[group] = score[group] + bound if group in score else bound
+        for name, columns in self._columns.items():
+            x = calls[name][0].x
+            a = x.reshape(-1, x.shape[-1]).double()
+            for group, of_group in columns.items():
+                gain = self._targets[name].gain_lower_bound(a[:, of_group])
+                score[group] = score[group] + gain if group in score else gain
         return score
 
 
-def optimize_candidates(hill: GainObjective, draw: CandidateSet, recipe: CandidateConfig) -> CandidateSet:
-    """The same candidates after `recipe.ascent` steps uphill.
+def optimize_candidates(objective: GainObjective, candidates: CandidateSet, config: CandidateConfig) -> CandidateSet:
+    """Move candidate units uphill by `config.ascent_steps` steps.
 
     Args:
-        hill: what to climb.
-        draw: the candidates, those that the hill was made for.
-        recipe: how many steps, and how long the first is, relative to the length of a unit's parameters in a module.
+        objective: the objective, made for these candidates.
+        candidates: the candidates.
+        config: number of steps, and the length of the first relative to the norm of a unit's parameters in a module.
+
+    Returns:
+        The candidates with new values in `widen`; no unit's bound is lower than before.
     """
-    current = hill.start
+    current = objective.start
     if not current:
-        return draw
-    spreads = hill.spreads(current)
-    best, slopes = hill.value_and_grad(current)
-    rate = {group: torch.full_like(score, recipe.ascent_step_size) for group, score in best.items()}
-    for _ in range(recipe.ascent_steps):
-        tried = hill.confined({s: _stepped(of, slopes[s], rate[s]) for s, of in current.items()}, spreads)
-        score, there = hill.value_and_grad(tried)
-        higher = {group: found > best[group] for group, found in score.items()}
+        return candidates
+    spreads = objective.spreads(current)
+    best, slopes = objective.value_and_grad(current)
+    rates = {group: torch.full_like(score, config.ascent_step_size) for group, score in best.items()}
+    for _ in range(config.ascent_steps):
+        stepped = {group: _step(values, slopes[group], rates[group]) for group, values in current.items()}
+        proposed = objective.confine(stepped, spreads)
+        score, new_slopes = objective.value_and_grad(proposed)
+        higher = {group: score[group] > best[group] for group in best}
         best = {group: torch.maximum(best[group], score[group]) for group in best}
-        rate = {group: rate[group] * torch.where(higher[group], 1.5, 0.5) for group in rate}
-        current, slopes = _taken(higher, tried, current), _taken(higher, there, slopes)
-    return replace(draw, widen={s: replace(m, values=current.get(s, m.values)) for s, m in draw.widen.items()})
+        # Longer while it rises, halved where it doesn't: each unit finds its own length, without a line search.
+        rates = {group: rates[group] * torch.where(higher[group], 1.5, 0.5) for group in rates}
+        current, slopes = _select(higher, proposed, current), _select(higher, new_slopes, slopes)
+    widen = {group: replace(move, values=current.get(group, move.values)) for group, move in candidates.widen.items()}
+    return replace(candidates, widen=widen)
 
 
-def _stepped(values: Mapping[str, Tensor], slopes: Mapping[str, Tensor], rate: Tensor) -> dict[str, Tensor]:
-    """Each unit's parameters in each module moved along their slope, by `rate` times their own length."""
+def _step(values: Mapping[str, Tensor], slopes: Mapping[str, Tensor], rate: Tensor) -> dict[str, Tensor]:
+    """Move each unit's parameters in each module along their slope, by `rate` (units,) times their own norm."""
     result = {}
     for module in dict.fromkeys(name.rpartition(".")[0] for name in values):
         names = [name for name in values if name.rpartition(".")[0] == module]
-        length, slope = (
-            torch.cat([of[name].reshape(len(rate), -1) for name in names], 1).double().norm(dim=1)
-            for of in (values, slopes)
-        )
+        length = torch.cat([values[name].reshape(len(rate), -1) for name in names], 1).double().norm(dim=1)
+        slope = torch.cat([slopes[name].reshape(len(rate), -1) for name in names], 1).double().norm(dim=1)
         step = torch.where(slope > 0, rate * length / slope.clamp_min(1e-300), 0.0)
         for name in names:
-            result[name] = values[name] + _wide(step, slopes[name]) * slopes[name]
+            result[name] = values[name] + _per_unit(step, slopes[name]) * slopes[name]
     return result
 
 
-def _taken(which: Mapping[str, Tensor], new: Values, old: Values) -> Values:
-    """The new entries of those units, the old ones of the others."""
-    return {s: {k: torch.where(_wide(which[s], v), new[s][k], v) for k, v in of.items()} for s, of in old.items()}
+def _select(which: Mapping[str, Tensor], new: Values, old: Values) -> Values:
+    """Take the new entries of the units in `which` (units,) bool, the old ones of the others."""
+    return {
+        group: {
+            name: torch.where(_per_unit(which[group], value), new[group][name], value)
+            for name, value in tensors.items()
+        }
+        for group, tensors in old.items()
+    }
 
 
-def _wide(per_unit: Tensor, values: Tensor) -> Tensor:
-    """(units,) shaped to go with values (units, ...)."""
-    per_unit = per_unit.view(-1, *[1] * (values.dim() - 1))
-    return per_unit if per_unit.dtype == torch.bool else per_unit.to(values)
+def _per_unit(factor: Tensor, values: Tensor) -> Tensor:
+    """Shape a factor (units,) so that it broadcasts to values (units, ...)."""
+    factor = factor.view(-1, *[1] * (values.dim() - 1))
+    return factor if factor.dtype == torch.bool else factor.to(values)
 
 
-def _weights(values: Values) -> dict[str, Tensor]:
-    """Candidate rows of each producer, (units, in)."""
+def _linear_weights(values: Values) -> dict[str, Tensor]:
+    """Return the candidates' rows (units, in) of each linear producer."""
     return {
         name.removesuffix(".weight"): value
-        for of in values.values()
-        for name, value in of.items()
+        for tensors in values.values()
+        for name, value in tensors.items()
         if name.endswith(".weight") and value.dim() == 2
     }
 
 
-def _places(todo: SurgeryPlan, name: str, value: Tensor) -> tuple[Tensor, ...]:
-    """Indices at which new entries stand in the widened tensor, shaped to go with them."""
-    (entry,) = [entry for entry in todo.entries[name] if entry.values is value]
-    places = []
-    for dim, size in enumerate(todo.shapes[name]):
-        place = torch.arange(size)
-        if dim in todo.layouts[name]:
-            place = todo.layouts[name][dim].order.argsort()
-            place = place[entry.offset : entry.offset + entry.count] if dim == entry.dim else place[:size]
-        places.append(place.view(-1, *[1] * (value.dim() - dim - 1)))
-    return tuple(places)
+def _new_indices(widening: SurgeryPlan, name: str, value: Tensor) -> tuple[Tensor, ...]:
+    """Return indices of new entries in the widened tensor, one tensor per dimension, that broadcast to their shape."""
+    (entry,) = [entry for entry in widening.entries[name] if entry.values is value]
+    indices = []
+    for dim, size in enumerate(widening.shapes[name]):
+        index = torch.arange(size)
+        if dim in widening.layouts[name]:
+            # Old entries come first in `order`, then those of each move: its inverse says where they end up.
+            index = widening.layouts[name][dim].order.argsort()
+            index = index[entry.offset : entry.offset + entry.count] if dim == entry.dim else index[:size]
+        indices.append(index.view(-1, *[1] * (value.dim() - dim - 1)))
+    return tuple(indices)
 
 
-def _reads(todo: SurgeryPlan, moves: Sequence[Widen], graph: DependencyGraph) -> dict[str, dict[str, Tensor]]:
-    """By scored map and space, where the candidates' columns stand in the widened map's input, (units, p)."""
-    reads: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    offsets = {name: shape[1] for name, shape in todo.shapes.items() if len(shape) > 1}
+def _candidate_columns(
+    widening: SurgeryPlan, moves: Sequence[Widen], graph: DependencyGraph
+) -> dict[str, dict[str, Tensor]]:
+    """Return, by scored map and group, the candidates' columns in the widened map's input: (units, p)."""
+    columns: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    offsets = {name: shape[1] for name, shape in widening.shapes.items() if len(shape) > 1}
     for move in moves:
-        for coupled in graph.group(move.group).dims_of("consumer"):
-            place = todo.layouts[coupled.name][1].order.argsort()
-            new = slice(offsets[coupled.name], offsets[coupled.name] + move.units * coupled.index.shape[1])
-            offsets[coupled.name] = new.stop
-            if coupled.module in graph.scored_maps:
-                reads[coupled.module][move.group] = place[new].view(move.units, -1)
-    return reads
+        for dim in graph.group(move.group).dims_of("consumer"):
+            index = widening.layouts[dim.name][1].order.argsort()
+            new = slice(offsets[dim.name], offsets[dim.name] + move.units * dim.index.shape[1])
+            offsets[dim.name] = new.stop
+            if dim.module in graph.scored_maps:
+                columns[dim.module][move.group] = index[new].view(move.units, -1)
+    return columns
 
 
-def _residual(rows: LayerRows, weights: Tensor | None) -> ResidualTarget:
-    """Find the gradients of a map as it is that its own weights can't explain, before any candidate."""
+def _residual_target(rows: LayerRows, weights: Tensor | None) -> ResidualTarget:
+    """Find the gradients of a map, as it is, that its own weights can't explain."""
     if weights is None:
         row_weights = rows.a.new_ones(len(rows.a))
     else:
         row_weights = weights.repeat_interleave(rows.locations).to(rows.a)
-    found = kronecker_factors(rows.a, rows.output_grad, rows.pseudo_grad, locations=rows.locations, weights=row_weights)
-    explained = rows.a.double() @ solve(cholesky(found.A), found.G.mT)
+    factors = kronecker_factors(
+        rows.a, rows.output_grad, rows.pseudo_grad, locations=rows.locations, weights=row_weights
+    )
+    # d_r = d - w G A^-1 a: what is left of the gradient after the best change of the existing weights
+    explained = rows.a.double() @ solve(cholesky(factors.A), factors.G.mT)
     residual = rows.output_grad.double() - explained * row_weights[:, None]
-    white = whiten(cholesky(found.S), residual.mT).mT
-    return ResidualTarget(white, row_weights.double(), rows.locations)
+    whitened = whiten(cholesky(factors.S), residual.mT).mT
+    return ResidualTarget(gradient=whitened, weights=row_weights.double(), locations=rows.locations)

@@ -1,9 +1,9 @@
-"""Candidates for new units and layers, and how they are drawn.
+"""Sampling the weights of candidate units and layers at the scale of the data.
 
-A candidate unit is drawn so that its pre-activation varies over the data as much as its neighbours' do; the score is
-scale free, later training is not. Directions follow the data (a random mixture of centred samples has the inputs'
-covariance); a fraction of them can be asked to be uniform, or to be perturbed copies of existing units'. The score
-judges.
+A candidate unit is scaled so that its pre-activation varies over the data as much as those of its neighbors do: the
+score doesn't depend on the scale, later training does. Directions follow the data, as a random mixture of centered
+samples has the covariance of the inputs; a fraction of them can be uniform, or perturbed copies of existing units.
+Which of them are good, the score decides.
 """
 
 from __future__ import annotations
@@ -20,164 +20,222 @@ from senn.graph import ChannelGroup, CoupledDim, InsertionPoint, LinearMap, get_
 from senn.nn import Rational
 from senn.surgery import Widen, parameters_per_unit
 
-SMALLEST_SPREAD = 1e-6
-"""Smallest spread of a pre-activation that a unit is scaled by."""
+MIN_SPREAD = 1e-6
+"""Smallest standard deviation that weights are divided by, so that constant inputs don't give infinite weights."""
 
+MAX_NEW_WEIGHTS = 100_000
+"""Weights that all candidate units of a group have together.
 
-WEIGHTS = 100_000
-"""Weights that all candidate units of a space have together, so that looking stays cheap beside training wide maps."""
+It keeps scoring cheap beside training where maps are wide. Half of it halves the candidates, and twice of it doubles
+them, in groups with some 400 to 1,500 weights per unit; narrower ones have 256 candidates, wider ones 64.
+"""
 
-
-CHANNELS = 8
-"""Candidates of a space of channels, at least; or a quarter as many as it has."""
+MIN_CHANNELS = 8
+"""Fewest candidates of a group of channels; wide groups have a quarter as many candidates as channels."""
 
 
 def sample_directions(
     x: Tensor,
     count: int,
-    smooth: float,
+    data_direction_fraction: float,
     generator: torch.Generator,
+    *,
     existing: Tensor | None = None,
-    copies: float = 0.0,
+    copy_fraction: float = 0.0,
 ) -> Tensor:
-    """Random incoming weights (count, d) for inputs x (rows, d); see the module's docstring.
+    """Sample incoming weights of candidate units, of about unit length.
 
     Args:
-        x: what the units will read.
-        count: how many.
-        smooth: fraction whose direction follows the data.
+        x: inputs of the units, (rows, d).
+        count: number of units.
+        data_direction_fraction: fraction of them whose direction follows the data; the others' are uniform.
         generator: source of randomness.
-        existing: (units, d) weights of existing units.
-        copies: fraction that are perturbed copies of these.
+        existing: weights of existing units, (units, d).
+        copy_fraction: fraction of the candidates that are perturbed copies of these, the last ones.
+
+    Returns:
+        Weights (count, d) of x's type.
     """
     rows, size = x.shape
     weight = torch.randn(count, size, generator=generator, dtype=x.dtype)
-    centred = x - x.mean(0)
-    follow = round(smooth * count)
-    if follow and rows > 1:
-        mixture = torch.randn(follow, rows, generator=generator, dtype=x.dtype) @ centred
-        keep = mixture.norm(dim=1, keepdim=True) > 0
-        weight[:follow] = torch.where(keep, mixture, weight[:follow])
+    n_following = round(data_direction_fraction * count)
+    if n_following and rows > 1:
+        # Normal mixtures of centered samples have the covariance of the inputs, up to a factor.
+        mixture = torch.randn(n_following, rows, generator=generator, dtype=x.dtype) @ (x - x.mean(0))
+        is_usable = mixture.norm(dim=1, keepdim=True) > 0
+        weight[:n_following] = torch.where(is_usable, mixture, weight[:n_following])
     weight /= weight.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    copied = round(copies * count) if existing is not None and len(existing) else 0
-    if copied:
+    n_copies = round(copy_fraction * count) if existing is not None and len(existing) else 0
+    if n_copies:
         assert existing is not None
-        chosen = existing[torch.randint(len(existing), (copied,), generator=generator)].to(x.dtype)
-        unit = chosen / chosen.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        weight[-copied:] = unit + 0.5 * weight[-copied:]
+        originals = existing[torch.randint(len(existing), (n_copies,), generator=generator)].to(x.dtype)
+        originals = originals / originals.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        # A perturbation of half a unit's length turns it by about 27 degrees: a copy without one would gain nothing.
+        weight[-n_copies:] = originals + 0.5 * weight[-n_copies:]
     return weight
 
 
 def match_scale(x: Tensor, weight: Tensor, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Weights and biases whose pre-activations have standard deviation `spread` and a random centre over x."""
+    """Scale weights, and sample biases, so that pre-activations have a given standard deviation.
+
+    Args:
+        x: inputs of the units, (rows, d).
+        weight: directions, (units, d).
+        spread: standard deviation of each unit's pre-activation over the rows.
+        generator: source of randomness.
+
+    Returns:
+        Weights (units, d), and biases (units,) with which the pre-activations' means are normal with a standard
+        deviation of half of `spread`: units bend at different places within the data.
+    """
     z = x @ weight.mT
-    factor = spread / z.std(0, correction=0).clamp_min(SMALLEST_SPREAD)
+    factor = spread / z.std(0, correction=0).clamp_min(MIN_SPREAD)
     center = 0.5 * spread * torch.randn(len(weight), generator=generator, dtype=x.dtype)
     return weight * factor[:, None], center - z.mean(0) * factor
 
 
 def sample_units(
+    *,
     model: nn.Module,
     group: ChannelGroup,
     maps: Mapping[str, LinearMap],
-    passing: Mapping[str, LayerActivations],
-    recipe: CandidateConfig,
+    activations: Mapping[str, LayerActivations],
+    config: CandidateConfig,
     generator: torch.Generator,
 ) -> Widen:
-    """Candidate units for one space.
+    """Sample the candidate units of one channel group.
 
     Args:
         model: the model as it is.
-        group: where.
+        group: group to widen.
         maps: linear maps that can be read, by name.
-        passing: by map, some rows of what passes through it; units that other maps make are drawn like those there are.
-        recipe: how many of what.
+        activations: by map, rows of its inputs and outputs; producers without any are sampled like the existing units.
+        config: how many candidates of what kind.
         generator: source of randomness.
+
+    Returns:
+        The move that would add all of them.
     """
+    count = _number_of_units(model, group, config)
     values: dict[str, Tensor] = {}
-    k = {coupled.name: coupled.index.shape[1] for coupled in group.dims}
-    wanted = recipe.units or min(max(WEIGHTS // parameters_per_unit(model, group), 64), 256)
-    if any(get_tensor(model, coupled.name).dim() > 2 for coupled in group.dims) and not recipe.units:
-        # a pass through the candidates costs as much as one through the model
-        wanted = min(wanted, max(group.width // 4, CHANNELS))
-    count = max(wanted // group.granularity, 1) * group.granularity
-    for coupled in group.dims_of("producer"):
-        values[coupled.name] = _alike(get_tensor(model, coupled.name).detach(), coupled, count, generator)
-    for coupled in group.dims_of("producer"):
-        one = maps.get(coupled.map)
-        if one is None or coupled.name != one.weight or coupled.dim != one.out_dim or one.name not in passing:
+    for producer in group.dims_of("producer"):
+        values[producer.name] = _like_existing(get_tensor(model, producer.name).detach(), producer, count, generator)
+    for producer in group.dims_of("producer"):
+        one = maps.get(producer.map)
+        if one is None or one.name not in activations:
             continue
-        x, z = passing[one.name].x, passing[one.name].z
+        if (producer.name, producer.dim) != (one.weight, one.out_dim):
+            continue
+        x, z = activations[one.name].x, activations[one.name].z
         spread = float(z.std(0, correction=0).mean())
-        old = weight_matrix(model, one).to(x.dtype)
         weight = sample_directions(
-            x, count * k[coupled.name], recipe.data_direction_fraction, generator, old, recipe.copy_fraction
+            x,
+            count * producer.index.shape[1],
+            config.data_direction_fraction,
+            generator,
+            existing=weight_matrix(model, one).to(x.dtype),
+            copy_fraction=config.copy_fraction,
         )
+        # Where the existing outputs hardly vary (a fresh layer of zeros), their scale says nothing.
         weight, bias = match_scale(x, weight, spread if spread > 1e-3 else 1.0, generator)
         stored = get_tensor(model, one.weight).movedim((one.out_dim, one.in_dim), (0, 1))
-        values[coupled.name] = weight.view(-1, *stored.shape[1:]).movedim((0, 1), (one.out_dim, one.in_dim))
+        values[producer.name] = weight.view(-1, *stored.shape[1:]).movedim((0, 1), (one.out_dim, one.in_dim))
         if one.bias in values:
             values[one.bias] = bias
-    for coupled in group.dims_of("elementwise"):
-        if isinstance(model.get_submodule(coupled.module), Rational):
-            values[coupled.name] = torch.randn(count * k[coupled.name], generator=generator)
+    for dim in group.dims_of("elementwise"):
+        if isinstance(model.get_submodule(dim.module), Rational):
+            # Other elementwise parameters start at the identity; a Rational unit needs a shape, any is as likely.
+            values[dim.name] = torch.randn(count * dim.index.shape[1], generator=generator)
     return Widen(group.name, count, values)
 
 
-def _alike(old: Tensor, coupled: CoupledDim, count: int, generator: torch.Generator) -> Tensor:
-    """Random entries spread as the existing units' are, for producers whose inputs can't be read."""
-    units = old.index_select(coupled.dim, coupled.index.flatten().to(old.device)).double()
+def _number_of_units(model: nn.Module, group: ChannelGroup, config: CandidateConfig) -> int:
+    """Return how many candidate units a group has, a multiple of its granularity."""
+    wanted = config.units
+    if wanted is None:
+        wanted = min(max(MAX_NEW_WEIGHTS // parameters_per_unit(model, group), 64), 256)
+        if any(get_tensor(model, dim.name).dim() > 2 for dim in group.dims):
+            # A pass through a convolution's candidates costs as much as one through as many existing channels.
+            wanted = min(wanted, max(group.width // 4, MIN_CHANNELS))
+    return max(wanted // group.granularity, 1) * group.granularity
+
+
+def _like_existing(old: Tensor, dim: CoupledDim, count: int, generator: torch.Generator) -> Tensor:
+    """Sample entries with the mean and spread of the existing units', for producers whose inputs can't be read."""
+    existing = old.index_select(dim.dim, dim.index.flatten().to(old.device)).double()
     shape = list(old.shape)
-    shape[coupled.dim] = count * coupled.index.shape[1]
-    spread = float(units.std(correction=0)) if units.numel() > 1 else 1.0
-    return (float(units.mean()) + spread * torch.randn(shape, generator=generator, dtype=torch.float64)).to(old.dtype)
+    shape[dim.dim] = count * dim.index.shape[1]
+    spread = float(existing.std(correction=0)) if existing.numel() > 1 else 1.0
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return (float(existing.mean()) + spread * noise).to(old.dtype)
 
 
 def sample_residual_layer(
-    insertion_point: InsertionPoint, x: Tensor, recipe: CandidateConfig, generator: torch.Generator
+    point: InsertionPoint, x: Tensor, config: CandidateConfig, generator: torch.Generator
 ) -> ResidualLayer:
-    """Candidate units of a residual layer at a site, for rows x (n, in) of the linear map's input."""
-    weight, bias = match_scale(
-        x, sample_directions(x, recipe.residual_units, recipe.data_direction_fraction, generator), 1.0, generator
-    )
-    return ResidualLayer(
-        insertion_point,
-        weight,
-        bias,
-        fresh_activation(insertion_point.activation, recipe.residual_units, generator).to(x.dtype),
-    )
+    """Sample the candidate units of a residual layer before a linear map.
+
+    Args:
+        point: where it would be inserted.
+        x: rows of the linear map's inputs, (rows, in).
+        config: how many units, and in what directions.
+        generator: source of randomness.
+    """
+    weight, bias = _residual_units(x, config, generator)
+    activation = fresh_activation(point.activation, config.residual_units, generator).to(x.dtype)
+    return ResidualLayer(insertion_point=point, weight=weight, bias=bias, activation=activation)
 
 
 def sample_conv_layer(
-    insertion_point: InsertionPoint, x: Tensor, recipe: CandidateConfig, generator: torch.Generator
+    point: InsertionPoint, x: Tensor, config: CandidateConfig, generator: torch.Generator
 ) -> ConvolutionalLayer:
-    """The same before a convolution, for rows x (n, in * taps) of patches of its input."""
-    weight, bias = match_scale(
-        x, sample_directions(x, recipe.residual_units, recipe.data_direction_fraction, generator), 1.0, generator
-    )
-    size = round((x.shape[1] / insertion_point.features) ** (1 / insertion_point.spatial))
-    # `Rational` is an activation of last dimensions
-    name = "ReLU" if insertion_point.activation == "Rational" else insertion_point.activation
-    activation = fresh_activation(name, recipe.residual_units, generator).to(x.dtype)
+    """Sample the candidate channels of a residual layer before a convolution.
+
+    Args:
+        point: where it would be inserted.
+        x: rows of unfolded patches of the convolution's input, (rows, in * kernel numel).
+        config: how many channels, and in what directions.
+        generator: source of randomness.
+    """
+    weight, bias = _residual_units(x, config, generator)
+    kernel_size = round((x.shape[1] / point.features) ** (1 / point.spatial))
+    # Rational acts on the last dimension, where images have their width.
+    name = "ReLU" if point.activation == "Rational" else point.activation
+    activation = fresh_activation(name, config.residual_units, generator).to(x.dtype)
     return ConvolutionalLayer(
-        insertion_point, weight.view(-1, insertion_point.features, *(size,) * insertion_point.spatial), bias, activation
+        insertion_point=point,
+        weight=weight.view(-1, point.features, *(kernel_size,) * point.spatial),
+        bias=bias,
+        activation=activation,
     )
+
+
+def _residual_units(x: Tensor, config: CandidateConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sample weights (units, d) and biases (units,) whose pre-activations over x have standard deviation 1."""
+    weight = sample_directions(x, config.residual_units, config.data_direction_fraction, generator)
+    return match_scale(x, weight, 1.0, generator)
 
 
 def sample_identity_layer(
-    insertion_point: InsertionPoint, x: Tensor, biased: bool, generator: torch.Generator, *, rational: bool
+    point: InsertionPoint, x: Tensor, generator: torch.Generator, *, biased: bool, rational: bool
 ) -> IdentityLayer:
-    """A random well-conditioned basis in which an activation that is the identity now is inserted.
+    """Sample a well-conditioned basis in which an activation that is the identity could be inserted.
 
-    A map without a bias (`biased` False) could not take a shift back, so the basis then has none. The activation is
-    `rational`, or a PReLU, whose units come second.
+    Args:
+        point: where it would be inserted.
+        x: rows of the linear map's inputs, (rows, in).
+        generator: source of randomness.
+        biased: True if the linear map has a bias; one without can't compensate a shift, so the basis has none then.
+        rational: True for a `Rational` activation, False for a PReLU.
     """
-    size = insertion_point.features
+    size = point.features
+    # Q of a normal matrix is uniform over the orthogonal ones: its inverse is exact, and no unit prefers an axis.
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
     u = x.double() @ basis.mT
-    scale = 1 / u.std(0, correction=0).clamp_min(SMALLEST_SPREAD)
-    scale = scale.clamp(max=10 * float(scale.median()), min=0.1 * float(scale.median()))
+    scale = 1 / u.std(0, correction=0).clamp_min(MIN_SPREAD)
+    # Scales within a factor of 100 keep the basis invertible in float32, also where inputs are constant.
+    median = float(scale.median())
+    scale = scale.clamp(min=0.1 * median, max=10 * median)
     center = 0.5 * torch.randn(size, generator=generator, dtype=torch.float64)
-    weight = (basis * scale[:, None]).float()
     shift = (center - u.mean(0) * scale).float() if biased else torch.zeros(size)
-    return IdentityLayer(insertion_point, weight, shift, rational)
+    return IdentityLayer(insertion_point=point, weight=(basis * scale[:, None]).float(), bias=shift, rational=rational)

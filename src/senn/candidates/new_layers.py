@@ -1,4 +1,4 @@
-"""Layers that could be inserted: what they would add as features of a linear map's input, and the move that does it."""
+"""Layers that could be inserted: features that they would add to a linear map's input, moves that insert them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from senn.nn.activations import find_activation
 from senn.surgery import Insert
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ResidualLayer:
-    """A residual layer x + V phi(B x + beta), V = 0, of which some units will be chosen.
+    """A residual layer x + V phi(B x + beta) with V = 0, some of whose units will be selected.
 
     Attributes:
-        insertion_point: where.
+        insertion_point: where it would be inserted.
         weight: B, (units, in).
         bias: beta, (units,).
         activation: phi, a module over `units` units.
@@ -37,7 +37,7 @@ class ResidualLayer:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Display name: `residual ReLU`."""
         return f"residual {type(self.activation).__name__}"
 
     @property
@@ -46,48 +46,49 @@ class ResidualLayer:
         return len(self.weight)
 
     def features(self, x: Tensor) -> Tensor:
-        """phi(B x + beta), (rows, in) to (rows, units)."""
+        """Compute phi(B x + beta), from (rows, in) to (rows, units)."""
         result: Tensor = self.activation(x @ self.weight.to(x).mT + self.bias.to(x))
         return result
 
     def parameters(self, units: int) -> int:
-        """Number of parameters of the layer with that many units."""
-        per_unit = sum(p[..., :1].numel() for p in self.activation.parameters()) if _per_unit(self.activation) else 0
-        return units * (self.weight[0].numel() + 1 + self.insertion_point.features + per_unit)
+        """Return the number of parameters of the layer with that many units."""
+        per_unit = self.weight[0].numel() + 1 + self.insertion_point.features  # B, beta and V
+        if _has_units(self.activation):
+            per_unit += sum(p[..., :1].numel() for p in self.activation.parameters())
+        return units * per_unit
 
     def move(self, units: Sequence[int]) -> Insert:
-        """The insertion of a layer of the chosen units."""
-        chosen = torch.as_tensor(list(units))
-        first, last = self._ends(len(chosen))
+        """Build the move that inserts a layer of the selected units."""
+        selected = torch.as_tensor(list(units))
+        first, last = self._outer_maps(len(selected))
         activation = copy.deepcopy(self.activation)
-        if _per_unit(activation):
-            activation = type(activation)(len(chosen))
+        if _has_units(activation):
+            activation = type(activation)(len(selected))
             for name, parameter in activation.named_parameters():
-                parameter.data = self.activation.get_parameter(name).detach()[chosen].clone()
+                parameter.data = self.activation.get_parameter(name).detach()[selected].clone()
         with torch.no_grad():
-            first.get_parameter("weight").copy_(self.weight[chosen])
-            first.get_parameter("bias").copy_(self.bias[chosen])
-            last.get_parameter("weight").zero_()
+            first.get_parameter("weight").copy_(self.weight[selected])
+            first.get_parameter("bias").copy_(self.bias[selected])
+            last.get_parameter("weight").zero_()  # V = 0: the network's function stays as it is
         return Insert(self.insertion_point.module, Residual(nn.Sequential(first, activation, last)))
 
-    def _ends(self, units: int) -> tuple[nn.Module, nn.Module]:
-        """Fresh maps to and from so many units."""
-        return nn.Linear(self.insertion_point.features, units), nn.Linear(
-            units, self.insertion_point.features, bias=False
-        )
+    def _outer_maps(self, units: int) -> tuple[nn.Module, nn.Module]:
+        """Create the maps B and V of a layer of that many units."""
+        features = self.insertion_point.features
+        return nn.Linear(features, units), nn.Linear(units, features, bias=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class IdentityLayer:
-    """An identity insertion x -> sigma(B x + beta), W -> W B^-1, with sigma the identity now (paper, section 3.1).
+    """An identity insertion x -> sigma(B x + beta), W -> W B^-1, whose sigma starts as the identity (section 3.1).
 
-    The features are what the activation's own parameters would add: d sigma / d p at the identity.
+    Its features are what the activation's own parameters p would add to the map's input: d sigma / d p at the identity.
 
     Attributes:
-        insertion_point: where.
+        insertion_point: where it would be inserted.
         weight: B, (in, in), orthogonal up to a scale per row.
         bias: beta, (in,).
-        rational: whether sigma is `Rational`; else PReLU.
+        rational: True if sigma is `Rational`, False for PReLU.
     """
 
     insertion_point: InsertionPoint
@@ -97,12 +98,12 @@ class IdentityLayer:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Display name: `identity Rational`."""
         return "identity " + ("Rational" if self.rational else "PReLU")
 
     @property
     def columns_per_unit(self) -> int:
-        """Activation parameters per unit that become live."""
+        """Number of activation parameters per unit that could move the unit away from the identity."""
         return 2 if self.rational else 1
 
     @property
@@ -111,60 +112,77 @@ class IdentityLayer:
         return self.insertion_point.features * self.columns_per_unit
 
     def features(self, x: Tensor) -> Tensor:
-        """(rows, in) to (rows, in * columns_per_unit), a unit's columns side by side."""
+        """Compute the features, from (rows, in) to (rows, in * columns_per_unit), those of a unit side by side."""
         u = x @ self.weight.to(x).mT + self.bias.to(x)
         if self.rational:
+            # sigma = (l u + (c + 2 v u) / (1 + u^2)) / |(v, c, l)|: d sigma / dc and d sigma / dv at v = c = 0, l = 1
             return torch.stack([1 / (1 + u**2), 2 * u / (1 + u**2)], -1).flatten(-2)
+        # PReLU is u for u > 0 and p u below: d sigma / dp = min(u, 0)
         return u.clamp_max(0)
 
     def parameters(self) -> int:
-        """Number of parameters of the layer."""
-        return self.insertion_point.features * (self.insertion_point.features + 1 + (3 if self.rational else 1))
+        """Return the number of parameters of the layer: B, beta and those of the activation."""
+        size = self.insertion_point.features
+        return size * (size + 1 + (3 if self.rational else 1))
 
     def move(self) -> Insert:
-        """The insertion."""
+        """Build the move that inserts the layer."""
         size = self.insertion_point.features
         linear = nn.Linear(size, size)
         activation = Rational.identity(size) if self.rational else nn.PReLU(size, init=1.0)
-        inverse = torch.linalg.inv(self.weight.double())
         with torch.no_grad():
             linear.weight.copy_(self.weight)
             linear.bias.copy_(self.bias)
+        # In float64: the map's weight becomes W B^-1, and a rounded inverse would change the function.
+        inverse = torch.linalg.inv(self.weight.double())
         shift = -inverse @ self.bias.double() if self.bias.any() else None
         return Insert(self.insertion_point.module, nn.Sequential(linear, activation), inverse, shift)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ConvolutionalLayer(ResidualLayer):
-    """The same before a convolution, x + V * phi(B * x + beta), with B (units, in, *taps).
+    """A residual layer before a convolution, x + V * phi(B * x + beta), with B (units, in, *kernel).
 
-    B keeps the size of the image, V has one tap. Its features are scored at the convolution's *input*: what they add to
-    x is a map of one tap.
+    B keeps the size of the image, and V has kernels of size 1. The features are scored at the convolution's *input*,
+    to which V adds a linear map of them, location by location.
     """
 
     def features(self, x: Tensor) -> Tensor:
-        """phi(B * x + beta), (samples, in, *spatial) to (samples, units, *spatial)."""
-        apply = (F.conv1d, F.conv2d, F.conv3d)[self.insertion_point.spatial - 1]
-        z = apply(x, self.weight.to(x), self.bias.to(x), padding=self.weight.shape[-1] // 2)
+        """Compute phi(B * x + beta), from (samples, in, *spatial) to (samples, units, *spatial)."""
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self.insertion_point.spatial - 1]
+        z = convolve(x, self.weight.to(x), self.bias.to(x), padding=self.weight.shape[-1] // 2)
         result: Tensor = self.activation(z)
         return result
 
-    def _ends(self, units: int) -> tuple[nn.Module, nn.Module]:
-        kind, size = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.insertion_point.spatial - 1], self.weight.shape[-1]
-        first = kind(self.insertion_point.features, units, size, padding=size // 2)
-        return first, kind(units, self.insertion_point.features, 1, bias=False)
+    def _outer_maps(self, units: int) -> tuple[nn.Module, nn.Module]:
+        features, size = self.insertion_point.features, self.weight.shape[-1]
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.insertion_point.spatial - 1]
+        first = convolution(features, units, size, padding=size // 2)
+        return first, convolution(units, features, 1, bias=False)
 
 
 Layer = ResidualLayer | IdentityLayer
 
 
-def same(spatial: int, size: int) -> Kernel:
-    """A kernel of that odd size that keeps the size of an image."""
-    return Kernel((size,) * spatial, (1,) * spatial, (1,) * spatial, ((size // 2, size // 2),) * spatial)
+def same_size_kernel(spatial: int, size: int) -> Kernel:
+    """Build a kernel that keeps the size of an image.
+
+    Args:
+        spatial: number of spatial dimensions.
+        size: entries along each of them; odd.
+    """
+    ones = (1,) * spatial
+    return Kernel((size,) * spatial, ones, ones, ((size // 2, size // 2),) * spatial)
 
 
 def fresh_activation(name: str, units: int, generator: torch.Generator) -> nn.Module:
-    """A fresh activation of the class that the model uses nearby; ReLU where that one takes arguments."""
+    """Create an activation of the class that the model uses nearby.
+
+    Args:
+        name: class name; one that takes further arguments (`Threshold`) stands for ReLU.
+        units: number of units, for activations with parameters of their own.
+        generator: source of the parameters of `Rational`.
+    """
     if name == "Rational":
         module = Rational(units)
         for parameter in module.parameters():
@@ -175,5 +193,5 @@ def fresh_activation(name: str, units: int, generator: torch.Generator) -> nn.Mo
     return (find_activation(name) or nn.ReLU)()
 
 
-def _per_unit(activation: nn.Module) -> bool:
+def _has_units(activation: nn.Module) -> bool:
     return isinstance(activation, Rational | nn.PReLU)

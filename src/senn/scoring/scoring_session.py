@@ -13,7 +13,7 @@ from senn import pytree
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.gain_ascent import GainObjective, optimize_candidates
-from senn.candidates.sampling import LOOK, sample_candidates
+from senn.candidates.sampling import SCALE_SAMPLES, sample_candidates
 from senn.collectives import Communicator
 from senn.errors import UnsupportedError
 from senn.graph import DependencyGraph, LinearMap
@@ -159,7 +159,7 @@ class ScoringSession:
 
     def _first_draw(self, joint: Joint) -> CandidateSet:
         """Find what can be read and draw the candidates, from the first samples."""
-        inputs, targets, weights = joint.first(LOOK)
+        inputs, targets, weights = joint.first(SCALE_SAMPLES)
         self._sample = (
             pytree.index_batch(inputs, slice(0, 1), len(targets)),
             targets[:1],
@@ -364,17 +364,17 @@ class ScoringSession:
         inputs, targets, weights = joint.first(joint.share.total // 2)
         if weights is not None:
             weights = weights / weights.mean()
-        hill = GainObjective(
+        objective = GainObjective(
             model=self.model,
             graph=self.graph,
-            draw=draw,
+            candidates=draw,
             inputs=inputs,
             targets=targets,
             metric=self.metric,
             generator=self.generator,
             weights=weights,
         )
-        return optimize_candidates(hill, draw, self.candidate_config)
+        return optimize_candidates(objective, draw, self.candidate_config)
 
     def _is_plain(self, name: str) -> bool:
         """Whether a map is an ordinary linear layer that reads the batch once."""
