@@ -1,8 +1,13 @@
-"""What passes through each linear map of a model on one batch; nothing is left behind.
+"""Statistics of every linear map of a model on one batch: inputs, output gradients and pseudo-gradients.
 
-One forward pass in eval mode and two backward passes to the maps' outputs: the true gradient, and random signs through
-the square root of the output metric (curvature propagation). No parameter gradient is formed, so no `.grad` is touched;
-modes and the global random state come back as they were.
+One forward pass in eval mode, and two backward passes to the outputs of the maps: one of the true gradient, one of
+random rows v with E[v v^T] = H, the loss's Hessian at the outputs. What the second brings to a map's output is s, and
+E[s s^T] is the Fisher there: curvature propagation (Martens, Sutskever and Swersky 2012, *Estimating the Hessian by
+back-propagating curvature*, arXiv 1206.6464). K-FAC samples labels from the model instead (Martens and Grosse 2015,
+arXiv 1503.05671, section 5); signs have less variance, and serve any loss with a Hessian.
+
+No gradient of a parameter is formed, so `.grad` isn't touched; modes, buffers and the global random state come back as
+they were.
 """
 
 from __future__ import annotations
@@ -29,12 +34,13 @@ from senn.pytree import Inputs, Output
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RowChunk:
-    """One application of a linear map to all samples.
+    """One call of a linear map on all samples.
 
     Attributes:
-        read: what it reads.
-        dz: gradient of each sample's loss with respect to the map's output, true targets, (samples, locations, m).
-        s: curvature-propagated random signs there, E[s s^T] = S, of the same shape.
+        layer_input: input of the map.
+        output_grad: dz, gradient of each sample's loss with respect to the map's output, for the true targets,
+            (samples, locations, m).
+        pseudo_grad: s, random with E[s s^T] = S, of the same shape.
     """
 
     layer_input: LayerInput
@@ -42,7 +48,7 @@ class RowChunk:
     pseudo_grad: Tensor
 
     def select(self, samples: slice) -> RowChunk:
-        """Some of the samples."""
+        """Keep some of the samples."""
         return RowChunk(
             layer_input=self.layer_input.select(samples),
             output_grad=self.output_grad[samples],
@@ -55,8 +61,9 @@ class LayerRows:
     """Rows of one linear map, sample-major: (samples * locations, ...).
 
     Attributes:
-        parts: one for each application; a further one is like further locations.
-        data: whether the map reads the model's inputs themselves, so that the moment of a is a statistic of the data.
+        chunks: one for each call; a second call of the same weight counts as further locations (K-FAC "expand",
+            Eschenhagen et al. 2023, arXiv 2311.00636).
+        reads_inputs: True if the map reads the model's inputs themselves, so that A is a statistic of the data.
     """
 
     chunks: tuple[RowChunk, ...]
@@ -64,7 +71,7 @@ class LayerRows:
 
     @property
     def locations(self) -> int:
-        """Rows per sample."""
+        """Rows per sample, of all calls together."""
         return sum(part.layer_input.locations for part in self.chunks)
 
     @property
@@ -74,12 +81,12 @@ class LayerRows:
 
     @property
     def output_grad(self) -> Tensor:
-        """Output gradients, (rows, m)."""
+        """Output gradients dz, (rows, m)."""
         return self._rows([part.output_grad for part in self.chunks])
 
     @property
     def pseudo_grad(self) -> Tensor:
-        """Signs, (rows, m)."""
+        """Pseudo-gradients s, (rows, m)."""
         return self._rows([part.pseudo_grad for part in self.chunks])
 
     def _rows(self, values: list[Tensor]) -> Tensor:
@@ -88,13 +95,13 @@ class LayerRows:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BlockCall:
-    """One run of a residual block.
+    """One call of a residual block.
 
     Attributes:
-        args: what a copy after it would be called with: its output in the place of its first argument.
-        kwargs: the same.
-        output_grad: gradient of each sample's loss with respect to its output, of the output's shape.
-        pseudo_grad: curvature-propagated random signs there.
+        args: arguments that a copy inserted after the block would get: the block's output in place of its first one.
+        kwargs: keyword arguments of that copy.
+        output_grad: gradient of each sample's loss with respect to the block's output, of the output's shape.
+        pseudo_grad: pseudo-gradient there, of the same shape.
     """
 
     args: tuple[Any, ...]
@@ -103,7 +110,7 @@ class BlockCall:
     pseudo_grad: Tensor
 
     def select(self, samples: slice) -> BlockCall:
-        """Some of the samples."""
+        """Keep some of the samples."""
         args, kwargs = pytree.index_batch((self.args, self.kwargs), samples, len(self.output_grad))
         return BlockCall(
             args=args, kwargs=kwargs, output_grad=self.output_grad[samples], pseudo_grad=self.pseudo_grad[samples]
@@ -112,14 +119,14 @@ class BlockCall:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerStatistics:
-    """One batch, seen at every linear map.
+    """Statistics of one batch.
 
     Attributes:
-        rows: by the linear map's name; of a grouped convolution by `labels`.
-        blocks: runs of the blocks that were asked for, by name.
+        rows: by name of the linear map; a grouped convolution has one entry per group, by `labels`.
+        blocks: calls of the requested blocks, by name.
         loss: mean loss of the batch, in the loss's own unit (nats for cross-entropy).
-        score_limit: lambda, the most that eta can be on this batch.
-        output: the model's outputs, detached.
+        score_limit: lambda of Theorem 3.1, which eta can't exceed on this batch.
+        output: outputs of the model, detached.
     """
 
     rows: dict[str, LayerRows]
@@ -143,20 +150,23 @@ def capture(
     blocks: Sequence[str] = (),
     among: Among | None = None,
 ) -> LayerStatistics:
-    """Read the rows of the named linear maps on one batch.
+    """Collect the rows of linear maps on one batch.
 
     Args:
-        model: any module; run once, in eval mode.
-        names: linear maps: the module's name where the weight is its `weight`, else the parameter's.
-        inputs: (samples, ...) or a tuple of such tensors.
-        targets: (samples, ...).
-        metric: the loss and its output metric.
+        model: any module; it is run once, in eval mode.
+        names: linear maps: the module's name where the weight is its `weight`, else the parameter's full name.
+        inputs: (samples, ...), or any nesting of such tensors.
+        targets: (samples, ...), as the loss takes them.
+        metric: the loss with the metric of its outputs.
         generator: source of the random signs.
-        weights: (samples,) with mean 1, or None.
-        find: finds the outputs in what the model returns.
-        layouts: how maps are to be read (`infer_batch_layouts`); without, first dimensions count samples.
-        blocks: modules whose runs are wanted too.
-        among: of which samples these are some, see `LossMetric.probe`.
+        weights: (samples,) sample weights with mean 1, or None for ones.
+        find: finds the outputs in the model's return value; None where this is a tensor.
+        layouts: where samples are in the maps' tensors (`infer_batch_layouts`); None if first dimensions count samples.
+        blocks: names of residual blocks whose calls are collected too.
+        among: which samples of a larger batch these are (`LossMetric.pseudo_grad`).
+
+    Returns:
+        The statistics; rows are in the dtype of the activations, float32 at least.
 
     Raises:
         DivergenceError: the outputs or the loss are NaN or infinite.
@@ -176,6 +186,7 @@ def capture(
         true = metric.gradient(y, targets, weights)
         signs = metric.pseudo_grad(y, targets, generator, weights, among)
         dz, s = _backward(output, calls, runs, (true, signs))
+    # Compared by storage, since a view of the inputs (flattened, say) is still the data.
     at_inputs = {x.untyped_storage().data_ptr() for x in pytree.tensor_leaves(inputs)}
     read_inputs = {name for name in names if seen[name][0].x.untyped_storage().data_ptr() in at_inputs}
     chunks = _chunks(calls, dz, s, layouts, len(y))
@@ -206,10 +217,10 @@ def _backward(
     runs: Mapping[str, _Run],
     rows: tuple[Tensor, Tensor],
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Pull two sets of output rows back to the maps' calls, then to the blocks' outputs.
+    """Backpropagate two sets of output rows to the maps' outputs and to the blocks' outputs.
 
     Returns:
-        For each set one tensor per call, of the shape of what the map gave, followed by one per block.
+        For each set one tensor per call of a map, of the shape of its output, followed by one per block.
     """
     edges = [call.edge for _, call in calls if call.edge is not None]
     if len(edges) < len(calls):
@@ -230,12 +241,11 @@ def _chunks(
     layouts: Mapping[str, BatchLayout] | None,
     samples: int,
 ) -> dict[str, list[RowChunk]]:
-    """Rows of each call, by the map's label: a grouped convolution is one map for each group."""
+    """Split what was collected into the calls of each map, by label; a grouped convolution is a map per group."""
     chunks: dict[str, list[RowChunk]] = {}
     number: Counter[str] = Counter()
-    for (name, call), gradient, sign in zip(
-        calls, output_grad, pseudo_grad, strict=False
-    ):  # those of blocks come after
+    of_calls = zip(calls, output_grad, pseudo_grad, strict=False)  # gradients of blocks come after those of calls
+    for (name, call), gradient, sign in of_calls:
         layout = layout_of(layouts, name, number[name])
         number[name] += 1
         reads = layer_inputs(name, call, layout, samples)
@@ -254,7 +264,7 @@ class _Run:
 
 @contextmanager
 def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]]:
-    """Collect the runs of modules that take a tensor first and give one back (or first of several)."""
+    """Collect calls of modules that take a tensor first, and return one or several of which the first counts."""
     runs: dict[str, _Run] = {}
 
     def keep(name: str) -> Any:
@@ -277,7 +287,19 @@ def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]
 
 
 def layout_of(layouts: Mapping[str, BatchLayout] | None, name: str, number: int) -> RowLayout:
-    """How a map's application is laid out."""
+    """Look up the layout of one call of a map.
+
+    Args:
+        layouts: of all maps, or None if first dimensions count samples.
+        name: of the map.
+        number: which call it is, from 0.
+
+    Returns:
+        The layout.
+
+    Raises:
+        UnsupportedError: the forward pass calls the map more often than on the samples that layouts were inferred from.
+    """
     if layouts is None:
         return RowLayout()
     if number >= len(layouts[name].layouts):
@@ -286,12 +308,33 @@ def layout_of(layouts: Mapping[str, BatchLayout] | None, name: str, number: int)
 
 
 def labels(name: str, groups: int) -> list[str]:
-    """What a map's groups are called: each is a map of its own."""
+    """Name the groups of a map, each of which is a map of its own: `name[0]`, `name[1]`, ...
+
+    Args:
+        name: of the map.
+        groups: how many there are; a single one keeps the map's name.
+
+    Returns:
+        A name for each group.
+    """
     return [name] if groups == 1 else [f"{name}[{group}]" for group in range(groups)]
 
 
 def layer_inputs(name: str, one: LinearCall, layout: RowLayout, samples: int) -> list[LayerInput]:
-    """What an application reads, by sample and location: one for each group."""
+    """Arrange the input of a call by sample and location.
+
+    Args:
+        name: of the map, for messages.
+        one: the call.
+        layout: where samples are in its tensors.
+        samples: how many there are.
+
+    Returns:
+        One input for each group of a convolution, a single one otherwise.
+
+    Raises:
+        UnsupportedError: the input can't be divided into that many samples.
+    """
     x, biased, kernel = upcast(one.x.detach()), one.bias is not None, one.kernel
     if not layout.fits(x.shape[layout.axis], samples) or (kernel is not None and len(x) != samples):
         raise UnsupportedError(
@@ -306,11 +349,22 @@ def layer_inputs(name: str, one: LinearCall, layout: RowLayout, samples: int) ->
 
 
 def per_layer_grads(one: LinearCall, layout: RowLayout, gradient: Tensor, samples: int) -> Tensor:
-    """(samples, locations, m) of what came back to an application."""
+    """Arrange the gradient at a call's output by sample and location.
+
+    Args:
+        one: the call.
+        layout: where samples are in its tensors.
+        gradient: of the shape of the call's output.
+        samples: how many there are.
+
+    Returns:
+        (samples, locations, m), float32 at least.
+    """
     gradient = upcast(gradient)
     if one.kernel is None:
         return layout.by_sample(gradient, samples)
     if one.kernel.transposed:
+        # Its pixels are mapped to patches of the output, so the roles of input and gradient are exchanged.
         patches = ConvInput.of(gradient, False, one.kernel)
         return patches.rows().view(samples, patches.locations, -1)
     return gradient.flatten(2).mT

@@ -1,7 +1,9 @@
-"""How a forward pass applies its linear maps, seen at the calls themselves, and which rows belong to which sample.
+"""Recording of a forward pass's linear calls, and where the rows of each sample are in their tensors.
 
-A function mode watches the calls of `linear`, convolutions, `addmm` and matrix products. A map is known by its weight,
-so it doesn't matter who holds it: a layer, a module of another library, a forward's own code. Nothing stays behind.
+Hooks would see layers of known classes only. Here a function mode watches the calls of `linear`, convolutions, `addmm`
+and matrix products themselves, and a map is recognized by its weight. So it doesn't matter who holds the weight: a
+layer, a module of another library, or a forward pass's own code; and a weight that is used several times, as in
+attention or a recurrence, is seen each time. Nothing is left behind in the model.
 """
 
 from __future__ import annotations
@@ -25,21 +27,21 @@ from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output
 
 SAMPLES = 3
-"""Samples with which a map's layout is found out."""
+"""Samples from which layouts are inferred: more than one, as any layout fits a single one; each costs a backward pass."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinearCall:
-    """One application of a linear map.
+    """One call of a linear map.
 
     Attributes:
-        x: what it reads, (..., in), or (samples, in, *spatial) of a convolution.
-        shape: of what it gives.
-        kernel: of a convolution; None for a matrix product.
-        bias: the bias that was given along, if any.
-        edge: the place of its output in the graph; None without gradients. The place, not the tensor: an activation may
-            write over the output (`ReLU(inplace=True)`), and the tensor then stands for what came after.
-        z: a copy of its output if that was asked for.
+        x: input, (..., in), or (samples, in, *spatial) for a convolution.
+        shape: of the output.
+        kernel: geometry of a convolution; None for a matrix product.
+        bias: bias that the call adds, if any.
+        edge: place of the output in the autograd graph; None without gradients. Not the tensor itself: an activation
+            in place (`ReLU(inplace=True)`) overwrites it, and the tensor then stands for the activation's output.
+        z: copy of the output, if the recorder was asked to keep outputs.
     """
 
     x: Tensor
@@ -52,22 +54,35 @@ class LinearCall:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where samples are in what a map gives.
+    """Where samples are in a map's output.
 
     Attributes:
-        axis: the dimension that counts samples, alone or together with locations.
-        inner: whether samples alternate along it (times first), rather than each having its locations side by side.
+        axis: dimension that counts samples, alone or together with locations.
+        inner: True if samples alternate along it (time-major), False if each has its locations side by side.
     """
 
     axis: int = 0
     inner: bool = False
 
     def fits(self, size: int, samples: int) -> bool:
-        """Whether a dimension of that size can be cut into that many samples."""
+        """True if a dimension can be divided into samples.
+
+        Args:
+            size: of the dimension.
+            samples: how many there are.
+        """
         return size > 0 and size % samples == 0
 
     def by_sample(self, tensor: Tensor, samples: int) -> Tensor:
-        """(samples, locations, features) of a tensor whose features come last."""
+        """Arrange a tensor by sample and location.
+
+        Args:
+            tensor: features in its last dimension.
+            samples: how many there are.
+
+        Returns:
+            (samples, locations, features).
+        """
         size = tensor.shape[self.axis] // samples
         parts = (size, samples) if self.inner else (samples, size)
         tensor = torch.unflatten(tensor, self.axis, parts).movedim(self.axis + self.inner, 0)
@@ -75,7 +90,12 @@ class RowLayout:
 
 
 def tensor_name(map_name: str, model: nn.Module) -> str:
-    """Full name of a map's weight: maps are called by their module where the tensor is its `weight`."""
+    """Find the full name of a map's weight.
+
+    Args:
+        map_name: name of a module whose `weight` it is, or the weight's own full name.
+        model: that holds it.
+    """
     path, _, key = map_name.rpartition(".")
     try:
         held = getattr(model.get_submodule(path), key)
@@ -85,7 +105,7 @@ def tensor_name(map_name: str, model: nn.Module) -> str:
 
 
 class CallRecorder(TorchFunctionMode):
-    """Collects the applications of the named maps."""
+    """Function mode that collects the calls of named maps, in order."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], outputs: bool) -> None:
         super().__init__()
@@ -99,6 +119,7 @@ class CallRecorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
+            # It would be handled as one call, and the projections inside it remain unseen.
             with self:
                 return _ATTENTION(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -111,10 +132,11 @@ class CallRecorder(TorchFunctionMode):
         return result
 
     def _match(self, weight: Any, *, square: bool) -> str | None:
-        """The map whose weight a tensor is, as it is stored or (`square`: matrices only) transposed."""
+        """Name the map whose weight a tensor is, as it is stored or (`square`: matrices only) transposed."""
         if not isinstance(weight, Tensor):
             return None
-        if self._known is None:  # only now: tensors may have been put in place for this call (functional_call)
+        # Looked up at the first call, not before: `functional_call` puts other tensors in place for one forward pass.
+        if self._known is None:
             tensors = {name: _find(self.model, full) for name, full in self.full.items()}
             self._known = {tensor.data_ptr(): (name, tensor) for name, tensor in tensors.items()}
         name, known = self._known.get(weight.data_ptr(), (None, None))
@@ -132,7 +154,7 @@ class CallRecorder(TorchFunctionMode):
         self.seen.setdefault(name, []).append(
             LinearCall(x=x, shape=z.shape, kernel=kernel, bias=bias, edge=edge, z=copy)
         )
-        # writing over a view would take its place out of the graph, so what comes after gets a copy
+        # An operation in place on a view replaces its node in the graph, which would lose the edge: hand on a copy.
         return z.clone() if edge is not None and z._is_view() else z
 
 
@@ -214,7 +236,9 @@ _CALLS: dict[Any, Callable[..., Found | None]] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
 }
 
-# The same code, but it doesn't hand itself over to the mode as a whole, so that the calls inside are seen.
+# The code of torch.nn.functional.multi_head_attention_forward, run again with a `has_torch_function` that says no. Else
+# it hands itself over to the mode as a whole, and the projections inside aren't seen. It is torch's own code object, so
+# it changes with torch; tests/kfac/test_recorder.py compares what it records with the layers of attention.
 _ATTENTION = types.FunctionType(
     F.multi_head_attention_forward.__code__,
     {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
@@ -231,19 +255,30 @@ def _find(model: nn.Module, full: str) -> Tensor:
 def record_linear_calls(
     model: nn.Module, names: Sequence[str], *, outputs: bool = False
 ) -> Iterator[dict[str, list[LinearCall]]]:
-    """Collect, by map and in order, what is applied during the passes inside (with what comes out, if `outputs`).
+    """Record the calls of linear maps during the forward passes inside.
 
     Args:
         model: any module.
-        names: of its linear maps: the module's where the weight is its `weight`, else the parameter's full name.
-        outputs: whether to copy what the maps give.
+        names: linear maps: the module's name where the weight is its `weight`, else the parameter's full name.
+        outputs: True to keep copies of the outputs as well.
+
+    Yields:
+        The calls of each map, in order; filled while passes run.
     """
     with CallRecorder(model, names, outputs) as reader:
         yield reader.seen
 
 
 def forward(model: nn.Module, inputs: Inputs, output: Output | None = None) -> Tensor:
-    """The tensor that the loss takes, in what the model returns for the inputs.
+    """Run the model and find its outputs.
+
+    Args:
+        model: any module.
+        inputs: (samples, ...), or any nesting of such tensors.
+        output: finds the outputs in the return value; None where this is a tensor.
+
+    Returns:
+        The tensor that the loss takes.
 
     Raises:
         SennError: the forward pass fails on them.
@@ -255,13 +290,13 @@ def forward(model: nn.Module, inputs: Inputs, output: Output | None = None) -> T
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLayout:
-    """How a map's applications are to be read.
+    """Where the rows of each sample are in the calls of one map.
 
     Attributes:
-        layouts: of each application.
-        locations: rows per sample of all applications together.
-        biased: whether a bias is added to what it gives.
-        groups: of a convolution: so many maps side by side.
+        layouts: one for each call.
+        locations: rows per sample, of all calls together.
+        biased: True if the calls add a bias.
+        groups: groups of a convolution, each a map of its own.
     """
 
     layouts: tuple[RowLayout, ...]
@@ -273,41 +308,60 @@ class BatchLayout:
 def infer_batch_layouts(
     model: nn.Module, uses: Mapping[str, int], inputs: Inputs, output: Output | None = None
 ) -> dict[str, BatchLayout | str]:
-    """How each map can be read; or in one sentence why it can't.
+    """Find out where each sample's rows are in every map's tensors.
 
-    A few samples go through the model, and each sample's output backwards on its own: its gradient must reach that
-    sample's rows of a map and no others.
+    A few samples go through the model, and the output of each is backpropagated on its own: the gradient must reach
+    rows of that sample only. The layout under which it does is the map's.
 
     Args:
         model: any module.
-        uses: by map, how often a forward pass applies it.
-        inputs: of which the first samples are taken.
-        output: finds the outputs in what the model returns.
+        uses: by map, how often a forward pass uses its weight.
+        inputs: a batch, of which the first samples are taken.
+        output: finds the outputs in the model's return value; None where this is a tensor.
+
+    Returns:
+        For each map its layout, or one sentence that says why it has none.
     """
     number = min(SAMPLES, pytree.count(inputs))
     inputs = pytree.clone(pytree.head(inputs, number))
     with torch.enable_grad(), preserve_model_state(model), record_linear_calls(model, [*uses]) as seen:
         y = forward(model, inputs, output)
-        signs = torch.Generator().manual_seed(0)
-        slope = torch.randn(y.shape, generator=signs, dtype=torch.float32).to(y)
-        applied = [(name, one) for name, several in seen.items() for one in several]
-        edges = [one.edge for _, one in applied if one.edge is not None]
-        reached: list[list[Tensor | None]] = [[] for _ in applied]
-        for sample in range(number if len(y) == number and y.requires_grad and edges else 0):
-            only = torch.zeros_like(slope)
-            only[sample] = slope[sample]
-            found = iter(torch.autograd.grad(y, edges, only, retain_graph=True, allow_unused=True))
-            for gradients, (_, one) in zip(reached, applied, strict=True):
-                gradients.append(next(found) if one.edge is not None else None)
+        calls = [(name, call) for name, several in seen.items() for call in several]
+        reached = _reached(y, [call for _, call in calls], number)
     result: dict[str, BatchLayout | str] = {}
-    for name, number in uses.items():
-        several = [(one, gradients) for (owner, one), gradients in zip(applied, reached, strict=True) if owner == name]
-        seldom = several and len(several) != number
-        result[name] = f"{name} is also applied in a way that isn't read" if seldom else _reading(name, several)
+    for name, n_uses in uses.items():
+        several = [(call, gradients) for (owner, call), gradients in zip(calls, reached, strict=True) if owner == name]
+        if several and len(several) != n_uses:
+            result[name] = f"{name} is also applied in a way that isn't read"
+        else:
+            result[name] = _batch_layout(name, several)
     return result
 
 
-def _reading(name: str, several: list[tuple[LinearCall, list[Tensor | None]]]) -> BatchLayout | str:
+def _reached(y: Tensor, calls: Sequence[LinearCall], samples: int) -> list[list[Tensor | None]]:
+    """Backpropagate each sample's output on its own.
+
+    Returns:
+        For each call one gradient per sample, None where the sample's output doesn't depend on the call. No gradients
+        at all where the outputs aren't one row per sample.
+    """
+    reached: list[list[Tensor | None]] = [[] for _ in calls]
+    edges = [call.edge for call in calls if call.edge is not None]
+    if len(y) != samples or not y.requires_grad or not edges:
+        return reached
+    # random rather than ones: a softmax, for one, has no gradient along ones
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(y.shape, generator=generator, dtype=torch.float32).to(y)
+    for sample in range(samples):
+        only = torch.zeros_like(rows)
+        only[sample] = rows[sample]
+        found = iter(torch.autograd.grad(y, edges, only, retain_graph=True, allow_unused=True))
+        for gradients, call in zip(reached, calls, strict=True):
+            gradients.append(next(found) if call.edge is not None else None)
+    return reached
+
+
+def _batch_layout(name: str, several: list[tuple[LinearCall, list[Tensor | None]]]) -> BatchLayout | str:
     if not several:
         return f"{name} is applied inside a fused operation, or not at all"
     if not any(gradients for _, gradients in several):
@@ -321,9 +375,7 @@ def _reading(name: str, several: list[tuple[LinearCall, list[Tensor | None]]]) -
         if layout is None:
             return f"{name} reads rows that can't be told apart by samples"
         layouts.append(layout)
-        shape = one.x.shape if one.kernel is not None and one.kernel.transposed else one.shape
-        features = shape[1] if one.kernel is not None else shape[-1]
-        locations += shape.numel() // features // len(found)
+        locations += _locations(one) // len(found)
     if len({one.kernel is None for one, _ in several}) > 1 or len({id(one.bias) for one, _ in several}) > 1:
         return f"{name} is applied in ways that differ"
     kernel = several[0][0].kernel
@@ -335,8 +387,17 @@ def _reading(name: str, several: list[tuple[LinearCall, list[Tensor | None]]]) -
     )
 
 
+def _locations(call: LinearCall) -> int:
+    """Number of rows of a call, of all samples together."""
+    if call.kernel is None:
+        return call.shape.numel() // call.shape[-1]
+    # a transposed convolution maps the pixels of its input
+    shape = call.x.shape if call.kernel.transposed else call.shape
+    return shape.numel() // shape[1]
+
+
 def _layout(gradients: Sequence[Tensor], convolution: bool) -> RowLayout | None:
-    """The one layout under which each sample's gradient stays within its rows."""
+    """Find the layout under which each sample's gradient stays within that sample's rows; None if there is none."""
     samples, first = len(gradients), gradients[0]
     axes = [0] if convolution else list(range(first.dim() - 1))
     if convolution and len(first) != samples:
@@ -346,8 +407,15 @@ def _layout(gradients: Sequence[Tensor], convolution: bool) -> RowLayout | None:
             layout = RowLayout(axis, inner)
             if not layout.fits(first.shape[axis], samples):
                 continue
-            rows = [g.flatten(1)[:, None] if convolution else layout.by_sample(g, samples) for g in gradients]
-            alone = (not bool(g[torch.arange(samples) != number].any()) for number, g in enumerate(rows))
-            if all(alone):
+            if all(
+                _is_alone(g.flatten(1)[:, None] if convolution else layout.by_sample(g, samples), number)
+                for number, g in enumerate(gradients)
+            ):
                 return layout
     return None
+
+
+def _is_alone(rows: Tensor, sample: int) -> bool:
+    """True if rows (samples, locations, features) are zero for all samples but one."""
+    others = torch.arange(len(rows)) != sample
+    return not bool(rows[others].any())
