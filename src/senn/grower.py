@@ -20,8 +20,8 @@ from senn.errors import SennError, SurgeryError
 from senn.events import CandidateList, GrowthEvent, GrowthRound, NetworkState
 from senn.graph import DependencyGraph
 from senn.graph.input_checks import check_module
+from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.loss_metric import LossMetric
-from senn.kfac.recorder import BatchLayout
 from senn.policies import MOVES, Budget, Candidate, Policy, PricePolicy, check_moves
 from senn.pytree import Inputs, Output
 from senn.scoring.data_covariance import DataCovariance

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import senn
 from senn.graph import analyze
+from senn.kfac.batch_layout import BatchLayout, RowLayout, infer_batch_layouts
 from senn.kfac.capture import capture
 from senn.kfac.loss_metric import LossMetric
-from senn.kfac.recorder import BatchLayout, RowLayout, infer_batch_layouts
 
 N, T, D = 4, 3, 5
 

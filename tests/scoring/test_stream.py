@@ -18,9 +18,9 @@ from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.initialization import sample_conv_layer
 from senn.candidates.sampling import is_scorable
 from senn.graph import InsertionPoint, analyze, function_preserving_copy
+from senn.kfac.batch_layout import infer_batch_layouts
 from senn.kfac.capture import capture
 from senn.kfac.loss_metric import LossMetric
-from senn.kfac.recorder import infer_batch_layouts
 from senn.scoring.stream import after_block, before_convolution
 from senn.surgery import Append, transaction
 

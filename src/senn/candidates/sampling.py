@@ -15,10 +15,11 @@ from senn.candidates.initialization import sample_conv_layer, sample_identity_la
 from senn.candidates.new_layers import Layer, same_size_kernel
 from senn.errors import DivergenceError
 from senn.graph import DependencyGraph, InsertionPoint, LinearMap, ResidualBlock
+from senn.kfac.batch_layout import BatchLayout, RowLayout
 from senn.kfac.capture import layout_of
 from senn.kfac.layer_inputs import ConvInput, upcast
 from senn.kfac.loss_metric import LossMetric
-from senn.kfac.recorder import BatchLayout, LinearCall, RowLayout, forward, record_linear_calls
+from senn.kfac.recorder import LinearCall, forward, record_linear_calls
 from senn.nn import Residual
 from senn.nn.activations import activation_class
 from senn.preserve import preserve_model_state

@@ -25,9 +25,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import pytree
 from senn.errors import DivergenceError, UnsupportedError
+from senn.kfac.batch_layout import BatchLayout, RowLayout
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
 from senn.kfac.loss_metric import Among, LossMetric
-from senn.kfac.recorder import BatchLayout, LinearCall, RowLayout, forward, record_linear_calls
+from senn.kfac.recorder import LinearCall, forward, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output
 

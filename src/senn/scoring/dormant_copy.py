@@ -11,9 +11,10 @@ from torch import nn
 
 from senn.candidates.candidate_set import CandidateSet
 from senn.graph import DependencyGraph
+from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import labels, layer_inputs, layout_of
 from senn.kfac.layer_inputs import LayerInput
-from senn.kfac.recorder import BatchLayout, forward, record_linear_calls
+from senn.kfac.recorder import forward, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output
 from senn.surgery import apply_moves

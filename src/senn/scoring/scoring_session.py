@@ -18,11 +18,12 @@ from senn.collectives import Communicator
 from senn.errors import UnsupportedError
 from senn.graph import DependencyGraph, LinearMap
 from senn.kfac.accumulate import sampled_locations
+from senn.kfac.batch_layout import BatchLayout, RowLayout, infer_batch_layouts
 from senn.kfac.capture import RowChunk, capture, labels
 from senn.kfac.factors import FactorInverse
 from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.loss_metric import LossMetric
-from senn.kfac.recorder import BatchLayout, RowLayout, forward, infer_batch_layouts
+from senn.kfac.recorder import forward
 from senn.policies import Budget
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output
