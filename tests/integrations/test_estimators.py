@@ -176,7 +176,7 @@ def test_the_net_is_a_plain_module(moons):
         ({"optimizer": "adamant"}, "unknown optimizer 'adamant'"),
         ({"policy": "cheap"}, "unknown policy 'cheap'"),
         ({"activation": "swoosh"}, "swoosh"),
-        ({"recipe": {"lr": 1}}, "recipe must be a senn.training.Recipe"),
+        ({"recipe": {"lr": 1}}, "recipe must be a senn.training.TrainConfig"),
         ({"class_weight": "even"}, "class_weight"),
     ],
 )

@@ -1,0 +1,202 @@
+"""Standardization, training and resumption of the scikit-learn estimators."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from senn import html
+from senn._validate import check, instance_of
+from senn.errors import SennError
+from senn.training import Task, TrainConfig, train
+from senn.training.incremental import IncrementalTrainer
+from senn.training.progress import progress
+from senn.training.train_config import RANGES
+from senn.training.train_step import build_model
+
+Array = np.ndarray[Any, Any]
+
+# Parameters of the estimators, and the fields of a `TrainConfig` that they set.
+_SETTINGS = {
+    "hidden": "hidden",
+    "activation": "activation",
+    "optimizer": "optimizer",
+    "learning_rate": "lr",
+    "batch_size": "batch_size",
+    "max_epochs": "epochs",
+    "grow": "grow",
+    "policy": "policy",
+    "max_params": "max_params",
+    "validation_fraction": "validation_fraction",
+}
+
+
+# scikit-learn reads an estimator's parameters off the signature of `__init__`. A dataclass generates that from its
+# fields, those of its base included, so each parameter stands once. `hidden` may be given by position.
+@dataclass(kw_only=True, eq=False, repr=False, match_args=False)
+class SENNEstimator(BaseEstimator):  # type: ignore[misc]
+    """Base of both estimators.
+
+    Its fields are their common parameters, in the order of their constructors.
+    """
+
+    hidden: tuple[int, ...] | None = field(default=None, kw_only=False)
+    activation: Any = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    max_epochs: int | None = None
+    grow: bool | None = None
+    policy: Any = None
+    max_params: int | None = None
+    validation_fraction: float | None = None
+    recipe: TrainConfig | None = None
+    random_state: Any = None
+    verbose: int = 0
+
+    _task: ClassVar[Task]
+
+    # -- defined by each task
+
+    def _learn_targets(self, y: Array, weight: Array) -> None:
+        """Learn what `_encode` needs to know of the targets."""
+        raise NotImplementedError
+
+    def _encode(self, y: Array) -> torch.Tensor:
+        """Encode targets for training: (rows,) long, or (rows, outputs) float32."""
+        raise NotImplementedError
+
+    def _outputs(self) -> int:
+        """Return the number of outputs of the network."""
+        raise NotImplementedError
+
+    # -- fitting
+
+    def _fit(self, X: Array, y: Array, weight: Array) -> Self:
+        recipe = self._recipe()
+        X, y, weight = present_rows(X, y, weight)
+        self.mean_, self.scale_ = mean_and_scale(X, weight)
+        self._learn_targets(y, weight)
+        # With a single class there is nothing to tell apart.
+        if self._task == "classification" and self._outputs() == 1:
+            recipe = replace(recipe, grow=False, epochs=1)
+        run = train(
+            self._standardize(X),
+            self._encode(y),
+            task=self._task,
+            outputs=self._outputs(),
+            recipe=recipe,
+            callbacks=progress(self.verbose),
+            sample_weight=torch.from_numpy(weight),
+        )
+        self._online: IncrementalTrainer | None = None
+        self.model_ = run.model
+        self.history_ = run.history
+        self.architecture_ = run.architecture
+        self.n_iter_ = run.history[-1]["epochs"]
+        # After the attributes are set, so that an interrupted estimator in a notebook can be used.
+        if run.interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    def _partial_fit(self, X: Array, y: Array, weight: Array) -> Self:
+        X, y, weight = present_rows(X, y, weight)
+        if not hasattr(self, "scale_"):
+            self.mean_, self.scale_ = mean_and_scale(X, weight)
+        online: IncrementalTrainer | None = getattr(self, "_online", None)
+        if online is None:
+            recipe = self._recipe()
+            model = getattr(self, "model_", None) or build_model(X.shape[1], self._outputs(), recipe)
+            online = IncrementalTrainer(model, recipe, self._task)
+            self._online = online
+        records = online.partial_fit(self._standardize(X), self._encode(y), torch.from_numpy(weight))
+        self.model_ = online.model
+        self.history_ = [*getattr(self, "history_", []), *records]
+        self.architecture_ = self.model_.hidden
+        self.n_iter_ = getattr(self, "n_iter_", 0) + 1
+        return self
+
+    def _recipe(self) -> TrainConfig:
+        """Merge the parameters, where they aren't None, into the recipe."""
+        # Checked at `fit`, since scikit-learn sets parameters without calling the constructor.
+        chosen: dict[str, Any] = {}
+        for name, setting in _SETTINGS.items():
+            value = getattr(self, name)
+            check(name, value, RANGES[setting].or_none())
+            if value is not None:
+                chosen[setting] = value
+        check("recipe", self.recipe, instance_of(TrainConfig, called="a senn.training.TrainConfig").or_none())
+        recipe = TrainConfig() if self.recipe is None else self.recipe
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        return replace(recipe, seed=seed, **chosen)
+
+    # -- inputs
+
+    def _standardize(self, X: Array) -> torch.Tensor:
+        standard = (X - self.mean_) / self.scale_
+        return torch.from_numpy(standard.astype(np.float32))
+
+    @torch.no_grad()
+    def _output(self, X: Any) -> torch.Tensor:
+        """Compute the raw outputs of the network, (rows, outputs)."""
+        check_is_fitted(self, "model_")
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        # In float64: float32 products depend, in the last digit, on how many rows are predicted together.
+        model = copy.deepcopy(self.model_).double().eval()
+        output: torch.Tensor = model(torch.from_numpy((X - self.mean_) / self.scale_))
+        return output
+
+    def _html_repr(self) -> str:
+        """Render scikit-learn's picture for notebooks, with layers and sizes over time once fitted."""
+        shown: str = super()._html_repr()
+        if hasattr(self, "history_"):
+            shown += html.grown(self.history_, self.architecture_)
+        return shown
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the optimizer and the grower of `partial_fit`: a copy begins with fresh ones.
+        return {**super().__getstate__(), "_online": None}
+
+
+def present_rows(X: Array, y: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """Select the rows whose weight is not zero.
+
+    Args:
+        X: (rows, features).
+        y: (rows, ...).
+        weight: (rows,) non-negative.
+
+    Raises:
+        SennError: there are none.
+    """
+    rows = weight > 0
+    if not rows.any():
+        raise SennError("sample_weight is zero for every row, so nothing is left to learn from")
+    if rows.all():
+        return X, y, weight
+    return X[rows], y[rows], weight[rows]
+
+
+def mean_and_scale(table: Array, weight: Array) -> tuple[Array, Array]:
+    """Compute the weighted mean and standard deviation of each column.
+
+    Args:
+        table: (rows, columns).
+        weight: (rows,) positive.
+
+    Returns:
+        Means and standard deviations, (columns,); the latter 1 where a column does not vary.
+    """
+    mean = np.average(table, axis=0, weights=weight)
+    variance = np.average((table - mean) ** 2, axis=0, weights=weight)
+    scale = np.sqrt(variance)
+    # Rounding leaves a constant column a spread of about eps times its size.
+    scale[scale <= 10 * np.finfo(np.float64).eps * np.abs(mean)] = 1.0
+    return mean, scale
