@@ -1,7 +1,7 @@
-"""Draw docs/spaces.png, the spaces of a small vision transformer with a convolutional stem: python docs/draw_spaces.py.
+"""Draw docs/spaces.png, the channel groups of a small vision transformer: python docs/draw_spaces.py.
 
-Everything but the places on the page comes from what `senn.graph.analyze` finds in the model. Tensors stand in the
-order in which the forward pass first takes them; weights of linear maps as matrices (out, in * taps), to scale.
+Everything but the positions on the page comes from what `senn.analyze` finds in the model. Tensors stand in the order
+in which the forward pass first uses them; weights of linear maps are matrices, (out, in * kernel positions), to scale.
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 from zoo.transformer import ViT
 
 COLORS = ("#2a78d6", "#e0632b", "#149a6b", "#6a4fc4")
 GREY, INK, FAINT, PAPER = "#a9aeb4", "#22272c", "#f4f5f6", "#ffffff"
-STRIP, GAP, BAR, LINE = 2.0, 7.0, 1.8, 2.4  # in cells: thickness of a band, space between boxes, a carrier, a line
+STRIP, GAP, BAR, LINE = (
+    2.0,
+    7.0,
+    1.8,
+    2.4,
+)  # in cells: thickness of a band, gap between boxes, an elementwise tensor, a line
 ACROSS, FONT = 130, 9
 
 
@@ -45,7 +50,7 @@ def model() -> nn.Module:
 
 
 class FirstUse(TorchFunctionMode):
-    """Notes the tensors of a model in the order in which its forward takes them."""
+    """Notes the tensors of a model in the order of their first use."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -53,7 +58,7 @@ class FirstUse(TorchFunctionMode):
         self.order: list[str] = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        """Look at the arguments, then do what was asked."""
+        """Note the tensors among the arguments, then call the function."""
         for value in (*args, *(kwargs or {}).values()):
             name = self.names.get(id(value))
             if name is not None and name not in self.order:
@@ -63,14 +68,14 @@ class FirstUse(TorchFunctionMode):
 
 @dataclass
 class Box:
-    """What stands at one place of the page: a matrix (out, in), or the carriers of one module side by side.
+    """One item of the page: a matrix (out, in), or the elementwise tensors of one module side by side.
 
     Attributes:
-        name: of the module or bare tensor.
-        size: (rows, columns) in cells; for carriers (units, tensors).
-        rows: for each row (for carriers, each cell) its unit's shade; None where it has none.
-        columns: for each column, likewise; empty for carriers.
-        words: lines under the box, each with its colour.
+        name: name of the module or bare tensor.
+        size: (rows, columns) in cells; (units, tensors) for elementwise tensors.
+        rows: shade of each row (of each entry for elementwise tensors); None where it belongs to no unit.
+        columns: shade of each column; empty for elementwise tensors.
+        words: lines under the box, each with its color.
     """
 
     name: str
@@ -86,13 +91,13 @@ class Box:
 
 
 def shade(color: str, unit: int, width: int) -> str:
-    """Full for one unit of a space; pale, by turns, for the others."""
+    """Return the full color for one unit of a group, and two pale shades by turns for the others."""
     keep = 1.0 if unit == width // 2 else (0.34, 0.5)[unit % 2]
     return mpl.colors.to_hex(1 - keep * (1 - np.array(to_rgb(color))))
 
 
 def painted(size: int, index: Tensor, color: str, cells: list[str | None] | None = None) -> list[str | None]:
-    """Shades of `size` positions of which `index` (width, k) are units'."""
+    """Return the shades of `size` positions, of which those in `index`, (width, k), belong to units."""
     cells = cells or [None] * size
     for unit, positions in enumerate(index.tolist()):
         for position in positions:
@@ -100,19 +105,19 @@ def painted(size: int, index: Tensor, color: str, cells: list[str | None] | None
     return cells
 
 
-def counted(coupled: CoupledDim, taps: int = 1) -> str:
-    """How the units lie in a slot, in words."""
+def counted(coupled: CoupledDim, kernel: int = 1) -> str:
+    """Describe how units lie in a dimension; `kernel` is the number of kernel positions."""
     width, k = coupled.index.shape
-    times = (f" x {k}" if k > 1 else "") + (f" x {taps} taps" if taps > 1 else "")
-    return f"{width} units{times}" + (f"\nin {coupled.n_segments} runs" if coupled.n_segments > 1 else "")
+    times = (f" x {k}" if k > 1 else "") + (f" x {kernel}" if kernel > 1 else "")
+    return f"{width} units{times}" + (f"\nin {coupled.n_segments} segments" if coupled.n_segments > 1 else "")
 
 
 def matrix_box(net: nn.Module, graph: DependencyGraph, one: LinearMap, colors: dict[str, str]) -> Box:
-    """A linear map: which space its rows make and its columns read, or why it makes none."""
+    """Make the box of a linear map: the group that its rows make and the one that its columns read, if any."""
     shape = get_tensor(net, one.weight).shape
     box = Box(one.name, (shape[one.out_dim], shape[one.in_dim] * one.kernel_numel), [], [])
     box.rows, box.columns = [None] * box.size[0], [None] * box.size[1]
-    reads = f"reads {shape[one.in_dim]} inputs" + (f"\nx {one.kernel_numel} taps" if one.kernel_numel > 1 else "")
+    reads = f"reads {shape[one.in_dim]} inputs" + (f"\nx {one.kernel_numel}" if one.kernel_numel > 1 else "")
     read, made = [(reads, INK)], []
     for group in graph.groups:
         for coupled in (coupled for coupled in group.dims if coupled.name == one.weight):
@@ -132,31 +137,31 @@ def matrix_box(net: nn.Module, graph: DependencyGraph, one: LinearMap, colors: d
 
 
 def boxes(net: nn.Module, graph: DependencyGraph, order: list[str], colors: dict[str, str]) -> list[Box]:
-    """All boxes in order of first use."""
+    """Make all boxes, in order of first use."""
     maps = {one.weight: one for one in graph.linear_maps}
-    carriers = {coupled.name: (group, coupled) for group in graph.groups for coupled in group.dims_of("elementwise")}
+    elementwise = {coupled.name: (group, coupled) for group in graph.groups for coupled in group.dims_of("elementwise")}
     found: dict[str, Box] = {}
     for name in order:
         if name in maps:
             found[name] = matrix_box(net, graph, maps[name], colors)
-        elif name in carriers:
-            group, coupled = carriers[name]
+        elif name in elementwise:
+            group, coupled = elementwise[name]
             place = coupled.module or coupled.name
             shades = painted(get_tensor(net, name).shape[coupled.dim], coupled.index, colors[group.name])
             if place in found:
                 found[place].size = (found[place].size[0], found[place].size[1] + 1)
             else:
-                found[place] = Box(place, (len(shades), 1), shades, words=[("carries", colors[group.name])])
+                found[place] = Box(place, (len(shades), 1), shades, words=[("per unit", colors[group.name])])
     return list(found.values())
 
 
 def rectangle(axes: Axes, place: tuple[float, float], size: tuple[float, float], **style: object) -> None:
-    """A filled rectangle without an edge, or what the style says."""
+    """Draw a rectangle, filled and without an edge unless the style says otherwise."""
     axes.add_patch(Rectangle(place, *size, **{"linewidth": 0, **style}))
 
 
 def band(axes: Axes, cells: list[str | None], start: tuple[float, float], thick: float, *, down: bool) -> None:
-    """Cells one after another, to the right or down from a corner, with a light line around each."""
+    """Draw cells one after another, to the right or down from a corner, with a light line around each."""
     x, y = start
     for place, color in enumerate(cells):
         where, size = ((x, y - place - 1), (thick, 1)) if down else ((x + place, y), (1, thick))
@@ -165,7 +170,7 @@ def band(axes: Axes, cells: list[str | None], start: tuple[float, float], thick:
 
 
 def draw_matrix(axes: Axes, box: Box, left: float, floor: float) -> None:
-    """A matrix with a band over its columns and one beside its rows; one unit of each space goes through it."""
+    """Draw a matrix with a band over its columns and one on the right of its rows; mark one unit of each group."""
     rows, across = box.size
     rectangle(axes, (left, floor), (across, rows), facecolor=FAINT)
     for place in (place for place, color in enumerate(box.columns) if color in COLORS):
@@ -179,14 +184,14 @@ def draw_matrix(axes: Axes, box: Box, left: float, floor: float) -> None:
     band(axes, box.rows, (left + across + 0.6, floor + rows), STRIP, down=True)
 
 
-def draw_carriers(axes: Axes, box: Box, left: float, floor: float) -> None:
-    """Tensors with one entry for each unit, side by side."""
+def draw_elementwise(axes: Axes, box: Box, left: float, floor: float) -> None:
+    """Draw tensors with one entry for each unit, side by side."""
     for tensor in range(box.size[1]):
         band(axes, box.rows, (left + tensor * BAR, floor + box.size[0]), BAR - 0.4, down=True)
 
 
 def broken(name: str, most: int = 11) -> str:
-    """A name in lines of at most so many letters, if its dots allow."""
+    """Break a name at its dots, into lines of at most so many letters if possible."""
     lines = [""]
     for part in name.split("."):
         joined = f"{lines[-1]}.{part}" if lines[-1] else part
@@ -195,8 +200,8 @@ def broken(name: str, most: int = 11) -> str:
 
 
 def draw(axes: Axes, box: Box, left: float, floor: float) -> None:
-    """A box on its floor, and the words under it."""
-    (draw_matrix if box.columns else draw_carriers)(axes, box, left, floor)
+    """Draw a box and the words under it."""
+    (draw_matrix if box.columns else draw_elementwise)(axes, box, left, floor)
     middle, down = left + box.across / 2, floor - 1.2
     for text, color, weight in [(broken(box.name), INK, "bold"), *((t, c, "normal") for t, c in box.words)]:
         for line in text.splitlines():
@@ -205,7 +210,7 @@ def draw(axes: Axes, box: Box, left: float, floor: float) -> None:
 
 
 def lines_of(found: list[Box]) -> list[list[tuple[Box, float]]]:
-    """Boxes in lines that fit the page, each with its left edge."""
+    """Arrange boxes in lines that fit the page; each box with its left edge."""
     lines: list[list[tuple[Box, float]]] = [[]]
     left = 2.0
     for box in found:
@@ -218,7 +223,7 @@ def lines_of(found: list[Box]) -> list[list[tuple[Box, float]]]:
 
 
 def legend(axes: Axes, graph: DependencyGraph, colors: dict[str, str], left: float, top: float) -> None:
-    """Each space with the Python numbers that change with it."""
+    """Draw the legend: each group with the attributes that change with it."""
     for group in graph.groups:
         shades = [shade(colors[group.name], unit, group.width) for unit in range(group.width)]
         band(axes, shades, (left, top - 3.2), STRIP, down=False)
@@ -232,13 +237,13 @@ def legend(axes: Axes, graph: DependencyGraph, colors: dict[str, str], left: flo
 
 
 def height(line: list[tuple[Box, float]]) -> float:
-    """Of the words under a line of boxes."""
+    """Return the height of the words under a line of boxes."""
     texts = ([broken(box.name), *(text for text, _ in box.words)] for box, _ in line)
     return LINE * max(sum(1 + text.count("\n") for text in words) for words in texts)
 
 
 def main() -> None:
-    """Analyse, lay out, draw."""
+    """Analyze the model and draw its groups."""
     net, inputs = model().eval(), torch.randn(2, 3, 16, 16)
     graph = analyze(net, inputs)
     with torch.no_grad(), FirstUse(net) as seen:
