@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Dictionaries and sets of a module whose entries a forward pass may change.
 _REGISTERS = (
@@ -39,9 +39,13 @@ class ModelState:
     def __init__(self, models: Iterable[nn.Module]) -> None:
         modules = dict.fromkeys(module for model in models for module in model.modules())
         self._modules = [(module, module.training, dict(vars(module))) for module in modules]
-        registers = [vars(module)[name] for module in modules for name in _REGISTERS if name in vars(module)]
+        registers: list[Any] = []
+        buffers: dict[Tensor | None, None] = {}
+        for module in modules:
+            held = vars(module)
+            registers += [held[name] for name in _REGISTERS if name in held]
+            buffers |= dict.fromkeys(module._buffers.values())
         self._registers = [(register, register.copy()) for register in registers]
-        buffers = dict.fromkeys(buffer for module in modules for buffer in module._buffers.values())
         # A copy costs less than the pass itself, which reads every buffer; versions of tensors would be free, but
         # writes through `.data` and by fused kernels aren't counted in them.
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers if buffer is not None]
@@ -77,7 +81,9 @@ def _is_same(register: Any, before: Any) -> bool:
     if isinstance(register, set):
         return bool(register == before)
     # By identity: == of two tensors is a tensor.
-    return [*register] == [*before] and all(register[key] is value for key, value in before.items())
+    if [*register] != [*before]:
+        return False
+    return all(register[key] is value for key, value in before.items())
 
 
 @contextmanager
@@ -105,7 +111,8 @@ def preserve_model_state(model: nn.Module, *, fused: bool = True) -> Iterator[No
         True
     """
     state = ModelState([model])
-    devices = {tensor.device.index or 0 for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    tensors = (*model.parameters(), *model.buffers())
+    devices = {tensor.device.index or 0 for tensor in tensors if tensor.is_cuda}
     try:
         model.eval()
         with ExitStack() as stack:

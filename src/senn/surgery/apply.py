@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import defaultdict
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, cast
@@ -145,7 +146,8 @@ def _rewrite_attributes(model: nn.Module, todo: SurgeryPlan, log: UndoLog) -> No
         log.swaps.append((held, attribute, old, new))
     for (path, attribute), factor in todo.factors.items():
         held = model.get_submodule(path).__dict__
-        log.swaps.append((held, attribute, held[attribute], held[attribute] * factor))
+        value = held[attribute]
+        log.swaps.append((held, attribute, value, value * factor))
 
 
 def _rewrite_flat_weights(model: nn.Module, log: UndoLog) -> None:
@@ -153,8 +155,8 @@ def _rewrite_flat_weights(model: nn.Module, log: UndoLog) -> None:
     new = {id(old): new for _, _, old, new in log.swaps if isinstance(old, Tensor)}
     for module in model.modules():
         flat = module.__dict__.get("_flat_weights") or []
-        if isinstance(module, nn.RNNBase) and any(id(weight) in new for weight in flat):
-            swapped = [new.get(id(weight), weight) for weight in flat]
+        swapped = [new.get(id(weight), weight) for weight in flat]
+        if isinstance(module, nn.RNNBase) and any(map(operator.is_not, flat, swapped)):
             log.swaps.append((module.__dict__, "_flat_weights", flat, swapped))
             # The weak references stay the old ones: by them the next forward pass sees that the weights are others, and
             # makes both lists anew (`RNNBase._weights_have_changed`).
@@ -169,7 +171,8 @@ def _insert(model: nn.Module, move: Insert, log: UndoLog) -> None:
     parent, linear = model.get_submodule(path), model.get_submodule(name)
     if not isinstance(linear, BEFORE):
         raise UnsupportedError(f"'{name}' is a {type(linear).__name__} in one copy of the model")
-    layer = copy.deepcopy(move.layer).to(linear.weight.device, linear.weight.dtype).train(linear.training)
+    layer = copy.deepcopy(move.layer).train(linear.training)
+    layer.to(linear.weight.device, linear.weight.dtype)
     modules = tuple(layer.children()) if type(layer) is nn.Sequential else (layer,)
     stack = nn.Sequential(*modules, linear)
     stack.training = linear.training  # not `train()`, which would reach into the map
@@ -215,7 +218,8 @@ def _uncalibrated(model: nn.Module, todo: SurgeryPlan) -> list[tuple[nn.Module, 
         path, _, key = name.rpartition(".")
         if key != "running_mean":
             continue
-        added = [torch.arange(e.offset, e.offset + e.count) for e in entries if e.fill == "neutral"]
+        neutral = [entry for entry in entries if entry.fill == "neutral"]
+        added = [torch.arange(entry.offset, entry.offset + entry.count) for entry in neutral]
         if added:
             order = todo.layouts[name][0].order
             places = torch.isin(order, torch.cat(added)).nonzero().flatten()

@@ -106,7 +106,8 @@ class IndexMapBuilder:
 
 def _anchors(coupled: CoupledDim) -> Tensor:
     """Return (k,): for each of a unit's positions, the old position behind which new units follow."""
-    last_unit = coupled.index[-1].cpu().double().view(coupled.n_segments, -1)
+    positions = coupled.index[-1].cpu().double()
+    last_unit = positions.view(coupled.n_segments, -1)
     # All positions of a unit in one segment follow the segment's very last one: units stay contiguous in it.
     return last_unit[:, -1:].expand_as(last_unit).flatten()
 
@@ -130,9 +131,8 @@ def place(old: Tensor, layouts: Mapping[int, IndexMap], into: Tensor) -> Tensor:
         source, target = layout.kept
         places[dim] = target.to(old.device)
         old = old.index_select(dim, source.to(old.device))
-    # One index per dimension, shaped to broadcast against the others: an outer product of positions.
-    mesh = [index.view(-1, *[1] * (old.dim() - dim - 1)) for dim, index in enumerate(places)]
-    into[tuple(mesh)] = old
+    # The outer product of the positions along all dimensions.
+    into[torch.meshgrid(*places, indexing="ij")] = old
     return into
 
 

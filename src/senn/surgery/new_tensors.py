@@ -49,7 +49,9 @@ def new_values(model: nn.Module, todo: SurgeryPlan, olds: Mapping[str, Tensor]) 
 def _extended(model: nn.Module, name: str, old: Tensor, todo: SurgeryPlan) -> Tensor:
     """Copy a tensor into a larger one with the new entries at the end of each dimension."""
     layouts = todo.layouts[name]
-    shape = [size + (layouts[dim].added if dim in layouts else 0) for dim, size in enumerate(old.shape)]
+    shape = list(old.shape)
+    for dim, layout in layouts.items():
+        shape[dim] += layout.added
     # Zeros: that is what new columns of consumers must be for the function to stay.
     value = old.new_zeros(shape)
     corner(value, old.shape).copy_(old)
@@ -72,7 +74,8 @@ def _new_entries(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Te
         return old.new_zeros(())
     if entry.fill == "mean":
         # In float64: LayerNorm's mean stays as it was only as far as this mean is exact.
-        units = old.index_select(entry.dim, entry.index.flatten().to(old.device))
+        positions = entry.index.flatten().to(old.device)
+        units = old.index_select(entry.dim, positions)
         return units.double().mean(entry.dim, keepdim=True).to(old.dtype)
     return _cycled(old, entry)
 
@@ -81,7 +84,8 @@ def _cycled(old: Tensor, entry: Entries) -> Tensor:
     """Repeat the old units' entries one after the other, from the first one again."""
     width, k = entry.index.shape
     units = torch.arange(entry.count // k) % width
-    return old.index_select(entry.dim, entry.index[units].flatten().to(old.device))
+    positions = entry.index[units].flatten()
+    return old.index_select(entry.dim, positions.to(old.device))
 
 
 def _neutral(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Tensor:
@@ -109,8 +113,10 @@ def _compensate(item: Compensation, values: dict[str, Tensor]) -> None:
     coefficients = item.coefficients.to(weight.device, torch.float64)
     kept = item.kept.to(weight.device)
     gone = matrix.index_select(1, item.gone.to(weight.device)).double()
-    sums = matrix.index_select(1, kept).double() + gone @ coefficients[:, :-1]
-    front.copy_(matrix.index_copy(1, kept, sums.to(weight.dtype)).view(front.shape))
+    stays = matrix.index_select(1, kept).double()
+    sums = stays + gone @ coefficients[:, :-1]
+    matrix = matrix.index_copy(1, kept, sums.to(weight.dtype))
+    front.copy_(matrix.view(front.shape))
     if bias is not None:
         bias.copy_(bias.double() + gone @ coefficients[:, -1])
 
@@ -125,7 +131,8 @@ def _fold(model: nn.Module, move: Insert, values: dict[str, Tensor]) -> None:
         values[weight_name] = (old @ move.right.to(old)).to(weight.dtype)
     if move.shift is not None:
         bias = values[bias_name]
-        values[bias_name] = (bias.double() + old @ move.shift.to(old)).to(bias.dtype)
+        moved = bias.double() + old @ move.shift.to(old)
+        values[bias_name] = moved.to(bias.dtype)
 
 
 def successor(name: str, old: Tensor, value: Tensor, layouts: Mapping[int, IndexMap]) -> Tensor:

@@ -67,16 +67,17 @@ class Snapshot:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self._groups = list(optimizer.param_groups)
-        named = [group["param_names"] for group in self._groups if "param_names" in group]
-        lists = [*(group["params"] for group in self._groups), *named, *_own_lists(optimizer)]
+        lists = _own_lists(optimizer)
+        for group in self._groups:
+            lists += [group[key] for key in ("params", "param_names") if key in group]
         self._lists = [(held, list(held)) for held in lists]
         self._state = list(optimizer.state.items())
 
     @property
     def attached(self) -> bool:
         """True if the optimizer still has the same group objects; loading a state dict replaces them."""
-        now = self.optimizer.param_groups
-        return len(now) == len(self._groups) and all(a is b for a, b in zip(now, self._groups, strict=True))
+        now = [id(group) for group in self.optimizer.param_groups]
+        return now == [id(group) for group in self._groups]
 
     def restore(self) -> None:
         """Restore groups and state, in the same lists and dictionaries."""
@@ -167,13 +168,21 @@ def _neighbor(
     now: Mapping[nn.Parameter, str],
 ) -> nn.Parameter:
     """Choose the parameter whose group one of a new layer before a map joins: see `migrate_optimizer_state`."""
-    path, kind = now[weight].rpartition(".")[0], now[new].rpartition(".")[2]
-    alike = [one for one, name in now.items() if name.rpartition(".")[2] == kind and (one in home or one is new)]
-    at = next(number for number, one in enumerate(alike) if one is new)
-    others = [*alike[at + 1 :], *alike[:at][::-1]]  # the next ones in the model first
+    path = now[weight].rpartition(".")[0]
+    kind = now[new].rpartition(".")[2]
+    before: list[nn.Parameter] = []
+    after: list[nn.Parameter] = []
+    for one, name in now.items():
+        if one is new:
+            before, after = after, []
+        elif one in home and name.rpartition(".")[2] == kind:
+            after.append(one)
+    others = [*after, *reversed(before)]  # the next ones in the model first
     found = next((one for one in others if now[one].rpartition(".")[0] == path), None)
-    if found is None and len({id(home[one]) for one in others}) == 1:
+    groups = {id(home[one]) for one in others}
+    if found is None and len(groups) == 1:
         found = others[0]
+    # Where both are in one group, the new one stands next to the map's weight.
     return weight if found is None or home[found] is home[weight] else found
 
 
@@ -189,21 +198,24 @@ def _rename(
     for old, recorded in zip(before, group["param_names"], strict=True):
         if recorded != names.get(old):
             made_up[log.now(old)] = recorded
-    group["param_names"][:] = [made_up.get(parameter) or now[parameter] for parameter in group["params"]]
+    recorded_names = [made_up.get(parameter) or now[parameter] for parameter in group["params"]]
+    group["param_names"][:] = recorded_names
 
 
 def _check_joined(optimizer: Optimizer, log: UndoLog) -> None:
     """Check that the new layers' parameters have found a group, and one that can train them."""
     for inserted in log.inserted:
-        joined = [(group, [p for p in group["params"] if p in inserted.neighbors]) for group in optimizer.param_groups]
-        if inserted.neighbors and not any(mine for _, mine in joined):
-            point = inserted.insertion_point
-            raise SennError(f"the optimizer doesn't hold the weight of '{point}', so not its new layer either")
-        for group, mine in joined:
+        joined = False
+        for group in optimizer.param_groups:
+            mine = [parameter for parameter in group["params"] if parameter in inserted.neighbors]
+            joined = joined or bool(mine)
             starts = _starts(optimizer, group, mine)
             if isinstance(optimizer, SGD) and group["fused"] and _has_momentum(optimizer, group):
                 # Its kernel wants a momentum of all parameters or of none; other optimizers start a late one.
                 optimizer.state.update(zip(mine, starts, strict=True))
+        if inserted.neighbors and not joined:
+            point = inserted.insertion_point
+            raise SennError(f"the optimizer doesn't hold the weight of '{point}', so not its new layer either")
 
 
 def _has_momentum(optimizer: Optimizer, group: State) -> bool:
@@ -215,7 +227,7 @@ def _has_momentum(optimizer: Optimizer, group: State) -> bool:
 
 def _migrate_state(optimizer: Optimizer, group: State, resized: Mapping[nn.Parameter, Resized]) -> None:
     """Exchange the state of a group's resized parameters; a parameter without state stays without."""
-    olds = [parameter for parameter in group["params"] if parameter in resized and optimizer.state.get(parameter)]
+    olds = [old for old in group["params"] if old in resized and optimizer.state.get(old)]
     starts = _starts(optimizer, group, [resized[parameter].new for parameter in olds])
     for old, start in zip(olds, starts, strict=True):
         # A new dictionary: the old one is what a rollback puts back.
@@ -244,12 +256,18 @@ def _migrated(what: str, value: Any, start: Any, old: nn.Parameter, to: Resized)
     if value.dim() == start.dim() == old.dim():
         # A factored statistic (Adafactor) has size 1 along the dimensions that it sums over: these stay.
         for dim, layout in to.layouts.items():
-            if (value.shape[dim], start.shape[dim]) == (layout.size, len(layout.order)):
+            follows = value.shape[dim] == layout.size and start.shape[dim] == len(layout.order)
+            if follows:
                 along[dim] = layout
-    rest = [dim for dim in range(value.dim()) if dim not in along]
-    if value.dim() != start.dim() or any(value.shape[dim] != start.shape[dim] for dim in rest):
+    shape = list(value.shape)
+    for dim, layout in along.items():
+        shape[dim] = len(layout.order)
+    if shape != list(start.shape):
         return _only_scalar(what, value, old)
-    return place(value, along, start.to(value.device, value.dtype, copy=True)) if along else value
+    if not along:
+        return value
+    into = start.to(value.device, value.dtype, copy=True)
+    return place(value, along, into)
 
 
 def _only_scalar(what: str, value: Tensor, old: nn.Parameter) -> Tensor:

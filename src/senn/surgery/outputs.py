@@ -58,7 +58,8 @@ def output_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
         if old.numel():
             # Relative to the largest entry of the tensor: single outputs near zero have no relative precision.
             scale = old.double().abs().max().clamp(min=FLOOR)
-            changes.append(float((new.double() - old.double()).abs().max() / scale))
+            change = (new.double() - old.double()).abs().max()
+            changes.append(float(change / scale))
     return max(changes)
 
 
@@ -93,12 +94,13 @@ def calibrate_batch_norm(model: nn.Module, log: UndoLog, probe: Inputs) -> None:
 
     def hook(places: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def set_statistics(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            channels = args[0].movedim(1, 0).flatten(1)[places.to(args[0].device)].double()
+            by_channel = args[0].movedim(1, 0).flatten(1)
+            channels = by_channel[places.to(by_channel.device)].double()
             if channels.shape[1] < 2:  # one value has no variance
                 return
-            statistics = (module.running_mean, channels.mean(1)), (module.running_var, channels.var(1))
-            for buffer, statistic in statistics:
-                assert isinstance(buffer, Tensor)
+            statistics = {"running_mean": channels.mean(1), "running_var": channels.var(1)}
+            for name, statistic in statistics.items():
+                buffer = module.get_buffer(name)
                 buffer[places] = statistic.to(buffer.dtype)
                 written.append((buffer, places, buffer[places]))
 

@@ -63,14 +63,16 @@ def plan(model: nn.Module, moves: Sequence[Move], graph: DependencyGraph) -> Sur
             point = insert.insertion_point
             raise SennError(f"a layer before '{point}' and a change of its inputs don't go into one operation")
     for name in result.shapes:
-        result.layouts[name] = {dim: builder.layout() for dim, builder in result.builders.get(name, {}).items()}
+        builders = result.builders.get(name, {})
+        result.layouts[name] = {dim: builder.layout() for dim, builder in builders.items()}
     return result
 
 
 def _builder(result: SurgeryPlan, model: nn.Module, coupled: CoupledDim) -> IndexMapBuilder:
     """Return the builder of a dimension's index map, made at first use."""
     shape = find_tensor(model, coupled.name).shape
-    if coupled.dim >= len(shape) or int(coupled.index.max()) >= shape[coupled.dim]:
+    last = int(coupled.index.max())
+    if coupled.dim >= len(shape) or last >= shape[coupled.dim]:
         raise SennError(f"'{coupled.name}' has shape {tuple(shape)}, which doesn't fit the graph: analyze it anew")
     result.shapes[coupled.name] = shape
     return result.builders[coupled.name].setdefault(coupled.dim, IndexMapBuilder(shape[coupled.dim]))
@@ -138,10 +140,12 @@ def _plan_norms(result: SurgeryPlan, group: ChannelGroup, units: int) -> None:
         fraction = group.width / (group.width + units)
         for coupled in group.dims:
             if coupled.module == norm.module and coupled.tensor == "weight":
-                result.scales[coupled.name] = result.scales.get(coupled.name, 1.0) * math.sqrt(fraction)
+                scale = result.scales.get(coupled.name, 1.0)
+                result.scales[coupled.name] = scale * math.sqrt(fraction)
         if norm.eps is not None:
             key = norm.module, norm.eps
-            result.factors[key] = result.factors.get(key, 1.0) * fraction
+            factor = result.factors.get(key, 1.0)
+            result.factors[key] = factor * fraction
 
 
 # -- units that leave
@@ -154,11 +158,10 @@ def _take_units(move: Prune, group: ChannelGroup, left: set[int]) -> None:
             last = group.width - 1
             raise SennError(f"'{group.name}' has no unit {unit} to prune; it has units 0 to {last}, once each")
         left.remove(unit)
-    if not left or not move.units or len(move.units) % group.granularity:
-        raise SennError(
-            f"'{group.name}' loses between {group.granularity} and {group.width - group.granularity} units "
-            f"in multiples of {group.granularity}, not {len(move.units)}"
-        )
+    least, count = group.granularity, len(move.units)
+    if not left or not count or count % least:
+        most = group.width - least
+        raise SennError(f"'{group.name}' loses between {least} and {most} units in multiples of {least}, not {count}")
 
 
 def _plan_prune(result: SurgeryPlan, model: nn.Module, move: Prune, graph: DependencyGraph) -> None:
@@ -189,7 +192,8 @@ def _plan_compensation(
     width = find_tensor(model, linear.weight).shape[linear.in_dim]
     every = torch.arange(width * linear.kernel_numel)
     kept = every[~torch.isin(every, gone)]
-    check_values(f"compensation in '{linear.name}'", coefficients, [len(gone), len(kept) + 1])
+    shape = [len(gone), len(kept) + 1]
+    check_values(f"compensation in '{linear.name}'", coefficients, shape)
     if linear.bias is not None:
         result.shapes[linear.bias] = find_tensor(model, linear.bias).shape
     elif coefficients[:, -1].any():

@@ -91,9 +91,11 @@ def _resizes_stream(result: SurgeryPlan, block: ResidualBlock, graph: Dependency
 
 def _check_held_once(model: nn.Module, module: nn.Module, what: str) -> None:
     # The layer takes the place of one dictionary entry: under a second name the old module would go on.
-    holders = [name for parent in model.modules() for name, child in parent._modules.items() if child is module]
-    if len(holders) != 1:
-        where = "is the model itself" if module is model else f"is held under {len(holders)} names"
+    count = 0
+    for parent in model.modules():
+        count += sum(child is module for child in parent._modules.values())
+    if count != 1:
+        where = "is the model itself" if module is model else f"is held under {count} names"
         raise UnsupportedError(f"no layer can be {what}: it {where}")
 
 

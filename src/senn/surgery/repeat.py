@@ -90,7 +90,8 @@ def insert_copy_after(model: nn.Module, additions: Sequence[Addition], pending: 
     totals = Counter(count for block, _ in additions for count in block.depth_attributes)
     for attribute, number in totals.items():
         holder, key = _holder(model, attribute)
-        swaps.append((holder, key, holder[key], holder[key] + number * attribute.per_unit))
+        count = holder[key]
+        swaps.append((holder, key, count, count + number * attribute.per_unit))
     return swaps
 
 
@@ -115,7 +116,8 @@ def _longer_list(parent: nn.Module, additions: Mapping[str, nn.Module], pending:
         names.append(name)
         modules.append(child)
         if child is not None and shift:
-            swaps += [(held, key, held[key], held[key] + shift) for held, key in _positions(child, counters)]
+            for held, key in _positions(child, counters):
+                swaps.append((held, key, held[key], held[key] + shift))
         if name in additions:
             shift += 1
             for held, key in _positions(additions[name], counters):
@@ -195,13 +197,17 @@ def counts_of(model: nn.Module, path: str) -> tuple[list[SizeAttribute], list[Si
     while path:
         path = path.rpartition(".")[0]
         for key, value in vars(model.get_submodule(path)).items():
-            if key in COUNTS and type(value) is int and value == length:
+            if key in COUNTS and _is_count(value, length):
                 own.append(SizeAttribute(module=path, name=key, per_unit=1))
             if not configured and not key.startswith("_") and _is_configuration(value):
-                found = [name for name, count in vars(value).items() if name in COUNTS and count == length]
-                names = [f"{key}.{name}" for name in found if type(vars(value)[name]) is int]
-                configured = [SizeAttribute(module=path, name=name, per_unit=1) for name in names]
+                counts = {name: count for name, count in vars(value).items() if name in COUNTS}
+                names = [name for name, count in counts.items() if _is_count(count, length)]
+                configured = [SizeAttribute(module=path, name=f"{key}.{name}", per_unit=1) for name in names]
     return configured, own
+
+
+def _is_count(value: Any, length: int) -> bool:
+    return type(value) is int and value == length  # a bool is an int, too
 
 
 def _is_configuration(value: Any) -> bool:

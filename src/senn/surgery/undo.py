@@ -82,11 +82,17 @@ class UndoLog:
 
     def in_place(self) -> bool:
         """Return True if every new object still stands where it was put."""
-        return all(old is new or _is_held(container.get(key), new) for container, key, old, new in self.swaps)
+        for container, key, old, new in self.swaps:
+            if old is not new and not _is_held(container.get(key), new):
+                return False
+        return True
 
 
 def _is_held(held: Any, new: Any) -> bool:
     """Compare numbers and tuples by value, lists item by item, and everything else by identity."""
     if isinstance(new, list):
-        return isinstance(held, list) and len(held) == len(new) and all(map(_is_held, held, new))
-    return bool(held == new) if isinstance(new, int | float | tuple) else held is new
+        is_list = isinstance(held, list) and len(held) == len(new)
+        return is_list and all(map(_is_held, held, new))
+    if isinstance(new, int | float | tuple):
+        return bool(held == new)
+    return held is new

@@ -63,7 +63,10 @@ def _placed_in_list(
     found = {block.module: _placed(trial, inputs, block, before) for block in dict.fromkeys(ends)}
     ways: set[tuple[bool, tuple[SizeAttribute, ...]]] = set()
     for end in found.values():
-        ways.add((end.in_module_list, end.depth_attributes) if isinstance(end, ResidualBlock) else (False, ()))
+        if isinstance(end, ResidualBlock):
+            ways.add((end.in_module_list, end.depth_attributes))
+        else:
+            ways.add((False, ()))
     in_list, attributes = next(iter(ways))
     alike = len(ways) == 1 and in_list
     for block in blocks:
@@ -83,9 +86,11 @@ def _placed(trial: nn.Module, inputs: Inputs, block: ResidualBlock, before: list
         configured, own = counts_of(trial, path)
         # A number of layers is left alone unless it is read: by the forward pass; or by a cache, in models whose layers
         # know their places in it, which a short pass without a cache wouldn't show.
-        counts: list[tuple[SizeAttribute, ...]] = [(), *((one,) for one in (*configured, *own))]
+        counts: list[tuple[SizeAttribute, ...]] = [()]
+        counts += [(count,) for count in configured]
+        counts += [(count,) for count in own]
         if have_positions(trial, path):
-            counts = [*((one,) for one in configured), *counts]
+            counts = [(count,) for count in configured] + counts
         options = [replace(block, in_module_list=True, depth_attributes=some) for some in counts]
     reason = ""
     for option in (*options, block):
@@ -120,6 +125,7 @@ def _objection(trial: nn.Module, inputs: Inputs, block: ResidualBlock, before: l
         except ForwardError as error:
             return f"the forward pass fails with it ({error})"
     # Equal outputs are no proof: a forward pass that goes over the first n layers doesn't see one more.
-    if len(made) != 1 or len(read) != 1 or made[0] is None or not torch.equal(made[0], read[0]):
+    once = len(made) == len(read) == 1
+    if not once or made[0] is None or not torch.equal(made[0], read[0]):
         return "the forward pass doesn't run what stands there"
     return None if is_close(before, after) else "the outputs depend on the number of layers"

@@ -40,8 +40,8 @@ class ModuleCall:
     @property
     def may_be_residual(self) -> bool:
         """True if the module gave back a tensor of the shape and dtype of its input, which wasn't all zeros."""
-        output = self.output
-        if output is None or (output.shape, output.dtype) != (self.inputs.shape, self.inputs.dtype):
+        output, inputs = self.output, self.inputs
+        if output is None or output.shape != inputs.shape or output.dtype != inputs.dtype:
             return False
         # Zeros come back as zeros from any branch that is zero, residual or not.
         return bool(self.inputs.any())
@@ -110,7 +110,9 @@ def record_calls(
         if not order:
             stack.enter_context(_FirstReads(order))
         floating_outputs(model, inputs)
-    return {name: calls[name][0] for name in entered if len(calls[name]) == 1 and calls[name][0].may_be_residual}
+    # Of a module that runs twice nobody knows which call a copy would belong to.
+    once = {name: calls[name][0] for name in entered if len(calls[name]) == 1}
+    return {name: call for name, call in once.items() if call.may_be_residual}
 
 
 class _FirstReads(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -69,17 +69,21 @@ def find_residual_blocks(
 
 def _candidates(model: nn.Module, maps: Sequence[LinearMap]) -> list[str]:
     """Return the modules that hold a linear map, aren't one, and stand in one place."""
-    inside: Counter[str] = Counter()
+    around: set[str] = set()
     for linear in maps:
-        parts = linear.weight.split(".")
-        inside.update(".".join(parts[:depth]) for depth in range(1, len(parts)))
-    holders = Counter(id(child) for module in model.modules() for child in module._modules.values())
-    linears = (nn.Linear, nn.modules.conv._ConvNd)
-    return [
-        name
-        for name, module in model.named_modules()
-        if inside[name] and holders[id(module)] == 1 and not isinstance(module, linears)
-    ]
+        path = linear.weight.rpartition(".")[0]
+        while path:
+            around.add(path)
+            path = path.rpartition(".")[0]
+    holders: Counter[int] = Counter()
+    for module in model.modules():
+        holders.update(id(child) for child in module._modules.values())
+    found = []
+    for name, module in model.named_modules():
+        is_map = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        if name in around and holders[id(module)] == 1 and not is_map:
+            found.append(name)
+    return found
 
 
 class _Search:
@@ -164,7 +168,8 @@ class _Search:
         known = [f"{name}.{key}" for key in self.zeros.get(kind, ())]
         if known and self._is_identity(name, call, known):
             return known
-        names = sorted((f"{name}.{key}" for key in own), key=lambda full: self._rank(name, full))
+        every = [f"{name}.{key}" for key in own]
+        names = sorted(every, key=lambda full: self._rank(name, full))
         # With all of them zero most modules give zeros: then no fewer will do.
         if not self._is_identity(name, call, names):
             return []
@@ -175,11 +180,13 @@ class _Search:
     def _rank(self, block: str, full: str) -> tuple[bool, int]:
         """Return a tensor's place in the order in which values are given back."""
         owner = full.rpartition(".")[0]
-        bare = owner == block or "scale" in type(self.trial.get_submodule(owner)).__name__.lower()
+        kind = type(self.trial.get_submodule(owner)).__name__.lower()
+        bare = owner == block or "scale" in kind
         # Scales of a branch (LayerScale) first, so that the map before them is zero instead: a scale of zero would stop
         # the gradient of everything before it.
         is_scale = bare and full not in self.weights
-        return not is_scale, self.order.get(id(get_tensor(self.trial, full)), -1)
+        tensor = get_tensor(self.trial, full)
+        return not is_scale, self.order.get(id(tensor), -1)
 
     def _released(self, name: str, call: ModuleCall, zeros: list[str], some: list[str]) -> list[str]:
         """Give as many of some tensors as possible their values back, in order, by halves; return what stays zero."""
@@ -232,7 +239,8 @@ class _Search:
             little = self._output(name, call)
         if little is None or call.output is None:
             return "what it adds is normalized, however small it is"
-        added, whole = ((output - call.inputs).double().norm() for output in (little, call.output))
+        added = (little - call.inputs).double().norm()
+        whole = (call.output - call.inputs).double().norm()
         # A norm at the end of the branch divides by the size of what it is given.
         return "what it adds is normalized, however small it is" if added > _LITTLE * whole else None
 

@@ -80,13 +80,12 @@ def _bisect(
 def _refusals(group: ChannelGroup, reason: str) -> list[Refusal]:
     """Refuse a group, and the maps that change size along with its stream (heads)."""
     refusals = [Refusal(place=group.name, reason=reason)]
+    if not group.norms:
+        return refusals
     along = f"its size follows that of {group.name}, which can't change"
-    maps = [
-        coupled.map
-        for coupled in group.dims_of("producer")
-        if group.norms and not coupled.behind_norm and "bias" not in coupled.tensor
-    ]
-    return [*refusals, *(Refusal(place=name, reason=along) for name in dict.fromkeys(maps))]
+    weights = [one for one in group.dims_of("producer") if not one.behind_norm and "bias" not in one.tensor]
+    maps = dict.fromkeys(coupled.map for coupled in weights)
+    return refusals + [Refusal(place=name, reason=along) for name in maps]
 
 
 def _confirm(model: nn.Module, inputs: Inputs, groups: Groups, ignored: Collection[str]) -> Groups:
@@ -179,7 +178,8 @@ def is_close(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
         return False
     for old, new in zip(before, after, strict=True):
         # Infinities and NaN may be meant (a mask): they must stay where they are, and set no scale.
-        scale = float(old.abs().nan_to_num(0, 0, 0).max()) if old.numel() else 0.0
+        magnitudes = old.abs().nan_to_num(0, 0, 0)
+        scale = float(magnitudes.max()) if old.numel() else 0.0
         tolerance = _TOLERANCE.get(old.dtype, _COARSE) * scale
         if not torch.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True):
             return False
@@ -204,7 +204,8 @@ def _resolved(group: ChannelGroup, found: DependencyGraph) -> ChannelGroup:
     # The positions of a single unit look the same in any number of segments: only the wider copy tells.
     segments = group.width > 1
     shapes = [_shape(coupled, segments) for coupled in group.dims]
-    if wide.width != group.width + 1 or [_shape(coupled, segments) for coupled in wide.dims] != shapes:
+    wide_shapes = [_shape(coupled, segments) for coupled in wide.dims]
+    if wide.width != group.width + 1 or wide_shapes != shapes:
         raise _FailedError("its units are read differently once it is wider")
     pairs = [*zip(group.dims, wide.dims, strict=True)]
     if all(old.n_segments == new.n_segments for old, new in pairs):
