@@ -1,8 +1,8 @@
-"""Ranges of public settings: declared as data beside each record, checked where a setting is given.
+"""Ranges of public settings, declared as data and checked by one set of functions.
 
-A class lists a `Rule` for each of its settings, and calls `check_fields` or `check_arguments`. Whatever is out of range
-(the wrong type, NaN, a bool for a number, a string for a sequence) becomes one sentence that names the setting, what it
-may be and what it was. The scheme is that of scikit-learn's `_parameter_constraints`.
+A class lists a `Rule` for each of its settings and calls `check_fields` or `check_arguments`. Anything out of range (a
+wrong type, NaN, a bool for a number, a string for a sequence) raises one sentence that names the setting, its range and
+the value. The scheme follows scikit-learn's `_parameter_constraints`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 from senn.errors import SennError
 
 _LONGEST = 80
-"""Characters of a refused value that a message repeats."""
+"""Most characters of a refused value that a message repeats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What one setting may be.
+    """Range of one setting.
 
     Attributes:
-        expected: the range in words, to follow "must be".
-        allows: returns True for a value in range.
+        expected: the range in words, which follow "must be".
+        allows: function that returns True for a value in range.
     """
 
     expected: str
@@ -44,12 +44,16 @@ def check(name: str, value: Any, rule: Rule) -> None:
     """Refuse a value that its rule doesn't allow.
 
     Args:
-        name: of the setting, as its user wrote it.
-        value: what was given.
-        rule: what it may be.
+        name: name of the setting, as the user knows it.
+        value: value of the setting.
+        rule: range of the setting.
 
     Raises:
-        SennError: the value is out of range; the sentence names the setting, its range and the value.
+        SennError: the value is out of range.
+
+    >>> check("units", 0, whole(low=1))
+    Traceback (most recent call last):
+    senn.errors.SennError: units must be a whole number of at least 1, not 0
     """
     if not rule.allows(value):
         raise SennError(f"{name} must be {rule.expected}, not {_shown(value)}")
@@ -59,8 +63,8 @@ def check_arguments(rules: Mapping[str, Rule], arguments: Mapping[str, Any]) -> 
     """Refuse the first argument that is out of range.
 
     Args:
-        rules: by name of an argument.
-        arguments: the arguments by name, at least those that have a rule: `locals()` at the beginning of a function.
+        rules: ranges by name of the argument.
+        arguments: arguments by name, at least those with a rule: `locals()` at the beginning of a function.
 
     Raises:
         SennError: an argument is out of range.
@@ -70,11 +74,11 @@ def check_arguments(rules: Mapping[str, Rule], arguments: Mapping[str, Any]) -> 
 
 
 def check_fields(record: object, rules: Mapping[str, Rule]) -> None:
-    """Refuse a record of which a field is out of range; for `__post_init__`.
+    """Refuse a record with a field out of range; call it in `__post_init__`.
 
     Args:
         record: any object with the fields as attributes.
-        rules: by name of a field.
+        rules: ranges by name of the field.
 
     Raises:
         SennError: a field is out of range.
@@ -94,18 +98,18 @@ def number(
     open_high: bool = False,
     infinite: bool = False,
 ) -> Rule:
-    """Allow real numbers of a range, NumPy's scalars included; never bools or NaN.
+    """Build the rule for real numbers, NumPy's scalars included; bools and NaN are refused.
 
     Args:
-        low: the least value; -inf for none.
-        high: the largest value; inf for none.
-        open_low: refuse `low` itself.
-        open_high: refuse `high` itself.
-        infinite: allow an infinite number where the range has no end.
+        low: smallest value; -inf for no limit.
+        high: largest value; inf for no limit.
+        open_low: True to refuse `low` itself.
+        open_high: True to refuse `high` itself.
+        infinite: True to allow infinity on a side without a limit.
     """
 
     def allows(value: Any) -> bool:
-        # a bool is a Real, too
+        # A bool is a Real, too.
         if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
             return False
         size = float(value)
@@ -117,17 +121,23 @@ def number(
 
 
 def positive() -> Rule:
-    """Allow finite numbers above 0."""
+    """Build the rule for finite numbers above 0."""
     return number(low=0, open_low=True)
 
 
 def fraction(high: float = 1.0, *, open_low: bool = False, open_high: bool = False) -> Rule:
-    """Allow numbers from 0 to `high`; `open_low` and `open_high` refuse the ends."""
+    """Build the rule for numbers from 0 to `high`.
+
+    Args:
+        high: largest value.
+        open_low: True to refuse 0.
+        open_high: True to refuse `high`.
+    """
     return number(low=0, high=high, open_low=open_low, open_high=open_high)
 
 
 def whole(low: int | None = None) -> Rule:
-    """Allow whole numbers, of at least `low` if given; NumPy's scalars included, bools not."""
+    """Build the rule for whole numbers of at least `low`, NumPy's scalars included; bools are refused."""
 
     def allows(value: Any) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool) and (low is None or int(value) >= low)
@@ -136,7 +146,7 @@ def whole(low: int | None = None) -> Rule:
 
 
 def a_seed() -> Rule:
-    """Allow what `torch.Generator.manual_seed` takes."""
+    """Build the rule for seeds of `torch.Generator.manual_seed`."""
     return Rule(
         expected="a whole number of at most 64 bits",
         allows=lambda value: whole().allows(value) and -(2**63) <= int(value) < 2**64,
@@ -144,13 +154,13 @@ def a_seed() -> Rule:
 
 
 def flag() -> Rule:
-    """Allow True and False, NumPy's too."""
-    # NumPy isn't imported for the sake of its bool, whose name changed in NumPy 2
+    """Build the rule for True and False, NumPy's included."""
+    # By the class's name: importing NumPy for its bool isn't worth it, and NumPy 2 renamed that.
     return Rule(expected="True or False", allows=lambda v: isinstance(v, bool) or type(v).__name__ in ("bool", "bool_"))
 
 
 def one_of(*choices: str | None) -> Rule:
-    """Allow the given strings (and None if it is among them)."""
+    """Build the rule for the given strings, and None if it is one of them."""
 
     def allows(value: Any) -> bool:
         return (value is None or isinstance(value, str)) and value in choices
@@ -159,27 +169,27 @@ def one_of(*choices: str | None) -> Rule:
 
 
 def text() -> Rule:
-    """Allow strings that aren't empty."""
+    """Build the rule for nonempty strings."""
     return Rule(expected="a name", allows=lambda value: isinstance(value, str) and value != "")
 
 
 def instance_of(*classes: type, called: str) -> Rule:
-    """Allow objects of the given classes; `called` says which in words."""
+    """Build the rule for instances of classes, described by `called`."""
     return Rule(expected=called, allows=lambda value: isinstance(value, classes))
 
 
 def callable_(called: str) -> Rule:
-    """Allow whatever can be called; `called` says how, in words."""
+    """Build the rule for callables, described by `called`."""
     return Rule(expected=called, allows=callable)
 
 
 def each(rule: Rule, *, kind: type[Collection[Any]] = Collection, nonempty: bool = False) -> Rule:
-    """Allow collections whose every item is in range: neither strings, which are collections too, nor mappings.
+    """Build the rule for collections; strings, which are collections of strings, and mappings are refused.
 
     Args:
-        rule: what each item may be.
-        kind: class that the collection must have.
-        nonempty: refuse collections without an item.
+        rule: range of each item.
+        kind: class of the collection.
+        nonempty: True to refuse collections without an item.
     """
     name = "sequence" if kind is Collection else kind.__name__
 
@@ -188,7 +198,7 @@ def each(rule: Rule, *, kind: type[Collection[Any]] = Collection, nonempty: bool
             return False
         try:
             items = [*value]
-        except TypeError:  # a number of NumPy's or torch's, which only looks like a collection
+        except TypeError:  # a scalar of NumPy's or torch's, which only looks like a collection
             return False
         return all(rule.allows(item) for item in items) and (bool(items) or not nonempty)
 
@@ -196,7 +206,7 @@ def each(rule: Rule, *, kind: type[Collection[Any]] = Collection, nonempty: bool
 
 
 def _range_in_words(low: float, high: float, open_low: bool, open_high: bool) -> str:
-    """Describe a range: " above 0", " from 0 to 1", " of at least 0 and below 1"."""
+    """Describe a range in words: " above 0", " from 0 to 1", " of at least 0 and below 1"."""
     if not open_low and not open_high and math.isfinite(low) and math.isfinite(high):
         return f" from {low:g} to {high:g}"
     lower = f" {'above' if open_low else 'of at least'} {low:g}" if math.isfinite(low) else ""
@@ -205,6 +215,6 @@ def _range_in_words(low: float, high: float, open_low: bool, open_high: bool) ->
 
 
 def _shown(value: Any) -> str:
-    """Show a refused value on one line, cut short."""
+    """Return a refused value's repr on one line, truncated."""
     shown = " ".join(repr(value).split())
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."

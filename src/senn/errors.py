@@ -1,4 +1,4 @@
-"""Errors that senn raises: one clear sentence each, naming what is wrong."""
+"""Errors that senn raises: one sentence each, which names what is wrong."""
 
 from __future__ import annotations
 
@@ -16,24 +16,43 @@ __all__ = [
 class SennError(ValueError):
     """Bad input or an impossible request; the message is one sentence for the user.
 
-    A command-line face turns it into that sentence on stderr and exit code 2.
+    Every error that a user can cause is one of these, and a `ValueError`. The command line prints the sentence to
+    stderr and exits with code 2.
+
+    >>> import senn
+    >>> try:
+    ...     senn.PricePolicy(kappa=-1)
+    ... except senn.SennError as error:
+    ...     print(error)
+    kappa must be a number above 0, not -1
     """
 
 
 class UnsupportedError(SennError):
-    """Something in a model, loss or optimizer that senn does not understand, by name."""
+    """A part of a model, loss or optimizer that senn doesn't understand; the message names it.
+
+    >>> import senn, torch
+    >>> senn.Grower(torch.nn.Linear(2, 1), loss=torch.nn.MSELoss(reduction="sum"))
+    Traceback (most recent call last):
+    senn.errors.UnsupportedError: MSELoss has reduction='sum', and a mean over samples is needed
+    """
 
 
 class DivergenceError(SennError):
-    """A loss, gradient, step or output is NaN or infinite; nothing was changed."""
+    """A loss, gradient, step or output that is NaN or infinite; nothing was changed."""
 
 
 class SurgeryError(SennError):
-    """A change of the network failed its verification and was rolled back whole."""
+    """A change of the network that failed its verification; it was rolled back completely.
+
+    >>> import senn
+    >>> issubclass(senn.SurgeryError, senn.SennError)
+    True
+    """
 
 
 EVERYDAY = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError)
-"""What calls with wrong arguments raise."""
+"""Errors that calls with wrong arguments raise."""
 
 
 def in_one_line(error: Exception) -> str:
@@ -44,18 +63,17 @@ def in_one_line(error: Exception) -> str:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Say what failed where a call of others' code inside does; memory, numerics and interrupts pass as they are.
+    """Turn everyday errors of foreign code inside into a sentence; out of memory, numerics and interrupts pass through.
 
     Args:
-        what: the beginning of the sentence.
+        what: beginning of the sentence.
 
     Raises:
-        SennError: from an everyday error inside.
+        SennError: foreign code raised an everyday error.
     """
     try:
         yield
     except EVERYDAY as error:
         if type(error) not in EVERYDAY:  # such as OutOfMemoryError, a RuntimeError
             raise
-        said = [type(error).__name__, *str(error).strip().splitlines()[:1]]
-        raise SennError(f"{what}: {': '.join(said)}") from error
+        raise SennError(f"{what}: {in_one_line(error)}") from error

@@ -1,8 +1,8 @@
 """Nested tensors (pytrees) that models take and return: torch's pytree, with dataclasses and mappings of any type.
 
 Inputs are a tensor (one positional argument), a tuple of positional arguments, a mapping of keyword arguments, or
-`Arguments` for both. Wherever a batch is cut, the tensors that have one entry per sample are cut, the others passed
-whole.
+`Arguments` for both. Where samples of a batch are selected, tensors with one entry per sample are indexed, and all
+others are passed whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Inputs = Any
 """A tensor, a tuple of positional arguments, a mapping of keyword arguments, or `Arguments`."""
 
 Output = Callable[[Any], Tensor]
-"""Finds, in what the model returns, the tensor that the loss takes."""
+"""Function from what the model returns to the tensor that the loss takes."""
 
 
 class Arguments:
@@ -43,7 +43,7 @@ class Arguments:
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments that the inputs stand for."""
+    """Return the positional and keyword arguments that the inputs stand for."""
     if isinstance(inputs, Arguments):
         return inputs.args, inputs.kwargs
     if isinstance(inputs, tuple):
@@ -54,36 +54,51 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model returns for these inputs."""
+    """Call a model.
+
+    Args:
+        model: any module.
+        inputs: as in the module's docstring.
+
+    Returns:
+        Whatever the model returns.
+    """
     args, kwargs = arguments(inputs)
     return model(*args, **kwargs)
 
 
 def tensor_leaves(tree: Any) -> list[Tensor]:
-    """All tensors of a nesting of tuples, lists, mappings, dataclasses and `Arguments`, in order."""
+    """Return all tensors of a pytree, in order.
+
+    >>> import torch
+    >>> [leaf.shape[0] for leaf in tensor_leaves({"a": torch.zeros(2), "b": [torch.zeros(3), "text"]})]
+    [2, 3]
+    """
     found: list[Tensor] = []
     map_leaves(found.append, tree)
     return found
 
 
 def map_leaves(change: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Build the same nesting with `change(tensor)` for every tensor in it.
+    """Apply a function to every tensor of a pytree.
 
     Args:
-        change: called with each tensor, in order.
-        tree: any nesting of tuples, lists, mappings, dataclasses, `Arguments` and what is registered with torch's
-            pytree; whatever else it holds stays the same object.
+        change: function that is called with each tensor, in order.
+        tree: nesting of tuples, lists, mappings, dataclasses, `Arguments` and classes registered with torch's pytree.
+
+    Returns:
+        The same nesting of the results; leaves that aren't tensors stay the same objects.
     """
 
     def change_leaf(leaf: Any) -> Any:
         return change(leaf) if isinstance(leaf, Tensor) else _map_within(change, leaf)
 
-    # torch's pytree would make a plain tuple of a torch.Size
+    # torch's pytree would turn a torch.Size into a plain tuple.
     return pytree.tree_map(change_leaf, tree, is_leaf=lambda node: isinstance(node, torch.Size))
 
 
 def _map_within(change: Callable[[Tensor], Any], leaf: Any) -> Any:
-    """Map over what torch's pytree takes for a leaf: it looks at exact types, and knows no dataclasses."""
+    """Map over what torch's pytree takes for a leaf: it compares exact types, and knows no dataclasses."""
     if isinstance(leaf, Arguments):
         return Arguments(*map_leaves(change, leaf.args), **map_leaves(change, leaf.kwargs))
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -97,37 +112,57 @@ def _map_within(change: Callable[[Tensor], Any], leaf: Any) -> Any:
 
 
 def clone(inputs: Inputs) -> Inputs:
-    """Inputs of their own memory, which a forward pass may write to."""
+    """Copy inputs into memory of their own, which a forward pass may write to."""
     return map_leaves(lambda tensor: tensor.detach().clone(), inputs)
 
 
 def count(inputs: Inputs) -> int:
-    """Number of samples: the first dimension of the first tensor that has any; 0 without one."""
+    """Return the number of samples: the first dimension of the first tensor that has one; 0 without such a tensor."""
     return next((len(tensor) for tensor in tensor_leaves(inputs) if tensor.dim()), 0)
 
 
 def index_batch(inputs: Inputs, samples: slice | Tensor, of: int) -> Inputs:
-    """Some samples of a batch of `of` samples."""
+    """Select samples of a batch.
 
-    def cut(tensor: Tensor) -> Tensor:
+    Args:
+        inputs: the batch.
+        samples: a slice, or the samples' numbers (int64).
+        of: number of samples of the batch; tensors of another first dimension are passed whole.
+
+    >>> import torch
+    >>> index_batch((torch.arange(4), torch.zeros(2)), slice(0, 2), of=4)
+    (tensor([0, 1]), tensor([0., 0.]))
+    """
+
+    def select(tensor: Tensor) -> Tensor:
         if not tensor.dim() or len(tensor) != of:
             return tensor
-        return tensor[samples] if isinstance(samples, slice) else tensor.index_select(0, samples.to(tensor.device))
+        if isinstance(samples, slice):
+            return tensor[samples]
+        return tensor.index_select(0, samples.to(tensor.device))
 
-    return map_leaves(cut, inputs)
+    return map_leaves(select, inputs)
 
 
 def head(inputs: Inputs, number: int = 2) -> Inputs:
-    """The first samples of a batch."""
+    """Select the first samples of a batch.
+
+    Args:
+        inputs: the batch.
+        number: number of samples.
+    """
     return index_batch(inputs, slice(0, number), count(inputs))
 
 
 def prediction(result: Any, output: Output | None = None) -> Tensor:
-    """The tensor that the loss takes, in what a model returned.
+    """Find the tensor that the loss takes in what a model returned.
 
     Args:
-        result: a tensor, or a nesting of tensors of which `logits` or the only floating-point one is meant.
-        output: finds it where that isn't clear.
+        result: a tensor, or a pytree with `logits` or with a single floating-point tensor.
+        output: finds the tensor in any other result; None where that isn't needed.
+
+    Returns:
+        The outputs; (N, ...) for N samples.
 
     Raises:
         UnsupportedError: it isn't clear which tensor is meant, or there is none.

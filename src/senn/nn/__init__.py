@@ -1,4 +1,4 @@
-"""Ordinary modules that expanding networks are made of: `Rational`, `Residual`, `MLP`, `ConvNet`, `DenseConvNet`."""
+"""Ordinary modules for networks that expand: `Rational`, `Residual`, `MLP`, `ConvNet`, `DenseConvNet`."""
 
 from senn.nn.conv_net import ConvNet
 from senn.nn.dense_conv import DenseConvNet

@@ -1,4 +1,4 @@
-"""Activations by name: the one table of them, for networks that are built and for layers that are inserted."""
+"""Activations by name: one table for networks that are built and for layers that are inserted."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
         nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink,
     )
 }  # fmt: skip
-"""By class name: what acts on each unit for itself and can be made without arguments, or from a number of units."""
+"""Elementwise activations that need no arguments, or only a number of units, by class name."""
 
 _BY_KEY = {name.lower(): kind for name, kind in ACTIVATIONS.items()}
 
 
 def find_activation(name: str) -> type[nn.Module] | None:
-    """Find an activation's class by its name in any case, with or without underscores; None for an unknown name."""
+    """Return an activation's class by its name in any case, with or without underscores; None for an unknown one."""
     return _BY_KEY.get(name.lower().replace("_", ""))
 
 
 def activation_class(name: str) -> type[nn.Module]:
-    """Find an activation's class by its name in any case.
+    """Return an activation's class by its name in any case, with or without underscores.
 
     Raises:
-        SennError: the name is unknown; the sentence lists the known ones.
+        SennError: the name is unknown; the message lists the known ones.
 
     >>> activation_class("gelu").__name__, activation_class("leaky_relu").__name__
     ('GELU', 'LeakyReLU')
@@ -44,7 +44,7 @@ def activation_class(name: str) -> type[nn.Module]:
 
 
 def activation_name() -> Rule:
-    """Allow the names of `ACTIVATIONS` in any case."""
+    """Build the rule for the names of `ACTIVATIONS` in any case."""
     return Rule(
         expected=f"one of {', '.join(ACTIVATIONS)} (in any case)",
         allows=lambda value: isinstance(value, str) and find_activation(value) is not None,
@@ -52,11 +52,11 @@ def activation_name() -> Rule:
 
 
 def activation_or_factory() -> Rule:
-    """Allow the names of `ACTIVATIONS` in any case, module classes and functions that make a module."""
+    """Build the rule for names of `ACTIVATIONS`, module classes, and functions that create a module."""
     named = activation_name()
 
     def allows(value: Any) -> bool:
-        # a module can be called, too, but one object can't stand in several layers
+        # A module is callable, too, but one object can't be the activation of several layers.
         return named.allows(value) or (callable(value) and not isinstance(value, nn.Module))
 
-    return Rule(expected=f"a module's class, a function that makes one, or {named.expected}", allows=allows)
+    return Rule(expected=f"a module class, a function that creates a module, or {named.expected}", allows=allows)

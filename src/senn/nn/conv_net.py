@@ -1,4 +1,4 @@
-"""A convolutional network made of ordinary layers."""
+"""A convolutional network of ordinary layers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from senn._validate import Rule, check_arguments, each, whole
 class ConvNet(nn.Module):
     """Stages of 3 x 3 convolutions with max-pooling between them, (N, in_channels, H, W) to (N, out_features).
 
-    Each hidden layer is Conv2d without a bias, BatchNorm2d, ReLU; a maximum over 2 x 2 halves the maps between stages,
-    and after the last their mean is taken. All of that lies in `body`, an `nn.Sequential`, before the linear `head`.
-    Maps of any size fit that are still of 1 x 1 at least after the last halving.
+    Each hidden layer is a Conv2d without bias, BatchNorm2d and ReLU. 2 x 2 max-pooling halves the feature maps between
+    stages, and global average pooling follows the last stage. All of this is in `body`, an `nn.Sequential`, before the
+    linear `head`. Images may have any size that leaves at least 1 x 1 after the last halving.
 
     Args:
-        in_channels: channels of the input.
+        in_channels: number of input channels.
         stages: widths of the convolutions of each stage, in order.
         out_features: size of the output.
 
     Raises:
         SennError: an argument is out of range.
+
+    >>> import torch
+    >>> model = ConvNet(3, ((8,), (16, 16)), out_features=10)
+    >>> model.hidden, model(torch.zeros(2, 3, 32, 32)).shape
+    ((8, 16, 16), torch.Size([2, 10]))
     """
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
@@ -38,9 +43,10 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         width = in_channels
         for number, stage in enumerate(stages):
-            if number:
+            if number:  # between stages
                 layers.append(nn.MaxPool2d(2))
             for wider in stage:
+                # BatchNorm subtracts the mean, so a bias would have no effect.
                 convolution = nn.Conv2d(width, wider, 3, padding=1, bias=False)
                 layers += [convolution, nn.BatchNorm2d(wider), nn.ReLU()]
                 width = wider
@@ -49,11 +55,11 @@ class ConvNet(nn.Module):
 
     @property
     def hidden(self) -> tuple[int, ...]:
-        """Widths of the hidden layers as they are now: the rows of every map but the last, in order."""
+        """Current widths of the hidden layers: the rows of every map but the last, in order."""
         maps = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
         return tuple(layer.weight.shape[0] for layer in maps[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs, (N, out_features), without a final activation."""
+        """Compute the outputs, (N, out_features), without a final activation."""
         output: Tensor = self.head(self.body(x).mean((2, 3)))
         return output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -16,18 +15,19 @@ from senn._validate import Rule, check_arguments, each, flag, whole
 class DenseConvNet(nn.Module):
     """Blocks of densely connected 3 x 3 convolutions with swish and no norm, (N, in_channels, H, W) to (N, classes).
 
-    Layer k of a block reads the block's input beside the outputs of the block's earlier layers. What the last layer
-    gives is the block's output; a 3 x 3 max-pool of stride 2 follows. After the last block come the global average and
-    a linear map (Mitchell et al., Self-Expanding Neural Networks, arXiv 2307.04526, section 4).
+    Layer k of a block reads the block's input, concatenated with the outputs of the block's earlier layers. The output
+    of the last layer is that of the block, and a 3 x 3 max-pool of stride 2 follows. After the last block come global
+    average pooling and a linear map (Mitchell et al. 2023, *Self-Expanding Neural Networks*, arXiv 2307.04526,
+    section 4).
 
     Args:
-        in_channels: of the images.
+        in_channels: number of input channels.
         hidden: channels of each layer, block by block: `((8, 8), (16, 16))`.
         classes: size of the output.
-        bias: whether the convolutions and the linear map have biases; those of the paper have none.
+        bias: True for biases in the convolutions and the linear map; the paper's have none.
 
     Raises:
-        SennError: a size isn't positive, or there is a block without layers.
+        SennError: an argument is out of range, or a block has no layers.
 
     >>> DenseConvNet(3, ((8, 8), (16,)), 10).hidden
     ((8, 8), (16,))
@@ -46,30 +46,34 @@ class DenseConvNet(nn.Module):
         self.blocks = nn.ModuleList()
         entering = in_channels
         for block in hidden:
-            read = accumulate(block[:-1], initial=entering)
-            self.blocks.append(nn.ModuleList(_convolution(i, o, bias) for i, o in zip(read, block, strict=True)))
+            layers = nn.ModuleList()
+            for width in block:
+                layers.append(_convolution(entering, width, bias))
+                entering += width  # the next layer reads this one's output as well
+            self.blocks.append(layers)
             entering = block[-1]
         self.head = nn.Linear(entering, classes, bias)
 
     @property
     def hidden(self) -> tuple[tuple[int, ...], ...]:
-        """Channels of each layer as they are now, block by block."""
+        """Current channels of each layer, block by block."""
         return tuple(tuple(_last(layer).weight.shape[0] for layer in _layers(block)) for block in self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (N, classes)."""
+        """Compute the class scores, (N, classes)."""
         for block in self.blocks:
-            seen = [x]
+            features = [x]
             for layer in _layers(block):
-                seen.append(F.silu(layer(torch.cat(seen, 1))))
-            x = F.max_pool2d(seen[-1], 3, stride=2, padding=1)
+                features.append(F.silu(layer(torch.cat(features, 1))))
+            x = F.max_pool2d(features[-1], 3, stride=2, padding=1)
         scores: Tensor = self.head(x.mean((2, 3)))
         return scores
 
 
 def _convolution(entering: int, leaving: int, bias: bool) -> nn.Conv2d:
-    """Weights that keep the signal's size through swish, about as through ReLU."""
+    """Create a convolution whose initial weights keep the scale of the signal through swish."""
     layer = nn.Conv2d(entering, leaving, 3, padding=1, bias=bias)
+    # PyTorch has no gain for swish; that of ReLU is close enough for a few layers.
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return layer
 
@@ -79,5 +83,5 @@ def _layers(block: nn.Module) -> list[nn.Module]:
 
 
 def _last(layer: nn.Module) -> nn.Conv2d:
-    """The convolution itself, whatever has been inserted before it."""
+    """Return the layer's own convolution; layers inserted before it come first."""
     return [module for module in layer.modules() if isinstance(module, nn.Conv2d)][-1]

@@ -1,4 +1,4 @@
-"""A multilayer perceptron made of ordinary layers."""
+"""A multilayer perceptron of ordinary layers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ Activation = str | Callable[..., nn.Module]
 class MLP(nn.Module):
     """Linear maps with activations between them, (..., in_features) to (..., out_features).
 
-    Each hidden layer is Linear, then BatchNorm1d if asked for, then the activation, then Dropout if asked for; all
-    of them lie in `body`, an `nn.Sequential`.
+    A hidden layer is Linear, optionally BatchNorm1d, the activation, and optionally Dropout. All of them are in `body`,
+    an `nn.Sequential`.
 
     Args:
         in_features: size of the input.
-        hidden: widths of the hidden layers; `()` leaves one linear map.
+        hidden: widths of the hidden layers; `()` for a single linear map.
         out_features: size of the output.
-        activation: a name in any case (`relu`, `tanh`, `rational`, ...), a module class, or a function that makes
-            one; what takes `num_parameters` (Rational, PReLU) gets the layer's width.
-        norm: `"batch"` or None.
-        dropout: probability in [0, 1) with which a hidden unit is dropped in training.
-        shortcut: whether the inputs also reach the outputs through one linear map of their own, `shortcut`, that starts
-            at zero; hidden units are then left with what is not linear. Needs a hidden layer.
+        activation: a name in any case (`relu`, `tanh`, `rational`, ...), a module class, or a function that creates a
+            module. If it takes `num_parameters` (Rational, PReLU), it is given the width of the layer.
+        norm: `"batch"` for BatchNorm1d, or None.
+        dropout: probability in [0, 1) of dropping a hidden unit in training.
+        shortcut: True for a second, linear path from the inputs to the outputs, `shortcut`, which starts at zero.
+            Hidden units then only need to learn what isn't linear. Ignored without a hidden layer.
 
     Raises:
         SennError: an argument is out of range.
+
+    >>> import torch
+    >>> model = MLP(4, (8, 8), 2, activation="tanh")
+    >>> model.hidden, model(torch.zeros(3, 4)).shape
+    ((8, 8), torch.Size([3, 2]))
     """
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
@@ -77,18 +82,18 @@ class MLP(nn.Module):
 
     @property
     def hidden(self) -> tuple[int, ...]:
-        """Widths of the hidden layers as they are now: the rows of every linear map but the last, in order."""
+        """Current widths of the hidden layers: the rows of every linear map but the last, in order."""
         linears = [module for module in self.body.modules() if isinstance(module, nn.Linear)]
         return tuple(linear.weight.shape[0] for linear in linears[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs, (..., out_features), without a final activation."""
+        """Compute the outputs, (..., out_features), without a final activation."""
         output: Tensor = self.body(x)
         return output if self.shortcut is None else output + self.shortcut(x)
 
 
 def _factory(activation: Activation) -> Callable[[int], nn.Module]:
-    """A function from a width to a fresh activation module."""
+    """Return a function that creates an activation for a layer of a given width."""
     maker = activation_class(activation) if isinstance(activation, str) else activation
     if "num_parameters" in inspect.signature(maker).parameters:
         return lambda width: maker(num_parameters=width)

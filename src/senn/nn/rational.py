@@ -1,4 +1,4 @@
-"""The rational activation: a per-unit non-linearity that can be the identity."""
+"""The rational activation: a per-unit nonlinearity that includes the identity."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ class Rational(nn.Module):
 
         sigma(x) = (l x + (c + 2 v x) / (1 + x^2)) / sqrt(v^2 + c^2 + l^2)
 
-    Each unit has its own v, c, l, and only their ratio matters. With v = c = 0, l = 1 the unit is the
-    identity, so that a layer can be inserted without changing the function (Mitchell et al., Self-Expanding
-    Neural Networks, arXiv 2307.04526). A unit whose three parameters are all zero outputs zero.
+    Each unit has its own v, c and l, of which only the ratio matters. With v = c = 0 and l = 1 it is the identity, so a
+    layer can be inserted without changing the network's function (Mitchell et al. 2023, *Self-Expanding Neural
+    Networks*, arXiv 2307.04526, section 3.1). A unit whose three parameters are all zero outputs zero.
 
     Args:
         num_parameters: number of units, the size of the input's last dimension.
-        device: where the parameters live.
-        dtype: their floating-point type.
+        device: device of the parameters; None for the default.
+        dtype: floating-point type of the parameters; None for the default.
 
     Attributes:
-        v: (num_parameters,) size of the odd bump.
-        c: (num_parameters,) size of the even bump.
-        l: (num_parameters,) slope far from zero.
+        v: sizes of the odd bump, (num_parameters,).
+        c: sizes of the even bump, (num_parameters,).
+        l: slopes far from zero, (num_parameters,).
+
+    Raises:
+        SennError: `num_parameters` is no whole number of at least 1, or an input has another last dimension.
 
     >>> Rational.identity(2)(torch.tensor([[-3.0, 0.5]]))
     tensor([[-3.0000,  0.5000]], grad_fn=<DivBackward0>)
@@ -47,7 +50,13 @@ class Rational(nn.Module):
     def identity(
         cls, num_parameters: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Rational:
-        """A Rational with v = c = 0 and l = 1: it returns its input."""
+        """Create a Rational with v = c = 0 and l = 1, which returns its input.
+
+        Args:
+            num_parameters: number of units.
+            device: device of the parameters; None for the default.
+            dtype: floating-point type of the parameters; None for the default.
+        """
         module = cls(num_parameters, device=device, dtype=dtype)
         with torch.no_grad():
             module.v.zero_()
@@ -56,22 +65,26 @@ class Rational(nn.Module):
         return module
 
     def reset_parameters(self) -> None:
-        """Draw v, c and l from the standard normal: uniform over the shapes, since only ratios matter."""
+        """Sample v, c and l from the standard normal: uniform over all shapes, since only ratios matter."""
         for parameter in (self.v, self.c, self.l):
             nn.init.normal_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply each unit's function to its entry of the last dimension."""
+        """Apply each unit's function to its entry of the last dimension.
+
+        Raises:
+            SennError: the last dimension isn't the number of units.
+        """
         if x.shape[-1] != self.v.shape[0]:
             raise SennError(
                 f"Rational has {self.v.shape[0]} units, but the last dimension of its input {tuple(x.shape)} has "
-                f"{x.shape[-1]}."
+                f"{x.shape[-1]}"
             )
         square = self.v**2 + self.c**2 + self.l**2
-        # At v = c = l = 0 any finite length gives the output 0; 1 keeps the gradient finite too.
+        # At v = c = l = 0 any finite length gives the output 0; a length of 1 keeps the gradient finite as well.
         length = torch.where(square > 0, square, torch.ones_like(square)).sqrt()
         return (self.l * x + (self.c + 2 * self.v * x) / (1 + x**2)) / length
 
     def extra_repr(self) -> str:
-        """Shown by print."""
+        """Return what `print` shows inside the parentheses."""
         return f"num_parameters={self.num_parameters}"

@@ -1,4 +1,4 @@
-"""A branch beside the identity."""
+"""A residual branch: the input plus what a module makes of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """x + branch(x); the branch keeps the shape of its input.
+    """Residual connection x + branch(x).
 
-    A branch whose last layer is zero leaves the function of a network as it was wherever it is put.
+    A branch whose last layer is zero can be inserted anywhere without changing the network's function.
 
     Args:
         branch: any module that maps a tensor to one of the same shape.
+
+    >>> import torch
+    >>> Residual(torch.nn.Identity())(torch.tensor([1.0, 2.0]))
+    tensor([2., 4.])
     """
 
     def __init__(self, branch: nn.Module) -> None:
@@ -19,6 +23,6 @@ class Residual(nn.Module):
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input plus the branch's output."""
+        """Return the input plus the branch's output."""
         output: Tensor = x + self.branch(x)
         return output
