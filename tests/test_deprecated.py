@@ -92,6 +92,22 @@ def test_old_keywords_are_understood():
         assert senn.PricePolicy(keep=2.0).retention_factor == 2.0
 
 
+FUNCTIONS_IN = ("surgery", "verification", "kfac.factors", "graph", "training", "training.image_training")
+
+
+@pytest.mark.parametrize("name", _deprecated.KEYWORDS)
+def test_old_keywords_of_functions_are_understood(name):
+    homes = [importlib.import_module(f"senn.{module}") for module in FUNCTIONS_IN]
+    function = next(getattr(home, name) for home in homes if hasattr(home, name))
+    known = inspect.signature(function).parameters
+    for old, new in _deprecated.KEYWORDS[name].items():
+        assert new in known
+        assert old not in known
+        said = rf"{name}\({old}=\) is now {name}\({new}=\)"
+        with pytest.warns(DeprecationWarning, match=said), pytest.raises(TypeError):
+            function(**{old: None}, no_such_argument=1)
+
+
 def test_a_keyword_under_both_names_is_refused():
     with (
         pytest.warns(DeprecationWarning, match="ascent"),
@@ -125,6 +141,7 @@ def test_a_warning_points_at_the_caller():
 def test_the_changelog_lists_every_old_name():
     table = (ROOT / "CHANGELOG.md").read_text()
     olds = [*_deprecated.MODULES, *(old for _, old, _ in NAMES), *(old for _, old, _ in MEMBERS)]
+    olds += [old for names in _deprecated.KEYWORDS.values() for old in names]
     assert [old for old in olds if f"`{old}`" not in table] == []
 
 

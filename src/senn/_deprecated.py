@@ -31,6 +31,7 @@ MODULES = {
     "senn.curvature.factors": "senn.kfac.factors",
     "senn.curvature.output": "senn.kfac.loss_metric",
     "senn.scores": "senn.scoring.formulas",
+    "senn.drawn": "senn.html",
     "senn.policy": "senn.policies",
     "senn.proposals": "senn.candidates.candidate_config",
     "senn.persistence": "senn.checkpoint",
@@ -189,9 +190,24 @@ MEMBERS: dict[str, dict[str, str]] = {
     "Insert": {"site": "insertion_point"},
 }
 
+# Function (its name is unique in senn) -> its keywords that had another name.
+KEYWORDS: dict[str, dict[str, str]] = {
+    "apply_moves": {"structure": "graph"},
+    "explain": {"structure": "graph"},
+    "kronecker_factors": {"dz": "output_grad", "s": "pseudo_grad"},
+    "new_parameters": {"structure": "graph"},
+    "owned_columns": {"slot": "coupled", "taps": "kernel_numel"},
+    "parameters_per_unit": {"space": "group"},
+    "train": {"keeper": "checkpointer"},
+    "train_images": {"keeper": "checkpointer"},
+    "transaction": {"structure": "graph"},
+}
+
 SPELLINGS: dict[str, dict[str, str]] = {
     "senn": {"analyse": "analyze"},
     "senn.graph": {"analyse": "analyze"},
+    "senn.data.images": {"read_labelled_idx": "read_labeled_idx"},
+    "senn.integrations.transformers": {"labelled": "labeled"},
     "Visit": {"normalises": "normalizes"},
 }
 """Module or class -> British spellings of its names: kept, without a warning."""
@@ -292,6 +308,11 @@ def aliased(cls: type[T]) -> type[T]:
     if renamed and "__init__" in vars(cls):
         setattr(cls, "__init__", _keywords(vars(cls)["__init__"], renamed, cls.__name__))  # noqa: B010
     return cls
+
+
+def keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Give a function its old keywords, as `KEYWORDS` has them."""
+    return _keywords(function, KEYWORDS[function.__name__], function.__name__)
 
 
 class Renamed:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from resume_cases import TABLE, MemoryKeeper, X, Y
+from resume_cases import TABLE, MemoryCheckpointer, X, Y
 from sklearn.datasets import load_digits
 
 from senn.checkpoint.model_state import packed, unpacked
@@ -39,10 +39,10 @@ CASES = {
 }
 
 
-def fitted(recipe, how, keeper=None, callbacks=()):
+def fitted(recipe, how, checkpointer=None, callbacks=()):
     if how is train_images:
-        return how(PIXELS, Y, classes=10, recipe=recipe, keeper=keeper, callbacks=callbacks)
-    return how(X, Y, task="classification", outputs=10, recipe=recipe, keeper=keeper, callbacks=callbacks)
+        return how(PIXELS, Y, classes=10, recipe=recipe, checkpointer=checkpointer, callbacks=callbacks)
+    return how(X, Y, task="classification", outputs=10, recipe=recipe, checkpointer=checkpointer, callbacks=callbacks)
 
 
 def told(run):
@@ -53,15 +53,15 @@ def told(run):
 @pytest.mark.parametrize("name", CASES)
 def test_whatever_the_state_the_end_is_the_same(name):
     recipe, how = CASES[name]
-    whole = fitted(recipe, how, keeper := MemoryKeeper(wanted=(1, 7, 14, 40)))
+    whole = fitted(recipe, how, checkpointer := MemoryCheckpointer(wanted=(1, 7, 14, 40)))
     assert any(record["event"] == "growth" for record in whole.history)
-    assert len(keeper.kept) >= 3
-    for document, numbers in keeper.kept:
+    assert len(checkpointer.kept) >= 3
+    for document, numbers in checkpointer.kept:
         heard = Callback()
         started = []
         heard.on_start = started.append
         state = unpacked(document, numbers, Path("state"))
-        run = fitted(recipe, how, again := MemoryKeeper(state), [heard])
+        run = fitted(recipe, how, again := MemoryCheckpointer(state), [heard])
         assert repr(told(run)) == repr(told(whole))
         assert again.restarted == run.history[: len(again.restarted)]
         assert started == [run.history[0]]
@@ -71,7 +71,7 @@ def test_whatever_the_state_the_end_is_the_same(name):
 
 
 def test_keeping_the_state_changes_nothing():
-    kept = fitted(TABLE, train, MemoryKeeper(wanted=(3, 9)))
+    kept = fitted(TABLE, train, MemoryCheckpointer(wanted=(3, 9)))
     assert repr(told(kept)) == repr(told(fitted(TABLE, train)))
 
 
@@ -124,9 +124,9 @@ def test_a_nesting_comes_back_as_it_was():
     ],
 )
 def test_what_is_no_state_of_such_a_run_is_refused(change):
-    keeper = MemoryKeeper(wanted=(3,))
-    fitted(replace(TABLE, epochs=1), train, keeper)
-    state = unpacked(*keeper.kept[0], Path("state"))
+    checkpointer = MemoryCheckpointer(wanted=(3,))
+    fitted(replace(TABLE, epochs=1), train, checkpointer)
+    state = unpacked(*checkpointer.kept[0], Path("state"))
     change(state)
     with pytest.raises(SennError):
-        fitted(replace(TABLE, epochs=1), train, MemoryKeeper(state))
+        fitted(replace(TABLE, epochs=1), train, MemoryCheckpointer(state))

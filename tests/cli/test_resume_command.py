@@ -331,9 +331,12 @@ def test_a_disk_that_is_really_full(tmp_path, whole, capsys):
 
 def test_what_a_forged_checkpoint_brings_about_is_one_sentence():
     """Wherever it shows, in training or when the network is scored; a fault without a checkpoint stays what it is."""
-    keeper = SimpleNamespace(state={"step": 1}, communicator=Communicator())
-    with pytest.raises(SennError, match="can't go on from its checkpoint: IndexError: out of range"), _going_on(keeper):
+    checkpointer = SimpleNamespace(state={"step": 1}, communicator=Communicator())
+    with (
+        pytest.raises(SennError, match="can't go on from its checkpoint: IndexError: out of range"),
+        _going_on(checkpointer),
+    ):
         raise IndexError("out of range")
-    keeper.state = None
-    with pytest.raises(IndexError), _going_on(keeper):
+    checkpointer.state = None
+    with pytest.raises(IndexError), _going_on(checkpointer):
         raise IndexError("out of range")

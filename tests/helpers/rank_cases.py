@@ -224,9 +224,11 @@ def fit(communicator: Communicator) -> dict[str, Any]:
     weight = torch.rand(len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows = Rows(x=x[:90], y=y[:90], weight=weight[:90] / weight[:90].mean())
     held_out = Rows(x=x[90:], y=y[90:])
-    keeper = WorkerCheckpointer(communicator, Signals(), None)
+    checkpointer = WorkerCheckpointer(communicator, Signals(), None)
     generator = torch.Generator().manual_seed(2)
-    run = fit_model(model, rows, held_out, task="classification", recipe=recipe, generator=generator, keeper=keeper)
+    run = fit_model(
+        model, rows, held_out, task="classification", recipe=recipe, generator=generator, checkpointer=checkpointer
+    )
     losses = [record["train_loss"] for record in run.history if record["event"] == "epoch"]
     state = {"weights": model.state_dict(), "step": 3, "losses": losses}
     sent = shared_state(communicator, state if communicator.rank == 0 else None, Path())

@@ -1,4 +1,4 @@
-"""Shared by several test files: TABLE, MemoryKeeper, X, Y."""
+"""Shared by several test files: TABLE, MemoryCheckpointer, X, Y."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -25,7 +25,7 @@ TABLE = TrainConfig(
 )
 
 
-class MemoryKeeper:
+class MemoryCheckpointer:
     """Keeps the states of some steps, as they would lie on a disk."""
 
     def __init__(self, state=None, wanted=()):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from resume_cases import TABLE, MemoryKeeper, X, Y
+from resume_cases import TABLE, MemoryCheckpointer, X, Y
 
 from senn.errors import SennError
 from senn.policies import PricePolicy
@@ -26,9 +26,9 @@ class Heard(Callback):
         self.faults.append(record)
 
 
-def fit(recipe, x=X, keeper=None, callback=None):
+def fit(recipe, x=X, checkpointer=None, callback=None):
     callbacks = [] if callback is None else [callback]
-    return train(x, Y, task="classification", outputs=10, recipe=recipe, callbacks=callbacks, keeper=keeper)
+    return train(x, Y, task="classification", outputs=10, recipe=recipe, callbacks=callbacks, checkpointer=checkpointer)
 
 
 def test_statistics_that_explode_cost_their_round():
@@ -89,25 +89,25 @@ def test_a_factorisation_that_fails_in_a_step_ends_the_run_with_the_best_net():
 
 def test_no_checkpoint_holds_a_network_that_has_diverged():
     """The states before are good, and the run says that there are no more."""
-    keeper = MemoryKeeper(wanted=range(1, 99))
-    run = fit(replace(TABLE, optimizer="sgd", lr=1e38, grow=False), keeper=keeper)
+    checkpointer = MemoryCheckpointer(wanted=range(1, 99))
+    run = fit(replace(TABLE, optimizer="sgd", lr=1e38, grow=False), checkpointer=checkpointer)
     assert "not finite" in run.history[-1]["reason"]
     faults = [record["text"] for record in run.history if record["event"] == "fault"]
     assert faults
     assert all("no checkpoint was written: " in text and "NaN or infinity" in text for text in faults)
-    assert len(keeper.kept) + len(faults) == keeper.asked
+    assert len(checkpointer.kept) + len(faults) == checkpointer.asked
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_itself_alone():
-    class Full(MemoryKeeper):
+    class Full(MemoryCheckpointer):
         def save(self, state):
             if self.asked != 5:
                 super().save(state)
                 return
             raise (OSError(28, "No space left on device") if len(self.kept) else SennError("no"))
 
-    run = fit(TABLE, keeper=(keeper := Full(wanted=(2, 5, 8))))
-    assert len(keeper.kept) == 2
+    run = fit(TABLE, checkpointer=(checkpointer := Full(wanted=(2, 5, 8))))
+    assert len(checkpointer.kept) == 2
     assert [record["text"] for record in run.history if record["event"] == "fault"] == [
         "no checkpoint was written: [Errno 28] No space left on device"
     ]

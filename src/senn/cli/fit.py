@@ -60,11 +60,11 @@ def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
     except SennError:
         return 2  # the first process says why
     with Signals() as signals:
-        keeper = WorkerCheckpointer(
+        checkpointer = WorkerCheckpointer(
             communicator, signals, shared_state(communicator, None, arguments.resume or arguments.out or Path())
         )
         with signals.between_steps():
-            trained = preparation.train((), keeper)
+            trained = preparation.train((), checkpointer)
         signals.ignore_further()
     return signals.code if trained.interrupted else 0
 
@@ -91,17 +91,20 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
     with Signals() as signals, ExitStack() as stack:
         with communicator.fail_together("open the folder"):
             folder = stack.enter_context(RunFolder(out, overwrite=arguments.overwrite, resume=saved is not None))
-            keeper = _open_run(folder, signals, options, preparation, is_resumed=saved is not None)
-        keeper.communicator, keeper.state = communicator, shared_state(communicator, keeper.state, out)
+            checkpointer = _open_run(folder, signals, options, preparation, is_resumed=saved is not None)
+        checkpointer.communicator, checkpointer.state = (
+            communicator,
+            shared_state(communicator, checkpointer.state, out),
+        )
         say(preparation.line())
-        for note in [*preparation.notes, *keeper.notes]:
+        for note in [*preparation.notes, *checkpointer.notes]:
             say(f"note: {note}")
-        earlier = (keeper.state or {}).get("history", ())
+        earlier = (checkpointer.state or {}).get("history", ())
         with signals.between_steps(), watching(arguments, preparation.name, say, earlier) as watch:
-            trained = _train(preparation, console, keeper, watch)
+            trained = _train(preparation, console, checkpointer, watch)
         signals.ignore_further()  # writing takes a moment only
         nothing: dict[str, float | None] = {}
-        with _going_on(keeper):
+        with _going_on(checkpointer):
             scores = signals.run_interruptible(SCORED, lambda: preparation.test(trained.model), nothing)
         results = _results(preparation, trained, scores)
         written = not (trained.interrupted and folder.replaces_another)
@@ -126,11 +129,13 @@ def _open_run(
         return FolderCheckpointer(folder, signals)
     if folder.about.get("data") != about["data"]:
         raise SennError(f"the data of the run in {str(folder.path)!r} have changed since: it can't go on with others")
-    keeper = FolderCheckpointer(folder, signals, resume=True)
+    checkpointer = FolderCheckpointer(folder, signals, resume=True)
     for name in ("versions", "threads"):
         if folder.about.get(name) != about[name]:
-            keeper.notes.append(f"{name} are others than at the beginning, so the last digits may differ from now on")
-    return keeper
+            checkpointer.notes.append(
+                f"{name} are others than at the beginning, so the last digits may differ from now on"
+            )
+    return checkpointer
 
 
 def _prepare(options: FitOptions) -> Prepared:
@@ -148,28 +153,30 @@ class _Speaker:
 
 
 @contextmanager
-def _going_on(keeper: FolderCheckpointer) -> Iterator[None]:
+def _going_on(checkpointer: FolderCheckpointer) -> Iterator[None]:
     """One sentence for what comes of a checkpoint that holds something else than was written."""
     try:
         yield
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         if (
-            isinstance(error, SennError) and not keeper.communicator.is_single and keeper.folder.has_checkpoint
+            isinstance(error, SennError)
+            and not checkpointer.communicator.is_single
+            and checkpointer.folder.has_checkpoint
         ):  # a lost process
-            raise type(error)(f"{error}; to go on: senn fit --resume {keeper.folder.path}") from error
-        if keeper.state is None or isinstance(error, SennError):
+            raise type(error)(f"{error}; to go on: senn fit --resume {checkpointer.folder.path}") from error
+        if checkpointer.state is None or isinstance(error, SennError):
             raise
         what = f"{type(error).__name__}: {first_line(error)}"
         raise SennError(f"the run can't go on from its checkpoint: {what}") from error
 
 
 def _train(
-    preparation: Prepared, console: Console, keeper: FolderCheckpointer, watch: Sequence[Callback]
+    preparation: Prepared, console: Console, checkpointer: FolderCheckpointer, watch: Sequence[Callback]
 ) -> TrainResult:
     callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
     try:
-        with _going_on(keeper):
-            return preparation.train((callback, *watch), keeper)
+        with _going_on(checkpointer):
+            return preparation.train((callback, *watch), checkpointer)
     finally:
         if isinstance(callback, LiveCallback):
             callback.stop()

@@ -132,7 +132,7 @@ class ImagePreparation:
         parts = self.train_part, self.test_part
         return checksum_of(self.record(), *(array for part in parts for array in (part.pixels, part.labels)))
 
-    def train(self, callbacks: Sequence[Callback], keeper: Checkpointer | None = None) -> TrainResult:
+    def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
         """A network."""
         return train_images(
             _tensor(planes(self.train_part)),
@@ -142,7 +142,7 @@ class ImagePreparation:
             flip=self.encoder.flip,
             recipe=self.recipe,
             callbacks=callbacks,
-            keeper=keeper,
+            checkpointer=checkpointer,
         )
 
     def test(self, model: nn.Module) -> dict[str, float | None]:

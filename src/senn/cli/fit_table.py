@@ -67,7 +67,7 @@ class Prepared(Protocol):
     def digest(self) -> str:
         """A checksum of the data as numbers and of how they were made."""
 
-    def train(self, callbacks: Sequence[Callback], keeper: Checkpointer | None = None) -> TrainResult:
+    def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
         """A network."""
 
     def test(self, model: nn.Module) -> dict[str, float | None]:
@@ -142,11 +142,17 @@ class Preparation:
         """A checksum of the data as numbers and of how they were made."""
         return checksum_of(self.record(), self.x, self.y, self.x_test, self.y_test)
 
-    def train(self, callbacks: Sequence[Callback], keeper: Checkpointer | None = None) -> TrainResult:
+    def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
         """A network."""
         outputs = self.encoder.target.outputs
         return train(
-            self.x, self.y, task=self.task, outputs=outputs, recipe=self.recipe, callbacks=callbacks, keeper=keeper
+            self.x,
+            self.y,
+            task=self.task,
+            outputs=outputs,
+            recipe=self.recipe,
+            callbacks=callbacks,
+            checkpointer=checkpointer,
         )
 
     def test(self, model: nn.Module) -> dict[str, float | None]:

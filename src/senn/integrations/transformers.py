@@ -11,14 +11,14 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from senn import atomic_files
+from senn import _deprecated, atomic_files
 from senn.checkpoint import (
     ModuleSnapshot,
     describe_shapes,
@@ -42,6 +42,10 @@ __all__ = [
     "load",
     "save",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)
+
 
 try:
     import safetensors.torch

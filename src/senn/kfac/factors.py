@@ -120,6 +120,7 @@ class KroneckerFactors:
         return _mean(self.grad_cov, self.rows)
 
 
+@_deprecated.keywords
 def kronecker_factors(
     a: Tensor,
     output_grad: Tensor,

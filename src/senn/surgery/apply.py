@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from senn import _deprecated
 from senn.errors import SennError, UnsupportedError
 from senn.graph.types import DependencyGraph, get_tensor
 from senn.pytree import Inputs
@@ -23,6 +24,7 @@ from senn.surgery.repeat import Addition, insert_copy_after
 from senn.surgery.undo import Inserted, Resized, UndoLog
 
 
+@_deprecated.keywords
 def apply_moves(
     model: nn.Module, moves: Sequence[Move], graph: DependencyGraph, *, probe: Inputs | None = None
 ) -> UndoLog:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from senn import _deprecated
 from senn.errors import SennError, UnsupportedError
 from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, LinearMap, owned_columns
 from senn.surgery.index_maps import IndexMapBuilder
@@ -209,6 +210,7 @@ def _plan_attributes(result: SurgeryPlan, group: ChannelGroup, units: int) -> No
 # -- parameters that moves cost
 
 
+@_deprecated.keywords
 def parameters_per_unit(model: nn.Module, group: ChannelGroup) -> int:
     """Return how many parameters one more unit brings, consumers' columns included.
 
@@ -219,6 +221,7 @@ def parameters_per_unit(model: nn.Module, group: ChannelGroup) -> int:
     return _added_parameters(model, group, 1)
 
 
+@_deprecated.keywords
 def new_parameters(model: nn.Module, graph: DependencyGraph, move: Move) -> int:
     """Return by how many a move changes the number of parameters; negative for a Prune.
 

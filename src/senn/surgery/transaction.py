@@ -85,6 +85,7 @@ class Receipt:
         return watched
 
 
+@_deprecated.keywords
 def transaction(
     model: nn.Module,
     moves: Sequence[Move],

@@ -120,6 +120,7 @@ def _stage_count(side: int) -> int:
     return 1 + max(0, halvings)
 
 
+@_deprecated.keywords
 def train_images(
     pixels: Tensor,
     labels: Tensor,
@@ -131,7 +132,7 @@ def train_images(
     recipe: TrainConfig | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     callbacks: Sequence[Callback] = (),
-    keeper: Checkpointer | None = None,
+    checkpointer: Checkpointer | None = None,
     device: torch.device | str | None = None,
 ) -> TrainResult:
     """Train a conv net that finds its own widths on images held in memory.
@@ -150,7 +151,7 @@ def train_images(
         validation: pixels and labels to validate on; None to hold out `recipe.validation_fraction` of the images,
             classes in proportion.
         callbacks: listeners to the records.
-        keeper: saves the state of the run, and has the state to resume from, if any; None to save nothing.
+        checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
         device: where to train; None for a GPU if there is one. The network that is returned is on the CPU.
 
     Returns:
@@ -188,7 +189,7 @@ def train_images(
             generator=generator,
             callbacks=callbacks,
             inputs=inputs,
-            keeper=keeper,
+            checkpointer=checkpointer,
         )
     run.model.to("cpu")
     return run

@@ -36,7 +36,7 @@ def fit_model(
     generator: torch.Generator,
     callbacks: Sequence[Callback] = (),
     inputs: Inputs | None = None,
-    keeper: Checkpointer | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> TrainResult:
     """Train and grow an existing model on rows that are split already.
 
@@ -51,7 +51,7 @@ def fit_model(
         generator: source of the order of the rows, and of augmentation.
         callbacks: listeners to the records.
         inputs: how the model reads the inputs of rows; None to take them as they are.
-        keeper: saves the state of the run, and has the state to resume from, if any; None to save nothing.
+        checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
 
     Returns:
         The best network, and the history of the run.
@@ -69,7 +69,7 @@ def fit_model(
         generator=generator,
         callbacks=callbacks,
         inputs=inputs or Inputs(),
-        keeper=keeper,
+        checkpointer=checkpointer,
     )
     return training.run()
 
@@ -93,15 +93,15 @@ class Training:
         generator: torch.Generator,
         callbacks: Sequence[Callback],
         inputs: Inputs,
-        keeper: Checkpointer | None,
+        checkpointer: Checkpointer | None,
     ) -> None:
         started = time.perf_counter()
-        self.keeper, self.device = keeper, rows.x.device
+        self.checkpointer, self.device = checkpointer, rows.x.device
         self.model, self.rows, self.held_out = model, rows, held_out
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
         self.inputs = inputs
         config = recipe.plan(len(rows))
-        communicator = None if keeper is None else keeper.communicator
+        communicator = None if checkpointer is None else checkpointer.communicator
         self.learner = TrainStep(model, recipe, task, samples=len(rows), communicator=communicator)
         self.recorder = RoundRecorder(self.learner, self.tell, widths_before=True)
         # The accuracy is what counts, but it is a coarse figure: on 1,000 rows its standard error is 1 %, on fewer the
@@ -115,9 +115,9 @@ class Training:
 
     def run(self) -> TrainResult:
         """Train until all epochs are done, or one of the other reasons to stop."""
-        if self.keeper is not None and self.keeper.state is not None:
-            self.load_state_dict(self.keeper.state)
-            self.keeper.restart(self.state.history)
+        if self.checkpointer is not None and self.checkpointer.state is not None:
+            self.load_state_dict(self.checkpointer.state)
+            self.checkpointer.restart(self.state.history)
             for callback in self.callbacks:
                 callback.on_start(self.state.history[0])
         else:
@@ -148,7 +148,7 @@ class Training:
         is_finite = not state.epoch_step or self.round()
         for batch in batches[state.epoch_step :] if is_finite else ():
             self.learner.set_lr(self.recipe.lr_factor(state.step / state.config.steps))
-            stop = self.keeper is not None and self.keeper.stopping
+            stop = self.checkpointer is not None and self.checkpointer.stopping
             state.losses.append(self.learner.step(*self.inputs.training(batch, self.generator), stop=stop))
             state.step += 1
             state.epoch_step += 1
@@ -173,7 +173,7 @@ class Training:
         if not self.rounds.waiting(self.state.step):
             return True
         # A round may take longer than an interrupted run has time for: its state before the round is at hand then.
-        if self.keeper is not None:
+        if self.checkpointer is not None:
             with suppress(SennError):
                 self._before_round = self.state_dict()
         moves = self.rounds.due(self.state.step)
@@ -189,11 +189,11 @@ class Training:
         Raises:
             KeyboardInterrupt: the run is to stop; its state is saved.
         """
-        if self.keeper is None:
+        if self.checkpointer is None:
             return
         # Of several processes all must stop after the same step: they know from the step itself.
-        stopping = self.keeper.stopping if self.learner.communicator.is_single else self.learner.stopping
-        if stopping or self.keeper.is_due():
+        stopping = self.checkpointer.stopping if self.learner.communicator.is_single else self.learner.stopping
+        if stopping or self.checkpointer.is_due():
             self.keep()
             if stopping:
                 raise KeyboardInterrupt
@@ -232,9 +232,9 @@ class Training:
 
     def keep(self, state: State | None = None) -> None:
         """Save a state, by default the current one; training goes on if that fails."""
-        assert self.keeper is not None
+        assert self.checkpointer is not None
         try:
-            self.keeper.save(state or self.state_dict())
+            self.checkpointer.save(state or self.state_dict())
         except (SennError, OSError) as error:
             self.tell(fault_record(f"no checkpoint was written: {error}", self.state.epoch, self.state.step))
 
@@ -271,8 +271,8 @@ class Training:
     def tell(self, record: Record) -> None:
         """Append a record to the history and tell the callbacks."""
         self.state.history.append(record)
-        if self.keeper is not None:
-            self.keeper.record(record)
+        if self.checkpointer is not None:
+            self.checkpointer.record(record)
         for callback in self.callbacks:
             getattr(callback, f"on_{record['event']}")(record)
 
@@ -355,8 +355,8 @@ class Training:
 
     def finish(self, interrupted: bool) -> TrainResult:
         """Record how the run ended, and return its result with the best network."""
-        if self.keeper is not None:
-            self.keeper.end()
+        if self.checkpointer is not None:
+            self.checkpointer.end()
         best = self.state.best
         model = best.model.eval()
         run = TrainResult(

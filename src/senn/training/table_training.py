@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from senn import _deprecated
 from senn.errors import SennError
 from senn.training.batches import partition
 from senn.training.callbacks import Callback
@@ -17,6 +18,7 @@ from senn.training.train_result import TrainResult
 from senn.training.train_step import build_model
 
 
+@_deprecated.keywords
 def train(
     x: Tensor,
     y: Tensor,
@@ -27,7 +29,7 @@ def train(
     sample_weight: Tensor | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     callbacks: Sequence[Callback] = (),
-    keeper: Checkpointer | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> TrainResult:
     """Train a network that finds its own size on a table held in memory.
 
@@ -44,7 +46,7 @@ def train(
         validation: x and y of rows to validate on; None to hold out `recipe.validation_fraction` of the rows, classes
             in proportion.
         callbacks: listeners to the records.
-        keeper: saves the state of the run, and has the state to resume from, if any; None to save nothing.
+        checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
 
     Returns:
         The best network, and the history of the run.
@@ -82,7 +84,7 @@ def train(
             recipe=recipe,
             generator=generator,
             callbacks=callbacks,
-            keeper=keeper,
+            checkpointer=checkpointer,
         )
 
 

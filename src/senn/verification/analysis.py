@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from senn import _deprecated
 from senn.graph.input_checks import check_inputs, check_model, ignored_modules
 from senn.graph.summary import Explanation, render
 from senn.graph.trace_graph import trace_graph
@@ -67,6 +68,7 @@ def analyze(
     return replace(graph, residual_blocks=tuple(blocks), refusals=(*graph.refusals, *refused))
 
 
+@_deprecated.keywords
 def explain(graph: DependencyGraph | nn.Module, inputs: Inputs | None = None) -> Explanation:
     """Explain in plain text what in a model can change size, and what can't and why.
 

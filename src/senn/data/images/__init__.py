@@ -1,5 +1,8 @@
 """Sets of labelled images: read safely from their public formats, decoded once, kept memory-mapped."""
 
+from typing import TYPE_CHECKING
+
+from senn import _deprecated
 from senn.data.images.collection import Collection, collect, is_images
 from senn.data.images.encoded import decode, read_parquet
 from senn.data.images.idx import read_idx, read_labeled_idx
@@ -23,3 +26,6 @@ __all__ = [
     "read_labeled_idx",
     "read_parquet",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)
