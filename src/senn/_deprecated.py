@@ -196,7 +196,6 @@ KEYWORDS: dict[str, dict[str, str]] = {
     "explain": {"structure": "graph"},
     "kronecker_factors": {"dz": "output_grad", "s": "pseudo_grad"},
     "new_parameters": {"structure": "graph"},
-    "owned_columns": {"slot": "coupled", "taps": "kernel_numel"},
     "parameters_per_unit": {"space": "group"},
     "train": {"keeper": "checkpointer"},
     "train_images": {"keeper": "checkpointer"},

@@ -376,7 +376,6 @@ def weight_matrix(model: nn.Module, one: LinearMap) -> Tensor:
     return weight.movedim((one.out_dim, one.in_dim), (0, 1)).flatten(1)
 
 
-@_deprecated.keywords
 def owned_columns(coupled: CoupledDim, kernel_numel: int) -> Tensor:
     """Return the columns of a consumer's weight matrix that each unit owns.
 
