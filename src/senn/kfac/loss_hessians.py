@@ -1,6 +1,9 @@
-"""Losses with a closed form: their values, gradient rows and curvatures at a network's outputs. Pure tensor maths.
+"""Losses with a closed form: values, gradient rows and Hessians at a network's outputs. Pure tensor math.
 
-Layout as in `output`: y (N, m), rows per sample and unaveraged, so that the loss is the mean of `LocalLoss.losses`.
+Notation as in `loss_metric`: outputs y are (N, m), rows are per sample and unaveraged, and the loss is the mean of
+`LocalLoss.losses`. For a likelihood of an exponential family in its natural parameters (cross-entropy of logits,
+squared error) H_i doesn't depend on the target. So it is the Fisher at y_i, and the generalized Gauss-Newton matrix is
+the Fisher matrix (Martens 2014, *New insights and perspectives on the natural gradient method*, arXiv 1412.1193).
 """
 
 from __future__ import annotations
@@ -19,117 +22,123 @@ from senn.errors import SennError, UnsupportedError
 Options = Mapping[str, Any]
 
 _LOGIT = 69.0
-"""Logits and log-probabilities are clamped here in curvatures: p >= 1e-30, so every bound is finite."""
+"""Logits and log-probabilities are clamped to this size in Hessians: p >= e^-69 = 1e-30, so every limit is finite.
+
+In float32 a p below 1e-38 would be zero, and g^2 / p infinite.
+"""
 
 
 class LossHessian(Protocol):
-    """H_i of every sample i, positive semidefinite."""
+    """Hessian H_i of every sample's loss with respect to its outputs, positive semidefinite."""
 
     def root(self, r: Tensor) -> Tensor:
-        """Rows R_i r_i with R_i R_i^T = H_i."""
+        """Multiply rows r (N, m) by a square root of H: R_i r_i with R_i R_i^T = H_i."""
 
     def product(self, u: Tensor) -> Tensor:
-        """Rows H_i u_i."""
+        """Multiply rows u (N, m) by H: H_i u_i."""
 
     def score_limit(self, gradient: Tensor) -> Tensor:
-        """Squares g_i^T H_i^+ g_i, (N,), float64."""
+        """Compute g_i^T H_i^+ g_i, (N,) float64, for gradient rows g; infinite where H lacks a direction of g."""
 
     def scaled(self, weight: Tensor) -> LossHessian:
-        """Rows w_i H_i."""
+        """Weight each sample, w_i H_i, by w (N,)."""
 
 
 def _ratio(square: Tensor, curvature: Tensor) -> Tensor:
-    """Square / curvature in float64, with 0 / 0 = 0."""
+    """Divide in float64, with 0 / 0 = 0: the pseudo-inverse."""
     return torch.where(square == 0, 0.0, square.double() / curvature.double())
 
 
 @dataclass(frozen=True, eq=False)
 class DiagonalHessian:
-    """H_i = diag(h_i), h (N, m)."""
+    """Diagonal Hessians H_i = diag(h_i), h (N, m)."""
 
     h: Tensor
 
     def root(self, r: Tensor) -> Tensor:
-        """Rows R_i r_i with R_i R_i^T = H_i."""
+        """Multiply rows r (N, m) by a square root of H: R_i r_i with R_i R_i^T = H_i."""
         return self.h.sqrt() * r
 
     def product(self, u: Tensor) -> Tensor:
-        """Rows H_i u_i."""
+        """Multiply rows u (N, m) by H: H_i u_i."""
         return self.h * u
 
     def score_limit(self, gradient: Tensor) -> Tensor:
-        """Squares g_i^T H_i^+ g_i, (N,), float64."""
+        """Compute g_i^T H_i^+ g_i, (N,) float64, for gradient rows g; infinite where H lacks a direction of g."""
         return _ratio(gradient**2, self.h).sum(1)
 
     def scaled(self, weight: Tensor) -> DiagonalHessian:
-        """Rows w_i H_i."""
+        """Weight each sample, w_i H_i, by w (N,)."""
         return DiagonalHessian(self.h * weight[:, None])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SoftmaxHessian:
-    """H_i = total_i (diag(p_i) - p_i p_i^T), p (N, m), total (N, 1)."""
+    """Hessians of a softmax likelihood, H_i = total_i (diag(p_i) - p_i p_i^T), p (N, m), total (N, 1)."""
 
     p: Tensor
     total: Tensor
 
     def root(self, r: Tensor) -> Tensor:
-        """Rows R_i r_i with R_i R_i^T = H_i."""
+        """Multiply rows r (N, m) by a square root of H: R_i r_i with R_i R_i^T = H_i."""
+        # R = diag(sqrt p) - p sqrt(p)^T, since R R^T = diag p - 2 p p^T + p (sum p) p^T = diag p - p p^T
         root = self.p.sqrt() * r
         return self.total.sqrt() * (root - self.p * root.sum(1, keepdim=True))
 
     def product(self, u: Tensor) -> Tensor:
-        """Rows H_i u_i."""
+        """Multiply rows u (N, m) by H: H_i u_i."""
         product = self.p * u
         return self.total * (product - self.p * product.sum(1, keepdim=True))
 
     def score_limit(self, gradient: Tensor) -> Tensor:
-        """Squares g_i^T H_i^+ g_i, (N,), float64."""
-        # diag(1/p) inverts H on the vectors that sum to zero; no output moves along p (log-probabilities).
+        """Compute g_i^T H_i^+ g_i, (N,) float64, for gradient rows g; infinite where H lacks a direction of g."""
+        # H ignores shifts of all logits. On vectors that sum to zero diag(1/p) inverts it; the part along p is taken
+        # off, since log-probabilities can't move that way.
         gradient = gradient - self.p * gradient.sum(1, keepdim=True)
         return _ratio(gradient**2, self.total * self.p).sum(1)
 
     def scaled(self, weight: Tensor) -> SoftmaxHessian:
-        """Rows w_i H_i."""
+        """Weight each sample, w_i H_i, by w (N,)."""
         return SoftmaxHessian(p=self.p, total=self.total * weight[:, None])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DenseHessian:
-    """H_i = V_i diag(e_i) V_i^T, vectors (N, m, m), values (N, m)."""
+    """Hessians of any other loss by their eigenvectors, H_i = V_i diag(e_i) V_i^T: V (N, m, m), e (N, m)."""
 
     vectors: Tensor
     values: Tensor
 
     def root(self, r: Tensor) -> Tensor:
-        """Rows R_i r_i with R_i R_i^T = H_i."""
+        """Multiply rows r (N, m) by a square root of H: R_i r_i with R_i R_i^T = H_i."""
         return torch.einsum("nij,nj->ni", self.vectors, self.values.sqrt() * r)
 
     def product(self, u: Tensor) -> Tensor:
-        """Rows H_i u_i."""
+        """Multiply rows u (N, m) by H: H_i u_i."""
         return torch.einsum("nij,nj,nkj,nk->ni", self.vectors, self.values, self.vectors, u)
 
     def score_limit(self, gradient: Tensor) -> Tensor:
-        """Squares g_i^T H_i^+ g_i, (N,), float64."""
-        along = torch.einsum("nij,ni->nj", self.vectors, gradient)
-        noise = torch.finfo(along.dtype).eps * len(along.mT) * gradient.norm(dim=1, keepdim=True)
-        return _ratio(torch.where(along.abs() <= 10 * noise, 0.0, along) ** 2, self.values).sum(1)
+        """Compute g_i^T H_i^+ g_i, (N,) float64, for gradient rows g; infinite where H lacks a direction of g."""
+        projected = torch.einsum("nij,ni->nj", self.vectors, gradient)
+        # Rounding leaves a part of g along eigenvectors of zero curvature, which would make the ratio infinite.
+        noise = torch.finfo(projected.dtype).eps * len(projected.mT) * gradient.norm(dim=1, keepdim=True)
+        return _ratio(torch.where(projected.abs() <= 10 * noise, 0.0, projected) ** 2, self.values).sum(1)
 
     def scaled(self, weight: Tensor) -> DenseHessian:
-        """Rows w_i H_i."""
+        """Weight each sample, w_i H_i, by w (N,)."""
         return DenseHessian(vectors=self.vectors, values=self.values * weight[:, None])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LocalLoss:
-    """One batch: losses l_i (N,), gradient rows (N, m), curvature."""
+    """A loss around the outputs of one batch: values l_i (N,), gradient rows (N, m) and Hessians."""
 
     losses: Tensor
     gradient: Tensor
     curvature: LossHessian
 
     def scaled(self, weight: Tensor) -> LocalLoss:
-        """The same batch with sample weights w (N,)."""
+        """Weight the samples of the batch by w (N,)."""
         return LocalLoss(
             losses=self.losses * weight,
             gradient=self.gradient * weight[:, None],
@@ -141,12 +150,12 @@ class LocalLoss:
 
 
 def _cross_entropy(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """Loss -sum_c q_c log p_c: gradient (sum q) p - q, H = (sum q)(diag p - p p^T)."""
+    """Loss -sum_c q_c log p_c with p = softmax(y): gradient (sum q) p - q, H = (sum q)(diag p - p p^T)."""
     y = _matrix(y, "cross_entropy")
     log_p = F.log_softmax(y, 1)
     q = _class_targets(y, target, options)
     total = q.sum(1, keepdim=True)
-    # 0 * -inf would be NaN where an output is -inf (a masked class).
+    # where, not a product: 0 * -inf would be NaN where an output is -inf (a masked class)
     losses = -torch.where(q == 0, 0.0, q * log_p).sum(1)
     return LocalLoss(
         losses=losses,
@@ -156,10 +165,10 @@ def _cross_entropy(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
 
 
 def _nll(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """Loss -sum_c q_c y_c with y = log p. Its Fisher is the one of cross-entropy, since p^T J = 0."""
+    """Loss -sum_c q_c y_c of log-probabilities y. Its Fisher is that of cross-entropy, since p^T J = 0."""
     y = _matrix(y, "nll_loss")
     if float(y.logsumexp(1).abs().max()) > 1e-2:
-        raise UnsupportedError("nll_loss needs log-probabilities as outputs, and these do not sum to one")
+        raise UnsupportedError("nll_loss needs log-probabilities as outputs, and these don't sum to one")
     q = _class_targets(y, target, options)
     losses = -torch.where(q == 0, 0.0, q * y).sum(1)
     return LocalLoss(
@@ -168,9 +177,10 @@ def _nll(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
 
 
 def _bce_with_logits(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """Loss 1/m sum w (a t log(1/p) + (1 - t) log(1/(1 - p))), a = pos_weight, p = sigmoid(y)."""
+    """Loss 1/m sum w (a t log(1/p) + (1 - t) log(1/(1 - p))) with a = pos_weight, p = sigmoid(y)."""
     y, t = _alike(y, target, "binary_cross_entropy_with_logits")
     scale = _broadcast(options["weight"], y, "weight") / y[0].numel()
+    # log(1/p) = softplus(-y), which doesn't overflow; H = w (a t + 1 - t) p (1 - p) / m
     positive = _broadcast(options["pos_weight"], y, "pos_weight") * t
     losses = scale * (positive * F.softplus(-y) + (1 - t) * F.softplus(y))
     gradient = scale * ((1 - t) * y.sigmoid() - positive * (-y).sigmoid())
@@ -182,11 +192,13 @@ def _bce_with_logits(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
 
 
 def _bce(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """The same with p = y. H = 1 / (p (1 - p)), the mean of d2l/dp2 over t ~ p: invariant to the link function."""
+    """Binary cross-entropy of probabilities p = y. H = 1 / (p (1 - p)), the mean of d2l/dp2 over t ~ p."""
     y, t = _alike(y, target, "binary_cross_entropy")
     if not bool(((y >= 0) & (y <= 1)).all()):
         raise SennError("binary_cross_entropy needs probabilities as outputs, and some lie outside [0, 1]")
     scale = _broadcast(options["weight"], y, "weight") / y[0].numel()
+    # The Fisher rather than d2l/dp2 itself: it makes scores those of the same net with logits as outputs. The floor
+    # stands where PyTorch's own gradient has it.
     variance = (y * (1 - y)).clamp_min(1e-12)
     losses = -scale * (t * y.log().clamp_min(-100) + (1 - t) * (1 - y).log().clamp_min(-100))
     gradient = scale * (y - t) / variance
@@ -198,7 +210,7 @@ def _bce(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
 
 
 def _mse(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """Loss |y - t|^2 / m: H = 2/m I (no 1/2 in PyTorch's squared error)."""
+    """Loss |y - t|^2 / m: gradient 2 (y - t) / m, H = 2/m I (PyTorch's squared error has no 1/2)."""
     y, t = _alike(y, target, "mse_loss")
     residual = (y - t).flatten(1)
     m = residual.shape[1]
@@ -222,7 +234,7 @@ def _matrix(y: Tensor, name: str) -> Tensor:
 
 
 def _alike(y: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of one shape, (N, 1) at least; nothing is broadcast silently."""
+    """Bring outputs and targets to one shape, (N, 1) at least; nothing is broadcast silently."""
     if y.shape != target.shape:
         raise SennError(f"{name} got outputs of shape {tuple(y.shape)} and targets of shape {tuple(target.shape)}")
     return (y[:, None], target[:, None].to(y)) if y.ndim == 1 else (y, target.to(y))
@@ -238,7 +250,7 @@ def _broadcast(option: Tensor | None, y: Tensor, name: str) -> Tensor:
 
 
 def _class_targets(y: Tensor, target: Tensor, options: Options) -> Tensor:
-    """Weights q (N, C) with loss = mean_i sum_c -q_ic log p_ic: class weights, smoothing, ignored samples included."""
+    """Find q (N, C) with loss = mean_i sum_c -q_ic log p_ic: class weights, smoothing and ignored samples included."""
     classes = y.shape[1]
     weight = torch.ones_like(y[0]) if options["weight"] is None else options["weight"].to(y)
     if weight.shape != (classes,):
@@ -256,6 +268,7 @@ def _class_targets(y: Tensor, target: Tensor, options: Options) -> Tensor:
     wrong = target[used & ((target < 0) | (target >= classes))]
     if len(wrong):
         raise SennError(f"the targets contain class {int(wrong[0])}, and the outputs have classes 0 to {classes - 1}")
+    # PyTorch divides by the sum of the used samples' class weights. N / that sum makes it a mean over all N samples.
     index = torch.where(used, target, 0)
     share = weight[index] * used
     if not bool(share.sum() > 0):
@@ -287,18 +300,32 @@ _FUNCTIONS: dict[type[nn.Module], Any] = {
 
 
 def nats(rule: Rule | None, loss: float, outputs: int) -> float:
-    """How much of a loss one nat per sample is, for the likelihood that the loss stands for.
+    """Convert one nat per sample to the unit of a loss.
 
-    A squared error is a Gaussian likelihood whose variance is the error itself: outputs / 2 ln(loss) nats. A mean over
-    outputs counts each of them once in nats. Other losses are taken to be in nats.
+    Args:
+        rule: the loss's rule, or None.
+        loss: its present value.
+        outputs: m, outputs per sample.
+
+    Returns:
+        How much of the loss one nat is; 1 for losses that are taken to be in nats.
     """
+    # Squared error: a Gaussian likelihood whose variance is the error itself has m/2 ln(loss) nats, so d nats / d loss
+    # is m / (2 loss). Binary cross-entropy: a mean over m outputs, each of which counts in nats.
     if rule is _mse:
         return max(2 * loss / outputs, 1e-30)
     return 1 / outputs if rule in (_bce, _bce_with_logits) else 1.0
 
 
 def resolve(loss: Any) -> tuple[Rule | None, Options]:
-    """The rule and options of a loss; (None, its keywords) if it has to be differentiated."""
+    """Find a loss's closed form.
+
+    Args:
+        loss: a function, a module of torch.nn, or a `functools.partial` of a function.
+
+    Returns:
+        Its rule and options; (None, its keywords) if it has to be differentiated.
+    """
     given: Options = {}
     function = loss
     if isinstance(loss, functools.partial):

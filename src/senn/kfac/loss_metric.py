@@ -1,11 +1,12 @@
-"""Losses and their output metric: what lies above a network's outputs.
+"""The loss and the metric of its outputs: all that is known above a network's outputs.
 
-Layout, named once: outputs y are (N, m), N samples of m numbers; any other shape (N, ...) is flattened and (N,) means
-m = 1. The loss is L = mean_i w_i l_i, in nats per sample for likelihoods. Rows are per sample and unaveraged: gradient
-row i is N dL/dy_i, and H_i is its curvature, so that g = mean_i J_i^T g_i and F = mean_i J_i^T H_i J_i.
+Notation. Outputs y are (N, m), N samples of m numbers; any other shape (N, ...) is flattened, and (N,) means m = 1. The
+loss is L = mean_i w_i l_i, in nats per sample for likelihoods. Rows are per sample and unaveraged: gradient row g_i is
+N dL/dy_i, and H_i is the Hessian of w_i l_i, so that with the network's Jacobian J_i = dy_i/dtheta
 
-A rule turns one batch into losses, gradient rows and a curvature; a table says which loss has which rule. Any other
-loss is differentiated twice, which needs m backward passes.
+    gradient = mean_i J_i^T g_i      F = mean_i J_i^T H_i J_i  (generalized Gauss-Newton, or Fisher)
+
+Common losses have a closed form (`loss_hessians`). Any other loss is differentiated twice, in m backward passes.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ if not TYPE_CHECKING:
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 Among = tuple[int, Tensor]
-"""How many samples there are, and which of them are looked at, (samples,)."""
+"""Number of samples of a larger batch, and which of them these are, (samples,)."""
 
 JOINT_SIGNS = 1 << 26
-"""Up to so many signs a rank draws those of all ranks' samples, so as to have the same ones as one process."""
+"""Up to this many signs, a rank draws those of all ranks' samples, so that each sample gets those of a single process.
+
+At 8 bytes a sign that is half a gigabyte for a moment; double it and it is one.
+"""
 
 
 @_deprecated.aliased
@@ -53,7 +57,16 @@ class LossMetric:
             units make 1/2 eta a loss decrease; `"euclidean"`: H = I (Mitchell et al., section 3.4).
 
     Raises:
+        SennError: the loss is not callable, or the metric is unknown.
         UnsupportedError: the loss sums over samples instead of averaging.
+
+    >>> metric = LossMetric(torch.nn.functional.mse_loss)
+    >>> y, target = torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1)
+    >>> metric.gradient(y, target)  # 2 (y - t)
+    tensor([[2.],
+            [6.]])
+    >>> metric.score_limit(y, target)  # mean of (2 (y - t))^2 / 2: twice the loss, all of which free outputs could end
+    10.0
     """
 
     def __init__(self, loss: Loss, metric: Literal["fisher", "euclidean"] = "fisher") -> None:
@@ -73,15 +86,18 @@ class LossMetric:
         return f"OutputMetric({self.name}, metric={self.metric!r})"
 
     def loss(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The mean loss L, a scalar in float32 or float64; differentiable in the output.
+        """Compute the mean loss L.
 
         Args:
             output: (N, m), (N,) or what the loss takes.
             target: as the loss takes it.
             weight: sample weights (N,), or None for ones.
 
+        Returns:
+            A scalar in float32 or float64, differentiable in the output.
+
         Raises:
-            SennError: the loss fails on them.
+            SennError: the loss fails on them, or the weights are not finite, negative or of another shape.
         """
         output, target = _upcast(output, target)
         shapes = f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}"
@@ -94,7 +110,19 @@ class LossMetric:
             return (self._rule(output, target, self._options).losses * weight).mean()
 
     def gradient(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Rows N dL/dy_i, (N, m); arguments as in `loss`."""
+        """Compute the gradient rows g_i = N dL/dy_i.
+
+        Args:
+            output: as in `loss`.
+            target: as in `loss`.
+            weight: as in `loss`.
+
+        Returns:
+            (N, m), float32 at least.
+
+        Raises:
+            SennError: as in `loss`.
+        """
         return self._local(output, target, weight, curved=False).gradient
 
     def pseudo_grad(
@@ -105,17 +133,25 @@ class LossMetric:
         weight: Tensor | None = None,
         among: Among | None = None,
     ) -> Tensor:
-        """Random rows v_i with E[v_i v_i^T] = H_i and independent over i, (N, m): curvature propagation.
+        """Draw random rows v_i with E[v_i v_i^T] = H_i, independent over samples.
 
-        A backward pass of v gives s with E[s s^T] = S, without sampling labels; softmax: v = sqrt(p) r -
-        p sum(sqrt(p) r) with random signs r.
+        Backpropagating v gives pseudo-gradients s with E[s s^T] = S, without sampling labels (Martens, Sutskever and
+        Swersky 2012, *Estimating the Hessian by back-propagating curvature*, arXiv 1206.6464). For a softmax
+        v = sqrt(p) r - p sum(sqrt(p) r) with Rademacher signs r.
 
         Args:
-            output: as of `loss`.
-            target: as of `loss`.
+            output: as in `loss`.
+            target: as in `loss`.
             generator: source of the signs.
-            weight: as of `loss`.
-            among: of which samples these are some, so that every sample gets the signs that it has there.
+            weight: as in `loss`.
+            among: which samples of a larger batch these are, so that each gets the signs that it has there; None if
+                they are a batch of their own.
+
+        Returns:
+            (N, m), float32 at least.
+
+        Raises:
+            SennError: as in `loss`.
         """
         local = self._local(output, target, weight)
         samples, m = local.gradient.shape
@@ -124,7 +160,8 @@ class LossMetric:
             total, places = among
             if total * m <= JOINT_SIGNS:
                 samples, chosen = total, places
-            else:  # as random, but not the ones that one process would draw
+            else:
+                # As random, but not the signs that a single process would draw: those of all ranks don't fit in memory.
                 seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
                 generator = torch.Generator(generator.device).manual_seed(seed + int(places[0]))
         signs = torch.randint(0, 2, (samples, m), generator=generator, device=generator.device)
@@ -133,28 +170,60 @@ class LossMetric:
         return local.curvature.root(signs.to(local.gradient) * 2 - 1)
 
     def product(self, output: Tensor, target: Tensor, u: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Rows H_i u_i, (N, m), for u (N, m) or of the output's shape."""
+        """Multiply rows by the Hessians.
+
+        Args:
+            output: as in `loss`.
+            target: as in `loss`.
+            u: (N, m), or of the output's shape.
+            weight: as in `loss`.
+
+        Returns:
+            Rows H_i u_i, (N, m).
+
+        Raises:
+            SennError: as in `loss`.
+        """
         local = self._local(output, target, weight)
         return local.curvature.product(u.detach().to(local.gradient).reshape(local.gradient.shape))
 
     def score_limit(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> float:
-        """Lambda = mean_i g_i^T H_i^+ g_i, the most that eta can be on this batch (Theorem 3.1's lambda).
+        """Compute lambda = mean_i g_i^T H_i^+ g_i, which eta can't exceed on this batch (paper, Theorem 3.1).
 
-        Softmax: mean of 1/p_t - 1. Infinite where a loss has a slope but no curvature (Huber, far out).
+        It is twice the decrease that there would be if each sample's outputs could move freely. For a softmax it is
+        the mean of 1 / p_target - 1.
+
+        Args:
+            output: as in `loss`.
+            target: as in `loss`.
+            weight: as in `loss`.
+
+        Returns:
+            Lambda, in units of eta (twice the loss). Infinite where a loss has a slope but no curvature (Huber, far
+            out).
+
+        Raises:
+            SennError: as in `loss`.
         """
         local = self._local(output, target, weight)
         return float(local.curvature.score_limit(local.gradient).mean())
 
     @torch.no_grad()
     def loss_per_nat(self, loss: float, output: Tensor) -> float:
-        """How much of the loss one nat per sample is, at that loss: 1 for likelihoods of one label per sample.
+        """Convert one nat per sample to the loss's own unit.
 
-        For a mean squared error of m outputs it is 2 loss / m, the Gaussian likelihood with the error as its variance.
+        Args:
+            loss: mean loss at which to convert.
+            output: (N, ...), whose shape says how many outputs a sample has.
+
+        Returns:
+            1 for likelihoods of one label per sample and losses that aren't known. For a mean squared error of m
+            outputs 2 loss / m, since it counts as a Gaussian likelihood with the error as its variance.
         """
         return nats(self._rule, loss, max(output.numel() // max(len(output), 1), 1))
 
     def _local(self, output: Tensor, target: Tensor, weight: Tensor | None, curved: bool = True) -> LocalLoss:
-        """This batch's gradient rows and curvature (`curved=False`: the curvature is not used)."""
+        """Compute gradient rows and Hessians of this batch (`curved=False`: the Hessians aren't used)."""
         output, target = _upcast(output.detach(), target)
         weight = None if weight is None else _weights(weight, output)
         if self._rule is not None:
@@ -174,7 +243,7 @@ def _name(loss: Any) -> str:
 
 
 def _upcast(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """At least float32; floating targets in the outputs' dtype."""
+    """Convert half precision to float32, and floating targets to the dtype of the outputs."""
     if output.ndim == 0 or len(output) == 0:
         raise SennError(f"the outputs have shape {tuple(output.shape)}, and (samples, ...) with samples > 0 is needed")
     if not output.is_floating_point():
@@ -193,7 +262,7 @@ def _weights(weight: Tensor, output: Tensor) -> Tensor:
 
 
 def _exact(function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, weight: Tensor | None) -> LocalLoss:
-    """Gradient rows and exact Hessians of a loss without a rule, by double backward: m backward passes."""
+    """Differentiate a loss without a closed form twice, for gradient rows and Hessians, in m backward passes."""
     samples = len(y)
     with torch.enable_grad():
         leaf = y.detach().clone().requires_grad_()
@@ -214,14 +283,14 @@ def _exact(function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, w
 
 
 def _check_mean(function: Loss, name: str, y: Tensor, target: Tensor, value: Tensor) -> None:
-    """A mean over the samples does not change when every sample is there twice."""
+    """Refuse a loss that isn't a mean over samples: a mean doesn't change when every sample is there twice."""
     twice = function(torch.cat([y, y]), torch.cat([target, target]))
     if not torch.isclose(twice, value, rtol=1e-3, atol=1e-6):
         raise UnsupportedError(f"the loss {name} is not a mean over the samples: twice the same batch changes it")
 
 
 def _backward(name: str, rows: Tensor, leaf: Tensor, direction: Tensor) -> Tensor:
-    """Derivative of <rows, direction> with respect to the outputs, as rows (N, m)."""
+    """Differentiate <rows, direction> with respect to the outputs: rows (N, m)."""
     try:
         (result,) = torch.autograd.grad(rows, leaf, direction, retain_graph=True)
     except RuntimeError as error:
@@ -230,7 +299,7 @@ def _backward(name: str, rows: Tensor, leaf: Tensor, direction: Tensor) -> Tenso
 
 
 def _check_separable(name: str, leaf: Tensor, rows: Tensor) -> None:
-    """One sample's gradient must not depend on another sample's output."""
+    """Refuse a loss in which one sample's gradient depends on another sample's output."""
     if not rows.requires_grad:
         return
     generator = torch.Generator().manual_seed(0)
@@ -240,13 +309,14 @@ def _check_separable(name: str, leaf: Tensor, rows: Tensor) -> None:
     influence = _backward(name, rows, leaf, direction).abs()
     own = influence[sample].max()
     influence[sample] = 0
-    # A mean over the samples holds 1/N of every other sample in it: far above rounding.
+    # What mixes samples (their mean, say) holds 1/N of every other sample: far above this threshold, which is above
+    # rounding.
     if float(influence.max()) > 1e-4 / len(rows) * float(own) + 1e-30:
         raise UnsupportedError(f"the loss {name} mixes samples: one sample's gradient depends on another's output")
 
 
 def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
-    """The samples' Hessians, with tiny negative eigenvalues set to zero."""
+    """Compute every sample's Hessian, with eigenvalues of rounding set to zero."""
     hessian = rows.new_zeros(*rows.shape, rows.shape[1])
     for column in range(rows.shape[1] if rows.requires_grad else 0):
         direction = torch.zeros_like(rows)
@@ -264,7 +334,7 @@ def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
 
 
 def _losses(function: Loss, name: str, y: Tensor, target: Tensor) -> Tensor:
-    """Every sample's loss (N,), from the loss's own reduction='none'."""
+    """Compute every sample's loss (N,), by the loss's own reduction='none'."""
     single: Any
     if isinstance(function, nn.Module) and hasattr(function, "reduction"):
         single = copy.copy(function)
