@@ -128,7 +128,7 @@ class Grower:
         self._graph: DependencyGraph | None = None
         self._session: ScoringSession | None = None
         self._known: dict[str, DataCovariance] = {}
-        self._readings: dict[str, BatchLayout | str] = {}
+        self._layouts: dict[str, BatchLayout | str] = {}
         self._open: int | None = None  # number of the round whose events are not realised yet
 
     @property
@@ -141,7 +141,7 @@ class Grower:
     @property
     def unreadable_maps(self) -> dict[str, str]:
         """Linear maps that can't be read, and why: no gain through them counts. Known after the first batch."""
-        return {name: found for name, found in self._readings.items() if isinstance(found, str)}
+        return {name: found for name, found in self._layouts.items() if isinstance(found, str)}
 
     @property
     def architecture(self) -> tuple[int, ...]:
@@ -268,7 +268,7 @@ class Grower:
         self._generator.set_state(generator.get_state())
         self._known.clear()
         self._known.update(known)
-        self._readings.clear()
+        self._layouts.clear()
         self._graph = self._session = None
         self.candidate_set = CandidateSet()
         self.rounds, self.samples, self.eta = rounds, samples, eta
@@ -307,8 +307,8 @@ class Grower:
         if self._session is None or not self._session.samples:
             raise SennError("no batch has been looked at: give batches, or call observe first")
         samples = self.samples or self._session.samples
-        pool = self._session.pool(samples, self.budget, whole_eta=self.policy.uses_joint_score)
-        self.eta, self.candidate_set = pool.eta, pool.draw
+        pool = self._session.pool(samples, self.budget, uses_joint_score=self.policy.uses_joint_score)
+        self.eta, self.candidate_set = pool.eta, pool.candidate_set
         return pool
 
     def _new_session(self, graph: DependencyGraph) -> ScoringSession:
@@ -324,7 +324,7 @@ class Grower:
             known=self._known,
             min_gain=(lambda parameters: policy.min_decrease("insert", parameters, samples)) if samples else None,
             output=self.output,
-            readings=self._readings,
+            layouts=self._layouts,
             communicator=self.communicator,
         )
 
@@ -348,7 +348,7 @@ class Grower:
             moves, probe = pool.to_moves(removals), session.probe_inputs
             self.communicator.broadcast("send the decision", tensors_of(moves))
         cost = sum(-c.gain / 2 for c in accepted if c.kind == "prune")
-        before = NetworkState(eta=eta_before, loss=session.probe_loss_before, widths=self._widths())
+        before = NetworkState(eta=eta_before, loss=session.loss_before, widths=self._widths())
         previous, receipt = self.graph, None
         try:
             with self.communicator.fail_together("change the model"):

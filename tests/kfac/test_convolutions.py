@@ -195,7 +195,7 @@ def test_candidates_are_scored_by_the_gradients_that_they_would_have(kind: str) 
     group = graph.group("0")
     old = {coupled.map: coupled.index for coupled in group.dims_of("consumer")}["2"]
     trial = copy.deepcopy(model)
-    apply_moves(trial, [pool.draw.widen["0"]], graph)
+    apply_moves(trial, [pool.candidate_set.widen["0"]], graph)
     F.cross_entropy(trial(x), y).backward()
     grown = trial[2].weight.grad
     if kind == "transposed":
@@ -211,7 +211,7 @@ def test_candidates_are_scored_by_the_gradients_that_they_would_have(kind: str) 
     rows = matrix.chunk(2) if kind == "grouped" else [matrix]
     names = ["2[0]", "2[1]"] if kind == "grouped" else ["2"]
     for name, part in zip(names, rows, strict=True):
-        folds = session._fit.maps[name].factors, session._held.maps[name].factors
+        folds = session._fit.maps[name].factors, session._held_out.maps[name].factors
         G = sum(one.cross_cov for one in folds) / 40
         columns = pool.columns[name]
         for unit, own in enumerate(columns.groups["0"]):

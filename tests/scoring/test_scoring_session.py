@@ -92,7 +92,7 @@ def dense_eta(model: nn.Module, names: list[str], x: torch.Tensor, y: torch.Tens
 
 def metric_of(pool: CandidatePool, name: str) -> torch.Tensor:
     """The output metric as the random signs estimated it: exact truth for maps that make the outputs themselves."""
-    root = pool.layer_gains_by_map[name].whitener
+    root = pool.layer_gains[name].whitener
     return root @ root.mT
 
 
@@ -115,11 +115,11 @@ def test_width_gain_is_the_difference_of_dense_etas(build, group, consumers):
     pool = pool_of(model, x, y, "width")
     H = torch.full((1, 1), 2.0, dtype=torch.float64)
     before = [dense_eta(model, affine(name), x, y, H) for name in consumers]
-    assert [pool.layer_gains_by_map[name].eta for name in consumers] == pytest.approx(before, rel=1e-6)
-    gains = sum(pool.layer_gains_by_map[name].gain(pool.columns[name].groups[group]) for name in consumers)
+    assert [pool.layer_gains[name].eta for name in consumers] == pytest.approx(before, rel=1e-6)
+    gains = sum(pool.layer_gains[name].gain(pool.columns[name].groups[group]) for name in consumers)
     for unit in range(8):
         grown = copy.deepcopy(model)
-        apply_moves(grown, [select(pool.draw.widen[group], [unit], pool.graph.group(group))], pool.graph)
+        apply_moves(grown, [select(pool.candidate_set.widen[group], [unit], pool.graph.group(group))], pool.graph)
         torch.testing.assert_close(grown(x), model(x))
         after = [dense_eta(grown, affine(name), x, y, H) for name in consumers]
         assert float(gains[unit]) == pytest.approx(sum(after) - sum(before), rel=1e-5, abs=1e-9)
@@ -148,8 +148,8 @@ def test_residual_insertion_gain_is_that_of_its_live_weights(hidden, outputs):
     torch.manual_seed(0)
     model, (x, y) = plain(outputs, hidden).double(), data(outputs)
     pool = pool_of(model, x, y, "depth")
-    layer, H = pool.draw.layers["2"][0], metric_of(pool, "2")
-    gains = pool.layer_gains_by_map["2"].gain(pool.columns["2"].layers[0], pool._onto("2"))
+    layer, H = pool.candidate_set.layers["2"][0], metric_of(pool, "2")
+    gains = pool.layer_gains["2"].gain(pool.columns["2"].layers[0], pool._output_basis("2"))
     before = dense_eta(model, affine("2"), x, y, H)
     for unit in range(5):
         grown = copy.deepcopy(model)
@@ -165,8 +165,8 @@ def test_identity_insertion_gain_is_that_of_its_activation_parameters(activation
     torch.manual_seed(0)
     model, (x, y) = plain(2, activation=activation()).double(), data(2)
     pool = pool_of(model, x, y, "depth")
-    (number,) = (i for i, layer in enumerate(pool.draw.layers["2"]) if isinstance(layer, IdentityLayer))
-    layer, H = pool.draw.layers["2"][number], metric_of(pool, "2")
+    (number,) = (i for i, layer in enumerate(pool.candidate_set.layers["2"]) if isinstance(layer, IdentityLayer))
+    layer, H = pool.candidate_set.layers["2"][number], metric_of(pool, "2")
     (candidate,) = (c for c in pool.candidates() if c.place == "2" and c.detail == layer.name)
     grown = copy.deepcopy(model)
     apply_moves(grown, [layer.move()], pool.graph)
@@ -181,7 +181,7 @@ def test_pruning_cost_is_the_rise_of_the_loss_after_exact_re_optimisation():
     model, (x, y) = plain().double(), data()
     pool = pool_of(model, x, y, "prune")
     columns = pool.graph.group("0").dims[-1].index
-    cost = pool.pruning["2"].costs(torch.arange(4)[:, None])
+    cost = pool.pruning_costs["2"].costs(torch.arange(4)[:, None])
     a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
 
     def best(columns: list[int]) -> float:
@@ -192,8 +192,8 @@ def test_pruning_cost_is_the_rise_of_the_loss_after_exact_re_optimisation():
     for unit in range(4):
         truth = best([i for i in range(5) if i != unit]) - best(list(range(5)))
         assert float(cost[unit]) / 2 == pytest.approx(truth, rel=1e-6, abs=1e-10)
-    pool.pruning["2"].remove(torch.tensor([1]))
-    after = pool.pruning["2"].costs(torch.tensor([[3]]))
+    pool.pruning_costs["2"].remove(torch.tensor([1]))
+    after = pool.pruning_costs["2"].costs(torch.tensor([[3]]))
     assert float(cost[1] + after) / 2 == pytest.approx(best([0, 2, 4]) - best(list(range(5))), rel=1e-6)
 
 
@@ -203,7 +203,7 @@ def test_compensation_is_the_least_squares_prediction_of_what_goes():
     pool = pool_of(model, x, y, "prune")
     a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
     truth = torch.linalg.lstsq(a[:, [0, 2, 4]], a[:, [1, 3]]).solution.mT
-    torch.testing.assert_close(pool.pruning["2"].coefficients(torch.tensor([1, 3])), truth, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(pool.pruning_costs["2"].coefficients(torch.tensor([1, 3])), truth, rtol=1e-6, atol=1e-8)
 
 
 def test_a_unit_that_does_nothing_is_free_and_a_copy_of_another_is_free():
@@ -217,7 +217,7 @@ def test_a_unit_that_does_nothing_is_free_and_a_copy_of_another_is_free():
     kept = [0, 1, 2, 4, 6]
     y = a[:, kept] @ torch.linalg.lstsq(a[:, kept], y).solution
     pool = pool_of(model, x, y, "prune")
-    cost = pool.pruning["2"].costs(torch.arange(6)[:, None])
+    cost = pool.pruning_costs["2"].costs(torch.arange(6)[:, None])
     assert float(cost[3]) < 1e-9
     assert float(cost[1]) < 1e-6
     assert float(cost[5]) < 1e-6
@@ -237,14 +237,14 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
         generator=torch.Generator().manual_seed(0),
     )
     session.add_batch(x, y)
-    draw = session._draw
+    draw = session.candidate_set
     assert draw is not None
     old = torch.tanh(model[0](x)).detach()
     values = {name: value.double() for name, value in draw.widen["0"].values.items()}
     new = torch.tanh(x @ values["0.weight"].mT + values["0.bias"])
     layers = [layer.features(old) for layer in draw.layers["2"]]
     a = torch.cat([old, torch.ones(len(x), 1, dtype=x.dtype), new, *layers], 1)
-    found = session._fit.maps["2"].factors + session._held.maps["2"].factors
+    found = session._fit.maps["2"].factors + session._held_out.maps["2"].factors
     slope = 2 * (model(x) - y).detach()
     torch.testing.assert_close(found.A, a.mT @ a / len(x))
     torch.testing.assert_close(found.G, slope.mT @ a / len(x))
@@ -252,7 +252,7 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     # the first map's input: data, the constant, then layers' features
     a = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype), *(layer.features(x) for layer in draw.layers["0"])], 1)
     hidden = slope @ model[2].weight.detach() * (1 - old**2)
-    found = session._fit.maps["0"].factors + session._held.maps["0"].factors
+    found = session._fit.maps["0"].factors + session._held_out.maps["0"].factors
     torch.testing.assert_close(found.A, a.mT @ a / len(x))
     torch.testing.assert_close(found.G, hidden.mT @ a / len(x))
 
@@ -262,7 +262,7 @@ def test_candidates_of_equal_layers_differ():
     layers = [nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)]
     layers[2].load_state_dict(layers[0].state_dict())
     model, (x, y) = nn.Sequential(*layers).double(), data()
-    values = pool_of(model, x, y, "width").draw.widen
+    values = pool_of(model, x, y, "width").candidate_set.widen
     assert not torch.equal(values["0"].values["0.weight"], values["2"].values["2.weight"])
 
 
@@ -282,7 +282,7 @@ def test_the_layer_gains_of_a_known_input_moment_agrees_with_one_that_computes_i
             generator=torch.Generator().manual_seed(0),
         )
         session.add_batch(x, y)
-        layer_gains = session.pool(SAMPLES, Budget()).layer_gains_by_map["0"]
+        layer_gains = session.pool(SAMPLES, Budget()).layer_gains["0"]
         columns = torch.arange(8)[:, None]
         return torch.stack(
             [layer_gains.gain(columns), layer_gains.gain_lower_bound(columns), torch.full((8,), layer_gains.eta)]
@@ -414,12 +414,12 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
     pool = session.pool(SAMPLES, Budget())
     H = torch.full((1, 1), 2.0, dtype=torch.float64)
     before = dense_eta(model, affine("2"), x, y, H)
-    assert pool.layer_gains_by_map["2"].eta == pytest.approx(before, rel=1e-6)
-    assert pool.layer_gains_by_map["0"].locations == 6
-    gains = pool.layer_gains_by_map["2"].gain(pool.columns["2"].groups["0"])
+    assert pool.layer_gains["2"].eta == pytest.approx(before, rel=1e-6)
+    assert pool.layer_gains["0"].locations == 6
+    gains = pool.layer_gains["2"].gain(pool.columns["2"].groups["0"])
     for unit in range(5):
         grown = copy.deepcopy(model)
-        apply_moves(grown, [select(pool.draw.widen["0"], [unit], graph.group("0"))], graph)
+        apply_moves(grown, [select(pool.candidate_set.widen["0"], [unit], graph.group("0"))], graph)
         torch.testing.assert_close(grown(x), model(x))
         assert float(gains[unit]) == pytest.approx(dense_eta(grown, affine("2"), x, y, H) - before, rel=1e-5, abs=1e-9)
     a = torch.cat([torch.tanh(model[0](x)).detach().flatten(1), torch.ones(SAMPLES, 1, dtype=x.dtype)], 1)
@@ -427,7 +427,7 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
     def best(columns: list[int]) -> float:
         return float((a[:, columns] @ torch.linalg.lstsq(a[:, columns], y).solution - y).square().mean())
 
-    cost = pool.pruning["2"].costs(pool._owned(graph.group("0").dims_of("consumer")[0]))
+    cost = pool.pruning_costs["2"].costs(pool._owned(graph.group("0").dims_of("consumer")[0]))
     for unit in range(3):
         kept = [i for i in range(19) if i // 6 != unit]
         assert float(cost[unit]) / 2 == pytest.approx(best(kept) - best(list(range(19))), rel=1e-6)

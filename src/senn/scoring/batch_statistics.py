@@ -10,7 +10,10 @@ from senn.kfac.folds import Fold
 from senn.scoring.stream import StreamKey
 
 MOST_ROWS = 1 << 16
-"""Rows of one map that pass through the model at once: a large batch of images is looked at in parts."""
+"""Rows of one map that pass through the model at once: scoring a batch of images needs less memory than training on it.
+
+Twice as many rows need twice the memory; half as many run slower, since each part runs the model and the dormant copy.
+"""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -18,8 +21,8 @@ class FoldStatistics:
     """Statistics of the samples of one fold.
 
     Attributes:
-        maps: by linear map, or by group of one.
-        streams: by what could be added beside a stream.
+        maps: by linear map, or by group of a grouped one.
+        streams: by candidate for a residual stream.
     """
 
     maps: dict[str, Fold] = field(default_factory=dict)
@@ -33,7 +36,7 @@ class FoldStatistics:
             self.streams[key] = self.streams[key] + fold if key in self.streams else fold
 
     def copy(self) -> FoldStatistics:
-        """The same, to which more can be added without changing these."""
+        """A copy to which more can be added without changing these."""
         return FoldStatistics(maps=dict(self.maps), streams=dict(self.streams))
 
 
@@ -76,25 +79,25 @@ class BatchPart:
 
 
 def batch_parts(count: int, locations: int, most_rows: float) -> list[BatchPart]:
-    """Split a batch into parts, of which each holds few rows of every map; its first half is fitted on.
+    """Split a batch into parts, each with few rows of every map; steps are fitted on its first half.
 
     Args:
         count: number of samples.
-        locations: most rows a sample that a map reads.
-        most_rows: of one part.
+        locations: rows per sample of the map that reads most.
+        most_rows: rows of one map in one part, at most.
+
+    Returns:
+        one part that holds both folds if it is small enough, else several that each lie within one fold.
     """
     half = count // 2
     if count * locations <= most_rows:
         return [BatchPart(samples=slice(0, count), fit=slice(0, half), held_out=slice(half, count))]
     size = max(int(most_rows // locations), 1)
     parts = []
-    for fold, first, last in (("fit", 0, half), ("held", half, count)):
-        for start in range(first, last, size):
-            samples = slice(start, min(start + size, last))
-            within = slice(0, samples.stop - start)
-            is_first = start == first
-            if fold == "fit":
-                parts.append(BatchPart(samples=samples, fit=within, is_first=is_first))
-            else:
-                parts.append(BatchPart(samples=samples, held_out=within, is_first=is_first))
+    for start in range(0, half, size):
+        samples = slice(start, min(start + size, half))
+        parts.append(BatchPart(samples=samples, fit=slice(0, samples.stop - start), is_first=start == 0))
+    for start in range(half, count, size):
+        samples = slice(start, min(start + size, count))
+        parts.append(BatchPart(samples=samples, held_out=slice(0, samples.stop - start), is_first=start == half))
     return parts

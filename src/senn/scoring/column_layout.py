@@ -1,4 +1,4 @@
-"""Which columns of a linear map's moments belong to what: existing ones, the constant, candidate units, layers."""
+"""Layout of the columns of a linear map's covariance: existing ones, the constant, candidate units, layers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput
 from senn.surgery.index_maps import IndexMapBuilder
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ColumnLayout:
-    """Where the candidate columns of one linear map are: (groups, p) long each, counted from the existing ones on.
+    """Places of the candidate columns of one linear map, counted from the first candidate on.
 
     Attributes:
         existing: number of existing columns, the constant among them.
-        permutation: where inputs of the map (or channels) stand in the trial, existing ones first.
+        permutation: positions of the map's inputs (or channels) in the dormant copy, existing ones first.
         inputs: number of existing inputs (or channels).
-        groups: by space, its candidate units.
-        layers: for each layer offered before the map, its units.
+        groups: by channel group, the columns of its candidate units, (units, p).
+        layers: for each layer that could be inserted before the map, the columns of its units, (units, p).
     """
 
     existing: int
@@ -34,7 +34,15 @@ class ColumnLayout:
     layers: list[Tensor] = field(default_factory=list)
 
     def permuted(self, read: LayerInput, layers: tuple[Layer, ...]) -> LayerInput:
-        """What a map of the trial reads, its columns in the order of the moments: existing, constant, units, layers."""
+        """Reorder the columns that a map of the dormant copy reads, and append those of layers.
+
+        Args:
+            read: what the map reads.
+            layers: layers that could be inserted before it.
+
+        Returns:
+            columns in the order existing, constant, candidate units, layers.
+        """
         x = read.x
         dim = 2 if isinstance(read, DenseInput) else 1
         if not torch.equal(self.permutation, torch.arange(x.shape[dim])):
@@ -51,34 +59,50 @@ class ColumnLayout:
 
 
 def build_column_layout(
-    model: nn.Module, graph: DependencyGraph, maps: Mapping[str, LinearMap], draw: CandidateSet
+    model: nn.Module, graph: DependencyGraph, maps: Mapping[str, LinearMap], candidate_set: CandidateSet
 ) -> dict[str, ColumnLayout]:
-    """Number the columns of each of the maps."""
-    result = {}
-    for name, one in maps.items():
-        taps = torch.arange(one.kernel_numel)
-        size = get_tensor(model, one.weight).shape[one.in_dim]
-        draft, taken = IndexMapBuilder(size), []
-        for group in graph.groups:
-            for coupled in group.dims_of("consumer"):
-                if coupled.name == one.weight and group.name in draw.widen:
-                    units = draw.widen[group.name].units
-                    taken.append((group.name, units, *draft.add(coupled, units)))
-        place = torch.empty(size + draft.added, dtype=torch.long)
-        place[draft.layout().order] = torch.arange(size + draft.added)
-        order = [place[:size]]
-        columns = ColumnLayout(size * one.kernel_numel + (one.bias is not None), place, size)
-        wide = 0
-        for group_name, units, offset, positions in taken:
-            order.append(place[offset : offset + positions])
-            own = (torch.arange(wide, wide + positions)[:, None] * one.kernel_numel + taps).view(units, -1)
-            known = columns.groups.get(group_name)  # a space may lie in one map twice
-            columns.groups[group_name] = own if known is None else torch.cat([known, own], 1)
-            wide += positions
-        wide *= one.kernel_numel
-        for layer in draw.layers.get(name, ()):
-            columns.layers.append(torch.arange(wide, wide + layer.columns).view(-1, layer.columns_per_unit))
-            wide += layer.columns
-        columns.permutation = torch.cat(order)
-        result[name] = columns
-    return result
+    """Number the columns of each linear map.
+
+    Args:
+        model: the model as it is.
+        graph: what in it can change.
+        maps: the linear maps that are read, by name.
+        candidate_set: the candidates.
+    """
+    return {name: _layout(model, graph, name, linear_map, candidate_set) for name, linear_map in maps.items()}
+
+
+def _layout(
+    model: nn.Module, graph: DependencyGraph, name: str, linear_map: LinearMap, candidate_set: CandidateSet
+) -> ColumnLayout:
+    """Number the columns of one linear map."""
+    kernel = torch.arange(linear_map.kernel_numel)
+    size = get_tensor(model, linear_map.weight).shape[linear_map.in_dim]
+    builder = IndexMapBuilder(size)
+    added: list[tuple[str, int, int, int]] = []
+    for group in graph.groups:
+        for coupled in group.dims_of("consumer"):
+            if coupled.name == linear_map.weight and group.name in candidate_set.widen:
+                units = candidate_set.widen[group.name].units
+                added.append((group.name, units, *builder.add(coupled, units)))
+    # where each input, numbered in the order in which groups add them, stands in the widened map
+    place = torch.empty(size + builder.added, dtype=torch.long)
+    place[builder.layout().order] = torch.arange(size + builder.added)
+    order, groups, wide = [place[:size]], dict[str, Tensor](), 0
+    for group_name, units, offset, positions in added:
+        order.append(place[offset : offset + positions])
+        own = (torch.arange(wide, wide + positions)[:, None] * linear_map.kernel_numel + kernel).view(units, -1)
+        known = groups.get(group_name)  # a group may be read by one map twice
+        groups[group_name] = own if known is None else torch.cat([known, own], 1)
+        wide += positions
+    column, layers = wide * linear_map.kernel_numel, []
+    for layer in candidate_set.layers.get(name, ()):
+        layers.append(torch.arange(column, column + layer.columns).view(-1, layer.columns_per_unit))
+        column += layer.columns
+    return ColumnLayout(
+        existing=size * linear_map.kernel_numel + (linear_map.bias is not None),
+        permutation=torch.cat(order),
+        inputs=size,
+        groups=groups,
+        layers=layers,
+    )

@@ -7,19 +7,28 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DataCovariance:
     """Input covariance of a linear map that reads the data itself.
 
     Attributes:
         factor: lower Cholesky factor of the damped covariance, (c, c).
-        rows: that it is a mean over.
-        outgrown: a later session held at least twice as many rows; the next one of that size takes its place.
+        rows: number of rows that it is a mean over.
+        outgrown: True once a session has held at least twice as many rows; the next one of that size replaces it.
     """
 
     factor: Tensor
     rows: float
     outgrown: bool = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CovarianceSnapshot:
+    """State of `DataCovariances` to go back to."""
+
+    known: dict[str, DataCovariance]
+    reads_data: frozenset[str]
+    in_use: dict[str, Tensor]
 
 
 class DataCovariances:
@@ -36,7 +45,7 @@ class DataCovariances:
         self._in_use: dict[str, Tensor] = {}
 
     def factor(self, name: str) -> Tensor | None:
-        """Cholesky factor of a map's covariance where this session uses a known one, (c, c)."""
+        """Cholesky factor of a map's covariance if this session uses a known one, (c, c)."""
         return self._in_use.get(name)
 
     def note(self, name: str) -> None:
@@ -44,38 +53,44 @@ class DataCovariances:
         self._reads_data.add(name)
 
     def use(self, name: str, rows: int) -> None:
-        """Use a map's known covariance in this session, unless a batch of `rows` rows has outgrown it.
+        """Use a map's known covariance in this session, unless a batch has outgrown it.
 
-        Decided before anything of the map is summed: one session's sums all have the same columns.
+        Call it before anything of the map is summed: all sums of one session must have the same columns.
+
+        Args:
+            name: name of the linear map.
+            rows: number of rows of the batch.
         """
         past = self.known.get(name)
         if name in self._reads_data and past is not None and not past.outgrown and rows < 2 * past.rows:
             self._in_use[name] = past.factor
 
-    def remember(self, name: str, factor: Tensor, rows: float, existing: int) -> None:
-        """Keep a covariance for later sessions if there is none of as many rows; or note that it is outgrown.
+    def remember(self, name: str, factor: Tensor, *, rows: float, existing: int) -> None:
+        """Keep a covariance for later sessions if there is none of as many rows, or note that it is outgrown.
 
         Args:
-            name: of the linear map; one that doesn't read the data itself is left out.
+            name: name of the linear map; one that doesn't read the data itself is left out.
             factor: lower Cholesky factor of this session's covariance, (c, c).
-            rows: that it is a mean over.
+            rows: number of rows that it is a mean over.
             existing: c, the number of the map's columns.
         """
         if name not in self._reads_data:
             return
         old = self.known.get(name)
         if name in self._in_use and old is not None:
+            # `factor` is the old one: it can only be noted that there were enough rows for a better one
             self.known[name] = replace(old, outgrown=old.outgrown or rows >= 2 * old.rows)
         elif (old is None and rows > existing) or (old is not None and rows >= 2 * old.rows):
-            self.known[name] = DataCovariance(factor, rows)
+            self.known[name] = DataCovariance(factor=factor, rows=rows)
 
-    def snapshot(self) -> tuple[dict[str, DataCovariance], set[str], dict[str, Tensor]]:
+    def snapshot(self) -> CovarianceSnapshot:
         """State for `restore`."""
-        return dict(self.known), set(self._reads_data), dict(self._in_use)
+        return CovarianceSnapshot(
+            known=dict(self.known), reads_data=frozenset(self._reads_data), in_use=dict(self._in_use)
+        )
 
-    def restore(self, snapshot: tuple[dict[str, DataCovariance], set[str], dict[str, Tensor]]) -> None:
+    def restore(self, snapshot: CovarianceSnapshot) -> None:
         """Bring back the state of `snapshot`; the caller's mapping stays the same object."""
-        known, reads_data, in_use = snapshot
         self.known.clear()
-        self.known.update(known)
-        self._reads_data, self._in_use = set(reads_data), dict(in_use)
+        self.known.update(snapshot.known)
+        self._reads_data, self._in_use = set(snapshot.reads_data), dict(snapshot.in_use)

@@ -27,7 +27,7 @@ class DormantCopy:
 
     Attributes:
         model: the copy.
-        digest: of the numbers of the model that it was copied from.
+        digest: digest of the numbers of the model that it was copied from.
     """
 
     model: nn.Module
@@ -35,46 +35,51 @@ class DormantCopy:
 
     @classmethod
     def of(
-        cls, model: nn.Module, graph: DependencyGraph, draw: CandidateSet, probe: Callable[[], Inputs]
+        cls, model: nn.Module, graph: DependencyGraph, candidate_set: CandidateSet, probe: Callable[[], Inputs]
     ) -> DormantCopy:
-        """Copy a model and widen it by all candidate units of a draw.
+        """Copy a model and widen it by all candidate units.
 
         Args:
             model: the model, which stays as it is.
             graph: what in it can change.
-            draw: the candidates.
-            probe: gives the samples from which new BatchNorm channels take their statistics; called if there are any.
+            candidate_set: the candidates.
+            probe: gives the samples from which new BatchNorm channels take their statistics; called only if there are
+                any, since several processes have to gather them.
         """
-        trial = copy.deepcopy(model)
-        has_statistics = any(getattr(module, "running_mean", None) is not None for module in trial.modules())
-        apply_moves(trial, list(draw.widen.values()), graph, probe=probe() if has_statistics else None)
-        return cls(trial, digest(model))
+        copied = copy.deepcopy(model)
+        has_statistics = any(getattr(module, "running_mean", None) is not None for module in copied.modules())
+        apply_moves(copied, list(candidate_set.widen.values()), graph, probe=probe() if has_statistics else None)
+        return cls(copied, digest(model))
 
-    def reads(
-        self, readings: Mapping[str, BatchLayout], inputs: Inputs, output: Output | None, count: int
+    def layer_inputs(
+        self, layouts: Mapping[str, BatchLayout], inputs: Inputs, output: Output | None, count: int
     ) -> dict[str, list[LayerInput]]:
-        """Read each map's inputs, candidate units among them.
+        """Inputs of each linear map, candidate units among them.
 
         Args:
-            readings: how maps are read, by name.
-            inputs: of some samples.
+            layouts: how the rows of each map belong to samples.
+            inputs: inputs of the model, (samples, ...).
             output: finds the outputs in what the model returns.
             count: number of samples.
 
         Returns:
             one entry for each application, by map or by group of one.
         """
-        with torch.no_grad(), preserve_model_state(self.model), record_linear_calls(self.model, [*readings]) as seen:
+        with (
+            torch.no_grad(),
+            preserve_model_state(self.model),
+            record_linear_calls(self.model, [*layouts]) as calls,
+        ):
             forward(self.model, inputs, output)
         found: dict[str, list[LayerInput]] = {}
-        for name, several in seen.items():
-            for number, one in enumerate(several):
-                reads = layer_inputs(name, one, layout_of(readings, name, number), count)
+        for name, several in calls.items():
+            for number, call in enumerate(several):
+                reads = layer_inputs(name, call, layout_of(layouts, name, number), count)
                 for label, read in zip(labels(name, len(reads)), reads, strict=True):
                     found.setdefault(label, []).append(read)
         return found
 
 
 def digest(model: nn.Module) -> list[int]:
-    """Fingerprint of all numbers of a model."""
+    """Digest of all numbers of a model."""
     return model_digest([*model.parameters(), *model.buffers()])

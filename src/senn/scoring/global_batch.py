@@ -1,4 +1,4 @@
-"""A batch of which each rank has some samples, and what the ranks' folds say together."""
+"""One batch of all ranks, and the statistics of all ranks together."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from senn import pytree
 from senn.collectives import BatchShare, Communicator
 from senn.errors import SennError
 from senn.kfac.folds import Fold, LocalSlice
-from senn.kfac.loss_metric import Among
-from senn.pytree import Inputs
+from senn.kfac.loss_metric import Among, LossMetric
+from senn.kfac.recorder import forward
+from senn.preserve import preserve_model_state
+from senn.pytree import Inputs, Output
 
 Key = TypeVar("Key")
 
-Some = tuple[Inputs, Tensor, Tensor | None]
+Samples = tuple[Inputs, Tensor, Tensor | None]
 """Inputs, targets and weights of some samples."""
 
 
-@dataclass(frozen=True, eq=False)
-class Joint:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GlobalBatch:
     """One batch of all ranks in random order: this rank's samples of it, in that order.
+
+    Folds are slices of the joint order, so they are those of one process that sees the joined batch.
 
     Attributes:
         communicator: the processes.
-        share: which samples these are.
-        inputs: of these.
-        targets: of these.
-        weights: of these, with mean 1 over the samples of all ranks; None for ones.
+        share: which samples of the joint order are this rank's.
+        inputs: their inputs.
+        targets: their targets.
+        weights: their weights, with mean 1 over the samples of all ranks; None for ones.
     """
 
     communicator: Communicator
@@ -41,15 +45,23 @@ class Joint:
     weights: Tensor | None
 
     @classmethod
-    def of(
+    def permuted(
         cls,
         communicator: Communicator,
         inputs: Inputs,
         targets: Tensor,
         weights: Tensor | None,
+        *,
         generator: torch.Generator,
-    ) -> Joint:
+    ) -> GlobalBatch:
         """Permute a batch.
+
+        Args:
+            communicator: the processes.
+            inputs: this rank's inputs, (samples, ...) or any nesting of such tensors.
+            targets: this rank's targets, (samples, ...).
+            weights: this rank's sample weights, (samples,), or None.
+            generator: source of the permutation, in the same state on all ranks.
 
         Raises:
             SennError: there are fewer than two samples, or inputs, targets and weights don't fit each other.
@@ -58,49 +70,75 @@ class Joint:
         with communicator.fail_together("look at a batch"):
             if pytree.count(inputs) != count:
                 raise SennError(f"the batch has inputs for {pytree.count(inputs)} samples and targets for {count}")
-        total = 0.0 if weights is None else float(weights.sum())
-        said = communicator.all_gather_object("look at a batch", [count, weights is not None, total])
-        counts = [one[0] for one in said]
+        own_weight = 0.0 if weights is None else float(weights.sum())
+        by_rank = communicator.all_gather_object("look at a batch", [count, weights is not None, own_weight])
+        counts = [one[0] for one in by_rank]
+        total_weight = sum(one[2] for one in by_rank)
         if sum(counts) < 2:
             raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
-        if len({one[1] for one in said}) > 1:
+        if len({one[1] for one in by_rank}) > 1:
             raise SennError("some ranks give sample weights with a batch and others don't: all must, or none")
-        if weights is not None and not sum(one[2] for one in said) > 0:
+        if weights is not None and not total_weight > 0:
             raise SennError("the sample weights of the batch do not sum to more than zero")
         share = communicator.batch_share(counts, generator)
         share = replace(share, local=share.local.to(targets.device))
         if weights is not None:
-            mean = weights.mean() if communicator.is_single else sum(one[2] for one in said) / share.total
+            mean = weights.mean() if communicator.is_single else total_weight / share.total
             weights = weights[share.local] / mean
-        return cls(communicator, share, pytree.index_batch(inputs, share.local, count), targets[share.local], weights)
-
-    def first(self, number: int, start: int = 0) -> Some:
-        """So many samples of the joint order, on every rank."""
-        own, count = self.share.within(start, min(start + number, self.share.total)), len(self.targets)
-        every = self.inputs, self.targets, self.weights
-        positions = self.share.positions
-        found: Some = (
-            pytree.index_batch(every, own, count)
-            if positions is None
-            else everyones(self.communicator, every, own, count, positions[own])
+        return cls(
+            communicator=communicator,
+            share=share,
+            inputs=pytree.index_batch(inputs, share.local, count),
+            targets=targets[share.local],
+            weights=weights,
         )
+
+    def first(self, number: int, start: int = 0) -> Samples:
+        """Samples of the joint order, all of them on every rank.
+
+        Args:
+            number: how many, at most.
+            start: position of the first one.
+        """
+        own = self.share.within(start, min(start + number, self.share.total))
+        count = len(self.targets)
+        everything = self.inputs, self.targets, self.weights
+        positions = self.share.positions
+        found: Samples
+        if positions is None:
+            found = pytree.index_batch(everything, own, count)
+        else:
+            found = gather_samples(self.communicator, everything, own=own, count=count, positions=positions[own])
         return found
 
-    def head(self, which: slice, sample: Some) -> tuple[Some, Among | None]:
-        """The own samples at those positions, and which they are of them; without any, this sample instead."""
+    def local(self, which: slice, stand_in: Samples) -> tuple[Samples, Among | None]:
+        """This rank's samples at some positions of the joint order.
+
+        Args:
+            which: the positions.
+            stand_in: one sample to run the model on where this rank has none: every rank must take part.
+
+        Returns:
+            the samples, and which of all samples at these positions they are; None for a rank alone.
+        """
         own = self.share.within(which.start, which.stop)
         among = None
         if self.share.positions is not None:
-            empty = own.start == own.stop
-            places = torch.zeros(1, dtype=torch.long) if empty else self.share.positions[own] - which.start
+            is_empty = own.start == own.stop
+            places = torch.zeros(1, dtype=torch.long) if is_empty else self.share.positions[own] - which.start
             among = which.stop - which.start, places
-            if empty:
-                return sample, among
+            if is_empty:
+                return stand_in, among
         weights = None if self.weights is None else self.weights[own]
         return (pytree.index_batch(self.inputs, own, len(self.targets)), self.targets[own], weights), among
 
-    def own(self, which: slice, fold: slice) -> LocalSlice:
-        """Of the samples at the positions `which`, those of a fold that is some of them, counted from the first."""
+    def local_slice(self, which: slice, fold: slice) -> LocalSlice:
+        """This rank's samples of a fold of some samples.
+
+        Args:
+            which: positions of the samples in the joint order.
+            fold: those of them that are in the fold, counted from the first.
+        """
         first, last = which.start + fold.start, which.start + fold.stop
         if self.share.positions is None:
             return LocalSlice(samples=fold, count=last - first)
@@ -109,50 +147,84 @@ class Joint:
         positions = self.share.positions[own] - first
         return LocalSlice(samples=slice(own.start - before, own.stop - before), count=last - first, positions=positions)
 
+    def loss(self, model: nn.Module, metric: LossMetric, output: Output | None) -> float:
+        """Mean loss of a model, as it is now, on the samples of all ranks.
 
-def first_of(communicator: Communicator, inputs: Inputs, number: int = 2) -> Inputs:
-    """The first inputs of all ranks' batches, one batch after the other."""
+        Args:
+            model: the model, which is run in eval mode and left as it was.
+            metric: the loss.
+            output: finds the outputs in what the model returns.
+        """
+        count, loss = len(self.targets), 0.0
+        if count:
+            with torch.no_grad(), preserve_model_state(model):
+                loss = float(metric.loss(forward(model, self.inputs, output), self.targets, self.weights))
+        if self.communicator.is_single:
+            return loss
+        return float(sum(self.communicator.all_gather_object("compare losses", loss * count)) / self.share.total)
+
+
+def first_inputs(communicator: Communicator, inputs: Inputs, number: int = 2) -> Inputs:
+    """First inputs of all ranks' batches, one batch after the other.
+
+    Args:
+        communicator: the processes.
+        inputs: this rank's inputs.
+        number: how many, at most.
+    """
     if communicator.is_single:
         return pytree.head(inputs, number)
     counts = communicator.all_gather_object("look at a batch", pytree.count(inputs))
     own, start = min(counts[communicator.rank], number), sum(counts[: communicator.rank])
     positions = torch.arange(start, start + own)
-    return pytree.head(everyones(communicator, inputs, slice(0, own), counts[communicator.rank], positions), number)
+    gathered = gather_samples(
+        communicator, inputs, own=slice(0, own), count=counts[communicator.rank], positions=positions
+    )
+    return pytree.head(gathered, number)
 
 
-def everyones(communicator: Communicator, tree: Any, own: slice, count: int, positions: Tensor) -> Any:
-    """A nesting of tensors with samples of all ranks, in order: here are `count`, and these of them are this rank's."""
+def gather_samples(communicator: Communicator, tree: Any, *, own: slice, count: int, positions: Tensor) -> Any:
+    """Gather samples of all ranks, in order, on every rank.
 
-    def is_cut(tensor: Tensor) -> bool:  # asked before the cut: a part may be as long as a tensor that is none
+    Args:
+        communicator: the processes.
+        tree: nesting of tensors, of which those with `count` entries are cut into samples.
+        own: this rank's samples that are wanted.
+        count: number of samples that this rank has.
+        positions: (own,) where its samples stand among those of all ranks.
+    """
+
+    def is_cut(tensor: Tensor) -> bool:
         return bool(tensor.dim()) and len(tensor) == count
 
+    # decided on the uncut tree: a cut one may be as long as a tensor that isn't one of samples
     cut = [tensor[own] for tensor in pytree.tensor_leaves(tree) if is_cut(tensor)]
     found = iter(communicator.all_gather("share samples", [(positions, cut)])[0])
     return pytree.map_leaves(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
 
 
-def joined(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Key, Fold]:
-    """The folds of all ranks together, by key: sums of their moments, and all samples that they keep, in order."""
+def join_folds(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Key, Fold]:
+    """Add the folds of all ranks: sums of their factors, and all samples that they keep, in order.
+
+    Args:
+        communicator: the processes.
+        folds: this rank's folds, by the same keys on all ranks.
+    """
     if communicator.is_single or not folds:
         return dict(folds)
-    said = communicator.all_gather_object(
-        "sum the moments", [[fold.factors.rows, fold.factors.n_rows_read] for fold in folds.values()]
-    )
-    numbers = [[sum(column) for column in zip(*one, strict=True)] for one in zip(*said, strict=True)]
-    every = [fold.factors for fold in folds.values()]
-    sums = iter(
-        communicator.all_reduce(
-            "sum the moments", [x for one in every for x in (one.input_cov, one.cross_cov, one.grad_cov)]
-        )
-    )
+    factors = [fold.factors for fold in folds.values()]
+    by_rank = communicator.all_gather_object("sum the moments", [[one.rows, one.n_rows_read] for one in factors])
+    numbers = [[sum(column) for column in zip(*one, strict=True)] for one in zip(*by_rank, strict=True)]
+    own = [x for one in factors for x in (one.input_cov, one.cross_cov, one.grad_cov)]
+    sums = iter(communicator.all_reduce("sum the moments", own))
     groups = [(_positions(fold), fold.samples.tensors) for fold in folds.values()]
     samples = communicator.all_gather("gather the kept samples", groups)
     found: dict[Key, Fold] = {}
     for (key, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
-        moments = replace(
+        total = replace(
             fold.factors, rows=rows, n_rows_read=read, input_cov=next(sums), cross_cov=next(sums), grad_cov=next(sums)
         )
-        found[key] = Fold(factors=moments, samples=fold.samples.of(kept))
+        found[key] = Fold(factors=total, samples=fold.samples.of(kept))
     return found
 
 

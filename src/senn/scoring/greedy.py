@@ -11,105 +11,124 @@ from torch import Tensor
 from senn.policies import Criterion
 from senn.scoring.gains import Gains, LayerGains
 
+CRITERIA: tuple[Criterion, ...] = ("held_out_gain", "gain_lower_bound")
+"""Figures by which units are chosen: one for `PricePolicy`, the other for the paper's rule (section 3.3)."""
+
+SHORTLIST = 32
+"""Units of the largest gain whose held-out gain, which needs rows, is computed.
+
+The cost of a choice grows with it; a much shorter list may miss the best unit, since noise reorders the gains.
+"""
+
+# rows of the tensor that `_figures` returns
+_GAIN, _BOUND, _HELD_OUT, _STDERR = range(4)
+
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class Consumer:
     """Candidate units as one linear map reads them.
 
     Attributes:
-        layer_gains: the account of the map.
-        columns: of each unit, (units, p).
-        onto: orthonormal basis of what the map makes of changes of its input, (m, r); None for all of its outputs.
+        layer_gains: gains of the map's columns.
+        columns: columns of each unit, (units, p).
+        output_basis: (m, r) orthonormal basis of the outputs that can change; None for all of them.
     """
 
     layer_gains: LayerGains
     columns: Tensor
-    onto: Tensor | None = None
+    output_basis: Tensor | None = None
 
-    def copied(self) -> Group:
-        """The same, to try acceptances on."""
+    def clone(self) -> Consumer:
+        """A copy to try eliminations on."""
         return replace(self, layer_gains=self.layer_gains.clone())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Units that were chosen one after the other, what they gain together, and by which figure they were chosen."""
+    """Units chosen together.
+
+    Attributes:
+        units: in the order in which they were chosen.
+        gains: sums over the units, each after those before it.
+        criterion: the figure that they were chosen by.
+    """
 
     units: tuple[int, ...]
     gains: Gains
     criterion: Criterion
 
 
-CRITERIA: tuple[Criterion, ...] = ("held_out_gain", "gain_lower_bound")
+def best_choices(consumers: Sequence[Consumer], count: int, accepted: Sequence[int]) -> list[Choice]:
+    """Choose further units, once by each criterion.
 
+    Args:
+        consumers: the maps that read the units; gains add over them.
+        count: number of units to choose.
+        accepted: numbers of the units that are part of the network already.
 
-def best_choices(groups: Sequence[Group], units: int, accepted: Sequence[int]) -> list[Choice]:
-    """Greedy choices of `units` more units: once by held-out gain less its standard error, once by the bound."""
+    Returns:
+        one choice if both criteria agree, two if they don't, none if there are too few units left.
+    """
     found: list[Choice] = []
-    left = torch.tensor([unit for unit in range(len(groups[0].columns)) if unit not in accepted])
-    if len(left) < units:
+    left = torch.tensor([unit for unit in range(len(consumers[0].columns)) if unit not in accepted])
+    if len(left) < count:
         return found
-    first = _figures(groups, left)
+    first = _figures(consumers, left)
     for criterion in CRITERIA:
-        choice = _greedy(groups, left, first, units, criterion)
+        choice = _greedy(consumers, left, first, count, criterion)
         if not found or found[0].units != choice.units:
             found.append(choice)
     return found
 
 
-def _greedy(groups: Sequence[Group], rest: Tensor, figures: Tensor, units: int, criterion: Criterion) -> Choice:
-    """Choose units of `rest` one after the other, each at its best after those before it.
-
-    Args:
-        groups: the maps that read them.
-        rest: numbers of the units that are left, (n,).
-        figures: of these, as of `_figures`, (4, n).
-        units: how many to choose.
-        criterion: the figure to choose them by.
-    """
+def _greedy(consumers: Sequence[Consumer], left: Tensor, figures: Tensor, count: int, criterion: Criterion) -> Choice:
+    """Choose `count` of the units `left` (n,), given their figures (4, n)."""
     chosen: list[int] = []
     total = Gains()
-    trial = [group.copied() for group in groups] if units > 1 else list(groups)
+    # a single unit changes nothing that would have to be tried out
+    trial = [consumer.clone() for consumer in consumers] if count > 1 else list(consumers)
     while True:
         best = int(_worth(figures, criterion).argmax())
-        chosen.append(int(rest[best]))
+        chosen.append(int(left[best]))
         gain, bound, held_out, stderr = figures[:, best].tolist()
         total += Gains(gain=gain, gain_lower_bound=bound, held_out_gain=held_out, held_out_stderr=stderr)
-        for group in trial:
-            agreed = group.layer_gains.cross_fold_gain(group.columns[chosen[-1:]], group.onto)
+        for consumer in trial:
+            agreed = consumer.layer_gains.cross_fold_gain(consumer.columns[chosen[-1:]], consumer.output_basis)
             total += Gains(cross_fold_gain=float(agreed))
-        if len(chosen) == units:
+        if len(chosen) == count:
             return Choice(units=tuple(chosen), gains=total, criterion=criterion)
-        for group in trial:
-            group.layer_gains.eliminate(group.columns[chosen[-1]], group.onto)
-        rest = torch.cat([rest[:best], rest[best + 1 :]])
-        figures = _figures(trial, rest)
+        for consumer in trial:
+            consumer.layer_gains.eliminate(consumer.columns[chosen[-1]], consumer.output_basis)
+        left = torch.cat([left[:best], left[best + 1 :]])
+        figures = _figures(trial, left)
 
 
-SHORTLIST = 32
-"""Units of the largest gain whose held-out gain, which needs rows, is computed."""
+def _figures(consumers: Sequence[Consumer], units: Tensor) -> Tensor:
+    """Gain, lower bound, held-out gain and standard error of each unit, (4, n), summed over the consumers.
 
-
-def _figures(groups: Sequence[Group], units: Tensor) -> Tensor:
-    """Gain, bound, held-out gain and its standard error of each unit, (4, units), summed over the maps that read it.
-
-    Held-out gains of units that are not on the shortlist are minus infinity.
+    Held-out gains of units that aren't on the shortlist are minus infinity.
     """
     total = torch.zeros(4, len(units), dtype=torch.float64)
-    for group in groups:
-        columns = group.columns[units]
-        gains = group.layer_gains.gain(columns, group.onto), group.layer_gains.gain_lower_bound(columns, group.onto)
-        total[:2] += torch.stack(gains)
-    short = total[0].topk(min(SHORTLIST, len(units))).indices
-    short = torch.cat([short, total[1].argmax()[None]])
-    heldout = torch.zeros(2, len(short), dtype=torch.float64)
-    for group in groups:
-        heldout += torch.stack(group.layer_gains.held_out_gain(group.columns[units[short]], group.onto))
-    total[2] = -torch.inf
-    total[2:, short] = heldout
+    for consumer in consumers:
+        columns = consumer.columns[units]
+        gain = consumer.layer_gains.gain(columns, consumer.output_basis)
+        bound = consumer.layer_gains.gain_lower_bound(columns, consumer.output_basis)
+        total[:_HELD_OUT] += torch.stack([gain, bound])
+    # the unit of the largest bound is on the list in any case: it may be chosen by that
+    largest = total[_GAIN].topk(min(SHORTLIST, len(units))).indices
+    listed = torch.cat([largest, total[_BOUND].argmax()[None]])
+    held_out = torch.zeros(2, len(listed), dtype=torch.float64)
+    for consumer in consumers:
+        columns = consumer.columns[units[listed]]
+        held_out += torch.stack(consumer.layer_gains.held_out_gain(columns, consumer.output_basis))
+    total[_HELD_OUT] = -torch.inf
+    total[_HELD_OUT:, listed] = held_out
     return total
 
 
 def _worth(figures: Tensor, criterion: Criterion) -> Tensor:
-    """What units are chosen by, (units,): a held-out gain counts less its standard error."""
-    return figures[1] if criterion == "gain_lower_bound" else figures[2] - figures[3]
+    """Figure to choose units by, (n,); a held-out gain counts less its standard error."""
+    if criterion == "gain_lower_bound":
+        return figures[_BOUND]
+    # the best of many units is partly the luckiest one
+    return figures[_HELD_OUT] - figures[_STDERR]

@@ -1,4 +1,4 @@
-"""Expansion score of a network as a whole."""
+"""Expansion score of a network as a whole, which the sum over its maps overstates."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ from senn.kfac.folds import Fold
 from senn.scoring.gains import LayerGains
 
 
-def whole_eta_of(
-    layer_gains_by_map: Mapping[str, LayerGains], folds: Sequence[Mapping[str, Fold]], limit: float
+def joint_score(
+    layer_gains: Mapping[str, LayerGains], folds: Sequence[Mapping[str, Fold]], score_limit: float
 ) -> float:
-    """A lower bound of the network's eta that takes its maps together, and so stays below lambda.
+    """Lower bound of the network's eta that takes its maps together, and so stays below lambda.
 
     The sum over the maps counts a decrease that several of them could bring several times, and may come out above
     lambda. Along the K-FAC step d of all maps, with the exact curvature d^T F d = E[(sum_l s_l^T d_l a_l)^2],
     (g^T d)^2 / d^T F d <= g^T F^-1 g (Cauchy-Schwarz).
 
     Args:
-        layer_gains_by_map: by linear map.
+        layer_gains: gains of each linear map.
         folds: the two folds of samples, each by linear map.
-        limit: lambda.
+        score_limit: lambda.
+
+    Returns:
+        eta, 0 if no map has a gradient.
     """
-    total = sum(layer_gains.eta for layer_gains in layer_gains_by_map.values())
-    square = weight = 0.0
+    slope = sum(gains.eta for gains in layer_gains.values())  # g^T d, since d = F_KFAC^-1 g
+    squares = weight = 0.0
     for fold in folds:
-        parts = [fold[name].samples.of_existing(layer_gains.step) for name, layer_gains in layer_gains_by_map.items()]
-        kept = min(map(len, parts))
-        square += float(torch.stack([part[:kept] for part in parts]).sum(0).square().sum())
-        name, layer_gains = next(iter(layer_gains_by_map.items()))
-        weight += fold[name].samples.first(kept).total / layer_gains.locations
-    exact = square / max(weight, 1e-300)
-    return min(total**2 / max(exact, 1e-300), limit) if total > 0 else 0.0
+        effects = [fold[name].samples.of_existing(gains.step) for name, gains in layer_gains.items()]
+        # maps keep different numbers of samples, always the first ones: sum over those that all of them keep
+        kept = min(map(len, effects))
+        effect = torch.stack([one[:kept] for one in effects]).sum(0)
+        squares += float(effect.square().sum())
+        name, gains = next(iter(layer_gains.items()))
+        weight += fold[name].samples.first(kept).total / gains.locations
+    curvature = squares / max(weight, 1e-300)
+    return min(slope**2 / max(curvature, 1e-300), score_limit) if slope > 0 else 0.0

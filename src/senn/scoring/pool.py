@@ -1,12 +1,13 @@
-"""The candidates of one consideration, scored, and kept up to date while some are accepted.
+"""Pool of the scored candidates of a round, kept up to date while some of them are accepted.
 
-Width, depth and pruning are read off the same moments: candidate units are dormant columns of their consumers, layers
-are virtual columns of the map before which they would go, pruning removes existing columns.
+Width, depth and pruning are read off the same moments: candidate units are dormant columns of the maps that would read
+them, layers are virtual columns of the map before which they would go, pruning removes existing columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,312 +15,34 @@ from torch import Tensor, nn
 
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import IdentityLayer, Layer
-from senn.graph import ChannelGroup, CoupledDim, DependencyGraph, LinearMap, get_linear
-from senn.graph import owned_columns as columns_of
+from senn.graph import ChannelGroup, CoupledDim, DependencyGraph, LinearMap, get_linear, owned_columns
 from senn.policies import Budget, Candidate, CandidateKey, Criterion, Kind
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import Gains, LayerGains, Prices
-from senn.scoring.greedy import Group, best_choices
+from senn.scoring.greedy import Choice, Consumer, best_choices
 from senn.scoring.pruning_costs import PruningCosts
 from senn.scoring.stream import StreamCandidates
 from senn.surgery import Move, Prune, Widen, parameters_per_unit
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class ScoredCandidate:
-    """A candidate and what accepting it means."""
+    """A candidate with what accepting it means.
 
-    candidate: Candidate
-    chosen: tuple[int, ...]
-    layer: int | None = None
-
-
-class CandidatePool:
-    """All candidates of one consideration.
-
-    Args:
-        model: the model as it is.
-        graph: what in it can change.
-        maps: the linear maps that are read, by name.
-        draw: the candidates that were drawn.
-        layer_gains_by_map: by linear map.
-        pruning: by linear map; empty offers no pruning.
-        columns: by linear map.
-        beside: accounts of what could be added beside streams.
-        prices: what gains are held against; their `eta` is the network's before anything is accepted.
-        budget: limits.
+    Attributes:
+        candidate: its record.
+        units: numbers of the units that would come or go.
+        layer: number of the layer that would be inserted; None for other changes.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: DependencyGraph,
-        maps: Mapping[str, LinearMap],
-        draw: CandidateSet,
-        layer_gains_by_map: Mapping[str, LayerGains],
-        pruning: Mapping[str, PruningCosts],
-        columns: Mapping[str, ColumnLayout],
-        beside: StreamCandidates,
-        *,
-        prices: Prices,
-        budget: Budget,
-    ) -> None:
-        self.model, self.graph, self.maps, self.draw = model, graph, maps, draw
-        self.layer_gains_by_map, self.pruning, self.columns, self.beside = layer_gains_by_map, pruning, columns, beside
-        self.prices, self.budget = prices, budget
-        self.parameters = sum(p.numel() for p in model.parameters())
-        self.per_unit = {group.name: parameters_per_unit(model, group) for group in graph.groups}
-        self.grown: dict[str, list[int]] = {}
-        self.inserted: dict[str, tuple[int, list[int]]] = {}
-        self.removed: dict[str, list[int]] = {}
-        self.repeated: list[str] = []
-        self.accepted: list[Candidate] = []
-        self._removals: list[tuple[str, tuple[int, ...]]] = []
-        self._options: dict[CandidateKey, ScoredCandidate] = {}
-        self._scored: dict[str, list[ScoredCandidate]] = {}
-        self._scored_insertion_points: dict[str, list[ScoredCandidate]] = {}
-
-    def candidates(self) -> list[Candidate]:
-        """The best candidates of each kind at each place, with all that is accepted already taken into account."""
-        if self.repeated:  # a copy is one of the block as it is now, so nothing else changes in this round
-            return []
-        for group in self.graph.groups:
-            if group.name not in self._scored:
-                self._scored[group.name] = [*self._widen(group), *self._prune(group)]
-        for insertion_point, layers in self.draw.layers.items():
-            if insertion_point not in self._scored_insertion_points:
-                found = [self._insert(insertion_point, number, layer) for number, layer in enumerate(layers)]
-                self._scored_insertion_points[insertion_point] = [option for options in found for option in options]
-        options = [
-            o for scored in (self._scored, self._scored_insertion_points) for place in scored.values() for o in place
-        ]
-        options += [self._repeat(block) for block in self.beside.repeats] if not self.accepted else []
-        offered = [option for option in options if self.budget.allows(option.candidate, self.parameters)]
-        self._options = {option.candidate.key: option for option in offered}
-        assert len(self._options) == len(offered), "two candidates with one key"
-        return [replace(option.candidate, eta=self.eta) for option in offered]
-
-    @property
-    def eta(self) -> float:
-        """The network's expansion score now, with all that is accepted."""
-        return self.prices.eta
-
-    def commit(self, candidate: Candidate) -> None:
-        """Take a candidate of the last `candidates()`, or a copy of one, as done and bring every figure up to date."""
-        option = self._options[candidate.key]
-        place = candidate.place
-        if candidate.kind == "prune":
-            self.removed.setdefault(place, []).extend(option.chosen)
-            self._removals.append((place, option.chosen))
-            for coupled in self.graph.group(place).dims_of("consumer"):
-                if coupled.map in self.pruning:
-                    self.pruning[coupled.map].remove(self._owned(coupled)[list(option.chosen)].flatten())
-        elif candidate.kind == "widen":
-            self.grown.setdefault(place, []).extend(option.chosen)
-            for name, columns in self._consumers(place):
-                for unit in option.chosen:
-                    self.layer_gains_by_map[name].eliminate(columns[unit])
-        elif option.layer is None:
-            self.repeated.append(place)
-        else:
-            self.inserted.setdefault(place, (option.layer, []))[1].extend(option.chosen)
-            layer = self.draw.layers[place][option.layer]
-            if not isinstance(layer, IdentityLayer):
-                layer_gains, groups = self._account(place)
-                for unit in option.chosen:
-                    layer_gains.eliminate(groups[option.layer][unit], self._onto(place))
-        self._forget(place if candidate.kind == "insert" else None, None if candidate.kind == "insert" else place)
-        if candidate.kind != "prune":
-            self.prices = replace(self.prices, eta=self.eta + candidate.gain)
-        self.parameters += candidate.parameters
-        self.accepted.append(candidate)
-
-    def _forget(self, insertion_point: str | None, group: str | None) -> None:
-        """Score anew what shares a linear map with a place that has changed."""
-        maps = (
-            {insertion_point}
-            if group is None
-            else {coupled.map for coupled in self.graph.group(group).dims_of("consumer")}
-        )
-        for name in maps:
-            self._scored_insertion_points.pop(name or "", None)
-        for other in self.graph.groups:
-            if other.name == group or any(coupled.map in maps for coupled in other.dims_of("consumer")):
-                self._scored.pop(other.name, None)
-
-    def to_moves(self, removals: int | None = None) -> list[Move]:
-        """What has been accepted, as moves for the surgery; of the removals the first so many, None for all."""
-        moves: list[Move] = []
-        for name, units in self.grown.items():
-            moves.append(select(self.draw.widen[name], units, self.graph.group(name)))
-        removed: dict[str, list[int]] = {}
-        for name, gone in self._removals[:removals]:
-            removed.setdefault(name, []).extend(gone)
-        for name, units in removed.items():
-            moves.append(self._removal(self.graph.group(name), sorted(units)))
-        for insertion_point, (number, units) in self.inserted.items():
-            layer = self.draw.layers[insertion_point][number]
-            moves.append(layer.move() if isinstance(layer, IdentityLayer) else layer.move(units))
-        moves += [self.draw.repeats[block] for block in self.repeated]
-        return moves
-
-    # -- width
-
-    def _consumers(self, group: str) -> list[tuple[str, Tensor]]:
-        """The scored maps that read a space, with the columns of its candidates."""
-        return [(name, columns.groups[group]) for name, columns in self.columns.items() if group in columns.groups]
-
-    def _widen(self, group: ChannelGroup) -> list[ScoredCandidate]:
-        """The best next units of a space: by held-out gain and by the bound, which may be different ones."""
-        consumers = self._consumers(group.name)
-        blocked = group.name in self.removed or any(name in self.inserted for name, _ in consumers)
-        if not consumers or blocked:
-            return []
-        accepted = self.grown.get(group.name, [])
-        width = group.width + len(accepted)
-        step = _lcm(self.budget.round_to, group.granularity)
-        units = step - width % step
-        groups = [Group(self.layer_gains_by_map[name], columns) for name, columns in consumers]
-        change = Change(
-            kind="widen",
-            place=group.name,
-            detail=f"{units} of {len(groups[0].columns)} candidates",
-            units=units,
-            width=width + units,
-            parameters=units * self.per_unit[group.name],
-        )
-        return [
-            ScoredCandidate(change.scored(choice.gains, self.prices, choice.criterion), choice.units)
-            for choice in best_choices(groups, units, accepted)
-        ]
-
-    # -- depth
-
-    def _insert(self, insertion_point: str, number: int, layer: Layer) -> list[ScoredCandidate]:
-        chosen = self.inserted.get(insertion_point)
-        touched = {*self.grown, *self.removed}
-        if (chosen is not None and chosen[0] != number) or any(
-            s in touched for s in self.columns[insertion_point].groups
-        ):
-            return []
-        layer_gains, groups = self._account(insertion_point)
-        columns = groups[number]
-        if isinstance(layer, IdentityLayer):
-            return [] if chosen else [self._identity(insertion_point, number, layer, columns)]
-        accepted = chosen[1] if chosen else []
-        step = self.budget.round_to
-        units = step - len(accepted) % step
-        change = Change(
-            kind="insert",
-            place=insertion_point,
-            detail=layer.name,
-            units=units,
-            width=len(accepted) + units,
-            parameters=layer.parameters(units),
-            layer_number=number,
-        )
-        return [
-            ScoredCandidate(change.scored(choice.gains, self.prices, choice.criterion), choice.units, number)
-            for choice in best_choices([Group(layer_gains, columns, self._onto(insertion_point))], units, accepted)
-        ]
-
-    def _identity(self, insertion_point: str, number: int, layer: IdentityLayer, columns: Tensor) -> ScoredCandidate:
-        """Score of the activation parameters that an identity insertion makes live."""
-        layer_gains = self.layer_gains_by_map[insertion_point]
-        weight = get_linear(self.model, insertion_point).weight.detach().double()
-        mixed = layer_gains.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())
-        through = mixed.repeat_interleave(columns.shape[1], 1)
-        change = Change(
-            kind="insert",
-            place=insertion_point,
-            detail=layer.name,
-            units=layer.insertion_point.features,
-            width=layer.insertion_point.features,
-            parameters=layer.parameters(),
-            layer_number=number,
-        )
-        return ScoredCandidate(change.scored(layer_gains.diagonal(columns.flatten(), through), self.prices), (), number)
-
-    def _account(self, insertion_point: str) -> tuple[LayerGains, list[Tensor]]:
-        """Where layers before a map are scored, and which columns are theirs: at its input for a convolution."""
-        if insertion_point in self.beside.layers:
-            return self.beside.layers[insertion_point]
-        return self.layer_gains_by_map[insertion_point], self.columns[insertion_point].layers
-
-    def _repeat(self, block: str) -> ScoredCandidate:
-        """A silent copy of a residual block after it."""
-        copy = self.draw.repeats[block].copy
-        parameters = sum(p.numel() for p in copy.parameters())
-        change = Change(kind="insert", place=block, detail="a copy after it", units=1, width=1, parameters=parameters)
-        return ScoredCandidate(change.scored(self.beside.gains(block, copy), self.prices), ())
-
-    def _onto(self, insertion_point: str) -> Tensor | None:
-        """Orthonormal basis, in whitened outputs, of what the map makes of changes of its input; None for all."""
-        if insertion_point in self.beside.layers:
-            return None
-        weight = get_linear(self.model, insertion_point).weight.detach().double()
-        if weight.shape[0] <= weight.shape[1]:
-            return None
-        basis: Tensor = torch.linalg.qr(self.layer_gains_by_map[insertion_point].whitener.mT @ weight).Q
-        return basis
-
-    # -- pruning
-
-    def _prune(self, group: ChannelGroup) -> list[ScoredCandidate]:
-        """The units that cost least one by one, as many as leave a width that the budget's rounding allows."""
-        coupled_dims = group.dims_of("consumer")
-        if (
-            not all(coupled.map in self.pruning for coupled in coupled_dims)
-            or len({coupled.map for coupled in coupled_dims})
-            < len(coupled_dims)  # costs of two parts of one map don't add up
-            or group.name in self.grown
-            or any(coupled.map in self.inserted for coupled in coupled_dims)
-        ):
-            return []
-        gone = self.removed.get(group.name, [])
-        left = torch.tensor([unit for unit in range(group.width) if unit not in gone])
-        step = _lcm(self.budget.round_to, group.granularity)
-        count = len(left) % step or step
-        if count >= len(left):
-            return []
-        accounts = [(self.pruning[coupled.map], self._owned(coupled)) for coupled in coupled_dims]
-        cost = torch.stack([account.costs(owned[left]) for account, owned in accounts]).sum(0)
-        order = cost.argsort()[:count]
-        agreed = torch.stack([account.cross_fold_costs(owned[left[order]]) for account, owned in accounts]).sum()
-        chosen = tuple(int(unit) for unit in left[order])
-        return [self._removal_option(group, chosen, float(cost[order].sum()), float(agreed), len(left) - count)]
-
-    def _owned(self, coupled: CoupledDim) -> Tensor:
-        """Columns of a consumer's matrix that each unit owns, (width, k * taps)."""
-        return columns_of(coupled, self.maps[coupled.map].kernel_numel)
-
-    def _removal_option(
-        self, group: ChannelGroup, units: tuple[int, ...], cost: float, agreed: float, width: int
-    ) -> ScoredCandidate:
-        change = Change(
-            kind="prune",
-            place=group.name,
-            detail="units " + ", ".join(map(str, units)),
-            units=len(units),
-            width=width,
-            parameters=-len(units) * self.per_unit[group.name],
-        )
-        gains = Gains(gain=-cost, gain_lower_bound=-cost, held_out_gain=-cost, cross_fold_gain=-agreed)
-        return ScoredCandidate(change.scored(gains, self.prices), units)
-
-    def _removal(self, group: ChannelGroup, units: Sequence[int]) -> Prune:
-        coefficients = {}
-        for coupled in group.dims_of("consumer"):
-            if coupled.map in self.pruning:
-                taken = self.pruning[coupled.map].coefficients(self._owned(coupled)[list(units)].flatten())
-                biased = self.maps[coupled.map].bias is not None
-                coefficients[coupled.map] = taken if biased else torch.cat([taken, taken.new_zeros(len(taken), 1)], 1)
-        return Prune(group.name, tuple(units), coefficients)
+    candidate: Candidate
+    units: tuple[int, ...]
+    layer: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What one change does to the model; attributes as of `Candidate`."""
+    """A change of the model, not scored yet; attributes as of `Candidate`."""
 
     kind: Kind
     place: str
@@ -330,7 +53,13 @@ class Change:
     layer_number: int | None = None
 
     def scored(self, gains: Gains, prices: Prices, criterion: Criterion = "held_out_gain") -> Candidate:
-        """The candidate, with what the change gains and what that is held against."""
+        """Make the candidate of the change.
+
+        Args:
+            gains: what it gains.
+            prices: what that is compared with.
+            criterion: the figure that its units were chosen by.
+        """
         return Candidate(
             **vars(self),
             gain=gains.gain,
@@ -346,16 +75,323 @@ class Change:
         )
 
 
+class CandidatePool:
+    """All candidates of one round.
+
+    Args:
+        model: the model as it is.
+        graph: what in it can change.
+        maps: the linear maps that are read, by name.
+        candidate_set: the candidates that were sampled.
+        layer_gains: gains of each linear map's columns.
+        pruning_costs: costs of each linear map's columns; none offers no pruning.
+        columns: layout of each linear map's columns.
+        stream: candidates that would be added to a residual stream.
+        prices: what gains are compared with; their `eta` is the network's before anything is accepted.
+        budget: limits of the network's size.
+
+    Attributes:
+        accepted: the candidates accepted so far, in order.
+        parameters: number of parameters of the model with these.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        graph: DependencyGraph,
+        maps: Mapping[str, LinearMap],
+        candidate_set: CandidateSet,
+        layer_gains: Mapping[str, LayerGains],
+        pruning_costs: Mapping[str, PruningCosts],
+        columns: Mapping[str, ColumnLayout],
+        stream: StreamCandidates,
+        prices: Prices,
+        budget: Budget,
+    ) -> None:
+        self.model, self.graph, self.maps, self.candidate_set = model, graph, maps, candidate_set
+        self.layer_gains, self.pruning_costs, self.columns, self.stream = layer_gains, pruning_costs, columns, stream
+        self.prices, self.budget = prices, budget
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.per_unit = {group.name: parameters_per_unit(model, group) for group in graph.groups}
+        self.grown: dict[str, list[int]] = {}
+        self.inserted: dict[str, tuple[int, list[int]]] = {}
+        self.removed: dict[str, list[int]] = {}
+        self.repeated: list[str] = []
+        self.accepted: list[Candidate] = []
+        self._removals: list[tuple[str, tuple[int, ...]]] = []
+        self._offered: dict[CandidateKey, ScoredCandidate] = {}
+        # figures of a place stand until something that shares a linear map with it is accepted
+        self._scored_groups: dict[str, list[ScoredCandidate]] = {}
+        self._scored_points: dict[str, list[ScoredCandidate]] = {}
+
+    @property
+    def eta(self) -> float:
+        """The network's expansion score with all that is accepted."""
+        return self.prices.eta
+
+    def candidates(self) -> list[Candidate]:
+        """The best candidates of each kind at each place, given all that is accepted."""
+        if self.repeated:  # the copy is one of the block as it is now, so nothing else may change in this round
+            return []
+        for group in self.graph.groups:
+            if group.name not in self._scored_groups:
+                self._scored_groups[group.name] = [*self._widen(group), *self._prune(group)]
+        for point, layers in self.candidate_set.layers.items():
+            if point not in self._scored_points:
+                scored = [self._insert(point, number, layer) for number, layer in enumerate(layers)]
+                self._scored_points[point] = [one for several in scored for one in several]
+        found = [one for several in self._scored_groups.values() for one in several]
+        found += [one for several in self._scored_points.values() for one in several]
+        if not self.accepted:
+            found += [self._repeat(block) for block in self.stream.repeats]
+        allowed = [one for one in found if self.budget.allows(one.candidate, self.parameters)]
+        self._offered = {one.candidate.key: one for one in allowed}
+        assert len(self._offered) == len(allowed), "two candidates with one key"
+        return [replace(one.candidate, eta=self.eta) for one in allowed]
+
+    def commit(self, candidate: Candidate) -> None:
+        """Accept a candidate of the last `candidates()`, or a copy of one, and bring every figure up to date."""
+        scored = self._offered[candidate.key]
+        place = candidate.place
+        if candidate.kind == "prune":
+            self._commit_removal(place, scored.units)
+        elif candidate.kind == "widen":
+            self.grown.setdefault(place, []).extend(scored.units)
+            for name, columns in self._readers(place):
+                for unit in scored.units:
+                    self.layer_gains[name].eliminate(columns[unit])
+        elif scored.layer is None:
+            self.repeated.append(place)
+        else:
+            self._commit_layer(place, scored.layer, scored.units)
+        if candidate.kind == "insert":
+            self._forget_point(place)
+        else:
+            self._forget_group(place)
+        if candidate.kind != "prune":
+            self.prices = replace(self.prices, eta=self.eta + candidate.gain)
+        self.parameters += candidate.parameters
+        self.accepted.append(candidate)
+
+    def to_moves(self, removals: int | None = None) -> list[Move]:
+        """Moves that carry out what is accepted.
+
+        Args:
+            removals: how many of the removals to carry out, the first ones; None for all.
+        """
+        moves: list[Move] = []
+        for name, units in self.grown.items():
+            moves.append(select(self.candidate_set.widen[name], units, self.graph.group(name)))
+        removed: dict[str, list[int]] = {}
+        for name, gone in self._removals[:removals]:
+            removed.setdefault(name, []).extend(gone)
+        for name, units in removed.items():
+            moves.append(self._prune_move(self.graph.group(name), sorted(units)))
+        for point, (number, units) in self.inserted.items():
+            layer = self.candidate_set.layers[point][number]
+            moves.append(layer.move() if isinstance(layer, IdentityLayer) else layer.move(units))
+        moves += [self.candidate_set.repeats[block] for block in self.repeated]
+        return moves
+
+    def _commit_removal(self, place: str, units: tuple[int, ...]) -> None:
+        self.removed.setdefault(place, []).extend(units)
+        self._removals.append((place, units))
+        for coupled in self.graph.group(place).dims_of("consumer"):
+            if coupled.map in self.pruning_costs:
+                self.pruning_costs[coupled.map].remove(self._owned(coupled)[list(units)].flatten())
+
+    def _commit_layer(self, place: str, number: int, units: tuple[int, ...]) -> None:
+        self.inserted.setdefault(place, (number, []))[1].extend(units)
+        if isinstance(self.candidate_set.layers[place][number], IdentityLayer):
+            return
+        layer_gains, columns = self._columns_of_layers(place)
+        for unit in units:
+            layer_gains.eliminate(columns[number][unit], self._output_basis(place))
+
+    def _forget_point(self, point: str) -> None:
+        """Score anew whatever shares the linear map after an insertion point."""
+        self._forget_readers({point})
+
+    def _forget_group(self, name: str) -> None:
+        """Score anew a group and whatever shares a linear map with it."""
+        self._forget_readers({coupled.map for coupled in self.graph.group(name).dims_of("consumer")})
+        self._scored_groups.pop(name, None)
+
+    def _forget_readers(self, maps: set[str]) -> None:
+        for name in maps:
+            self._scored_points.pop(name, None)
+        for group in self.graph.groups:
+            if any(coupled.map in maps for coupled in group.dims_of("consumer")):
+                self._scored_groups.pop(group.name, None)
+
+    # -- width
+
+    def _readers(self, group: str) -> list[tuple[str, Tensor]]:
+        """Scored maps that read a group, with the columns of its candidates, (units, p)."""
+        return [(name, columns.groups[group]) for name, columns in self.columns.items() if group in columns.groups]
+
+    def _widen(self, group: ChannelGroup) -> list[ScoredCandidate]:
+        """The best next units of a group by each criterion."""
+        readers = self._readers(group.name)
+        is_blocked = group.name in self.removed or any(name in self.inserted for name, _ in readers)
+        if not readers or is_blocked:
+            return []
+        accepted = self.grown.get(group.name, [])
+        width = group.width + len(accepted)
+        step = math.lcm(self.budget.round_to, group.granularity)
+        units = step - width % step  # up to the next width that is allowed
+        consumers = [Consumer(self.layer_gains[name], columns) for name, columns in readers]
+        change = Change(
+            kind="widen",
+            place=group.name,
+            detail=f"{units} of {len(consumers[0].columns)} candidates",
+            units=units,
+            width=width + units,
+            parameters=units * self.per_unit[group.name],
+        )
+        return self._chosen(change, best_choices(consumers, units, accepted))
+
+    def _chosen(self, change: Change, choices: Iterable[Choice]) -> list[ScoredCandidate]:
+        return [
+            ScoredCandidate(
+                change.scored(choice.gains, self.prices, choice.criterion), choice.units, change.layer_number
+            )
+            for choice in choices
+        ]
+
+    # -- depth
+
+    def _insert(self, point: str, number: int, layer: Layer) -> list[ScoredCandidate]:
+        """The best next units of a layer before a map, by each criterion; of an identity insertion all at once."""
+        started, units = self.inserted.get(point, (number, []))
+        has_changed = any(name in self.grown or name in self.removed for name in self.columns[point].groups)
+        if started != number or has_changed:
+            return []
+        layer_gains, columns = self._columns_of_layers(point)
+        if isinstance(layer, IdentityLayer):
+            is_done = point in self.inserted
+            return [] if is_done else [self._insert_identity(point, number, layer, columns[number])]
+        count = self.budget.round_to - len(units) % self.budget.round_to
+        change = Change(
+            kind="insert",
+            place=point,
+            detail=layer.name,
+            units=count,
+            width=len(units) + count,
+            parameters=layer.parameters(count),
+            layer_number=number,
+        )
+        consumer = Consumer(layer_gains, columns[number], self._output_basis(point))
+        return self._chosen(change, best_choices([consumer], count, units))
+
+    def _insert_identity(self, point: str, number: int, layer: IdentityLayer, columns: Tensor) -> ScoredCandidate:
+        """Score the activation parameters that an identity insertion makes live."""
+        layer_gains = self.layer_gains[point]
+        weight = get_linear(self.model, point).weight.detach().double()
+        # a unit h of the new layer reaches z through W B^-1, whitened by L^T with S = L L^T
+        mixed = layer_gains.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())
+        through = mixed.repeat_interleave(columns.shape[1], 1)
+        features = layer.insertion_point.features
+        change = Change(
+            kind="insert",
+            place=point,
+            detail=layer.name,
+            units=features,
+            width=features,
+            parameters=layer.parameters(),
+            layer_number=number,
+        )
+        gains = layer_gains.diagonal(columns.flatten(), through)
+        return ScoredCandidate(change.scored(gains, self.prices), (), number)
+
+    def _columns_of_layers(self, point: str) -> tuple[LayerGains, list[Tensor]]:
+        """Gains that score the layers before a map, and each layer's columns: a convolution's are at its input."""
+        if point in self.stream.layers:
+            return self.stream.layers[point]
+        return self.layer_gains[point], self.columns[point].layers
+
+    def _repeat(self, block: str) -> ScoredCandidate:
+        """Score a silent copy of a residual block after it."""
+        copy = self.candidate_set.repeats[block].copy
+        parameters = sum(p.numel() for p in copy.parameters())
+        change = Change(kind="insert", place=block, detail="a copy after it", units=1, width=1, parameters=parameters)
+        return ScoredCandidate(change.scored(self.stream.gains(block, copy), self.prices), ())
+
+    def _output_basis(self, point: str) -> Tensor | None:
+        """Orthonormal basis (m, r), in whitened outputs, of what changes of a map's input can reach; None for all."""
+        if point in self.stream.layers:
+            return None
+        weight = get_linear(self.model, point).weight.detach().double()
+        if weight.shape[0] <= weight.shape[1]:
+            return None
+        basis: Tensor = torch.linalg.qr(self.layer_gains[point].whitener.mT @ weight).Q
+        return basis
+
+    # -- pruning
+
+    def _prune(self, group: ChannelGroup) -> list[ScoredCandidate]:
+        """The units that cost least one by one, as many as leave a width that is allowed."""
+        readers = group.dims_of("consumer")
+        names = [coupled.map for coupled in readers]
+        if (
+            not all(name in self.pruning_costs for name in names)
+            or len(set(names)) < len(names)  # costs of two parts of one map don't add up
+            or group.name in self.grown
+            or any(name in self.inserted for name in names)
+        ):
+            return []
+        gone = self.removed.get(group.name, [])
+        left = torch.tensor([unit for unit in range(group.width) if unit not in gone])
+        step = math.lcm(self.budget.round_to, group.granularity)
+        count = len(left) % step or step
+        if count >= len(left):
+            return []
+        owned = [(self.pruning_costs[coupled.map], self._owned(coupled)) for coupled in readers]
+        cost = torch.stack([costs.costs(columns[left]) for costs, columns in owned]).sum(0)
+        cheapest = cost.argsort()[:count]
+        agreed = torch.stack([costs.cross_fold_costs(columns[left[cheapest]]) for costs, columns in owned]).sum()
+        units = tuple(int(unit) for unit in left[cheapest])
+        total = float(cost[cheapest].sum())
+        change = Change(
+            kind="prune",
+            place=group.name,
+            detail="units " + ", ".join(map(str, units)),
+            units=count,
+            width=len(left) - count,
+            parameters=-count * self.per_unit[group.name],
+        )
+        gains = Gains(gain=-total, gain_lower_bound=-total, held_out_gain=-total, cross_fold_gain=-float(agreed))
+        return [ScoredCandidate(change.scored(gains, self.prices), units)]
+
+    def _owned(self, coupled: CoupledDim) -> Tensor:
+        """Columns of a consumer's matrix that each unit owns, (width, k * kernel_numel)."""
+        return owned_columns(coupled, self.maps[coupled.map].kernel_numel)
+
+    def _prune_move(self, group: ChannelGroup, units: Sequence[int]) -> Prune:
+        """Removal of units, with the compensation of every map whose costs are known."""
+        coefficients = {}
+        for coupled in group.dims_of("consumer"):
+            if coupled.map in self.pruning_costs:
+                taken = self.pruning_costs[coupled.map].coefficients(self._owned(coupled)[list(units)].flatten())
+                if self.maps[coupled.map].bias is None:
+                    taken = torch.cat([taken, taken.new_zeros(len(taken), 1)], 1)
+                coefficients[coupled.map] = taken
+        return Prune(group.name, tuple(units), coefficients)
+
+
 def select(move: Widen, units: Sequence[int], group: ChannelGroup) -> Widen:
-    """The move that adds only some of the units."""
+    """Restrict a move to some of its units.
+
+    Args:
+        move: a widening of the group.
+        units: numbers of the units to keep.
+        group: the group.
+    """
     chosen, values = torch.as_tensor(list(units)), {}
     for coupled in group.dims:
         if coupled.role != "consumer" and coupled.name in move.values:
-            k = coupled.index.shape[1]
+            k = coupled.index.shape[1]  # entries of each unit, one after the other
             index = (chosen[:, None] * k + torch.arange(k)).flatten()
             values[coupled.name] = move.values[coupled.name].index_select(coupled.dim, index)
     return Widen(move.group, len(units), values)
-
-
-def _lcm(a: int, b: int) -> int:
-    return int(torch.lcm(torch.tensor(a), torch.tensor(b)))

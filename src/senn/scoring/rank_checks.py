@@ -1,4 +1,4 @@
-"""What all ranks must do alike: take batches, look at one model, decide once."""
+"""Steps that all ranks must take alike: they take batches, score one model, and decide once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from senn.errors import SennError, UnsupportedError
 from senn.graph import DependencyGraph
 from senn.policies import Candidate, Policy
 from senn.pytree import Inputs
-from senn.scoring.global_batch import first_of
+from senn.scoring.global_batch import first_inputs
 from senn.scoring.pool import CandidatePool
 from senn.surgery.outputs import model_digest
 from senn.verification import analyze
 
 
 def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[Any]:
-    """A rank's batches, as many as the rank has that has most: the others' further ones hold no samples."""
+    """Yield this rank's batches, padded with empty ones up to the longest rank's count.
+
+    Args:
+        communicator: the processes.
+        batches: this rank's batches: tuples of inputs, targets and perhaps weights.
+
+    Raises:
+        SennError: a batch is no such tuple, or this rank has none.
+    """
     own, last = iter(batches), None
     while True:
         with communicator.fail_together("take a batch"):
@@ -40,15 +48,53 @@ def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[A
 
 
 def agree_on_weights(communicator: Communicator, what: str, model: nn.Module) -> None:
-    """Check, bit by bit, that all ranks have the same parameters."""
+    """Check, bit by bit, that all ranks have the same parameters.
+
+    Args:
+        communicator: the processes.
+        what: the step that this is checked in, for the error message.
+        model: the model.
+
+    Raises:
+        SennError: a rank has others; the message names it and the first parameter that differs.
+    """
     if not communicator.is_single:
-        communicator.assert_equal(
-            what, {f"the weights {name}": model_digest([p]) for name, p in model.named_parameters()}
-        )
+        digests = {f"the weights {name}": model_digest([p]) for name, p in model.named_parameters()}
+        communicator.assert_equal(what, digests)
+
+
+def agree_on_model(communicator: Communicator, what: str, model: nn.Module) -> None:
+    """Check that all ranks have one model; buffers are the first rank's, as in DistributedDataParallel.
+
+    Args:
+        communicator: the processes.
+        what: the step that this is checked in, for the error message.
+        model: the model.
+
+    Raises:
+        SennError: a rank has other parameters.
+    """
+    if communicator.is_single:
+        return
+    buffers = [*model.buffers()]
+    digests = communicator.all_gather_object(what, model_digest(buffers))
+    if any(one != digests[0] for one in digests):
+        communicator.broadcast("copy buffers", buffers)
+    agree_on_weights(communicator, what, model)
 
 
 def agree_on_basis(communicator: Communicator, pool: CandidatePool, policy: Policy, generator: torch.Generator) -> None:
-    """Check that all ranks base their decision on the same."""
+    """Check that all ranks base their decision on the same.
+
+    Args:
+        communicator: the processes.
+        pool: the candidates.
+        policy: what will choose among them.
+        generator: the generator that candidates were sampled with.
+
+    Raises:
+        SennError: a rank differs; the message says in what.
+    """
     if not communicator.is_single:
         agree_on_weights(communicator, "decide", pool.model)
         marks = {
@@ -64,7 +110,7 @@ def agree_on_basis(communicator: Communicator, pool: CandidatePool, policy: Poli
 def chosen(
     communicator: Communicator, policy: Policy, offered: Sequence[Candidate], accepted: Sequence[Candidate]
 ) -> Candidate | None:
-    """The policy's choice, on the first rank.
+    """Ask the first rank's policy for its choice.
 
     Args:
         communicator: the processes that decide.
@@ -91,7 +137,7 @@ def chosen(
 
 
 def _number_of(choice: object, offered: Sequence[Candidate]) -> int:
-    """Which of the candidates a policy chose: the one with its key, so a copy is understood too."""
+    """Find the candidate that a policy chose, by its key: a copy is understood too."""
     keys = [one.key for one in offered]
     if isinstance(choice, Candidate) and choice.key in keys:
         return keys.index(choice.key)
@@ -101,7 +147,7 @@ def _number_of(choice: object, offered: Sequence[Candidate]) -> int:
 
 
 def _name(offered: Sequence[Candidate], number: int | None) -> str | None:
-    """What a candidate is, in words."""
+    """Text of a candidate; None if there is none of that number."""
     return None if number is None or number >= len(offered) else _in_words(offered[number])
 
 
@@ -110,12 +156,18 @@ def _in_words(one: Candidate) -> str:
 
 
 def analyzed(communicator: Communicator, model: nn.Module, inputs: Inputs, ignore: Sequence[str]) -> DependencyGraph:
-    """What in a model can change size, found on the first samples of all ranks.
+    """Analyze what in a model can change size, on the first samples of all ranks.
+
+    Args:
+        communicator: the processes.
+        model: the model.
+        inputs: this rank's inputs.
+        ignore: names of modules to leave alone.
 
     Raises:
         SennError: nothing can.
     """
-    graph = analyze(model, first_of(communicator, inputs), ignore=ignore)
+    graph = analyze(model, first_inputs(communicator, inputs), ignore=ignore)
     if not graph.groups and not graph.insertion_points:
         reasons = "; ".join(f"{r.place or 'the model'}: {r.reason}" for r in graph.refusals[:3])
         raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
@@ -123,7 +175,7 @@ def analyzed(communicator: Communicator, model: nn.Module, inputs: Inputs, ignor
 
 
 def check_whole(model: nn.Module) -> None:
-    """Refuse a model of whose parameters each process has a part."""
+    """Refuse a model whose parameters are sharded over processes."""
     if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
         raise UnsupportedError(
             "the model's parameters are spread over processes: grow it inside "
@@ -132,7 +184,7 @@ def check_whole(model: nn.Module) -> None:
 
 
 def stale(*_: object) -> None:
-    """What a DistributedDataParallel says from a growth on until it is made anew."""
+    """Forward hook of a DistributedDataParallel whose model has grown: raise until it is made anew."""
     raise SennError(
         "the model has grown, and its DistributedDataParallel still holds the former parameters: "
         "call senn.distributed.rewrap(model) after a growth"

@@ -1,10 +1,9 @@
-"""One scoring session: candidates drawn once, statistics summed over all batches seen until a decision is taken."""
+"""One scoring session: candidates sampled once, statistics summed over all batches observed until a decision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,41 +17,33 @@ from senn.collectives import Communicator
 from senn.errors import UnsupportedError
 from senn.graph import DependencyGraph, LinearMap
 from senn.kfac.accumulate import sampled_locations
-from senn.kfac.batch_layout import BatchLayout, RowLayout, infer_batch_layouts
+from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import RowChunk, capture, labels
 from senn.kfac.factors import FactorInverse
 from senn.kfac.folds import Fold, LocalSlice
+from senn.kfac.layer_inputs import LayerInput
 from senn.kfac.loss_metric import LossMetric
-from senn.kfac.recorder import forward
 from senn.policies import Budget
-from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output
 from senn.scoring.batch_statistics import MOST_ROWS, BatchPart, BatchStatistics, FoldStatistics, batch_parts
 from senn.scoring.column_layout import ColumnLayout, build_column_layout
 from senn.scoring.data_covariance import DataCovariance, DataCovariances
 from senn.scoring.dormant_copy import DormantCopy, digest
 from senn.scoring.gains import LayerGains, Prices
-from senn.scoring.global_batch import Joint, Some, joined
-from senn.scoring.network_score import whole_eta_of
+from senn.scoring.global_batch import GlobalBatch, Samples, join_folds
+from senn.scoring.network_score import joint_score
 from senn.scoring.pool import CandidatePool
 from senn.scoring.pruning_costs import PruningCosts, weight_of
-from senn.scoring.rank_checks import agree_on_weights
+from senn.scoring.rank_checks import agree_on_model
+from senn.scoring.readable_maps import check_plain_maps, find_readable_maps
+from senn.scoring.session_snapshot import SessionSnapshot, with_own_tables
 from senn.scoring.stream import StreamCandidates, StreamKey, score_stream
-from senn.surgery.outputs import model_digest
 
 PROBE = 1024
-"""Samples on which a change is verified, and from which new BatchNorm channels take their statistics."""
+"""Samples on which a change is verified, and from which new BatchNorm channels take their statistics.
 
-
-@dataclass(frozen=True, eq=False)
-class SessionSnapshot:
-    """State of a session, to go back to."""
-
-    attributes: dict[str, Any]
-    fit: FoldStatistics
-    held_out: FoldStatistics
-    covariances: Any
-    generator: Tensor
+Statistics of a channel over n samples are off by about 1 / sqrt(n): 3 % here, 4 % at half of it.
+"""
 
 
 class ScoringSession:
@@ -62,20 +53,21 @@ class ScoringSession:
         model: the model, read only.
         graph: what in it can change.
         metric: the loss.
-        candidate_config: how candidates are drawn.
-        moves: which of `width`, `depth`, `prune` are wanted.
+        candidate_config: how candidates are sampled.
+        moves: moves to score candidates for, of `width`, `depth`, `prune`.
         generator: source of randomness.
-        known: as of `DataCovariances`.
-        min_gain: least promise, in nats per sample, with which so many parameters of a new layer could be accepted;
-            by default everything is scored.
+        known: covariances of the data, as of `DataCovariances`.
+        min_gain: least decrease of the loss, in nats per sample, with which so many parameters of a new layer could be
+            accepted; None to score every layer.
         output: finds the outputs in what the model returns.
-        readings: by linear map, how it can be read, or why not: filled in by the first window, kept by the caller.
-        communicator: the processes that look together; by default this one alone.
+        layouts: by linear map, how its rows belong to samples, or why that can't be told; filled in by the first
+            session and kept by the caller.
+        communicator: the processes that score together; None for this one alone.
 
     Attributes:
         maps: the linear maps that are read, by name.
-        samples: looked at so far, by all ranks.
-        loss: mean loss over them.
+        samples: number of samples observed so far, by all ranks.
+        loss_before: loss on the last batch, of all ranks, when it was observed.
     """
 
     def __init__(
@@ -90,84 +82,178 @@ class ScoringSession:
         known: dict[str, DataCovariance],
         min_gain: Callable[[int], float] | None = None,
         output: Output | None = None,
-        readings: dict[str, BatchLayout | str] | None = None,
+        layouts: dict[str, BatchLayout | str] | None = None,
         communicator: Communicator | None = None,
     ) -> None:
-        self.output = output
-        self.readings = {} if readings is None else readings
-        self.maps: dict[str, LinearMap] = {}
-        self._covariances = DataCovariances(known)
         self.model, self.graph, self.metric = model, graph, metric
         self.candidate_config, self.moves, self.min_gain = candidate_config, tuple(moves), min_gain
         self.generator = generator
-        self.samples = 0
-        self._loss_sum = self._score_limit_sum = 0.0
-        self._draw: CandidateSet | None = None
-        self._copy: DormantCopy | None = None
-        self._beside: dict[StreamKey, ColumnLayout] = {}
-        self._columns: dict[str, ColumnLayout] = {}
-        self._fit, self._held = FoldStatistics(), FoldStatistics()
+        self.output = output
+        self.layouts = {} if layouts is None else layouts
         self.communicator = communicator if communicator is not None else Communicator()
-        self._last: Joint | None = None
-        self._sample: Some = (torch.empty(0), torch.empty(0), None)
-        self.probe_loss_before = float("nan")
-        self._output = torch.empty(0)
+        self.maps: dict[str, LinearMap] = {}
+        self.samples = 0
+        self.loss_before = float("nan")
+        self.candidate_set: CandidateSet | None = None
+        self._loss_sum = self._score_limit_sum = 0.0
+        self._covariances = DataCovariances(known)
+        self._copy: DormantCopy | None = None
+        self._columns: dict[str, ColumnLayout] = {}
+        self._stream_columns: dict[StreamKey, ColumnLayout] = {}
+        self._fit, self._held_out = FoldStatistics(), FoldStatistics()
+        self._last_batch: GlobalBatch | None = None
+        self._stand_in: Samples = (torch.empty(0), torch.empty(0), None)
+        self._outputs = torch.empty(0)
 
     @property
     def loss(self) -> float:
-        """Mean loss over the samples seen."""
+        """Mean loss over the samples observed, in the loss's own unit."""
         return self._loss_sum / max(self.samples, 1)
 
     def add_batch(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
-        """Look at one batch; returns its loss. The model is left as it was."""
+        """Add the statistics of one batch; the model is left as it was.
+
+        Args:
+            inputs: (samples, ...) or any nesting of such tensors.
+            targets: (samples, ...).
+            weights: (samples,) sample weights; None for ones.
+
+        Returns:
+            the batch's mean loss, of all ranks.
+        """
         state = self.generator.get_state()
         try:
-            self._check_alike()
-            joint = Joint.of(self.communicator, inputs, targets, weights, self.generator)
+            agree_on_model(self.communicator, "look at a batch", self.model)
+            batch = GlobalBatch.permuted(self.communicator, inputs, targets, weights, generator=self.generator)
             with self.communicator.fail_together("look at a batch"):
-                draw = self._first_draw(joint) if self._draw is None else self._draw
-                looks = [self._look(draw, part, joint) for part in self._parts(joint)]
+                candidates = self._sample_candidates(batch) if self.candidate_set is None else self.candidate_set
+                parts = [self._part_statistics(candidates, part, batch) for part in self._parts(batch)]
         except BaseException:
-            if not self.communicator.is_single:  # one rank may have drawn more than another
+            if not self.communicator.is_single:  # one rank may have drawn more numbers than another
                 self.generator.set_state(state)
             raise
-        self._draw = draw  # only now: a batch that was refused leaves nothing behind
-        for look in looks:
-            self._fit.add(look.fit)
-            self._held.add(look.held_out)
-        count = joint.share.total
-        own = [sum(one.loss * one.samples for one in looks), sum(one.score_limit * one.samples for one in looks)]
-        total, limit = (
-            sum(column) for column in zip(*self.communicator.all_gather_object("look at a batch", own), strict=True)
-        )
-        loss = float(total / count)
+        self.candidate_set = candidates  # only now: a batch that was refused leaves nothing behind
+        for part in parts:
+            self._fit.add(part.fit)
+            self._held_out.add(part.held_out)
+        own = [sum(part.loss * part.samples for part in parts), sum(part.score_limit * part.samples for part in parts)]
+        by_rank = self.communicator.all_gather_object("look at a batch", own)
+        total_loss, total_limit = (sum(column) for column in zip(*by_rank, strict=True))
+        count = batch.share.total
+        loss = float(total_loss / count)
         self.samples += count
         self._loss_sum += loss * count
-        self._score_limit_sum += limit
-        self._last, self.probe_loss_before = joint, loss
-        self._output = torch.cat([look.output for look in looks])
+        self._score_limit_sum += total_limit
+        self._last_batch, self.loss_before = batch, loss
+        self._outputs = torch.cat([part.output for part in parts])
         return loss
 
-    def _check_alike(self) -> None:
-        """Check that all ranks look at one model; buffers are the first rank's, as in DistributedDataParallel."""
-        if self.communicator.is_single:
-            return
-        buffers = [*self.model.buffers()]
-        marks = self.communicator.all_gather_object("look at a batch", model_digest(buffers))
-        if any(mark != marks[0] for mark in marks):
-            self.communicator.broadcast("copy buffers", buffers)
-        agree_on_weights(self.communicator, "look at a batch", self.model)
+    @property
+    def probe_inputs(self) -> Inputs:
+        """The first inputs of the last batch, of all ranks, for verification; each call gathers them anew."""
+        assert self._last_batch is not None
+        return self._last_batch.first(PROBE)[0]
 
-    def _first_draw(self, joint: Joint) -> CandidateSet:
-        """Find what can be read and draw the candidates, from the first samples."""
-        inputs, targets, weights = joint.first(SCALE_SAMPLES)
-        self._sample = (
-            pytree.index_batch(inputs, slice(0, 1), len(targets)),
-            targets[:1],
-            weights[:1] if weights is not None else None,
+    def probe_loss(self) -> float:
+        """Loss of the model, as it is now, on the last batch of all ranks."""
+        assert self._last_batch is not None
+        return self._last_batch.loss(self.model, self.metric, self.output)
+
+    def pool(self, samples: int, budget: Budget, *, uses_joint_score: bool = False) -> CandidatePool:
+        """Score the candidates by the statistics of all batches.
+
+        Args:
+            samples: number of training samples, for prices.
+            budget: limits of the network's size.
+            uses_joint_score: True for the network's own expansion score (`joint_score`), False for the sum over its
+                maps.
+        """
+        assert self.candidate_set is not None
+        fits = join_folds(self.communicator, self._fit.maps)
+        held_outs = join_folds(self.communicator, self._held_out.maps)
+        streams = [join_folds(self.communicator, fold.streams) for fold in (self._fit, self._held_out)]
+        consumers = {coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")}
+        layer_gains, pruning_costs = {}, {}
+        for name, label in self._labels():
+            gains = self._layer_gains(label, fits[label], held_outs[label])
+            layer_gains[label] = gains
+            linear_map = self.maps[name]
+            is_plain = linear_map.groups == 1 and not linear_map.transposed
+            if "prune" in self.moves and name in consumers and is_plain:
+                weights = gains.next_weights(weight_of(self.model, linear_map))
+                pruning_costs[name] = PruningCosts(gains.inverse, weights, gains.locations)
+        score_limit = self._score_limit_sum / self.samples
+        if uses_joint_score:
+            eta = joint_score(layer_gains, (fits, held_outs), score_limit)
+        else:
+            eta = sum(gains.eta for gains in layer_gains.values())
+        return CandidatePool(
+            model=self.model,
+            graph=self.graph,
+            maps=self.maps,
+            candidate_set=self.candidate_set,
+            layer_gains=layer_gains,
+            pruning_costs=pruning_costs,
+            columns=self._columns,
+            stream=StreamCandidates.from_folds(self._stream_columns, *streams),
+            prices=Prices(
+                samples=samples,
+                loss_per_nat=self.metric.loss_per_nat(self.loss, self._outputs),
+                eta=eta,
+                score_limit=score_limit,
+            ),
+            budget=budget,
         )
-        self._find_maps(inputs)
-        draw = sample_candidates(
+
+    def snapshot(self) -> SessionSnapshot:
+        """State of the session, for `restore`.
+
+        Folds, layouts and copies are only ever replaced, never written to, so the snapshot holds them as they are. It
+        copies what is written to: sums of folds, tables and the generator.
+        """
+        written = {"_fit", "_held_out", "_covariances", "layouts"}
+        attributes = {name: value for name, value in vars(self).items() if name not in written}
+        return SessionSnapshot(
+            attributes=with_own_tables(attributes),
+            fit=self._fit.copy(),
+            held_out=self._held_out.copy(),
+            covariances=self._covariances.snapshot(),
+            generator=self.generator.get_state(),
+        )
+
+    def restore(self, snapshot: SessionSnapshot) -> None:
+        """Bring back the state of `snapshot`, with the known covariances and the generator."""
+        vars(self).update(with_own_tables(snapshot.attributes))
+        self._fit, self._held_out = snapshot.fit.copy(), snapshot.held_out.copy()
+        self._covariances.restore(snapshot.covariances)
+        self.generator.set_state(snapshot.generator)
+
+    # -- inside
+
+    @property
+    def _layouts(self) -> dict[str, BatchLayout]:
+        return {name: found for name, found in self.layouts.items() if isinstance(found, BatchLayout)}
+
+    def _labels(self) -> list[tuple[str, str]]:
+        """Name of each map with the labels of its groups: each group of a grouped convolution is scored on its own."""
+        return [(name, label) for name in self.maps for label in labels(name, self._layouts[name].groups)]
+
+    def _layer_gains(self, label: str, fit: Fold, held_out: Fold) -> LayerGains:
+        """Gains of one map; its input covariance is kept for later sessions if it is one of the data."""
+        existing = self._columns[label].existing
+        gains = LayerGains(fit, held_out, existing, self._covariances.factor(label))
+        if type(gains.inverse) is FactorInverse:
+            rows = fit.factors.rows + held_out.factors.rows
+            self._covariances.remember(label, gains.inverse.factor, rows=rows, existing=existing)
+        return gains
+
+    def _sample_candidates(self, batch: GlobalBatch) -> CandidateSet:
+        """Find the maps that can be read and sample the candidates, from the first samples."""
+        inputs, targets, weights = batch.first(SCALE_SAMPLES)
+        first = pytree.index_batch(inputs, slice(0, 1), len(targets))
+        self._stand_in = first, targets[:1], None if weights is None else weights[:1]
+        self.maps = find_readable_maps(self.model, self.graph, self.layouts, inputs, self.output)
+        candidates = sample_candidates(
             model=self.model,
             graph=self.graph,
             maps=self.maps,
@@ -179,215 +265,126 @@ class ScoringSession:
             min_gain=self.min_gain,
             generator=self.generator,
             output=self.output,
-            readings=self._readings,
+            readings=self._layouts,
         )
-        columns = build_column_layout(self.model, self.graph, self.maps, draw)
+        columns = build_column_layout(self.model, self.graph, self.maps, candidates)
         self._columns = {label: columns[name] for name, label in self._labels()}
-        return self._ascended(draw, joint) if self.candidate_config.ascent_steps and draw.widen else draw
-
-    @property
-    def probe_inputs(self) -> Inputs:
-        """The first inputs of the last batch, of all ranks, for verification; each call gathers them anew."""
-        assert self._last is not None
-        return self._last.first(PROBE)[0]
-
-    def probe_loss(self) -> float:
-        """Loss of the model, as it is now, on the last batch of all ranks."""
-        assert self._last is not None
-        last, count = self._last, len(self._last.targets)
-        loss = 0.0
-        if count:
-            with torch.no_grad(), preserve_model_state(self.model):
-                output = forward(self.model, last.inputs, self.output)
-                loss = float(self.metric.loss(output, last.targets, last.weights))
-        if self.communicator.is_single:
-            return loss
-        return float(sum(self.communicator.all_gather_object("compare losses", loss * count)) / last.share.total)
-
-    def pool(self, samples: int, budget: Budget, *, whole_eta: bool = False) -> CandidatePool:
-        """The scored candidates; with `uses_joint_score` the network's own expansion score, see `whole_eta_of`."""
-        assert self._draw is not None
-        layer_gains_by_map, pruning, limit = {}, {}, self._score_limit_sum / self.samples
-        fits, helds = joined(self.communicator, self._fit.maps), joined(self.communicator, self._held.maps)
-        streams = [joined(self.communicator, folds.streams) for folds in (self._fit, self._held)]
-        prunable = {coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")}
-        for name, label in self._labels():
-            columns, fit, held = self._columns[label], fits[label], helds[label]
-            layer_gains_by_map[label] = layer_gains = LayerGains(
-                fit, held, columns.existing, self._covariances.factor(label)
-            )
-            if type(layer_gains.inverse) is FactorInverse:
-                rows = fit.factors.rows + held.factors.rows
-                self._covariances.remember(label, layer_gains.inverse.factor, rows, columns.existing)
-            one = self.maps[name]
-            if "prune" in self.moves and name in prunable and one.groups == 1 and not one.transposed:
-                after = layer_gains.next_weights(weight_of(self.model, one))
-                pruning[name] = PruningCosts(layer_gains.inverse, after, layer_gains.locations)
-        beside = StreamCandidates.from_folds(self._beside, *streams)
-        eta = sum(layer_gains.eta for layer_gains in layer_gains_by_map.values())
-        prices = Prices(
-            samples=samples,
-            loss_per_nat=self.metric.loss_per_nat(self.loss, self._output),
-            eta=whole_eta_of(layer_gains_by_map, (fits, helds), limit) if whole_eta else eta,
-            score_limit=limit,
-        )
-        return CandidatePool(
-            self.model, self.graph, self.maps, self._draw, layer_gains_by_map, pruning, self._columns, beside,
-            prices=prices, budget=budget,
-        )  # fmt: skip
-
-    def snapshot(self) -> SessionSnapshot:
-        """State of the session, for `restore`.
-
-        It holds the session's attributes themselves, since folds, layouts and copies are only ever replaced, never
-        written to; what is written to, sums of folds, tables and the generator, it copies.
-        """
-        written = {"_fit", "_held", "_covariances", "readings"}
-        held = {name: value for name, value in vars(self).items() if name not in written}
-        return SessionSnapshot(
-            attributes={name: value.copy() if isinstance(value, dict) else value for name, value in held.items()},
-            fit=self._fit.copy(),
-            held_out=self._held.copy(),
-            covariances=self._covariances.snapshot(),
-            generator=self.generator.get_state(),
-        )
-
-    def restore(self, snapshot: SessionSnapshot) -> None:
-        """Bring back the state of `snapshot`, known covariances and the generator with it."""
-        for name, value in snapshot.attributes.items():
-            setattr(self, name, value.copy() if isinstance(value, dict) else value)
-        self._fit, self._held = snapshot.fit.copy(), snapshot.held_out.copy()
-        self._covariances.restore(snapshot.covariances)
-        self.generator.set_state(snapshot.generator)
-
-    # -- inside
-
-    @property
-    def _readings(self) -> dict[str, BatchLayout]:
-        return {name: found for name, found in self.readings.items() if isinstance(found, BatchLayout)}
-
-    def _labels(self) -> list[tuple[str, str]]:
-        """Names of the maps with those of their groups, each of which has an account of its own."""
-        return [(name, label) for name in self.maps for label in labels(name, self._readings[name].groups)]
-
-    def _find_maps(self, inputs: Inputs) -> None:
-        """Which linear maps can be read on such inputs, and how."""
-        names = self.graph.scored_maps
-        if any(name not in self.readings for name in names):
-            uses = {name: self.graph.map(name).n_uses for name in names}
-            found = infer_batch_layouts(self.model, uses, inputs, self.output)
-            self.readings.clear()
-            self.readings.update(found)
-        readings = self._readings
-        self.maps = {name: self.graph.map(name) for name in names if name in readings}
-        if not self.maps:
-            reasons = [found for found in self.readings.values() if isinstance(found, str)]
-            raise UnsupportedError("; ".join(reasons[:3]) or "the model has no linear map whose inputs could be read")
-        for name, one in self.maps.items():
-            if not readings[name].biased:
-                self.maps[name] = replace(one, bias=None)
-
-    def _parts(self, joint: Joint) -> list[BatchPart]:
-        """The parts of a batch that are looked at one after the other, by all ranks alike."""
-        locations = max(reading.locations for reading in self._readings.values())
-        return batch_parts(joint.share.total, locations, MOST_ROWS / joint.share.largest)
-
-    def _look(self, draw: CandidateSet, part: BatchPart, joint: Joint) -> BatchStatistics:
-        """Look at one part of a batch: the model forwards and backwards, the dormant copy forwards only."""
-        (inputs, targets, weights), among = joint.head(part.samples, self._sample)
-        seen = capture(
-            self.model, [*self.maps], inputs, targets, self.metric, generator=self.generator, weights=weights,
-            find=self.output, layouts=self._readings, blocks=[*draw.repeats] if part.is_first else (), among=among,
-        )  # fmt: skip
-        reads = {}
-        if draw.widen:
-            readings = {name: self._readings[name] for name in self.maps}
-            reads = self._dormant_copy(draw, joint, part.samples).reads(readings, inputs, self.output, len(targets))
-        found = FoldStatistics(), FoldStatistics()
-        owns = [
-            (folds, joint.own(part.samples, samples))
-            for folds, samples in zip(found, (part.fit, part.held_out), strict=True)
-            if samples is not None
-        ]
-        for name, label in self._labels():
-            columns, layers, rows = self._columns[label], draw.layers.get(name, ()), seen.rows[label]
-            parts = [
-                RowChunk(
-                    layer_input=columns.permuted(read, layers), output_grad=one.output_grad, pseudo_grad=one.pseudo_grad
-                )
-                for read, one in zip(
-                    reads.get(label, [one.layer_input for one in rows.chunks]), rows.chunks, strict=True
-                )
-            ]
-            if rows.reads_inputs:
-                self._covariances.note(label)
-            for folds, own in owns:
-                folds.maps[label] = self._fold(label, parts, own, weights, joint.share.total)
-        for folds, own in owns if part.is_first else ():
-            beside = score_stream(
-                self.model, self.graph, self.maps, draw, seen, own, weights, self._readings, self.generator
-            )
-            for key, (columns, fold) in beside.items():
-                self._beside[key] = columns
-                folds.streams[key] = fold
-        samples = sum(own.samples.stop - own.samples.start for _, own in owns)
-        loss, limit = (seen.loss, seen.score_limit) if samples else (0.0, 0.0)
-        return BatchStatistics(
-            samples=samples, loss=loss, score_limit=limit, output=seen.output, fit=found[0], held_out=found[1]
-        )
-
-    def _fold(self, label: str, parts: list[RowChunk], own: LocalSlice, weights: Tensor | None, count: int) -> Fold:
-        """What some samples of one fold say about one map."""
-        columns = self._columns[label]
-        locations = sum(part.layer_input.locations for part in parts)
-        last = self._fit.maps.get(label)
-        if last is not None and last.factors.locations != locations:
-            raise UnsupportedError(
-                f"{label} reads {locations} rows a sample in one batch and {last.factors.locations} in another: "
-                f"pad all samples to one size"
-            )
-        if locations == 1 and last is None:
-            self._covariances.use(label, count)
-        shared = self._covariances.factor(label) is not None
-        few = locations == 1 and weights is None and not shared and Fold.stands_alone(own.count, columns.existing)
-        every = columns.existing + sum(own.numel() for own in (*columns.groups.values(), *columns.layers))
-        places = sampled_locations(parts, every, max(count // 2, 1), self.generator)
-        some = [one.select(own.readable) for one in parts]
-        return own.accumulate(some, places, weights, known=columns.existing if shared else 0, inputs=not few)
-
-    def _ascended(self, draw: CandidateSet, joint: Joint) -> CandidateSet:
-        """The candidates after their ascent, on the fold on which steps are fitted: the other one stays unseen."""
-        strange = [name for name in self.maps if not self._is_plain(name)]
-        if strange:
-            raise UnsupportedError(
-                f"the ascent of proposals isn't understood for {strange[0]}, which is no linear layer: use ascent=0"
-            )
-        inputs, targets, weights = joint.first(joint.share.total // 2)
-        if weights is not None:
-            weights = weights / weights.mean()
+        if not self.candidate_config.ascent_steps or not candidates.widen:
+            return candidates
+        check_plain_maps(self.model, self.maps, self._layouts)
+        # only the fold that steps are fitted on: the other one stays unseen
+        inputs, targets, weights = batch.first(batch.share.total // 2)
         objective = GainObjective(
             model=self.model,
             graph=self.graph,
-            candidates=draw,
+            candidates=candidates,
             inputs=inputs,
             targets=targets,
             metric=self.metric,
             generator=self.generator,
-            weights=weights,
+            weights=None if weights is None else weights / weights.mean(),
         )
-        return optimize_candidates(objective, draw, self.candidate_config)
+        return optimize_candidates(objective, candidates, self.candidate_config)
 
-    def _is_plain(self, name: str) -> bool:
-        """Whether a map is an ordinary linear layer that reads the batch once."""
-        layer = self.maps[name].weight.rpartition(".")[0]
-        return isinstance(self.model.get_submodule(layer), nn.Linear) and self._readings[name].layouts == (RowLayout(),)
+    def _parts(self, batch: GlobalBatch) -> list[BatchPart]:
+        """Parts of a batch that pass through the model one after the other, on all ranks alike."""
+        locations = max(layout.locations for layout in self._layouts.values())
+        return batch_parts(batch.share.total, locations, MOST_ROWS / batch.share.largest)
 
-    def _dormant_copy(self, draw: CandidateSet, joint: Joint, which: slice) -> DormantCopy:
-        """The dormant copy, made anew when the model has changed since the last batch, as it does while training."""
+    def _part_statistics(self, candidates: CandidateSet, part: BatchPart, batch: GlobalBatch) -> BatchStatistics:
+        """Statistics of one part: the model runs forwards and backwards, the dormant copy forwards only."""
+        (inputs, targets, weights), among = batch.local(part.samples, self._stand_in)
+        found = capture(
+            self.model,
+            [*self.maps],
+            inputs,
+            targets,
+            self.metric,
+            generator=self.generator,
+            weights=weights,
+            find=self.output,
+            layouts=self._layouts,
+            blocks=[*candidates.repeats] if part.is_first else (),
+            among=among,
+        )
+        layer_inputs: dict[str, list[LayerInput]] = {}
+        if candidates.widen:
+            layouts = {name: self._layouts[name] for name in self.maps}
+            copied = self._dormant_copy(candidates, batch, part.samples)
+            layer_inputs = copied.layer_inputs(layouts, inputs, self.output, len(targets))
+        fit, held_out = FoldStatistics(), FoldStatistics()
+        slices = [
+            (statistics, batch.local_slice(part.samples, fold))
+            for statistics, fold in ((fit, part.fit), (held_out, part.held_out))
+            if fold is not None
+        ]
+        for name, label in self._labels():
+            rows = found.rows[label]
+            if rows.reads_inputs:
+                self._covariances.note(label)
+            columns, layers = self._columns[label], candidates.layers.get(name, ())
+            widened = layer_inputs.get(label, [chunk.layer_input for chunk in rows.chunks])
+            chunks = [
+                replace(chunk, layer_input=columns.permuted(one, layers))
+                for one, chunk in zip(widened, rows.chunks, strict=True)
+            ]
+            for statistics, own in slices:
+                statistics.maps[label] = self._fold(label, chunks, own, weights, batch.share.total)
+        for statistics, own in slices if part.is_first else ():
+            scored = score_stream(
+                model=self.model,
+                graph=self.graph,
+                maps=self.maps,
+                candidate_set=candidates,
+                found=found,
+                own=own,
+                weights=weights,
+                layouts=self._layouts,
+                generator=self.generator,
+            )
+            for key, (columns, fold) in scored.items():
+                self._stream_columns[key] = columns
+                statistics.streams[key] = fold
+        samples = sum(own.samples.stop - own.samples.start for _, own in slices)
+        return BatchStatistics(
+            samples=samples,
+            loss=found.loss if samples else 0.0,
+            score_limit=found.score_limit if samples else 0.0,
+            output=found.output,
+            fit=fit,
+            held_out=held_out,
+        )
+
+    def _fold(self, label: str, chunks: list[RowChunk], own: LocalSlice, weights: Tensor | None, count: int) -> Fold:
+        """Statistics of one map over this rank's samples of a fold, of a batch of `count` samples."""
+        columns = self._columns[label]
+        locations = sum(chunk.layer_input.locations for chunk in chunks)
+        past = self._fit.maps.get(label)
+        if past is not None and past.factors.locations != locations:
+            raise UnsupportedError(
+                f"{label} reads {locations} rows a sample in one batch and {past.factors.locations} in another: "
+                f"pad all samples to one size"
+            )
+        if locations == 1 and past is None:
+            self._covariances.use(label, count)
+        is_known = self._covariances.factor(label) is not None
+        is_small = locations == 1 and weights is None and not is_known
+        keeps_rows = is_small and Fold.stands_alone(own.count, columns.existing)
+        size = columns.existing + sum(one.numel() for one in (*columns.groups.values(), *columns.layers))
+        places = sampled_locations(chunks, size, max(count // 2, 1), self.generator)
+        return own.accumulate(
+            [chunk.select(own.readable) for chunk in chunks],
+            places,
+            weights,
+            known=columns.existing if is_known else 0,
+            inputs=not keeps_rows,
+        )
+
+    def _dormant_copy(self, candidates: CandidateSet, batch: GlobalBatch, samples: slice) -> DormantCopy:
+        """The dormant copy, made anew if the model has changed since the last batch, as it does in training."""
         if self._copy is None or self._copy.digest != digest(self.model):
-
-            def probe() -> Inputs:
-                return joint.first(min(PROBE, which.stop - which.start), which.start)[0]
-
-            self._copy = DormantCopy.of(self.model, self.graph, draw, probe)
+            count = min(PROBE, samples.stop - samples.start)
+            self._copy = DormantCopy.of(
+                self.model, self.graph, candidates, lambda: batch.first(count, samples.start)[0]
+            )
         return self._copy

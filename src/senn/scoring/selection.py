@@ -1,4 +1,4 @@
-"""Greedy selection of a round's candidates: the policy picks one, every figure is brought up to date, and so on."""
+"""Greedy selection of a round's candidates: the policy picks one, all figures are brought up to date, and so on."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def select_candidates(
     """Let the policy accept candidates of the pool, one after the other, until it wants no more.
 
     Args:
-        session: what the pool was scored in.
+        session: the session that the pool was scored in.
         pool: the scored candidates; those that are chosen are accepted in it.
         policy: what chooses; on the first rank alone.
-        number: of the round.
-        moves: which of `MOVES` may happen.
+        number: number of the round.
+        moves: moves of `MOVES` that may happen.
         realized: decrease of the loss since the changes of the round before, in nats per sample, or None.
 
     Returns:
@@ -37,7 +37,7 @@ def select_candidates(
         SennError: the policy chose something that wasn't offered, or the ranks don't base their decision on the same.
     """
     eta, parameters = pool.eta, pool.parameters
-    eta_of = {name: layer_gains.eta for name, layer_gains in pool.layer_gains_by_map.items()}
+    eta_by_map = {name: layer_gains.eta for name, layer_gains in pool.layer_gains.items()}
     kinds = {MOVES[move] for move in moves}
     accepted: list[Decision] = []
     agree_on_basis(session.communicator, pool, policy, session.generator)
@@ -59,7 +59,7 @@ def select_candidates(
         parameters=parameters,
         architecture=tuple(group.width for group in pool.graph.groups),
         eta=eta,
-        eta_by_map=eta_of,
+        eta_by_map=eta_by_map,
         score_limit=pool.prices.score_limit,
         accepted=tuple(accepted),
         refused=tuple(sorted(refused, key=lambda one: -one.margin)),
@@ -68,7 +68,12 @@ def select_candidates(
 
 
 def with_removals(accepted: Sequence[Candidate], removals: int) -> list[Candidate]:
-    """All additions, and the first so many removals, which cost least."""
+    """Leave out all removals but the first ones, which cost least.
+
+    Args:
+        accepted: candidates in the order in which they were accepted.
+        removals: how many removals to keep.
+    """
     kept: list[Candidate] = []
     left = removals
     for candidate in accepted:

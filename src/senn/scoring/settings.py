@@ -1,4 +1,4 @@
-"""Ranges of the arguments of a `Grower`, kept apart from it only for its length."""
+"""Ranges of the arguments of a `Grower`."""
 
 from __future__ import annotations
 

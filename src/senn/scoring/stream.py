@@ -1,9 +1,9 @@
-"""What would be added beside a stream: a layer before a convolution, a copy after a residual block.
+"""Candidates that would be added to a residual stream: a layer before a convolution, a copy after a residual block.
 
-What these would compute is added to something that is there already, so their gain is that of a linear map onto it: its
+What they compute is added to something that is there already, so their gain is that of a linear map onto it: its
 columns are the new features, its outputs are the stream. For a layer before a convolution the stream is the
-convolution's input, through that convolution only; for a silent copy of a block, wherever its silent maps put their
-outputs.
+convolution's input, through that convolution only. For a silent copy of a block, one whose output parameters are zero,
+it is wherever these parameters put their outputs.
 """
 
 from __future__ import annotations
@@ -28,95 +28,141 @@ from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import BlockCall, LayerStatistics, RowChunk, layer_inputs, layout_of, per_layer_grads
 from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
-from senn.kfac.recorder import record_linear_calls
+from senn.kfac.recorder import LinearCall, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import Gains, LayerGains
 from senn.surgery import Append
 
-FEW = 32
-"""Samples of each fold of a batch that are read: it takes passes of their own."""
+STREAM_SAMPLES = 32
+"""Samples of each fold of a batch that are read: it takes passes of their own.
+
+Twice as many double the time of these passes, which run each block once more; half as many make noisier gains.
+"""
 
 
-def before_convolution(part: RowChunk, weight: Tensor, layer: ConvolutionalLayer) -> tuple[RowChunk, ColumnLayout]:
-    """What a layer would add to a convolution's input.
+@dataclass(frozen=True)
+class StreamKey:
+    """A candidate for a residual stream.
+
+    Attributes:
+        place: the convolution before which a layer, or the block after which a copy would stand.
+        output: of a copy, the module whose output parameters are zero; empty for a layer.
+    """
+
+    place: str
+    output: str = ""
+
+
+def before_convolution(chunk: RowChunk, weight: Tensor, layer: ConvolutionalLayer) -> tuple[RowChunk, ColumnLayout]:
+    """Rows that a layer would add to a convolution's input.
 
     Args:
-        part: the convolution's application to some samples.
+        chunk: the convolution's application to some samples.
         weight: its weight.
         layer: the layer, whose features stand beside the channels of x and the constant.
+
+    Returns:
+        the rows, one for each pixel of the input, and the layout of their columns.
     """
-    read = part.layer_input
+    read = chunk.layer_input
     assert isinstance(read, ConvInput)
-    sides = zip(read.kernel.padding, read.x.shape[2:], strict=True)
-    crop: tuple[slice, ...] = (slice(None), slice(None), *(slice(low, size - high) for (low, high), size in sides))
-    x = read.x[crop]
+    # the gradient at the input includes the padding, which no layer can change
+    padding = zip(read.kernel.padding, read.x.shape[2:], strict=True)
+    inside: tuple[slice, ...] = (slice(None), slice(None))
+    inside += tuple(slice(low, size - high) for (low, high), size in padding)
+    x = read.x[inside]
     with torch.no_grad():
         features = layer.features(x)
     a = torch.cat([x, x.new_ones(len(x), 1, *x.shape[2:]), features], 1)
-    dz, s = (read.input_gradient(g, weight)[crop] for g in (part.output_grad, part.pseudo_grad))
+    output_grad = read.input_gradient(chunk.output_grad, weight)[inside]
+    pseudo_grad = read.input_gradient(chunk.pseudo_grad, weight)[inside]
+    channels = x.shape[1]
     units = torch.arange(layer.columns)[:, None]
-    columns = ColumnLayout(x.shape[1] + 1, torch.arange(x.shape[1]), x.shape[1], layers=[units])
-    return RowChunk(
-        layer_input=DenseInput(a.flatten(2).mT, bias=False), output_grad=dz.flatten(2).mT, pseudo_grad=s.flatten(2).mT
-    ), columns
+    columns = ColumnLayout(existing=channels + 1, permutation=torch.arange(channels), inputs=channels, layers=[units])
+    rows = RowChunk(
+        layer_input=DenseInput(a.flatten(2).mT, bias=False),
+        output_grad=output_grad.flatten(2).mT,
+        pseudo_grad=pseudo_grad.flatten(2).mT,
+    )
+    return rows, columns
 
 
 def after_block(
-    run: BlockCall, move: Append, silent: tuple[str, ...], readings: Mapping[str, BatchLayout]
+    call: BlockCall, move: Append, output_params: tuple[str, ...], layouts: Mapping[str, BatchLayout]
 ) -> dict[str, RowChunk]:
-    """What a silent copy would add after its block: by tensor, the columns that it reads after a constant.
+    """Rows that a silent copy would add after its block.
 
     Args:
-        run: what the block was called with and gave back, and what came back to that.
+        call: what the block was called with and returned, with the gradients there.
         move: the move with the copy.
-        silent: full names of the silent tensors.
-        readings: how the block's own maps are read.
+        output_params: full names of the block's output parameters, which are zero in the copy.
+        layouts: how the rows of the block's own maps belong to samples.
+
+    Returns:
+        by module that owns output parameters, the rows that it reads, a constant first.
     """
-    local = {name.removeprefix(f"{move.block}.") for name in silent}
-    weights = [name for name in sorted(local) if name.rpartition(".")[2] == "weight"]
-    norms = {
-        n.rpartition(".")[0] for n in weights if isinstance(move.copy.get_submodule(n.rpartition(".")[0]), BATCH_NORMS)
-    }
-    maps = [n.rpartition(".")[0] for n in weights if n.rpartition(".")[0] not in norms]
-    count = len(run.output_grad)
-    twin = move.copy
-    with torch.enable_grad(), preserve_model_state(twin):
-        with record_linear_calls(twin, maps) as seen, _norms(twin, norms) as normed:
-            output = pytree.tensor_leaves(twin(*run.args, **run.kwargs))[0]
-        applied = {name: one.edge for name, (one,) in seen.items()}
-        applied |= {name: edge for name, (_, edge) in normed.items()}
-        edges = [edge for edge in applied.values() if edge is not None]
-        dz = torch.autograd.grad(output, edges, run.output_grad, retain_graph=True)
-        s = torch.autograd.grad(output, edges, run.pseudo_grad)
-    parts = {}
-    for name, slope, signs in zip(applied, dz, s, strict=True):
-        inner: LayerInput
+    copied, count = move.copy, len(call.output_grad)
+    local = sorted(name.removeprefix(f"{move.block}.") for name in output_params)
+    modules = [name.removesuffix(".weight") for name in local if name.rpartition(".")[2] == "weight"]
+    norms = {name for name in modules if isinstance(copied.get_submodule(name), BATCH_NORMS)}
+    maps = [name for name in modules if name not in norms]
+    with torch.enable_grad(), preserve_model_state(copied):
+        with record_linear_calls(copied, maps) as calls, _record_norms(copied, norms) as normed:
+            output = pytree.tensor_leaves(copied(*call.args, **call.kwargs))[0]
+        edges = {name: one.edge for name, (one,) in calls.items()}
+        edges |= {name: edge for name, (_, edge) in normed.items()}
+        ends = [edge for edge in edges.values() if edge is not None]
+        output_grads = torch.autograd.grad(output, ends, call.output_grad, retain_graph=True)
+        pseudo_grads = torch.autograd.grad(output, ends, call.pseudo_grad)
+    found = {}
+    for name, output_grad, pseudo_grad in zip(edges, output_grads, pseudo_grads, strict=True):
         if name in normed:
-            x = normed[name][0]
-            ones = x.new_ones(len(x), 1, *x.shape[2:])
-            inner = DenseInput(torch.cat([ones, x], 1).flatten(2).mT, bias=False)
-            # (samples, features) too
-            slope, signs = (upcast(g).reshape(count, g.shape[1], -1).mT for g in (slope, signs))
+            rows = _norm_rows(normed[name][0], output_grad, pseudo_grad)
         else:
-            (one,) = seen[name]
-            layout = layout_of({name: readings[f"{move.block}.{name}"]}, name, 0)
-            (inner,) = layer_inputs(name, one, layout, count)
-            if isinstance(inner, ConvInput):
-                inner = replace(inner, bias=True, existing=0)
-            else:
-                inner = DenseInput(torch.cat([inner.x.new_ones(*inner.x.shape[:2], 1), inner.x], 2), bias=False)
-            slope, signs = (per_layer_grads(one, layout, g, count) for g in (slope, signs))
-        parts[name] = RowChunk(layer_input=inner, output_grad=slope, pseudo_grad=signs)
-    return parts
+            layout = layouts[f"{move.block}.{name}"]
+            rows = _map_rows(name, calls[name][0], layout, output_grad, pseudo_grad, count=count)
+        found[name] = rows
+    return found
+
+
+def _norm_rows(x: Tensor, output_grad: Tensor, pseudo_grad: Tensor) -> RowChunk:
+    """Rows of a BatchNorm as a linear map that is diagonal: a constant and the normalized channels."""
+    count = len(output_grad)
+    ones = x.new_ones(len(x), 1, *x.shape[2:])
+    # (samples, features) too, of which the reshape makes one location
+    output_grad, pseudo_grad = (
+        upcast(grad).reshape(count, grad.shape[1], -1).mT for grad in (output_grad, pseudo_grad)
+    )
+    read = DenseInput(torch.cat([ones, x], 1).flatten(2).mT, bias=False)
+    return RowChunk(layer_input=read, output_grad=output_grad, pseudo_grad=pseudo_grad)
+
+
+def _map_rows(
+    name: str, call: LinearCall, layout: BatchLayout, output_grad: Tensor, pseudo_grad: Tensor, *, count: int
+) -> RowChunk:
+    """Rows of a linear map, a constant first, whether or not it has a bias."""
+    row_layout = layout_of({name: layout}, name, 0)
+    (read,) = layer_inputs(name, call, row_layout, count)
+    inner: LayerInput
+    if isinstance(read, ConvInput):
+        inner = replace(read, bias=True, existing=0)
+    else:
+        ones = read.x.new_ones(*read.x.shape[:2], 1)
+        inner = DenseInput(torch.cat([ones, read.x], 2), bias=False)
+    return RowChunk(
+        layer_input=inner,
+        output_grad=per_layer_grads(call, row_layout, output_grad, count),
+        pseudo_grad=per_layer_grads(call, row_layout, pseudo_grad, count),
+    )
 
 
 @contextmanager
-def _norms(model: nn.Module, names: set[str]) -> Iterator[dict[str, tuple[Tensor, GradientEdge]]]:
-    """What BatchNorms would give with a weight of one and no bias, and the place of what they give."""
+def _record_norms(model: nn.Module, names: set[str]) -> Iterator[dict[str, tuple[Tensor, GradientEdge]]]:
+    """Record what BatchNorms would return with a weight of one and no bias, and the edges of their outputs."""
     seen: dict[str, tuple[Tensor, GradientEdge]] = {}
 
-    def keep(name: str) -> Any:
+    def recorder(name: str) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = upcast(args[0].detach())
             shape = (1, -1, *[1] * (x.dim() - 2))
@@ -125,7 +171,7 @@ def _norms(model: nn.Module, names: set[str]) -> Iterator[dict[str, tuple[Tensor
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in sorted(names)]
+    handles = [model.get_submodule(name).register_forward_hook(recorder(name)) for name in sorted(names)]
     try:
         yield seen
     finally:
@@ -133,69 +179,61 @@ def _norms(model: nn.Module, names: set[str]) -> Iterator[dict[str, tuple[Tensor
             handle.remove()
 
 
-@dataclass(frozen=True)
-class StreamKey:
-    """What could be added, and where.
-
-    Attributes:
-        place: the convolution before which a layer, or the block after which a copy would stand.
-        silent: of a copy, the silent map.
-    """
-
-    place: str
-    silent: str = ""
-
-
 def score_stream(
+    *,
     model: nn.Module,
     graph: DependencyGraph,
     maps: Mapping[str, LinearMap],
-    draw: CandidateSet,
-    seen: LayerStatistics,
+    candidate_set: CandidateSet,
+    found: LayerStatistics,
     own: LocalSlice,
     weights: Tensor | None,
-    readings: Mapping[str, BatchLayout],
+    layouts: Mapping[str, BatchLayout],
     generator: torch.Generator,
 ) -> dict[StreamKey, tuple[ColumnLayout, Fold]]:
-    """What the first of some samples say about layers before convolutions and copies of blocks.
+    """Statistics of the candidates for streams, over the first of some samples.
 
     Args:
         model: the model as it is.
         graph: what in it can change.
-        maps: its maps that are read, by name.
-        draw: the candidates.
-        seen: what passed through the model.
-        own: those of one fold.
-        weights: of all samples, or None.
-        readings: how maps are read.
+        maps: the linear maps that are read, by name.
+        candidate_set: the candidates.
+        found: statistics of the samples at each linear map and block.
+        own: this rank's samples of one fold.
+        weights: weights of all samples of this rank, or None.
+        layouts: how the rows of each map belong to samples.
         generator: source of the locations that are read.
+
+    Returns:
+        by candidate, the layout of its columns and its statistics.
     """
-    own = own.first(FEW)
-    some = own.readable
-    found: dict[StreamKey, tuple[RowChunk, ColumnLayout]] = {}
-    for name, (layer, *_) in draw.layers.items():
+    own = own.first(STREAM_SAMPLES)
+    rows: dict[StreamKey, tuple[RowChunk, ColumnLayout]] = {}
+    for name, (layer, *_) in candidate_set.layers.items():
         if isinstance(layer, ConvolutionalLayer):
-            (part,) = seen.rows[name].chunks
+            (chunk,) = found.rows[name].chunks
             weight = get_tensor(model, maps[name].weight)
-            found[StreamKey(name)] = before_convolution(part.select(some), weight, layer)
-    for block, run in seen.blocks.items():
-        silent = graph.block(block).output_params
-        for name, part in after_block(run.select(some), draw.repeats[block], silent, readings).items():
-            found[StreamKey(block, name)] = part, ColumnLayout(1, torch.arange(1), 1)
+            rows[StreamKey(name)] = before_convolution(chunk.select(own.readable), weight, layer)
+    for block, call in found.blocks.items():
+        output_params = graph.block(block).output_params
+        move = candidate_set.repeats[block]
+        for name, chunk in after_block(call.select(own.readable), move, output_params, layouts).items():
+            constant = ColumnLayout(existing=1, permutation=torch.arange(1), inputs=1)
+            rows[StreamKey(block, name)] = chunk, constant
     folds = {}
-    for label, (part, columns) in found.items():
-        places = sampled_locations([part], part.layer_input.columns, own.count, generator)
-        folds[label] = columns, own.accumulate([part], places, weights)
+    for key, (chunk, columns) in rows.items():
+        places = sampled_locations([chunk], chunk.layer_input.columns, own.count, generator)
+        folds[key] = columns, own.accumulate([chunk], places, weights)
     return folds
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class StreamCandidates:
-    """Accounts of what could be added beside streams.
+    """Gains of the candidates for streams.
 
     Attributes:
-        layers: by convolution, the account of its input, and where the layer's units are.
-        repeats: by block and silent map, the account of what it would add.
+        layers: by convolution, the gains at its input, and the columns of the layer's units.
+        repeats: by block and module with output parameters, the gains of what a copy would add there.
     """
 
     layers: dict[str, tuple[LayerGains, list[Tensor]]] = field(default_factory=dict)
@@ -203,32 +241,49 @@ class StreamCandidates:
 
     @classmethod
     def from_folds(
-        cls, columns: Mapping[StreamKey, ColumnLayout], fit: Mapping[StreamKey, Fold], held: Mapping[StreamKey, Fold]
+        cls,
+        columns: Mapping[StreamKey, ColumnLayout],
+        fit: Mapping[StreamKey, Fold],
+        held_out: Mapping[StreamKey, Fold],
     ) -> StreamCandidates:
-        """From two folds of samples."""
+        """Make the gains of all candidates.
+
+        Args:
+            columns: layout of each candidate's columns.
+            fit: statistics of the fold on which steps are fitted.
+            held_out: statistics of the fold on which they are valued.
+        """
         found = cls()
-        for label, own in columns.items():
-            layer_gains = LayerGains(fit[label], held[label], own.existing)
-            if label.silent:
-                found.repeats.setdefault(label.place, {})[label.silent] = layer_gains
+        for key, layout in columns.items():
+            layer_gains = LayerGains(fit[key], held_out[key], layout.existing)
+            if key.output:
+                found.repeats.setdefault(key.place, {})[key.output] = layer_gains
             else:
-                found.layers[label.place] = layer_gains, own.layers
+                found.layers[key.place] = layer_gains, layout.layers
         return found
 
     def gains(self, block: str, copy: nn.Module) -> Gains:
-        """Gains of a silent copy: of all its silent maps, whose standard errors add as of independent figures."""
+        """Gains of a silent copy of a block, summed over its output parameters.
+
+        Args:
+            block: name of the block.
+            copy: the copy.
+
+        Returns:
+            the gains, whose standard errors add as those of independent figures.
+        """
         total, variance = Gains(), 0.0
         for name, layer_gains in self.repeats[block].items():
             columns = torch.arange(len(layer_gains.damping))
-            if isinstance(copy.get_submodule(name), BATCH_NORMS):
+            if isinstance(copy.get_submodule(name), BATCH_NORMS):  # each output reads one column
                 own = layer_gains.diagonal(columns, layer_gains.whitener.mT)
             else:
-                value, error = layer_gains.held_out_gain(columns[None])
+                value, stderr = layer_gains.held_out_gain(columns[None])
                 own = Gains(
                     gain=float(layer_gains.gain(columns[None])),
                     gain_lower_bound=float(layer_gains.gain_lower_bound(columns[None])),
                     held_out_gain=float(value),
-                    held_out_stderr=float(error),
+                    held_out_stderr=float(stderr),
                 )
             total += own
             variance += own.held_out_stderr**2

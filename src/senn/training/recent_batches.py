@@ -12,7 +12,7 @@ from torch import Tensor
 from senn import pytree
 from senn.collectives import Communicator
 from senn.pytree import Arguments, Inputs
-from senn.scoring.global_batch import everyones
+from senn.scoring.global_batch import gather_samples
 
 KeptBatch = tuple[Inputs, Tensor, Tensor | None]
 """Inputs, targets and perhaps weights."""
@@ -83,7 +83,7 @@ class RecentBatches:
             counts = [of_rank[number] for of_rank in lengths]
             start, count = sum(counts[: communicator.rank]), counts[communicator.rank]
             places = torch.arange(start, start + count)
-            joined.append(everyones(communicator, own, slice(0, count), count, places))
+            joined.append(gather_samples(communicator, own, own=slice(0, count), count=count, positions=places))
         return joined
 
     def _part(self, joint: KeptBatch) -> KeptBatch:
