@@ -54,7 +54,7 @@ def atomic_write(path: Path, data: bytes) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file atomically.
+    """Write a file whole or not at all.
 
     Args:
         path: the file, in a folder that exists.
@@ -133,7 +133,12 @@ def file_digest(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": bytes_digest(data)}
 
 
-def verify_file(path: Path, digest: Any, most: int, document: str) -> bytes:
+def verify_file(
+    path: Path,
+    digest: Any,
+    most: int,
+    document: str,
+) -> bytes:
     """Read a file and compare it with the digest that a document gives of it.
 
     Args:
@@ -216,11 +221,16 @@ def to_checksummed_json(document: Mapping[str, Any], indent: int | None = 1) -> 
 
 
 def encoded(text: str) -> bytes:
-    """Encode JSON as UTF-8; lone surrogates, as in file names that aren't text, become the escapes that JSON has."""
+    """Encode JSON as UTF-8; lone surrogates, as in file names that aren't text, become JSON's escapes."""
     return text.encode("utf-8", "backslashreplace")
 
 
-def read_checksummed_json(path: Path, kind: str, version: int, most: int = MOST) -> dict[str, Any]:
+def read_checksummed_json(
+    path: Path,
+    kind: str,
+    version: int,
+    most: int = MOST,
+) -> dict[str, Any]:
     """Read a document that `to_checksummed_json` encoded.
 
     Args:
@@ -239,7 +249,11 @@ def read_checksummed_json(path: Path, kind: str, version: int, most: int = MOST)
 
 
 def parse_checksummed_json(
-    data: bytes, path: Path, kind: str, versions: Collection[int], otherwise: str = ""
+    data: bytes,
+    path: Path,
+    kind: str,
+    versions: Collection[int],
+    otherwise: str = "",
 ) -> dict[str, Any]:
     """Parse a document and check its format, version and checksum.
 
@@ -266,7 +280,8 @@ def parse_checksummed_json(
         # True == 1, and 2.0 == 2: neither is a version.
         if type(version) is not int or version not in versions:
             readable = " and ".join(map(str, versions))
-            raise SennError(f"{str(path)!r} has format version {repr(version)[:20]}; this senn reads {readable}")
+            found = repr(version)[:20]
+            raise SennError(f"{str(path)!r} has format version {found}; this senn reads {readable}")
         if document.get("checksum") != checksum(document):
             raise SennError(f"{damaged}: its content doesn't match its checksum")
     except SennError:  # which is a ValueError itself

@@ -24,7 +24,8 @@ Class = type[nn.Module]
 
 def _each(names: str, arguments: str) -> dict[Class, Arguments]:
     """Make a table of classes of torch.nn that take the same arguments."""
-    return dict.fromkeys((getattr(nn, name) for name in names.split()), tuple(arguments.split()))
+    classes = [getattr(nn, name) for name in names.split()]
+    return dict.fromkeys(classes, tuple(arguments.split()))
 
 
 def _dims(name: str, arguments: str, dims: str = "123") -> dict[Class, Arguments]:
@@ -198,8 +199,11 @@ CONTAINERS: dict[Class, _Maker] = {
 HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Containers of any children under any names."""
 
-_NAMES = {cls: f"{'senn' if cls.__module__.startswith('senn') else 'torch'}.nn.{cls.__name__}"
-          for cls in (*CONSTRUCTORS, *CONTAINERS)}  # fmt: skip
+# Without the modules that define them: `torch.nn.modules.linear` and `senn.nn.rational` may move, these names don't.
+_NAMES: dict[Class, str] = {}
+for _cls in (*CONSTRUCTORS, *CONTAINERS):
+    _home = "senn" if _cls.__module__.startswith("senn.") else "torch"
+    _NAMES[_cls] = f"{_home}.nn.{_cls.__name__}"
 KNOWN = {name: cls for cls, name in _NAMES.items()}
 
 _UNNAMED_BEFORE = {
@@ -293,13 +297,18 @@ def _to_json(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if type(value) in CONSTRUCTORS:
-        arguments = constructor_arguments(value)
-        return {"class": class_name(value), "arguments": {name: _to_json(one) for name, one in arguments.items()}}
+        arguments = {name: _to_json(one) for name, one in constructor_arguments(value).items()}
+        return {"class": class_name(value), "arguments": arguments}
     raise TypeError(f"{value!r} is not plain")
 
 
 def construct(
-    name: str, arguments: Mapping[str, Any] | None, *, parts: Collection[str], shapes: Shapes, tensors: int
+    name: str,
+    arguments: Mapping[str, Any] | None,
+    *,
+    parts: Collection[str],
+    shapes: Shapes,
+    tensors: int,
 ) -> nn.Module:
     """Construct a layer of the table, without memory for its tensors.
 
@@ -323,6 +332,7 @@ def construct(
     cls = KNOWN.get(name)
     if cls is None or (cls in CONSTRUCTORS and arguments is None):
         raise UnsupportedError(f"a {name} can't be built from its description")
+    # On the meta device a forged size of a billion takes no memory; what was built is compared before it gets any.
     with torch.device("meta"), warnings.catch_warnings():
         # What a constructor finds unusual was said when the model was first built.
         warnings.simplefilter("ignore")
@@ -333,7 +343,9 @@ def construct(
 
 def _call_constructor(name: str, arguments: Any, tensors: int) -> nn.Module:
     cls = KNOWN.get(name)
-    if cls not in CONSTRUCTORS or not isinstance(arguments, dict) or set(arguments) - set(CONSTRUCTORS[cls]):
+    if cls is None or cls not in CONSTRUCTORS or not isinstance(arguments, dict):
+        raise SennError(f"these are no arguments of a {name}")
+    if set(arguments) - set(CONSTRUCTORS[cls]):
         raise SennError(f"these are no arguments of a {name}")
     # Each layer of a stack has a tensor at least: a forged number of them doesn't keep the constructor busy.
     layers = [value for key, value in arguments.items() if key.endswith("_layers")]

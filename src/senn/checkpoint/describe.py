@@ -29,7 +29,8 @@ def describe(model: nn.Module, *, numbers: bool = True) -> tuple[dict[str, Any],
         SennError: a tensor holds NaN, or a parameter holds infinity.
         UnsupportedError: the model keeps state that isn't plain tensors.
     """
-    lengths = {len(module) for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)}
+    lists = [module for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
+    lengths = {len(module) for module in lists}
     describer = _ModelDescriber(lengths=lengths, numbers=numbers)
     root = describer.describe_module(model, "")
     return {
@@ -64,6 +65,7 @@ class _ModelDescriber:
 
     def describe_module(self, module: nn.Module, path: str) -> dict[str, Any]:
         """Describe a module and all inside it."""
+        # Extra state can be anything, a pickle for one: safetensors can't hold it, and nothing may get lost silently.
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise UnsupportedError(f"{join(path, '_extra_state')!r} is no plain tensor and can't be saved")
         self.paths[id(module)] = path
@@ -99,7 +101,13 @@ class _ModelDescriber:
                 children[name] = {"same": same}
         return children
 
-    def _collect(self, module: nn.Module, path: str, key: str, tensor: Tensor) -> bool:
+    def _collect(
+        self,
+        module: nn.Module,
+        path: str,
+        key: str,
+        tensor: Tensor,
+    ) -> bool:
         """Collect a tensor of a module's own.
 
         Returns:
@@ -115,6 +123,7 @@ class _ModelDescriber:
             self.first_names[id(tensor)] = name
             if self.numbers or is_transient:
                 _check_tensor(name, tensor)
+                # A clone: views share memory with others, which safetensors refuses, and training goes on meanwhile.
                 self.tensors[name] = tensor.detach().cpu().clone()
         if is_transient:
             self.transient.append(name)
@@ -129,8 +138,10 @@ class _ModelDescriber:
         counts: dict[str, int] = {}
         for holder, value in vars(module).items():
             inner = getattr(value, "__dict__", None)
-            is_foreign = isinstance(value, Tensor | nn.Module | ModuleType | type) or not is_public(holder)
-            if is_foreign or not isinstance(inner, dict) or id(value) in self.paths:
+            is_foreign = isinstance(value, Tensor | nn.Module | ModuleType | type)
+            if is_foreign or not is_public(holder) or not isinstance(inner, dict):
+                continue
+            if id(value) in self.paths:
                 continue
             # All modules of a transformers model share one configuration, which is read once.
             self.paths[id(value)] = holder
@@ -160,6 +171,7 @@ def plain_attributes(module: nn.Module) -> tuple[dict[str, Number], dict[str, bo
     attributes: dict[str, Number] = {}
     settings: dict[str, bool | float] = {}
     for name, value in vars(module).items():
+        # The mode belongs to whoever loads the model.
         if not is_public(name) or name == "training":
             continue
         if isinstance(value, tuple | list):

@@ -62,13 +62,13 @@ class ResizePlan:
     def _lists(self) -> tuple[list[Any], ...]:
         return self.slots, self.places, self.found, self.shared, self.counts, self.longer
 
-    def mark(self) -> list[int]:
-        """Return a mark to which `back_to` can return: the lengths of all lists."""
+    def savepoint(self) -> list[int]:
+        """Return a point to which `roll_back` can return: the lengths of all lists."""
         return [len(entries) for entries in self._lists]
 
-    def back_to(self, mark: list[int]) -> None:
-        """Drop everything that was planned after a mark: that way of reading the description has failed."""
-        for entries, length in zip(self._lists, mark, strict=True):
+    def roll_back(self, savepoint: list[int]) -> None:
+        """Drop everything that was planned since: that way of reading the description has failed."""
+        for entries, length in zip(self._lists, savepoint, strict=True):
             del entries[length:]
 
 
@@ -89,6 +89,7 @@ def fill_places(
         SennError: a stored tensor doesn't fit its place, or the caller's model ties what the saved one doesn't.
         UnsupportedError: a place holds a tensor of an owner's class.
     """
+    # Tied tensors must come out as one object, or the optimizer would train them apart from each other.
     made: dict[str, Tensor] = {}
     first_names: dict[int, str] = {}
     slots: list[TensorSlot] = []
@@ -139,15 +140,17 @@ def successor(place: TensorPlace, stored: Tensor, frozen: bool) -> Tensor:
     try:
         new = stored.to(place.device)
     except RuntimeError as error:
-        raise SennError(f"{place.name!r} can't be put on {place.device}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise SennError(f"{place.name!r} can't be put on {place.device}: {reason}") from error
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad if place.fresh else not frozen)
+    # Owners mark parameters by attributes (`no_weight_decay`), which their optimizers read.
     new.__dict__.update(old.__dict__)
     return new
 
 
 def _check_kind(place: TensorPlace, stored: Tensor) -> None:
-    """Check that real numbers replace real ones, complex ones complex ones, and whole ones those of the same dtype."""
+    """Check that real numbers replace real ones, complex ones complex ones, whole ones those of their dtype."""
     old = place.old
     # What a layer of the table is built with is always real, while the saved model may have made it complex.
     real = not (old.is_complex() if place.fresh else stored.is_complex())
@@ -174,7 +177,8 @@ def flat_weights(modules: Sequence[nn.Module], slots: Sequence[TensorSlot]) -> l
     for module in modules:
         if isinstance(module, nn.RNNBase):
             own = module._parameters
-            flat = [replaced.get((id(own), name), own.get(name)) for name in module._flat_weights_names]
+            names = module._flat_weights_names
+            flat = [replaced.get((id(own), name), own.get(name)) for name in names]
             flat_slots.append((vars(module), "_flat_weights", flat))
     return flat_slots
 
@@ -186,6 +190,7 @@ def exchange(slots: Sequence[TensorSlot]) -> None:
         for holder, key, new in slots:
             holder[key] = new
     except BaseException:
+        # Backwards, so that an entry that was replaced twice ends with its first value.
         for holder, key, old in reversed(olds):
             holder[key] = old
         raise

@@ -36,7 +36,12 @@ class ModuleMatcher:
         self._device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
 
     def is_same_class(self, node: Node, module: nn.Module) -> bool:
-        """Return True if a node describes a module of this class."""
+        """Return True if a node describes a module of this class.
+
+        Args:
+            node: the description.
+            module: any module.
+        """
         return is_named(module, node.cls, bare=self.is_version_1)
 
     def children(self, module: nn.Module) -> dict[str, nn.Module]:
@@ -48,7 +53,12 @@ class ModuleMatcher:
             return dict(module.named_children())
         return {name: child for name, child in module._modules.items() if child is not None}
 
-    def match(self, node: Node, module: nn.Module, path: str) -> None:
+    def match(
+        self,
+        node: Node,
+        module: nn.Module,
+        path: str,
+    ) -> None:
         """Compare a module's class and the names of its tensors, and plan to replace these.
 
         Args:
@@ -74,11 +84,19 @@ class ModuleMatcher:
             if name in state or name in transient:
                 self._match_tensor(module, name, old, path, node.tensors[name])
 
-    def _match_tensor(self, module: nn.Module, name: str, old: Tensor, path: str, shape: Shape) -> None:
+    def _match_tensor(
+        self,
+        module: nn.Module,
+        name: str,
+        old: Tensor,
+        path: str,
+        shape: Shape,
+    ) -> None:
         """Plan to replace a tensor by one of another size, but of as many dimensions."""
         if old.dim() != len(shape):
             place = path or "the model"
-            raise SennError(f"{place}: tensor {name!r} has {old.dim()} dimensions, saved were {list(shape)}")
+            dims = old.dim()
+            raise SennError(f"{place}: tensor {name!r} has {dims} dimensions, saved were {list(shape)}")
         is_parameter = name in module._parameters
         self.plan.places.append(
             TensorPlace(
@@ -105,6 +123,7 @@ class ModuleMatcher:
             # A value of another type here is a setting that the owner chose, no size.
             if type(new) is type(old) and new != old:
                 self.plan.slots.append((attributes, name, new))
+        # Whether these are rewritten is known once all lists were compared.
         for name, value in node.counts.items():
             holder, _, key = name.partition(".")
             inner = getattr(attributes.get(holder), "__dict__", None)
@@ -114,7 +133,8 @@ class ModuleMatcher:
 
 def _row_like(old: Any, new: list[int]) -> Any:
     """Return a row of whole numbers as the same type of row as the old one; None if the old one is none."""
-    if type(old) in (tuple, list, torch.Size) and all(type(item) is int for item in old):
+    is_row = type(old) in (tuple, list, torch.Size)
+    if is_row and all(type(item) is int for item in old):
         return type(old)(new)
     return None
 

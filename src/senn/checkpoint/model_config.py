@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-Sizes = tuple[dict[str, tuple[int, ...]], dict[str, tuple[type, dict[str, int]]]]
+Shape = tuple[int, ...]
+Numbers = dict[str, int]
+Sizes = tuple[dict[str, Shape], dict[str, tuple[type, Numbers]]]
 """Shapes of the state's tensors by full name, and (class, whole numbers) of each module by path."""
 
 
@@ -48,7 +50,7 @@ def update_config(model: nn.Module) -> bool:
     return False
 
 
-def _changed_sizes(small: dict[str, tuple[int, ...]], grown: dict[str, tuple[int, ...]]) -> dict[int, set[int]]:
+def _changed_sizes(small: dict[str, Shape], grown: dict[str, Shape]) -> dict[int, set[int]]:
     """Map each old size to the new ones that dimensions of this size have now."""
     changes: dict[int, set[int]] = {}
     for name, shape in grown.items():
@@ -77,10 +79,11 @@ def _build(model: nn.Module, config: Any) -> nn.Module | None:
 def _sizes(model: nn.Module) -> Sizes:
     modules: dict[str, tuple[type, dict[str, int]]] = {}
     for path, module in model.named_modules():
-        numbers = {key: value for key, value in vars(module).items() if type(value) is int and not key.startswith("_")}
+        public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        numbers = {key: value for key, value in public.items() if type(value) is int}
         modules[path] = type(module), numbers
     return _shapes(model), modules
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _shapes(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

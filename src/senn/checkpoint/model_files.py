@@ -114,7 +114,8 @@ def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except Exception as error:  # the parser may raise anything on foreign bytes
-        raise SennError(f"{str(path)!r} is damaged: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise SennError(f"{str(path)!r} is damaged: {reason}") from error
 
 
 def _read(folder: Path, name: str, most: int = atomic_files.MOST) -> bytes:

@@ -35,7 +35,9 @@ def model_state(model: nn.Module) -> State:
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Resize a fresh model to match a saved one (widths, inserted layers, repeated blocks), and load its numbers.
+    """Resize a fresh model to match a saved one, and load its numbers.
+
+    Widths, inserted layers and repeated blocks become those of the saved model.
 
     Args:
         model: freshly built, of the same classes.
@@ -89,12 +91,17 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value):
             return {"items": {key: _packed(item, tensors) for key, item in value.items()}}
-        return {"pairs": [[_packed(key, tensors), _packed(item, tensors)] for key, item in value.items()]}
+        # The state of an optimizer has whole numbers for keys, which JSON would turn into strings.
+        pairs = [[_packed(key, tensors), _packed(item, tensors)] for key, item in value.items()]
+        return {"pairs": pairs}
     raise TypeError(f"a {type(value).__name__} is neither a plain value nor a tensor")
 
 
 def _packed_tensor(value: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Add a tensor to those of the file, its dimensions sorted by their strides: safetensors stores contiguous ones."""
+    """Add a tensor to those of the file.
+
+    safetensors stores contiguous tensors, so the dimensions are sorted by their strides and the order is noted.
+    """
     strides = value.stride()
     order = sorted(range(value.dim()), key=lambda dim: (-strides[dim], dim))
     name = str(len(tensors))
@@ -103,7 +110,7 @@ def _packed_tensor(value: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def unpacked(document: Any, data: bytes, path: Path) -> Any:
-    """Unpack what `packed` packed.
+    """Unpack the nested values that `packed` packed.
 
     Args:
         document: the JSON.

@@ -25,10 +25,20 @@ class ModuleBuilder:
         fit: plans how a module becomes what a node describes; raises a SennError and forgets its plans if it can't.
     """
 
-    def __init__(self, matcher: ModuleMatcher, given: nn.Module | None, fit: Fit) -> None:
+    def __init__(
+        self,
+        matcher: ModuleMatcher,
+        given: nn.Module | None,
+        fit: Fit,
+    ) -> None:
         self.matcher, self.given, self._fit = matcher, given, fit
 
-    def make(self, node: Node, path: str, near: nn.Module | None = None) -> nn.Module:
+    def make(
+        self,
+        node: Node,
+        path: str,
+        near: nn.Module | None = None,
+    ) -> nn.Module:
         """Make a module as described; its tensors are without memory until the plan is carried out.
 
         Args:
@@ -66,14 +76,21 @@ class ModuleBuilder:
         module.train(near is not None and near.training)
         return module
 
-    def _check_built(self, node: Node, module: nn.Module, path: str) -> None:
+    def _check_built(
+        self,
+        node: Node,
+        module: nn.Module,
+        path: str,
+    ) -> None:
         """Compare what a constructor made with what is described: tensors and children follow from its arguments."""
         wrong = f"{path or 'the model'} can't be built from {DESCRIPTION}: a {node.cls} with these arguments has"
         shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors(module).items()}
+        # A forged or outdated file may describe a layer that no constructor makes: it must not come out half right.
         for name in sorted(set(shapes) | set(node.tensors)):
             if shapes.get(name) != node.tensors.get(name):
                 raise SennError(f"{wrong} another {name!r}")
-        if KNOWN[node.cls] not in HOLDERS and set(node.children) != set(self.matcher.children(module)):
+        made = set(self.matcher.children(module))
+        if KNOWN[node.cls] not in HOLDERS and set(node.children) != made:
             raise SennError(f"{wrong} other parts")
 
     def _made_before(self, path: str, place: str) -> nn.Module:
@@ -85,7 +102,12 @@ class ModuleBuilder:
                 return module
         raise SennError(f"{DESCRIPTION} describes {place} wrongly: there is no module {path!r} before it")
 
-    def copy_like(self, node: Node, path: str, near: nn.Module | None) -> nn.Module:
+    def copy_like(
+        self,
+        node: Node,
+        path: str,
+        near: nn.Module | None,
+    ) -> nn.Module:
         """Copy a module of the given model, and plan how the copy becomes what is described.
 
         Args:
@@ -104,7 +126,9 @@ class ModuleBuilder:
                 f"{path or 'the model'} is a {node.cls}, which senn can't build by itself; "
                 "build one and pass it as into"
             )
-        for module in [*(() if near is None else near.modules()), *self.given.modules()]:
+        # A block is most like the one next to it, and what is in its settings isn't in the description.
+        neighbors = () if near is None else near.modules()
+        for module in [*neighbors, *self.given.modules()]:
             if self.matcher.is_same_class(node, module) and self.fits(node, module, path):
                 try:
                     twin = copy.deepcopy(module)
@@ -116,7 +140,12 @@ class ModuleBuilder:
             "has none like it"
         )
 
-    def fits(self, node: Node, module: nn.Module, path: str) -> bool:
+    def fits(
+        self,
+        node: Node,
+        module: nn.Module,
+        path: str,
+    ) -> bool:
         """Return True if a module can become what is described; the plan stays as it is.
 
         Args:
@@ -125,16 +154,21 @@ class ModuleBuilder:
             path: of the module in the description.
         """
         plan = self.matcher.plan
-        mark = plan.mark()
+        savepoint = plan.savepoint()
         try:
             self._fit(node, module, path)
         except SennError:
             return False
-        plan.back_to(mark)
+        plan.roll_back(savepoint)
         return True
 
 
-def add_child(parent: nn.Module, name: str, child: nn.Module, path: str) -> None:
+def add_child(
+    parent: nn.Module,
+    name: str,
+    child: nn.Module,
+    path: str,
+) -> None:
     """Add a child under the name that a description gives it.
 
     Args:

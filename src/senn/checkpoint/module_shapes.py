@@ -110,7 +110,7 @@ def resize_like(model: nn.Module, saved: Mapping[str, Any], parts: ModuleSnapsho
         slots = [*resizer.plan.slots, *_emptied(resizer.plan.places, description, saved["buffers"])]
         modules = [module for _, module in resizer.plan.found]
         exchange([*slots, *flat_weights(modules, slots)])
-    except BaseException:
+    except BaseException:  # Ctrl-C too must leave the model as it was
         now.restore()
         raise
 
@@ -125,11 +125,16 @@ def _description(saved: Mapping[str, Any]) -> Description:
 def _emptied(
     places: Sequence[TensorPlace], description: Description, buffers: Mapping[str, Tensor]
 ) -> list[TensorSlot]:
-    """Make the tensor for every place: the old one if it has the right shape, else a buffer's numbers, else zeros."""
+    """Make the tensor for every place.
+
+    The old one stays if it has the right shape, so that an optimizer that holds it stays right; else it is a buffer's
+    stored numbers, or zeros.
+    """
     made: dict[str, Tensor] = {}
     slots: list[TensorSlot] = []
     for place in places:
-        first, shape = description.tied.get(place.name, place.name), description.shapes[place.name]
+        first = description.tied.get(place.name, place.name)
+        shape = description.shapes[place.name]
         if first not in made:
             stored = buffers.get(first)
             if stored is None:

@@ -99,18 +99,20 @@ def load_optimizer_state(optimizer: Optimizer, model: nn.Module, state: Mapping[
     with reading_state("this isn't the state of such an optimizer"):
         _check_options(optimizer, state)
         rebind_optimizer(optimizer, model, state["names"])
+        # Nothing of the fresh optimizer's own state may mix with the saved one.
         optimizer.state.clear()
         optimizer.load_state_dict(state["state"])
         _check_shapes(optimizer)
 
 
 def _check_options(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Check that the groups have the optimizer's own options, but for the learning rate, which a schedule moves."""
+    """Check that the groups have the optimizer's own options; only the learning rate moves, by a schedule."""
     for group, saved in zip(optimizer.param_groups, state["state"]["param_groups"], strict=True):
         own = {name: value for name, value in group.items() if name not in ("params", "lr")}
         stored = {name: value for name, value in saved.items() if name not in ("params", "lr")}
         if own != stored:
             raise SennError("this is the state of an optimizer with other options")
+        # A tensor for a learning rate is one that a captured CUDA graph reads: a number can't take its place.
         if type(saved["lr"]) is not type(group["lr"]):
             raise SennError("this isn't the state of such an optimizer: its learning rate is no number")
 

@@ -25,6 +25,9 @@ from senn.errors import SennError
 from senn.surgery.plan_types import BEFORE
 
 Way = Callable[[Node, nn.Module, str], nn.Module]
+Failure = tuple[SennError, nn.Module]
+Choice = tuple[int, list[int]]
+"""Differing settings so far, and the numbers of the old children so far."""
 
 
 class ModelResizer:
@@ -45,10 +48,10 @@ class ModelResizer:
         self.plan = self._matcher.plan
         # Pairs that were compared in vain. Without this memory, nested Sequentials are compared in exponentially many
         # ways. It holds the module too, which keeps its id from being used again.
-        self._failed: dict[tuple[int, int], tuple[SennError, nn.Module]] = {}
+        self._failed: dict[tuple[int, int], Failure] = {}
 
     def run(self) -> nn.Module:
-        """Plan everything.
+        """Plan everything that has to change.
 
         Returns:
             The given model, not yet changed, or a new one without numbers.
@@ -65,7 +68,9 @@ class ModelResizer:
         self._check_shared()
         # A number in a configuration is rewritten if it equaled the length of a list that gets longer, and equals the
         # new length in the saved model.
-        self.plan.slots += [slot for slot in self.plan.counts if (slot[0][slot[1]], slot[2]) in self.plan.longer]
+        for holder, key, saved in self.plan.counts:
+            if (holder[key], saved) in self.plan.longer:
+                self.plan.slots.append((holder, key, saved))
         return self.given
 
     def _check_shared(self) -> None:
@@ -81,7 +86,12 @@ class ModelResizer:
             if found.get(same) is not module:
                 raise SennError(f"{path} and {same or 'the model'} are one module in the saved model, but not here")
 
-    def fit(self, node: Node, module: nn.Module, path: str) -> nn.Module:
+    def fit(
+        self,
+        node: Node,
+        module: nn.Module,
+        path: str,
+    ) -> nn.Module:
         """Plan how a module becomes what is described.
 
         Args:
@@ -98,12 +108,12 @@ class ModelResizer:
         key = (id(node), id(module))
         if key in self._failed:
             raise self._failed[key][0]
-        mark, errors = self.plan.mark(), []
+        savepoint, errors = self.plan.savepoint(), []
         for way in self._ways(node, module):
             try:
                 return way(node, module, path)
             except SennError as error:
-                self.plan.back_to(mark)
+                self.plan.roll_back(savepoint)
                 errors.append(error)
         # The first way is the plainest one, and so is its complaint.
         self._failed[key] = errors[0], module
@@ -112,16 +122,22 @@ class ModelResizer:
     def _ways(self, node: Node, module: nn.Module) -> list[Way]:
         """List the ways in which surgery may have made a module what is described, the plainest first."""
         is_sequence = node.cls == "torch.nn.Sequential" and len(node.children) > 1
+        is_list = isinstance(module, nn.Sequential | nn.ModuleList)
         ways: list[Way] = []
         if not is_sequence or self._matcher.is_same_class(node, module):
             ways.append(self._with_same_children)
-        if isinstance(module, nn.Sequential | nn.ModuleList) and len(node.children) > len(module):
+        if is_list and len(node.children) > len(module._modules):
             ways.append(self._with_more_children)
         if is_sequence:
             ways.append(self._wrapped)
         return ways
 
-    def _with_same_children(self, node: Node, module: nn.Module, path: str) -> nn.Module:
+    def _with_same_children(
+        self,
+        node: Node,
+        module: nn.Module,
+        path: str,
+    ) -> nn.Module:
         """Plan for a module with the same children, each of which may have changed."""
         self._matcher.match(node, module, path)
         self._matcher.match_numbers(node, module)
@@ -139,7 +155,12 @@ class ModelResizer:
                 self.plan.slots.append((module._modules, name, fitted))
         return module
 
-    def _with_more_children(self, node: Node, module: nn.Module, path: str) -> nn.Module:
+    def _with_more_children(
+        self,
+        node: Node,
+        module: nn.Module,
+        path: str,
+    ) -> nn.Module:
         """Plan for a container into which copies of its children were put, each after the one that it is like."""
         self._matcher.match(node, module, path)
         self._matcher.match_numbers(node, module)
@@ -155,11 +176,17 @@ class ModelResizer:
             else:
                 parts[name] = self.fit(child, old[number], place)
             last = number
+        # Replaced as a whole, so that the children keep their order.
         self.plan.longer.append((len(old), len(parts)))
         self.plan.slots.append((vars(module), "_modules", parts))
         return module
 
-    def _sources(self, described: list[tuple[str, Node]], old: list[nn.Module], path: str) -> list[int]:
+    def _sources(
+        self,
+        described: list[tuple[str, Node]],
+        old: list[nn.Module],
+        path: str,
+    ) -> list[int]:
         """Find the number of the old child that each described one is, or is a copy of.
 
         The numbers rise by one or stay. Where several sequences fit, the one with the fewest differing settings is
@@ -167,10 +194,12 @@ class ModelResizer:
         """
         spare = len(described) - len(old)
         # number of the last old child -> (differing settings so far, numbers so far), the best one
-        best: dict[int, tuple[int, list[int]]] = {-1: (0, [])}
+        best: dict[int, Choice] = {-1: (0, [])}
         for index, (name, child) in enumerate(described):
-            now: dict[int, tuple[int, list[int]]] = {}
-            for number in range(max(0, index - spare), min(index + 1, len(old))):
+            now: dict[int, Choice] = {}
+            # Enough old children must be left for the described ones that follow, and each must get its turn.
+            first, last = max(0, index - spare), min(index, len(old) - 1)
+            for number in range(first, last + 1):
                 # The next child is preferred to one more copy of the child before; only blocks are copied.
                 before = [best[earlier] for earlier in (number - 1, number) if earlier in best]
                 if number in best and not _is_block(child):
@@ -185,12 +214,18 @@ class ModelResizer:
             raise SennError(f"{place} has {len(old)} parts, but {len(described)} others were saved")
         return best[len(old) - 1][1]
 
-    def _wrapped(self, node: Node, module: nn.Module, path: str) -> nn.Module:
+    def _wrapped(
+        self,
+        node: Node,
+        module: nn.Module,
+        path: str,
+    ) -> nn.Module:
         """Plan a Sequential of a module and what was put before it (a linear map) or after it (a block)."""
         names = list(node.children)
         is_map = isinstance(module, BEFORE)
         original = names[-1] if is_map else names[0]
         chain = nn.Sequential()
+        # The chains that surgery makes hold nothing themselves.
         if node.tensors:
             raise SennError(f"{path or 'the model'} is a {class_name(module)}, but a {node.cls} was saved")
         for name, child in node.children.items():

@@ -94,16 +94,20 @@ class Description:
             if stored is None:
                 raise SennError(f"{WEIGHTS} lacks {name!r}")
             if tuple(stored.shape) != shape:
-                raise SennError(
-                    f"{WEIGHTS} holds {name!r} of shape {list(stored.shape)}, {DESCRIPTION} says {list(shape)}"
-                )
+                found = list(stored.shape)
+                raise SennError(f"{WEIGHTS} holds {name!r} of shape {found}, {DESCRIPTION} says {list(shape)}")
         unknown = sorted(set(tensors) - (set(self.shapes) - set(self.tied)))
         if unknown:
             raise SennError(f"{WEIGHTS} holds {unknown[0]!r}, of which {DESCRIPTION} knows nothing")
 
 
 def join(path: str, name: str) -> str:
-    """Return the full name of a child or tensor of the module at a path; the model's own path is empty."""
+    """Return the full name of a child or tensor of a module.
+
+    Args:
+        path: of the module; empty for the model itself.
+        name: of its child or tensor.
+    """
     return f"{path}.{name}" if path else name
 
 
@@ -131,6 +135,7 @@ def parse(document: Mapping[str, Any]) -> Description:
     Raises:
         SennError: a value is of the wrong type, or the parts contradict each other.
     """
+    # The recursion ends: a file nested too deeply fails as JSON, or by a RecursionError that `load` turns into words.
     root = _parse_node(document["model"], document["version"], "")
     if not isinstance(root, Node):
         raise _described_wrongly("the model", "it stands for another module")
@@ -142,8 +147,8 @@ def parse(document: Mapping[str, Any]) -> Description:
         transient = []
     _check_tied(document["tied"], shapes)
     for key, names in (("frozen", document["frozen"]), ("transient", transient)):
-        is_list = isinstance(names, list) and all(isinstance(name, str) and name in shapes for name in names)
-        _expect(is_list, "the model", f"{key!r} is no list of its tensors")
+        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        _expect(is_list and set(names) <= set(shapes), "the model", f"{key!r} is no list of its tensors")
     _expect(isinstance(document["extra"], dict), "the model", "'extra' is no table")
     return Description(
         version=document["version"],
@@ -207,7 +212,8 @@ def _check_entries(json: dict[str, Any], version: int, place: str) -> None:
     needed = {"class", "tensors", "attributes", "children"}
     if version > 1:
         needed |= {"settings", "counts"}
-    _expect(set(json) - {"arguments"} == needed, place, f"its entries aren't {', '.join(sorted(needed))}")
+    names = ", ".join(sorted(needed))
+    _expect(set(json) - {"arguments"} == needed, place, f"its entries aren't {names}")
     # Names are shown in errors, so they must not hold control characters that a terminal would obey.
     _expect(_is_printable(json["class"]), place, "its class is no name")
     for key in sorted(set(json) - {"class"}):
@@ -217,13 +223,14 @@ def _check_entries(json: dict[str, Any], version: int, place: str) -> None:
         _expect("." not in key and _is_shape(shape), place, f"{key!r} has no shape")
     # Attributes are written back into modules: a private one could reach what a module is made of.
     for key, value in json["attributes"].items():
-        _expect(is_public(key) and (_is_finite(value) or _is_row(value)), place, f"{key!r} is no number")
+        is_number = _is_finite(value) or _is_row(value)
+        _expect(is_public(key) and is_number, place, f"{key!r} is no number")
     for key, value in json.get("settings", {}).items():
         is_setting = isinstance(value, bool) or _is_finite(value)
         _expect(is_public(key) and is_setting, place, f"{key!r} is no setting")
     for key, value in json.get("counts", {}).items():
-        names = key.split(".")
-        is_count = len(names) == 2 and all(map(is_public, names)) and type(value) is int
+        holder, _, name = key.partition(".")
+        is_count = is_public(holder) and is_public(name) and type(value) is int
         _expect(is_count, place, f"{key!r} is no count")
 
 

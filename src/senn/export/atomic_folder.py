@@ -46,7 +46,12 @@ def atomic_folder(path: str | Path, *, folder: bool, overwrite: bool) -> Iterato
         _remove(draft)
 
 
-def _check_final(path: str | Path, final: Path, folder: bool, overwrite: bool) -> None:
+def _check_final(
+    path: str | Path,
+    final: Path,
+    folder: bool,
+    overwrite: bool,
+) -> None:
     """Refuse a name that is taken by something that must not be replaced: a user's own folder, above all."""
     shown = repr(str(path))
     if not final.name:

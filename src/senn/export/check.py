@@ -98,7 +98,9 @@ def check(
 
 
 def at_least_two(inputs: Inputs) -> Inputs:
-    """Return the batch, its sample twice if there is only one: torch.export takes a size of one for a constant.
+    """Return the batch, with its sample twice if there is only one.
+
+    torch.export takes a size of one for a constant.
 
     Raises:
         SennError: the batch is empty.
@@ -122,4 +124,5 @@ def _repeated(inputs: Inputs, times: int) -> Inputs:
 def summarize_error(error: BaseException) -> str:
     """Return an error's type and the first line of its message."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    kind = type(error).__name__
+    return f"{kind}: {lines[0]}" if lines else kind

@@ -101,6 +101,7 @@ def helper_name(module: nn.Module) -> str:
 
 
 def stage_notes(body: nn.Module) -> dict[int, str]:
-    """Return comments for the layers of a `ConvNet`'s body: the number of the first layer of each stage -> its name."""
+    """Return comments for a `ConvNet`'s body: number of the first layer of each stage -> the stage's name."""
     pools = [at for at, layer in enumerate(body.children()) if isinstance(layer, nn.MaxPool2d)]
-    return {at: f"stage {number}" for number, at in enumerate([0, *pools], start=1)}
+    starts = [0, *pools]
+    return {at: f"stage {number}" for number, at in enumerate(starts, start=1)}

@@ -43,7 +43,12 @@ class Bracketed:
         return self.head + ", ".join(texts) + self.tail
 
 
-def format_lines(value: Bracketed | str, indent: int = 0, before: str = "", after: str = "") -> list[str]:
+def format_lines(
+    value: Bracketed | str,
+    indent: int = 0,
+    before: str = "",
+    after: str = "",
+) -> list[str]:
     """Format an expression over as many lines as it needs.
 
     Args:

@@ -38,7 +38,9 @@ def to_pt2(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write a model as a `torch.export` program, which `torch.export.load(path).module()` runs without its classes.
+    """Write a model as a `torch.export` program, which runs without the model's classes.
+
+    `torch.export.load(path).module()` reads it.
 
     The model is exported in eval mode, for batches of any size. What was written is read back and compared with the
     model before it is renamed.
@@ -108,7 +110,8 @@ def to_onnx(
     """
     onnx = _import_onnx()
     inputs = at_least_two(inputs)
-    size = sum(x.numel() * x.element_size() for x in model.state_dict().values() if isinstance(x, Tensor))
+    tensors = [x for x in model.state_dict().values() if isinstance(x, Tensor)]
+    size = sum(x.numel() * x.element_size() for x in tensors)
     if size > _MOST_BYTES:
         raise SennError(f"an ONNX file ends at {_MOST_BYTES:,} bytes, and the model's numbers take {size:,}")
     with atomic_folder(path, folder=False, overwrite=overwrite) as draft, _quiet():
@@ -116,6 +119,7 @@ def to_onnx(
         names = list(input_names or _argument_names(model, inputs))
         outputs = list(output_names or _output_names(model, inputs))
         try:
+            # Exporters leave traces: the mode, and buffers that a forward writes.
             with torch.no_grad(), preserve_model_state(model):
                 made = torch.onnx.export(program, input_names=names, output_names=outputs, verbose=False)
             assert made is not None
@@ -130,7 +134,9 @@ def to_onnx(
 
 def _name_batch(graph: Any) -> None:
     """Rename the number of samples to `batch`: exporters make up names such as `s77`."""
-    sizes = [size for value in graph.input for size in value.type.tensor_type.shape.dim[:1] if size.dim_param]
+    sizes = []
+    for value in graph.input:
+        sizes += [size for size in value.type.tensor_type.shape.dim[:1] if size.dim_param]
     for symbol in {size.dim_param for size in sizes}:
         for value in (*graph.input, *graph.output, *graph.value_info):
             for size in value.type.tensor_type.shape.dim:
@@ -164,7 +170,12 @@ def _import_onnx() -> Any:
     return onnx
 
 
-def _check_onnx(path: Path, draft: Path, model: nn.Module, inputs: Inputs) -> Exported:
+def _check_onnx(
+    path: Path,
+    draft: Path,
+    model: nn.Module,
+    inputs: Inputs,
+) -> Exported:
     try:
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError:
@@ -208,6 +219,7 @@ def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
 def _named_arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """Return the arguments of the forward by name."""
     args, kwargs = pytree.arguments(inputs)
+    # Fewer arguments than parameters is usual: the others have defaults.
     return {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
 
 
@@ -232,6 +244,7 @@ def _numbered(name: str, count: int) -> list[str]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what exporters print about their progress."""
+    # torch.onnx prints through loggers and warnings alike.
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -94,7 +94,8 @@ def to_hub(
         for file in files:
             shutil.copyfile(file, draft / file.name)
         config = _config(model, preprocessing, results or {})
-        (draft / CONFIG).write_bytes(atomic_files.encoded(json.dumps(config, indent=2, ensure_ascii=False) + "\n"))
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (draft / CONFIG).write_bytes(atomic_files.encoded(text))
         card = model_card(
             name,
             model,
@@ -107,7 +108,13 @@ def to_hub(
         return check_python(Path(folder), draft, model, inputs)
 
 
-def push_to_hub(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
     """Upload a folder that `to_hub` wrote to the Hugging Face hub.
 
     Needs `pip install 'senn[huggingface]'`.
@@ -124,7 +131,9 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool | None = None
     Raises:
         SennError: huggingface_hub isn't installed, the folder isn't one that `to_hub` wrote, or the hub refuses it.
     """
-    missing = [file for file in (WEIGHTS, CONFIG, CARD, MARK) if not (Path(folder) / file).is_file()]
+    # Whatever else lies in that folder would become public: it has to be an export.
+    needed = (WEIGHTS, CONFIG, CARD, MARK)
+    missing = [file for file in needed if not (Path(folder) / file).is_file()]
     if missing:
         raise SennError(f"{str(folder)!r} is no folder for the hub: it lacks {missing[0]}; write one with to_hub")
     try:
@@ -166,6 +175,7 @@ def model_card(
     record, data = preprocessing or {}, results.get("data", {})
     kind = "image" if record.get("kind") == "images" else "tabular"
     scores = {key: value for key, value in results.get("test", {}).items() if value is not None}
+    # The hub reads the YAML between the dashes: its filters, its widget and its table of results come from there.
     lines = ["---", "library_name: pytorch", "tags:", "- senn", "- pytorch"]
     if license:
         lines.append(f"license: {json.dumps(license)}")
@@ -184,11 +194,19 @@ def model_card(
     return "\n".join(lines) + _usage(model, record, DESCRIPTION in files)
 
 
-def _model_index(name: str, task: str, data: str, scores: Mapping[str, float]) -> list[str]:
+def _model_index(
+    name: str,
+    task: str,
+    data: str,
+    scores: Mapping[str, float],
+) -> list[str]:
     """Write the scores as the hub's `model-index`; texts are JSON, which is YAML too and quotes everything."""
     if not scores:
         return []
-    metrics = [f"    - {json.dumps({'type': key, 'value': value})}" for key, value in scores.items()]
+    metrics = []
+    for key, value in scores.items():
+        metric = json.dumps({"type": key, "value": value})
+        metrics.append(f"    - {metric}")
     about = json.dumps({"name": data, "type": data}, ensure_ascii=False)
     return [
         "model-index:",
@@ -212,10 +230,12 @@ def _summary(model: nn.Module, record: Mapping[str, Any], results: Mapping[str, 
     about += ", which found its size by itself while it was trained"
     if record.get("kind") == "images":
         side, labels = record["side"], record["labels"]
-        about += f". It tells {len(labels)} classes of images of {side} x {side} apart: {_listed(labels)}"
+        about += f". It tells {len(labels)} classes of images of {side} x {side} apart: "
+        about += _listed(labels)
     elif "target" in record:
         columns = [column["name"] for column in record["columns"] if column["kind"] != "dropped"]
-        about += f". It predicts {_cell(record['target']['name'])} from {len(columns)} columns: {_listed(columns)}"
+        target = _cell(record["target"]["name"])
+        about += f". It predicts {target} from {len(columns)} columns: {_listed(columns)}"
     return about + "."
 
 
@@ -250,4 +270,5 @@ def _listed(names: Any, most: int = 12) -> str:
 
 def _cell(text: object) -> str:
     """Format a name as Markdown code, on one line; it is the user's, so it may hold backticks and line breaks."""
-    return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"
+    line = " ".join(str(text).replace("`", "'").split())
+    return f"`{line}`"

@@ -70,6 +70,7 @@ def build_from_source(source: str, name: str = "Net") -> nn.Module:
     Returns:
         The model.
     """
+    # A name of its own, so that `if __name__ == "__main__"` doesn't run.
     namespace: dict[str, Any] = {"__name__": "net"}
     exec(compile(source, "<python_source>", "exec"), namespace)
     model: nn.Module = namespace[name]()
@@ -77,12 +78,13 @@ def build_from_source(source: str, name: str = "Net") -> nn.Module:
 
 
 def _write_source(model: nn.Module, name: str) -> str:
-    """Write the source, build a model from it, and assign afterwards what came out different, until nothing does.
+    """Write the source, build a model from it, and assign what came out different, until nothing does.
 
     A layer's constructor makes its parts itself (the layers of a TransformerEncoder, all alike), and growth may have
     changed each of them.
     """
     writer = _SourceWriter(model=model, name=name)
+    # Without memory or random numbers: only classes, arguments and shapes are compared.
     with torch.device("meta"):
         twin = build_from_source(writer.source(), name)
         while True:
@@ -148,7 +150,8 @@ class _SourceWriter:
             value = self.expression(model, "")
             base = value.head.removesuffix("(")
             value = replace(value, head="super().__init__(")
-            return [f"class {self.name}({base}):", *start, *format_lines(value, 8), *self._end()]
+            head = f"class {self.name}({base}):"
+            return [head, *start, *format_lines(value, 8), *self._end()]
         _refuse_foreign(model, "")
         lines = [f"class {self.name}(nn.Module):", f'    """{summary_of(model)}"""', "", *start]
         lines.append("        super().__init__()")
@@ -163,7 +166,12 @@ class _SourceWriter:
         replacements = [line for lines in self.replaced.values() for line in lines]
         return [*replacements, *self.after]
 
-    def expression(self, module: nn.Module, path: str, notes: dict[int, str] | None = None) -> Bracketed:
+    def expression(
+        self,
+        module: nn.Module,
+        path: str,
+        notes: dict[int, str] | None = None,
+    ) -> Bracketed:
         """Write the expression that makes a module like this one.
 
         Args:
@@ -194,7 +202,12 @@ class _SourceWriter:
             {key: self._argument(module, value, path) for key, value in keywords.items()},
         )
 
-    def _argument(self, layer: nn.Module, value: Any, path: str) -> Bracketed | str:
+    def _argument(
+        self,
+        layer: nn.Module,
+        value: Any,
+        path: str,
+    ) -> Bracketed | str:
         if isinstance(value, nn.Module):
             return self.expression(value, path)
         text = value if isinstance(value, Name) else literal(value)
@@ -208,7 +221,12 @@ class _SourceWriter:
             return {key: f"torch.zeros({tuple(tensor.shape)})" for key, tensor in module.named_parameters()}
         return {key: self.expression(child, _join(path, key)) for key, child in parts(module).items()}
 
-    def _container(self, module: nn.Module, path: str, notes: dict[int, str]) -> Bracketed:
+    def _container(
+        self,
+        module: nn.Module,
+        path: str,
+        notes: dict[int, str],
+    ) -> Bracketed:
         children = self._children(module, path)
         name = f"nn.{type(module).__name__}"
         in_order = [("", child) for child in children.values()]
@@ -226,7 +244,9 @@ class _SourceWriter:
         """Write how the constructor refers to a part of the model: `self.body[0].weight`."""
         text, holder = "self", self.model
         for key in path.split("."):
-            if type(holder) in (nn.Sequential, nn.ModuleList) and list(parts(holder))[int(key)] == key:
+            # A Sequential is indexed by position: only while its names are 0, 1, ... do both agree.
+            is_list = type(holder) in (nn.Sequential, nn.ModuleList)
+            if is_list and list(parts(holder))[int(key)] == key:
                 text += f"[{key}]"
             elif type(holder) is nn.ModuleDict and key in parts(holder):
                 text += f"[{literal(key)}]"
@@ -268,8 +288,11 @@ def _ordered_dict(children: dict[str, Bracketed | str]) -> Bracketed:
     """Write the names of a Sequential's layers: as keywords if all of them can be, else as pairs."""
     if all(key.isidentifier() and not keyword.iskeyword(key) for key in children):
         return Bracketed("OrderedDict(", [(f"{key}=", child) for key, child in children.items()])
-    pairs = [("", Bracketed(f"({literal(key)}, ", [("", child)])) for key, child in children.items()]
-    return Bracketed("OrderedDict(", [("", Bracketed("[", pairs, tail="]"))])
+    pairs: list[tuple[str, Bracketed | str]] = []
+    for key, child in children.items():
+        pairs.append(("", Bracketed(f"({literal(key)}, ", [("", child)])))
+    rows = Bracketed("[", pairs, tail="]")
+    return Bracketed("OrderedDict(", [("", rows)])
 
 
 def _join(path: str, name: str) -> str:
@@ -284,7 +307,8 @@ def _refuse_foreign(module: nn.Module, path: str) -> None:
     """Refuse a class that is neither torch's nor senn's."""
     cls = type(module)
     if not is_layer(module) and cls not in KNOWN:
-        name, where = f"{cls.__module__}.{cls.__qualname__}", f" at {path!r}" if path else ""
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        where = f" at {path!r}" if path else ""
         raise UnsupportedError(f"the class {name}{where} is neither torch's nor senn's: its source is its owner's")
 
 
@@ -292,7 +316,8 @@ def _refuse_altered(model: nn.Module) -> None:
     """Refuse modules that don't do what their class says."""
     for path, module in model.named_modules():
         if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
-            name, where = type(module).__name__, f" at {path!r}" if path else ""
+            name = type(module).__name__
+            where = f" at {path!r}" if path else ""
             raise UnsupportedError(f"the {name}{where} has hooks or a forward of its own, which no source can say")
 
 
@@ -304,14 +329,17 @@ def _differing(twin: nn.Module, model: nn.Module, path: str = "") -> list[str]:
     """List the paths of modules that differ from the model's; of nested ones the outermost."""
     if path and not _is_alike(twin, model):
         return [path]
-    own = [{key: x.shape for key, x in one._parameters.items() if x is not None} for one in (twin, model)]
     made, wanted = parts(twin), parts(model)
-    if own[0] != own[1] or list(made) != list(wanted):
+    if _own_shapes(twin) != _own_shapes(model) or list(made) != list(wanted):
         return [path or type(model).__name__]
     paths: list[str] = []
     for name, child in wanted.items():
         paths += _differing(made[name], child, _join(path, name))
     return paths
+
+
+def _own_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in module._parameters.items() if tensor is not None}
 
 
 def _is_alike(twin: nn.Module, model: nn.Module) -> bool:
@@ -327,10 +355,15 @@ def _is_alike(twin: nn.Module, model: nn.Module) -> bool:
 
 def _own_arguments(layer: nn.Module) -> dict[str, Any]:
     """Read back a layer's arguments without those that are layers, which are compared for themselves."""
-    return {key: value for key, value in source_arguments(layer).items() if not isinstance(value, nn.Module)}
+    arguments = source_arguments(layer).items()
+    return {key: value for key, value in arguments if not isinstance(value, nn.Module)}
 
 
 def _differing_tensors(twin: nn.Module, model: nn.Module) -> list[str]:
     """List the names of tensors that only one of the states has, or of which shape or dtype differ."""
-    made, wanted = ({name: (x.shape, x.dtype) for name, x in _state(one).items()} for one in (twin, model))
+    made, wanted = _shapes_and_dtypes(twin), _shapes_and_dtypes(model)
     return [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
+
+
+def _shapes_and_dtypes(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in _state(model).items()}

@@ -24,6 +24,7 @@ WEIGHTS, PREPROCESSING = "model.safetensors", "preprocessing.json"
 TEMPLATES = Path(__file__).parent / "templates"
 _TEMPLATE_OF = {"tables": "table_template.py", "images": "image_template.py"}
 
+# The parts of `net.py`, in the order in which they stand there; braces are filled in by str.format.
 _ABOUT = '''\
 """A network as plain PyTorch{with_what}.
 
@@ -112,7 +113,12 @@ def to_python(
         return check_python(Path(path), draft, model, inputs)
 
 
-def write_python(model: nn.Module, folder: Path, name: str, preprocessing: Mapping[str, Any] | None) -> None:
+def write_python(
+    model: nn.Module,
+    folder: Path,
+    name: str,
+    preprocessing: Mapping[str, Any] | None,
+) -> None:
     """Write the files into a folder that exists.
 
     Args:
@@ -127,7 +133,9 @@ def write_python(model: nn.Module, folder: Path, name: str, preprocessing: Mappi
     """
     (folder / MARK).write_text(net_source(model, name, preprocessing), encoding="utf-8")
     # safetensors takes neither views nor tensors that share memory
-    state = {key: x.detach().cpu().contiguous().clone() for key, x in model.state_dict().items()}
+    state = {}
+    for key, tensor in model.state_dict().items():
+        state[key] = tensor.detach().cpu().contiguous().clone()
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(state, {"format": "pt"}))
     if preprocessing is not None:
         try:
@@ -137,7 +145,12 @@ def write_python(model: nn.Module, folder: Path, name: str, preprocessing: Mappi
         (folder / PREPROCESSING).write_text(text + "\n", encoding="utf-8")
 
 
-def check_python(path: Path, folder: Path, model: nn.Module, inputs: Inputs | None) -> Exported:
+def check_python(
+    path: Path,
+    folder: Path,
+    model: nn.Module,
+    inputs: Inputs | None,
+) -> Exported:
     """Execute the folder's `net.py`, and compare its network with the model.
 
     Args:
@@ -155,6 +168,7 @@ def check_python(path: Path, folder: Path, model: nn.Module, inputs: Inputs | No
     source = (folder / MARK).read_text(encoding="utf-8")
     namespace: dict[str, Any] = {"__name__": "net", "__file__": str(folder / MARK)}
     try:
+        # It is executed as a user would, from its own folder, and reads its own weights.
         exec(compile(source, str(folder / MARK), "exec"), namespace)
         # Fresh layers draw random numbers, which the caller's own draws must not notice.
         with torch.random.fork_rng(devices=[]):
@@ -185,6 +199,7 @@ def net_source(model: nn.Module, name: str, preprocessing: Mapping[str, Any] | N
     Raises:
         UnsupportedError: a part of the model can't be written as source.
     """
+    # What is written must be formatted and import nothing that it doesn't use: people read it and edit it.
     kind, record = _kind_of(preprocessing), preprocessing or {}
     imports, body = _split_imports(python_source(model, name))
     imports |= {"from pathlib import Path", "from safetensors.torch import load_file"}
@@ -215,7 +230,8 @@ def net_source(model: nn.Module, name: str, preprocessing: Mapping[str, Any] | N
 
 def _docstring_safe(text: str) -> str:
     """Shorten a text of the user's and make it safe in a docstring, on one line."""
-    return " ".join(text[:60].split()).replace("\\", "\\\\").replace('"', "'")
+    line = " ".join(text[:60].split())
+    return line.replace("\\", "\\\\").replace('"', "'")
 
 
 def _kind_of(record: Mapping[str, Any] | None) -> str | None:
@@ -232,7 +248,9 @@ def _split_imports(source: str) -> tuple[set[str], str]:
     lines = source.splitlines(keepends=True)
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     ends = [node.end_lineno or node.lineno for node in nodes]
-    imports = {"".join(lines[node.lineno - 1 : end]).strip() for node, end in zip(nodes, ends, strict=True)}
+    imports = set()
+    for node, end in zip(nodes, ends, strict=True):
+        imports.add("".join(lines[node.lineno - 1 : end]).strip())
     rest = "".join(lines[max(ends) :])
     return imports, rest.strip("\n") + "\n"
 
@@ -245,5 +263,6 @@ def _sorted_imports(imports: Iterable[str]) -> str:
         return is_foreign, line.startswith("from"), line.lower()
 
     ordered = sorted(imports, key=key)
-    groups = [[line for line in ordered if key(line)[0] is is_foreign] for is_foreign in (False, True)]
-    return "\n" + "\n".join("\n".join(group) + "\n" for group in groups if group)
+    own = [line for line in ordered if not key(line)[0]]
+    foreign = [line for line in ordered if key(line)[0]]
+    return "\n" + "\n".join("\n".join(group) + "\n" for group in (own, foreign) if group)

@@ -102,7 +102,7 @@ def _in_source(kind: str, name: str, value: Any) -> Any:
         return _function_name(kind, value)
     if isinstance(value, tuple | list):
         value = tuple(value)
-        is_uniform = bool(value) and len(set(value)) == 1 and type(value[0]) is int
+        is_uniform = len(set(value)) == 1 and type(value[0]) is int
         if name in _SIZES and is_uniform:
             return value[0]
     return value
