@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from senn.graph import analyze
 from senn.graph.tracing.rules import linear, norms, pointwise, registry, views
+from senn.graph.tracing.tracer import trace_forward
 
 FILES = {views: 68, pointwise: 58, linear: 15, norms: 8}
 
@@ -44,3 +45,22 @@ def test_a_weight_cut_in_strides_is_no_map_and_keeps_its_size():
     graph = analyze(_EverySecondRow(), torch.randn(5, 3))
     assert [one.name for one in graph.linear_maps] == ["second"]
     assert graph.groups == ()
+
+
+class _TwoHalves(nn.Module):
+    def __init__(self, second: slice):
+        super().__init__()
+        self.weight, self.rows = nn.Parameter(torch.randn(6, 3)), second
+        self.one, self.two = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.one(F.linear(x, self.weight[:3]).relu()) + self.two(F.linear(x, self.weight[self.rows]).relu())
+
+
+@pytest.mark.parametrize("rows", [slice(3, None), slice(-3, None), slice(-3, 10)], ids=str)
+def test_a_slice_of_a_weight_is_the_rows_that_python_takes(rows):
+    trace, _ = trace_forward(_TwoHalves(rows), torch.randn(5, 3))
+    labels = trace.rows["weight", 0].tolist()
+    read = {use.weight: use.columns.tolist() for use in trace.uses}
+    assert read["one.weight"] == labels[:3]
+    assert read["two.weight"] == labels[3:]

@@ -52,9 +52,10 @@ def build_groups(
                 raise NoSolutionError(one.reason)
             change = solver.solve(number)
             members = sorted(symbol for symbol in change if isinstance(symbol, int))
-            for other in members:
-                if other in taken:
-                    raise NoSolutionError(f"its size follows that of {taken[other]}, which changes by itself")
+            # Coupling needn't be symmetric: one class may change alone that another can't change without.
+            leader = next((taken[other] for other in members if other in taken), None)
+            if leader is not None:
+                raise NoSolutionError(f"its size follows that of {leader}, which changes by itself")
             groups.append(builder.group(number, members, change))
             taken |= dict.fromkeys(members, one.name)
         except NoSolutionError as reason:
@@ -113,7 +114,7 @@ class _Builder:
 
     def _coupled_dim(self, place: LabelClassDim, width: int, units: int, normed: bool) -> CoupledDim:
         """A dimension of a group of `width` units, each of which is so many `units` of the label class."""
-        if place.tensor in self.tied:
+        if place.tensor in self.tied:  # resized, the two objects would no longer share their memory
             raise NoSolutionError(f"{place.tensor} shares its memory with {self.tied[place.tensor]}")
         index = place.index.reshape(width, -1).sort(1).values
         n_segments = segments(index)
@@ -148,6 +149,7 @@ class _Builder:
             if not use.weighted:
                 where = use.module or "the model's own forward"
                 raise NoSolutionError(f"{where} normalizes over its units and has no weight to make up for it")
+            # Libraries differ in the name of the summand of the variance; surgery scales it.
             eps = next((name for name in _EPS if isinstance(getattr(module, name, None), float)), None)
             found[use.module] = Norm(module=use.module, kind="rms" if use.kind == "rms" else "layer", eps=eps)
         if len({norm.kind for norm in found.values()}) > 1:
@@ -171,7 +173,7 @@ class _Builder:
             shape = getattr(module, "normalized_shape", None)
             if coupled.role == "elementwise" and isinstance(shape, tuple) and len(shape) == 1:
                 sizes[coupled.module, "normalized_shape", 0] = coupled.index.shape[1]
-        sizes |= solved
+        sizes |= solved  # what the forward computes with overrides what the names suggest
         return tuple(
             SizeAttribute(module=module, name=name, per_unit=per_unit, item=item)
             for (module, name, item), per_unit in sizes.items()

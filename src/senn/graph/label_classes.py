@@ -84,7 +84,7 @@ class LabelClasses:
         self._counts_of_tensor: dict[int, Counts] = {}
         for number, producers in enumerate(self._producers()):
             self._add(number, producers)
-        self.class_of = self.class_of[self.units]
+        self.class_of = self.class_of[self.units]  # so far known for representatives only
         self._counts_of_parameter: dict[str, Counts] = {}
         for number, one in enumerate(self.all):
             for place in one.dims:
@@ -97,6 +97,8 @@ class LabelClasses:
         for origin in self.trace.record.origins:
             if not origin.produces:
                 continue
+            # Outputs that are added (a residual stream) have units in common: one class with several producers. A new
+            # producer may join several classes that were apart so far.
             members, units = [origin], set(self._units_of(origin).tolist())
             rest = []
             for group in groups:
@@ -123,7 +125,7 @@ class LabelClasses:
         self.all.append(one)
         for producer in producers:
             self.class_of[self._units_of(producer)] = number
-        unit_number = torch.full_like(self.units, -1)
+        unit_number = torch.full_like(self.units, -1)  # by representative label
         unit_number[torch.tensor(order)] = torch.arange(len(order))
         try:
             self._check(one, producers, unit_number, number)
@@ -135,7 +137,7 @@ class LabelClasses:
         for producer in producers:
             if producer.name in self.fixed:
                 raise _RefusedError(f"{producer.map_name}, which makes its units, {self.fixed[producer.name]}")
-        for labels, reason in self.trace.record.refusals:
+        for labels, reason in self.trace.record.refusals:  # the first reason is the nearest to the cause
             if bool((self.class_of[self.units[labels]] == number).any()):
                 raise _RefusedError(reason)
         for producer in producers:
@@ -155,12 +157,14 @@ class LabelClasses:
             units = unit_number[self._units_of(origin)]
             if origin.produces or not bool((units >= 0).any()):
                 continue
+            # A bias is made with the rows: new units need new entries of it, not copies of old ones.
             is_bias = origin.module in makers and origin.tensor.startswith("bias")
             dim = origin.dim
             if dim is None:
                 dim = unit_axis(units)
                 if dim is None:
                     raise _RefusedError(f"its units lie along more than one dimension of {origin.name}")
+                # All entries at one position belong to one unit, or to none (-1).
                 units = units.movedim(dim, 0).reshape(units.shape[dim], -1).amax(1)
             _add_dim(one, "producer" if is_bias else "elementwise", origin.name, dim, units)
         for use in self.trace.uses:
@@ -202,7 +206,7 @@ class LabelClasses:
         units = self.units[label_map.cpu()]
         for dim in varying(units):
             others = [other for other in range(units.dim()) if other != dim]
-            along = units.amax(others) if others else units
+            along = units.amax(others) if others else units  # labels at one position are one unit, or 0
             for number in distinct(self.class_of[along]).tolist():
                 if number < 0:
                     continue
@@ -258,6 +262,7 @@ def unit_index(units: Tensor, width: int) -> Tensor | None:
     positions = (units >= 0).nonzero().flatten()
     owners = units[positions]
     counts = torch.bincount(owners, minlength=width)
+    # An index is a rectangle: every unit must own as many positions as any other.
     if not len(positions) or bool((counts != counts[0]).any()):
         return None
     return positions[torch.argsort(owners, stable=True)].view(width, -1)

@@ -68,12 +68,14 @@ def _map_name(weight: str) -> str:
 def _problems(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
     """Weights whose shape must not change, by full name, and why."""
     problems = {}
+    # Where entries have labels of their own, an operation other than a linear map reads the weight, too.
     for name in {name for name, _ in trace.rows} | {use.weight for use in trace.uses}:
         if name in trace.labeled_in:
             problems[name] = f"has a weight that is also used by {trace.labeled_in[name]}"
         elif not get_tensor(model, name).requires_grad:
             problems[name] = "has a frozen weight"
     for path, module in model.named_modules():
+        # `weight_norm` and parametrizations make the weight anew at each call: resizing it would have no effect.
         computed = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and "weight" not in module._parameters
         if hasattr(module, "parametrizations") or computed:
             problems[path] = "has a weight that is computed from other tensors (a parametrization)"
@@ -108,7 +110,7 @@ def _linear_maps(model: nn.Module, trace: TraceRecorder, problems: Collection[st
         uses_of.setdefault(use.weight, []).append(use)
     linear_maps = []
     for weight, uses in uses_of.items():
-        first = uses[0]
+        first = uses[0]  # several uses agree, or the map has no factors
         module, _, key = weight.rpartition(".")
         has_bias = key == "weight" and model.get_submodule(module)._parameters.get("bias") is not None
         alike = all(use.in_dim == first.in_dim and use.scored for use in uses)
@@ -181,6 +183,7 @@ def _not_followed(model: nn.Module, trace: TraceRecorder) -> list[Refusal]:
     """Modules that no rule understands, and parameters that the forward pass never reaches."""
     refused = [Refusal(place=place, reason=reason) for place, reason in trace.not_understood.items()]
     for name, module in model.named_modules():
+        # One entry for a whole module that isn't used, else one for each parameter.
         parameters = dict(module.named_parameters(recurse=False))
         unused = [key for key, parameter in parameters.items() if id(parameter) not in trace.reached]
         places = [f"{name}.{key}" if name else key for key in unused]

@@ -318,6 +318,7 @@ class DependencyGraph:
         tables = self.as_tables()
         if not any(table.rows for table in tables):
             return f"<p>{NOTHING}</p>"
+        # All columns left-aligned: they hold names.
         parts = [html.table(table.caption, table.head, table.rows, left=len(table.head)) for table in tables]
         return html.network([group.width for group in self.groups]) + "".join(parts)
 
@@ -371,7 +372,7 @@ def weight_matrix(model: nn.Module, one: LinearMap) -> Tensor:
         (out, in * kernel positions), or (out * kernel positions, in) for a transposed convolution; detached.
     """
     weight = get_tensor(model, one.weight).detach()
-    if one.transposed:
+    if one.transposed:  # (in, out, *kernel): every output at every kernel position is a row
         return weight.flatten(1).mT
     return weight.movedim((one.out_dim, one.in_dim), (0, 1)).flatten(1)
 

@@ -31,8 +31,8 @@ Symbol = int | Key
 """The number of a label class, or an attribute."""
 
 MOST_CHECKS = 4000
-"""Replays after which a label class is given up. The largest model of the tests needs a tenth of that; twice as many
-would double the seconds (a few) until a hopeless class is refused."""
+"""Replays after which a label class is given up: a bound for searches that find no end. The models of the tests need at
+most 36."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class SizeChange(SizeAssignment):
         size = tensor.shape[dim]
         for number, positions in self.classes.counts(tensor).get(dim, {}).items():
             change = self.by.get(number, 0)
-            if change and not positions:
+            if change and not positions:  # see `LabelClasses.counts`
                 raise _IrregularError
             size += positions * change
         return size
@@ -127,7 +127,7 @@ class SizeSolver:
         self.checks = 0
         self._by_symbol: dict[Symbol, list[_Constraint]] = {}
         recorded: list[RecordedCall | SizeGuard] = [*sizes.calls, *sizes.guards]
-        for what in recorded:
+        for what in recorded:  # replayed on the meta device, so even large tensors cost nothing
             constraint = self._constraint(what)
             # One that fails at the sizes of now isn't replayed faithfully; the widened copy will tell.
             if constraint.symbols and self._holds(constraint, {}):
@@ -159,16 +159,12 @@ class SizeSolver:
         Raises:
             NoSolutionError: there is none.
         """
-        along = self.along.get(number, {})
         if self.classes.all[number].width == 1:  # a single unit shows no dimension: the widened copy will tell
-            alone: dict[Symbol, int] = {number: 1}
-            return alone | dict(along)
+            return self._with_counts({number: 1})
         failure = ""
-        for amount in self._amounts(number):
+        for amount in self._amounts(number):  # in ascending order: the smallest possible change wins
             self.checks = 0
-            start: dict[Symbol, int] = {number: amount}
-            start |= {key: amount * per_unit for key, per_unit in along.items()}
-            found, failure = self._complete(start)
+            found, failure = self._complete(self._with_counts({number: amount}))
             if found is not None:
                 return found
         raise NoSolutionError(failure)
@@ -228,21 +224,26 @@ class SizeSolver:
     def _repairs(self, constraint: _Constraint, change: Mapping[Symbol, int]) -> Iterator[dict[Symbol, int]]:
         """Changes of a constraint's other symbols with which it holds: the fewest first, attributes before classes."""
         free = []
-        for symbol in constraint.symbols:
+        for symbol in constraint.symbols:  # attributes come first: changing one costs no parameters
             refused = isinstance(symbol, int) and self.classes.all[symbol].reason is not None
             if symbol not in change and not refused:
                 free.append(symbol)
         amounts = {symbol: self._candidates(constraint, symbol, change) for symbol in free}
-        for count in (1, 2, 3):  # no call of the tests needs more than two at once
+        for count in (1, 2, 3):  # no model of the tests needs more symbols at once
             for chosen in combinations(free, count):
                 for values in product(*(amounts[symbol] for symbol in chosen)):
-                    more: dict[Symbol, int] = dict(zip(chosen, values, strict=True))
-                    for symbol in chosen:
-                        if isinstance(symbol, int):
-                            for key, per_unit in self.along.get(symbol, {}).items():
-                                more[key] = more[symbol] * per_unit
+                    more = self._with_counts(dict(zip(chosen, values, strict=True)))
                     if self._holds(constraint, {**change, **more}):
                         yield more
+
+    def _with_counts(self, change: dict[Symbol, int]) -> dict[Symbol, int]:
+        """A change with the attributes that are known to follow its label classes."""
+        more = dict(change)
+        for symbol, amount in change.items():
+            if isinstance(symbol, int):
+                for key, per_unit in self.along.get(symbol, {}).items():
+                    more[key] = amount * per_unit
+        return more
 
     def _candidates(self, constraint: _Constraint, symbol: Symbol, change: Mapping[Symbol, int]) -> list[int]:
         """Amounts by which a symbol may have to change: those of sizes in the constraint, in whole units of it."""
@@ -255,6 +256,7 @@ class SizeSolver:
                 sizes.add(amount)
         sizes.discard(0)
         positions = self._positions(constraint) | {1}
+        # A symbol may count units that own several positions, or positions of units.
         whole = {size // count for size in sizes for count in positions if size % count == 0}
         if not isinstance(symbol, int):
             return sorted(sizes | whole)
@@ -263,6 +265,7 @@ class SizeSolver:
         return [amount for amount in sorted(whole) if amount and width % amount == 0]
 
     def _holds(self, constraint: _Constraint, change: Mapping[Symbol, int]) -> bool:
+        # Many changes of the search agree in the few symbols that one constraint depends on.
         key = tuple(change.get(symbol, 0) for symbol in constraint.symbols)
         if key not in constraint.cache:
             self.checks += 1
@@ -292,6 +295,7 @@ def _replays(call: RecordedCall, sizes: SizeChange) -> bool:
             return torch.empty(sizes.shape(leaf), dtype=leaf.dtype, device="meta")
         if isinstance(leaf, IntSource):
             return leaf.new(sizes)
+        # An explicit device (`torch.zeros(..., device=x.device)`) would make real tensors among those without data.
         return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
     try:

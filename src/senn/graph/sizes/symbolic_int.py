@@ -163,7 +163,7 @@ class SymbolicInt(int):
         number.source, number.tracker = source, tracker
         return number
 
-    __hash__ = int.__hash__
+    __hash__ = int.__hash__  # Python drops it from a class that defines `__eq__`, as this one does below
 
     def __reduce__(self) -> Any:
         """Pickle as a plain integer."""
@@ -184,7 +184,7 @@ def _source_of(value: Any) -> IntSource | None:
         return value.source
     if type(value) is not int:
         return None
-    constant = value
+    constant = value  # plain integers of the forward stay as they are in a grown model
     return IntSource(value=constant, new=lambda _: constant)
 
 
@@ -196,7 +196,7 @@ def _arithmetic(name: str, compute: Callable[[int, int], int], *, swapped: bool)
         if right is None:
             return plain(int(self), other)
         result = plain(int(self), int(other))
-        if type(result) is not int:
+        if type(result) is not int:  # NotImplemented
             return result
         a, b = (right, self.source) if swapped else (self.source, right)
         source = IntSource(
@@ -282,12 +282,14 @@ class SizeTracker:
         replaced: list[tuple[dict[str, Any], str, Any]] = []
         try:
             for name, module in self.trace.model.named_modules():
-                # `vars` and not `setattr`: modules may have `__setattr__`s of their own.
-                for key, value in list(vars(module).items()):
+                # `vars` and not `setattr`: modules may have a `__setattr__` of their own.
+                attributes = vars(module)
+                for key, value in list(attributes.items()):
                     symbolic = self._symbolic(name, key, value)
-                    if symbolic is not None:
-                        replaced.append((vars(module), key, value))
-                        vars(module)[key] = symbolic
+                    if symbolic is None:
+                        continue
+                    replaced.append((attributes, key, value))
+                    attributes[key] = symbolic
             with _Functions(self):
                 yield
         finally:
@@ -344,7 +346,7 @@ class SizeTracker:
         if not any(isinstance(leaf, SymbolicInt) for leaf in pytree.tree_leaves((args, kwargs))):
             return
         results = [self.meta(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not results:
+        if not results:  # nothing to check a replay by
             return
 
         def without_data(leaf: Any) -> Any:
@@ -384,6 +386,7 @@ class _Functions(TorchFunctionMode):
                 return tracker.size(args[0], int(dim))
             return SymbolicShape(tracker.size(args[0], place) for place in range(args[0].dim()))
         trace = tracker.trace
+        # The mode is off while `func` runs: what it calls is replayed with it, as one call.
         before = trace.function, tracker.inside
         trace.function, tracker.inside = getattr(func, "__name__", ""), True
         try:

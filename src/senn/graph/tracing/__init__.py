@@ -9,7 +9,8 @@ of autograd know no dimensions. So one real forward pass on a small batch is wat
   each ATen operation after it ran; its rule (`rules`) reads the label maps of the inputs and sets those of the
   outputs. Flattening, concatenation and pixel shuffle come out right because they are carried out on the labels
   themselves. Where a dimension has a fixed size, the units along it are merged into one: that is how a head is found
-  without knowing what a head is. `trace_recorder` holds all that the rules find; `recorded` defines its records.
+  without knowing what a head is. `trace_recorder` (with `label_maps`) holds all that the
+  rules find; `recorded` defines its records.
 - *Python integers*, in `senn.graph.sizes`: sizes and attributes that remember where they come from, so that every
   call which takes one can be replayed at the sizes of a grown model.
 

@@ -129,7 +129,7 @@ class Labels:
         Returns:
             The label map with size 1 along these dimensions.
         """
-        first = labels.amax(sorted(dims), keepdim=True)
+        first = labels.amax(sorted(dims), keepdim=True)  # any of them would do
         self.merge(labels, first.expand_as(labels))
         return first
 
@@ -140,6 +140,7 @@ class Labels:
             labels: of any shape; zeros are ignored.
             reason: why, as the rest of a sentence about the group ("its units ...").
         """
+        # Kept as labels and not as units: what is merged later is refused as well.
         named = distinct(labels[labels != 0]).cpu()
         if named.numel():
             self.refusals.append((named, reason))
@@ -160,6 +161,7 @@ class Labels:
 
         if self._pairs:
             for first, second in torch.unique(torch.cat(self._pairs), dim=0).tolist():
+                # The smaller label wins, so that a unit's representative is a row of its first producer.
                 low, high = sorted((find(first), find(second)))
                 parent[high] = low
         return torch.tensor([find(label) for label in range(self._next)])

@@ -183,7 +183,7 @@ def weight_views(call: Call, view: WeightView) -> list[WeightView] | None:
         return [view]
     if operation == "t":
         return [replace(view, flipped=not view.flipped)]
-    if matrix and operation == "transpose":
+    if matrix and operation == "transpose":  # whose two dimensions may be negative, or the same
         swaps = (args[1] - args[2]) % 2 == 1
         return [replace(view, flipped=view.flipped != swaps)]
     if matrix and operation == "permute":
@@ -202,10 +202,14 @@ def _slices(call: Call, view: WeightView) -> list[WeightView] | None:
     if call.operation == "slice":
         if arguments["step"] != 1:
             return None
-        start = min(max(arguments["start"] or 0, 0), call.args[0].shape[dim])
+        # As in Python, a slice may begin at a negative position, and past either end.
+        size = call.args[0].shape[dim]
+        start = arguments["start"] or 0
+        start = max(start + size, 0) if start < 0 else min(start, size)
     views = []
     for output in call.outputs:
         stop = start + output.shape[dim]
+        # The slice is remembered for the stored weight, so that `dim` counts the other way in a transposed view.
         views.append(replace(view, start=start, stop=stop, dim=1 - dim if view.flipped else dim))
         start = stop
     return views

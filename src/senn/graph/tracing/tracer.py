@@ -35,7 +35,7 @@ def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, Size
         SennError: the forward pass fails on these inputs.
         UnsupportedError: it returns no tensor that could be followed.
     """
-    register()
+    register()  # explicit, so that a rule file that nobody imports can't go missing unnoticed
     trace = TraceRecorder(model)
     sizes = SizeTracker(trace)
     with (
@@ -55,7 +55,7 @@ def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, Size
             f"the model returns a {type(output).__name__} without any tensor that could be followed; tensors, "
             "and tuples, lists, mappings and dataclasses of them, are understood"
         )
-    for tensor in returned:
+    for tensor in returned:  # refused after the pass, so that each group's own reason comes first
         if trace.is_labeled(tensor):
             trace.refuse(tensor, "its units are the model's outputs")
     _drop_dead_refusals(trace, live=set(map(id, returned)))

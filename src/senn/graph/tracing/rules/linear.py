@@ -63,7 +63,7 @@ def spread(labels: Tensor, axis: int, like: Tensor) -> Tensor:
     return labels.to(like.device).view(shape).expand(like.shape).clone()
 
 
-def matrix_product(trace: TraceRecorder, call: Call) -> None:
+def _matrix_product(trace: TraceRecorder, call: Call) -> None:
     """`mm` and `addmm`: a linear map if one factor is a weight, else a product of two activations."""
     arguments = call.arguments
     plain = arguments.get("alpha", 1) == 1 and arguments.get("beta", 1) == 1
@@ -77,10 +77,10 @@ def matrix_product(trace: TraceRecorder, call: Call) -> None:
     elif trace.weight_of(source) is not None or bias is not None:
         trace.refuse_call(call)
     else:
-        _product(trace, call, source, weight)
+        _multiply(trace, call, source, weight)
 
 
-def linear(trace: TraceRecorder, call: Call) -> None:
+def _fused_linear(trace: TraceRecorder, call: Call) -> None:
     """`aten::linear`, which some backends don't split into a transposition and `addmm`."""
     arguments = call.arguments
     view = trace.weight_of(arguments["weight"])
@@ -109,7 +109,7 @@ def _linear(
     trace.set_labels(output, label_maps)
 
 
-def convolution(trace: TraceRecorder, call: Call) -> None:
+def _convolution(trace: TraceRecorder, call: Call) -> None:
     """A convolution of any kind: plain, transposed, grouped, depthwise."""
     arguments = call.arguments
     source, groups, transposed = arguments["input"], arguments["groups"], arguments["transposed"]
@@ -163,7 +163,7 @@ def _convolved_rows(trace: TraceRecorder, call: Call, view: WeightView, channels
     return rows
 
 
-def embedding(trace: TraceRecorder, call: Call) -> None:
+def _embedding(trace: TraceRecorder, call: Call) -> None:
     """A table of vectors: it makes units with its columns; the data choose its rows."""
     view = trace.weight_of(call.arguments["weight"])
     if view is None:
@@ -173,7 +173,7 @@ def embedding(trace: TraceRecorder, call: Call) -> None:
     trace.set_labels(output, [spread(trace.produces(view, 1), output.dim() - 1, output)])
 
 
-def batched_product(trace: TraceRecorder, call: Call) -> None:
+def _batched_product(trace: TraceRecorder, call: Call) -> None:
     """`bmm` and `baddbmm` of two activations."""
     arguments = call.arguments
     if "batch1" in arguments:  # baddbmm
@@ -183,14 +183,14 @@ def batched_product(trace: TraceRecorder, call: Call) -> None:
     if added is not None and trace.is_labeled(added):
         trace.refuse_call(call)
     else:
-        _product(trace, call, first, second)
+        _multiply(trace, call, first, second)
 
 
-def _product(trace: TraceRecorder, call: Call, first: Tensor, second: Tensor) -> None:
+def _multiply(trace: TraceRecorder, call: Call, first: Tensor, second: Tensor) -> None:
     if trace.weight_of(first) is not None or trace.weight_of(second) is not None:
         trace.refuse_call(call)
     elif trace.is_labeled(first) or trace.is_labeled(second):
-        _set_expanded(trace, call, product(trace, trace.labels_of(first), trace.labels_of(second)))
+        _set_expanded(trace, call, _product(trace, trace.labels_of(first), trace.labels_of(second)))
 
 
 def _set_expanded(trace: TraceRecorder, call: Call, label_maps: list[Tensor]) -> None:
@@ -198,7 +198,7 @@ def _set_expanded(trace: TraceRecorder, call: Call, label_maps: list[Tensor]) ->
     trace.set_labels(output, [label_map.expand(output.shape).clone() for label_map in label_maps])
 
 
-def product(trace: TraceRecorder, first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+def _product(trace: TraceRecorder, first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
     """Multiply two activations, (..., i, k) and (..., k, j).
 
     Args:
@@ -233,7 +233,7 @@ def product(trace: TraceRecorder, first: list[Tensor], second: list[Tensor]) -> 
     return merge_label_maps(trace, [label_map.broadcast_to(shape) for label_map in left])
 
 
-def attention(trace: TraceRecorder, call: Call) -> None:
+def _attention(trace: TraceRecorder, call: Call) -> None:
     """Fused scaled dot product attention, softmax(q k^T) v."""
     arguments = call.arguments
     query, key, value = arguments["query"], arguments["key"], arguments["value"]
@@ -244,7 +244,7 @@ def attention(trace: TraceRecorder, call: Call) -> None:
     if repeats > 1:  # grouped queries: several heads of queries share one of keys and values
         keys = [label_map.repeat_interleave(repeats, -3) for label_map in keys]
         values = [label_map.repeat_interleave(repeats, -3) for label_map in values]
-    scores = product(trace, trace.labels_of(query), [label_map.transpose(-2, -1) for label_map in keys])
+    scores = _product(trace, trace.labels_of(query), [label_map.transpose(-2, -1) for label_map in keys])
     shape = (*query.shape[:-1], key.shape[-2])
     scores = [label_map.expand(shape) for label_map in scores]
     mask = arguments.get("attn_mask", arguments.get("attn_bias"))
@@ -256,17 +256,17 @@ def attention(trace: TraceRecorder, call: Call) -> None:
         mixed = mix_along(trace, label_map, {len(shape) - 1}, "softmax")
         if mixed is not None:
             weights.append(mixed)
-    _set_expanded(trace, call, product(trace, weights, values))
+    _set_expanded(trace, call, _product(trace, weights, values))
 
 
 RULES: Rules = {
-    **rules(matrix_product, "mm addmm"),
-    **rules(linear, "linear"),
-    **rules(convolution, "convolution _convolution convolution_overrideable"),
-    **rules(embedding, "embedding"),
-    **rules(batched_product, "bmm baddbmm"),
+    **rules(_matrix_product, "mm addmm"),
+    **rules(_fused_linear, "linear"),
+    **rules(_convolution, "convolution _convolution convolution_overrideable"),
+    **rules(_embedding, "embedding"),
+    **rules(_batched_product, "bmm baddbmm"),
     **rules(
-        attention,
+        _attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
         "_scaled_dot_product_efficient_attention _scaled_dot_product_attention_math "
         "_scaled_dot_product_cudnn_attention scaled_dot_product_attention",

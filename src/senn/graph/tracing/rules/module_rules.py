@@ -118,6 +118,7 @@ class Visit:
         columns, _ = columns_of(self.trace, self.source, axis)
         self._check(tensor, dim, len(columns))
         rank = self.module.get_parameter(tensor).dim()
+        # A vector reads and makes along its only dimension.
         out_dim = next((other for other in range(rank) if other != dim), dim)
         view = WeightView(name=self._full_name(tensor))
         self.trace.weight_use(view, columns, self.source, in_dim=dim, out_dim=out_dim, axis=axis, plain=False)
@@ -199,6 +200,7 @@ class Visit:
 
 def _rms_norm(visit: Visit) -> None:
     """Root mean square normalization over the last axis, with a weight or without."""
+    # Operations inside aren't followed, so that its parameters would count as never used.
     visit.trace.reached.update(map(id, visit.module.parameters()))
     weight = visit.module._parameters.get("weight")
     last = {visit.source.dim() - 1}

@@ -13,7 +13,7 @@ from senn.graph.tracing.rules.pointwise import Rules, dimensions, fix_along, rul
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
 
-def layer_norm(trace: TraceRecorder, call: Call) -> None:
+def _layer_norm(trace: TraceRecorder, call: Call) -> None:
     """Layer normalization over the last dimensions; see `normalize_units`."""
     source, arguments = call.tensors[0], call.arguments
     normalize_units(
@@ -53,41 +53,44 @@ def normalize_units(
     """
     if not trace.is_labeled(source):
         return
+    parameters = [parameter for parameter in (weight, bias) if parameter is not None]
     label_maps = []
     for label_map in trace.labels_of(source):
         along = varying(label_map)
-        if along & dims and along <= dims:
-            for parameter in (weight, bias):
-                if parameter is not None:
-                    for labels in trace.labels_of(parameter):
-                        trace.record.merge(label_map, labels.expand_as(label_map))
+        mixed = along & dims
+        if mixed == along and mixed:  # whole units
+            # Each unit has its own factor and summand, which are labeled as entries of a parameter.
+            own = [labels for parameter in parameters for labels in trace.labels_of(parameter)]
+            for labels in own:
+                trace.record.merge(label_map, labels.expand_as(label_map))
             trace.note_norm(weight, kind, label_map, output)
-        elif along & dims:
-            label_map = fix_along(trace, label_map, along & dims)
+        elif mixed:  # parts of units
+            label_map = fix_along(trace, label_map, mixed)
         label_maps.append(label_map)
     trace.set_labels(output, [label_map.clone() for label_map in label_maps])
 
 
-def batch_norm(trace: TraceRecorder, call: Call) -> None:
+def _batch_norm(trace: TraceRecorder, call: Call) -> None:
     """Normalize each channel (dimension 1) on its own: its four tensors go along with the units."""
     source = call.tensors[0]
     channels, elsewhere = columns_of(trace, source, 1)
     for label_map in elsewhere:  # the statistics of a batch are taken over these units
         trace.record.refuse(label_map, f"its units are not along the feature dimension in {trace.place}")
-    for key in ("weight", "bias", "running_mean", "running_var"):
+    for key in ("weight", "bias", "running_mean", "running_var"):  # absent, or None, where the layer has none
         tensor = call.arguments.get(key)
         if isinstance(tensor, Tensor) and tensor.shape == channels.shape and trace.is_labeled(tensor):
             trace.record.merge(channels, trace.first_labels_of(tensor).to(channels.device))
     trace.set_labels(call.outputs[0], [label_map.clone() for label_map in trace.labels_of(source)])
 
 
-def group_norm(trace: TraceRecorder, call: Call) -> None:
+def _group_norm(trace: TraceRecorder, call: Call) -> None:
     """Normalize each group of channels on its own: a whole group is one unit."""
     source, groups = call.tensors[0], call.arguments["group"]
     channels, _ = columns_of(trace, source, 1)
     if bool(channels.any()):
         if groups == 1:
             trace.record.refuse(channels, f"{trace.place} mixes its units (one group)")
+        # The number of groups grows with the units, their size doesn't.
         trace.record.merge_along(channels.view(groups, -1), {1})
         trace.note_groups(channels)
         for key in ("weight", "bias"):
@@ -98,10 +101,10 @@ def group_norm(trace: TraceRecorder, call: Call) -> None:
 
 
 RULES: Rules = {
-    **rules(layer_norm, "native_layer_norm"),
-    **rules(group_norm, "native_group_norm"),
+    **rules(_layer_norm, "native_layer_norm"),
+    **rules(_group_norm, "native_group_norm"),
     **rules(
-        batch_norm,
+        _batch_norm,
         "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
         "_native_batch_norm_legit_no_training _batch_norm_no_update",
     ),

@@ -56,7 +56,12 @@ def rules(rule: Rule, names: str) -> Rules:
 
 
 def pointwise(trace: TraceRecorder, call: Call) -> None:
-    """Merge the units of entries that meet, with broadcasting."""
+    """Merge the units of entries that meet, with broadcasting.
+
+    Args:
+        trace: the recorder.
+        call: an operation that computes entry by entry.
+    """
     labeled = [tensor for tensor in call.tensors if trace.is_labeled(tensor)]
     if labeled:
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in call.tensors))  # type: ignore[no-untyped-call]
@@ -64,11 +69,12 @@ def pointwise(trace: TraceRecorder, call: Call) -> None:
         for tensor in labeled:
             met += [label_map.to(labeled[0].device).broadcast_to(shape) for label_map in trace.labels_of(tensor)]
         label_maps = merge_label_maps(trace, met)
+        # Only now: what meets the result must be equal along all of its units, not only along those of one input.
         for tensor in call.tensors:
             if not trace.is_labeled(tensor):
                 label_maps = [meet_unlabeled(trace, label_map, tensor) for label_map in label_maps]
         for tensor in call.outputs:
-            if tensor.shape == shape:
+            if tensor.shape == shape:  # copies: outputs must not share memory with inputs that are written into later
                 trace.set_labels(tensor, [label_map.to(tensor.device, copy=True) for label_map in label_maps])
     activation = trace.kind if trace.kind in _ACTIVATIONS else _OPERATIONS.get(call.operation)
     if activation is not None:
@@ -111,13 +117,13 @@ def _merge_two(trace: TraceRecorder, first: Tensor, second: Tensor, first_dims: 
     record = trace.record
     if torch.equal(first, second):
         return first
-    if first_dims and dims:
+    if first_dims and dims:  # both vary: entry by entry the same units
         if not record.is_made(second) and not first_dims <= dims:
             # A table that all units of several groups share (a rotary table for each head): its size stays.
             return fix_along(trace, first, first_dims & dims)
         record.merge(first, second)
         return torch.where(first != 0, first, second)
-    if not first_dims and not dims:
+    if not first_dims and not dims:  # neither varies: groups of a single unit, or a parameter of one entry
         if _serves_all(trace, second):
             return first
         if _serves_all(trace, first):
@@ -161,7 +167,7 @@ def meet_unlabeled(trace: TraceRecorder, label_map: Tensor, other: Tensor) -> Te
     Returns:
         The label map after the meeting; its units are refused if there is no way out.
     """
-    offset = label_map.dim() - other.dim()
+    offset = label_map.dim() - other.dim()  # broadcasting aligns the last dimensions
     dims = varying(label_map)
     fixed = {dim for dim in dims if dim >= offset and other.shape[dim - offset] > 1}
     if not fixed:
@@ -169,7 +175,7 @@ def meet_unlabeled(trace: TraceRecorder, label_map: Tensor, other: Tensor) -> Te
     if is_uniform(other, {dim - offset for dim in fixed}):
         trace.backfill_labels(other, label_map)
         return label_map
-    if fixed < dims:
+    if fixed < dims:  # units also vary across the fixed dimensions, as heads do across their features
         return fix_along(trace, label_map, fixed)
     trace.record.refuse(label_map, f"its units meet a tensor that has no units in {trace.place}")
     return label_map
@@ -196,7 +202,7 @@ def mix_along(trace: TraceRecorder, label_map: Tensor, dims: set[int], how: str)
     return fix_along(trace, label_map, along & dims)
 
 
-def reduce(trace: TraceRecorder, call: Call) -> None:
+def _reduce(trace: TraceRecorder, call: Call) -> None:
     """Reduce over some dimensions: units survive in the others."""
     source = call.tensors[0]
     if not trace.is_labeled(source):
@@ -229,10 +235,10 @@ def dimensions(call: Call, rank: int) -> set[int]:
         return set(range(rank))
     if isinstance(dims, int):
         dims = [dims]
-    return {dim % max(rank, 1) for dim in dims}
+    return {dim % max(rank, 1) for dim in dims}  # a scalar may be reduced along its dimension 0
 
 
-def window(trace: TraceRecorder, call: Call) -> None:
+def _window(trace: TraceRecorder, call: Call) -> None:
     """Pool or resample each channel over its last dimensions, as many as the operation's name says ("2d")."""
     source = call.tensors[0]
     if not trace.is_labeled(source):
@@ -244,11 +250,12 @@ def window(trace: TraceRecorder, call: Call) -> None:
         mixed = mix_along(trace, label_map, dims, call.operation)
         if mixed is not None:
             label_maps.append(mixed.amax(sorted(dims), keepdim=True))
+    # Pooled sizes differ from those of the input, but no map varies along them any more.
     for tensor in call.outputs:
         trace.set_labels(tensor, [label_map.expand(tensor.shape).clone() for label_map in label_maps])
 
 
-def glu(trace: TraceRecorder, call: Call) -> None:
+def _glu(trace: TraceRecorder, call: Call) -> None:
     """Multiply one half of a dimension with the other: entries at the same place of both are one unit."""
     source = call.tensors[0]
     if not trace.is_labeled(source):
@@ -260,7 +267,7 @@ def glu(trace: TraceRecorder, call: Call) -> None:
     trace.set_labels(call.outputs[0], [label_map.clone() for label_map in label_maps])
 
 
-def scalar(trace: TraceRecorder, call: Call) -> None:
+def _scalar(trace: TraceRecorder, call: Call) -> None:
     """Refuse units whose values go back to Python, where they can steer anything."""
     trace.refuse(call.tensors[0], f"its values steer Python code in {trace.place}")
 
@@ -272,12 +279,12 @@ RULES: Rules = {
         "rrelu_with_noise rrelu_with_noise_functional",
     ),
     **rules(
-        reduce,
+        _reduce,
         "mean sum prod amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm any all argmax "
         "argmin _softmax _log_softmax _safe_softmax cumsum cumprod",
     ),
     **rules(
-        window,
+        _window,
         "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
         "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
@@ -285,6 +292,6 @@ RULES: Rules = {
         "_upsample_nearest_exact1d "
         "_upsample_nearest_exact2d _upsample_nearest_exact3d fractional_max_pool2d",
     ),
-    **rules(glu, "glu"),
-    **rules(scalar, "_local_scalar_dense"),
+    **rules(_glu, "glu"),
+    **rules(_scalar, "_local_scalar_dense"),
 }

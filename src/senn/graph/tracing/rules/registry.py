@@ -35,12 +35,17 @@ def register() -> None:
 
 def rule_for(func: Any) -> Rule:
     """Return the rule of an ATen operation, such as `torch.ops.aten.relu.default`."""
-    rule = _RULES.get(func._schema.name)
+    rule = _RULES.get(func._schema.name)  # also for `pointwise` operations that need a rule of their own
     if rule is not None:
         return rule
     return pointwise.pointwise if torch.Tag.pointwise in func.tags else unknown
 
 
 def unknown(trace: TraceRecorder, call: Call) -> None:
-    """Refuse every unit that meets an operation without a rule."""
+    """Refuse every unit that meets an operation without a rule.
+
+    Args:
+        trace: the recorder.
+        call: the operation.
+    """
     trace.refuse_call(call)

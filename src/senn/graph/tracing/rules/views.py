@@ -25,7 +25,7 @@ _ONLY_FLOATING = frozenset(
 )
 
 
-def move(trace: TraceRecorder, call: Call) -> None:
+def _move(trace: TraceRecorder, call: Call) -> None:
     """Carry out an operation that only moves entries on the label maps, too."""
     # A view without units is followed as well: units may be written into it later, and so into its base.
     is_view = any(result.alias_info is not None for result in call.func._schema.returns)
@@ -42,6 +42,7 @@ def move(trace: TraceRecorder, call: Call) -> None:
     for number in range(max(map(len, own_maps))):
         replacement = {}
         for tensor, own in zip(moved, own_maps, strict=True):
+            # Parts of a `cat` may have different numbers of label maps.
             replacement[id(tensor)] = own[number] if number < len(own) else torch.zeros_like(own[0])
         results.append(pytree.tree_leaves(_on_labels(call, replacement)))
     for place, tensor in enumerate(call.outputs):
@@ -67,9 +68,9 @@ def _on_labels(call: Call, replacement: dict[int, Tensor]) -> Any:
         return args[0].reshape(call.args[1])  # a label map may have other strides than its tensor
 
 
-def join(trace: TraceRecorder, call: Call) -> None:
+def _join(trace: TraceRecorder, call: Call) -> None:
     """`cat` and `stack`: tensors side by side have their other dimensions in common, so one set of units."""
-    move(trace, call)
+    _move(trace, call)
     output = call.outputs[0]
     if not trace.is_labeled(output):
         return
@@ -91,7 +92,7 @@ def join(trace: TraceRecorder, call: Call) -> None:
     trace.set_labels(output, label_maps)
 
 
-def keep(trace: TraceRecorder, call: Call) -> None:
+def _keep(trace: TraceRecorder, call: Call) -> None:
     """Give outputs the units of the first input: casts, copies to a device, tensors made like another."""
     source = call.tensors[0]
     if not trace.is_labeled(source):
@@ -102,7 +103,7 @@ def keep(trace: TraceRecorder, call: Call) -> None:
             trace.set_labels(tensor, copies)
 
 
-def overwrite(trace: TraceRecorder, call: Call) -> None:
+def _overwrite(trace: TraceRecorder, call: Call) -> None:
     """Replace the units of a tensor, or of a part of one, by those of what is written into it."""
     target, *others = call.tensors
     source = call.arguments.get("src")
@@ -118,7 +119,7 @@ def overwrite(trace: TraceRecorder, call: Call) -> None:
 
 RULES: Rules = {
     **rules(
-        move,
+        _move,
         "view _unsafe_view reshape _reshape_alias t t_ transpose transpose_ permute expand unsqueeze unsqueeze_ "
         "squeeze squeeze_ select slice split split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk unbind "
         "clone repeat repeat_interleave flip roll index index_select gather constant_pad_nd diagonal unfold "
@@ -126,11 +127,11 @@ RULES: Rules = {
         "native_channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
         "replication_pad2d replication_pad3d",
     ),
-    **rules(join, "cat stack"),
+    **rules(_join, "cat stack"),
     **rules(
-        keep,
+        _keep,
         "_to_copy empty_like zeros_like ones_like full_like rand_like randn_like native_dropout bernoulli bernoulli_ "
         "normal_ uniform_ exponential_",
     ),
-    **rules(overwrite, "copy_ fill_ zero_"),
+    **rules(_overwrite, "copy_ fill_ zero_"),
 }

@@ -1,0 +1,185 @@
+"""Label maps of the tensors of one forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from senn.graph.tracing.labels import Labels
+from senn.graph.tracing.recorded import REARRANGING, Call, WeightView
+
+
+class LabelMaps:
+    """The label maps of a forward pass's tensors, and what may not be labeled.
+
+    Tensors are known by identity. Each one is kept alive, so that no identity is used twice.
+
+    Attributes:
+        model: the model that runs.
+        record: all labels: their origins, merges and refusals.
+        tensors: all parameters and buffers by full name.
+        labeled_in: where a parameter's entries got labels of their own, by full name.
+        not_understood: reasons, by module or by parameter of the model itself, that an operation without a rule read.
+        path: names of the modules that run now, innermost last.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.record = Labels()
+        self.tensors: dict[str, Tensor] = {}
+        self.labeled_in: dict[str, str] = {}
+        self.not_understood: dict[str, str] = {}
+        self.path = [""]
+        self._operation = ""
+        self._alive: list[Tensor] = []
+        self._label_maps: dict[int, list[Tensor]] = {}
+        self._opaque: dict[int, str] = {}  # why parameters that have no labels yet will be refused
+        self._parameters: dict[int, tuple[str, str, bool]] = {}  # module, name, whether one entry serves all units
+        self._views: dict[int, tuple[WeightView, Call]] = {}
+        for name, module in model.named_modules():
+            # A module that counts its parameters has one for each unit, except PReLU, whose single slope serves all.
+            per_unit = isinstance(module, nn.Linear) or isinstance(getattr(module, "num_parameters", None), int)
+            shared = not per_unit or isinstance(module, nn.PReLU)
+            for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                # The first name counts: a tied parameter is one tensor under several.
+                self._parameters.setdefault(id(tensor), (name, key, shared))
+                self.tensors[full_name(name, key)] = tensor
+
+    @property
+    def kind(self) -> str:
+        """Class name of the module that runs now."""
+        return type(self.model.get_submodule(self.path[-1])).__name__
+
+    @property
+    def place(self) -> str:
+        """Name and class of the module that runs now, for messages."""
+        name, kind = self.path[-1], self.kind
+        return f"{name} ({kind})" if name else f"the model's own forward ({kind})"
+
+    def is_labeled(self, tensor: Tensor) -> bool:
+        """Return True if entries of a tensor belong to units; True for parameters and buffers, which may get labels."""
+        if id(tensor) in self._label_maps:
+            return any(bool(label_map.any()) for label_map in self._label_maps[id(tensor)])
+        return id(tensor) in self._parameters or id(tensor) in self._views
+
+    def labels_of(self, tensor: Tensor) -> list[Tensor]:
+        """Return all label maps of a tensor, at least one (zeros if it has no units).
+
+        A tensor has several where units of two groups lie along two of its dimensions, as in attention scores.
+        """
+        key = id(tensor)
+        if key not in self._label_maps:
+            if key in self._parameters:
+                labels = self._label_entries(tensor).to(tensor.device)
+            elif key in self._views:
+                labels = self._labels_of_view(tensor, self._views[key][1])
+            else:
+                labels = torch.zeros(tensor.shape, dtype=torch.long, device=tensor.device)
+            self._label_maps[key] = [labels]
+            self._alive.append(tensor)
+        return self._label_maps[key]
+
+    def first_labels_of(self, tensor: Tensor) -> Tensor:
+        """Return the first label map of a tensor; a parameter has no other."""
+        return self.labels_of(tensor)[0]
+
+    def _label_entries(self, tensor: Tensor) -> Tensor:
+        """Issue a label for every entry of a parameter or buffer."""
+        module, key, shared = self._parameters[id(tensor)]
+        labels = self.record.new_labels(module, key, tuple(tensor.shape), shared=shared)
+        self.labeled_in[full_name(module, key)] = f"{self._operation} in {self.place}"
+        if id(tensor) in self._opaque:
+            self.record.refuse(labels, self._opaque[id(tensor)])
+        return labels
+
+    def _labels_of_view(self, tensor: Tensor, call: Call) -> Tensor:
+        """Derive the labels of a view of a parameter by carrying out the same operation on the parameter's labels."""
+        source = self.first_labels_of(call.args[0])
+        if call.operation not in REARRANGING:
+            return source
+        parts: list[Tensor] = pytree.tree_leaves(call.func(source, *call.args[1:], **call.kwargs))
+        number = next(number for number, output in enumerate(call.outputs) if output is tensor)
+        return parts[number]
+
+    def set_labels(self, tensor: Tensor, label_maps: list[Tensor]) -> None:
+        """Set the label maps of a tensor.
+
+        Args:
+            tensor: an output of the current operation, or a tensor that it writes into.
+            label_maps: label maps of the tensor's shape. If it has some already, they are copied into the old memory,
+                which views of the tensor share: so units written into a view arrive in its base.
+        """
+        known = self._label_maps.get(id(tensor))
+        if known is None:
+            self._label_maps[id(tensor)] = list(label_maps) or [torch.zeros_like(tensor, dtype=torch.long)]
+            return
+        for number, label_map in enumerate(label_maps):
+            if number >= len(known):
+                known.append(label_map.clone())
+            elif known[number] is not label_map:
+                known[number].copy_(label_map)
+        for label_map in known[len(label_maps) :]:
+            label_map.zero_()
+
+    def backfill_labels(self, tensor: Tensor, label_map: Tensor) -> None:
+        """Label a tensor that is equal for all units it meets, such as a mask: its size follows theirs.
+
+        Args:
+            tensor: a tensor without units.
+            label_map: of the tensor that it met, to whose shape it broadcasts.
+        """
+        own = self.first_labels_of(tensor)
+        offset = label_map.dim() - own.dim()
+        if offset:
+            label_map = label_map.amax(tuple(range(offset)))
+        single = [dim for dim in range(own.dim()) if own.shape[dim] == 1 and label_map.shape[dim] > 1]
+        if single:
+            label_map = label_map.amax(single, keepdim=True)
+        own.copy_(label_map)
+
+    def refuse(self, tensor: Tensor, reason: str) -> None:
+        """Refuse all units of a tensor.
+
+        Args:
+            tensor: any tensor. A parameter without labels isn't labeled for this: that would fix its size.
+            reason: why, as the rest of a sentence about the group ("its units ...").
+        """
+        if id(tensor) in self._label_maps:
+            for label_map in self._label_maps[id(tensor)]:
+                self.record.refuse(label_map, reason)
+        elif id(tensor) in self._parameters:
+            self._opaque.setdefault(id(tensor), reason)
+
+    def refuse_call(self, call: Call) -> None:
+        """Refuse every unit that meets an operation without a rule."""
+        for tensor in call.tensors:
+            self.unreadable(tensor, call.operation)
+
+    def unreadable(self, tensor: Tensor, operation: str) -> None:
+        """Refuse the units of a tensor that an operation without a rule reads, and name a parameter's module.
+
+        Args:
+            tensor: the input.
+            operation: the operation's name, for the message.
+        """
+        self.refuse(tensor, f"its units meet {operation} in {self.place}, which isn't understood yet")
+        if id(tensor) in self._views:
+            name = self._views[id(tensor)][0].name
+        elif id(tensor) in self._parameters:
+            name = full_name(*self._parameters[id(tensor)][:2])
+        else:
+            return
+        self.labeled_in.setdefault(name, f"{operation} in {self.place}")
+        module = name.rpartition(".")[0]
+        self.not_understood.setdefault(module or name, f"{operation} in {self.place} isn't understood yet")
+
+
+def full_name(module: str, key: str) -> str:
+    """Return the full name of a parameter or buffer.
+
+    Args:
+        module: name of its module; "" for the model.
+        key: its name in there.
+    """
+    return f"{module}.{key}" if module else key
