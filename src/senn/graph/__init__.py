@@ -1,9 +1,10 @@
-"""What in a module can change size: spaces (hidden dimensions), sites (places for a new layer) and blocks."""
+"""What in a module can change size: channel groups (hidden dimensions), insertion points and residual blocks."""
 
 import importlib
 from typing import Any
 
 from senn import _deprecated
+from senn.graph.named_tensors import get_linear, get_tensor, owned_columns, weight_matrix
 from senn.graph.tracing.rules.module_rules import Visit, layer_rule
 from senn.graph.types import (
     ChannelGroup,
@@ -15,10 +16,6 @@ from senn.graph.types import (
     Refusal,
     ResidualBlock,
     SizeAttribute,
-    get_linear,
-    get_tensor,
-    owned_columns,
-    weight_matrix,
 )
 
 __all__ = [
@@ -46,7 +43,7 @@ _HOME = {"analyze": "senn.verification", "explain": "senn.verification", "functi
 
 
 def __getattr__(name: str) -> Any:
-    """Names that lie in packages above this one, which import it."""
+    """Look up names that belong to packages above this one, and old names."""
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     return _deprecated.lookup("senn.graph", name)

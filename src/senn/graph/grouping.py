@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from senn.graph.label_classes import LabelClassDim, LabelClasses
+from senn.graph.sizes.size_tracker import SizeTracker
 from senn.graph.sizes.solver import NoSolutionError, SizeSolver, Symbol
-from senn.graph.sizes.symbolic_int import Key, SizeTracker
+from senn.graph.sizes.symbolic_int import Key
 from senn.graph.tracing.labels import distinct
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.types import ChannelGroup, CoupledDim, Norm, Refusal, Role, SizeAttribute

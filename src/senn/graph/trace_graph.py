@@ -8,10 +8,11 @@ from collections.abc import Collection
 from torch import nn
 
 from senn.graph.grouping import build_groups
+from senn.graph.named_tensors import get_tensor
 from senn.graph.tracing.recorded import WeightUse
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.tracing.tracer import trace_forward
-from senn.graph.types import DependencyGraph, InsertionPoint, LinearMap, Refusal, get_tensor
+from senn.graph.types import DependencyGraph, InsertionPoint, LinearMap, Refusal
 from senn.pytree import Inputs
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from senn import _deprecated
 from senn.errors import SennError, UnsupportedError
-from senn.graph.types import DependencyGraph, get_tensor
+from senn.graph.named_tensors import get_tensor
+from senn.graph.types import DependencyGraph
 from senn.pytree import Inputs
 from senn.surgery.moves import Insert, Move
 from senn.surgery.new_tensors import new_values, successor

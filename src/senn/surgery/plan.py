@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from senn import _deprecated
 from senn.errors import SennError, UnsupportedError
-from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, LinearMap, owned_columns
+from senn.graph.named_tensors import owned_columns
+from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, LinearMap
 from senn.surgery.index_maps import IndexMapBuilder
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
 from senn.surgery.plan_layers import plan_append, plan_insert

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from senn.graph.types import ResidualBlock, SizeAttribute, get_tensor
+from senn.graph.named_tensors import get_tensor
+from senn.graph.types import ResidualBlock, SizeAttribute
 
 Swap = tuple[MutableMapping[str, Any], str, Any, Any]
 """A dictionary, a key of it, the entry before, the entry after."""

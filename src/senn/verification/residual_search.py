@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from senn import pytree
 from senn.errors import UnsupportedError, in_one_line
-from senn.graph.types import LinearMap, Refusal, ResidualBlock, get_tensor
+from senn.graph.named_tensors import get_tensor
+from senn.graph.types import LinearMap, Refusal, ResidualBlock
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs
 from senn.verification.copy_placement import NOT_REPEATED, place_copies

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from senn import pytree
 from senn.errors import SennError, UnsupportedError, in_one_line
+from senn.graph.named_tensors import get_tensor
 from senn.graph.trace_graph import trace_graph
-from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, Refusal, get_tensor
+from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, Refusal
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs
 from senn.surgery import Widen, apply_moves

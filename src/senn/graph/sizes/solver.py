@@ -17,15 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from senn.graph.label_classes import LabelClasses
-from senn.graph.sizes.symbolic_int import (
-    IntSource,
-    Key,
-    RecordedCall,
-    SizeAssignment,
-    SizeGuard,
-    SizeTracker,
-    TensorMeta,
-)
+from senn.graph.sizes.size_tracker import RecordedCall, SizeTracker
+from senn.graph.sizes.symbolic_int import IntSource, Key, SizeAssignment, SizeGuard, TensorMeta
 
 Symbol = int | Key
 """The number of a label class, or an attribute."""

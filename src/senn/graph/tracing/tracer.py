@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import pytree
 from senn.errors import SennError, UnsupportedError, in_one_line
-from senn.graph.sizes.symbolic_int import SizeTracker
+from senn.graph.sizes.size_tracker import SizeTracker
 from senn.graph.tracing.recorded import Call, WeightUse
 from senn.graph.tracing.rules.module_rules import LayerRule, Visit, rule_of
 from senn.graph.tracing.rules.registry import register, rule_for

@@ -1,0 +1,204 @@
+"""Symbolic integers in place of a model's attributes and shapes while its forward runs, and what is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from senn.graph.sizes.symbolic_int import Compare, IntSource, Key, SizeGuard, SymbolicInt, SymbolicShape, TensorMeta
+from senn.graph.tracing.trace_recorder import TraceRecorder
+
+# Attributes that never count units. Whatever is missing here is only followed in vain: it costs replays in the solver.
+_NEVER_COUNTS = frozenset(
+    (
+        *("kernel_size", "stride", "padding", "dilation", "output_padding", "dim", "axis", "start_dim", "end_dim"),
+        *("padding_idx", "num_layers", "layer_idx", "training", "upscale_factor", "downscale_factor"),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordedCall:
+    """A call of a torch function with a symbolic integer among its arguments.
+
+    Attributes:
+        function: the function.
+        args: its positional arguments, tensors as `TensorMeta` and symbolic integers as `IntSource`.
+        kwargs: its keyword arguments, likewise.
+        results: the tensors that it returned.
+        place: the module that called it, for messages.
+    """
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: list[TensorMeta]
+    place: str
+
+    @property
+    def sources(self) -> list[IntSource]:
+        """Symbolic integers among the arguments."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, IntSource)]
+
+    @property
+    def tensors(self) -> list[TensorMeta]:
+        """Tensors among the arguments, then those returned."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [*(leaf for leaf in leaves if isinstance(leaf, TensorMeta)), *self.results]
+
+
+class SizeTracker:
+    """The symbolic integers of one forward pass.
+
+    Attributes:
+        trace: the recorder of the same pass.
+        calls: calls that took one.
+        guards: comparisons of them.
+        inside: True while a torch function runs, which is replayed as a whole.
+    """
+
+    def __init__(self, trace: TraceRecorder) -> None:
+        self.trace = trace
+        self.calls: list[RecordedCall] = []
+        self.guards: list[SizeGuard] = []
+        self.inside = False
+        self._metas: dict[int, TensorMeta] = {}
+        self._alive: list[Tensor] = []  # tensors are known by identity, which must not be used again
+        self._names = {id(tensor): name for name, tensor in trace.tensors.items()}
+
+    def _note_comparison(self, compare: Compare, left: IntSource, right: IntSource, outcome: bool) -> None:
+        """Record a comparison, unless it belongs to a function that is replayed as a whole."""
+        if self.inside:
+            return
+        place = self.trace.place
+        self.guards.append(SizeGuard(compare=compare, left=left, right=right, outcome=outcome, place=place))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Replace the integer attributes of all modules, and record the forward's calls."""
+        replaced: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for name, module in self.trace.model.named_modules():
+                # `vars` and not `setattr`: modules may have a `__setattr__` of their own.
+                attributes = vars(module)
+                for key, value in list(attributes.items()):
+                    symbolic = self._symbolic(name, key, value)
+                    if symbolic is None:
+                        continue
+                    replaced.append((attributes, key, value))
+                    attributes[key] = symbolic
+            with _Functions(self):
+                yield
+        finally:
+            for attributes, key, value in replaced:
+                attributes[key] = value
+
+    def _symbolic(self, module: str, name: str, value: Any) -> Any:
+        """An attribute's value with symbolic integers in it; None if it has none that could count units."""
+        if name.startswith("_") or name in _NEVER_COUNTS:
+            return None
+        lowest = 2 if name == "groups" else 1  # one group is no grouping
+        if type(value) is int and value >= lowest:
+            return self._attribute((module, name, None), value)
+        if type(value) is tuple and value and all(type(item) is int and item > 0 for item in value):
+            return tuple(self._attribute((module, name, place), item) for place, item in enumerate(value))
+        return None
+
+    def _attribute(self, key: Key, value: int) -> SymbolicInt:
+        source = IntSource(value=value, new=lambda sizes: sizes.attribute(key, value), keys=frozenset([key]))
+        return SymbolicInt(source, self._note_comparison)
+
+    def size(self, tensor: Tensor, dim: int) -> int:
+        """Return the size of a tensor's dimension as a symbolic integer.
+
+        Args:
+            tensor: any tensor; one without units may get some later (`TraceRecorder.backfill_labels`).
+            dim: the dimension.
+        """
+        meta, place = self.meta(tensor), dim % tensor.dim()
+        source = IntSource(value=meta.shape[place], new=lambda sizes: sizes.size(meta, place), tensors=(meta,))
+        return SymbolicInt(source, self._note_comparison)
+
+    def meta(self, tensor: Tensor) -> TensorMeta:
+        """Return the record of a tensor; its label maps are shared with the recorder, which may complete them."""
+        key = id(tensor)
+        if key not in self._metas:
+            name = self._names.get(key)
+            is_weight = name is not None or self.trace.weight_of(tensor) is not None
+            label_maps = [] if is_weight else self.trace.labels_of(tensor)
+            shape = tuple(tensor.shape)
+            self._metas[key] = TensorMeta(shape=shape, dtype=tensor.dtype, label_maps=label_maps, name=name)
+            self._alive.append(tensor)
+        return self._metas[key]
+
+    def note_call(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Record a call, if there is a symbolic integer among its arguments.
+
+        Args:
+            function: the torch function.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            result: its return value.
+        """
+        if not any(isinstance(leaf, SymbolicInt) for leaf in pytree.tree_leaves((args, kwargs))):
+            return
+        results = [self.meta(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not results:  # nothing to check a replay by
+            return
+
+        def without_data(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return self.meta(leaf)
+            return leaf.source if isinstance(leaf, SymbolicInt) else leaf
+
+        args, kwargs = pytree.tree_map(without_data, (_with_tuples(args), _with_tuples(kwargs)))
+        self.calls.append(
+            RecordedCall(function=function, args=args, kwargs=kwargs, results=results, place=self.trace.place)
+        )
+
+
+def _with_tuples(tree: Any) -> Any:
+    """Replace shapes by tuples: a pytree takes them for leaves."""
+    if isinstance(tree, SymbolicShape | torch.Size):
+        return tuple(tree)
+    if isinstance(tree, tuple | list) and not hasattr(tree, "_fields"):
+        return type(tree)(_with_tuples(item) for item in tree)
+    if type(tree) is dict:
+        return {key: _with_tuples(item) for key, item in tree.items()}
+    return tree
+
+
+class _Functions(TorchFunctionMode):
+    """Passes every torch call of the forward's own code to a tracker, and makes shapes symbolic."""
+
+    def __init__(self, tracker: SizeTracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tracker, kwargs = self.tracker, kwargs or {}
+        if func == _SHAPE or func is Tensor.size:
+            dim = args[1] if len(args) > 1 and func is Tensor.size else kwargs.get("dim")
+            if dim is not None:
+                return tracker.size(args[0], int(dim))
+            return SymbolicShape(tracker.size(args[0], place) for place in range(args[0].dim()))
+        trace = tracker.trace
+        # The mode is off while `func` runs: what it calls is replayed with it, as one call.
+        before = trace.function, tracker.inside
+        trace.function, tracker.inside = getattr(func, "__name__", ""), True
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            trace.function, tracker.inside = before
+        tracker.note_call(func, args, kwargs, result)
+        return result
+
+
+_SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
