@@ -18,7 +18,9 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 import senn
 from senn import PricePolicy, SennError
-from senn.integrations.transformers import SIZES, TENSORS, SelfExpansion, follow, load, save
+from senn.checkpoint.model_config import update_config
+from senn.integrations._trainer_files import SIZES, TENSORS
+from senn.integrations.transformers import SelfExpansion, load, save
 from senn.surgery import transaction
 from senn.training import TrainConfig
 
@@ -130,14 +132,14 @@ def test_numbers_of_the_configuration_follow_where_they_can(tmp_path):
     places = [f"vit.layers.{number}.mlp.fc1" for number in (0, 1)]
     model = widened(vit(num_hidden_layers=2), *places).eval()
     random = torch.random.get_rng_state()
-    assert follow(model)
+    assert update_config(model)
     assert torch.equal(random, torch.random.get_rng_state())
     assert model.config.intermediate_size == 5
     model.save_pretrained(tmp_path / "even")
     loaded = ViTForImageClassification.from_pretrained(tmp_path / "even").eval()
     assert torch.equal(loaded(X).logits, model(X).logits)
     uneven = widened(vit(num_hidden_layers=2), places[0]).eval()
-    assert not follow(uneven)
+    assert not update_config(uneven)
     assert uneven.config.intermediate_size == 3
     save(uneven, tmp_path / "uneven")
     assert torch.equal(load(tmp_path / "uneven", vit(num_hidden_layers=2)).eval()(X).logits, uneven(X).logits)
@@ -240,4 +242,5 @@ def test_two_in_one_trainer_are_refused(tmp_path):
 def test_the_old_name_of_the_session_warns():
     expansion = SelfExpansion()
     with pytest.warns(DeprecationWarning, match="companion is now session"):
-        assert expansion.session is expansion.session
+        session = expansion.companion
+    assert session is expansion.session

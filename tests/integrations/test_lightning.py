@@ -293,7 +293,7 @@ def test_what_cannot_be_is_said_at_the_start(tmp_path):
     with pytest.raises(SennError, match="can't grow under Lightning's ModelParallelStrategy: train it in one process"):
         SelfExpansion().setup(apart, Net(), "fit")
     fit([keeping(tmp_path)], epochs=1, enable_checkpointing=True)
-    with pytest.raises(SennError, match=r"holds no sizes: it wasn't written with senn\.lightning\.SelfExpansion"):
+    with pytest.raises(SennError, match=r"holds no sizes: it wasn't written with .*lightning\.SelfExpansion"):
         load_from_checkpoint(tmp_path / "epoch=0.ckpt", Net())
 
 
@@ -305,4 +305,5 @@ def test_two_in_one_trainer_are_refused():
 def test_the_old_name_of_the_session_warns():
     expansion = SelfExpansion()
     with pytest.warns(DeprecationWarning, match="companion is now session"):
-        assert expansion.session is expansion.session
+        session = expansion.companion
+    assert session is expansion.session

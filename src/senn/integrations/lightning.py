@@ -1,8 +1,8 @@
 """Growth in a Lightning Trainer, with module and loop as they are: `Trainer(callbacks=[SelfExpansion()])`.
 
-A checkpoint of a grown module holds a description of its sizes. `Trainer.fit(ckpt_path=...)` with this callback makes a
-fresh small module, its averages and its optimizers what they were before Lightning loads their states;
-`load_from_checkpoint` does it for a module without a Trainer.
+A checkpoint of a grown module describes its sizes. `Trainer.fit(ckpt_path=...)` with this callback resizes a
+fresh small module, its averages and its optimizers before Lightning loads their states; `load_from_checkpoint` does so
+for a module without a Trainer.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ except ImportError:
         raise SennError("senn.integrations.lightning needs Lightning: pip install 'senn[lightning]'") from error
 
 KEY = "senn"
-"""Of a checkpoint: what senn adds to it."""
+"""Key of what senn adds to a checkpoint."""
 
 
 class SelfExpansion(pl.Callback):
     """Grows a LightningModule while its Trainer trains it.
 
-    Rounds come after optimizer steps, at fractions of `Trainer.estimated_stepping_batches`, and look at the last
-    batches that passed, which are kept only when a round is near. Any optimizer that the module configures goes along,
-    with its groups, schedulers, gradient clipping, accumulation and mixed precision; so do averages of the weights that
-    callbacks or the module keep. Under `DDPStrategy` all processes grow one model together, from all their batches, and
-    the first one records it. Where the loss fails on a batch, or a change fails its verification, training goes on,
-    and a `rollback` is recorded.
+    Rounds come after optimizer steps, at fractions of `Trainer.estimated_stepping_batches`, and score candidates on the
+    last batches that passed, which are kept only when a round is near. Any optimizer that the module configures is
+    carried along, with its groups, schedulers, gradient clipping, accumulation and mixed precision; so are averages of
+    the weights that callbacks or the module keep. Under `DDPStrategy` all processes grow one model together, from all
+    their batches, and the first one records it. If the loss fails on a batch, or a change fails its verification,
+    training goes on and the failure is recorded.
 
     Args:
-        recipe: when, by how much, and what is looked at, see `GrowthSession`.
+        recipe: settings of growth; None for the defaults. `GrowthSession` lists the fields that are used.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples.
-        prepare: makes inputs, targets and perhaps weights of a batch; by default it is a tuple of these.
-        model: name of the submodule that grows and is called with the inputs; None for the module's own forward.
-        samples: number of training samples, for prices; by default that of the Trainer's data set.
-        ignore: names of modules to leave alone.
-        output: finds, in what the model returns, the tensor that the loss takes.
-        callbacks: told of every event (`senn.training.Callback`).
-        log: whether figures, texts and an image go to the Trainer's loggers.
+        prepare: makes inputs, targets and perhaps weights of a batch; None if a batch is a tuple of these.
+        model: name of the submodule that grows and is called with the inputs; None for the module itself.
+        samples: number of training samples, for prices; None for that of the Trainer's data set.
+        ignore: names of modules that keep their sizes.
+        output: finds the tensor that the loss takes in what the model returns; None if it returns that tensor.
+        callbacks: listeners to the records (`senn.training.Callback`).
+        log: True to send figures, texts and an image to the Trainer's loggers.
 
     Attributes:
-        session: what grows the model: `session.history` has all records, `session.grower` the grower.
+        session: the `GrowthSession`: `session.history` has all records, `session.grower` is the grower.
 
     Raises:
         SennError: at the start of training, if the strategy takes the model apart (FSDP, DeepSpeed), if `model` isn't a
-            submodule, or if not one optimizer holds its parameters.
+            submodule, or if its parameters aren't held by exactly one optimizer.
     """
 
     def __init__(
@@ -88,170 +88,244 @@ class SelfExpansion(pl.Callback):
     ) -> None:
         self.model, self.log, self._callbacks = model, log, [*callbacks]
         self.session = GrowthSession(
-            recipe, loss=loss, prepare=prepare, samples=samples, ignore=ignore, output=output, callbacks=self._callbacks
+            recipe,
+            loss=loss,
+            prepare=prepare,
+            samples=samples,
+            ignore=ignore,
+            output=output,
+            callbacks=self._callbacks,
         )
-        self._names: Sequence[Any] | None = None
-        self._parts: list[ModuleSnapshot] = []
+        self._optimizer_names: Sequence[Any] | None = None
+        self._snapshots: list[ModuleSnapshot] = []
         self._state: Mapping[str, Any] | None = None
+
+    @property
+    def companion(self) -> GrowthSession:
+        """Old name of the attribute `session`."""
+        warnings.warn("companion is now session; the old name goes in 0.3.0", DeprecationWarning, stacklevel=2)
+        return self.session
 
     # -- before training
 
     @property
     def state_key(self) -> str:
-        """Of its own until `setup`, which refuses several in a Trainer in a sentence that says what is wrong."""
+        """Key of this callback's state in a checkpoint.
+
+        Unique before `setup`: Lightning refuses equal keys first, in a sentence that doesn't say what is wrong.
+        """
         key: str = super().state_key
-        return key if self._parts else f"{key}, {id(self)}"
+        return key if self._snapshots else f"{key}, {id(self)}"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """The module's checkpoints describe its sizes from now on, and are loaded after these have been made theirs."""
+        """Let the module's checkpoints describe its sizes, and resize the module before one is loaded.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that it trains.
+            stage: `fit` or another stage of the Trainer's.
+
+        Raises:
+            SennError: the strategy takes the model apart, there is another `SelfExpansion`, or the module has no
+                submodule of that name.
+        """
         _check_strategy(trainer.strategy)
         check_single(trainer.callbacks, SelfExpansion)  # type: ignore[attr-defined]
-        grown = _part(pl_module, self.model)
-        self._names = self._state = None
-        if not self._parts or self._parts[0].model is not grown:
-            self._parts = [ModuleSnapshot(grown)]
+        grown = _submodule(pl_module, self.model)
+        self._optimizer_names = self._state = None
+        if not self._snapshots or self._snapshots[0].model is not grown:
+            self._snapshots = [ModuleSnapshot(grown)]
         loading, saving = pl_module.on_load_checkpoint, pl_module.on_save_checkpoint
 
-        # Callbacks come too late to a checkpoint: the module's numbers are loaded before they are told of it. And those
-        # with `save_weights_only` aren't told to callbacks at all. The module's own hooks come first, and always.
+        # The module's own hooks are wrapped, since those of callbacks come too late: Lightning loads the module's
+        # numbers before it calls them, and it doesn't call them at all for checkpoints with `save_weights_only`.
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
-            self._regrow(trainer, pl_module, checkpoint)
+            self._resize(trainer, pl_module, checkpoint)
             loading(checkpoint)
 
         def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
             self.on_save_checkpoint(trainer, pl_module, checkpoint)
             saving(checkpoint)
 
-        self._detach(pl_module)
+        _unhook(pl_module)
         vars(pl_module).update(on_load_checkpoint=on_load_checkpoint, on_save_checkpoint=on_save_checkpoint)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The optimizers, made of the module, take the order in which a checkpoint has their states."""
-        if self._names is not None:
-            for optimizer, names in zip(trainer.optimizers, self._names, strict=False):
+        """Give the parameters of fresh optimizers the order in which a checkpoint has their states.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that it trains.
+        """
+        if self._optimizer_names is not None:
+            for optimizer, names in zip(trainer.optimizers, self._optimizer_names, strict=False):
                 rebind_optimizer(optimizer, pl_module, names)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Everything is restored: growth begins, or goes on."""
-        model = _part(pl_module, self.model)
-        for copy in self._copies(trainer, pl_module):
-            self._parts_of(copy)
-        loggers = [LoggerCallback(trainer.loggers, image=_can_draw())] if self.log and trainer.loggers else []
+        """Start the session, or resume it, now that everything is restored.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that it trains.
+
+        Raises:
+            SennError: the parameters aren't held by exactly one optimizer, or the state isn't that of a session.
+        """
+        model = _submodule(pl_module, self.model)
+        for copy in self._averages(trainer, pl_module):
+            self._snapshot_of(copy)
+        loggers: list[LoggerCallback] = []
+        if self.log and trainer.loggers:
+            loggers.append(LoggerCallback(trainer.loggers, image=_has_matplotlib()))
         self.session.callbacks = [*self._callbacks, *loggers]
         self.session.epoch = trainer.current_epoch + 1
         self.session.start(
-            model, _optimizer(trainer, model), steps=trainer.estimated_stepping_batches, samples=_samples(trainer),
-            averages=lambda: self._copies(trainer, pl_module), wrapper=lambda: trainer.strategy.model,
+            model,
+            _optimizer_of(model, trainer),
+            steps=trainer.estimated_stepping_batches,
+            samples=_number_of_samples(trainer),
+            averages=lambda: self._averages(trainer, pl_module),
+            wrapper=lambda: trainer.strategy.model,
             state=self._state,
-        )  # fmt: skip
+        )
         for one in loggers:
             one.restart(self.session.history)
 
     # -- training
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """For the records."""
+        """Count the epoch for the records.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that it trains.
+        """
         self.session.epoch = trainer.current_epoch + 1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the batch if a round is near; grow if one is due."""
+        """Keep the batch if a round is near, and grow if one is due.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that it trains.
+            outputs: what the training step returned.
+            batch: the batch.
+            batch_idx: its number in the epoch.
+        """
         step = trainer.global_step
         if self.session.needs_batch(step):
             self.session.add_batch(batch, step)
             self.session.grow(step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell how it ended."""
+        """Complete the records at the end of training.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that it trains.
+        """
         self.session.close(trainer.global_step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave nothing behind on the module."""
-        self._detach(pl_module)
+        """Take the hooks off the module.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that it trains.
+            exception: what ended training.
+        """
+        _unhook(pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave nothing behind on the module."""
-        self._detach(pl_module)
+        """Take the hooks off the module.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that it trains.
+            stage: `fit` or another stage of the Trainer's.
+        """
+        _unhook(pl_module)
 
     # -- checkpoints
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what `resize_like` needs."""
+        """Add the sizes of the module, and the order of its optimizers' parameters.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that it trains.
+            checkpoint: what is saved; changed in place.
+        """
         checkpoint[KEY] = {
             "model": self.model,
-            "sizes": describe_shapes(_part(pl_module, self.model)),
+            "sizes": describe_shapes(_submodule(pl_module, self.model)),
             "optimizers": [optimizer_param_names(optimizer, pl_module) for optimizer in trainer.optimizers],
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What growth needs to go on."""
+        """Return the state of the session; empty before training."""
         return {} if self.session.grower is None else self.session.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until there is an optimizer."""
+        """Keep the state of a session until there is an optimizer to resume it with."""
         self._state = state_dict
-
-    @property
-    def companion(self) -> GrowthSession:
-        """The old name of `session`."""
-        warnings.warn("companion is now session; the old name goes in 0.3.0", DeprecationWarning, stacklevel=2)
-        return self.session
 
     # -- inside
 
-    def _regrow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    def _resize(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
         saved = checkpoint.get(KEY)
         if saved is None:
             return
-        _check_part(saved, self.model)
-        for model in [_part(pl_module, self.model), *self._copies(trainer, pl_module)]:
-            resize_like(model, saved["sizes"], self._parts_of(model))
-        self._names = saved["optimizers"]
+        if saved["model"] != self.model:
+            raise SennError(f"the checkpoint is of a run that grew model={saved['model']!r}, not {self.model!r}")
+        for model in [_submodule(pl_module, self.model), *self._averages(trainer, pl_module)]:
+            resize_like(model, saved["sizes"], self._snapshot_of(model))
+        self._optimizer_names = saved["optimizers"]
 
-    def _parts_of(self, model: nn.Module) -> ModuleSnapshot:
-        """The parts that a model had when it was first seen."""
-        for parts in self._parts:
-            if parts.model is model:
-                return parts
-        self._parts.append(ModuleSnapshot(model))
-        return self._parts[-1]
+    def _snapshot_of(self, model: nn.Module) -> ModuleSnapshot:
+        """Return the submodules that a model had when it was first seen."""
+        for snapshot in self._snapshots:
+            if snapshot.model is model:
+                return snapshot
+        self._snapshots.append(ModuleSnapshot(model))
+        return self._snapshots[-1]
 
-    def _copies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.Module]:
-        """Averages of what grows, which callbacks and the module keep."""
-        kept = [value for callback in trainer.callbacks for value in vars(callback).values()]  # type: ignore[attr-defined]
-        kept = [one.module if isinstance(one, AveragedModel) else one for one in kept]
-        whole = [one for one in kept if type(one) is type(pl_module) and one is not pl_module]
-        copies = [_part(one, self.model) for one in whole]
-        grown = _part(pl_module, self.model)
+    def _averages(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.Module]:
+        """Return the averages of what grows that callbacks and the module keep."""
+        averages: list[nn.Module] = []
+        # Callbacks for averages have no common interface: they keep a copy of the module in some attribute.
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for value in vars(callback).values():
+                kept = value.module if isinstance(value, AveragedModel) else value
+                if type(kept) is type(pl_module) and kept is not pl_module:
+                    averages.append(_submodule(kept, self.model))
+        grown = _submodule(pl_module, self.model)
         for name, one in pl_module.named_modules():
             if isinstance(one, AveragedModel):
                 if grown is pl_module:
                     raise SennError(f"the module keeps the average {name!r} of a part of it: name that by model=...")
                 if type(one.module) is type(grown):
-                    copies.append(one.module)
-        return copies
-
-    def _detach(self, pl_module: pl.LightningModule) -> None:
-        for name in ("on_load_checkpoint", "on_save_checkpoint"):
-            vars(pl_module).pop(name, None)
+                    averages.append(one.module)
+        return averages
 
 
 def load_from_checkpoint(path: str | Path, module: pl.LightningModule, *, weights_only: bool = True) -> Any:
-    """Make a fresh module what a checkpoint holds, of any size: `LightningModule.load_from_checkpoint` for grown ones.
+    """Resize a fresh module to a checkpoint and load it: `LightningModule.load_from_checkpoint` for grown modules.
 
     Args:
-        path: of a checkpoint that was written with `SelfExpansion` among the Trainer's callbacks.
-        module: of the same class; changed in place.
-        weights_only: False reads checkpoints that hold objects of other classes too, by pickle: trust their source.
+        path: checkpoint that was written with `SelfExpansion` among the Trainer's callbacks.
+        module: of the same class, of any size; changed in place.
+        weights_only: False to read checkpoints that hold objects of other classes too, by pickle: trust their source.
 
     Returns:
         The module.
 
     Raises:
-        SennError: the file holds no description of its module's sizes, or of another one's.
+        SennError: the file holds no description of its module's sizes, or that of another module.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
     saved = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
@@ -259,46 +333,49 @@ def load_from_checkpoint(path: str | Path, module: pl.LightningModule, *, weight
         raise SennError(
             f"{str(path)!r} holds no sizes: it wasn't written with senn.integrations.lightning.SelfExpansion"
         )
-    resize_like(_part(module, saved["model"]), saved["sizes"])
+    resize_like(_submodule(module, saved["model"]), saved["sizes"])
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     return module
 
 
-def _part(module: nn.Module, name: str | None) -> nn.Module:
-    """The module that grows."""
+def _submodule(module: nn.Module, name: str | None) -> nn.Module:
     try:
         return module if name is None else module.get_submodule(name)
     except AttributeError as error:
         raise SennError(f"a {type(module).__name__} has no part {name!r} that could grow") from error
 
 
+def _unhook(pl_module: pl.LightningModule) -> None:
+    for name in ("on_load_checkpoint", "on_save_checkpoint"):
+        vars(pl_module).pop(name, None)
+
+
 def _check_strategy(strategy: Any) -> None:
     known = pl.strategies.SingleDeviceStrategy, pl.strategies.DDPStrategy
+    # DeepSpeed's is a DDPStrategy by class, but takes the model apart.
     if not isinstance(strategy, known) or isinstance(strategy, pl.strategies.DeepSpeedStrategy):
         refuse_strategy(f"Lightning's {type(strategy).__name__}")
 
 
-def _check_part(saved: Mapping[str, Any], name: str | None) -> None:
-    if saved["model"] != name:
-        raise SennError(f"the checkpoint is of a run that grew model={saved['model']!r}, not {name!r}")
-
-
-def _optimizer(trainer: pl.Trainer, model: nn.Module) -> torch.optim.Optimizer:
+def _optimizer_of(model: nn.Module, trainer: pl.Trainer) -> torch.optim.Optimizer:
     own = {*model.parameters()}
-    found = [one for one in trainer.optimizers if any(p in own for group in one.param_groups for p in group["params"])]
-    if len(found) != 1:
-        raise SennError(f"{len(found) or 'no'} optimizers hold parameters of what is to grow, and it takes one: "
-                        "name the part that one of them trains by model=...")  # fmt: skip
-    return found[0]
+    holders = []
+    for optimizer in trainer.optimizers:
+        if any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):
+            holders.append(optimizer)
+    if len(holders) != 1:
+        raise SennError(
+            f"{len(holders) or 'no'} optimizers hold parameters of what is to grow, and it takes one: "
+            "name the part that one of them trains by model=..."
+        )
+    return holders[0]
 
 
-def _samples(trainer: pl.Trainer) -> int | None:
-    """Number of training samples, where the data set has one."""
+def _number_of_samples(trainer: pl.Trainer) -> int | None:
     dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
-def _can_draw() -> bool:
-    """Whether matplotlib is there."""
+def _has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None

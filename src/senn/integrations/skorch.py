@@ -29,10 +29,11 @@ except ImportError as error:
 
 
 class SelfExpansion(Callback):  # type: ignore[misc]
-    """Grows a net's module while the net is fitted.
+    """Grows the module of a net while the net is fitted.
 
-    Rounds come after optimizer steps, at fractions of `max_epochs`, and look at the last batches that passed. Where the
-    loss fails on a batch, or a change fails its verification, fitting goes on, and that is recorded.
+    Rounds come after optimizer steps, at fractions of `max_epochs`, and score candidates on the last batches that
+    passed. If the loss fails on a batch, or a change fails its verification, fitting goes on and the failure is
+    recorded.
 
     A net that has grown is pickled as any other, and `partial_fit` goes on with it; `sklearn.base.clone` makes a small
     one that grows anew. `net.save_params` saves numbers without sizes, so `load_params`, by which skorch's `Checkpoint`
@@ -40,17 +41,20 @@ class SelfExpansion(Callback):  # type: ignore[misc]
     loaded into a fresh small net, to predict, by `net.initialize()` and `senn.load(folder, into=net.module_)`.
 
     Args:
-        recipe: when, by how much, and what is looked at, see `GrowthSession`.
+        recipe: settings of growth; None for the defaults. `GrowthSession` lists the fields that are used.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples; None for the net's criterion.
-        prepare: makes inputs, targets and perhaps weights of a batch; by default it is inputs and targets.
-        samples: number of training samples, for prices; by default that of the training set.
-        ignore: names of modules to leave alone.
-        output: finds, in what the module returns, the tensor that the loss takes; None for what the net gives its
+        prepare: makes inputs, targets and perhaps weights of a batch; None if a batch is inputs and targets.
+        samples: number of training samples, for prices; None for that of the training set.
+        ignore: names of modules that keep their sizes.
+        output: finds the tensor that the loss takes in what the module returns; None for what the net passes to its
             criterion: under `NLLLoss` the logarithm of the probabilities.
-        listeners: told of every event (`senn.training.Callback`).
+        listeners: listeners to the records (`senn.training.Callback`).
 
     Attributes:
-        history_: records of all events, of the last fit.
+        history_: records of the last fit.
+
+    Raises:
+        SennError: at the start of fitting, if there are several of these callbacks, or `recipe` isn't a `TrainConfig`.
     """
 
     def __init__(
@@ -67,27 +71,56 @@ class SelfExpansion(Callback):  # type: ignore[misc]
         self.ignore, self.output, self.listeners = ignore, output, listeners
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Growth begins with the first epoch, when it is known how many steps there will be."""
+        """Set up the session; it starts with the first epoch, when the number of steps is known.
+
+        Args:
+            net: the net that is fitted.
+            X: its data.
+            y: its targets.
+            kwargs: ignored.
+
+        Raises:
+            SennError: there are several of these callbacks, or `recipe` isn't a `TrainConfig`.
+        """
         check_single((one for _, one in net.callbacks_), SelfExpansion)
         self.step_, output = 0, self.output
+        # skorch takes the logarithm itself where the criterion is NLLLoss, so the module returns probabilities.
         if output is None and isinstance(net.criterion_, torch.nn.NLLLoss):
-            output = _logarithm
+            output = _log_probabilities
         self.session_ = GrowthSession(
-            self.recipe, loss=self.loss or net.criterion_, prepare=self.prepare or partial(_on_device, net.device),
-            samples=self.samples, ignore=self.ignore, output=output, callbacks=self.listeners,
-        )  # fmt: skip
+            self.recipe,
+            loss=self.loss or net.criterion_,
+            prepare=self.prepare or partial(_to_device, net.device),
+            samples=self.samples,
+            ignore=self.ignore,
+            output=output,
+            callbacks=self.listeners,
+        )
         self.history_ = self.session_.history
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        """Growth begins."""
+        """Start the session in the first epoch.
+
+        Args:
+            net: the net that is fitted.
+            dataset_train: its training set.
+            dataset_valid: its validation set.
+            kwargs: ignored.
+        """
         self.session_.epoch = len(net.history)
         if self.session_.grower is None:
-            samples = len(dataset_train)
             batches = len(net.get_iterator(dataset_train, training=True))
-            self.session_.start(net.module_, net.optimizer_, steps=batches * net.max_epochs, samples=samples)
+            self.session_.start(net.module_, net.optimizer_, steps=batches * net.max_epochs, samples=len(dataset_train))
 
     def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        """Keep the batch if a round is near; grow if one is due."""
+        """Keep the batch if a round is near, and grow if one is due.
+
+        Args:
+            net: the net that is fitted.
+            batch: the batch.
+            training: False for a batch of the validation set.
+            kwargs: ignored.
+        """
         if not training:
             return
         self.step_ += 1
@@ -96,18 +129,25 @@ class SelfExpansion(Callback):  # type: ignore[misc]
             self.session_.grow(self.step_)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Only records stay, so that the net can be pickled."""
+        """Complete the records, and drop all but them, so that the net can be pickled.
+
+        Args:
+            net: the net that was fitted.
+            X: its data.
+            y: its targets.
+            kwargs: ignored.
+        """
         if self.session_.grower is not None:
             self.session_.close(self.step_)
         del self.session_
 
 
-def _logarithm(probabilities: Tensor) -> Tensor:
-    """What a net's criterion is given."""
+def _log_probabilities(probabilities: Tensor) -> Tensor:
+    """Compute what skorch passes to NLLLoss."""
     return (probabilities + torch.finfo(probabilities.dtype).eps).log()
 
 
-def _on_device(device: Any, one: Any) -> tuple[Any, Any]:
-    """Inputs and targets where the net is."""
+def _to_device(device: Any, one: Any) -> tuple[Any, Any]:
+    """Unpack a batch, and move it where the net is."""
     inputs, targets = unpack_data(one)
     return to_tensor(inputs, device), to_tensor(targets, device)
