@@ -1,4 +1,4 @@
-"""One forward pass, run again with the same random numbers and buffers."""
+"""A forward pass that can be run again with the same random numbers and buffers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from senn.pytree import Inputs
 
 
 class Replay:
-    """Remembers random states and buffers as they are before a forward pass.
+    """Snapshot of random states and buffers before a forward pass.
 
-    So a loss before a step and one after it differ in the parameters alone: same dropout, same batch statistics.
+    With it the losses before and after a step differ in the parameters alone: same dropout, same batch statistics.
+
+    Args:
+        model: that will run.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -26,13 +29,21 @@ class Replay:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give the buffers and random states back."""
+        """Restore the buffers and the random states of the snapshot."""
         for buffer, value in self._buffers:
             buffer.copy_(value)
         self._seed()
 
     def again(self, inputs: Inputs, measure: Callable[[Tensor], float]) -> Callable[[], float]:
-        """A function that measures the outputs of the same pass; buffers and random states end as they are then."""
+        """Prepare to repeat the pass and measure its outputs; buffers and random states are left as they are.
+
+        Args:
+            inputs: of the same pass.
+            measure: maps the outputs to a number.
+
+        Returns:
+            A function that runs the pass and returns the number.
+        """
 
         def run() -> float:
             now = [buffer.clone() for buffer, _ in self._buffers]

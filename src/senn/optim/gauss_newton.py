@@ -1,8 +1,9 @@
-"""The exact generalised Gauss-Newton matrix of one batch, through products alone.
+"""The exact generalized Gauss-Newton matrix of one batch, through products alone.
 
-F = mean_i J_i^T H_i J_i with J_i = dy_i/dtheta. Vectors over the parameters are lists of tensors, rows over the
-outputs (N, m). Everything runs on the graph of one forward pass, so that dropout and batch statistics are those of
-that pass.
+F = mean_i J_i^T H_i J_i with J_i = dy_i/dtheta. Vectors over the parameters are lists of tensors, rows over the outputs
+(N, m). Everything runs on the graph of one forward pass, so that dropout and batch statistics are those of that pass.
+Products with F cost two backward passes (Schraudolph 2002, *Fast curvature matrix-vector products for second-order
+gradient descent*); F itself is never formed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Vector = list[Tensor]
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """Inner product, float64 over the tensors."""
+    """Compute the inner product of two vectors; the tensors' own are summed in float64."""
     return float(sum(float((x * y).sum()) for x, y in zip(left, right, strict=True)))
 
 
@@ -27,16 +28,17 @@ class GaussNewton:
     """Products with J, J^T and F.
 
     Args:
-        output: the network's outputs with their graph, (N, ...).
-        parameters: what to differentiate by.
-        curvature: rows u (N, m) to rows H u, as `LossMetric.product`.
+        output: outputs of the network with their graph, (N, ...).
+        parameters: parameters to differentiate by.
+        curvature: maps rows u (N, m) to rows H u, as `LossMetric.product` does.
     """
 
     def __init__(self, output: Tensor, parameters: Sequence[Tensor], curvature: Callable[[Tensor], Tensor]) -> None:
         self.output = output
         self.parameters = list(parameters)
         self.curvature = curvature
-        # J u is the derivative of J^T w by w: the double-backward form of a forward-mode product.
+        # J^T w is linear in w, so J u is the derivative of <J^T w, u> by w, at any w: a forward-mode product by two
+        # backward passes, for operations that have no forward-mode rule.
         self._w = torch.zeros_like(output, requires_grad=True)
         pulled = torch.autograd.grad(
             output, self.parameters, self._w, create_graph=True, retain_graph=True, materialize_grads=True
@@ -44,7 +46,11 @@ class GaussNewton:
         self._pulled = [(index, x) for index, x in enumerate(pulled) if x.requires_grad]
 
     def push(self, u: Sequence[Tensor]) -> Tensor:
-        """Rows J_i u, (N, m)."""
+        """Multiply by the Jacobian: rows J_i u, (N, m).
+
+        Raises:
+            UnsupportedError: the network can't be differentiated twice.
+        """
         try:
             (rows,) = torch.autograd.grad(
                 [x for _, x in self._pulled],
@@ -54,24 +60,34 @@ class GaussNewton:
                 materialize_grads=True,
             )
         except RuntimeError as error:
-            raise UnsupportedError(f"the network cannot be differentiated twice ({error})") from error
+            raise UnsupportedError(f"the network can't be differentiated twice ({error})") from error
         return rows.detach().reshape(len(rows), -1)
 
     def pull(self, rows: Tensor) -> Vector:
-        """mean_i J_i^T r_i."""
+        """Multiply rows r (N, m) by the transposed Jacobian: mean_i J_i^T r_i."""
         rows = (rows / len(rows)).to(self.output).reshape(self.output.shape)
         pulled = torch.autograd.grad(self.output, self.parameters, rows, retain_graph=True, materialize_grads=True)
         return list(pulled)
 
     def product(self, u: Sequence[Tensor]) -> Vector:
-        """F u."""
+        """Multiply a vector by the matrix: F u."""
         return self.pull(self.curvature(self.push(u)))
 
 
 def conjugate_gradients(
     product: Callable[[Vector], Vector], right: Vector, iterations: int, tolerance: float
 ) -> Vector:
-    """Solve M x = right for a symmetric positive definite M; stops at |M x - right| <= tolerance |right|."""
+    """Solve M x = right for a symmetric positive definite M.
+
+    Args:
+        product: maps x to M x.
+        right: the right-hand side.
+        iterations: products at most.
+        tolerance: relative residual |M x - right| / |right| at which to stop.
+
+    Returns:
+        x, of the shapes of `right`.
+    """
     x = [torch.zeros_like(b) for b in right]
     residual = [b.clone() for b in right]
     direction = [b.clone() for b in right]
@@ -81,7 +97,7 @@ def conjugate_gradients(
             break
         image = product(direction)
         along = dot(direction, image)
-        if along <= 0:  # rounding: nothing more to gain on this machine
+        if along <= 0:  # M is positive definite, so this is rounding: nothing more to gain
             break
         step = square / along
         for xi, ri, di, mi in zip(x, residual, direction, image, strict=True):
@@ -94,11 +110,11 @@ def conjugate_gradients(
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The best combination of directions under q(delta) = g^T delta + 1/2 delta^T F delta.
+    """Best combination of directions under q(delta) = g^T delta + 1/2 delta^T F delta.
 
     Attributes:
         coefficients: one for each direction.
-        linear: g^T delta.
+        linear: g^T delta, in the loss's own unit.
         quadratic: delta^T F delta, without the damping.
     """
 
@@ -107,7 +123,7 @@ class Model:
     quadratic: float
 
     def change(self, scale: float = 1.0) -> float:
-        """q(scale * delta), the predicted change of the loss."""
+        """Predict the change of the loss for a scaled step, q(scale * delta)."""
         return scale * self.linear + scale**2 / 2 * self.quadratic
 
 
@@ -118,16 +134,22 @@ def best_combination(
     decay: Sequence[float],
     damping: float,
 ) -> Model:
-    """Minimise the exact quadratic model over the span of some directions (Martens and Grosse, section 7).
+    """Minimize the exact quadratic model over the span of some directions (Martens and Grosse 2015, section 7).
+
+    With directions V the coefficients are -(V^T (F + damping I) V)^-1 V^T g.
 
     Args:
         matrix: products with F.
         directions: V; zero ones get the coefficient zero.
         gradient: g, weight decay included.
         decay: weight decay of each parameter, a multiple of the identity in F.
-        damping: added to F when the coefficients are chosen, but not in what they promise.
+        damping: added to F when the coefficients are chosen, but not in the change that they predict.
+
+    Returns:
+        The coefficients and the model along their combination.
     """
     live = [index for index, u in enumerate(directions) if any(bool(x.any()) for x in u)]
+    # u^T F v = mean_i (J_i u)^T H_i (J_i v): one push for each direction, and no pull
     pushed = {i: matrix.push(directions[i]) for i in live}
     curved = {i: matrix.curvature(pushed[i]) for i in live}
     size = len(live)
@@ -141,7 +163,7 @@ def best_combination(
             identity[row, column] = identity[column, row] = sum(inner)
     slope = torch.tensor([dot(directions[i], gradient) for i in live], dtype=torch.float64)
     regular = fisher + damping * identity
-    # Unit diagonal, and a ridge for two parallel directions. No lstsq: its last bits depend on memory alignment.
+    # A unit diagonal, and a ridge for two parallel directions. Not lstsq: its last bits depend on memory alignment.
     length = regular.diagonal().clamp_min(1e-300).sqrt()
     unit = regular / torch.outer(length, length) + 1e-12 * torch.eye(size, dtype=torch.float64)
     solution = -torch.linalg.solve(unit, slope / length) / length

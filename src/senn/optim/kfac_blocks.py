@@ -1,9 +1,9 @@
-"""The approximate Fisher matrix as blocks: Kronecker factors of a linear map, a diagonal for any other parameter.
+"""Blocks of the approximate Fisher matrix: Kronecker factors of a linear map, a diagonal for any other parameter.
 
-A block holds bias-corrected moving averages and the inverse made of them, and no module. Layout: the joint
-gradient of a linear map is [W | b], (m, c), with c = in + 1 if there is a bias; A is (c, c), S is (m, m) and holds
-the sum over the locations of a sample, so that F = A (x) S (Martens and Grosse, arXiv 1503.05671; Grosse and Martens,
-arXiv 1602.01407 for several locations).
+A block holds bias-corrected moving averages and the inverses made of them, and no module. The joint gradient of a
+linear map is [W | b], (m, c), with c = in + 1 if there is a bias. A is (c, c); S is (m, m) and holds the *sum* over a
+sample's locations, so that F = A (x) S (Martens and Grosse 2015, arXiv 1503.05671; Grosse and Martens 2016, arXiv
+1602.01407, for several locations).
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ State = dict[str, Any]
 
 
 class Average:
-    """Moving average M <- (1 - 1/w) M + (1/w) M_new with w <- decay w + 1: no bias towards zero at the start."""
+    """Moving average M <- (1 - 1/w) M + (1/w) M_new with w <- decay w + 1, which has no bias towards zero at the start.
+
+    Args:
+        decay: weight of the past, in [0, 1); it forgets after about 1 / (1 - decay) updates.
+    """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
@@ -29,20 +33,24 @@ class Average:
         self.value: Tensor | None = None
 
     def update(self, new: Tensor) -> None:
-        """Take in one more estimate."""
+        """Add one more estimate."""
         self.weight = self.decay * self.weight + 1
         self.value = new if self.value is None else self.value.lerp_(new, 1 / self.weight)
 
     @property
     def current(self) -> Tensor:
-        """The average."""
+        """Average of all estimates so far.
+
+        Raises:
+            SennError: there is none yet.
+        """
         if self.value is None:
-            raise SennError("the curvature was asked for before any batch was seen")
+            raise SennError("the curvature is needed before any batch was seen")
         return self.value
 
 
 class KroneckerBlock:
-    """F = A (x) S of one linear map, damped with split Tikhonov regularisation.
+    """Block F = A (x) S of one linear map, damped by factored Tikhonov regularization.
 
     Args:
         decay: of the moving averages.
@@ -54,9 +62,12 @@ class KroneckerBlock:
         self.inverses: tuple[Tensor, Tensor] | None = None
 
     def update(self, a: Tensor, probes: Sequence[Tensor], weight: Tensor | None) -> None:
-        """Take in rows a (N, ..., c) and, for one probe or several of the same batch, rows s (N, ..., m).
+        """Add one batch.
 
-        Weights (N,) of the samples enter s already, and a here.
+        Args:
+            a: (N, ..., c) inputs with their constant.
+            probes: rows s (N, ..., m), for one draw of pseudo-gradients or several of the same batch.
+            weight: (N,) sample weights, which s carries already; None for ones.
         """
         samples = len(a)
         locations = a[0, ..., 0].numel()
@@ -68,27 +79,29 @@ class KroneckerBlock:
 
     @property
     def stale(self) -> bool:
-        """Whether it was never inverted."""
+        """True if it was never inverted."""
         return self.inverses is None
 
     def refresh(self, damping: float) -> None:
-        """Invert (A + pi sqrt(damping) I) and (S + sqrt(damping) / pi I) in float64, pi^2 = (tr A / c) / (tr S / m)."""
+        """Invert both factors, damped, in float64."""
+        # (A + pi sqrt(damping) I)^-1 and (S + sqrt(damping) / pi I)^-1, with pi^2 = (tr A / c) / (tr S / m)
         a, s = self.inputs.current, self.outputs.current
         for_a, for_s = split_damping(a, s, damping)
         self.inverses = _inverse(a, for_a), _inverse(s, for_s)
 
     def apply(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """F^-1 g for g = (dW,) or (dW, db)."""
+        """Compute F^-1 g for g = (dW,) or (dW, db), of the shapes and dtypes of g."""
         if self.inverses is None:
-            raise SennError("the curvature was asked for before it was inverted")
+            raise SennError("the curvature is needed before it was inverted")
         a, s = self.inverses
         weight = gradients[0]
         joint = torch.cat([weight, gradients[1][:, None]], 1) if len(gradients) > 1 else weight
+        # (A (x) S)^-1 vec(g) = vec(S^-1 g A^-1)
         direction = (s @ joint.to(s) @ a).to(weight)
         return [direction[:, : weight.shape[1]], direction[:, -1]] if len(gradients) > 1 else [direction]
 
     def state(self) -> State:
-        """Everything, for `Optimizer.state_dict`."""
+        """Collect all averages and inverses, for `Optimizer.state_dict`."""
         return {
             "inputs": self.inputs.value,
             "outputs": self.outputs.value,
@@ -98,7 +111,7 @@ class KroneckerBlock:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore copies of what `state` collected."""
         self.inputs.value, self.outputs.value = _clone(state["inputs"]), _clone(state["outputs"])
         self.inputs.weight, self.outputs.weight = state["inputs_weight"], state["outputs_weight"]
         inverses = state["inverses"]
@@ -106,10 +119,14 @@ class KroneckerBlock:
 
 
 class DiagonalBlock:
-    """The diagonal of F for a parameter that is in no linear map: norms, activations, embeddings, convolutions.
+    """Diagonal of F for a parameter in no linear map: norms, activations, embeddings, convolutions.
 
-    A batch gradient h = sum_i J_i^T v_i of random signs v_i has E[h^2] = N diag F, since samples are independent:
-    unbiased and free with the backward pass of the factors, though noisy. So half of the mean is mixed in.
+    The batch sum h = sum_i J_i^T v_i of pseudo-gradients has E[h^2] = N diag F, since they are independent over
+    samples: unbiased, and free with the backward pass of the factors, though noisy. So the mean over the parameter is
+    mixed in, half and half.
+
+    Args:
+        decay: of the moving average.
     """
 
     def __init__(self, decay: float) -> None:
@@ -117,44 +134,60 @@ class DiagonalBlock:
         self.inverse: Tensor | None = None
 
     def update(self, probes: Sequence[Tensor], samples: int) -> None:
-        """Take in sums h over a batch of that many samples, one for each probe."""
+        """Add one batch.
+
+        Args:
+            probes: sums h over the batch, one for each draw of pseudo-gradients.
+            samples: number of samples in the batch.
+        """
         self.squares.update(torch.stack([probe**2 for probe in probes]).mean(0) / samples)
 
     @property
     def stale(self) -> bool:
-        """Whether it was never inverted."""
+        """True if it was never inverted."""
         return self.inverse is None
 
     def refresh(self, damping: float) -> None:
-        """Invert the diagonal with the damping added."""
+        """Invert the damped diagonal."""
         squares = self.squares.current
-        self.inverse = 1 / ((squares + squares.mean()) / 2 + damping).clamp_min(torch.finfo(squares.dtype).tiny ** 0.5)
+        # the floor leaves room for products of inverses: 1 / tiny would overflow
+        smallest = torch.finfo(squares.dtype).tiny ** 0.5
+        self.inverse = 1 / ((squares + squares.mean()) / 2 + damping).clamp_min(smallest)
 
     def apply(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """F^-1 g for the one gradient."""
+        """Compute F^-1 g for the one gradient in the sequence."""
         if self.inverse is None:
-            raise SennError("the curvature was asked for before it was inverted")
+            raise SennError("the curvature is needed before it was inverted")
         return [(self.inverse * gradients[0]).to(gradients[0])]
 
     def state(self) -> State:
-        """Everything, for `Optimizer.state_dict`."""
+        """Collect all averages and inverses, for `Optimizer.state_dict`."""
         return {"squares": self.squares.value, "weight": self.squares.weight, "inverse": self.inverse}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore copies of what `state` collected."""
         self.squares.value, self.squares.weight = _clone(state["squares"]), state["weight"]
         self.inverse = _clone(state["inverse"])
 
 
 def split_damping(a: Tensor, s: Tensor, damping: float) -> tuple[float, float]:
-    """How much of a block's damping goes to A and to S (Martens and Grosse, section 6.3).
+    """Divide a block's damping between A and S (Martens and Grosse 2015, section 6.3).
 
-    A factor of size one is a number, so that the other one takes the whole damping, exactly. Where a trace is zero (a
-    dead unit's map) the block is the damping alone.
+    (A + pi sqrt(d) I) (x) (S + sqrt(d) / pi I) exceeds A (x) S + d I by pi sqrt(d) I (x) S + sqrt(d) / pi A (x) I,
+    which is least, in the trace norm, for pi^2 = (tr A / c) / (tr S / m).
+
+    Args:
+        a: (c, c) A.
+        s: (m, m) S.
+        damping: d.
+
+    Returns:
+        What is added to the diagonals of A and of S.
     """
     mean_a, mean_s = float(a.diagonal().mean()), float(s.diagonal().mean())
     if mean_a <= 0 or mean_s <= 0:
-        return damping**0.5, damping**0.5
+        return damping**0.5, damping**0.5  # a dead unit's map: the block is the damping alone
+    # A factor of size one is a number, so the other one can take the whole damping, exactly.
     if len(s) == 1:
         return damping / mean_s, 0.0
     if len(a) == 1:
@@ -164,7 +197,7 @@ def split_damping(a: Tensor, s: Tensor, damping: float) -> tuple[float, float]:
 
 
 def _inverse(matrix: Tensor, damping: float) -> Tensor:
-    """(M + damping I)^-1 by a float64 Cholesky factor; a floor in the dtype's noise is added, more where it must."""
+    """Invert M + damping I by a float64 Cholesky factor, over a floor at the rounding of M's dtype."""
     identity = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
     factor = cholesky(matrix.double() + damping * identity, damping=10 * torch.finfo(matrix.dtype).eps)
     return torch.cholesky_inverse(factor).to(matrix.dtype)

@@ -1,7 +1,7 @@
-"""K-FAC: which parameters lie in which block, and how one batch updates the blocks.
+"""K-FAC for an optimizer: which parameters are in which block, and how a batch updates the blocks.
 
-Blocks are held by Parameter object. Growing a network exchanges the Parameters of the maps that it touches, so their
-blocks are dropped and estimated anew, and all the others stay.
+Blocks are kept by Parameter object. Growing a network replaces the Parameters of the maps that it touches, so their
+blocks are dropped and estimated anew, while all others stay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from senn.optim.kfac_blocks import DiagonalBlock, KroneckerBlock
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward pass: outputs with their graph, and (input, gradient edge of the output) of each linear map."""
+    """One forward pass: outputs with their graph, and (input, gradient edge of the output) for each linear map."""
 
     output: Tensor
     maps: dict[nn.Module, tuple[Tensor, GradientEdge]]
@@ -32,14 +32,23 @@ class Pass:
 def watching(modules: Sequence[nn.Module], names: Mapping[nn.Module, str]) -> Iterator[dict[nn.Module, Any]]:
     """Collect inputs and output edges of linear maps while a forward pass runs inside.
 
-    Edges and not outputs: an activation that works in place turns the output tensor into its own result.
+    Args:
+        modules: linear layers.
+        names: of the layers, for messages.
+
+    Yields:
+        (input, gradient edge of the output) for each layer; filled while the pass runs.
+
+    Raises:
+        UnsupportedError: a layer is used twice in the pass.
     """
+    # Edges and not outputs: an activation in place turns the output tensor into its own result.
     seen: dict[nn.Module, tuple[Tensor, GradientEdge]] = {}
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if module in seen:
             raise UnsupportedError(
-                f"{names[module]} is used more than once in a forward pass, which K-FAC's factors cannot describe: "
+                f"{names[module]} is used more than once in a forward pass, which these factors can't describe: "
                 "use method='cg'"
             )
         if output.requires_grad:
@@ -54,12 +63,12 @@ def watching(modules: Sequence[nn.Module], names: Mapping[nn.Module, str]) -> It
 
 
 class KFAC:
-    """All blocks of one model.
+    """Blocks of the Fisher matrix of one model.
 
     Args:
-        model: whose linear maps get Kronecker factors.
+        model: module whose linear layers get Kronecker factors.
         decay: of the moving averages.
-        burn_in: probes that a block's first batch is looked at with.
+        burn_in: draws of pseudo-gradients for the first batch of a block.
     """
 
     def __init__(self, model: nn.Module, decay: float, burn_in: int) -> None:
@@ -70,7 +79,7 @@ class KFAC:
         self.other: dict[nn.Parameter, DiagonalBlock] = {}
 
     def maps(self, trainable: set[nn.Parameter]) -> dict[nn.Module, str]:
-        """The linear maps whose parameters are all trained, and that share none with another module."""
+        """Find the linear layers whose parameters are all trained and shared with no other module, with their names."""
         owners = Counter(p for module in self.model.modules() for p in module.parameters(recurse=False))
         found: dict[nn.Module, str] = {}
         for name, module in self.model.named_modules():
@@ -82,7 +91,15 @@ class KFAC:
         return found
 
     def layout(self, seen: Pass, trainable: Sequence[nn.Parameter]) -> list[tuple[nn.Parameter, ...]]:
-        """The parameters of each block; what is kept for Parameters that are gone is dropped."""
+        """Divide the parameters into blocks, and drop the blocks of Parameters that are gone.
+
+        Args:
+            seen: the forward pass.
+            trainable: all parameters that take part.
+
+        Returns:
+            The parameters of each block, those of linear layers first.
+        """
         blocks = [(module.weight, module.bias) if module.bias is not None else (module.weight,) for module in seen.maps]
         covered = {p for block in blocks for p in block}
         others = [p for p in trainable if p not in covered]
@@ -92,18 +109,18 @@ class KFAC:
         return [*blocks, *((p,) for p in others)]  # type: ignore[list-item]
 
     def fresh(self, blocks: Sequence[tuple[nn.Parameter, ...]]) -> bool:
-        """Whether a block has not seen any batch yet."""
+        """True if one of the blocks has seen no batch yet."""
         return any(block[0] not in self.linear and block[0] not in self.other for block in blocks)
 
     def update(
         self, seen: Pass, blocks: Sequence[tuple[nn.Parameter, ...]], probes: Any, weight: Tensor | None
     ) -> None:
-        """Bring all blocks up to date with one batch; keeps the graph.
+        """Update all blocks with one batch; the graph is kept.
 
         Args:
             seen: the forward pass.
             blocks: from `layout`.
-            probes: function that draws output rows (N, m) with E[v v^T] = H.
+            probes: draws output rows v (N, m) with E[v v^T] = H (`LossMetric.pseudo_grad`).
             weight: sample weights (N,), or None.
         """
         fresh = self.fresh(blocks)
@@ -114,6 +131,7 @@ class KFAC:
         targets: list[Any] = [*edges, *others]
         pulled = []
         for _ in range(self.burn_in if fresh else 1):
+            # one backward pass for all blocks: it stops at the maps' outputs and at the other parameters
             v = probes().to(seen.output).reshape(seen.output.shape)
             pulled.append(torch.autograd.grad(seen.output, targets, v, retain_graph=True, materialize_grads=True))
         for index, block in enumerate(linear):
@@ -127,11 +145,11 @@ class KFAC:
             )
 
     def block(self, parameters: tuple[nn.Parameter, ...]) -> KroneckerBlock | DiagonalBlock:
-        """The block of some parameters."""
+        """Look up the block of some parameters."""
         return self.linear[parameters[0]] if parameters[0] in self.linear else self.other[parameters[0]]
 
     def state(self) -> dict[str, Any]:
-        """All blocks by parameter name."""
+        """Collect the state of all blocks, by parameter name."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return {
             kind: {names[p]: block.state() for p, block in blocks.items() if p in names}
@@ -139,18 +157,22 @@ class KFAC:
         }
 
     def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take over what `state` gave, on a model with the same parameters."""
+        """Restore what `state` collected, on a model with the same parameters.
+
+        Raises:
+            SennError: the model lacks a parameter, or has another shape for it.
+        """
         parameters = dict(self.model.named_parameters())
         self.linear, self.other = {}, {}
         for name in [*state["linear"], *state["other"]]:
             if name not in parameters:
-                raise SennError(f"the optimizer's state holds {name}, which the model does not have")
+                raise SennError(f"the optimizer's state holds {name}, which the model doesn't have")
         for name, saved in state["linear"].items():
             block = self.linear[parameters[name]] = KroneckerBlock(self.decay)
             block.load(saved)
             if not _fits(block, parameters[name]):
                 raise SennError(
-                    f"the optimizer's state for {name} does not fit its shape {tuple(parameters[name].shape)}"
+                    f"the optimizer's state for {name} doesn't fit its shape {tuple(parameters[name].shape)}"
                 )
         for name, saved in state["other"].items():
             self.other[parameters[name]] = DiagonalBlock(self.decay)
@@ -163,7 +185,7 @@ def _fits(block: KroneckerBlock, weight: Tensor) -> bool:
 
 
 def _rows(a: Tensor, bias: bool) -> Tensor:
-    """Inputs (N, ..., in) in float32 at least, with a trailing 1 for the bias."""
+    """Convert inputs (N, ..., in) to float32 at least, with a trailing 1 for the bias."""
     a = _at_least_float(a)
     return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1) if bias else a
 
