@@ -193,7 +193,7 @@ def test_states_that_do_not_fit_are_refused():
     with pytest.raises(SennError, match=r"body\.0\.weight"):
         other.load_state_dict(optimizer.state_dict())
     adam = torch.optim.Adam(model.parameters())
-    with pytest.raises(SennError, match="not saved by NaturalGradient"):
+    with pytest.raises(SennError, match="wasn't saved by NaturalGradient"):
         optimizer.load_state_dict(adam.state_dict())
 
 

@@ -14,7 +14,7 @@ and of all rows the factors, means over samples and locations:
 The Fisher block of the map is approximated by F = locations * A (x) S, and its gradient is locations * G, so that
 F^-1 g = S^-1 G A^-1 (Martens and Grosse 2015, *Optimizing neural networks with Kronecker-factored approximate
 curvature*, arXiv 1503.05671). Several locations that share a weight are treated as independent and alike, as in KFC
-(Grosse and Martens 2016, arXiv 1602.01407, section 3) and in K-FAC "expand" (Eschenhagen et al. 2023, arXiv
+(Grosse and Martens 2016, arXiv 1602.01407) and in K-FAC "expand" (Eschenhagen et al. 2023, arXiv
 2311.00636), which covers attention and any other map that is used more than once.
 """
 

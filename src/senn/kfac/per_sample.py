@@ -1,8 +1,8 @@
 """Single samples that are kept for exact curvatures along a step, d^T F d = E[(sum over locations of s^T d a)^2].
 
 The Kronecker product gives the curvature of a whole map, but along one step d the Fisher can be had exactly: it is the
-mean square of s^T d a, summed over a sample's locations (Martens and Grosse 2015, section 7, use the same to rescale a
-step). All that this needs of a sample is the sum over its locations of s a^T (and of dz a^T). Where that has fewer
+mean square of s^T d a, summed over a sample's locations (Martens and Grosse 2015, section 6.4, use the same to rescale
+a step). All that this needs of a sample is the sum over its locations of s a^T (and of dz a^T). Where that has fewer
 numbers than the rows s, dz and a themselves it is kept (`PerSampleGrads`), otherwise the rows are
 (`PerSampleFactors`). Both answer the same questions.
 """

@@ -14,61 +14,69 @@ from senn.errors import DivergenceError, SennError
 from senn.kfac.loss_metric import Loss, LossMetric
 from senn.kfac.recorder import forward
 from senn.optim.forward_replay import Replay
-from senn.optim.gauss_newton import GaussNewton, best_combination, conjugate_gradients, dot
+from senn.optim.gauss_newton import GaussNewton, conjugate_gradients, dot
 from senn.optim.kfac_update import KFAC, Pass, watching
+from senn.optim.step_rules import Descent, adaptive_step, constrained_step
 from senn.pytree import Inputs
-
-_DAMPING_RANGE = (1e-8, 1e8)
-_LM_RATE = 0.95
-"""Levenberg-Marquardt: the damping's factor per step while the quadratic model can be trusted."""
-_REJECTED = 2.0
-"""The damping's factor after a step that was taken back."""
 
 
 class NaturalGradient(torch.optim.Optimizer):
-    """Steps theta <- theta - lr F^-1 g + momentum * (last step), F the Gauss-Newton (Fisher) matrix of the outputs.
+    """Natural gradient descent: theta <- theta - lr F^-1 g + momentum * (last step).
+
+    F is the Fisher matrix of the outputs, in the form of a generalized Gauss-Newton matrix.
 
     `step(inputs, targets)` runs the model itself and returns the loss before the step. It takes no closure, since a
     scalar loss is not enough: the curvature needs the outputs and the loss apart. `.grad` is neither read nor written.
 
-    Two ways to choose the length of a step. Minibatches (`adapt=False`): lr and the damping are given, and the step is
-    shortened so that lr^2 g^T F^-1 g <= norm_constraint. Full batches (`adapt=True`): step size and momentum minimise
-    the exact quadratic model of the loss, the damping follows Levenberg and Marquardt on the same batch, and a step
-    that raises the loss is taken back; lr then scales the step that the model chose (Martens and Grosse,
-    arXiv 1503.05671).
+    The length of a step is chosen in one of two ways. For minibatches (`adapt=False`) learning rate and damping are
+    fixed, and the step is shortened so that lr^2 g^T F^-1 g <= norm_constraint. For full batches (`adapt=True`) step
+    size and momentum minimize the exact quadratic model of the loss, the damping follows Levenberg and Marquardt on the
+    same batch, and a step that raises the loss is taken back; lr then scales the step that the model chose (Martens and
+    Grosse 2015, arXiv 1503.05671, sections 6.5 and 7).
 
     With `method="kfac"` F is Kronecker-factored per linear map and diagonal for all other parameters (convolutions,
     norms, activations). With `method="cg"` F is exact, and (F + damping I) d = g is solved by conjugate gradients: for
     small networks (Mitchell et al., arXiv 2307.04526, appendix).
 
     Args:
-        model: any module with a tensor of outputs; read anew at each step, so it may grow between two steps.
-        params: parameters or parameter groups (`lr`, `momentum`, `weight_decay`); default: all of the model.
+        model: any module with a tensor of outputs. It is read again at each step, so it may grow in between.
+        params: parameters or parameter groups (`lr`, `momentum`, `weight_decay`); None for all of the model.
         loss: `loss(output, target)`, as in `LossMetric`.
-        lr: learning rate; default 1 with `adapt`, else .1.
+        lr: learning rate; None for 1 with `adapt`, else 0.1.
         method: `"kfac"` or `"cg"`.
-        damping: lambda, added to F; default .1 (cg, adapt), else .01.
-        momentum: on steps, in [0, 1); with `adapt` it is chosen, and 0 switches it off.
+        damping: lambda, added to F; None for 0.1 with `adapt` or cg, else 0.01.
+        momentum: in [0, 1); with `adapt` it is chosen by the model, and 0 switches it off.
         weight_decay: L2 coefficient, in the gradient and in the curvature.
         metric: `"fisher"` or `"euclidean"`.
-        norm_constraint: kappa, in nats; None for none.
-        adapt: choose step, momentum and damping from the exact quadratic model.
-        factor_every: steps between updates of the factors; default 1 with `adapt`, else 4.
-        inverse_every: steps between inversions; default 1 with `adapt`, else 20.
-        decay: of the factors' moving averages.
-        burn_in: random probes for the first batch that a block sees, also after growth.
-        iterations: of conjugate gradients, at most.
-        tolerance: relative residual at which they stop.
+        norm_constraint: kappa, in nats; None for no constraint.
+        adapt: choose step size, momentum and damping by the exact quadratic model.
+        factor_every: steps between updates of the factors; None for 1 with `adapt`, else 4.
+        inverse_every: steps between inversions; None for 1 with `adapt`, else 20.
+        decay: of the moving averages of the factors, in [0, 1).
+        burn_in: draws of pseudo-gradients for the first batch that a block sees, also after growth.
+        iterations: conjugate-gradient iterations at most.
+        tolerance: relative residual at which conjugate gradients stop.
         seed: of the random signs.
 
     Attributes:
-        eta: g^T (F + damping I)^-1 g of the last step, in nats: twice what an undamped step of length one promises.
+        eta: g^T (F + damping I)^-1 g of the last step, in the unit of the loss: twice the decrease that an undamped
+        full
+            step would bring in the quadratic model.
         damping: lambda now.
-        reduction_ratio: true over predicted change of the loss in the last step (`adapt`), else NaN.
-        rejected: whether the last step was taken back.
+        reduction_ratio: true over predicted change of the loss in the last step with `adapt`, else NaN.
+        rejected: True if the last step was taken back.
 
     Raises:
         SennError: an argument is out of range.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Linear(2, 1)
+    >>> x = torch.randn(100, 2)
+    >>> y = x @ torch.tensor([[2.0], [-1.0]])
+    >>> optimizer = NaturalGradient(model, loss=nn.functional.mse_loss, adapt=True)
+    >>> losses = [optimizer.step(x, y) for _ in range(20)]
+    >>> losses[-1] < 1e-3 * losses[0]
+    True
     """
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
@@ -141,8 +149,8 @@ class NaturalGradient(torch.optim.Optimizer):
 
         Args:
             inputs: (N, ...), or a tuple of such tensors for a model with several inputs.
-            targets: as the loss takes them.
-            weight: sample weights (N,) with mean 1, or None.
+            targets: targets as the loss takes them.
+            weight: sample weights (N,) with mean 1, or None for ones.
 
         Returns:
             The mean loss of the batch before the step, without weight decay.
@@ -178,17 +186,20 @@ class NaturalGradient(torch.optim.Optimizer):
         self.eta = dot(gradient, direction)
         self._steps += 1
         self.rejected, self.reduction_ratio = False, math.nan
+        descent = Descent(trained=trained, direction=direction, gradient=gradient, velocity=self._velocity)
         if self.adapt and exact is not None:
-            after = replay.again(inputs, lambda output: float(self.metric.loss(output, targets, weight)))
-            self._adapted(trained, direction, gradient, exact, loss, after)
+            again = replay.again(inputs, lambda output: float(self.metric.loss(output, targets, weight)))
+            result = adaptive_step(descent, exact, self.damping, loss, again)
+            self.damping, self.rejected = result.damping, result.rejected
+            self.reduction_ratio = result.reduction_ratio
         else:
-            self._plain(trained, direction, gradient)
+            constrained_step(descent, self.norm_constraint)
         return loss
 
     # ---- directions -------------------------------------------------------------------------------------------------
 
     def _trained(self) -> dict[nn.Parameter, dict[str, Any]]:
-        """Parameters that take part, with their groups: in the model, in a group, not frozen."""
+        """Find the parameters that take part, with their groups: in the model, in a group, not frozen."""
         owned = set(self.model.parameters())
         trained = {p: group for group in self.param_groups for p in group["params"] if p.requires_grad and p in owned}
         if not trained:
@@ -203,7 +214,7 @@ class NaturalGradient(torch.optim.Optimizer):
         probe: Callable[[], Tensor],
         weight: Tensor | None,
     ) -> list[Tensor]:
-        """Natural gradient F^-1 g with K-FAC's F, brought up to date when it is time."""
+        """Compute F^-1 g by K-FAC, whose factors and inverses are updated when due."""
         blocks = self._kfac.layout(seen, list(trained))
         fresh = self._kfac.fresh(blocks)
         if fresh or self._steps % self.factor_every == 0:
@@ -214,7 +225,7 @@ class NaturalGradient(torch.optim.Optimizer):
         for block in blocks:
             factors = self._kfac.block(block)
             if turn or factors.stale:
-                # A bias without weight decay shares its weight's: one damping serves a whole block.
+                # One damping serves a whole block, so a bias without weight decay shares that of its weight.
                 factors.refresh(self.damping + trained[block[0]]["weight_decay"])
             direction.update(zip(block, factors.apply([by_parameter[p] for p in block]), strict=True))
         return [direction[p] for p in trained]
@@ -222,7 +233,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _solve(
         self, exact: GaussNewton, gradient: list[Tensor], trained: dict[nn.Parameter, dict[str, Any]]
     ) -> list[Tensor]:
-        """Natural gradient (F + (damping + weight decay) I)^-1 g."""
+        """Solve (F + (damping + weight decay) I) d = g by conjugate gradients."""
         shifts = [self.damping + group["weight_decay"] for group in trained.values()]
 
         def product(u: list[Tensor]) -> list[Tensor]:
@@ -230,80 +241,8 @@ class NaturalGradient(torch.optim.Optimizer):
 
         return conjugate_gradients(product, gradient, self.iterations, self.tolerance)
 
-    # ---- steps ------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _plain(
-        self, trained: dict[nn.Parameter, dict[str, Any]], direction: list[Tensor], gradient: list[Tensor]
-    ) -> None:
-        """Given learning rate and momentum, under the norm constraint."""
-        groups = list(trained.values())
-        square = sum(g["lr"] ** 2 * float((d * h).sum()) for g, d, h in zip(groups, direction, gradient, strict=True))
-        if not math.isfinite(square):
-            raise DivergenceError("the natural gradient is not finite: raise the damping")
-        shrink = 1.0
-        if self.norm_constraint is not None and square > self.norm_constraint:
-            shrink = math.sqrt(self.norm_constraint / square)
-        for parameter, d in zip(trained, direction, strict=True):
-            group = trained[parameter]
-            velocity = self._velocity(parameter)
-            velocity.mul_(group["momentum"]).add_(d, alpha=-group["lr"] * shrink)
-            parameter.add_(velocity)
-
-    @torch.no_grad()
-    def _adapted(
-        self,
-        trained: dict[nn.Parameter, dict[str, Any]],
-        direction: list[Tensor],
-        gradient: list[Tensor],
-        exact: GaussNewton,
-        loss: float,
-        again: Callable[[], float],
-    ) -> None:
-        """Step and momentum from the quadratic model, damping from how well it predicted, and back if the loss rose."""
-        groups = list(trained.values())
-        decay = [group["weight_decay"] for group in groups]
-        largest = max(group["lr"] for group in groups)
-        if largest == 0:
-            return
-        # Learning rates that differ between groups bend the direction; the largest one scales the whole step.
-        down = [d * (-group["lr"] / largest) for d, group in zip(direction, groups, strict=True)]
-        last = [self._velocity(p) if group["momentum"] else torch.zeros_like(p) for p, group in trained.items()]
-        model = best_combination(exact, [down, last], gradient, decay, self.damping)
-        step = [
-            (d * model.coefficients[0] + v * model.coefficients[1]).mul_(largest)
-            for d, v in zip(down, last, strict=True)
-        ]
-        penalty = _penalty(trained, decay)
-        old = [p.detach().clone() for p in trained]
-        for parameter, change in zip(trained, step, strict=True):
-            parameter.add_(change)
-        change = again() - loss + _penalty(trained, decay) - penalty
-        predicted = model.change(largest)
-        self.reduction_ratio = change / predicted if predicted else math.nan
-        # Rounding of the loss itself is no rise, and nothing to learn a damping from.
-        rounding = 10 * torch.finfo(step[0].dtype).eps * abs(loss)
-        self.rejected = not change <= rounding
-        if self.rejected:
-            for parameter, value in zip(trained, old, strict=True):
-                parameter.copy_(value)
-                self._velocity(parameter).zero_()
-            self._damp(_REJECTED)
-            return
-        for parameter, change_ in zip(trained, step, strict=True):
-            self._velocity(parameter).copy_(change_)
-        if -predicted <= rounding:
-            return
-        if self.reduction_ratio > 0.75:
-            self._damp(_LM_RATE)
-        elif self.reduction_ratio < 0.25:
-            self._damp(1 / _LM_RATE)
-
-    def _damp(self, factor: float) -> None:
-        self.damping = min(max(self.damping * factor, _DAMPING_RANGE[0]), _DAMPING_RANGE[1])
-
     def _velocity(self, parameter: nn.Parameter) -> Tensor:
-        """The last step of a parameter, zero at first."""
+        """Look up the last step of a parameter, zero at first."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -321,7 +260,7 @@ class NaturalGradient(torch.optim.Optimizer):
         return {key: value for key, value in vars(self).items() if "hook" not in key and key != "step"}
 
     def state_dict(self) -> dict[str, Any]:
-        """As any optimizer's, with the curvature by parameter name under `curvature`."""
+        """State as any optimizer's, with the curvature by parameter name under `curvature`."""
         curvature = {
             "damping": self.damping,
             "steps": self._steps,
@@ -332,9 +271,13 @@ class NaturalGradient(torch.optim.Optimizer):
         return {**super().state_dict(), "curvature": curvature}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken."""
+        """Restore a state, to continue exactly where it was taken.
+
+        Raises:
+            SennError: the state was saved by another optimizer, or doesn't fit the model.
+        """
         if "curvature" not in state_dict:
-            raise SennError("this optimizer state was not saved by NaturalGradient: it has no 'curvature'")
+            raise SennError("this optimizer state wasn't saved by NaturalGradient: it has no 'curvature'")
         super().load_state_dict(state_dict)
         curvature = state_dict["curvature"]
         self._kfac.load(curvature["blocks"])
@@ -345,11 +288,6 @@ class NaturalGradient(torch.optim.Optimizer):
 
 
 def _pull(output: Tensor, parameters: list[nn.Parameter], rows: Tensor) -> list[Tensor]:
-    """mean_i J_i^T r_i, keeping the graph."""
+    """Compute mean_i J_i^T r_i for rows r (N, m), and keep the graph."""
     rows = (rows / len(rows)).to(output).reshape(output.shape)
     return list(torch.autograd.grad(output, parameters, rows, retain_graph=True, materialize_grads=True))
-
-
-def _penalty(trained: Iterable[nn.Parameter], decay: Iterable[float]) -> float:
-    """1/2 sum of decay * |theta|^2."""
-    return float(sum(d / 2 * float((p.double() ** 2).sum()) for p, d in zip(trained, decay, strict=True) if d))
