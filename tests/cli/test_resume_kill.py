@@ -21,13 +21,13 @@ from senn.runs import read
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
 TABLE = ["wine", "--epochs", "8", "--seed", "3"]
 TRIALS = {
-    "table": (TABLE, {"surgery": 3, "scoring": 1, "candidates": 1, "runs": 2, "atomic_files.py": 2, "training": 1}, 2),
+    "table": (TABLE, {"surgery": 3, "scoring": 1, "kfac": 1, "runs": 2, "atomic_files.py": 2, "training": 1}, 2),
     "natural gradient": (
         [*TABLE, "--optimizer", "natural-gradient"],
         {"surgery": 1, "atomic_files.py": 1, "training": 2},
         0,
     ),
-    "images": (["IMAGES", "--epochs", "2"], {"surgery": 1, "candidates": 1, "runs": 1}, 1),
+    "images": (["IMAGES", "--epochs", "2"], {"surgery": 1, "kfac": 1, "runs": 1}, 1),
 }
 """A run, how often it is killed at a random call of a function in each package, and how often at a random time."""
 
@@ -80,7 +80,7 @@ def test_twenty_of_twenty_kills_cost_nothing(tmp_path, images):
     draw = random.Random(0)
     for number, (name, (_, packages, by_time)) in enumerate(TRIALS.items()):
         counts = wholes[number]["first"]["counts"]
-        assert all(counts[package] > 50 for package in PACKAGES)
+        assert min(counts[package] for package in PACKAGES) > 50, counts
         trials += [
             {"argv": argv[name], "resume": True, "package": package, "at": draw.randint(1, counts[package])}
             for package, times in packages.items()

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PACKAGES = ("surgery", "scoring", "candidates", "runs", "atomic_files.py", "training")
+PACKAGES = ("surgery", "scoring", "kfac", "runs", "atomic_files.py", "training")
 
 
 class Killer:
