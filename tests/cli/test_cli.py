@@ -109,7 +109,9 @@ class TestFit:
         assert "number: alcohol, malic_acid" in out
         # 128 of the 142 rows to fit: 2 steps an epoch, two fifths of them with rounds
         assert "classification, adamw, PricePolicy: at most 120 epochs (240 steps), growing until step 96" in out
-        assert f"a unit more has 17 parameters and must promise {0.01 * 17 / 128:.3g} nats per sample" in out
+        assert (
+            f"one more unit has 17 parameters and has to lower the loss by {0.01 * 17 / 128:.3g} nats per sample" in out
+        )
         assert list(tmp_path.iterdir()) == []
         assert main(["fit", "digits", "--dry-run", "--epochs", "5000"]) == 0
         assert "growing until step 800 at the latest" in capsys.readouterr().out
@@ -220,7 +222,7 @@ class TestFit:
         assert nothing_written(tmp_path)
 
     def test_the_target_must_be_named(self, home, capsys):
-        assert "Name it with --target; the table has '" in refused(capsys, fit(home, "people.csv"))
+        assert "name it with --target; the table has '" in refused(capsys, fit(home, "people.csv"))
 
     def test_a_target_near_the_largest_number(self, tmp_path, capsys, recwarn):
         (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{at},{at % 7}e299\n" for at in range(60)))
@@ -292,7 +294,7 @@ class TestPredict:
     def test_bad_folders(self, home, capsys, tmp_path):
         assert "holds no saved model" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
         save(tmp_path, torch.nn.Linear(1, 1))
-        assert "it knows no columns" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
+        assert "so the columns it needs are unknown" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
         text = (home / "classes" / "model.json").read_text()
         (tmp_path / "model.json").write_text(text.replace("red", "rad"))
         assert "doesn't match its checksum" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
@@ -310,9 +312,7 @@ class TestShow:
         out = capsys.readouterr().out
         results = json.loads((home / "classes" / "results.json").read_text())
         assert f"test (16 rows): accuracy {results['test']['accuracy']:.4g}" in out
-        changes = [
-            line for line in out.splitlines() if line.startswith("  step ") and "network that is kept" not in line
-        ]
+        changes = [line for line in out.splitlines() if line.startswith("  step ") and "which is kept" not in line]
         assert len(changes) == results["growth_events"]
         assert main(["show", str(home / "classes"), "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == results
@@ -322,11 +322,11 @@ class TestShow:
             events = [{"event": "growth", "text": "widen", "realized_decrease": None}, {"event": "epoch", "epoch": 1}]
             history = [{**one, "step": step} for step, one in enumerate([*events, *events])]
             history[3]["epoch"] = 2
-            return SavedRun(Path(), {"best_epoch": best}, history, unfinished=False)
+            return SavedRun(path=Path(), results={"best_epoch": best}, history=history, unfinished=False)
 
         assert _changes(saved(1)) == [
             "  step 0: widen",
-            "  step 1: the network that is kept, of epoch 1",
+            "  step 1: the network of epoch 1, which is kept",
             "  step 2: widen",
         ]
         assert _changes(saved(2)) == ["  step 0: widen", "  step 2: widen"]

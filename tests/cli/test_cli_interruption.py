@@ -23,7 +23,7 @@ class TestInterruption:
 
         monkeypatch.setattr(LinesCallback, "on_epoch", interrupt)
         assert main([*fit(tmp_path, "wine"), "--epochs", "50", "--quiet"]) == 130
-        assert "interrupted; the best network so far is kept" in capsys.readouterr().err
+        assert "interrupted; the best network so far is saved" in capsys.readouterr().err
         results = json.loads((tmp_path / "run" / "results.json").read_text())
         assert results["interrupted"]
         assert results["best_epoch"] <= 3
@@ -48,8 +48,8 @@ class TestInterruption:
             process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 128 + number
-        on = f"to go on: senn fit --resume {tmp_path / 'run'}"
-        assert errors == f"senn: interrupted; the best network so far is kept; {on}\n"
+        on = f"to resume: senn fit --resume {tmp_path / 'run'}"
+        assert errors == f"senn: interrupted; the best network so far is saved; {on}\n"
         assert load(tmp_path / "run").hidden
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -180,7 +180,7 @@ def test_new_images_are_predicted(home, tmp_path, capsys):
     argv = ["predict", str(home / "run"), str(new), str(home / "stripes" / "down" / "001.png")]
     assert main([*argv, "--proba", "--out", str(out)]) == 0
     complaint = capsys.readouterr().err.splitlines()
-    assert complaint[0] == "senn: 1 image that can't be read left out:"
+    assert complaint[0] == "senn: left out 1 image that can't be read:"
     assert complaint[1].startswith(f"senn: {str(new / 'note.txt')!r} can't be decoded")
     rows = list(csv.DictReader(out.open()))
     assert len(rows) == 13
@@ -211,7 +211,7 @@ def test_predict_refuses(home, tmp_path, capsys):
     run = home / "run"
     assert "there is no file or folder" in refused(capsys, ["predict", run, tmp_path / "none.png"])
     (tmp_path / "a.png").write_text("?")
-    assert "there is no image that can be read: " in refused(capsys, ["predict", run, tmp_path / "a.png"])
+    assert "no image can be read: " in refused(capsys, ["predict", run, tmp_path / "a.png"])
     record = load_extra(run)["encoder"]
     save(tmp_path / "damaged", load(run), {"encoder": {**record, "side": -1}})
     assert "encoding of the images is damaged" in refused(capsys, ["predict", tmp_path / "damaged", tmp_path / "a.png"])
@@ -228,8 +228,8 @@ def test_dry_run_writes_nothing(home, tmp_path, capsys, monkeypatch):
         "stripes: 60 images (48 to train on, 12 for the test), 2 classes, taken as 16 x 16 x 3",
         "  to train on: across (24), down (24)",
     ]
-    assert "  note: 1 image that can't be read left out:" in lines
-    assert any("a unit more has up to " in line for line in lines)
+    assert "  note: left out 1 image that can't be read:" in lines
+    assert any("one more unit has up to " in line for line in lines)
     assert main([*argv, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert plan["price_per_unit"] == PRICES.price(plan["parameters_per_unit"], plan["fitted_rows"])
@@ -267,7 +267,7 @@ def test_an_interruption_keeps_the_best_net(home, capsys, monkeypatch):
 
     monkeypatch.setattr(LinesCallback, "on_epoch", interrupt)
     assert main(["fit", str(home / "stripes"), "--out", str(home / "cut"), "--epochs", "50", "--quiet"]) == 130
-    assert "interrupted; the best network so far is kept" in capsys.readouterr().err
+    assert "interrupted; the best network so far is saved" in capsys.readouterr().err
     assert json.loads((home / "cut" / "results.json").read_text())["interrupted"]
     assert {path.name for path in (home / "cut").iterdir()} - {"growth.png"} == {*FILES[1:], "unfinished"}
 
@@ -277,8 +277,8 @@ def test_an_interruption_keeps_the_best_net(home, capsys, monkeypatch):
     [
         (["--target", "x"], "--target is for tables, and "),
         (["--column", "a=number"], "--column is for tables, and "),
-        (["--task", "regression"], "of which senn learns classes only"),
-        (["--image-size", "4"], "--image-size must be from 8 to 512, and is 4"),
+        (["--task", "regression"], "senn only classifies images"),
+        (["--image-size", "4"], "--image-size must be from 8 to 512, not 4"),
         (["--image-size", "0"], "'0' is not a whole number above 0"),
         (["--optimizer", "magic"], "unknown optimizer 'magic'"),
         (["--max-params", "5"], "--max-params 5 is less than the"),

@@ -80,14 +80,14 @@ def test_an_interrupted_run_is_usable_and_goes_on_to_the_same_end(cut, tmp_path,
     assert saved.history[-1]["reason"] == "interrupted"
     assert main(["predict", str(tmp_path / "run"), str(wine(tmp_path))]) == 0
     assert main(["show", str(tmp_path / "run")]) == 0
-    assert f"it is unfinished; to go on: senn fit --resume {tmp_path / 'run'}\n" in capsys.readouterr().out
+    assert f"it is unfinished; to resume: senn fit --resume {tmp_path / 'run'}\n" in capsys.readouterr().out
     assert main(cut) == 0
-    assert "note: goes on after step 9" in capsys.readouterr().out
+    assert "note: resumed after step 9" in capsys.readouterr().out
     assert content(tmp_path / "run") == whole
     assert main(cut) == 0
     assert capsys.readouterr().out == f"the run in {tmp_path / 'run'} is complete\n"
     assert main([*cut, "--epochs", "40"]) == 2
-    assert "is complete, --epochs can't change it" in capsys.readouterr().err
+    assert "is complete, so --epochs can't change it" in capsys.readouterr().err
 
 
 def test_who_watches_a_run_that_goes_on_sees_it_from_its_beginning(cut, tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_run_that_is_to_be_replaced_stays_until_the_new_one_is_complete(tmp_pa
     before = content(run)
     monkeypatch.setattr(LinesCallback, "on_epoch", interrupted_at(3))
     assert main([*ARGV, "--out", str(run), "--overwrite"]) == 130
-    assert f"interrupted; {run} still holds the run before; to go on" in capsys.readouterr().err
+    assert f"interrupted; {run} still holds the earlier run; to resume" in capsys.readouterr().err
     assert content(run)[:3] == before[:3]
     assert main(["show", str(run)]) == 0
     assert "a run that is to replace it is unfinished" in capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_damaged_checkpoints_are_passed_over_and_that_is_said(cut, tmp_path, who
     assert main(cut) == 0
     out = capsys.readouterr().out
     assert out.count("state.safetensors' is damaged: it isn't the file that was written with state.json") == count
-    assert ("goes on after step 8" if count == 1 else "the run starts over") in out
+    assert ("resumed after step 8" if count == 1 else "the run starts over") in out
     assert content(tmp_path / "run") == whole
 
 
@@ -170,21 +170,21 @@ def test_a_run_without_a_checkpoint_starts_over(cut, tmp_path, whole, capsys):
     assert main(["show", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["last"]["epoch"] == 4
     assert main(cut) == 0
-    assert "note: there is no checkpoint to go on from: the run starts over" in capsys.readouterr().out
+    assert "note: there is no checkpoint to resume from: the run starts over" in capsys.readouterr().out
     assert content(tmp_path / "run") == whole
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--epochs", "9"], "--epochs says another thing than the run"),
-        (["--seed", "0"], "--seed says another thing"),
-        (["--max-params", "900"], "--max-params says another thing"),
-        (["--column", "hue=dropped"], "--column says another thing"),
-        (["digits"], "DATA says another thing"),
-        (["--out", "elsewhere"], "--out makes no sense with --resume"),
-        (["--overwrite"], "--overwrite makes no sense"),
-        (["--dry-run"], "--dry-run makes no sense"),
+        (["--epochs", "9"], "--epochs contradicts the run"),
+        (["--seed", "0"], "--seed contradicts the run"),
+        (["--max-params", "900"], "--max-params contradicts the run"),
+        (["--column", "hue=dropped"], "--column contradicts the run"),
+        (["digits"], "DATA contradicts the run"),
+        (["--out", "elsewhere"], "--out can't be combined with --resume"),
+        (["--overwrite"], "--overwrite can't be combined"),
+        (["--dry-run"], "--dry-run can't be combined"),
         (["--epochs", "x"], "argument --epochs"),
     ],
 )
@@ -232,7 +232,7 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
     assert "holds no run" in refused(capsys, ["fit", "--resume", tmp_path / "nowhere"])
     assert not (tmp_path / "nowhere").exists()
     message = refused(capsys, [*ARGV, "--out", tmp_path / "run"])
-    assert "holds an unfinished run; go on with it: senn fit --resume" in message
+    assert "holds an unfinished run; resume it: senn fit --resume" in message
     about = json.loads((tmp_path / "run" / "unfinished" / "run.json").read_text())
     (tmp_path / "run" / "unfinished" / "run.json").write_bytes(
         atomic_files.to_checksummed_json({**about, "version": 3})
@@ -276,11 +276,11 @@ def test_a_full_disk_costs_no_more_than_the_time_since_the_last_checkpoint(tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         monkeypatch.setattr(LinesCallback, "on_epoch", lambda self, record: None)
-    assert f"File too large; go on later: senn fit --resume {tmp_path / 'run'}" in message
+    assert f"File too large; resume it later: senn fit --resume {tmp_path / 'run'}" in message
     assert len(told) == 8
     assert {"no checkpoint was written: [Errno 27] File too large"} == {record["text"] for record in told}
     assert main(["fit", "--resume", str(tmp_path / "run")]) == 0
-    assert "goes on after step 8" in capsys.readouterr().out
+    assert "resumed after step 8" in capsys.readouterr().out
     assert content(tmp_path / "run") == whole
 
 
@@ -290,7 +290,7 @@ def test_a_folder_that_can_only_be_read(cut, tmp_path, whole, capsys):
         pytest.skip("no file system can be mounted here")
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
-        assert f"'{run}' can't be written: Read-only file system; go on later" in refused(capsys, cut)
+        assert f"'{run}' can't be written: Read-only file system; resume it later" in refused(capsys, cut)
         assert main(["show", str(run)]) == 0
     finally:
         subprocess.run(["umount", run], check=True)
@@ -332,10 +332,8 @@ def test_a_disk_that_is_really_full(tmp_path, whole, capsys):
 def test_what_a_forged_checkpoint_brings_about_is_one_sentence():
     """Wherever it shows, in training or when the network is scored; a fault without a checkpoint stays what it is."""
     checkpointer = SimpleNamespace(state={"step": 1}, communicator=Communicator())
-    with (
-        pytest.raises(SennError, match="can't go on from its checkpoint: IndexError: out of range"),
-        _going_on(checkpointer),
-    ):
+    said = "can't be resumed from its checkpoint: IndexError: out of range"
+    with pytest.raises(SennError, match=said), _going_on(checkpointer):
         raise IndexError("out of range")
     checkpointer.state = None
     with pytest.raises(IndexError), _going_on(checkpointer):

@@ -118,7 +118,7 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path):
     done = subprocess.run(
         [*command, "--resume", str(tmp_path / "run")], env=env, capture_output=True, text=True, check=False
     )
-    assert "note: goes on after step" in done.stdout
+    assert "note: resumed after step" in done.stdout
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
         "growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"
     ]  # fmt: skip

@@ -120,15 +120,15 @@ def test_a_long_history_leaves_a_checkpoint_readable(tmp_path):
 
 def test_a_run_that_comes_in_between_is_not_replaced(tmp_path, monkeypatch):
     """Another process completes its run after this one has looked at the folder, and before it has it for itself."""
-    lock = writing._locked
+    lock = writing._lock
 
     def late(path):
-        monkeypatch.setattr(writing, "_locked", lock)
+        monkeypatch.setattr(writing, "_lock", lock)
         with begun(path) as folder:
             finished(folder)
         return lock(path)
 
-    monkeypatch.setattr(writing, "_locked", late)
+    monkeypatch.setattr(writing, "_lock", late)
     with pytest.raises(SennError, match="holds a run already"):
         RunFolder(tmp_path / "run")
     assert read(tmp_path / "run").results["seed"] == 1
@@ -157,7 +157,7 @@ def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):
     os.rename(home / "checkpoint-007", home / "checkpoint-006")
     os.rename(home / "checkpoint-005", home / "checkpoint-007")
     os.rename(home / "checkpoint-006", home / "checkpoint-005")
-    with pytest.raises(SennError, match="are not of one run"):
+    with pytest.raises(SennError, match="belong to different runs"):
         read(tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_a_first_run_on_its_way_stays_until_another_is_complete(tmp_path, monkey
     assert (tmp_path / "history.jsonl").exists()
     assert not (tmp_path / "results.json").exists()
     (tmp_path / ".results.json.1.tmp").touch()  # of the process that was killed
-    with pytest.raises(SennError, match="go on with it: senn fit --resume"):
+    with pytest.raises(SennError, match="resume it: senn fit --resume"):
         RunFolder(tmp_path)
     with pytest.raises(ZeroDivisionError), RunFolder(tmp_path, overwrite=True):
         raise ZeroDivisionError
@@ -277,7 +277,7 @@ def test_a_disk_that_fills_up_at_any_write_costs_one_checkpoint(tmp_path):
 def test_what_is_not_to_be_replaced(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(SennError, match=r"choose another|go on with it"):
+    with pytest.raises(SennError, match=r"choose another|resume it"):
         RunFolder(tmp_path)
     assert (tmp_path / name).read_text() == "mine"
 

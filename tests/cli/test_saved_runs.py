@@ -44,7 +44,7 @@ def test_old_folders_are_shown(finished, interrupted, capsys):
     assert main(["show", str(interrupted)]) == 0
     shown = capsys.readouterr().out
     assert "prune body.0: 4 -> 3" in shown
-    assert f"it is unfinished; to go on: senn fit --resume {interrupted}\n" in shown
+    assert f"it is unfinished; to resume: senn fit --resume {interrupted}\n" in shown
     shutil.copytree(interrupted / "unfinished", killed := interrupted.with_name("killed") / "unfinished")
     assert main(["show", str(killed.parent)]) == 0
     assert capsys.readouterr().out.startswith(f"unfinished: senn fit {' '.join(ARGUMENTS)}\nepoch 2 of 6, ")
@@ -72,7 +72,7 @@ def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(interr
     """Nearly: another processor may round otherwise."""
     before = read(interrupted).history
     assert main(["fit", "--resume", str(interrupted)]) == 0
-    assert "note: goes on after step 5" in capsys.readouterr().out
+    assert "note: resumed after step 5" in capsys.readouterr().out
     assert main(["fit", *ARGUMENTS, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
     resumed, whole = read(interrupted), read(tmp_path / "whole")
     assert not resumed.unfinished
@@ -87,4 +87,4 @@ def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(interr
 
 def test_the_options_of_an_old_run_cannot_be_changed(interrupted, capsys):
     assert main(["fit", "--resume", str(interrupted), "--epochs", "7"]) == 2
-    assert "--epochs says another thing than the run" in capsys.readouterr().err
+    assert "--epochs contradicts the run" in capsys.readouterr().err

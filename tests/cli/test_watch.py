@@ -128,7 +128,7 @@ def test_a_port_that_is_taken_is_one_sentence_and_the_run_goes_on():
     assert watch.url is None
     assert len(lines) == 1
     assert f"port {port}" in lines[0]
-    assert "goes on unwatched" in lines[0]
+    assert "continues unwatched" in lines[0]
 
 
 def test_a_watched_run_is_the_same_run(tmp_path, capsys):

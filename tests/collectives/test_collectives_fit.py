@@ -38,7 +38,7 @@ def test_torchrun_ends_together_and_goes_on(tmp_path: Path, capsys: pytest.Captu
     assert errors.count("senn: interrupted; ") == 1
     assert (out / "unfinished").is_dir()
     assert main(["fit", "--resume", str(out)]) == 0  # by one process
-    assert "note: goes on after step" in capsys.readouterr().out
+    assert "note: resumed after step" in capsys.readouterr().out
     assert not (out / "unfinished").exists()
     events = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("start") == 1

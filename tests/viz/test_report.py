@@ -217,7 +217,7 @@ def test_what_is_no_run_or_a_damaged_one_is_one_sentence(folder, tmp_path, capsy
 def test_a_report_replaces_nothing_but_a_page(folder, tmp_path, capsys):
     table = tmp_path / "table.csv"
     table.write_text("a,b\n")
-    assert "is no page" in refused(capsys, ["report", folder, "--out", table])
+    assert "isn't an HTML page" in refused(capsys, ["report", folder, "--out", table])
     assert table.read_text() == "a,b\n"
     assert "is a folder" in refused(capsys, ["report", folder, "--out", tmp_path])
 

@@ -1,4 +1,4 @@
-"""A run's checkpoints: when they are due, and where they go."""
+"""Checkpoints of a run: when one is due, and where it is written."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from senn.runs import RunFolder
 from senn.training.round_records import Record
 
 SECONDS = "SENN_CHECKPOINT_SECONDS"
-"""Environment variable: time between two checkpoints; 0 for one at every step."""
+"""Environment variable: seconds between two checkpoints; 0 for one after every step."""
 
 DEFAULT = "20"
 SHARE = 0.01
-"""Of a run's time that checkpoints may take."""
+"""Share of a run's time that checkpoints may take: a large model is saved less often."""
 
 
 class FolderCheckpointer:
-    """Keeps a run's state in its folder; a `Checkpointer`.
+    """Save a run's state in its folder; a `Checkpointer`.
 
     Args:
-        folder: of the run.
-        signals: that ask it to end.
-        resume: go on with the newest state that is intact there.
+        folder: folder of the run.
+        signals: signals that ask the run to end.
+        resume: start from the newest intact checkpoint in the folder.
 
     Attributes:
-        notes: on states that aren't, one sentence each.
+        notes: remarks for the user, such as on damaged checkpoints, one sentence each.
         communicator: the processes that make the run, of which this one keeps it.
     """
 
@@ -47,37 +47,40 @@ class FolderCheckpointer:
     def _found(self) -> Mapping[str, Any] | None:
         checkpoint, self.notes = self.folder.newest()
         if checkpoint is None:
-            self.notes.append("there is no checkpoint to go on from: the run starts over")
+            self.notes.append("there is no checkpoint to resume from: the run starts over")
             return None
         document, numbers = checkpoint
         state = unpacked(document, numbers, self.folder.home)
         if not isinstance(state, dict):
             raise SennError(f"the checkpoint in {str(self.folder.home)!r} is damaged: it holds no state")
-        self.notes.append(f"goes on after step {state.get('step')}")
+        self.notes.append(f"resumed after step {state.get('step')}")
         return state
 
     def record(self, record: Record) -> None:
-        """Append it to the history that others can watch; that of record is in the checkpoints."""
+        """Append a record to the history that others can watch.
+
+        A full disk must not end the run here: the history that counts is in the checkpoints.
+        """
         if record["event"] != "end":
             with suppress(OSError):
                 self.folder.record(record)
 
     def restart(self, history: list[Record]) -> None:
-        """The history as it is where the run goes on."""
+        """Replace the history by that of the state from which the run is resumed."""
         with suppress(OSError):
             self.folder.restart(history)
 
     def is_due(self) -> bool:
-        """Whether it is time, or the end."""
+        """Return True if a checkpoint is due, or the run is to end."""
         return self.signals.stopping or time.monotonic() >= self._due
 
     @property
     def stopping(self) -> bool:
-        """Whether a signal has come."""
+        """True once a stop signal has arrived."""
         return self.signals.stopping
 
     def save(self, state: State) -> None:
-        """One more checkpoint."""
+        """Write one more checkpoint, and set the time of the next."""
         began = time.monotonic()
         try:
             with self.signals.deferred():
@@ -90,7 +93,7 @@ class FolderCheckpointer:
                 self.signals.ignore_further()
 
     def end(self) -> None:
-        """What is left takes a moment only."""
+        """Called when training ends; ignore further signals."""
         self.signals.ignore_further()
 
 
@@ -99,4 +102,4 @@ def _seconds() -> float:
     try:
         return max(float(text), 0.0)
     except ValueError:
-        raise SennError(f"{SECONDS} must be a number of seconds, and is {text!r}") from None
+        raise SennError(f"{SECONDS} must be a number of seconds, not {text!r}") from None

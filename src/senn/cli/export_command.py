@@ -1,4 +1,4 @@
-"""`senn export`: a trained network as a file or folder that needs no senn."""
+"""Write a trained network as a file or folder that needs no senn: the command `senn export`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,21 @@ _ENDINGS = {"onnx": ".onnx", "pt2": ".pt2", "python": "-python", "hub": "-hub"}
 
 
 def run(*, folder: Path, to: str, out: Path | None, overwrite: bool, license: str | None) -> int:
-    """Carry the command out."""
+    """Export a network.
+
+    Args:
+        folder: folder of the run.
+        to: format: `onnx`, `pt2`, `python` or `hub`.
+        out: file or folder to write; None for one beside the run's folder.
+        overwrite: replace an earlier export.
+        license: that the model card names; for `hub` only.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        SennError: the folder holds no network, or it can't be exported to this format.
+    """
     if license is not None and to != "hub":
         raise SennError(f"--license is for --to hub, not for {to}: only a model card names one")
     made = complete(folder)
@@ -73,7 +87,7 @@ def _graph(to: str, model: nn.Module, out: Path, inputs: Tensor, about: dict[str
 
 
 def _data(record: Any) -> tuple[Tensor, dict[str, Any]]:
-    """An example batch, and all that is done to data on their way in, JSON-able."""
+    """Return an example batch, and the encoding of the data as a JSON-able record."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(record, dict) and record.get("kind") == KIND:
         images = ImageEncoder.from_dict(record)
@@ -85,7 +99,7 @@ def _data(record: Any) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, str]:
-    """What an ONNX file says of its inputs and outputs: names of features, classes, and every constant, as JSON."""
+    """Return an ONNX file's metadata: names of features, classes, and the encoding with its constants, as JSON."""
     target = about.get("target", {})
     labels = about.get("labels", target.get("labels"))
     parts = {"classes": labels or None, "features": about.get("features"), "preprocessing": about}

@@ -1,4 +1,4 @@
-"""`senn fit`: train a network on a table or on images and write a folder that says all about it."""
+"""Train a network on a table or on images, and write its folder: the command `senn fit`."""
 
 from __future__ import annotations
 
@@ -35,18 +35,31 @@ from senn.training.round_records import first_line
 from senn.viz.plots import growth_figure
 
 SCORED, DRAWN = 1.1, 1.5
-"""Seconds after a signal by which the test is made and the figure drawn; what isn't by then is left out."""
+"""Seconds after a signal within which the test must be scored and the figure drawn, or is left out.
+
+Writing the network takes a moment more, so that a run that is asked to end has ended within two seconds.
+"""
 
 
 def run(**parsed: Any) -> int:
-    """Carry the command out, with those of its arguments that were given."""
+    """Train a network.
+
+    Args:
+        **parsed: arguments of the command that were given.
+
+    Returns:
+        Exit code: 0, or 128 plus the number of the signal that ended the run.
+
+    Raises:
+        SennError: the data or an option is wrong, or the folder can't be written.
+    """
     arguments = FitArguments.from_parsed(parsed)
     with processes() as communicator:
         return _run_main(arguments, communicator) if communicator.rank == 0 else _run_worker(arguments, communicator)
 
 
 def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
-    """Train with the first process, without a word and without a file."""
+    """Train together with the first process, without printing or writing anything."""
     try:
         with communicator.fail_together("read the run"):
             pass
@@ -58,7 +71,7 @@ def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
         with communicator.fail_together("open the folder"):
             pass
     except SennError:
-        return 2  # the first process says why
+        return 2  # the first process prints why
     with Signals() as signals:
         checkpointer = WorkerCheckpointer(
             communicator, signals, shared_state(communicator, None, arguments.resume or arguments.out or Path())
@@ -70,7 +83,7 @@ def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
 
 
 def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
-    """Do all that one process does, or the first of several."""
+    """Run the command in one process, or in the first of several."""
     with communicator.fail_together("read the run"):
         options, saved = arguments.options()
     with communicator.fail_together("begin"):
@@ -114,26 +127,26 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
     if written:
         _report_outcome(say, out, results, as_json=arguments.json)
     if trained.interrupted:
-        kept = "the best network so far is kept" if written else f"{out} still holds the run before"
-        print(f"senn: interrupted; {kept}; to go on: senn fit --resume {out}", file=sys.stderr)
+        kept = "the best network so far is saved" if written else f"{out} still holds the earlier run"
+        print(f"senn: interrupted; {kept}; to resume: senn fit --resume {out}", file=sys.stderr)
     return signals.code if trained.interrupted else 0
 
 
 def _open_run(
     folder: RunFolder, signals: Signals, options: FitOptions, preparation: Prepared, *, is_resumed: bool
 ) -> FolderCheckpointer:
-    """What keeps the run, which begins or goes on."""
+    """Note a new run in its folder, or check a resumed one, and return its checkpointer."""
     about = {"data": preparation.digest(), "versions": _versions(), "threads": torch.get_num_threads()}
     if not is_resumed:
         folder.begin(options.with_absolute_paths(), **about)
         return FolderCheckpointer(folder, signals)
     if folder.about.get("data") != about["data"]:
-        raise SennError(f"the data of the run in {str(folder.path)!r} have changed since: it can't go on with others")
+        raise SennError(f"the data of the run in {str(folder.path)!r} have changed since, so it can't be resumed")
     checkpointer = FolderCheckpointer(folder, signals, resume=True)
     for name in ("versions", "threads"):
         if folder.about.get(name) != about[name]:
             checkpointer.notes.append(
-                f"{name} are others than at the beginning, so the last digits may differ from now on"
+                f"{name} have changed since the beginning, so the last digits may differ from now on"
             )
     return checkpointer
 
@@ -143,7 +156,7 @@ def _prepare(options: FitOptions) -> Prepared:
 
 
 class _Speaker:
-    """Prints plain lines, as they are."""
+    """Print plain lines: names from the data are no markup, and long lines aren't wrapped."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -154,7 +167,7 @@ class _Speaker:
 
 @contextmanager
 def _going_on(checkpointer: FolderCheckpointer) -> Iterator[None]:
-    """One sentence for what comes of a checkpoint that holds something else than was written."""
+    """Turn whatever a forged or damaged checkpoint raises into one sentence."""
     try:
         yield
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -163,11 +176,11 @@ def _going_on(checkpointer: FolderCheckpointer) -> Iterator[None]:
             and not checkpointer.communicator.is_single
             and checkpointer.folder.has_checkpoint
         ):  # a lost process
-            raise type(error)(f"{error}; to go on: senn fit --resume {checkpointer.folder.path}") from error
+            raise type(error)(f"{error}; to resume: senn fit --resume {checkpointer.folder.path}") from error
         if checkpointer.state is None or isinstance(error, SennError):
             raise
         what = f"{type(error).__name__}: {first_line(error)}"
-        raise SennError(f"the run can't go on from its checkpoint: {what}") from error
+        raise SennError(f"the run can't be resumed from its checkpoint: {what}") from error
 
 
 def _train(
@@ -183,7 +196,7 @@ def _train(
 
 
 def _results(preparation: Prepared, trained: TrainResult, scores: dict[str, float | None]) -> dict[str, Any]:
-    """The content of results.json."""
+    """Return the content of results.json."""
     recipe = preparation.recipe
     results = {
         "task": preparation.task,
@@ -205,7 +218,7 @@ def _results(preparation: Prepared, trained: TrainResult, scores: dict[str, floa
 
 
 def _versions() -> dict[str, str]:
-    """Of what computes."""
+    """Return the versions of the packages that compute."""
     packages = ("torch", "numpy", "pandas", "scikit-learn")
     return {"senn": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
 
@@ -250,14 +263,14 @@ def _show_plan(say: _Speaker, preparation: Prepared, *, as_json: bool) -> None:
         say(f"  {line}")
     for note in preparation.notes:
         say(f"  note: {note}")
-    say(f"of the training rows, {plan['fitted_rows']:,} to fit, {plan['validation_rows']:,} for validation")
+    say(f"training rows: {plan['fitted_rows']:,} to fit on, {plan['validation_rows']:,} for validation")
     say(
         f"{preparation.task}, {plan['optimizer']}, {plan['policy']}: at most {plan['epochs']} epochs "
         f"({plan['steps']:,} steps), growing until step {plan['growth_until_step']:,} at the latest"
     )
     unit = f"{'up to ' if about.get('kind') == 'images' else ''}{plan['parameters_per_unit']:,} parameters"
     say(
-        f"starts with hidden layers {widths(plan['architecture'])}, {plan['parameters']:,} parameters; a unit more has "
-        f"{unit} and must promise {plan['price_per_unit']:.3g} nats per sample"
+        f"starts with hidden layers {widths(plan['architecture'])}, {plan['parameters']:,} parameters; "
+        f"one more unit has {unit} and has to lower the loss by {plan['price_per_unit']:.3g} nats per sample"
     )
     say("nothing was written (--dry-run)")

@@ -1,4 +1,4 @@
-"""What `senn fit` was called with: the options of a run that begins, or those kept with a run that is resumed."""
+"""Arguments of `senn fit`, and the options of a run that begins or is resumed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from senn.runs.fit_options import option_name
 
 @dataclass(frozen=True, kw_only=True)
 class FitArguments:
-    """Arguments of one call of `senn fit`.
+    """Arguments of one call of `senn fit`, sorted into those of the run and those of the call.
 
     Attributes:
-        stated: options of the run that the call states, by the names of `FitOptions`, ready for `FitOptions.from_dict`.
+        stated: options of the run that are given, by field of `FitOptions`, as `FitOptions.from_dict` takes them.
         out: folder for the results; None for `runs/NAME`.
         resume: folder of the run to resume; None for one that begins.
         overwrite: replace the run that `out` holds.
@@ -40,7 +40,7 @@ class FitArguments:
 
     @classmethod
     def from_parsed(cls, parsed: Mapping[str, Any]) -> FitArguments:
-        """Sort parsed arguments, of which only those are there that were given."""
+        """Sort parsed arguments; `parsed` holds only those that were given."""
         own = {name: value for name, value in parsed.items() if name in cls.__dataclass_fields__}
         stated = {name: value for name, value in parsed.items() if name not in own and value is not None}
         if "column" in stated:
@@ -49,14 +49,17 @@ class FitArguments:
 
     @property
     def is_silent(self) -> bool:
-        """True if standard output isn't for lines that people read."""
+        """True if nothing but errors or JSON may be printed."""
         return self.quiet or self.json
 
     def options(self) -> tuple[FitOptions | None, SavedRun | None]:
-        """Options of the run, and the run itself if it is to be resumed; no options for one that is complete.
+        """Return the options of the run, and the run itself if it is resumed.
+
+        Returns:
+            The options, None for a run that is complete; the saved run, None for one that begins.
 
         Raises:
-            SennError: no data are named, there is nothing to resume, or the call contradicts the run.
+            SennError: DATA is missing, there is nothing to resume, or the call contradicts the run.
         """
         if self.resume is None:
             if "data" not in self.stated:
@@ -74,19 +77,17 @@ class FitArguments:
 
     def _refuse_changes_of_a_complete_run(self, saved: SavedRun) -> None:
         if saved.results is not None and saved.results.get("interrupted"):
-            raise SennError(f"the run in {str(self.resume)!r} was interrupted, but what it would go on from is gone")
+            raise SennError(f"the run in {str(self.resume)!r} was interrupted, but its checkpoints are gone")
         for option in map(option_name, self.stated):
-            complaint = f"the run in {str(self.resume)!r} is complete, {option} can't change it"
-            raise SennError(f"{complaint}; begin another with --out")
+            complaint = f"the run in {str(self.resume)!r} is complete, so {option} can't change it"
+            raise SennError(f"{complaint}; start another with --out")
 
     def _refuse_contradictions(self, kept: FitOptions) -> None:
         for name in ("out", "overwrite", "dry_run"):
             if getattr(self, name):
-                raise SennError(f"{option_name(name)} makes no sense with --resume: the run stays where it is")
+                raise SennError(f"{option_name(name)} can't be combined with --resume: the run stays where it is")
         now = FitOptions.from_dict({"data": kept.data, **self.stated}).with_absolute_paths()
         for name in self.stated:
             if getattr(now, name) != getattr(kept, name):
-                complaint = (
-                    f"{option_name(name)} says another thing than the run in {str(self.resume)!r} was begun with"
-                )
-                raise SennError(f"{complaint}; leave it out")
+                complaint = f"{option_name(name)} contradicts the run in {str(self.resume)!r}"
+                raise SennError(f"{complaint}, which was started with another value; leave it out")

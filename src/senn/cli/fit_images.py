@@ -1,4 +1,4 @@
-"""Images on their way through `senn fit` and `senn predict`."""
+"""Prepare images for `senn fit`, and predict their classes for `senn predict`."""
 
 from __future__ import annotations
 
@@ -35,22 +35,24 @@ from senn.training.image_training import PRICES, build_conv_net, image_config, s
 from senn.training.run_state import Checkpointer
 
 SMALLEST, LARGEST = 8, 512
-"""Sides that may be asked for."""
+"""Least and largest side of `--image-size`, in pixels: below, convolutions see no shapes; above, memory runs out."""
 
 _AT_ONCE = 500
+"""Images in one forward pass: more are hardly faster, and need more memory."""
 _MOST_NAMED = 20
+"""Unreadable files that are named one by one."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ImagePreparation:
-    """Images as numbers; a `Prepared`.
+    """Hold images as numbers; implements `Prepared`.
 
     Attributes:
-        collection: as read.
+        collection: the images as read.
         train_part: images to train on.
         test_part: images held out for the test.
-        encoder: what is done to new images.
-        recipe: all choices of training.
+        encoder: encoding of new images.
+        recipe: training configuration.
     """
 
     collection: Collection
@@ -61,21 +63,21 @@ class ImagePreparation:
 
     @property
     def name(self) -> str:
-        """Of the set or its folder."""
+        """Name of the data set, or of its folder."""
         return self.collection.name
 
     @property
     def task(self) -> Literal["classification"]:
-        """Always classes."""
+        """Task of the network: images are only classified."""
         return "classification"
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, by name."""
+        """Remarks on the images, with the files that were left out."""
         left_out = self.collection.left_out
         notes = [*self.collection.notes]
         if left_out:
-            notes.append(f"{_images(len(left_out))} that can't be read left out:")
+            notes.append(f"left out {_images(len(left_out))} that can't be read:")
             notes += [one.reason for one in left_out[:_MOST_NAMED]]
             if len(left_out) > _MOST_NAMED:
                 notes.append(f"... and {len(left_out) - _MOST_NAMED:,} more")
@@ -83,11 +85,11 @@ class ImagePreparation:
 
     @property
     def start(self) -> tuple[int, ...]:
-        """Widths of the convolutions at the start."""
+        """Widths of the convolutions before training."""
         return self.recipe.hidden or start_widths(self.encoder.side)
 
     def line(self) -> str:
-        """The data in one line."""
+        """Describe the data in one line."""
         train, test = len(self.train_part), len(self.test_part)
         side, channels = self.encoder.side, self.encoder.channels
         return (
@@ -96,15 +98,16 @@ class ImagePreparation:
         )
 
     def details(self) -> list[str]:
-        """How many images each class has."""
+        """Count the training images of each class."""
         counts = np.bincount(self.train_part.labels, minlength=len(self.encoder.labels))
         named = [f"{label} ({count:,})" for label, count in zip(self.encoder.labels, counts, strict=True)]
         more = f" and {len(named) - 8:,} more" if len(named) > 8 else ""
         return [f"to train on: {', '.join(named[:8])}{more}"]
 
     def summary(self) -> dict[str, Any]:
-        """The data and what will be made of it, JSON-able."""
+        """Describe the data and their encoding as a JSON-able record, for `results.json`."""
         encoder = self.encoder
+        left_out = [{"file": one.name, "reason": one.reason} for one in self.collection.left_out]
         return {
             "name": self.name,
             "kind": "images",
@@ -114,26 +117,33 @@ class ImagePreparation:
             "shape": [encoder.side, encoder.side, encoder.channels],
             "classes": list(encoder.labels),
             "flip": encoder.flip,
-            "left_out": [{"file": one.name, "reason": one.reason} for one in self.collection.left_out],
+            "left_out": left_out,
             "notes": list(self.collection.notes),
         }
 
     def plan(self) -> dict[str, Any]:
-        """What training would start from, and what growth costs there, JSON-able."""
-        model, hidden, taps = _fresh(self.encoder, self.recipe), self.start, 9
+        """Describe the start of training and the price of growth there, JSON-able."""
+        model, hidden = _fresh(self.encoder, self.recipe), self.start
+        taps = 9  # weights of a 3 x 3 kernel
         reads = [self.encoder.channels, *hidden[:-1]]
         read_by = [*(taps * width for width in hidden[1:]), len(self.encoder.labels)]
+        # One more channel: its kernel, its scale and shift in the norm, and the weights that read it.
         unit = max(taps * before + 2 + after for before, after in zip(reads, read_by, strict=True))
         labels = _tensor(self.train_part.labels)
         return planned(model, self.recipe, hidden, labels, unit)
 
     def digest(self) -> str:
-        """A checksum of the data as numbers and of how they were made."""
+        """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
         parts = self.train_part, self.test_part
         return checksum_of(self.record(), *(array for part in parts for array in (part.pixels, part.labels)))
 
     def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
-        """A network."""
+        """Train a network.
+
+        Args:
+            callbacks: that hear of every record.
+            checkpointer: keeps the run's state, and has the state to resume from; None to keep nothing.
+        """
         return train_images(
             _tensor(planes(self.train_part)),
             _tensor(self.train_part.labels),
@@ -146,26 +156,26 @@ class ImagePreparation:
         )
 
     def test(self, model: nn.Module) -> dict[str, float | None]:
-        """Its accuracy and log loss (nats) on what was held out."""
+        """Score a network on the test part: accuracy, and log loss in nats."""
         log = image_outputs(model, self.encoder, planes(self.test_part)).log_softmax(-1)
         truth = _tensor(self.test_part.labels)
         hits = (log.argmax(1) == truth).double().mean()
         return {"accuracy": hits.item(), "log_loss": -log[torch.arange(len(truth)), truth].mean().item()}
 
     def record(self) -> dict[str, Any]:
-        """The encoding of the images."""
+        """Return the encoding of the images, JSON-able."""
         return self.encoder.to_dict()
 
 
 def _fresh(encoder: ImageEncoder, recipe: TrainConfig) -> ConvNet:
-    """The network that training starts from, but for its numbers."""
+    """Build a network like the one that training starts from; its parameters are other draws."""
     hidden = recipe.hidden or start_widths(encoder.side)
     with torch.random.fork_rng(devices=[]):
         return build_conv_net(encoder.channels, encoder.side, len(encoder.labels), hidden)
 
 
 def _encoder(collection: Collection, train: Images, no_flip: bool) -> ImageEncoder:
-    """What the training images say of all others. Grey ones may be letters or digits, which mirroring would change."""
+    """Fit the encoding to the training images."""
     pixels = train.pixels
     _, side, _, channels = pixels.shape
     standard = ChannelStats.of(_tensor(planes(train)))
@@ -177,7 +187,8 @@ def _encoder(collection: Collection, train: Images, no_flip: bool) -> ImageEncod
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    """An array as a tensor; one that is mapped from a file can't be written to, and is copied."""
+    """Convert an array to a tensor."""
+    # An array that is mapped from a file can't be written to: torch warns of it, so it is copied.
     return torch.from_numpy(np.require(array, requirements="W"))
 
 
@@ -187,43 +198,67 @@ def _images(count: int) -> str:
 
 @torch.no_grad()
 def image_outputs(model: nn.Module, encoder: ImageEncoder, pixels: NDArray[np.uint8]) -> Tensor:
-    """The network's outputs for (n, C, side, side) bytes, (n, classes), in float64."""
+    """Compute a network's outputs for images, in batches.
+
+    Args:
+        model: network of `senn fit`.
+        encoder: encoding of its images.
+        pixels: (n, channels, side, side) uint8.
+
+    Returns:
+        (n, classes) float64 logits.
+    """
     standard = ChannelStats(mean=encoder.mean, std=encoder.std)
     return torch.cat([model(standard(part)) for part in torch.split(_tensor(pixels), _AT_ONCE)]).double()
 
 
 def prepare_images(options: FitOptions) -> ImagePreparation:
-    """Read and split the images, and settle the recipe, before anything is written or trained.
+    """Read and split images, and choose their recipe, before anything is written.
+
+    Args:
+        options: of the run.
+
+    Returns:
+        Data ready for training.
 
     Raises:
-        SennError: for whatever is wrong with the images or the options, by name.
+        SennError: naming the file or option that is wrong.
     """
     refuse_options(options, ("target", "column"), "tables, and {data} holds images")
     if options.task == "regression":
-        raise SennError(f"{options.data!r} holds images, of which senn learns classes only, not --task regression")
+        raise SennError(
+            f"{options.data!r} holds images, and senn only classifies images: --task regression is for tables"
+        )
     if options.image_size is not None and not SMALLEST <= options.image_size <= LARGEST:
-        raise SennError(f"--image-size must be from {SMALLEST} to {LARGEST}, and is {options.image_size:,}")
+        raise SennError(f"--image-size must be from {SMALLEST} to {LARGEST}, not {options.image_size:,}")
     recipe = image_config(policy=chosen_policy(options, PRICES), **recipe_fields(options))
     data_dir = None if options.data_dir is None else Path(options.data_dir)
     collection = collect(options.data, options.image_size, data_dir)
     train, test = collection.train, collection.test
     if len(train) < FEWEST_ROWS:
-        raise SennError(f"there are {_images(len(train))}; at least {FEWEST_ROWS} are needed to learn from")
+        raise SennError(f"there are {_images(len(train))}; at least {FEWEST_ROWS} are needed")
     if test is None:
         kept, held_out = split(len(train), options.test_fraction, options.seed, train.labels)
         train, test = train.take(kept), train.take(held_out)
     encoder = _encoder(collection, train, options.no_flip)
     check_start(_fresh(encoder, recipe), recipe, "classification")
-    return ImagePreparation(collection, train, test, encoder, recipe)
+    return ImagePreparation(collection=collection, train_part=train, test_part=test, encoder=encoder, recipe=recipe)
 
 
 def predict_images(model: nn.Module, encoder: ImageEncoder, sources: Sequence[str], proba: bool) -> pd.DataFrame:
-    """For each image that can be read its name, the most probable class and, if asked for, every class's probability.
+    """Predict the classes of images; files that can't be read are named on stderr.
 
-    Others are named on stderr, with their number.
+    Args:
+        model: network of `senn fit`.
+        encoder: encoding of its images.
+        sources: files and folders.
+        proba: add the probability of each class.
+
+    Returns:
+        A row for each image that can be read: `file`, `prediction`, and with `proba` a column for each class.
 
     Raises:
-        SennError: if there is no image that can be read, or a source isn't there.
+        SennError: no image can be read, or a source doesn't exist.
     """
     names: list[str] = []
     values: list[NDArray[np.float64]] = []
@@ -234,9 +269,9 @@ def predict_images(model: nn.Module, encoder: ImageEncoder, sources: Sequence[st
         if found:
             values.append(image_outputs(model, encoder, planes(Images(pixels, np.zeros(len(found), np.int64)))).numpy())
     if not names:
-        raise SennError(f"there is no image that can be read: {reasons[0]}")
+        raise SennError(f"no image can be read: {reasons[0]}")
     if reasons:
-        print(f"senn: {_images(len(reasons))} that can't be read left out:", file=sys.stderr)
+        print(f"senn: left out {_images(len(reasons))} that can't be read:", file=sys.stderr)
         print("\n".join(f"senn: {' '.join(reason.split())}" for reason in reasons), file=sys.stderr)
     outputs = np.concatenate(values)
     columns = {

@@ -1,4 +1,4 @@
-"""From the arguments of `senn fit` to numbers ready for training: the table, its split, its encoding, the recipe."""
+"""Prepare a table for `senn fit`: read it, split it, encode it, and choose the recipe."""
 
 from __future__ import annotations
 
@@ -27,68 +27,81 @@ from senn.training.train_result import count_parameters
 from senn.training.train_step import build_model, build_optimizer, loss_function, resolve_policy
 
 FEWEST_ROWS = 8
+"""Least rows of a table, and least images: below it neither the test nor the validation part means anything."""
+
+_MOST_NAMED = 8
+"""Columns of one kind that are listed by name."""
 
 
 class Prepared(Protocol):
-    """Data ready for training, of whatever kind."""
+    """Data ready for training, whether a table or images."""
 
     @property
     def recipe(self) -> TrainConfig:
-        """All choices of training."""
+        """Training configuration of the run."""
 
     @property
     def name(self) -> str:
-        """Of the data."""
+        """Short name of the data, after which the run's folder is called."""
 
     @property
     def task(self) -> Task:
-        """What is learnt."""
+        """Task that the network learns."""
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on the data, one sentence each."""
+        """Remarks on the data for the user, one sentence each."""
 
     @property
     def start(self) -> tuple[int, ...]:
-        """Widths of the hidden layers at the start."""
+        """Widths of the hidden layers before training."""
 
     def line(self) -> str:
-        """The data in one line."""
+        """Describe the data in one line."""
 
     def details(self) -> list[str]:
-        """More lines on them."""
+        """Describe the data in more lines, for a dry run."""
 
     def summary(self) -> dict[str, Any]:
-        """The data and what will be made of it, JSON-able."""
+        """Describe the data and their encoding as a JSON-able record, for `results.json`."""
 
     def plan(self) -> dict[str, Any]:
-        """What training would start from, and what growth costs there, JSON-able."""
+        """Describe the start of training and the price of growth there, JSON-able."""
 
     def digest(self) -> str:
-        """A checksum of the data as numbers and of how they were made."""
+        """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
 
     def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
-        """A network."""
+        """Train a network.
+
+        Args:
+            callbacks: that hear of every record.
+            checkpointer: keeps the run's state, and has the state to resume from; None to keep nothing.
+        """
 
     def test(self, model: nn.Module) -> dict[str, float | None]:
-        """Its scores on what was held out."""
+        """Score a network on the test part.
+
+        Returns:
+            Scores by name; None for one that isn't finite.
+        """
 
     def record(self) -> dict[str, Any]:
-        """What `senn predict` must know beside the network, JSON-able."""
+        """Return what `senn predict` needs besides the network, JSON-able."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Preparation:
-    """A table as numbers; a `Prepared`.
+    """Hold a table as numbers; implements `Prepared`.
 
     Attributes:
-        table: as read.
-        encoder: fitted on the training rows.
+        table: the table as read.
+        encoder: encoding, fitted on the training rows.
         x: (rows, features) float32 training rows.
-        y: classes (rows,) long, or standardised numbers (rows, 1) float32.
-        x_test: the rows held out for the test.
-        y_test: and their targets.
-        recipe: all choices of training.
+        y: classes (rows,) int64, or standardized numbers (rows, 1) float32.
+        x_test: (test rows, features) float32 rows held out for the test.
+        y_test: their targets, like `y`.
+        recipe: training configuration.
     """
 
     table: Table
@@ -101,26 +114,26 @@ class Preparation:
 
     @property
     def name(self) -> str:
-        """Of the table."""
+        """Name of the table, from its file or data set."""
         return self.table.name
 
     @property
     def task(self) -> Task:
-        """As the target has it."""
+        """Task of the target column."""
         return self.encoder.target.task
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on single columns."""
+        """Remarks on single columns, one sentence each."""
         return self.encoder.notes
 
     @property
     def start(self) -> tuple[int, ...]:
-        """As the recipe has them."""
+        """Widths of the hidden layers before training."""
         return self.recipe.hidden
 
     def line(self) -> str:
-        """The data in one line."""
+        """Describe the data in one line."""
         about = self.summary()
         what = f"{len(about['classes'])} classes" if about["classes"] else "a number"
         return (
@@ -129,21 +142,26 @@ class Preparation:
         )
 
     def details(self) -> list[str]:
-        """The columns of each kind."""
+        """List the columns of each kind, the first few by name."""
         lines = []
         kinds = {column.name: column.kind for column in self.encoder.columns}
         for kind in sorted(set(kinds.values())):
             names = [name for name, other in kinds.items() if other == kind]
-            more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
-            lines.append(f"{kind}: {', '.join(names[:8])}{more}")
+            more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+            lines.append(f"{kind}: {', '.join(names[:_MOST_NAMED])}{more}")
         return lines
 
     def digest(self) -> str:
-        """A checksum of the data as numbers and of how they were made."""
+        """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
         return checksum_of(self.record(), self.x, self.y, self.x_test, self.y_test)
 
     def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
-        """A network."""
+        """Train a network.
+
+        Args:
+            callbacks: that hear of every record.
+            checkpointer: keeps the run's state, and has the state to resume from; None to keep nothing.
+        """
         outputs = self.encoder.target.outputs
         return train(
             self.x,
@@ -156,15 +174,19 @@ class Preparation:
         )
 
     def test(self, model: nn.Module) -> dict[str, float | None]:
-        """Its scores on what was held out."""
+        """Score a network on the test part.
+
+        Returns:
+            Scores by name; None for one that isn't finite.
+        """
         return metrics(model, self.encoder.target, self.x_test, self.y_test)
 
     def record(self) -> dict[str, Any]:
-        """The encoding of the columns."""
+        """Return the encoding of the columns, JSON-able."""
         return self.encoder.to_dict()
 
     def summary(self) -> dict[str, Any]:
-        """The data and what will be made of it, JSON-able."""
+        """Describe the data and their encoding as a JSON-able record, for `results.json`."""
         kinds = {column.name: column.kind for column in self.encoder.columns}
         target = self.encoder.target
         return {
@@ -180,14 +202,22 @@ class Preparation:
         }
 
     def plan(self) -> dict[str, Any]:
-        """What training would start from, and what growth costs there, JSON-able."""
+        """Describe the start of training and the price of growth there, JSON-able."""
         outputs = self.encoder.target.outputs
         model = build_model(self.x.shape[1], outputs, self.recipe)
         return planned(model, self.recipe, self.recipe.hidden, self.y, unit=self.x.shape[1] + 1 + outputs)
 
 
 def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
-    """SHA-256 of a JSON-able record and of arrays, with their shapes."""
+    """Return the SHA-256 of a record and of arrays, with their dtypes and shapes.
+
+    Args:
+        record: JSON-able; the order of its keys doesn't count.
+        *arrays: in this order.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for array in arrays:
         content = np.ascontiguousarray(array)
@@ -197,17 +227,21 @@ def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
 
 
 def planned(model: nn.Module, recipe: TrainConfig, hidden: Sequence[int], y: Tensor, unit: int) -> dict[str, Any]:
-    """What training would start from, JSON-able.
+    """Describe the start of training and the price of growth there, JSON-able.
 
     Args:
-        model: as it starts.
-        recipe: all choices.
-        hidden: widths of its hidden layers.
-        y: targets of all rows that aren't for the test.
-        unit: parameters that a unit more has.
+        model: network before training.
+        recipe: training configuration.
+        hidden: widths of the hidden layers.
+        y: (rows,) or (rows, 1) targets of all rows but those for the test.
+        unit: number of parameters of one more unit.
+
+    Returns:
+        Counts of rows, steps and parameters, names of the choices, and `price_per_unit` in nats per sample.
     """
-    drawn = torch.Generator().manual_seed(recipe.seed)
-    fitted, validation = validation_split(y, recipe.validation_fraction, drawn, minimum=recipe.min_validation)
+    # The same draws as training makes, so that the plan names the very rows that a run would hold out.
+    generator = torch.Generator().manual_seed(recipe.seed)
+    fitted, validation = validation_split(y, recipe.validation_fraction, generator, minimum=recipe.min_validation)
     plan = recipe.plan(len(fitted))
     return {
         "fitted_rows": len(fitted),
@@ -225,46 +259,61 @@ def planned(model: nn.Module, recipe: TrainConfig, hidden: Sequence[int], y: Ten
 
 
 def prepare(options: FitOptions) -> Preparation:
-    """Read, split and encode the table, and settle the recipe, before anything is written or trained.
+    """Read, split and encode a table, and choose its recipe, before anything is written.
+
+    Args:
+        options: of the run.
+
+    Returns:
+        Data ready for training.
 
     Raises:
-        SennError: for whatever is wrong with the table or the options, by name.
+        SennError: naming the column, row or option that is wrong.
     """
     refuse_options(options, ("image_size", "data_dir", "no_flip"), "images, and {data} is a table")
     kinds = dict(options.column)
     table = read_table(options.data, text=[name for name, kind in kinds.items() if kind == "category"])
     name = options.target or table.target
     if name is None:
-        which = f"which column of {options.data!r} is to be predicted? Name it with --target"
+        which = f"the column of {options.data!r} to predict isn't known; name it with --target"
         raise SennError(f"{which}; the table has {listed(table.frame.columns)}")
     check_names(table.frame, name)
     if name in kinds:
-        raise SennError(f"{name!r} is the target; --task says how it is read, not --column")
+        raise SennError(f"{name!r} is the target; use --task to say how it is read, not --column")
     rows = len(table.frame)
     if rows < FEWEST_ROWS:
-        raise SennError(f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed to learn from")
+        raise SennError(f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed")
     target = Target.fit(name, table.frame[name], options.task)
     classes = target.encode(table.frame[name]) if target.task == "classification" else None
     train, test = split(rows, options.test_fraction, options.seed, classes)
     parts = table.frame.iloc[train], table.frame.iloc[test]
-    encoder = TableEncoder.fit(parts[0], name, target.task, kinds)
+    # Classes are known from all rows; mean and scale are those of the training rows, or the test would leak into them.
+    encoder = TableEncoder.fit(parts[0], target.scaled_to(parts[0][name]), kinds=kinds)
     (x, y), (x_test, y_test) = (
         (torch.from_numpy(encoder.transform(part)), torch.from_numpy(encoder.target.encode(part[name])))
         for part in parts
     )
-    return Preparation(table, encoder, x, y, x_test, y_test, _recipe(options, encoder, x.shape[1]))
+    return Preparation(
+        table=table,
+        encoder=encoder,
+        x=x,
+        y=y,
+        x_test=x_test,
+        y_test=y_test,
+        recipe=_recipe(options, encoder, x.shape[1]),
+    )
 
 
 def refuse_options(options: FitOptions, names: Sequence[str], reason: str) -> None:
-    """Refuse options of another kind of data.
+    """Refuse options that are meant for another kind of data.
 
     Args:
         options: of the run.
-        names: fields of those that would have no meaning.
-        reason: what they are for, and what `{data}` is.
+        names: fields of the options that have no meaning here.
+        reason: end of the sentence, in which `{data}` stands for the data.
 
     Raises:
-        SennError: naming the first that is given.
+        SennError: naming the first of these options that isn't at its default.
     """
     record = options.to_dict()
     for name in names:
@@ -273,7 +322,7 @@ def refuse_options(options: FitOptions, names: Sequence[str], reason: str) -> No
 
 
 def _recipe(options: FitOptions, encoder: TableEncoder, features: int) -> TrainConfig:
-    """The default recipe but for what the options say, checked as far as can be without training."""
+    """Build the recipe of defaults and options, checked as far as is possible by now."""
     recipe = TrainConfig(policy=chosen_policy(options), **recipe_fields(options))
     with torch.random.fork_rng(devices=[]):
         model = build_model(features, encoder.target.outputs, recipe)
@@ -282,17 +331,22 @@ def _recipe(options: FitOptions, encoder: TableEncoder, features: int) -> TrainC
 
 
 def recipe_fields(options: FitOptions) -> dict[str, Any]:
-    """Fields of a recipe that the options set."""
+    """Return the fields of a recipe that the options set."""
     record = options.to_dict()
     names = ("seed", "optimizer", "epochs", "max_params")
     return {name: record[name] for name in names if record[name] is not None}
 
 
 def check_start(model: nn.Module, recipe: TrainConfig, task: Task) -> None:
-    """Refuse an optimizer that there isn't, and a budget that the network exceeds from the start.
+    """Refuse an unknown optimizer, and a budget that the network exceeds before training.
+
+    Args:
+        model: network before training.
+        recipe: training configuration.
+        task: that the network learns.
 
     Raises:
-        SennError: saying so.
+        SennError: naming the optimizer or the budget.
     """
     build_optimizer(model, recipe, loss_function(task))
     smallest = count_parameters(model)
@@ -301,7 +355,15 @@ def check_start(model: nn.Module, recipe: TrainConfig, task: Task) -> None:
 
 
 def chosen_policy(options: FitOptions, prices: PricePolicy | None = None) -> Policy:
-    """Build the growth policy that the options name; `prices` is the price policy where they set nothing of it."""
+    """Build the growth policy that the options name.
+
+    Args:
+        options: of the run.
+        prices: price policy to start from; None for the default.
+
+    Raises:
+        SennError: an option belongs to the other policy.
+    """
     if options.policy != "price" and options.kappa is not None:
         raise SennError("--kappa belongs to --policy price")
     for name, value in (("--tau", options.tau), ("--alpha", options.alpha)):

@@ -1,4 +1,4 @@
-"""A trained network's outputs, and how good they are."""
+"""Compute and score the outputs of a trained network."""
 
 from __future__ import annotations
 
@@ -12,27 +12,50 @@ from torch import Tensor, nn
 from senn.data import Target
 
 CHUNK = 65_536
+"""Rows in one forward pass, so that a large table needs little memory."""
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, x: Tensor) -> NDArray[Any]:
-    """The network's outputs for (rows, features), (rows, outputs), in float64."""
+    """Compute a network's outputs for a table.
+
+    Args:
+        model: network of `senn fit`.
+        x: (rows, features) float32.
+
+    Returns:
+        (rows, outputs) float64.
+    """
     return torch.cat([model(part) for part in torch.split(x, CHUNK)]).double().numpy()
 
 
 def probabilities(values: NDArray[Any]) -> NDArray[Any]:
-    """Softmax over the last dimension."""
+    """Return the softmax of logits over the last dimension."""
     return torch.from_numpy(values).softmax(dim=-1).numpy()
 
 
 def metrics(model: nn.Module, target: Target, x: Tensor, y: Tensor) -> dict[str, float | None]:
-    """Accuracy and log loss (nats), or R squared, root mean squared and mean absolute error in the target's unit."""
+    """Score a network on the rows of a table.
+
+    Args:
+        model: network of `senn fit`.
+        target: column that it predicts.
+        x: (rows, features) float32.
+        y: encoded targets of the rows.
+
+    Returns:
+        `accuracy` and `log_loss` (nats) of classes; `r2`, `rmse` and `mae` of numbers, the last two in the target's
+        unit, and `r2` None for rows of one value.
+    """
     values, truth = outputs(model, x), y.numpy()
     if target.task == "classification":
         log = torch.from_numpy(values).log_softmax(dim=-1).numpy()
         hits = values.argmax(axis=1) == truth
-        return {"accuracy": float(hits.mean()), "log_loss": float(-log[np.arange(len(truth)), truth].mean())}
+        log_loss = -log[np.arange(len(truth)), truth].mean()
+        return {"accuracy": float(hits.mean()), "log_loss": float(log_loss)}
     error = values - truth  # in standard deviations, whose squares don't overflow
-    spread, square = float(truth.astype(np.float64).var()), float((error**2).mean())
-    r2 = 1 - square / spread if spread > 0 else None
-    return {"r2": r2, "rmse": square**0.5 * target.scale, "mae": float(np.abs(error).mean()) * target.scale}
+    variance = float(truth.astype(np.float64).var())
+    square = float((error**2).mean())
+    r2 = 1 - square / variance if variance > 0 else None
+    mae = float(np.abs(error).mean())
+    return {"r2": r2, "rmse": square**0.5 * target.scale, "mae": mae * target.scale}

@@ -1,4 +1,4 @@
-"""`senn predict`: the predictions of a trained network for another table, or for other images."""
+"""Predict with a trained network on another table or other images: the command `senn predict`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,26 @@ from senn.training.round_records import first_line
 
 
 def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> int:
-    """Carry the command out."""
+    """Write predictions as CSV.
+
+    Args:
+        folder: folder of the run.
+        data: a table, or files and folders of images.
+        proba: add the probability of each class.
+        out: file to write; None for standard output.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        SennError: the folder holds no network of `senn fit`, or the data don't fit it.
+    """
     folder = complete(folder)
     if (folder / RESULTS).exists():
         check(folder, (DESCRIPTION, WEIGHTS))
     record = load_extra(folder).get("encoder")
     if record is None:
-        raise SennError(f"the model in {str(folder)!r} wasn't made by 'senn fit': it knows no columns")
+        raise SennError(f"the model in {str(folder)!r} wasn't made by 'senn fit', so the columns it needs are unknown")
     try:
         if isinstance(record, dict) and record.get("kind") == KIND:
             frame = predict_images(load(folder), ImageEncoder.from_dict(record), data, proba)
@@ -47,10 +60,10 @@ def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> 
 
 
 def _predict_table(folder: Path, encoder: TableEncoder, tables: Sequence[str], proba: bool) -> pd.DataFrame:
-    """A row for each of the table's."""
+    """Predict the rows of a table, in their order."""
     target = encoder.target
     if proba and target.task != "classification":
-        raise SennError(f"--proba makes no sense here: {target.name!r} is a number, not a class")
+        raise SennError(f"--proba is for classes, and {target.name!r} is a number")
     if len(tables) > 1:
         raise SennError(f"the model in {str(folder)!r} predicts the rows of one table, not of {len(tables)}")
     model = load(folder)

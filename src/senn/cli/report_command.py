@@ -1,4 +1,4 @@
-"""`senn report`: one run, or several side by side, as a page to look at."""
+"""Write a page about one run, or about several side by side: the command `senn report`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,22 @@ from senn.runs import REPORT, complete, read
 from senn.viz.report import RunReport, page
 
 _MOST = 20
-"""Runs on one page."""
+"""Runs on one page: curves of more can't be told apart."""
 
 
 def run(*, folders: Sequence[Path], out: Path | None) -> int:
-    """Carry the command out."""
+    """Write the page.
+
+    Args:
+        folders: folders of the runs.
+        out: the page; None for `report.html` in the folder of the run, or `comparison.html` here for several.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        SennError: a folder holds no run or a damaged one, or the page would replace another file.
+    """
     if len(folders) > _MOST:
         raise SennError(f"a report compares up to {_MOST} runs, not {len(folders)}")
     out = out or (folders[0] / REPORT if len(folders) == 1 else Path("comparison.html"))
@@ -31,23 +42,23 @@ def run(*, folders: Sequence[Path], out: Path | None) -> int:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """A report may replace a page, and nothing else."""
+    """Refuse to replace any file but a page."""
     if out.is_dir():
         raise SennError(f"{str(out)!r} is a folder: --out names the file to write")
     if out.exists() and not out.read_bytes()[:15].lower().startswith(b"<!doctype html>"):
-        raise SennError(f"{str(out)!r} is no page, and a report doesn't replace it; choose another --out")
+        raise SennError(f"{str(out)!r} isn't an HTML page, so the report doesn't replace it; choose another --out")
 
 
 def _run_report(folder: Path) -> RunReport:
     saved = read(folder)
     name = folder.resolve().name or str(folder)
     if saved.results is None and not saved.history:
-        raise SennError(f"{str(folder)!r} holds a run that has only just begun: there is nothing to tell yet")
+        raise SennError(f"{str(folder)!r} holds a run that has only just begun: there is nothing to report yet")
     return RunReport(name, saved.history, saved.results, None if saved.results is None else _code(folder))
 
 
 def _code(folder: Path) -> str | None:
-    """The network as source; None, and a note, for one of classes that aren't senn's or PyTorch's."""
+    """Return the network as source; None, with a note on stderr, if it has layers that aren't senn's or PyTorch's."""
     try:
         return python_source(load(complete(folder)))
     except SennError as error:

@@ -1,4 +1,4 @@
-"""`senn reproduce`: the paper's experiments."""
+"""Run an experiment of the paper: the command `senn reproduce`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,23 @@ def run(
     full: bool,
     device: str | None,
 ) -> int:
-    """Carry the command out: the folder of results is written whole or left as it was."""
+    """Run an experiment; the folder of results is written whole, or left as it was.
+
+    Args:
+        experiment: name of the experiment.
+        seeds: number of random seeds; None for the default.
+        out: folder for the results; None for `runs/EXPERIMENT`.
+        overwrite: replace the results that the folder holds.
+        data_dir: folder of the images; None for that in SENN_DATA, or a download.
+        full: run at the paper's size.
+        device: device for experiments on images; None for CUDA if it is available, else the CPU.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        SennError: the experiments aren't installed, or an option doesn't fit the experiment.
+    """
     images = _image_options(experiment, data_dir, device)
     module = reproduce_module(experiment.replace("-", "_"), "senn reproduce")
     seeds = seeds or EXPERIMENTS[experiment].seeds
@@ -39,10 +55,10 @@ def run(
 
 
 def _image_options(experiment: str, data_dir: Path | None, device: str | None) -> dict[str, Any]:
-    """What experiments on images take besides.
+    """Return the options of experiments on images.
 
     Raises:
-        SennError: another experiment is given it, or PyTorch can't compute on the device here.
+        SennError: the experiment has no images, or PyTorch can't compute on the device.
     """
     options = {"data_dir": data_dir, "device": device}
     if EXPERIMENTS[experiment].images:
@@ -51,7 +67,7 @@ def _image_options(experiment: str, data_dir: Path | None, device: str | None) -
         return options
     for name, value in options.items():
         if value is not None:
-            raise SennError(f"--{name.replace('_', '-')} is for experiments on images, and {experiment} has none")
+            raise SennError(f"--{name.replace('_', '-')} is for experiments on images, which {experiment} isn't")
     return {}
 
 

@@ -1,4 +1,4 @@
-"""`senn show`: what a folder written by `senn fit` holds."""
+"""Print what a folder written by `senn fit` holds: the command `senn show`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from senn.runs import HISTORY, RESULTS, SavedRun, read
 
 
 def run(*, folder: Path, json: bool) -> int:
-    """Carry the command out."""
+    """Print a run's scores, architecture and changes.
+
+    Args:
+        folder: folder of the run.
+        json: print the results as one JSON document instead.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        SennError: the folder holds no run, or a damaged one.
+    """
     saved = read(folder)
     if json:
         print(dumps(_unfinished(saved) if saved.results is None else saved.results, ensure_ascii=False))
@@ -26,13 +37,13 @@ def run(*, folder: Path, json: bool) -> int:
     if saved.unfinished:
         is_same = saved.results is None or saved.results["interrupted"]
         what = "it is unfinished" if is_same else "a run that is to replace it is unfinished"
-        lines.append(f"{what}; to go on: senn fit --resume {folder}")
+        lines.append(f"{what}; to resume: senn fit --resume {folder}")
     print("\n".join(lines))
     return 0
 
 
 def _unfinished(saved: SavedRun) -> dict[str, Any]:
-    """What is known of a run that has no results yet, JSON-able."""
+    """Return what is known of a run without results, JSON-able."""
     last = next((record for record in reversed(saved.history) if record["event"] == "epoch"), None)
     return {"unfinished": True, "arguments": _arguments(saved), "records": len(saved.history), "last": last}
 
@@ -42,7 +53,7 @@ def _arguments(saved: SavedRun) -> list[str]:
 
 
 def _so_far(saved: SavedRun) -> list[str]:
-    """How far a run has come."""
+    """Return lines on how far an unfinished run has got."""
     lines = [f"unfinished: senn fit {shlex.join(_arguments(saved))}"]
     epochs = [record for record in saved.history if record["event"] == "epoch"]
     if epochs:
@@ -56,14 +67,17 @@ def _so_far(saved: SavedRun) -> list[str]:
 
 
 def _lines(results: dict[str, Any]) -> list[str]:
+    """Return lines on the results of a run."""
     data = results["data"]
     scores = ", ".join(f"{name} {value:.4g}" for name, value in results["test"].items() if value is not None)
     hidden = "-".join(map(str, results["architecture"])) or "none"
+    rows = "images" if data.get("kind") == "images" else "rows"
+    size = f"hidden layers {hidden}, {results['parameters']:,} parameters, {results['seconds']:.1f} seconds"
+    choices = f"seed {results['seed']}, {results['optimizer']}, {results['policy']}"
     lines = [
         f"{data['name']}: {results['task']} of {_what(data)}",
-        f"test ({data['test_rows']:,} {'images' if data.get('kind') == 'images' else 'rows'}): {scores or 'not made'}",
-        f"hidden layers {hidden}, {results['parameters']:,} parameters, {results['seconds']:.1f} seconds, "
-        f"seed {results['seed']}, {results['optimizer']}, {results['policy']}",
+        f"test ({data['test_rows']:,} {rows}): {scores or 'not scored'}",
+        f"{size}, {choices}",
     ]
     if results["interrupted"]:
         lines.append("training was interrupted")
@@ -71,7 +85,7 @@ def _lines(results: dict[str, Any]) -> list[str]:
 
 
 def _changes(saved: SavedRun) -> list[str]:
-    """Every change, and which network is kept where changes came after it."""
+    """Return a line for each change, and one for the network that is kept if changes came after it."""
     best = None if saved.results is None else saved.results["best_epoch"]
     lines: list[str] = []
     kept: list[str] = []
@@ -80,18 +94,18 @@ def _changes(saved: SavedRun) -> list[str]:
             lines += [*kept, _change(record)]
             kept = []
         elif record["event"] == "epoch" and record["epoch"] == best:
-            kept = [f"  step {record['step']}: the network that is kept, of epoch {best}"]
+            kept = [f"  step {record['step']}: the network of epoch {best}, which is kept"]
     return lines
 
 
 def _change(record: dict[str, Any]) -> str:
     realized = record["realized_decrease"]
-    came = "" if realized is None else f", realised {realized:+.3g}"
+    came = "" if realized is None else f", realized {realized:+.3g}"
     return f"  step {record['step']}: {record['text']}{came}"
 
 
 def _what(data: dict[str, Any]) -> str:
-    """What is classified or predicted, from how much."""
+    """Say what is classified or predicted, and from how much data."""
     if data.get("kind") == "images":
         size = " x ".join(map(str, data["shape"]))
         return f"images of {size} into {len(data['classes']):,} classes, {data['train_rows']:,} training images"

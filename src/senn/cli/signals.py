@@ -1,4 +1,10 @@
-"""Ctrl-C and SIGTERM: heard once, between two steps if these are short."""
+"""Ctrl-C and SIGTERM, which end a run between two steps if a step is short enough.
+
+Python runs a signal's handler between two bytecodes of the main thread, in the middle of a step of training or of a
+growth round. An exception there would leave a model half-changed, so the handler only sets a flag, which training reads
+after each step. A step or a round may take minutes, though: an alarm then interrupts it, and the run goes on later from
+its last checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +18,19 @@ from typing import Any, TypeVar
 
 SIGALRM = getattr(signal, "SIGALRM", None)
 GRACE_SECONDS = 0.7
-"""Seconds that what is under way may take to come to an end by itself."""
+"""Seconds that a step may go on after a signal.
+
+Half of it would interrupt steps that end by themselves; twice would leave no time to write the results within two
+seconds, after which people press Ctrl-C again.
+"""
 T = TypeVar("T")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody wants the process to end.
+    """Raised in the main thread when a signal asks the process to end.
 
     Attributes:
-        code: to end it with.
+        code: exit code of the process, 128 plus the number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -29,30 +39,30 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _TooLate(BaseException):
-    """Work is given up."""
+    """Raised inside work whose time is up."""
 
 
 class Signals:
-    """Listens to SIGINT and SIGTERM, as a context: the first one raises `Interrupted`, later ones do nothing.
+    """Handle SIGINT and SIGTERM, as a context: the first one raises `Interrupted`, later ones do nothing.
 
-    Within `between_steps` it sets `stopping` first, and raises only if nobody has looked at that for `PATIENCE`.
+    Inside `between_steps` the first one only sets `stopping`; `Interrupted` follows after `GRACE_SECONDS`.
 
     Attributes:
-        number: of the signal that came; None so far.
+        number: number of the signal that came; None if none has.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._former: dict[int, Any] = {}
         self._came = 0.0
-        self._patient = self._busy = self._over = self._limited = False
+        self._between_steps = self._deferred = self._over = self._limited = False
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._hear)
+                self._former[number] = signal.signal(number, self._on_signal)
             if SIGALRM is not None:
-                self._former[SIGALRM] = signal.signal(SIGALRM, self._alarm)
+                self._former[SIGALRM] = signal.signal(SIGALRM, self._on_alarm)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -62,23 +72,29 @@ class Signals:
 
     @property
     def stopping(self) -> bool:
-        """Whether the process is to end."""
+        """True once a stop signal has arrived."""
         return self.number is not None
 
     @property
     def code(self) -> int:
-        """To end it with."""
+        """Exit code of the process after a signal."""
         return 128 + (self.number or signal.SIGINT)
 
     def ignore_further(self) -> None:
-        """From now on nothing is interrupted: what is left takes a moment only."""
+        """Ignore further signals; the remaining work is short."""
         self._over = True
         self._arm(0)
 
     def run_interruptible(self, seconds: float, work: Callable[[], T], otherwise: T) -> T:
-        """What some work gives, or something else where it isn't done so many seconds after the signal that came.
+        """Do some work, but give it up if it takes too long after a signal.
 
-        Without a signal it has all the time.
+        Args:
+            seconds: time since the signal after which the work is given up; without a signal there is no limit.
+            work: the work.
+            otherwise: returned in its place.
+
+        Returns:
+            The work's result, or `otherwise`.
         """
         left = self._came + seconds - time.monotonic()
         if not self.stopping:
@@ -97,38 +113,40 @@ class Signals:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """What looks at `stopping` now and then."""
-        self._patient = True
+        """Context of work that reads `stopping` after each step and ends by itself."""
+        self._between_steps = True
         try:
             yield
         finally:
-            self._patient = False
+            self._between_steps = False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """What isn't to be interrupted at all."""
-        self._busy = True
+        """Context of work that must not be interrupted, such as writing a checkpoint."""
+        self._deferred = True
         try:
             yield
         finally:
-            self._busy = False
+            self._deferred = False
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stopping or self._over:
             return
         self.number, self._came = number, time.monotonic()
-        if not self._patient or SIGALRM is None:
+        # Without SIGALRM (Windows) nothing could interrupt a long step later: interrupt at once.
+        if not self._between_steps or SIGALRM is None:
             raise Interrupted(number)
         self._arm(GRACE_SECONDS)
 
-    def _alarm(self, number: int, frame: FrameType | None) -> None:
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         if self._limited:
             raise _TooLate
-        if self.number is not None and self._patient and not self._busy and not self._over:
+        if self.number is not None and self._between_steps and not self._deferred and not self._over:
             self._arm(0)
             raise Interrupted(self.number)
 
     def _arm(self, seconds: float) -> None:
-        """Ring in so many seconds, and then again and again: it may be that nobody can be interrupted just then."""
+        """Arm the alarm, which re-fires until the main thread can be interrupted; 0 disarms it."""
         if SIGALRM in self._former:
+            # One shot could hit a deferred section and be lost, so it repeats every tenth of a second.
             signal.setitimer(signal.ITIMER_REAL, seconds, 0.1 if seconds else 0.0)

@@ -1,7 +1,7 @@
-"""`senn fit --watch`: the run's page in a browser while training goes on, on this machine only.
+"""Show a run in a browser on this machine while it trains: `senn fit --watch`.
 
-Records reach the page as server-sent events. Nothing that a browser does can reach the run: requests are answered by
-threads of their own, from copies.
+Records reach the page as server-sent events. Nothing that a browser does can affect the run: requests are answered by
+threads of their own, from copies of the records.
 """
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ _PULSE = 5.0
 def watching(
     arguments: FitArguments, name: str, say: Callable[[str], None], earlier: Sequence[Mapping[str, Any]] = ()
 ) -> Iterator[tuple[Callback, ...]]:
-    """What shows a run in a browser while it goes on, if that is asked for; nothing else.
+    """Context with the callbacks that show a run in a browser, if `--watch` is given.
 
     Args:
-        arguments: of `senn fit`.
-        name: of the run.
-        say: takes a line, where lines are wanted.
-        earlier: records from before it was interrupted.
+        arguments: arguments of `senn fit`.
+        name: name of the run.
+        say: prints a line on standard output.
+        earlier: records from before the run was interrupted.
+
+    Yields:
+        One callback, or none.
     """
     if not arguments.watch:
         yield ()
         return
 
-    def aloud(line: str) -> None:  # whoever asks for it must learn where it is
+    def aloud(line: str) -> None:  # the address is printed even with --quiet: without it the page can't be opened
         print(line, file=sys.stderr) if arguments.is_silent else say(line)
 
     with Watch(name, arguments.port, aloud, earlier) as watch:
@@ -50,16 +53,16 @@ def watching(
 
 
 class Watch(Callback):
-    """Shows a run's records as they come; used as a context, at whose end browsers are told that it is over.
+    """Serve a run's records as they come; a context, at whose end browsers hear that the run is over.
 
     Args:
-        name: of the run.
-        port: to listen at; 0 for any that is free.
-        say: takes one line: where the page is, or why there is none.
-        earlier: records of the run from before it was interrupted.
+        name: name of the run.
+        port: port to listen on; 0 for any that is free.
+        say: prints one line: where the page is, or why there is none.
+        earlier: records from before the run was interrupted.
 
     Attributes:
-        url: of the page; None where the port is taken.
+        url: address of the page; None if the port is taken.
 
     Raises:
         SennError: the charting library isn't installed.
@@ -68,12 +71,12 @@ class Watch(Callback):
     def __init__(
         self, name: str, port: int, say: Callable[[str], None], earlier: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        charting_library()  # the page needs it: if it is missing, that is said before the run
+        charting_library()  # raises now if it is missing, not after training
         self.name = name
         self.url: str | None = None
-        self._raw: list[Mapping[str, Any]] = list(earlier)
-        self._told = [downsample_record(record) for record in earlier]
-        self._news = threading.Condition()
+        self._records: list[Mapping[str, Any]] = list(earlier)
+        self._shown = [downsample_record(record) for record in earlier]
+        self._changed = threading.Condition()
         self._over: str | None = None
         self._listeners = 0
         self._server: _Server | None = None
@@ -81,7 +84,7 @@ class Watch(Callback):
             self._server = _Server((LOOPBACK, port), self)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            say(f"note: the run can't be watched at port {port} ({reason}), and goes on unwatched")
+            say(f"note: the run can't be watched at port {port} ({reason}), so it continues unwatched")
             return
         self.url = f"http://{LOOPBACK}:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
@@ -94,54 +97,58 @@ class Watch(Callback):
         self.close("" if kind is None else " by an error" if issubclass(kind, Exception) else " by an interruption")
 
     def close(self, how: str = "") -> None:
-        """Tell all who watch that the run has ended, and stop listening."""
-        with self._news:
+        """Tell all browsers that the run has ended, and stop listening.
+
+        Args:
+            how: end of the sentence "The run has ended", such as " by an interruption".
+        """
+        with self._changed:
             if self._server is None or self._over is not None:
                 return
             self._over = how
-            self._news.notify_all()
-            self._news.wait_for(lambda: self._listeners == 0, _PATIENCE)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._listeners == 0, _PATIENCE)
         self._server.shutdown()
         self._server.server_close()
 
     def on_start(self, record: Mapping[str, Any]) -> None:
-        """Pass it on, unless the run is one that goes on."""
-        if not self._raw:
+        """Send the record to all browsers; a resumed run has sent it before."""
+        if not self._records:
             self._add(record)
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """Pass it on."""
+        """Send the record to all browsers."""
         self._add(record)
 
     def on_growth_round(self, record: Mapping[str, Any]) -> None:
-        """Pass it on."""
+        """Send the record to all browsers."""
         self._add(record)
 
     def on_rollback(self, record: Mapping[str, Any]) -> None:
-        """Pass it on."""
+        """Send the record to all browsers."""
         self._add(record)
 
     def on_growth(self, record: Mapping[str, Any]) -> None:
-        """Pass it on."""
+        """Send the record to all browsers."""
         self._add(record)
 
     def on_end(self, record: Mapping[str, Any]) -> None:
-        """Pass it on."""
+        """Send the record to all browsers."""
         self._add(record)
 
     def _add(self, record: Mapping[str, Any]) -> None:
         if self._server is None:
             return
-        with self._news:
-            self._raw.append(record)
-            self._told.append(downsample_record(record))
-            self._news.notify_all()
+        with self._changed:
+            self._records.append(record)
+            self._shown.append(downsample_record(record))
+            self._changed.notify_all()
 
     def page(self) -> str:
-        """The page with the records so far."""
-        with self._news:
-            told = list(self._raw)
-        return page([RunReport(self.name, told)], live=True)
+        """Return the page with the records so far."""
+        with self._changed:
+            records = list(self._records)
+        return page([RunReport(self.name, records)], live=True)
 
     def follow(self, send: Callable[[str, Any], None]) -> None:
         """Send all records, then each as it comes, until the run is over or the browser is gone.
@@ -149,23 +156,23 @@ class Watch(Callback):
         Args:
             send: takes the name of an event and its data; raises OSError once nobody listens.
         """
-        with self._news:
+        with self._changed:
             self._listeners += 1
         try:
             seen, over = 0, None
             send("start", None)
             while over is None:
-                with self._news:
-                    if len(self._told) == seen and self._over is None:
-                        self._news.wait(_PULSE)
-                    more, over = self._told[seen:], self._over
+                with self._changed:
+                    if len(self._shown) == seen and self._over is None:
+                        self._changed.wait(_PULSE)
+                    more, over = self._shown[seen:], self._over
                 send("more", more)
                 seen += len(more)
             send("over", over)
         finally:
-            with self._news:
+            with self._changed:
                 self._listeners -= 1
-                self._news.notify_all()
+                self._changed.notify_all()
 
 
 class _Server(ThreadingHTTPServer):
@@ -178,14 +185,14 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away is no error."""
+        """Ignore errors of connections: a browser may go away at any time."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        """The page, or its events."""
+        """Answer with the page, or with the stream of its events."""
         port = self.server.server_port
         if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
             # Another site's name that was made to point here must not read the run.
@@ -219,4 +226,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.watch.follow(send)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is logged."""
+        """Log nothing: standard error is for the run."""

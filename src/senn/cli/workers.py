@@ -1,4 +1,4 @@
-"""`senn fit` in several processes, as torchrun starts them: the first one speaks and writes, the others follow."""
+"""Run `senn fit` in several processes started by torchrun: the first prints and writes, the others only train."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from senn.training.round_records import Record
 
 @contextmanager
 def processes() -> Iterator[Communicator]:
-    """The processes that torchrun has started, of which this is one; else this process alone."""
+    """Context with a communicator of the processes that torchrun started, or of this process alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
         yield Communicator()
         return
+    # gloo, since `senn fit` trains on CPUs; the timeout turns a lost process into an error rather than a hang.
     distributed.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
     try:
         yield default_communicator()
@@ -33,51 +34,60 @@ def processes() -> Iterator[Communicator]:
 
 
 def shared_state(communicator: Communicator, state: Mapping[str, Any] | None, home: Path) -> Mapping[str, Any] | None:
-    """The state that the first process goes on with, for all of them."""
+    """Send the state that the first process resumes from to all processes.
+
+    Args:
+        communicator: of all processes; each of them calls this.
+        state: state of the first process, None for a run that begins; ignored on the others.
+        home: folder named in errors.
+
+    Returns:
+        The state of the first process.
+    """
     if communicator.is_single:
         return state
     document, numbers = packed(state) if communicator.rank == 0 else (None, b"")
-    document, size = communicator.broadcast_object("go on with a run", [document, len(numbers)])
+    document, size = communicator.broadcast_object("resume a run", [document, len(numbers)])
     data = torch.zeros(size, dtype=torch.uint8)
     if numbers:
         data = torch.frombuffer(bytearray(numbers), dtype=torch.uint8)
-    communicator.broadcast("go on with a run", [data])
+    communicator.broadcast("resume a run", [data])
     found: Mapping[str, Any] | None = unpacked(document, data.numpy().tobytes(), home)
     return found
 
 
 class WorkerCheckpointer:
-    """Keeps nothing; a `Checkpointer` of the processes after the first.
+    """Save nothing; the `Checkpointer` of the processes after the first.
 
     Args:
-        communicator: the processes.
-        signals: that ask this one to end.
-        state: where the run goes on.
+        communicator: communicator of all processes.
+        signals: signals that ask this process to end.
+        state: state to resume from; None for a run that begins.
     """
 
     def __init__(self, communicator: Communicator, signals: Signals, state: Mapping[str, Any] | None) -> None:
         self.communicator, self.signals, self.state = communicator, signals, state
 
     def record(self, record: Record) -> None:
-        """The first process records it."""
+        """Do nothing: the first process records it."""
 
     def restart(self, history: list[Record]) -> None:
-        """The first process does."""
+        """Do nothing: the first process does it."""
 
     def is_due(self) -> bool:
-        """Whether to hear a signal: all end together, after the next step."""
+        """Return True once a signal has arrived: all processes end together, after the next step."""
         return self.signals.stopping
 
     @property
     def stopping(self) -> bool:
-        """Whether a signal has come."""
+        """True once a stop signal has arrived."""
         return self.signals.stopping
 
     def save(self, state: State) -> None:
-        """The first process does; a signal that has come has been heard."""
+        """Save nothing: the first process does. A signal that has arrived is dealt with by now."""
         if self.stopping:
             self.signals.ignore_further()
 
     def end(self) -> None:
-        """What is left takes a moment only."""
+        """Called when training ends; ignore further signals."""
         self.signals.ignore_further()

@@ -1,4 +1,4 @@
-"""A run's folder: written whole or not at all, believed only if intact; what a run needs to go on after a kill.
+"""Folders of runs: written whole or not at all, read only if intact, and resumed after a kill.
 
 A finished run has its files in the folder itself: the network, `history.jsonl`, `growth.png`, and `results.json` with
 the checksums of all. While it goes on, everything is in `unfinished/`: `run.json` (how it was called, on which data),

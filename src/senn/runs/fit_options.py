@@ -1,4 +1,4 @@
-"""Options of `senn fit` that decide what a run computes, kept with the run so that it can be resumed."""
+"""Options of `senn fit` that decide what a run computes; saved with the run to resume it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from senn._records import from_dict
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """What a run of `senn fit` was asked for; each field is named like its option, and None leaves the choice to senn.
+    """Options of a run of `senn fit`, each named like its option of the command; None leaves the choice to senn.
 
     Attributes:
         data: path of a table or of a folder of images, or the name of a known data set.
         target: column to predict.
         task: what to learn.
-        column: kinds of columns that aren't to be inferred, as (name, kind).
+        column: kinds of columns that are set rather than inferred, as (name, kind).
         test_fraction: share of the rows held out for the test, between 0 and 1.
         image_size: side of the squares that images become, in pixels.
         no_flip: never mirror images in training.
         data_dir: folder of the known image sets.
-        max_params: most parameters that the network may have.
-        epochs: most passes over the training rows.
+        max_params: upper limit of the number of parameters.
+        epochs: upper limit of the number of passes over the training rows.
         seed: seed of all random numbers.
         optimizer: name of the optimizer.
         policy: name of the growth policy.
         kappa: price of a parameter (price policy), in nats over the number of rows.
-        tau: relative improvement of eta that is asked for (paper policy).
-        alpha: absolute improvement of eta that is asked for (paper policy), as a share of lambda.
+        tau: relative improvement of eta that is required (paper policy).
+        alpha: absolute improvement of eta that is required (paper policy), as a share of lambda.
     """
 
     data: str
@@ -51,24 +51,31 @@ class FitOptions:
     alpha: float | None = None
 
     def with_absolute_paths(self) -> FitOptions:
-        """The same options, readable from any working directory."""
+        """Return the options with absolute paths, so that a run can be resumed from any working directory."""
         data_dir = None if self.data_dir is None else _absolute(self.data_dir)
         return replace(self, data=_absolute(self.data), data_dir=data_dir)
 
     def arguments(self) -> list[str]:
-        """Arguments of `senn fit` that say the same: DATA, and every option that isn't at its default."""
-        words = [self.data]
+        """Return the arguments of `senn fit` for these options: DATA, and what isn't at its default.
+
+        Returns:
+            The arguments.
+
+        >>> FitOptions(data="wine", epochs=3, column=(("ash", "dropped"),)).arguments()
+        ['wine', '--column=ash=dropped', '--epochs=3']
+        """
+        arguments = [self.data]
         for name, value in self.to_dict().items():
             if name == "data" or value == DEFAULTS[name]:
                 continue
             if name == "column":
-                words += [f"--column={column}={kind}" for column, kind in self.column]
+                arguments += [f"--column={column}={kind}" for column, kind in self.column]
             else:
-                words.append(option_name(name) if value is True else f"{option_name(name)}={value}")
-        return words
+                arguments.append(option_name(name) if value is True else f"{option_name(name)}={value}")
+        return arguments
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able record."""
+        """Return a JSON-able record, which `from_dict` reads."""
         return {**vars(self), "column": [list(pair) for pair in self.column]}
 
     @classmethod
@@ -77,7 +84,7 @@ class FitOptions:
 
         Args:
             record: the record, usually from JSON.
-            what: subject of the sentence if it isn't one.
+            what: subject of the error's sentence.
 
         Raises:
             SennError: the record isn't one.
@@ -89,8 +96,8 @@ class FitOptions:
         """Read the arguments that run folders of version 1 keep: DATA, `--flag` and `--name=value`.
 
         Args:
-            arguments: as they are kept.
-            what: subject of the sentence if they aren't such arguments.
+            arguments: the arguments.
+            what: subject of the error's sentence.
 
         Raises:
             SennError: they aren't such arguments.
@@ -111,25 +118,25 @@ class FitOptions:
 DEFAULTS: Mapping[str, Any] = {
     one.name: [] if one.name == "column" else one.default for one in fields(FitOptions) if one.name != "data"
 }
-"""What each option is when nobody says anything, as `FitOptions.to_dict` has it."""
+"""Default of each option, as in the records of `FitOptions.to_dict`."""
 
 _WHOLE = ("image_size", "max_params", "epochs", "seed")
 _REAL = ("test_fraction", "kappa", "tau", "alpha")
 
 
 def option_name(field: str) -> str:
-    """An option as its user writes it, by the name of its field."""
+    """Return the name of an option as its user writes it, from that of its field."""
     return "DATA" if field == "data" else f"--{field.replace('_', '-')}"
 
 
 def _read(name: str, text: str) -> int | float | str:
-    """An option's value from the command line, as a number where the option is one."""
+    """Convert the text of an option to a number if the option is one."""
     try:
         return int(text) if name in _WHOLE else float(text) if name in _REAL else text
     except ValueError:
-        return text  # `from_dict` says that it is no number
+        return text  # `from_dict` refuses it, by name
 
 
 def _absolute(path: str) -> str:
-    """A path to something that exists, from the root; anything else, such as the name of a data set, as it is."""
+    """Make the path of an existing file absolute; the name of a data set stays as it is."""
     return os.path.abspath(path) if os.path.exists(path) else path

@@ -1,4 +1,4 @@
-"""Histories of runs by the names of today, whichever version of senn wrote them."""
+"""Rename the keys of records that older versions of senn wrote."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from senn.policies import Candidate
 
 
 def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the keys of one record of a history, of changes and rounds with their candidates.
+    """Rename the keys of one record of a history, and of its candidates.
 
     Args:
-        record: as a run folder or a checkpoint has it, of any version of senn.
+        record: a record written by any version of senn.
+
+    Returns:
+        A new record; keys that are current or unknown are unchanged.
     """
     if record.get("event") == "consideration":  # as senn 0.1 called a round
         record = {**record, "event": "growth_round"}

@@ -1,4 +1,4 @@
-"""Writing a run's folder: whole or not at all."""
+"""Write a run's folder, whole or not at all."""
 
 from __future__ import annotations
 
@@ -32,44 +32,50 @@ from senn.runs.saved_run import (
     STATE,
     UNFINISHED,
     VERSION,
-    about_of,
     checkpoints,
-    documents,
-    intact,
-    opened,
+    intact_checkpoints,
+    read_about,
+    read_document,
+    read_intact,
 )
 
 _KEPT = 2
-"""Checkpoints at most."""
+"""Checkpoints that are kept: the newest, and one in case that it is damaged."""
 
 _GONE = f".gone.{UNFINISHED}."
-"""How what is being removed is called in the folder itself."""
+"""Beginning of the name of a folder that is being removed."""
 
 _DRAFT = re.compile(r"\.[a-z]+\.(json|jsonl|png|safetensors)\.\d+\.tmp")
-"""How a file is called there until it is complete."""
-
+"""Name of a file that isn't complete yet."""
 
 LOCK = ".lock"
 """File that is locked while a process is at work in a folder."""
 
 
 class RunFolder:
-    """The folder that a run writes to, as a context.
+    """Folder that a run writes to, as a context that holds a lock.
 
-    What is written goes to `draft`, and to the folder itself only by `publish`. Leaving the context without it leaves
-    the folder as it was, but for the checkpoints, if there are any.
+    Files are written to `draft`; `publish` moves them into the folder. Without it, the folder is left as it was, except
+    for checkpoints.
+
+    A kill at any moment leaves either the earlier content or the complete new one, because each step is one rename:
+    `draft` becomes `finished` once all of it is on the disk, its files are then copied into place with `results.json`
+    last, and what a kill interrupts there is repeated by the next `RunFolder`.
 
     Args:
-        path: the folder; made if need be.
-        overwrite: whether another run there may be replaced; it stays until this one is complete.
-        resume: go on with the unfinished run that is there.
+        path: the folder; it is made if it doesn't exist.
+        overwrite: allow another run to be replaced; it stays until this one is complete.
+        resume: take up the unfinished run in the folder.
 
     Attributes:
-        about: what `begin` was told, of a run that is gone on with.
+        place: absolute path of the folder.
+        home: folder of the unfinished run in it.
+        draft: folder for the files of the finished run.
+        about: content of `run.json`.
 
     Raises:
-        SennError: the folder can't be written, another process is at work there, or it holds another run (or anything
-            else), or none to go on with.
+        SennError: the folder can't be written, another process works in it, it holds another run or other files, or
+            there is no run to resume.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -85,19 +91,19 @@ class RunFolder:
         self._made = [folder for folder in (self.place, *self.place.parents) if not folder.exists()]
         try:
             self.place.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.place)
-            self._refuse(overwrite, resume)  # another run may have come in between
+            self._lock = _lock(self.place)
+            self._refuse(overwrite, resume)  # again: another run may have come before the lock was held
             for left in self.place.iterdir():
                 if left.name.startswith(_GONE) or _DRAFT.fullmatch(left.name):
                     _remove(left)
             if resume:
                 self._take_up()
             else:
-                with suppress(SennError):  # a damaged one is replaced
+                with suppress(SennError):  # a damaged run is replaced, too
                     self._arrive()
                 _discard(self.home)
                 self.home.mkdir()
-            if self.home.exists():  # it doesn't where a run was complete but for its last moment
+            if self.home.exists():  # a run that was complete but for its last moment has left none
                 _remove(self.draft)
                 self.draft.mkdir()
         except OSError as error:
@@ -108,6 +114,7 @@ class RunFolder:
             raise
 
     def _refuse(self, overwrite: bool, resume: bool) -> None:
+        """Refuse a folder that holds anything that may not be replaced, or nothing to resume."""
         name = str(self.path)
         try:
             if self.path.exists() and not self.path.is_dir():
@@ -121,31 +128,31 @@ class RunFolder:
                 raise SennError(f"{name!r} holds no unfinished run (there is no {UNFINISHED}/{RUN})")
             return
         found = {name for name in found if name != LOCK and not name.startswith(_GONE) and not _DRAFT.fullmatch(name)}
-        if (self._finished / RESULTS).exists():  # some of its files may be there already
+        if (self._finished / RESULTS).exists():  # a kill has interrupted the copying of its files
             found.add(RESULTS)
         ours = self.home.is_dir() and not self.home.is_symlink() and all(map(_ours, inside))
         if found and RESULTS not in found and (found - {REPORT} != {UNFINISHED} or not ours):
             raise SennError(f"{name!r} isn't empty and holds no run; choose another folder with --out")
         if RUN in inside and not overwrite:
             raise SennError(
-                f"{name!r} holds an unfinished run; go on with it: senn fit --resume {name}, or replace it: --overwrite"
+                f"{name!r} holds an unfinished run; resume it: senn fit --resume {name}, or replace it: --overwrite"
             )
         if RESULTS in found and not overwrite:
             raise SennError(f"{name!r} holds a run already; choose another --out, or replace it: --overwrite")
 
     def _take_up(self) -> None:
-        """What a kill has left half-done is done, or undone."""
-        self.about = about_of(self.home)
+        """Complete or undo what a kill has interrupted."""
+        self.about = read_about(self.home)
         self._arrive()
         for left in self.home.glob(".*"):
             _remove(left)
 
     def _arrive(self) -> None:
-        """Give the files of a finished run their place, if a kill has left them on their way there."""
+        """Copy the files of a finished run into place if a kill has interrupted that."""
         if (self._finished / RESULTS).exists():
-            results = opened(self._finished / RESULTS, FORMAT)
+            results = read_document(self._finished / RESULTS, FORMAT)
             for name in results.get("files", {}):
-                intact(self._finished, results, name, LONGEST)
+                read_intact(self._finished, results, name, LONGEST)
             self._deliver(keep=results.get("interrupted") is True)
 
     def __enter__(self) -> RunFolder:
@@ -157,70 +164,78 @@ class RunFolder:
             raise self.unwritable(error) from error
 
     def _leave(self) -> None:
-        with suppress(OSError):  # what can't be removed stays, and another error is on its way mostly
+        with suppress(OSError):  # what can't be removed stays: there is mostly another error to report
             if self._lock is not None and self.home.exists():
                 _remove(self.draft) if self._keep else _discard(self.home)
         if self._lock is not None:
             _unlock(self._lock, self.place)
             self._lock = None
-        for folder in self._made:  # only those that are empty again
+        for folder in self._made:  # fails for those that aren't empty, as it should
             with suppress(OSError):
                 folder.rmdir()
 
     def unwritable(self, error: OSError) -> SennError:
-        """What is said when the disk doesn't do as asked."""
-        more = f"; go on later: senn fit --resume {self.path}" if self._keep else ""
+        """Return the error for a disk that is full or can't be written."""
+        more = f"; resume it later: senn fit --resume {self.path}" if self._keep else ""
         return SennError(f"{str(self.path)!r} can't be written: {error.strerror or error}{more}")
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is one to go on from, so that what is here stays."""
+        """True if the run can be resumed from a checkpoint, so that leaving the context keeps it."""
         return self._keep
 
     @property
     def replaces_another(self) -> bool:
-        """Whether a run that came to its end is still there, which only one that does so too may replace."""
+        """True if the folder holds a run that came to its end, which an interrupted one mustn't replace."""
         return (self.place / RESULTS).exists() and not self._interrupted()
 
     def _interrupted(self) -> bool:
         try:
-            return opened(self.place / RESULTS, FORMAT).get("interrupted") is True
+            return read_document(self.place / RESULTS, FORMAT).get("interrupted") is True
         except SennError:
             return False
 
-    # -- while the run goes on
+    # -- during the run
 
     def begin(self, options: FitOptions, **about: Any) -> None:
-        """Note the options of the run, so that it can be gone on with."""
+        """Write `run.json`, from which the run can be resumed.
+
+        Args:
+            options: options of the run.
+            **about: what else is compared when it is resumed, JSON-able.
+        """
         document = {"format": FORMAT, "version": VERSION, "options": options.to_dict(), **about}
         atomic_files.write(self.home / RUN, atomic_files.to_checksummed_json(document))
-        self.about = about_of(self.home)
+        self.about = read_about(self.home)
 
     def restart(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """The history as it is where the run goes on."""
+        """Replace the history by that of the state from which the run is resumed."""
         text = _lines(history)
         self._written = hashlib.sha256(text), len(text)
         atomic_files.write(self.home / HISTORY, text)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """One more record of the history, for those who watch."""
+        """Append a record to the history, so that others can watch the run."""
         text, path = _lines([record]), self.home / HISTORY
         try:
             with path.open("ab") as file:
                 file.write(text)
         except OSError:
-            with suppress(OSError):  # no half of a line before others
+            with suppress(OSError):  # a torn line must not stand before others
                 os.truncate(path, self._written[1])
             raise
         self._written[0].update(text)
         self._written = self._written[0], self._written[1] + len(text)
 
     def save(self, state: Mapping[str, Any], numbers: bytes) -> None:
-        """One more checkpoint; the last two are kept.
+        """Write a checkpoint; the last two are kept.
 
         Args:
-            state: JSON-able.
-            numbers: the tensors that it speaks of.
+            state: the state but for its tensors, JSON-able.
+            numbers: its tensors, as a safetensors file.
+
+        Raises:
+            OSError: the disk is full; earlier checkpoints are kept.
         """
         number = max(checkpoints(self.home), default=0) + 1
         draft = self.home / f".checkpoint-{number:03}.partial"
@@ -228,7 +243,8 @@ class RunFolder:
         draft.mkdir()
         try:
             head = {"format": CHECKPOINT, "version": VERSION, "run": self.about["checksum"], "number": number}
-            told = {
+            # The checksums tie the three files together: none of them is read beside those of another checkpoint.
+            digests = {
                 "numbers": atomic_files.file_digest(numbers),
                 "history": {"bytes": self._written[1], "sha256": self._written[0].hexdigest()},
             }
@@ -236,7 +252,7 @@ class RunFolder:
                 atomic_files.sync(self.home / HISTORY)
             atomic_files.write(draft / NUMBERS, numbers)
             atomic_files.write(
-                draft / STATE, atomic_files.to_checksummed_json({**head, **told, "state": state}, indent=None)
+                draft / STATE, atomic_files.to_checksummed_json({**head, **digests, "state": state}, indent=None)
             )
             draft.rename(self.home / f"checkpoint-{number:03}")
         finally:
@@ -247,27 +263,34 @@ class RunFolder:
             _discard(checkpoints(self.home)[old])
 
     def newest(self) -> tuple[tuple[dict[str, Any], bytes] | None, list[str]]:
-        """The state and the numbers of the newest checkpoint that is intact, and why newer ones aren't."""
+        """Read the newest intact checkpoint.
+
+        Returns:
+            Its state and the bytes of its tensors, None if there is none; a sentence for each damaged checkpoint.
+
+        Raises:
+            SennError: a checkpoint belongs to another run.
+        """
         reasons: list[str] = []
-        for document in documents(self.home, self.about, reasons):
+        for document in intact_checkpoints(self.home, self.about, reasons):
             folder = self.home / f"checkpoint-{document['number']:03}"
             try:
                 if not isinstance(document.get("state"), dict):
-                    raise SennError(f"{str(folder / STATE)!r} is damaged: it tells of no state")
+                    raise SennError(f"{str(folder / STATE)!r} is damaged: it holds no state")
                 numbers = atomic_files.verify_file(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
                 return (document["state"], numbers), reasons
             except SennError as error:
                 reasons.append(str(error))
         return None, reasons
 
-    # -- at its end
+    # -- at the end of the run
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """The history in the draft: a JSON document per line."""
+        """Write the history into the draft, a JSON document per line."""
         (self.draft / HISTORY).write_bytes(_lines(records))
 
     def write_results(self, document: Mapping[str, Any]) -> None:
-        """The results, with the checksums of all other files of the draft: to be written last."""
+        """Write the results and the checksums of all other files of the draft, after which no more may be written."""
         contents = {file.name: file.read_bytes() for file in sorted(self.draft.iterdir())}
         files = {name: atomic_files.file_digest(data) for name, data in contents.items()}
         head = {"format": FORMAT, "version": VERSION}
@@ -276,19 +299,23 @@ class RunFolder:
         )
 
     def publish(self, keep: bool = False) -> None:
-        """Give the draft's files their place; with `keep` the run can still be gone on with."""
+        """Move the files of the draft into the folder.
+
+        Args:
+            keep: keep the checkpoints, so that the run can be resumed.
+        """
         for file in self.draft.iterdir():
             atomic_files.sync(file)
-        atomic_files.sync(self.draft)
+        atomic_files.sync(self.draft)  # all files are on the disk before the name says that they are complete
         self.draft.rename(self._finished)
         atomic_files.sync(self.home)
         self._deliver(keep)
 
     def _deliver(self, keep: bool) -> None:
-        """Copies, the results last: as long as they aren't all there, `complete` names where they are from."""
+        """Copy the finished files into place; until `results.json`, the last, `complete` still names their source."""
         for file in sorted(self._finished.iterdir(), key=lambda file: file.name == RESULTS):
             atomic_files.write(self.place / file.name, file.read_bytes())
-        for name in (FIGURE, REPORT):  # no picture of another run stays beside them
+        for name in (FIGURE, REPORT):  # pictures of the run before
             old = self.place / name
             if not (self._finished / name).exists() and old.is_file() and (name == FIGURE or _is_report(old)):
                 old.unlink()
@@ -302,18 +329,18 @@ def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _is_report(page: Path) -> bool:
-    """Whether a page is one that `senn report` made."""
+    """Return True if a page was made by `senn report`."""
     with page.open("rb") as file:
         return b'name="generator" content="senn"' in file.read(1000)
 
 
 def _ours(name: str) -> bool:
-    """Whether a file in an unfinished run's folder is one that is written there."""
+    """Return True if a file in an unfinished run's folder may have been written by senn."""
     return name in (RUN, HISTORY, "draft", "finished") or bool(NAME.fullmatch(name)) or name.startswith(".")
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder that may have a meaning: at once, so that no half of it is ever seen."""
+    """Remove a folder at one stroke, by renaming it first: nobody ever sees half of it."""
     if folder.is_symlink() or not folder.exists():
         _remove(folder)
         return
@@ -329,7 +356,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _locked(folder: Path) -> FileLock:
+def _lock(folder: Path) -> FileLock:
     """Lock a folder against other processes.
 
     Raises:
@@ -340,13 +367,15 @@ def _locked(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise SennError(f"another process is at work in {str(folder)!r}") from error
+    except NotImplementedError:  # a file system without locks, which older versions of filelock refuse
+        pass
     return lock
 
 
 def _unlock(lock: FileLock, folder: Path) -> None:
     """Release the lock of a folder, and remove its file."""
-    # Removed while it is still held: nobody waits for this lock, so nobody is left with a file that has no name.
-    with suppress(OSError):  # Windows keeps an open file; there it is removed after the release
+    # Removed before the release, when no other process can hold it; none waits for it, either (timeout 0).
+    with suppress(OSError):  # Windows keeps a file that is open: it is removed after the release
         (folder / LOCK).unlink(missing_ok=True)
     lock.release()
     with suppress(OSError):

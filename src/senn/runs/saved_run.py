@@ -1,4 +1,4 @@
-"""What a run's folder holds, believed only if it is intact."""
+"""Read a run's folder; nothing in it is believed unless its checksum is right."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ VERSION, VERSIONS = 2, (1, 2)
 """Version of the files that are written, and all that are read."""
 
 NAME = re.compile(r"checkpoint-(\d{3,9})")
-"""Of a checkpoint that is complete."""
+"""Name of a checkpoint's folder once it is complete."""
 LONGEST = 1 << 28
-"""Bytes of a history at most."""
+"""Upper limit of the bytes of a history, so that a damaged folder can't exhaust the memory."""
+_MOST_WEIGHTS = 1 << 40
+"""Upper limit of the bytes of a network."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """What a run's folder holds.
+    """Content of a run's folder.
 
     Attributes:
         path: the folder.
-        results: the content of `results.json`; None while no run there has come to an end.
-        history: records of the run that `results` is of, or else of the unfinished one.
-        unfinished: a run there can be gone on with. Beside results that are `interrupted` it is the same run, else one
-            that would replace them.
-        options: of an unfinished run; None for one that is complete.
+        results: content of `results.json`; None as long as no run in the folder has ended.
+        history: records of the run that `results` belongs to, or else of the unfinished one.
+        unfinished: True if a run in the folder can be resumed. If `results` says `interrupted` it is the same run, else
+            one that is to replace it.
+        options: options of the unfinished run; None if there is none.
     """
 
     path: Path
@@ -47,44 +49,65 @@ class SavedRun:
 
 
 def read(path: str | Path) -> SavedRun:
-    """What a run's folder holds.
+    """Read a run's folder.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        Its content.
 
     Raises:
         SennError: it holds no run, or one that is damaged or of another version.
     """
     path = Path(path)
     home, place = path / UNFINISHED, complete(path)
-    goes_on = os.path.lexists(home / RUN) or (home.is_dir() and bool(checkpoints(home)))
-    if not os.path.lexists(place / RESULTS) and not goes_on:
+    has_results = os.path.lexists(place / RESULTS)
+    # Checkpoints without run.json are a damaged run, which `read_about` refuses, and no empty folder.
+    unfinished = os.path.lexists(home / RUN) or (home.is_dir() and bool(checkpoints(home)))
+    if not has_results and not unfinished:
         raise SennError(f"{str(path)!r} holds no run (there is no {RESULTS})")
-    about = about_of(home) if goes_on else {}
-    if os.path.lexists(place / RESULTS):
-        results = opened(place / RESULTS, FORMAT)
-        history = _records(intact(place, results, HISTORY, LONGEST), place / HISTORY, torn=False)
+    about = read_about(home) if unfinished else {}
+    if has_results:
+        results = read_document(place / RESULTS, FORMAT)
+        history = _parse_history(read_intact(place, results, HISTORY, LONGEST), place / HISTORY, torn=False)
     else:
-        results, history = None, _history_so_far(home, about)
-    options = options_of(about, home) if goes_on else None
-    return SavedRun(path, results, history, goes_on, options)
+        results, history = None, _read_unfinished_history(home, about)
+    options = read_options(about, home) if unfinished else None
+    return SavedRun(path=path, results=results, history=history, unfinished=unfinished, options=options)
 
 
-def _history_so_far(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The history of an unfinished run, of which the last checkpoint tells how it begins."""
+def _read_unfinished_history(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read the history of an unfinished run, whose beginning the last checkpoint vouches for."""
     text = atomic_files.read_limited(home / HISTORY, LONGEST) if os.path.lexists(home / HISTORY) else b""
-    for document in documents(home, about, []):
-        told = document.get("history")
-        size = told.get("bytes") if isinstance(told, dict) else None
-        is_told = isinstance(told, dict) and type(size) is int and 0 <= size <= len(text)
-        if told is None or not is_told or atomic_files.bytes_digest(text[:size]) != told["sha256"]:
-            raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't the history that the run has written")
-        break
-    records = _records(text, home / HISTORY, torn=True)
+    newest = next(intact_checkpoints(home, about, []), None)
+    if newest is not None and not _begins_as_noted(text, newest.get("history")):
+        raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't the history that the run has written")
+    # A kill may have torn the last line; whatever came before it was flushed whole.
+    records = _parse_history(text, home / HISTORY, torn=True)
     if any((record["event"] == "start") != (number == 0) for number, record in enumerate(records)):
         raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't one run's history from its start")
-    return realized(records)
+    return fill_realized(records)
 
 
-def realized(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A history as it was written down record by record, with what came of each change in the change's record, too."""
+def _begins_as_noted(text: bytes, note: object) -> bool:
+    """Return True if a history begins with the bytes that a checkpoint has noted."""
+    if not isinstance(note, dict):
+        return False
+    size = note.get("bytes")
+    if type(size) is not int or not 0 <= size <= len(text):
+        return False
+    return atomic_files.bytes_digest(text[:size]) == note.get("sha256")
+
+
+def fill_realized(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copy the decrease that a round measured into the records of the changes before it.
+
+    A finished run's history has it there already; one written record by record can't.
+
+    Returns:
+        The same records, changed in place.
+    """
     changes: list[dict[str, Any]] = []
     for record in history:
         if record["event"] == "growth":
@@ -97,86 +120,124 @@ def realized(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def checkpoints(home: Path) -> dict[int, Path]:
-    """Those of an unfinished run, by number."""
+    """Return the folders of an unfinished run's checkpoints, by number."""
     found = {entry: NAME.fullmatch(entry.name) for entry in home.iterdir()}
     return {int(match[1]): entry for entry, match in found.items() if match}
 
 
-def documents(home: Path, about: Mapping[str, Any], reasons: list[str]) -> Iterator[dict[str, Any]]:
-    """The intact documents of a run's checkpoints, the newest first; why others aren't goes into the list.
+def intact_checkpoints(home: Path, about: Mapping[str, Any], reasons: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a run's intact checkpoints, the newest first.
+
+    Args:
+        home: folder of the unfinished run.
+        about: content of its `run.json`.
+        reasons: list to which a sentence is added for each checkpoint that isn't intact.
 
     Raises:
-        SennError: one is of another run.
+        SennError: a checkpoint belongs to another run.
     """
     for number, folder in sorted(checkpoints(home).items(), reverse=True):
         try:
-            document = opened(folder / STATE, CHECKPOINT, most=8 * LONGEST)
+            document = read_document(folder / STATE, CHECKPOINT, most=8 * LONGEST)
             if document.get("number") != number:
                 raise SennError(f"{str(folder)!r} is damaged: it is another checkpoint")
         except SennError as error:
             reasons.append(str(error))
             continue
         if document.get("run") != about["checksum"]:
-            raise SennError(f"{str(folder)!r} and {RUN} are not of one run")
+            raise SennError(f"{str(folder)!r} and {RUN} belong to different runs")
         yield document
 
 
 def complete(path: Path) -> Path:
-    """Where the files of a finished run lie: in its folder, or where a kill left them on their way there."""
+    """Return where a finished run's files are: in its folder, or where a kill left them on their way there."""
     on_the_way = path / UNFINISHED / "finished"
     return on_the_way if (on_the_way / RESULTS).exists() else path
 
 
 def check(path: Path, names: Sequence[str]) -> None:
-    """Hold some files of a finished run against its results.
+    """Compare files of a finished run with the checksums in its results.
+
+    Args:
+        path: folder of the run.
+        names: names of the files.
 
     Raises:
-        SennError: one isn't what was written with them.
+        SennError: a file isn't the one that was written with the results.
     """
-    results = opened(path / RESULTS, FORMAT)
+    results = read_document(path / RESULTS, FORMAT)
     for name in names:
-        intact(path, results, name, 1 << 40)
+        read_intact(path, results, name, _MOST_WEIGHTS)
 
 
-def intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> bytes:
-    """A file's bytes, which must be those that its run's results tell of."""
+def read_intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> bytes:
+    """Read a file that must have the checksum noted in its run's results.
+
+    Args:
+        folder: folder of the run.
+        results: content of its `results.json`.
+        name: name of the file.
+        most: upper limit of its bytes.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        SennError: it is missing, too large, or another file.
+    """
     files = results.get("files")
-    return atomic_files.verify_file(folder / name, files.get(name) if isinstance(files, dict) else None, most, RESULTS)
+    note = files.get(name) if isinstance(files, dict) else None
+    return atomic_files.verify_file(folder / name, note, most, RESULTS)
 
 
-def about_of(home: Path) -> dict[str, Any]:
-    """How an unfinished run was begun."""
-    about = opened(home / RUN, FORMAT)
-    options_of(about, home)
+def read_about(home: Path) -> dict[str, Any]:
+    """Read the `run.json` of an unfinished run: its options, versions and the checksum of its data."""
+    about = read_document(home / RUN, FORMAT)
+    read_options(about, home)  # refuse it now if it has none
     return about
 
 
-def options_of(about: Mapping[str, Any], home: Path) -> FitOptions:
-    """Options of an unfinished run; version 1 kept them as arguments of the command.
+def read_options(about: Mapping[str, Any], home: Path) -> FitOptions:
+    """Read the options of an unfinished run; version 1 kept them as arguments of the command.
+
+    Args:
+        about: content of its `run.json`.
+        home: its folder, for errors.
+
+    Returns:
+        The options.
 
     Raises:
-        SennError: there are none.
+        SennError: there are none, or they are damaged.
     """
     what = repr(str(home / RUN))
     if about["version"] > 1:
         return FitOptions.from_dict(about.get("options"), what)
     arguments = about.get("arguments")
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
-        raise SennError(f"{what} is damaged: its arguments are none")
+        raise SennError(f"{what} is damaged: its arguments aren't a list of texts")
     return FitOptions.from_arguments(arguments, what)
 
 
-def opened(path: Path, kind: str, most: int = atomic_files.MOST) -> dict[str, Any]:
-    """Read a document of a run, of this version or an older one.
+def read_document(path: Path, kind: str, most: int = atomic_files.MOST) -> dict[str, Any]:
+    """Read a checksummed document of a run, of this version or an older one.
+
+    Args:
+        path: the file.
+        kind: its `format`.
+        most: upper limit of its bytes.
+
+    Returns:
+        The document.
 
     Raises:
-        SennError: it isn't there, is of another format or version, or was altered.
+        SennError: it is missing, of another format or version, or was altered.
     """
     return atomic_files.parse_checksummed_json(atomic_files.read_limited(path, most), path, kind, VERSIONS)
 
 
-def _records(text: bytes, path: Path, torn: bool) -> list[dict[str, Any]]:
-    """A history's records; with `torn` the last line may be half of one."""
+def _parse_history(text: bytes, path: Path, *, torn: bool) -> list[dict[str, Any]]:
+    """Parse a history, a JSON record per line; with `torn` the last line may be incomplete."""
     lines = text.splitlines()
     if torn and text and not text.endswith(b"\n"):
         lines.pop()

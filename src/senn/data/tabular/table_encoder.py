@@ -29,31 +29,36 @@ class TableEncoder:
 
     @classmethod
     def fit(
-        cls, frame: pd.DataFrame, target: str, task: Task | None = None, kinds: Mapping[str, str] | None = None
+        cls, frame: pd.DataFrame, target: str | Target, task: Task | None = None, kinds: Mapping[str, str] | None = None
     ) -> TableEncoder:
         """Learn the encoding.
 
         Args:
             frame: the training rows.
-            target: name of the column to predict.
-            task: None to infer it from the target.
+            target: name of the column to predict, or the target as it was fitted before.
+            task: None to infer it from the target's column; not used for a target that is fitted.
             kinds: kinds of columns told rather than inferred: `number`, `boolean`, `category`, `date`, `dropped`.
 
         Raises:
             SennError: naming the column, and the row where there is one, that isn't understood.
         """
-        check_names(frame, target)
+        name_of_target = target if isinstance(target, str) else target.name
+        check_names(frame, name_of_target)
         kinds = kinds or {}
         for name, kind in kinds.items():
             if name not in frame.columns:
                 raise SennError(f"there is no column {name!r}; the table has {listed(frame.columns)}")
             if kind not in KINDS:
                 raise SennError(f"column {name!r} can't be of kind {kind!r}; the kinds are {', '.join(sorted(KINDS))}")
-        fitted = Target.fit(target, frame[target], task)
-        columns = tuple(fit_column(str(name), frame[name], kinds.get(name)) for name in frame.columns if name != target)
+        fitted = Target.fit(target, frame[target], task) if isinstance(target, str) else target
+        columns = tuple(
+            fit_column(str(name), frame[name], kinds.get(name)) for name in frame.columns if name != name_of_target
+        )
         if not any(column.features() for column in columns):
             reasons = "; ".join(f"{column.name!r} {column.note}" for column in columns[:3])
-            raise SennError(f"no column is left to predict {target!r} from" + (f" ({reasons})" if reasons else ""))
+            raise SennError(
+                f"no column is left to predict {name_of_target!r} from" + (f" ({reasons})" if reasons else "")
+            )
         return cls(columns=columns, target=fitted)
 
     @property

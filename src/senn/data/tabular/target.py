@@ -92,6 +92,16 @@ class Target:
             raise SennError(f"target {name!r} is always {values[0]:g}; there is nothing to predict")
         return cls(name=name, task="regression", mean=mean, scale=scale)
 
+    def scaled_to(self, cells: pd.Series[Any]) -> Target:
+        """Return the target with mean and scale of these cells, those of the training rows; classes stay as they are.
+
+        Raises:
+            SennError: the cells all hold one number.
+        """
+        if self.task == "classification":
+            return self
+        return self._number(self.name, numbers(self.name, cells))
+
     def encode(self, cells: pd.Series[Any]) -> NDArray[Any]:
         """Class numbers (n,) int64, or standardised numbers (n, 1) float32.
 
