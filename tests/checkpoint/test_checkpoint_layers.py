@@ -12,7 +12,8 @@ from torch import nn
 
 import senn
 from senn import atomic_files
-from senn.checkpoint.constructors import CONSTRUCTORS, CONTAINERS, json_arguments
+from senn.checkpoint.construct import json_arguments
+from senn.checkpoint.constructors import CONSTRUCTORS, CONTAINERS
 from senn.errors import SennError, UnsupportedError
 from senn.graph import analyze
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual

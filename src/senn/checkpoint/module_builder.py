@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from senn.checkpoint.constructors import CONSTRUCTORS, HOLDERS, KNOWN, construct
+from senn.checkpoint.construct import construct
+from senn.checkpoint.constructors import CONSTRUCTORS, HOLDERS, KNOWN
 from senn.checkpoint.match import ModuleMatcher
 from senn.checkpoint.model_files import DESCRIPTION
 from senn.checkpoint.schema import Node, join, own_tensors

@@ -119,14 +119,15 @@ def _check_options(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 def _check_shapes(optimizer: Optimizer) -> None:
     """Check the shapes of the state's tensors: with a wrong one, a fused step would write beyond its end."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for name, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor) and not _fits(value, parameter, bool(group.get("fused"))):
-                    raise SennError(
-                        f"this isn't the state of such an optimizer: {name!r} has the shape {list(value.shape)}, its "
-                        f"parameter {list(parameter.shape)}"
-                    )
+    pairs = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    for group, parameter in pairs:
+        is_fused = bool(group.get("fused"))
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and not _fits(value, parameter, is_fused):
+                found, wanted = list(value.shape), list(parameter.shape)
+                raise SennError(
+                    f"this isn't the state of such an optimizer: {name!r} has the shape {found}, its parameter {wanted}"
+                )
 
 
 def _fits(value: Tensor, parameter: Tensor, fused: bool) -> bool:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from senn.checkpoint.align import align_children, without_shared
 from senn.checkpoint.constructors import class_name
 from senn.checkpoint.exchange import exchange, fill_places, flat_weights
-from senn.checkpoint.match import ModuleMatcher, count_disagreements
+from senn.checkpoint.match import ModuleMatcher
 from senn.checkpoint.module_builder import ModuleBuilder, add_child
 from senn.checkpoint.schema import Description, Node, join
 from senn.errors import SennError
@@ -26,8 +27,6 @@ from senn.surgery.plan_types import BEFORE
 
 Way = Callable[[Node, nn.Module, str], nn.Module]
 Failure = tuple[SennError, nn.Module]
-Choice = tuple[int, list[int]]
-"""Differing settings so far, and the numbers of the old children so far."""
 
 
 class ModelResizer:
@@ -165,10 +164,11 @@ class ModelResizer:
         self._matcher.match(node, module, path)
         self._matcher.match_numbers(node, module)
         old = list(self._matcher.children(module).values())
-        described = _without_shared(node, path)
+        described = without_shared(node, path)
+        numbers = align_children(described, old, fits=self._builder.fits, path=path)
         parts: dict[str, nn.Module] = {}
         last = -1
-        for (name, child), number in zip(described, self._sources(described, old, path), strict=True):
+        for (name, child), number in zip(described, numbers, strict=True):
             place = join(path, name)
             is_copy = number == last
             if is_copy:
@@ -180,39 +180,6 @@ class ModelResizer:
         self.plan.longer.append((len(old), len(parts)))
         self.plan.slots.append((vars(module), "_modules", parts))
         return module
-
-    def _sources(
-        self,
-        described: list[tuple[str, Node]],
-        old: list[nn.Module],
-        path: str,
-    ) -> list[int]:
-        """Find the number of the old child that each described one is, or is a copy of.
-
-        The numbers rise by one or stay. Where several sequences fit, the one with the fewest differing settings is
-        taken, by dynamic programming over the described children.
-        """
-        spare = len(described) - len(old)
-        # number of the last old child -> (differing settings so far, numbers so far), the best one
-        best: dict[int, Choice] = {-1: (0, [])}
-        for index, (name, child) in enumerate(described):
-            now: dict[int, Choice] = {}
-            # Enough old children must be left for the described ones that follow, and each must get its turn.
-            first, last = max(0, index - spare), min(index, len(old) - 1)
-            for number in range(first, last + 1):
-                # The next child is preferred to one more copy of the child before; only blocks are copied.
-                before = [best[earlier] for earlier in (number - 1, number) if earlier in best]
-                if number in best and not _is_block(child):
-                    before = before[:-1]
-                if before and self._builder.fits(child, old[number], join(path, name)):
-                    cost, chosen = min(before, key=lambda one: one[0])
-                    cost += count_disagreements(child, old[number])
-                    now[number] = cost, [*chosen, number]
-            best = now
-        if len(old) - 1 not in best:
-            place = path or "the model"
-            raise SennError(f"{place} has {len(old)} parts, but {len(described)} others were saved")
-        return best[len(old) - 1][1]
 
     def _wrapped(
         self,
@@ -266,16 +233,3 @@ def resize_model(description: Description, tensors: Mapping[str, Tensor], into: 
     modules = [module for _, module in resizer.plan.found]
     exchange([*slots, *flat_weights(modules, slots)])
     return model
-
-
-def _without_shared(node: Node, path: str) -> list[tuple[str, Node]]:
-    """Return the children of a container, none of which may stand for another module."""
-    children = [(name, child) for name, child in node.children.items() if isinstance(child, Node)]
-    if len(children) < len(node.children):
-        raise SennError(f"{path or 'the model'} shares some of its parts, so that none can be added")
-    return children
-
-
-def _is_block(node: Node) -> bool:
-    # surgery appends copies of residual blocks, which have children themselves
-    return bool(node.children)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
 import json
 import logging
 import warnings
@@ -137,11 +138,12 @@ def _name_batch(graph: Any) -> None:
     sizes = []
     for value in graph.input:
         sizes += [size for size in value.type.tensor_type.shape.dim[:1] if size.dim_param]
-    for symbol in {size.dim_param for size in sizes}:
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            for size in value.type.tensor_type.shape.dim:
-                if size.dim_param:
-                    size.dim_param = size.dim_param.replace(symbol, "batch")
+    symbols = {size.dim_param for size in sizes}
+    values = (*graph.input, *graph.output, *graph.value_info)
+    named = [size for value in values for size in value.type.tensor_type.shape.dim if size.dim_param]
+    for symbol, size in itertools.product(symbols, named):
+        # replaced within the text: a size may be an expression such as `2*s77`
+        size.dim_param = size.dim_param.replace(symbol, "batch")
 
 
 def _packed(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:

@@ -83,12 +83,7 @@ def to_hub(
     ['README.md', 'config.json', 'model.safetensors', 'net.py']
     """
     name = name or Path(folder).resolve().name
-    files = [] if saved is None else [Path(saved) / file for file in (WEIGHTS, DESCRIPTION)]
-    absent = [file for file in files if not file.is_file()]
-    if absent:
-        raise SennError(f"{str(saved)!r} holds no saved model: it lacks {absent[0].name}")
-    if saved is not None and (Path(saved) / FIGURE).is_file():
-        files.append(Path(saved) / FIGURE)
+    files = [] if saved is None else _saved_files(Path(saved))
     with atomic_folder(folder, folder=True, overwrite=overwrite) as draft:
         write_python(model, draft, "Net", preprocessing)
         for file in files:
@@ -106,6 +101,16 @@ def to_hub(
         )
         (draft / CARD).write_bytes(atomic_files.encoded(card))
         return check_python(Path(folder), draft, model, inputs)
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """List the files that make `senn.load` read a copy of a saved model's folder, and the figure of its growth."""
+    files = [folder / WEIGHTS, folder / DESCRIPTION]
+    absent = [file for file in files if not file.is_file()]
+    if absent:
+        raise SennError(f"{str(folder)!r} holds no saved model: it lacks {absent[0].name}")
+    figure = folder / FIGURE
+    return [*files, figure] if figure.is_file() else files
 
 
 def push_to_hub(

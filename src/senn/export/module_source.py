@@ -7,16 +7,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from senn.checkpoint.schema import join
 from senn.errors import SennError, UnsupportedError
 from senn.export.class_source import KNOWN, forward_lines, helper_class, helper_name, parts, stage_notes, summary_of
 from senn.export.codegen import Bracketed, call, format_lines, literal
-from senn.export.signatures import Name, explicit_arguments, is_layer, source_arguments
+from senn.export.signatures import Name, explicit_arguments, is_layer
+from senn.export.source_check import (
+    CONTAINERS,
+    PARAMETER_LISTS,
+    differing_modules,
+    differing_tensors,
+    state_tensors,
+)
 from senn.nn import ConvNet, Rational
 
-_PARAMETERS = (nn.ParameterList, nn.ParameterDict)
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, *_PARAMETERS)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Lists of up to two layers stay on one line if they fit; longer ones read better with a line for each.
 _MOST_ON_ONE_LINE = 2
@@ -88,13 +94,13 @@ def _write_source(model: nn.Module, name: str) -> str:
     with torch.device("meta"):
         twin = build_from_source(writer.source(), name)
         while True:
-            paths = [path for path in _differing(twin, model) if path not in writer.replaced]
+            paths = [path for path in differing_modules(twin, model) if path not in writer.replaced]
             if not paths:
                 break
             for path in paths:
                 writer.replace(path)
             twin = build_from_source(writer.source(), name)
-    wrong = _differing(twin, model) or _differing_tensors(twin, model)
+    wrong = differing_modules(twin, model) or differing_tensors(twin, model)
     if wrong:
         raise UnsupportedError(f"{wrong[0]!r} has been altered in a way that no constructor knows")
     return writer.source()
@@ -186,7 +192,7 @@ class _SourceWriter:
             UnsupportedError: its class is neither torch's nor senn's, or one of its arguments has no source.
         """
         _refuse_foreign(module, path)
-        if type(module) in _CONTAINERS:
+        if type(module) in CONTAINERS:
             return self._container(module, path, notes or {})
         if type(module) is Rational:
             self.helpers["Rational"] = helper_class("Rational", module)
@@ -217,9 +223,9 @@ class _SourceWriter:
 
     def _children(self, module: nn.Module, path: str) -> dict[str, Bracketed | str]:
         """Write the expressions of a module's children, or of the parameters that a list of them holds."""
-        if type(module) in _PARAMETERS:
+        if type(module) in PARAMETER_LISTS:
             return {key: f"torch.zeros({tuple(tensor.shape)})" for key, tensor in module.named_parameters()}
-        return {key: self.expression(child, _join(path, key)) for key, child in parts(module).items()}
+        return {key: self.expression(child, join(path, key)) for key, child in parts(module).items()}
 
     def _container(
         self,
@@ -275,7 +281,7 @@ class _SourceWriter:
 
     def _convert_dtype(self) -> None:
         """Add a line for a model in another floating-point type than float32."""
-        tensors = _state(self.model).values()
+        tensors = state_tensors(self.model).values()
         dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         if len(dtypes) > 1 or any(tensor.is_complex() for tensor in tensors):
             names = ", ".join(sorted(map(str, dtypes)))
@@ -293,10 +299,6 @@ def _ordered_dict(children: dict[str, Bracketed | str]) -> Bracketed:
         pairs.append(("", Bracketed(f"({literal(key)}, ", [("", child)])))
     rows = Bracketed("[", pairs, tail="]")
     return Bracketed("OrderedDict(", [("", rows)])
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _is_inside(path: str, outer_paths: list[str]) -> bool:
@@ -319,51 +321,3 @@ def _refuse_altered(model: nn.Module) -> None:
             name = type(module).__name__
             where = f" at {path!r}" if path else ""
             raise UnsupportedError(f"the {name}{where} has hooks or a forward of its own, which no source can say")
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-
-
-def _differing(twin: nn.Module, model: nn.Module, path: str = "") -> list[str]:
-    """List the paths of modules that differ from the model's; of nested ones the outermost."""
-    if path and not _is_alike(twin, model):
-        return [path]
-    made, wanted = parts(twin), parts(model)
-    if _own_shapes(twin) != _own_shapes(model) or list(made) != list(wanted):
-        return [path or type(model).__name__]
-    paths: list[str] = []
-    for name, child in wanted.items():
-        paths += _differing(made[name], child, _join(path, name))
-    return paths
-
-
-def _own_shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {key: tensor.shape for key, tensor in module._parameters.items() if tensor is not None}
-
-
-def _is_alike(twin: nn.Module, model: nn.Module) -> bool:
-    """Return True if both are of one class and were constructed alike, whatever is inside them."""
-    if type(model) in KNOWN:
-        return type(twin).__name__ == helper_name(model)
-    if type(twin) is not type(model):
-        return False
-    if not is_layer(model) or type(model) in _CONTAINERS:
-        return True
-    return _own_arguments(twin) == _own_arguments(model)
-
-
-def _own_arguments(layer: nn.Module) -> dict[str, Any]:
-    """Read back a layer's arguments without those that are layers, which are compared for themselves."""
-    arguments = source_arguments(layer).items()
-    return {key: value for key, value in arguments if not isinstance(value, nn.Module)}
-
-
-def _differing_tensors(twin: nn.Module, model: nn.Module) -> list[str]:
-    """List the names of tensors that only one of the states has, or of which shape or dtype differ."""
-    made, wanted = _shapes_and_dtypes(twin), _shapes_and_dtypes(model)
-    return [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
-
-
-def _shapes_and_dtypes(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in _state(model).items()}

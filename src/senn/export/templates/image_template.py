@@ -10,14 +10,19 @@ from PIL import Image, ImageOps
 
 
 def encode(paths: Sequence[str | Path], known: dict[str, Any]) -> torch.Tensor:
-    """Return images as standardized (N, C, side, side) numbers; `known`: preprocessing.json."""
-    pixels = np.stack([square(path, known["side"], known["channels"]) for path in paths])
+    """Return images as standardized (N, C, side, side) numbers.
+
+    Args:
+        paths: of the files.
+        known: what preprocessing.json holds.
+    """
+    pixels = np.stack([_square(path, known["side"], known["channels"]) for path in paths])
     mean, std = (torch.tensor(known[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float()
     return (x - 255 * mean) * (1 / (255 * std))
 
 
-def square(path: str | Path, side: int, channels: int) -> Any:
+def _square(path: str | Path, side: int, channels: int) -> Any:
     """Return the middle of an image, (side, side, C) bytes: upright, on white if transparent."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
