@@ -1,4 +1,4 @@
-"""The structure room finds what can change size, whatever the model's forward looks like."""
+"""The graph says what can change size, whatever the model's forward looks like."""
 
 import pytest
 import torch

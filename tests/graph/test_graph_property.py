@@ -1,4 +1,4 @@
-"""On random nets, every claimed space agrees with impulses sent through the net.
+"""On random nets, every claimed group agrees with impulses sent through the net.
 
 The oracle knows nothing of labels: hooks hold every linear map's output at its value, except for one unit of one
 map that gets an impulse; the columns of the linear maps' inputs that then change are the ones that read that unit.
@@ -73,10 +73,10 @@ class Program(nn.Module):
     def write(self, name, _, x, y):
         if x.shape[:-1] != y.shape[:-1]:
             return x
-        room = torch.zeros(*x.shape[:-1], x.shape[-1] + y.shape[-1], dtype=x.dtype)
-        room[..., : y.shape[-1]] += y
-        room[..., y.shape[-1] :] = x
-        return room
+        joined = torch.zeros(*x.shape[:-1], x.shape[-1] + y.shape[-1], dtype=x.dtype)
+        joined[..., : y.shape[-1]] += y
+        joined[..., y.shape[-1] :] = x
+        return joined
 
 
 OPERATIONS = ["norm", "rational", "wave", "add", "add", "gate", "join", "flat", "write", *["linear"] * 5]

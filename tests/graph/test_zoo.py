@@ -35,7 +35,7 @@ def test_every_hidden_group_is_found_or_refused_with_the_true_reason(name: str) 
     named = {coupled.name for group in graph.groups for coupled in group.dims}
     for one in (
         graph.linear_maps if not entry.refused else ()
-    ):  # none is silent: a map has units of a space, or is named
+    ):  # none is silent: a map has units of a group, or is named
         assert one.weight in named or any(place in (one.name, f"{one.weight}:0") for place in found), one.name
 
 
@@ -133,7 +133,7 @@ def test_optimizers_go_on(name: str, kind: str) -> None:
 
 
 def _kept(graph: DependencyGraph):
-    """Where the old positions of a tensor stand after every space has got one unit."""
+    """Where the old positions of a tensor stand after every group has gained one unit."""
 
     def places(name: str, new: torch.Size, old: torch.Size) -> dict[int, torch.Tensor]:
         found = {}

@@ -1,4 +1,4 @@
-"""Small nets for the tests of the structure room, and short forms of what it finds."""
+"""Small nets for the tests of the graph, and short forms of what it finds."""
 
 import torch
 from torch import Tensor, nn

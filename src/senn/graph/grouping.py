@@ -121,7 +121,8 @@ class _Builder:
         n_segments = segments(index)
         if n_segments is None and units > 1:
             # Not sorted: within each segment, the positions of the unit's members side by side, in their own order.
-            index = place.index.T.reshape(place.index.shape[1], width, units).transpose(0, 1).reshape(width, -1)
+            by_position = place.index.T.reshape(-1, width, units)
+            index = by_position.transpose(0, 1).reshape(width, -1)
             n_segments = segments(index)
         if n_segments is None:
             raise NoSolutionError(f"its units lie in {place.tensor} in an order that isn't understood")
@@ -143,8 +144,8 @@ class _Builder:
         """Normalizations over the units of some label classes."""
         found: dict[str, Norm] = {}
         for use in self.trace.norms:
-            normalized = set(self.classes.class_of[distinct(use.label_map.cpu())].tolist()) - {-1}
-            if not normalized & members:
+            labels = distinct(use.label_map.cpu())
+            if members.isdisjoint(self.classes.class_of[labels].tolist()):
                 continue
             module = self.model.get_submodule(use.module)
             if not use.weighted:
@@ -152,7 +153,7 @@ class _Builder:
                 raise NoSolutionError(f"{where} normalizes over its units and has no weight to make up for it")
             # Libraries differ in the name of the summand of the variance; surgery scales it.
             eps = next((name for name in _EPS if isinstance(getattr(module, name, None), float)), None)
-            found[use.module] = Norm(module=use.module, kind="rms" if use.kind == "rms" else "layer", eps=eps)
+            found[use.module] = Norm(module=use.module, kind=use.kind, eps=eps)
         if len({norm.kind for norm in found.values()}) > 1:
             raise NoSolutionError("normalizations of two kinds mix its units")
         return tuple(found.values())
@@ -229,8 +230,8 @@ def segments(index: Tensor) -> int | None:
     """
     width, k = index.shape
     first = index[0]
-    jumps = (first[1:] - first[:-1] != 1).nonzero().flatten() + 1
-    longest = int(jumps[0]) if len(jumps) else k
+    jumps = (first.diff() != 1).nonzero()
+    longest = int(jumps[0]) + 1 if len(jumps) else k
     # The first unit's positions up to its first jump are one block. Where there is a single unit, or neighbors of one
     # segment touch those of the next, blocks look longer than they are: then try blocks of one position.
     for block in (longest, 1):

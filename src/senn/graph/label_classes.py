@@ -165,7 +165,7 @@ class LabelClasses:
                 if dim is None:
                     raise _RefusedError(f"its units lie along more than one dimension of {origin.name}")
                 # All entries at one position belong to one unit, or to none (-1).
-                units = units.movedim(dim, 0).reshape(units.shape[dim], -1).amax(1)
+                units = units.movedim(dim, 0).flatten(1).amax(1) if units.dim() > 1 else units
             _add_dim(one, "producer" if is_bias else "elementwise", origin.name, dim, units)
         for use in self.trace.uses:
             units = unit_number[self.units[use.columns]]
@@ -212,7 +212,8 @@ class LabelClasses:
                     continue
                 own = along[self.class_of[along] == number]
                 width = self.all[number].width
-                regular = len(distinct(own)) == width and len(own) % width == 0
+                all_present = len(distinct(own)) == width
+                regular = all_present and len(own) % width == 0
                 counts.setdefault(dim, {})[number] = len(own) // width if regular else 0
 
 

@@ -77,7 +77,8 @@ def _problems(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
             problems[name] = "has a frozen weight"
     for path, module in model.named_modules():
         # `weight_norm` and parametrizations make the weight anew at each call: resizing it would have no effect.
-        computed = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and "weight" not in module._parameters
+        is_layer = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        computed = is_layer and "weight" not in module._parameters
         if hasattr(module, "parametrizations") or computed:
             problems[path] = "has a weight that is computed from other tensors (a parametrization)"
     return problems
@@ -94,7 +95,8 @@ def _shared_memory(model: nn.Module) -> dict[str, str]:
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
                 full_name = f"{name}.{key}" if name else key
-                names.setdefault(tensor.data_ptr() or id(tensor), {}).setdefault(id(tensor), full_name)
+                address = tensor.data_ptr() or id(tensor)  # an empty tensor has address 0
+                names.setdefault(address, {}).setdefault(id(tensor), full_name)
     shared = {}
     for objects in names.values():
         for name in objects.values():
@@ -149,8 +151,10 @@ def _insertion_points(
         path = one.weight.rpartition(".")[0]
         module = model.get_submodule(path)
         # The layer is put into a `Sequential` in the map's place, so the map must be a module that is called once.
-        called = one.n_uses == 1 and use.inside == path and use.scored and one.groups == 1
-        if not called or one.weight in fixed or not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        called_once = one.n_uses == 1 and use.inside == path and use.scored
+        if not called_once or one.groups > 1 or one.weight in fixed:
+            continue
+        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue
         why = None
         if module is model:

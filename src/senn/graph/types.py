@@ -297,8 +297,16 @@ class DependencyGraph:
         """
         groups = []
         for group in self.groups:
-            makers, between, readers = (_modules(group.dims_of(role)) for role in get_args(Role))
-            groups.append((group.name, str(group.width), makers, between or "-", readers))
+            modules = {role: _modules(group.dims_of(role)) for role in get_args(Role)}
+            groups.append(
+                (
+                    group.name,
+                    str(group.width),
+                    modules["producer"],
+                    modules["elementwise"] or "-",
+                    modules["consumer"],
+                )
+            )
         points = [(point.module, str(point.features), point.activation) for point in self.insertion_points]
         blocks = []
         for block in self.residual_blocks:
@@ -318,8 +326,10 @@ class DependencyGraph:
         if not any(table.rows for table in tables):
             return f"<p>{NOTHING}</p>"
         # All columns left-aligned: they hold names.
-        parts = [html.table(table.caption, table.head, table.rows, left=len(table.head)) for table in tables]
-        return html.network([group.width for group in self.groups]) + "".join(parts)
+        parts = [str(html.network([group.width for group in self.groups]))]
+        for table in tables:
+            parts.append(html.table(table.caption, table.head, table.rows, left=len(table.head)))
+        return "".join(parts)
 
     def map(self, name: str) -> LinearMap:
         """Return the linear map of that name; raises KeyError if there is none."""
@@ -345,5 +355,8 @@ class DependencyGraph:
 
 def _modules(dims: Sequence[CoupledDim]) -> str:
     """Names of the modules of some dimensions, each once, with the number of positions of a unit."""
-    counts = {coupled.module or coupled.tensor: coupled.index.shape[1] for coupled in dims}
-    return ", ".join(name if k == 1 else f"{name} x {k}" for name, k in counts.items())
+    names = {}
+    for coupled in dims:
+        name, k = coupled.module or coupled.tensor, coupled.index.shape[1]
+        names[name] = name if k == 1 else f"{name} x {k}"
+    return ", ".join(names.values())

@@ -108,7 +108,8 @@ class SizeTracker:
         if type(value) is int and value >= lowest:
             return self._attribute((module, name, None), value)
         if type(value) is tuple and value and all(type(item) is int and item > 0 for item in value):
-            return tuple(self._attribute((module, name, place), item) for place, item in enumerate(value))
+            items = [self._attribute((module, name, place), item) for place, item in enumerate(value)]
+            return tuple(items)
         return None
 
     def _attribute(self, key: Key, value: int) -> SymbolicInt:
@@ -184,11 +185,11 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tracker, kwargs = self.tracker, kwargs or {}
+        if func is Tensor.size and (len(args) > 1 or kwargs.get("dim") is not None):
+            dim = args[1] if len(args) > 1 else kwargs["dim"]
+            return tracker.size(args[0], int(dim))
         if func == _SHAPE or func is Tensor.size:
-            dim = args[1] if len(args) > 1 and func is Tensor.size else kwargs.get("dim")
-            if dim is not None:
-                return tracker.size(args[0], int(dim))
-            return SymbolicShape(tracker.size(args[0], place) for place in range(args[0].dim()))
+            return SymbolicShape(tracker.size(args[0], dim) for dim in range(args[0].dim()))
         trace = tracker.trace
         # The mode is off while `func` runs: what it calls is replayed with it, as one call.
         before = trace.function, tracker.inside

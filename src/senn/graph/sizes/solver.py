@@ -170,6 +170,7 @@ class SizeSolver:
         sizes = {1}
         for constraint in self._by_symbol.get(number, ()):
             sizes |= self._positions(constraint)
+        # Whole units of the group must be left: the amount divides the width, and isn't all of it.
         width = self.classes.all[number].width
         return [size for size in sorted(sizes) if width % size == 0 and size < max(width, 2)]
 
@@ -243,7 +244,10 @@ class SizeSolver:
         sizes: set[int] = set()
         for tensor in constraint.tensors:
             for dim in self.classes.counts(tensor).values():
-                sizes.add(sum(change.get(number, 0) * positions for number, positions in dim.items()))
+                size = 0
+                for number, count in dim.items():
+                    size += count * change.get(number, 0)
+                sizes.add(size)
         for other, amount in change.items():
             if other in constraint.classes or other in constraint.keys:
                 sizes.add(amount)
@@ -275,7 +279,8 @@ class SizeSolver:
 def _compares(guard: SizeGuard, sizes: SizeChange) -> bool:
     """True if a comparison comes out the same at other sizes."""
     try:
-        return guard.compare(guard.left.new(sizes), guard.right.new(sizes)) == guard.outcome
+        left, right = guard.left.new(sizes), guard.right.new(sizes)
+        return guard.compare(left, right) == guard.outcome
     except ZeroDivisionError:
         return False
 

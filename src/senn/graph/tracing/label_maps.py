@@ -39,9 +39,10 @@ class LabelMaps:
         self._views: dict[int, tuple[WeightView, Call]] = {}
         for name, module in model.named_modules():
             # A module that counts its parameters has one for each unit, except PReLU, whose single slope serves all.
-            per_unit = isinstance(module, nn.Linear) or isinstance(getattr(module, "num_parameters", None), int)
-            shared = not per_unit or isinstance(module, nn.PReLU)
-            for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            counts = isinstance(getattr(module, "num_parameters", None), int)
+            shared = isinstance(module, nn.PReLU) or not (counts or isinstance(module, nn.Linear))
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for key, tensor in own:
                 # The first name counts: a tied parameter is one tensor under several.
                 self._parameters.setdefault(id(tensor), (name, key, shared))
                 self.tensors[full_name(name, key)] = tensor
@@ -98,9 +99,11 @@ class LabelMaps:
         source = self.first_labels_of(call.args[0])
         if call.operation not in REARRANGING:
             return source
-        parts: list[Tensor] = pytree.tree_leaves(call.func(source, *call.args[1:], **call.kwargs))
-        number = next(number for number, output in enumerate(call.outputs) if output is tensor)
-        return parts[number]
+        parts = call.func(source, *call.args[1:], **call.kwargs)
+        for part, output in zip(pytree.tree_leaves(parts), call.outputs, strict=True):
+            if output is tensor:
+                labels: Tensor = part
+        return labels
 
     def set_labels(self, tensor: Tensor, label_maps: list[Tensor]) -> None:
         """Set the label maps of a tensor.
@@ -112,7 +115,8 @@ class LabelMaps:
         """
         known = self._label_maps.get(id(tensor))
         if known is None:
-            self._label_maps[id(tensor)] = list(label_maps) or [torch.zeros_like(tensor, dtype=torch.long)]
+            nothing = torch.zeros_like(tensor, dtype=torch.long)
+            self._label_maps[id(tensor)] = list(label_maps) or [nothing]
             return
         for number, label_map in enumerate(label_maps):
             if number >= len(known):
@@ -133,9 +137,9 @@ class LabelMaps:
         offset = label_map.dim() - own.dim()
         if offset:
             label_map = label_map.amax(tuple(range(offset)))
-        single = [dim for dim in range(own.dim()) if own.shape[dim] == 1 and label_map.shape[dim] > 1]
-        if single:
-            label_map = label_map.amax(single, keepdim=True)
+        for dim, size in enumerate(own.shape):  # dimensions along which it broadcasts
+            if size == 1:
+                label_map = label_map.amax(dim, keepdim=True)
         own.copy_(label_map)
 
     def refuse(self, tensor: Tensor, reason: str) -> None:

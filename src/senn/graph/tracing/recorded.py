@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -135,7 +135,7 @@ class NormUse:
     """
 
     module: str
-    kind: str
+    kind: Literal["layer", "rms"]
     weighted: bool
     label_map: Tensor
 
@@ -206,10 +206,11 @@ def _slices(call: Call, view: WeightView) -> list[WeightView] | None:
         size = call.args[0].shape[dim]
         start = arguments["start"] or 0
         start = max(start + size, 0) if start < 0 else min(start, size)
+    # The slice is remembered for the stored weight, whose dimensions a transposed view has the other way round.
+    stored_dim = 1 - dim if view.flipped else dim
     views = []
     for output in call.outputs:
         stop = start + output.shape[dim]
-        # The slice is remembered for the stored weight, so that `dim` counts the other way in a transposed view.
-        views.append(replace(view, start=start, stop=stop, dim=1 - dim if view.flipped else dim))
+        views.append(replace(view, start=start, stop=stop, dim=stored_dim))
         start = stop
     return views

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -141,10 +142,13 @@ class TraceRecorder(LabelMaps):
         if (name, dim) not in self.rows:
             module, _, key = name.rpartition(".")
             shape = (tensor.shape[dim],)
-            self.rows[name, dim] = self.record.new_labels(module, key, shape, produces=produces, shared=False, dim=dim)
+            labels = self.record.new_labels(module, key, shape, produces=produces, shared=False, dim=dim)
+            self.rows[name, dim] = labels
         return self.rows[name, dim].to(tensor.device)
 
-    def note_norm(self, weight: Tensor | None, kind: str, label_map: Tensor, output: Tensor) -> None:
+    def note_norm(
+        self, weight: Tensor | None, kind: Literal["layer", "rms"], label_map: Tensor, output: Tensor
+    ) -> None:
         """Record a normalization over whole units.
 
         Args:
@@ -169,7 +173,8 @@ class TraceRecorder(LabelMaps):
             call: the operation.
             name: class name of the activation.
         """
-        self.activations[self.path[-1] if name == self.kind else len(self.activations)] = name
+        key = self.path[-1] if name == self.kind else len(self.activations)
+        self.activations[key] = name
         for tensor in call.outputs:
             self._activation[id(tensor)] = name
 
@@ -186,7 +191,8 @@ class TraceRecorder(LabelMaps):
         if not self.silenced:
             self._operation = call.operation
             self._apply(call, rule)
-        self.history.append(Step(call=call, refusals=range(before, len(self.record.refusals))))
+        caused = range(before, len(self.record.refusals))
+        self.history.append(Step(call=call, refusals=caused))
 
     def _apply(self, call: Call, rule: Callable[[TraceRecorder, Call], None]) -> None:
         first = call.args[0] if call.args else None

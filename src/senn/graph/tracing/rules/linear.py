@@ -73,7 +73,8 @@ def _matrix_product(trace: TraceRecorder, call: Call) -> None:
         source, weight, bias = arguments["self"], arguments["mat2"], None
     view = trace.weight_of(weight)
     if view is not None and plain:
-        _linear(trace, view, source, call.outputs[0], bias=bias, out_dim=0 if view.flipped else 1)
+        out_dim = 0 if view.flipped else 1  # (in, out) unless it is the transpose of a stored (out, in)
+        _linear(trace, view, source, call.outputs[0], bias=bias, out_dim=out_dim)
     elif trace.weight_of(source) is not None or bias is not None:
         trace.refuse_call(call)
     else:
@@ -121,7 +122,8 @@ def _convolution(trace: TraceRecorder, call: Call) -> None:
     channels, elsewhere = columns_of(trace, source, 1)
     for label_map in elsewhere:
         trace.record.refuse(label_map, f"{trace.place} mixes its units")
-    is_depthwise = groups > 1 and groups == source.shape[1] and (not transposed or output.shape[1] == groups)
+    one_each = groups == source.shape[1] and groups > 1
+    is_depthwise = one_each and (not transposed or output.shape[1] == groups)
     if is_depthwise:  # each channel has filters of its own, which come and go with it
         rows = trace.passes_elementwise(view.name, 0)
         trace.record.merge(rows, channels.repeat_interleave(len(rows) // groups))
@@ -170,7 +172,8 @@ def _embedding(trace: TraceRecorder, call: Call) -> None:
         trace.refuse_call(call)
         return
     output = call.outputs[0]
-    trace.set_labels(output, [spread(trace.produces(view, 1), output.dim() - 1, output)])
+    columns = trace.produces(view, 1)
+    trace.set_labels(output, [spread(columns, output.dim() - 1, output)])
 
 
 def _batched_product(trace: TraceRecorder, call: Call) -> None:
@@ -240,11 +243,13 @@ def _attention(trace: TraceRecorder, call: Call) -> None:
     if not any(map(trace.is_labeled, (query, key, value))):
         return
     keys, values = trace.labels_of(key), trace.labels_of(value)
-    repeats = query.shape[-3] // key.shape[-3] if query.dim() > 3 else 1
-    if repeats > 1:  # grouped queries: several heads of queries share one of keys and values
+    has_heads = query.dim() > 3
+    if has_heads and query.shape[-3] > key.shape[-3]:  # several heads of queries share one of keys and values
+        repeats = query.shape[-3] // key.shape[-3]
         keys = [label_map.repeat_interleave(repeats, -3) for label_map in keys]
         values = [label_map.repeat_interleave(repeats, -3) for label_map in values]
-    scores = _product(trace, trace.labels_of(query), [label_map.transpose(-2, -1) for label_map in keys])
+    transposed = [label_map.transpose(-2, -1) for label_map in keys]
+    scores = _product(trace, trace.labels_of(query), transposed)
     shape = (*query.shape[:-1], key.shape[-2])
     scores = [label_map.expand(shape) for label_map in scores]
     mask = arguments.get("attn_mask", arguments.get("attn_bias"))

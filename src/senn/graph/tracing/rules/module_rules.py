@@ -134,8 +134,8 @@ class Visit:
         Raises:
             UnsupportedError: the sizes differ.
         """
-        view = WeightView(name=self._full_name(tensor))
-        self._set_along(self.trace.produces(view, dim), tensor, dim, axis)
+        labels = self.trace.produces(WeightView(name=self._full_name(tensor)), dim)
+        self._set_along(labels, tensor, dim, axis)
 
     def carries(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Declare that units pass the layer one by one, each with its own entries of a parameter.
@@ -150,7 +150,8 @@ class Visit:
         """
         if not self._is_set:
             self.passes()
-        self._set_along(self.trace.passes_elementwise(self._full_name(tensor), dim), tensor, dim, axis)
+        labels = self.trace.passes_elementwise(self._full_name(tensor), dim)
+        self._set_along(labels, tensor, dim, axis)
 
     def passes(self) -> None:
         """Declare that the output has the units of the input, entry by entry.
@@ -160,7 +161,8 @@ class Visit:
         """
         if self.result.shape != self.source.shape:
             raise UnsupportedError(f"the rule of {self.name} says that units pass, but the output has another shape")
-        self.trace.set_labels(self.result, [label_map.clone() for label_map in self.trace.labels_of(self.source)])
+        label_maps = self.trace.labels_of(self.source)
+        self.trace.set_labels(self.result, [label_map.clone() for label_map in label_maps])
         self._is_set = True
 
     def normalizes(self, kind: Literal["layer", "rms"], weight: str | None = "weight") -> None:

@@ -66,8 +66,9 @@ def pointwise(trace: TraceRecorder, call: Call) -> None:
     if labeled:
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in call.tensors))  # type: ignore[no-untyped-call]
         met = []
+        device = labeled[0].device
         for tensor in labeled:
-            met += [label_map.to(labeled[0].device).broadcast_to(shape) for label_map in trace.labels_of(tensor)]
+            met += [label_map.to(device).broadcast_to(shape) for label_map in trace.labels_of(tensor)]
         label_maps = merge_label_maps(trace, met)
         # Only now: what meets the result must be equal along all of its units, not only along those of one input.
         for tensor in call.tensors:
@@ -169,7 +170,10 @@ def meet_unlabeled(trace: TraceRecorder, label_map: Tensor, other: Tensor) -> Te
     """
     offset = label_map.dim() - other.dim()  # broadcasting aligns the last dimensions
     dims = varying(label_map)
-    fixed = {dim for dim in dims if dim >= offset and other.shape[dim - offset] > 1}
+    fixed = set()
+    for dim in dims:
+        if dim >= offset and other.shape[dim - offset] > 1:
+            fixed.add(dim)
     if not fixed:
         return label_map
     if is_uniform(other, {dim - offset for dim in fixed}):

@@ -42,8 +42,8 @@ def _move(trace: TraceRecorder, call: Call) -> None:
     for number in range(max(map(len, own_maps))):
         replacement = {}
         for tensor, own in zip(moved, own_maps, strict=True):
-            # Parts of a `cat` may have different numbers of label maps.
-            replacement[id(tensor)] = own[number] if number < len(own) else torch.zeros_like(own[0])
+            has_one = number < len(own)  # parts of a `cat` may have different numbers of label maps
+            replacement[id(tensor)] = own[number] if has_one else torch.zeros_like(own[0])
         results.append(pytree.tree_leaves(_on_labels(call, replacement)))
     for place, tensor in enumerate(call.outputs):
         label_maps = [result[place] for result in results]
@@ -55,7 +55,11 @@ def _move(trace: TraceRecorder, call: Call) -> None:
 
 def _on_labels(call: Call, replacement: dict[int, Tensor]) -> Any:
     """Run an operation with label maps in place of its tensors."""
-    args, kwargs = pytree.tree_map_only(Tensor, lambda t: replacement.get(id(t), t), (call.args, call.kwargs))
+
+    def replaced(tensor: Tensor) -> Tensor:
+        return replacement.get(id(tensor), tensor)
+
+    args, kwargs = pytree.tree_map_only(Tensor, replaced, (call.args, call.kwargs))
     if call.name == "aten::constant_pad_nd":
         return call.func(*args[:2])  # padding belongs to no unit, whatever its value
     if call.name in _ONLY_FLOATING:
@@ -76,10 +80,12 @@ def _join(trace: TraceRecorder, call: Call) -> None:
         return
     parts = [part for part in call.args[0] if part.numel()]  # an empty part may have any shape
     new = call.name == "aten::stack"
-    dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % output.dim()
+    dim = call.arguments["dim"] % output.dim()
     label_maps = []
     for number, label_map in enumerate(trace.labels_of(output)):
-        own = [trace.labels_of(part)[number] for part in parts if number < len(trace.labels_of(part))]
+        own = []
+        for part in parts:
+            own += trace.labels_of(part)[number : number + 1]
         along_dim = not new and any(dim in varying(labels) for labels in own)
         if along_dim or not bool(label_map.any()):
             label_maps.append(label_map)  # units lie one after the other along `dim`: nothing to merge
