@@ -51,6 +51,7 @@ def _to_json(value: Any) -> Any:
         return {number: name for name, number in _INFINITE.items()}[value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    # The layer that a stack repeats, the norm at its end, an activation that is a module.
     if type(value) in CONSTRUCTORS:
         arguments = {name: _to_json(one) for name, one in constructor_arguments(value).items()}
         return {"class": class_name(value), "arguments": arguments}

@@ -117,6 +117,7 @@ def _linear1(layer: Any) -> nn.Linear:
     return [part for part in layer.linear1.modules() if isinstance(part, nn.Linear)][-1]
 
 
+# These layers keep hardly any of their arguments; their parts show the rest.
 _IN_LAYER: dict[str, _Reader] = {
     "d_model": lambda layer: layer.self_attn.embed_dim,
     "nhead": lambda layer: layer.self_attn.num_heads,
@@ -173,6 +174,7 @@ _READERS: dict[Class, dict[str, _Reader]] = {
         "custom_encoder": lambda t: None if type(t.encoder) is nn.TransformerEncoder else t.encoder,
         "custom_decoder": lambda t: None if type(t.decoder) is nn.TransformerDecoder else t.decoder,
     },
+    # It keeps `p` under another name.
     nn.PairwiseDistance: {"p": lambda layer: layer.norm},
     nn.AdaptiveLogSoftmaxWithLoss: {"cutoffs": lambda layer: layer.cutoffs[:-1]},  # it appends the number of classes
 }
@@ -187,6 +189,7 @@ CONTAINERS: dict[Class, _Maker] = {
     nn.ParameterDict: lambda parts, shapes: nn.ParameterDict(
         [(key, torch.empty(shape)) for key, shape in shapes.items()]
     ),
+    # Networks of one unit: what they hold is replaced by what is described.
     MLP: lambda parts, shapes: MLP(1, (1,), 1, shortcut="shortcut" in parts),
     ConvNet: lambda parts, shapes: ConvNet(1, ((1,),), 1),
     DenseConvNet: lambda parts, shapes: DenseConvNet(1, ((1,),), 1),

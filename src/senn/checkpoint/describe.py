@@ -175,6 +175,7 @@ def plain_attributes(module: nn.Module) -> tuple[dict[str, Number], dict[str, bo
         # The mode belongs to whoever loads the model.
         if not is_public(name) or name == "training":
             continue
+        # `normalized_shape`, `kernel_size`, ...; rows of anything else aren't sizes
         if isinstance(value, tuple | list):
             if value and all(type(item) is int for item in value):
                 attributes[name] = list(value)

@@ -27,6 +27,7 @@ def update_config(model: nn.Module) -> bool:
     Returns:
         True if the configuration says all sizes now; False if no choice of its numbers does. It is unchanged then.
     """
+    # transformers' configurations have `to_dict`; anything else called `config` is its owner's own.
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         return True

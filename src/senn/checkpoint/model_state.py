@@ -80,12 +80,14 @@ def packed(state: Any) -> tuple[Any, bytes]:
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
+    # JSON has no infinities, which a best loss so far begins with.
     if isinstance(value, float):
         return value if isfinite(value) else {"float": str(value)}
     if isinstance(value, Tensor):
         return _packed_tensor(value, tensors)
     if isinstance(value, list):
         return [_packed(item, tensors) for item in value]
+    # Optimizers and generators compare with tuples, which would come back as lists.
     if isinstance(value, tuple):
         return {"tuple": [_packed(item, tensors) for item in value]}
     if isinstance(value, Mapping):

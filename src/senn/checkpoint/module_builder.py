@@ -66,6 +66,7 @@ class ModuleBuilder:
         self.matcher.match(node, module, path)
         for name, child in node.children.items():
             place = join(path, name)
+            # The first place was made before: parents and earlier siblings come first.
             if isinstance(child, str):
                 part = self._made_before(child, place)
             elif cls in HOLDERS or child.cls in KNOWN:
@@ -74,6 +75,7 @@ class ModuleBuilder:
                 # A class that only this layer's constructor makes, such as the output map of nn.MultiheadAttention.
                 part = self._fit(child, module.get_submodule(name), place)
             add_child(module, name, part, path)
+        # A model built from nothing is for predictions; what is inserted into a given one follows its mode.
         module.train(near is not None and near.training)
         return module
 
@@ -132,6 +134,7 @@ class ModuleBuilder:
         for module in [*neighbors, *self.given.modules()]:
             if self.matcher.is_same_class(node, module) and self.fits(node, module, path):
                 try:
+                    # Everything comes along that a description doesn't have: settings, hooks, an owner's attributes.
                     twin = copy.deepcopy(module)
                 except Exception as error:  # it is its owner's code that failed
                     raise UnsupportedError(f"the {node.cls} for {path} can't be copied: {error}") from error

@@ -116,6 +116,7 @@ def resize_like(model: nn.Module, saved: Mapping[str, Any], parts: ModuleSnapsho
 
 
 def _description(saved: Mapping[str, Any]) -> Description:
+    # Sizes carry no version: they are read as the newest format.
     head = {"version": VERSION, "weights_sha256": "", "extra": {}}
     if not isinstance(saved, Mapping) or not {*_KEYS, "buffers"} <= set(saved):
         raise SennError("these aren't the sizes of a model that senn described")
@@ -138,6 +139,7 @@ def _emptied(
         if first not in made:
             stored = buffers.get(first)
             if stored is None:
+                # The state that is loaded next brings the numbers.
                 stored = torch.zeros(shape, dtype=place.old.dtype)
             fits = tuple(place.old.shape) == shape and not place.old.is_meta
             made[first] = place.old if fits else successor(place, stored, place.name in description.frozen)

@@ -70,10 +70,12 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     if into is not None:
         _check_module("load", into)
     try:
+        # The description first: it says how large the file with the numbers may be.
         description = parse(read_description(Path(folder)))
         tensors = read_weights(Path(folder), description.weights_sha256, description.entries)
         description.check(tensors)
         return resize_model(description, tensors, into)
+    # A forged file may be nested as deeply as it likes; its own depth is no reason to crash.
     except RecursionError as error:
         raise SennError(f"the model in {str(folder)!r} is nested too deeply to be read") from error
 

@@ -89,6 +89,7 @@ class Description:
         Raises:
             SennError: one is missing, unknown, or of another shape.
         """
+        # An unknown tensor is an error as well: whoever added it expected something of it.
         for name, shape in self.shapes.items():
             stored = tensors.get(self.tied.get(name, name))
             if stored is None:
@@ -140,6 +141,7 @@ def parse(document: Mapping[str, Any]) -> Description:
     if not isinstance(root, Node):
         raise _described_wrongly("the model", "it stands for another module")
     shapes: dict[str, Shape] = {}
+    # By full name, as the file with the numbers has them.
     for path, node in root.walk():
         shapes |= {join(path, name): shape for name, shape in node.tensors.items()}
     transient = document.get("transient", [])
@@ -152,6 +154,7 @@ def parse(document: Mapping[str, Any]) -> Description:
     _expect(isinstance(document["extra"], dict), "the model", "'extra' is no table")
     return Description(
         version=document["version"],
+        # unchecked: whatever it is, it either equals the file's checksum or doesn't
         weights_sha256=document["weights_sha256"],
         root=root,
         shapes=shapes,

@@ -25,6 +25,7 @@ class Rational(nn.Module):
         return (self.l * x + (self.c + 2 * self.v * x) / (1 + x**2)) / length
 '''
 
+# Kept by hand: `inspect.getsource` would bring type annotations and imports of senn along.
 _FORWARDS: Mapping[type[nn.Module], tuple[str, ...]] = {
     MLP: ("return self.body(x)",),
     ConvNet: ("return self.head(self.body(x).mean((2, 3)))",),

@@ -75,6 +75,7 @@ def format_lines(
     for number, (name, part) in enumerate(value.parts):
         if number in value.notes:
             lines.append(f"{space}    # {value.notes[number]}")
+        # With a comma after the last part too, as formatters write it: adding a layer then changes one line.
         lines += format_lines(part, indent + 4, name, ",")
     return [*lines, space + value.tail + after]
 

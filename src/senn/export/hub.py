@@ -85,6 +85,7 @@ def to_hub(
     name = name or Path(folder).resolve().name
     files = [] if saved is None else _saved_files(Path(saved))
     with atomic_folder(folder, folder=True, overwrite=overwrite) as draft:
+        # Always the same name, which `config.json` gives and the card's code imports.
         write_python(model, draft, "Net", preprocessing)
         for file in files:
             shutil.copyfile(file, draft / file.name)
@@ -141,6 +142,7 @@ def push_to_hub(
     missing = [file for file in needed if not (Path(folder) / file).is_file()]
     if missing:
         raise SennError(f"{str(folder)!r} is no folder for the hub: it lacks {missing[0]}; write one with to_hub")
+    # Imported here: everything but the upload works without it.
     try:
         import huggingface_hub
     except ImportError as error:
@@ -178,6 +180,7 @@ def model_card(
         The text of `README.md`.
     """
     record, data = preprocessing or {}, results.get("data", {})
+    # Names of tasks as the hub has them: image-classification, tabular-regression, ...
     kind = "image" if record.get("kind") == "images" else "tabular"
     scores = {key: value for key, value in results.get("test", {}).items() if value is not None}
     # The hub reads the YAML between the dashes: its filters, its widget and its table of results come from there.
@@ -254,6 +257,7 @@ def _usage(model: nn.Module, record: Mapping[str, Any], has_description: bool) -
         also = ", predict, read_rows"
         predict = 'predict(read_rows("new.csv"))  # a class or number for each row; columns are found by name\n'
     text = _PLAIN.format(needs=needs, also=also, parameters=size, predict=predict)
+    # Without `model.json` there is nothing that senn.load could read.
     return "\n" + text + (_SENN if has_description else "")
 
 

@@ -138,6 +138,7 @@ class _SourceWriter:
         """Return the source: imports, helper classes, the network's class."""
         body = "\n".join(self._network_class()) + "\n"
         whole = "\n\n".join(["", *self.helpers.values(), body])
+        # An unused import would be a flaw in the reader's linter, so each stands only where the text needs it.
         imports: list[str] = []
         if "OrderedDict(" in whole:
             imports += ["from collections import OrderedDict", ""]
@@ -152,6 +153,7 @@ class _SourceWriter:
         """Write the class: a subclass of the model's own if that is torch's, else an nn.Module with a forward."""
         model, cls = self.model, type(self.model)
         start = ["    def __init__(self):"]
+        # A subclass of the model's own class has the same names of parameters, indices and forward.
         if is_layer(model) or cls is Rational:
             value = self.expression(model, "")
             base = value.head.removesuffix("(")
@@ -169,6 +171,7 @@ class _SourceWriter:
         return [*lines, *(f"        {line}" for line in forward_lines(model))]
 
     def _end(self) -> list[str]:
+        # Replacements first: what is shared must be assigned from what stands at its first place in the end.
         replacements = [line for lines in self.replaced.values() for line in lines]
         return [*replacements, *self.after]
 
@@ -197,6 +200,8 @@ class _SourceWriter:
         if type(module) is Rational:
             self.helpers["Rational"] = helper_class("Rational", module)
             return call("Rational", [str(module.v.shape[0])])
+        # Networks of senn are written with their children as arguments: their own constructors take sizes, which can't
+        # say what growth has inserted.
         if type(module) in KNOWN:
             name = helper_name(module)
             self.helpers[name] = helper_class(name, module)
@@ -282,6 +287,7 @@ class _SourceWriter:
     def _convert_dtype(self) -> None:
         """Add a line for a model in another floating-point type than float32."""
         tensors = state_tensors(self.model).values()
+        # Layers are constructed in float32 and converted together; for mixed types each would need a line of its own.
         dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         if len(dtypes) > 1 or any(tensor.is_complex() for tensor in tensors):
             names = ", ".join(sorted(map(str, dtypes)))
@@ -317,6 +323,7 @@ def _refuse_foreign(module: nn.Module, path: str) -> None:
 def _refuse_altered(model: nn.Module) -> None:
     """Refuse modules that don't do what their class says."""
     for path, module in model.named_modules():
+        # Neither belongs to a class: source that leaves them out would compute something else without a word.
         if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
             name = type(module).__name__
             where = f" at {path!r}" if path else ""

@@ -182,6 +182,7 @@ def check_python(
     def run(batch: Inputs) -> list[Tensor]:
         return [out for out in pytree.tensor_leaves(pytree.call(twin, batch)) if out.is_floating_point()]
 
+    # The same kernels in the same order: not one bit may differ.
     return check(path, f"its {MARK}", model, at_least_two(inputs), run=run, exact=True)
 
 
@@ -206,6 +207,7 @@ def net_source(model: nn.Module, name: str, preprocessing: Mapping[str, Any] | N
     body += _LOAD.format(name=name)
     needs, use, purpose = "torch and safetensors", "", ""
     if kind is not None:
+        # Read as text, not imported: Pillow may be missing here.
         template = (TEMPLATES / _TEMPLATE_OF[kind]).read_text(encoding="utf-8")
         template_imports, code = _split_imports(template)
         imports |= template_imports | {"import json", "import sys", "import torch"}
@@ -240,6 +242,7 @@ def _kind_of(record: Mapping[str, Any] | None) -> str | None:
         return None
     if record.get("kind") == "images":
         return "images"
+    # Records of tables have no kind.
     return "tables" if {"columns", "target"} <= set(record) else None
 
 
