@@ -93,6 +93,7 @@ def prepare(model: nn.Module, todo: SurgeryPlan) -> UndoLog:
         if old.shape != shape:
             found, wanted = tuple(old.shape), tuple(shape)
             raise SennError(f"'{name}' has shape {found} in one copy of the model, {wanted} in another")
+    # Values first, for all tensors: a compensation reads one and writes two.
     _refuse_ties(olds)
     values = new_values(model, todo, olds)
     for name, old in olds.items():
@@ -176,6 +177,7 @@ def _insert(model: nn.Module, move: Insert, log: UndoLog) -> None:
         raise UnsupportedError(f"'{name}' is a {type(linear).__name__} in one copy of the model")
     layer = copy.deepcopy(move.layer).train(linear.training)
     layer.to(linear.weight.device, linear.weight.dtype)
+    # A plain Sequential is a list of layers, and is joined into one; a subclass may have a forward of its own.
     modules = tuple(layer.children()) if type(layer) is nn.Sequential else (layer,)
     stack = nn.Sequential(*modules, linear)
     stack.training = linear.training  # not `train()`, which would reach into the map

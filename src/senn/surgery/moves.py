@@ -41,6 +41,7 @@ class Widen:
         >>> move = Widen("fc1", units=2, values=rows)
     """
 
+    # Names and indices only, so that one record can be applied to any copy of the model.
     group: str
     units: int
     values: Mapping[str, Tensor]
@@ -127,6 +128,7 @@ def tensors_of(moves: Sequence[Move]) -> list[Tensor]:
         if isinstance(move, Widen):
             found += move.values.values()
         elif isinstance(move, Prune):
+            # The only numbers of a removal: what leaves isn't part of the grown model.
             found += move.compensation.values()
         elif isinstance(move, Insert):
             found += [*move.layer.parameters(), *move.layer.buffers()]

@@ -47,6 +47,7 @@ def plan(model: nn.Module, moves: Sequence[Move], graph: DependencyGraph) -> Sur
         SennError: a move doesn't fit the model.
     """
     result = SurgeryPlan(moves=tuple(moves))
+    # Units that no removal of this call has taken yet: several may prune one group.
     left = {group.name: set(range(group.width)) for group in graph.groups}
     for move in moves:
         if isinstance(move, Insert):
@@ -192,6 +193,7 @@ def _plan_compensation(
     result: SurgeryPlan, model: nn.Module, linear: LinearMap, gone: Tensor, coefficients: Tensor
 ) -> None:
     width = find_tensor(model, linear.weight).shape[linear.in_dim]
+    # Columns of the matrix: a convolution has one for each kernel position of an input channel.
     every = torch.arange(width * linear.kernel_numel)
     kept = every[~torch.isin(every, gone)]
     shape = [len(gone), len(kept) + 1]
@@ -218,6 +220,16 @@ def parameters_per_unit(model: nn.Module, group: ChannelGroup) -> int:
     Args:
         model: that the group belongs to.
         group: which would grow.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import senn
+        >>> from senn.surgery import parameters_per_unit
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> (group,) = senn.analyze(model, torch.zeros(1, 3)).groups
+        >>> parameters_per_unit(model, group)  # a row of 3, its bias, a column of 2
+        6
     """
     return _added_parameters(model, group, 1)
 

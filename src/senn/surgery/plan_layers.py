@@ -41,6 +41,7 @@ def plan_insert(result: SurgeryPlan, model: nn.Module, move: Insert, graph: Depe
         kind = type(linear).__name__
         raise UnsupportedError(f"'{name}' is a {kind}; layers are inserted before linear maps and convolutions")
     _check_held_once(model, linear, f"inserted before '{name}'")
+    # The inverse of the layer goes into the map behind it, so that the function stays.
     if move.right is not None:
         check_values(f"the matrix folded into '{name}'", move.right, [point.features, point.features])
         _replace(result, model, join(name, "weight"))
@@ -69,6 +70,7 @@ def plan_append(result: SurgeryPlan, model: nn.Module, move: Append, graph: Depe
     except KeyError:
         known = ", ".join(repr(block.module) for block in graph.residual_blocks) or "none"
         raise SennError(f"there is no block '{move.block}' to append to; blocks: {known}") from None
+    # Two copies behind one block would both claim the place right after it.
     if any(other is block for other, _ in result.appends):
         raise SennError(f"two blocks after '{move.block}' don't go into one operation")
     if _resizes_stream(result, block, graph):

@@ -55,6 +55,7 @@ class Compensation:
         coefficients: C, (gone, kept + 1).
     """
 
+    # Column numbers of the matrix before any move: `new_tensors` compensates before it cuts.
     map: LinearMap
     gone: Tensor
     kept: Tensor
@@ -79,6 +80,7 @@ class SurgeryPlan:
         factors: by (module, attribute), a factor of a floating-point attribute (their eps).
     """
 
+    # By name everywhere: one plan is carried out on the model and on each of its averaged copies.
     moves: tuple[Move, ...] = ()
     shapes: dict[str, torch.Size] = field(default_factory=dict)
     builders: dict[str, dict[int, IndexMapBuilder]] = field(default_factory=lambda: defaultdict(dict))
@@ -118,6 +120,7 @@ def find_tensor(model: nn.Module, name: str) -> Tensor:
         module = model.get_submodule(path)
     except AttributeError:
         raise SennError(f"the model has no module '{path}': was its graph found on another model?") from None
+    # Not by `getattr`, which finds what a parametrization computes as well.
     tensor = module._parameters.get(key, module._buffers.get(key))
     if tensor is None:
         raise UnsupportedError(f"'{name}' is not a plain parameter or buffer of the model")
@@ -175,5 +178,6 @@ def check_values(what: str, values: Tensor, shape: Sequence[int]) -> None:
     """
     if tuple(values.shape) != tuple(shape):
         raise SennError(f"{what} must have shape {tuple(shape)}, not {tuple(values.shape)}")
+    # Without a probe nothing else would notice.
     if not values.isfinite().all():
         raise DivergenceError(f"{what} are not finite")

@@ -61,6 +61,7 @@ def _coupled_dim(coupled: CoupledDim, kept: list[int], todo: SurgeryPlan) -> Cou
 
 def _places(layout: IndexMap) -> Tensor:
     """Invert a map: for each old or new position, its place now, -1 where it has left."""
+    # A position that has left keeps -1, and no unit's row names it.
     places = torch.full((layout.size + layout.added,), -1)
     places[layout.order] = torch.arange(len(layout.order))
     return places

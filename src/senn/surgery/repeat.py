@@ -128,6 +128,7 @@ def _longer_list(parent: nn.Module, additions: Mapping[str, nn.Module], pending:
     if numbered:
         # ModuleList and Sequential index by these names.
         names = [str(number) for number in range(len(modules))]
+    # A new dictionary in place of the old one, which an undo puts back: its order is what the forward pass follows.
     longer = type(parent._modules)(zip(names, modules, strict=True))
     return [*swaps, (vars(parent), "_modules", parent._modules, longer)]
 
@@ -138,11 +139,13 @@ def _longer_tables(holders: Sequence[dict[str, Any]], names: Sequence[str], addi
     for held in holders:
         for key in _TABLES & held.keys():
             old = held[key]
-            if isinstance(old, list) and len(old) == len(names):
-                new = []
-                for name, entry in zip(names, old, strict=True):
-                    new += [entry, entry] if name in additions else [entry]
-                swaps.append((held, key, old, new))
+            # A table of another length is about something else.
+            if not isinstance(old, list) or len(old) != len(names):
+                continue
+            new = []
+            for name, entry in zip(names, old, strict=True):
+                new += [entry, entry] if name in additions else [entry]
+            swaps.append((held, key, old, new))
     return swaps
 
 

@@ -62,6 +62,7 @@ class Receipt:
         where = f"the change of {_places(self.moves)}"
         if self._undone:
             raise SurgeryError(f"{where} has been undone already")
+        # A loaded state dict, or another change, has put other objects where this one's are.
         attached = self._snapshot is None or self._snapshot.attached
         if not attached or not all(log.in_place() for log in self._logs):
             raise SurgeryError(f"{where} can't be undone: the model or its optimizer has been changed again since")
@@ -184,10 +185,12 @@ class _Operation:
         rollback.callback(ModelState(everyone).restore)
         if optimizer is not None:
             check_holds(optimizer, self.model)
+        # Of before the change: an optimizer that records names is brought into step by them.
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         todo = plan(self.model, self.moves, graph)
         before = [] if self.probe is None else [outputs(one, self.probe) for one in everyone]
         loss_before = self._loss()
+        # Everything that can fail for want of memory or by a bad shape fails here, with nothing exchanged yet.
         logs = [prepare(one, todo) for one in everyone]
         snapshot = None if optimizer is None else Snapshot(optimizer)
         # Before the first exchange, so that there is no moment without a way back.

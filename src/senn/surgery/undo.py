@@ -71,6 +71,7 @@ class UndoLog:
 
     def commit(self) -> None:
         """Put every new object in its place."""
+        # Entries of dictionaries, not `setattr`, which a module's class may intercept.
         for container, key, _, new in self.swaps:
             container[key] = new
 
@@ -93,6 +94,7 @@ def _is_held(held: Any, new: Any) -> bool:
     if isinstance(new, list):
         is_list = isinstance(held, list) and len(held) == len(new)
         return is_list and all(map(_is_held, held, new))
+    # Numbers may have been computed anew, to the same value.
     if isinstance(new, int | float | tuple):
         return bool(held == new)
     return held is new

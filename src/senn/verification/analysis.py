@@ -60,6 +60,7 @@ def analyze(
     ignored = ignored_modules(model, ignore)
     graph = trace_graph(model, inputs, ignored)
     if proven is not None:
+        # After growth: the same modules at other widths have the same groups, and an analysis costs several passes.
         names = {group.name for group in proven.groups}
         groups = tuple(group for group in graph.groups if group.name in names)
         return replace(graph, groups=groups, refusals=proven.refusals, residual_blocks=proven.residual_blocks)
