@@ -37,8 +37,8 @@ from senn.cli.main import main as command
 from senn.errors import SennError
 from senn.runs import read
 from senn.training import TrainConfig
+from senn.training.builders import build_model
 from senn.training.progress import LinesCallback
-from senn.training.train_step import build_model
 
 HUGE = 10**12
 HOSTILE = [None, True, -1, HUGE, 1e308, "x", "../x", [], [[]], {}, {"tensor": "0"}, {"float": "x"}, {"items": 3}]

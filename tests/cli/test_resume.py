@@ -12,9 +12,9 @@ from sklearn.datasets import load_digits
 from senn.checkpoint.model_state import packed, unpacked
 from senn.errors import SennError
 from senn.training import Callback, train
+from senn.training.builders import build_model
 from senn.training.image_training import image_config, train_images
 from senn.training.incremental import IncrementalTrainer
-from senn.training.train_step import build_model
 
 _DIGITS = load_digits()
 PIXELS = (X.view(-1, 1, 8, 8) * 255).to(torch.uint8)

@@ -14,8 +14,9 @@ from senn.errors import SennError, SurgeryError
 from senn.policies import Policy, PricePolicy
 from senn.training import TrainConfig
 from senn.training import train as fit
+from senn.training.builders import build_model
 from senn.training.incremental import IncrementalTrainer
-from senn.training.train_step import TrainStep, build_model
+from senn.training.train_step import TrainStep
 
 CHEAP = PricePolicy(kappa=1e-6, confidence=0.0, layer_cost=1.0, retention_factor=2.0)
 """Buys whatever promises anything."""

@@ -14,8 +14,9 @@ from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.nn import MLP
 from senn.policies import PaperPolicy, PricePolicy
 from senn.training import Callback, TrainConfig, train
+from senn.training.builders import build_model, build_optimizer, resolve_policy
 from senn.training.incremental import IncrementalTrainer
-from senn.training.train_step import TrainStep, build_model, build_optimizer, resolve_policy
+from senn.training.train_step import TrainStep
 
 FIXED = TrainConfig(hidden=(8,), grow=False, epochs=4, batch_size=32)
 

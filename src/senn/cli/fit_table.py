@@ -22,9 +22,9 @@ from senn.runs import FitOptions
 from senn.runs.fit_options import DEFAULTS, option_name
 from senn.training import Callback, Task, TrainConfig, TrainResult, train
 from senn.training.batches import validation_split
+from senn.training.builders import build_model, build_optimizer, loss_function, resolve_policy
 from senn.training.run_state import Checkpointer
 from senn.training.train_result import count_parameters
-from senn.training.train_step import build_model, build_optimizer, loss_function, resolve_policy
 
 FEWEST_ROWS = 8
 """Least rows of a table, and least images: below it neither the test nor the validation part means anything."""

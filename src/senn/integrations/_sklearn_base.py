@@ -16,10 +16,10 @@ from senn import html
 from senn._validate import check, instance_of
 from senn.errors import SennError
 from senn.training import Task, TrainConfig, train
+from senn.training.builders import build_model
 from senn.training.incremental import IncrementalTrainer
 from senn.training.progress import progress
 from senn.training.train_config import RANGES
-from senn.training.train_step import build_model
 
 Array = np.ndarray[Any, Any]
 

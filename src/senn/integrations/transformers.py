@@ -27,7 +27,8 @@ from senn.integrations.loop_checks import check_single, refuse_strategy
 from senn.pytree import Output, prediction
 from senn.surgery.optimizer_state import unwrap
 from senn.training.callbacks import Callback as Listener
-from senn.training.growth_session import GrowthSession, Prepare
+from senn.training.growth_session import GrowthSession
+from senn.training.recent_batches import Prepare
 from senn.training.train_config import TrainConfig
 
 __all__ = ["SelfExpansion", "load", "save"]

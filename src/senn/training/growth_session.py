@@ -13,38 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from senn import pytree
 from senn._records import reading_state
 from senn.errors import SennError
 from senn.events import GrowthEvent
 from senn.grower import Grower
 from senn.pytree import Output
 from senn.schedule import GrowthSchedule
+from senn.training.builders import build_grower
 from senn.training.callbacks import Callback
-from senn.training.recent_batches import RecentBatches
-from senn.training.round_records import Record, RoundRecorder, copies, describe_error, failure_record, fault_record
+from senn.training.recent_batches import Prepare, RecentBatches, unpack
+from senn.training.round_records import Record, RoundRecorder, copies, failure_record, fault_record
 from senn.training.train_config import TrainConfig
 from senn.training.train_result import count_parameters
-from senn.training.train_step import build_grower
-
-Prepare = Callable[[Any], Sequence[Any]]
-"""Makes inputs, targets and perhaps weights of a batch of the loop."""
 
 logger = logging.getLogger("senn")
-
-
-def unpack(one: Any) -> Sequence[Any]:
-    """Return a batch that is inputs, targets and perhaps weights already.
-
-    Raises:
-        SennError: the batch is something else.
-    """
-    if not isinstance(one, tuple | list) or len(one) not in (2, 3):
-        raise SennError(
-            f"a batch of this loop is a {type(one).__name__}, not inputs, targets and perhaps weights: "
-            "say by prepare=... what they are"
-        )
-    return one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +113,6 @@ class GrowthSession:
         self._wrapper: Callable[[], object] = tuple
         self._steps: int | None = None
         self._schedule = GrowthSchedule(self.recipe)
-        self._samples_per_batch = 0
-        self._trouble: Exception | None = None
         self._warned: set[str] = set()
 
     @property
@@ -187,10 +167,8 @@ class GrowthSession:
         planned = steps is not None and math.isfinite(steps) and steps >= 1
         self._steps = int(steps) if planned and steps is not None else None
         self._schedule = GrowthSchedule(self.recipe, self._steps)
-        self._samples_per_batch = 0
         self.history.clear()
         self._warned.clear()
-        self._trouble = None
         if state is None:
             self._tell({"event": "start", "epoch": self.epoch, "step": 0, "steps": self._steps, **_size(model)})
         else:
@@ -201,15 +179,12 @@ class GrowthSession:
 
         Args:
             step: optimizer steps done.
+
+        Raises:
+            SennError: the session has not been started.
         """
         next_round = self._schedule.next
-        if next_round is None:
-            return False
-        # The first batch of all is wanted too: only it tells how many samples a batch has, hence how many batches make
-        # up a round.
-        if not self._samples_per_batch:
-            return True
-        return (next_round - step) * self._samples_per_batch < self.recipe.max_scoring_samples
+        return next_round is not None and self._running.batches.needed(next_round - step)
 
     def add_batch(self, one: Any, step: int) -> None:
         """Keep a copy of a batch for the next round, up to `TrainConfig.max_scoring_samples` samples in all.
@@ -217,21 +192,13 @@ class GrowthSession:
         Args:
             one: a batch of the loop, as `prepare` takes it.
             step: optimizer steps done.
+
+        Raises:
+            SennError: the session has not been started.
         """
-        try:
-            inputs, targets, *weights = self.prepare(one)
-            if not isinstance(targets, Tensor):
-                raise SennError(f"the targets of a batch must be a tensor, not a {type(targets).__name__}")
-            # A copy: loops may write the next batch into the same memory.
-            own = pytree.clone((inputs, targets, weights[0] if weights else None))
-        except (
-            Exception
-        ) as error:  # `prepare` is the user's and may raise anything; the loop goes on, and `grow` says so
-            self._trouble = error
-            return
         batches = self._running.batches
-        self._samples_per_batch = batches.samples_of(own)
-        if self.needs_batch(step):
+        own = batches.read(one, self.prepare)
+        if own is not None and self.needs_batch(step):
             batches.add(own)
 
     def grow(self, step: int) -> list[GrowthEvent]:
@@ -250,12 +217,14 @@ class GrowthSession:
             return []
         moves = self._schedule.due(step)
         running = self._running
-        grower, batches = running.grower, running.batches.take()
+        grower = running.grower
         try:
-            troubles, complete = self._exchange_troubles(bool(batches))
+            troubles, complete = running.batches.exchange_troubles()
         except Exception as error:  # another process has ended, or does something else
             self._tell(failure_record(error, self.epoch, step))
             return []
+        finally:
+            batches = running.batches.take()
         for trouble in troubles:
             what = "a batch was left out" if complete else "the round was skipped"
             self._tell(fault_record(f"{what}: {trouble}", self.epoch, step))
@@ -325,7 +294,7 @@ class GrowthSession:
         return {
             "steps": self._steps,
             "rounds": self._schedule.state_dict(),
-            "rows": self._samples_per_batch,
+            "rows": running.batches.samples_per_batch,
             "held": running.batches.state(),
             "history": copies(self.history),
             "grower": running.grower.state_dict(),
@@ -334,7 +303,7 @@ class GrowthSession:
     def _load(self, state: Mapping[str, Any], model: nn.Module) -> None:
         running, device = self._running, next(model.parameters()).device
         with reading_state("this isn't the state of a run that grew"):
-            self._steps, self._samples_per_batch = state["steps"], state["rows"]
+            self._steps, running.batches.samples_per_batch = state["steps"], state["rows"]
             self._schedule = GrowthSchedule(self.recipe, self._steps)
             self._schedule.load_state_dict(state["rounds"])
             running.batches.load(state["held"], device)
@@ -355,22 +324,6 @@ class GrowthSession:
             from senn.distributed import rewrap_ddp  # late: it takes a moment to import
 
             rewrap_ddp(wrapper)
-
-    def _exchange_troubles(self, kept: bool) -> tuple[list[str], bool]:
-        """Collect what has prevented processes from keeping a batch, and whether all have kept one nevertheless.
-
-        All processes must come to the same decision, since a round that one of them skips would leave the others
-        waiting.
-        """
-        communicator = self._running.grower.communicator
-        own = None if self._trouble is None else describe_error(self._trouble)
-        self._trouble = None
-        answers = communicator.all_gather_object("keep a batch", [own, kept])
-        texts = []
-        for rank, (text, _) in enumerate(answers):
-            if text:
-                texts.append(text if communicator.is_single else f"on rank {rank}, {text}")
-        return texts, all(has_batch for _, has_batch in answers)
 
     def _tell(self, record: Record) -> None:
         if record["event"] == "growth":

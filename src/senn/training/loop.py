@@ -19,6 +19,7 @@ from senn.schedule import GrowthSchedule
 from senn.training.batches import Inputs, Rows
 from senn.training.callbacks import Callback
 from senn.training.round_records import Record, RoundRecorder, fault_record, first_line
+from senn.training.run_records import end_record, epoch_record, start_record
 from senn.training.run_state import BestModel, Checkpointer, RunState
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import NUMERICAL, TrainResult, architecture, count_parameters, forward_flops
@@ -293,7 +294,15 @@ class Training:
         # Without validation rows every epoch is the best so far, so the last one is kept.
         if not figures or rank(figures, self.monitor) < rank(state.best.validation, self.monitor):
             state.best = BestModel(copy.deepcopy(model), state.epoch, figures)
-        self.report(train_loss, figures)
+        record = epoch_record(
+            self.model,
+            state,
+            train_loss=train_loss,
+            validation=figures,
+            lr=self.learner.optimizer.param_groups[0]["lr"],
+            flops=self.flops(),
+        )
+        self.tell(record)
         is_stale = bool(figures) and state.epoch - state.best.epoch >= state.config.patience
         return is_stale and state.step >= state.config.growth_end and state.cut_short(self.recipe, self.monitor)
 
@@ -305,49 +314,16 @@ class Training:
 
     def announce(self) -> None:
         """Record what is about to happen."""
-        self.tell(
-            {
-                "event": "start",
-                "epoch": 0,
-                "step": 0,
-                "task": self.task,
-                "epochs": self.state.config.epochs,
-                "steps": self.state.config.steps,
-                "train_rows": len(self.rows),
-                "validation_rows": 0 if self.held_out is None else len(self.held_out),
-                **self._sizes(),
-                "optimizer": self.recipe.optimizer,
-                "policy": _policy_name(self.recipe),
-                "flops": self.flops(),
-            }
+        record = start_record(
+            self.model,
+            self.recipe,
+            self.state,
+            task=self.task,
+            train_rows=len(self.rows),
+            validation_rows=0 if self.held_out is None else len(self.held_out),
+            flops=self.flops(),
         )
-
-    def report(self, train_loss: float, figures: dict[str, float]) -> None:
-        """Record an epoch that has ended.
-
-        Args:
-            train_loss: mean of the losses before its steps.
-            figures: validation figures; empty if there are none.
-        """
-        self.tell(
-            {
-                "event": "epoch",
-                "epoch": self.state.epoch,
-                "epochs": self.state.config.epochs,
-                "step": self.state.step,
-                "steps": self.state.config.steps,
-                "train_loss": train_loss,
-                "validation_loss": figures.get("loss"),
-                "validation_score": figures.get("accuracy", figures.get("r2")),
-                "lr": self.learner.optimizer.param_groups[0]["lr"],
-                **self._sizes(),
-                "flops": self.flops(),
-                "seconds": self.state.seconds,
-            }
-        )
-
-    def _sizes(self) -> Record:
-        return {"architecture": list(architecture(self.model)), "parameters": count_parameters(self.model)}
+        self.tell(record)
 
     def flops(self) -> int:
         """Count the floating-point operations of the model as it is now, per row."""
@@ -369,27 +345,8 @@ class Training:
             validation=best.validation,
             interrupted=interrupted,
         )
-        self.tell(
-            {
-                "event": "end",
-                "best_epoch": run.best_epoch,
-                "epochs": sum(record["event"] == "epoch" for record in self.state.history),
-                "architecture": list(run.architecture),
-                "parameters": run.parameters,
-                "seconds": run.seconds,
-                "validation": dict(run.validation),
-                "interrupted": interrupted,
-                "reason": self.state.reason,
-            }
-        )
+        self.tell(end_record(run, self.state.reason))
         return run
-
-
-def _policy_name(recipe: TrainConfig) -> str | None:
-    if not recipe.grow:
-        return None
-    policy = recipe.policy or "price"
-    return policy if isinstance(policy, str) else type(policy).__name__
 
 
 def _check_budget(model: nn.Module, recipe: TrainConfig) -> None:

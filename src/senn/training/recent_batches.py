@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,31 @@ from torch import Tensor
 
 from senn import pytree
 from senn.collectives import Communicator
+from senn.errors import SennError
 from senn.pytree import Arguments, Inputs
 from senn.scoring.global_batch import gather_samples
+from senn.training.round_records import describe_error
 
 KeptBatch = tuple[Inputs, Tensor, Tensor | None]
 """Inputs, targets and perhaps weights."""
+
+
+Prepare = Callable[[Any], Sequence[Any]]
+"""Makes inputs, targets and perhaps weights of a batch of the loop."""
+
+
+def unpack(one: Any) -> Sequence[Any]:
+    """Return a batch that is inputs, targets and perhaps weights already.
+
+    Raises:
+        SennError: the batch is something else.
+    """
+    if not isinstance(one, tuple | list) or len(one) not in (2, 3):
+        raise SennError(
+            f"a batch of this loop is a {type(one).__name__}, not inputs, targets and perhaps weights: "
+            "say by prepare=... what they are"
+        )
+    return one
 
 
 class RecentBatches:
@@ -24,12 +44,63 @@ class RecentBatches:
     Args:
         limit: samples that a round needs, of all processes together.
         communicator: processes that keep batches at the same time, each its own.
+
+    Attributes:
+        samples_per_batch: samples of the last batch, of all processes together; 0 before the first.
     """
 
     def __init__(self, limit: int, communicator: Communicator) -> None:
+        self.samples_per_batch = 0
         self._limit, self._communicator = limit, communicator
         self._batches: deque[KeptBatch] = deque()
         self._samples = 0
+        self._trouble: Exception | None = None
+
+    def needed(self, steps: int) -> bool:
+        """Return True if a batch that passes so many steps before a round is one of those that the round needs."""
+        # The first batch of all is needed too: only it tells how many samples a batch has, hence how many batches make
+        # up a round.
+        return not self.samples_per_batch or steps * self.samples_per_batch < self._limit
+
+    def read(self, one: Any, prepare: Prepare) -> KeptBatch | None:
+        """Copy a batch of the loop, and note how many samples it has.
+
+        Args:
+            one: the batch.
+            prepare: makes inputs, targets and perhaps weights of it.
+
+        Returns:
+            The copy; None if it can't be made, which `exchange_troubles` reports.
+        """
+        try:
+            inputs, targets, *weights = prepare(one)
+            if not isinstance(targets, Tensor):
+                raise SennError(f"the targets of a batch must be a tensor, not a {type(targets).__name__}")
+            # A copy: loops may write the next batch into the same memory.
+            own: KeptBatch = pytree.clone((inputs, targets, weights[0] if weights else None))
+        except Exception as error:  # `prepare` is the user's and may raise anything; the loop goes on
+            self._trouble = error
+            return None
+        self.samples_per_batch = self.samples_of(own)
+        return own
+
+    def exchange_troubles(self) -> tuple[list[str], bool]:
+        """Collect what has prevented processes from keeping a batch since the last call.
+
+        All processes must come to the same decision, since a round that one of them skips would leave the others
+        waiting.
+
+        Returns:
+            A sentence for each trouble; True if all processes have kept a batch nevertheless.
+        """
+        own = None if self._trouble is None else describe_error(self._trouble)
+        self._trouble = None
+        answers = self._communicator.all_gather_object("keep a batch", [own, bool(self._batches)])
+        texts = []
+        for rank, (text, _) in enumerate(answers):
+            if text:
+                texts.append(text if self._communicator.is_single else f"on rank {rank}, {text}")
+        return texts, all(has_batch for _, has_batch in answers)
 
     def add(self, one: KeptBatch) -> None:
         """Keep a batch, and drop the oldest ones that a round doesn't need any more."""

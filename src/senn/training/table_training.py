@@ -10,12 +10,12 @@ from torch import Tensor
 from senn import _deprecated
 from senn.errors import SennError
 from senn.training.batches import partition
+from senn.training.builders import build_model
 from senn.training.callbacks import Callback
 from senn.training.loop import fit_model
 from senn.training.run_state import Checkpointer
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import TrainResult
-from senn.training.train_step import build_model
 
 
 @_deprecated.keywords

@@ -1,0 +1,150 @@
+"""Models, optimizers and growers, built from a training configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senn.candidates.candidate_config import CandidateConfig
+from senn.errors import SennError, UnsupportedError
+from senn.grower import Grower
+from senn.nn import MLP
+from senn.optim import NaturalGradient
+from senn.policies import PaperPolicy, Policy, PricePolicy
+from senn.training.train_config import Task, TrainConfig
+
+# Learning rates that suit small networks on standardized tables, by optimizer; others keep torch's own default.
+_LR = {"adam": 5e-3, "adamw": 4e-3, "nadam": 5e-3, "radam": 5e-3, "rmsprop": 2e-3, "sgd": 0.1}
+_ADAMW_WEIGHT_DECAY = 0.15
+_BETAS = (0.9, 0.99)
+"""Of the Adam family. Runs have about 1,500 steps: torch's 0.999 would average over most of them."""
+
+# These need a closure, sparse gradients or matrices only.
+_UNSUITED = {"lbfgs", "sparseadam", "muon"}
+NATURAL_GRADIENT = "natural-gradient"
+
+
+def loss_function(task: Task) -> Callable[..., Tensor]:
+    """Return the loss of a task, a function of `torch.nn.functional`: mean over samples, `reduction` as a keyword."""
+    return F.cross_entropy if task == "classification" else F.mse_loss
+
+
+def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
+    """Build a fresh network that predicts the mean.
+
+    Args:
+        features: number of inputs.
+        outputs: number of outputs.
+        recipe: widths, activation and shortcut.
+
+    Raises:
+        SennError: the activation is unknown.
+    """
+    model = MLP(features, recipe.hidden, outputs, activation=recipe.activation, shortcut=recipe.shortcut)
+    linear = [module for module in model.body.modules() if isinstance(module, nn.Linear)]
+    # Output weights of zero, as those of units that grow: with standardized targets the start is the mean prediction,
+    # and fixed networks start from the same loss (docs/deficit.md).
+    nn.init.zeros_(linear[-1].weight)
+    nn.init.zeros_(linear[-1].bias)
+    return model
+
+
+def build_optimizer(model: nn.Module, recipe: TrainConfig, loss: Callable[..., Tensor]) -> torch.optim.Optimizer:
+    """Build the optimizer that a configuration names.
+
+    Args:
+        model: its parameters are optimized.
+        recipe: name and options of the optimizer.
+        loss: training loss, for the natural gradient.
+
+    Raises:
+        SennError: the optimizer is unknown, or doesn't take the options.
+        UnsupportedError: the optimizer needs other steps than those of a `TrainStep`.
+    """
+    name = recipe.optimizer.lower().replace("_", "-")
+    options: dict[str, Any] = dict(recipe.optimizer_options)
+    lr = recipe.lr or _LR.get(name)
+    if lr is not None:
+        options["lr"] = lr
+    if recipe.weight_decay is not None:
+        options["weight_decay"] = recipe.weight_decay
+    try:
+        if name == NATURAL_GRADIENT:
+            return NaturalGradient(model, loss=loss, **options)
+        cls = _optimizer_class(name)
+        return cls(model.parameters(), **{**_default_options(name, cls), **options})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, SennError):
+            raise
+        raise SennError(f"the optimizer {recipe.optimizer!r} cannot be made: {error}") from error
+
+
+def _default_options(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Choose options, where they differ from torch's, among those that the optimizer takes."""
+    defaults: dict[str, Any] = {"betas": _BETAS, "fused": True, "momentum": 0.9 if name == "sgd" else 0.0}
+    if name == "adamw":
+        defaults["weight_decay"] = _ADAMW_WEIGHT_DECAY
+    accepted = inspect.signature(cls).parameters
+    return {key: value for key, value in defaults.items() if key in accepted}
+
+
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    base = torch.optim.Optimizer
+    known = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    }
+    if name in _UNSUITED:
+        raise UnsupportedError(f"the optimizer {name!r} cannot be used here: it needs other steps than this loop makes")
+    if name not in known:
+        names = ", ".join([*sorted(known.keys() - _UNSUITED), NATURAL_GRADIENT])
+        raise SennError(f"unknown optimizer {name!r}; known are {names}")
+    return known[name]
+
+
+def build_grower(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: TrainConfig, **arguments: Any) -> Grower:
+    """Build the grower that a configuration describes.
+
+    Args:
+        model: the model.
+        optimizer: holds its parameters.
+        recipe: policy, budgets, moves, candidates and seed.
+        arguments: further keyword arguments of `Grower`, which don't depend on the configuration.
+
+    Raises:
+        SennError: an argument is out of range, or the optimizer doesn't hold the model's parameters.
+    """
+    return Grower(
+        model,
+        optimizer,
+        policy=resolve_policy(recipe.policy),
+        max_params=recipe.max_params,
+        max_width=recipe.max_width,
+        round_to=recipe.round_to,
+        moves=recipe.moves,
+        candidate_config=CandidateConfig(units=recipe.candidates_per_layer),
+        seed=recipe.seed,
+        **arguments,
+    )
+
+
+def resolve_policy(policy: Policy | str | None) -> Policy:
+    """Return the policy that a setting means: an object, a name (`price`, `paper`), or None for the price policy.
+
+    Raises:
+        SennError: no policy has that name.
+    """
+    named: dict[str, type[PricePolicy] | type[PaperPolicy]] = {"price": PricePolicy, "paper": PaperPolicy}
+    if policy is None:
+        return PricePolicy()
+    if not isinstance(policy, str):
+        return policy
+    if policy not in named:
+        raise SennError(f"unknown policy {policy!r}; known are {', '.join(sorted(named))}")
+    return named[policy]()

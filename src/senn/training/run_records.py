@@ -1,0 +1,116 @@
+"""Records of a run's history apart from those of growth: its start, its epochs and its end."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from senn.training.round_records import Record
+from senn.training.run_state import RunState
+from senn.training.train_config import Task, TrainConfig
+from senn.training.train_result import TrainResult, architecture, count_parameters
+
+
+def start_record(
+    model: nn.Module,
+    recipe: TrainConfig,
+    state: RunState,
+    *,
+    task: Task,
+    train_rows: int,
+    validation_rows: int,
+    flops: int,
+) -> Record:
+    """Build the record of what is about to happen.
+
+    Args:
+        model: the model as it begins.
+        recipe: optimizer and policy.
+        state: planned numbers of epochs and steps.
+        task: `classification` or `regression`.
+        train_rows: number of rows to train on.
+        validation_rows: number of rows to validate on; 0 for none.
+        flops: floating-point operations of a forward pass, per row.
+
+    Returns:
+        JSON-able record.
+    """
+    return {
+        "event": "start",
+        "epoch": 0,
+        "step": 0,
+        "task": task,
+        "epochs": state.config.epochs,
+        "steps": state.config.steps,
+        "train_rows": train_rows,
+        "validation_rows": validation_rows,
+        **_sizes(model),
+        "optimizer": recipe.optimizer,
+        "policy": _policy_name(recipe),
+        "flops": flops,
+    }
+
+
+def epoch_record(
+    model: nn.Module, state: RunState, *, train_loss: float, validation: dict[str, float], lr: float, flops: int
+) -> Record:
+    """Build the record of an epoch that has ended.
+
+    Args:
+        model: the model after the epoch.
+        state: position of the run.
+        train_loss: mean of the losses before the steps of the epoch.
+        validation: validation figures; empty if there are none.
+        lr: learning rate of the last step.
+        flops: floating-point operations of a forward pass, per row.
+
+    Returns:
+        JSON-able record.
+    """
+    return {
+        "event": "epoch",
+        "epoch": state.epoch,
+        "epochs": state.config.epochs,
+        "step": state.step,
+        "steps": state.config.steps,
+        "train_loss": train_loss,
+        "validation_loss": validation.get("loss"),
+        "validation_score": validation.get("accuracy", validation.get("r2")),
+        "lr": lr,
+        **_sizes(model),
+        "flops": flops,
+        "seconds": state.seconds,
+    }
+
+
+def end_record(result: TrainResult, reason: str) -> Record:
+    """Build the record of how a run ended.
+
+    Args:
+        result: the run, all other records included.
+        reason: why it ended.
+
+    Returns:
+        JSON-able record.
+    """
+    return {
+        "event": "end",
+        "best_epoch": result.best_epoch,
+        "epochs": sum(record["event"] == "epoch" for record in result.history),
+        "architecture": list(result.architecture),
+        "parameters": result.parameters,
+        "seconds": result.seconds,
+        "validation": dict(result.validation),
+        "interrupted": result.interrupted,
+        "reason": reason,
+    }
+
+
+def _sizes(model: nn.Module) -> Record:
+    return {"architecture": list(architecture(model)), "parameters": count_parameters(model)}
+
+
+def _policy_name(recipe: TrainConfig) -> str | None:
+    if not recipe.grow:
+        return None
+    policy = recipe.policy or "price"
+    return policy if isinstance(policy, str) else type(policy).__name__
