@@ -11,7 +11,8 @@ from cli_cases import refused
 
 import senn
 import senn_reproduce
-from senn.cli.main import EXPERIMENTS, main
+from senn.cli.command_line import EXPERIMENTS
+from senn.cli.main import main
 from senn.data.images import KNOWN_SETS, load_images
 from senn.errors import SennError
 from senn_reproduce.image_sets import SOURCES

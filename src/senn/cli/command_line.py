@@ -1,0 +1,378 @@
+"""Command lines of `senn`: options, help texts and examples.
+
+The values of options are checked where they are parsed, so that an error names the option.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from senn.errors import SennError
+
+
+class Experiment(NamedTuple):
+    """Describe an experiment of `senn reproduce`.
+
+    Attributes:
+        about: its figure in the paper.
+        seeds: default number of seeds.
+        time: time that these take on two cores.
+        images: True if it reads a set of images, and can use a GPU.
+    """
+
+    about: str
+    seeds: int
+    time: str
+    images: bool = True
+
+
+EXPERIMENTS = {
+    "regression": Experiment("figure 2: neurons added to a fit of a curve", 5, "half a minute", images=False),
+    "moons": Experiment("figure 3: layers added between two half-moons", 5, "a minute", images=False),
+    "mnist": Experiment("figure 4 left: sizes and accuracy over the steps", 5, "10 minutes"),
+    "mnist-sizes": Experiment("figure 4 right: the size follows the number of images", 3, "10 minutes"),
+    "cifar-cycles": Experiment("figure 5: widths follow the learning rate up and down", 3, "half an hour"),
+    "transfer": Experiment("figure 6 and table 1: from CIFAR-10 to Tiny-ImageNet", 3, "a quarter of an hour"),
+}
+
+_ABOUT = {
+    "fit": """\
+Train a network that finds its own size, on a table or on images, and write the network, its
+history and its scores to a folder. In tables, senn recognizes numbers, categories, dates and
+missing cells by itself. Images are PNG or JPEG files of any size and mode in a folder with one
+subfolder for each class, or IDX or Parquet files; they train a convolutional network. A test
+part is held out and scored once, at the end. The files are model.safetensors and model.json
+(for 'senn predict' and senn.load), results.json (scores, architecture), history.jsonl (every
+epoch and change of size) and growth.png.
+
+examples:
+  senn fit wine --dry-run                                show what would be done
+  senn fit digits --out runs/digits
+  senn fit houses.csv --target price --max-params 5000
+  senn fit people.csv --target job --column zip=category --column id=dropped
+  senn fit photos --out runs/photos                      subfolders such as photos/cat, photos/dog
+  senn fit cifar-10 --data-dir data --epochs 10
+
+  senn fit --resume runs/photos                          resume a run that was interrupted or killed
+
+The exit code is 2 for bad input, 130 after Ctrl-C and 143 after SIGTERM. The last two save the
+best network so far, and all that is needed to resume.""",
+    "predict": """\
+Predict the rows of another table, or the classes of other images, with a network made by
+'senn fit'. Columns are found by name, in any order; images are resized like those of training.
+Files that can't be read are named and left out.
+
+examples:
+  senn predict runs/people new.csv
+  senn predict runs/people new.csv --proba --out predictions.csv
+  senn predict runs/photos holiday/ portrait.jpg --proba""",
+    "show": """\
+Show the scores and the architecture of a run, and every change of size with the decrease of the
+loss that was expected of it and the decrease that followed.
+
+example:
+  senn show runs/digits""",
+    "export": """\
+Write a network made by 'senn fit' in a form that doesn't need senn. The export is read back and
+compared with the network on examples; it gets its name only if both agree.
+
+  onnx    one file for ONNX Runtime and others; its metadata hold the classes and the encoding
+  pt2     one file for torch.export.load
+  python  a folder: net.py (plain PyTorch with a predict function), model.safetensors,
+          preprocessing.json
+  hub     the same with a model card and config.json, for the Hugging Face hub
+
+examples:
+  senn export runs/wine --to onnx                        writes runs/wine.onnx
+  senn export runs/photos --to python --out photos
+  senn export runs/wine --to hub --license mit""",
+    "report": """\
+Write a page about one run, or about several side by side: how the network grew, its curves, and
+for each round every candidate, what was accepted and why. It is a single HTML file, which opens
+in any browser and loads nothing from the network.
+
+examples:
+  senn report runs/digits                                writes runs/digits/report.html
+  senn report runs/wine runs/wine-2 runs/wine-3 --out wines.html""",
+    "reproduce": """\
+Run an experiment of the paper with several seeds, print its table, and write results.json and
+figure.png to a folder. The default size suits two cores and takes about the time given below;
+--full is the size of the paper, for a GPU. The experiments are an extra of their own:
+pip install 'senn[reproduce]'.
+
+experiments:
+"""
+    + "".join(f"  {name:14}{e.about}; {e.seeds} seeds take {e.time}\n" for name, e in EXPERIMENTS.items())
+    + """
+examples:
+  senn reproduce moons --seeds 5 --out runs/moons-figure
+  senn reproduce mnist --data-dir data
+  senn reproduce mnist --full --device cuda""",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument parser that raises a SennError instead of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SennError(f"{message}; see '{self.prog} --help'")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    from senn import __version__
+
+    top = _Parser(
+        prog="senn",
+        description="Train neural networks that find their own size.",
+        epilog="Try 'senn fit wine'. Each command has its own help: 'senn fit --help'.",
+    )
+    top.add_argument("--version", action="version", version=f"senn {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (arguments, help_line) in {
+        "fit": (_fit, "train a network on a table or on images"),
+        "predict": (_predict, "predict the rows of another table, or the classes of images"),
+        "show": (_show, "show the results in a folder written by fit"),
+        "export": (_export, "write a network in a form that doesn't need senn"),
+        "report": (_report, "write a page about runs, for a browser"),
+        "reproduce": (_reproduce, "run an experiment of the paper"),
+    }.items():
+        description, _, examples = _ABOUT[name].partition("\n\n")
+        arguments(
+            commands.add_parser(
+                name,
+                help=help_line,
+                description=description,
+                epilog=examples,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                # `senn fit --resume` must know what was said and what wasn't; `FitOptions` has the defaults.
+                argument_default=argparse.SUPPRESS if name == "fit" else None,
+            )
+        )
+    return top
+
+
+def _fit(command: argparse.ArgumentParser) -> None:
+    _add_data_options(command)
+    _add_image_options(command.add_argument_group("images"))
+    _add_training_options(command.add_argument_group("training"))
+    _add_growth_options(command.add_argument_group("growth"))
+    _add_output_options(command.add_argument_group("output"))
+
+
+def _add_data_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "data",
+        metavar="DATA",
+        nargs="?",
+        help="a table: a CSV, TSV, Parquet or NPZ file, or digits, breast-cancer, wine, diabetes, "
+        "moons; or images: a folder with a subfolder for each class, or with IDX or Parquet files, "
+        "or mnist, cifar-10, tiny-imagenet",
+    )
+    add = command.add_argument_group("data").add_argument
+    add("--target", metavar="COL", help="column to predict (known for the built-in tables)")
+    add(
+        "--task",
+        choices=("classification", "regression"),
+        help="what to learn (default: inferred from the target)",
+    )
+    add(
+        "--column",
+        action="append",
+        metavar="NAME=KIND",
+        type=_column_kind,
+        help="read a column as number, boolean, category or date, or leave it out (dropped); may be repeated",
+    )
+    add(
+        "--test-fraction",
+        type=_fraction,
+        metavar="F",
+        help="share of the rows held out for the test, unless the data have a test part (default: 0.2)",
+    )
+
+
+def _add_image_options(images: argparse._ArgumentGroup) -> None:
+    images.add_argument(
+        "--image-size",
+        type=_positive,
+        metavar="N",
+        help="side of the square to which images are resized, in pixels (default: the median of "
+        "their shorter sides, from 32 to 64)",
+    )
+    images.add_argument(
+        "--no-flip",
+        action="store_true",
+        help="never mirror images in training; gray images, which may be letters, never are",
+    )
+    images.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of mnist, cifar-10 or tiny-imagenet (default: the folder in SENN_DATA, else they are downloaded)",
+    )
+
+
+def _add_training_options(training: argparse._ArgumentGroup) -> None:
+    add = training.add_argument
+    add("--epochs", type=_positive, metavar="N", help="upper limit of passes over the training rows")
+    add("--seed", type=_seed, metavar="N", help="seed of all random numbers (default: 0)")
+    add(
+        "--optimizer",
+        metavar="NAME",
+        help="natural-gradient, or one of torch.optim: adamw (default), adam, sgd, rmsprop, ...",
+    )
+
+
+def _add_growth_options(growth: argparse._ArgumentGroup) -> None:
+    add = growth.add_argument
+    add("--max-params", type=_positive, metavar="N", help="upper limit of the number of parameters")
+    add(
+        "--policy",
+        choices=("price", "paper"),
+        help="grow if the expected decrease of the loss exceeds the price of the parameters (price, "
+        "the default), or if the expansion score rises by a fraction (paper)",
+    )
+    add(
+        "--kappa",
+        type=float,
+        metavar="X",
+        help="price policy: price of one parameter, in nats divided by the number of rows",
+    )
+    add("--tau", type=float, metavar="X", help="paper policy: required relative improvement")
+    add(
+        "--alpha",
+        type=float,
+        metavar="X",
+        help="paper policy: required absolute improvement, as a fraction of lambda",
+    )
+
+
+def _add_output_options(output: argparse._ArgumentGroup) -> None:
+    add = output.add_argument
+    add("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/NAME)")
+    add("--overwrite", action="store_true", help="replace the run that the folder holds")
+    add(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="resume the unfinished run in a folder, to the same end as without the interruption; "
+        "its data and options are known",
+    )
+    add("--watch", action="store_true", help="show the run in a browser on this machine")
+    add("--port", type=_port, metavar="N", help="port of --watch (default: any free one)")
+    add("--dry-run", action="store_true", help="show what would be done, and write nothing")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--json", action="store_true", help="print the results as one JSON document")
+
+
+def _predict(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", type=Path, metavar="DIR", help="a folder written by fit")
+    add(
+        "data",
+        metavar="NEW",
+        nargs="+",
+        help="a table with the columns of the training table (others are ignored), or images: files or folders",
+    )
+    add("--proba", action="store_true", help="add the probability of each class")
+    add("--out", type=Path, metavar="FILE", help="CSV file to write (default: standard output)")
+
+
+def _show(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, metavar="DIR", help="a folder written by fit")
+    command.add_argument("--json", action="store_true", help="print the results as one JSON document")
+
+
+def _export(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", type=Path, metavar="DIR", help="a folder written by fit")
+    add("--to", required=True, choices=("onnx", "pt2", "python", "hub"), help="format to write")
+    add(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="file or folder to write (default: DIR.onnx, DIR.pt2, DIR-python or DIR-hub)",
+    )
+    add("--overwrite", action="store_true", help="replace an earlier export")
+    add(
+        "--license",
+        metavar="NAME",
+        help="hub: license named in the model card, such as mit (default: none)",
+    )
+
+
+def _report(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folders", type=Path, nargs="+", metavar="DIR", help="folders written by fit")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="page to write (default: report.html in the folder of the run; comparison.html here for several)",
+    )
+
+
+def _reproduce(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "experiment",
+        metavar="EXPERIMENT",
+        choices=tuple(EXPERIMENTS),
+        help="name of an experiment, as below",
+    )
+    add("--seeds", type=_positive, metavar="N", help="number of random seeds (default: as below)")
+    add("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/EXPERIMENT)")
+    add("--overwrite", action="store_true", help="replace the results that the folder holds")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the images (default: the folder in SENN_DATA, else they are downloaded once)",
+    )
+    add(
+        "--full",
+        action="store_true",
+        help="run at the size of the paper (regression and moons always do)",
+    )
+    add(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, ... for images (default: cuda if it is available, else cpu)",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.strip().isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def _port(text: str) -> int:
+    if not text.strip().isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a whole number up to 65535")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.strip().isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return value
+
+
+def _column_kind(text: str) -> tuple[str, str]:
+    name, equals, kind = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=KIND")
+    return name, kind
