@@ -30,7 +30,7 @@ model = DistributedDataParallel(net)  # or fully_shard(net), or gradients summed
 grower = senn.Grower(model, optimizer, F.cross_entropy)  # finds the process group by itself
 ...
 events = grower.grow(recent_batches)  # on every rank
-model = senn.distributed.rewrap(model)  # DistributedDataParallel follows the grown network
+model = senn.distributed.rewrap_ddp(model)  # DistributedDataParallel follows the grown network
 ```
 
 ```python

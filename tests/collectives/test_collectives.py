@@ -79,14 +79,14 @@ def test_one_that_differs_fails_or_is_missing_ends_all(tmp_path: Path) -> None:
     assert weight[0] == weight[1]
     assert "rank 2 of 3 has tensors of other shapes" in shape[0]
     assert shape[0] == shape[1]
-    assert kind[0].startswith("SennError: rank 2 failed when it was to look at a batch: a batch's inputs must be")
+    assert kind[0].startswith("SennError: rank 2 failed to look at a batch: a batch's inputs must be")
     assert "rank 2 of 3 differs from the others in its policy" in policy[0]
     assert policy[0] == policy[1]
-    assert surgery[0].startswith("SurgeryError: rank 1 failed when it was to change the model: the outputs changed")
+    assert surgery[0].startswith("SurgeryError: rank 1 failed to change the model: the outputs changed")
     assert surgery[0] == surgery[1]
-    assert "rank 1 was to do something else when rank 0 was to" in call[0]
+    assert "rank 1 was about to do something else and rank 0 to" in call[0]
     assert call[0] == call[1]
-    assert "rank 1 of 3 did not come to take a batch within 6 s" in late[0]
+    assert "rank 1 of 3 did not get ready to take a batch within 6 s" in late[0]
     assert late[0] == late[1]
     assert "rank 1 of 3 was lost while all ranks were to sum the moments" in death[0]
     assert death[0] == death[1]

@@ -37,7 +37,7 @@ def test_a_wrapped_model_grows_and_trains_as_a_plain_one(how: str, one: Any, two
 
 def test_a_wrapper_says_that_it_is_stale_and_keeps_its_settings(two: Any) -> None:
     for rank in two:
-        assert "call senn.distributed.rewrap(model)" in rank["replicated"]["stale"]
+        assert "call senn.distributed.rewrap_ddp(model)" in rank["replicated"]["stale"]
         assert rank["replicated"]["kept"]
 
 

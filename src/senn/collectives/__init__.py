@@ -1,10 +1,10 @@
-"""Several processes as one: sums, samples of a joint batch, one decision, comparison, and a clear end.
+"""Collective operations of several processes: sums, gathered samples, one decision, comparison, and clear failures.
 
-A joint batch is the batches of all ranks, one after the other in the order of ranks, under one permutation that every
-rank draws from the same generator. Each rank holds the samples of that order that are its own.
+A global batch is the batches of all ranks, one after the other in the order of ranks, under one permutation that every
+rank draws from the same generator. Each rank holds its own samples of that order.
 
-Before tensors are sent, all ranks meet in the store of the process group, with a time limit: a rank that is missing,
-that failed, or that is somewhere else ends all of them with one sentence that names it.
+Before tensors are sent, all ranks meet in the store of the process group with a time limit: a rank that is missing, has
+failed, or is at another operation ends all of them with one sentence that names it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ _default: tuple[Any, Communicator] | None = None
 
 
 def default_communicator() -> Communicator:
-    """All processes of `torch.distributed` where it is initialised with several; else this process alone."""
+    """Return a communicator of all processes of `torch.distributed`, or of this one if there are no others.
+
+    >>> default_communicator().size
+    1
+    """
     global _default
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:

@@ -1,10 +1,8 @@
-"""The processes of a `torch.distributed` group."""
+"""The processes of a `torch.distributed` group, as a communicator."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,29 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from senn import errors
+from senn.collectives.rendezvous import Rendezvous, format_ranks
 from senn.collectives.single_process import Communicator
 from senn.errors import SennError
 
 TIMEOUT = 45.0
-"""Seconds that a rank is waited for."""
+"""Seconds that a rank is waited for.
 
-SMALL = 1 << 20
-"""Bytes up to which tensors are sent together."""
+Half of it can be too short for a rank that writes a checkpoint or compiles a kernel meanwhile; of twice of it, a user
+waits 90 seconds to learn that a rank has died.
+"""
+
+BUCKET_BYTES = 1 << 20
+"""Bytes up to which tensors are sent together.
+
+Small tensors cost a latency each; beyond a megabyte bandwidth decides, and a larger bucket only needs more memory.
+"""
 
 
 class ProcessGroupCommunicator(Communicator):
     """The processes of a `torch.distributed` group.
 
     Args:
-        group: default: all processes.
+        group: a process group; None for all processes.
         timeout: seconds that a rank is waited for.
 
     Raises:
-        SennError: `torch.distributed` isn't initialised.
+        SennError: `torch.distributed` isn't initialized.
     """
 
-    _made = 0
+    _n_created = 0
 
     def __init__(self, group: Any = None, *, timeout: float = TIMEOUT) -> None:
         dist: Any = torch.distributed
@@ -45,200 +50,158 @@ class ProcessGroupCommunicator(Communicator):
             raise SennError("there is no process group: call torch.distributed.init_process_group first")
         super().__init__(dist.get_rank(group), dist.get_world_size(group))
         self.timeout = timedelta(seconds=timeout)
-        ProcessGroupCommunicator._made += 1  # alike on all ranks, as they make the same objects in the same order
+        # The same number on all ranks, which create the same communicators in the same order: keys don't collide.
+        ProcessGroupCommunicator._n_created += 1
         members = dist.get_process_group_ranks(group or dist.group.WORLD)
-        name = f"senn/{ProcessGroupCommunicator._made}/{members[0]}-{members[-1]}x{len(members)}"
-        self._store: Any = dist.PrefixStore(name, torch.distributed.distributed_c10d._get_default_store())
+        name = f"senn/{ProcessGroupCommunicator._n_created}/{members[0]}-{members[-1]}x{len(members)}"
+        store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
+        self._rendezvous = Rendezvous(store, self.rank, self.size, self.timeout)
         self._members, self._group = members, group
-        self._data: Any = None
-        self._turn = self._depth = 0
-        self._told = False
+        self._data_group: Any = None
+        self._depth = 0
 
     # -- meeting in the store
 
-    def all_gather_object(self, what: str, value: Any = None) -> list[Any]:  # noqa: D102
-        return self._meet(what, {"at": what, "value": value})
-
-    def _meet(self, what: str, mine: Mapping[str, Any]) -> list[Any]:
-        self._turn += 1
-        text = json.dumps(mine)
-        self._count("meetings", len(text))
-        keys = [f"{self._turn}/{rank}" for rank in range(self.size)]
-        try:
-            self._store.set(keys[self.rank], text)
-            self._wait(keys, what, "did not come to")
-            several = self._store.multi_get(keys) if self._store.has_extended_api() else map(self._store.get, keys)
-            said = [json.loads(one) for one in several]
-            if self._turn > 2:  # all have read it: they have been at the one after it
-                self._store.delete_key(f"{self._turn - 2}/{self.rank}")
-        except (RuntimeError, OSError) as error:
-            self._told = True
-            raise SennError(
-                f"rank {self.rank} can't reach the store of the process group to {what}: the process that keeps it, "
-                f"mostly rank 0, has ended"
-            ) from error
-        failed = [(rank, one) for rank, one in enumerate(said) if "error" in one]
-        if failed:
-            self._told = True
-            rank, one = failed[0]
-            kind: type[BaseException] = getattr(errors, one["error"], SennError)
-            if one["error"] in ("KeyboardInterrupt", "Interrupted"):  # then this rank is interrupted too
-                kind = KeyboardInterrupt
-            raise kind(f"rank {rank} failed when it was to {one['at']}: {one['message']}")
-        places = [one["at"] for one in said]
-        if len({*places}) > 1:
-            self._told = True
-            other = next(rank for rank in range(self.size) if places[rank] != places[0])
-            raise SennError(
-                f"rank {other} was to {places[other]} when rank 0 was to {places[0]}: all ranks must do the same"
-            )
-        return [one["value"] for one in said]
-
-    def _wait(self, keys: Sequence[str], what: str, verb: str, timeout: timedelta | None = None) -> None:
-        """Wait for all ranks, or say who is missing."""
-        timeout = timeout or self.timeout
-        try:
-            self._store.wait([*keys], timeout)
-        except RuntimeError:
-            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            if missing:
-                self._told = True
-                raise SennError(
-                    f"{_rank_names(missing)} of {self.size} {verb} {what} within {timeout.total_seconds():g} s: "
-                    f"it has ended or does something else"
-                ) from None
+    def all_gather_object(self, action: str, value: Any = None) -> list[Any]:  # noqa: D102
+        values, n_bytes = self._rendezvous.exchange(action, {"at": action, "value": value})
+        self._count_bytes("meetings", n_bytes)
+        return values
 
     @contextmanager
-    def fail_together(self, what: str) -> Iterator[None]:  # noqa: D102
+    def fail_together(self, action: str) -> Iterator[None]:  # noqa: D102
         self._depth += 1
         try:
             yield
-            self.all_gather_object(what)
+            self.all_gather_object(action)
         except BaseException as error:
-            if not self._told:
-                self._tell(what, error)
+            if not self._rendezvous.reported:
+                self._rendezvous.report(action, error)
             raise
         finally:
             self._depth -= 1
-            if not self._depth:
-                self._told = False
+            if not self._depth:  # the outermost block: the next failure is another one
+                self._rendezvous.reported = False
 
-    def _tell(self, what: str, error: BaseException) -> None:
-        """Have the others fail as well, at the next place where they meet."""
-        known = isinstance(error, SennError)
-        message = str(error) if known else f"{type(error).__name__}: {error}"
-        with contextlib.suppress(SennError):  # its own error says more
-            self._meet(what, {"at": what, "error": type(error).__name__, "message": message})
-
-    def assert_equal(self, what: str, marks: Mapping[str, Any]) -> None:  # noqa: D102
-        digest = {name: _digest(_plain(value)) for name, value in marks.items()}
-        if len({*self.all_gather_object(what, _digest(digest))}) == 1:
+    def assert_equal(self, action: str, marks: Mapping[str, Any]) -> None:  # noqa: D102
+        digests = {name: _digest(_without_addresses(value)) for name, value in marks.items()}
+        # One digest of all digests first: only where it differs are the single ones sent.
+        if len({*self.all_gather_object(action, _digest(digests))}) == 1:
             return
-        said = self.all_gather_object(what, digest)
-        for name in digest:
-            found = [one.get(name) for one in said]
+        answers = self.all_gather_object(action, digests)
+        for name in digests:
+            found = [answer.get(name) for answer in answers]
             if len({*found}) == 1:
                 continue
-            usual = max(found, key=lambda one: (found.count(one), one == found[0]))
+            usual = max(found, key=lambda digest: (found.count(digest), digest == found[0]))
             others = [rank for rank in range(self.size) if found[rank] != usual]
-            self._told = True
-            raise SennError(f"{_rank_names(others)} of {self.size} differs from the others in {name}, when they {what}")
+            self._fail(f"{format_ranks(others)} of {self.size} differs from the others in {name}, about to {action}")
 
     # -- sending tensors
 
-    def all_gather(self, what: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:  # noqa: D102
+    def all_gather(  # noqa: D102
+        self, action: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]
+    ) -> list[list[Tensor]]:
         if not groups:
             return []
-        shapes = [[[str(x.dtype), *x.shape[1:]] for x in tensors] for _, tensors in groups]
-        said = self.all_gather_object(what, [[len(positions) for positions, _ in groups], shapes])
-        self._same(what, [one[1] for one in said])
-        found = []
+        layouts = [[[str(x.dtype), *x.shape[1:]] for x in tensors] for _, tensors in groups]
+        answers = self.all_gather_object(action, [[len(positions) for positions, _ in groups], layouts])
+        self._assert_same_layout(action, [layout for _, layout in answers])
+        gathered = []
         for number, (positions, tensors) in enumerate(groups):
-            counts = [one[0][number] for one in said]
-            packed = self._sendable(_packed([positions, *tensors]))
-            room = packed.new_zeros(max(counts), packed.shape[1])
-            room[: len(packed)] = packed
-            every = [torch.empty_like(room) for _ in range(self.size)]
-            self._send(what, room.nbytes * (self.size - 1), partial(self._dist.all_gather, every, room))
+            counts = [of_groups[number] for of_groups, _ in answers]
+            packed = self._on_backend_device(_pack([positions, *tensors]))
+            # all_gather needs one shape on all ranks: padded to the most rows that one has
+            padded = packed.new_zeros(max(counts), packed.shape[1])
+            padded[: len(packed)] = packed
+            every = [torch.empty_like(padded) for _ in range(self.size)]
+            call = partial(torch.distributed.all_gather, every, padded)
+            self._run(action, padded.nbytes * (self.size - 1), call)
             rows = torch.cat([one[:count] for one, count in zip(every, counts, strict=True)])
-            order, *columns = _unpacked(rows, [positions, *tensors])
-            place = order.argsort()
-            found.append([c[place].to(x.device) for c, x in zip(columns, tensors, strict=True)])
-        return found
+            order, *columns = _unpack(rows, [positions, *tensors])
+            index = order.argsort()
+            gathered.append([column[index].to(x.device) for column, x in zip(columns, tensors, strict=True)])
+        return gathered
 
-    def all_reduce(self, what: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:  # noqa: D102
+    def all_reduce(  # noqa: D102
+        self, action: str, tensors: Sequence[Tensor], *, meet: bool = True
+    ) -> list[Tensor]:
         if meet:
-            self._same(what, self.all_gather_object(what, [[str(x.dtype), *x.shape] for x in tensors]))
+            self._meet_with_layout(action, tensors)
         result = list(tensors)
         for bucket in _buckets(tensors):
-            flat = self._sendable(torch.cat([tensors[i].detach().reshape(-1) for i in bucket]))
-            share = 2 * flat.nbytes * (self.size - 1) / self.size
-            self._send(what, share, partial(self._dist.all_reduce, flat))
-            for i, part in zip(bucket, torch.split(flat, [tensors[i].numel() for i in bucket]), strict=True):
+            flat = self._flatten(tensors, bucket)
+            n_bytes = 2 * flat.nbytes * (self.size - 1) / self.size  # of a ring all-reduce
+            self._run(action, n_bytes, partial(torch.distributed.all_reduce, flat))
+            for i, part in zip(bucket, _split(flat, tensors, bucket), strict=True):
                 result[i] = part.view(tensors[i].shape).to(tensors[i].device)
         return result
 
-    def broadcast(self, what: str, tensors: Sequence[Tensor]) -> None:  # noqa: D102
-        said = self.all_gather_object(what, [[str(x.dtype), *x.shape] for x in tensors])
-        self._same(what, said)
+    def broadcast(self, action: str, tensors: Sequence[Tensor]) -> None:  # noqa: D102
+        self._meet_with_layout(action, tensors)
         for bucket in _buckets(tensors):
-            flat = self._sendable(torch.cat([tensors[i].detach().reshape(-1) for i in bucket]))
-            self._send(
-                what, flat.nbytes if self.rank == 0 else 0, partial(self._dist.broadcast, flat, self._members[0])
-            )
+            flat = self._flatten(tensors, bucket)
+            n_bytes = flat.nbytes if self.rank == 0 else 0
+            self._run(action, n_bytes, partial(torch.distributed.broadcast, flat, self._members[0]))
             with torch.no_grad():
-                for i, part in zip(bucket, torch.split(flat, [tensors[i].numel() for i in bucket]), strict=True):
+                for i, part in zip(bucket, _split(flat, tensors, bucket), strict=True):
                     tensors[i].copy_(part.view(tensors[i].shape))
 
-    @property
-    def _dist(self) -> Any:
-        return torch.distributed
+    def _run(self, action: str, n_bytes: float, call: Callable[..., Any]) -> None:
+        """Carry out one collective operation for which all ranks have met.
 
-    def _send(self, what: str, size: float, call: Callable[..., Any]) -> None:
-        """Carry out one collective operation, for which all ranks have met; `size` bytes are sent."""
+        Args:
+            action: what it is for, an imperative phrase.
+            n_bytes: bytes that this rank sends.
+            call: the operation, but for its group.
+        """
+        dist: Any = torch.distributed
         try:
-            if self._data is None:  # a group of its own, since its time limit is shorter
-                self._data = self._dist.new_group(
-                    None if self._group is None else self._members, timeout=self.timeout,
+            if self._data_group is None:
+                # A group of its own: the user's may wait half an hour for a rank that has died.
+                self._data_group = dist.new_group(
+                    None if self._group is None else self._members,
+                    timeout=self.timeout,
                     use_local_synchronization=self._group is not None,
-                )  # fmt: skip
-            self._count(what, size)
-            call(group=self._data)
+                )
+            self._count_bytes(action, n_bytes)
+            call(group=self._data_group)
         except RuntimeError as error:
-            keys = [f"lost/{self._turn}/{rank}" for rank in range(self.size)]
-            self._told = True
-            try:
-                self._store.set(keys[self.rank], "")
-                self._wait(keys, what, "was lost while all ranks were to", min(self.timeout, timedelta(seconds=10)))
-            except (RuntimeError, OSError):
-                pass
-            raise SennError(f"the ranks could not {what}: {str(error).splitlines()[0]}") from error
+            self._rendezvous.name_the_lost(action)
+            raise SennError(f"the ranks could not {action}: {str(error).splitlines()[0]}") from error
 
-    def _sendable(self, flat: Tensor) -> Tensor:
-        """Where the group's backend can send it from."""
-        if flat.device.type == "cpu" and self._dist.get_backend(self._group) == "nccl":
+    def _flatten(self, tensors: Sequence[Tensor], bucket: Sequence[int]) -> Tensor:
+        """Concatenate the tensors of a bucket on the device that the backend sends from."""
+        return self._on_backend_device(torch.cat([tensors[i].detach().reshape(-1) for i in bucket]))
+
+    def _on_backend_device(self, flat: Tensor) -> Tensor:
+        """Move a tensor to where the backend can send it from: NCCL sends from GPUs only."""
+        if flat.device.type == "cpu" and torch.distributed.get_backend(self._group) == "nccl":
             return flat.to(f"cuda:{torch.cuda.current_device()}")
         return flat
 
-    def _same(self, what: str, said: Sequence[Any]) -> None:
-        others = [rank for rank in range(self.size) if said[rank] != said[0]]
+    def _meet_with_layout(self, action: str, tensors: Sequence[Tensor]) -> None:
+        """Meet all ranks and check that their tensors have the same shapes and types."""
+        self._assert_same_layout(action, self.all_gather_object(action, [[str(x.dtype), *x.shape] for x in tensors]))
+
+    def _assert_same_layout(self, action: str, layouts: Sequence[Any]) -> None:
+        others = [rank for rank in range(self.size) if layouts[rank] != layouts[0]]
         if others:
-            self._told = True
-            raise SennError(
-                f"{_rank_names(others)} of {self.size} has tensors of other shapes or types than rank 0, "
-                f"when they {what}"
+            self._fail(
+                f"{format_ranks(others)} of {self.size} has tensors of other shapes or types than rank 0, about to "
+                f"{action}"
             )
 
-    def _count(self, what: str, size: float) -> None:
-        self.sent[what] = self.sent.get(what, 0.0) + size
+    def _fail(self, message: str) -> None:
+        """Raise an error that all ranks raise, so that none needs to report it."""
+        self._rendezvous.reported = True
+        raise SennError(message)
+
+    def _count_bytes(self, action: str, n_bytes: float) -> None:
+        self.sent[action] = self.sent.get(action, 0.0) + n_bytes
 
 
-def _rank_names(numbers: Sequence[int]) -> str:
-    return ("rank " if len(numbers) == 1 else "ranks ") + ", ".join(map(str, numbers))
-
-
-def _plain(value: Any) -> str:
-    """As text, without addresses in memory, which differ between processes."""
+def _without_addresses(value: Any) -> str:
+    """Return the repr without addresses in memory, which differ between processes."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
@@ -246,35 +209,41 @@ def _digest(value: Any) -> str:
     return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
 
 
-def _packed(tensors: Sequence[Tensor]) -> Tensor:
-    """(samples, bytes) of tensors (samples, ...)."""
+def _pack(tensors: Sequence[Tensor]) -> Tensor:
+    """Pack tensors (samples, ...) of any types into rows of bytes, (samples, bytes)."""
     device = tensors[-1].device
     rows = [x.detach().to(device).reshape(len(x), x.shape[1:].numel()) for x in tensors]
     return torch.cat([x.contiguous().view(torch.uint8) for x in rows], 1)
 
 
-def _unpacked(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that were packed."""
+def _unpack(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Recover packed tensors, of the types and shapes of `like` but with as many samples as there are rows."""
     widths = [x.shape[1:].numel() * x.element_size() for x in like]
     parts = torch.split(rows, widths, 1)
     return [
+        # A clone, since the bytes of a view needn't be aligned for the type.
         part.clone(memory_format=torch.contiguous_format).view(x.dtype).view(len(rows), *x.shape[1:])
         for part, x in zip(parts, like, strict=True)
     ]
 
 
+def _split(flat: Tensor, tensors: Sequence[Tensor], bucket: Sequence[int]) -> Sequence[Tensor]:
+    """Split what `_flatten` has joined."""
+    return torch.split(flat, [tensors[i].numel() for i in bucket])
+
+
 def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Numbers of the tensors that are sent together: small ones of one type; none of those without entries."""
+    """Group the numbers of tensors that are sent together: small ones of one type and device, none without entries."""
     buckets: list[list[int]] = []
-    open_: dict[Any, list[int]] = {}
-    room: dict[Any, int] = {}
+    open_buckets: dict[Any, list[int]] = {}
+    n_bytes: dict[Any, int] = {}
     for i, x in enumerate(tensors):
         if not x.numel():
             continue
         key = (x.dtype, x.device)
-        if key not in open_ or room[key] + x.nbytes > SMALL:
-            open_[key], room[key] = [], 0
-            buckets.append(open_[key])
-        open_[key].append(i)
-        room[key] += x.nbytes
+        if key not in open_buckets or n_bytes[key] + x.nbytes > BUCKET_BYTES:
+            open_buckets[key], n_bytes[key] = [], 0
+            buckets.append(open_buckets[key])
+        open_buckets[key].append(i)
+        n_bytes[key] += x.nbytes
     return buckets

@@ -1,4 +1,4 @@
-"""One process alone, and the questions that several are asked."""
+"""Communicator of a single process, and the operations that every communicator has."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from senn import _deprecated
 
 @dataclass(frozen=True, eq=False)
 class BatchShare:
-    """One rank's samples of a joint batch, in its joint order.
+    """One rank's samples of a global batch, in its global order.
 
     Attributes:
         counts: number of samples of each rank.
-        local: (own,) where they are in the rank's own batch.
-        positions: (own,) where they are in the joint order, ascending; None for a rank that is alone.
+        local: indices of this rank's samples in its own batch, (own,) int64.
+        positions: their positions in the global order, ascending, (own,) int64; None for a single process.
     """
 
     counts: tuple[int, ...]
@@ -29,16 +29,24 @@ class BatchShare:
 
     @property
     def total(self) -> int:
-        """Samples of the joint batch."""
+        """Number of samples of the global batch."""
         return sum(self.counts)
 
     @property
     def largest(self) -> float:
-        """The largest part of it that one rank holds."""
+        """Largest fraction of the global batch that one rank holds."""
         return max(self.counts) / self.total
 
     def within(self, first: int, last: int) -> slice:
-        """Which of the own samples stand at the positions from `first` up to `last`."""
+        """Find this rank's samples in a range of the global order.
+
+        Args:
+            first: first position.
+            last: position after the last one.
+
+        Returns:
+            Slice of this rank's samples, which are in global order.
+        """
         if self.positions is None:
             return slice(first, last)
         return slice(*torch.searchsorted(self.positions, torch.tensor([first, last])).tolist())
@@ -46,12 +54,22 @@ class BatchShare:
 
 @_deprecated.aliased
 class Communicator:
-    """One process alone, for which every question is answered already; and what several can be asked.
+    """Communicator of a single process, and the base class of others.
+
+    In every operation, `action` says what it is for: an imperative phrase for error messages, the same on all ranks.
+
+    Args:
+        rank: number of this process.
+        size: number of processes.
 
     Attributes:
-        rank: this process's number.
+        rank: number of this process.
         size: number of processes.
-        sent: bytes that this process has sent so far, by ring algorithms, by purpose.
+        sent: bytes that this process has sent so far, by action, counted as ring algorithms send them.
+
+    >>> alone = Communicator()
+    >>> alone.is_single, alone.all_gather_object("count samples", 32)
+    (True, [32])
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -60,36 +78,59 @@ class Communicator:
 
     @property
     def is_single(self) -> bool:
-        """Whether there is no other process."""
+        """True if there is no other process."""
         return self.size == 1
 
-    def all_gather_object(self, what: str, value: Any = None) -> list[Any]:
-        """Every rank's value (numbers, strings, lists of them), in the order of ranks.
+    def all_gather_object(self, action: str, value: Any = None) -> list[Any]:
+        """Gather a value of every rank.
+
+        Args:
+            action: what it is for.
+            value: numbers, strings, lists or dictionaries of them.
+
+        Returns:
+            The values in the order of ranks.
 
         Raises:
-            SennError: a rank is missing, has failed, or is at something else; on all ranks.
+            SennError: a rank is missing, has failed, or is at another operation; on all ranks.
         """
         return [value]
 
     @contextmanager
-    def fail_together(self, what: str) -> Iterator[None]:
-        """What fails on one rank fails on all: the others raise the same error, with the rank's number."""
+    def fail_together(self, action: str) -> Iterator[None]:
+        """Run a block whose failure on one rank raises an error on all, with the failing rank's number."""
         yield
 
-    def broadcast_object(self, what: str, value: Any) -> Any:
-        """The first rank's value."""
-        return self.all_gather_object(what, value if self.rank == 0 else None)[0]
-
-    def assert_equal(self, what: str, marks: Mapping[str, Any]) -> None:
-        """Raise, on all ranks, if one of them has other marks than the others.
+    def broadcast_object(self, action: str, value: Any) -> Any:
+        """Send rank 0's value to all ranks.
 
         Args:
-            what: in a few words, when.
-            marks: by what they are of, values to compare.
+            action: what it is for.
+            value: as of `all_gather_object`; ignored on other ranks.
+
+        Returns:
+            Rank 0's value.
+        """
+        return self.all_gather_object(action, value if self.rank == 0 else None)[0]
+
+    def assert_equal(self, action: str, marks: Mapping[str, Any]) -> None:
+        """Raise an error on all ranks if one of them has other values.
+
+        Args:
+            action: what all ranks are about to do.
+            marks: values to compare, by what they are.
+
+        Raises:
+            SennError: values differ; the message names a rank and what differs.
         """
 
     def batch_share(self, counts: Sequence[int], generator: torch.Generator) -> BatchShare:
-        """The joint order of a batch of which each rank has so many samples."""
+        """Permute a global batch, and find this rank's samples in it.
+
+        Args:
+            counts: number of samples of each rank, whose batches follow one another in the order of ranks.
+            generator: source of the permutation, in the same state on all ranks.
+        """
         order = torch.randperm(sum(counts), generator=generator)
         if self.is_single:
             return BatchShare(tuple(counts), order)
@@ -97,28 +138,40 @@ class Communicator:
         positions = torch.nonzero((order >= start) & (order < start + counts[self.rank]))[:, 0]
         return BatchShare(tuple(counts), order[positions] - start, positions)
 
-    def all_gather(self, what: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:
-        """Samples that are spread over the ranks, in order, on every rank.
+    def all_gather(self, action: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:
+        """Gather samples that are spread over the ranks.
 
         Args:
-            what: in a few words.
-            groups: of each, the positions of the own samples (own,) and tensors with an entry for each, (own, ...).
+            action: what it is for.
+            groups: for each group, the positions of this rank's samples, (own,), and tensors with an entry for each,
+                (own, ...).
+
+        Returns:
+            For each group, the tensors of all ranks' samples, in the order of positions.
         """
         return [list(tensors) for _, tensors in groups]
 
-    def all_reduce(self, what: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:
-        """Sums over all ranks; the given tensors stay as they are.
+    def all_reduce(self, action: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:
+        """Sum tensors over all ranks.
 
         Args:
-            what: in a few words.
-            tensors: of the same shapes on all ranks.
-            meet: check that all ranks are there first; without, one that is missing is noticed by the sending itself.
+            action: what it is for.
+            tensors: tensors of the same shapes on all ranks; they stay as they are.
+            meet: check first that all ranks are there. Without it, a missing one is noticed by the operation itself.
+
+        Returns:
+            The sums, on the devices of the tensors.
         """
         return list(tensors)
 
     def local_slice(self, total: int) -> slice:
-        """This rank's part of so many samples that every rank has."""
+        """Return this rank's part of samples that every rank has."""
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
-    def broadcast(self, what: str, tensors: Sequence[Tensor]) -> None:
-        """Write the first rank's values into the given tensors."""
+    def broadcast(self, action: str, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors with those of rank 0.
+
+        Args:
+            action: what it is for.
+            tensors: tensors of the same shapes on all ranks.
+        """

@@ -1,4 +1,4 @@
-"""Wrapped models: unwrapped for growth and wrapped again, with their optimizer."""
+"""Wrapped models: unwrapped for growth and wrapped again, together with their optimizer."""
 
 from typing import TYPE_CHECKING
 

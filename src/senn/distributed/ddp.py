@@ -1,4 +1,4 @@
-"""DistributedDataParallel: made anew around a model that has grown."""
+"""DistributedDataParallel around a model that has grown."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ _KEPT = (
     "device_ids", "output_device", "dim", "process_group", "find_unused_parameters", "gradient_as_bucket_view",
     "static_graph", "skip_all_reduce_unused_params", "batched_grad_copy", "forward_sync_buffers",
 )  # fmt: skip
-"""Arguments that it keeps as attributes of the same names."""
+"""Arguments of DistributedDataParallel that it keeps as attributes of the same names."""
 
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
 
 def rewrap_ddp(model: DistributedDataParallel) -> DistributedDataParallel:
-    """Have a DistributedDataParallel follow its model after a growth.
+    """Let a DistributedDataParallel follow its model after growth.
 
-    It is made anew in place, with the same arguments, hooks and communication hooks, so that whoever holds it goes on
-    with it; the optimizer has followed the model already. Call it on all ranks; where nothing has grown it costs little
-    and changes nothing.
+    It is initialized again in place, with the same arguments, hooks and communication hooks, so every reference to it
+    stays valid; the optimizer has followed the model already. Call it on all ranks. If nothing has grown, it costs
+    little and changes nothing.
 
     Args:
         model: the wrapper that was in use before the growth.
 
     Returns:
-        the same object.
+        The same object.
 
     Raises:
         SennError: it is no DistributedDataParallel.
-        UnsupportedError: it was made with options that can't be read back from it, by name.
+        UnsupportedError: it was created with options that can't be read back from it; the message names them.
     """
     if not isinstance(model, DistributedDataParallel):
-        raise SennError(f"rewrap takes a DistributedDataParallel, not a {type(model).__name__}")
+        raise SennError(f"rewrap_ddp takes a DistributedDataParallel, not a {type(model).__name__}")
     if model.mixed_precision is not None or model._delay_all_reduce_params:
         which = "mixed_precision" if model.mixed_precision is not None else "delay_all_reduce_named_params"
         raise UnsupportedError(
-            f"a DistributedDataParallel with {which} can't be wrapped anew: wrap model.module yourself"
+            f"a DistributedDataParallel with {which} can't be wrapped again: wrap model.module yourself"
         )
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     arguments: dict[str, Any] = {name: getattr(model, name) for name in _KEPT if name in known and hasattr(model, name)}
@@ -54,7 +54,8 @@ def rewrap_ddp(model: DistributedDataParallel) -> DistributedDataParallel:
     for name in [key for key, hook in hooks["_forward_pre_hooks"].items() if hook is stale]:
         hooks["_forward_pre_hooks"].pop(name)
     training = model.training
-    for name in ("reducer", "logger"):  # their hooks on parameters that stay go with them
+    # The old reducer's hooks on parameters that stay would reduce them twice; they go with it.
+    for name in ("reducer", "logger"):
         model.__dict__.pop(name, None)
     DistributedDataParallel.__init__(model, module, init_sync=False, **arguments)
     for name, held in hooks.items():

@@ -1,4 +1,4 @@
-"""Models sharded by `fully_shard` (FSDP2): whole for the moment of a consideration, then sharded as before."""
+"""Models sharded by `fully_shard` (FSDP2): whole during a growth round, then sharded as before."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ from senn.surgery.optimizer_state import unwrap
 
 @contextmanager
 def full_parameters(model: nn.Module, optimizer: Any = None) -> Iterator[nn.Module]:
-    """Within it a model that `fully_shard` has sharded is a plain one, whole on every rank.
+    """Make a sharded model a plain one, whole on every rank, inside a `with` block.
 
-    All parameters and optimizer states are gathered, so that every rank holds them whole for the moment: for Adam in
-    float32, 12 bytes a parameter beside what the consideration itself takes. Afterwards the same modules are sharded
-    with the same settings, the optimizer's states with their parameters, and new modules beside sharded ones of their
-    class as these are. Model, optimizer and its groups stay the same objects, so that schedulers go on. Gradients are
-    dropped.
+    All parameters and optimizer states are gathered, so every rank needs memory for them: for Adam in float32, 12 bytes
+    per parameter, besides what the growth round itself takes. Afterwards the same modules are sharded with the same
+    settings, the optimizer's states with their parameters, and a new module like a sharded sibling of its class. The
+    model, the optimizer and its groups stay the same objects, so schedulers keep working. Gradients are dropped.
 
         grower = senn.Grower(model, optimizer, loss)
         ...
-        with senn.distributed.gathered(model, optimizer):
+        with senn.distributed.full_parameters(model, optimizer):
             events = grower.grow(batches)
 
     Args:
-        model: the root that was sharded.
-        optimizer: the optimizer of its parameters, or None.
+        model: the root module that was sharded.
+        optimizer: optimizer of its parameters, or None.
+
+    Yields:
+        The same model, unsharded.
 
     Raises:
         SennError: the model isn't sharded.
-        UnsupportedError: it is, in a way that can't be read back from it, by name.
+        UnsupportedError: it is sharded in a way that can't be read back from it; the message says which.
     """
     if not isinstance(model, FSDPModule):
-        raise SennError("gathered takes a model that torch.distributed.fsdp.fully_shard has sharded")
+        raise SennError("full_parameters takes a model that torch.distributed.fsdp.fully_shard has sharded")
     wrappings = [_Wrapping.of(one) for one in dict.fromkeys(map(_state_of, _sharded(model)))]
     inner = None if optimizer is None else unwrap(optimizer)
     before = [*model.modules()]
@@ -58,8 +60,8 @@ class _Wrapping:
     """One call of `fully_shard`.
 
     Attributes:
-        modules: what it was called with.
-        settings: its arguments.
+        modules: modules that it was called with.
+        settings: its keyword arguments.
     """
 
     modules: tuple[nn.Module, ...]
@@ -67,6 +69,7 @@ class _Wrapping:
 
     @classmethod
     def of(cls, state: Any) -> _Wrapping:
+        """Read the call's arguments back from what it has left on the modules."""
         groups = state._fsdp_param_groups
         if len(groups) > 1:
             raise UnsupportedError("a model whose modules are sharded over several meshes can't be gathered")
@@ -74,9 +77,10 @@ class _Wrapping:
             return cls(tuple(state._modules), {})
         (group,) = groups
         if getattr(group.mesh_info, "is_spmd_mesh", False) or any(one.is_dtensor for one in group.fsdp_params):
-            raise UnsupportedError("a model that is tensor-parallel beside being sharded can't be gathered")
+            raise UnsupportedError("a model that is tensor-parallel as well as sharded can't be gathered")
         if type(group.offload_policy) is not OffloadPolicy:
             raise UnsupportedError("a model that is sharded with CPUOffloadPolicy can't be gathered")
+        # reshard_after_forward: True keeps the mesh, False has none after the forward, an int a smaller one
         after = group.post_forward_mesh_info
         reshard: bool | int | None = after is not None
         if after is not None and after is not group.mesh_info:
@@ -103,15 +107,19 @@ def _state_of(module: FSDPModule) -> Any:
 
 
 def _gather(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Exchange all sharded parameters and states for whole ones, and take off what `fully_shard` put on."""
-    modules: list[Any] = [*_sharded(model)]  # each an nn.Module too
+    """Replace all sharded parameters and states by whole ones, and undo what `fully_shard` did to the modules.
+
+    torch has no inverse of `fully_shard`, so this removes its hooks, state and classes one by one. The names are
+    private, so a version of torch may change them: `tests/collectives/test_distributed.py` trains a model through it.
+    """
+    modules: list[Any] = [*_sharded(model)]  # typed Any: torch's FSDPModule isn't declared as an nn.Module
     for one in modules:
         one.reshard()
     whole: dict[Any, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if isinstance(parameter, DTensor):
-                if parameter not in whole:
+                if parameter not in whole:  # tied weights stay tied
                     values = parameter.full_tensor().detach().clone()
                     whole[parameter] = nn.Parameter(values, parameter.requires_grad)
                 module._parameters[name] = whole[parameter]
@@ -125,6 +133,7 @@ def _gather(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
             handle.remove()
     for one in modules:
         _module_state_mapping.pop(one, None)
+        # `fully_shard` puts a class of its own, FSDP<name>, before the module's
         one.__class__ = type(one).__mro__[one._orig_cls_mro_index]
     for module in model.modules():
         for key in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
@@ -133,10 +142,10 @@ def _gather(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
 
 
 def _shard(model: nn.Module, wrappings: Sequence[_Wrapping], optimizer: torch.optim.Optimizer | None) -> None:
-    """Shard a whole model, and the optimizer's states along with it."""
+    """Shard a whole model, and its optimizer's states with it."""
     plain = dict(model.named_parameters(remove_duplicate=False))
     settings = next(one.settings for one in wrappings if one.settings)
-    for wrapping in reversed(wrappings):  # inner ones first
+    for wrapping in reversed(wrappings):  # inner ones first: `fully_shard` leaves out what is sharded already
         modules = wrapping.modules
         fully_shard(modules[0] if len(modules) == 1 else [*modules], **(wrapping.settings or settings))
     now = dict(model.named_parameters(remove_duplicate=False))
@@ -154,19 +163,25 @@ def _follow(
     new: Mapping[nn.Parameter, nn.Parameter],
     change: Callable[[Any, nn.Parameter], Any],
 ) -> None:
-    """Give an optimizer the new parameters in the places of the old ones, with their states changed."""
+    """Replace an optimizer's parameters in their groups, and convert their states.
+
+    Args:
+        optimizer: the optimizer, or None.
+        new: by old parameter, the new one.
+        change: function of a value of the state and its new parameter.
+    """
     if optimizer is None:
         return
     for group in optimizer.param_groups:
         group["params"][:] = [new.get(parameter, parameter) for parameter in group["params"]]
     for old, parameter in new.items():
         if old in optimizer.state:
-            state = optimizer.state.pop(old)
+            state = optimizer.state.pop(old)  # keyed by the parameter object
             optimizer.state[parameter] = {name: change(value, parameter) for name, value in state.items()}
 
 
 def _with_new(model: nn.Module, before: Sequence[nn.Module], wrappings: Sequence[_Wrapping]) -> list[_Wrapping]:
-    """The wrappings that are still of the model, and those of new modules: as a module of their class beside them."""
+    """Return the wrappings of modules that are still there, and those of new modules: like a sibling of their class."""
     present, known = {*model.modules()}, {*before}
     alike = {one.modules[0]: one for one in wrappings if len(one.modules) == 1}
     found: dict[nn.Module, list[_Wrapping]] = {}

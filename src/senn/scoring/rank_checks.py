@@ -187,5 +187,5 @@ def stale(*_: object) -> None:
     """Forward hook of a DistributedDataParallel whose model has grown: raise until it is made anew."""
     raise SennError(
         "the model has grown, and its DistributedDataParallel still holds the former parameters: "
-        "call senn.distributed.rewrap(model) after a growth"
+        "call senn.distributed.rewrap_ddp(model) after growth"
     )

@@ -1,0 +1,142 @@
+"""Meeting of all ranks in the store of a process group, with a time limit and one error for all.
+
+torch's collectives hang, or abort the process, when a rank is missing or is at another operation. So all ranks meet in
+the store first, where each says what it is about to do: a rank that is missing, has failed or is elsewhere ends all of
+them with one sentence that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from senn import errors
+from senn.errors import SennError
+
+
+class Rendezvous:
+    """Ranks that meet in a store, turn by turn.
+
+    Args:
+        store: store of the process group, with keys of its own.
+        rank: number of this process.
+        size: number of processes.
+        timeout: time that a rank is waited for.
+
+    Attributes:
+        turn: number of meetings so far.
+        reported: True once all ranks know of a failure, which then needs no further report.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+        self._store, self.rank, self.size, self.timeout = store, rank, size, timeout
+        self.turn = 0
+        self.reported = False
+
+    def exchange(self, action: str, mine: Mapping[str, Any]) -> tuple[list[Any], int]:
+        """Meet all ranks and read what each brings.
+
+        Args:
+            action: what the ranks are about to do, an imperative phrase.
+            mine: this rank's message, as JSON: `at` (its action) and `value`, or `error` and `message`.
+
+        Returns:
+            The ranks' values, in the order of ranks, and the number of bytes that this rank wrote.
+
+        Raises:
+            SennError: a rank is missing, has failed (then of the class of its error), or is about to do something else.
+        """
+        self.turn += 1
+        text = json.dumps(mine)
+        answers = self._read_all(action, text)
+        failed = [(rank, answer) for rank, answer in enumerate(answers) if "error" in answer]
+        if failed:
+            self.reported = True
+            rank, answer = failed[0]
+            raise _error_class(answer["error"])(f"rank {rank} failed to {answer['at']}: {answer['message']}")
+        actions = [answer["at"] for answer in answers]
+        if len({*actions}) > 1:
+            self.reported = True
+            other = next(rank for rank in range(self.size) if actions[rank] != actions[0])
+            raise SennError(
+                f"rank {other} was about to {actions[other]} and rank 0 to {actions[0]}: all ranks must make the same "
+                f"calls"
+            )
+        return [answer["value"] for answer in answers], len(text)
+
+    def _read_all(self, action: str, text: str) -> list[dict[str, Any]]:
+        """Write this rank's message, wait for all others', and return all of them."""
+        keys = [f"{self.turn}/{rank}" for rank in range(self.size)]
+        try:
+            self._store.set(keys[self.rank], text)
+            self._wait(keys, f"did not get ready to {action}", self.timeout)
+            if self._store.has_extended_api():
+                texts = self._store.multi_get(keys)
+            else:
+                texts = [self._store.get(key) for key in keys]
+            if self.turn > 2:
+                # Whoever comes to a meeting has read the one before, so nobody reads the one before that any more.
+                self._store.delete_key(f"{self.turn - 2}/{self.rank}")
+        except (RuntimeError, OSError) as error:
+            self.reported = True
+            raise SennError(
+                f"rank {self.rank} can't reach the store of the process group to {action}: the process that keeps it, "
+                f"usually rank 0, has ended"
+            ) from error
+        return [json.loads(one) for one in texts]
+
+    def report(self, action: str, error: BaseException) -> None:
+        """Let the other ranks fail as well, at their next meeting.
+
+        Args:
+            action: what this rank was doing.
+            error: why it failed.
+        """
+        message = str(error) if isinstance(error, SennError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(SennError):  # this rank's own error says more
+            self.exchange(action, {"at": action, "error": type(error).__name__, "message": message})
+
+    def name_the_lost(self, action: str) -> None:
+        """Find out which ranks are gone after a collective operation has failed.
+
+        Args:
+            action: what the ranks were doing.
+
+        Raises:
+            SennError: ranks are gone; the message names them.
+        """
+        keys = [f"lost/{self.turn}/{rank}" for rank in range(self.size)]
+        self.reported = True
+        # Ten seconds: the others' operation has failed by the same timeout, so they come here at about the same time.
+        with contextlib.suppress(RuntimeError, OSError):
+            self._store.set(keys[self.rank], "")
+            self._wait(keys, f"was lost while all ranks were to {action}", min(self.timeout, timedelta(seconds=10)))
+
+    def _wait(self, keys: Sequence[str], verb: str, timeout: timedelta) -> None:
+        """Wait until all keys are there, or raise an error that names the ranks of the missing ones."""
+        try:
+            self._store.wait([*keys], timeout)
+        except RuntimeError:
+            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            if missing:
+                self.reported = True
+                raise SennError(
+                    f"{format_ranks(missing)} of {self.size} {verb} within {timeout.total_seconds():g} s: it has ended "
+                    f"or is doing something else"
+                ) from None
+
+
+def format_ranks(numbers: Sequence[int]) -> str:
+    """Return "rank 1" or "ranks 1, 2"."""
+    return ("rank " if len(numbers) == 1 else "ranks ") + ", ".join(map(str, numbers))
+
+
+def _error_class(name: str) -> type[BaseException]:
+    """Return the class of the error that this rank raises when another one fails with an error of that class."""
+    if name in ("KeyboardInterrupt", "Interrupted"):  # an interrupt of one rank interrupts all
+        return KeyboardInterrupt
+    found: type[BaseException] = getattr(errors, name, SennError)
+    return found
