@@ -46,7 +46,7 @@ class Calls:
         is_generator = code.co_flags & inspect.CO_GENERATOR  # one that is thrown away is called to be closed
         if event != "call" or is_generator or not code.co_filename.startswith(OWN):
             return
-        if code.co_name == "_carry_out":  # from here on the surgery's own way back counts
+        if code.co_name == "_apply":  # from here on the surgery's own way back counts
             sys.setprofile(None)
             return
         self.seen[code] = self.seen.get(code, 0) + 1
