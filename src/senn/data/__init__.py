@@ -1,4 +1,4 @@
-"""Tables from files, and their columns as numbers; nothing here knows of networks."""
+"""Tables and images from files, encoded as numbers; nothing here knows of networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets of labelled images: read safely from their public formats, decoded once, kept memory-mapped."""
+"""Sets of labeled images: read safely from their public formats, decoded once, kept memory-mapped."""
 
 from typing import TYPE_CHECKING
 

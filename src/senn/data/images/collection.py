@@ -1,4 +1,4 @@
-"""Labelled images of any source: a folder for each class, IDX or parquet files, or a known set by its name."""
+"""Labeled images from any source: a folder for each class, IDX or parquet files, or a known set by name."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _TRAIN, _TEST = re.compile(r"^train", re.I), re.compile(r"^(t10k|test)", re.I)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Collection:
-    """Labelled images, squares of one side.
+    """Labeled images, squares of one side.
 
     Attributes:
         name: of the set, or of its folder or file.
         classes: names, by label.
-        train: all images, or those that the source sets apart for training.
-        test: those that it sets apart for the test; None if it doesn't.
+        train: training images; all, if the source has no test images.
+        test: test images of the source; None if it has none.
         left_out: images that couldn't be read.
         notes: remarks, one sentence each.
     """
@@ -46,7 +46,7 @@ class Collection:
 
 
 def is_images(source: str) -> bool:
-    """Whether a source is taken for images: a known set, a folder, an IDX file, or parquet with encoded images."""
+    """True if a source counts as images: a known set, a folder, an IDX file, or parquet with encoded images."""
     path = Path(source)
     if source in KNOWN_SETS or path.is_dir():
         return True
@@ -56,16 +56,19 @@ def is_images(source: str) -> bool:
 
 
 def collect(source: str, side: int | None = None, data_dir: Path | None = None) -> Collection:
-    """Read labelled images.
+    """Read labeled images.
 
     Args:
         source: a known set's name, a folder with a sub-folder for each class, or with IDX or parquet files, or such a
             file.
-        side: of the squares that they become; None for one that suits them (`common_side`).
-        data_dir: where a known set lies.
+        side: of the squares; None for one that suits the images (`common_side`).
+        data_dir: folder with the files of a known set; None to search for it.
+
+    Returns:
+        The images.
 
     Raises:
-        SennError: if there are no two classes of two images each, or a source is damaged as a whole.
+        SennError: there aren't two classes of two images each, or a source is damaged as a whole.
     """
     if source in KNOWN_SETS:
         loaded = load_images(source, data_dir)
@@ -80,7 +83,7 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
 
 
 def _is_flat(folder: Path) -> bool:
-    """Whether a folder has no sub-folders, but files that hold many images each."""
+    """True if a folder has no sub-folders, but files that hold many images each."""
     try:
         inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError:
@@ -90,7 +93,7 @@ def _is_flat(folder: Path) -> bool:
 
 
 def _checked(found: Collection) -> Collection:
-    """The collection, if it has two classes of two images each."""
+    """Check that there are two classes of two images each."""
     if len(found.classes) < 2:
         raise SennError(f"{found.name!r} holds a single class ({found.classes[0]!r}); at least two are needed")
     check_classes(found.classes, found.train.labels, found.left_out)
@@ -98,11 +101,12 @@ def _checked(found: Collection) -> Collection:
 
 
 def _folder(root: Path, side: int | None) -> Collection:
-    classes, beside = class_folders(root)
+    classes, n_loose = class_folders(root)
     entries = [Entry(str(path.relative_to(root)), path) for files in classes.values() for path in files]
     labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
     images, left_out = _decoded(entries, labels, side)
-    notes = (f"{beside:,} file{'s' * (beside > 1)} beside the folders of the classes left alone",) if beside else ()
+    plural = "s" * (n_loose > 1)
+    notes = (f"{n_loose:,} file{plural} beside the folders of the classes left alone",) if n_loose else ()
     return Collection(name=root.resolve().name, classes=tuple(classes), train=images, left_out=left_out, notes=notes)
 
 
@@ -114,7 +118,7 @@ def _decoded(
 
 
 def _resized(found: Collection, side: int | None) -> Collection:
-    """Its images, which all have one size, as squares."""
+    """Resize images, which all have one size, to squares."""
     height, width, channels = found.train.pixels.shape[1:]
     side = common_side([(width, height)]) if side is None else side
     if (height, width) == (side, side):
@@ -127,10 +131,11 @@ def _resized(found: Collection, side: int | None) -> Collection:
 
 
 def _named(parts: Sequence[NDArray[np.int64]], names: Sequence[str] | None) -> tuple[tuple[str, ...], list[Any]]:
-    """Names of the classes, and each part's labels counted from 0 in their order."""
+    """Name the classes, and number the labels of each part from 0 in their order."""
     numbers = np.unique(parts[0])
     for labels in parts[1:]:
-        if strange := sorted(set(np.unique(labels)) - set(numbers)):
+        strange = sorted(set(np.unique(labels)) - set(numbers))
+        if strange:
             raise SennError(f"class {strange[0]} is in the test images but not in those to train on")
     known = names is not None and len(numbers) and numbers[0] >= 0 and numbers[-1] < len(names)
     found = tuple(names[number] if known and names else str(number) for number in numbers)
@@ -141,7 +146,7 @@ def _named(parts: Sequence[NDArray[np.int64]], names: Sequence[str] | None) -> t
 
 
 def _idx(name: str, images: list[Path]) -> Collection:
-    """Files of images, each with one of labels beside it; those for the test are told by their names."""
+    """Read files of images, each with one of labels next to it; test files are recognized by their names."""
     pairs = [(path, _labels_of(path)) for path in images]
     parts = _split_by_name(images)
     read = [read_labeled_idx(*next(pair for pair in pairs if pair[0] == files[0])) for files in parts]
@@ -156,7 +161,7 @@ def _idx(name: str, images: list[Path]) -> Collection:
 
 
 def _labels_of(images: Path) -> Path:
-    """The file of labels beside one of images, by its name: "labels" for "images", 1 dimension for 3."""
+    """Find the file of labels next to one of images: "labels" for "images" in its name, 1 dimension for 3."""
     name = images.name.replace("images", "labels").replace("idx3", "idx1")
     for path in (images.with_name(name), images.with_name(name.removesuffix(".gz")), images.with_name(f"{name}.gz")):
         if path != images and path.is_file():
@@ -165,7 +170,7 @@ def _labels_of(images: Path) -> Path:
 
 
 def _split_by_name(files: Sequence[Path]) -> list[list[Path]]:
-    """Training and test files where there are both by name; else all of them, of which IDX can have one only."""
+    """Divide files into training and test files by name; without both, all are for training (IDX: a single one)."""
     train = [path for path in files if _TRAIN.match(path.name)]
     test = [path for path in files if _TEST.match(path.name)]
     if train and test and len(train) + len(test) == len(files):
@@ -201,7 +206,7 @@ def _labeled_rows(files: Sequence[Path]) -> Iterator[tuple[Entry, int]]:
 
 
 def _class_names(files: Sequence[Path]) -> list[str] | None:
-    """Names of the classes where the Hugging Face hub noted them."""
+    """Read the names of the classes from the metadata that the Hugging Face hub writes."""
     with reading(files[0], "parquet"):
         metadata = pq.read_schema(files[0]).metadata or {}
     columns = image_columns(files[0])

@@ -18,26 +18,30 @@ from senn.data.images.image_arrays import MOST_BYTES, Expected, Images, ImageSet
 from senn.errors import SennError
 
 MOST_PIXELS = 2**24
-"""Pixels of one image, at most: a few bytes can claim to be a picture of gigabytes."""
+"""Pixels of one image, at most: a header of a few bytes can claim a picture of gigabytes."""
 
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 _AT_ONCE = 1000
 
 
 def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
-    """A JPEG or PNG image as (H, W, 3) uint8 RGB, upright, with what is transparent on white.
+    """Decode a JPEG or PNG image, upright, with transparent parts on white.
 
     Args:
-        encoded: the content of the image file.
-        where: what to call it in an error.
+        encoded: content of the image file.
+        where: name of the image, for messages.
         most_pixels: limit of H times W, checked before any pixel is decoded.
 
+    Returns:
+        (H, W, 3) RGB.
+
     Raises:
-        SennError: if it is damaged, of another format or mode, or larger than the limit.
+        SennError: it is damaged, of another format or mode, or larger than the limit.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, for which the limit here is lower, and of odd headers
+            # Pillow warns of sizes, for which the limit here is lower, and of odd headers
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
                 if image.width * image.height > most_pixels:
                     raise SennError(
@@ -66,16 +70,19 @@ def _pixels(image: Image.Image, where: str) -> NDArray[np.uint8]:
 def decode_all(
     encoded: Iterable[tuple[str, bytes]], count: int, shape: tuple[int, int, int], most_pixels: int = MOST_PIXELS
 ) -> NDArray[np.uint8]:
-    """Images of one size as (count, H, W, 3).
+    """Decode images of one size.
 
     Args:
-        encoded: for each image what to call it in an error, and its bytes.
+        encoded: for each image its name, for messages, and its bytes.
         count: how many there are.
         shape: (H, W, 3) that each must have.
         most_pixels: limit for one image.
 
+    Returns:
+        (count, H, W, 3).
+
     Raises:
-        SennError: at the first image that can't be decoded or has another shape.
+        SennError: an image can't be decoded or has another shape, or all of them exceed `MOST_BYTES`.
     """
     if count * math.prod(shape) > MOST_BYTES:
         raise SennError(f"{count:,} images of {shown(shape)} are over the limit of {MOST_BYTES:,} bytes")
@@ -91,7 +98,7 @@ def decode_all(
 def read_parquet(
     paths: Sequence[str | Path], shape: tuple[int, int, int], image: str = "img", label: str = "label"
 ) -> Images:
-    """Labelled images of one size in the rows of parquet files, as the Hugging Face hub lays them out.
+    """Read labeled images of one size from parquet files, laid out as on the Hugging Face hub.
 
     Args:
         paths: the files, in the order of their rows.
@@ -99,8 +106,11 @@ def read_parquet(
         image: column of encoded images, binary or a struct with the field `bytes`.
         label: column of whole numbers.
 
+    Returns:
+        The images, in the order of the files.
+
     Raises:
-        SennError: if a file isn't such a table, or an image is damaged or of another shape; rows count from 1.
+        SennError: a file isn't such a table, or an image is damaged or of another shape; rows count from 1.
     """
     files = [Path(path) for path in paths]
     count = sum(count_rows(path, image, label) for path in files)
@@ -119,10 +129,18 @@ def read_parquet(
 
 
 def count_rows(path: Path, image: str = "img", label: str = "label") -> int:
-    """Rows of a parquet file, after a check that it has a column of encoded images and one of labels.
+    """Count the rows of a parquet file, and check that it has encoded images and labels.
+
+    Args:
+        path: the file.
+        image: column of encoded images.
+        label: column of whole numbers.
+
+    Returns:
+        The number of rows.
 
     Raises:
-        SennError: if it can't be read or hasn't.
+        SennError: it can't be read, or lacks a column.
     """
     with reading(path, "parquet"), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
@@ -138,10 +156,18 @@ def count_rows(path: Path, image: str = "img", label: str = "label") -> int:
 
 
 def encoded_rows(path: Path, image: str, label: str | None) -> Iterator[tuple[str, bytes | None, int]]:
-    """For each row of a parquet file what to call it, the bytes of its image, if it has one, and its label (or -1).
+    """Read the rows of a parquet file one by one.
+
+    Args:
+        path: the file.
+        image: column of encoded images.
+        label: column of labels, or None.
+
+    Yields:
+        For each row its name, for messages, the bytes of its image or None, and its label or -1.
 
     Raises:
-        SennError: if the file can't be read, or a row has no label.
+        SennError: the file can't be read, or a row has no label.
     """
     row = 0
     with reading(path, "parquet"), pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -157,13 +183,16 @@ def encoded_rows(path: Path, image: str, label: str | None) -> Iterator[tuple[st
 
 
 def image_columns(path: Path, labeled: bool = True) -> tuple[str, str | None] | None:
-    """The columns of encoded images and of labels in a parquet file; None if there is no such file with both.
+    """Find the columns of encoded images and of labels in a parquet file.
 
     Labels are whole numbers: the column `label`, or the only one of whole numbers.
 
     Args:
         path: the file.
-        labeled: whether there must be labels.
+        labeled: True if there must be labels.
+
+    Returns:
+        Names of both columns (None for labels that may be absent); None if the file has no such columns.
     """
     try:
         schema = pq.read_schema(path)
@@ -176,17 +205,24 @@ def image_columns(path: Path, labeled: bool = True) -> tuple[str, str | None] | 
 
 
 def _is_encoded(kind: pa.DataType) -> bool:
-    """Whether a column's type is binary, or a struct with the field `bytes` that is."""
+    """True if a column's type is binary, or a struct with a binary field `bytes`."""
     if pa.types.is_struct(kind):
         kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def read_parquet_set(files: dict[str, tuple[Path, ...]], expected: Expected) -> ImageSet:
-    """The set in parquet files.
+    """Read a known set from parquet files.
+
+    Args:
+        files: files of each part.
+        expected: counts, shapes and classes of the set.
+
+    Returns:
+        The set.
 
     Raises:
-        SennError: if a file can't be read or holds anything else than what is expected.
+        SennError: a file can't be read, or holds anything else than expected.
     """
     where = {part: ", ".join(repr(str(path)) for path in paths) for part, paths in files.items()}
     for part, paths in files.items():  # before minutes of decoding

@@ -1,4 +1,4 @@
-"""A user's own images: files of mixed sizes, made squares of one side; what can't be read is left out, by name."""
+"""A user's own images: files of mixed sizes, cut to squares of one side; unreadable ones are left out, by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from senn.data.images.image_arrays import MOST_BYTES
 from senn.errors import SennError
 
 SIDES = (32, 64)
-"""Sides that are chosen by themselves, from and to; images that all have one smaller square size keep it."""
+"""Least and largest side that is chosen automatically; images that are all of one smaller square size keep theirs.
+
+Below 32 pixels, photographs lose what tells them apart; at 128 an epoch costs four times as much as at 64.
+"""
 
 MOST_PIXELS = 2**26
-"""Pixels of one image, at most: photographs of cameras have fewer."""
+"""Pixels of one image, at most: photographs from cameras have fewer."""
 
 MOST_FILE_BYTES = 2**27
 """Bytes of one image file, at most."""
@@ -31,11 +34,11 @@ _PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "val
 
 @dataclass(frozen=True)
 class Entry:
-    """An encoded image.
+    """Encoded image.
 
     Attributes:
-        name: what to call it.
-        content: its bytes, or the file that holds them.
+        name: for messages and results.
+        content: bytes of the image, or the file that holds them.
     """
 
     name: str
@@ -43,14 +46,14 @@ class Entry:
 
     @property
     def where(self) -> str:
-        """What to call it in a sentence."""
+        """Name of the image in a message."""
         return repr(self.name) if isinstance(self.content, Path) else self.name
 
     def read(self) -> bytes:
-        """The bytes.
+        """Read the bytes.
 
         Raises:
-            SennError: if the file can't be read or is too large.
+            SennError: the file can't be read or is too large.
         """
         if isinstance(self.content, bytes):
             return self.content
@@ -64,7 +67,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An image that couldn't be read, and a sentence that says why."""
+    """Image that couldn't be read, with the reason as a sentence."""
 
     name: str
     reason: str
@@ -86,7 +89,16 @@ class Squares:
 
 
 def square(image: NDArray[np.uint8], side: int, channels: int = 3) -> NDArray[np.uint8]:
-    """An image (H, W, 1 or 3) as (side, side, channels): the middle of it, averaged over boxes where it shrinks."""
+    """Cut the middle square out of an image and resize it.
+
+    Args:
+        image: (H, W, 1 or 3).
+        side: of the result.
+        channels: of the result, 1 (gray) or 3.
+
+    Returns:
+        (side, side, channels); averaged over boxes where it shrinks.
+    """
     if image.shape == (side, side, channels):
         return image
     source = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
@@ -96,10 +108,19 @@ def square(image: NDArray[np.uint8], side: int, channels: int = 3) -> NDArray[np
 
 
 def squares(entries: Sequence[Entry], side: int, channels: int = 3, most_pixels: int = MOST_PIXELS) -> Squares:
-    """Images of any sizes, decoded, upright, cut and resized; those that can't be are left out, by name.
+    """Decode images of any sizes, turn them upright, cut and resize them.
+
+    Args:
+        entries: the encoded images.
+        side: of the squares.
+        channels: 1 (gray) or 3.
+        most_pixels: limit for one image, before it is resized.
+
+    Returns:
+        The squares; images that can't be read are left out, by name.
 
     Raises:
-        SennError: if they come to more than `MOST_BYTES`.
+        SennError: together they exceed `MOST_BYTES`.
     """
     size = side * side * channels
     if len(entries) * size > MOST_BYTES:
@@ -120,13 +141,13 @@ def squares(entries: Sequence[Entry], side: int, channels: int = 3, most_pixels:
 
 
 def common_side(sizes: Iterable[tuple[int, int]]) -> int:
-    """A side for images of these widths and heights.
+    """Choose a side for images of these widths and heights.
 
     Their own, if all are squares of one size that isn't above the larger of `SIDES`; otherwise the median of the
     shorter sides, rounded to a multiple of four and kept within `SIDES`.
 
     Raises:
-        SennError: if there are none.
+        SennError: there are none.
     """
     found = list(sizes)
     if not found:
@@ -139,23 +160,29 @@ def common_side(sizes: Iterable[tuple[int, int]]) -> int:
 
 
 def sizes(entries: Iterable[Entry]) -> Iterator[tuple[int, int]]:
-    """Width and height of each image that says so in its first bytes, as they are stored."""
+    """Yield width and height, as stored, of each image whose header can be read."""
     for entry in entries:
-        source = entry.content if isinstance(entry.content, Path) else io.BytesIO(entry.content)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with Image.open(source, formats=("JPEG", "PNG")) as image:
-                    yield image.size
-        except Exception:  # whatever the decoder makes of a damaged file: it is named when it is read
-            continue
+        size = _stored_size(entry)
+        if size is not None:
+            yield size
+
+
+def _stored_size(entry: Entry) -> tuple[int, int] | None:
+    source = entry.content if isinstance(entry.content, Path) else io.BytesIO(entry.content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(source, formats=("JPEG", "PNG")) as image:
+                return image.size
+    except Exception:  # any error of the decoder on a damaged file, which is named when it is read
+        return None
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Files in a folder and its sub-folders, sorted; those whose path from there has a hidden part are none.
+    """List the files in a folder and its sub-folders, sorted, without hidden ones.
 
     Raises:
-        SennError: if it can't be read.
+        SennError: a folder can't be read.
     """
     found: list[Path] = []
 
@@ -170,17 +197,20 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
-    """The files of each class, by the name of its sub-folder, and how many files lie beside these.
+    """Find the files of each class in a folder with a sub-folder per class.
+
+    Returns:
+        The files by class, and the number of files next to the sub-folders.
 
     Raises:
-        SennError: if there aren't at least two such folders with files in them.
+        SennError: there aren't at least two sub-folders with files in them.
     """
     try:
         inside = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise SennError(f"the folder {str(root)!r} can't be read: {error.strerror or error}") from error
     folders = [path for path in inside if path.is_dir()]
-    beside = len(inside) - len(folders)
+    n_loose = len(inside) - len(folders)
     if not inside:
         raise SennError(f"the folder {str(root)!r} is empty")
     if not folders:
@@ -197,14 +227,19 @@ def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
     for name, files in found.items():
         if not files:
             raise SennError(f"the folder of class {name!r} in {str(root)!r} holds no files")
-    return found, beside
+    return found, n_loose
 
 
 def check_classes(names: Sequence[str], labels: NDArray[np.int64], left_out: Sequence[LeftOut]) -> None:
-    """Refuse classes of which fewer than two images could be read.
+    """Check that two images of each class could be read: one to learn from, one to test on.
+
+    Args:
+        names: of the classes.
+        labels: (n,) of the images that could be read.
+        left_out: the others.
 
     Raises:
-        SennError: naming the first one.
+        SennError: a class has fewer; the first one is named.
     """
     counts = np.bincount(labels, minlength=len(names))
     for name, count in zip(names, counts, strict=True):

@@ -18,14 +18,17 @@ _UNSIGNED_BYTE = 8
 
 
 def read_idx(path: str | Path, dims: int) -> NDArray[np.uint8]:
-    """The array of an IDX file of unsigned bytes, gzipped or not.
+    """Read the array of an IDX file of unsigned bytes, gzipped or not.
 
     Args:
-        path: the file.
-        dims: how many dimensions it must have: 1 for labels, 3 for grey images.
+        path: of the file.
+        dims: number of dimensions that it must have: 1 for labels, 3 for gray images.
+
+    Returns:
+        The array, read-only.
 
     Raises:
-        SennError: if there is no such file, or it is damaged, or holds anything else.
+        SennError: there is no such file, or it is damaged, or holds anything else.
     """
     path = Path(path)
     with reading(path, "gzipped IDX"), _opened(path) as file:
@@ -44,7 +47,8 @@ def read_idx(path: str | Path, dims: int) -> NDArray[np.uint8]:
             raise SennError(
                 f"the header of {str(path)!r} promises {promised:,} bytes, over the limit of {MOST_BYTES:,}"
             )
-        content = file.read(promised + 1)  # one more, to see whether it ends there and to check the gzip sum
+        # one byte more, to see that the file ends there; gzip checks its sum only at the end
+        content = file.read(promised + 1)
     if len(content) != promised:
         found = "more" if len(content) > promised else f"{len(content):,}"
         raise SennError(f"the header of {str(path)!r} promises {promised:,} bytes, but {found} follow")
@@ -52,7 +56,7 @@ def read_idx(path: str | Path, dims: int) -> NDArray[np.uint8]:
 
 
 def is_idx(path: Path) -> bool:
-    """Whether a file begins like one of grey images."""
+    """True if a file begins like an IDX file of gray images."""
     try:
         with _opened(path) as file:
             return file.read(4) == bytes([0, 0, _UNSIGNED_BYTE, 3])
@@ -67,10 +71,17 @@ def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
 
 
 def read_labeled_idx(images: str | Path, labels: str | Path) -> Images:
-    """Grey images of one IDX file as (N, H, W, 1), with the labels of another.
+    """Read gray images from one IDX file, and their labels from another.
+
+    Args:
+        images: the file of images.
+        labels: the file of labels.
+
+    Returns:
+        The images, (N, H, W, 1).
 
     Raises:
-        SennError: if a file can't be read, or there are more of one than of the other.
+        SennError: a file can't be read, or there are more of one than of the other.
     """
     pixels, numbers = read_idx(images, 3), read_idx(labels, 1)
     if len(pixels) != len(numbers):

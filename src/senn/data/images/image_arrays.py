@@ -1,4 +1,4 @@
-"""Labelled images as arrays, and what is expected of those of a known set."""
+"""Labeled images as arrays, and the checks that those of a known set must pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from senn.errors import SennError
 
 MOST_BYTES = 2**31
-"""Pixels of one part of a set, at most: more is taken for a damaged or hostile file."""
+"""Bytes of pixels in one part of a set, at most: more counts as a damaged or hostile file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Images:
         return len(self.pixels)
 
     def take(self, rows: NDArray[np.integer]) -> Images:
-        """A copy of some rows, in memory and writable."""
+        """Copy some rows, into memory and writable."""
         return Images(self.pixels[rows].copy(), self.labels[rows].copy())
 
 
@@ -57,10 +57,17 @@ class ImageSet:
     validation: Images | None = None
 
     def hold_out(self, count: int, seed: int) -> ImageSet:
-        """The same set with `count` training images, drawn by `seed`, for validation; both parts are shuffled copies.
+        """Hold out training images for validation.
+
+        Args:
+            count: how many.
+            seed: decides which.
+
+        Returns:
+            A set whose training and validation images are shuffled copies.
 
         Raises:
-            SennError: if that leaves no image in either part, or some are held out already.
+            SennError: that leaves no image in either part, or some are held out already.
         """
         if self.validation is not None:
             raise SennError(f"{len(self.validation):,} images of {self.name} are held out already")
@@ -72,7 +79,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a known set must hold.
+    """Counts, shapes and classes that a known set must have.
 
     Attributes:
         name: of the set.
@@ -87,19 +94,29 @@ class Expected:
     classes: tuple[str, ...]
 
     def check_count(self, part: str, count: int, where: str) -> None:
-        """Refuse another number of images than the set has.
+        """Check the number of images.
+
+        Args:
+            part: "train" or "test".
+            count: images in it.
+            where: name of their source, for messages.
 
         Raises:
-            SennError: naming `where` they are.
+            SennError: the set has another number of them.
         """
         if count != self.counts[part]:
             raise SennError(f"{where} holds {count:,} {part} images, but {self.name} has {self.counts[part]:,} of them")
 
     def check(self, part: str, images: Images, where: str) -> None:
-        """Refuse images of other counts, shapes or labels than the set has.
+        """Check the counts, shapes and labels of images.
+
+        Args:
+            part: "train" or "test".
+            images: its images.
+            where: name of their source, for messages.
 
         Raises:
-            SennError: naming `where` they are.
+            SennError: the set has others.
         """
         self.check_count(part, len(images), where)
         if images.pixels.shape[1:] != self.shape:
@@ -110,10 +127,15 @@ class Expected:
 
 
 def check_labels(images: Images, classes: int, where: str) -> None:
-    """Refuse labels that aren't one of 0...classes - 1 for each image.
+    """Check that each image has a label from 0 to classes - 1.
+
+    Args:
+        images: with their labels.
+        classes: number of classes.
+        where: name of their source, for messages.
 
     Raises:
-        SennError: naming `where` they are and the first wrong row, counted from 1.
+        SennError: one hasn't; the first wrong row is named, counted from 1.
     """
     if len(images.labels) != len(images):
         raise SennError(f"{where} holds {len(images):,} images but {len(images.labels):,} labels")
@@ -126,16 +148,20 @@ def check_labels(images: Images, classes: int, where: str) -> None:
 
 
 def shown(shape: tuple[int, ...]) -> str:
-    """A shape in words."""
+    """Write a shape as `28 x 28 x 1`."""
     return " x ".join(map(str, shape))
 
 
 @contextmanager
 def reading(path: Path, form: str) -> Iterator[None]:
-    """Turn whatever a reader makes of a missing, unreadable or damaged file into one sentence.
+    """Turn any error of a reader on a missing, unreadable or damaged file into one sentence.
+
+    Args:
+        path: the file.
+        form: its format, for messages.
 
     Raises:
-        SennError: naming the file.
+        SennError: from any error inside; the file is named.
     """
     try:
         yield
@@ -150,6 +176,6 @@ def reading(path: Path, form: str) -> Iterator[None]:
 
 
 def in_short(error: Exception) -> str:
-    """What a library says of a damaged file, which can quote much of it: the first line, not all of a long one."""
+    """Shorten a library's message about a damaged file, which may quote much of it, to its first line."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 160 else f"{line[:157]}..."

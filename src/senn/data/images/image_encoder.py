@@ -1,4 +1,4 @@
-"""What was done to the images that a network was trained on, as a record, so that new ones get the same."""
+"""Encoding of images as a record, so that new ones are treated like those that a network was trained on."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _LEAST_STD = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoder:
-    """Turns images into what a network reads, always the same way.
+    """Encoder of images as squares of pixels, the same way each time.
 
     Attributes:
-        side: of the squares that they become.
-        channels: 1 (grey) or 3.
-        mean: of each channel of the training images, of pixels from 0 to 1.
-        std: deviation, likewise.
+        side: of the squares.
+        channels: 1 (gray) or 3.
+        mean: of each channel of the training images, with pixels from 0 to 1.
+        std: standard deviation of each channel, likewise.
         labels: names of the classes.
-        flip: whether training images were mirrored.
+        flip: True if training images were mirrored.
     """
 
     side: int
@@ -52,12 +52,15 @@ class ImageEncoder:
             raise SennError(f"classes need two labels at least, and there are {len(self.labels)}")
 
     def read(self, sources: Sequence[str]) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
-        """Images of files, or of all files in folders: names, pixels (n, side, side, C) and what is left out, in parts.
+        """Read images of files, or of all files in folders, in parts.
 
-        PNG and JPEG hold an image each; IDX and parquet files many, which are called by their row, counted from 1.
+        PNG and JPEG files hold an image each; IDX and parquet files many, which are named by their row, from 1.
+
+        Yields:
+            Names, pixels (n, side, side, C), and images that are left out.
 
         Raises:
-            SennError: if a source isn't there, or is damaged as a whole.
+            SennError: a source isn't there, or is damaged as a whole.
         """
         plain: list[Entry] = []
         for path in (file for source in sources for file in _files(source)):
@@ -76,7 +79,7 @@ class ImageEncoder:
             yield [part[row].name for row in made.rows], made.pixels, made.left_out
 
     def _rows(self, path: Path) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
-        """The images of a file that holds many."""
+        """Read a file that holds many images."""
         if path.suffix.lower() == ".parquet":
             columns = image_columns(path, labeled=False)
             if columns is None:
@@ -89,15 +92,15 @@ class ImageEncoder:
         yield [f"row {row:,} of {str(path)!r}" for row in range(1, len(made) + 1)], np.stack(made), ()
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able record."""
+        """Convert the encoder to a JSON record."""
         return {"kind": KIND, **{key: _listed(value) for key, value in asdict(self).items()}}
 
     @classmethod
     def from_dict(cls, record: Any) -> ImageEncoder:
-        """The encoder of a record made by `to_dict`.
+        """Restore an encoder from a record of `to_dict`.
 
         Raises:
-            SennError: if the record isn't one.
+            SennError: the record is damaged.
         """
         what = "the stored encoding of the images"
         if not isinstance(record, dict) or record.get("kind") != KIND:

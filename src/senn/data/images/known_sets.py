@@ -1,4 +1,4 @@
-"""The public sets that are known by name; the package `senn_reproduce` reads them."""
+"""Public image sets that are known by name; the package `senn_reproduce` reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KNOWN_SETS = ("mnist", "cifar-10", "tiny-imagenet")
 
 
 def load_images(source: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None) -> ImageSet:
-    """Load a public set of labelled images: checked, decoded once, memory-mapped (its arrays are read-only).
+    """Load a public set of labeled images: checked, decoded once, memory-mapped (its arrays are read-only).
 
     Needs `pip install 'senn[reproduce]'`.
 

@@ -1,4 +1,4 @@
-"""Images as arrays of planes: resized to one side, as a network reads them."""
+"""Images as arrays of planes, channels first, as a network reads them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from senn.data.images.image_arrays import Images
 
 
 def planes(images: Images, side: int | None = None) -> NDArray[np.uint8]:
-    """The pixels as (N, C, side, side), averaged over boxes when they shrink; as they are without a side."""
+    """Convert images to planes.
+
+    Args:
+        images: (N, H, W, C).
+        side: to resize them to, averaged over boxes; None to keep their size.
+
+    Returns:
+        (N, C, side, side).
+    """
     pixels = images.pixels
     if side is None or pixels.shape[1:3] == (side, side):
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))

@@ -1,4 +1,4 @@
-"""Reading the cells of one column: what they are, and their numbers, texts or dates.
+"""Cells of one column: their kind, and their values as numbers, texts or dates.
 
 Rows are named by the table's own index (`read_table` counts from 1 below the header), so that a message
 points at the cell in the file even when it was met in a part of the table.
@@ -22,7 +22,11 @@ MISSING_MARKS = frozenset({"", "?", "-", "--", ".", "na", "n/a", "n.a.", "nan", 
 """Texts that stand for a missing number or date, in lower case."""
 
 MOSTLY = 0.8
-"""From this share of readable cells on, the others are taken as mistakes rather than as text."""
+"""Share of readable cells from which the others count as mistakes rather than as text.
+
+At a half, a column of codes of which many happen to be numbers would be refused; at 0.95, one typing error in ten rows
+would turn a column of numbers into a category, silently.
+"""
 
 DATE_FORMATS = tuple(
     f"{day}{clock}"
@@ -51,11 +55,18 @@ _DECIMAL_COMMA = re.compile(r"[-+]?[\d.]*\d,\d+")
 
 
 def kind_of(name: str, cells: pd.Series[Any]) -> str:
-    """What a column holds: "number", "boolean", "category", "date" or "empty".
+    """Infer the kind of a column.
+
+    Args:
+        name: of the column, for messages.
+        cells: its cells.
+
+    Returns:
+        "number", "boolean", "category", "date" or "empty".
 
     Raises:
-        SennError: if its cells are of a type that isn't understood, or nearly all but not all of them
-            are numbers (or dates).
+        SennError: the cells are of a type that isn't understood, or nearly all but not all of them are numbers (or
+            dates).
     """
     inferred = pd.api.types.infer_dtype(cells, skipna=True)
     kind = _INFERRED.get(inferred)
@@ -67,7 +78,7 @@ def kind_of(name: str, cells: pd.Series[Any]) -> str:
 
 
 def _kind_of_text(name: str, cells: pd.Series[Any]) -> str:
-    """Tell numbers and dates that are written as text from text."""
+    """Tell numbers and dates written as text from other text."""
     known = cells[~is_missing(cells)]
     for cell in known:
         if not isinstance(cell, str | int | float | Decimal | np.generic):
@@ -85,7 +96,7 @@ def _kind_of_text(name: str, cells: pd.Series[Any]) -> str:
 
 
 def _readable(name: str, known: pd.Series[Any], parsed: pd.Series[Any], what: str) -> bool:
-    """Whether all cells were read; refuse a column of which only a few weren't."""
+    """True if all cells were parsed; refuse a column of which only a few weren't."""
     bad = parsed.isna()
     if not bad.any():
         return True
@@ -100,7 +111,7 @@ def _readable(name: str, known: pd.Series[Any], parsed: pd.Series[Any], what: st
 
 
 def is_missing(cells: pd.Series[Any]) -> NDArray[np.bool_]:
-    """Which cells are missing: (n,) bool; the usual marks count."""
+    """Find missing cells, (n,) bool; `MISSING_MARKS` count as missing."""
     missing = cells.isna().to_numpy(dtype=bool)
     if cells.dtype == object or isinstance(cells.dtype, pd.StringDtype):
         marked = [isinstance(cell, str) and cell.strip().lower() in MISSING_MARKS for cell in cells]
@@ -113,7 +124,7 @@ def _parse_numbers(cells: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _parse_number(cell: Any) -> float:
-    """A cell's number, NaN if it isn't one; Python's own "1_000" isn't."""
+    """Parse a cell as a number: NaN if it isn't one, as "1_000" isn't, though Python reads it."""
     try:
         return np.nan if isinstance(cell, str) and "_" in cell else float(cell)
     except (TypeError, ValueError):
@@ -123,10 +134,17 @@ def _parse_number(cell: Any) -> float:
 
 
 def numbers(name: str, cells: pd.Series[Any]) -> Floats:
-    """The column as (n,) float64, NaN where a cell is missing.
+    """Convert a column to numbers.
+
+    Args:
+        name: of the column, for messages.
+        cells: its cells.
+
+    Returns:
+        (n,) float64, NaN where a cell is missing.
 
     Raises:
-        SennError: at the first cell that isn't a finite number.
+        SennError: a cell isn't a finite number; the first one is named.
     """
     known = ~is_missing(cells)
     values = np.full(len(cells), np.nan)
@@ -149,7 +167,7 @@ def _refuse(name: str, cells: pd.Series[Any], bad: NDArray[np.bool_], complaint:
 
 
 def texts(cells: pd.Series[Any]) -> NDArray[np.object_]:
-    """The column as (n,) str, None where a cell is missing; whole numbers lose a trailing ".0"."""
+    """Convert a column to texts, (n,) str or None where a cell is missing; whole numbers lose a trailing ".0"."""
     out = np.empty(len(cells), dtype=object)
     for at, (cell, missing) in enumerate(zip(cells.astype(object), cells.isna(), strict=True)):
         out[at] = None if missing else text(cell)
@@ -157,18 +175,26 @@ def texts(cells: pd.Series[Any]) -> NDArray[np.object_]:
 
 
 def text(cell: Any) -> str:
-    """One cell as text, the same for 3, 3.0 and "3"."""
+    """Convert a cell to text, the same for 3, 3.0 and "3"."""
     if isinstance(cell, float | np.floating) and float(cell).is_integer():
         return str(int(cell))
     return str(cell)
 
 
 def date_format(name: str, known: pd.Series[Any]) -> str | None:
-    """The format in which all of the (not missing) texts are dates, or None if they are text.
+    """Find the format in which texts are dates.
+
+    Args:
+        name: of the column, for messages.
+        known: its texts, without missing ones.
+
+    Returns:
+        A format of `strptime`, or "ISO8601"; None if they aren't dates.
 
     Raises:
-        SennError: if nearly all but not all of them are dates.
+        SennError: nearly all but not all of them are dates.
     """
+    # Parsing all cells in each of dozens of formats is slow, so 50 cells choose the formats worth trying.
     sample = known.iloc[:50]
     best, share = None, 0.0
     for form in ("ISO8601", *DATE_FORMATS):
@@ -187,10 +213,18 @@ def _parse_dates(cells: pd.Series[Any], form: str) -> pd.Series[Any]:
 
 
 def dates(name: str, cells: pd.Series[Any], form: str) -> pd.Series[Any]:
-    """The column as UTC time stamps, NaT where a cell is missing; `form` is "" for cells that are dates already.
+    """Convert a column to time stamps.
+
+    Args:
+        name: of the column, for messages.
+        cells: its cells.
+        form: format of texts, from `date_format`; "" for cells that are dates already.
+
+    Returns:
+        UTC time stamps, NaT where a cell is missing.
 
     Raises:
-        SennError: at the first cell that isn't a date of that format.
+        SennError: a cell isn't a date of that format; the first one is named.
     """
     known = ~is_missing(cells)
     if pd.api.types.is_datetime64_any_dtype(cells.dtype) or pd.api.types.infer_dtype(cells) in ("date", "datetime"):

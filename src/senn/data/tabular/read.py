@@ -18,12 +18,12 @@ from senn.errors import SennError
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table as read.
+    """Table read from a file.
 
     Attributes:
         name: of the built-in table, or the file's name without its suffix.
         frame: the rows, indexed from 1.
-        target: the column to predict where the source says it (built-in tables, NPZ), else None.
+        target: column to predict if the source names one (built-in tables, NPZ), else None.
     """
 
     name: str
@@ -37,10 +37,13 @@ def read_table(source: str | Path, text: Sequence[str] = ()) -> Table:
     Args:
         source: `digits`, `breast-cancer`, `wine`, `diabetes` or `moons`, or a path. NPZ files hold `X` (or `x`) and
             optionally `y`, or one array per column.
-        text: columns of a CSV or TSV file to be read as text even if they look like numbers.
+        text: columns of a CSV or TSV file that are read as text even if they look like numbers.
+
+    Returns:
+        The table, its rows counted from 1.
 
     Raises:
-        SennError: if there is no such file or it isn't a table.
+        SennError: there is no such file, or it isn't a table.
     """
     if str(source) in BUILT_IN:
         return _table(str(source), *BUILT_IN[str(source)]())
@@ -91,12 +94,13 @@ def _delimited(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
     if not header[0].strip():
         if not (pd.api.types.is_integer_dtype(frame.iloc[:, 0]) and frame.iloc[:, 0].is_unique):
             raise SennError(f"the first column of {str(path)!r} has no name")
-        frame = frame.iloc[:, 1:]  # the row numbers that data frames are written with
+        frame = frame.iloc[:, 1:]  # row numbers, which `DataFrame.to_csv` writes in a column without a name
     return frame, None
 
 
 def _check_lines(path: Path, lines: Any) -> list[str]:
-    """The header, after a check that every line has as many cells: a parser would pad and truncate in silence."""
+    """Read the header, and check that every line has as many cells."""
+    # pandas would pad short lines and shift long ones in silence
     header: list[str] = next(lines, [])
     if not any(cell.strip() for cell in header):
         raise SennError(f"{str(path)!r} is empty")
@@ -156,7 +160,7 @@ _READERS: dict[str, Callable[[Path, Sequence[str]], tuple[pd.DataFrame, str | No
 
 
 def _scikit(loader: str, target: str, named: bool) -> Callable[[], tuple[pd.DataFrame, str]]:
-    """A table that scikit-learn carries; its classes by name where they have one."""
+    """Make a loader of a table of scikit-learn, with its classes by name where they have one."""
 
     def load() -> tuple[pd.DataFrame, str]:
         from sklearn import datasets

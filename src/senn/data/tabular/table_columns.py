@@ -1,4 +1,4 @@
-"""How one column becomes numbers: a record per kind of column, fitted once, kept as JSON.
+"""Encodings of a column as numbers: a record per kind of column, fitted once, kept as JSON.
 
 A further kind is one more frozen dataclass with `kind`, `fit`, `features` and `encode`, listed in `KINDS`.
 `encode` maps the cells of any table to (n, k) float64 for the k names in `features`.
@@ -18,34 +18,38 @@ from senn.data.tabular.cells import DATE_FORMATS, Floats, date_format, dates, is
 from senn.errors import SennError
 
 MOST_CATEGORIES = 64
-"""Categories that get a feature of their own; the rarer ones share one."""
+"""Categories that get a feature of their own; the rarer ones share one.
+
+It bounds the width of the first layer: a column of names with thousands of rare values would be most of its parameters.
+"""
 
 FARTHEST = 1e6
-"""Standardised numbers are clipped here, so that a wild but finite cell can't overflow float32."""
+"""Standardized numbers are clipped to this size, so that a wild but finite cell can't overflow float32."""
 
 
 class Column(Protocol):
-    """What every kind of column offers."""
+    """Interface of every kind of column."""
 
     kind: ClassVar[str]
 
     @property
     def name(self) -> str:
-        """The column's name in the table."""
+        """Name of the column in the table."""
 
     @property
     def note(self) -> str:
-        """A remark for the user, or the empty string."""
+        """Remark for the user, or the empty string."""
 
     def features(self) -> list[str]:
-        """Names of the numbers that the column becomes."""
+        """List the names of the numbers that the column becomes."""
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
-        """The cells as (n, len(features)) float64."""
+        """Encode cells as (n, len(features)) float64."""
 
 
 def _standard(values: Floats) -> tuple[float, float]:
-    """Mean and standard deviation (1 if there is none), safe near the end of the float range."""
+    """Compute mean and standard deviation (1 if there is none)."""
+    # scaled by the largest value first: squares of numbers near the end of the float range would overflow
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
     mean, deviation = float((values / largest).mean()), float((values / largest).std())
     if not deviation or not isfinite(deviation * largest):
@@ -66,24 +70,24 @@ def _check_positive(scale: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A column that isn't used; `note` says why."""
+    """Column that isn't used; `note` says why."""
 
     kind: ClassVar[str] = "dropped"
     name: str
     note: str
 
     def features(self) -> list[str]:
-        """None."""
+        """Return no names: the column becomes no numbers."""
         return []
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
-        """An array of no columns."""
+        """Return an array of no columns, (n, 0)."""
         return np.empty((len(cells), 0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class NumberColumn:
-    """A number, standardised; a missing one becomes the median, with an indicator if there were any at fit."""
+    """Number, standardized; a missing one becomes the median, with an indicator if there were any at fit."""
 
     kind: ClassVar[str] = "number"
     name: str
@@ -98,7 +102,18 @@ class NumberColumn:
 
     @classmethod
     def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
-        """Learn from the cells."""
+        """Fit the encoding to training cells.
+
+        Args:
+            name: of the column.
+            cells: its cells.
+
+        Returns:
+            The fitted column, or a `Dropped` one if it can't tell rows apart.
+
+        Raises:
+            SennError: a cell isn't a number.
+        """
         values = numbers(name, cells)
         missing = np.isnan(values)
         known = values[~missing]
@@ -109,11 +124,11 @@ class NumberColumn:
         return cls(name=name, median=median, mean=mean, scale=scale, indicator=bool(missing.any()))
 
     def features(self) -> list[str]:
-        """The number and, if any were missing, the indicator."""
+        """List the number and, if any were missing at fit, the indicator."""
         return [self.name, f"{self.name} missing"] if self.indicator else [self.name]
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
-        """The standardised numbers."""
+        """Standardize the numbers."""
         values = numbers(self.name, cells)
         missing = np.isnan(values)
         standard = _standardize(np.where(missing, self.median, values), self.mean, self.scale)
@@ -125,7 +140,7 @@ _TRUTH = {"true": 1.0, "false": -1.0, "1": 1.0, "0": -1.0, "yes": 1.0, "no": -1.
 
 @dataclass(frozen=True, kw_only=True)
 class BooleanColumn:
-    """True is 1, false -1, missing 0."""
+    """Truth value: true is 1, false -1, missing 0."""
 
     kind: ClassVar[str] = "boolean"
     name: str
@@ -133,18 +148,29 @@ class BooleanColumn:
 
     @classmethod
     def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
-        """Learn from the cells."""
+        """Fit the encoding to training cells.
+
+        Args:
+            name: of the column.
+            cells: its cells.
+
+        Returns:
+            The fitted column, or a `Dropped` one if it can't tell rows apart.
+
+        Raises:
+            SennError: a cell isn't a boolean.
+        """
         seen = set(texts(cells))
         if len(seen) == 1:
             return Dropped(name=name, note=f"is always {str(seen.pop()).lower()}")
         return cls(name=name)
 
     def features(self) -> list[str]:
-        """The truth value."""
+        """List the truth value."""
         return [self.name]
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
-        """The truth values as 1, -1 or 0."""
+        """Encode truth values as 1, -1 or 0."""
         values = np.zeros((len(cells), 1))
         for at, (cell, missing) in enumerate(zip(texts(cells), is_missing(cells), strict=True)):
             if not missing:
@@ -157,7 +183,7 @@ class BooleanColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryColumn:
-    """One feature per frequent category; rare and unseen ones share "other" if there were rare ones at fit."""
+    """Category, one feature per frequent one; rare and unseen ones share "other" if there were rare ones at fit."""
 
     kind: ClassVar[str] = "category"
     name: str
@@ -168,16 +194,26 @@ class CategoryColumn:
 
     @classmethod
     def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
-        """Learn from the cells; a column of names or identifiers, nearly each different, is dropped."""
+        """Fit the encoding to training cells.
+
+        Args:
+            name: of the column.
+            cells: its cells.
+
+        Returns:
+            The fitted column, or a `Dropped` one if it can't tell rows apart, or holds identifiers.
+        """
         known = [cell for cell in texts(cells) if cell is not None]
         counts = pd.Series(known, dtype=object).value_counts()
         indicator = len(known) < len(cells)
         if len(counts) < 2 and not indicator:
             return Dropped(name=name, note=f"is always {counts.index[0]!r}")
+        # a text that differs in most rows names the row; in a small table that may be chance
         if len(cells) >= 20 and len(counts) > len(known) / 2:
             return Dropped(
                 name=name, note=f"looks like an identifier: {len(counts):,} different texts in {len(known):,} rows"
             )
+        # a category of fewer rows than this (1 % of a small table) would be learned by heart
         rare = min(10, max(1, len(cells) // 100))
         frequent = sorted(counts.index[counts >= rare], key=lambda text: (-counts[text], text))[:MOST_CATEGORIES]
         if not frequent:
@@ -187,7 +223,7 @@ class CategoryColumn:
         return cls(name=name, categories=tuple(frequent), other=merged > 0, indicator=indicator, note=note)
 
     def features(self) -> list[str]:
-        """One per category, then "other" and "missing" where there were such cells."""
+        """List one feature per category, then "other" and "missing" if there were such cells at fit."""
         extra = [word for word, used in (("other", self.other), ("missing", self.indicator)) if used]
         return [f"{self.name}={category}" for category in self.categories] + [f"{self.name} {word}" for word in extra]
 
@@ -205,12 +241,13 @@ class CategoryColumn:
 
 
 def _circle(phase: Floats) -> list[Floats]:
+    # two numbers, so that December is next to January
     return [np.sin(2 * np.pi * phase), np.cos(2 * np.pi * phase)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DateColumn:
-    """A date: elapsed days and year, standardised; month, weekday and time of day as points on circles."""
+    """Date: elapsed days and year, standardized; month, weekday and time of day as points on circles."""
 
     kind: ClassVar[str] = "date"
     name: str
@@ -230,7 +267,18 @@ class DateColumn:
 
     @classmethod
     def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
-        """Learn from the cells."""
+        """Fit the encoding to training cells.
+
+        Args:
+            name: of the column.
+            cells: its cells.
+
+        Returns:
+            The fitted column, or a `Dropped` one if it can't tell rows apart.
+
+        Raises:
+            SennError: a cell isn't a date.
+        """
         form, note = "", ""
         if kind_of(name, cells) != "date" or pd.api.types.infer_dtype(cells, skipna=True) == "string":
             known = cells[~is_missing(cells)]
@@ -260,20 +308,20 @@ class DateColumn:
 
     @staticmethod
     def _days(stamps: pd.Series[Any]) -> tuple[Floats, Floats, Any]:
-        """Days since 1970 (with the time of day as a fraction), years, and which are missing."""
+        """Compute days since 1970 (the time of day as a fraction), years, and which are missing."""
         missing = stamps.isna().to_numpy(dtype=bool)
         microseconds = stamps.dt.tz_localize(None).to_numpy(dtype="datetime64[us]").astype(np.int64)
         years = stamps.dt.year.to_numpy(dtype=np.float64, na_value=np.nan)
         return np.where(missing, np.nan, microseconds / 86_400e6), years, missing
 
     def features(self) -> list[str]:
-        """Days, year, and sine and cosine of month, weekday and, where it varies, time of day."""
+        """List days, year, and sine and cosine of month, weekday and, where it varies, time of day."""
         cycles = ["month", "weekday", *(["hour"] if self.clock else [])]
         names = ["days", "year", *(f"{cycle} {wave}" for cycle in cycles for wave in ("sine", "cosine"))]
         return [f"{self.name} {name}" for name in names + ["missing"] * self.indicator]
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
-        """The features of each date; a missing one is taken as the median date."""
+        """Encode dates; a missing one counts as the median date."""
         stamps = dates(self.name, cells, self.form)
         days, _, missing = self._days(stamps)
         stamps = stamps.fillna(pd.Timestamp(round(self.median * 86_400), unit="s", tz="UTC").as_unit("us"))
@@ -295,7 +343,7 @@ class DateColumn:
 
 
 def _ambiguity(name: str, cells: pd.Series[Any], form: str) -> str:
-    """A remark if the day and the month could be told from each other in no row."""
+    """Write a remark if no row tells the day from the month."""
     swapped = form.replace("%m/%d", "%d/%m")
     if swapped == form or swapped not in DATE_FORMATS:
         return ""
@@ -310,7 +358,19 @@ KINDS: dict[str, Any] = {cls.kind: cls for cls in (Dropped, NumberColumn, Boolea
 
 
 def fit_column(name: str, cells: pd.Series[Any], kind: str | None = None) -> Column:
-    """Choose the kind of a column (unless told) and learn its encoding."""
+    """Choose the kind of a column and fit its encoding.
+
+    Args:
+        name: of the column.
+        cells: its training cells.
+        kind: a key of `KINDS`; None to infer it.
+
+    Returns:
+        The fitted column.
+
+    Raises:
+        SennError: a cell isn't of that kind, or no kind can be inferred.
+    """
     if kind == "dropped":
         return Dropped(name=name, note="was left out on request")
     if is_missing(cells).all():
@@ -320,15 +380,15 @@ def fit_column(name: str, cells: pd.Series[Any], kind: str | None = None) -> Col
 
 
 def column_to_dict(column: Column) -> dict[str, Any]:
-    """A JSON-able record of a fitted column."""
+    """Convert a fitted column to a JSON record."""
     return {"kind": column.kind, **asdict(column)}  # type: ignore[call-overload]
 
 
 def column_from_dict(record: Any) -> Column:
-    """The column of a record made by `column_to_dict`.
+    """Restore a column from a record of `column_to_dict`.
 
     Raises:
-        SennError: if the record isn't one.
+        SennError: the record is damaged.
     """
     cls = KINDS.get(str(record.get("kind"))) if isinstance(record, dict) else None
     if cls is None:

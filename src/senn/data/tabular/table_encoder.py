@@ -1,4 +1,4 @@
-"""A table's encoding: every column's, and the target's, fitted on training rows and kept as JSON."""
+"""Encoding of a table, column by column, fitted to training rows and kept as JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from senn.errors import SennError
 
 @dataclass(frozen=True, kw_only=True)
 class TableEncoder:
-    """Turns the rows of tables into numbers, always the same way.
+    """Encoder of a table's rows as numbers, the same way each time.
 
     Attributes:
-        columns: the encoding of each column but the target, in the training table's order.
-        target: what is predicted.
+        columns: encodings of the columns but the target, in the order of the training table.
+        target: column to predict.
     """
 
     columns: tuple[Column, ...]
@@ -31,16 +31,26 @@ class TableEncoder:
     def fit(
         cls, frame: pd.DataFrame, target: str | Target, task: Task | None = None, kinds: Mapping[str, str] | None = None
     ) -> TableEncoder:
-        """Learn the encoding.
+        """Fit the encoding to training rows.
 
         Args:
             frame: the training rows.
             target: name of the column to predict, or the target as it was fitted before.
             task: None to infer it from the target's column; not used for a target that is fitted.
-            kinds: kinds of columns told rather than inferred: `number`, `boolean`, `category`, `date`, `dropped`.
+            kinds: kinds of columns that aren't to be inferred: `number`, `boolean`, `category`, `date`, `dropped`.
+
+        Returns:
+            The fitted encoder.
 
         Raises:
-            SennError: naming the column, and the row where there is one, that isn't understood.
+            SennError: a column isn't understood; it is named, with the row where there is one.
+
+        >>> frame = pd.DataFrame({"height": [1.0, 2.0, 3.0, 4.0], "kind": ["a", "b", "a", "b"]})
+        >>> encoder = TableEncoder.fit(frame, target="kind")
+        >>> encoder.features
+        ['height']
+        >>> encoder.transform(frame)[:, 0].round(2)
+        array([-1.34, -0.45,  0.45,  1.34], dtype=float32)
         """
         name_of_target = target if isinstance(target, str) else target.name
         check_names(frame, name_of_target)
@@ -63,7 +73,7 @@ class TableEncoder:
 
     @property
     def features(self) -> list[str]:
-        """Names of the numbers that a row becomes."""
+        """Names of the numbers that a row becomes, in order."""
         return [feature for column in self.columns for feature in column.features()]
 
     @property
@@ -73,14 +83,20 @@ class TableEncoder:
 
     @property
     def text_columns(self) -> list[str]:
-        """Columns to be read as text from a file, so that the category "007" doesn't become 7."""
+        """Columns that a file must be read with as text, so that the category "007" doesn't become 7."""
         return [column.name for column in self.columns if column.kind == "category"]
 
     def transform(self, frame: pd.DataFrame) -> NDArray[np.float32]:
-        """The rows as (n, len(features)) float32; columns may come in any order, further ones are ignored.
+        """Encode rows.
+
+        Args:
+            frame: the rows; columns may come in any order, further ones are ignored.
+
+        Returns:
+            (n, len(features)) float32.
 
         Raises:
-            SennError: if a column is missing or one of its cells can't be read.
+            SennError: a column is missing, or a cell can't be read.
         """
         used = [column for column in self.columns if column.features()]
         absent = [column.name for column in used if column.name not in frame.columns]
@@ -90,15 +106,15 @@ class TableEncoder:
         return np.concatenate([column.encode(frame[column.name]) for column in used], axis=1).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able record."""
+        """Convert the encoder to a JSON record."""
         return {"columns": [column_to_dict(column) for column in self.columns], "target": self.target.to_dict()}
 
     @classmethod
     def from_dict(cls, record: Any) -> TableEncoder:
-        """The encoder of a record made by `to_dict`.
+        """Restore an encoder from a record of `to_dict`.
 
         Raises:
-            SennError: if the record isn't one.
+            SennError: the record is damaged.
         """
         if not isinstance(record, dict) or not isinstance(record.get("columns"), list) or "target" not in record:
             raise SennError("the stored encoding of the table is damaged")
@@ -107,7 +123,15 @@ class TableEncoder:
 
 
 def check_names(frame: pd.DataFrame, target: str | None = None) -> None:
-    """Refuse tables without rows, with two columns of one name, or without the target."""
+    """Check the names of a table's columns.
+
+    Args:
+        frame: the table.
+        target: column that must be there; None for none.
+
+    Raises:
+        SennError: the table has no rows, two columns of one name, or lacks the target.
+    """
     if frame.columns.has_duplicates:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise SennError(f"two columns are named {twice!r}")
@@ -118,6 +142,11 @@ def check_names(frame: pd.DataFrame, target: str | None = None) -> None:
 
 
 def listed(names: Any, most: int = 8) -> str:
-    """Names in quotes, the first few."""
+    """List names in quotes for a message.
+
+    Args:
+        names: to list.
+        most: how many are written out.
+    """
     quoted = [repr(str(name)) for name in names]
     return ", ".join(quoted[:most]) + (f" and {len(quoted) - most:,} more" if len(quoted) > most else "")

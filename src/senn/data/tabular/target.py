@@ -1,4 +1,4 @@
-"""The column to predict: classes with their own labels, or a number."""
+"""Target column: classes with their own labels, or a number."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Task = Literal["classification", "regression"]
 Label = str | int | float | bool
 
 FEW_VALUES = 20
-"""A whole-numbered target with at most so many values, each in five rows on average, is taken as classes."""
+"""A whole-numbered target of at most this many values, each in five rows on average, counts as classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is predicted.
+    """Column to predict.
 
     Attributes:
-        name: the column.
+        name: of the column.
         task: `classification` or `regression`.
         labels: the classes in sorted order, as str, int, float or bool like in the table; empty for regression.
-        mean: of the training rows' numbers (regression).
-        scale: their standard deviation (regression).
+        mean: of the training rows, for regression.
+        scale: standard deviation of the training rows, for regression.
     """
 
     name: str
@@ -46,15 +46,23 @@ class Target:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a net has to put out."""
+        """Number of outputs that a network needs."""
         return len(self.labels) if self.task == "classification" else 1
 
     @classmethod
     def fit(cls, name: str, cells: pd.Series[Any], task: Task | None = None) -> Target:
-        """Learn labels, or mean and scale; `task` None: classes if text, booleans or few whole numbers.
+        """Fit labels, or mean and scale, to training rows.
+
+        Args:
+            name: of the column.
+            cells: its cells.
+            task: None to infer it: classification for text, booleans or few whole numbers.
+
+        Returns:
+            The fitted target.
 
         Raises:
-            SennError: for missing or infinite values, a single class or value, or a task that can't be.
+            SennError: a value is missing or infinite, there is a single class or value, or the task is impossible.
         """
         kind = kind_of(name, cells)
         # "-" or "none" may well be the name of a class, but not a number.
@@ -86,6 +94,7 @@ class Target:
 
     @classmethod
     def _number(cls, name: str, values: Floats) -> Target:
+        # scaled by the largest value, so that squares near the end of the float range don't overflow
         largest = float(np.abs(values).max()) or 1.0
         mean, scale = float((values / largest).mean()) * largest, float((values / largest).std()) * largest
         if values.min() == values.max() or not scale:
@@ -103,10 +112,10 @@ class Target:
         return self._number(self.name, numbers(self.name, cells))
 
     def encode(self, cells: pd.Series[Any]) -> NDArray[Any]:
-        """Class numbers (n,) int64, or standardised numbers (n, 1) float32.
+        """Encode cells for a loss: class numbers (n,) int64, or standardized numbers (n, 1) float32.
 
         Raises:
-            SennError: for a class that wasn't there at fit, or a cell that isn't a number.
+            SennError: a class wasn't there at fit, or a cell isn't a number.
         """
         if self.task == "regression":
             values = numbers(self.name, cells)
@@ -121,13 +130,13 @@ class Target:
         return codes
 
     def decode(self, outputs: NDArray[Any]) -> list[Label]:
-        """Predictions from a net's outputs (n, `outputs`): the most probable label, or the number in its own unit."""
+        """Decode a network's outputs (n, `outputs`): the most probable label, or the number in its own unit."""
         if self.task == "regression":
             return [float(value) for value in outputs[:, 0].astype(np.float64) * self.scale + self.mean]
         return [self.labels[int(at)] for at in outputs.argmax(axis=1)]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able record."""
+        """Convert the target to a JSON record."""
         return {
             "name": self.name,
             "task": self.task,
@@ -138,16 +147,16 @@ class Target:
 
     @classmethod
     def from_dict(cls, record: Any) -> Target:
-        """The target of a record made by `to_dict`.
+        """Restore a target from a record of `to_dict`.
 
         Raises:
-            SennError: if the record isn't one.
+            SennError: the record is damaged.
         """
         return from_dict(cls, record, "the stored description of the target", complete=True)
 
 
 def _label(cell: Any) -> Label:
-    """A cell as the plain Python value that it is."""
+    """Convert a cell to the plain Python value that it holds."""
     value = cell.item() if isinstance(cell, np.generic) else cell
     if not isinstance(value, str | int | float):
         raise SennError(f"class {value!r} is a {type(value).__name__}; classes are texts, numbers or booleans")
