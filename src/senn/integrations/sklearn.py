@@ -72,7 +72,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
     _task: ClassVar[Task] = "classification"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train from the start.
+        """Train a fresh network on some rows.
 
         Args:
             X: (rows, features) numbers.
@@ -115,6 +115,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
             self.classes_ = np.unique(classes)
         elif classes is not None and not np.array_equal(self.classes_, np.unique(classes)):
             raise SennError(f"classes {np.unique(classes)} are not the {self.classes_} of the call before")
+        # Checked, since a label that isn't there would be encoded as its neighbor.
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise SennError(f"y holds the label {unknown[0]}, which is not among classes")
@@ -136,6 +137,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if self.class_weight is not None:
+            # Multiplied, as in scikit-learn's own classifiers.
             weight = weight * compute_sample_weight(self.class_weight, y)
         return X, y, weight
 
@@ -143,6 +145,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         self.classes_ = np.unique(y)
 
     def _encode(self, y: Array) -> torch.Tensor:
+        # The classes are sorted, and all labels are among them.
         return torch.from_numpy(np.searchsorted(self.classes_, y))
 
     def _outputs(self) -> int:
@@ -198,7 +201,7 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
     _task: ClassVar[Task] = "regression"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train from the start.
+        """Train a fresh network on some rows.
 
         Args:
             X: (rows, features) numbers.
@@ -234,6 +237,7 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         first = not hasattr(self, "model_")
         X, y, weight = self._checked(X, y, sample_weight, reset=first)
         if first:
+            # By the rows that count, as the inputs' standardization.
             _, present_y, present_weight = present_rows(X, y, weight)
             self._learn_targets(present_y, present_weight)
         elif y.shape[1:] != self._target_shape:
@@ -257,6 +261,7 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         return X, y.astype(np.float64), weight
 
     def _learn_targets(self, y: Array, weight: Array) -> None:
+        # A single target may be a vector or a column; predictions have the shape of the targets.
         self._target_shape = y.shape[1:]
         self.target_mean_, self.target_scale_ = mean_and_scale(y.reshape(len(y), -1), weight)
 

@@ -97,6 +97,7 @@ class SelfExpansion(Callback):  # type: ignore[misc]
             output=output,
             callbacks=self.listeners,
         )
+        # The session appends to this list; it stays when the session is dropped.
         self.history_ = self.session_.history
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
@@ -140,6 +141,7 @@ class SelfExpansion(Callback):  # type: ignore[misc]
         """
         if self.session_.grower is not None:
             self.session_.close(self.step_)
+        # Without it the net is pickled as any other.
         del self.session_
 
 

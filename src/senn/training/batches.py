@@ -32,6 +32,7 @@ class Rows:
 
     def take(self, rows: Tensor) -> Rows:
         """Select rows by number, (k,) long, in that order."""
+        # Drawn on the CPU, so that all devices take the same rows.
         rows = rows.to(self.x.device)
         weight = None if self.weight is None else self.weight[rows]
         return Rows(x=self.x[rows], y=self.y[rows], weight=weight)
@@ -101,6 +102,7 @@ def partition(
     if sample_weight is not None:
         present = (sample_weight > 0).nonzero().flatten()
         weight = sample_weight[present].to(x)
+        # Equal weights are none at all, which spares the weighted loss. Others get mean 1, to keep the scale of the loss.
         uniform = (weight == weight[0]).all()
         rows = Rows(x=x[present], y=y[present], weight=None if uniform else weight / weight.mean())
     if validation is not None:

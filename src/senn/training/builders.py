@@ -79,6 +79,7 @@ def build_optimizer(model: nn.Module, recipe: TrainConfig, loss: Callable[..., T
         cls = _optimizer_class(name)
         return cls(model.parameters(), **{**_default_options(name, cls), **options})
     except (TypeError, ValueError) as error:
+        # A SennError is a ValueError, too, and says it better.
         if isinstance(error, SennError):
             raise
         raise SennError(f"the optimizer {recipe.optimizer!r} cannot be made: {error}") from error
@@ -86,6 +87,7 @@ def build_optimizer(model: nn.Module, recipe: TrainConfig, loss: Callable[..., T
 
 def _default_options(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
     """Choose options, where they differ from torch's, among those that the optimizer takes."""
+    # Fused steps, since the overhead of kernels dominates in small networks.
     defaults: dict[str, Any] = {"betas": _BETAS, "fused": True, "momentum": 0.9 if name == "sgd" else 0.0}
     if name == "adamw":
         defaults["weight_decay"] = _ADAMW_WEIGHT_DECAY

@@ -232,6 +232,7 @@ class GrowthSession:
             return []
 
         def grow() -> list[GrowthEvent]:
+            # Asked for anew: callbacks may begin to average in the middle of a run.
             grower.averaged = tuple(self._averages())  # type: ignore[arg-type]
             return grower.grow(batches, moves)
 
@@ -331,6 +332,7 @@ class GrowthSession:
         self.history.append(record)
         if self._running.grower.communicator.rank != 0:
             return
+        # One process speaks for all: their records are the same.
         for callback in self.callbacks:
             getattr(callback, f"on_{record['event']}")(record)
         if record["event"] == "growth":

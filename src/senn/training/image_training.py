@@ -33,6 +33,8 @@ if not TYPE_CHECKING:
     __getattr__ = _deprecated.old_names(__name__)
 
 
+# Scored on 1,024 images, expected decreases are noisy. They are taken as they are (confidence 0) at a low price, and
+# pruning rounds take back what was luck: to stay, a unit must then be worth 1.67 times its price.
 PRICES = PricePolicy(kappa=0.02, confidence=0.0, retention_factor=1.67, max_places_per_round=3)
 """Policy of a conv net, unless the configuration has another."""
 
@@ -62,12 +64,14 @@ def image_config(**choices: Any) -> TrainConfig:
     defaults: dict[str, Any] = {
         "hidden": (),
         "optimizer": "adamw",
+        # Ten times torch's own default, which batch norms allow.
         "lr": 1e-2 if optimizer in ("adam", "adamw") else None,
         "steps": 4000,
         "min_epochs": 15,
         "max_epochs": 40,
         "batch_size": 128,
         "schedule": "cosine",
+        # A cosine is at its best at its end: stopping before would waste it.
         "patience": math.inf,
         "policy": PRICES,
         "growth_steps": 4000,
@@ -75,6 +79,7 @@ def image_config(**choices: Any) -> TrainConfig:
         "pruning_rounds": (0.4, 0.5),
         "candidates_per_layer": 32,
         "max_scoring_samples": 1024,
+        # The depth is that of the stages.
         "moves": ("width", "prune"),
     }
     return TrainConfig(**{**defaults, **choices})
@@ -105,6 +110,7 @@ def build_conv_net(channels: int, side: int, classes: int, hidden: Sequence[int]
     count = _stage_count(side)
     if len(hidden) < count:
         raise SennError(f"images of side {side} need at least {count} hidden layers, not {len(hidden)}")
+    # One more in each of the last stages, where maps are small and a convolution is cheap.
     base, more = divmod(len(hidden), count)
     stages: list[tuple[int, ...]] = []
     dealt = 0
@@ -191,6 +197,7 @@ def train_images(
             inputs=inputs,
             checkpointer=checkpointer,
         )
+    # As with tables: what is saved or predicted with doesn't depend on where it was trained.
     run.model.to("cpu")
     return run
 

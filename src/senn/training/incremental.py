@@ -59,6 +59,7 @@ class IncrementalTrainer:
         if weight is not None:
             weight = None if (weight == weight[0]).all() else (weight / weight.mean()).to(x)
         rows = Rows(x=x, y=y, weight=weight)
+        # A parameter is worth its price if it helps on all rows seen so far, not on these alone.
         self.learner.samples += len(rows)
         self.passes += 1
         losses = []
@@ -72,6 +73,7 @@ class IncrementalTrainer:
             loss = torch.stack(losses).mean()
             if not torch.isfinite(loss):
                 raise DivergenceError("the loss is not finite any more: the learning rate may be too high")
+            # After the pass, on some of its rows: rows of other passes are gone.
             grown = self._grow(rows.take(order[: self.recipe.max_scoring_samples]))
         record: Record = {
             "event": "epoch",

@@ -158,6 +158,7 @@ class Training:
             if not self.round():
                 break
             self.pause()
+        # Averaged once an epoch, as in stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407).
         in_tail = state.step > (1 - self.recipe.tail) * state.config.steps
         if self.recipe.average == "swa" and in_tail:
             self.learner.update_average()
@@ -178,6 +179,7 @@ class Training:
             with suppress(SennError):
                 self._before_round = self.state_dict()
         moves = self.rounds.due(self.state.step)
+        # Checked here alone: to read the loss in every step would wait for the device.
         if not math.isfinite(self.state.losses[-1].item()):
             return False
         self.grow(moves)
@@ -274,6 +276,7 @@ class Training:
         self.state.history.append(record)
         if self.checkpointer is not None:
             self.checkpointer.record(record)
+        # After the history: a callback that fails or interrupts finds the record kept.
         for callback in self.callbacks:
             getattr(callback, f"on_{record['event']}")(record)
 
@@ -293,6 +296,7 @@ class Training:
             return True
         # Without validation rows every epoch is the best so far, so the last one is kept.
         if not figures or rank(figures, self.monitor) < rank(state.best.validation, self.monitor):
+            # A deep copy, since later rounds change its sizes in place.
             state.best = BestModel(copy.deepcopy(model), state.epoch, figures)
         record = epoch_record(
             self.model,
@@ -303,6 +307,7 @@ class Training:
             flops=self.flops(),
         )
         self.tell(record)
+        # Never before the end of growth: a network that is about to grow isn't done.
         is_stale = bool(figures) and state.epoch - state.best.epoch >= state.config.patience
         return is_stale and state.step >= state.config.growth_end and state.cut_short(self.recipe, self.monitor)
 
@@ -334,6 +339,7 @@ class Training:
         if self.checkpointer is not None:
             self.checkpointer.end()
         best = self.state.best
+        # Eval mode: what comes out is for predicting.
         model = best.model.eval()
         run = TrainResult(
             model=model,

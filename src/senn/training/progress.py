@@ -39,7 +39,7 @@ def widths(architecture: Iterable[int]) -> str:
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """Format a number.
+    """Format a number with some significant digits.
 
     Args:
         value: the number; None is shown as `-`.

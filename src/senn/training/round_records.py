@@ -104,6 +104,7 @@ class RoundRecorder:
         for reason in grower.rejections[n_rejections:]:
             self._tell(rollback_record(reason, epoch, step))
         for event in events:
+            # All records of a round have the widths after all of its changes.
             record = event_record(event, epoch, step, grower.architecture)
             self._unrealized.append((event, record))
             self._tell(record)
@@ -113,6 +114,7 @@ class RoundRecorder:
         """Complete the records of changes whose realized decrease is known by now."""
         for event, record in self._unrealized:
             record["realized_decrease"] = event.realized_decrease
+        # Those that are known don't change any more.
         self._unrealized = [(event, record) for event, record in self._unrealized if event.realized_decrease is None]
 
     def resume(self, history: Sequence[Record]) -> None:
@@ -122,6 +124,7 @@ class RoundRecorder:
             ValueError: the history and the grower's events don't belong together.
         """
         records = [record for record in history if record["event"] == "growth"]
+        # Both have all changes of the run, in order.
         pairs = zip(self.grower.events, records, strict=True)
         self._unrealized = [(event, record) for event, record in pairs if event.realized_decrease is None]
 

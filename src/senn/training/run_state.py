@@ -94,6 +94,7 @@ class RunState:
     losses: list[Tensor] = field(default_factory=list)
     reason: str = "all epochs done"
     history: list[Record] = field(default_factory=list)
+    # Shifted on resumption, so that the seconds of former parts of the run count.
     started: float
 
     @property

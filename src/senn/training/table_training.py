@@ -75,6 +75,7 @@ def train(
         training, held_out = partition(
             x, y, recipe, sample_weight=sample_weight, validation=validation, generator=generator
         )
+        # In the precision, and on the device, of the data.
         model = build_model(x.shape[1], outputs, recipe).to(x)
         return fit_model(
             model,

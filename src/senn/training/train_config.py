@@ -133,6 +133,7 @@ class TrainConfig:
     weight_decay: float | None = None
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     epochs: int | None = None
+    # Small tables are fitted in so many steps; twice as many take twice the time.
     steps: int = 1500
     min_epochs: int = 15
     max_epochs: int = 120
@@ -151,6 +152,7 @@ class TrainConfig:
     addition_rounds: tuple[float, ...] = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
     pruning_rounds: tuple[float, ...] = (0.4,)
     candidates_per_layer: int | None = None
+    # Covariances of a few hundred columns are well determined by that many; a round's time grows in proportion.
     max_scoring_samples: int = 4096
     max_params: int | None = None
     max_width: int | None = None
@@ -176,6 +178,7 @@ class TrainConfig:
             wanted = round(self.steps / batches)
             epochs = max(self.min_epochs, min(self.max_epochs, wanted))
         steps = epochs * batches
+        # A fifth of the run: less stops at chance fluctuations of small validation sets.
         patience = max(10, epochs // 5) if self.patience is None else self.patience
         last_round = max((*self.addition_rounds, *self.pruning_rounds), default=0.0)
         return ResolvedConfig(
@@ -195,6 +198,7 @@ class TrainConfig:
         if self.schedule == "constant":
             return 1.0
         if self.schedule == "cosine":
+            # (1 + cos(pi t)) / 2, Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts.
             return 0.5 * (1 + math.cos(math.pi * progress))
         if self.tail == 0:
             return 1.0

@@ -58,6 +58,7 @@ def forward_flops(model: nn.Module, x: Tensor) -> int:
     Returns:
         Operations per row.
     """
+    # In eval mode, so that no running statistics change.
     training = model.training
     model.eval()
     try:

@@ -58,6 +58,7 @@ class TrainStep:
         self._natural = self.optimizer if isinstance(self.optimizer, NaturalGradient) else None
         if self._natural is not None and not self.communicator.is_single:
             raise UnsupportedError("steps of natural-gradient are taken by one process: choose another optimizer")
+        # The schedule scales each group's own rate; groups may have different ones.
         self._peak = [group["lr"] for group in self.optimizer.param_groups]
         self.averaged = _averaged(model, recipe)
         self._grower: Grower | None = None
@@ -75,7 +76,7 @@ class TrainStep:
 
     @property
     def samples(self) -> int:
-        """Number of training rows."""
+        """Number of training rows, for the price of a parameter."""
         return self._samples
 
     @samples.setter
@@ -142,6 +143,8 @@ class TrainStep:
         """
         if weight is None:
             return self._loss(output, target)
+        # Weights have mean 1, so the mean of weighted losses is that of repeated rows. A squared error has one number
+        # for each output, a cross-entropy one for each row.
         losses = self._loss(output, target, reduction="none")
         per_row = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
         return (per_row * weight).mean()
@@ -163,6 +166,7 @@ class TrainStep:
         if self._grower is None:
             return []
         if not self.communicator.is_single:
+            # The grower joins the parts of all processes.
             batches = [self._local_part(batch) for batch in batches]
         return self._grower.grow(batches, moves)
 
@@ -199,6 +203,7 @@ class TrainStep:
         averaged = self.averaged
         return {
             "model": model_state(self.model),
+            # torch's own state_dict shares its tensors with the optimizer.
             "optimizer": copy.deepcopy(optimizer_state(self.optimizer, self.model)),
             "averaged": None if averaged is None else model_state(averaged.module),
             "n_averaged": 0 if averaged is None else int(averaged.n_averaged),
@@ -232,6 +237,7 @@ class TrainStep:
 def _averaged(model: nn.Module, recipe: TrainConfig) -> AveragedModel | None:
     if recipe.average is None:
         return None
+    # With buffers: running statistics of batch norms belong to the weights that they were measured with.
     function = get_ema_multi_avg_fn(recipe.average_decay) if recipe.average == "ema" else _running_mean  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=function, use_buffers=True)
 
