@@ -102,7 +102,7 @@ def partition(
     if sample_weight is not None:
         present = (sample_weight > 0).nonzero().flatten()
         weight = sample_weight[present].to(x)
-        # Equal weights are none at all, which spares the weighted loss. Others get mean 1, to keep the scale of the loss.
+        # Equal weights are none at all, which spares the weighted loss. Others get mean 1: the scale of the loss stays.
         uniform = (weight == weight[0]).all()
         rows = Rows(x=x[present], y=y[present], weight=None if uniform else weight / weight.mean())
     if validation is not None:
