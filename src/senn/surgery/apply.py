@@ -106,7 +106,8 @@ def prepare(model: nn.Module, todo: SurgeryPlan) -> UndoLog:
     _rewrite_flat_weights(model, log)
     for move in todo.inserts:
         _insert(model, move, log)
-    _append(model, todo.appends, log)
+    if todo.appends:
+        _append(model, todo.appends, log)
     log.uncalibrated = _uncalibrated(model, todo)
     return log
 

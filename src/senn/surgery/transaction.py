@@ -72,9 +72,6 @@ class Receipt:
         _take_back(self._logs, self._snapshot)
         self._undone = True
 
-    def _mark(self) -> None:
-        self._marks = model_digest(self._watched())
-
     def _watched(self) -> list[Tensor]:
         """Return all tensors that training writes to."""
         watched: list[Tensor] = []
@@ -155,7 +152,7 @@ def transaction(
         with ExitStack() as rollback:
             receipt = operation.run(graph, None if optimizer is None else unwrap(optimizer), rollback)
             receipt._models = (model, *averaged)
-            receipt._mark()
+            receipt._marks = model_digest(receipt._watched())
             rollback.pop_all()  # done: nothing is to be rolled back any more
             return receipt
     except SurgeryError as error:
