@@ -77,8 +77,8 @@ class TestReproduce:
             (["mnist", "--device", "meta"], "the device 'meta' can't be used: "),
             (["mnist", "--data-dir", "nowhere"], "'nowhere', from --data-dir or SENN_DATA, can't be read"),
             (["mnist-sizes", "--data-dir", "nowhere"], "'nowhere', from --data-dir or SENN_DATA, can't be read"),
-            (["moons", "--device", "cpu"], "--device is for experiments on images, and moons has none"),
-            (["regression", "--data-dir", "x"], "--data-dir is for experiments on images, and regression has none"),
+            (["moons", "--device", "cpu"], "--device is for experiments on images, which moons isn't"),
+            (["regression", "--data-dir", "x"], "--data-dir is for experiments on images, which regression isn't"),
             (["moons", "--seeds", "0"], "'0' is not a whole number above 0"),
         ],
     )

@@ -19,7 +19,7 @@ from senn import SennError
 from senn.cli.main import main
 from senn.training import GrowthSession, TrainConfig
 from senn.viz.report import RunReport, downsample_record, page
-from senn.viz.report.downsample import CANDIDATE, MOST_NAMES, results_shown
+from senn.viz.report.downsample import CANDIDATE, MOST_NAMES, select_results
 from senn.viz.report.page import SCRIPTS, asset, charting_library, script_json
 
 pytest.importorskip("vl_convert")
@@ -82,7 +82,7 @@ def test_a_record_that_is_none_is_refused_in_one_sentence(record):
 
 def test_long_lists_of_names_are_cut_and_say_so():
     data = {"classes": list(range(1000)), "columns": {f"c{n}": "number" for n in range(MOST_NAMES + 1)}}
-    shown = results_shown({"data": data, "test": {}})["data"]
+    shown = select_results({"data": data, "test": {}})["data"]
     assert shown["classes"][-1] == "and 800 more"
     assert shown["columns"][-1] == ["and 1 more", ""]
 

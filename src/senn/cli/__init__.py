@@ -1,1 +1,1 @@
-"""The terminal: `senn fit`, `predict`, `show` and `reproduce`."""
+"""Run senn from the terminal: the command `senn` and its subcommands."""

@@ -1,1 +1,1 @@
-"""The history of a run as figures and as an HTML report."""
+"""Figures and HTML reports of the history of a run."""

@@ -1,4 +1,4 @@
-"""Figures of training runs."""
+"""Draw the history of a run as a figure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 Records = Sequence[Mapping[str, Any]]
 
 MOST_NAMED = 10
-"""Deeper networks get no legend."""
+"""Layers in a legend: with more it would be taller than its panel, so there is none."""
 
 _RING: dict[str, Any] = {"marker": "o", "facecolors": "white", "edgecolors": "C0", "zorder": 3}
 _CROSS: dict[str, Any] = {"marker": "x", "color": "C1", "zorder": 4}
@@ -29,7 +29,7 @@ _ASIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02), "f
 
 
 class Drawing(Figure):
-    """A matplotlib figure that a notebook shows, also where `matplotlib.pyplot` isn't in use."""
+    """Matplotlib figure that a notebook shows even if `matplotlib.pyplot` isn't used."""
 
     def _repr_png_(self) -> bytes:
         file = BytesIO()
@@ -40,30 +40,35 @@ class Drawing(Figure):
 def growth_figure(history: Records, path: str | Path | None = None, start: Sequence[int] = ()) -> Drawing:
     """Draw how a network grew and what came of it.
 
-    Three panels over steps: the width of each hidden layer, which keeps its colour when others are inserted before it;
-    training and validation loss; for each round of changes the decrease of the loss that was promised, and the one that
-    followed until the next consideration. Early steps, where most changes happen, get more room.
+    Three panels over steps: the width of each hidden layer, which keeps its color when others are inserted before it;
+    the training and validation loss; and for each round with changes the expected decrease of the loss and the decrease
+    realized until the next round. Steps are on a square-root scale, since most changes come early.
 
     Args:
-        history: the records of a run (`Run.history`).
-        path: a PNG file to write; None for none.
+        history: records of a run (`TrainResult.history`).
+        path: PNG file to write; None to write none.
         start: hidden widths before the first step, if the history doesn't begin with them.
 
     Returns:
-        the figure, to be changed, shown (in a notebook by itself) or saved.
+        The figure, to be changed, saved, or shown (a notebook shows it by itself).
+
+    >>> epoch = {"event": "epoch", "epoch": 1, "step": 9, "train_loss": 0.7, "validation_loss": 0.8}
+    >>> figure = growth_figure([{**epoch, "architecture": (3, 2)}])
+    >>> [axes.get_ylabel() for axes in figure.axes][:2]
+    ['units', 'loss']
     """
     epochs = [record for record in history if record["event"] == "epoch"]
     growth = [record for record in history if record["event"] == "growth"]
     figure = Drawing(figsize=(10, 9), layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # a canvas of its own: pyplot would keep the figure, and might open a window
     upper, middle, lower = figure.subplots(3, 1, sharex=True)
     for axes in (upper, middle, lower):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.93", linewidth=0.8)
         axes.set_axisbelow(True)
-    _widths(upper, [{"step": 0, "architecture": start}, *history] if start else history)
-    _losses(middle, epochs, growth)
-    _promises(lower, growth)
+    _plot_widths(upper, [{"step": 0, "architecture": start}, *history] if start else history)
+    _plot_losses(middle, epochs, growth)
+    _plot_decreases(lower, growth)
     _mark_kept(upper, (upper, middle, lower), history, epochs)
     lower.set_xscale("function", functions=(_root, np.square))
     last = max((record["step"] for record in [*epochs, *growth]), default=1)
@@ -80,14 +85,14 @@ def _root(step: Any) -> Any:
 
 
 def follow(architectures: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
-    """The width of each layer over time, for layers that may be inserted between others.
+    """Follow the width of each layer over time, though layers are inserted between others.
 
     Args:
         architectures: hidden widths at successive moments. Where there are more than before, the new ones are taken
-            to be where this leaves the others' widths the most alike.
+            to be where they leave the widths of the others most alike.
 
     Returns:
-        for each layer in order of use: pairs (moment, width).
+        Pairs (moment, width) for each layer, in order of use.
     """
     layers: list[list[tuple[int, int]]] = []
     for moment, architecture in enumerate(architectures):
@@ -102,12 +107,12 @@ def follow(architectures: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]
 
 
 def _change(others: Sequence[int], architecture: Sequence[int], at: int) -> int:
-    """How much the other layers changed their widths if the new ones came before the layer number `at`."""
+    """Sum the changes of the other layers' widths if the new layers came before layer number `at`."""
     rest = [*architecture[:at], *architecture[at + len(architecture) - len(others) :]]
     return sum(abs(width - other) for width, other in zip(rest, others, strict=True))
 
 
-def _widths(axes: Axes, history: Records) -> None:
+def _plot_widths(axes: Axes, history: Records) -> None:
     sized = sorted((r for r in history if "architecture" in r and "step" in r), key=lambda r: r["step"])
     layers = follow([record["architecture"] for record in sized])
     for number, layer in enumerate(layers, start=1):
@@ -122,11 +127,11 @@ def _widths(axes: Axes, history: Records) -> None:
         axes.legend(**_ASIDE)
 
 
-def _losses(axes: Axes, epochs: Records, growth: Records) -> None:
-    drawn: list[float] = []
+def _plot_losses(axes: Axes, epochs: Records, growth: Records) -> None:
+    values: list[float] = []
     for key, label in (("train_loss", "training"), ("validation_loss", "validation")):
         points = [(record["step"], record[key]) for record in epochs if record[key] is not None]
-        drawn += [loss for _, loss in points]
+        values += [loss for _, loss in points]
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
     for at, step in enumerate(sorted({record["step"] for record in growth})):
@@ -134,26 +139,28 @@ def _losses(axes: Axes, epochs: Records, growth: Records) -> None:
     axes.set_ylabel("loss")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(**_ASIDE)
-    if all(value > 0 for value in drawn):
+    if all(value > 0 for value in values):  # not the case for every loss of a user
         axes.set_yscale("log")
 
 
-def _promises(axes: Axes, growth: Records) -> None:
-    """A round's promises are summed: what followed is known for the round as a whole."""
-    axes.set_yscale("symlog", linthresh=1e-3)  # promises fall by orders of magnitude, and pruning has a cost
+def _plot_decreases(axes: Axes, growth: Records) -> None:
+    """Plot expected and realized decreases, summed over a round: only their sum can be measured."""
+    axes.set_yscale(
+        "symlog", linthresh=1e-3
+    )  # decreases fall by orders of magnitude, and those of pruning are negative
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes.set_ylabel("decrease of the loss after\na change of size (nats)")
-    promised: dict[int, float] = {}
+    expected: dict[int, float] = {}
     for record in growth:
-        promised[record["step"]] = promised.get(record["step"], 0.0) + record["expected_decrease"]
+        expected[record["step"]] = expected.get(record["step"], 0.0) + record["expected_decrease"]
     realized = {
         record["step"]: record["realized_decrease"] for record in growth if record.get("realized_decrease") is not None
     }
-    for values, label, style in ((promised, "expected", _RING), (realized, "realized", _CROSS)):
+    for values, label, style in ((expected, "expected", _RING), (realized, "realized", _CROSS)):
         if values:
             axes.scatter(list(values), list(values.values()), label=label, **style)
     for step, value in realized.items():
-        axes.vlines(step, promised[step], value, color="0.7", linewidth=1, zorder=2)
+        axes.vlines(step, expected[step], value, color="0.7", linewidth=1, zorder=2)
     axes.margins(y=0.1)
     if growth:
         axes.legend(**_ASIDE)

@@ -1,4 +1,4 @@
-"""A run as a page to look at and to click through: one HTML file that needs nothing else."""
+"""Write runs as one interactive HTML page that needs no other file."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Records of a run as a page holds them: what is shown, figures rounded to what is read, no word twice."""
+"""Shorten the records of a run for its page: only what is shown, rounded figures, no text twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 DIGITS = 5
-"""Significant digits that a page keeps."""
+"""Significant digits that a page keeps: tables show up to four, and a page of a long run stays below 3 MB."""
 
 CANDIDATE = (
     "kind",
@@ -25,10 +25,10 @@ CANDIDATE = (
     "margin",
     "reason",
 )
-"""Columns of a candidate's row, after the first: 1 for an accepted one, 0 for a refused one."""
+"""Columns of a candidate's row after the first, which is 1 if it was accepted and 0 if it was refused."""
 
 MOST_NAMES = 200
-"""Classes, columns and notes of a data set that are listed."""
+"""Classes, columns and notes of a data set that are listed by name."""
 
 _RESULTS = (
     "task", "seed", "optimizer", "policy", "architecture", "parameters", "seconds", "best_epoch", "interrupted", "test",
@@ -39,31 +39,32 @@ _LISTS = ("classes", "notes")
 
 
 def downsample_record(record: Record) -> dict[str, Any]:
-    """One record of a run's history for the page.
+    """Shorten one record of a run's history.
 
     Args:
-        record: as in `Run.history`.
+        record: a record as in `TrainResult.history`.
 
     Returns:
-        the same fields, figures rounded; of a consideration `rows` instead of `accepted` and `refused`: for each
-        candidate whether it was accepted and the `CANDIDATE` columns, words as places in `names`.
+        The same fields with rounded figures. A growth round has `rows` instead of `accepted` and `refused`: for each
+        candidate 1 or 0 and the columns `CANDIDATE`, with texts as indices into `names`.
 
     Raises:
         KeyError, TypeError, ValueError: it isn't such a record.
     """
     event = record["event"]
     if not isinstance(event, str):
-        raise TypeError("the event of a record has no name")
+        raise TypeError("the event of a record isn't a text")
     if event == "end":
         return _rounded(record)
     if isinstance(record["step"], bool) or not isinstance(record["step"], int):
-        raise TypeError("the step of a record is no number")
+        raise TypeError("the step of a record isn't a whole number")
     if event in ("start", "epoch", "growth"):
         if not all(isinstance(width, int) for width in record.get("architecture", ())):
-            raise TypeError("the widths of a record are no numbers")
+            raise TypeError("the widths of a record aren't whole numbers")
         int(record["parameters"])
     if event != "growth_round":
         return _rounded(record)
+    # A long run has some 100,000 candidates, whose texts repeat: each text is kept once per round.
     names: dict[str, int] = {}
     rows = [
         [
@@ -78,8 +79,8 @@ def downsample_record(record: Record) -> dict[str, Any]:
     return {**_rounded(rest), "names": list(names), "rows": rows}
 
 
-def results_shown(results: Record) -> dict[str, Any]:
-    """Of the results of a run what the page shows."""
+def select_results(results: Record) -> dict[str, Any]:
+    """Select the results of a run that the page shows."""
     data = results.get("data") or {}
     shown: dict[str, Any] = {key: results[key] for key in _RESULTS if key in results}
     about = {key: data[key] for key in _DATA if key in data}
@@ -96,7 +97,11 @@ def _rounded(record: Record) -> dict[str, Any]:
 
 
 def round_floats(value: Any) -> Any:
-    """The value with numbers of `DIGITS` significant digits; None for those that JSON doesn't have."""
+    """Round the floats in a nesting to `DIGITS` digits; NaN and infinity, which JSON lacks, become None.
+
+    >>> round_floats([1 / 3, float("nan"), {"a": 2}])
+    [0.33333, None, {'a': 2}]
+    """
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if isfinite(value) else None
     if isinstance(value, Mapping):
@@ -109,7 +114,7 @@ def _cell(value: Any, names: dict[str, int]) -> Any:
 
 
 def _first(items: Iterable[Any]) -> list[Any]:
-    """The first items, and how many more there are, as a word."""
+    """Return the first items, and as the last one how many more there are."""
     every = list(items)
     more = len(every) - MOST_NAMES
     if more <= 0:

@@ -1,4 +1,4 @@
-"""One HTML text from the records of runs: a template with its style and scripts, a charting library, JSON."""
+"""Put the records of runs into one HTML text: a template, its style and scripts, a charting library."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from importlib.resources import files
 from typing import Any
 
 from senn.errors import SennError
-from senn.viz.report.downsample import CANDIDATE, downsample_record, results_shown
+from senn.viz.report.downsample import CANDIDATE, downsample_record, select_results
 
 SCRIPTS = ("words", "follow", "story", "picture", "charts", "rounds", "facts", "paper", "page")
-"""Files of `assets`, in the order in which they are read."""
+"""Scripts in `assets`, in the order in which the page runs them: each uses names of those before it."""
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run as it is told.
+    """Data of one run for the report.
 
     Attributes:
-        name: of the run, for people.
-        history: its records (`Run.history`).
-        results: what `results.json` holds; None for a run that isn't finished.
+        name: name of the run, for people.
+        history: its records (`TrainResult.history`).
+        results: content of `results.json`; None for a run that isn't finished.
         code: its network as Python source; None if there is none.
     """
 
@@ -36,23 +36,23 @@ class RunReport:
     code: str | None = field(default=None, repr=False)
 
     def document(self) -> dict[str, Any]:
-        """What the page reads.
+        """Return what the page reads, JSON-able.
 
         Raises:
             SennError: the records aren't those of a run.
         """
         try:
             records = [downsample_record(record) for record in self.history]
-            results = None if self.results is None else results_shown(self.results)
+            results = None if self.results is None else select_results(self.results)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise SennError(f"the run {self.name!r} is damaged: {type(error).__name__}: {error}") from error
         return {"name": self.name, "records": records, "results": results, "code": self.code}
 
 
 def page(runs: Sequence[RunReport], live: bool = False) -> str:
-    """One self-contained HTML document about runs: nothing is fetched from anywhere.
+    """Render runs as one self-contained HTML document, which loads nothing from the network.
 
-    A history can come from anywhere, from a training loop of your own too::
+    The history can come from any training loop, such as your own::
 
         session = GrowthSession(TrainConfig(addition_rounds=(0.2, 0.4, 0.6), pruning_rounds=(0.8,)), loss=loss)
         session.start(model, optimizer, steps=100, samples=len(x))
@@ -71,8 +71,11 @@ def page(runs: Sequence[RunReport], live: bool = False) -> str:
     with `GrowthSession` and `TrainConfig` of `senn.training`.
 
     Args:
-        runs: one to look at, several to compare.
-        live: whether records keep coming, from `events` beside the page (server-sent events).
+        runs: one run to show, or several to compare.
+        live: add the records that keep coming from the address `events` (server-sent events).
+
+    Returns:
+        The HTML text.
 
     Raises:
         SennError: a run is damaged, or the charting library is missing.
@@ -81,11 +84,11 @@ def page(runs: Sequence[RunReport], live: bool = False) -> str:
         raise SennError("a report needs a run")
     documents = [run.document() for run in runs]
     taken = Counter[str]()
-    for document in documents:  # they are told apart by their names
+    for document in documents:  # the page identifies runs by their names
         taken[document["name"]] += 1
         if (number := taken[document["name"]]) > 1:
             document["name"] += f" ({number})"
-    title = " beside ".join(document["name"] for document in documents)
+    title = " and ".join(document["name"] for document in documents)
     about = {"runs": documents, "columns": CANDIDATE, "live": live}
     parts = {
         "title": html.escape(title),
@@ -94,12 +97,16 @@ def page(runs: Sequence[RunReport], live: bool = False) -> str:
         "records": script_json(about),
         "script": "\n".join(asset(f"{name}.js") for name in SCRIPTS),
     }
-    # One pass: what is put in may hold anything.
+    # One pass, since what is put in may itself contain something like a placeholder.
     return re.sub(r"<!--@(\w+)-->", lambda match: parts[match[1]], asset("page.html"))
 
 
 def script_json(value: Any) -> str:
-    """JSON that can stand inside a script element: no `<` can end it, whatever people call their columns."""
+    r"""Write JSON that is safe inside a script element, whatever names columns have.
+
+    >>> print(script_json("</script>"))
+    "\u003c/script\u003e"
+    """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     # Lone surrogates, as in names of files that aren't text, can't be written as UTF-8.
@@ -108,13 +115,13 @@ def script_json(value: Any) -> str:
 
 @cache
 def asset(name: str) -> str:
-    """A file that comes with the package."""
+    """Read a file of the package's `assets`."""
     return (files("senn.viz.report") / "assets" / name).read_text(encoding="utf-8")
 
 
 @cache
 def charting_library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script.
+    """Return Vega, Vega-Lite and Vega-Embed as one script.
 
     Raises:
         SennError: `vl-convert-python`, which brings them, isn't installed.
@@ -127,4 +134,4 @@ def charting_library() -> str:
         ) from error
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     bundle = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    return f"(() => {{{bundle}}})();"  # its names are its own
+    return f"(() => {{{bundle}}})();"  # a function, so that its names don't meet those of the page
