@@ -51,6 +51,7 @@ def check_model(model: object) -> None:
             raise UnsupportedError(f"{place} is compiled by TorchScript and can't change its size: give its original")
         if kind.__name__ in _WRAPPERS:
             raise UnsupportedError(f"{place} is a {kind.__name__}: {_WRAPPERS[kind.__name__]}")
+        # Modules of torch's quantization keep integer weights and scales beside each other.
         if "quantized" in kind.__module__ or kind.__module__.startswith("torch.ao."):
             raise UnsupportedError(
                 f"{place} is quantized or prepared for it ({kind.__name__}): grow the model before that"
@@ -92,6 +93,7 @@ def check_inputs(model: nn.Module, inputs: Inputs) -> None:
         return
     (device,) = devices
     for tensor in tensors:
+        # A scalar may stay on the CPU: torch moves it by itself.
         if tensor.dim() and tensor.device != device:
             raise SennError(f"the example inputs are on {tensor.device}, the model is on {device}")
 

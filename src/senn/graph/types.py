@@ -325,9 +325,8 @@ class DependencyGraph:
         tables = self.as_tables()
         if not any(table.rows for table in tables):
             return f"<p>{NOTHING}</p>"
-        # All columns left-aligned: they hold names.
         parts = [str(html.network([group.width for group in self.groups]))]
-        for table in tables:
+        for table in tables:  # all columns left-aligned: they hold names
             parts.append(html.table(table.caption, table.head, table.rows, left=len(table.head)))
         return "".join(parts)
 

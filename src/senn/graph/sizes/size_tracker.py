@@ -83,21 +83,20 @@ class SizeTracker:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Replace the integer attributes of all modules, and record the forward's calls."""
-        replaced: list[tuple[dict[str, Any], str, Any]] = []
+        replaced = []
+        for name, module in self.trace.model.named_modules():
+            for key, value in vars(module).items():
+                symbolic = self._symbolic(name, key, value)
+                if symbolic is not None:
+                    replaced.append((vars(module), key, value, symbolic))
         try:
-            for name, module in self.trace.model.named_modules():
-                # `vars` and not `setattr`: modules may have a `__setattr__` of their own.
-                attributes = vars(module)
-                for key, value in list(attributes.items()):
-                    symbolic = self._symbolic(name, key, value)
-                    if symbolic is None:
-                        continue
-                    replaced.append((attributes, key, value))
-                    attributes[key] = symbolic
+            # Into the dictionary and not by `setattr`: modules may have a `__setattr__` of their own.
+            for attributes, key, _, symbolic in replaced:
+                attributes[key] = symbolic
             with _Functions(self):
                 yield
         finally:
-            for attributes, key, value in replaced:
+            for attributes, key, value, _ in replaced:
                 attributes[key] = value
 
     def _symbolic(self, module: str, name: str, value: Any) -> Any:

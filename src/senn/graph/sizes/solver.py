@@ -223,12 +223,10 @@ class SizeSolver:
             if symbol not in change and not refused:
                 free.append(symbol)
         amounts = {symbol: self._candidates(constraint, symbol, change) for symbol in free}
-        for count in (1, 2, 3):  # no model of the tests needs more symbols at once
-            for chosen in combinations(free, count):
-                for values in product(*(amounts[symbol] for symbol in chosen)):
-                    more = self._with_counts(dict(zip(chosen, values, strict=True)))
-                    if self._holds(constraint, {**change, **more}):
-                        yield more
+        for assignment in _assignments(free, amounts):
+            more = self._with_counts(assignment)
+            if self._holds(constraint, {**change, **more}):
+                yield more
 
     def _with_counts(self, change: dict[Symbol, int]) -> dict[Symbol, int]:
         """A change with the attributes that are known to follow its label classes."""
@@ -274,6 +272,14 @@ class SizeSolver:
                 holds = False
             constraint.cache[key] = holds
         return constraint.cache[key]
+
+
+def _assignments(free: list[Symbol], amounts: Mapping[Symbol, list[int]]) -> Iterator[dict[Symbol, int]]:
+    """Changes of one symbol, then of two, then of three; no model of the tests needs more at once."""
+    for count in (1, 2, 3):
+        for chosen in combinations(free, count):
+            for values in product(*(amounts[symbol] for symbol in chosen)):
+                yield dict(zip(chosen, values, strict=True))
 
 
 def _compares(guard: SizeGuard, sizes: SizeChange) -> bool:

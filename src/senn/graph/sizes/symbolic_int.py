@@ -188,6 +188,7 @@ def _comparison(name: str, compare: Compare) -> Any:
     return method
 
 
+# Other operators (true division, power) give plain numbers; a size that goes through them is caught by the proof.
 for _name in ("add", "mul", "sub", "floordiv", "mod"):
     _compute = getattr(operator, _name)
     setattr(SymbolicInt, f"__{_name}__", _arithmetic(f"__{_name}__", _compute, swapped=False))

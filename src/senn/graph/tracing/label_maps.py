@@ -90,14 +90,14 @@ class LabelMaps:
         module, key, shared = self._parameters[id(tensor)]
         labels = self.record.new_labels(module, key, tuple(tensor.shape), shared=shared)
         self.labeled_in[full_name(module, key)] = f"{self._operation} in {self.place}"
-        if id(tensor) in self._opaque:
+        if id(tensor) in self._opaque:  # refused before it had labels
             self.record.refuse(labels, self._opaque[id(tensor)])
         return labels
 
     def _labels_of_view(self, tensor: Tensor, call: Call) -> Tensor:
         """Derive the labels of a view of a parameter by carrying out the same operation on the parameter's labels."""
         source = self.first_labels_of(call.args[0])
-        if call.operation not in REARRANGING:
+        if call.operation not in REARRANGING:  # a cast or a copy: every entry stays in its place
             return source
         parts = call.func(source, *call.args[1:], **call.kwargs)
         for part, output in zip(pytree.tree_leaves(parts), call.outputs, strict=True):
@@ -123,7 +123,7 @@ class LabelMaps:
                 known.append(label_map.clone())
             elif known[number] is not label_map:
                 known[number].copy_(label_map)
-        for label_map in known[len(label_maps) :]:
+        for label_map in known[len(label_maps) :]:  # kept, as views may share its memory, but without units
             label_map.zero_()
 
     def backfill_labels(self, tensor: Tensor, label_map: Tensor) -> None:

@@ -66,6 +66,7 @@ def spread(labels: Tensor, axis: int, like: Tensor) -> Tensor:
 def _matrix_product(trace: TraceRecorder, call: Call) -> None:
     """`mm` and `addmm`: a linear map if one factor is a weight, else a product of two activations."""
     arguments = call.arguments
+    # With other factors, `addmm` isn't W a + b, and what is recorded of it would be wrong.
     plain = arguments.get("alpha", 1) == 1 and arguments.get("beta", 1) == 1
     if "mat1" in arguments:  # addmm
         source, weight, bias = arguments["mat1"], arguments["mat2"], arguments["self"]
@@ -105,6 +106,7 @@ def _linear(
         label_maps = [label_map.clone() for label_map in merge_label_maps(trace, [made, *added])]
     elif bias is not None:
         label_maps = [meet_unlabeled(trace, made, bias)]
+    # Units along other dimensions (tokens, heads) pass a linear map: they are locations to it.
     for label_map in elsewhere:
         label_maps.append(label_map.amax(-1, keepdim=True).expand(output.shape).clone())
     trace.set_labels(output, label_maps)

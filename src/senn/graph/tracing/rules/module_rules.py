@@ -121,6 +121,7 @@ class Visit:
         # A vector reads and makes along its only dimension.
         out_dim = next((other for other in range(rank) if other != dim), dim)
         view = WeightView(name=self._full_name(tensor))
+        # Not `plain`: what happens inside the layer can't be recorded for scoring.
         self.trace.weight_use(view, columns, self.source, in_dim=dim, out_dim=out_dim, axis=axis, plain=False)
 
     def makes(self, tensor: str, dim: int, axis: int = -1) -> None:
