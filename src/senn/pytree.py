@@ -99,9 +99,10 @@ def map_leaves(change: Callable[[Tensor], Any], tree: Any) -> Any:
 
 def _map_within(change: Callable[[Tensor], Any], leaf: Any) -> Any:
     """Map over what torch's pytree takes for a leaf: it compares exact types, and knows no dataclasses."""
+    # Dataclasses before mappings: outputs of transformers are both, and only the first way keeps their fields.
     if isinstance(leaf, Arguments):
         return Arguments(*map_leaves(change, leaf.args), **map_leaves(change, leaf.kwargs))
-    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):  # a dataclass itself counts as one, too
         names = [field.name for field in dataclasses.fields(leaf)]
         return dataclasses.replace(leaf, **{name: map_leaves(change, getattr(leaf, name)) for name in names})
     if isinstance(leaf, Mapping):
@@ -167,6 +168,7 @@ def prediction(result: Any, output: Output | None = None) -> Tensor:
     Raises:
         UnsupportedError: it isn't clear which tensor is meant, or there is none.
     """
+    # The user's function first, as it may choose another tensor than `logits` (a model with two heads).
     if output is not None:
         result = output(result)
     if isinstance(result, Tensor):

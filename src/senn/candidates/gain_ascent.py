@@ -106,6 +106,7 @@ class GainObjective:
         generator: torch.Generator,
         weights: Tensor | None = None,
     ) -> None:
+        # The copy is widened once; each evaluation then puts other values into its new entries (`functional_call`).
         moves = list(candidates.widen.values())
         widening = plan(model, moves, graph)
         self._inputs, self._columns = inputs, _candidate_columns(widening, moves, graph)
@@ -121,6 +122,7 @@ class GainObjective:
         producers = {
             dim.map for group in graph.groups for dim in group.dims_of("producer") if dim.map in graph.scored_maps
         }
+        # What producers read doesn't depend on the candidates, whose outgoing weights are zero: recorded once.
         with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, sorted(producers)) as calls:
             forward(model, inputs)
         self._x = {name: call.x.detach().reshape(-1, call.x.shape[-1]) for name, (call,) in calls.items()}
@@ -143,6 +145,7 @@ class GainObjective:
         }
         with torch.enable_grad(), preserve_model_state(self._trial):
             score = self._gain_lower_bounds(leaves)
+            # The sum over units has the gradient of each by itself, as no candidate sees another.
             total = torch.cat([gains.clamp_min(1e-300).log() for gains in score.values()]).sum()
             flat = [leaf for tensors in leaves.values() for leaf in tensors.values()]
             grads = iter(torch.autograd.grad(total, flat, materialize_grads=True))
@@ -166,15 +169,17 @@ class GainObjective:
             values: incoming parameters.
             spreads: by producer, the standard deviations that they may leave by a factor of `MAX_SPREAD_CHANGE`.
         """
-        result = {group: dict(tensors) for group, tensors in values.items()}
+        factors: dict[str, Tensor] = {}
         for module, now in self.spreads(values).items():
             low, high = spreads[module] / MAX_SPREAD_CHANGE, spreads[module] * MAX_SPREAD_CHANGE
-            factor = now.clamp(low, high) / now
-            for tensors in result.values():
-                for name in (f"{module}.weight", f"{module}.bias"):
-                    if name in tensors:
-                        tensors[name] = tensors[name] * _per_unit(factor, tensors[name])
-        return result
+            factors[f"{module}.weight"] = factors[f"{module}.bias"] = now.clamp(low, high) / now
+        return {
+            group: {
+                name: value * _per_unit(factors[name], value) if name in factors else value
+                for name, value in tensors.items()
+            }
+            for group, tensors in values.items()
+        }
 
     @torch.no_grad()
     def _calibrate(self, tensors: Mapping[str, Tensor]) -> None:
@@ -189,6 +194,7 @@ class GainObjective:
         tensors: dict[str, Tensor] = {}
         for group, values in leaves.items():
             for name, leaf in values.items():
+                # Several groups may have entries in one tensor (a weight's rows and columns).
                 base = tensors.get(name, find_tensor(self._trial, name).detach())
                 tensors[name] = base.index_put(self._indices[group, name], leaf.to(base))
         self._calibrate(tensors)

@@ -62,7 +62,7 @@ class ResidualLayer:
         selected = torch.as_tensor(list(units))
         first, last = self._outer_maps(len(selected))
         activation = copy.deepcopy(self.activation)
-        if _has_units(activation):
+        if _has_units(activation):  # it needs the parameters of the selected units alone
             activation = type(activation)(len(selected))
             for name, parameter in activation.named_parameters():
                 parameter.data = self.activation.get_parameter(name).detach()[selected].clone()
@@ -150,6 +150,7 @@ class ConvolutionalLayer(ResidualLayer):
     def features(self, x: Tensor) -> Tensor:
         """Compute phi(B * x + beta), from (samples, in, *spatial) to (samples, units, *spatial)."""
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.insertion_point.spatial - 1]
+        # Half of an odd kernel on each side keeps the size of the image, so the result can be added to x.
         z = convolve(x, self.weight.to(x), self.bias.to(x), padding=self.weight.shape[-1] // 2)
         result: Tensor = self.activation(z)
         return result
@@ -185,6 +186,7 @@ def fresh_activation(name: str, units: int, generator: torch.Generator) -> nn.Mo
     """
     if name == "Rational":
         module = Rational(units)
+        # Sampled again from the grower's generator: the module's own initialization uses the global one.
         for parameter in module.parameters():
             parameter.data = torch.randn(units, generator=generator)
         return module

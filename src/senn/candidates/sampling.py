@@ -110,9 +110,7 @@ def sample_candidates(
     Raises:
         DivergenceError: the outputs are not finite.
     """
-    # Four times the rows that are needed of the map with the most locations per sample; the others have fewer rows.
-    most_locations = max(layout.locations for layout in readings.values())
-    count = max(min(SCALE_SAMPLES, 4 * SCALE_ROWS // most_locations), 2)
+    count = _number_of_samples(readings)
     with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, [*maps], outputs=True) as calls:
         outputs = forward(model, pytree.index_batch(inputs, slice(0, count), len(targets)), output)
     if not torch.isfinite(outputs).all():
@@ -120,16 +118,13 @@ def sample_candidates(
             "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
         )
     loss = float(metric.loss(outputs, targets[:count]))
+    plain = [name for name in calls if maps[name].groups == 1 and not maps[name].transposed]
     context = SamplingContext(
         model=model,
         graph=graph,
         maps=maps,
         calls=calls,
-        activations={
-            name: _activations(several[0], layout_of(readings, name, 0), len(outputs))
-            for name, several in calls.items()
-            if maps[name].groups == 1 and not maps[name].transposed
-        },
+        activations={name: _activations(calls[name][0], layout_of(readings, name, 0), len(outputs)) for name in plain},
         loss=loss / metric.loss_per_nat(loss, outputs),
         config=config,
         min_gain=min_gain,
@@ -140,6 +135,13 @@ def sample_candidates(
     if "depth" not in moves:
         return CandidateSet(widen)
     return CandidateSet(widen, _sample_layers(context), _block_copies(context))
+
+
+def _number_of_samples(readings: Mapping[str, BatchLayout]) -> int:
+    """Return how many samples are run: fewer where maps have many locations, as of large images."""
+    most_locations = max(layout.locations for layout in readings.values())
+    # Four times the rows that are needed of the map with most, since the others have fewer; a spread needs two samples.
+    return max(min(SCALE_SAMPLES, 4 * SCALE_ROWS // most_locations), 2)
 
 
 def _sample_groups(context: SamplingContext) -> dict[str, Widen]:
@@ -227,6 +229,7 @@ def is_scorable(model: nn.Module, block: ResidualBlock, maps: Container[str]) ->
     """
     paths = {name.rpartition(".")[0] for name in block.output_params}
     weights = {name.rpartition(".")[0] for name in block.output_params if name.endswith(".weight")}
+    # A silenced bias of its own, without a weight in the same module, has no columns to be scored by.
     return paths == weights and all(path in maps or _is_batch_norm(model.get_submodule(path)) for path in paths)
 
 

@@ -62,7 +62,13 @@ class ProcessGroupCommunicator(Communicator):
 
     # -- meeting in the store
 
-    def all_gather_object(self, action: str, value: Any = None) -> list[Any]:  # noqa: D102
+    def all_gather_object(self, action: str, value: Any = None) -> list[Any]:
+        """Gather a value of every rank through the store.
+
+        Args:
+            action: what it is for.
+            value: whatever JSON can hold.
+        """
         values, n_bytes = self._rendezvous.exchange(action, {"at": action, "value": value})
         self._count_bytes("meetings", n_bytes)
         return values
@@ -82,7 +88,13 @@ class ProcessGroupCommunicator(Communicator):
             if not self._depth:  # the outermost block: the next failure is another one
                 self._rendezvous.reported = False
 
-    def assert_equal(self, action: str, marks: Mapping[str, Any]) -> None:  # noqa: D102
+    def assert_equal(self, action: str, marks: Mapping[str, Any]) -> None:
+        """Compare values by digests of their representations.
+
+        Args:
+            action: what all ranks are about to do.
+            marks: values to compare, by what they are.
+        """
         digests = {name: _digest(_without_addresses(value)) for name, value in marks.items()}
         # One digest of all digests first: only where it differs are the single ones sent.
         if len({*self.all_gather_object(action, _digest(digests))}) == 1:
@@ -98,9 +110,13 @@ class ProcessGroupCommunicator(Communicator):
 
     # -- sending tensors
 
-    def all_gather(  # noqa: D102
-        self, action: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]
-    ) -> list[list[Tensor]]:
+    def all_gather(self, action: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:
+        """Gather samples as rows of bytes, so that tensors of different types go together.
+
+        Args:
+            action: what it is for.
+            groups: as of `Communicator.all_gather`.
+        """
         if not groups:
             return []
         layouts = [[[str(x.dtype), *x.shape[1:]] for x in tensors] for _, tensors in groups]
@@ -122,9 +138,14 @@ class ProcessGroupCommunicator(Communicator):
             gathered.append([column[index].to(x.device) for column, x in zip(columns, tensors, strict=True)])
         return gathered
 
-    def all_reduce(  # noqa: D102
-        self, action: str, tensors: Sequence[Tensor], *, meet: bool = True
-    ) -> list[Tensor]:
+    def all_reduce(self, action: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:
+        """Sum tensors over all ranks, bucket by bucket.
+
+        Args:
+            action: what it is for.
+            tensors: tensors of the same shapes on all ranks.
+            meet: False where a meeting has just taken place, as in a training step.
+        """
         if meet:
             self._meet_with_layout(action, tensors)
         result = list(tensors)
@@ -136,7 +157,13 @@ class ProcessGroupCommunicator(Communicator):
                 result[i] = part.view(tensors[i].shape).to(tensors[i].device)
         return result
 
-    def broadcast(self, action: str, tensors: Sequence[Tensor]) -> None:  # noqa: D102
+    def broadcast(self, action: str, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors with those of rank 0, bucket by bucket.
+
+        Args:
+            action: what it is for.
+            tensors: tensors of the same shapes on all ranks.
+        """
         self._meet_with_layout(action, tensors)
         for bucket in _buckets(tensors):
             flat = self._flatten(tensors, bucket)

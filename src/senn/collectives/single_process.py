@@ -49,6 +49,7 @@ class BatchShare:
         """
         if self.positions is None:
             return slice(first, last)
+        # Positions are ascending, so a range of the order is a slice of them.
         return slice(*torch.searchsorted(self.positions, torch.tensor([first, last])).tolist())
 
 
@@ -131,6 +132,7 @@ class Communicator:
             counts: number of samples of each rank, whose batches follow one another in the order of ranks.
             generator: source of the permutation, in the same state on all ranks.
         """
+        # One permutation of the global batch, not one per rank: folds are then those of one process with all samples.
         order = torch.randperm(sum(counts), generator=generator)
         if self.is_single:
             return BatchShare(tuple(counts), order)
@@ -166,6 +168,7 @@ class Communicator:
 
     def local_slice(self, total: int) -> slice:
         """Return this rank's part of samples that every rank has."""
+        # Rounded ends, not a rounded length: the parts cover everything and differ by one sample at most.
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def broadcast(self, action: str, tensors: Sequence[Tensor]) -> None:

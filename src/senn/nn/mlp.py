@@ -76,8 +76,9 @@ class MLP(nn.Module):
         layers.append(nn.Linear(width, out_features))
         self.body = nn.Sequential(*layers)
         self.shortcut: nn.Linear | None = None
-        if shortcut and hidden:
+        if shortcut and hidden:  # without a hidden layer the body is that linear map already
             self.shortcut = nn.Linear(in_features, out_features, bias=False)
+            # Zero: hidden units see the same gradients at the start as without a shortcut.
             nn.init.zeros_(self.shortcut.weight)
 
     @property
@@ -95,6 +96,7 @@ class MLP(nn.Module):
 def _factory(activation: Activation) -> Callable[[int], nn.Module]:
     """Return a function that creates an activation for a layer of a given width."""
     maker = activation_class(activation) if isinstance(activation, str) else activation
+    # By the signature, not the class: a user's activation with parameters per unit gets its width as well.
     if "num_parameters" in inspect.signature(maker).parameters:
         return lambda width: maker(num_parameters=width)
     return lambda width: maker()

@@ -142,7 +142,7 @@ class Budget:
             candidate: the change; pruning always fits.
             parameters: number of parameters of the model, with the changes accepted in this round.
         """
-        if candidate.kind == "prune":
+        if candidate.kind == "prune":  # also where a limit has been lowered below the current size
             return True
         if self.max_params is not None and parameters + candidate.parameters > self.max_params:
             return False

@@ -153,6 +153,7 @@ class PaperPolicy(Policy):
     def score(self, candidate: Candidate) -> float:
         """Return Delta eta' of an addition: its lower bound, a layer's divided, capped where eta reaches lambda."""
         gain = candidate.gain_lower_bound / (self.layer_cost if candidate.kind == "insert" else 1.0)
+        # Theorem 3.1 needs eta <= lambda, which an estimate from few samples may exceed.
         return min(candidate.eta + gain, candidate.score_limit) - candidate.eta
 
     def accepts(self, candidate: Candidate) -> bool:
@@ -178,6 +179,7 @@ class PaperPolicy(Policy):
         Returns:
             A candidate, or None if none passes.
         """
+        # Additions first: pruning before them could remove units that a new one makes useful.
         passing = [c for c in candidates if self.accepts(c)]
         additions = [c for c in passing if c.kind != "prune"]
         if additions:
@@ -248,6 +250,7 @@ class PricePolicy(Policy):
         Returns:
             A decrease in nats per sample.
         """
+        # The criteria charge kappa per parameter for the log-likelihood of all N samples; a mean loss is 1 / N of it.
         return self.kappa * parameters / max(samples, 1)
 
     def min_decrease(self, kind: Kind, parameters: int, samples: int) -> float:
@@ -307,6 +310,7 @@ class PricePolicy(Policy):
 
     def _is_open(self, candidate: Candidate, accepted: Sequence[Candidate]) -> bool:
         """Return True if this round may change the candidate's place."""
+        # Further units for a place that has changed are fine: their gains have been updated for what was accepted.
         taken = {c.place for c in accepted if c.kind != "prune"}
         return candidate.kind == "prune" or len(taken) < self.max_places_per_round or candidate.place in taken
 
