@@ -1,20 +1,19 @@
 """Encodings of a column as numbers: a record per kind of column, fitted once, kept as JSON.
 
-A further kind is one more frozen dataclass with `kind`, `fit`, `features` and `encode`, listed in `KINDS`.
+A further kind is one more frozen dataclass with `kind`, `fit`, `features` and `encode`, listed in `column_kinds.KINDS`.
 `encode` maps the cells of any table to (n, k) float64 for the k names in `features`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
 
-from senn._records import from_dict
-from senn.data.tabular.cells import DATE_FORMATS, Floats, date_format, dates, is_missing, kind_of, numbers, texts
+from senn.data.tabular.cells import Floats, is_missing, numbers, texts
 from senn.errors import SennError
 
 MOST_CATEGORIES = 64
@@ -47,7 +46,7 @@ class Column(Protocol):
         """Encode cells as (n, len(features)) float64."""
 
 
-def _standard(values: Floats) -> tuple[float, float]:
+def mean_and_deviation(values: Floats) -> tuple[float, float]:
     """Compute mean and standard deviation (1 if there is none)."""
     # scaled by the largest value first: squares of numbers near the end of the float range would overflow
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
@@ -57,13 +56,28 @@ def _standard(values: Floats) -> tuple[float, float]:
     return mean * largest, deviation * largest
 
 
-def _standardize(values: Floats, mean: float, scale: float) -> Floats:
+def standardize(values: Floats, mean: float, scale: float) -> Floats:
+    """Standardize numbers, within `FARTHEST` deviations.
+
+    Args:
+        values: (n,) numbers.
+        mean: of the training cells.
+        scale: standard deviation of the training cells.
+
+    Returns:
+        (n,) float64.
+    """
     # Halves first: the difference of two numbers near the end of the float range would overflow.
     out: Floats = np.clip((values / 2 - mean / 2) / scale * 2, -FARTHEST, FARTHEST)
     return out
 
 
-def _check_positive(scale: float) -> None:
+def check_positive(scale: float) -> None:
+    """Refuse a scale by which nothing can be divided.
+
+    Raises:
+        SennError: it isn't positive.
+    """
     if not scale > 0:
         raise SennError(f"a scale must be positive, and {scale:g} isn't")
 
@@ -98,7 +112,7 @@ class NumberColumn:
     note: str = ""
 
     def __post_init__(self) -> None:
-        _check_positive(self.scale)
+        check_positive(self.scale)
 
     @classmethod
     def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
@@ -120,7 +134,7 @@ class NumberColumn:
         if known.size and not missing.any() and known.min() == known.max():
             return Dropped(name=name, note=f"is always {known[0]:g}")
         median = float(np.sort(known)[(known.size - 1) // 2])
-        mean, scale = _standard(np.where(missing, median, values))
+        mean, scale = mean_and_deviation(np.where(missing, median, values))
         return cls(name=name, median=median, mean=mean, scale=scale, indicator=bool(missing.any()))
 
     def features(self) -> list[str]:
@@ -131,7 +145,7 @@ class NumberColumn:
         """Standardize the numbers."""
         values = numbers(self.name, cells)
         missing = np.isnan(values)
-        standard = _standardize(np.where(missing, self.median, values), self.mean, self.scale)
+        standard = standardize(np.where(missing, self.median, values), self.mean, self.scale)
         return np.column_stack([standard, missing] if self.indicator else [standard]).astype(np.float64)
 
 
@@ -238,161 +252,3 @@ class CategoryColumn:
         rows = np.flatnonzero(at >= 0)
         out[rows, at[rows]] = 1.0
         return out
-
-
-def _circle(phase: Floats) -> list[Floats]:
-    # two numbers, so that December is next to January
-    return [np.sin(2 * np.pi * phase), np.cos(2 * np.pi * phase)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DateColumn:
-    """Date: elapsed days and year, standardized; month, weekday and time of day as points on circles."""
-
-    kind: ClassVar[str] = "date"
-    name: str
-    form: str
-    median: float
-    mean: float
-    scale: float
-    year_mean: float
-    year_scale: float
-    clock: bool
-    indicator: bool
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        _check_positive(self.scale)
-        _check_positive(self.year_scale)
-
-    @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
-        """Fit the encoding to training cells.
-
-        Args:
-            name: of the column.
-            cells: its cells.
-
-        Returns:
-            The fitted column, or a `Dropped` one if it can't tell rows apart.
-
-        Raises:
-            SennError: a cell isn't a date.
-        """
-        form, note = "", ""
-        if kind_of(name, cells) != "date" or pd.api.types.infer_dtype(cells, skipna=True) == "string":
-            known = cells[~is_missing(cells)]
-            form = date_format(name, known) or ""
-            if not form:
-                raise SennError(f"column {name!r} holds no dates (row {known.index[0]}: {known.iloc[0]!r})")
-            note = _ambiguity(name, cells, form)
-        days, years, missing = cls._days(dates(name, cells, form))
-        known_days = np.sort(days[~missing])
-        if known_days[0] == known_days[-1] and not missing.any():
-            return Dropped(name=name, note="is always the same date")
-        median = float(known_days[(known_days.size - 1) // 2])
-        mean, scale = _standard(np.where(missing, median, days))
-        year_mean, year_scale = _standard(years[~missing])
-        return cls(
-            name=name,
-            form=form,
-            median=median,
-            mean=mean,
-            scale=scale,
-            year_mean=year_mean,
-            year_scale=year_scale,
-            clock=bool((known_days % 1).any()),
-            indicator=bool(missing.any()),
-            note=note,
-        )
-
-    @staticmethod
-    def _days(stamps: pd.Series[Any]) -> tuple[Floats, Floats, Any]:
-        """Compute days since 1970 (the time of day as a fraction), years, and which are missing."""
-        missing = stamps.isna().to_numpy(dtype=bool)
-        microseconds = stamps.dt.tz_localize(None).to_numpy(dtype="datetime64[us]").astype(np.int64)
-        years = stamps.dt.year.to_numpy(dtype=np.float64, na_value=np.nan)
-        return np.where(missing, np.nan, microseconds / 86_400e6), years, missing
-
-    def features(self) -> list[str]:
-        """List days, year, and sine and cosine of month, weekday and, where it varies, time of day."""
-        cycles = ["month", "weekday", *(["hour"] if self.clock else [])]
-        names = ["days", "year", *(f"{cycle} {wave}" for cycle in cycles for wave in ("sine", "cosine"))]
-        return [f"{self.name} {name}" for name in names + ["missing"] * self.indicator]
-
-    def encode(self, cells: pd.Series[Any]) -> Floats:
-        """Encode dates; a missing one counts as the median date."""
-        stamps = dates(self.name, cells, self.form)
-        days, _, missing = self._days(stamps)
-        stamps = stamps.fillna(pd.Timestamp(round(self.median * 86_400), unit="s", tz="UTC").as_unit("us"))
-        days = np.where(missing, self.median, days)
-        year, month, weekday = (
-            getattr(stamps.dt, part).to_numpy(dtype=np.float64) for part in ("year", "month", "day_of_week")
-        )
-        columns = [
-            _standardize(days, self.mean, self.scale),
-            _standardize(year, self.year_mean, self.year_scale),
-            *_circle((month - 1) / 12),
-            *_circle(weekday / 7),
-        ]
-        if self.clock:
-            columns += _circle(days % 1)
-        if self.indicator:
-            columns.append(missing.astype(np.float64))
-        return np.column_stack(columns)
-
-
-def _ambiguity(name: str, cells: pd.Series[Any], form: str) -> str:
-    """Write a remark if no row tells the day from the month."""
-    swapped = form.replace("%m/%d", "%d/%m")
-    if swapped == form or swapped not in DATE_FORMATS:
-        return ""
-    try:
-        dates(name, cells, swapped)
-    except SennError:
-        return ""
-    return "no date tells months from days; the month is taken to come first"
-
-
-KINDS: dict[str, Any] = {cls.kind: cls for cls in (Dropped, NumberColumn, BooleanColumn, CategoryColumn, DateColumn)}
-
-
-def fit_column(name: str, cells: pd.Series[Any], kind: str | None = None) -> Column:
-    """Choose the kind of a column and fit its encoding.
-
-    Args:
-        name: of the column.
-        cells: its training cells.
-        kind: a key of `KINDS`; None to infer it.
-
-    Returns:
-        The fitted column.
-
-    Raises:
-        SennError: a cell isn't of that kind, or no kind can be inferred.
-    """
-    if kind == "dropped":
-        return Dropped(name=name, note="was left out on request")
-    if is_missing(cells).all():
-        return Dropped(name=name, note="is empty")
-    found: Column = KINDS[kind or kind_of(name, cells)].fit(name, cells)
-    return found
-
-
-def column_to_dict(column: Column) -> dict[str, Any]:
-    """Convert a fitted column to a JSON record."""
-    return {"kind": column.kind, **asdict(column)}  # type: ignore[call-overload]
-
-
-def column_from_dict(record: Any) -> Column:
-    """Restore a column from a record of `column_to_dict`.
-
-    Raises:
-        SennError: the record is damaged.
-    """
-    cls = KINDS.get(str(record.get("kind"))) if isinstance(record, dict) else None
-    if cls is None:
-        raise SennError(f"the stored encoding has a column of unknown kind: {str(record)[:60]!r}")
-    values = {key: value for key, value in record.items() if key != "kind"}
-    column: Column = from_dict(cls, values, f"the stored encoding of column {record.get('name')!r}", complete=True)
-    return column

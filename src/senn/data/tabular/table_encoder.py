@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from senn.data.tabular.table_columns import KINDS, Column, column_from_dict, column_to_dict, fit_column
+from senn.data.tabular.column_kinds import KINDS, column_from_dict, column_to_dict, fit_column
+from senn.data.tabular.table_columns import Column
 from senn.data.tabular.target import Target, Task
 from senn.errors import SennError
 
