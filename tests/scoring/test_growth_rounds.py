@@ -76,7 +76,7 @@ def test_a_printed_event_has_the_sign_of_its_attributes():
 
 
 def test_a_shown_run_has_the_sign_of_the_record():
-    assert "realised +0.5" in _change({"step": 3, "text": "widen 0: 2 -> 3", "realized_decrease": 0.5})
+    assert "realized +0.5" in _change({"step": 3, "text": "widen 0: 2 -> 3", "realized_decrease": 0.5})
 
 
 class Choosing(senn.Policy):
