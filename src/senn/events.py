@@ -1,4 +1,4 @@
-"""What happened to a network, and why: one record per change and per consideration, for people and for programs."""
+"""Records of growth: one for each change of a network, one for each round with its candidates and decisions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from senn import _deprecated, html
 from senn._deprecated import current_keys
 from senn.errors import SurgeryError
+from senn.event_tables import candidates_html, decisions_html, decisions_text, event_html
 from senn.policies import Candidate, Policy
 from senn.surgery import Prune, Receipt
 
@@ -26,8 +27,8 @@ class NetworkState:
 
     Attributes:
         eta: its expansion score.
-        loss: on the probe batch.
-        widths: by space, in order of use.
+        loss: its loss on the probe batch, in the loss's own unit.
+        widths: its widths by channel group, in order of use.
     """
 
     eta: float
@@ -38,26 +39,26 @@ class NetworkState:
 @_deprecated.aliased
 @dataclass(eq=False, repr=False, kw_only=True)
 class GrowthEvent:
-    """One change of the network's size, done.
+    """One change of the network's size that was made.
 
-    Promises, prices and realised decreases are in nats per sample, for every loss (`LossMetric.nat`); losses in the
-    loss's own unit, of which `nat` makes one nat; eta, gain, bound and held-out gain in eta's unit, twice the loss's.
+    Decreases and prices are in nats per sample, for every loss (`LossMetric.loss_per_nat`), losses in the loss's own
+    unit. Eta and gains are in eta's unit, twice the loss's.
 
     Attributes:
         kind: `widen`, `insert` or `prune`.
-        place: the space, or the linear map before which a layer went.
-        detail: for people.
+        place: the channel group, or the linear map before which a layer went.
+        detail: what exactly, for people.
         width_before: width of the place before (0 for a new layer).
         width_after: width after.
-        units: how many units came or went.
+        units: number of units that came or went.
         parameters: net change of the number of parameters.
         gain: exact gain in eta; minus the cost, for pruning.
         gain_lower_bound: lower bound of the gain (Theorem 3.2).
         held_out_gain: held-out gain in eta.
         held_out_stderr: its standard error.
-        expected_decrease: decrease of the loss to count on, in nats (half the held-out gain over `nat`); negative for
-            pruning.
-        price: what it had to promise at least, in nats.
+        expected_decrease: decrease of the loss to count on, in nats: half the held-out gain over `loss_per_nat`;
+            negative for pruning.
+        price: least decrease that the policy required for its parameters, in nats.
         loss_per_nat: how much of the loss one nat is.
         eta_before: expansion score of the network before.
         eta_after: and after.
@@ -68,7 +69,7 @@ class GrowthEvent:
         architecture: widths after all changes of the round.
         round: number of the round.
         removed_units: of a removal, the units that went, in order, numbered as they were before the round.
-        realized_decrease: decrease of the loss, in nats, between the change and the next consideration; None until
+        realized_decrease: decrease of the loss, in nats, between the change and the next batch observed; None until
             then.
     """
 
@@ -110,40 +111,43 @@ class GrowthEvent:
         policy: Policy,
         undo: Callable[[], None] | None = None,
     ) -> list[GrowthEvent]:
-        """Events of one round: one for each kind of change at each place.
+        """Make the events of one round: one for each kind of change at each place.
 
         Args:
             accepted: the round's candidates that were carried out, in the order in which they were accepted.
-            receipt: of the operation.
-            number: of the round.
-            before: the network before the round.
-            after: and after.
-            policy: what priced the candidates.
-            undo: takes the whole round back.
+            receipt: what the surgery did.
+            number: number of the round.
+            before: figures of the network before the round.
+            after: figures of the network after the round.
+            policy: the policy that priced the candidates.
+            undo: takes the whole round back; None if that can't be done.
         """
         removed = {move.group: tuple(move.units) for move in receipt.moves if isinstance(move, Prune)}
-        groups: dict[tuple[str, str], list[Candidate]] = {}
+        by_place: dict[tuple[str, str], list[Candidate]] = {}
         for candidate in accepted:
-            groups.setdefault((candidate.kind, candidate.place), []).append(candidate)
-        return [
-            cls(
+            by_place.setdefault((candidate.kind, candidate.place), []).append(candidate)
+        events = []
+        for (kind, place), several in by_place.items():
+            first, last = several[0], several[-1]
+            event = cls(
                 kind=kind,
                 place=place,
-                detail=group[0].detail,
-                width_before=before.widths.get(place, 0) if kind != "insert" else 0,
-                width_after=group[-1].width,
-                units=sum(one.units for one in group),
-                parameters=sum(one.parameters for one in group),
-                gain=sum(one.gain for one in group),
-                gain_lower_bound=sum(one.gain_lower_bound for one in group),
-                held_out_gain=sum(one.held_out_gain for one in group),
-                held_out_stderr=sum(one.held_out_stderr**2 for one in group) ** 0.5,
-                expected_decrease=sum(one.expected_decrease for one in group),
-                price=sum(policy.price(one.parameters, one.samples) for one in group),
-                loss_per_nat=group[0].loss_per_nat,
+                detail=first.detail,
+                width_before=0 if kind == "insert" else before.widths.get(place, 0),
+                width_after=last.width,
+                units=sum(one.units for one in several),
+                parameters=sum(one.parameters for one in several),
+                gain=sum(one.gain for one in several),
+                gain_lower_bound=sum(one.gain_lower_bound for one in several),
+                held_out_gain=sum(one.held_out_gain for one in several),
+                # each step is fitted beside the accepted ones, so errors add like independent ones
+                held_out_stderr=sum(one.held_out_stderr**2 for one in several) ** 0.5,
+                expected_decrease=sum(one.expected_decrease for one in several),
+                price=sum(policy.price(one.parameters, one.samples) for one in several),
+                loss_per_nat=first.loss_per_nat,
                 eta_before=before.eta,
                 eta_after=after.eta,
-                score_limit=group[0].score_limit,
+                score_limit=first.score_limit,
                 loss_before=before.loss,
                 loss_after=after.loss,
                 output_change=receipt.output_change or 0.0,
@@ -152,18 +156,18 @@ class GrowthEvent:
                 removed_units=removed.get(place, ()) if kind == "prune" else (),
                 _undo=undo,
             )
-            for (kind, place), group in groups.items()
-        ]
+            events.append(event)
+        return events
 
     def __repr__(self) -> str:
-        """The same line, so that a list of events can be read too; `as_dict` has every figure."""
+        """One line as `str` has it, so that a list of events can be read too; `as_dict` has every figure."""
         return f"GrowthEvent({self})"
 
     def __str__(self) -> str:
         """One readable line."""
         layer = f"{self.detail}, {self.width_after} unit{'s' * (self.width_after != 1)}"
         size = layer if self.kind == "insert" else f"{self.width_before} -> {self.width_after}"
-        # a decrease of the loss is positive, here as in `promised`; what a removal costs is named so instead
+        # A decrease of the loss is positive, here as in `expected_decrease`; a removal's line says what it costs.
         decrease = (
             f"promised {self.expected_decrease:+.3g}"
             if self.expected_decrease >= 0
@@ -185,35 +189,21 @@ class GrowthEvent:
         }
 
     def state(self) -> dict[str, Any]:
-        """Every field as it is, infinities and all; `undo` isn't among them."""
+        """All fields as plain values; non-finite floats are kept, and what `undo` needs is left out."""
         return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> GrowthEvent:
-        """The event that `state` was taken of; it can't be undone any more."""
+        """Make the event that `state` was taken of; it can't be undone any more."""
         state = current_keys(cls, state)
         tuples = {f.name: tuple(state[f.name]) for f in fields(cls) if isinstance(state.get(f.name), list)}
         return cls(**{**state, **tuples})
 
     def _repr_html_(self) -> str:
-        """A table of its figures for notebooks, and the network after its round."""
-        number = html.number
-        head = ("change", "place", "width", "parameters", "promised", "price", "realised", "loss before", "after")
-        row = (
-            html.kind(self.kind),
-            self.place,
-            f"{self.width_before} → {self.width_after}",
-            f"{self.parameters:+,}",
-            number(self.expected_decrease),
-            number(self.price),
-            number(self.realized_decrease),
-            number(self.loss_before, 4),
-            number(self.loss_after, 4),
-        )
-        return html.table(f"round {self.round}", head, [row], left=2) + html.network(self.architecture)
+        return event_html(self.as_dict())
 
     def undo(self) -> None:
-        """Give the network and its optimizer back as they were before the whole round of this event.
+        """Bring the network and its optimizer back to what they were before the whole round of this event.
 
         Raises:
             SurgeryError: the network has been trained or changed since, or this was undone already.
@@ -230,13 +220,13 @@ class GrowthEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A candidate, and by how much it exceeded what the policy asked of it.
+    """A candidate with the policy's decision about it.
 
     Attributes:
-        candidate: with its figures at that moment: an accepted one's when it was, a refused one's at the end.
-        price: what its parameters had to promise at least, in nats per sample.
-        margin: what it promised beyond what was asked, in nats per sample; negative for what fell short.
-        reason: why it was refused although it exceeds what was asked; empty for all others.
+        candidate: the candidate, with its figures when it was accepted, or of a refused one at the end of the round.
+        price: least decrease that the policy required for its parameters, in nats per sample.
+        margin: expected decrease beyond what was required, in nats per sample; negative where it falls short.
+        reason: why it was refused although it exceeds what was required; empty for all others.
     """
 
     candidate: Candidate
@@ -246,7 +236,13 @@ class Decision:
 
     @classmethod
     def from_policy(cls, policy: Policy, candidate: Candidate, accepted: Sequence[Candidate] | None = None) -> Decision:
-        """What a policy says of a candidate: of a refused one, beside those `accepted` in its round."""
+        """Record what a policy says of a candidate.
+
+        Args:
+            policy: the policy.
+            candidate: the candidate.
+            accepted: the candidates accepted in its round, for one that was refused; None for one that was accepted.
+        """
         margin = policy.margin(candidate)
         exceeds = accepted is not None and margin > 0
         return cls(
@@ -266,23 +262,23 @@ class Decision:
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class GrowthRound:
-    """One round of growth: what was on offer, what was taken, what was refused by how much.
+    """One round of growth: its candidates, which of them were accepted, and by how much the others fell short.
 
     Attributes:
-        round: its number, that of its events.
-        moves: which might happen.
-        n_samples_seen: samples that the figures are means over.
-        samples: training samples, for prices.
-        loss: mean loss of those looked at, in the loss's own unit.
+        round: its number, also that of its events.
+        moves: moves that might happen.
+        n_samples_seen: number of samples that the figures are means over.
+        samples: number of training samples, for prices.
+        loss: mean loss of the samples seen, in the loss's own unit.
         loss_per_nat: how much of the loss one nat is.
-        parameters: of the model before.
+        parameters: number of parameters of the model before.
         architecture: widths before, as `Grower.architecture`.
         eta: the expansion score before.
         eta_by_map: by linear map, its part of eta; their sum is `eta` unless the policy asks for that of the network
             whole.
         score_limit: lambda, which the exact score can't exceed (Theorem 3.1); that of Kronecker factors can.
-        accepted: in order.
-        refused: the best candidates that were left of each kind at each place, the closest to being accepted first.
+        accepted: the accepted candidates, in order.
+        refused: the best other candidates of each kind at each place, the closest to being accepted first.
         realized_decrease: decrease of the loss, in nats per sample, since the changes of the round before; None if it
             made none.
     """
@@ -303,22 +299,14 @@ class GrowthRound:
     realized_decrease: float | None = None
 
     def __str__(self) -> str:
-        """The round for a terminal: what was looked at, and every candidate with its verdict."""
-        head = ("verdict", "change", "place", "detail", "parameters", "promised", "price", "margin")
-        rows = [
-            (word, one.candidate.kind, one.candidate.place, one.candidate.detail, f"{one.candidate.parameters:+,}",
-             *(f"{x:.3g}" for x in (one.candidate.expected_decrease, one.price, one.margin)))
-            for word, several in (("accepted", self.accepted), ("refused", self.refused)) for one in several
-        ]  # fmt: skip
-        wide = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, wide)).rstrip() for row in (head, *rows)]
-        return "\n".join([self._said("eta", "lambda"), *lines])
+        """Table for a terminal: the round in a line, then every candidate with its decision."""
+        return f"{self._summary('eta', 'lambda')}\n{decisions_text(self.accepted, self.refused)}"
 
-    def _said(self, eta: str, most: str) -> str:
+    def _summary(self, eta: str, limit: str) -> str:
         return (
             f"Round {self.round}: looked at {self.n_samples_seen:,} of {self.samples:,} samples, "
             f"loss {html.number(self.loss, 4)}, {self.parameters:,} parameters; "
-            f"{eta} {html.number(self.eta)}, {most} {html.number(self.score_limit)}; {len(self.accepted)} accepted"
+            f"{eta} {html.number(self.eta)}, {limit} {html.number(self.score_limit)}; {len(self.accepted)} accepted"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -328,18 +316,18 @@ class GrowthRound:
         return {**record, **lists, "moves": list(self.moves), "architecture": list(self.architecture)}
 
     def _repr_html_(self) -> str:
-        """The round for notebooks: what was looked at, eta by map, every candidate with its verdict."""
-        number = html.number
-        parts = html.table("η by linear map", ("map", "η"), [(name, number(x)) for name, x in self.eta_by_map.items()])
-        return f"<p>{escape(self._said('η', 'λ'))}</p>" + _verdicts(self.accepted, self.refused) + parts
+        rows = [(name, html.number(eta)) for name, eta in self.eta_by_map.items()]
+        summary = f"<p>{escape(self._summary('η', 'λ'))}</p>"
+        maps = html.table("η by linear map", ("map", "η"), rows)
+        return summary + decisions_html(self.accepted, self.refused) + maps
 
     def state(self) -> dict[str, Any]:
-        """Every field as it is, infinities and all."""
+        """All fields as plain values; non-finite floats are kept."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> GrowthRound:
-        """The consideration that `state` was taken of."""
+        """Make the round that `state` was taken of."""
         state = current_keys(cls, state)
         verdicts = {
             name: tuple(
@@ -353,48 +341,7 @@ class GrowthRound:
 
 
 class CandidateList(list[Candidate]):
-    """Scored candidates, a list; as a table in notebooks."""
+    """List of scored candidates, shown as a table in notebooks."""
 
     def _repr_html_(self) -> str:
-        """A table of their figures."""
-        head = ("change", "place", "detail", "units", "parameters", "gain η", "held-out η", "promised (nats)", "")
-        most = max((abs(one.expected_decrease) + _error(one) for one in self), default=0.0)
-        rows = [
-            (*_about(one), f"{one.units}", f"{one.parameters:+,}", html.number(one.gain), _heldout(one),
-             html.number(one.expected_decrease), html.bar(one.expected_decrease, _error(one), 0.0, most, one.kind))
-            for one in self
-        ]  # fmt: skip
-        return html.table("candidates", head, rows, left=3) or "<p>No candidates.</p>"
-
-
-def _verdicts(accepted: Sequence[Decision], refused: Sequence[Decision]) -> str:
-    """A table of candidates with what was said of them."""
-    head = ("verdict", "change", "place", "detail", "", "promised", "price", "margin", "gain η", "held-out η",
-            "parameters")  # fmt: skip
-    every = [("accepted", one) for one in accepted] + [("refused", one) for one in refused]
-    most = max(
-        (max(abs(v.candidate.expected_decrease) + _error(v.candidate), abs(v.price)) for _, v in every), default=0.0
-    )
-    rows = [
-        (word if not v.reason else f"{word}: {v.reason}", *_about(v.candidate),
-         html.bar(v.candidate.expected_decrease, _error(v.candidate), v.price, most, v.candidate.kind),
-         html.number(v.candidate.expected_decrease), html.number(v.price), html.number(v.margin),
-         html.number(v.candidate.gain), _heldout(v.candidate), f"{v.candidate.parameters:+,}")
-        for word, v in every
-    ]  # fmt: skip
-    return html.table(
-        "its candidates: bar and line are promise and price in nats, by their square roots", head, rows, 5
-    )
-
-
-def _about(one: Candidate) -> tuple[str, str, str]:
-    return html.kind(one.kind), one.place, one.detail
-
-
-def _error(one: Candidate) -> float:
-    """The standard error of a promise, in nats."""
-    return one.held_out_stderr / (2 * one.loss_per_nat)
-
-
-def _heldout(one: Candidate) -> str:
-    return "-" if one.kind == "prune" else f"{html.number(one.held_out_gain)} ± {html.number(one.held_out_stderr, 2)}"
+        return candidates_html(self)

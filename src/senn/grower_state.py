@@ -46,6 +46,8 @@ class GrowerState:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values and tensors."""
+        open_events = [number for number, event in enumerate(self.events) if event.round == self.open_round]
+        last_round = None if self.last_round is None else self.last_round.state()
         return {
             "rounds": self.rounds,
             "samples": self.samples,
@@ -53,9 +55,9 @@ class GrowerState:
             "generator": self.generator,
             "known": {name: asdict(one) for name, one in self.known.items()},
             "events": [event.state() for event in self.events],
-            "open": [number for number, event in enumerate(self.events) if event.round == self.open_round],
+            "open": open_events,
             "rejections": [*self.rejections],
-            "last_round": None if self.last_round is None else self.last_round.state(),
+            "last_round": last_round,
         }
 
     @classmethod

@@ -311,7 +311,15 @@ def schur_complement(A_pp: Tensor, A_cp: Tensor, prediction: Tensor) -> Tensor:
 
 
 def divided(rows: Tensor, moment: Tensor) -> Tensor:
-    """Rows (..., m, p) times the inverse of a symmetric moment (..., p, p), of the rows' shape."""
+    """Multiply rows by the inverse of a symmetric moment.
+
+    Args:
+        rows: (..., m, p).
+        moment: (..., p, p), symmetric.
+
+    Returns:
+        (..., m, p).
+    """
     # one column is the usual case, and a division is far cheaper than a batch of factorizations
     return rows / moment if moment.shape[-1] == 1 else torch.linalg.solve(moment, rows.mT).mT
 
