@@ -95,7 +95,7 @@ class TestMNIST:
 
     @pytest.mark.parametrize("arm", ["natural gradient", "Adam"])
     def test_the_papers_recipe_in_short(self, images, arm):
-        short = {"epochs": 4, "batch_size": 50, "rounds": (0.0, 0.5), "probe": 200}
+        short = {"epochs": 4, "batch_size": 50, "addition_rounds": (0.0, 0.5), "max_scoring_samples": 200}
         full = mnist.FULL
         settings = replace(QUICK, natural=replace(full.natural, **short), adam=replace(full.adam, **short))
         record = mnist.run(arm, 0, mnist.Rows.of(mnist.load("mnist", 28, 300, 100, 0)), settings)

@@ -1,1 +1,1 @@
-"""The paper's figures, each a small file that reads like its section: data, network, run, figure."""
+"""The paper's experiments, one file for each figure: data, network, run, drawing. `senn reproduce` runs them."""

@@ -66,7 +66,15 @@ class BothWays(PricePolicy):
         return (gain - self.confidence * candidate.held_out_stderr) / (2 * candidate.loss_per_nat) - price
 
     def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
-        """The candidate with the largest margin above zero, at a place that has not changed too much already."""
+        """Return the candidate with the largest margin above zero, at a place that has not changed too much already.
+
+        Args:
+            candidates: what is offered.
+            accepted: what was chosen in this round.
+
+        Returns:
+            One of the candidates, or None.
+        """
         places = [c.place for c in accepted]
         best = max((c for c in candidates if places.count(c.place) < self.most), key=self.margin, default=None)
         return best if best is not None and self.margin(best) > 0 else None
@@ -118,11 +126,11 @@ class Settings:
 
     @property
     def steps(self) -> int:
-        """Of all cycles."""
+        """Number of steps of all cycles."""
         return self.cycles * self.cycle
 
     def relative(self, step: int) -> float:
-        """The learning rate of a step as a fraction of its peak."""
+        """Return the learning rate of a step as a fraction of its peak."""
         part = step % self.cycle / self.cycle
         return 0.04 + 9.6 * part if part < 0.1 else 0.5 * (1 + math.cos(math.pi * (part - 0.1) / 0.9))
 
@@ -154,7 +162,13 @@ class Curves:
 
 
 def seen(data: Data, settings: Settings, seed: int) -> Iterator[Pictures]:
-    """Augmented batches of training images, one epoch after another."""
+    """Yield augmented batches of training images, one epoch after another.
+
+    Args:
+        data: the images.
+        settings: sizes of the experiment.
+        seed: decides everything that is drawn.
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
         for pixels, labels in batches(data.train, settings.batch, generator):
@@ -162,7 +176,18 @@ def seen(data: Data, settings: Settings, seed: int) -> Iterator[Pictures]:
 
 
 def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, grow: bool) -> Curves:
-    """Train through all cycles; with `grow`, considering growth and removal at every beat."""
+    """Train through all cycles; with `grow`, score growth and removal at every beat.
+
+    Args:
+        model: the network.
+        data: the images.
+        settings: sizes of the experiment.
+        seed: decides everything that is drawn.
+        grow: True for a network that grows.
+
+    Returns:
+        Curves over the steps.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
@@ -189,7 +214,7 @@ def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, gro
 
 
 def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, curves: Curves) -> None:
-    """One round, on training images as training sees them."""
+    """Score candidates once, on training images as training sees them."""
     drawn = [next(looking) for _ in range(max(settings.looked_at // settings.batch, 1))]
     joined = torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
     events = grower.grow(list(zip(*(torch.split(part, 1024) for part in joined), strict=True)))
@@ -201,7 +226,17 @@ def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, c
 
 
 def run(seed: int, settings: Settings, data_dir: Path | None = None, device: torch.device | str = "cpu") -> Record:
-    """One network that grows, and one of its final size from new random weights, on the same batches."""
+    """Train a network that grows, and one of its final size from new random weights, on the same batches.
+
+    Args:
+        seed: decides everything that is drawn.
+        settings: sizes of the experiment.
+        data_dir: folder of the image sets; None for that in `SENN_DATA`, else they are downloaded.
+        device: where to compute.
+
+    Returns:
+        Accuracies, widths and curves of both.
+    """
     data = load("cifar-10", settings.side, settings.images, settings.validation, seed, data_dir, device)
 
     def build(hidden: Sequence[Sequence[int]]) -> DenseConvNet:
@@ -234,7 +269,11 @@ def run(seed: int, settings: Settings, data_dir: Path | None = None, device: tor
 
 
 def breathing(curves: Curves, settings: Settings) -> dict[str, float]:
-    """How the channels of the first block's last layers follow the learning rate over the last cycles.
+    """Measure how the channels of the first block's last layers follow the learning rate over the last cycles.
+
+    Args:
+        curves: of the network that grew.
+        settings: sizes of the experiment.
 
     Returns:
         their largest correlation with the rate of some steps before, at most a third of a cycle (`correlation`, `lag`
@@ -257,7 +296,18 @@ def breathing(curves: Curves, settings: Settings) -> dict[str, float]:
 def main(
     seeds: int, out: Path, settings: Settings | None = None, *, data_dir: Path | None = None, device: str | None = None
 ) -> list[Record]:
-    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table."""
+    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table.
+
+    Args:
+        seeds: number of seeds: 0, 1, ... are run one after the other.
+        out: folder for the results, which exists.
+        settings: sizes of the experiment; None for those for two cores.
+        data_dir: folder of the image sets; None for that in `SENN_DATA`, else they are downloaded.
+        device: cpu, cuda, ...; None for a GPU where there is one, else the CPU.
+
+    Returns:
+        A record for each seed.
+    """
     settings = settings or Settings()
     place = pick_device(device)
     command = f"senn reproduce cifar-cycles --seeds {seeds}" + " --full" * (settings == FULL)
@@ -278,9 +328,14 @@ STRONG, QUIET = ("#d95f02", "#c2185b", "#7b1fa2", "#ad1457"), ("#1b7837", "#2166
 
 
 def figure(record: Record, settings: Settings, path: Path) -> None:
-    """Widths over one run's steps, the first block's last layers in colour; below, the learning rate and the accuracy.
+    """Draw widths over one run's steps, the first block's last layers in color, and the learning rate and accuracy.
 
     Where the rate is above half its peak the ground is shaded.
+
+    Args:
+        record: of the run.
+        settings: sizes of the experiment.
+        path: of the PNG file.
     """
     canvas = Figure(figsize=(9, 8), layout="constrained")
     FigureCanvasAgg(canvas)

@@ -54,7 +54,7 @@ class Data:
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The device of that name; without one, a GPU where there is one and else the CPU.
+    """Return the device of that name; for None a GPU where there is one, else the CPU.
 
     Raises:
         SennError: there is no such device here.
@@ -121,7 +121,17 @@ def batches(part: Part, size: int, generator: torch.Generator) -> Iterator[tuple
 
 @torch.no_grad()
 def accuracy_and_loss(model: nn.Module, part: Part, standard: ChannelStats, size: int = 500) -> dict[str, float]:
-    """Accuracy and mean cross-entropy in nats, in eval mode, `size` images at a time; the mode is given back."""
+    """Compute accuracy and mean cross-entropy in nats in eval mode; the model's mode is restored.
+
+    Args:
+        model: the network.
+        part: labeled images.
+        standard: mean and deviation of each channel.
+        size: images at a time.
+
+    Returns:
+        `accuracy`, from 0 to 1, and `loss`.
+    """
     training = model.training
     model.eval()
     try:
@@ -133,7 +143,15 @@ def accuracy_and_loss(model: nn.Module, part: Part, standard: ChannelStats, size
 
 
 def one_cycle(progress: float, rise: float = 0.1) -> float:
-    """Learning rate over its peak at a progress in [0, 1]: a cosine up from 1/25 until `rise`, and one down to zero."""
+    """Return the learning rate over its peak: a cosine up from 1/25, then one down to zero.
+
+    Args:
+        progress: of the training, in [0, 1].
+        rise: progress at which the peak is reached.
+
+    Returns:
+        A factor in [0, 1].
+    """
     if progress < rise:
         return 1 / 25 + (1 - 1 / 25) * (0.5 - 0.5 * math.cos(math.pi * progress / rise))
     return 0.5 + 0.5 * math.cos(math.pi * (progress - rise) / (1 - rise))

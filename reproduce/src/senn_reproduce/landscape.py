@@ -50,12 +50,17 @@ class Moment:
 
     @property
     def units(self) -> int:
-        """Number of neurons."""
+        """Number of neurons in the network."""
         return self.model.hidden[0]
 
 
 def landscape(moment: Moment, data: Data, size: int = 72) -> tuple[Tensor, Tensor, Tensor]:
-    """Delta eta' / eta_c of a neuron sigma((x - location) / scale), the best of some shapes (v, c, l).
+    """Compute Delta eta' / eta_c of a neuron sigma((x - location) / scale), the best of some shapes (v, c, l).
+
+    Args:
+        moment: a network and what is measured of it.
+        data: the images.
+        size: points of each axis.
 
     Returns:
         Locations (size,), scales (size,), score (scales, locations).
@@ -87,7 +92,15 @@ def _features(u: Tensor) -> Tensor:
 
 
 def figure(shown: Sequence[Moment], data: Data, target: nn.Module, tau: float, path: Path) -> None:
-    """Fits above, landscapes below, one column for each moment."""
+    """Draw fits above, landscapes below, one column for each moment.
+
+    Args:
+        shown: the moments.
+        data: the images.
+        target: the function to fit.
+        tau: score at which a neuron is added.
+        path: of the PNG file.
+    """
     canvas = Figure(figsize=(3.1 * len(shown) + 0.8, 5.6), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(2, len(shown), sharex=True, sharey="row", squeeze=False, height_ratios=[1, 1.1])
@@ -124,7 +137,7 @@ def _fit(axes: Axes, moment: Moment, data: Data, target: nn.Module) -> None:
 
 
 def _places(model: MLP) -> list[float]:
-    """Where each neuron's nonlinearity is centred."""
+    """List where each neuron's nonlinearity is centered."""
     first = model.body[0]
     assert isinstance(first, nn.Linear)
     places: list[float] = (-first.bias / first.weight[:, 0]).tolist()

@@ -66,7 +66,7 @@ class Settings:
         adam: the same with Adam.
         images: to train on; None for all that are not held out.
         held_out: images for the validation accuracy.
-        looks: how often it is taken, more densely early on, beside twice a round of growth.
+        looks: how often it is taken, more densely early on, besides twice a round of growth.
     """
 
     natural: TrainConfig = NATURAL
@@ -82,7 +82,7 @@ FULL = Settings(natural=PAPER, adam=replace(PAPER, optimizer="adam", lr=2e-3, we
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The parts of a set as rows of standardised pixels (n, 784) and labels (n,)."""
+    """The parts of a set as rows of standardized pixels (n, 784) and labels (n,)."""
 
     train: tuple[Tensor, Tensor]
     validation: tuple[Tensor, Tensor]
@@ -90,7 +90,7 @@ class Rows:
 
     @classmethod
     def of(cls, data: Data) -> Rows:
-        """Of images."""
+        """Build the rows of an image set."""
         parts = (data.train, data.validation, data.test)
         train, validation, test = ((data.standard(part.pixels).flatten(1), part.labels) for part in parts)
         return cls(train, validation, test)
@@ -113,13 +113,19 @@ class Course:
     growths: list[Record] = field(default_factory=list)
 
     def look(self, step: int, accuracy: float, units: int) -> None:
-        """Note a look."""
+        """Note accuracy and size at a step.
+
+        Args:
+            step: of the training.
+            accuracy: on the validation images, from 0 to 1.
+            units: hidden ones.
+        """
         self.steps.append(step)
         self.accuracy.append(round(accuracy, 5))
         self.units.append(units)
 
     def largest(self) -> dict[str, float]:
-        """The largest changes, either way, at rounds that only added."""
+        """Return the largest changes, either way, at rounds that only added."""
         added = [growth for growth in self.growths if growth["kind"] != "prune"]
         return {
             name: max((abs(growth[name]) for growth in added), default=0.0)
@@ -128,7 +134,17 @@ class Course:
 
 
 def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
-    """Train and grow one net; the seed decides its start, the batches and all proposals."""
+    """Train and grow one net.
+
+    Args:
+        arm: its optimizer.
+        seed: decides its start, the batches and all candidates.
+        rows: images as rows.
+        settings: sizes of the experiment.
+
+    Returns:
+        A record of the run.
+    """
     recipe_name, moves = ARMS[arm]
     recipe: TrainConfig = replace(getattr(settings, recipe_name), moves=moves, seed=seed)
     x, y = rows.train
@@ -178,7 +194,15 @@ def _growth(event: GrowthEvent, step: int, accuracy_change: float) -> Record:
 
 @torch.no_grad()
 def judge(model: nn.Module, part: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Accuracy and cross-entropy on images (n, 784) and labels (n,)."""
+    """Compute accuracy and cross-entropy.
+
+    Args:
+        model: the network.
+        part: images (n, 784) and labels (n,).
+
+    Returns:
+        `accuracy`, from 0 to 1, and `loss`, in nats.
+    """
     logits = model(part[0])
     return {
         "accuracy": float((logits.argmax(1) == part[1]).double().mean()),
@@ -194,7 +218,18 @@ def main(
     data_dir: Path | None = None,
     device: str | None = None,
 ) -> list[Record]:
-    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table for each arm."""
+    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table.
+
+    Args:
+        seeds: number of seeds: 0, 1, ... are run one after the other.
+        out: folder for the results, which exists.
+        settings: sizes of the experiment; None for those for two cores.
+        data_dir: folder of the image sets; None for that in `SENN_DATA`, else they are downloaded.
+        device: cpu, cuda, ...; None for a GPU where there is one, else the CPU.
+
+    Returns:
+        A record for each run.
+    """
     place = pick_device(device)
     settings = settings or Settings()
     records = []
@@ -221,7 +256,12 @@ BLUE, ORANGE = "#1f77b4", "#e6741d"
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
-    """Hidden units and validation accuracy over the steps, all seeds; natural gradient beside Adam."""
+    """Draw hidden units and validation accuracy over the steps, all seeds; natural gradient next to Adam.
+
+    Args:
+        records: one for each run.
+        path: of the PNG file.
+    """
     canvas = Figure(figsize=(10.5, 6.6), layout="constrained")
     FigureCanvasAgg(canvas)
     panels = canvas.subplots(2, 2, sharex="col", sharey="row")
@@ -269,7 +309,13 @@ def _draw(upper: Axes, lower: Axes, record: Record, color: str, label: str | Non
 
 
 def accuracy_axis(axes: Axes, label: str, ticks: Sequence[float]) -> None:
-    """A vertical axis on which 90 and 99 % are as far apart as 50 and 90 %."""
+    """Scale a vertical axis so that 90 and 99 % are as far apart as 50 and 90 %.
+
+    Args:
+        axes: to scale.
+        label: of the axis.
+        ticks: accuracies from 0 to 1.
+    """
     axes.set_yscale("logit")
     axes.autoscale()
     limits = axes.get_ylim()

@@ -1,4 +1,4 @@
-"""Figure 4 right: the more images of MNIST, the larger the net that grows, beside nets of fixed sizes.
+"""Figure 4 right: the more images of MNIST, the larger the net that grows, next to nets of fixed sizes.
 
 A net with ten hidden units grows on N images a class, by the recipe of `senn.training` for tables; nets of fixed sizes
 are trained by the same recipe, numbers of steps and rates included. A tenth of the images is held out of training for
@@ -60,14 +60,24 @@ FULL = Settings(recipe=replace(PAPER, moves=WIDTH))
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Rows (n, 784) of standardised pixels with their labels (n,), to train on and to test with."""
+    """Rows (n, 784) of standardized pixels with their labels (n,), to train on and to test with."""
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, whole: ImageSet, images: int, seed: int, device: torch.device) -> Sample:
-        """N images a class, drawn by the seed; a smaller N has a part of a larger one's."""
+        """Draw N images of each class by the seed; a smaller N has a part of a larger one's.
+
+        Args:
+            whole: the set.
+            images: N.
+            seed: decides everything that is drawn.
+            device: where to compute.
+
+        Returns:
+            The images, on the device.
+        """
         count = CLASSES * images
         if count > len(whole.train):
             raise SennError(f"{count:,} images of {whole.name} are asked for, and there are {len(whole.train):,}")
@@ -79,7 +89,18 @@ class Sample:
 
 
 def run(net: str, images: int, seed: int, sample: Sample, settings: Settings) -> Record:
-    """Train one net: `grown`, or a fixed one called by its number of hidden units."""
+    """Train one net.
+
+    Args:
+        net: `grown`, or the number of hidden units of a fixed one.
+        images: number of training images of each class.
+        seed: decides everything that is drawn.
+        sample: the images.
+        settings: sizes of the experiment.
+
+    Returns:
+        A record of the run.
+    """
     recipe = replace(settings.recipe, seed=seed)
     if net != GROWN:
         recipe = replace(recipe, hidden=(int(net),), grow=False)
@@ -99,7 +120,18 @@ def main(
     data_dir: Path | None = None,
     device: str | None = None,
 ) -> list[Record]:
-    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table."""
+    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table.
+
+    Args:
+        seeds: number of seeds: 0, 1, ... are run one after the other.
+        out: folder for the results, which exists.
+        settings: sizes of the experiment; None for those for two cores.
+        data_dir: folder of the image sets; None for that in `SENN_DATA`, else they are downloaded.
+        device: cpu, cuda, ...; None for a GPU where there is one, else the CPU.
+
+    Returns:
+        A record for each run.
+    """
     place = pick_device(device)
     settings = settings or Settings()
     whole = load_images("mnist", data_dir)
@@ -125,7 +157,15 @@ def main(
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's: the correlation of ranks, equal values sharing theirs; 0 where one of them doesn't vary."""
+    """Compute Spearman's correlation of ranks; equal values share theirs.
+
+    Args:
+        first: values.
+        second: as many others.
+
+    Returns:
+        From -1 to 1; 0 where one of them doesn't vary.
+    """
 
     def communicator(values: Sequence[float]) -> list[float]:
         return [sum(v < u for v in values) + sum(v == u for v in values) / 2 for u in values]
@@ -136,9 +176,9 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def compare(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """For each N the grown net beside the best fixed net: by mean validation accuracy, and by mean test accuracy.
+    """Compare, for each N, the grown net with the best fixed one: by mean validation and by mean test accuracy.
 
-    The second choice is made on the test images and favours the fixed net. Differences of the test accuracy are grown
+    The second choice is made on the test images and favors the fixed net. Differences of the test accuracy are grown
     less fixed, paired by seed, with their standard error.
     """
     lines = []
@@ -161,7 +201,15 @@ def compare(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def accuracies(records: Sequence[Record], images: int) -> dict[str, dict[str, list[float]]]:
-    """At that N, by net and part, the accuracies in the order of the records."""
+    """Collect the accuracies at one N.
+
+    Args:
+        records: one for each run.
+        images: N.
+
+    Returns:
+        By net and part, in the order of the records.
+    """
     nets: dict[str, dict[str, list[float]]] = {}
     for record in records:
         if record["images"] == images:
@@ -190,7 +238,12 @@ TICKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.94, 0.95
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
-    """The size that grew over the number of images, and its accuracy among those of fixed sizes."""
+    """Draw the size that grew over the number of images, and its accuracy among those of fixed sizes.
+
+    Args:
+        records: one for each run.
+        path: of the PNG file.
+    """
     canvas = Figure(figsize=(11, 4.8), layout="constrained")
     FigureCanvasAgg(canvas)
     left, right = canvas.subplots(1, 2)

@@ -79,7 +79,15 @@ class Run:
 
 
 def moons(samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Points (samples, 2) and their classes (samples,)."""
+    """Draw points on two half-moons.
+
+    Args:
+        samples: how many.
+        seed: decides everything that is drawn.
+
+    Returns:
+        Points (samples, 2) and their classes (samples,).
+    """
     x, y = make_moons(samples, noise=NOISE, random_state=seed)
     return torch.tensor(x, dtype=torch.float32), torch.tensor(y)
 
@@ -153,7 +161,16 @@ def _judge(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def main(seeds: int, out: Path, settings: Settings | None = None) -> list[Record]:
-    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table."""
+    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table.
+
+    Args:
+        seeds: number of seeds: 0, 1, ... are run one after the other.
+        out: folder for the results, which exists.
+        settings: sizes of the experiment; None for those for two cores.
+
+    Returns:
+        A record for each seed.
+    """
     settings = settings or Settings()
     shown = run(0, settings, watch=WATCH)
     runs = [shown.record, *(run(seed, settings).record for seed in range(1, seeds))]
@@ -167,7 +184,13 @@ def main(seeds: int, out: Path, settings: Settings | None = None) -> list[Record
 
 
 def figure(shown: Run, settings: Settings, path: Path) -> None:
-    """Score of a further layer over the steps; above it, the decision boundary at the end of each phase."""
+    """Draw the score of a further layer over the steps, and the decision boundary at the end of each phase.
+
+    Args:
+        shown: the run.
+        settings: sizes of the experiment.
+        path: of the PNG file.
+    """
     phases = len(shown.phases)
     canvas = Figure(figsize=(max(2.3 * phases, 7.5), 5.6), layout="constrained")
     FigureCanvasAgg(canvas)

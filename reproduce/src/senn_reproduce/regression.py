@@ -93,7 +93,15 @@ def random_network(generator: torch.Generator) -> MLP:
 
 
 def run(seed: int, settings: Settings) -> Run:
-    """Train and grow one network; the seed decides the target, the samples, the start and all proposals."""
+    """Train and grow one network.
+
+    Args:
+        seed: decides the target, the samples, the start and all candidates.
+        settings: sizes of the experiment.
+
+    Returns:
+        What was recorded.
+    """
     generator = torch.Generator().manual_seed(seed)
     target = random_network(generator)
     inputs = torch.randn(TRAIN + TEST, 1, generator=generator)
@@ -141,7 +149,7 @@ def _error(model: nn.Module, target: nn.Module, x: Tensor) -> float:
 
 
 def _moment(step: int, model: MLP, grower: Grower, added: MLP | None = None) -> Moment:
-    """The network with the candidates of the last consideration, and those of them that it took."""
+    """Return the network with the candidates of the last round, and those of them that it took."""
     (move,) = grower.candidate_set.widen.values()
     names = sorted(move.values)
     weight, bias = (next(move.values[n] for n in names if n.endswith(end)) for end in (".weight", ".bias"))
@@ -155,14 +163,23 @@ def _moment(step: int, model: MLP, grower: Grower, added: MLP | None = None) -> 
 
 
 def shown(moments: Sequence[Moment]) -> list[Moment]:
-    """What figure 2 shows: before and after the fourth neuron, before the fifth, and the end."""
+    """Pick what figure 2 shows: before and after the fourth neuron, before the fifth, and the end."""
     before = [i for i, m in enumerate(moments) if bool(m.taken.any()) and m.units < 4 <= moments[i + 1].units]
     chosen = range(before[0], min(before[0] + 3, len(moments) - 1)) if before else []
     return [*(moments[i] for i in chosen if moments[i].units <= 4), moments[-1]]
 
 
 def main(seeds: int, out: Path, settings: Settings | None = None) -> list[Record]:
-    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table."""
+    """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table.
+
+    Args:
+        seeds: number of seeds: 0, 1, ... are run one after the other.
+        out: folder for the results, which exists.
+        settings: sizes of the experiment; None for those for two cores.
+
+    Returns:
+        A record for each seed.
+    """
     settings = settings or Settings()
     runs = [run(seed, settings) for seed in range(seeds)]
     records = [each.record for each in runs]

@@ -28,7 +28,7 @@ def write_results(runs: Sequence[Record], path: Path, command: str, *, arms: boo
 
 
 def by_arm(runs: Sequence[Record]) -> dict[str, list[Record]]:
-    """The runs of each arm."""
+    """Sort the runs by their arm."""
     arms: dict[str, list[Record]] = {}
     for run in runs:
         arms.setdefault(run["arm"], []).append(run)
@@ -47,7 +47,7 @@ def _means(runs: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 
 def figures(run: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record, those one level deep under `outer.inner`."""
+    """Return the numbers of a record, those one level deep under `outer.inner`."""
     flat = {}
     for name, value in run.items():
         inner = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}

@@ -112,14 +112,32 @@ class Trace:
 
 
 def fresh(hidden: Sequence[Sequence[int]], classes: int, seed: int, device: torch.device) -> DenseConvNet:
-    """A net for colour images with random weights of its own; the global random state is left alone."""
+    """Make a net for color images with random weights; the global random state is left alone.
+
+    Args:
+        hidden: channels of the layers of each block.
+        classes: number of classes.
+        seed: decides the weights.
+        device: where to compute.
+
+    Returns:
+        The net, on the device.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DenseConvNet(3, hidden, classes).to(device)
 
 
 def transferred(model: DenseConvNet, classes: int) -> DenseConvNet:
-    """A copy of a net with a head of zeros for other classes."""
+    """Copy a net, with a head of zeros for other classes.
+
+    Args:
+        model: the network.
+        classes: number of classes.
+
+    Returns:
+        The copy.
+    """
     model = copy.deepcopy(model)
     head = model.head.weight
     model.head = nn.Linear(head.shape[1], classes, bias=False, device="meta").to_empty(device=head.device)
@@ -133,7 +151,7 @@ def widths(model: DenseConvNet) -> list[int]:
 
 
 def size(model: nn.Module) -> int:
-    """Number of parameters."""
+    """Return the number of a model's parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -141,7 +159,19 @@ def size(model: nn.Module) -> int:
 
 
 def fit(model: DenseConvNet, data: Data, epochs: int, seed: int, settings: Settings, grow: bool = False) -> Trace:
-    """Train a net with AdamW and one cycle, growing or not; the seed decides batches, augmentation and proposals."""
+    """Train a net with AdamW and one cycle of the learning rate.
+
+    Args:
+        model: the network.
+        data: the images.
+        epochs: passes over the images.
+        seed: decides batches, augmentation and candidates.
+        settings: sizes of the experiment.
+        grow: True for a net that grows.
+
+    Returns:
+        Curves over the steps.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * (len(data.train) // min(settings.batch_size, len(data.train)))
@@ -284,7 +314,7 @@ def _record(
 
 
 def _setting(settings: Settings, source: Data, target: Data) -> str:
-    """The size of the experiment in words."""
+    """Describe the size of the experiment in words."""
     hidden = ", ".join("-".join(map(str, block)) for block in settings.hidden)
     return (
         f"Blocks of dense convolutions of {hidden} channels; {settings.side} x {settings.side} pixels; "

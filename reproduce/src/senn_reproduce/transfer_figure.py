@@ -27,6 +27,10 @@ def figure(records: Records, path: Path) -> None:
     afterwards, rounds that added units marked; channels of each layer of the nets that grew. Thick lines are means over
     the seeds, shades reach from the smallest to the largest, thin lines are single seeds. The last two panels give
     early steps more room.
+
+    Args:
+        records: one for each run.
+        path: of the PNG file.
     """
     canvas = Figure(figsize=(13.5, 4.7), layout="constrained")
     FigureCanvasAgg(canvas)
@@ -112,13 +116,13 @@ def _widths(axes: Axes, records: Records) -> None:
 
 
 def _at(record: Mapping[str, Any], step: int) -> Sequence[int]:
-    """Widths after that step."""
+    """Return the widths after a step."""
     found: Sequence[int] = [widths for at, widths in record["widths"] if at <= step][-1]
     return found
 
 
 def _label_ends(axes: Axes, ends: Sequence[float], names: Sequence[str], colors: Any) -> None:
-    """Names beside the ends of lines, far enough apart to be read."""
+    """Write names next to the ends of lines, far enough apart to be read."""
     low, high = axes.get_ylim()
     gap = (high - low) / 18
     places: dict[int, float] = {}

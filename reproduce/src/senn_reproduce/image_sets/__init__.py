@@ -1,4 +1,4 @@
-"""Public sets of labelled images: found in a folder or downloaded, checked, decoded once, memory-mapped."""
+"""Public sets of labeled images: found in a folder or downloaded, checked, decoded once, memory-mapped."""
 
 from senn_reproduce.image_sets.sources import SOURCES, load_images
 

@@ -29,6 +29,10 @@ _CIFAR = {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("
 def check_names(path: Path, names: list[str]) -> None:
     """Refuse an archive with entries that would lie outside it, or two of one name.
 
+    Args:
+        path: of the archive.
+        names: of its entries.
+
     Raises:
         SennError: naming the first such entry.
     """
@@ -42,7 +46,14 @@ def check_names(path: Path, names: list[str]) -> None:
 
 
 def read_cifar_binary(files: dict[str, tuple[Path, ...]], expected: Expected) -> ImageSet:
-    """CIFAR-10 in its binary version, `cifar-10-binary.tar.gz`: records of a label and three planes of bytes.
+    """Read CIFAR-10 in its binary version, `cifar-10-binary.tar.gz`: records of a label and three planes of bytes.
+
+    Args:
+        files: paths of the files by role.
+        expected: what the set must hold.
+
+    Returns:
+        The set.
 
     Raises:
         SennError: if the file can't be read or holds anything else than what is expected.
@@ -88,7 +99,7 @@ class _Zip:
         self._info = {info.filename.removeprefix(f"{self._root}/"): info for info in archive.infolist()}
 
     def read(self, name: str) -> bytes:
-        """The bytes of an entry."""
+        """Read the bytes of an entry."""
         info = self._info.get(name)
         if info is None:
             raise SennError(f"{str(self.path)!r} has no entry {self._root}/{name}")
@@ -100,7 +111,7 @@ class _Zip:
         return self._archive.read(info)
 
     def lines(self, name: str) -> list[list[str]]:
-        """The lines of a text, cut at tabs."""
+        """Read the lines of a text, cut at tabs."""
         return [line.split("\t") for line in self.read(name).decode().splitlines() if line.strip()]
 
     def images(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -115,9 +126,16 @@ class _Zip:
 
 
 def read_tiny_imagenet(files: dict[str, tuple[Path, ...]], expected: Expected) -> ImageSet:
-    """The expected classes of Tiny-ImageNet, from a zip of all 200 or of fewer.
+    """Read the expected classes of Tiny-ImageNet, from a zip of all 200 or of fewer.
 
     `expected.classes` are WordNet ids; the set's are words. Training images come class by class.
+
+    Args:
+        files: paths of the files by role.
+        expected: what the set must hold.
+
+    Returns:
+        The set.
 
     Raises:
         SennError: if the file can't be read or holds anything else than what is expected.
@@ -142,7 +160,14 @@ def read_tiny_imagenet(files: dict[str, tuple[Path, ...]], expected: Expected) -
 
 
 def read_idx_set(files: dict[str, tuple[Path, ...]], expected: Expected) -> ImageSet:
-    """The set in four IDX files.
+    """Read a set in four IDX files.
+
+    Args:
+        files: paths of the files by role.
+        expected: what the set must hold.
+
+    Returns:
+        The set.
 
     Raises:
         SennError: if a file can't be read or holds anything else than what is expected.

@@ -26,7 +26,7 @@ _ABANDONED = 3600  # seconds after which what another run was writing isn't bein
 
 
 def cache_folder() -> Path:
-    """The folder for decoded and downloaded sets: `SENN_CACHE`, or the platform's own for a user's caches.
+    """Return the folder for decoded and downloaded sets: `SENN_CACHE`, or the platform's own for a user's caches.
 
     Raises:
         SennError: if there is neither.
@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 
 
 def cached(folder: Path, name: str, files: Sequence[Path], make: Callable[[], ImageSet]) -> ImageSet:
-    """The set that `make` reads from files, from the cache if it is there, memory-mapped and read-only.
+    """Return the set that `make` reads from files, from the cache if it is there; memory-mapped and read-only.
 
     An entry belongs to the paths of the files, and holds for their sizes and times; its arrays must have the sums
     that were noted when they were written. Any other entry is replaced.
@@ -78,7 +78,7 @@ def cached(folder: Path, name: str, files: Sequence[Path], make: Callable[[], Im
 
 
 def _open(entry: Path, key: list[Any]) -> ImageSet | None:
-    """The set of an entry; None if it isn't there, stale or damaged."""
+    """Open the set of an entry; None if it isn't there, stale or damaged."""
     try:
         index = json.loads((entry / _INDEX).read_text())
         if index["key"] != key:
@@ -105,7 +105,7 @@ def _sum(path: Path) -> str:
 
 
 def _write(entry: Path, key: list[Any], made: ImageSet) -> None:
-    """Each file under a new name, then renamed; the index last, so that a run that stops leaves no false entry."""
+    """Write each file under a new name, then rename it; the index last, so that no entry is incomplete."""
     entry.mkdir(parents=True, exist_ok=True)
     for left in entry.glob(f"{_NEW}*"):
         if time.time() - left.stat().st_mtime > _ABANDONED:

@@ -100,7 +100,7 @@ SOURCES: dict[str, Source] = {
 def load_images(
     source: str | Source, data_dir: str | Path | None = None, cache_dir: str | Path | None = None
 ) -> ImageSet:
-    """A set of labelled images, checked, decoded once, and memory-mapped from the cache (its arrays are read-only).
+    """Load a set of labeled images: checked, decoded once, memory-mapped from the cache (its arrays are read-only).
 
     Args:
         source: "mnist" (28 x 28 x 1), "cifar-10" (32 x 32 x 3) or "tiny-imagenet" (64 x 64 x 3, 50 classes), or
@@ -146,7 +146,7 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _find(source: Source, folder: Path) -> tuple[Form, Files]:
-    """The first form of which all files are in the folder, and these."""
+    """Find the first form of which all files are in the folder, and these."""
     listed = _listed(folder)
     lacking: list[list[str]] = []
     for form in source.forms:
