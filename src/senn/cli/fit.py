@@ -20,7 +20,8 @@ from senn.checkpoint import DESCRIPTION, WEIGHTS, save
 from senn.cli.checkpointing import FolderCheckpointer
 from senn.cli.fit_arguments import FitArguments
 from senn.cli.fit_images import prepare_images
-from senn.cli.fit_table import Prepared, prepare
+from senn.cli.fit_table import prepare
+from senn.cli.prepared_data import Prepared
 from senn.cli.signals import Signals
 from senn.cli.watch import watching
 from senn.cli.workers import WorkerCheckpointer, processes, shared_state

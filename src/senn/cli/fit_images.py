@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from senn.cli.fit_table import (
+from senn.cli.metrics import probabilities
+from senn.cli.prepared_data import (
     FEWEST_ROWS,
     check_start,
     checksum_of,
@@ -23,7 +24,6 @@ from senn.cli.fit_table import (
     recipe_fields,
     refuse_options,
 )
-from senn.cli.metrics import probabilities
 from senn.data import split
 from senn.data.images import Collection, ImageEncoder, Images, collect, planes
 from senn.errors import SennError

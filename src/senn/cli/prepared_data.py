@@ -1,0 +1,197 @@
+"""Share what tables and images have in common on their way into `senn fit`: options, checks, plan, checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from senn.errors import SennError
+from senn.policies import PaperPolicy, Policy, PricePolicy
+from senn.runs import FitOptions
+from senn.runs.fit_options import DEFAULTS, option_name
+from senn.training import Callback, Task, TrainConfig, TrainResult
+from senn.training.batches import validation_split
+from senn.training.builders import build_optimizer, loss_function, resolve_policy
+from senn.training.run_state import Checkpointer
+from senn.training.train_result import count_parameters
+
+FEWEST_ROWS = 8
+"""Least rows of a table, and least images: below it neither the test nor the validation part means anything."""
+
+
+class Prepared(Protocol):
+    """Data ready for training, whether a table or images."""
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """Training configuration of the run."""
+
+    @property
+    def name(self) -> str:
+        """Short name of the data, after which the run's folder is called."""
+
+    @property
+    def task(self) -> Task:
+        """Task that the network learns."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on the data for the user, one sentence each."""
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """Widths of the hidden layers before training."""
+
+    def line(self) -> str:
+        """Describe the data in one line."""
+
+    def details(self) -> list[str]:
+        """Describe the data in more lines, for a dry run."""
+
+    def summary(self) -> dict[str, Any]:
+        """Describe the data and their encoding as a JSON-able record, for `results.json`."""
+
+    def plan(self) -> dict[str, Any]:
+        """Describe the start of training and the price of growth there, JSON-able."""
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
+
+    def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
+        """Train a network.
+
+        Args:
+            callbacks: that hear of every record.
+            checkpointer: keeps the run's state, and has the state to resume from; None to keep nothing.
+        """
+
+    def test(self, model: nn.Module) -> dict[str, float | None]:
+        """Score a network on the test part.
+
+        Returns:
+            Scores by name; None for one that isn't finite.
+        """
+
+    def record(self) -> dict[str, Any]:
+        """Return what `senn predict` needs besides the network, JSON-able."""
+
+
+def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
+    """Return the SHA-256 of a record and of arrays, with their dtypes and shapes.
+
+    Args:
+        record: JSON-able; the order of its keys doesn't count.
+        *arrays: in this order.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for array in arrays:
+        content = np.ascontiguousarray(array)
+        total.update(f"{content.dtype} {content.shape}".encode())
+        total.update(content.data if content.size else b"")
+    return total.hexdigest()
+
+
+def planned(model: nn.Module, recipe: TrainConfig, hidden: Sequence[int], y: Tensor, unit: int) -> dict[str, Any]:
+    """Describe the start of training and the price of growth there, JSON-able.
+
+    Args:
+        model: network before training.
+        recipe: training configuration.
+        hidden: widths of the hidden layers.
+        y: (rows,) or (rows, 1) targets of all rows but those for the test.
+        unit: number of parameters of one more unit.
+
+    Returns:
+        Counts of rows, steps and parameters, names of the choices, and `price_per_unit` in nats per sample.
+    """
+    # The same draws as training makes, so that the plan names the very rows that a run would hold out.
+    generator = torch.Generator().manual_seed(recipe.seed)
+    fitted, validation = validation_split(y, recipe.validation_fraction, generator, minimum=recipe.min_validation)
+    plan = recipe.plan(len(fitted))
+    return {
+        "fitted_rows": len(fitted),
+        "validation_rows": len(validation),
+        "optimizer": recipe.optimizer,
+        "policy": type(recipe.policy).__name__,
+        "architecture": list(hidden),
+        "parameters": count_parameters(model),
+        "epochs": plan.epochs,
+        "steps": plan.steps,
+        "growth_until_step": plan.growth_end,
+        "parameters_per_unit": unit,
+        "price_per_unit": resolve_policy(recipe.policy).price(unit, len(fitted)),
+    }
+
+
+def refuse_options(options: FitOptions, names: Sequence[str], reason: str) -> None:
+    """Refuse options that are meant for another kind of data.
+
+    Args:
+        options: of the run.
+        names: fields of the options that have no meaning here.
+        reason: end of the sentence, in which `{data}` stands for the data.
+
+    Raises:
+        SennError: naming the first of these options that isn't at its default.
+    """
+    record = options.to_dict()
+    for name in names:
+        if record[name] != DEFAULTS[name]:
+            raise SennError(f"{option_name(name)} is for {reason.format(data=repr(options.data))}")
+
+
+def recipe_fields(options: FitOptions) -> dict[str, Any]:
+    """Return the fields of a recipe that the options set."""
+    record = options.to_dict()
+    names = ("seed", "optimizer", "epochs", "max_params")
+    return {name: record[name] for name in names if record[name] is not None}
+
+
+def check_start(model: nn.Module, recipe: TrainConfig, task: Task) -> None:
+    """Refuse an unknown optimizer, and a budget that the network exceeds before training.
+
+    Args:
+        model: network before training.
+        recipe: training configuration.
+        task: that the network learns.
+
+    Raises:
+        SennError: naming the optimizer or the budget.
+    """
+    build_optimizer(model, recipe, loss_function(task))
+    smallest = count_parameters(model)
+    if recipe.max_params is not None and recipe.max_params < smallest:
+        raise SennError(f"--max-params {recipe.max_params:,} is less than the {smallest:,} of the network at the start")
+
+
+def chosen_policy(options: FitOptions, prices: PricePolicy | None = None) -> Policy:
+    """Build the growth policy that the options name.
+
+    Args:
+        options: of the run.
+        prices: price policy to start from; None for the default.
+
+    Raises:
+        SennError: an option belongs to the other policy.
+    """
+    if options.policy != "price" and options.kappa is not None:
+        raise SennError("--kappa belongs to --policy price")
+    for name, value in (("--tau", options.tau), ("--alpha", options.alpha)):
+        if options.policy != "paper" and value is not None:
+            raise SennError(f"{name} belongs to --policy paper")
+    if options.policy == "paper":
+        given = {"tau": options.tau, "alpha": options.alpha}
+        return PaperPolicy(**{name: value for name, value in given.items() if value is not None})
+    prices = prices or PricePolicy()
+    return prices if options.kappa is None else replace(prices, kappa=options.kappa)
