@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 
 from senn.checkpoint import ModuleSnapshot, describe_shapes, optimizer_param_names, rebind_optimizer, resize_like
 from senn.errors import SennError
+from senn.integrations import _lightning_parts as parts
 from senn.integrations.loop_checks import check_single, refuse_strategy
 from senn.pytree import Output
 from senn.training.callbacks import Callback as Listener
@@ -132,7 +132,7 @@ class SelfExpansion(pl.Callback):
         """
         _check_strategy(trainer.strategy)
         check_single(trainer.callbacks, SelfExpansion)  # type: ignore[attr-defined]
-        grown = _submodule(pl_module, self.model)
+        grown = parts.submodule(pl_module, self.model)
         self._optimizer_names = self._state = None
         if not self._snapshots or self._snapshots[0].model is not grown:
             self._snapshots = [ModuleSnapshot(grown)]
@@ -172,19 +172,19 @@ class SelfExpansion(pl.Callback):
         Raises:
             SennError: the parameters aren't held by exactly one optimizer, or the state isn't that of a session.
         """
-        model = _submodule(pl_module, self.model)
+        model = parts.submodule(pl_module, self.model)
         for copy in self._averages(trainer, pl_module):
             self._snapshot_of(copy)
         loggers: list[LoggerCallback] = []
         if self.log and trainer.loggers:
-            loggers.append(LoggerCallback(trainer.loggers, image=_has_matplotlib()))
+            loggers.append(LoggerCallback(trainer.loggers, image=importlib.util.find_spec("matplotlib") is not None))
         self.session.callbacks = [*self._callbacks, *loggers]
         self.session.epoch = trainer.current_epoch + 1
         self.session.start(
             model,
-            _optimizer_of(model, trainer),
+            parts.optimizer_of(model, trainer.optimizers),
             steps=trainer.estimated_stepping_batches,
-            samples=_number_of_samples(trainer),
+            samples=parts.number_of_samples(trainer.train_dataloader),
             averages=lambda: self._averages(trainer, pl_module),
             wrapper=lambda: trainer.strategy.model,
             state=self._state,
@@ -263,7 +263,7 @@ class SelfExpansion(pl.Callback):
         """
         checkpoint[KEY] = {
             "model": self.model,
-            "sizes": describe_shapes(_submodule(pl_module, self.model)),
+            "sizes": describe_shapes(parts.submodule(pl_module, self.model)),
             "optimizers": [optimizer_param_names(optimizer, pl_module) for optimizer in trainer.optimizers],
         }
 
@@ -283,7 +283,7 @@ class SelfExpansion(pl.Callback):
             return
         if saved["model"] != self.model:
             raise SennError(f"the checkpoint is of a run that grew model={saved['model']!r}, not {self.model!r}")
-        for model in [_submodule(pl_module, self.model), *self._averages(trainer, pl_module)]:
+        for model in [parts.submodule(pl_module, self.model), *self._averages(trainer, pl_module)]:
             resize_like(model, saved["sizes"], self._snapshot_of(model))
         self._optimizer_names = saved["optimizers"]
 
@@ -296,22 +296,7 @@ class SelfExpansion(pl.Callback):
         return self._snapshots[-1]
 
     def _averages(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.Module]:
-        """Return the averages of what grows that callbacks and the module keep."""
-        averages: list[nn.Module] = []
-        # Callbacks for averages have no common interface: they keep a copy of the module in some attribute.
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            for value in vars(callback).values():
-                kept = value.module if isinstance(value, AveragedModel) else value
-                if type(kept) is type(pl_module) and kept is not pl_module:
-                    averages.append(_submodule(kept, self.model))
-        grown = _submodule(pl_module, self.model)
-        for name, one in pl_module.named_modules():
-            if isinstance(one, AveragedModel):
-                if grown is pl_module:
-                    raise SennError(f"the module keeps the average {name!r} of a part of it: name that by model=...")
-                if type(one.module) is type(grown):
-                    averages.append(one.module)
-        return averages
+        return parts.averages(trainer.callbacks, pl_module, self.model)  # type: ignore[attr-defined]
 
 
 def load_from_checkpoint(path: str | Path, module: pl.LightningModule, *, weights_only: bool = True) -> Any:
@@ -334,17 +319,10 @@ def load_from_checkpoint(path: str | Path, module: pl.LightningModule, *, weight
         raise SennError(
             f"{str(path)!r} holds no sizes: it wasn't written with senn.integrations.lightning.SelfExpansion"
         )
-    resize_like(_submodule(module, saved["model"]), saved["sizes"])
+    resize_like(parts.submodule(module, saved["model"]), saved["sizes"])
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     return module
-
-
-def _submodule(module: nn.Module, name: str | None) -> nn.Module:
-    try:
-        return module if name is None else module.get_submodule(name)
-    except AttributeError as error:
-        raise SennError(f"a {type(module).__name__} has no part {name!r} that could grow") from error
 
 
 def _unhook(pl_module: pl.LightningModule) -> None:
@@ -357,26 +335,3 @@ def _check_strategy(strategy: Any) -> None:
     # DeepSpeed's is a DDPStrategy by class, but takes the model apart.
     if not isinstance(strategy, known) or isinstance(strategy, pl.strategies.DeepSpeedStrategy):
         refuse_strategy(f"Lightning's {type(strategy).__name__}")
-
-
-def _optimizer_of(model: nn.Module, trainer: pl.Trainer) -> torch.optim.Optimizer:
-    own = {*model.parameters()}
-    holders = []
-    for optimizer in trainer.optimizers:
-        if any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):
-            holders.append(optimizer)
-    if len(holders) != 1:
-        raise SennError(
-            f"{len(holders) or 'no'} optimizers hold parameters of what is to grow, and it takes one: "
-            "name the part that one of them trains by model=..."
-        )
-    return holders[0]
-
-
-def _number_of_samples(trainer: pl.Trainer) -> int | None:
-    dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
-    return len(dataset) if hasattr(dataset, "__len__") else None
-
-
-def _has_matplotlib() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
