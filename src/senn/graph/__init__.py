@@ -1,4 +1,4 @@
-"""What in a module can change size: channel groups (hidden dimensions), insertion points and residual blocks."""
+"""Find what in a model can change size: channel groups, insertion points, residual blocks."""
 
 import importlib
 from typing import Any

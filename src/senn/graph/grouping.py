@@ -1,4 +1,4 @@
-"""Channel groups, put together from label classes: which only change together, and which attributes follow them."""
+"""Channel groups, built from label classes that only change together."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _Builder:
         self.classes = LabelClasses(trace, fixed)
 
     def counted_attributes(self) -> dict[int, dict[Key, int]]:
-        """Numbers of heads and of groups, which nobody computes with in Python, by the label class that they count."""
+        """Find the numbers of heads and groups that count a label class but appear in no Python code."""
         found: dict[int, dict[Key, int]] = {}
         for number, one in enumerate(self.classes.all):
             for place in one.dims:
@@ -114,7 +114,7 @@ class _Builder:
         )
 
     def _coupled_dim(self, place: LabelClassDim, width: int, units: int, normed: bool) -> CoupledDim:
-        """A dimension of a group of `width` units, each of which is so many `units` of the label class."""
+        """Make a dimension of a group; one unit of it is so many `units` of the label class."""
         if place.tensor in self.tied:  # resized, the two objects would no longer share their memory
             raise NoSolutionError(f"{place.tensor} shares its memory with {self.tied[place.tensor]}")
         index = place.index.reshape(width, -1).sort(1).values
@@ -183,7 +183,7 @@ class _Builder:
 
 
 def _in_order(dims: list[CoupledDim]) -> list[CoupledDim]:
-    """Producers first, with all tensors of one module together; then elementwise tensors, then consumers.
+    """Sort dimensions: producers by module, then elementwise tensors, then consumers.
 
     Two label classes of one group may lie in one dimension, one after the other; then they stay together.
     """

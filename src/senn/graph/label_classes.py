@@ -1,4 +1,4 @@
-"""Label classes: the sets of units that labels alone show, and where they lie in the model's tensors.
+"""Label classes: sets of units that labels alone show, and where they lie in the model.
 
 A label class is one hidden dimension as far as labels can tell. The solver finds which of them only change together
 (all blocks' heads with the residual stream, for instance); those become one `ChannelGroup`.
@@ -116,7 +116,7 @@ class LabelClasses:
         return self.units[origin.start : origin.end].view(origin.shape)
 
     def _add(self, number: int, producers: list[LabelOrigin]) -> None:
-        """Add the class of units that some producers make; the first producer's rows give their order."""
+        """Add the class of units that some producers make, in the order of the first one's rows."""
         name = producers[0].map_name
         if any(other.name == name for other in self.all):  # one tensor may make units along two dimensions
             name = f"{producers[0].name}:{producers[0].dim}"
@@ -218,7 +218,7 @@ class LabelClasses:
 
 
 def _add_dim(one: LabelClass, role: Role, tensor: str, dim: int, units: Tensor, *, normed: bool = False) -> None:
-    """Add a tensor dimension to a label class; `units` has the number of the unit at each position, -1 for none."""
+    """Add a dimension to a label class; `units` is the unit at each position, -1 for none."""
     index = unit_index(units, one.width)
     if index is None:
         raise _RefusedError(f"its units own different numbers of positions in {tensor}")

@@ -1,4 +1,4 @@
-"""Tensors and layers of a model by the names in its dependency graph, and weights as matrices."""
+"""Tensors and layers of a model by the names in its graph, and weights as matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one labeled forward pass to an unproved dependency graph: what can change size, and what cannot and why."""
+"""From one labeled forward pass to an unproved dependency graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = frozenset()) -> DependencyGraph:
-    """Run a model's forward pass once and return the dependency graph that it shows, unproved and without blocks.
+    """Trace a model's forward once and return the dependency graph that it shows, unproved.
 
     Args:
         model: any module that `input_checks.check_model` accepts; it is left as it was.
@@ -85,7 +85,7 @@ def _problems(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
 
 
 def _shared_memory(model: nn.Module) -> dict[str, str]:
-    """Full names of tensors that share their memory with another tensor object, and the other's.
+    """Names of tensors that share memory with another tensor object, and the other's name.
 
     One object under two names is a tied parameter, which surgery resizes as one. Two objects with one memory would
     become two after a resize, so their dimensions are refused.
@@ -140,7 +140,7 @@ def _linear_maps(model: nn.Module, trace: TraceRecorder, problems: Collection[st
 def _insertion_points(
     model: nn.Module, trace: TraceRecorder, linear_maps: list[LinearMap], fixed: Collection[str]
 ) -> tuple[list[InsertionPoint], list[Refusal]]:
-    """Inputs before which a layer can be inserted, and refusals of those where it looks possible and isn't."""
+    """Inputs where a layer can be inserted, and refusals of those where it only looks possible."""
     most_used = Counter(trace.activations.values()).most_common(1)
     usual = most_used[0][0] if most_used else "ReLU"
     times_held = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
@@ -179,7 +179,7 @@ def _insertion_points(
 
 
 def _read_by_fast_path(parent: nn.Module) -> bool:
-    """Return True for a transformer layer that in eval mode passes the weights inside it to one fused kernel."""
+    """Return True for a transformer layer that in eval mode runs as one fused kernel."""
     fused = isinstance(parent, nn.TransformerEncoderLayer) and parent.self_attn.batch_first
     return fused and bool(parent.activation_relu_or_gelu)
 

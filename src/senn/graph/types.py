@@ -101,7 +101,7 @@ class Norm:
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelGroup:
-    """A hidden dimension: units that producers make and consumers read, and everything that changes size with them.
+    """A hidden dimension, with everything that changes size when its units come and go.
 
     Attributes:
         name: name of the first producer; it stays while the model grows.
@@ -146,7 +146,7 @@ class ChannelGroup:
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class LinearMap:
-    """A linear map z = W a + b of the forward pass, applied at every location (token, pixel) of every sample.
+    """A linear map z = W a + b, applied at every location (token, pixel) of every sample.
 
     As a matrix W is (out, in * kernel positions), with the columns of one input side by side; see `weight_matrix`. For
     a grouped convolution the groups' matrices lie above each other; for a transposed one W is (out * kernel positions,
@@ -199,7 +199,7 @@ class InsertionPoint:
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True)
 class ResidualBlock:
-    """A residual block, x -> x + f(x, further arguments), after which a copy of itself can be inserted.
+    """A residual block, x -> x + f(x, ...), after which a copy of itself can be inserted.
 
     Attributes:
         module: name of the block.
@@ -353,7 +353,7 @@ class DependencyGraph:
 
 
 def _modules(dims: Sequence[CoupledDim]) -> str:
-    """Names of the modules of some dimensions, each once, with the number of positions of a unit."""
+    """Names of the modules of some dimensions, each once, with a unit's number of positions."""
     names = {}
     for coupled in dims:
         name, k = coupled.module or coupled.tensor, coupled.index.shape[1]

@@ -1,1 +1,1 @@
-"""Sizes that a forward pass computes with in Python: where they come from, and which must change together."""
+"""Sizes that a forward computes with in Python, and which of them must change together."""

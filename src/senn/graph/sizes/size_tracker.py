@@ -1,4 +1,7 @@
-"""Symbolic integers in place of a model's attributes and shapes while its forward runs, and what is done with them."""
+"""Track the symbolic integers of one forward pass.
+
+They stand in for the attributes of modules and the sizes of tensors while the forward runs.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ class SizeTracker:
                 attributes[key] = value
 
     def _symbolic(self, module: str, name: str, value: Any) -> Any:
-        """An attribute's value with symbolic integers in it; None if it has none that could count units."""
+        """An attribute's value made symbolic; None if no integer in it could count units."""
         if name.startswith("_") or name in _NEVER_COUNTS:
             return None
         lowest = 2 if name == "groups" else 1  # one group is no grouping
@@ -127,7 +130,7 @@ class SizeTracker:
         return SymbolicInt(source, self._note_comparison)
 
     def meta(self, tensor: Tensor) -> TensorMeta:
-        """Return the record of a tensor; its label maps are shared with the recorder, which may complete them."""
+        """Return the record of a tensor; it shares its label maps with the recorder."""
         key = id(tensor)
         if key not in self._metas:
             name = self._names.get(key)
@@ -176,7 +179,7 @@ def _with_tuples(tree: Any) -> Any:
 
 
 class _Functions(TorchFunctionMode):
-    """Passes every torch call of the forward's own code to a tracker, and makes shapes symbolic."""
+    """Passes the forward's torch calls to a tracker, and makes shapes symbolic."""
 
     def __init__(self, tracker: SizeTracker) -> None:
         super().__init__()

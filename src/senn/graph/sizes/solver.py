@@ -1,4 +1,4 @@
-"""Which attributes and other label classes must change with a label class: solved from the forward's own sizes.
+"""Solve for the attributes and label classes that must change with a label class.
 
 A call that took a symbolic integer, such as `view(batch, tokens, self.heads, width // self.heads)`, is replayed on
 tensors without data, at the sizes that a grown model would have. The results must have the sizes that the labels say.
@@ -163,7 +163,7 @@ class SizeSolver:
         raise NoSolutionError(failure)
 
     def _amounts(self, number: int) -> list[int]:
-        """Numbers of units that a change may need: one, or as many as a unit of another class has positions.
+        """Numbers of units that a change may need: one, or the positions of another class's unit.
 
         A residual stream of `heads * size` grows by `size` units at a time, for instance.
         """
@@ -175,7 +175,7 @@ class SizeSolver:
         return [size for size in sorted(sizes) if width % size == 0 and size < max(width, 2)]
 
     def _positions(self, constraint: _Constraint) -> set[int]:
-        """Positions per unit of all label classes in a constraint's tensors; 0, for irregular ones, is left out."""
+        """Positions per unit of all regular label classes in a constraint's tensors."""
         sizes: set[int] = set()
         for tensor in constraint.tensors:
             for dim in self.classes.counts(tensor).values():
@@ -216,7 +216,7 @@ class SizeSolver:
         return None
 
     def _repairs(self, constraint: _Constraint, change: Mapping[Symbol, int]) -> Iterator[dict[Symbol, int]]:
-        """Changes of a constraint's other symbols with which it holds: the fewest first, attributes before classes."""
+        """Changes of other symbols with which a constraint holds, the fewest first."""
         free = []
         for symbol in constraint.symbols:  # attributes come first: changing one costs no parameters
             refused = isinstance(symbol, int) and self.classes.all[symbol].reason is not None
@@ -238,7 +238,7 @@ class SizeSolver:
         return more
 
     def _candidates(self, constraint: _Constraint, symbol: Symbol, change: Mapping[Symbol, int]) -> list[int]:
-        """Amounts by which a symbol may have to change: those of sizes in the constraint, in whole units of it."""
+        """Amounts by which a symbol may have to change, from the sizes in the constraint."""
         sizes: set[int] = set()
         for tensor in constraint.tensors:
             for dim in self.classes.counts(tensor).values():
@@ -275,7 +275,7 @@ class SizeSolver:
 
 
 def _assignments(free: list[Symbol], amounts: Mapping[Symbol, list[int]]) -> Iterator[dict[Symbol, int]]:
-    """Changes of one symbol, then of two, then of three; no model of the tests needs more at once."""
+    """Changes of one symbol, then two, then three; no model of the tests needs more."""
     for count in (1, 2, 3):
         for chosen in combinations(free, count):
             for values in product(*(amounts[symbol] for symbol in chosen)):
@@ -292,7 +292,7 @@ def _compares(guard: SizeGuard, sizes: SizeChange) -> bool:
 
 
 def _replays(call: RecordedCall, sizes: SizeChange) -> bool:
-    """True if a call, with tensors and integers of other sizes, returns tensors of the sizes that the labels say."""
+    """True if a call at other sizes returns tensors of the sizes that the labels say."""
 
     def resized(leaf: Any) -> Any:
         if isinstance(leaf, TensorMeta):

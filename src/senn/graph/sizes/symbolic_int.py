@@ -1,4 +1,4 @@
-"""Python integers that remember where they come from: attributes of modules, and sizes of labeled tensors.
+"""Python integers that remember which attributes and tensor sizes they come from.
 
 Labels follow tensors, but a forward's own code computes sizes with Python integers. While it runs, the integer
 attributes of modules and the sizes of tensors are replaced by `SymbolicInt`s, which carry an expression through

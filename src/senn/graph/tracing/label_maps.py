@@ -59,7 +59,7 @@ class LabelMaps:
         return f"{name} ({kind})" if name else f"the model's own forward ({kind})"
 
     def is_labeled(self, tensor: Tensor) -> bool:
-        """Return True if entries of a tensor belong to units; True for parameters and buffers, which may get labels."""
+        """Return True if entries of a tensor belong to units; parameters and buffers may always."""
         if id(tensor) in self._label_maps:
             return any(bool(label_map.any()) for label_map in self._label_maps[id(tensor)])
         return id(tensor) in self._parameters or id(tensor) in self._views
@@ -95,7 +95,7 @@ class LabelMaps:
         return labels
 
     def _labels_of_view(self, tensor: Tensor, call: Call) -> Tensor:
-        """Derive the labels of a view of a parameter by carrying out the same operation on the parameter's labels."""
+        """Derive the labels of a parameter's view: carry out its operation on the parameter's labels."""
         source = self.first_labels_of(call.args[0])
         if call.operation not in REARRANGING:  # a cast or a copy: every entry stays in its place
             return source
@@ -127,7 +127,7 @@ class LabelMaps:
             label_map.zero_()
 
     def backfill_labels(self, tensor: Tensor, label_map: Tensor) -> None:
-        """Label a tensor that is equal for all units it meets, such as a mask: its size follows theirs.
+        """Label a tensor that is equal for all units it meets: its size follows theirs.
 
         Args:
             tensor: a tensor without units.
@@ -161,7 +161,7 @@ class LabelMaps:
             self.unreadable(tensor, call.operation)
 
     def unreadable(self, tensor: Tensor, operation: str) -> None:
-        """Refuse the units of a tensor that an operation without a rule reads, and name a parameter's module.
+        """Refuse the units of a tensor that an operation without a rule reads.
 
         Args:
             tensor: the input.

@@ -54,7 +54,7 @@ class LabelOrigin:
 
 
 class Labels:
-    """All labels of one forward pass: their origins, which name the same unit, and which must not change.
+    """All labels of one forward pass: their origins, merges and refusals.
 
     Attributes:
         origins: the labeled tensors, in order of their labels.
@@ -102,7 +102,7 @@ class Labels:
         return next(origin for origin in self.origins if origin.start <= label < origin.end)
 
     def is_made(self, labels: Tensor) -> bool:
-        """Return True if labels name units that a linear map makes, False for entries of a parameter or buffer."""
+        """Return True if labels name units that a linear map makes, not entries of a parameter."""
         first = int(labels.max())
         return first > 0 and self.origin(first).produces
 
@@ -183,7 +183,7 @@ def varying(labels: Tensor) -> set[int]:
 
 
 def is_uniform(tensor: Tensor, dims: set[int]) -> bool:
-    """Return True if all entries along some dimensions are equal, as in a mask or in the zeros of a first state.
+    """Return True if all entries along some dimensions are equal, as in a mask.
 
     Args:
         tensor: any values.

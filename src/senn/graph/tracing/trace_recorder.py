@@ -1,4 +1,4 @@
-"""What one forward pass shows: label maps of its tensors, uses of its weights, norms and activations."""
+"""Record of one forward pass: label maps, uses of weights, norms and activations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RECORDABLE = frozenset(
 
 
 class TraceRecorder(LabelMaps):
-    """The record of one forward pass, written by the rules and read by `trace_graph` and `build_groups`.
+    """Record of one forward pass, written by the rules and read by `build_groups`.
 
     Attributes:
         uses: uses of weights by linear maps, in order.
@@ -51,7 +51,7 @@ class TraceRecorder(LabelMaps):
         self._normed: set[int] = set()  # tensors that come straight from a normalization over whole units
 
     def weight_of(self, tensor: Tensor) -> WeightView | None:
-        """Return the parameter of two or more dimensions that a tensor is a view of; None if there is none."""
+        """Return the parameter of two or more dimensions that a tensor is a view of, or None."""
         if id(tensor) in self._views:
             return self._views[id(tensor)][0]
         if id(tensor) in self._parameters and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
@@ -163,7 +163,7 @@ class TraceRecorder(LabelMaps):
         self._normed.add(id(output))
 
     def note_groups(self, channels: Tensor) -> None:
-        """Record that the module that runs now normalizes groups of channels; `channels` are their labels."""
+        """Record that the running module normalizes groups of channels with these labels."""
         self.groups.append((self.path[-1], channels.clone()))
 
     def note_activation(self, call: Call, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Run a model once and watch it: every ATen operation, and every torch call of its own Python code."""
+"""Run a model once and watch every ATen operation and every torch call of its code."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What each ATen operation, and each layer with a rule of its own, does to labels; see `registry`."""
+"""Rules: how an ATen operation, or a whole layer, changes labels; see `registry`."""

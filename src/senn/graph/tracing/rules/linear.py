@@ -1,4 +1,4 @@
-"""Rules for operations that read units and make new ones: linear maps, convolutions, embeddings, products.
+"""Rules for linear maps, convolutions, embeddings and products.
 
 A linear map reads the units of its input (`trace.weight_use`: which unit each of its columns belongs to), and its
 output gets the labels of its own rows (`trace.produces`). Where two activations are multiplied (attention), units along
@@ -64,7 +64,7 @@ def spread(labels: Tensor, axis: int, like: Tensor) -> Tensor:
 
 
 def _matrix_product(trace: TraceRecorder, call: Call) -> None:
-    """`mm` and `addmm`: a linear map if one factor is a weight, else a product of two activations."""
+    """`mm` and `addmm`: a linear map if a factor is a weight, else a product of activations."""
     arguments = call.arguments
     # With other factors, `addmm` isn't W a + b, and what is recorded of it would be wrong.
     plain = arguments.get("alpha", 1) == 1 and arguments.get("beta", 1) == 1
@@ -138,7 +138,7 @@ def _convolution(trace: TraceRecorder, call: Call) -> None:
 
 
 def _convolved_rows(trace: TraceRecorder, call: Call, view: WeightView, channels: Tensor) -> Tensor:
-    """Record that a convolution reads channels with these labels; return the labels of its output channels."""
+    """Record that a convolution reads channels with these labels; return those it makes."""
     arguments = call.arguments
     groups, transposed = arguments["groups"], bool(arguments["transposed"])
     out_dim = 1 if transposed else 0

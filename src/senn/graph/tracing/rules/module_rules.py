@@ -1,4 +1,4 @@
-"""Rules for whole layers whose single operations don't say what the layer does; also for layers of your own.
+"""Rules for whole layers whose single operations don't say what the layer does.
 
 A rule is a function of one `Visit` of the layer. This one is for a linear layer that keeps its weight as (in, out) and
 applies it by an operation that isn't understood:

@@ -1,4 +1,7 @@
-"""Rules for normalizations. One of each unit on its own goes along with the units; one over units is recorded."""
+"""Rules for normalizations: of each unit on its own, or over units.
+
+The parameters of the former go along with the units, one by one; the latter are recorded (`NormUse`), not refused.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ def normalize_units(
 
 
 def _batch_norm(trace: TraceRecorder, call: Call) -> None:
-    """Normalize each channel (dimension 1) on its own: its four tensors go along with the units."""
+    """Normalize each channel (dimension 1) on its own; its tensors go along with the units."""
     source = call.tensors[0]
     channels, elsewhere = columns_of(trace, source, 1)
     for label_map in elsewhere:  # the statistics of a batch are taken over these units

@@ -1,4 +1,4 @@
-"""Rules for operations that work on each entry, reduce some dimensions, or slide a window over them.
+"""Rules for operations that work entry by entry, reduce dimensions or pool over them.
 
 What all rule files share is here, too: how label maps meet where tensors do, and what mixing entries does to them.
 """
@@ -138,13 +138,13 @@ def _merge_two(trace: TraceRecorder, first: Tensor, second: Tensor, first_dims: 
 
 
 def _serves_all(trace: TraceRecorder, labels: Tensor) -> bool:
-    """Return True if a constant label map is that of a parameter whose single entry serves all units."""
+    """Return True if a constant label map is a parameter's single entry, serving all units."""
     origin = trace.record.origin(int(labels.max()))
     return origin.shared and origin.end - origin.start == 1
 
 
 def fix_along(trace: TraceRecorder, label_map: Tensor, dims: set[int]) -> Tensor:
-    """Merge units along dimensions of a fixed size, so that only what lies across them can change in number.
+    """Merge units along dimensions of a fixed size; what lies across them can still change.
 
     Args:
         trace: the recorder.
@@ -243,7 +243,7 @@ def dimensions(call: Call, rank: int) -> set[int]:
 
 
 def _window(trace: TraceRecorder, call: Call) -> None:
-    """Pool or resample each channel over its last dimensions, as many as the operation's name says ("2d")."""
+    """Pool or resample each channel over its last dimensions ("2d" in the name: two)."""
     source = call.tensors[0]
     if not trace.is_labeled(source):
         return
@@ -260,7 +260,7 @@ def _window(trace: TraceRecorder, call: Call) -> None:
 
 
 def _glu(trace: TraceRecorder, call: Call) -> None:
-    """Multiply one half of a dimension with the other: entries at the same place of both are one unit."""
+    """Multiply one half of a dimension with the other: entries at one place are one unit."""
     source = call.tensors[0]
     if not trace.is_labeled(source):
         return

@@ -27,7 +27,7 @@ _RULES: Rules = {}
 
 
 def register() -> None:
-    """Fill the table that `rule_for` reads with the rules of all files; calling it again changes nothing."""
+    """Fill the table of rules from all files; calling it again changes nothing."""
     if not _RULES:
         for file in (views, pointwise, linear, norms):
             _RULES.update(file.RULES)

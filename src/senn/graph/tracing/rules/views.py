@@ -1,6 +1,7 @@
-"""Rules for operations that move, copy or overwrite entries: views, `cat`, casts, tensors made like another.
+"""Rules for operations that move, copy or overwrite entries.
 
-Those that only move entries need no code of their own: `move` carries them out on the labels themselves.
+These are views, `cat`, casts, and tensors made like another. Those that only move entries need no code of their own:
+`_move` carries them out on the labels themselves.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _on_labels(call: Call, replacement: dict[int, Tensor]) -> Any:
 
 
 def _join(trace: TraceRecorder, call: Call) -> None:
-    """`cat` and `stack`: tensors side by side have their other dimensions in common, so one set of units."""
+    """`cat` and `stack`: tensors side by side share the units of their other dimensions."""
     _move(trace, call)
     output = call.outputs[0]
     if not trace.is_labeled(output):
@@ -99,7 +100,7 @@ def _join(trace: TraceRecorder, call: Call) -> None:
 
 
 def _keep(trace: TraceRecorder, call: Call) -> None:
-    """Give outputs the units of the first input: casts, copies to a device, tensors made like another."""
+    """Give outputs the units of the first input: casts, copies, tensors made like another."""
     source = call.tensors[0]
     if not trace.is_labeled(source):
         return
