@@ -48,17 +48,17 @@ START, CLASSES, SIDE = (10,), 10, 16
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "rounds over a third of the run": {
-        "growing": 10**6,
-        "rounds": (0.02, 0.04, 0.08, 0.16, 0.32),
-        "removals": (0.4, 0.5),
+        "growth_steps": 10**6,
+        "addition_rounds": (0.02, 0.04, 0.08, 0.16, 0.32),
+        "pruning_rounds": (0.4, 0.5),
     },
-    "no removals": {"removals": ()},
+    "no removals": {"pruning_rounds": ()},
     "removals in the second half": {
-        "growing": 10**6,
-        "rounds": (0.002, 0.004, 0.01, 0.02, 0.05),
-        "removals": (0.55, 0.7),
+        "growth_steps": 10**6,
+        "addition_rounds": (0.002, 0.004, 0.01, 0.02, 0.05),
+        "pruning_rounds": (0.55, 0.7),
     },
-    "32 candidates a round": {"candidates": 32},
+    "32 candidates a round": {"candidates_per_layer": 32},
     "two standard errors": {"policy": PricePolicy(confidence=2.0)},
     "Adam without decay": {"optimizer": "adam"},
 }
