@@ -6,7 +6,7 @@ stopping rule (the same estimators with `grow=False`), and scikit-learn's own mu
 grown net starts with a linear shortcut from inputs to outputs; fixed nets have none, or one too with `--shortcut`.
 
     python benchmarks/auto_size.py --out results.json
-    python benchmarks/auto_size.py --tuning --methods grown --recipe '{"addition_rounds": [0.02]}' --policy '{"kappa": 0.5}'
+    python benchmarks/auto_size.py --tuning --methods grown --recipe '{"addition_rounds": [0.02]}'
 
 With `--tuning`, the rows of the outer test folds are never looked at: each outer training fold is split 4 to 1, and the
 smaller part is what scores are measured on. Defaults are to be chosen in this mode only.
