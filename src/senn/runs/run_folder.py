@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from json import dumps
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,30 +14,22 @@ from filelock import FileLock, Timeout
 
 from senn import atomic_files
 from senn.errors import SennError
-from senn.runs.fit_options import FitOptions
 from senn.runs.saved_run import (
-    CHECKPOINT,
     FIGURE,
     FORMAT,
     HISTORY,
     LONGEST,
     NAME,
-    NUMBERS,
     REPORT,
     RESULTS,
     RUN,
-    STATE,
     UNFINISHED,
     VERSION,
-    checkpoints,
-    intact_checkpoints,
     read_about,
     read_document,
     read_intact,
 )
-
-_KEPT = 2
-"""Checkpoints that are kept: the newest, and one in case that it is damaged."""
+from senn.runs.unfinished_run import UnfinishedRun, discard, history_lines, remove
 
 _GONE = f".gone.{UNFINISHED}."
 """Beginning of the name of a folder that is being removed."""
@@ -52,7 +41,7 @@ LOCK = ".lock"
 """File that is locked while a process is at work in a folder."""
 
 
-class RunFolder:
+class RunFolder(UnfinishedRun):
     """Folder that a run writes to, as a context that holds a lock.
 
     Files are written to `draft`; `publish` moves them into the folder. Without it, the folder is left as it was, except
@@ -81,12 +70,9 @@ class RunFolder:
     def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
         self.path = path
         self.place = Path(os.path.abspath(path))
-        self.home = self.place / UNFINISHED
+        super().__init__(self.place / UNFINISHED, has_checkpoint=resume)
         self.draft, self._finished = self.home / "draft", self.home / "finished"
-        self.about: dict[str, Any] = {}
-        self._keep = resume
         self._lock: FileLock | None = None
-        self._written = hashlib.sha256(), 0
         self._refuse(overwrite, resume)
         self._made = [folder for folder in (self.place, *self.place.parents) if not folder.exists()]
         try:
@@ -95,16 +81,16 @@ class RunFolder:
             self._refuse(overwrite, resume)  # again: another run may have come before the lock was held
             for left in self.place.iterdir():
                 if left.name.startswith(_GONE) or _DRAFT.fullmatch(left.name):
-                    _remove(left)
+                    remove(left)
             if resume:
                 self._take_up()
             else:
                 with suppress(SennError):  # a damaged run is replaced, too
                     self._arrive()
-                _discard(self.home)
+                discard(self.home)
                 self.home.mkdir()
             if self.home.exists():  # a run that was complete but for its last moment has left none
-                _remove(self.draft)
+                remove(self.draft)
                 self.draft.mkdir()
         except OSError as error:
             self._leave()
@@ -145,7 +131,7 @@ class RunFolder:
         self.about = read_about(self.home)
         self._arrive()
         for left in self.home.glob(".*"):
-            _remove(left)
+            remove(left)
 
     def _arrive(self) -> None:
         """Copy the files of a finished run into place if a kill has interrupted that."""
@@ -166,7 +152,7 @@ class RunFolder:
     def _leave(self) -> None:
         with suppress(OSError):  # what can't be removed stays: there is mostly another error to report
             if self._lock is not None and self.home.exists():
-                _remove(self.draft) if self._keep else _discard(self.home)
+                remove(self.draft) if self.has_checkpoint else discard(self.home)
         if self._lock is not None:
             _unlock(self._lock, self.place)
             self._lock = None
@@ -176,13 +162,8 @@ class RunFolder:
 
     def unwritable(self, error: OSError) -> SennError:
         """Return the error for a disk that is full or can't be written."""
-        more = f"; resume it later: senn fit --resume {self.path}" if self._keep else ""
+        more = f"; resume it later: senn fit --resume {self.path}" if self.has_checkpoint else ""
         return SennError(f"{str(self.path)!r} can't be written: {error.strerror or error}{more}")
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """True if the run can be resumed from a checkpoint, so that leaving the context keeps it."""
-        return self._keep
 
     @property
     def replaces_another(self) -> bool:
@@ -195,99 +176,11 @@ class RunFolder:
         except SennError:
             return False
 
-    # -- during the run
-
-    def begin(self, options: FitOptions, **about: Any) -> None:
-        """Write `run.json`, from which the run can be resumed.
-
-        Args:
-            options: options of the run.
-            **about: what else is compared when it is resumed, JSON-able.
-        """
-        document = {"format": FORMAT, "version": VERSION, "options": options.to_dict(), **about}
-        atomic_files.write(self.home / RUN, atomic_files.to_checksummed_json(document))
-        self.about = read_about(self.home)
-
-    def restart(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the history by that of the state from which the run is resumed."""
-        text = _lines(history)
-        self._written = hashlib.sha256(text), len(text)
-        atomic_files.write(self.home / HISTORY, text)
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Append a record to the history, so that others can watch the run."""
-        text, path = _lines([record]), self.home / HISTORY
-        try:
-            with path.open("ab") as file:
-                file.write(text)
-        except OSError:
-            with suppress(OSError):  # a torn line must not stand before others
-                os.truncate(path, self._written[1])
-            raise
-        self._written[0].update(text)
-        self._written = self._written[0], self._written[1] + len(text)
-
-    def save(self, state: Mapping[str, Any], numbers: bytes) -> None:
-        """Write a checkpoint; the last two are kept.
-
-        Args:
-            state: the state but for its tensors, JSON-able.
-            numbers: its tensors, as a safetensors file.
-
-        Raises:
-            OSError: the disk is full; earlier checkpoints are kept.
-        """
-        number = max(checkpoints(self.home), default=0) + 1
-        draft = self.home / f".checkpoint-{number:03}.partial"
-        _remove(draft)
-        draft.mkdir()
-        try:
-            head = {"format": CHECKPOINT, "version": VERSION, "run": self.about["checksum"], "number": number}
-            # The checksums tie the three files together: none of them is read beside those of another checkpoint.
-            digests = {
-                "numbers": atomic_files.file_digest(numbers),
-                "history": {"bytes": self._written[1], "sha256": self._written[0].hexdigest()},
-            }
-            if (self.home / HISTORY).exists():
-                atomic_files.sync(self.home / HISTORY)
-            atomic_files.write(draft / NUMBERS, numbers)
-            atomic_files.write(
-                draft / STATE, atomic_files.to_checksummed_json({**head, **digests, "state": state}, indent=None)
-            )
-            draft.rename(self.home / f"checkpoint-{number:03}")
-        finally:
-            _remove(draft)
-        atomic_files.sync(self.home)
-        self._keep = True
-        for old in sorted(checkpoints(self.home))[:-_KEPT]:
-            _discard(checkpoints(self.home)[old])
-
-    def newest(self) -> tuple[tuple[dict[str, Any], bytes] | None, list[str]]:
-        """Read the newest intact checkpoint.
-
-        Returns:
-            Its state and the bytes of its tensors, None if there is none; a sentence for each damaged checkpoint.
-
-        Raises:
-            SennError: a checkpoint belongs to another run.
-        """
-        reasons: list[str] = []
-        for document in intact_checkpoints(self.home, self.about, reasons):
-            folder = self.home / f"checkpoint-{document['number']:03}"
-            try:
-                if not isinstance(document.get("state"), dict):
-                    raise SennError(f"{str(folder / STATE)!r} is damaged: it holds no state")
-                numbers = atomic_files.verify_file(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
-                return (document["state"], numbers), reasons
-            except SennError as error:
-                reasons.append(str(error))
-        return None, reasons
-
     # -- at the end of the run
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write the history into the draft, a JSON document per line."""
-        (self.draft / HISTORY).write_bytes(_lines(records))
+        (self.draft / HISTORY).write_bytes(history_lines(records))
 
     def write_results(self, document: Mapping[str, Any]) -> None:
         """Write the results and the checksums of all other files of the draft, after which no more may be written."""
@@ -319,13 +212,8 @@ class RunFolder:
             old = self.place / name
             if not (self._finished / name).exists() and old.is_file() and (name == FIGURE or _is_report(old)):
                 old.unlink()
-        _discard(self._finished if keep else self.home)
-        self._keep = keep
-
-
-def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
-    texts = (dumps(atomic_files.plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-    return atomic_files.encoded("".join(texts))
+        discard(self._finished if keep else self.home)
+        self.has_checkpoint = keep
 
 
 def _is_report(page: Path) -> bool:
@@ -337,23 +225,6 @@ def _is_report(page: Path) -> bool:
 def _ours(name: str) -> bool:
     """Return True if a file in an unfinished run's folder may have been written by senn."""
     return name in (RUN, HISTORY, "draft", "finished") or bool(NAME.fullmatch(name)) or name.startswith(".")
-
-
-def _discard(folder: Path) -> None:
-    """Remove a folder at one stroke, by renaming it first: nobody ever sees half of it."""
-    if folder.is_symlink() or not folder.exists():
-        _remove(folder)
-        return
-    gone = folder.with_name(f".gone.{folder.name}.{os.getpid()}")
-    folder.rename(gone)
-    _remove(gone)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _lock(folder: Path) -> FileLock:
