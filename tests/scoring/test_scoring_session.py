@@ -427,7 +427,7 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
     def best(columns: list[int]) -> float:
         return float((a[:, columns] @ torch.linalg.lstsq(a[:, columns], y).solution - y).square().mean())
 
-    cost = pool.pruning_costs["2"].costs(pool._owned(graph.group("0").dims_of("consumer")[0]))
+    cost = pool.pruning_costs["2"].costs(pool.removals.owned(graph.group("0").dims_of("consumer")[0]))
     for unit in range(3):
         kept = [i for i in range(19) if i // 6 != unit]
         assert float(cost[unit]) / 2 == pytest.approx(best(kept) - best(list(range(19))), rel=1e-6)

@@ -8,71 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import IdentityLayer, Layer
-from senn.graph import ChannelGroup, CoupledDim, DependencyGraph, LinearMap, get_linear, owned_columns
-from senn.policies import Budget, Candidate, CandidateKey, Criterion, Kind
+from senn.graph import ChannelGroup, DependencyGraph, LinearMap, get_linear
+from senn.policies import Budget, Candidate, CandidateKey
+from senn.scoring.changes import Change, ScoredCandidate
 from senn.scoring.column_layout import ColumnLayout
-from senn.scoring.gains import Gains, LayerGains, Prices
+from senn.scoring.gains import LayerGains, Prices
 from senn.scoring.greedy import Choice, Consumer, best_choices
 from senn.scoring.pruning_costs import PruningCosts
+from senn.scoring.removals import Removals
 from senn.scoring.stream import StreamCandidates
-from senn.surgery import Move, Prune, Widen, parameters_per_unit
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredCandidate:
-    """A candidate with what accepting it means.
-
-    Attributes:
-        candidate: its record.
-        units: numbers of the units that would come or go.
-        layer: number of the layer that would be inserted; None for other changes.
-    """
-
-    candidate: Candidate
-    units: tuple[int, ...]
-    layer: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """A change of the model, not scored yet; attributes as of `Candidate`."""
-
-    kind: Kind
-    place: str
-    detail: str
-    units: int
-    width: int
-    parameters: int
-    layer_number: int | None = None
-
-    def scored(self, gains: Gains, prices: Prices, criterion: Criterion = "held_out_gain") -> Candidate:
-        """Make the candidate of the change.
-
-        Args:
-            gains: what it gains.
-            prices: what that is compared with.
-            criterion: the figure that its units were chosen by.
-        """
-        return Candidate(
-            **vars(self),
-            gain=gains.gain,
-            gain_lower_bound=gains.gain_lower_bound,
-            held_out_gain=gains.held_out_gain,
-            held_out_stderr=gains.held_out_stderr,
-            cross_fold_gain=gains.cross_fold_gain,
-            eta=prices.eta,
-            score_limit=prices.score_limit,
-            samples=prices.samples,
-            loss_per_nat=prices.loss_per_nat,
-            criterion=criterion,
-        )
+from senn.surgery import Move, Widen, parameters_per_unit
 
 
 class CandidatePool:
@@ -116,10 +68,9 @@ class CandidatePool:
         self.per_unit = {group.name: parameters_per_unit(model, group) for group in graph.groups}
         self.grown: dict[str, list[int]] = {}
         self.inserted: dict[str, tuple[int, list[int]]] = {}
-        self.removed: dict[str, list[int]] = {}
         self.repeated: list[str] = []
         self.accepted: list[Candidate] = []
-        self._removals: list[tuple[str, tuple[int, ...]]] = []
+        self.removals = Removals(graph=graph, maps=maps, costs=pruning_costs, per_unit=self.per_unit, budget=budget)
         self._offered: dict[CandidateKey, ScoredCandidate] = {}
         # figures of a place stand until something that shares a linear map with it is accepted
         self._scored_groups: dict[str, list[ScoredCandidate]] = {}
@@ -136,7 +87,7 @@ class CandidatePool:
             return []
         for group in self.graph.groups:
             if group.name not in self._scored_groups:
-                self._scored_groups[group.name] = [*self._widen(group), *self._prune(group)]
+                self._scored_groups[group.name] = [*self._widen(group), *self._remove(group)]
         for point, layers in self.candidate_set.layers.items():
             if point not in self._scored_points:
                 scored = [self._insert(point, number, layer) for number, layer in enumerate(layers)]
@@ -155,7 +106,7 @@ class CandidatePool:
         scored = self._offered[candidate.key]
         place = candidate.place
         if candidate.kind == "prune":
-            self._commit_removal(place, scored.units)
+            self.removals.commit(place, scored.units)
         elif candidate.kind == "widen":
             self.grown.setdefault(place, []).extend(scored.units)
             for name, columns in self._readers(place):
@@ -183,23 +134,12 @@ class CandidatePool:
         moves: list[Move] = []
         for name, units in self.grown.items():
             moves.append(select(self.candidate_set.widen[name], units, self.graph.group(name)))
-        removed: dict[str, list[int]] = {}
-        for name, gone in self._removals[:removals]:
-            removed.setdefault(name, []).extend(gone)
-        for name, units in removed.items():
-            moves.append(self._prune_move(self.graph.group(name), sorted(units)))
+        moves += self.removals.to_moves(removals)
         for point, (number, units) in self.inserted.items():
             layer = self.candidate_set.layers[point][number]
             moves.append(layer.move() if isinstance(layer, IdentityLayer) else layer.move(units))
         moves += [self.candidate_set.repeats[block] for block in self.repeated]
         return moves
-
-    def _commit_removal(self, place: str, units: tuple[int, ...]) -> None:
-        self.removed.setdefault(place, []).extend(units)
-        self._removals.append((place, units))
-        for coupled in self.graph.group(place).dims_of("consumer"):
-            if coupled.map in self.pruning_costs:
-                self.pruning_costs[coupled.map].remove(self._owned(coupled)[list(units)].flatten())
 
     def _commit_layer(self, place: str, number: int, units: tuple[int, ...]) -> None:
         self.inserted.setdefault(place, (number, []))[1].extend(units)
@@ -234,7 +174,7 @@ class CandidatePool:
     def _widen(self, group: ChannelGroup) -> list[ScoredCandidate]:
         """The best next units of a group by each criterion."""
         readers = self._readers(group.name)
-        is_blocked = group.name in self.removed or any(name in self.inserted for name, _ in readers)
+        is_blocked = group.name in self.removals.units or any(name in self.inserted for name, _ in readers)
         if not readers or is_blocked:
             return []
         accepted = self.grown.get(group.name, [])
@@ -260,12 +200,19 @@ class CandidatePool:
             for choice in choices
         ]
 
+    def _remove(self, group: ChannelGroup) -> list[ScoredCandidate]:
+        """The next units to remove from a group, unless something was added there in this round."""
+        readers = group.dims_of("consumer")
+        if group.name in self.grown or any(coupled.map in self.inserted for coupled in readers):
+            return []
+        return self.removals.candidates(group, self.prices)
+
     # -- depth
 
     def _insert(self, point: str, number: int, layer: Layer) -> list[ScoredCandidate]:
         """The best next units of a layer before a map, by each criterion; of an identity insertion all at once."""
         started, units = self.inserted.get(point, (number, []))
-        has_changed = any(name in self.grown or name in self.removed for name in self.columns[point].groups)
+        has_changed = any(name in self.grown or name in self.removals.units for name in self.columns[point].groups)
         if started != number or has_changed:
             return []
         layer_gains, columns = self._columns_of_layers(point)
@@ -327,57 +274,6 @@ class CandidatePool:
             return None
         basis: Tensor = torch.linalg.qr(self.layer_gains[point].whitener.mT @ weight).Q
         return basis
-
-    # -- pruning
-
-    def _prune(self, group: ChannelGroup) -> list[ScoredCandidate]:
-        """The units that cost least one by one, as many as leave a width that is allowed."""
-        readers = group.dims_of("consumer")
-        names = [coupled.map for coupled in readers]
-        if (
-            not all(name in self.pruning_costs for name in names)
-            or len(set(names)) < len(names)  # costs of two parts of one map don't add up
-            or group.name in self.grown
-            or any(name in self.inserted for name in names)
-        ):
-            return []
-        gone = self.removed.get(group.name, [])
-        left = torch.tensor([unit for unit in range(group.width) if unit not in gone])
-        step = math.lcm(self.budget.round_to, group.granularity)
-        count = len(left) % step or step
-        if count >= len(left):
-            return []
-        owned = [(self.pruning_costs[coupled.map], self._owned(coupled)) for coupled in readers]
-        cost = torch.stack([costs.costs(columns[left]) for costs, columns in owned]).sum(0)
-        cheapest = cost.argsort()[:count]
-        agreed = torch.stack([costs.cross_fold_costs(columns[left[cheapest]]) for costs, columns in owned]).sum()
-        units = tuple(int(unit) for unit in left[cheapest])
-        total = float(cost[cheapest].sum())
-        change = Change(
-            kind="prune",
-            place=group.name,
-            detail="units " + ", ".join(map(str, units)),
-            units=count,
-            width=len(left) - count,
-            parameters=-count * self.per_unit[group.name],
-        )
-        gains = Gains(gain=-total, gain_lower_bound=-total, held_out_gain=-total, cross_fold_gain=-float(agreed))
-        return [ScoredCandidate(change.scored(gains, self.prices), units)]
-
-    def _owned(self, coupled: CoupledDim) -> Tensor:
-        """Columns of a consumer's matrix that each unit owns, (width, k * kernel_numel)."""
-        return owned_columns(coupled, self.maps[coupled.map].kernel_numel)
-
-    def _prune_move(self, group: ChannelGroup, units: Sequence[int]) -> Prune:
-        """Removal of units, with the compensation of every map whose costs are known."""
-        coefficients = {}
-        for coupled in group.dims_of("consumer"):
-            if coupled.map in self.pruning_costs:
-                taken = self.pruning_costs[coupled.map].coefficients(self._owned(coupled)[list(units)].flatten())
-                if self.maps[coupled.map].bias is None:
-                    taken = torch.cat([taken, taken.new_zeros(len(taken), 1)], 1)
-                coefficients[coupled.map] = taken
-        return Prune(group.name, tuple(units), coefficients)
 
 
 def select(move: Widen, units: Sequence[int], group: ChannelGroup) -> Widen:
