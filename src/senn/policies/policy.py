@@ -179,7 +179,6 @@ class PaperPolicy(Policy):
         Returns:
             A candidate, or None if none passes.
         """
-        # Additions first: pruning before them could remove units that a new one makes useful.
         passing = [c for c in candidates if self.accepts(c)]
         additions = [c for c in passing if c.kind != "prune"]
         if additions:
