@@ -17,21 +17,33 @@ ROOT = Path(__file__).parents[1]
 def contents(folder: str, package: str, wheel: Path, sdist: Path) -> None:
     """Check that a wheel holds its package and nothing else, and that its source archive can be tested from."""
     source = ROOT / folder / "src"
-    wanted = {str(path.relative_to(source)) for path in (source / package).rglob("*") if path.is_file()}
+    wanted = {
+        str(path.relative_to(source)) for path in (source / package).rglob("*") if path.is_file()
+    }
     wanted = {name for name in wanted if "__pycache__" not in name}
     with zipfile.ZipFile(wheel) as archive, tarfile.open(sdist) as source_archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         archived = {name.partition("/")[2] for name in source_archive.getnames()}
     held = {name for name in names if ".dist-info/" not in name}
     if held != wanted:
-        sys.exit(f"{wheel.name} lacks {sorted(wanted - held)} and has {sorted(held - wanted)} too much")
-    if f"{package}/py.typed" not in held or not any(name.endswith("licenses/LICENSE") for name in names):
+        sys.exit(
+            f"{wheel.name} lacks {sorted(wanted - held)} and has {sorted(held - wanted)} too much"
+        )
+    if f"{package}/py.typed" not in held or not any(
+        name.endswith("licenses/LICENSE") for name in names
+    ):
         sys.exit(f"{wheel.name} lacks py.typed or the license")
-    tested = {"README.md", "tests/conftest.py", "reproduce/pyproject.toml"} if package == "senn" else set()
+    tested = (
+        {"README.md", "tests/conftest.py", "reproduce/pyproject.toml"}
+        if package == "senn"
+        else set()
+    )
     absent = {f"src/{name}" for name in wanted} | {"pyproject.toml", "LICENSE"} | tested
     if absent - archived:
         sys.exit(f"{sdist.name} lacks {sorted(absent - archived)}")
-    sizes = ", ".join(f"{path.name} {path.stat().st_size / 1000:,.0f} kB" for path in (wheel, sdist))
+    sizes = ", ".join(
+        f"{path.name} {path.stat().st_size / 1000:,.0f} kB" for path in (wheel, sdist)
+    )
     print(f"{sizes}: {len(held)} files in the package")
 
 
@@ -41,7 +53,11 @@ def lend(wheel: Path, environment: Path, extras: list[str]) -> None:
     for found in required(_metadata(wheel), ["", *extras], set()):
         if found.name == "senn":  # installed from its wheel
             continue
-        for name in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+        for name in {
+            file.parts[0]
+            for file in found.files or ()
+            if file.parts[0] not in ("..", "__pycache__")
+        }:
             link, place = target / name, Path(str(found.locate_file(name)))
             if place.exists() and not link.exists():
                 link.symlink_to(place)

@@ -77,7 +77,9 @@ def many(count: int = 300) -> None:
             gc.collect()
             tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(f"after {number:3d} growths: {tensors} tensors, peak {memory:.0f} MiB, step {1000 * step():.1f} ms")
+            print(
+                f"after {number:3d} growths: {tensors} tensors, peak {memory:.0f} MiB, step {1000 * step():.1f} ms"
+            )
         for moves in (widening(model, graph), None):
             chosen = moves or [Prune(group.name, (0,)) for group in graph.groups]
             receipt = transaction(model, chosen, graph, optimizer=optimizer, probe=inputs[:2])

@@ -66,22 +66,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_comparisons(comparisons)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"settings": settings(arguments), "summary": summary, "comparisons": comparisons, "rows": rows}
+        document = {
+            "settings": settings(arguments),
+            "summary": summary,
+            "comparisons": comparisons,
+            "rows": rows,
+        }
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=1, help="repetitions with other folds and other random numbers")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="repetitions with other folds and other random numbers"
+    )
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tuning", action="store_true", help="score on an inner part of each training fold")
-    parser.add_argument("--recipe", type=json.loads, default={}, help="fields of the recipe, as JSON, for all nets")
-    parser.add_argument("--shortcut", action="store_true", help="give the fixed nets the linear shortcut too")
-    parser.add_argument("--policy", type=json.loads, help="arguments of PricePolicy, as JSON, for the grown net")
+    parser.add_argument(
+        "--tuning", action="store_true", help="score on an inner part of each training fold"
+    )
+    parser.add_argument(
+        "--recipe", type=json.loads, default={}, help="fields of the recipe, as JSON, for all nets"
+    )
+    parser.add_argument(
+        "--shortcut", action="store_true", help="give the fixed nets the linear shortcut too"
+    )
+    parser.add_argument(
+        "--policy", type=json.loads, help="arguments of PricePolicy, as JSON, for the grown net"
+    )
     parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
     return parser.parse_args(argv)
 
@@ -110,19 +127,29 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "seconds": seconds,
                 }
             )
-            print(f"  {name} seed {seed} fold {fold} {method}: {score:.4f} {hidden} {seconds:.2f} s", file=sys.stderr)
+            print(
+                f"  {name} seed {seed} fold {fold} {method}: {score:.4f} {hidden} {seconds:.2f} s",
+                file=sys.stderr,
+            )
     return rows
 
 
-def splits(name: str, x: Any, y: Any, arguments: argparse.Namespace) -> Iterator[tuple[int, int, Any, Any]]:
+def splits(
+    name: str, x: Any, y: Any, arguments: argparse.Namespace
+) -> Iterator[tuple[int, int, Any, Any]]:
     """Seed, fold, rows to train on and rows to score on."""
     regression = name in REGRESSION
     for seed in range(arguments.seeds):
-        folder = (KFold if regression else StratifiedKFold)(arguments.folds, shuffle=True, random_state=seed)
+        folder = (KFold if regression else StratifiedKFold)(
+            arguments.folds, shuffle=True, random_state=seed
+        )
         for fold, (train, test) in enumerate(folder.split(x, y)):
             if arguments.tuning:
                 train, test = train_test_split(
-                    train, test_size=0.2, random_state=seed, stratify=None if regression else y[train]
+                    train,
+                    test_size=0.2,
+                    random_state=seed,
+                    stratify=None if regression else y[train],
                 )
             yield seed, fold, train, test
 
@@ -130,9 +157,14 @@ def splits(name: str, x: Any, y: Any, arguments: argparse.Namespace) -> Iterator
 def build(method: str, regression: bool, seed: int, arguments: argparse.Namespace) -> Any:
     """The estimator of a method, untrained."""
     if method == "sklearn":
-        return make_pipeline(StandardScaler(), (MLPRegressor if regression else MLPClassifier)(random_state=seed))
+        return make_pipeline(
+            StandardScaler(), (MLPRegressor if regression else MLPClassifier)(random_state=seed)
+        )
     estimator = SENNRegressor if regression else SENNClassifier
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.recipe.items()}
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in arguments.recipe.items()
+    }
     recipe = TrainConfig(**fields) if fields else None
     if method == "grown":
         policy = None if arguments.policy is None else PricePolicy(**arguments.policy)
@@ -146,10 +178,14 @@ def size(estimator: Any) -> tuple[list[int], int]:
     if hasattr(estimator, "architecture_"):
         return list(estimator.architecture_), sum(p.numel() for p in estimator.model_.parameters())
     mlp = estimator[-1]
-    return [len(b) for b in mlp.intercepts_[:-1]], sum(a.size for a in [*mlp.coefs_, *mlp.intercepts_])
+    return [len(b) for b in mlp.intercepts_[:-1]], sum(
+        a.size for a in [*mlp.coefs_, *mlp.intercepts_]
+    )
 
 
-def summarise(rows: list[dict[str, Any]], name: str, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def summarise(
+    rows: list[dict[str, Any]], name: str, methods: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Means over seeds and folds of each method on one set, the standard error of its score, total seconds."""
     summary = {}
     for method in methods:
@@ -206,7 +242,10 @@ def print_table(name: str, rows: list[dict[str, Any]], methods: Sequence[str]) -
         widths = entry["hidden"] if method == "grown" else entry["hidden"][:1]
         shown = "  ".join("-".join(map(str, hidden)) or "none" for hidden in widths[:10])
         score = f"{entry['score']:.4f} +- {entry['standard_error']:.4f}"
-        print(f"{method:>8}  {score:>16}  {entry['parameters']:>10,.0f}  {entry['seconds']:>8.2f}  {shown}", flush=True)
+        print(
+            f"{method:>8}  {score:>16}  {entry['parameters']:>10,.0f}  {entry['seconds']:>8.2f}  {shown}",
+            flush=True,
+        )
 
 
 def print_comparisons(comparisons: dict[str, Any]) -> None:
@@ -226,9 +265,18 @@ def print_comparisons(comparisons: dict[str, Any]) -> None:
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    versions = {"torch": torch.__version__, "scikit-learn": sklearn.__version__, "numpy": np.__version__}
+    versions = {
+        "torch": torch.__version__,
+        "scikit-learn": sklearn.__version__,
+        "numpy": np.__version__,
+    }
     chosen = {key: value for key, value in vars(arguments).items() if key != "out"}
-    return {**chosen, "python": platform.python_version(), "machine": platform.machine(), "versions": versions}
+    return {
+        **chosen,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": versions,
+    }
 
 
 if __name__ == "__main__":

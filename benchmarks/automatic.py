@@ -77,7 +77,11 @@ def vgg(width: int) -> nn.Module:
     entering = 3
     for part in (width, 2 * width, 4 * width):
         for leaving in (part, part):
-            layers += [nn.Conv2d(entering, leaving, 3, padding=1, bias=False), nn.BatchNorm2d(leaving), nn.ReLU()]
+            layers += [
+                nn.Conv2d(entering, leaving, 3, padding=1, bias=False),
+                nn.BatchNorm2d(leaving),
+                nn.ReLU(),
+            ]
             entering = leaving
         layers.append(nn.AdaptiveAvgPool2d(1) if part == 4 * width else nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(entering, CLASSES))
@@ -88,7 +92,9 @@ NETS = {"resnet": resnet, "vgg": vgg}
 
 def small(images: Pixels) -> Images:
     """Images (n, 3, SIDE, SIDE), standardised, and labels (n,)."""
-    resized = (Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX) for image in images.pixels)
+    resized = (
+        Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX) for image in images.pixels
+    )
     pixels = np.stack([np.asarray(image) for image in resized])
     mean, std = torch.tensor([0.4913, 0.4821, 0.4465]), torch.tensor([0.2452, 0.2428, 0.2606])
     x = (torch.from_numpy(pixels).float() / 255 - mean) / std
@@ -125,10 +131,18 @@ def scores(model: nn.Module, images: Images) -> dict[str, float]:
 
 def recipe_of(options: argparse.Namespace, seed: int, grow: bool) -> TrainConfig:
     """The recipe for images, with what the command line says otherwise."""
-    own = {key: tuple(value) if isinstance(value, list) else value for key, value in options.recipe.items()}
+    own = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in options.recipe.items()
+    }
     policy = replace(PRICES, **own.pop("policy", {}))
     return image_config(
-        policy=policy, epochs=options.epochs, batch_size=options.batch_size, seed=seed, grow=grow, **own
+        policy=policy,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        seed=seed,
+        grow=grow,
+        **own,
     )
 
 
@@ -155,11 +169,16 @@ def train(
                 found = learner.grow(probe(data["train"], recipe, step), moves)
                 after = scores(model, seen)["loss"]
                 looking += time.process_time() - looked
-                print(f"    step {step}: {'; '.join(map(str, found)) or 'nothing pays'}", file=sys.stderr)
+                print(
+                    f"    step {step}: {'; '.join(map(str, found)) or 'nothing pays'}",
+                    file=sys.stderr,
+                )
                 events += found
                 if found:
                     kinds = sorted({event.kind for event in found})
-                    changes.append({"step": step, "kinds": kinds, "change": abs(after / before - 1)})
+                    changes.append(
+                        {"step": step, "kinds": kinds, "change": abs(after / before - 1)}
+                    )
     return {
         "seconds": time.process_time() - start,
         "looking": looking,
@@ -173,7 +192,9 @@ def train(
 
 def probe(images: Images, recipe: TrainConfig, step: int) -> list[Images]:
     """Training images that a round looks at, as they are, drawn by the step's number."""
-    rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(step))[: recipe.max_scoring_samples]
+    rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(step))[
+        : recipe.max_scoring_samples
+    ]
     return [(images[0][part], images[1][part]) for part in rows.split(256)]
 
 
@@ -195,12 +216,17 @@ def draw(files: dict[str, Images], seed: int, options: argparse.Namespace) -> di
     """A seed's images: training and validation from the training file, test as it is."""
     x, y = files["train"]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    split = {"train": order[: options.images], "validation": order[options.images :][: options.validation]}
+    split = {
+        "train": order[: options.images],
+        "validation": order[options.images :][: options.validation],
+    }
     found = {part: (x[rows], y[rows]) for part, rows in split.items()}
     return found if options.tuning else {**found, "test": files["test"]}
 
 
-def measure(net: str, seed: int, files: dict[str, Images], options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(
+    net: str, seed: int, files: dict[str, Images], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """One row for each method; all start from the same random state."""
     data, build = draw(files, seed, options), NETS[net]
     rows: list[dict[str, Any]] = []
@@ -219,7 +245,9 @@ def measure(net: str, seed: int, files: dict[str, Images], options: argparse.Nam
 
 def loss_change(row: dict[str, Any]) -> float:
     """Largest relative change of the loss at the moment of a growth that only added."""
-    return max((one["change"] for one in row["changes"] if "prune" not in one["kinds"]), default=0.0)
+    return max(
+        (one["change"] for one in row["changes"] if "prune" not in one["kinds"]), default=0.0
+    )
 
 
 def line(row: dict[str, Any]) -> str:
@@ -238,11 +266,16 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for net in dict.fromkeys(row["net"] for row in rows):
         for method in dict.fromkeys(row["method"] for row in rows if row["net"] == net):
             mine = [row for row in rows if (row["net"], row["method"]) == (net, method)]
-            figures = {part: [row[part]["accuracy"] for row in mine] for part in PARTS if part in mine[0]}
-            figures |= {key: [row[key] for row in mine] for key in ("parameters", "seconds", "looking")}
+            figures = {
+                part: [row[part]["accuracy"] for row in mine] for part in PARTS if part in mine[0]
+            }
+            figures |= {
+                key: [row[key] for row in mine] for key in ("parameters", "seconds", "looking")
+            }
             summary.setdefault(net, {})[method] = {
                 **{
-                    key: {"mean": statistics.fmean(values), "spread": spread(values)} for key, values in figures.items()
+                    key: {"mean": statistics.fmean(values), "spread": spread(values)}
+                    for key, values in figures.items()
                 },
                 "loss_change": max(map(loss_change, mine)),
             }
@@ -252,7 +285,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         margins, ratios = zip(*((g[part]["accuracy"] - t[part]["accuracy"], g["seconds"] / t["seconds"])
                                 for g, t in pairs), strict=True)  # fmt: skip
         summary[net]["grown"] |= {
-            "over_twin": {"mean": statistics.fmean(margins), "error": spread(margins) / len(margins) ** 0.5},
+            "over_twin": {
+                "mean": statistics.fmean(margins),
+                "error": spread(margins) / len(margins) ** 0.5,
+            },
             "seconds_over_twin": {"mean": statistics.fmean(ratios), "spread": spread(ratios)},
         }
     return summary
@@ -267,11 +303,20 @@ def print_table(summary: dict[str, dict[str, Any]]) -> None:
     """Means and standard deviations over the seeds; the standard error of the difference from the twin."""
     for net, methods in summary.items():
         parts = [part for part in PARTS if part in methods["grown"]]
-        head = [*(f"{part:>18s}" for part in parts), f"{'parameters':>18s}", f"{'seconds':>9s}", f"{'looking':>9s}"]
+        head = [
+            *(f"{part:>18s}" for part in parts),
+            f"{'parameters':>18s}",
+            f"{'seconds':>9s}",
+            f"{'looking':>9s}",
+        ]
         print(f"{net:10s}" + "".join(head))
         for method, found in methods.items():
-            cells = [f"{found[part]['mean']:>9.4f} +- {found[part]['spread']:.4f}" for part in parts]
-            cells.append(f"{found['parameters']['mean']:>9,.0f} +- {found['parameters']['spread']:<5,.0f}")
+            cells = [
+                f"{found[part]['mean']:>9.4f} +- {found[part]['spread']:.4f}" for part in parts
+            ]
+            cells.append(
+                f"{found['parameters']['mean']:>9,.0f} +- {found['parameters']['spread']:<5,.0f}"
+            )
             cells += [f"{found[key]['mean']:>9.0f}" for key in ("seconds", "looking")]
             print(f"{method:10s}" + "".join(cells))
         grown = methods["grown"]
@@ -283,11 +328,15 @@ def print_table(summary: dict[str, dict[str, Any]]) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", type=Path, help="else SENN_DATA, else CIFAR-10 is downloaded")
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0, help="choices are to be made from 100 on")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="choices are to be made from 100 on"
+    )
     parser.add_argument("--images", type=int, default=5000, help="training images")
     parser.add_argument("--validation", type=int, default=2000, help="validation images")
     parser.add_argument("--epochs", type=int, default=20)
@@ -306,12 +355,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(options.threads)
     images = load_images("cifar-10", options.data_dir)
-    files = {"train": small(images.train)} | ({} if options.tuning else {"test": small(images.test)})
+    files = {"train": small(images.train)} | (
+        {} if options.tuning else {"test": small(images.test)}
+    )
     rows: list[dict[str, Any]] = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for net in options.nets:
             rows += measure(net, seed, files, options)
-            if options.out:  # after each net, so that a run that is stopped leaves what it has measured
+            if (
+                options.out
+            ):  # after each net, so that a run that is stopped leaves what it has measured
                 write(rows, options)
     print_table(summarise(rows))
     return 0
@@ -319,7 +372,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Everything measured so far, as JSON."""
-    settings = {key: value for key, value in vars(options).items() if key not in ("data_dir", "out")}
+    settings = {
+        key: value for key, value in vars(options).items() if key not in ("data_dir", "out")
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     document = {"settings": settings, "summary": summarise(rows), "rows": rows}
     options.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -36,7 +36,10 @@ from senn_reproduce.moons import moons
 from senn_reproduce.regression import random_network
 
 FIGURES = ("gain", "bound", "heldout")
-POLICIES: dict[str, Callable[[], Policy]] = {"paper": lambda: PaperPolicy(1.0, 2.5e-3), "price": PricePolicy}
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "paper": lambda: PaperPolicy(1.0, 2.5e-3),
+    "price": PricePolicy,
+}
 Data = tuple[Tensor, Tensor]
 
 
@@ -79,7 +82,13 @@ TASKS = {
 
 def optimizer(model: nn.Module, task: Task) -> NaturalGradient:
     return NaturalGradient(
-        model, loss=task.loss, method=task.method, adapt=True, damping=0.1, weight_decay=1e-4, iterations=30
+        model,
+        loss=task.loss,
+        method=task.method,
+        adapt=True,
+        damping=0.1,
+        weight_decay=1e-4,
+        iterations=30,
     )  # type: ignore[arg-type]
 
 
@@ -119,7 +128,9 @@ def rounds(name: str, policy: str, seed: int, steps: int) -> list[dict[str, Any]
         if events:
             record: dict[str, Any] = {"task": name, "policy": policy, "seed": seed, "round": number}
             record["text"] = [str(event) for event in events]
-            record |= {figure: sum(getattr(event, figure) for event in events) / 2 for figure in FIGURES}
+            record |= {
+                figure: sum(getattr(event, figure) for event in events) / 2 for figure in FIGURES
+            }
             grown, same = (train(m, task, known, steps) for m in (copy.deepcopy(model), before))
             record["realised"] = loss_of(same, task, known) - loss_of(grown, task, known)
             record["realised_unseen"] = loss_of(same, task, unseen) - loss_of(grown, task, unseen)
@@ -139,7 +150,9 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             row = {"task": task, "policy": policy, "figure": figure, "rounds": len(chosen)}
             for outcome in ("realised", "realised_unseen"):
                 real = np.array([r[outcome] for r in chosen])
-                row[f"{outcome}_rank"] = float(spearmanr(promised, real).statistic) if len(chosen) > 2 else None
+                row[f"{outcome}_rank"] = (
+                    float(spearmanr(promised, real).statistic) if len(chosen) > 2 else None
+                )
                 row[f"{outcome}_ratio"] = float(np.median(real / promised))
             rows.append(row)
     return rows
@@ -147,26 +160,41 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     names = list(rows[0])
-    cells = [[f"{row[n]:.2f}" if isinstance(row[n], float) else str(row[n]) for n in names] for row in rows]
+    cells = [
+        [f"{row[n]:.2f}" if isinstance(row[n], float) else str(row[n]) for n in names]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
-    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in [names, *cells])
+    return "\n".join(
+        "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in [names, *cells]
+    )
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     canvas = Figure(figsize=(11, 3.9), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(1, 3, sharex=True, sharey=True)
-    titles = {"gain": "exact K-FAC gain / 2", "bound": "bound of Theorem 3.2 / 2", "heldout": "held-out gain / 2"}
+    titles = {
+        "gain": "exact K-FAC gain / 2",
+        "bound": "bound of Theorem 3.2 / 2",
+        "heldout": "held-out gain / 2",
+    }
     for axis, figure in zip(axes, FIGURES, strict=True):
         for number, task in enumerate(TASKS):
             for policy, marker in (("paper", "o"), ("price", "^")):
-                chosen = [r for r in records if r["task"] == task and r["policy"] == policy and r[figure] > 0]
+                chosen = [
+                    r
+                    for r in records
+                    if r["task"] == task and r["policy"] == policy and r[figure] > 0
+                ]
                 real = [max(r["realised"], 1e-9) for r in chosen]
                 axis.scatter(
                     [r[figure] for r in chosen], real, s=26, marker=marker, color=f"C{number}", alpha=0.8,
                     edgecolors="white", linewidths=0.4, label=f"{task}, {policy}",
                 )  # fmt: skip
-        axis.set(xscale="log", yscale="log", title=titles[figure], xlabel="promised decrease of the loss")
+        axis.set(
+            xscale="log", yscale="log", title=titles[figure], xlabel="promised decrease of the loss"
+        )
         axis.axline((1e-3, 1e-3), (1, 1), color="0.4", linewidth=1, zorder=0)
         axis.grid(alpha=0.2)
     axes[0].set_ylabel("realised decrease of the loss")
@@ -192,7 +220,9 @@ def main() -> None:
     print(table(rows))
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "results.json").write_text(json.dumps({"summary": rows, "rounds": records}, indent=2) + "\n")
+        (args.out / "results.json").write_text(
+            json.dumps({"summary": rows, "rounds": records}, indent=2) + "\n"
+        )
         draw(records, args.out / "calibration.png")
 
 

@@ -35,11 +35,15 @@ SAMPLES = 1024
 
 
 def small_mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+    return nn.Sequential(
+        nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
 
 
 def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    return nn.Sequential(
+        nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    )
 
 
 def conv_net() -> nn.Module:
@@ -59,7 +63,10 @@ def growth_round(name: str, communicator: Communicator) -> dict[str, Any]:
     build, shape = NETS[name]
     model = build()
     generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(SAMPLES, *shape, generator=generator), torch.randint(10, (SAMPLES,), generator=generator)
+    x, y = (
+        torch.randn(SAMPLES, *shape, generator=generator),
+        torch.randint(10, (SAMPLES,), generator=generator),
+    )
     part = communicator.local_slice(SAMPLES)
     grower = senn.Grower(model, None, F.cross_entropy, samples=50_000, communicator=communicator)
     grower.observe(x[part][:2], y[part][:2])  # the analysis of the model is not what is measured
@@ -101,7 +108,9 @@ def _child(rank: int, size: int, port: int, answers: Any, name: str) -> None:
     communicator = Communicator()
     if size > 1:
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
+        )
         communicator = default_communicator()
     answers.put((rank, growth_round(name, communicator)))
     if size > 1:
@@ -112,8 +121,14 @@ def _child(rank: int, size: int, port: int, answers: Any, name: str) -> None:
 def measured(name: str, size: int) -> list[dict[str, Any]]:
     """What the ranks of one run say."""
     context = multiprocessing.get_context("spawn")
-    store, answers = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), context.Queue()
-    children = [context.Process(target=_child, args=(rank, size, store.port, answers, name)) for rank in range(size)]
+    store, answers = (
+        dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False),
+        context.Queue(),
+    )
+    children = [
+        context.Process(target=_child, args=(rank, size, store.port, answers, name))
+        for rank in range(size)
+    ]
     for child in children:
         child.start()
     found = dict(answers.get(timeout=300) for _ in children)
@@ -123,18 +138,30 @@ def measured(name: str, size: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    results: dict[str, Any] = {"samples": SAMPLES, "torch": torch.__version__, "repeats": args.repeats, "nets": []}
+    results: dict[str, Any] = {
+        "samples": SAMPLES,
+        "torch": torch.__version__,
+        "repeats": args.repeats,
+        "nets": [],
+    }
     for name in NETS:
         runs: dict[int, list[list[dict[str, Any]]]] = {1: [], 2: [], 3: []}
         for _ in range(args.repeats):
             for size in runs:
                 runs[size].append(measured(name, size))
         one = runs[2][0][0]
-        record: dict[str, Any] = {"net": name, "parameters": one["parameters"], "maps": one["maps"], "worlds": []}
+        record: dict[str, Any] = {
+            "net": name,
+            "parameters": one["parameters"],
+            "maps": one["maps"],
+            "worlds": [],
+        }
         for size, repeats in runs.items():
             slowest = [max(rank["seconds"] for rank in repeat) for repeat in repeats]
             looks = [max(rank["look_seconds"] for rank in repeat) for repeat in repeats]

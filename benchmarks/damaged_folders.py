@@ -41,7 +41,21 @@ from senn.training.builders import build_model
 from senn.training.progress import LinesCallback
 
 HUGE = 10**12
-HOSTILE = [None, True, -1, HUGE, 1e308, "x", "../x", [], [[]], {}, {"tensor": "0"}, {"float": "x"}, {"items": 3}]
+HOSTILE = [
+    None,
+    True,
+    -1,
+    HUGE,
+    1e308,
+    "x",
+    "../x",
+    [],
+    [[]],
+    {},
+    {"tensor": "0"},
+    {"float": "x"},
+    {"items": 3},
+]
 SECONDS = 20
 """After so many, it hangs."""
 
@@ -54,7 +68,9 @@ def set_up(root: Path) -> dict[str, Path]:
     assert command([*argv, str(root / "other"), "--seed", "1"]) == 0
     on_epoch = LinesCallback.on_epoch
     try:
-        LinesCallback.on_epoch = lambda self, record: record["epoch"] == 5 and signal.raise_signal(signal.SIGINT)
+        LinesCallback.on_epoch = lambda self, record: (
+            record["epoch"] == 5 and signal.raise_signal(signal.SIGINT)
+        )
         assert command([*argv, str(root / "interrupted")]) == 130
         assert command([*argv, str(root / "other"), "--seed", "1", "--overwrite"]) == 130
     finally:
@@ -92,7 +108,9 @@ BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "deep tables": lambda data, draw: b'{"a":' * 50_000,
     "NaN": lambda data, draw: b'{"format": NaN}',
     "huge header": lambda data, draw: HUGE.to_bytes(8, "little") + data[8:],
-    "huge tensor": lambda data, draw: _header({"a": {"dtype": "F32", "shape": [HUGE], "data_offsets": [0, 4 * HUGE]}}),
+    "huge tensor": lambda data, draw: _header(
+        {"a": {"dtype": "F32", "shape": [HUGE], "data_offsets": [0, 4 * HUGE]}}
+    ),
 }
 
 
@@ -133,7 +151,13 @@ PLACES: dict[str, Callable[[Path], None]] = {
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, item in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield (*path, key)
         yield from _leaves(item, (*path, key))
 
@@ -154,9 +178,19 @@ def _forge(path: Path, draw: random.Random) -> None:
         tensors = safetensors.numpy.load(path.read_bytes())
         name = draw.choice([*tensors])
         old = tensors[name]
-        new = [old.astype(np.int16), old.astype(np.float64), old.reshape(-1), old[..., None], np.full_like(old, 255)]
-        tensors[name] = draw.choice([*new, np.zeros((3, 1), np.float32), np.full(old.shape, np.nan)])
-        path.write_bytes(safetensors.numpy.save({key: np.ascontiguousarray(one) for key, one in tensors.items()}))
+        new = [
+            old.astype(np.int16),
+            old.astype(np.float64),
+            old.reshape(-1),
+            old[..., None],
+            np.full_like(old, 255),
+        ]
+        tensors[name] = draw.choice(
+            [*new, np.zeros((3, 1), np.float32), np.full(old.shape, np.nan)]
+        )
+        path.write_bytes(
+            safetensors.numpy.save({key: np.ascontiguousarray(one) for key, one in tensors.items()})
+        )
     else:
         path.write_bytes(path.read_bytes().replace(b":", b",", 1))
     _repair(path)
@@ -304,7 +338,10 @@ def outcome(use: str, folder: Path, expected: str | None, forged: bool) -> str:
 def measure(cases: int, seed: int, root: Path, sparing: int = 1) -> dict[str, Any]:
     """Damage so many folders and use each in every way; with `sparing` some uses on only every so many-th."""
     os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
-    draw_figure, senn.cli.fit.growth_figure = senn.cli.fit.growth_figure, lambda *_: None  # no part in this
+    draw_figure, senn.cli.fit.growth_figure = (
+        senn.cli.fit.growth_figure,
+        lambda *_: None,
+    )  # no part in this
     try:
         originals = set_up(root)
         work, draw = root / "work", random.Random(seed)
@@ -346,7 +383,9 @@ def measure(cases: int, seed: int, root: Path, sparing: int = 1) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -356,11 +395,16 @@ def main() -> None:
     columns = ["no harm", "refused", "its own answer", "crashed", "hung", "wrong", "touched"]
     print("".join(f"{column:>16}" for column in ["", *columns]))
     for use, found in results["counts"].items():
-        print("".join(f"{value:>16}" for value in [use, *(found.get(column, 0) for column in columns)]))
+        print(
+            "".join(
+                f"{value:>16}" for value in [use, *(found.get(column, 0) for column in columns)]
+            )
+        )
     print("\n".join(results["bad"]))
     if args.out is not None:
         args.out.write_text(
-            json.dumps({"command": f"damaged_folders.py --cases {args.cases}", **results}, indent=1) + "\n"
+            json.dumps({"command": f"damaged_folders.py --cases {args.cases}", **results}, indent=1)
+            + "\n"
         )
 
 

@@ -71,7 +71,10 @@ def load(arguments: argparse.Namespace, seed: int) -> Data:
         kept = np.random.default_rng(0).permutation(len(x))[len(x) // 5 :]
         x, y = x[kept], y[kept]
     else:
-        x, y = (idx(arguments.data_dir / f"train-{part}.gz") for part in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+        x, y = (
+            idx(arguments.data_dir / f"train-{part}.gz")
+            for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        )
     order = np.random.default_rng(seed + 1).permutation(len(x))
     held = min(arguments.validation, len(x) // 5)
     train = order[held : held + arguments.train]
@@ -97,7 +100,11 @@ def factor(schedule: str, progress: float, since: int) -> float:
     if schedule == "cosine":
         return 0.5 + 0.5 * math.cos(math.pi * progress)
     if schedule == "onecycle":
-        return progress / 0.3 if progress < 0.3 else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.3) / 0.7)
+        return (
+            progress / 0.3
+            if progress < 0.3
+            else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.3) / 0.7)
+        )
     return min(1.0, 3 * (1 - progress)) * (min(1.0, since / 20) if schedule == "rewarm" else 1.0)
 
 
@@ -119,7 +126,9 @@ class Units:
         """Incoming (units, d) and outgoing (units, 10) weights."""
         return self.model[0].weight, self.model[2].weight.mT
 
-    def changed(self, before: Tensor, step: int, recipe: Recipe, optimizer: torch.optim.Adam) -> None:
+    def changed(
+        self, before: Tensor, step: int, recipe: Recipe, optimizer: torch.optim.Adam
+    ) -> None:
         """After a round: who is new; incoming weights of the others are the former ones, bit by bit."""
         rows, first, second = self.weights[0], self.model[0], self.model[2]
         same = torch.stack([(before == row).all(1) for row in rows.detach()])
@@ -157,18 +166,27 @@ class Units:
             return
         since, old, *starts = self._start
         gradients, row = (self.model[0].weight.grad, self.model[2].weight.grad.mT), {}
-        for place, weight, start, gradient in zip(("in", "out"), self.weights, starts, gradients, strict=True):
+        for place, weight, start, gradient in zip(
+            ("in", "out"), self.weights, starts, gradients, strict=True
+        ):
             found = {"gradient": gradient, "moved": weight.detach() - start, "length": start}
             for name, value in found.items():
                 norm = value.norm(dim=1)
-                row |= {f"{name} {place} {who}": float(norm[m].mean()) for who, m in (("old", old), ("new", ~old))}
+                row |= {
+                    f"{name} {place} {who}": float(norm[m].mean())
+                    for who, m in (("old", old), ("new", ~old))
+                }
         self._rows.append(row)
         if len(self._rows) == FOLLOWED:
-            record = {f"{key} at birth": value for key, value in self._rows[0].items() if "length" in key}
+            record = {
+                f"{key} at birth": value for key, value in self._rows[0].items() if "length" in key
+            }
             for first, last in SPANS:
                 for key in row:
                     if "gradient" in key:
-                        record[f"{key} {first}-{last}"] = statistics.fmean(r[key] for r in self._rows[first - 1 : last])
+                        record[f"{key} {first}-{last}"] = statistics.fmean(
+                            r[key] for r in self._rows[first - 1 : last]
+                        )
                     if "moved" in key:
                         record[f"{key} {last}"] = self._rows[last - 1][key]
             self.followed.append({"step": since, "new": int((~old).sum()), **record})
@@ -177,7 +195,9 @@ class Units:
 class Training:
     """One net through all of its steps; `recipe.rounds` are left out when it is fixed."""
 
-    def __init__(self, data: Data, recipe: Recipe, arguments: argparse.Namespace, seed: int, hidden: int) -> None:
+    def __init__(
+        self, data: Data, recipe: Recipe, arguments: argparse.Namespace, seed: int, hidden: int
+    ) -> None:
         torch.manual_seed(seed)
         self.data, self.recipe, self.arguments, self.seed = data, recipe, arguments, seed
         self.model = mlp(data.x.shape[1], hidden)
@@ -192,13 +212,17 @@ class Training:
     def run(self, grows: bool, warmths: Sequence[int] = ()) -> Training:
         """Train; a fixed net follows the learning rates of the grown one, whose growths were at `warmths`."""
         grower = self._grower() if grows else None
-        adds, removes = ({round(p * self.total) for p in ps} for ps in (self.recipe.rounds, self.recipe.prune))
+        adds, removes = (
+            {round(p * self.total) for p in ps} for ps in (self.recipe.rounds, self.recipe.prune)
+        )
         started = time.process_time()
         for step, batch in enumerate(order_of(len(self.data.x), self.arguments.epochs, self.seed)):
             if grower is not None and (step in adds or step in removes):
                 self._round(grower, step, removing=step not in adds)
             growths = self.grown_at if grows else [s for s in warmths if s <= step]
-            lr = self.arguments.lr * factor(self.recipe.schedule, step / self.total, step + 1 - max(growths))
+            lr = self.arguments.lr * factor(
+                self.recipe.schedule, step / self.total, step + 1 - max(growths)
+            )
             self.optimizer.param_groups[0]["lr"] = lr
             self._step(batch, step)
         self.seconds = time.process_time() - started
@@ -245,7 +269,9 @@ class Training:
         F.cross_entropy(self.model(self.data.x[batch]), self.data.y[batch]).backward()
         scale = self.units.scale(self.recipe, step)
         first, second = self.model[0], self.model[2]
-        places = [(first.weight, 0), (first.bias, 0), (second.weight, 1)] if scale is not None else []
+        places = (
+            [(first.weight, 0), (first.bias, 0), (second.weight, 1)] if scale is not None else []
+        )
         before = [p.detach().clone() for p, _ in places]
         self.optimizer.step()
         with torch.no_grad():
@@ -270,16 +296,26 @@ class Training:
         return record
 
 
-def pair(data: Data, name: str, recipe: Recipe, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+def pair(
+    data: Data, name: str, recipe: Recipe, arguments: argparse.Namespace, seed: int
+) -> dict[str, Any]:
     """A grown net and the fixed net of its final size."""
     grown = Training(data, recipe, arguments, seed, 10).run(grows=True)
     hidden = len(grown.units.born)
     fixed = Training(data, recipe, arguments, seed, hidden).run(grows=False, warmths=grown.grown_at)
-    record = {"recipe": name, "seed": seed, "hidden": hidden, "grown": grown.figures(), "fixed": fixed.figures()}
+    record = {
+        "recipe": name,
+        "seed": seed,
+        "hidden": hidden,
+        "grown": grown.figures(),
+        "fixed": fixed.figures(),
+    }
     if recipe.smooth:  # is it the growth or the draw?
         drawn = Training(data, recipe, arguments, seed, hidden)
         with torch.no_grad():
-            rows = sample_directions(data.x[:PROBE], hidden, recipe.smooth, torch.Generator().manual_seed(seed))
+            rows = sample_directions(
+                data.x[:PROBE], hidden, recipe.smooth, torch.Generator().manual_seed(seed)
+            )
             drawn.model[0].weight.copy_(FRESH * rows)
         record["drawn"] = drawn.run(grows=False, warmths=grown.grown_at).figures()
     return {**record, "events": grown.events, "followed": grown.units.followed}
@@ -300,8 +336,12 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     widened = [e for run in runs for e in run["events"] if e["kind"] == "widen"]
     result["largest loss change"] = max((abs(e["loss_change"]) for e in widened), default=0.0)
     if "drawn" in runs[0]:
-        result["drawn"] = {k: statistics.fmean(run["drawn"][k] for run in runs) for k in runs[0]["drawn"]}
-    result["time ratio"] = statistics.fmean(run["grown"]["seconds"] / run["fixed"]["seconds"] for run in runs)
+        result["drawn"] = {
+            k: statistics.fmean(run["drawn"][k] for run in runs) for k in runs[0]["drawn"]
+        }
+    result["time ratio"] = statistics.fmean(
+        run["grown"]["seconds"] / run["fixed"]["seconds"] for run in runs
+    )
     return result
 
 
@@ -314,13 +354,17 @@ def line(name: str, figures: dict[str, Any]) -> str:
     widths = ",".join(map(str, figures["hidden"]))
     if "drawn" in figures:
         widths += f"  (fixed, drawn smooth: {figures['drawn']['accuracy']:.4f} {figures['drawn']['loss']:.4f})"
-    return "  ".join([*parts, f"x{figures['time ratio']:.2f}", f"{figures['largest loss change']:.0e}", widths])
+    return "  ".join(
+        [*parts, f"x{figures['time ratio']:.2f}", f"{figures['largest loss change']:.0e}", widths]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     torch.set_num_threads(1)
-    print(f"{'recipe':<40}  accuracy, loss, both averaged, each with less fixed; dead units; time; loss change; hidden")
+    print(
+        f"{'recipe':<40}  accuracy, loss, both averaged, each with less fixed; dead units; time; loss change; hidden"
+    )
     recipes = {name: recipe_of(name) for name in arguments.recipes}
     loaded = {seed: load(arguments, seed) for seed in range(arguments.seeds)}
     runs, means = [], {}
@@ -331,23 +375,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line(name, means[name]), flush=True)
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "data_dir")}
+            settings = {
+                k: str(v) for k, v in vars(arguments).items() if k not in ("out", "data_dir")
+            }
             document = {"settings": settings, "summary": means, "runs": runs}
             arguments.out.write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--set", choices=("digits", "mnist"), default="digits")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of MNIST's IDX files, gzipped")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="folder of MNIST's IDX files, gzipped"
+    )
     parser.add_argument("--recipes", nargs="+", default=DEFAULT, metavar="RECIPE")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=12_000, help="training rows, at most")
-    parser.add_argument("--validation", type=int, default=4_000, help="validation rows, at most a fifth")
+    parser.add_argument(
+        "--validation", type=int, default=4_000, help="validation rows, at most a fifth"
+    )
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--kappa", type=float, default=0.03, help="price of a parameter, in nats times training rows")
+    parser.add_argument(
+        "--kappa",
+        type=float,
+        default=0.03,
+        help="price of a parameter, in nats times training rows",
+    )
     parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
     return parser.parse_args(argv)
 

@@ -42,7 +42,10 @@ class Recipe:
 WHEN: dict[str, dict[str, Any]] = {
     "each epoch": {"rounds": tuple(k / 15 for k in range(1, 15))},
     "early": {"rounds": (0.02, 0.04, 0.08, 0.16, 0.32)},
-    "4 x 8 epochs": {"rounds": tuple(k / 15 for k in range(1, 9)), "force": 4},  # at any price: all end at 42 units
+    "4 x 8 epochs": {
+        "rounds": tuple(k / 15 for k in range(1, 9)),
+        "force": 4,
+    },  # at any price: all end at 42 units
     **{f"32 at {p:g}": {"rounds": (p,), "force": 32} for p in (0.02, 0.07, 0.2, 0.5)},
 }
 HOW: dict[str, dict[str, Any]] = {
@@ -56,12 +59,30 @@ HOW: dict[str, dict[str, Any]] = {
     "smooth": {"smooth": 1.0},
     "past and back": {"bid": 0.3, "prune": (0.4, 0.5)},
 }
-SMOOTH = ("smooth", "smooth, own clock", "smooth, past and back", "smooth, own clock, past and back")
+SMOOTH = (
+    "smooth",
+    "smooth, own clock",
+    "smooth, past and back",
+    "smooth, own clock, past and back",
+)
 DEFAULT = (
-    *("each epoch", "each epoch, smooth, own clock", "early", *(f"early, {how}" for how in (*HOW, *SMOOTH[1:]))),
+    *(
+        "each epoch",
+        "each epoch, smooth, own clock",
+        "early",
+        *(f"early, {how}" for how in (*HOW, *SMOOTH[1:])),
+    ),
     *("32 at 0.02", "32 at 0.07", "32 at 0.2"),
-    *(f"{when}{how}" for when in ("32 at 0.5", "4 x 8 epochs") for how in ("", ", own clock", ", x3", ", born short")),
-    *(f"{when}, {how}" for when in ("32 at 0.5", "4 x 8 epochs") for how in ("inherit", *SMOOTH[:2])),
+    *(
+        f"{when}{how}"
+        for when in ("32 at 0.5", "4 x 8 epochs")
+        for how in ("", ", own clock", ", x3", ", born short")
+    ),
+    *(
+        f"{when}, {how}"
+        for when in ("32 at 0.5", "4 x 8 epochs")
+        for how in ("inherit", *SMOOTH[:2])
+    ),
 )
 
 
@@ -82,7 +103,9 @@ class Forced(Policy):
 
     units: int
 
-    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+    def choose(
+        self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]
+    ) -> Candidate | None:
         """The best until there are enough."""
         enough = sum(c.units for c in accepted) >= self.units
         return None if enough else max(candidates, key=lambda c: c.held_out_gain, default=None)

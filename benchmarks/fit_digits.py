@@ -19,19 +19,38 @@ from typing import Any
 
 def fit(data: str, seed: int, folder: Path) -> dict[str, Any]:
     """Results of one run, with the largest change of the loss at a growth that only added."""
-    command = [sys.executable, "-m", "senn.cli.main", "fit", data, "--seed", str(seed), "--out", str(folder), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "senn.cli.main",
+        "fit",
+        data,
+        "--seed",
+        str(seed),
+        "--out",
+        str(folder),
+        "--quiet",
+    ]
     subprocess.run(command, check=True)
     results: dict[str, Any] = json.loads((folder / "results.json").read_text())
     events = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     growths = [event for event in events if event["event"] == "growth"]
     pruned = {event["round"] for event in growths if event["kind"] == "prune"}
-    ratios = [abs(e["loss_after"] / e["loss_before"] - 1) for e in growths if e["round"] not in pruned]
+    ratios = [
+        abs(e["loss_after"] / e["loss_before"] - 1) for e in growths if e["round"] not in pruned
+    ]
     kept = ("seed", "architecture", "parameters", "seconds", "test")
-    return {**{key: results[key] for key in kept}, "growths": len(growths), "loss_change": max(ratios, default=0.0)}
+    return {
+        **{key: results[key] for key in kept},
+        "growths": len(growths),
+        "loss_change": max(ratios, default=0.0),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="digits")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -49,7 +68,9 @@ def main() -> None:
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
     print(f"mean {metric} {statistics.fmean(scores):.4f} +- {spread:.4f}")
     if args.out:
-        args.out.write_text(json.dumps({"data": args.data, "metric": metric, "runs": runs}, indent=2) + "\n")
+        args.out.write_text(
+            json.dumps({"data": args.data, "metric": metric, "runs": runs}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -38,15 +38,30 @@ def write_files(images: ImageSet, count: int, root: Path) -> None:
         Image.fromarray(images.train.pixels[row]).save(folder / f"{row:05}.png")
 
 
-def scores(model: nn.Module, prepared: ImagePreparation, images: ImageSet) -> dict[str, float | None]:
+def scores(
+    model: nn.Module, prepared: ImagePreparation, images: ImageSet
+) -> dict[str, float | None]:
     """Accuracy and log loss on the split's own test part, accuracy on the published one."""
-    hits = image_outputs(model, prepared.encoder, planes(images.test)).argmax(1).numpy() == images.test.labels
+    hits = (
+        image_outputs(model, prepared.encoder, planes(images.test)).argmax(1).numpy()
+        == images.test.labels
+    )
     return {**prepared.test(model), "accuracy on CIFAR-10's test images": float(hits.mean())}
 
 
 def pair(root: Path, run: Path, seed: int, epochs: int, images: ImageSet) -> list[dict[str, Any]]:
     """Records of the grown net and of its fixed twin."""
-    command = ["fit", str(root), "--out", str(run), "--seed", str(seed), "--epochs", str(epochs), "--quiet"]
+    command = [
+        "fit",
+        str(root),
+        "--out",
+        str(run),
+        "--seed",
+        str(seed),
+        "--epochs",
+        str(epochs),
+        "--quiet",
+    ]
     began = time.process_time()
     if senn(command):
         raise SystemExit("senn fit failed")
@@ -54,25 +69,36 @@ def pair(root: Path, run: Path, seed: int, epochs: int, images: ImageSet) -> lis
     results = json.loads((run / "results.json").read_text())
     prepared = prepare_images(FitOptions(data=str(root), seed=seed, epochs=epochs))
     records = [_record("grown", seed, results, scores(load(run), prepared, images), cpu)]
-    fixed = replace(prepared, recipe=replace(prepared.recipe, hidden=tuple(results["architecture"]), grow=False))
+    fixed = replace(
+        prepared, recipe=replace(prepared.recipe, hidden=tuple(results["architecture"]), grow=False)
+    )
     began = time.process_time()
     trained = fixed.train(())
     cpu = time.process_time() - began
-    about = {key: getattr(trained, key) for key in ("architecture", "parameters", "best_epoch", "seconds")}
+    about = {
+        key: getattr(trained, key)
+        for key in ("architecture", "parameters", "best_epoch", "seconds")
+    }
     records.append(_record("fixed", seed, about, scores(trained.model, prepared, images), cpu))
     return records
 
 
-def _record(net: str, seed: int, about: dict[str, Any], test: dict[str, float | None], cpu: float) -> dict[str, Any]:
+def _record(
+    net: str, seed: int, about: dict[str, Any], test: dict[str, float | None], cpu: float
+) -> dict[str, Any]:
     kept = {key: about[key] for key in ("architecture", "parameters", "best_epoch", "seconds")}
     record = {"net": net, "seed": seed, **kept, "cpu_seconds": cpu, "test": test}
     figures = ", ".join(f"{name} {value:.4f}" for name, value in test.items() if value is not None)
-    print(f"{net} {seed}: {list(about['architecture'])}, {about['parameters']:,} parameters, {cpu:.0f} s, {figures}")
+    print(
+        f"{net} {seed}: {list(about['architecture'])}, {about['parameters']:,} parameters, {cpu:.0f} s, {figures}"
+    )
     return record
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=20)
@@ -87,10 +113,16 @@ def main() -> None:
         for seed in range(args.seeds):
             runs += pair(root, Path(folder) / f"run-{seed}", seed, args.epochs, images)
             if args.out:
-                setting = {"images": args.images, "epochs": args.epochs, "threads": torch.get_num_threads()}
+                setting = {
+                    "images": args.images,
+                    "epochs": args.epochs,
+                    "threads": torch.get_num_threads(),
+                }
                 args.out.write_text(json.dumps({**setting, "runs": runs}, indent=2) + "\n")
     for name in runs[0]["test"]:
-        grown, fixed = ([run["test"][name] for run in runs if run["net"] == net] for net in ("grown", "fixed"))
+        grown, fixed = (
+            [run["test"][name] for run in runs if run["net"] == net] for net in ("grown", "fixed")
+        )
         differences = [one - other for one, other in zip(grown, fixed, strict=True)]
         spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
         means = f"grown {statistics.fmean(grown):.4f}, fixed {statistics.fmean(fixed):.4f}"

@@ -87,10 +87,20 @@ def load(name: str, seed: int, options: argparse.Namespace) -> Data:
     else:
         images = load_images("mnist" if name == "mnist" else "cifar-10", options.data_dir)
         order = generator.permutation(len(images.train))
-        kept = order[: options.images] if name == "cifar-10" else order[: None if not options.tuning else 50_000]
-        test_images = images.train.take(order[len(kept) :][:10_000]) if options.tuning else images.test
+        kept = (
+            order[: options.images]
+            if name == "cifar-10"
+            else order[: None if not options.tuning else 50_000]
+        )
+        test_images = (
+            images.train.take(order[len(kept) :][:10_000]) if options.tuning else images.test
+        )
         side = SIDE if name == "cifar-10" else None
-        parts = tuple(f for part in (images.train.take(kept), test_images) for f in (planes(part, side), part.labels))
+        parts = tuple(
+            f
+            for part in (images.train.take(kept), test_images)
+            for f in (planes(part, side), part.labels)
+        )
     x, y, test_x, test_y = (torch.as_tensor(np.array(part)) for part in parts)
     if name == "cifar-10":
         return Data(x, y, test_x, test_y)
@@ -104,15 +114,24 @@ def recipe_of(name: str, options: argparse.Namespace, **choices: Any) -> TrainCo
     if name == "cifar-10":
         return image_config(epochs=options.epochs, **choices)
     epochs = {"epochs": 15} if name == "mnist" else {}
-    return TrainConfig(**{"hidden": START, "shortcut": False, "moves": ("width", "prune"), **epochs, **choices})
+    return TrainConfig(
+        **{"hidden": START, "shortcut": False, "moves": ("width", "prune"), **epochs, **choices}
+    )
 
 
-def learn(name: str, data: Data, recipe: TrainConfig, *, drawn: bool = False) -> tuple[TrainResult, float]:
+def learn(
+    name: str, data: Data, recipe: TrainConfig, *, drawn: bool = False
+) -> tuple[TrainResult, float]:
     """Train one net; the run, and its processor seconds."""
     began = time.process_time()
     if name == "cifar-10":
         run = train_images(
-            data.x, data.y, classes=CLASSES, standard=ChannelStats.of(data.x), recipe=recipe, device="cpu"
+            data.x,
+            data.y,
+            classes=CLASSES,
+            standard=ChannelStats.of(data.x),
+            recipe=recipe,
+            device="cpu",
         )
     elif not drawn:
         run = train(data.x, data.y, task="classification", outputs=CLASSES, recipe=recipe)
@@ -121,12 +140,16 @@ def learn(name: str, data: Data, recipe: TrainConfig, *, drawn: bool = False) ->
         generator = torch.Generator().manual_seed(recipe.seed)
         rows, held_out = partition(data.x, data.y, recipe, generator=generator)
         model = MLP(data.x.shape[1], recipe.hidden, CLASSES, shortcut=False)
-        run = fit_model(model, rows, held_out, task="classification", recipe=recipe, generator=generator)
+        run = fit_model(
+            model, rows, held_out, task="classification", recipe=recipe, generator=generator
+        )
     return run, time.process_time() - began
 
 
 @torch.no_grad()
-def record(name: str, net: str, seed: int, data: Data, found: tuple[TrainResult, float]) -> dict[str, Any]:
+def record(
+    name: str, net: str, seed: int, data: Data, found: tuple[TrainResult, float]
+) -> dict[str, Any]:
     """What one net came to."""
     run, seconds = found
     read = ChannelStats.of(data.x) if name == "cifar-10" else (lambda x: x)
@@ -155,8 +178,15 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> list[dict[str,
     found = learn(name, data, recipe_of(name, options, seed=seed))
     rows = [record(name, "grown", seed, data, found)]
     twin = recipe_of(name, options, seed=seed, grow=False, hidden=tuple(found[0].architecture))
-    kinds = (("fixed", False),) if name == "cifar-10" else (("fixed, silent", False), ("fixed, drawn", True))
-    rows += [record(name, kind, seed, data, learn(name, data, twin, drawn=drawn)) for kind, drawn in kinds]
+    kinds = (
+        (("fixed", False),)
+        if name == "cifar-10"
+        else (("fixed, silent", False), ("fixed, drawn", True))
+    )
+    rows += [
+        record(name, kind, seed, data, learn(name, data, twin, drawn=drawn))
+        for kind, drawn in kinds
+    ]
     if name == "mnist":
         for kappa in options.prices:
             recipe = recipe_of(name, options, seed=seed, policy=PricePolicy(kappa=kappa))
@@ -164,7 +194,15 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> list[dict[str,
         for size in options.sizes:
             for kind, drawn in kinds:
                 sized = replace(twin, hidden=(size,))
-                rows.append(record(name, f"{size}, {kind[7:]}", seed, data, learn(name, data, sized, drawn=drawn)))
+                rows.append(
+                    record(
+                        name,
+                        f"{size}, {kind[7:]}",
+                        seed,
+                        data,
+                        learn(name, data, sized, drawn=drawn),
+                    )
+                )
     return rows
 
 
@@ -185,7 +223,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name in dict.fromkeys(row["set"] for row in rows):
         nets = dict.fromkeys(row["net"] for row in rows if row["set"] == name)
-        by_net = {net: [row for row in rows if (row["set"], row["net"]) == (name, net)] for net in nets}
+        by_net = {
+            net: [row for row in rows if (row["set"], row["net"]) == (name, net)] for net in nets
+        }
         found: dict[str, Any] = {}
         for net, mine in by_net.items():
             found[net] = {"units": statistics.fmean(sum(row["hidden"]) for row in mine)}
@@ -198,9 +238,15 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if grown is not None and "fixed" in net:
                 for key in ("accuracy", "loss"):
                     differences = [a[key] - b[key] for a, b in zip(grown, mine, strict=True)]
-                    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+                    error = (
+                        statistics.stdev(differences) / len(differences) ** 0.5
+                        if len(differences) > 1
+                        else 0.0
+                    )
                     found[net][f"grown less, {key}"] = [statistics.fmean(differences), error]
-                seconds = [a["cpu_seconds"] / b["cpu_seconds"] for a, b in zip(grown, mine, strict=True)]
+                seconds = [
+                    a["cpu_seconds"] / b["cpu_seconds"] for a, b in zip(grown, mine, strict=True)
+                ]
                 found[net]["time ratio"] = statistics.fmean(seconds)
         summary[name] = found
     if "grown" in summary.get("mnist", {}):
@@ -213,38 +259,70 @@ def frontier(nets: dict[str, Any]) -> list[dict[str, float | str]]:
     lines: list[dict[str, float | str]] = []
     for kind in ("silent", "drawn"):
         fixed = sorted(
-            (f["units"], f["accuracy"]) for net, f in nets.items() if net.endswith(kind) and net[0].isdigit()
+            (f["units"], f["accuracy"])
+            for net, f in nets.items()
+            if net.endswith(kind) and net[0].isdigit()
         )
         for net, f in nets.items():
             if net.startswith("grown") and len(fixed) > 1:
-                at = np.interp(np.log(f["units"]), np.log([u for u, _ in fixed]), [a for _, a in fixed])
-                lines.append({"net": net, "units": f["units"], "fixed": kind, "ahead": f["accuracy"] - float(at)})
+                at = np.interp(
+                    np.log(f["units"]), np.log([u for u, _ in fixed]), [a for _, a in fixed]
+                )
+                lines.append(
+                    {
+                        "net": net,
+                        "units": f["units"],
+                        "fixed": kind,
+                        "ahead": f["accuracy"] - float(at),
+                    }
+                )
     return lines
 
 
 def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Everything measured so far, as JSON."""
-    settings = {key: value for key, value in vars(options).items() if key not in ("data_dir", "out")}
+    settings = {
+        key: value for key, value in vars(options).items() if key not in ("data_dir", "out")
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     document = {"settings": settings, "summary": summarise(rows), "rows": rows}
     options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--sets", nargs="+", choices=("digits", "mnist", "cifar-10"), default=["digits", "mnist", "cifar-10"]
+        "--sets",
+        nargs="+",
+        choices=("digits", "mnist", "cifar-10"),
+        default=["digits", "mnist", "cifar-10"],
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--prices", type=float, nargs="*", default=[], help="kappas of further nets grown on MNIST")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="hidden units of further fixed nets on MNIST")
+    parser.add_argument(
+        "--prices", type=float, nargs="*", default=[], help="kappas of further nets grown on MNIST"
+    )
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[],
+        help="hidden units of further fixed nets on MNIST",
+    )
     parser.add_argument("--images", type=int, default=5000, help="training images of CIFAR-10")
     parser.add_argument("--epochs", type=int, default=20, help="over the images of CIFAR-10")
-    parser.add_argument("--variants", action="store_true", help="grow by other recipes, each beside its fixed twin")
-    parser.add_argument("--tuning", action="store_true", help="score on an inner part of the training rows")
+    parser.add_argument(
+        "--variants", action="store_true", help="grow by other recipes, each beside its fixed twin"
+    )
+    parser.add_argument(
+        "--tuning", action="store_true", help="score on an inner part of the training rows"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data-dir", type=Path, help="else SENN_DATA, else the sets are downloaded")
+    parser.add_argument(
+        "--data-dir", type=Path, help="else SENN_DATA, else the sets are downloaded"
+    )
     parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
     return parser.parse_args(argv)
 
@@ -256,7 +334,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in options.sets:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             rows += measure(name, seed, options)
-            if options.out:  # after each seed, so that a run that is stopped leaves what it has measured
+            if (
+                options.out
+            ):  # after each seed, so that a run that is stopped leaves what it has measured
                 write(rows, options)
     for name, nets in summarise(rows).items():
         print(f"\n{name}")

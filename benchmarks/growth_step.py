@@ -43,8 +43,20 @@ def net() -> nn.Sequential:
 def convolutional_net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ),
+        *(
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ),
         *(nn.Flatten(), nn.Linear(2048, 10)),
     )
 
@@ -87,7 +99,10 @@ def gromo_steps(batches: Batches) -> dict[str, Callable[[], None]]:
     try:
         from gromo.containers.growing_mlp import GrowingMLP
         from gromo.containers.vgg import VGG
-        from gromo.modules.conv2d_growing_module import FullConv2dGrowingModule, RestrictedConv2dGrowingModule
+        from gromo.modules.conv2d_growing_module import (
+            FullConv2dGrowingModule,
+            RestrictedConv2dGrowingModule,
+        )
         from gromo.utils.training_utils import compute_statistics
     except ImportError:
         return {}
@@ -125,7 +140,9 @@ def contenders(model: nn.Module, batches: Batches) -> dict[str, Callable[[], obj
     return {
         "forward+backward": lambda: forward_backward(model, batches),
         "senn, again": lambda: forget(warm).score_candidates(batches),
-        "senn, first": lambda: senn.Grower(model, loss=F.cross_entropy, samples=samples).score_candidates(batches),
+        "senn, first": lambda: senn.Grower(
+            model, loss=F.cross_entropy, samples=samples
+        ).score_candidates(batches),
         **gromo_steps(batches),
     }
 
@@ -149,12 +166,19 @@ def measure(case: str, repeats: int) -> dict[str, float]:
             if repeat:
                 seconds[name].append(time.process_time() - start)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    memory = {name: alone(case, name) for name in runs if name != "senn, again"} if "images" in case else {}
+    memory = (
+        {name: alone(case, name) for name in runs if name != "senn, again"}
+        if "images" in case
+        else {}
+    )
     return {
         **{f"{name}, ms": 1e3 * value for name, value in median.items()},
         **{f"{name}, ratio": value / median["forward+backward"] for name, value in median.items()},
         **{f"{name}, MiB": value for name, value in memory.items()},
-        **{f"{name}, memory ratio": value / memory["forward+backward"] for name, value in memory.items()},
+        **{
+            f"{name}, memory ratio": value / memory["forward+backward"]
+            for name, value in memory.items()
+        },
     }
 
 
@@ -195,7 +219,9 @@ def forget(grower: senn.Grower) -> senn.Grower:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -207,7 +233,9 @@ def main() -> None:
         for name in (key.removesuffix(", ratio") for key in found if key.endswith(", ratio")):
             cells = [f"{found[f'{name}, ms']:.0f} ms = {found[f'{name}, ratio']:.2f} x"]
             if f"{name}, MiB" in found:
-                cells.append(f"{found[f'{name}, MiB']:.0f} MiB = {found[f'{name}, memory ratio']:.2f} x")
+                cells.append(
+                    f"{found[f'{name}, MiB']:.0f} MiB = {found[f'{name}, memory ratio']:.2f} x"
+                )
             print(f"  {name:32s}" + "".join(f"{cell:>22s}" for cell in cells))
     if args.out:
         args.out.write_text(json.dumps(results, indent=1))

@@ -35,11 +35,17 @@ BESIDE = {"senn": "torch", "grow": "step"}
 def seconds(code: str) -> float:
     """CPU time of one fresh process, without its start."""
     timed = f"import time\nstart = time.process_time()\n{code}\nprint(time.process_time() - start)"
-    return float(subprocess.run([sys.executable, "-c", timed], check=True, capture_output=True, text=True).stdout)
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", timed], check=True, capture_output=True, text=True
+        ).stdout
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -51,13 +57,16 @@ def main() -> None:
             runs[name].append(seconds(code))
     medians = {name: statistics.median(found) for name, found in runs.items()}
     ratios = {
-        name: statistics.median(a / b for a, b in zip(runs[name], runs[to], strict=True)) for name, to in BESIDE.items()
+        name: statistics.median(a / b for a, b in zip(runs[name], runs[to], strict=True))
+        for name, to in BESIDE.items()
     }
     for name, median in medians.items():
         beside = f", {ratios[name]:.2f} times {BESIDE[name]}" if name in ratios else ""
         print(f"{name:8}{median:.3f} CPU s{beside}")
     if args.out:
-        args.out.write_text(json.dumps({"seconds": medians, "ratios": ratios, "runs": runs}, indent=2) + "\n")
+        args.out.write_text(
+            json.dumps({"seconds": medians, "ratios": ratios, "runs": runs}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ class Classifier(pl.LightningModule):
         """Logits."""
         return self.net(x)
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+    def training_step(
+        self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int
+    ) -> torch.Tensor:
         """Loss."""
         return F.cross_entropy(self(batch[0]), batch[1])
 
@@ -70,8 +72,18 @@ def mlp() -> tuple[nn.Module, tuple[int, ...], int]:
 
 
 def convolutions() -> tuple[nn.Module, tuple[int, ...], int]:
-    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)), (3, 16, 16), 32
+    layers = [
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+    ]
+    return (
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)),
+        (3, 16, 16),
+        32,
+    )
 
 
 NETS = {"784-128-10": mlp, "convolutions": convolutions}
@@ -84,7 +96,12 @@ def expansion(kind: str, steps: int) -> list[pl.Callback]:
     probe = 1 if kind == "between" else 10**9
     return [
         SelfExpansion(
-            TrainConfig(addition_rounds=(1.0,), pruning_rounds=(), growth_steps=2 * steps, max_scoring_samples=probe)
+            TrainConfig(
+                addition_rounds=(1.0,),
+                pruning_rounds=(),
+                growth_steps=2 * steps,
+                max_scoring_samples=probe,
+            )
         )
     ]
 
@@ -105,7 +122,9 @@ def step(name: str, kind: str, steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
@@ -114,7 +133,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    results: dict[str, Any] = {"repeats": args.repeats, "steps": args.steps, "threads": args.threads, "nets": {}}
+    results: dict[str, Any] = {
+        "repeats": args.repeats,
+        "steps": args.steps,
+        "threads": args.threads,
+        "nets": {},
+    }
     for name in NETS:
         times: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for repeat in range(args.repeats):
@@ -122,7 +146,9 @@ def main() -> None:
                 times[kind].append(step(name, kind, args.steps))
         figures: dict[str, Any] = {"plain_microseconds": 1e6 * statistics.median(times["plain"])}
         for kind in KINDS[1:]:
-            ratios = sorted(one / plain for one, plain in zip(times[kind], times["plain"], strict=True))
+            ratios = sorted(
+                one / plain for one, plain in zip(times[kind], times["plain"], strict=True)
+            )
             low, middle, high = statistics.quantiles(ratios, n=4)
             figures[kind] = {"ratio": middle, "quartiles": [low, high]}
             print(f"{name}, {kind}: {middle:.4f} of a plain step of {figures['plain_microseconds']:.0f} us "

@@ -33,7 +33,11 @@ def digits(count: int) -> tuple[Tensor, Tensor, str]:
         generator = torch.Generator().manual_seed(0)
         centres = torch.rand(10, 784, generator=generator)
         y = torch.randint(0, 10, (count,), generator=generator)
-        return (centres[y] + 0.5 * torch.randn(count, 784, generator=generator)).clamp(0, 1), y, "synthetic"
+        return (
+            (centres[y] + 0.5 * torch.randn(count, 784, generator=generator)).clamp(0, 1),
+            y,
+            "synthetic",
+        )
     images = load_images("mnist").train
     x = torch.tensor(images.pixels[:count]).flatten(1).float() / 255
     return x, torch.tensor(images.labels[:count]), "mnist"
@@ -112,9 +116,15 @@ def main() -> None:
     for activation in arguments.activation:
         cost = step_cost(x, y, activation, arguments.rounds)
         loss = full_batch(x, y, activation, arguments.steps)
-        results[activation] = {"step seconds, batch 1024": cost, f"loss after {arguments.steps} steps": loss}
+        results[activation] = {
+            "step seconds, batch 1024": cost,
+            f"loss after {arguments.steps} steps": loss,
+        }
         print(f"784-256-256-10 {activation}, {source}, {arguments.threads} thread(s)")
-        print(f"  step: Adam {1e3 * cost['adam']:.1f} ms, natural gradient {1e3 * cost['natural']:.1f} ms", end="")
+        print(
+            f"  step: Adam {1e3 * cost['adam']:.1f} ms, natural gradient {1e3 * cost['natural']:.1f} ms",
+            end="",
+        )
         print(f", ratio {cost['ratio']:.2f}")
         for name, value in loss.items():
             print(f"  {name:24} {value:.3g}")

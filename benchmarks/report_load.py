@@ -29,11 +29,19 @@ _DRAWN = "html[data-drawn]"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--events", type=int, nargs="+", default=[10, 100, 500, 1000], help="changes of size of a run")
+    parser.add_argument(
+        "--events",
+        type=int,
+        nargs="+",
+        default=[10, 100, 500, 1000],
+        help="changes of size of a run",
+    )
     parser.add_argument("--loads", type=int, default=5, help="how often each page is opened")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     args = parser.parse_args()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if chromium is None:
         sys.exit("this needs a chromium")
     rows = []

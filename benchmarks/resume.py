@@ -64,7 +64,9 @@ def checkpoints(argv: list[str], folder: Path) -> dict[str, Any]:
 
 def interruption(argv: list[str], folder: Path, after: float) -> dict[str, Any]:
     """Seconds from SIGTERM, some time after the first growth, to the end of the process; and what came of the rest."""
-    process = subprocess.Popen([*FIT, *argv, "--out", str(folder)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*FIT, *argv, "--out", str(folder)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step "):
@@ -95,7 +97,9 @@ def _end(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     results: dict[str, Any] = {"command": "resume.py", "load_average": os.getloadavg()[0]}
@@ -107,12 +111,16 @@ def main() -> None:
             for number, after in enumerate((0.05, 0.4)):
                 folder = Path(root, name, str(number))
                 one = interruption(argv, folder, after)
-                found["interruptions"].append({**one, "same_end": _end(folder) == _end(Path(root, name, "whole"))})
+                found["interruptions"].append(
+                    {**one, "same_end": _end(folder) == _end(Path(root, name, "whole"))}
+                )
             print(f"{name}: {found['checkpoints']} checkpoints of {found['median_ms']:.0f} ms "
                   f"(largest {found['largest_ms']:.0f} ms, {found['bytes']:,} bytes), "
                   f"{found['share_percent']:.2f} % of a run")  # fmt: skip
             for one in found["interruptions"]:
-                print(f"  ended after {one['seconds_to_end']:.2f} seconds, the same end: {one['same_end']}")
+                print(
+                    f"  ended after {one['seconds_to_end']:.2f} seconds, the same end: {one['same_end']}"
+                )
     if args.out is not None:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -37,7 +37,11 @@ def _source(page: Path, target: str) -> Path:
     """The file that a link leads to; for pages that only a build writes, what they are made of."""
     folder, _, name = target.partition("/")
     if folder == "gallery" and name:
-        return page.parent.parent / "examples" / ("GALLERY_HEADER.rst" if name == "index" else f"{name}.py")
+        return (
+            page.parent.parent
+            / "examples"
+            / ("GALLERY_HEADER.rst" if name == "index" else f"{name}.py")
+        )
     return page.parent / ("_ext/reference.py" if target == "api/index" else target)
 
 
@@ -78,7 +82,11 @@ def broken_pages(site: Path) -> Iterator[str]:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.exists():
                 yield f"{shown}: no {link}"
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+            elif (
+                parts.fragment
+                and target in pages
+                and unquote(parts.fragment) not in pages[target].anchors
+            ):
                 yield f"{shown}: no anchor {link}"
         if str(ROOT) in path.read_text():
             yield f"{shown} has a path of this machine"
@@ -98,7 +106,9 @@ def misnamed(names: Iterable[str], root: Path = ROOT) -> Iterator[str]:
     known = set(names)
     for page in sorted(root.glob("docs/*.md")):
         said = re.findall(r"\{py:\w+\}`(?:[^`<]*<)?~?([\w.]+)>?`", page.read_text())
-        yield from (f"{page.relative_to(root)}: {name} is on no page" for name in said if name not in known)
+        yield from (
+            f"{page.relative_to(root)}: {name} is on no page" for name in said if name not in known
+        )
 
 
 def described(site: Path) -> set[str]:
@@ -106,7 +116,9 @@ def described(site: Path) -> set[str]:
     from sphinx.util.inventory import InventoryFile
 
     inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
-    return {name for kind, names in inventory.data.items() if kind.startswith("py:") for name in names}
+    return {
+        name for kind, names in inventory.data.items() if kind.startswith("py:") for name in names
+    }
 
 
 def failing_examples() -> Iterator[str]:
@@ -120,7 +132,11 @@ def failing_examples() -> Iterator[str]:
 def main(argv: list[str]) -> int:
     """Print what is wrong; 1 if anything is."""
     modules = reference.public_modules()
-    problems = [*broken_links(), *reference.undocumented(reference.describe(modules)), *failing_examples()]
+    problems = [
+        *broken_links(),
+        *reference.undocumented(reference.describe(modules)),
+        *failing_examples(),
+    ]
     for site in map(Path, argv):
         names = described(site)
         problems += [*broken_pages(site.resolve()), *unlisted(names, modules), *misnamed(names)]

@@ -43,7 +43,9 @@ def late() -> Iterator[str]:
     )
     names = [name for name in found["summary"] if name.split(",")[0].startswith(("32 at", "4 x 8"))]
     yield trials(found["summary"], names) + "\n"
-    yield ("Early units cost nothing; late ones do. New against old units of those growths, mean norms a unit:\n")
+    yield (
+        "Early units cost nothing; late ones do. New against old units of those growths, mean norms a unit:\n"
+    )
     after = stored("deficit")["after growth, 200 steps"]
     kept = (
         "gradient in 1-10",
@@ -55,7 +57,11 @@ def late() -> Iterator[str]:
     )
     rows = []
     for name, figures in after["recipes"].items() if "recipes" in after else after.items():
-        cells = [f"{figures[key]['old']:.3g} / {figures[key]['new']:.3g}" for key in kept if key in figures]
+        cells = [
+            f"{figures[key]['old']:.3g} / {figures[key]['new']:.3g}"
+            for key in kept
+            if key in figures
+        ]
         if cells:
             rows.append((name, *cells))
     yield table(("recipe, old / new", *kept), rows) + "\n"
@@ -78,7 +84,9 @@ def trials(summary: dict[str, Any], names: Sequence[str]) -> str:
         one = summary[name]
         pairs = [(one[key]["difference"], one[key]["error"] or 0.0) for key in ("accuracy", "loss")]
         units = sum(one["hidden"]) / len(one["hidden"])
-        rows.append((name, one["seeds"], f"{units:.0f}", f"{one['accuracy']['grown']:.4f}", *map(pm, pairs)))
+        rows.append(
+            (name, one["seeds"], f"{units:.0f}", f"{one['accuracy']['grown']:.4f}", *map(pm, pairs))
+        )
     return table(("recipe", "seeds", "units", "accuracy", "less twin", "loss less twin"), rows)
 
 
@@ -115,7 +123,12 @@ def variants() -> Iterator[str]:
                 name, f"{one['units']:.0f}", f"{one['accuracy']:.4f}", pm(twin["grown less, accuracy"]),
                 pm(twin["grown less, loss"]), f"{twin['time ratio']:.2f}",
             ))  # fmt: skip
-    yield table(("recipe", "units", "accuracy", "less twin", "loss less twin", "time over twin's"), rows) + "\n"
+    yield (
+        table(
+            ("recipe", "units", "accuracy", "less twin", "loss less twin", "time over twin's"), rows
+        )
+        + "\n"
+    )
 
 
 def winner() -> Iterator[str]:
@@ -174,9 +187,17 @@ def winner() -> Iterator[str]:
         ahead = {line["fixed"]: line["ahead"] for line in lines if line["net"] == name}
         one = nets[name]
         rows.append(
-            (name, f"{one['units']:.0f}", f"{one['accuracy']:.4f}", *(f"{ahead[k]:+.4f}" for k in ("silent", "drawn")))
+            (
+                name,
+                f"{one['units']:.0f}",
+                f"{one['accuracy']:.4f}",
+                *(f"{ahead[k]:+.4f}" for k in ("silent", "drawn")),
+            )
         )
-    yield table(("net", "units", "accuracy", "above silent fixed nets", "above drawn ones"), rows) + "\n"
+    yield (
+        table(("net", "units", "accuracy", "above silent fixed nets", "above drawn ones"), rows)
+        + "\n"
+    )
     yield (
         "Fixed nets are interpolated in the logarithm of their size. At the highest price the round of "
         "removals takes so many units that the best epoch by validation can be one before it: the net that is "
@@ -186,7 +207,9 @@ def winner() -> Iterator[str]:
 
 def main() -> None:
     """Write the page."""
-    parts = [line for section in (question, winner, variants, late, schedules) for line in section()]
+    parts = [
+        line for section in (question, winner, variants, late, schedules) for line in section()
+    ]
     (HERE / "deficit.md").write_text("\n".join(parts))
 
 

@@ -54,7 +54,9 @@ class FirstUse(TorchFunctionMode):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.names = {id(tensor): name for name, tensor in [*net.named_parameters(), *net.named_buffers()]}
+        self.names = {
+            id(tensor): name for name, tensor in [*net.named_parameters(), *net.named_buffers()]
+        }
         self.order: list[str] = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -96,7 +98,9 @@ def shade(color: str, unit: int, width: int) -> str:
     return mpl.colors.to_hex(1 - keep * (1 - np.array(to_rgb(color))))
 
 
-def painted(size: int, index: Tensor, color: str, cells: list[str | None] | None = None) -> list[str | None]:
+def painted(
+    size: int, index: Tensor, color: str, cells: list[str | None] | None = None
+) -> list[str | None]:
     """Return the shades of `size` positions, of which those in `index`, (width, k), belong to units."""
     cells = cells or [None] * size
     for unit, positions in enumerate(index.tolist()):
@@ -109,15 +113,21 @@ def counted(coupled: CoupledDim, kernel: int = 1) -> str:
     """Describe how units lie in a dimension; `kernel` is the number of kernel positions."""
     width, k = coupled.index.shape
     times = (f" x {k}" if k > 1 else "") + (f" x {kernel}" if kernel > 1 else "")
-    return f"{width} units{times}" + (f"\nin {coupled.n_segments} segments" if coupled.n_segments > 1 else "")
+    return f"{width} units{times}" + (
+        f"\nin {coupled.n_segments} segments" if coupled.n_segments > 1 else ""
+    )
 
 
-def matrix_box(net: nn.Module, graph: DependencyGraph, one: LinearMap, colors: dict[str, str]) -> Box:
+def matrix_box(
+    net: nn.Module, graph: DependencyGraph, one: LinearMap, colors: dict[str, str]
+) -> Box:
     """Make the box of a linear map: the group that its rows make and the one that its columns read, if any."""
     shape = get_tensor(net, one.weight).shape
     box = Box(one.name, (shape[one.out_dim], shape[one.in_dim] * one.kernel_numel), [], [])
     box.rows, box.columns = [None] * box.size[0], [None] * box.size[1]
-    reads = f"reads {shape[one.in_dim]} inputs" + (f"\nx {one.kernel_numel}" if one.kernel_numel > 1 else "")
+    reads = f"reads {shape[one.in_dim]} inputs" + (
+        f"\nx {one.kernel_numel}" if one.kernel_numel > 1 else ""
+    )
     read, made = [(reads, INK)], []
     for group in graph.groups:
         for coupled in (coupled for coupled in group.dims if coupled.name == one.weight):
@@ -136,10 +146,16 @@ def matrix_box(net: nn.Module, graph: DependencyGraph, one: LinearMap, colors: d
     return box
 
 
-def boxes(net: nn.Module, graph: DependencyGraph, order: list[str], colors: dict[str, str]) -> list[Box]:
+def boxes(
+    net: nn.Module, graph: DependencyGraph, order: list[str], colors: dict[str, str]
+) -> list[Box]:
     """Make all boxes, in order of first use."""
     maps = {one.weight: one for one in graph.linear_maps}
-    elementwise = {coupled.name: (group, coupled) for group in graph.groups for coupled in group.dims_of("elementwise")}
+    elementwise = {
+        coupled.name: (group, coupled)
+        for group in graph.groups
+        for coupled in group.dims_of("elementwise")
+    }
     found: dict[str, Box] = {}
     for name in order:
         if name in maps:
@@ -147,20 +163,28 @@ def boxes(net: nn.Module, graph: DependencyGraph, order: list[str], colors: dict
         elif name in elementwise:
             group, coupled = elementwise[name]
             place = coupled.module or coupled.name
-            shades = painted(get_tensor(net, name).shape[coupled.dim], coupled.index, colors[group.name])
+            shades = painted(
+                get_tensor(net, name).shape[coupled.dim], coupled.index, colors[group.name]
+            )
             if place in found:
                 found[place].size = (found[place].size[0], found[place].size[1] + 1)
             else:
-                found[place] = Box(place, (len(shades), 1), shades, words=[("per unit", colors[group.name])])
+                found[place] = Box(
+                    place, (len(shades), 1), shades, words=[("per unit", colors[group.name])]
+                )
     return list(found.values())
 
 
-def rectangle(axes: Axes, place: tuple[float, float], size: tuple[float, float], **style: object) -> None:
+def rectangle(
+    axes: Axes, place: tuple[float, float], size: tuple[float, float], **style: object
+) -> None:
     """Draw a rectangle, filled and without an edge unless the style says otherwise."""
     axes.add_patch(Rectangle(place, *size, **{"linewidth": 0, **style}))
 
 
-def band(axes: Axes, cells: list[str | None], start: tuple[float, float], thick: float, *, down: bool) -> None:
+def band(
+    axes: Axes, cells: list[str | None], start: tuple[float, float], thick: float, *, down: bool
+) -> None:
     """Draw cells one after another, to the right or down from a corner, with a light line around each."""
     x, y = start
     for place, color in enumerate(cells):
@@ -176,10 +200,23 @@ def draw_matrix(axes: Axes, box: Box, left: float, floor: float) -> None:
     for place in (place for place, color in enumerate(box.columns) if color in COLORS):
         rectangle(axes, (left + place, floor), (1, rows), facecolor=box.columns[place], alpha=0.25)
     for place in (place for place, color in enumerate(box.rows) if color in COLORS):
-        rectangle(axes, (left, floor + rows - place - 1), (across, 1), facecolor=box.rows[place], alpha=0.25)
+        rectangle(
+            axes,
+            (left, floor + rows - place - 1),
+            (across, 1),
+            facecolor=box.rows[place],
+            alpha=0.25,
+        )
     rectangle(axes, (left, floor), (across, rows), fill=False, edgecolor=GREY, linewidth=0.6)
     if not any(box.columns):
-        rectangle(axes, (left, floor + rows + 0.6), (across, STRIP), fill=False, edgecolor=GREY, linewidth=0.6)
+        rectangle(
+            axes,
+            (left, floor + rows + 0.6),
+            (across, STRIP),
+            fill=False,
+            edgecolor=GREY,
+            linewidth=0.6,
+        )
     band(axes, box.columns, (left, floor + rows + 0.6), STRIP, down=False)
     band(axes, box.rows, (left + across + 0.6, floor + rows), STRIP, down=True)
 
@@ -203,9 +240,14 @@ def draw(axes: Axes, box: Box, left: float, floor: float) -> None:
     """Draw a box and the words under it."""
     (draw_matrix if box.columns else draw_elementwise)(axes, box, left, floor)
     middle, down = left + box.across / 2, floor - 1.2
-    for text, color, weight in [(broken(box.name), INK, "bold"), *((t, c, "normal") for t, c in box.words)]:
+    for text, color, weight in [
+        (broken(box.name), INK, "bold"),
+        *((t, c, "normal") for t, c in box.words),
+    ]:
         for line in text.splitlines():
-            axes.text(middle, down, line, color=color, weight=weight, fontsize=FONT, ha="center", va="top")
+            axes.text(
+                middle, down, line, color=color, weight=weight, fontsize=FONT, ha="center", va="top"
+            )
             down -= LINE
 
 
@@ -222,13 +264,17 @@ def lines_of(found: list[Box]) -> list[list[tuple[Box, float]]]:
     return lines
 
 
-def legend(axes: Axes, graph: DependencyGraph, colors: dict[str, str], left: float, top: float) -> None:
+def legend(
+    axes: Axes, graph: DependencyGraph, colors: dict[str, str], left: float, top: float
+) -> None:
     """Draw the legend: each group with the attributes that change with it."""
     for group in graph.groups:
         shades = [shade(colors[group.name], unit, group.width) for unit in range(group.width)]
         band(axes, shades, (left, top - 3.2), STRIP, down=False)
         text = f"{group.name}: {group.width} units"
-        axes.text(left + 23, top, text, weight="bold", color=colors[group.name], fontsize=FONT, va="top")
+        axes.text(
+            left + 23, top, text, weight="bold", color=colors[group.name], fontsize=FONT, va="top"
+        )
         changes = sorted({f"{one.name} +{one.per_unit}" for one in group.attributes})
         for line in textwrap.wrap("one more: " + ", ".join(changes), 82):
             top -= LINE

@@ -78,16 +78,22 @@ def draw_network(axes: Axes, snapshot: Snapshot) -> None:
     sizes = [2, *snapshot.widths, 2]
     fresh = [0, *snapshot.fresh, 0]
     tallest = max(sizes)
-    columns = [[(c, (i - (n - 1) / 2) / max(tallest, 6)) for i in range(n)] for c, n in enumerate(sizes)]
+    columns = [
+        [(c, (i - (n - 1) / 2) / max(tallest, 6)) for i in range(n)] for c, n in enumerate(sizes)
+    ]
     for c, (left, right) in enumerate(pairwise(columns)):
         for i, a in enumerate(left):
             for j, b in enumerate(right):
                 new = i >= sizes[c] - fresh[c] or j >= sizes[c + 1] - fresh[c + 1]
-                axes.plot(*zip(a, b, strict=True), color=NEW if new else OLD, lw=0.7, alpha=0.55, zorder=1)
+                axes.plot(
+                    *zip(a, b, strict=True), color=NEW if new else OLD, lw=0.7, alpha=0.55, zorder=1
+                )
     for c, column in enumerate(columns):
         for i, (px, py) in enumerate(column):
             new = i >= sizes[c] - fresh[c]
-            axes.scatter(px, py, s=70, color=NEW if new else OLD, edgecolor="white", linewidth=1.2, zorder=2)
+            axes.scatter(
+                px, py, s=70, color=NEW if new else OLD, edgecolor="white", linewidth=1.2, zorder=2
+            )
     axes.set(xlim=(-0.4, len(sizes) - 0.6), ylim=(-0.65, 0.65))
     axes.axis("off")
 
@@ -97,7 +103,9 @@ def main() -> None:
     x, y, snapshots = run()
     chosen = snapshots if len(snapshots) <= 5 else [*snapshots[:4], snapshots[-1]]
     xs, ys, _ = grid()
-    figure, axes = plt.subplots(2, len(chosen), figsize=(2.6 * len(chosen), 4.6), dpi=130, height_ratios=(1, 1.1))
+    figure, axes = plt.subplots(
+        2, len(chosen), figsize=(2.6 * len(chosen), 4.6), dpi=130, height_ratios=(1, 1.1)
+    )
     for column, snapshot in enumerate(chosen):
         top, bottom = axes[:, column]
         surface = snapshot.surface.reshape(xs.shape).numpy()
@@ -106,7 +114,10 @@ def main() -> None:
         top.scatter(*x.T, c=[OLD if label == 0 else NEW for label in y], s=4, alpha=0.7)
         top.set(xticks=[], yticks=[])
         units = sum(snapshot.widths)
-        top.set_title(f"step {snapshot.step}: {units} unit{'s' * (units > 1)}, loss {snapshot.loss:.2f}", fontsize=9.5)
+        top.set_title(
+            f"step {snapshot.step}: {units} unit{'s' * (units > 1)}, loss {snapshot.loss:.2f}",
+            fontsize=9.5,
+        )
         for spine in top.spines.values():
             spine.set_visible(False)
         draw_network(bottom, snapshot)

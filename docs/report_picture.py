@@ -15,12 +15,16 @@ from playwright.sync_api import sync_playwright
 from senn.cli.main import main
 
 HERE = Path(__file__).parent
-INSERTED = "senn.player.show(senn.stories[0].rounds.find((round) => kindOf(round) === 'insert').moment)"
+INSERTED = (
+    "senn.player.show(senn.stories[0].rounds.find((round) => kindOf(round) === 'insert').moment)"
+)
 
 
 def draw() -> None:
     """Make the run, its report and the picture."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if chromium is None:
         sys.exit("this needs a chromium")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:

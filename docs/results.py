@@ -73,7 +73,17 @@ def digits() -> Iterator[str]:
         (r["seed"], f"{r['test'][found['metric']]:.4f}", r["architecture"], r["parameters"], f"{r['seconds']:.1f}",
          f"{r['loss_change']:.1e}") for r in found["runs"]
     ]  # fmt: skip
-    yield table(("seed", "test accuracy", "widths", "parameters", "seconds", "relative loss change at growth"), rows)
+    yield table(
+        (
+            "seed",
+            "test accuracy",
+            "widths",
+            "parameters",
+            "seconds",
+            "relative loss change at growth",
+        ),
+        rows,
+    )
     yield f"\nMean and standard deviation: {spread([r['test'][found['metric']] for r in found['runs']])}.\n"
 
 
@@ -93,7 +103,9 @@ def images() -> Iterator[str]:
     ]  # fmt: skip
     yield table((*head, *parts), rows)
     for part in parts:
-        grown, fixed = ([r["test"][part] for r in runs if r["net"] == net] for net in ("grown", "fixed"))
+        grown, fixed = (
+            [r["test"][part] for r in runs if r["net"] == net] for net in ("grown", "fixed")
+        )
         less = [one - other for one, other in zip(grown, fixed, strict=True)]
         yield f"\n{part}: grown {spread(grown)}, fixed {spread(fixed)}, grown less fixed {spread(less)}."
     yield ""
@@ -116,10 +128,20 @@ def auto_size() -> Iterator[str]:
         ]  # fmt: skip
         compared = found["comparisons"]["sets"]
         rows.append(
-            ("grown less the best fixed", *(f"{c['margin']:+.4f} ({c['best_fixed']})" for c in compared.values()))
+            (
+                "grown less the best fixed",
+                *(f"{c['margin']:+.4f} ({c['best_fixed']})" for c in compared.values()),
+            )
         )
-        rows.append(("parameters over its", *(f"{c['parameter_ratio']:.2f}" for c in compared.values())))
-        rows.append(("seconds, grown / grid", *(f"{found['comparisons']['sets'][s]['time_ratio']:.2f}" for s in sets)))
+        rows.append(
+            ("parameters over its", *(f"{c['parameter_ratio']:.2f}" for c in compared.values()))
+        )
+        rows.append(
+            (
+                "seconds, grown / grid",
+                *(f"{found['comparisons']['sets'][s]['time_ratio']:.2f}" for s in sets),
+            )
+        )
         yield table(("net", *sets), rows) + "\n"
 
 
@@ -147,7 +169,9 @@ def automatic() -> Iterator[str]:
         ]  # fmt: skip
         yield table((net, *parts, "parameters", "seconds", "looking"), rows)
         grown = methods["grown"]
-        best = max((m for m in methods if m.startswith("width")), key=lambda m: methods[m]["test"]["mean"])
+        best = max(
+            (m for m in methods if m.startswith("width")), key=lambda m: methods[m]["test"]["mean"]
+        )
         yield (
             f"\nGrown less twin, on the same seed: {grown['over_twin']['mean']:+.4f} ± "
             f"{grown['over_twin']['error']:.4f} (standard error) of the test images, at "
@@ -170,7 +194,9 @@ def growth_step() -> Iterator[str]:
             time = f"{figures[f'{name}, ms']:.0f} ms = {figures[f'{name}, ratio']:.2f} times"
             known = f"{name}, MiB" in figures
             memory = (
-                f"{figures[f'{name}, MiB']:.0f} MiB = {figures[f'{name}, memory ratio']:.2f} times" if known else ""
+                f"{figures[f'{name}, MiB']:.0f} MiB = {figures[f'{name}, memory ratio']:.2f} times"
+                if known
+                else ""
             )
             rows.append((name, time, memory))
         yield table((case, "CPU time", "peak memory"), rows) + "\n"
@@ -184,8 +210,18 @@ def natural_gradient() -> Iterator[str]:
     rows = []
     for name in ("tanh", "relu"):
         step, loss = found[name]["step seconds, batch 1024"], found[name]["loss after 100 steps"]
-        adam = min(value for key, value in loss.items() if key.startswith("adam") and "seconds" not in key)
-        rows.append((name, f"{step['ratio']:.2f}", f"{loss['natural']:.2g}", f"{adam:.2g}", f"{loss['ratio']:.3f}"))
+        adam = min(
+            value for key, value in loss.items() if key.startswith("adam") and "seconds" not in key
+        )
+        rows.append(
+            (
+                name,
+                f"{step['ratio']:.2f}",
+                f"{loss['natural']:.2g}",
+                f"{adam:.2g}",
+                f"{loss['ratio']:.3f}",
+            )
+        )
     head = ("net", "step over Adam's", "loss after 100 steps", "Adam's at its best rate", "ratio")
     yield table(head, rows) + "\n"
 
@@ -204,13 +240,23 @@ def calibration() -> Iterator[str]:
 def experiments() -> Iterator[str]:
     """The paper's figures 2 and 3."""
     for name, metric, title in (
-        ("regression", "error", "Figure 2, one-dimensional regression: squared error over the target's variance"),
+        (
+            "regression",
+            "error",
+            "Figure 2, one-dimensional regression: squared error over the target's variance",
+        ),
         ("moons", "accuracy", "Figure 3, half-moons: accuracy"),
     ):
         found = stored(name)
         yield f"## {title}\n\n`{found['command']}`\n"
         rows = [
-            (r["seed"], f"{r['test'][metric]:.3g}", r["hidden"], r["parameters"], f"{r['seconds']:.1f}")
+            (
+                r["seed"],
+                f"{r['test'][metric]:.3g}",
+                r["hidden"],
+                r["parameters"],
+                f"{r['seconds']:.1f}",
+            )
             for r in found["runs"]
         ]
         yield table(("seed", f"test {metric}", "hidden units", "parameters", "seconds"), rows)
@@ -263,7 +309,10 @@ def mnist_table(found: Any) -> Iterator[str]:
     """A line for each arm."""
     rows = []
     for arm, runs in runs_of(found).items():
-        largest = [max(run["largest"][change] for run in runs) for change in ("loss_change", "accuracy_change")]
+        largest = [
+            max(run["largest"][change] for run in runs)
+            for change in ("loss_change", "accuracy_change")
+        ]
         rows.append((
             arm, *(spread([run[part]["accuracy"] for run in runs]) for part in ("test", "validation")),
             ", ".join("-".join(map(str, run["hidden"])) for run in runs),
@@ -315,7 +364,13 @@ def mnist_sizes_table(found: Any) -> Iterator[str]:
             f"{line['images']:,}", ", ".join(map(str, line["units"])), f"{line['accuracy']:.4f}",
             *(f"{b['difference']:+.4f} ± {b['error']:.4f} ({b['net']} units: {b['accuracy']:.4f})" for b in best),
         ))  # fmt: skip
-    head = ("N", "units that grew", "test accuracy", "less the best fixed by validation", "less the best fixed by test")
+    head = (
+        "N",
+        "units that grew",
+        "test accuracy",
+        "less the best fixed by validation",
+        "less the best fixed by test",
+    )
     yield table(head, rows)
     yield f"\nRank correlation (Spearman) of N and the units that grew: {found['rank_correlation']:.3f}.\n"
 

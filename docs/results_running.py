@@ -26,7 +26,10 @@ def _overhead(stored: Callable[[str], Any], table: Table) -> Iterator[str]:
         cells = [f"{one['ratio']:.3f} ({one['quartiles'][0]:.3f} to {one['quartiles'][1]:.3f})"
                  for one in (figures["between"], figures["keeping"])]  # fmt: skip
         rows.append((net, f"{figures['plain_microseconds'] / 1000:.2f} ms", *cells))
-    yield table(("net", "plain step", "between rounds", "while batches are kept for a round"), rows) + "\n"
+    yield (
+        table(("net", "plain step", "between rounds", "while batches are kept for a round"), rows)
+        + "\n"
+    )
 
 
 def _runs(stored: Callable[[str], Any], table: Table) -> Iterator[str]:
@@ -56,7 +59,9 @@ def _damage(stored: Callable[[str], Any], table: Table) -> Iterator[str]:
         f"Crashed, hung, loaded wrongly or changed something: {len(found['bad'])}.\n"
     )
     kinds = ("refused", "no harm", "its own answer")
-    rows = [(name, *(counts.get(kind, 0) for kind in kinds)) for name, counts in found["counts"].items()]
+    rows = [
+        (name, *(counts.get(kind, 0) for kind in kinds)) for name, counts in found["counts"].items()
+    ]
     yield table(("command", *kinds), rows) + "\n"
 
 
@@ -64,7 +69,12 @@ def _report(stored: Callable[[str], Any], table: Table) -> Iterator[str]:
     yield "## The report\n"
     yield "`python benchmarks/report_load.py`: a page in Chromium, from opening it to the last chart drawn.\n"
     rows = [
-        (one["events"], f"{one['megabytes']:.2f} MB", f"{one['drawn']:.2f} s", f"{one['move'] * 1000:.1f} ms")
+        (
+            one["events"],
+            f"{one['megabytes']:.2f} MB",
+            f"{one['drawn']:.2f} s",
+            f"{one['move'] * 1000:.1f} ms",
+        )
         for one in stored("report_load")
     ]
     yield table(("changes of size", "file", "drawn after", "a move of the slider"), rows) + "\n"

@@ -248,11 +248,17 @@ def cost(net: Transformer, gpus: int, setting: Setting, machine: Machine) -> Cos
         rows = min(max(2048, 8 * wide), setting.tokens / 2) * 2  # rows that enter A, both folds
         products += 2 * m * wide * own + 2 * m * m * own + 2 * wide * wide * rows / gpus
         factors += 2 * (wide * wide + m * wide + m * m)
-        a_sample = min(2 * m * wide, setting.length * (2 * m + wide))  # sums over its locations, or its rows
+        a_sample = min(
+            2 * m * wide, setting.length * (2 * m + wide)
+        )  # sums over its locations, or its rows
         kept += 2 * setting.kept * a_sample
         # Cholesky of A three times (all samples and each fold) and of S, solves for the new columns and for G
-        elimination += 3 * c**3 / 3 + m**3 / 3 + 3 * 2 * c * c * p + 2 * m * c * c + 2 * m * m * wide
-    products, factors, kept, elimination = (setting.share * x for x in (products, factors, kept, elimination))
+        elimination += (
+            3 * c**3 / 3 + m**3 / 3 + 3 * 2 * c * c * p + 2 * m * c * c + 2 * m * m * wide
+        )
+    products, factors, kept, elimination = (
+        setting.share * x for x in (products, factors, kept, elimination)
+    )
     ring = (gpus - 1) / gpus
     sent = setting.number * factors * ring * (1 if setting.sharded else 2)
     sent += 4 * kept * ring if setting.gathered else 0.0
@@ -368,7 +374,9 @@ def remedies(machine: Machine) -> Iterator[str]:
             for gpus in GPUS:
                 one = cost(net, gpus, setting, machine)
                 fits = "" if one.memory - one.model < machine.memory else ", too much"
-                cells.append(f"{percent(one.share(setting.every))}; {size(one.memory - one.model)}{fits}")
+                cells.append(
+                    f"{percent(one.share(setting.every))}; {size(one.memory - one.model)}{fits}"
+                )
         rows.append(cells)
     yield table(("", *(f"{net.name}, {gpus}" for net in NETS for gpus in GPUS)), rows) + "\n"
 

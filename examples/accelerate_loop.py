@@ -24,8 +24,12 @@ from senn.training import GrowthSchedule, TrainConfig
 def digits() -> tuple[TensorDataset, TensorDataset]:
     """Images (n, 1, 8, 8) to train on, and a fifth that is held out."""
     x, y = load_digits(return_X_y=True)
-    x, x_test, y, y_test = map(torch.as_tensor, train_test_split(x / 16, y, test_size=0.2, stratify=y, random_state=0))
-    return TensorDataset(x.float().view(-1, 1, 8, 8), y), TensorDataset(x_test.float().view(-1, 1, 8, 8), y_test)
+    x, x_test, y, y_test = map(
+        torch.as_tensor, train_test_split(x / 16, y, test_size=0.2, stratify=y, random_state=0)
+    )
+    return TensorDataset(x.float().view(-1, 1, 8, 8), y), TensorDataset(
+        x_test.float().view(-1, 1, 8, 8), y_test
+    )
 
 
 def conv_net() -> nn.Module:
@@ -39,7 +43,9 @@ def conv_net() -> nn.Module:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what grows, and held-out accuracy."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=15)
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
@@ -52,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
 
     rounds, step = GrowthSchedule(TrainConfig(), steps), 0
-    grower = senn.Grower(accelerator.unwrap_model(model), optimizer, samples=len(train), max_params=10_000)
+    grower = senn.Grower(
+        accelerator.unwrap_model(model), optimizer, samples=len(train), max_params=10_000
+    )
     for _ in range(arguments.epochs):
         for x, y in loader:
             optimizer.zero_grad()
@@ -68,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.no_grad():
         x, y = test.tensors
         accuracy = float((model(x).argmax(1) == y).float().mean())
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, held-out accuracy {accuracy:.4f}")
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, held-out accuracy {accuracy:.4f}"
+    )
 
 
 if __name__ == "__main__":

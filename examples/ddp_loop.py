@@ -26,7 +26,9 @@ from senn.distributed import rewrap_ddp
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Train for some epochs; the accuracy on the held-out fifth, which every rank computes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=8)
     epochs: int = parser.parse_args(argv).epochs
     cuda = torch.cuda.is_available()

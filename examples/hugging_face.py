@@ -82,7 +82,9 @@ def train(model: nn.Module, data: Digits, seed: int, epochs: int, rounds: int) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what happens, and held-out accuracy of the grown and the ungrown model."""
-    parser = argparse.ArgumentParser(description="Grow a vision transformer while it learns digits.")
+    parser = argparse.ArgumentParser(
+        description="Grow a vision transformer while it learns digits."
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3, help="considerations of growth")
@@ -93,10 +95,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for grow in (False, True):
             torch.manual_seed(seed)
             model = vit()
-            accuracy[grow].append(train(model, data, seed, arguments.epochs, arguments.rounds if grow else 0))
+            accuracy[grow].append(
+                train(model, data, seed, arguments.epochs, arguments.rounds if grow else 0)
+            )
             parameters = sum(p.numel() for p in model.parameters())
             kind = "grown" if grow else "ungrown"
-            print(f"seed {seed}, {kind}: {parameters:,} parameters, held-out accuracy {accuracy[grow][-1]:.4f}")
+            print(
+                f"seed {seed}, {kind}: {parameters:,} parameters, held-out accuracy {accuracy[grow][-1]:.4f}"
+            )
     means = {grow: statistics.fmean(values) for grow, values in accuracy.items()}
     print(f"mean held-out accuracy: ungrown {means[False]:.4f}, grown {means[True]:.4f}")
 

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, logging
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    logging,
+)
 
 from senn.integrations.transformers import SelfExpansion
 from senn.training import TrainConfig
@@ -26,7 +33,10 @@ def words(number: int, seed: int) -> list[dict[str, Any]]:
     """Six letters each, and whether the first and the last are of the same kind."""
     letters = torch.randint(LETTERS, (number, 6), generator=torch.Generator().manual_seed(seed))
     alike = (letters[:, 0] < VOWELS) == (letters[:, -1] < VOWELS)
-    return [{"input_ids": one, "labels": label} for one, label in zip(letters, alike.long(), strict=True)]
+    return [
+        {"input_ids": one, "labels": label}
+        for one, label in zip(letters, alike.long(), strict=True)
+    ]
 
 
 def bert() -> BertForSequenceClassification:
@@ -63,13 +73,18 @@ def accuracy(model: BertForSequenceClassification) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what grows, held-out accuracy, and that a resumed run comes to the same."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     recipe = TrainConfig(
-        addition_rounds=(0.02, 0.05, 0.1, 0.2, 0.3), pruning_rounds=(), max_params=5000, max_scoring_samples=512
+        addition_rounds=(0.02, 0.05, 0.1, 0.2, 0.3),
+        pruning_rounds=(),
+        max_params=5000,
+        max_scoring_samples=512,
     )
     with tempfile.TemporaryDirectory() as name:
         folder, expansion = Path(name), SelfExpansion(recipe)
@@ -82,8 +97,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{arguments.steps // 2}"))
     start, end = (sum(p.numel() for p in model.parameters()) for model in (bert(), whole.model))
     print(f"{start:,} -> {end:,} parameters, held-out accuracy {accuracy(whole.model):.4f}")
-    same = all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
-    print(f"resumed from step {arguments.steps // 2} in a fresh small model: {'the same' if same else 'another'} model")
+    same = all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    )
+    print(
+        f"resumed from step {arguments.steps // 2} in a fresh small model: {'the same' if same else 'another'} model"
+    )
 
 
 if __name__ == "__main__":

@@ -59,13 +59,17 @@ class Digits(pl.LightningModule):
 def digits() -> tuple[TensorDataset, TensorDataset]:
     """To train on, and a fifth that is held out."""
     x, y = load_digits(return_X_y=True)
-    x, x_test, y, y_test = map(torch.as_tensor, train_test_split(x / 16, y, test_size=0.2, stratify=y, random_state=0))
+    x, x_test, y, y_test = map(
+        torch.as_tensor, train_test_split(x / 16, y, test_size=0.2, stratify=y, random_state=0)
+    )
     return TensorDataset(x.float(), y), TensorDataset(x_test.float(), y_test)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what grows, held-out accuracy, and that the checkpoint gives it again."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=30)
     arguments = parser.parse_args(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

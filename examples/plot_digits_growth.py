@@ -39,7 +39,9 @@ for record in run.history:
 
 with torch.no_grad():
     accuracy = (run.model(x_test).argmax(1) == y_test).float().mean()
-print(f"hidden layers {run.architecture}, {run.parameters:,} parameters, test accuracy {accuracy:.3f}")
+print(
+    f"hidden layers {run.architecture}, {run.parameters:,} parameters, test accuracy {accuracy:.3f}"
+)
 
 # %%
 # The figure has widths, losses, and for each round of changes what it promised and what followed. `senn fit` puts

@@ -40,7 +40,9 @@ for event in grower.grow([(x, y)]):
 # discount and the price.
 
 considered = grower.last_round
-print(f"eta {considered.eta:.3f} of at most {considered.score_limit:.3f}, {considered.parameters:,} parameters")
+print(
+    f"eta {considered.eta:.3f} of at most {considered.score_limit:.3f}, {considered.parameters:,} parameters"
+)
 print(f"{'':9}{'kind':8}{'place':7}{'detail':22}{'promise':>9}{'price':>9}{'margin':>10}")
 for word, verdicts in (("accepted", considered.accepted), ("refused", considered.refused)):
     for verdict in verdicts[:6]:
@@ -64,9 +66,16 @@ colors = ["#30506d" if taken else "#e07b39" for _, taken in shown]
 axes.barh(rows, [v.candidate.expected_decrease for v, _ in shown], color=colors, height=0.7)
 errors = [v.candidate.held_out_stderr / (2 * v.candidate.loss_per_nat) for v, _ in shown]
 axes.errorbar(
-    [v.candidate.expected_decrease for v, _ in shown], rows, xerr=errors, fmt="none", ecolor="0.45", capsize=2
+    [v.candidate.expected_decrease for v, _ in shown],
+    rows,
+    xerr=errors,
+    fmt="none",
+    ecolor="0.45",
+    capsize=2,
 )
-axes.scatter([v.price for v, _ in shown], rows, marker="|", s=160, color="black", zorder=3, label="price")
+axes.scatter(
+    [v.price for v, _ in shown], rows, marker="|", s=160, color="black", zorder=3, label="price"
+)
 axes.bar(0, 0, color="#30506d", label="accepted")
 axes.bar(0, 0, color="#e07b39", label="refused")
 axes.set_yticks(rows, names)

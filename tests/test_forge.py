@@ -15,14 +15,21 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def test_every_place_names_the_same_version():
-    (newest, *_) = re.findall(r"^## \[?(\d+\.\d+\.\d+)\b", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    (newest, *_) = re.findall(
+        r"^## \[?(\d+\.\d+\.\d+)\b", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
     assert {PROJECT["version"], newest, cited} == {senn.__version__}
 
 
 def test_pre_commit_runs_the_tools_of_make_lint_in_their_versions():
-    (hooks,) = (repo["hooks"] for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"])
-    commands = [re.sub(r" --force-exclude", "", hook["entry"]).removeprefix(".venv/bin/") for hook in hooks]
+    (hooks,) = (
+        repo["hooks"]
+        for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    )
+    commands = [
+        re.sub(r" --force-exclude", "", hook["entry"]).removeprefix(".venv/bin/") for hook in hooks
+    ]
     recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
     assert commands == [line.removesuffix(" .") for line in re.findall(r"\$\(BIN\)/(.*)", recipe)]
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
@@ -40,7 +47,11 @@ def test_workflows_use_pinned_actions_and_may_only_read(path):
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), action
         assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), action
     assert workflow["permissions"] == {"contents": "read"}
-    granted = {name: job.get("permissions") for name, job in workflow["jobs"].items() if "permissions" in job}
+    granted = {
+        name: job.get("permissions")
+        for name, job in workflow["jobs"].items()
+        if "permissions" in job
+    }
     assert granted == ({"publish": {"id-token": "write"}} if path.name == "release.yml" else {})
 
 
@@ -50,7 +61,10 @@ def test_the_workflows_leave_the_work_to_the_scripts():
 
 
 def test_the_workflow_runs_every_python_that_is_promised():
-    (matrix,) = (job["strategy"]["matrix"] for job in yaml.safe_load(WORKFLOWS[0].read_text())["jobs"].values())
+    (matrix,) = (
+        job["strategy"]["matrix"]
+        for job in yaml.safe_load(WORKFLOWS[0].read_text())["jobs"].values()
+    )
     promised = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))
     assert matrix["python-version"] == promised
     assert PROJECT["requires-python"] == f">={promised[0]}"

@@ -59,8 +59,14 @@ def test_what_asdict_wrote_comes_back_equal():
 
 
 def test_a_missing_field_takes_its_default():
-    least = {key: value for key, value in record().items() if key in ("x", "count", "flag", "kind", "unit")}
-    assert from_dict(Point, least, WHAT) == Point(x=1.5, count=3, flag=True, kind="b", unit=POINT.unit)
+    least = {
+        key: value
+        for key, value in record().items()
+        if key in ("x", "count", "flag", "kind", "unit")
+    }
+    assert from_dict(Point, least, WHAT) == Point(
+        x=1.5, count=3, flag=True, kind="b", unit=POINT.unit
+    )
 
 
 def test_a_record_can_be_required_to_be_complete():
@@ -111,7 +117,9 @@ def test_a_lacking_field_is_named():
 
 
 def test_infinity_comes_back_where_it_may():
-    assert from_dict(Unit, {"name": "m", "factor": float("inf")}, WHAT, finite=False).factor == float("inf")
+    assert from_dict(
+        Unit, {"name": "m", "factor": float("inf")}, WHAT, finite=False
+    ).factor == float("inf")
 
 
 def test_a_key_of_an_earlier_version_is_understood():
@@ -123,7 +131,9 @@ def test_a_key_of_an_earlier_version_is_understood():
 
 def test_versions():
     assert from_dict(Unit, {"version": 1, "name": "m"}, WHAT, version=2) == Unit(name="m")
-    with pytest.raises(SennError, match=f"^{WHAT} has version 3, and this senn reads up to 2: update senn$"):
+    with pytest.raises(
+        SennError, match=f"^{WHAT} has version 3, and this senn reads up to 2: update senn$"
+    ):
         from_dict(Unit, {"version": 3, "name": "m"}, WHAT, version=2)
     for version in (None, 0, True, "1"):
         with pytest.raises(SennError, match="its version is"):
@@ -134,7 +144,9 @@ def test_versions():
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -161,7 +173,10 @@ def test_state_of_the_wrong_shape_is_one_sentence():
         lambda: int("x"),
         lambda: torch.Generator().set_state(torch.zeros(3)),
     ):
-        with pytest.raises(SennError, match=r"^this isn't a state: \w+: [^\n]+$"), reading_state("this isn't a state"):
+        with (
+            pytest.raises(SennError, match=r"^this isn't a state: \w+: [^\n]+$"),
+            reading_state("this isn't a state"),
+        ):
             broken()
 
 

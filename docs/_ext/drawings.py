@@ -50,14 +50,21 @@ def gains(target: str) -> dict[str, Tensor]:
     for j in range(CANDIDATES):
         one = slice(j, j + 1)
         a_pp = (units[fit, one] ** 2).mean().view(1, 1)
-        left = units[:, one] - rows @ torch.linalg.solve(A, A_cp[:, one])  # what the existing columns don't say
-        if (left[fit] ** 2).mean() < 0.01 * a_pp + 1e-4:  # never active, or always: a linear function
+        left = units[:, one] - rows @ torch.linalg.solve(
+            A, A_cp[:, one]
+        )  # what the existing columns don't say
+        if (
+            left[fit] ** 2
+        ).mean() < 0.01 * a_pp + 1e-4:  # never active, or always: a linear function
             continue
         kept["gain"].append(formulas.width_gain(C[:, one], a_pp, A_cp[:, one], A, S, damping=1e-6))
         kept["bound"].append(formulas.width_gain_bound(C[:, one], a_pp, S, damping=1e-6))
         step = C[:, one] / (left[fit] ** 2).mean()
         residual = gradient - rows @ torch.linalg.solve(A, G.T)
-        H, A_left = (residual[test] * left[test]).mean().view(1, 1), (left[test] ** 2).mean().view(1, 1)
+        H, A_left = (
+            (residual[test] * left[test]).mean().view(1, 1),
+            (left[test] ** 2).mean().view(1, 1),
+        )
         kept["heldout"].append(formulas.held_out_gain(step, H, A_left, S))
     return {name: torch.stack(values) / 2 for name, values in kept.items()}
 
@@ -93,10 +100,13 @@ def write(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for theme, colors in THEMES.items():
         ink = dict.fromkeys(
-            ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), colors["ink"]
+            ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"),
+            colors["ink"],
         )
         with rc_context({**ink, "svg.hashsalt": "senn", "font.size": 9.5}):
-            figure(colors).savefig(folder / f"gains-{theme}.svg", transparent=True, metadata={"Date": None})
+            figure(colors).savefig(
+                folder / f"gains-{theme}.svg", transparent=True, metadata={"Date": None}
+            )
 
 
 def setup(app: Any) -> dict[str, bool]:

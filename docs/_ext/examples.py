@@ -7,7 +7,10 @@ import re
 from reference import literal_blocks
 from sphinx.application import Sphinx
 
-_HEAD = re.compile(r"(\.\. _sphx_glr_gallery_\w+\.py:\n\n+)(.+?)(?=\n\.\. GENERATED FROM|\n\.\. rst-class|\Z)", re.S)
+_HEAD = re.compile(
+    r"(\.\. _sphx_glr_gallery_\w+\.py:\n\n+)(.+?)(?=\n\.\. GENERATED FROM|\n\.\. rst-class|\Z)",
+    re.S,
+)
 _CURRENT = ".. py:currentmodule:: senn"  # so that `Grower` finds its page
 _NAME = re.compile(r'(thumbnail-title">)(.+?)\.?(</div>)')
 

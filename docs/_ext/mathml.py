@@ -18,7 +18,11 @@ def visit_math(self: Any, node: nodes.math) -> None:
 
 def visit_displaymath(self: Any, node: nodes.math_block) -> None:
     """A formula of its own, with its number if it has a label."""
-    number = f'<span class="eqno">({get_node_equation_number(self, node)})</span>' if node.get("number") else ""
+    number = (
+        f'<span class="eqno">({get_node_equation_number(self, node)})</span>'
+        if node.get("number")
+        else ""
+    )
     self.body.append(self.starttag(node, "div", CLASS="math displayed"))
     self.body.append(f"{tex2mathml(node.astext(), as_block=True)}{number}</div>")
     raise nodes.SkipNode

@@ -25,8 +25,12 @@ def inner_classes() -> Iterator[str]:
     """Classes of senn's, by full name: signatures may name one that has no page."""
     root = Path(senn.__file__).parent
     for path in sorted(root.rglob("*.py")):
-        module = ".".join(["senn", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
-        yield from (f"{module}.{name}" for name in re.findall(r"^class (\w+)", path.read_text(), re.M))
+        module = ".".join(["senn", *path.relative_to(root).with_suffix("").parts]).removesuffix(
+            ".__init__"
+        )
+        yield from (
+            f"{module}.{name}" for name in re.findall(r"^class (\w+)", path.read_text(), re.M)
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ def public_modules(package: ModuleType = senn) -> list[ModuleType]:
             name = ".".join([package.__name__, *parts]).removesuffix(".__init__")
             if not any(part.startswith("_") for part in name.split(".")):
                 found.append(name)
-    return [package, *(importlib.import_module(name) for name in sorted(found) if name != package.__name__)]
+    return [
+        package,
+        *(importlib.import_module(name) for name in sorted(found) if name != package.__name__),
+    ]
 
 
 def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
@@ -97,16 +104,23 @@ def page(module: ModuleType, names: list[Name]) -> str:
     title = module.__name__
     lines = [title, "=" * len(title), "", f".. automodule:: {title}", "   :no-members:", ""]
     own = [name for name in names if name.shown == f"{title}.{name.name}"]
-    tabled = [name.name for name in own if inspect.isroutine(name.value) or inspect.isclass(name.value)]
+    tabled = [
+        name.name for name in own if inspect.isroutine(name.value) or inspect.isclass(name.value)
+    ]
     if len(tabled) > 1:
         lines += [".. autosummary::", "", *(f"   {name}" for name in tabled), ""]
     elsewhere = [f":py:obj:`{name.name} <{name.shown}>`" for name in names if name not in own]
     if elsewhere:
         lines += [f"Also here: {', '.join(elsewhere)}.", ""]
     for name in own:
-        lines += [f".. {name.directive}:: {name.name if name.directive == 'py:data' else name.shown}"]
+        lines += [
+            f".. {name.directive}:: {name.name if name.directive == 'py:data' else name.shown}"
+        ]
         if inspect.isclass(name.value):
-            lines += ["   :members:", *(["   :show-inheritance:"] if name.value.__bases__ != (object,) else [])]
+            lines += [
+                "   :members:",
+                *(["   :show-inheritance:"] if name.value.__bases__ != (object,) else []),
+            ]
         lines += [""]
     return "\n".join(lines)
 
@@ -179,8 +193,17 @@ def literal_blocks(lines: list[str]) -> list[str]:
     inside = False  # a section such as Args:, whose indentation means something else
     for number, line in enumerate(lines):
         if line and not line[0].isspace():
-            inside = bool(re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields|Example|Examples|Note):", line))
-        fresh = number > 0 and not lines[number - 1].strip() and line[:1].isspace() and bool(line.strip())
+            inside = bool(
+                re.fullmatch(
+                    r"(Args|Attributes|Returns|Raises|Yields|Example|Examples|Note):", line
+                )
+            )
+        fresh = (
+            number > 0
+            and not lines[number - 1].strip()
+            and line[:1].isspace()
+            and bool(line.strip())
+        )
         if fresh and not inside and not line.lstrip().startswith(("- ", "* ", ">>>")):
             before = next((one for one in reversed(out) if one.strip()), "")
             if before and not before[:1].isspace() and not before.endswith("::"):
@@ -198,31 +221,49 @@ class _AsRst:
     def __init__(self) -> None:
         self.plain: dict[str, list[str]] = {}
 
-    def before(self, _app: Any, what: str, name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    def before(
+        self, _app: Any, what: str, name: str, _obj: Any, _options: Any, lines: list[str]
+    ) -> None:
         """Before napoleon reads sections."""
-        lines[:] = [re.sub(r"(?<!`)(`[^`]+`)(?=\w)", r"\1\\ ", line) for line in literal_blocks(lines)]
+        lines[:] = [
+            re.sub(r"(?<!`)(`[^`]+`)(?=\w)", r"\1\\ ", line) for line in literal_blocks(lines)
+        ]
         if what in _VALUES:
             self.plain[name] = list(lines)
 
-    def after(self, app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    def after(
+        self, app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+    ) -> None:
         """After it, which takes what stands before a colon in the first line of a value's docstring for its type."""
         if what in _VALUES:
-            lines[:] = GoogleDocstring(self.plain.pop(name), app.config, app, "function", name, obj, options).lines()
+            lines[:] = GoogleDocstring(
+                self.plain.pop(name), app.config, app, "function", name, obj, options
+            ).lines()
 
 
 def signature(
-    _app: Any, _what: str, _name: str, _obj: Any, _options: Any, arguments: str | None, returns: str | None
+    _app: Any,
+    _what: str,
+    _name: str,
+    _obj: Any,
+    _options: Any,
+    arguments: str | None,
+    returns: str | None,
 ) -> tuple[str | None, str | None]:
     """Autodoc's hook: leave out a dataclass's private fields, and what can't be read as Python."""
     if arguments is not None:
-        arguments = re.sub(r",\s*_\w+: [^=]*= ?[^,()]*(?=[,)])", "", arguments.replace("<factory>", "..."))
+        arguments = re.sub(
+            r",\s*_\w+: [^=]*= ?[^,()]*(?=[,)])", "", arguments.replace("<factory>", "...")
+        )
     return arguments, returns
 
 
 def skip(_app: Any, _what: str, _name: str, obj: Any, skipped: bool, _options: Any) -> bool:
     """Autodoc's hook: leave out methods that another library puts into a class."""
     home = getattr(obj, "__module__", None)
-    return skipped or (isinstance(home, str) and inspect.isroutine(obj) and not home.startswith("senn"))
+    return skipped or (
+        isinstance(home, str) and inspect.isroutine(obj) and not home.startswith("senn")
+    )
 
 
 def elsewhere(app: Any, env: Any, node: Any, content: Any) -> Any:
@@ -232,14 +273,18 @@ def elsewhere(app: Any, env: Any, node: Any, content: Any) -> Any:
     shown = env.senn_aliases.get(node["reftarget"])
     if shown is None:
         return None
-    return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", shown, node, content)
+    return env.get_domain("py").resolve_xref(
+        env, node["refdoc"], app.builder, "obj", shown, node, content
+    )
 
 
 def prepare(app: Any) -> None:
     """Sphinx's hook: write the pages before sources are looked for."""
     write(Path(app.srcdir) / "api")
     pages = describe(public_modules())
-    app.env.senn_aliases = {f"{module}.{one.name}": one.shown for module, names in pages.items() for one in names}
+    app.env.senn_aliases = {
+        f"{module}.{one.name}": one.shown for module, names in pages.items() for one in names
+    }
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -77,7 +77,11 @@ NAMES: dict[str, dict[str, str]] = {
     "senn.kfac.loss_metric": {"OutputMetric": "LossMetric"},
     "senn.scoring.formulas": {"heldout_gain": "held_out_gain", "addition_limit": "max_additions"},
     "senn.candidates.candidate_config": {"Proposals": "CandidateConfig"},
-    "senn.events": {"Verdict": "Decision", "Consideration": "GrowthRound", "Candidates": "CandidateList"},
+    "senn.events": {
+        "Verdict": "Decision",
+        "Consideration": "GrowthRound",
+        "Candidates": "CandidateList",
+    },
     "senn.checkpoint": {
         "held": "optimizer_param_names",
         "hold": "rebind_optimizer",
@@ -95,7 +99,12 @@ NAMES: dict[str, dict[str, str]] = {
     "senn.distributed": {"gathered": "full_parameters", "rewrap": "rewrap_ddp"},
     "senn.training": {"Recipe": "TrainConfig", "Rounds": "GrowthSchedule", "Run": "TrainResult"},
     "senn.training.image_training": {"image_recipe": "image_config"},
-    "senn.viz.report": {"Told": "RunReport", "compact": "downsample_record", "library": "charting_library"},
+    "senn.viz.plots": {"Drawing": "GrowthFigure"},
+    "senn.viz.report": {
+        "Told": "RunReport",
+        "compact": "downsample_record",
+        "library": "charting_library",
+    },
 }
 
 # Class (its name is unique in senn) -> its attributes, methods and constructor keywords that had another name.
@@ -147,7 +156,11 @@ MEMBERS: dict[str, dict[str, str]] = {
     },
     "PricePolicy": {"keep": "retention_factor", "places": "max_places_per_round"},
     "PaperPolicy": {"prune": "prune_fraction"},
-    "Policy": {"floor": "min_decrease", "removing": "for_pruning_round", "whole_eta": "uses_joint_score"},
+    "Policy": {
+        "floor": "min_decrease",
+        "removing": "for_pruning_round",
+        "whole_eta": "uses_joint_score",
+    },
     "DependencyGraph": {
         "maps": "linear_maps",
         "spaces": "groups",
@@ -159,9 +172,18 @@ MEMBERS: dict[str, dict[str, str]] = {
     },
     "ChannelGroup": {"slots": "dims", "quantum": "granularity", "of": "dims_of"},
     "CoupledDim": {"runs": "n_segments", "quiet": "behind_norm"},
-    "ResidualBlock": {"silent": "output_params", "listed": "in_module_list", "counts": "depth_attributes"},
+    "ResidualBlock": {
+        "silent": "output_params",
+        "listed": "in_module_list",
+        "counts": "depth_attributes",
+    },
     "LinearMap": {"taps": "kernel_numel", "scored": "has_factors", "uses": "n_uses"},
-    "KroneckerFactors": {"inputs": "input_cov", "outputs": "grad_cov", "cross": "cross_cov", "read": "n_rows_read"},
+    "KroneckerFactors": {
+        "inputs": "input_cov",
+        "outputs": "grad_cov",
+        "cross": "cross_cov",
+        "read": "n_rows_read",
+    },
     "FactorInverse": {"whole": "dense", "start": "quadratic_form"},
     "WoodburyInverse": {"whole": "dense", "start": "quadratic_form"},
     "LossMetric": {"probe": "pseudo_grad", "nat": "loss_per_nat", "bound": "score_limit"},
@@ -183,6 +205,7 @@ MEMBERS: dict[str, dict[str, str]] = {
         "candidates": "candidates_per_layer",
         "probe": "max_scoring_samples",
     },
+    "SelfExpansion": {"companion": "session"},
     "Callback": {"on_consideration": "on_growth_round"},
     "Receipt": {"structure": "graph"},
     "Widen": {"space": "group"},
@@ -213,7 +236,11 @@ SPELLINGS: dict[str, dict[str, str]] = {
 
 
 def _warn(old: str, new: str, depth: int) -> None:
-    warnings.warn(f"{old} is now {new}; the old name goes in {GONE_IN}", DeprecationWarning, stacklevel=depth + 1)
+    warnings.warn(
+        f"{old} is now {new}; the old name goes in {GONE_IN}",
+        DeprecationWarning,
+        stacklevel=depth + 1,
+    )
 
 
 # -- modules, and what they hold
@@ -258,7 +285,9 @@ class _Alias(ModuleType):
 
     def __init__(self, old: str, new: str) -> None:
         super().__init__(old, f"Now `{new}`.")
-        self.__path__: list[str] = []  # so that `senn.curvature.factors` is found below `senn.curvature`
+        self.__path__: list[
+            str
+        ] = []  # so that `senn.curvature.factors` is found below `senn.curvature`
         self._new = new
 
     def __getattr__(self, name: str) -> Any:
@@ -337,7 +366,9 @@ def _keywords(function: Callable[P, R], renamed: Mapping[str, str], owner: str) 
         for old in sorted(renamed.keys() & kwargs.keys()):
             _warn(f"{owner}({old}=)", f"{owner}({renamed[old]}=)", 2)
             if renamed[old] in kwargs:
-                raise SennError(f"{owner} takes {old} or {renamed[old]}, which are the same, not both")
+                raise SennError(
+                    f"{owner} takes {old} or {renamed[old]}, which are the same, not both"
+                )
             kwargs[renamed[old]] = kwargs.pop(old)
         return function(*args, **kwargs)
 

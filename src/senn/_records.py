@@ -85,7 +85,11 @@ def reading_state(what: str) -> Iterator[None]:
         raise
     except FOREIGN as error:
         # torch.OutOfMemoryError and its like are RuntimeErrors, and no fault of the state
-        if isinstance(error, RuntimeError) and type(error) not in (RuntimeError, RecursionError, NotImplementedError):
+        if isinstance(error, RuntimeError) and type(error) not in (
+            RuntimeError,
+            RecursionError,
+            NotImplementedError,
+        ):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SennError(f"{what}: {reason}") from error
@@ -99,7 +103,9 @@ class _FieldReader:
         self.complete = complete
         self.finite = finite
 
-    def record(self, cls: type[Any], mapping: object, renamed: Mapping[str, str], version: int | None) -> Any:
+    def record(
+        self, cls: type[Any], mapping: object, renamed: Mapping[str, str], version: int | None
+    ) -> Any:
         if not isinstance(mapping, Mapping):
             raise self.damaged(f"{_shown(mapping)} is not a mapping of names to values")
         content = {renamed.get(str(key), str(key)): value for key, value in mapping.items()}
@@ -107,12 +113,18 @@ class _FieldReader:
             raise self.damaged("it has an entry under its old and its new name")
         if version is not None:
             self.check_version(content.pop("version", None), version)
-        read = {field.name: field for field in fields(cls) if field.init and not field.name.startswith("_")}
+        read = {
+            field.name: field
+            for field in fields(cls)
+            if field.init and not field.name.startswith("_")
+        }
         unknown = sorted(content.keys() - read.keys())
         if unknown:
             raise self.damaged(f"it has an unknown entry {unknown[0]!r}")
         missing = [
-            name for name, field in read.items() if name not in content and (self.complete or _is_required(field))
+            name
+            for name, field in read.items()
+            if name not in content and (self.complete or _is_required(field))
         ]
         if missing:
             raise self.damaged(f"it lacks {missing[0]!r}")
@@ -127,7 +139,9 @@ class _FieldReader:
         if type(found) is not int or found < 1:
             raise self.damaged(f"its version is {_shown(found)}")
         if found > newest:
-            raise SennError(f"{self.what} has version {found}, and this senn reads up to {newest}: update senn")
+            raise SennError(
+                f"{self.what} has version {found}, and this senn reads up to {newest}: update senn"
+            )
 
     def value(self, hint: Any, value: object, name: str) -> Any:
         origin = typing.get_origin(hint)
@@ -136,14 +150,18 @@ class _FieldReader:
         if origin in (typing.Union, types.UnionType):
             return self.union(typing.get_args(hint), value, name)
         if origin is Literal:
-            if any(type(value) is type(choice) and value == choice for choice in typing.get_args(hint)):
+            if any(
+                type(value) is type(choice) and value == choice for choice in typing.get_args(hint)
+            ):
                 return value
         elif is_dataclass(hint) and isinstance(hint, type):
             return self.record(hint, value, {}, None)
         elif origin is not None:
             return self.container(hint, value, name)
         elif hint in _PLAIN:
-            if _PLAIN[hint](value) and not (isinstance(value, float) and self.finite and not math.isfinite(value)):
+            if _PLAIN[hint](value) and not (
+                isinstance(value, float) and self.finite and not math.isfinite(value)
+            ):
                 return float(value) if hint is float else value  # type: ignore[arg-type]
         elif isinstance(hint, type) and isinstance(value, hint):
             return value
@@ -180,7 +198,9 @@ _PLAIN: dict[Any, Callable[[object], bool]] = {
     str: lambda value: isinstance(value, str),
     bool: lambda value: isinstance(value, bool),
     int: lambda value: isinstance(value, int) and not isinstance(value, bool),
-    float: lambda value: isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max),
+    float: lambda value: (
+        isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
+    ),
     types.NoneType: lambda value: value is None,
 }
 

@@ -115,9 +115,13 @@ def number(
         size = float(value)
         if math.isinf(size) and not infinite:
             return False
-        return (low < size if open_low else low <= size) and (size < high if open_high else size <= high)
+        return (low < size if open_low else low <= size) and (
+            size < high if open_high else size <= high
+        )
 
-    return Rule(expected=f"a number{_range_in_words(low, high, open_low, open_high)}", allows=allows)
+    return Rule(
+        expected=f"a number{_range_in_words(low, high, open_low, open_high)}", allows=allows
+    )
 
 
 def positive() -> Rule:
@@ -140,9 +144,15 @@ def whole(low: int | None = None) -> Rule:
     """Build the rule for whole numbers of at least `low`, NumPy's scalars included; bools are refused."""
 
     def allows(value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and (low is None or int(value) >= low)
+        return (
+            isinstance(value, Integral)
+            and not isinstance(value, bool)
+            and (low is None or int(value) >= low)
+        )
 
-    return Rule(expected="a whole number" + ("" if low is None else f" of at least {low}"), allows=allows)
+    return Rule(
+        expected="a whole number" + ("" if low is None else f" of at least {low}"), allows=allows
+    )
 
 
 def a_seed() -> Rule:
@@ -156,7 +166,10 @@ def a_seed() -> Rule:
 def flag() -> Rule:
     """Build the rule for True and False, NumPy's included."""
     # By the class's name: importing NumPy for its bool isn't worth it, and NumPy 2 renamed that.
-    return Rule(expected="True or False", allows=lambda v: isinstance(v, bool) or type(v).__name__ in ("bool", "bool_"))
+    return Rule(
+        expected="True or False",
+        allows=lambda v: isinstance(v, bool) or type(v).__name__ in ("bool", "bool_"),
+    )
 
 
 def one_of(*choices: str | None) -> Rule:
@@ -202,7 +215,10 @@ def each(rule: Rule, *, kind: type[Collection[Any]] = Collection, nonempty: bool
             return False
         return all(rule.allows(item) for item in items) and (bool(items) or not nonempty)
 
-    return Rule(expected=f"a {'nonempty ' if nonempty else ''}{name}, each item {rule.expected}", allows=allows)
+    return Rule(
+        expected=f"a {'nonempty ' if nonempty else ''}{name}, each item {rule.expected}",
+        allows=allows,
+    )
 
 
 def _range_in_words(low: float, high: float, open_low: bool, open_high: bool) -> str:

@@ -155,10 +155,14 @@ def verify_file(
     """
     size = digest.get("bytes") if isinstance(digest, dict) else None
     if not isinstance(digest, dict) or type(size) is not int or not 0 <= size <= most:
-        raise SennError(f"{str(path.with_name(document))!r} is damaged: it has no digest of {path.name}")
+        raise SennError(
+            f"{str(path.with_name(document))!r} is damaged: it has no digest of {path.name}"
+        )
     data = read_limited(path, size)
     if bytes_digest(data) != digest.get("sha256"):
-        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was written with {document}")
+        raise SennError(
+            f"{str(path)!r} is damaged: it isn't the file that was written with {document}"
+        )
     return data
 
 

@@ -51,7 +51,15 @@ class SurgeryError(SennError):
     """
 
 
-EVERYDAY = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError)
+EVERYDAY = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+)
 """Errors that calls with wrong arguments raise."""
 
 

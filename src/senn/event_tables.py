@@ -35,7 +35,17 @@ def event_html(record: Mapping[str, Any]) -> str:
     Args:
         record: the event, as `GrowthEvent.as_dict` has it.
     """
-    head = ("change", "place", "width", "parameters", "promised", "price", "realized", "loss before", "after")
+    head = (
+        "change",
+        "place",
+        "width",
+        "parameters",
+        "promised",
+        "price",
+        "realized",
+        "loss before",
+        "after",
+    )
     row = (
         html.kind(record["kind"]),
         record["place"],
@@ -57,7 +67,17 @@ def candidates_html(candidates: Sequence[Candidate]) -> str:
     Args:
         candidates: in the order of the table's rows.
     """
-    head = ("change", "place", "detail", "units", "parameters", "gain η", "held-out η", "promised (nats)", "")
+    head = (
+        "change",
+        "place",
+        "detail",
+        "units",
+        "parameters",
+        "gain η",
+        "held-out η",
+        "promised (nats)",
+        "",
+    )
     largest = max((abs(one.expected_decrease) + _stderr(one) for one in candidates), default=0.0)
     rows = []
     for one in candidates:
@@ -81,7 +101,12 @@ def decisions_text(accepted: Sequence[Decided], refused: Sequence[Decided]) -> s
         for one in several:
             candidate = one.candidate
             nats = (f"{x:.3g}" for x in (candidate.expected_decrease, one.price, one.margin))
-            about = (candidate.kind, candidate.place, candidate.detail, f"{candidate.parameters:+,}")
+            about = (
+                candidate.kind,
+                candidate.place,
+                candidate.detail,
+                f"{candidate.parameters:+,}",
+            )
             rows.append((verdict, *about, *nats))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -122,7 +122,9 @@ class GrowthEvent:
             policy: the policy that priced the candidates.
             undo: takes the whole round back; None if that can't be done.
         """
-        removed = {move.group: tuple(move.units) for move in receipt.moves if isinstance(move, Prune)}
+        removed = {
+            move.group: tuple(move.units) for move in receipt.moves if isinstance(move, Prune)
+        }
         by_place: dict[tuple[str, str], list[Candidate]] = {}
         for candidate in accepted:
             by_place.setdefault((candidate.kind, candidate.place), []).append(candidate)
@@ -196,7 +198,9 @@ class GrowthEvent:
     def from_state(cls, state: Mapping[str, Any]) -> GrowthEvent:
         """Make the event that `state` was taken of; it can't be undone any more."""
         state = current_keys(cls, state)
-        tuples = {f.name: tuple(state[f.name]) for f in fields(cls) if isinstance(state.get(f.name), list)}
+        tuples = {
+            f.name: tuple(state[f.name]) for f in fields(cls) if isinstance(state.get(f.name), list)
+        }
         return cls(**{**state, **tuples})
 
     def _repr_html_(self) -> str:
@@ -235,7 +239,9 @@ class Decision:
     reason: str = ""
 
     @classmethod
-    def from_policy(cls, policy: Policy, candidate: Candidate, accepted: Sequence[Candidate] | None = None) -> Decision:
+    def from_policy(
+        cls, policy: Policy, candidate: Candidate, accepted: Sequence[Candidate] | None = None
+    ) -> Decision:
         """Record what a policy says of a candidate.
 
         Args:
@@ -256,7 +262,10 @@ class Decision:
         """Every figure, ready for JSON: null for what isn't finite."""
         figures = {**asdict(self.candidate), "expected_decrease": self.candidate.expected_decrease}
         figures |= {"price": self.price, "margin": self.margin, "reason": self.reason}
-        return {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in figures.items()}
+        return {
+            name: None if isinstance(x, float) and not isfinite(x) else x
+            for name, x in figures.items()
+        }
 
 
 @_deprecated.aliased
@@ -313,7 +322,12 @@ class GrowthRound:
         """Every figure, ready for JSON."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         lists = {name: [one.as_dict() for one in record[name]] for name in ("accepted", "refused")}
-        return {**record, **lists, "moves": list(self.moves), "architecture": list(self.architecture)}
+        return {
+            **record,
+            **lists,
+            "moves": list(self.moves),
+            "architecture": list(self.architecture),
+        }
 
     def _repr_html_(self) -> str:
         rows = [(name, html.number(eta)) for name, eta in self.eta_by_map.items()]
@@ -331,7 +345,9 @@ class GrowthRound:
         state = current_keys(cls, state)
         verdicts = {
             name: tuple(
-                Decision(**{**one, "candidate": Candidate(**current_keys(Candidate, one["candidate"]))})
+                Decision(
+                    **{**one, "candidate": Candidate(**current_keys(Candidate, one["candidate"]))}
+                )
                 for one in state[name]
             )
             for name in ("accepted", "refused")

@@ -123,7 +123,9 @@ class Grower(GrowerMemory):
         self.optimizer = optimizer
         self.policy: Policy = policy if policy is not None else PricePolicy()
         self.budget = Budget(max_params, max_width, round_to)
-        self.candidate_config = candidate_config if candidate_config is not None else CandidateConfig()
+        self.candidate_config = (
+            candidate_config if candidate_config is not None else CandidateConfig()
+        )
         self.averaged = tuple(averaged)
         self.output = output
         self.ignore = tuple(ignore)
@@ -138,7 +140,9 @@ class Grower(GrowerMemory):
             SennError: no batch has been observed.
         """
         if self._graph is None:
-            raise SennError("the model's graph is known after the first batch: call observe or grow first")
+            raise SennError(
+                "the model's graph is known after the first batch: call observe or grow first"
+            )
         return self._graph
 
     @property
@@ -200,7 +204,9 @@ class Grower(GrowerMemory):
         return CandidateList(sorted(pool.candidates(), key=lambda one: -one.held_out_gain))
 
     @full_precision
-    def grow(self, batches: Iterable[Batch] | None = None, moves: Sequence[str] | None = None) -> list[GrowthEvent]:
+    def grow(
+        self, batches: Iterable[Batch] | None = None, moves: Sequence[str] | None = None
+    ) -> list[GrowthEvent]:
         """Run one round: score candidates, let the policy decide, change the model.
 
         Args:
@@ -225,7 +231,9 @@ class Grower(GrowerMemory):
             policy = self.policy.for_pruning_round() if set(wanted) <= {"prune"} else self.policy
             session = self._session
             assert session is not None
-            realized = [event.realized_decrease for event in self.events[-1:] if event.round == self.rounds]
+            realized = [
+                event.realized_decrease for event in self.events[-1:] if event.round == self.rounds
+            ]
             growth_round = select_candidates(
                 session,
                 pool,
@@ -263,7 +271,9 @@ class Grower(GrowerMemory):
         if self._session is None or not self._session.samples:
             raise SennError("no batch has been looked at: give batches, or call observe first")
         samples = self.samples or self._session.samples
-        pool = self._session.pool(samples, self.budget, uses_joint_score=self.policy.uses_joint_score)
+        pool = self._session.pool(
+            samples, self.budget, uses_joint_score=self.policy.uses_joint_score
+        )
         self.eta, self.candidate_set = pool.eta, pool.candidate_set
         return pool
 
@@ -278,13 +288,17 @@ class Grower(GrowerMemory):
             generator=self._generator,
             known=self._known,
             # layers that couldn't pay even if they removed the whole loss aren't scored
-            min_gain=(lambda parameters: policy.min_decrease("insert", parameters, samples)) if samples else None,
+            min_gain=(lambda parameters: policy.min_decrease("insert", parameters, samples))
+            if samples
+            else None,
             output=self.output,
             layouts=self._layouts,
             communicator=self.communicator,
         )
 
-    def _apply(self, pool: CandidatePool, session: ScoringSession, eta_before: float) -> list[GrowthEvent]:
+    def _apply(
+        self, pool: CandidatePool, session: ScoringSession, eta_before: float
+    ) -> list[GrowthEvent]:
         """Change the model as decided, and record it."""
         former, number = self.graph, self.rounds
         before = NetworkState(eta=eta_before, loss=session.loss_before, widths=self._widths())

@@ -46,7 +46,9 @@ class GrowerState:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values and tensors."""
-        open_events = [number for number, event in enumerate(self.events) if event.round == self.open_round]
+        open_events = [
+            number for number, event in enumerate(self.events) if event.round == self.open_round
+        ]
         last_round = None if self.last_round is None else self.last_round.state()
         return {
             "rounds": self.rounds,
@@ -78,7 +80,9 @@ class GrowerState:
             }
             events = [GrowthEvent.from_state(one) for one in state["events"]]
             open_rounds = [events[number].round for number in state["open"]]
-            last = state["last_round"] if "last_round" in state else state["consideration"]  # as version 0.1 called it
+            last = (
+                state["last_round"] if "last_round" in state else state["consideration"]
+            )  # as version 0.1 called it
             generator = torch.Generator()
             generator.set_state(state["generator"].cpu())
             return cls(
@@ -148,7 +152,9 @@ class GrowerMemory:
         Raises:
             SennError: it isn't such a state; nothing is changed.
         """
-        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        device = next(
+            (parameter.device for parameter in self.model.parameters()), torch.device("cpu")
+        )
         loaded = GrowerState.from_dict(state, device)
         self._generator.set_state(loaded.generator)
         self._known.clear()

@@ -67,7 +67,9 @@ def _cell(tag: str, content: str, is_left: bool) -> str:
 
 def kind(name: str) -> Markup:
     """Format the kind of a change in its color."""
-    return Markup(f'<span style="color:{COLORS.get(name, "inherit")};font-weight:600">{escape(name)}</span>')
+    return Markup(
+        f'<span style="color:{COLORS.get(name, "inherit")};font-weight:600">{escape(name)}</span>'
+    )
 
 
 def bar(decrease: float, stderr: float, price: float, most: float, name: str) -> Markup:
@@ -88,7 +90,9 @@ def bar(decrease: float, stderr: float, price: float, most: float, name: str) ->
     size = abs(decrease) if name == "prune" else decrease
     low, high = x(size - stderr), x(size + stderr)
     color = COLORS.get(name, "currentColor")
-    label = escape(f"expected decrease {decrease:.3g}, standard error {stderr:.2g}, price {price:.3g}")
+    label = escape(
+        f"expected decrease {decrease:.3g}, standard error {stderr:.2g}, price {price:.3g}"
+    )
     return Markup(
         f'<svg width="96" height="14" role="img" aria-label="{label}">'
         f'<rect x="1" y="4" width="{x(size):.1f}" height="6" rx="2" fill="{color}"/>'
@@ -97,7 +101,9 @@ def bar(decrease: float, stderr: float, price: float, most: float, name: str) ->
     )
 
 
-def network(widths: Sequence[int], changed: Sequence[int] = (), color: str = COLORS["widen"]) -> Markup:
+def network(
+    widths: Sequence[int], changed: Sequence[int] = (), color: str = COLORS["widen"]
+) -> Markup:
     """Draw hidden layers as columns whose height is their width.
 
     Args:
@@ -115,9 +121,13 @@ def network(widths: Sequence[int], changed: Sequence[int] = (), color: str = COL
         top = 18 + (_TALLEST - size) / 2
         new = min(changed[index], width) * unit if index < len(changed) else 0.0
         edges.append((x, top, size))
-        columns.append(f'<path d="M{x:.1f} {top:.1f}v{size - new:.1f}" stroke="currentColor" opacity=".75"/>')
+        columns.append(
+            f'<path d="M{x:.1f} {top:.1f}v{size - new:.1f}" stroke="currentColor" opacity=".75"/>'
+        )
         if new > 0:
-            columns.append(f'<path d="M{x:.1f} {top + size - new:.1f}v{new:.1f}" stroke="{color}"/>')
+            columns.append(
+                f'<path d="M{x:.1f} {top + size - new:.1f}v{new:.1f}" stroke="{color}"/>'
+            )
         columns.append(
             f'<text x="{x:.1f}" y="{top - 4:.1f}" font-size="11" text-anchor="middle" fill="currentColor" '
             f'stroke="none">{width}</text>'
@@ -170,7 +180,11 @@ def grown(history: Sequence[Mapping[str, Any]], architecture: Sequence[int]) -> 
         history: records of a run.
         architecture: final widths of the hidden layers.
     """
-    sizes = [(record["step"], record["parameters"]) for record in history if record["event"] in ("start", "epoch")]
+    sizes = [
+        (record["step"], record["parameters"])
+        for record in history
+        if record["event"] in ("start", "epoch")
+    ]
     first, last = (sizes[0][1], sizes[-1]) if sizes else (0, (0, 0))
     widths = "-".join(map(str, architecture)) or "none"
     words = escape(f"hidden layers {widths}; {first:,} parameters became {last[1]:,}")

@@ -48,7 +48,9 @@ class ModelState:
         self._registers = [(register, register.copy()) for register in registers]
         # A copy costs less than the pass itself, which reads every buffer; versions of tensors would be free, but
         # writes through `.data` and by fused kernels aren't counted in them.
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers if buffer is not None]
+        self._buffers = [
+            (buffer, buffer.detach().clone()) for buffer in buffers if buffer is not None
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -133,7 +135,9 @@ def _unfused(model: nn.Module) -> Iterator[None]:
         with ExitStack() as stack:
             if any(isinstance(module, nn.RNNBase) for module in model.modules()):
                 stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")  # oneDNN warns that its flags are global to the process
+                warnings.simplefilter(
+                    "ignore"
+                )  # oneDNN warns that its flags are global to the process
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
     finally:

@@ -102,9 +102,13 @@ def _map_within(change: Callable[[Tensor], Any], leaf: Any) -> Any:
     # Dataclasses before mappings: outputs of transformers are both, and only the first way keeps their fields.
     if isinstance(leaf, Arguments):
         return Arguments(*map_leaves(change, leaf.args), **map_leaves(change, leaf.kwargs))
-    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):  # a dataclass itself counts as one, too
+    if dataclasses.is_dataclass(leaf) and not isinstance(
+        leaf, type
+    ):  # a dataclass itself counts as one, too
         names = [field.name for field in dataclasses.fields(leaf)]
-        return dataclasses.replace(leaf, **{name: map_leaves(change, getattr(leaf, name)) for name in names})
+        return dataclasses.replace(
+            leaf, **{name: map_leaves(change, getattr(leaf, name)) for name in names}
+        )
     if isinstance(leaf, Mapping):
         return type(leaf)({key: map_leaves(change, item) for key, item in leaf.items()})  # type: ignore[call-arg]
     if isinstance(leaf, tuple | list):

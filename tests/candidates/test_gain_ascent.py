@@ -72,7 +72,9 @@ def make(name):
 def sampled(model, data, ascent, units=8):
     """The candidates of a round."""
     recipe = CandidateConfig(units=units, ascent_steps=ascent)
-    grower = Grower(model, None, F.mse_loss, PaperPolicy(), moves=("width",), candidate_config=recipe, seed=3)
+    grower = Grower(
+        model, None, F.mse_loss, PaperPolicy(), moves=("width",), candidate_config=recipe, seed=3
+    )
     grower.score_candidates([data])
     return grower.candidate_set
 
@@ -109,15 +111,29 @@ def bounds(model, data, candidates):
         for unit in range(candidates.widen[group.name].units):
             trial = copy.deepcopy(model)
             calibrate_batch_norm(
-                trial, apply_moves(trial, [select(candidates.widen[group.name], [unit], group)], graph), x
+                trial,
+                apply_moves(trial, [select(candidates.widen[group.name], [unit], group)], graph),
+                x,
             )
             wide, total = rows(trial, names), 0.0
             for name in names:
-                old, a, dz = plain[name].a.double(), wide[name].a.double(), plain[name].output_grad.double()
+                old, a, dz = (
+                    plain[name].a.double(),
+                    wide[name].a.double(),
+                    plain[name].output_grad.double(),
+                )
                 new = a[:, ~a[:, :, None].isclose(old[:, None], atol=1e-5).all(0).any(1)]
-                known = kronecker_factors(old, dz, plain[name].pseudo_grad, locations=plain[name].locations)
-                cross = residual_cross(dz.mT @ new / len(dz), known.G, known.A, old.mT @ new / len(dz))
-                total += float(width_gain_bound(cross, new.mT @ new / len(dz), known.S, locations=known.locations))
+                known = kronecker_factors(
+                    old, dz, plain[name].pseudo_grad, locations=plain[name].locations
+                )
+                cross = residual_cross(
+                    dz.mT @ new / len(dz), known.G, known.A, old.mT @ new / len(dz)
+                )
+                total += float(
+                    width_gain_bound(
+                        cross, new.mT @ new / len(dz), known.S, locations=known.locations
+                    )
+                )
             found.append(total)
         result[group.name] = torch.tensor(found, dtype=torch.float64)
     return result
@@ -139,7 +155,11 @@ def test_gains_rise(name, data):
     objective, candidates = objective_of(model, data)
     low, high = (
         bounds(model, data, candidates),
-        bounds(model, data, optimize_candidates(objective, candidates, CandidateConfig(ascent_steps=15))),
+        bounds(
+            model,
+            data,
+            optimize_candidates(objective, candidates, CandidateConfig(ascent_steps=15)),
+        ),
     )
     for group in low:
         assert (high[group] > low[group] * 0.999).float().mean() > 0.9
@@ -157,7 +177,9 @@ def test_held_out_samples_stay_unseen(data):
     for group, move in plain.items():
         for name, value in move.values.items():
             assert torch.equal(value, same[group].values[name])
-    assert not torch.equal(plain["body.0"].values["body.0.weight"], other["body.0"].values["body.0.weight"])
+    assert not torch.equal(
+        plain["body.0"].values["body.0.weight"], other["body.0"].values["body.0.weight"]
+    )
 
 
 def test_nothing_else_is_touched(data):
@@ -183,9 +205,13 @@ def test_a_sample_of_weight_zero_is_a_missing_one(data):
 def test_pre_activations_keep_their_scale(data):
     objective, candidates = objective_of(make("relu"), data)
     after = (
-        optimize_candidates(objective, candidates, CandidateConfig(ascent_steps=10, ascent_step_size=5.0))
+        optimize_candidates(
+            objective, candidates, CandidateConfig(ascent_steps=10, ascent_step_size=5.0)
+        )
         .widen["body.0"]
         .values
     )
     before = objective.spreads(objective.start)["body.0"]
-    assert bool((objective.spreads({"body.0": dict(after)})["body.0"] / before).log10().abs().max() < 1.001)
+    assert bool(
+        (objective.spreads({"body.0": dict(after)})["body.0"] / before).log10().abs().max() < 1.001
+    )

@@ -49,7 +49,12 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "retention_factor": (-1.0,),
         "max_places_per_round": (0, 1.5),
     },
-    "PaperPolicy": {"tau": (0.0, -1), "alpha": (0.0, 1.0), "layer_cost": (0.0,), "prune_fraction": (-1.0,)},
+    "PaperPolicy": {
+        "tau": (0.0, -1),
+        "alpha": (0.0, 1.0),
+        "layer_cost": (0.0,),
+        "prune_fraction": (-1.0,),
+    },
     "Budget": {"max_params": (0, 1.5), "max_width": (0, 1.5), "round_to": (0, 1.5, None)},
     "Recipe": {
         "hidden": ((0,), (2.5,), 3),
@@ -194,7 +199,9 @@ def is_welcome(name: str, field: str, value: Any) -> bool:
 @pytest.mark.parametrize(("name", "field"), FIELDS, ids=lambda one: one)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_a_setting_that_makes_no_sense_is_one_sentence_that_names_it(name: str, field: str, data: st.DataObject):
+def test_a_setting_that_makes_no_sense_is_one_sentence_that_names_it(
+    name: str, field: str, data: st.DataObject
+):
     is_strange = data.draw(st.booleans())
     value = data.draw(strange if is_strange else st.sampled_from(BEYOND[name][field]))
     if is_strange and is_welcome(name, field, value):
@@ -209,8 +216,14 @@ def test_a_setting_that_makes_no_sense_is_one_sentence_that_names_it(name: str, 
 def test_no_setting_is_forgotten():
     for name, (kind, _) in MAKERS.items():
         is_record = dataclasses.is_dataclass(kind)
-        found = {one.name for one in dataclasses.fields(kind)} if is_record else {*inspect.signature(kind).parameters}
-        assert found - ELSEWHERE <= BEYOND[name].keys() | (set() if is_record else {"optimizer"}), name
+        found = (
+            {one.name for one in dataclasses.fields(kind)}
+            if is_record
+            else {*inspect.signature(kind).parameters}
+        )
+        assert found - ELSEWHERE <= BEYOND[name].keys() | (set() if is_record else {"optimizer"}), (
+            name
+        )
 
 
 def test_the_defaults_and_numpys_numbers_are_in_range():
@@ -220,16 +233,33 @@ def test_the_defaults_and_numpys_numbers_are_in_range():
     TrainConfig(steps=np.int32(3), shortcut=np.True_, patience=math.inf, hidden=[np.int64(3)])
     PricePolicy(kappa=Fraction(1, 2))
     MLP(np.int64(3), np.array([4, 5]), 2)
-    senn.Grower(nn.Linear(2, 2), averaged=[AveragedModel(nn.Linear(2, 2))], moves=["width"], seed=-1)
+    senn.Grower(
+        nn.Linear(2, 2), averaged=[AveragedModel(nn.Linear(2, 2))], moves=["width"], seed=-1
+    )
 
 
 def test_a_sentence_has_the_setting_its_range_and_the_value():
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: senn.CandidateConfig(units=-5), "units must be a whole number of at least 1 or None, not -5"),
-        (lambda: PricePolicy(hysteresis=2), "hysteresis must be a number of at least 0 and below 1, not 2"),
-        (lambda: senn.CandidateConfig(copy_fraction=2.0), "copy_fraction must be a number from 0 to 1, not 2.0"),
-        (lambda: senn.Grower(nn.Linear(2, 2), ignore="0"), "ignore must be a sequence, each item a name, not '0'"),
-        (lambda: TrainConfig(schedule="steps"), "schedule must be one of 'tail', 'cosine', 'constant', not 'steps'"),
+        (
+            lambda: senn.CandidateConfig(units=-5),
+            "units must be a whole number of at least 1 or None, not -5",
+        ),
+        (
+            lambda: PricePolicy(hysteresis=2),
+            "hysteresis must be a number of at least 0 and below 1, not 2",
+        ),
+        (
+            lambda: senn.CandidateConfig(copy_fraction=2.0),
+            "copy_fraction must be a number from 0 to 1, not 2.0",
+        ),
+        (
+            lambda: senn.Grower(nn.Linear(2, 2), ignore="0"),
+            "ignore must be a sequence, each item a name, not '0'",
+        ),
+        (
+            lambda: TrainConfig(schedule="steps"),
+            "schedule must be one of 'tail', 'cosine', 'constant', not 'steps'",
+        ),
     ]
     for run, sentence in cases:
         with pytest.raises(SennError) as caught:
@@ -273,7 +303,10 @@ def test_an_activation_has_one_name_in_any_case(name: str):
 
 
 def test_an_unknown_activation_is_refused_with_the_known_ones():
-    for run in (lambda: senn.CandidateConfig(activation="swoosh"), lambda: MLP(2, (3,), 1, activation="swoosh")):
+    for run in (
+        lambda: senn.CandidateConfig(activation="swoosh"),
+        lambda: MLP(2, (3,), 1, activation="swoosh"),
+    ):
         with pytest.raises(SennError, match=r"activation must be .*ReLU, .*not 'swoosh'"):
             run()
 
@@ -283,7 +316,9 @@ def test_new_layers_get_the_activation_that_was_named(spelling: str):
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
     x, y = (torch.as_tensor(a) for a in make_moons(64, random_state=0))
     grower = senn.Grower(
-        model, moves=("depth",), candidate_config=senn.CandidateConfig(activation=spelling, identity_bases=0)
+        model,
+        moves=("depth",),
+        candidate_config=senn.CandidateConfig(activation=spelling, identity_bases=0),
     )
     found = grower.score_candidates([(x.float(), y)])
     assert {one.detail.rpartition("residual ")[2] for one in found} == {"GELU"}

@@ -43,7 +43,10 @@ def plain_models():
         "mlp": MLP(3, (5, 4), 2, activation="rational", norm="batch", dropout=0.1),
         "mlp with a shortcut": MLP(3, (5,), 2, shortcut=True),
         "inserted": nn.Sequential(
-            nn.Sequential(Residual(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3))), nn.Linear(3, 4)),
+            nn.Sequential(
+                Residual(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3))),
+                nn.Linear(3, 4),
+            ),
             nn.LayerNorm(4, eps=1e-3),
             nn.PReLU(4),
             nn.LeakyReLU(0.3),
@@ -54,7 +57,10 @@ def plain_models():
             nn.Linear(4, 2),
         ),
         "plain norms": nn.Sequential(
-            nn.BatchNorm1d(3, affine=False), nn.LayerNorm(3, elementwise_affine=False), nn.Tanh(), nn.ELU(0.5)
+            nn.BatchNorm1d(3, affine=False),
+            nn.LayerNorm(3, elementwise_affine=False),
+            nn.Tanh(),
+            nn.ELU(0.5),
         ),
     }
 
@@ -68,10 +74,15 @@ def test_plain_models_come_back_bit_equal(tmp_path, name, dtype):
     back = load(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(module.training for module in back.modules())
-    assert [type(module) for module in back.modules()] == [type(module) for module in model.modules()]
+    assert [type(module) for module in back.modules()] == [
+        type(module) for module in model.modules()
+    ]
     state, returned = model.state_dict(), back.state_dict()
     assert list(state) == list(returned)
-    assert all(torch.equal(state[key], returned[key]) and state[key].dtype == returned[key].dtype for key in state)
+    assert all(
+        torch.equal(state[key], returned[key]) and state[key].dtype == returned[key].dtype
+        for key in state
+    )
     assert torch.equal(back(X.to(dtype)), model(X.to(dtype)))
 
 
@@ -95,8 +106,12 @@ def test_frozen_tied_and_extra_come_back(tmp_path):
 
 def test_own_classes_are_regrown(tmp_path):
     grown = warmed(Net(7))
-    grown.fc2 = nn.Sequential(Residual(nn.Sequential(nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 7))), grown.fc2)
-    grown.fc1 = nn.Sequential(nn.Linear(3, 3), Rational(3), nn.Sequential(nn.Linear(3, 3), nn.Tanh(), grown.fc1))
+    grown.fc2 = nn.Sequential(
+        Residual(nn.Sequential(nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 7))), grown.fc2
+    )
+    grown.fc1 = nn.Sequential(
+        nn.Linear(3, 3), Rational(3), nn.Sequential(nn.Linear(3, 3), nn.Tanh(), grown.fc1)
+    )
     save(tmp_path, grown)
     small = Net(2)
     inner = small.fc1
@@ -104,7 +119,12 @@ def test_own_classes_are_regrown(tmp_path):
     assert small.training
     assert torch.equal(small.eval()(X), grown(X))
     assert small.fc1[2][2] is inner
-    assert (inner.out_features, small.norm.num_features, small.act.num_parameters, small.width) == (7, 7, 7, 7)
+    assert (inner.out_features, small.norm.num_features, small.act.num_parameters, small.width) == (
+        7,
+        7,
+        7,
+        7,
+    )
     assert [module.training for module in small.modules()] == [False] * len(list(small.modules()))
     optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
     small(X).sum().backward()
@@ -147,7 +167,11 @@ def other_tensor():
 
 @pytest.mark.parametrize(
     ("into", "message"),
-    [(other_class, "act is a torch.nn.ReLU"), (other_part, "'more'"), (other_tensor, "fc1 .* tensor 'bias'")],
+    [
+        (other_class, "act is a torch.nn.ReLU"),
+        (other_part, "'more'"),
+        (other_tensor, "fc1 .* tensor 'bias'"),
+    ],
 )
 def test_a_model_that_does_not_fit_is_refused_and_unchanged(tmp_path, into, message):
     save(tmp_path, Net(6))
@@ -296,7 +320,9 @@ def test_a_fresh_model_takes_the_saved_type_of_numbers(tmp_path, dtype):
     into[0], into[2] = nn.Linear(3, 2).to(dtype), nn.Linear(2, 1).to(dtype)
     into = into if dtype.is_complex else into.float()
     for back in (load(tmp_path, into=into), load(tmp_path)):
-        assert [t.dtype for t in back.state_dict().values()] == [t.dtype for t in model.state_dict().values()]
+        assert [t.dtype for t in back.state_dict().values()] == [
+            t.dtype for t in model.state_dict().values()
+        ]
         assert torch.equal(back(X.to(dtype)), model(X.to(dtype)))
         assert all(parameter.requires_grad for parameter in back.parameters())
 

@@ -29,7 +29,11 @@ class Net(nn.Module):
     def __init__(self, width=2):
         super().__init__()
         self.width, self.shape, self.config = width, (width, 3), Config()
-        self.fc, self.norm, self.out = nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 1)
+        self.fc, self.norm, self.out = (
+            nn.Linear(3, width),
+            nn.BatchNorm1d(width),
+            nn.Linear(width, 1),
+        )
         self.rnn = nn.LSTM(width, width)
         self.register_buffer("scale", torch.ones(width), persistent=False)
 
@@ -41,7 +45,9 @@ def saved(folder, own):
         model.fc = nn.Sequential(Residual(nn.Linear(3, 3)), model.fc)
         model.out.weight.requires_grad_(False)
     else:
-        model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1), nn.LSTM(1, 2), nn.Linear(2, 2))
+        model = nn.Sequential(
+            nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1), nn.LSTM(1, 2), nn.Linear(2, 2)
+        )
         model[4].weight = nn.Parameter(torch.ones(2, 2))
         model.append(nn.Linear(2, 2))
         model[5].weight = model[4].weight
@@ -51,7 +57,10 @@ def saved(folder, own):
 def load_and_check(folder, own):
     """Load; if it fails it must be in one sentence, with nothing touched and nothing imported."""
     into = Net() if own else None
-    before, modules = None if into is None else (everything(into), into.config.depth, into.shape), set(sys.modules)
+    before, modules = (
+        None if into is None else (everything(into), into.config.depth, into.shape),
+        set(sys.modules),
+    )
     error = None
     try:
         return load(folder, into=into)
@@ -86,7 +95,9 @@ def reweigh(folder, change):
     tensors = safetensors.torch.load_file(path)
     tensors = change(tensors) or tensors
     path.write_bytes(data := safetensors.torch.save(tensors))
-    rewrite(folder, lambda document: document.update(weights_sha256=hashlib.sha256(data).hexdigest()))
+    rewrite(
+        folder, lambda document: document.update(weights_sha256=hashlib.sha256(data).hexdigest())
+    )
 
 
 def on_bytes(name, change):
@@ -98,7 +109,10 @@ def sealed_bytes(data):
 
     def change(folder):
         (folder / "model.safetensors").write_bytes(data)
-        rewrite(folder, lambda document: document.update(weights_sha256=hashlib.sha256(data).hexdigest()))
+        rewrite(
+            folder,
+            lambda document: document.update(weights_sha256=hashlib.sha256(data).hexdigest()),
+        )
 
     return change
 
@@ -116,7 +130,9 @@ def on_node(change, *path):
 
 
 def set_node(*path, **entries):
-    return on_node(lambda node: node.update({key.rstrip("_"): value for key, value in entries.items()}), *path)
+    return on_node(
+        lambda node: node.update({key.rstrip("_"): value for key, value in entries.items()}), *path
+    )
 
 
 def put(key, name, value, *path):
@@ -140,13 +156,25 @@ def pipe(folder):
 
 
 def nested(folder):
-    node = {"class": "torch.nn.Sequential", "tensors": {}, "attributes": {}, "settings": {}, "counts": {}}
+    node = {
+        "class": "torch.nn.Sequential",
+        "tensors": {},
+        "attributes": {},
+        "settings": {},
+        "counts": {},
+    }
     text = (json.dumps({**node, "children": {}})[:-2] + '"0": ') * 5000
     (folder / "model.json").write_text('{"model": ' + text)
 
 
 def deep(folder):
-    leaf = {"class": "torch.nn.Sequential", "tensors": {}, "attributes": {}, "settings": {}, "counts": {}}
+    leaf = {
+        "class": "torch.nn.Sequential",
+        "tensors": {},
+        "attributes": {},
+        "settings": {},
+        "counts": {},
+    }
 
     def change(document):
         node = {**leaf, "children": {}}
@@ -161,7 +189,9 @@ def deep(folder):
         sys.setrecursionlimit(sys.getrecursionlimit() - 500)
 
 
-HEADER = json.dumps({"a": {"dtype": "F32", "shape": [HUGE], "data_offsets": [0, 4 * HUGE]}}).encode()
+HEADER = json.dumps(
+    {"a": {"dtype": "F32", "shape": [HUGE], "data_offsets": [0, 4 * HUGE]}}
+).encode()
 
 BOTH = {
     "no description": (lambda f: (f / "model.json").unlink(), "holds no saved model"),
@@ -282,7 +312,9 @@ OWN = {
     "added without parts": (put("children", "2", {"same": "out"}, "fc"), "fc"),
 }  # fmt: skip
 CASES = [
-    (own, name, *case) for own, some in ((0, BOTH), (1, BOTH), (0, PLAIN), (1, OWN)) for name, case in some.items()
+    (own, name, *case)
+    for own, some in ((0, BOTH), (1, BOTH), (0, PLAIN), (1, OWN))
+    for name, case in some.items()
 ]
 
 

@@ -40,7 +40,11 @@ class Block(nn.Module):
     def __init__(self, width=3, inner=2, rate=0.0, number=0):
         super().__init__()
         self.rate, self.number = rate, number
-        self.inner, self.norm, self.out = nn.Linear(width, inner), nn.BatchNorm1d(inner), nn.Linear(inner, width)
+        self.inner, self.norm, self.out = (
+            nn.Linear(width, inner),
+            nn.BatchNorm1d(inner),
+            nn.Linear(inner, width),
+        )
         self.register_buffer("slope", torch.full((inner,), 0.1), persistent=False)
 
     def forward(self, x):
@@ -83,8 +87,12 @@ def come_back(folder, model, into, *inputs):
     state, returned = model.state_dict(), back.state_dict()
     assert list(state) == list(returned)
     assert all(map(torch.equal, state.values(), returned.values()))
-    assert [type(module) for module in model.modules()] == [type(module) for module in back.modules()]
-    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in back.parameters()]
+    assert [type(module) for module in model.modules()] == [
+        type(module) for module in back.modules()
+    ]
+    assert [p.requires_grad for p in model.parameters()] == [
+        p.requires_grad for p in back.parameters()
+    ]
     back.eval()
     with torch.no_grad():
         assert torch.equal(back(*inputs), model(*inputs))
@@ -99,7 +107,9 @@ def test_layers_are_inserted_again_and_again_and_widened(tmp_path):
     model = prepared(Net())
     for insertion_point in ("head", "head.1", "head.1.0", "single.inner"):
         graph = analyze(model, X)
-        width = model.get_submodule(insertion_point).in_features if insertion_point != "head.1.0" else 3
+        width = (
+            model.get_submodule(insertion_point).in_features if insertion_point != "head.1.0" else 3
+        )
         insertion_point = "head.1.0.branch.2" if insertion_point == "head.1.0" else insertion_point
         layer, right, shift = identity_layer(model.get_submodule(insertion_point).in_features)
         move = (
@@ -110,7 +120,9 @@ def test_layers_are_inserted_again_and_again_and_widened(tmp_path):
         transaction(model, [move], graph, probe=X)
         randomised(model, 4)
     graph = analyze(model, X)
-    transaction(model, [widen(model, graph, group.name, 2) for group in graph.groups], graph, probe=X)
+    transaction(
+        model, [widen(model, graph, group.name, 2) for group in graph.groups], graph, probe=X
+    )
     assert isinstance(model.head[1][0].branch[2], nn.Sequential)
     back = come_back(tmp_path, model, Net(), X)
     assert back.blocks[0].inner.out_features == model.blocks[0].inner.out_features > 2
@@ -133,7 +145,9 @@ def test_inserted_layers_go_into_every_fresh_model_of_the_zoo(tmp_path, name):
             else nn.Linear(insertion_point.features, insertion_point.features)
         )
         path, _, key = insertion_point.module.rpartition(".")
-        model.get_submodule(path)._modules[key] = nn.Sequential(Residual(nn.Sequential(layer, nn.Tanh())), linear)
+        model.get_submodule(path)._modules[key] = nn.Sequential(
+            Residual(nn.Sequential(layer, nn.Tanh())), linear
+        )
     senn.save(tmp_path, model)
     fresh = senn.load(tmp_path, into=ZOO[name].build())
     assert all(map(torch.equal, outputs(fresh, inputs), outputs(model, inputs)))
@@ -158,7 +172,9 @@ def test_an_inserted_layer_that_nobody_can_build_is_refused_by_name(tmp_path):
     senn.save(tmp_path, model)
     into = Net()
     before = everything(into)
-    with pytest.raises(UnsupportedError, match=r"head.0 is a .*Unknown that was added .* has none like it"):
+    with pytest.raises(
+        UnsupportedError, match=r"head.0 is a .*Unknown that was added .* has none like it"
+    ):
         senn.load(tmp_path, into=into)
     assert everything(into) == before
 
@@ -168,7 +184,9 @@ def test_frozen_and_dtype_of_what_was_added(tmp_path):
     model.head = nn.Sequential(Residual(nn.Linear(3, 3)), model.head).double().eval()
     model.head[0].branch.bias.requires_grad_(False)
     back = come_back(tmp_path, model, Net(), X.double())
-    assert {value.dtype for value in back.state_dict().values() if value.is_floating_point()} == {torch.float64}
+    assert {value.dtype for value in back.state_dict().values() if value.is_floating_point()} == {
+        torch.float64
+    }
 
 
 # ---- blocks put after blocks
@@ -176,7 +194,11 @@ def test_frozen_and_dtype_of_what_was_added(tmp_path):
 
 def wrapped(model, name, block):
     """As `Append` does it where a block stands by itself."""
-    zero = [key for key, _ in model.named_parameters() if key.startswith(f"{name}.") and key.endswith("out.weight")]
+    zero = [
+        key
+        for key, _ in model.named_parameters()
+        if key.startswith(f"{name}.") and key.endswith("out.weight")
+    ]
     graph = dataclasses.replace(
         analyze(model, X), residual_blocks=(Repeatable(module=name, output_params=tuple(zero)),)
     )
@@ -202,7 +224,9 @@ def test_a_block_is_repeated_twice(tmp_path, second):
     )
     transaction(model, [Insert(name, Residual(silent(3)))], graph, probe=X)
     graph = analyze(model, X)
-    moves = [widen(model, graph, s.name, n + 1) for n, s in enumerate(graph.groups) if "single" in s.name]
+    moves = [
+        widen(model, graph, s.name, n + 1) for n, s in enumerate(graph.groups) if "single" in s.name
+    ]
     assert len(moves) >= 3
     transaction(model, moves, graph, probe=X)
     into = Net()
@@ -247,7 +271,9 @@ def test_attention_blocks_are_repeated(tmp_path):
     model.blocks[2] = nn.Sequential(model.blocks[2], copy.deepcopy(model.blocks[2]))
     graph = analyze(model, x)
     names = ["blocks.0.attn.qkv", "blocks.1.mlp.0", "blocks.2.1.mlp.0", "blocks.2.1.attn.qkv"]
-    transaction(model, [widen(model, graph, name, n + 1) for n, name in enumerate(names)], graph, probe=x)
+    transaction(
+        model, [widen(model, graph, name, n + 1) for n, name in enumerate(names)], graph, probe=x
+    )
     back = come_back(tmp_path, randomised(model, 2), ViT(), x)
     assert [back.blocks[0].attn.num_heads, back.blocks[2][1].attn.num_heads] == [4, 7]
 
@@ -265,7 +291,9 @@ def test_a_block_of_standard_layers_is_built(tmp_path):
             return self.out(self.body(x))
 
     model = prepared(Own())
-    model.body = nn.Sequential(model.body, Residual(nn.Sequential(nn.Linear(3, 4), Rational(4), nn.Linear(4, 3))))
+    model.body = nn.Sequential(
+        model.body, Residual(nn.Sequential(nn.Linear(3, 4), Rational(4), nn.Linear(4, 3)))
+    )
     come_back(tmp_path, prepared(model), Own(), X)
 
 

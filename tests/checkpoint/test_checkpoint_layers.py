@@ -53,8 +53,14 @@ def by_dimension():
 
 SAMPLES = [
     *by_dimension(),
-    *((cls(), ROW) for cls in (nn.Identity, nn.Tanh, nn.Tanhshrink, nn.Sigmoid, nn.LogSigmoid, nn.Softsign)),
-    *((cls(True), ROW) for cls in (nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid)),
+    *(
+        (cls(), ROW)
+        for cls in (nn.Identity, nn.Tanh, nn.Tanhshrink, nn.Sigmoid, nn.LogSigmoid, nn.Softsign)
+    ),
+    *(
+        (cls(True), ROW)
+        for cls in (nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid)
+    ),
     *((cls(0.7), ROW) for cls in (nn.ELU, nn.CELU, nn.LeakyReLU, nn.Hardshrink, nn.Softshrink)),
     *((cls(-1), ROW) for cls in (nn.GLU, nn.Softmax, nn.LogSoftmax, nn.Softmin)),
     *((cls(0.2), ROW) for cls in (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)),
@@ -84,16 +90,34 @@ SAMPLES = [
     (nn.LSTMCell(4, 3, bias=False), ROW),
     (nn.GRUCell(4, 3), ROW),
     (nn.MultiheadAttention(6, 3, 0.1, batch_first=True), (SEQUENCE,) * 3),
-    (nn.MultiheadAttention(6, 2, 0.0, False, True, True, kdim=6, vdim=4), (SEQUENCE, SEQUENCE, (2, 4, 4))),
+    (
+        nn.MultiheadAttention(6, 2, 0.0, False, True, True, kdim=6, vdim=4),
+        (SEQUENCE, SEQUENCE, (2, 4, 4)),
+    ),
     (nn.TransformerEncoderLayer(6, 3, 7, 0.2, "gelu", 1e-3, True, True, False), SEQUENCE),
     (nn.TransformerDecoderLayer(6, 2, 7), (SEQUENCE, SEQUENCE)),
-    (nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 3, 7, 0.2, "gelu"), 2, nn.LayerNorm(6), False), SEQUENCE),
-    (nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 7, batch_first=True), 2, mask_check=False), SEQUENCE),
     (
-        nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 7, activation=nn.ELU(0.5)), 1, nn.RMSNorm(6), False),
+        nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(6, 3, 7, 0.2, "gelu"), 2, nn.LayerNorm(6), False
+        ),
         SEQUENCE,
     ),
-    (nn.TransformerDecoder(nn.TransformerDecoderLayer(6, 2, 7, bias=False), 2), (SEQUENCE, SEQUENCE)),
+    (
+        nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(6, 2, 7, batch_first=True), 2, mask_check=False
+        ),
+        SEQUENCE,
+    ),
+    (
+        nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(6, 2, 7, activation=nn.ELU(0.5)), 1, nn.RMSNorm(6), False
+        ),
+        SEQUENCE,
+    ),
+    (
+        nn.TransformerDecoder(nn.TransformerDecoderLayer(6, 2, 7, bias=False), 2),
+        (SEQUENCE, SEQUENCE),
+    ),
     (nn.Transformer(6, 2, 2, 1, 7, 0.1, "gelu", batch_first=True), (SEQUENCE, SEQUENCE)),
     (nn.SyncBatchNorm(4, 1e-3, None), IMAGE),
     (nn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm1d(4, affine=False)), SEQUENCE),
@@ -124,7 +148,9 @@ SAMPLES = [
 def given(shapes):
     torch.manual_seed(1)
     several = shapes if isinstance(shapes, tuple) and isinstance(shapes[0], tuple) else (shapes,)
-    return [shape if isinstance(shape, torch.Tensor) else torch.rand(shape) + 0.1 for shape in several]
+    return [
+        shape if isinstance(shape, torch.Tensor) else torch.rand(shape) + 0.1 for shape in several
+    ]
 
 
 def run(layer, shapes):
@@ -134,11 +160,17 @@ def run(layer, shapes):
 
 
 def tensors(result):
-    return [result] if isinstance(result, torch.Tensor) else [x for item in result for x in tensors(item)]
+    return (
+        [result]
+        if isinstance(result, torch.Tensor)
+        else [x for item in result for x in tensors(item)]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-@pytest.mark.parametrize("number", range(len(SAMPLES)), ids=lambda n: f"{type(SAMPLES[n][0]).__name__}-{n}")
+@pytest.mark.parametrize(
+    "number", range(len(SAMPLES)), ids=lambda n: f"{type(SAMPLES[n][0]).__name__}-{n}"
+)
 def test_a_layer_comes_back(tmp_path, number):
     layer, shapes = SAMPLES[number]
     layer.eval()
@@ -158,7 +190,10 @@ def test_a_layer_comes_back(tmp_path, number):
 def test_every_class_of_the_table_has_a_sample():
     inside = {type(module) for layer, _ in SAMPLES for module in layer.modules()}
     assert set(CONSTRUCTORS) <= inside
-    assert set(CONTAINERS) - {nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict} <= inside
+    assert (
+        set(CONTAINERS) - {nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict}
+        <= inside
+    )
 
 
 NOT_CALLED = {"Module", "Container", "RNNBase", "RNNCellBase", "DataParallel"}
@@ -166,7 +201,11 @@ NOT_CALLED = {"Module", "Container", "RNNBase", "RNNCellBase", "DataParallel"}
 
 
 def test_the_table_has_all_layers_of_torch():
-    offered = {name: cls for name, cls in vars(nn).items() if isinstance(cls, type) and issubclass(cls, nn.Module)}
+    offered = {
+        name: cls
+        for name, cls in vars(nn).items()
+        if isinstance(cls, type) and issubclass(cls, nn.Module)
+    }
     layers = {
         cls
         for name, cls in offered.items()
@@ -191,7 +230,9 @@ def test_lists_of_parameters_come_back(tmp_path):
 def test_a_grown_stack_and_a_grown_decoder_layer_come_back_without_their_owner(tmp_path):
     torch.manual_seed(0)
     stack = nn.Sequential(
-        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 4, batch_first=True), 2), nn.Flatten(), nn.Linear(48, 3)
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 4, batch_first=True), 2),
+        nn.Flatten(),
+        nn.Linear(48, 3),
     ).eval()
     x = torch.randn(4, 6, 8)
     graph = analyze(stack, x)
@@ -201,7 +242,9 @@ def test_a_grown_stack_and_a_grown_decoder_layer_come_back_without_their_owner(t
     senn.save(tmp_path / "stack", stack)
     assert torch.equal(senn.load(tmp_path / "stack")(x), stack(x))
     decoder = nn.TransformerDecoderLayer(8, 2, 4).eval()
-    decoder.linear1 = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), decoder.linear1)  # as an insertion leaves it
+    decoder.linear1 = nn.Sequential(
+        nn.Linear(8, 8), nn.ReLU(), decoder.linear1
+    )  # as an insertion leaves it
     senn.save(tmp_path / "decoder", decoder)
     assert torch.equal(senn.load(tmp_path / "decoder")(x, x), decoder(x, x))
 
@@ -229,12 +272,18 @@ def test_a_stack_of_before_the_table_knew_it_is_regrown(tmp_path):
             lambda arguments: arguments.update(encoder_layer={"class": "torch.nn.Linear"}),
             "neither a plain value nor a layer",
         ),
-        (lambda arguments: arguments["encoder_layer"].update({"class": "os.System"}), "no arguments of a os.System"),
+        (
+            lambda arguments: arguments["encoder_layer"].update({"class": "os.System"}),
+            "no arguments of a os.System",
+        ),
         (lambda arguments: arguments.update(encoder_layer=3), "int is not a Module subclass"),
     ],
 )
 def test_forged_arguments_of_a_stack_are_refused(tmp_path, alter, sentence):
-    senn.save(tmp_path, nn.Sequential(nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 3), 2, None, False)))
+    senn.save(
+        tmp_path,
+        nn.Sequential(nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 3), 2, None, False)),
+    )
     path = tmp_path / "model.json"
     document = json.loads(path.read_text())
     alter(document["model"]["children"]["0"]["arguments"])
@@ -243,7 +292,17 @@ def test_forged_arguments_of_a_stack_are_refused(tmp_path, alter, sentence):
         senn.load(tmp_path)
 
 
-NOT_SAID = {"self", "device", "dtype", "init", "_weight", "_freeze", "_random_samples", "min_value", "max_value"}
+NOT_SAID = {
+    "self",
+    "device",
+    "dtype",
+    "init",
+    "_weight",
+    "_freeze",
+    "_random_samples",
+    "min_value",
+    "max_value",
+}
 """Parameters that say nothing about what a layer is: where it lies, what it starts with, names of old."""
 
 
@@ -251,12 +310,21 @@ NOT_SAID = {"self", "device", "dtype", "init", "_weight", "_freeze", "_random_sa
 def test_the_table_has_all_arguments_of_a_constructor(cls):
     own = nn.RNNBase if issubclass(cls, nn.RNNBase) else cls
     parameters = inspect.signature(own.__init__).parameters
-    anything = {name for name, one in parameters.items() if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    anything = {
+        name
+        for name, one in parameters.items()
+        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    }
     expected = set(parameters) - NOT_SAID - anything
     if issubclass(cls, nn.RNNBase):  # which hand on what they don't name themselves
-        expected = expected - {"mode", "proj_size"} | {nn.RNN: {"nonlinearity"}, nn.LSTM: {"proj_size"}}.get(cls, set())
+        expected = expected - {"mode", "proj_size"} | {
+            nn.RNN: {"nonlinearity"},
+            nn.LSTM: {"proj_size"},
+        }.get(cls, set())
     if issubclass(cls, nn.modules.batchnorm._NormBase | nn.GroupNorm):
-        expected |= {"bias"}  # newer than the oldest PyTorch that is supported; only written if it was used
+        expected |= {
+            "bias"
+        }  # newer than the oldest PyTorch that is supported; only written if it was used
     assert set(CONSTRUCTORS[cls]) == expected
     assert len(set(CONSTRUCTORS[cls])) == len(CONSTRUCTORS[cls])
 
@@ -303,15 +371,24 @@ def test_a_grown_model_of_standard_layers_comes_back_without_its_owner(tmp_path,
     model, x = grown_models()[name]
     model, x = model.to(dtype).eval(), x.to(dtype) if x.is_floating_point() else x
     graph = analyze(model, x)
-    moves = [widen(model, graph, group.name, group.granularity) for group in graph.groups if not group.norms]
+    moves = [
+        widen(model, graph, group.name, group.granularity)
+        for group in graph.groups
+        if not group.norms
+    ]
     streams = [group for group in graph.groups if group.norms]
     assert moves or streams
-    moves += [senn.surgery.Widen(group.name, group.granularity, quiet_values(model, group)) for group in streams]
+    moves += [
+        senn.surgery.Widen(group.name, group.granularity, quiet_values(model, group))
+        for group in streams
+    ]
     transaction(model, moves, graph, probe=x)
     senn.save(tmp_path, model)
     back = senn.load(tmp_path)
     assert torch.equal(back(x), model(x))
-    assert all(value.dtype == back.state_dict()[key].dtype for key, value in model.state_dict().items())
+    assert all(
+        value.dtype == back.state_dict()[key].dtype for key, value in model.state_dict().items()
+    )
     into = senn.load(tmp_path, into=grown_models()[name][0].eval())
     assert torch.equal(into(x), model(x))
 
@@ -323,7 +400,8 @@ def quiet_values(model, group):
         if not coupled.behind_norm:
             old = model.get_parameter(coupled.name)
             shape = [
-                group.granularity * coupled.index.shape[1] if d == coupled.dim else n for d, n in enumerate(old.shape)
+                group.granularity * coupled.index.shape[1] if d == coupled.dim else n
+                for d, n in enumerate(old.shape)
             ]
             found[coupled.name] = torch.randn(shape).to(old)
     return found
@@ -346,7 +424,10 @@ def test_layers_that_their_owner_altered_are_not_built_wrongly(tmp_path):
         senn.load(tmp_path)
     layer = nn.TransformerEncoderLayer(4, 2, 5, activation=torch.tanh)
     senn.save(tmp_path, nn.Sequential(layer))
-    with pytest.raises(SennError, match=r"0 is a torch.nn.TransformerEncoderLayer, which senn can't build by itself"):
+    with pytest.raises(
+        SennError,
+        match=r"0 is a torch.nn.TransformerEncoderLayer, which senn can't build by itself",
+    ):
         senn.load(tmp_path)
     into = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 3, activation=torch.tanh)).eval()
     x = torch.randn(3, 1, 4)

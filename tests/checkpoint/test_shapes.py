@@ -58,7 +58,9 @@ def test_a_fresh_model_takes_the_sizes_and_then_the_state(make):
     old = dict(fresh.named_parameters())
     saved = describe_shapes(model)
     json.dumps({key: value for key, value in saved.items() if key != "buffers"})
-    assert tensor_shapes(saved) == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert tensor_shapes(saved) == {
+        name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
+    }
     resize_like(fresh, saved)
     kept = [name for name, p in fresh.named_parameters() if name in old and p is old[name]]
     assert kept  # what has its size already stays the same object
@@ -93,13 +95,19 @@ def test_all_or_nothing():
     assert [type(m) for m in other.modules()] == parts
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
     for nonsense in ({}, {"model": 1}, [1]):
-        with pytest.raises(SennError, match="these aren't the sizes of a model that senn described"):
+        with pytest.raises(
+            SennError, match="these aren't the sizes of a model that senn described"
+        ):
             resize_like(other, nonsense)
 
 
 def test_a_grown_model_goes_back():
     model = mlp([3, 5, 4, 2])
-    saved, parts, state = describe_shapes(model), ModuleSnapshot(model), copy.deepcopy(model.state_dict())
+    saved, parts, state = (
+        describe_shapes(model),
+        ModuleSnapshot(model),
+        copy.deepcopy(model.state_dict()),
+    )
     grown(model)
     with pytest.raises(SennError):
         resize_like(model, saved)
@@ -111,9 +119,14 @@ def test_a_grown_model_goes_back():
 def test_an_optimizer_holds_a_regrown_model_in_the_order_of_the_names():
     model, fresh = grown(mlp([3, 5, 4, 2])), mlp([3, 5, 4, 2])
     first = [p for p in model.parameters() if p.dim() > 1]
-    optimizer = torch.optim.Adam([{"params": first[::-1]}, {"params": [p for p in model.parameters() if p.dim() == 1]}])
+    optimizer = torch.optim.Adam(
+        [{"params": first[::-1]}, {"params": [p for p in model.parameters() if p.dim() == 1]}]
+    )
     names = optimizer_param_names(optimizer, model)
-    groups = [{"params": [*fresh[0].parameters()]}, {"params": [*fresh[2].parameters(), *fresh[4].parameters()]}]
+    groups = [
+        {"params": [*fresh[0].parameters()]},
+        {"params": [*fresh[2].parameters(), *fresh[4].parameters()]},
+    ]
     other = torch.optim.Adam(groups)
     fresh(X).sum().backward()
     other.step()

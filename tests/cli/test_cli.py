@@ -31,7 +31,12 @@ def home(tmp_path_factory):
     frame.to_csv(folder / "people.csv", index=False)
     frame.drop(columns="kind").to_csv(folder / "money.csv", index=False)
     assert main([*fit(folder, "people.csv", "classes"), "--target", "kind", "--epochs", "12"]) == 0
-    assert main([*fit(folder, "money.csv", "numbers"), "--target", "größe", "--column", "größe=number"]) == 2
+    assert (
+        main(
+            [*fit(folder, "money.csv", "numbers"), "--target", "größe", "--column", "größe=number"]
+        )
+        == 2
+    )
     frame.fillna({"größe": 0.25}).drop(columns="kind").to_csv(folder / "money.csv", index=False)
     assert main([*fit(folder, "money.csv", "numbers"), "--target", "größe", "--epochs", "2"]) == 0
     return folder
@@ -46,7 +51,11 @@ class TestFit:
         run = home / "classes"
         assert sorted(path.name for path in run.iterdir()) == FILES
         results = json.loads((run / "results.json").read_text())
-        assert (results["task"], results["seed"], results["interrupted"]) == ("classification", 0, False)
+        assert (results["task"], results["seed"], results["interrupted"]) == (
+            "classification",
+            0,
+            False,
+        )
         assert set(results["test"]) == {"accuracy", "log_loss"}
         assert results["data"]["rows"] == 80
         assert (results["data"]["train_rows"], results["data"]["test_rows"]) == (64, 16)
@@ -77,7 +86,15 @@ class TestFit:
     def test_same_seed_same_run(self, home, capsys):
         documents = []
         for seed in (0, 0, 1):
-            argv = [*fit(home, "people.csv", "again"), "--target", "kind", "--epochs", "3", "--json", "--overwrite"]
+            argv = [
+                *fit(home, "people.csv", "again"),
+                "--target",
+                "kind",
+                "--epochs",
+                "3",
+                "--json",
+                "--overwrite",
+            ]
             assert main([*argv, "--seed", str(seed)]) == 0
             documents.append(json.loads(capsys.readouterr().out))
         assert documents[0]["test"] == documents[1]["test"] != documents[2]["test"]
@@ -108,9 +125,13 @@ class TestFit:
         out = capsys.readouterr().out
         assert "number: alcohol, malic_acid" in out
         # 128 of the 142 rows to fit: 2 steps an epoch, two fifths of them with rounds
-        assert "classification, adamw, PricePolicy: at most 120 epochs (240 steps), growing until step 96" in out
         assert (
-            f"one more unit has 17 parameters and has to lower the loss by {0.01 * 17 / 128:.3g} nats per sample" in out
+            "classification, adamw, PricePolicy: at most 120 epochs (240 steps), growing until step 96"
+            in out
+        )
+        assert (
+            f"one more unit has 17 parameters and has to lower the loss by {0.01 * 17 / 128:.3g} nats per sample"
+            in out
         )
         assert list(tmp_path.iterdir()) == []
         assert main(["fit", "digits", "--dry-run", "--epochs", "5000"]) == 0
@@ -121,12 +142,22 @@ class TestFit:
         assert plan["price_per_unit"] == pytest.approx(2 * 17 / plan["fitted_rows"])
 
     def test_budget_is_kept(self, tmp_path, capsys):
-        assert main([*fit(tmp_path, "wine"), "--epochs", "30", "--max-params", "120", "--json"]) == 0
+        assert (
+            main([*fit(tmp_path, "wine"), "--epochs", "30", "--max-params", "120", "--json"]) == 0
+        )
         assert json.loads(capsys.readouterr().out)["parameters"] <= 120
 
     @pytest.mark.parametrize("optimizer", ["SGD", "rmsprop", "natural-gradient"])
     def test_other_optimizers_and_the_paper_policy(self, tmp_path, optimizer, capsys):
-        argv = [*fit(tmp_path, "wine"), "--epochs", "4", "--optimizer", optimizer, "--policy", "paper"]
+        argv = [
+            *fit(tmp_path, "wine"),
+            "--epochs",
+            "4",
+            "--optimizer",
+            optimizer,
+            "--policy",
+            "paper",
+        ]
         assert main([*argv, "--tau", "0.5", "--alpha", "0.01", "--json"]) == 0
         results = json.loads(capsys.readouterr().out)
         assert results["optimizer"] == optimizer
@@ -141,23 +172,31 @@ class TestFit:
         assert (tmp_path / "run" / "model.json").read_text() == before
         assert main([*argv, "--overwrite", "--seed", "1"]) == 0
         assert (tmp_path / "run" / "model.json").read_text() != before
-        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*FILES, "mine.txt"])
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
+            [*FILES, "mine.txt"]
+        )
 
     def test_foreign_folder(self, tmp_path, capsys):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "thesis.tex").write_text("")
         for more in ([], ["--overwrite"]):
-            assert "isn't empty and holds no run" in refused(capsys, [*fit(tmp_path, "wine"), *more])
+            assert "isn't empty and holds no run" in refused(
+                capsys, [*fit(tmp_path, "wine"), *more]
+            )
         (tmp_path / "file").write_text("")
         assert "is a file, not a folder" in refused(capsys, fit(tmp_path, "wine", "file"))
-        assert "can't be written: Not a directory" in refused(capsys, fit(tmp_path, "wine", "file/run"))
+        assert "can't be written: Not a directory" in refused(
+            capsys, fit(tmp_path, "wine", "file/run")
+        )
 
     def test_full_disk_leaves_nothing(self, tmp_path, capsys):
         resource = pytest.importorskip("resource")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         try:
-            message = refused(capsys, [*fit(tmp_path, "wine", "deep/run"), "--epochs", "1", "--quiet"])
+            message = refused(
+                capsys, [*fit(tmp_path, "wine", "deep/run"), "--epochs", "1", "--quiet"]
+            )
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert "can't be written: File too large" in message
@@ -210,7 +249,10 @@ class TestFit:
             ("a,y\n" + "1,.5\n2,inf\n" * 9, "'y', row 2: 'inf' is infinite"),
             ("a,a,y\n" + "1,2,x\n2,1,z\n" * 9, "two columns named 'a'"),
             ("a,y\n" + "1,x\n2,z\n3,x\n4,z\n" * 4 + "oops,x\n5,z\n", "row 17: 'oops'"),
-            ("a,y\n" + "".join(f"{at},name{at}\n" for at in range(40)), "40 classes in 40 rows; is it an identifier"),
+            (
+                "a,y\n" + "".join(f"{at},name{at}\n" for at in range(40)),
+                "40 classes in 40 rows; is it an identifier",
+            ),
             ("a,y\n1,2,3\n", "line 2 of"),
         ],
     )
@@ -225,8 +267,19 @@ class TestFit:
         assert "name it with --target; the table has '" in refused(capsys, fit(home, "people.csv"))
 
     def test_a_target_near_the_largest_number(self, tmp_path, capsys, recwarn):
-        (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{at},{at % 7}e299\n" for at in range(60)))
-        argv = [*fit(tmp_path, "t.csv"), "--target", "y", "--task", "regression", "--epochs", "2", "--json"]
+        (tmp_path / "t.csv").write_text(
+            "a,y\n" + "".join(f"{at},{at % 7}e299\n" for at in range(60))
+        )
+        argv = [
+            *fit(tmp_path, "t.csv"),
+            "--target",
+            "y",
+            "--task",
+            "regression",
+            "--epochs",
+            "2",
+            "--json",
+        ]
         assert main(argv) == 0
         test = json.loads(capsys.readouterr().out)["test"]
         assert 1e298 < test["mae"] <= test["rmse"] < 1e301
@@ -234,7 +287,9 @@ class TestFit:
 
     def test_huge_integers_and_many_categories(self, tmp_path):
         rows = 240
-        lines = [f"{10**25 + at * 10**23},{2**63 + at},c{at % 10_000},{at % 2}" for at in range(rows)]
+        lines = [
+            f"{10**25 + at * 10**23},{2**63 + at},c{at % 10_000},{at % 2}" for at in range(rows)
+        ]
         (tmp_path / "t.csv").write_text("\n".join(["big,bigger,many,y", *lines]))
         assert main([*fit(tmp_path, "t.csv"), "--target", "y", "--epochs", "2", "--quiet"]) == 0
 
@@ -256,10 +311,18 @@ class TestPredict:
         plain = self.predict(home, capsys, people())
         shuffled = self.predict(home, capsys, people().iloc[:, ::-1].assign(more=1))
         assert plain.equals(shuffled)
-        assert plain.iloc[7:8].reset_index(drop=True).equals(self.predict(home, capsys, people().iloc[7:8]))
+        assert (
+            plain.iloc[7:8]
+            .reset_index(drop=True)
+            .equals(self.predict(home, capsys, people().iloc[7:8]))
+        )
 
     def test_unseen_categories_and_missing_cells(self, home, capsys):
-        frame = people(80).head(3).assign(color=["mauve", None, "red"], member=[None, None, True], größe=np.nan)
+        frame = (
+            people(80)
+            .head(3)
+            .assign(color=["mauve", None, "red"], member=[None, None, True], größe=np.nan)
+        )
         assert len(self.predict(home, capsys, frame)) == 3
 
     def test_numbers_in_their_own_unit(self, home, capsys):
@@ -271,19 +334,34 @@ class TestPredict:
     def test_to_a_file(self, home, capsys):
         self.predict(home, capsys, people().drop(columns="kind"))
         out = home / "predictions.csv"
-        assert main(["predict", str(home / "classes"), str(home / "people.csv"), "--out", str(out)]) == 0
+        assert (
+            main(["predict", str(home / "classes"), str(home / "people.csv"), "--out", str(out)])
+            == 0
+        )
         assert capsys.readouterr().out == ""
         assert len(pd.read_csv(out)) == 80
-        message = refused(capsys, ["predict", home / "classes", home / "people.csv", "--out", home / "no/where.csv"])
+        message = refused(
+            capsys,
+            ["predict", home / "classes", home / "people.csv", "--out", home / "no/where.csv"],
+        )
         assert "can't be written" in message
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda frame: frame.drop(columns=["größe", "color"]), "lacks the columns 'größe', 'color'"),
-            (lambda frame: frame.assign(größe="tall"), "column 'größe', row 1: 'tall' is not a number"),
+            (
+                lambda frame: frame.drop(columns=["größe", "color"]),
+                "lacks the columns 'größe', 'color'",
+            ),
+            (
+                lambda frame: frame.assign(größe="tall"),
+                "column 'größe', row 1: 'tall' is not a number",
+            ),
             (lambda frame: frame.assign(größe=np.inf), "column 'größe', row 1: 'inf' is infinite"),
-            (lambda frame: frame.assign(since="soon"), "column 'since', row 1: 'soon' is not a date"),
+            (
+                lambda frame: frame.assign(since="soon"),
+                "column 'since', row 1: 'soon' is not a date",
+            ),
             (lambda frame: frame.head(0), "has no rows"),
         ],
     )
@@ -294,15 +372,23 @@ class TestPredict:
     def test_bad_folders(self, home, capsys, tmp_path):
         assert "holds no saved model" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
         save(tmp_path, torch.nn.Linear(1, 1))
-        assert "so the columns it needs are unknown" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
+        assert "so the columns it needs are unknown" in refused(
+            capsys, ["predict", tmp_path, home / "people.csv"]
+        )
         text = (home / "classes" / "model.json").read_text()
         (tmp_path / "model.json").write_text(text.replace("red", "rad"))
-        assert "doesn't match its checksum" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
+        assert "doesn't match its checksum" in refused(
+            capsys, ["predict", tmp_path, home / "people.csv"]
+        )
         (tmp_path / "model.json").write_text(text)
-        assert "isn't the file that was saved" in refused(capsys, ["predict", tmp_path, home / "people.csv"])
+        assert "isn't the file that was saved" in refused(
+            capsys, ["predict", tmp_path, home / "people.csv"]
+        )
 
     def test_probabilities_of_numbers(self, home, capsys):
-        assert "'größe' is a number" in refused(capsys, ["predict", home / "numbers", home / "money.csv", "--proba"])
+        assert "'größe' is a number" in refused(
+            capsys, ["predict", home / "numbers", home / "money.csv", "--proba"]
+        )
 
 
 class TestShow:
@@ -312,17 +398,26 @@ class TestShow:
         out = capsys.readouterr().out
         results = json.loads((home / "classes" / "results.json").read_text())
         assert f"test (16 rows): accuracy {results['test']['accuracy']:.4g}" in out
-        changes = [line for line in out.splitlines() if line.startswith("  step ") and "which is kept" not in line]
+        changes = [
+            line
+            for line in out.splitlines()
+            if line.startswith("  step ") and "which is kept" not in line
+        ]
         assert len(changes) == results["growth_events"]
         assert main(["show", str(home / "classes"), "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == results
 
     def test_shows_which_network_is_kept_if_it_changed_after(self):
         def saved(best):
-            events = [{"event": "growth", "text": "widen", "realized_decrease": None}, {"event": "epoch", "epoch": 1}]
+            events = [
+                {"event": "growth", "text": "widen", "realized_decrease": None},
+                {"event": "epoch", "epoch": 1},
+            ]
             history = [{**one, "step": step} for step, one in enumerate([*events, *events])]
             history[3]["epoch"] = 2
-            return SavedRun(path=Path(), results={"best_epoch": best}, history=history, unfinished=False)
+            return SavedRun(
+                path=Path(), results={"best_epoch": best}, history=history, unfinished=False
+            )
 
         assert _changes(saved(1)) == [
             "  step 0: widen",
@@ -333,18 +428,28 @@ class TestShow:
 
     def test_bad_folders(self, home, capsys, tmp_path):
         assert "holds no run" in refused(capsys, ["show", tmp_path])
-        for text, message in (("{", "isn't JSON"), ("[]", "the format 'senn-run'"), ("{}", "the format 'senn-run'")):
+        for text, message in (
+            ("{", "isn't JSON"),
+            ("[]", "the format 'senn-run'"),
+            ("{}", "the format 'senn-run'"),
+        ):
             (tmp_path / "results.json").write_text(text)
             assert message in refused(capsys, ["show", tmp_path])
         for text in ("[1]\n", "{\n", "\x00", "{}\n", '{"event": "growth"}\n'):
             (tmp_path / "history.jsonl").write_text(text)
             told = {"bytes": len(text), "sha256": atomic_files.bytes_digest(text.encode())}
             for version in (1, 2, 3):
-                results = {"format": "senn-run", "version": version, "files": {"history.jsonl": told}}
+                results = {
+                    "format": "senn-run",
+                    "version": version,
+                    "files": {"history.jsonl": told},
+                }
                 (tmp_path / "results.json").write_bytes(atomic_files.to_checksummed_json(results))
                 message = "KeyError: 'data'" if "growth" in text else "history.jsonl' is damaged"
                 found = refused(capsys, ["show", tmp_path])
-                assert (message if version < 3 else "has format version 3; this senn reads 1 and 2") in found
+                assert (
+                    message if version < 3 else "has format version 3; this senn reads 1 and 2"
+                ) in found
 
 
 def test_live_display_shows_the_state_and_scrolls_events():
@@ -352,13 +457,17 @@ def test_live_display_shows_the_state_and_scrolls_events():
     callback = LiveCallback(Console(file=buffer, force_terminal=True, width=180))
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] * x[:, 1] > 0).long()
-    run = train(x, y, task="classification", outputs=2, recipe=TrainConfig(epochs=20), callbacks=(callback,))
+    run = train(
+        x, y, task="classification", outputs=2, recipe=TrainConfig(epochs=20), callbacks=(callback,)
+    )
     shown = buffer.getvalue()
     events = [record["text"] for record in run.history if record["event"] == "growth"]
     assert events
     assert all(text in shown for text in events)
     assert "20/20 epochs" in shown
-    assert not re.search(r"\x1b\[32m[^\x1b]*epochs", shown)  # the bar doesn't take the events' colours
+    assert not re.search(
+        r"\x1b\[32m[^\x1b]*epochs", shown
+    )  # the bar doesn't take the events' colours
     assert "training ended: " in shown
 
 
@@ -374,7 +483,9 @@ def test_nothing_is_said_of_a_validation_that_is_not_made():
     assert short_state_line(record) == "hidden 3, loss 0.5"
 
 
-@pytest.mark.parametrize("argv", [[], ["dance"], ["fit"], ["fit", "wine", "--nonsense"], ["reproduce", "alchemy"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["dance"], ["fit"], ["fit", "wine", "--nonsense"], ["reproduce", "alchemy"]]
+)
 def test_bad_commands(capsys, argv):
     assert "--help" in refused(capsys, argv)
 

@@ -27,10 +27,15 @@ class TestInterruption:
         results = json.loads((tmp_path / "run" / "results.json").read_text())
         assert results["interrupted"]
         assert results["best_epoch"] <= 3
-        assert {path.name for path in (tmp_path / "run").iterdir()} - {"growth.png"} == {*FILES[1:], "unfinished"}
+        assert {path.name for path in (tmp_path / "run").iterdir()} - {"growth.png"} == {
+            *FILES[1:],
+            "unfinished",
+        }
 
     def test_before_training_nothing_is_written(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(fit_command, "_prepare", lambda args: signal.raise_signal(signal.SIGINT))
+        monkeypatch.setattr(
+            fit_command, "_prepare", lambda args: signal.raise_signal(signal.SIGINT)
+        )
         assert main([*fit(tmp_path, "wine"), "--quiet"]) == 130
         assert capsys.readouterr().err == "senn: interrupted\n"
         assert list(tmp_path.iterdir()) == []
@@ -59,6 +64,8 @@ class TestInterruption:
             pytest.skip("there is no /dev/full here")
         with full.open("w") as nowhere:
             argv = [sys.executable, "-m", "senn.cli.main", "fit", "wine", "--dry-run"]
-            done = subprocess.run(argv, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run(
+                argv, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False
+            )
         assert done.returncode == 2
         assert done.stderr == "senn: the output can't be written or read: No space left on device\n"

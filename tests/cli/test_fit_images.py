@@ -25,7 +25,13 @@ from senn.runs import FitOptions
 from senn.training import TrainConfig, validation
 from senn.training.augment import ChannelStats
 from senn.training.batches import Inputs, Rows
-from senn.training.image_training import PRICES, build_conv_net, image_config, start_widths, train_images
+from senn.training.image_training import (
+    PRICES,
+    build_conv_net,
+    image_config,
+    start_widths,
+    train_images,
+)
 from senn.training.loop import fit_model
 from senn.training.progress import LinesCallback
 from senn_reproduce.image_sets import load_images
@@ -63,7 +69,10 @@ def test_a_net_grows_and_is_the_same_by_seed():
         candidates_per_layer=8,
     )
     runs = [train_images(x, y, classes=2, recipe=replace(recipe, seed=seed)) for seed in (0, 0, 1)]
-    states = [torch.cat([tensor.flatten().double() for tensor in run.model.state_dict().values()]) for run in runs]
+    states = [
+        torch.cat([tensor.flatten().double() for tensor in run.model.state_dict().values()])
+        for run in runs
+    ]
     assert torch.equal(states[0], states[1])
     assert states[0].shape != states[2].shape or not torch.equal(states[0], states[2])
     growth = [record for record in runs[0].history if record["event"] == "growth"]
@@ -74,13 +83,19 @@ def test_a_net_grows_and_is_the_same_by_seed():
 
 def test_any_model_is_fitted_on_rows_of_any_shape(monkeypatch):
     x, y = tensors(48)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
     augmented = []
     inputs = Inputs(lambda bytes: bytes / 255, lambda x, generator: augmented.append(len(x)) or x)
     rows, held_out = Rows(x=x[:32], y=y[:32]), Rows(x=x[32:], y=y[32:])
     recipe = TrainConfig(epochs=3, batch_size=16, seed=1)
     recipe = replace(
-        recipe, addition_rounds=(0.3,), pruning_rounds=(0.6,), max_scoring_samples=20, moves=("width", "prune")
+        recipe,
+        addition_rounds=(0.3,),
+        pruning_rounds=(0.6,),
+        max_scoring_samples=20,
+        moves=("width", "prune"),
     )
     found = []
     for at_once in (500, 7):  # images are validated in parts, which changes nothing
@@ -88,9 +103,26 @@ def test_any_model_is_fitted_on_rows_of_any_shape(monkeypatch):
         generator = torch.Generator().manual_seed(1)
         net = copy.deepcopy(model)
         found.append(
-            fit_model(net, rows, held_out, task="classification", recipe=recipe, generator=generator, inputs=inputs)
+            fit_model(
+                net,
+                rows,
+                held_out,
+                task="classification",
+                recipe=recipe,
+                generator=generator,
+                inputs=inputs,
+            )
         )
-    assert augmented == 2 * [16, 16, 20, 16, 16, 20, 16, 16]  # batches and probes, never what is held out
+    assert augmented == 2 * [
+        16,
+        16,
+        20,
+        16,
+        16,
+        20,
+        16,
+        16,
+    ]  # batches and probes, never what is held out
     assert found[0].validation == pytest.approx(found[1].validation)
     assert (found[0].architecture, found[0].history[-1]["architecture"]) == ((), [])
     with torch.no_grad():
@@ -99,7 +131,15 @@ def test_any_model_is_fitted_on_rows_of_any_shape(monkeypatch):
 
 
 def test_the_widths_are_dealt_out_to_stages():
-    assert [len(start_widths(side)) for side in (8, 13, 14, 28, 32, 56, 64)] == [2, 2, 3, 5, 5, 7, 7]
+    assert [len(start_widths(side)) for side in (8, 13, 14, 28, 32, 56, 64)] == [
+        2,
+        2,
+        3,
+        5,
+        5,
+        7,
+        7,
+    ]
     model = build_conv_net(1, 32, 10, (3, 4, 5, 6, 7))
     assert model.hidden == (3, 4, 5, 6, 7)
     assert model.body(torch.zeros(1, 1, 32, 32)).shape == (1, 7, 8, 8)
@@ -114,7 +154,9 @@ def test_other_optimizers_start_from_their_own_rate():
     assert image_config(optimizer="sgd").lr is None
     x, y = tensors(32)
     for name in ("sgd", "natural-gradient"):
-        run = train_images(x, y, classes=2, recipe=replace(image_config(optimizer=name), epochs=1, hidden=(2, 2)))
+        run = train_images(
+            x, y, classes=2, recipe=replace(image_config(optimizer=name), epochs=1, hidden=(2, 2))
+        )
         assert np.isfinite(run.history[0].get("train_loss", 0.0))
 
 
@@ -123,12 +165,18 @@ def test_other_optimizers_start_from_their_own_rate():
     [
         ({"pixels": torch.zeros(4, 3, 8, 8)}, "must be bytes of square images"),
         ({"pixels": torch.zeros(4, 3, 8, 9, dtype=torch.uint8)}, "must be bytes of square images"),
-        ({"labels": torch.zeros(3, dtype=torch.long)}, "labels must be 4 class numbers from 0 to 1"),
+        (
+            {"labels": torch.zeros(3, dtype=torch.long)},
+            "labels must be 4 class numbers from 0 to 1",
+        ),
         ({"labels": torch.tensor([0, 1, 2, 0])}, "labels must be 4 class numbers"),
     ],
 )
 def test_bad_images_are_named(change, message):
-    given = {"pixels": torch.zeros(4, 3, 8, 8, dtype=torch.uint8), "labels": torch.zeros(4, dtype=torch.long)}
+    given = {
+        "pixels": torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        "labels": torch.zeros(4, dtype=torch.long),
+    }
     given |= change
     with pytest.raises(SennError, match=message):
         train_images(given["pixels"], given["labels"], classes=2)
@@ -150,7 +198,9 @@ def home(tmp_path_factory):
     pictures = folder_of(root / "stripes", 60)
     (pictures / "down" / "broken.png").write_text("no image")
     (pictures / "readme.txt").write_text("mine")
-    assert main(["fit", str(pictures), "--out", str(root / "run"), "--epochs", "12", "--quiet"]) == 0
+    assert (
+        main(["fit", str(pictures), "--out", str(root / "run"), "--epochs", "12", "--quiet"]) == 0
+    )
     return root
 
 
@@ -160,7 +210,11 @@ def test_a_run_says_all(home, capsys):
     assert (results["task"], results["optimizer"]) == ("classification", "adamw")
     assert set(results["test"]) == {"accuracy", "log_loss"}
     data = results["data"]
-    assert (data["name"], data["classes"], data["shape"]) == ("stripes", ["across", "down"], [12, 12, 3])
+    assert (data["name"], data["classes"], data["shape"]) == (
+        "stripes",
+        ["across", "down"],
+        [12, 12, 3],
+    )
     assert (data["rows"], data["train_rows"], data["test_rows"], data["flip"]) == (60, 48, 12, True)
     assert [one["file"] for one in data["left_out"]] == ["down/broken.png"]
     model = load(home / "run")
@@ -169,7 +223,10 @@ def test_a_run_says_all(home, capsys):
     assert results["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert main(["show", str(home / "run")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "stripes: classification of images of 12 x 12 x 3 into 2 classes, 48 training images"
+    assert (
+        lines[0]
+        == "stripes: classification of images of 12 x 12 x 3 into 2 classes, 48 training images"
+    )
     assert lines[1].startswith("test (12 images): accuracy ")
 
 
@@ -201,9 +258,9 @@ def test_predictions_are_the_networks(home, capsys):
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     record = load_extra(home / "run")["encoder"]
     image = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy())[None]
-    chances = load(home / "run")(ChannelStats(mean=tuple(record["mean"]), std=tuple(record["std"]))(image)).softmax(-1)[
-        0
-    ]
+    chances = load(home / "run")(
+        ChannelStats(mean=tuple(record["mean"]), std=tuple(record["std"]))(image)
+    ).softmax(-1)[0]
     assert float(row["probability across"]) == pytest.approx(chances[0].item(), abs=1e-6)
 
 
@@ -214,9 +271,13 @@ def test_predict_refuses(home, tmp_path, capsys):
     assert "no image can be read: " in refused(capsys, ["predict", run, tmp_path / "a.png"])
     record = load_extra(run)["encoder"]
     save(tmp_path / "damaged", load(run), {"encoder": {**record, "side": -1}})
-    assert "encoding of the images is damaged" in refused(capsys, ["predict", tmp_path / "damaged", tmp_path / "a.png"])
+    assert "encoding of the images is damaged" in refused(
+        capsys, ["predict", tmp_path / "damaged", tmp_path / "a.png"]
+    )
     assert main(["fit", "wine", "--out", str(tmp_path / "wine"), "--epochs", "1", "--quiet"]) == 0
-    assert "one table, not of 2" in refused(capsys, ["predict", tmp_path / "wine", "a.csv", "b.csv"])
+    assert "one table, not of 2" in refused(
+        capsys, ["predict", tmp_path / "wine", "a.csv", "b.csv"]
+    )
 
 
 def test_dry_run_writes_nothing(home, tmp_path, capsys, monkeypatch):
@@ -244,9 +305,21 @@ def test_dry_run_writes_nothing(home, tmp_path, capsys, monkeypatch):
 
 def test_same_seed_same_run_within_a_budget(home, capsys):
     documents = []
-    argv = ["fit", str(home / "stripes"), "--out", str(home / "again"), "--epochs", "2", "--json", "--overwrite"]
+    argv = [
+        "fit",
+        str(home / "stripes"),
+        "--out",
+        str(home / "again"),
+        "--epochs",
+        "2",
+        "--json",
+        "--overwrite",
+    ]
     for seed in (0, 0, 1):
-        assert main([*argv, "--max-params", "3100", "--test-fraction", "0.3", "--seed", str(seed)]) == 0
+        assert (
+            main([*argv, "--max-params", "3100", "--test-fraction", "0.3", "--seed", str(seed)])
+            == 0
+        )
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0]["test"] == documents[1]["test"] != documents[2]["test"]
     assert all(document["parameters"] <= 3100 for document in documents)
@@ -266,10 +339,18 @@ def test_an_interruption_keeps_the_best_net(home, capsys, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(LinesCallback, "on_epoch", interrupt)
-    assert main(["fit", str(home / "stripes"), "--out", str(home / "cut"), "--epochs", "50", "--quiet"]) == 130
+    assert (
+        main(
+            ["fit", str(home / "stripes"), "--out", str(home / "cut"), "--epochs", "50", "--quiet"]
+        )
+        == 130
+    )
     assert "interrupted; the best network so far is saved" in capsys.readouterr().err
     assert json.loads((home / "cut" / "results.json").read_text())["interrupted"]
-    assert {path.name for path in (home / "cut").iterdir()} - {"growth.png"} == {*FILES[1:], "unfinished"}
+    assert {path.name for path in (home / "cut").iterdir()} - {"growth.png"} == {
+        *FILES[1:],
+        "unfinished",
+    }
 
 
 @pytest.mark.parametrize(
@@ -286,7 +367,9 @@ def test_an_interruption_keeps_the_best_net(home, capsys, monkeypatch):
     ],
 )
 def test_bad_options(home, tmp_path, capsys, options, message):
-    assert message in refused(capsys, ["fit", home / "stripes", "--out", tmp_path / "out", *options])
+    assert message in refused(
+        capsys, ["fit", home / "stripes", "--out", tmp_path / "out", *options]
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -310,7 +393,9 @@ def test_a_known_set_by_name(tmp_path, capsys):
     assert "lacks t10k-images-idx3-ubyte* and t10k-labels-idx1-ubyte* for mnist" in message
 
 
-@pytest.mark.skipif(not os.environ.get("SENN_DATA"), reason="SENN_DATA names no folder with CIFAR-10")
+@pytest.mark.skipif(
+    not os.environ.get("SENN_DATA"), reason="SENN_DATA names no folder with CIFAR-10"
+)
 def test_photographs_of_cifar_10(tmp_path, monkeypatch, capsys):
     images = load_images("cifar-10").train
     rows = np.flatnonzero(np.isin(images.labels, [1, 6]))[:400]  # automobiles and frogs
@@ -318,6 +403,15 @@ def test_photographs_of_cifar_10(tmp_path, monkeypatch, capsys):
         folder = tmp_path / "photos" / str(images.labels[row])
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images.pixels[row]).save(folder / f"{row}.png")
-    argv = ["fit", str(tmp_path / "photos"), "--image-size", "16", "--epochs", "6", "--out", str(tmp_path / "run")]
+    argv = [
+        "fit",
+        str(tmp_path / "photos"),
+        "--image-size",
+        "16",
+        "--epochs",
+        "6",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test"]["accuracy"] > 0.7

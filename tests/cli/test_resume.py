@@ -32,8 +32,14 @@ CASES = {
     "adamw and ema": (replace(TABLE, average="ema"), train),
     "sgd and swa": (replace(TABLE, average="swa", optimizer="sgd"), train),
     "natural gradient": (replace(TABLE, optimizer="natural-gradient"), train),
-    "natural gradient and ema": (replace(TABLE, optimizer="natural-gradient", average="ema"), train),
-    "rmsprop, cut short": (replace(TABLE, optimizer="rmsprop", epochs=30, growth_steps=20, lr=0.05, patience=1), train),
+    "natural gradient and ema": (
+        replace(TABLE, optimizer="natural-gradient", average="ema"),
+        train,
+    ),
+    "rmsprop, cut short": (
+        replace(TABLE, optimizer="rmsprop", epochs=30, growth_steps=20, lr=0.05, patience=1),
+        train,
+    ),
     "images, adamw and swa": (replace(IMAGES, average="swa"), train_images),
     "images, natural gradient": (replace(IMAGES, optimizer="natural-gradient"), train_images),
 }
@@ -41,13 +47,25 @@ CASES = {
 
 def fitted(recipe, how, checkpointer=None, callbacks=()):
     if how is train_images:
-        return how(PIXELS, Y, classes=10, recipe=recipe, checkpointer=checkpointer, callbacks=callbacks)
-    return how(X, Y, task="classification", outputs=10, recipe=recipe, checkpointer=checkpointer, callbacks=callbacks)
+        return how(
+            PIXELS, Y, classes=10, recipe=recipe, checkpointer=checkpointer, callbacks=callbacks
+        )
+    return how(
+        X,
+        Y,
+        task="classification",
+        outputs=10,
+        recipe=recipe,
+        checkpointer=checkpointer,
+        callbacks=callbacks,
+    )
 
 
 def told(run):
     """All that a run says, but for its seconds."""
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in run.history]
+    return [
+        {key: value for key, value in record.items() if key != "seconds"} for record in run.history
+    ]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -99,7 +117,13 @@ def test_a_nesting_comes_back_as_it_was():
     state = {
         "a": [1, 2.5, -0.0, math.inf, math.nan, None, True, "x"],
         "b": {1: (2, 3), "c": {}},
-        "d": [matrix, matrix.T, torch.zeros(0, 2), torch.tensor(3), torch.zeros(3, 1, 2).permute(2, 0, 1)],
+        "d": [
+            matrix,
+            matrix.T,
+            torch.zeros(0, 2),
+            torch.tensor(3),
+            torch.zeros(3, 1, 2).permute(2, 0, 1),
+        ],
     }
     back = unpacked(*packed(state), Path("state"))
     assert repr(back) == repr(state)

@@ -36,7 +36,9 @@ ARGV = ["fit", "wine", "--epochs", "8", "--seed", "3", "--quiet"]
 @pytest.fixture(autouse=True)
 def _every_step(monkeypatch):
     monkeypatch.setenv("SENN_CHECKPOINT_SECONDS", "0")
-    monkeypatch.setattr("senn.cli.fit.growth_figure", lambda *_: None)  # it takes most of the time, and no part in this
+    monkeypatch.setattr(
+        "senn.cli.fit.growth_figure", lambda *_: None
+    )  # it takes most of the time, and no part in this
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def whole(tmp_path_factory):
 
 def arguments_of(argv):
     parsed = vars(parser().parse_args(["fit", *argv]))
-    return FitArguments.from_parsed({name: value for name, value in parsed.items() if name != "command"})
+    return FitArguments.from_parsed(
+        {name: value for name, value in parsed.items() if name != "command"}
+    )
 
 
 def interrupted_at(epoch, number=signal.SIGINT):
@@ -80,7 +84,10 @@ def test_an_interrupted_run_is_usable_and_goes_on_to_the_same_end(cut, tmp_path,
     assert saved.history[-1]["reason"] == "interrupted"
     assert main(["predict", str(tmp_path / "run"), str(wine(tmp_path))]) == 0
     assert main(["show", str(tmp_path / "run")]) == 0
-    assert f"it is unfinished; to resume: senn fit --resume {tmp_path / 'run'}\n" in capsys.readouterr().out
+    assert (
+        f"it is unfinished; to resume: senn fit --resume {tmp_path / 'run'}\n"
+        in capsys.readouterr().out
+    )
     assert main(cut) == 0
     assert "note: resumed after step 9" in capsys.readouterr().out
     assert content(tmp_path / "run") == whole
@@ -93,13 +100,19 @@ def test_an_interrupted_run_is_usable_and_goes_on_to_the_same_end(cut, tmp_path,
 def test_who_watches_a_run_that_goes_on_sees_it_from_its_beginning(cut, tmp_path, monkeypatch):
     pytest.importorskip("vl_convert")
     pages = []
-    monkeypatch.setattr(Watch, "close", lambda watch, how="": pages.append(watch.page()) or close(watch, how))
+    monkeypatch.setattr(
+        Watch, "close", lambda watch, how="": pages.append(watch.page()) or close(watch, how)
+    )
     before = read(tmp_path / "run").history
     assert main([*cut, "--watch"]) == 0
     (text,) = pages
-    told = json.loads(re.search(r'id="records">(.*?)</script>', text, re.S)[1])["runs"][0]["records"]
+    told = json.loads(re.search(r'id="records">(.*?)</script>', text, re.S)[1])["runs"][0][
+        "records"
+    ]
     after = read(tmp_path / "run").history
-    assert [(one["event"], one.get("step")) for one in told] == [(one["event"], one.get("step")) for one in after]
+    assert [(one["event"], one.get("step")) for one in told] == [
+        (one["event"], one.get("step")) for one in after
+    ]
     assert sum(one["event"] == "epoch" for one in before) > 1
 
 
@@ -130,7 +143,9 @@ def test_a_round_that_takes_long_is_given_up(tmp_path, whole, monkeypatch, capsy
     assert content(tmp_path / "run") == whole
 
 
-def test_a_run_that_is_to_be_replaced_stays_until_the_new_one_is_complete(tmp_path, whole, monkeypatch, capsys):
+def test_a_run_that_is_to_be_replaced_stays_until_the_new_one_is_complete(
+    tmp_path, whole, monkeypatch, capsys
+):
     run = tmp_path / "run"
     assert main([*ARGV[:-3], "--seed", "4", "--quiet", "--out", str(run)]) == 0
     before = content(run)
@@ -153,7 +168,12 @@ def test_damaged_checkpoints_are_passed_over_and_that_is_said(cut, tmp_path, who
         file.write_bytes(file.read_bytes()[:-1])
     assert main(cut) == 0
     out = capsys.readouterr().out
-    assert out.count("state.safetensors' is damaged: it isn't the file that was written with state.json") == count
+    assert (
+        out.count(
+            "state.safetensors' is damaged: it isn't the file that was written with state.json"
+        )
+        == count
+    )
     assert ("resumed after step 8" if count == 1 else "the run starts over") in out
     assert content(tmp_path / "run") == whole
 
@@ -166,11 +186,16 @@ def test_a_run_without_a_checkpoint_starts_over(cut, tmp_path, whole, capsys):
         file.write('{"event": "epo')
     assert main(["show", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("unfinished: senn fit wine --epochs=8 --seed=3\nepoch 4 of 8, hidden layers ")
+    assert shown.startswith(
+        "unfinished: senn fit wine --epochs=8 --seed=3\nepoch 4 of 8, hidden layers "
+    )
     assert main(["show", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["last"]["epoch"] == 4
     assert main(cut) == 0
-    assert "note: there is no checkpoint to resume from: the run starts over" in capsys.readouterr().out
+    assert (
+        "note: there is no checkpoint to resume from: the run starts over"
+        in capsys.readouterr().out
+    )
     assert content(tmp_path / "run") == whole
 
 
@@ -201,7 +226,12 @@ def test_options_called_like_files_stay_what_they_are(tmp_path, monkeypatch):
     options, _ = arguments_of(argv).options()
     place = os.getcwd()
     kept = options.with_absolute_paths()
-    assert kept.arguments() == [f"{place}/t.csv", "--target=label", f"--data-dir={place}/images", "--optimizer=adamw"]
+    assert kept.arguments() == [
+        f"{place}/t.csv",
+        "--target=label",
+        f"--data-dir={place}/images",
+        "--optimizer=adamw",
+    ]
     assert FitOptions.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
     RunFolder(Path("run")).begin(kept)
     assert arguments_of(["--resume", "run", *argv]).options()[0] == kept
@@ -215,7 +245,17 @@ def test_options_that_agree_do_no_harm(cut, tmp_path, whole):
 def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
     table = wine(tmp_path)
     monkeypatch.setattr(LinesCallback, "on_epoch", interrupted_at(1))
-    argv = ["fit", str(table), "--target", "target", "--epochs", "3", "--quiet", "--out", str(tmp_path / "run")]
+    argv = [
+        "fit",
+        str(table),
+        "--target",
+        "target",
+        "--epochs",
+        "3",
+        "--quiet",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(argv) == 130
     text = table.read_text()
     table.write_text(text.replace("14.23", "14.24", 1))
@@ -238,7 +278,10 @@ def test_what_holds_no_unfinished_run(cut, tmp_path, capsys):
         atomic_files.to_checksummed_json({**about, "version": 3})
     )
     assert "has format version 3; this senn reads 1 and 2" in refused(capsys, cut)
-    old = [{"version": 1, "arguments": one} for one in (["--resume=x"], ["wine", "--epochs=x"], [], [3], None)]
+    old = [
+        {"version": 1, "arguments": one}
+        for one in (["--resume=x"], ["wine", "--epochs=x"], [], [3], None)
+    ]
     for change in (
         {"resume": "x"},
         {"epochs": "x"},
@@ -260,7 +303,9 @@ def test_two_at_a_time_are_refused(cut, tmp_path, capsys):
         assert "another process is at work in" in refused(capsys, cut)
 
 
-def test_a_full_disk_costs_no_more_than_the_time_since_the_last_checkpoint(tmp_path, whole, monkeypatch, capsys):
+def test_a_full_disk_costs_no_more_than_the_time_since_the_last_checkpoint(
+    tmp_path, whole, monkeypatch, capsys
+):
     """The system refuses longer files from the fourth epoch on: the run says so, and can be gone on with later."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     told = []
@@ -278,7 +323,9 @@ def test_a_full_disk_costs_no_more_than_the_time_since_the_last_checkpoint(tmp_p
         monkeypatch.setattr(LinesCallback, "on_epoch", lambda self, record: None)
     assert f"File too large; resume it later: senn fit --resume {tmp_path / 'run'}" in message
     assert len(told) == 8
-    assert {"no checkpoint was written: [Errno 27] File too large"} == {record["text"] for record in told}
+    assert {"no checkpoint was written: [Errno 27] File too large"} == {
+        record["text"] for record in told
+    }
     assert main(["fit", "--resume", str(tmp_path / "run")]) == 0
     assert "resumed after step 8" in capsys.readouterr().out
     assert content(tmp_path / "run") == whole
@@ -290,7 +337,9 @@ def test_a_folder_that_can_only_be_read(cut, tmp_path, whole, capsys):
         pytest.skip("no file system can be mounted here")
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
-        assert f"'{run}' can't be written: Read-only file system; resume it later" in refused(capsys, cut)
+        assert f"'{run}' can't be written: Read-only file system; resume it later" in refused(
+            capsys, cut
+        )
         assert main(["show", str(run)]) == 0
     finally:
         subprocess.run(["umount", run], check=True)
@@ -313,7 +362,9 @@ def test_a_disk_that_is_really_full(tmp_path, whole, capsys):
     """A file system of its own, as large as a few checkpoints."""
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "none", place], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "none", place], capture_output=True
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     try:
         (place / "filler").write_bytes(bytes(20_000))
@@ -322,7 +373,11 @@ def test_a_disk_that_is_really_full(tmp_path, whole, capsys):
         (place / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=2m", place], check=True)
         saved = read(place / "run") if (place / "run").exists() else None
-        argv = ["fit", "--resume", str(place / "run"), "--quiet"] if saved else [*ARGV, "--out", str(place / "run")]
+        argv = (
+            ["fit", "--resume", str(place / "run"), "--quiet"]
+            if saved
+            else [*ARGV, "--out", str(place / "run")]
+        )
         assert main(argv) == 0
         assert content(place / "run") == whole
     finally:

@@ -17,17 +17,29 @@ POLICY = senn.PricePolicy(kappa=0.002)
 
 def mixer() -> nn.Module:
     torch.manual_seed(0)
-    stem = [nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten()]
+    stem = [
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Flatten(),
+    ]
     branch = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 6))
     return nn.Sequential(*stem, nn.Linear(108, 6), nn.Tanh(), Residual(branch), nn.Linear(6, 10))
 
 
 def grown(model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer, senn.Grower]:
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    return model, optimizer, senn.Grower(model, optimizer, policy=POLICY, candidate_config=FEW, seed=3)
+    return (
+        model,
+        optimizer,
+        senn.Grower(model, optimizer, policy=POLICY, candidate_config=FEW, seed=3),
+    )
 
 
-def rounds(model: nn.Module, optimizer: torch.optim.Optimizer, grower: senn.Grower, numbers: range) -> None:
+def rounds(
+    model: nn.Module, optimizer: torch.optim.Optimizer, grower: senn.Grower, numbers: range
+) -> None:
     """Five steps and a round, several times."""
     for number in numbers:
         draw = torch.Generator().manual_seed(number)
@@ -49,7 +61,9 @@ def broken_off(model: nn.Module, optimizer: torch.optim.Optimizer, grower: senn.
     return twin, other, fresh
 
 
-@pytest.mark.parametrize("build", [lambda: net(layers=2), mixer], ids=["perceptron", "convolution and block"])
+@pytest.mark.parametrize(
+    "build", [lambda: net(layers=2), mixer], ids=["perceptron", "convolution and block"]
+)
 def test_what_follows_a_break_is_what_would_have_followed(build):
     model, optimizer, grower = grown(build())
     rounds(model, optimizer, grower, range(4))
@@ -61,10 +75,14 @@ def test_what_follows_a_break_is_what_would_have_followed(build):
     rounds(*twin, range(4, 8))
     fresh = twin[2]
     assert len(fresh.events) > 2
-    assert repr([event.state() for event in fresh.events]) == repr([event.state() for event in grower.events])
+    assert repr([event.state() for event in fresh.events]) == repr(
+        [event.state() for event in grower.events]
+    )
     assert repr(fresh.last_round) == repr(grower.last_round)
     assert all(event.realized_decrease is not None for event in fresh.events[:-4])
-    assert [group.name for group in fresh.graph.groups] == [group.name for group in grower.graph.groups]
+    assert [group.name for group in fresh.graph.groups] == [
+        group.name for group in grower.graph.groups
+    ]
     ours, theirs = twin[0].state_dict(), model.state_dict()
     assert [*ours] == [*theirs]
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -78,7 +96,10 @@ def test_a_state_is_a_copy():
     before = copy.deepcopy(state)
     rounds(model, optimizer, grower, range(1, 4))
     assert repr(state) == repr(before)
-    assert all(torch.equal(one["factor"], before["known"][name]["factor"]) for name, one in state["known"].items())
+    assert all(
+        torch.equal(one["factor"], before["known"][name]["factor"])
+        for name, one in state["known"].items()
+    )
     assert state["known"]
     assert math.isfinite(state["eta"])
 
@@ -124,7 +145,11 @@ def test_batches_that_raise_change_nothing(observed):
     def broken():
         raise OSError("the disk is gone")
 
-    for last, error in ((broken, OSError), (lambda: [(X[:9], Y[:8])], senn.SennError), (lambda: [3], senn.SennError)):
+    for last, error in (
+        (broken, OSError),
+        (lambda: [(X[:9], Y[:8])], senn.SennError),
+        (lambda: [3], senn.SennError),
+    ):
         held, state = everything(model), repr(grower.state_dict())
         with pytest.raises(error):
             grower.grow(batches(last))
@@ -133,4 +158,6 @@ def test_batches_that_raise_change_nothing(observed):
     for one in (ours, theirs):
         one[2].grow([(X[:300], Y[:300])])
     assert repr(ours[2].last_round) == repr(theirs[2].last_round)
-    assert repr([event.state() for event in grower.events]) == repr([event.state() for event in theirs[2].events])
+    assert repr([event.state() for event in grower.events]) == repr(
+        [event.state() for event in theirs[2].events]
+    )

@@ -21,7 +21,11 @@ from senn.runs import read
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
 TABLE = ["wine", "--epochs", "8", "--seed", "3"]
 TRIALS = {
-    "table": (TABLE, {"surgery": 3, "scoring": 1, "kfac": 1, "runs": 2, "atomic_files.py": 2, "training": 1}, 2),
+    "table": (
+        TABLE,
+        {"surgery": 3, "scoring": 1, "kfac": 1, "runs": 2, "atomic_files.py": 2, "training": 1},
+        2,
+    ),
     "natural gradient": (
         [*TABLE, "--optimizer", "natural-gradient"],
         {"surgery": 1, "atomic_files.py": 1, "training": 2},
@@ -73,7 +77,10 @@ def content(run):
 
 
 def test_twenty_of_twenty_kills_cost_nothing(tmp_path, images):
-    argv = {name: [str(images) if one == "IMAGES" else one for one in of] for name, (of, _, _) in TRIALS.items()}
+    argv = {
+        name: [str(images) if one == "IMAGES" else one for one in of]
+        for name, (of, _, _) in TRIALS.items()
+    }
     wholes = served(tmp_path / "whole", [{"argv": of, "package": "none"} for of in argv.values()])
     assert all(whole["first"]["code"] == 0 for whole in wholes), wholes
     expected, trials = [], []
@@ -82,18 +89,29 @@ def test_twenty_of_twenty_kills_cost_nothing(tmp_path, images):
         counts = wholes[number]["first"]["counts"]
         assert min(counts[package] for package in PACKAGES) > 50, counts
         trials += [
-            {"argv": argv[name], "resume": True, "package": package, "at": draw.randint(1, counts[package])}
+            {
+                "argv": argv[name],
+                "resume": True,
+                "package": package,
+                "at": draw.randint(1, counts[package]),
+            }
             for package, times in packages.items()
             for _ in range(times)
         ]
-        trials += [{"argv": argv[name], "resume": True, "after": draw.uniform(0.05, 0.5)} for _ in range(by_time)]
+        trials += [
+            {"argv": argv[name], "resume": True, "after": draw.uniform(0.05, 0.5)}
+            for _ in range(by_time)
+        ]
         whole = content(tmp_path / "whole" / str(number))
         assert any(record["event"] == "growth" for record in whole[1])
         expected += [whole] * (sum(packages.values()) + by_time)
     assert len(trials) == 20
     done = served(tmp_path / "cut", trials)
     for number, (trial, one) in enumerate(zip(trials, done, strict=True)):
-        assert one["first"]["code"] == -9 or ("after" in trial and one["first"]["code"] == 0), (trial, one)
+        assert one["first"]["code"] == -9 or ("after" in trial and one["first"]["code"] == 0), (
+            trial,
+            one,
+        )
         assert content(tmp_path / "cut" / str(number)) == expected[number], (trial, one)
     assert sum("checkpoint" in " ".join(one["left"] or ()) for one in done) >= 12
 
@@ -105,7 +123,9 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path):
     command = [sys.executable, "-m", "senn.cli.main", "fit"]
     argv = ["table.csv", "--target", "kind", "--epochs", "60", "--out", "run", "--quiet"]
     env = {**os.environ, "PYTHONPATH": str(Path(senn.__file__).parents[1])}
-    process = subprocess.Popen([*command, *argv], cwd=tmp_path, env={**env, "SENN_CHECKPOINT_SECONDS": "0"})
+    process = subprocess.Popen(
+        [*command, *argv], cwd=tmp_path, env={**env, "SENN_CHECKPOINT_SECONDS": "0"}
+    )
     while not list((tmp_path / "run" / "unfinished").glob("checkpoint-*")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -116,7 +136,11 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path):
     assert saved.unfinished
     assert saved.options.data == f"{tmp_path}/table.csv"
     done = subprocess.run(
-        [*command, "--resume", str(tmp_path / "run")], env=env, capture_output=True, text=True, check=False
+        [*command, "--resume", str(tmp_path / "run")],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "note: resumed after step" in done.stdout
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [

@@ -35,7 +35,11 @@ def test_a_run_from_its_start_to_its_end(tmp_path):
     with begun(path) as folder:
         folder.save({"a": 1}, b"first")
         saved = read(path)
-        assert (saved.results, saved.unfinished, saved.options) == (None, True, FitOptions(data="wine"))
+        assert (saved.results, saved.unfinished, saved.options) == (
+            None,
+            True,
+            FitOptions(data="wine"),
+        )
         assert saved.history == [START, {**EPOCH, "loss": None}]
         finished(folder)
     saved = read(path)
@@ -47,7 +51,10 @@ def test_a_run_from_its_start_to_its_end(tmp_path):
 
 
 def test_no_picture_of_another_run_stays_beside_a_new_one(tmp_path):
-    made, own = '<!DOCTYPE html>\n<meta name="generator" content="senn">', "<!DOCTYPE html>\n<p>my own</p>"
+    made, own = (
+        '<!DOCTYPE html>\n<meta name="generator" content="senn">',
+        "<!DOCTYPE html>\n<p>my own</p>",
+    )
     for page in (made, own):
         path = tmp_path / str(len(page))
         with begun(path) as folder:
@@ -56,10 +63,15 @@ def test_no_picture_of_another_run_stays_beside_a_new_one(tmp_path):
         (path / "growth.png").write_bytes(b"old")
         (path / "notes.txt").write_text("mine")
         with begun(path, overwrite=True) as folder:
-            assert (path / "report.html").exists()  # the old run stays until the new one is complete
+            assert (
+                path / "report.html"
+            ).exists()  # the old run stays until the new one is complete
             finished(folder, "two")
         left = {"report.html"} if page == own else set()
-        assert set(os.listdir(path)) == {"history.jsonl", "model.json", "notes.txt", "results.json"} | left
+        assert (
+            set(os.listdir(path))
+            == {"history.jsonl", "model.json", "notes.txt", "results.json"} | left
+        )
 
 
 def test_an_unfinished_run_with_a_report_can_be_replaced(tmp_path):
@@ -73,15 +85,21 @@ def test_an_unfinished_run_with_a_report_can_be_replaced(tmp_path):
 
 def test_what_came_of_a_change_is_known_of_unfinished_runs_too(tmp_path):
     changes = [{"event": "growth", "round": one, "realized_decrease": None} for one in (1, 1, 3)]
-    rounds = [{"event": "growth_round", "realized_decrease": value} for value in (None, 0.5, None, 0.25)]
+    rounds = [
+        {"event": "growth_round", "realized_decrease": value} for value in (None, 0.5, None, 0.25)
+    ]
     with begun(tmp_path) as folder:
         for record in (rounds[0], *changes[:2], rounds[1], rounds[2], changes[2]):
             folder.record(record)
         folder.save({}, b"")
-    assert [one["realized_decrease"] for one in read(tmp_path).history if one["event"] == "growth"] == [0.5, 0.5, None]
+    assert [
+        one["realized_decrease"] for one in read(tmp_path).history if one["event"] == "growth"
+    ] == [0.5, 0.5, None]
     with RunFolder(tmp_path, resume=True) as folder:
         folder.record(rounds[3])
-    assert [one["realized_decrease"] for one in read(tmp_path).history if one["event"] == "growth"] == [0.5, 0.5, 0.25]
+    assert [
+        one["realized_decrease"] for one in read(tmp_path).history if one["event"] == "growth"
+    ] == [0.5, 0.5, 0.25]
 
 
 def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing(tmp_path):
@@ -139,7 +157,12 @@ def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):
         for number in range(5):
             folder.save({"number": number}, bytes([number]))
     home = tmp_path / "unfinished"
-    assert sorted(os.listdir(home)) == ["checkpoint-004", "checkpoint-005", "history.jsonl", "run.json"]
+    assert sorted(os.listdir(home)) == [
+        "checkpoint-004",
+        "checkpoint-005",
+        "history.jsonl",
+        "run.json",
+    ]
     (home / ".checkpoint-006.partial").mkdir()
     with RunFolder(tmp_path, resume=True) as folder:
         assert folder.newest() == (({"number": 4}, b"\4"), [])
@@ -151,7 +174,9 @@ def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):
         os.rename(home / "checkpoint-006", home / "checkpoint-005")
         found, reasons = folder.newest()
         assert found is None
-        assert [reason.rpartition(": ")[2] for reason in reasons] == ["it is another checkpoint"] * 2
+        assert [reason.rpartition(": ")[2] for reason in reasons] == [
+            "it is another checkpoint"
+        ] * 2
         about = json.loads((home / "run.json").read_text())
         (home / "run.json").write_bytes(atomic_files.to_checksummed_json({**about, "data": "y"}))
     os.rename(home / "checkpoint-007", home / "checkpoint-006")
@@ -206,9 +231,9 @@ def test_a_publication_that_is_broken_off_is_finished_later(tmp_path):
         text = (place / "model.json").read_text()
         seen.add(text)
         assert read(path).history == [START, {**EPOCH, "loss": None}]
-        assert atomic_files.read_checksummed_json(place / "results.json", "senn-run", 2)["files"]["model.json"][
-            "sha256"
-        ] == atomic_files.bytes_digest(text.encode())
+        assert atomic_files.read_checksummed_json(place / "results.json", "senn-run", 2)["files"][
+            "model.json"
+        ]["sha256"] == atomic_files.bytes_digest(text.encode())
         if return_:
             break
         if read(path).unfinished:
@@ -273,7 +298,9 @@ def test_a_disk_that_fills_up_at_any_write_costs_one_checkpoint(tmp_path):
         )  # the history, the numbers and the state; not every system can be asked for a folder's names
 
 
-@pytest.mark.parametrize("name", ["thesis.tex", "unfinished/thesis.tex", "results.json", "unfinished/run.json"])
+@pytest.mark.parametrize(
+    "name", ["thesis.tex", "unfinished/thesis.tex", "results.json", "unfinished/run.json"]
+)
 def test_what_is_not_to_be_replaced(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")

@@ -34,7 +34,9 @@ def decreases(record):
     """Expected and realized decrease of a growth record, by the names of today or of version 1."""
     old = "promised" in record
     return (
-        (record["promised"], record["realised"]) if old else (record["expected_decrease"], record["realized_decrease"])
+        (record["promised"], record["realised"])
+        if old
+        else (record["expected_decrease"], record["realized_decrease"])
     )
 
 
@@ -45,9 +47,13 @@ def test_old_folders_are_shown(finished, interrupted, capsys):
     shown = capsys.readouterr().out
     assert "prune body.0: 4 -> 3" in shown
     assert f"it is unfinished; to resume: senn fit --resume {interrupted}\n" in shown
-    shutil.copytree(interrupted / "unfinished", killed := interrupted.with_name("killed") / "unfinished")
+    shutil.copytree(
+        interrupted / "unfinished", killed := interrupted.with_name("killed") / "unfinished"
+    )
     assert main(["show", str(killed.parent)]) == 0
-    assert capsys.readouterr().out.startswith(f"unfinished: senn fit {' '.join(ARGUMENTS)}\nepoch 2 of 6, ")
+    assert capsys.readouterr().out.startswith(
+        f"unfinished: senn fit {' '.join(ARGUMENTS)}\nepoch 2 of 6, "
+    )
 
 
 def test_old_networks_predict(finished, interrupted, tmp_path, capsys):
@@ -59,16 +65,25 @@ def test_old_networks_predict(finished, interrupted, tmp_path, capsys):
 
 def test_old_folders_make_a_report_with_all_their_figures(finished, interrupted, tmp_path):
     pytest.importorskip("vl_convert")
-    assert main(["report", str(finished), str(interrupted), "--out", str(tmp_path / "page.html")]) == 0
+    assert (
+        main(["report", str(finished), str(interrupted), "--out", str(tmp_path / "page.html")]) == 0
+    )
     text = (tmp_path / "page.html").read_text()
     runs = json.loads(re.search(r'id="records">(.*?)</script>', text, re.S)[1])["runs"]
     for run, folder in zip(runs, (finished, interrupted), strict=True):
         told = [x for one in run["records"] if one["event"] == "growth" for x in decreases(one)]
-        kept = [x for one in lines(folder / "history.jsonl") if one["event"] == "growth" for x in decreases(one)]
+        kept = [
+            x
+            for one in lines(folder / "history.jsonl")
+            if one["event"] == "growth"
+            for x in decreases(one)
+        ]
         assert told == [x if x is None else pytest.approx(x, rel=1e-4) for x in kept]
 
 
-def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(interrupted, tmp_path, capsys):
+def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(
+    interrupted, tmp_path, capsys
+):
     """Nearly: another processor may round otherwise."""
     before = read(interrupted).history
     assert main(["fit", "--resume", str(interrupted)]) == 0
@@ -81,8 +96,17 @@ def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(interr
     assert len(resumed.history) == len(whole.history) > len(before)
     for one, other in zip(resumed.history, whole.history, strict=True):
         assert one.keys() == other.keys()
-        for key in one.keys() - {"seconds", "text", "accepted", "refused", "eta_by_map", "validation"}:
-            assert one[key] == (pytest.approx(other[key], rel=1e-3) if isinstance(other[key], float) else other[key])
+        for key in one.keys() - {
+            "seconds",
+            "text",
+            "accepted",
+            "refused",
+            "eta_by_map",
+            "validation",
+        }:
+            assert one[key] == (
+                pytest.approx(other[key], rel=1e-3) if isinstance(other[key], float) else other[key]
+            )
 
 
 def test_the_options_of_an_old_run_cannot_be_changed(interrupted, capsys):

@@ -102,7 +102,9 @@ def test_a_run_that_goes_on_shows_what_was_before():
         tell(watch, [run.history[0], *run.history[5:]])  # a run that goes on begins once more
         text = get(watch, "/").read().decode()
     told = json.loads(re.search(r'id="records">(.*?)</script>', text, re.S)[1])
-    assert [one["event"] for one in told["runs"][0]["records"]] == [one["event"] for one in run.history]
+    assert [one["event"] for one in told["runs"][0]["records"]] == [
+        one["event"] for one in run.history
+    ]
 
 
 def test_an_error_of_the_run_is_told():
@@ -139,12 +141,17 @@ def test_a_watched_run_is_the_same_run(tmp_path, capsys):
         said = capsys.readouterr().out
         assert ("watch it at http://127.0.0.1:" in said) == bool(more)
         results = json.loads((out / "results.json").read_text())
-        kept.append(((out / "model.safetensors").read_bytes(), results["test"], results["architecture"]))
+        kept.append(
+            ((out / "model.safetensors").read_bytes(), results["test"], results["architecture"])
+        )
     assert kept[0] == kept[1]
 
 
 def test_where_it_is_is_said_even_by_a_quiet_run(tmp_path, capsys):
-    assert main(["fit", "wine", "--epochs", "1", "--out", str(tmp_path / "run"), "--watch", "--quiet"]) == 0
+    assert (
+        main(["fit", "wine", "--epochs", "1", "--out", str(tmp_path / "run"), "--watch", "--quiet"])
+        == 0
+    )
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "watch it at" in captured.err

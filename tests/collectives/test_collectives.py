@@ -17,7 +17,9 @@ SHARES = {2: (77, 43), 3: (50, 0, 70)}
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    return {name: grow(name, (SAMPLES,), 0, Communicator()) for name in CASES} | {"fit": fit(Communicator())}
+    return {name: grow(name, (SAMPLES,), 0, Communicator()) for name in CASES} | {
+        "fit": fit(Communicator())
+    }
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -79,10 +81,14 @@ def test_one_that_differs_fails_or_is_missing_ends_all(tmp_path: Path) -> None:
     assert weight[0] == weight[1]
     assert "rank 2 of 3 has tensors of other shapes" in shape[0]
     assert shape[0] == shape[1]
-    assert kind[0].startswith("SennError: rank 2 failed to look at a batch: a batch's inputs must be")
+    assert kind[0].startswith(
+        "SennError: rank 2 failed to look at a batch: a batch's inputs must be"
+    )
     assert "rank 2 of 3 differs from the others in its policy" in policy[0]
     assert policy[0] == policy[1]
-    assert surgery[0].startswith("SurgeryError: rank 1 failed to change the model: the outputs changed")
+    assert surgery[0].startswith(
+        "SurgeryError: rank 1 failed to change the model: the outputs changed"
+    )
     assert surgery[0] == surgery[1]
     assert "rank 1 was about to do something else and rank 0 to" in call[0]
     assert call[0] == call[1]

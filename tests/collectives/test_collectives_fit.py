@@ -17,12 +17,29 @@ from senn.errors import SennError
 from senn.training import TrainConfig
 from senn.training.train_step import TrainStep
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "senn", "fit"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "senn",
+    "fit",
+]
 
 
-def test_torchrun_ends_together_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_torchrun_ends_together_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     begun = subprocess.Popen(
         [*TORCHRUN, "wine", "--epochs", "100", "--out", str(out)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -49,5 +66,9 @@ def test_torchrun_ends_together_and_goes_on(tmp_path: Path, capsys: pytest.Captu
 def test_the_natural_gradient_is_refused() -> None:
     with pytest.raises(SennError, match="natural-gradient are taken by one process"):
         TrainStep(
-            torch.nn.Linear(2, 2), TrainConfig(optimizer="natural-gradient"), "classification", 10, Communicator(0, 2)
+            torch.nn.Linear(2, 2),
+            TrainConfig(optimizer="natural-gradient"),
+            "classification",
+            10,
+            Communicator(0, 2),
         )

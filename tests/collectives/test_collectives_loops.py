@@ -22,7 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
-    worlds.preload("senn.integrations.lightning", "senn.integrations.transformers", "transformers.trainer")
+    worlds.preload(
+        "senn.integrations.lightning", "senn.integrations.transformers", "transformers.trainer"
+    )
     answers = worlds.world(2, several, str(folder))
     assert all(isinstance(rank, dict) for rank in answers), answers
     return answers
@@ -48,7 +50,11 @@ def test_training_goes_on_where_one_process_has_no_batch(two: Any) -> None:
     first, second = (rank["troubled"] for rank in two)
     assert first["history"] == second["history"]
     torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=0)
-    faults = [(record["step"], record["text"]) for record in first["history"] if record["event"] == "fault"]
+    faults = [
+        (record["step"], record["text"])
+        for record in first["history"]
+        if record["event"] == "fault"
+    ]
     said = "on rank 1, KeyError: 'label'"
     assert faults == [(4, f"the round was skipped: {said}"), (7, f"a batch was left out: {said}")]
     assert any(record["event"] == "growth" for record in first["history"])

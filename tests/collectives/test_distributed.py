@@ -43,7 +43,9 @@ def test_a_wrapper_says_that_it_is_stale_and_keeps_its_settings(two: Any) -> Non
 
 def test_what_was_sharded_is_sharded_again(two: Any) -> None:
     for rank in two:
-        assert "with senn.distributed.full_parameters(model, optimizer):" in rank["sharded"]["refused"]
+        assert (
+            "with senn.distributed.full_parameters(model, optimizer):" in rank["sharded"]["refused"]
+        )
         assert rank["sharded"]["halves"]
         assert rank["sharded"]["class"]
         assert sum(rank["sharded"]["units"]) >= 3
@@ -52,5 +54,8 @@ def test_what_was_sharded_is_sharded_again(two: Any) -> None:
 def test_other_models_are_refused_by_name() -> None:
     with pytest.raises(SennError, match="a Linear"):
         rewrap_ddp(nn.Linear(2, 2))  # type: ignore[arg-type]
-    with pytest.raises(SennError, match="fully_shard has sharded"), full_parameters(nn.Linear(2, 2)):
+    with (
+        pytest.raises(SennError, match="fully_shard has sharded"),
+        full_parameters(nn.Linear(2, 2)),
+    ):
         pass

@@ -73,7 +73,9 @@ class TestNumbers:
     def test_a_dirty_cell_is_named(self):
         with pytest.raises(SennError, match=r"column 'a' .* 1 of 10 rows, .* row 4: 'abc'"):
             fit(a=["1", "2", "3", "abc", "5", "6", "7", "8", "9", "10"])
-        encoder, _ = fit(a=["1", "2", "3", "abc", "5", "6", "7", "8", "9", "10"], kinds={"a": "category"})
+        encoder, _ = fit(
+            a=["1", "2", "3", "abc", "5", "6", "7", "8", "9", "10"], kinds={"a": "category"}
+        )
         assert "a=abc" in encoder.features
 
     def test_a_dirty_cell_in_a_later_table_is_named(self):
@@ -82,30 +84,42 @@ class TestNumbers:
             encoder.transform(pd.DataFrame({"a": ["1", "x"]}, index=[6, 7]))
 
     @pytest.mark.parametrize(
-        "cell", [np.inf, -np.inf, "inf", "1e999", 10**400], ids=["inf", "-inf", "text", "big text", "big int"]
+        "cell",
+        [np.inf, -np.inf, "inf", "1e999", 10**400],
+        ids=["inf", "-inf", "text", "big text", "big int"],
     )
     def test_infinity_is_refused(self, cell):
         with pytest.raises(SennError, match="column 'a', row 2"):
-            fit(a=pd.Series([1.0, cell, 3.0, 4.0], dtype=object if isinstance(cell, str | int) else None))
+            fit(
+                a=pd.Series(
+                    [1.0, cell, 3.0, 4.0], dtype=object if isinstance(cell, str | int) else None
+                )
+            )
 
     def test_decimal_commas_are_refused(self):
         with pytest.raises(SennError, match=r"decimal comma \(row 1: '1,5'\)"):
             fit(a=["1,5", "2,5", "3,0", "-1.000,5"])
 
     def test_enormous_numbers_stay_finite(self):
-        encoder, x = fit(a=[1.7e308, -1.7e308, 0.0, 1e300], b=[2**64 - 1, 0, 1, 2**63], c=[10**30, 0, 1, 2])
+        encoder, x = fit(
+            a=[1.7e308, -1.7e308, 0.0, 1e300], b=[2**64 - 1, 0, 1, 2**63], c=[10**30, 0, 1, 2]
+        )
         assert kinds(encoder) == {"a": "number", "b": "number", "c": "number"}
         assert np.isfinite(x).all()
         np.testing.assert_allclose(x.mean(0), 0, atol=1e-6)
         small, _ = fit(a=[0.0, 1e-3, 2e-3, 3e-3])
         assert small.transform(pd.DataFrame({"a": [1e300]}))[0, 0] == np.float32(FARTHEST)
 
-    @pytest.mark.parametrize("dtype", ["Int64", "Float32", "int8", "uint64", "float16", "double[pyarrow]"])
+    @pytest.mark.parametrize(
+        "dtype", ["Int64", "Float32", "int8", "uint64", "float16", "double[pyarrow]"]
+    )
     def test_every_numeric_type(self, dtype):
         _, x = fit(a=pd.Series([1, 2, 3, 6], dtype=dtype))
         np.testing.assert_allclose(x, fit(a=[1, 2, 3, 6])[1])
 
-    @pytest.mark.parametrize("cells", [[1j, 2j] * 2, [b"a", b"b"] * 2, [[1], [2]] * 2, pd.to_timedelta([1, 2, 3, 4])])
+    @pytest.mark.parametrize(
+        "cells", [[1j, 2j] * 2, [b"a", b"b"] * 2, [[1], [2]] * 2, pd.to_timedelta([1, 2, 3, 4])]
+    )
     def test_strange_types_are_refused_by_name(self, cells):
         with pytest.raises(SennError, match=r"column 'a' holds .* isn't understood"):
             fit(a=cells)
@@ -121,7 +135,9 @@ class TestNumbers:
         ],
     )
     def test_what_is_no_number_is_refused(self, cells):
-        with pytest.raises(SennError, match=r"column 'a', row 1: .* is (not a number|infinite or too large)") as caught:
+        with pytest.raises(
+            SennError, match=r"column 'a', row 1: .* is (not a number|infinite or too large)"
+        ) as caught:
             fit({"a": "number"}, a=cells)
         assert len(str(caught.value)) < 100
 
@@ -134,7 +150,11 @@ class TestCategories:
 
     def test_unseen_ones_are_zeros(self):
         encoder, _ = fit(a=["x", "y", "x", "y"])
-        assert encoder.transform(pd.DataFrame({"a": ["new", None, "y"]})).tolist() == [[0, 0], [0, 0], [0, 1]]
+        assert encoder.transform(pd.DataFrame({"a": ["new", None, "y"]})).tolist() == [
+            [0, 0],
+            [0, 0],
+            [0, 1],
+        ]
 
     def test_missing_ones_are_a_category(self):
         encoder, x = fit(a=["x", None, "x", "y"])
@@ -144,7 +164,10 @@ class TestCategories:
     def test_rare_and_unseen_ones_share_a_feature(self):
         encoder, _ = fit(a=["x"] * 600 + ["y"] * 390 + [f"rare{at}" for at in range(10)])
         assert encoder.features == ["a=x", "a=y", "a other"]
-        assert encoder.transform(pd.DataFrame({"a": ["rare3", "never"]})).tolist() == [[0, 0, 1], [0, 0, 1]]
+        assert encoder.transform(pd.DataFrame({"a": ["rare3", "never"]})).tolist() == [
+            [0, 0, 1],
+            [0, 0, 1],
+        ]
         assert encoder.notes == ["column 'a' 10 rare categories are taken together"]
 
     def test_ten_thousand_categories_are_capped(self):
@@ -163,7 +186,9 @@ class TestCategories:
     def test_identifiers_are_dropped_with_a_note(self):
         encoder, _ = fit(id=[f"person {at}" for at in range(30)], a=range(30))
         assert kinds(encoder) == {"id": "dropped", "a": "number"}
-        assert encoder.notes == ["column 'id' looks like an identifier: 30 different texts in 30 rows"]
+        assert encoder.notes == [
+            "column 'id' looks like an identifier: 30 different texts in 30 rows"
+        ]
         assert encoder.transform(pd.DataFrame({"a": [1]})).shape == (1, 1)
 
 
@@ -181,7 +206,9 @@ class TestBooleansAndConstants:
             encoder.transform(pd.DataFrame({"a": ["maybe"]}))
 
     def test_columns_that_say_nothing_are_dropped_with_a_note(self):
-        encoder, _ = fit(a=[1, 2, 3, 4], n=[7.0] * 4, t=["x"] * 4, e=[None] * 4, m=["?"] * 4, b=[True] * 4)
+        encoder, _ = fit(
+            a=[1, 2, 3, 4], n=[7.0] * 4, t=["x"] * 4, e=[None] * 4, m=["?"] * 4, b=[True] * 4
+        )
         assert encoder.features == ["a"]
         assert encoder.notes == [
             "column 'n' is always 7",
@@ -192,7 +219,9 @@ class TestBooleansAndConstants:
         ]
 
     def test_nothing_left_is_refused(self):
-        with pytest.raises(SennError, match=r"no column is left to predict 'y' from \('a' is always 1\)"):
+        with pytest.raises(
+            SennError, match=r"no column is left to predict 'y' from \('a' is always 1\)"
+        ):
             fit(a=[1, 1, 1, 1])
 
 
@@ -206,7 +235,12 @@ class TestDates:
             ["01/01/2024", "02/01/2024", "30/03/2024", "04/06/2025"],
             ["01/01/2024", "01/02/2024", "03/30/2024", "06/04/2025"],
             ["1 Jan 2024", "2 Jan 2024", "30 Mar 2024", "4 Jun 2025"],
-            ["2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z", "2024-03-30T00:00:00Z", "2025-06-04T00:00:00Z"],
+            [
+                "2024-01-01T00:00:00Z",
+                "2024-01-02T00:00:00Z",
+                "2024-03-30T00:00:00Z",
+                "2025-06-04T00:00:00Z",
+            ],
             [date(2024, 1, 1), date(2024, 1, 2), date(2024, 3, 30), date(2025, 6, 4)],
             pd.to_datetime(["2024-01-01", "2024-01-02", "2024-03-30", "2025-06-04"]),
         ],
@@ -218,22 +252,30 @@ class TestDates:
         assert encoder.features == [f"a {name}" for name in names]
         days = np.array([0, 1, 89, 520.0])
         np.testing.assert_allclose(x[:, 0], (days - days.mean()) / days.std(), rtol=1e-5)
-        np.testing.assert_allclose(x[:, 2], np.sin(2 * np.pi * np.array([0, 0, 2, 5]) / 12), atol=1e-6)
-        np.testing.assert_allclose(x[:, 5], np.cos(2 * np.pi * np.array([0, 1, 5, 2]) / 7), atol=1e-6)
+        np.testing.assert_allclose(
+            x[:, 2], np.sin(2 * np.pi * np.array([0, 0, 2, 5]) / 12), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            x[:, 5], np.cos(2 * np.pi * np.array([0, 1, 5, 2]) / 7), atol=1e-6
+        )
 
     def test_numbers_and_versions_are_no_dates(self):
         encoder, _ = fit(a=["2024", "2025", "2023", "2022"], b=["1.2.3", "1.2.4", "1.2.3", "2.0.0"])
         assert kinds(encoder) == {"a": "number", "b": "category"}
 
     def test_time_of_day_and_missing(self):
-        encoder, x = fit(a=["2024-01-01 06:00:00", None, "2024-01-03 18:00:00", "2024-01-02 12:00:00"])
+        encoder, x = fit(
+            a=["2024-01-01 06:00:00", None, "2024-01-03 18:00:00", "2024-01-02 12:00:00"]
+        )
         assert encoder.features[-3:] == ["a hour sine", "a hour cosine", "a missing"]
         np.testing.assert_allclose(x[[0, 2, 3], -3], [1, -1, 0], atol=1e-6)
         assert x[1, 0] == x[3, 0]
 
     def test_ambiguous_ones_are_noted(self):
         encoder, _ = fit(a=["01/02/2024", "03/04/2024", "05/06/2024", "07/08/2024"])
-        assert encoder.notes == ["column 'a' no date tells months from days; the month is taken to come first"]
+        assert encoder.notes == [
+            "column 'a' no date tells months from days; the month is taken to come first"
+        ]
 
     @pytest.mark.parametrize(
         "cells",
@@ -252,7 +294,9 @@ class TestDates:
 
     def test_a_wrong_date_is_named(self):
         encoder, _ = fit(a=["2024-01-01", "2024-01-02", "2024-03-30", "2025-06-04"])
-        with pytest.raises(SennError, match=r"column 'a', row 0: '30\.03\.2024' is not a date like"):
+        with pytest.raises(
+            SennError, match=r"column 'a', row 0: '30\.03\.2024' is not a date like"
+        ):
             encoder.transform(pd.DataFrame({"a": ["30.03.2024"]}))
 
 
@@ -280,7 +324,9 @@ class TestTables:
         with pytest.raises(SennError, match=message):
             TableEncoder.fit(frame, "y")
 
-    @pytest.mark.parametrize(("kinds", "message"), [({"b": "number"}, "no column 'b'"), ({"a": "x"}, "kind 'x'")])
+    @pytest.mark.parametrize(
+        ("kinds", "message"), [({"b": "number"}, "no column 'b'"), ({"a": "x"}, "kind 'x'")]
+    )
     def test_impossible_kinds(self, kinds, message):
         with pytest.raises(SennError, match=message):
             fit(a=[1, 2, 3, 4], kinds=kinds)
@@ -298,7 +344,9 @@ class TestTables:
             st.lists(st.none() | st.floats(-1e300, 1e300), min_size=12, max_size=12),
             st.lists(st.none() | st.booleans(), min_size=12, max_size=12),
             st.lists(st.none() | st.sampled_from("äbc"), min_size=12, max_size=12),
-            st.lists(st.none() | st.dates(date(1800, 1, 1), date(2200, 1, 1)), min_size=12, max_size=12),
+            st.lists(
+                st.none() | st.dates(date(1800, 1, 1), date(2200, 1, 1)), min_size=12, max_size=12
+            ),
         )
         frame = table(a=data.draw(cells), b=data.draw(cells), c=range(12))
         encoder = TableEncoder.fit(frame, "y")
@@ -351,12 +399,16 @@ class TestTarget:
     def test_the_task_is_inferred(self, cells, task):
         assert Target.fit("y", pd.Series(cells)).task == task
 
-    @pytest.mark.parametrize("labels", [("-", "none"), (1, 5), (False, True), (0.0, 1.0), ("007", "8")])
+    @pytest.mark.parametrize(
+        "labels", [("-", "none"), (1, 5), (False, True), (0.0, 1.0), ("007", "8")]
+    )
     def test_labels_keep_their_type(self, labels):
         cells = pd.Series([labels[0], labels[1], labels[1], labels[0]])
         target = Target.fit("y", cells)
         back = Target.from_dict(json.loads(json.dumps(target.to_dict())))
-        assert [(label, type(label)) for label in back.labels] == [(label, type(label)) for label in labels]
+        assert [(label, type(label)) for label in back.labels] == [
+            (label, type(label)) for label in labels
+        ]
         codes = back.encode(cells)
         assert codes.tolist() == [0, 1, 1, 0]
         assert back.decode(np.eye(2)[codes]) == list(cells)
@@ -396,10 +448,17 @@ class TestTarget:
 
 class TestSplit:
     @settings(max_examples=60, deadline=None)
-    @given(st.lists(st.integers(0, 4), min_size=6, max_size=60), st.floats(0.15, 0.85), st.integers(0, 9))
+    @given(
+        st.lists(st.integers(0, 4), min_size=6, max_size=60),
+        st.floats(0.15, 0.85),
+        st.integers(0, 9),
+    )
     def test_parts_are_complete_disjoint_and_in_proportion(self, classes, fraction, seed):
         labels = np.array(classes)
-        if sum(min(np.sum(labels == c) * fraction, np.sum(labels == c) - 1) for c in set(classes)) < 1:
+        if (
+            sum(min(np.sum(labels == c) * fraction, np.sum(labels == c) - 1) for c in set(classes))
+            < 1
+        ):
             return
         train, test = split(len(labels), fraction, seed, labels)
         assert sorted([*train, *test]) == list(range(len(labels)))

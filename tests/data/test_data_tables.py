@@ -27,14 +27,20 @@ def test_built_in_tables(name):
     assert read_table(name).frame.equals(table.frame)
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "semicolon", "bom", "row numbers", "parquet", "npz"])
+@pytest.mark.parametrize(
+    "kind", ["csv", "tsv", "semicolon", "bom", "row numbers", "parquet", "npz"]
+)
 def test_all_formats_hold_the_same(tmp_path, kind):
-    frame = pd.DataFrame({"größe": [1.5, 2.5, -1e300], "name": ['a "b", c', "ü\nx", "3;4\t5"], "k": [1, 2, 3]})
+    frame = pd.DataFrame(
+        {"größe": [1.5, 2.5, -1e300], "name": ['a "b", c', "ü\nx", "3;4\t5"], "k": [1, 2, 3]}
+    )
     path = tmp_path / {"parquet": "t.parquet", "npz": "t.npz", "tsv": "t.TSV"}.get(kind, "t.csv")
     if kind == "parquet":
         frame.to_parquet(path)
     elif kind == "npz":
-        np.savez(path, **{name: frame[name].to_numpy(str if name == "name" else None) for name in frame})
+        np.savez(
+            path, **{name: frame[name].to_numpy(str if name == "name" else None) for name in frame}
+        )
     else:
         mark = {"tsv": "\t", "semicolon": ";"}.get(kind, ",")
         encoding = "utf-8-sig" if kind == "bom" else "utf-8"
@@ -56,7 +62,10 @@ def test_npz_of_arrays(tmp_path):
 def test_text_columns_keep_their_zeros(tmp_path):
     (tmp_path / "t.csv").write_text("code,a\n007,1\n012,2\n")
     assert read_table(tmp_path / "t.csv").frame["code"].tolist() == [7, 12]
-    assert read_table(tmp_path / "t.csv", text=["code", "other"]).frame["code"].tolist() == ["007", "012"]
+    assert read_table(tmp_path / "t.csv", text=["code", "other"]).frame["code"].tolist() == [
+        "007",
+        "012",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,9 @@ def test_parquet_without_columns_or_rows(tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(SennError, match=r"no file 'absent\.csv', and the built-in tables are digits"):
+    with pytest.raises(
+        SennError, match=r"no file 'absent\.csv', and the built-in tables are digits"
+    ):
         read_table("absent.csv")
     with pytest.raises(SennError, match="is a folder"):
         read_table(tmp_path)

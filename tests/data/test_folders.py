@@ -39,7 +39,11 @@ def write(root, classes, each=3, size=(40, 40)):
 
 
 def idx(array):
-    return bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + b"".join(size.to_bytes(4, "big") for size in array.shape)
+        + array.tobytes()
+    )
 
 
 def parquet(path, images, labels, struct=True, column="label", metadata=None):
@@ -70,7 +74,9 @@ def test_a_folder_of_classes(tmp_path):
     assert found.train.labels.tolist() == [0] * 4 + [1] * 3
     assert (found.test, found.left_out) == (None, ())
     assert found.notes == ("1 file beside the folders of the classes left alone",)
-    np.testing.assert_array_equal(found.train.pixels[0], np.asarray(Image.open(tmp_path / "pets" / "cat" / "0.png")))
+    np.testing.assert_array_equal(
+        found.train.pixels[0], np.asarray(Image.open(tmp_path / "pets" / "cat" / "0.png"))
+    )
 
 
 def test_what_cannot_be_read_is_left_out_by_name(tmp_path):
@@ -98,7 +104,10 @@ def test_too_many_pixels_and_bytes_are_left_out(tmp_path, monkeypatch):
     (root / "cat" / "million.png").write_bytes(encoded(Image.new("L", (1200, 1000))))
     found = collect(str(root))
     (left_out,) = found.left_out
-    assert "'cat/bomb.png' is an image of 9,000 x 9,000 pixels, over the limit of 67,108,864" in left_out.reason
+    assert (
+        "'cat/bomb.png' is an image of 9,000 x 9,000 pixels, over the limit of 67,108,864"
+        in left_out.reason
+    )
     assert len(found.train) == 7
     picture((100, 100)).save(root / "dog" / "large.png")
     monkeypatch.setattr(module, "MOST_FILE_BYTES", 20_000)
@@ -128,10 +137,15 @@ def test_exif_orientation_and_transparency():
     upright = Image.new("RGB", (20, 20), "black")
     upright.paste("white", (0, 0, 20, 10))  # the upper half
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter to the right: stored with the upper half on the left
+    exif[0x0112] = (
+        6  # to be turned by a quarter to the right: stored with the upper half on the left
+    )
     stored = upright.transpose(Image.Transpose.ROTATE_90)
     clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
-    entries = [Entry("turned", encoded(stored, "JPEG", quality=95, exif=exif)), Entry("clear", encoded(clear))]
+    entries = [
+        Entry("turned", encoded(stored, "JPEG", quality=95, exif=exif)),
+        Entry("clear", encoded(clear)),
+    ]
     pixels = squares(entries, 20).pixels
     assert pixels[0, :9].min() > 200
     assert pixels[0, 11:].max() < 60
@@ -139,7 +153,13 @@ def test_exif_orientation_and_transparency():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([1, 3]), st.sampled_from([1, 3]), st.integers(1, 40))
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.sampled_from([1, 3]),
+    st.sampled_from([1, 3]),
+    st.integers(1, 40),
+)
 def test_any_image_becomes_a_square_of_its_middle(width, height, before, channels, side):
     image = np.full((height, width, before), 7, np.uint8)
     most = max(width, height)
@@ -168,12 +188,20 @@ def test_a_side_that_suits_them(sizes, side):
 
 
 def test_a_side_that_is_asked_for(tmp_path):
-    assert collect(str(write(tmp_path / "pets", ["cat", "dog"])), 16).train.pixels.shape == (6, 16, 16, 3)
+    assert collect(str(write(tmp_path / "pets", ["cat", "dog"])), 16).train.pixels.shape == (
+        6,
+        16,
+        16,
+        3,
+    )
 
 
 def test_a_million_images_need_a_smaller_side(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_BYTES", 10_000)
-    refused("6 images of 40 x 40 are over the limit of 10,000 bytes", write(tmp_path / "pets", ["cat", "dog"]))
+    refused(
+        "6 images of 40 x 40 are over the limit of 10,000 bytes",
+        write(tmp_path / "pets", ["cat", "dog"]),
+    )
 
 
 def test_folders_that_hold_no_classes(tmp_path):
@@ -209,7 +237,10 @@ def test_parts_are_no_classes(tmp_path):
 
 def test_idx_with_and_without_a_test_part(tmp_path):
     draw = np.random.default_rng(0)
-    pixels, labels = draw.integers(0, 256, (12, 10, 10), dtype=np.uint8), np.arange(12, dtype=np.uint8) % 3 + 4
+    pixels, labels = (
+        draw.integers(0, 256, (12, 10, 10), dtype=np.uint8),
+        np.arange(12, dtype=np.uint8) % 3 + 4,
+    )
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(pixels))
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
     for source in (tmp_path, tmp_path / "train-images-idx3-ubyte"):
@@ -237,7 +268,11 @@ def test_parquet_of_mixed_sizes(tmp_path, struct):
     assert is_images(str(tmp_path / "t.parquet"))
     found = collect(str(tmp_path / "t.parquet"))
     assert found.train.pixels.shape == (6, 32, 32, 3)
-    assert (found.name, found.classes, found.train.labels.tolist()) == ("t", ("0", "1"), [1, 0, 1, 0, 1, 0])
+    assert (found.name, found.classes, found.train.labels.tolist()) == (
+        "t",
+        ("0", "1"),
+        [1, 0, 1, 0, 1, 0],
+    )
     (left_out,) = found.left_out
     assert left_out.reason.startswith("row 7 of ")
 
@@ -247,7 +282,12 @@ def test_a_folder_of_parquet_with_names(tmp_path):
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     images = [encoded(picture(seed=at)) for at in range(6)]
     for part, count in (("train", 6), ("test", 2)):
-        parquet(tmp_path / f"{part}-0.parquet", images[:count], [2, 0, 2, 0, 2, 0][:count], metadata=metadata)
+        parquet(
+            tmp_path / f"{part}-0.parquet",
+            images[:count],
+            [2, 0, 2, 0, 2, 0][:count],
+            metadata=metadata,
+        )
     found = collect(str(tmp_path))
     assert (found.classes, found.train.labels.tolist()) == (("cat", "owl"), [1, 0, 1, 0, 1, 0])
     assert len(found.test) == 2
@@ -269,14 +309,24 @@ def test_tables_are_no_images(tmp_path):
 
 def encoder(channels=3, side=12):
     mean, std = (0.5,) * channels, (0.25,) * channels
-    return ImageEncoder(side=side, channels=channels, mean=mean, std=std, labels=("cat", "dog"), flip=True)
+    return ImageEncoder(
+        side=side, channels=channels, mean=mean, std=std, labels=("cat", "dog"), flip=True
+    )
 
 
 def test_an_encoder_survives_json():
     made = encoder()
     record = json.loads(json.dumps(made.to_dict()))
     assert ImageEncoder.from_dict(record) == made
-    wrong = {"side": 0, "channels": 2, "mean": [0.5], "std": [0.0] * 3, "labels": ["cat"], "flip": 1, "kind": "table"}
+    wrong = {
+        "side": 0,
+        "channels": 2,
+        "mean": [0.5],
+        "std": [0.0] * 3,
+        "labels": ["cat"],
+        "flip": 1,
+        "kind": "table",
+    }
     for key, value in wrong.items():
         with pytest.raises(SennError, match="damaged"):
             ImageEncoder.from_dict({**record, key: value})
@@ -292,7 +342,10 @@ def test_new_images_of_every_source(tmp_path, channels):
     (tmp_path / "d-idx").write_bytes(idx(np.full((2, 9, 9), 5, np.uint8)))
     parts = list(encoder(channels).read([str(tmp_path), str(tmp_path / "a.png")]))
     names = [name for part, _, _ in parts for name in part]
-    rows = [f"row 1 of {str(tmp_path / 'c.parquet')!r}", *(f"row {at} of {str(tmp_path / 'd-idx')!r}" for at in (1, 2))]
+    rows = [
+        f"row 1 of {str(tmp_path / 'c.parquet')!r}",
+        *(f"row {at} of {str(tmp_path / 'd-idx')!r}" for at in (1, 2)),
+    ]
     assert names == [str(tmp_path / "a.png"), *rows, str(tmp_path / "a.png")]
     assert all(pixels.shape == (len(part), 12, 12, channels) for part, pixels, _ in parts)
     assert [one.name for _, _, left_out in parts for one in left_out] == [

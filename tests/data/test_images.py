@@ -13,7 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_cases import CIFAR, MNIST, TINY, agree, cifar, cifar_binary, folder, mnist, refused, surroundings, tiny
+from image_cases import (
+    CIFAR,
+    MNIST,
+    TINY,
+    agree,
+    cifar,
+    cifar_binary,
+    folder,
+    mnist,
+    refused,
+    surroundings,
+    tiny,
+)
 
 from senn.data.images import read_parquet
 from senn.errors import SennError
@@ -24,7 +36,8 @@ __all__ = ["folder", "surroundings"]  # fixtures
 
 
 @pytest.mark.parametrize(
-    ("source", "make", "form"), [(MNIST, mnist, "IDX"), (CIFAR, cifar, "parquet"), (CIFAR, cifar_binary, "binary")]
+    ("source", "make", "form"),
+    [(MNIST, mnist, "IDX"), (CIFAR, cifar, "parquet"), (CIFAR, cifar_binary, "binary")],
 )
 @pytest.mark.parametrize("inside", [True, False])
 def test_reads_what_was_written(folder, source, make, form, inside):
@@ -57,7 +70,9 @@ def test_holding_out(folder):
     assert (len(held.train), len(held.validation), len(held.test)) == (4, 2, 4)
     both = np.concatenate([held.train.pixels, held.validation.pixels])
     assert sorted(map(bytes, both)) == sorted(map(bytes, found.train.pixels))
-    np.testing.assert_array_equal(held.validation.pixels, found.hold_out(2, seed=1).validation.pixels)
+    np.testing.assert_array_equal(
+        held.validation.pixels, found.hold_out(2, seed=1).validation.pixels
+    )
     for wrong in (0, 6):
         with pytest.raises(SennError, match=f"{wrong} images can't be held out of 6"):
             found.hold_out(wrong, seed=1)
@@ -91,7 +106,12 @@ def flip(path):
 
 @pytest.mark.parametrize(
     "damage",
-    [flip, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: path.write_bytes(b"")],
+    [
+        flip,
+        Path.unlink,
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: path.write_bytes(b""),
+    ],
 )
 @pytest.mark.parametrize("name", ["train-pixels.npy", "test-labels.npy", "set.json"])
 def test_a_damaged_cache_is_made_anew(folder, tmp_path, damage, name):
@@ -131,7 +151,9 @@ def test_a_pickle_in_the_cache_is_not_run(folder, tmp_path):
     (index,) = (tmp_path / "cache").rglob("set.json")
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     np.save(path, np.array([print, 1], object), allow_pickle=True)
-    index.write_text(index.read_text().replace(before, hashlib.sha256(path.read_bytes()).hexdigest()))
+    index.write_text(
+        index.read_text().replace(before, hashlib.sha256(path.read_bytes()).hexdigest())
+    )
     agree(load_images(MNIST, folder), made)
 
 
@@ -166,7 +188,9 @@ def server(tmp_path, monkeypatch):
         def log_message(self, *_):
             asked.append(self.path)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=public)) as running:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=public)
+    ) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield public, f"http://127.0.0.1:{running.server_port}", asked
@@ -178,7 +202,10 @@ def published(source, public, address):
     files = sorted(public.iterdir())
     sums = [f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}" for path in files]
     return replace(
-        source, downloads=tuple(Download(f"{address}/{p.name}", s) for p, s in zip(files, sums, strict=True))
+        source,
+        downloads=tuple(
+            Download(f"{address}/{p.name}", s) for p, s in zip(files, sums, strict=True)
+        ),
     )
 
 
@@ -207,12 +234,18 @@ def test_downloads_that_fail(server):
     mnist(public)
     source = published(MNIST, public, address)
     (public / "t10k-images-idx3-ubyte.gz").unlink()
-    refused(r"mnist can't be downloaded from \S+ \(status 404\); give --data-dir or the .* SENN_DATA", source, None)
+    refused(
+        r"mnist can't be downloaded from \S+ \(status 404\); give --data-dir or the .* SENN_DATA",
+        source,
+        None,
+    )
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and doesn't listen
         source = published(MNIST, public, f"http://127.0.0.1:{closed.getsockname()[1]}")
         refused(
-            r"mnist can't be downloaded from \S+ \(ConnectionError\); give --data-dir or the .* SENN_DATA", source, None
+            r"mnist can't be downloaded from \S+ \(ConnectionError\); give --data-dir or the .* SENN_DATA",
+            source,
+            None,
         )
 
 
@@ -240,8 +273,30 @@ def real(name):
 @real("mnist")
 def test_real_mnist():
     found = load_images("mnist", DATA)
-    assert np.bincount(found.train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert np.bincount(found.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(found.train.labels).tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
+    assert np.bincount(found.test.labels).tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
     assert found.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert found.train.pixels.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
     assert found.train.pixels.std(dtype=np.float32) / 255 == pytest.approx(0.3081, abs=1e-4)
@@ -254,13 +309,17 @@ def test_real_cifar():
         pytest.skip("SENN_DATA holds CIFAR-10 in another form than parquet")
     found = read_parquet(paths, (32, 32, 3))
     assert np.bincount(found.labels).tolist() == [1000] * 10
-    np.testing.assert_allclose(found.pixels.mean((0, 1, 2)) / 255, [0.494, 0.485, 0.450], atol=0.005)
+    np.testing.assert_allclose(
+        found.pixels.mean((0, 1, 2)) / 255, [0.494, 0.485, 0.450], atol=0.005
+    )
 
 
 @real("tiny-imagenet")
 def test_real_tiny_imagenet():
     source = SOURCES["tiny-imagenet"]
-    few = replace(source.expected, classes=source.expected.classes[:4], counts={"train": 2000, "test": 200})
+    few = replace(
+        source.expected, classes=source.expected.classes[:4], counts={"train": 2000, "test": 200}
+    )
     found = load_images(replace(source, expected=few), DATA)
     assert found.classes == ("goldfish", "European fire salamander", "bullfrog", "tailed frog")
     red, green, blue = found.train.pixels[:500].mean((0, 1, 2))  # goldfish are

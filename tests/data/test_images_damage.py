@@ -56,14 +56,29 @@ def test_other_counts_than_the_set_has_are_refused(folder):
         (lambda content: content[:30], "is cut short"),
         (lambda content: b"", "begins with nothing"),
         (lambda content: content[:40] + bytes(9) + content[49:], "can't be read as gzipped IDX"),
-        (lambda content: gzip.compress(gzip.decompress(content)[:-1]), "promises 4,704 bytes, but 4,703 follow"),
-        (lambda content: gzip.compress(gzip.decompress(content) + b"x"), "promises 4,704 bytes, but more follow"),
+        (
+            lambda content: gzip.compress(gzip.decompress(content)[:-1]),
+            "promises 4,704 bytes, but 4,703 follow",
+        ),
+        (
+            lambda content: gzip.compress(gzip.decompress(content) + b"x"),
+            "promises 4,704 bytes, but more follow",
+        ),
         (lambda content: gzip.compress(gzip.decompress(content)[:9]), "is cut short"),
-        (lambda content: gzip.compress(b"\0\0\x08\x01" + bytes(9)), "begins with 00000801, not 00000803"),
+        (
+            lambda content: gzip.compress(b"\0\0\x08\x01" + bytes(9)),
+            "begins with 00000801, not 00000803",
+        ),
         (lambda content: encoded(np.zeros((2, 2), np.uint8)), "begins with 89504e47"),
         (lambda content: gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), "over the limit"),
-        (lambda content: gzip.compress(idx(np.zeros((6, 27, 28), np.uint8))), "holds images of 27 x 28 x 1, but mnist"),
-        (lambda content: gzip.compress(idx(np.zeros((5, 28, 28), np.uint8))), "holds 5 images, but .* holds 6 labels"),
+        (
+            lambda content: gzip.compress(idx(np.zeros((6, 27, 28), np.uint8))),
+            "holds images of 27 x 28 x 1, but mnist",
+        ),
+        (
+            lambda content: gzip.compress(idx(np.zeros((5, 28, 28), np.uint8))),
+            "holds 5 images, but .* holds 6 labels",
+        ),
     ],
 )
 def test_damaged_idx_files(folder, change, match):
@@ -95,7 +110,11 @@ def test_a_folder_that_is_not_there_or_lacks_files(folder):
     mnist(folder)
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     refused(r"lacks t10k-labels-idx1-ubyte\* for mnist", MNIST, folder)
-    refused(r"lacks train\*.parquet and test\*.parquet or cifar-10-binary\*.tar.gz for cifar-10", CIFAR, folder)
+    refused(
+        r"lacks train\*.parquet and test\*.parquet or cifar-10-binary\*.tar.gz for cifar-10",
+        CIFAR,
+        folder,
+    )
     refused("can't be read: Not a directory", MNIST, folder / "t10k-images-idx3-ubyte.gz")
     with pytest.raises(SennError, match="there are no images 'emnist', but 'mnist'"):
         load_images("emnist")
@@ -143,11 +162,19 @@ def bomb(width, height):
     """A PNG that claims a size, of a few bytes."""
 
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999))) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(999)))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -191,8 +218,16 @@ PIXELS = np.zeros((6, 32, 32, 3), np.uint8)
             [0] * 6,
             "row 4 of .*train.* neither JPEG",
         ),
-        ([*map(encoded, PIXELS[:4]), None, encoded(PIXELS[0])], [0] * 6, "row 5 of .* has no image"),
-        ([*map(encoded, PIXELS[:5]), encoded(PIXELS[0, :9])], [0] * 6, "row 6 of .* 9 x 32 x 3 where 32 x 32 x 3"),
+        (
+            [*map(encoded, PIXELS[:4]), None, encoded(PIXELS[0])],
+            [0] * 6,
+            "row 5 of .* has no image",
+        ),
+        (
+            [*map(encoded, PIXELS[:5]), encoded(PIXELS[0, :9])],
+            [0] * 6,
+            "row 6 of .* 9 x 32 x 3 where 32 x 32 x 3",
+        ),
         (map(encoded, PIXELS), [0, 1, None, 0, 1, 2], "rows without a label"),
         (map(encoded, PIXELS), [0, 1, 2, -1, 1, 2], "row 4: label -1"),
         (map(encoded, PIXELS[:5]), [0] * 5, "holds 5 train images"),
@@ -231,8 +266,12 @@ def test_other_parquet_files(folder):
 
 def test_parquet_with_plain_bytes_in_two_files(tmp_path):
     for at in range(2):
-        pq.write_table(pa.table({"png": [encoded(PIXELS[0] + at)], "y": [at]}), tmp_path / f"{at}.parquet")
-    found = read_parquet([tmp_path / "0.parquet", tmp_path / "1.parquet"], (32, 32, 3), image="png", label="y")
+        pq.write_table(
+            pa.table({"png": [encoded(PIXELS[0] + at)], "y": [at]}), tmp_path / f"{at}.parquet"
+        )
+    found = read_parquet(
+        [tmp_path / "0.parquet", tmp_path / "1.parquet"], (32, 32, 3), image="png", label="y"
+    )
     assert found.labels.tolist() == [0, 1]
     assert found.pixels[:, 0, 0, 0].tolist() == [0, 1]
 

@@ -26,14 +26,19 @@ def load(name):
 
 # -- the code of the pages
 
-BLOCK = re.compile(r"(?:<!-- needs (?P<needs>[\w., ]+) -->\n+)?```(?P<kind>\w+)\n(?P<code>.*?)```", re.S)
+BLOCK = re.compile(
+    r"(?:<!-- needs (?P<needs>[\w., ]+) -->\n+)?```(?P<kind>\w+)\n(?P<code>.*?)```", re.S
+)
 
 
 def blocks(page, kind):
     """The blocks of a page, and what each lacks of the modules that it needs."""
     for found in BLOCK.finditer((DOCS / f"{page}.md").read_text()):
         if found["kind"] == kind:
-            yield found["code"], [name for name in re.findall(r"[\w.]+", found["needs"] or "") if not there(name)]
+            yield (
+                found["code"],
+                [name for name in re.findall(r"[\w.]+", found["needs"] or "") if not there(name)],
+            )
 
 
 def skip_if(missing):
@@ -72,7 +77,9 @@ def templates():
             if all(text is None or isinstance(text, str) for text in texts):
                 sure = "".join(filter(None, texts))
                 if len(sure) >= 12 and "\n\n" not in sure:
-                    yield re.compile("".join(".*" if text is None else re.escape(text) for text in texts), re.S)
+                    yield re.compile(
+                        "".join(".*" if text is None else re.escape(text) for text in texts), re.S
+                    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +99,9 @@ def test_quoted_errors_exist(message, patterns):
 
 
 def test_an_invented_error_is_seen(patterns):
-    assert not any(pattern.fullmatch("the moon is full: wait for another night") for pattern in patterns)
+    assert not any(
+        pattern.fullmatch("the moon is full: wait for another night") for pattern in patterns
+    )
 
 
 # -- the examples of docstrings
@@ -100,7 +109,9 @@ def test_an_invented_error_is_seen(patterns):
 WITH_EXAMPLES = sorted(path for path in (ROOT / "src").rglob("*.py") if ">>> " in path.read_text())
 
 
-@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+@pytest.mark.parametrize(
+    "path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "src"))
+)
 def test_examples_of_docstrings_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
@@ -119,7 +130,9 @@ def test_commands_are_understood(page):
     missing = set()
     for block, lacking in blocks(page, "sh"):
         missing.update(lacking)
-        for line in [line for line in block.splitlines() if line.startswith("senn ") and not lacking]:
+        for line in [
+            line for line in block.splitlines() if line.startswith("senn ") and not lacking
+        ]:
             _, *argv = shlex.split(line, comments=True)
             assert parser().parse_args(argv).command == argv[0]
     skip_if(missing)
@@ -136,12 +149,19 @@ def check():
 
 def test_the_documentation_is_whole(check):
     assert list(check.broken_links()) == []
-    assert list(check.reference.undocumented(check.reference.describe(check.reference.public_modules()))) == []
+    assert (
+        list(
+            check.reference.undocumented(check.reference.describe(check.reference.public_modules()))
+        )
+        == []
+    )
 
 
 def test_a_broken_link_is_seen(check, tmp_path):
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "page.md").write_text("[there](page.md) [gone](nowhere.md)\n```\n[code](isnt.md)\n```\n")
+    (tmp_path / "docs" / "page.md").write_text(
+        "[there](page.md) [gone](nowhere.md)\n```\n[code](isnt.md)\n```\n"
+    )
     assert list(check.broken_links(tmp_path)) == ["docs/page.md: no nowhere.md"]
 
 
@@ -176,13 +196,22 @@ def test_a_name_on_no_page_is_seen(check, monkeypatch):
 
 def test_a_name_that_is_described_nowhere_is_seen(check, tmp_path):
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "page.md").write_text("{py:obj}`senn.save`, {py:obj}`so <senn.sav>` and `senn.no`\n")
+    (tmp_path / "docs" / "page.md").write_text(
+        "{py:obj}`senn.save`, {py:obj}`so <senn.sav>` and `senn.no`\n"
+    )
     assert list(check.misnamed({"senn.save"}, tmp_path)) == ["docs/page.md: senn.sav is on no page"]
 
 
 def test_every_public_module_has_a_page_by_itself(check, monkeypatch, tmp_path):
     found = [module.__name__ for module in check.reference.public_modules()]
-    assert {"senn", "senn.scoring.formulas", "senn.policies", "senn.graph", "senn.nn", "senn.training"} <= set(found)
+    assert {
+        "senn",
+        "senn.scoring.formulas",
+        "senn.policies",
+        "senn.graph",
+        "senn.nn",
+        "senn.training",
+    } <= set(found)
     check.reference.write(tmp_path)
     assert {path.stem for path in tmp_path.glob("*.rst")} == {*found, "index"}
     (tmp_path / "senn.gone.rst").write_text("a module that is no more")
@@ -208,14 +237,25 @@ def test_a_site_with_faults_is_seen(check, tmp_path):
 
 def test_indented_formulas_are_literal_and_sections_are_not(check):
     text = ["First.", "", "    a = b", "", "Args:", "    x: one", "", "    y: two"]
-    assert check.reference.literal_blocks(text) == ["First.", "", "::", "", "    a = b", "", *text[4:]]
+    assert check.reference.literal_blocks(text) == [
+        "First.",
+        "",
+        "::",
+        "",
+        "    a = b",
+        "",
+        *text[4:],
+    ]
 
 
 def test_a_plain_docstring_of_an_example_becomes_a_page_with_a_title(check):
     pytest.importorskip("sphinx_gallery")
     import examples  # beside `reference`, which `check` puts on the path
 
-    label, rest = ".. _sphx_glr_gallery_x.py:\n\n\n", "\n.. GENERATED FROM PYTHON SOURCE LINES 1-2\n"
+    label, rest = (
+        ".. _sphx_glr_gallery_x.py:\n\n\n",
+        "\n.. GENERATED FROM PYTHON SOURCE LINES 1-2\n",
+    )
     assert examples.entitle(f"{label}Say so.\n\n    python x.py\n\nMore.\n{rest}") == (
         f"{label}Say so\n======\n\n.. py:currentmodule:: senn\n\n\n::\n\n    python x.py\n\nMore.\n{rest}"
     )

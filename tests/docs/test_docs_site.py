@@ -19,8 +19,15 @@ pytest.importorskip("furo")
 def build(copy):
     """Build the copy's site, without running the programs of the gallery."""
     command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "-q", "docs", "site"]
-    environment = {**os.environ, "SENN_GALLERY": "0", "PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1"}
-    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "SENN_GALLERY": "0",
+        "PYTHONPATH": str(ROOT / "src"),
+        "NO_COLOR": "1",
+    }
+    return subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,9 @@ def test_its_links_lead_somewhere_and_every_public_name_has_a_page(copy):
     check = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(check)
     assert list(check.broken_pages(copy / "site")) == []
-    assert list(check.unlisted(check.described(copy / "site"), check.reference.public_modules())) == []
+    assert (
+        list(check.unlisted(check.described(copy / "site"), check.reference.public_modules())) == []
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -62,7 +71,10 @@ def test_the_start_page_can_be_read_by_everybody_without_a_network(copy, scheme)
         asked = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto((copy / "site" / "index.html").as_uri())
-        found = [(one["id"], one["nodes"][0]["html"]) for one in axe.Axe().run(page).response["violations"]]
+        found = [
+            (one["id"], one["nodes"][0]["html"])
+            for one in axe.Axe().run(page).response["violations"]
+        ]
         is_wide = page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
         browser.close()
     assert found == []
@@ -73,7 +85,9 @@ def test_the_start_page_can_be_read_by_everybody_without_a_network(copy, scheme)
 def test_a_broken_link_ends_the_build(copy):
     page = copy / "docs" / "extending.md"
     text = page.read_text()
-    page.write_text(f"{text}\n[gone](nowhere.md) and [gone too](how_it_decides.md#no-such-heading)\n")
+    page.write_text(
+        f"{text}\n[gone](nowhere.md) and [gone too](how_it_decides.md#no-such-heading)\n"
+    )
     built = build(copy)
     page.write_text(text)
     assert built.returncode == 1

@@ -11,9 +11,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(name: str, monkeypatch):
-    spec = importlib.util.spec_from_file_location(f"examples_{name}", ROOT / "examples" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"examples_{name}", ROOT / "examples" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look for their module
+    monkeypatch.setitem(
+        sys.modules, module.__name__, module
+    )  # where dataclasses look for their module
     spec.loader.exec_module(module)
     return module
 
@@ -24,7 +28,9 @@ def test_a_transformers_model_grows_in_its_own_loop(capsys, monkeypatch):
     example.LOOK, example.BUDGET = 128, 5_000
     example.main(["--seeds", "1", "--epochs", "2", "--rounds", "1"])
     printed = capsys.readouterr().out
-    ungrown, grown = (int(size.replace(",", "")) for size in re.findall(r"grown: ([\d,]+) parameters", printed))
+    ungrown, grown = (
+        int(size.replace(",", "")) for size in re.findall(r"grown: ([\d,]+) parameters", printed)
+    )
     assert ungrown < grown <= 5_000
     changes = re.findall(r"step \d+: \w+ \S+: .*promised \+.* nats, \+([\d,]+) parameters", printed)
     assert sum(int(change.replace(",", "")) for change in changes) == grown - ungrown
@@ -36,7 +42,9 @@ def test_a_lightning_module_grows_in_its_own_trainer(capsys, monkeypatch):
     load("lightning_digits", monkeypatch).main(["--epochs", "3"])
     printed = capsys.readouterr().out
     assert re.search(r"step \d+: widen net\.0: 2 -> \d+, promised \+", printed)
-    size, accuracy, same = re.search(r"([\d,]+) parameters, accuracy (0\.\d+); .* module (0\.\d+)\n$", printed).groups()
+    size, accuracy, same = re.search(
+        r"([\d,]+) parameters, accuracy (0\.\d+); .* module (0\.\d+)\n$", printed
+    ).groups()
     assert int(size.replace(",", "")) > 64 * 2 + 2 + 2 * 10 + 10
     assert accuracy == same
 
@@ -46,10 +54,14 @@ def test_a_bert_grows_in_the_trainer_of_transformers(capsys, monkeypatch):
     pytest.importorskip("accelerate")
     load("hugging_face_trainer", monkeypatch).main(["--steps", "40"])
     printed = capsys.readouterr().out
-    start, end = re.search(r"([\d,]+) -> ([\d,]+) parameters, held-out accuracy 0\.\d+", printed).groups()
+    start, end = re.search(
+        r"([\d,]+) -> ([\d,]+) parameters, held-out accuracy 0\.\d+", printed
+    ).groups()
     changes = re.findall(r"step \d+: \w+ \S+: .*, ([+-][\d,]+) parameters", printed)
     assert changes
-    assert sum(int(one.replace(",", "")) for one in changes) == int(end.replace(",", "")) - int(start.replace(",", ""))
+    assert sum(int(one.replace(",", "")) for one in changes) == int(end.replace(",", "")) - int(
+        start.replace(",", "")
+    )
     assert "resumed from step 20 in a fresh small model: the same model\n" in printed
 
 

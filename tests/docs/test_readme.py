@@ -10,7 +10,9 @@ from senn.cli.main import parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
+]
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
@@ -37,7 +39,9 @@ def test_every_other_command_installs_this_checkout():
 
 def test_links_and_make_targets_exist():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert [link for link in links if not (ROOT / link).exists() and link != "docs/growing.png"] == []
+    assert [
+        link for link in links if not (ROOT / link).exists() and link != "docs/growing.png"
+    ] == []
     targets = re.findall(r"^    make (\w+)", README, re.M)
     assert targets
     assert all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in targets)

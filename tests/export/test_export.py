@@ -39,7 +39,9 @@ def grown() -> nn.Module:
     model = MLP(64, (3,), 10, activation="prelu", norm="batch", dropout=0.5, shortcut=True)
     optimizer = torch.optim.Adam(model.parameters())
     for policy in (Take("widen", 2), Take("insert", detail="residual")):
-        grower = senn.Grower(model, optimizer, loss=F.cross_entropy, policy=policy, candidate_config=FEW)
+        grower = senn.Grower(
+            model, optimizer, loss=F.cross_entropy, policy=policy, candidate_config=FEW
+        )
         assert grower.grow([(X, Y)])
     return model
 
@@ -53,7 +55,9 @@ def expected(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("write", [to_pt2, to_onnx, to_python])
-def test_looking_for_a_way_out_leaves_the_model_as_it_was(grown: nn.Module, write: Any, tmp_path: Path) -> None:
+def test_looking_for_a_way_out_leaves_the_model_as_it_was(
+    grown: nn.Module, write: Any, tmp_path: Path
+) -> None:
     if write is to_onnx:
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
@@ -72,7 +76,9 @@ def test_looking_for_a_way_out_leaves_the_model_as_it_was(grown: nn.Module, writ
     assert [path.name for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
 
 
-def test_a_program_takes_any_number_of_samples_and_needs_no_senn(grown: nn.Module, tmp_path: Path) -> None:
+def test_a_program_takes_any_number_of_samples_and_needs_no_senn(
+    grown: nn.Module, tmp_path: Path
+) -> None:
     path = tmp_path / "net.pt2"
     done = to_pt2(grown, path, X[:4], metadata={"classes": ["ä"]})
     assert done.difference == 0
@@ -89,14 +95,28 @@ def test_a_program_takes_any_number_of_samples_and_needs_no_senn(grown: nn.Modul
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_onnx_has_names_and_metadata_and_any_number_of_samples(grown: nn.Module, tmp_path: Path) -> None:
+def test_onnx_has_names_and_metadata_and_any_number_of_samples(
+    grown: nn.Module, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     path = tmp_path / "net.onnx"
-    to_onnx(grown, path, X[:4], input_names=["digits"], output_names=["logits"], metadata={"classes": '["ä"]'})
+    to_onnx(
+        grown,
+        path,
+        X[:4],
+        input_names=["digits"],
+        output_names=["logits"],
+        metadata={"classes": '["ä"]'},
+    )
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,), (got,) = session.get_inputs(), session.get_outputs()
-    assert (given.name, given.shape, got.name, got.shape) == ("digits", ["batch", 64], "logits", ["batch", 10])
+    assert (given.name, given.shape, got.name, got.shape) == (
+        "digits",
+        ["batch", 64],
+        "logits",
+        ["batch", 10],
+    )
     assert session.get_modelmeta().custom_metadata_map == {"classes": '["ä"]', "producer": "senn"}
     (found,) = session.run(None, {"digits": X[:5].numpy()})
     assert_close(torch.from_numpy(found), expected(grown, X[:5]), rtol=1e-4, atol=1e-5)
@@ -132,7 +152,9 @@ def test_without_onnx_runtime_it_is_said_that_nothing_was_checked(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     done = to_onnx(nn.Linear(2, 2), tmp_path / "net.onnx", torch.randn(3, 2))
     assert done.difference is None
-    assert str(done).endswith("written, but not checked: onnxruntime isn't installed (pip install onnxruntime)")
+    assert str(done).endswith(
+        "written, but not checked: onnxruntime isn't installed (pip install onnxruntime)"
+    )
     assert (tmp_path / "net.onnx").stat().st_size
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SennError, match=r"'onnx': pip install 'senn\[export\]'"):
@@ -143,7 +165,11 @@ def test_what_onnx_runtime_has_no_kernels_for_is_refused_in_a_sentence(tmp_path:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     with pytest.raises(SennError, match="ONNX Runtime can't read what was exported: ") as caught:
-        to_onnx(nn.Linear(2, 2).bfloat16(), tmp_path / "net.onnx", torch.randn(3, 2, dtype=torch.bfloat16))
+        to_onnx(
+            nn.Linear(2, 2).bfloat16(),
+            tmp_path / "net.onnx",
+            torch.randn(3, 2, dtype=torch.bfloat16),
+        )
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -201,7 +227,9 @@ def test_what_does_not_compute_the_same_is_refused_and_gone(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_nothing_is_replaced_unasked_and_nothing_else_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_replaced_unasked_and_nothing_else_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, x = nn.Linear(2, 2), torch.randn(3, 2)
     path = tmp_path / "net"
     to_python(model, path, x)
@@ -230,7 +258,9 @@ def _full(self: Path, target: Path) -> Path:
     raise OSError(28, "No space left on device")
 
 
-def test_a_folder_without_examples_says_so_and_one_that_cannot_be_read_is_not_written(tmp_path: Path) -> None:
+def test_a_folder_without_examples_says_so_and_one_that_cannot_be_read_is_not_written(
+    tmp_path: Path,
+) -> None:
     done = to_python(MLP(3, (2,), 2), tmp_path / "net", name="Small")
     assert str(done).endswith("not checked: there are no example inputs")
     assert "class Small(nn.Module):" in (tmp_path / "net" / "net.py").read_text()
@@ -252,17 +282,32 @@ def test_rows_are_encoded_as_in_training_to_the_last_bit() -> None:
     frame.loc[3, "when"], frame.loc[5, "since"], frame.loc[7, "color"] = pd.NaT, "?", None
     frame.loc[8, "color"] = "rare"
     encoder = TableEncoder.fit(frame, "kind", kinds={"code": "category"})
-    assert {column.kind for column in encoder.columns} == {"number", "category", "date", "boolean", "dropped"}
+    assert {column.kind for column in encoder.columns} == {
+        "number",
+        "category",
+        "date",
+        "boolean",
+        "dropped",
+    }
     record = json.loads(json.dumps(encoder.to_dict()))
     frame.loc[9, "color"], frame.loc[10, "größe"] = "unseen", 1e300
-    found = np.array(table_template.encode(frame.to_dict("records"), record["columns"]), dtype=np.float32)
+    found = np.array(
+        table_template.encode(frame.to_dict("records"), record["columns"]), dtype=np.float32
+    )
     np.testing.assert_array_equal(found, encoder.transform(frame))
     values = np.random.default_rng(0).normal(size=(5, 2))
     assert table_template.decode(values.tolist(), record["target"]) == encoder.target.decode(values)
 
 
 @pytest.mark.parametrize(
-    ("column", "cell"), [("größe", "tall"), ("größe", "1_0"), ("größe", math.inf), ("since", "soon"), ("member", "may")]
+    ("column", "cell"),
+    [
+        ("größe", "tall"),
+        ("größe", "1_0"),
+        ("größe", math.inf),
+        ("since", "soon"),
+        ("member", "may"),
+    ],
 )
 def test_a_cell_that_is_not_understood_is_named(column: str, cell: Any) -> None:
     record = TableEncoder.fit(people(), "kind").to_dict()
@@ -274,16 +319,22 @@ def test_a_cell_that_is_not_understood_is_named(column: str, cell: Any) -> None:
 def test_images_are_encoded_as_in_training_to_the_last_bit(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     paths = []
-    for at, (mode, size) in enumerate([("RGB", (20, 11)), ("L", (7, 7)), ("RGBA", (9, 30)), ("P", (8, 8))]):
+    for at, (mode, size) in enumerate(
+        [("RGB", (20, 11)), ("L", (7, 7)), ("RGBA", (9, 30)), ("P", (8, 8))]
+    ):
         bytes_ = draw.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
         paths.append(str(tmp_path / f"{at}.png"))
         Image.fromarray(bytes_).convert(mode).save(paths[-1])
     for channels in (1, 3):
         mean, std = (0.4, 0.5, 0.3)[:channels], (0.2, 0.1, 0.3)[:channels]
-        encoder = ImageEncoder(side=8, channels=channels, mean=mean, std=std, labels=("a", "b"), flip=False)
+        encoder = ImageEncoder(
+            side=8, channels=channels, mean=mean, std=std, labels=("a", "b"), flip=False
+        )
         (_, pixels, left_out) = next(encoder.read(paths))
         assert not left_out
-        wanted = ChannelStats(mean=encoder.mean, std=encoder.std)(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+        wanted = ChannelStats(mean=encoder.mean, std=encoder.std)(
+            torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+        )
         assert torch.equal(image_template.encode(paths, encoder.to_dict()), wanted)
 
 

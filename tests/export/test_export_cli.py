@@ -26,7 +26,17 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on a table with a column of every kind, in a folder with a name that takes quoting."""
     place = tmp_path_factory.mktemp("läufe und mehr")
     people(60).to_csv(place / "people.csv", index=False)
-    argv = ["fit", place / "people.csv", "--target", "kind", "--out", place / "run a", "--epochs", 3, "--quiet"]
+    argv = [
+        "fit",
+        place / "people.csv",
+        "--target",
+        "kind",
+        "--out",
+        place / "run a",
+        "--epochs",
+        3,
+        "--quiet",
+    ]
     assert main([str(arg) for arg in argv]) == 0
     return place / "run a"
 
@@ -50,13 +60,20 @@ def export(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return said.out
 
 
-def test_a_table_is_predicted_without_senn_as_with_it(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_predicted_without_senn_as_with_it(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = export(capsys, table, "--to", "python")
     out = table.with_name("run a-python")
     assert (
-        said == f"{out}: read back by its net.py and run on batches of 8 and 3; outputs are the same to the last bit\n"
+        said
+        == f"{out}: read back by its net.py and run on batches of 8 and 3; outputs are the same to the last bit\n"
     )
-    assert {file.name for file in out.iterdir()} == {"net.py", "model.safetensors", "preprocessing.json"}
+    assert {file.name for file in out.iterdir()} == {
+        "net.py",
+        "model.safetensors",
+        "preprocessing.json",
+    }
     new = table.parent / "people.csv"
     assert main(["predict", str(table), str(new)]) == 0
     wanted = capsys.readouterr().out.split()[1:]
@@ -72,7 +89,9 @@ def test_a_table_is_predicted_without_senn_as_with_it(table: Path, capsys: pytes
     assert known["features"] == TableEncoder.from_dict(load_extra(table)["encoder"]).features
 
 
-def test_images_are_predicted_without_senn_as_with_it(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_predicted_without_senn_as_with_it(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = photos.parent / "export"
     export(capsys, photos, "--to", "python", "--out", out)
     files = sorted(map(str, (photos.parent / "stripes").rglob("*.png")))
@@ -91,13 +110,19 @@ def test_onnx_says_what_goes_in_and_comes_out(
     runtime = pytest.importorskip("onnxruntime")
     run: Path = request.getfixturevalue(kind)
     said = export(capsys, run, "--to", "onnx")
-    assert "read back by ONNX Runtime and run on batches of 8 and 3; outputs differ by at most" in said
-    session = runtime.InferenceSession(run.with_name(f"{run.name}.onnx"), providers=["CPUExecutionProvider"])
+    assert (
+        "read back by ONNX Runtime and run on batches of 8 and 3; outputs differ by at most" in said
+    )
+    session = runtime.InferenceSession(
+        run.with_name(f"{run.name}.onnx"), providers=["CPUExecutionProvider"]
+    )
     (given,), (got,) = session.get_inputs(), session.get_outputs()
     assert given.name == ("images" if kind == "photos" else "features")
     assert got.name == "logits"
     about = session.get_modelmeta().custom_metadata_map
-    assert json.loads(about["classes"]) == (["across", "down"] if kind == "photos" else ["big", "small"])
+    assert json.loads(about["classes"]) == (
+        ["across", "down"] if kind == "photos" else ["big", "small"]
+    )
     record = json.loads(about["preprocessing"])
     encoder = load_extra(run)["encoder"]
     assert {**record, **encoder} == record
@@ -107,7 +132,9 @@ def test_onnx_says_what_goes_in_and_comes_out(
     torch.testing.assert_close(torch.from_numpy(session.run(None, {given.name: x})[0]), wanted)
 
 
-def test_an_earlier_export_is_replaced_only_if_asked_for(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_earlier_export_is_replaced_only_if_asked_for(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = table.with_name("net.pt2")
     export(capsys, table, "--to", "pt2", "--out", out)
     before = out.read_bytes()
@@ -117,14 +144,18 @@ def test_an_earlier_export_is_replaced_only_if_asked_for(table: Path, capsys: py
     assert "isn't empty and holds no export" in refused(
         capsys, ["export", table, "--to", "python", "--out", table.parent, "--overwrite"]
     )
-    assert "is the folder of the run" in refused(capsys, ["export", table, "--to", "python", "--out", table])
+    assert "is the folder of the run" in refused(
+        capsys, ["export", table, "--to", "python", "--out", table]
+    )
 
 
 def test_bad_folders_and_targets_are_refused_in_a_sentence(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def sentence(folder: Path, *argv: object) -> str:
-        return refused(capsys, ["export", folder, *(argv or ("--to", "python")), "--out", tmp_path / "out"])
+        return refused(
+            capsys, ["export", folder, *(argv or ("--to", "python")), "--out", tmp_path / "out"]
+        )
 
     assert "invalid choice: 'tflite'" in sentence(table, "--to", "tflite")
     assert "--to" in sentence(table, "--overwrite")
@@ -151,17 +182,31 @@ def test_a_model_of_ones_own_becomes_a_folder_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     senn.save(tmp_path / "own", nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
-    assert "not checked: there are no example inputs" in export(capsys, tmp_path / "own", "--to", "python")
+    assert "not checked: there are no example inputs" in export(
+        capsys, tmp_path / "own", "--to", "python"
+    )
     monkeypatch.chdir(tmp_path / "own")
     export(capsys, ".", "--to", "hub")
     assert {path.name for path in tmp_path.iterdir()} == {"own", "own-python", "own-hub"}
 
 
-def test_numbers_come_back_in_their_own_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_come_back_in_their_own_unit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw = np.random.default_rng(0)
     frame = pd.DataFrame({"x": draw.normal(size=40)}).assign(y=lambda t: 1000 * t.x + 5)
     frame.to_csv(tmp_path / "line.csv", index=False)
-    argv = ["fit", tmp_path / "line.csv", "--target", "y", "--out", tmp_path / "run", "--epochs", 2, "--quiet"]
+    argv = [
+        "fit",
+        tmp_path / "line.csv",
+        "--target",
+        "y",
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        2,
+        "--quiet",
+    ]
     assert main([str(arg) for arg in argv]) == 0
     export(capsys, tmp_path / "run", "--to", "python")
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "line.csv")]) == 0

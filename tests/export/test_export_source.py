@@ -39,13 +39,21 @@ def checked(model: nn.Module, inputs: Any) -> str:
     assert max(map(len, source.splitlines())) <= 100
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            assert ({node.module} if isinstance(node, ast.ImportFrom) else {one.name for one in node.names}) <= ALLOWED
+            assert (
+                {node.module}
+                if isinstance(node, ast.ImportFrom)
+                else {one.name for one in node.names}
+            ) <= ALLOWED
     twin = build_from_source(source)
     twin.load_state_dict(model.state_dict())
-    assert [name for name, _ in twin.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert [name for name, _ in twin.named_parameters()] == [
+        name for name, _ in model.named_parameters()
+    ]
     assert list(twin.state_dict()) == list(model.state_dict())
     with torch.no_grad():
-        found, expected = (pytree.tensor_leaves(pytree.call(one.eval(), inputs)) for one in (twin, model))
+        found, expected = (
+            pytree.tensor_leaves(pytree.call(one.eval(), inputs)) for one in (twin, model)
+        )
     assert len(found) == len(expected) > 0
     assert all(map(torch.equal, found, expected))
     return source
@@ -57,7 +65,9 @@ def conv_net(*stages: tuple[int, ...], channels: int = 3) -> nn.Module:
 
 def test_a_grown_network_reads_as_a_person_would_write_it() -> None:
     model = MLP(64, (3,), 10, shortcut=True)
-    grower = senn.Grower(model, torch.optim.Adam(model.parameters()), loss=F.cross_entropy, policy=Take("widen", 2))
+    grower = senn.Grower(
+        model, torch.optim.Adam(model.parameters()), loss=F.cross_entropy, policy=Take("widen", 2)
+    )
     assert grower.grow([(X, Y)])
     assert (
         checked(model, X)
@@ -88,7 +98,9 @@ def test_a_layer_that_a_grower_inserted_is_written_as_what_it_is(detail: str) ->
     model = net(hidden=6, layers=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     policy = Take("insert", detail=detail)
-    grower = senn.Grower(model, optimizer, loss=F.cross_entropy, policy=policy, candidate_config=FEW)
+    grower = senn.Grower(
+        model, optimizer, loss=F.cross_entropy, policy=policy, candidate_config=FEW
+    )
     assert grower.grow([(X, Y)])
     train(model, optimizer, 3)
     source = checked(model, X)
@@ -147,8 +159,12 @@ def test_every_kind_of_model_is_written(name: str) -> None:
 
 
 def _transformer() -> nn.Module:
-    layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, 0.0, torch.tanh, batch_first=True), 3)
-    layers.layers[1] = nn.TransformerEncoderLayer(8, 2, 14, 0.0, "gelu", batch_first=True, norm_first=True)
+    layers = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 12, 0.0, torch.tanh, batch_first=True), 3
+    )
+    layers.layers[1] = nn.TransformerEncoderLayer(
+        8, 2, 14, 0.0, "gelu", batch_first=True, norm_first=True
+    )
     layers.layers[2].linear1 = nn.Sequential(Residual(nn.Linear(8, 8)), layers.layers[2].linear1)
     return layers
 
@@ -160,7 +176,9 @@ def test_layers_whose_parts_have_grown_apart_are_put_in_after() -> None:
 
 def test_ties_shared_modules_and_types_are_kept() -> None:
     shared = nn.Linear(4, 4)
-    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+    model = nn.Sequential(
+        shared, nn.ReLU(), shared, nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)
+    ).double()
     model[5].weight = model[3].weight
     source = checked(model, torch.randn(5, 4, dtype=torch.float64))
     assert "self[2] = self[0]" in source
@@ -183,9 +201,9 @@ def test_models_of_the_zoo_are_written_or_refused_by_name(name: str) -> None:
         return
     with pytest.raises(UnsupportedError) as caught:
         python_source(model)
-    assert any(f"{cls.__module__}.{cls.__qualname__}" in str(caught.value) for cls in foreign) or "hook" in str(
-        caught.value
-    )
+    assert any(
+        f"{cls.__module__}.{cls.__qualname__}" in str(caught.value) for cls in foreign
+    ) or "hook" in str(caught.value)
 
 
 class Own(nn.Linear):
@@ -207,7 +225,10 @@ def _altered() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (nn.Sequential(nn.ReLU(), Own(2, 2)), r"the class test_export_source.Own at '1' is neither torch's nor senn's"),
+        (
+            nn.Sequential(nn.ReLU(), Own(2, 2)),
+            r"the class test_export_source.Own at '1' is neither torch's nor senn's",
+        ),
         (Own(2, 2), "the class test_export_source.Own is neither"),
         (_hooked(), "the Linear at '0' has hooks or a forward of its own"),
         (_altered(), "'0.more' has been altered"),
@@ -233,7 +254,16 @@ def test_names_that_no_class_can_have_are_refused(name: str) -> None:
 def test_the_source_is_formatted() -> None:
     models = [*(build() for build, _ in MODELS.values()), _transformer()]
     for model in models:
-        command = [sys.executable, "-m", "ruff", "format", "--line-length", "100", "--isolated", "-"]
+        command = [
+            sys.executable,
+            "-m",
+            "ruff",
+            "format",
+            "--line-length",
+            "100",
+            "--isolated",
+            "-",
+        ]
         source = python_source(model)
         found = subprocess.run(command, input=source, capture_output=True, text=True, check=True)
         assert found.stdout == source
@@ -252,7 +282,12 @@ widths = st.lists(st.integers(1, 9), max_size=4)
     inserted=st.booleans(),
 )
 def test_any_mlp_is_written(
-    hidden: list[int], activation: str, norm: str | None, dropout: float, shortcut: bool, inserted: bool
+    hidden: list[int],
+    activation: str,
+    norm: str | None,
+    dropout: float,
+    shortcut: bool,
+    inserted: bool,
 ) -> None:
     model = randomised(MLP(3, hidden, 2, activation, norm, dropout, shortcut))
     if inserted:
@@ -268,7 +303,11 @@ def test_any_mlp_is_written(
     channels=st.sampled_from([1, 3]),
 )
 def test_any_conv_net_is_written(stages: list[list[int]], dense: bool, channels: int) -> None:
-    model = DenseConvNet(channels, stages, 3) if dense else conv_net(*map(tuple, stages), channels=channels)
+    model = (
+        DenseConvNet(channels, stages, 3)
+        if dense
+        else conv_net(*map(tuple, stages), channels=channels)
+    )
     x = torch.randn(2, channels, 8, 8)
     checked(model, x)
 
@@ -276,7 +315,9 @@ def test_any_conv_net_is_written(stages: list[list[int]], dense: bool, channels:
 def test_a_layer_before_a_convolution_is_written() -> None:
     model, x = conv_net((4, 5), (6,)), torch.randn(2, 3, 8, 8)
     graph = senn.analyze(model, x)
-    layer = Residual(nn.Sequential(nn.Conv2d(4, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 4, 1, bias=False)))
+    layer = Residual(
+        nn.Sequential(nn.Conv2d(4, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 4, 1, bias=False))
+    )
     nn.init.zeros_(layer.branch[2].weight)
     transaction(model, [Insert("body.3", layer)], graph, probe=x)
     assert "Residual(" in checked(model, x)

@@ -30,7 +30,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("hub")
     frame = people(60).rename(columns={"color": 'a "colour": `#1`\n'})
     frame.to_csv(place / "people: 60.csv", index=False)
-    argv = ["fit", place / "people: 60.csv", "--target", "kind", "--out", place / "run", "--epochs", 2, "--quiet"]
+    argv = [
+        "fit",
+        place / "people: 60.csv",
+        "--target",
+        "kind",
+        "--out",
+        place / "run",
+        "--epochs",
+        2,
+        "--quiet",
+    ]
     assert main([str(arg) for arg in argv]) == 0
     assert main(["export", str(place / "run"), "--to", "hub", "--license", "mit"]) == 0
     return place / "run"
@@ -39,7 +49,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_card_is_one_that_the_hub_reads(run: Path) -> None:
     folder = run.with_name("run-hub")
     assert {file.name for file in folder.iterdir()} == {
-        *("README.md", "config.json", "growth.png", "model.json", "model.safetensors", "net.py", "preprocessing.json")
+        *(
+            "README.md",
+            "config.json",
+            "growth.png",
+            "model.json",
+            "model.safetensors",
+            "net.py",
+            "preprocessing.json",
+        )
     }
     card = hub.ModelCard.load(folder / "README.md")
     data = hub.metadata_load(folder / "README.md")
@@ -80,7 +98,9 @@ def test_a_model_of_ones_own_has_a_card_without_what_nobody_knows(tmp_path: Path
         to_hub(tmp_path / "other", nn.Linear(1, 1), saved=tmp_path)
 
 
-def test_pushing_sends_a_folder_that_is_one(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushing_sends_a_folder_that_is_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(hub, "create_repo", lambda *args, **options: calls.append((args, options)))
 

@@ -53,7 +53,9 @@ def grown(name: str) -> tuple[nn.Module, Any]:
     model, inputs, graph = prepared(name)
     graph = transaction(model, widening(model, graph), graph, probe=inputs).graph
     assert graph is not None
-    insertion_points = [insertion_point for insertion_point in graph.insertion_points if not insertion_point.spatial]
+    insertion_points = [
+        insertion_point for insertion_point in graph.insertion_points if not insertion_point.spatial
+    ]
     layers = [
         Insert(insertion_point.module, Residual(_branch(insertion_point.features)))
         for insertion_point in dict.fromkeys((*insertion_points[:1], *insertion_points[-1:]))
@@ -94,7 +96,9 @@ def test_grown_models_are_exported(name: str) -> None:
 def test_grown_models_are_traced_by_torchscript(name: str) -> None:
     model, tensors, expected = plain(name)
     file = io.BytesIO()
-    with torch.no_grad():  # with gradients, tracing refuses nn.TransformerEncoderLayer's fast path, grown or not
+    with (
+        torch.no_grad()
+    ):  # with gradients, tracing refuses nn.TransformerEncoderLayer's fast path, grown or not
         torch.jit.save(torch.jit.trace(model, tensors), file)
     file.seek(0)
     assert_close(torch.jit.load(file)(*tensors), expected)
@@ -104,7 +108,9 @@ def test_grown_models_are_traced_by_torchscript(name: str) -> None:
 def test_grown_models_go_to_onnx(name: str) -> None:
     model, tensors, expected = plain(name)
     program = torch.onnx.export(model, tensors, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     names = [one.name for one in session.get_inputs()]
     found = session.run(None, {key: x.numpy() for key, x in zip(names, tensors, strict=True)})
     assert_close(tuple(map(torch.from_numpy, found)), expected, rtol=1e-3, atol=1e-4)
@@ -132,7 +138,9 @@ def test_grown_models_compile_with_their_gradients(name: str) -> None:
     for run in (model, torch.compile(model, backend="aot_eager")):
         model.zero_grad()
         sum(x.square().mean() for x in run(*tensors)).backward()
-        gradients.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+        )
     assert_close(gradients[1], gradients[0])
 
 
@@ -140,10 +148,14 @@ def test_grown_models_compile_with_their_gradients(name: str) -> None:
 def test_a_transformer_layer_with_a_fast_path_takes_no_layer_inside(activation: Any) -> None:
     """In eval mode its kernel reads the weights of linear1 and linear2 directly, past anything put before them."""
     torch.manual_seed(0)
-    model = nn.TransformerEncoderLayer(8, 2, 12, activation=activation, batch_first=True, dropout=0.0)
+    model = nn.TransformerEncoderLayer(
+        8, 2, 12, activation=activation, batch_first=True, dropout=0.0
+    )
     x = torch.randn(2, 3, 8)
     graph = analyze(model, x)
-    inside = {"linear1", "linear2"} & {insertion_point.module for insertion_point in graph.insertion_points}
+    inside = {"linear1", "linear2"} & {
+        insertion_point.module for insertion_point in graph.insertion_points
+    }
     if activation is torch.tanh:  # has no such kernel
         assert inside == {"linear1", "linear2"}
         before = outputs(model, x)
@@ -152,7 +164,9 @@ def test_a_transformer_layer_with_a_fast_path_takes_no_layer_inside(activation: 
         return
     assert not inside
     reasons = {refusal.place: refusal.reason for refusal in graph.refusals}
-    assert "in eval mode its TransformerEncoderLayer reads its weight directly" in reasons["linear1"]
+    assert (
+        "in eval mode its TransformerEncoderLayer reads its weight directly" in reasons["linear1"]
+    )
     with pytest.raises(senn.SennError, match="there is no insertion point 'linear1'"):
         transaction(model, [Insert("linear1", Residual(_branch(8)))], graph, probe=x)
     transaction(model, widening(model, graph), graph, probe=x)
@@ -173,7 +187,11 @@ def test_outputs_are_compared_with_fast_paths_on() -> None:
         def forward(self, x: Tensor) -> Tensor:
             hooked = any(module._forward_pre_hooks for module in self.modules())
             x = self.a(x).relu()
-            return self.b(x) if hooked or torch.is_grad_enabled() else nn.functional.linear(x, self.b.weight)
+            return (
+                self.b(x)
+                if hooked or torch.is_grad_enabled()
+                else nn.functional.linear(x, self.b.weight)
+            )
 
     model = Fused()
     x = torch.randn(5, 3)

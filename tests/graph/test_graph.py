@@ -12,7 +12,9 @@ from senn.nn import MLP, Rational, Residual
 
 
 def test_a_plain_chain_is_found_whole():
-    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5, bias=False), nn.Linear(5, 3))
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5, bias=False), nn.Linear(5, 3)
+    )
     graph = analyze(model, batch(4, 6))
     assert graph.scored_maps == ("0", "3", "4")
     assert names(graph) == ["0", "3"]
@@ -49,7 +51,9 @@ def test_a_plain_chain_is_found_whole():
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 3, 6), (6,), (2, 3, 2, 6)])
 def test_any_number_of_leading_dimensions(shape):
-    graph = analyze(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2, bias=False)), batch(*shape))
+    graph = analyze(
+        nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2, bias=False)), batch(*shape)
+    )
     assert coupled_dims(graph.group("0"))["2.weight"] == ("consumer", 1, each(8))
 
 
@@ -65,7 +69,14 @@ def test_residual_streams_are_one_group():
         h = h + m.up2(F.relu(m.down2(h)))
         return m.head(h)
 
-    sizes = {"stem": (6, 4), "down1": (4, 7), "up1": (7, 4), "down2": (4, 3), "up2": (3, 4), "head": (4, 2)}
+    sizes = {
+        "stem": (6, 4),
+        "down1": (4, 7),
+        "up1": (7, 4),
+        "down2": (4, 3),
+        "up2": (3, 4),
+        "head": (4, 2),
+    }
     graph = analyze(Net(forward, **sizes), batch(5, 6))
     assert names(graph) == ["stem", "down1", "down2"]
     stream = graph.group("stem")
@@ -78,7 +89,10 @@ def test_residual_streams_are_one_group():
 def test_a_map_from_a_stream_to_itself_has_both_its_dimensions_in_the_group():
     model = Net(lambda m, x: m.out((h := m.a(x)) + F.relu(m.b(h))), a=(3, 4), b=(4, 4), out=(4, 2))
     group = analyze(model, batch(5, 3)).group("a")
-    assert [(s.role, s.dim) for s in group.dims if s.name == "b.weight"] == [("producer", 0), ("consumer", 1)]
+    assert [(s.role, s.dim) for s in group.dims if s.name == "b.weight"] == [
+        ("producer", 0),
+        ("consumer", 1),
+    ]
 
 
 def test_concatenation_gives_each_group_its_own_columns():
@@ -90,7 +104,11 @@ def test_concatenation_gives_each_group_its_own_columns():
     assert names(graph) == ["a", "b"]
     assert columns(graph, "a", "out") == (each(4), False)
     assert columns(graph, "b", "out") == (each(2, start=7), False)
-    assert coupled_dims(graph.group("b"))["norm.running_var"] == ("elementwise", 0, each(2, start=7))
+    assert coupled_dims(graph.group("b"))["norm.running_var"] == (
+        "elementwise",
+        0,
+        each(2, start=7),
+    )
     assert graph.group("a").attributes[1:] == (
         SizeAttribute(module="norm", name="num_features", per_unit=1),
         SizeAttribute(module="out", name="in_features", per_unit=1),
@@ -129,15 +147,23 @@ def test_rational_parameters_are_carriers(width):
         tensor: each(width) for tensor in "vcl"
     }
     assert any(attribute.name == "num_parameters" for attribute in group.attributes)
-    assert {insertion_point.activation for insertion_point in graph.insertion_points} == {"Rational"}
+    assert {insertion_point.activation for insertion_point in graph.insertion_points} == {
+        "Rational"
+    }
 
 
-@pytest.mark.parametrize(("slopes", "width", "carried"), [(4, 4, True), (1, 4, False), (1, 1, False)])
+@pytest.mark.parametrize(
+    ("slopes", "width", "carried"), [(4, 4, True), (1, 4, False), (1, 1, False)]
+)
 def test_prelu_carries_one_slope_per_unit_or_shares_one(slopes, width, carried):
-    graph = analyze(nn.Sequential(nn.Linear(3, width), nn.PReLU(slopes), nn.Linear(width, 2)), batch(5, 3))
+    graph = analyze(
+        nn.Sequential(nn.Linear(3, width), nn.PReLU(slopes), nn.Linear(width, 2)), batch(5, 3)
+    )
     group = graph.group("0")
     assert bool(group.dims_of("elementwise")) is carried
-    assert (SizeAttribute(module="1", name="num_parameters", per_unit=1) in group.attributes) is carried
+    assert (
+        SizeAttribute(module="1", name="num_parameters", per_unit=1) in group.attributes
+    ) is carried
     assert graph.insertion_points[1].activation == "PReLU"
 
 
@@ -179,20 +205,26 @@ def test_slices_of_a_concatenation_find_their_group_again():
 
     model = Net(forward, a=(3, 4), b=(3, 5), c=(5, 2), d=(4, 2))
     graph = analyze(model, batch(5, 3))
-    assert {name: graph.group(name).dims_of("consumer")[0].module for name in names(graph)} == {"a": "d", "b": "c"}
+    assert {name: graph.group(name).dims_of("consumer")[0].module for name in names(graph)} == {
+        "a": "d",
+        "b": "c",
+    }
 
 
 def test_several_inputs_nested_modules_and_dict_outputs():
     def forward(m, x, extra):
         return {"y": m.head(torch.cat([m.body(x), m.side(extra["z"])], 1))}
 
-    body = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Sequential(nn.SiLU(), nn.Linear(4, 4), nn.ELU()))
+    body = nn.Sequential(
+        nn.Linear(3, 4), nn.Dropout(0.5), nn.Sequential(nn.SiLU(), nn.Linear(4, 4), nn.ELU())
+    )
     model = Net(forward, body=body, side=(2, 3), head=(7, 2))
     graph = analyze(model, (batch(5, 3), {"z": batch(5, 2)}))
     assert names(graph) == ["body.0", "body.2.1", "side"]
-    assert {insertion_point.module: insertion_point.activation for insertion_point in graph.insertion_points}[
-        "body.2.1"
-    ] == "SiLU"
+    assert {
+        insertion_point.module: insertion_point.activation
+        for insertion_point in graph.insertion_points
+    }["body.2.1"] == "SiLU"
 
 
 def test_branches_of_two_batches_that_one_map_reads_are_one_group():
@@ -219,7 +251,10 @@ def test_activation_hints_follow_functions_and_fall_back_on_the_usual_one():
         for insertion_point in analyze(model, batch(5, 4)).insertion_points
     }
     assert hints == {"a": "Tanh", "b": "Tanh", "c": "LeakyReLU", "d": "Softplus"}
-    assert analyze(nn.Sequential(nn.Linear(3, 2)), batch(5, 3)).insertion_points[0].activation == "ReLU"
+    assert (
+        analyze(nn.Sequential(nn.Linear(3, 2)), batch(5, 3)).insertion_points[0].activation
+        == "ReLU"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -239,14 +274,18 @@ def test_autocast_inside_the_forward():
 def test_inserted_residual_and_rational_layers_keep_the_stream_growable():
     branch = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
     model = nn.Sequential(
-        nn.Linear(3, 4), nn.ReLU(), nn.Sequential(Residual(branch), nn.Linear(4, 4), Rational(4), nn.Linear(4, 2))
+        nn.Linear(3, 4),
+        nn.ReLU(),
+        nn.Sequential(Residual(branch), nn.Linear(4, 4), Rational(4), nn.Linear(4, 2)),
     )
     graph = analyze(model, batch(5, 3))
     assert names(graph) == ["0", "2.0.branch.0", "2.1"]
 
 
 def test_the_model_is_left_as_it_was():
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 4), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 4), nn.Linear(4, 2)
+    )
     model[2].eval()
     model(batch(5, 3)).sum().backward()
     seen = []
@@ -254,9 +293,15 @@ def test_the_model_is_left_as_it_was():
     model[3].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
 
     def state():
-        tensors = {name: (id(t), t._version, t.clone()) for name, t in model.state_dict(keep_vars=True).items()}
+        tensors = {
+            name: (id(t), t._version, t.clone())
+            for name, t in model.state_dict(keep_vars=True).items()
+        }
         grads = {name: (id(p.grad), p.grad.clone()) for name, p in model.named_parameters()}
-        hooks = {n: (list(m._forward_hooks), list(m._forward_pre_hooks)) for n, m in model.named_modules()}
+        hooks = {
+            n: (list(m._forward_hooks), list(m._forward_pre_hooks))
+            for n, m in model.named_modules()
+        }
         return tensors, grads, hooks, [m.training for m in model.modules()], torch.get_rng_state()
 
     before = state()

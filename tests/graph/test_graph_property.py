@@ -79,10 +79,23 @@ class Program(nn.Module):
         return joined
 
 
-OPERATIONS = ["norm", "rational", "wave", "add", "add", "gate", "join", "flat", "write", *["linear"] * 5]
+OPERATIONS = [
+    "norm",
+    "rational",
+    "wave",
+    "add",
+    "add",
+    "gate",
+    "join",
+    "flat",
+    "write",
+    *["linear"] * 5,
+]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(OPERATIONS), st.lists(st.integers(0, 4), min_size=2, max_size=2).map(sorted), st.integers(1, 3)
+        st.sampled_from(OPERATIONS),
+        st.lists(st.integers(0, 4), min_size=2, max_size=2).map(sorted),
+        st.integers(1, 3),
     ),
     min_size=2,
     max_size=10,
@@ -100,14 +113,20 @@ def inputs_of_maps(model: nn.Module, x: Tensor, held: dict[str, Tensor]) -> dict
 
         return hook
 
-    handles = [m.register_forward_hook(hook_of(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    handles = [
+        m.register_forward_hook(hook_of(n))
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear)
+    ]
     model(x)
     for handle in handles:
         handle.remove()
     return inputs
 
 
-def readers(model: nn.Module, x: Tensor, held: dict[str, Tensor], makers: list[str], unit: int) -> dict[str, set[int]]:
+def readers(
+    model: nn.Module, x: Tensor, held: dict[str, Tensor], makers: list[str], unit: int
+) -> dict[str, set[int]]:
     """The input columns of each linear map that an impulse in one unit of any of the makers reaches directly."""
     calm = inputs_of_maps(model, x, held)
     reached: dict[str, set[int]] = {}
@@ -131,15 +150,27 @@ def test_claimed_columns_are_those_that_impulses_reach(steps, tokens, seed):
         model.eval()
         graph = analyze(model, x)
         outputs: dict[str, Tensor] = {}
-        maps = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        handles = [m.register_forward_hook(lambda *a, n=n: outputs.update({n: a[2]})) for n, m in maps.items()]
+        maps = {
+            name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        }
+        handles = [
+            m.register_forward_hook(lambda *a, n=n: outputs.update({n: a[2]}))
+            for n, m in maps.items()
+        ]
         model(x)
         for handle in handles:
             handle.remove()
         for group in graph.groups:
-            makers = [coupled.module for coupled in group.dims_of("producer") if coupled.tensor == "weight"]
+            makers = [
+                coupled.module
+                for coupled in group.dims_of("producer")
+                if coupled.tensor == "weight"
+            ]
             for unit in range(group.width):
-                claimed = {coupled.module: set(coupled.index[unit].tolist()) for coupled in group.dims_of("consumer")}
+                claimed = {
+                    coupled.module: set(coupled.index[unit].tolist())
+                    for coupled in group.dims_of("consumer")
+                }
                 assert readers(model, x, outputs, makers, unit) == claimed
     assert graph.scored_maps == tuple(outputs)
     assert "parts.out" in {refusal.place for refusal in graph.refusals}

@@ -74,7 +74,11 @@ class Life:
 
     def _moves(self, name: str) -> list[Move]:
         """A random move of a kind, or of any kind; none where the model has no place for it."""
-        kind = self.draw.draw(st.sampled_from(("widen", "prune", "insert"))) if name == "undo" else name
+        kind = (
+            self.draw.draw(st.sampled_from(("widen", "prune", "insert")))
+            if name == "undo"
+            else name
+        )
         wide = [group for group in self.graph.groups if group.width > 2]
         if kind == "prune" and wide:
             group = self.draw.draw(st.sampled_from(wide))
@@ -83,7 +87,11 @@ class Life:
             return [inserted(self.draw.draw(st.sampled_from(self.graph.insertion_points)))]
         if kind == "widen" and self.graph.groups:
             return [
-                self.draw.draw(st.sampled_from(widening(self.model, self.graph, self.draw.draw(st.integers(1, 2)))))
+                self.draw.draw(
+                    st.sampled_from(
+                        widening(self.model, self.graph, self.draw.draw(st.integers(1, 2)))
+                    )
+                )
             ]
         return []
 
@@ -130,12 +138,18 @@ def inserted(insertion_point: InsertionPoint) -> Insert:
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(recipe=RECIPES, steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=3), data=st.data())
-def test_random_models_in_random_orders(recipe: Recipe, steps: list[str], data: st.DataObject) -> None:
+@given(
+    recipe=RECIPES, steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=3), data=st.data()
+)
+def test_random_models_in_random_orders(
+    recipe: Recipe, steps: list[str], data: st.DataObject
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         life = Life(recipe, folder, data)
         for step in steps:
             life.step(step)
         names = {group.name: group.width for group in life.graph.groups}
         again = {group.name: group.width for group in analyze(life.model, X).groups}
-        assert {name: again.get(name, 1) for name in names} == names  # a single unit may be undecidable
+        assert {
+            name: again.get(name, 1) for name in names
+        } == names  # a single unit may be undecidable

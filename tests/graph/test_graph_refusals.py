@@ -50,7 +50,10 @@ REFUSED = {
         linear_pair(lambda m, x: m.b((h := m.a(x)) * (1 if h[0, 0].item() > 0 else 2))),
         f"its values steer Python code in {OWN}",
     ),
-    "no reader": (linear_pair(lambda m, x: (m.a(x), m.b(torch.ones(1, 4)))[1]), "no linear map reads its units"),
+    "no reader": (
+        linear_pair(lambda m, x: (m.a(x), m.b(torch.ones(1, 4)))[1]),
+        "no linear map reads its units",
+    ),
     "bare matrix": (
         linear_pair(lambda m, x: m.b(m.a(x) @ torch.eye(4))),
         f"its units are multiplied with others and summed in {OWN}",
@@ -118,21 +121,38 @@ def test_a_group_whose_size_is_fixed_leaves_the_others():
     model = Net(lambda m, x: m.c(m.b(m.a(x)).view(5, 5)), a=(3, 4), b=(4, 5), c=(5, 2))
     graph = analyze(model, batch(5, 3))
     assert names(graph) == ["a"]
-    assert "with one more unit it fails (RuntimeError: shape '[5, 5]' is invalid" in reasons(graph)["b"]
+    assert (
+        "with one more unit it fails (RuntimeError: shape '[5, 5]' is invalid"
+        in reasons(graph)["b"]
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (parametrizations.weight_norm, "has a weight that is computed from other tensors (a parametrization)"),
-        (parametrizations.orthogonal, "has a weight that is computed from other tensors (a parametrization)"),
-        (nn.utils.spectral_norm, "has a weight that is computed from other tensors (a parametrization)"),
+        (
+            parametrizations.weight_norm,
+            "has a weight that is computed from other tensors (a parametrization)",
+        ),
+        (
+            parametrizations.orthogonal,
+            "has a weight that is computed from other tensors (a parametrization)",
+        ),
+        (
+            nn.utils.spectral_norm,
+            "has a weight that is computed from other tensors (a parametrization)",
+        ),
         (lambda linear: linear.requires_grad_(False), "has a frozen weight"),
     ],
 )
 def test_a_linear_map_that_must_keep_its_shape_fixes_both_its_sides(make, problem):
     model = nn.Sequential(
-        nn.Linear(3, 4), nn.ReLU(), make(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 6), nn.Linear(6, 2)
+        nn.Linear(3, 4),
+        nn.ReLU(),
+        make(nn.Linear(4, 4)),
+        nn.ReLU(),
+        nn.Linear(4, 6),
+        nn.Linear(6, 2),
     )
     graph = analyze(model, batch(5, 3))
     assert graph.scored_maps == ("0", "4", "5")
@@ -167,7 +187,9 @@ def test_tied_weights_that_read_units_and_data_are_refused():
 
 
 def test_a_tied_carrier_makes_one_group():
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+    )
     model[3].weight = model[1].weight
     assert names(analyze(model, batch(5, 3))) == ["0"]
 
@@ -192,7 +214,10 @@ def test_one_module_under_two_names_can_grow_but_takes_no_layer():
     graph = analyze(model, batch(5, 3))
     assert names(graph) == ["a"]
     assert [insertion_point.module for insertion_point in graph.insertion_points] == ["b"]
-    assert reasons(graph)["a"] == "no layer can be inserted before it: the model holds it under two names"
+    assert (
+        reasons(graph)["a"]
+        == "no layer can be inserted before it: the model holds it under two names"
+    )
 
 
 def test_a_model_that_is_one_linear_map():
@@ -226,7 +251,10 @@ def test_norms_after_a_residual_keep_the_stream_and_heads_but_not_the_feed_forwa
 
 def test_ignored_modules_keep_their_shapes():
     model = nn.Sequential(
-        nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6)), nn.Linear(6, 7), nn.Linear(7, 2)
+        nn.Linear(3, 4),
+        nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6)),
+        nn.Linear(6, 7),
+        nn.Linear(7, 2),
     )
     graph = analyze(model, batch(5, 3), ignore=("1",))
     assert names(graph) == ["2"]
@@ -240,7 +268,9 @@ def test_ignored_modules_keep_their_shapes():
 
 def test_bad_requests_are_one_sentence():
     model = nn.Sequential(nn.Linear(3, 2))
-    with pytest.raises(SennError, match="forward pass fails on the example inputs: RuntimeError: mat1 and mat2"):
+    with pytest.raises(
+        SennError, match="forward pass fails on the example inputs: RuntimeError: mat1 and mat2"
+    ):
         analyze(model, batch(5, 4))
     with pytest.raises(SennError, match="hold no sample"):
         analyze(model, torch.zeros(0, 3))

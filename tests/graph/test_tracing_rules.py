@@ -54,7 +54,9 @@ class _TwoHalves(nn.Module):
         self.one, self.two = nn.Linear(3, 2), nn.Linear(3, 2)
 
     def forward(self, x):
-        return self.one(F.linear(x, self.weight[:3]).relu()) + self.two(F.linear(x, self.weight[self.rows]).relu())
+        return self.one(F.linear(x, self.weight[:3]).relu()) + self.two(
+            F.linear(x, self.weight[self.rows]).relu()
+        )
 
 
 @pytest.mark.parametrize("rows", [slice(3, None), slice(-3, None), slice(-3, 10)], ids=str)

@@ -36,7 +36,9 @@ def test_every_hidden_group_is_found_or_refused_with_the_true_reason(name: str) 
     for one in (
         graph.linear_maps if not entry.refused else ()
     ):  # none is silent: a map has units of a group, or is named
-        assert one.weight in named or any(place in (one.name, f"{one.weight}:0") for place in found), one.name
+        assert one.weight in named or any(
+            place in (one.name, f"{one.weight}:0") for place in found
+        ), one.name
 
 
 def test_few_groups_of_the_zoo_are_refused() -> None:
@@ -58,9 +60,15 @@ def test_growth_keeps_the_function_and_the_graph_follows(name: str, dtype: torch
     again = analyze(model, inputs)
     assert receipt.graph is not None
     for group, fresh in zip(receipt.graph.groups, again.groups, strict=True):
-        assert (group.name, group.width, group.attributes) == (fresh.name, fresh.width, fresh.attributes)
+        assert (group.name, group.width, group.attributes) == (
+            fresh.name,
+            fresh.width,
+            fresh.attributes,
+        )
         ours = [(coupled.name, coupled.dim, coupled.index.tolist()) for coupled in group.dims]
-        assert ours == [(coupled.name, coupled.dim, coupled.index.tolist()) for coupled in fresh.dims]
+        assert ours == [
+            (coupled.name, coupled.dim, coupled.index.tolist()) for coupled in fresh.dims
+        ]
     assert receipt.graph.scored_maps == again.scored_maps
     assert repr(receipt.graph.insertion_points) == repr(again.insertion_points)
 
@@ -81,7 +89,9 @@ def test_new_units_can_be_taken_back_or_pruned_again_and_old_ones_too(name: str)
     receipt = transaction(model, some, receipt.graph, probe=inputs)
     again = analyze(model, inputs)
     assert receipt.graph is not None
-    assert [group.width for group in again.groups] == [group.width for group in receipt.graph.groups]
+    assert [group.width for group in again.groups] == [
+        group.width for group in receipt.graph.groups
+    ]
 
 
 def _optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -97,7 +107,11 @@ def _optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None:
     torch.manual_seed(2)
     result = pytree.call(model, ZOO[name].inputs(6))
-    loss = sum((x * torch.randn_like(x)).mean() for x in pytree.tensor_leaves(result) if x.is_floating_point())
+    loss = sum(
+        (x * torch.randn_like(x)).mean()
+        for x in pytree.tensor_leaves(result)
+        if x.is_floating_point()
+    )
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -112,7 +126,9 @@ def test_optimizers_go_on(name: str, kind: str) -> None:
         pytest.skip("the model has no matrices for Muon")
     optimizer = _optimizers(model)[kind]
     _step(model, optimizer, name)
-    flat = {full for full, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6}
+    flat = {
+        full for full, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6
+    }
     old = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     names = {parameter: full for full, parameter in model.named_parameters()}
     transaction(model, widening(model, graph), graph, optimizer=optimizer, probe=inputs)
@@ -124,12 +140,19 @@ def test_optimizers_go_on(name: str, kind: str) -> None:
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 for dim, places in kept(names[parameter], now.shape, value.shape).items():
                     now = now.index_select(dim, places)
-            assert torch.equal(torch.as_tensor(now), torch.as_tensor(value)), (names[parameter], key)
+            assert torch.equal(torch.as_tensor(now), torch.as_tensor(value)), (
+                names[parameter],
+                key,
+            )
     held = {p for group in optimizer.param_groups for p in group["params"]}
     before = {full: p.detach().clone() for full, p in model.named_parameters() if p in held}
     _step(model, optimizer, name)
-    still = [full for full, p in model.named_parameters() if p in held and torch.equal(p, before[full])]
-    assert set(still) <= flat  # a bias before a normalisation and one of keys have no gradient at any size
+    still = [
+        full for full, p in model.named_parameters() if p in held and torch.equal(p, before[full])
+    ]
+    assert (
+        set(still) <= flat
+    )  # a bias before a normalisation and one of keys have no gradient at any size
 
 
 def _kept(graph: DependencyGraph):
@@ -139,10 +162,18 @@ def _kept(graph: DependencyGraph):
         found = {}
         for dim, size in enumerate(old):
             if new[dim] != size:
-                coupled_dims = [s for group in graph.groups for s in group.dims if (s.name, s.dim) == (name, dim)]
+                coupled_dims = [
+                    s
+                    for group in graph.groups
+                    for s in group.dims
+                    if (s.name, s.dim) == (name, dim)
+                ]
                 after = torch.cat(
                     [
-                        s.index[-1].view(s.n_segments, -1)[:, -1:].repeat(1, s.index.shape[1] // s.n_segments).flatten()
+                        s.index[-1]
+                        .view(s.n_segments, -1)[:, -1:]
+                        .repeat(1, s.index.shape[1] // s.n_segments)
+                        .flatten()
                         for s in coupled_dims
                     ]
                 )
@@ -173,7 +204,9 @@ def test_the_grower_looks_at_every_model_and_changes_it_as_decided(name: str) ->
     with torch.no_grad():
         targets = torch.randn_like(output(pytree.call(model.eval(), pytree.clone(inputs))))
     optimizer, policy = torch.optim.Adam(model.parameters()), senn.PricePolicy(kappa=1e-6)
-    grower = senn.Grower(model, optimizer, nn.functional.mse_loss, policy, output=output, max_width=40)
+    grower = senn.Grower(
+        model, optimizer, nn.functional.mse_loss, policy, output=output, max_width=40
+    )
     state = copy.deepcopy(model.state_dict())
     if name in UNSCORED:
         with pytest.raises(senn.UnsupportedError, match=UNSCORED[name]):

@@ -88,9 +88,15 @@ def _fsdp2(mesh: object) -> nn.Module:
 
 
 SPREAD = {
-    "ddp": (_ddp, r"is a DistributedDataParallel: give the module inside \(`.module`\) and wrap it anew after growth"),
+    "ddp": (
+        _ddp,
+        r"is a DistributedDataParallel: give the module inside \(`.module`\) and wrap it anew after growth",
+    ),
     "fsdp1": (_fsdp1, "is a FullyShardedDataParallel: give the module before it is wrapped"),
-    "fsdp2": (_fsdp2, "0.weight is a DTensor: grow the model before its tensors are sharded or wrapped"),
+    "fsdp2": (
+        _fsdp2,
+        "0.weight is a DTensor: grow the model before its tensors are sharded or wrapped",
+    ),
 }
 
 
@@ -98,7 +104,9 @@ SPREAD = {
 def mesh(tmp_path_factory):
     """One process that is a group."""
     place = tmp_path_factory.mktemp("group") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{place}", rank=0, world_size=1
+    )
     yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
 
@@ -123,10 +131,13 @@ class Returning(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("output", "kind"), [(lambda y: None, "NoneType"), (lambda y: float(y.sum()), "float"), (str, "str")]
+    ("output", "kind"),
+    [(lambda y: None, "NoneType"), (lambda y: float(y.sum()), "float"), (str, "str")],
 )
 def test_models_that_return_no_tensor_are_refused_by_what_they_return(output, kind):
-    with pytest.raises(senn.UnsupportedError, match=f"returns a {kind} without any tensor that could be followed"):
+    with pytest.raises(
+        senn.UnsupportedError, match=f"returns a {kind} without any tensor that could be followed"
+    ):
         analyze(Returning(output), X)
 
 
@@ -147,7 +158,9 @@ def test_inputs_elsewhere_and_without_samples_are_refused():
 def test_activations_in_place_dropout_and_one_sample_are_grown(layers, activation, samples):
     """Analysed and widened in train mode, on a batch of one too, where statistics of the batch don't exist."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), *copy.deepcopy(layers), activation(inplace=True), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Linear(3, 4), *copy.deepcopy(layers), activation(inplace=True), nn.Linear(4, 2)
+    )
     x, last = X[:samples], str(len(model) - 1)
     before, held = outputs(model, x), copy.deepcopy(model.state_dict())
     graph = analyze(model, x)
@@ -157,7 +170,12 @@ def test_activations_in_place_dropout_and_one_sample_are_grown(layers, activatio
     assert output_change(before, outputs(model, x)) <= 1e-6
     assert model.get_submodule(last).in_features == 6
     assert all(module.training for module in model.modules())
-    for name, value in model.state_dict().items():  # the old entries, statistics of the batch among them, are as before
+    for (
+        name,
+        value,
+    ) in (
+        model.state_dict().items()
+    ):  # the old entries, statistics of the batch among them, are as before
         old = held[name]
         assert torch.equal(value[tuple(map(slice, old.shape))], old)
 
@@ -169,7 +187,9 @@ def test_dropout_that_never_stops_is_refused_where_it_hides_what_growth_does():
     assert [group.name for group in analyze(Returning(never_stops), X).groups] == ["a"]
     model = net()
     model[1].register_forward_hook(lambda module, args, output: never_stops(output))
-    assert analyze(model, X).refusals[0] == Refusal(place="0", reason="the outputs depend on the number of its units")
+    assert analyze(model, X).refusals[0] == Refusal(
+        place="0", reason="the outputs depend on the number of its units"
+    )
 
 
 def test_a_forward_that_draws_random_numbers_can_grow():
@@ -194,7 +214,10 @@ def test_a_layer_of_an_own_kind_takes_a_rule_of_three_lines():
     class Mine(nn.Module):
         def __init__(self, inputs, outputs):
             super().__init__()
-            self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
+            self.weight, self.bias = (
+                nn.Parameter(torch.randn(inputs, outputs)),
+                nn.Parameter(torch.zeros(outputs)),
+            )
 
         def forward(self, x):
             return torch.sort(x @ self.weight, dim=0)[0] + self.bias
@@ -273,6 +296,9 @@ def test_nestings_keep_their_kind():
     assert doubled["b"].kwargs == {"scale": 2.0}
     assert len(pytree.tensor_leaves(tree)) == 3
     assert pytree.count(tree) == 4
-    assert pytree.index_batch({"x": X, "mask": torch.ones(3, 3)}, slice(0, 2), 4)["mask"].shape == (3, 3)
+    assert pytree.index_batch({"x": X, "mask": torch.ones(3, 3)}, slice(0, 2), 4)["mask"].shape == (
+        3,
+        3,
+    )
     with pytest.raises(senn.UnsupportedError, match="returns a tuple with 2 tensors"):
         pytree.prediction((X, X))

@@ -28,9 +28,15 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def test_growing_while_training(name: str):
     model = net()
     optimizer = OPTIMIZERS[name](model.parameters())
-    grower = senn.Grower(model, optimizer, F.cross_entropy, candidate_config=FEW, samples=len(X), max_width=12)
+    grower = senn.Grower(
+        model, optimizer, F.cross_entropy, candidate_config=FEW, samples=len(X), max_width=12
+    )
     train(model, optimizer, 30)
-    state = {key: value.clone() for key, value in optimizer.state[model[0].weight].items() if key != "step"}
+    state = {
+        key: value.clone()
+        for key, value in optimizer.state[model[0].weight].items()
+        if key != "step"
+    }
     with torch.no_grad():
         before = model(X)
     events = grower.grow([(X, Y)])
@@ -46,7 +52,9 @@ def test_growing_while_training(name: str):
         assert new.shape == model[0].weight.shape
         torch.testing.assert_close(new[:3], old, rtol=0, atol=0)
         assert not new[3:].any()
-    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in model.parameters()
+    }
     assert train(model, optimizer, 60) < 0.8 * events[-1].loss_after
 
 
@@ -74,15 +82,17 @@ def test_later_growth_below_new_units_leaves_the_function():
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     before = model(X).detach()
     for place in ("4", "2", "0"):
-        (event,) = senn.Grower(model, optimizer, policy=Take("widen", 3, place=place), candidate_config=FEW).grow(
-            [(X, Y)]
-        )
+        (event,) = senn.Grower(
+            model, optimizer, policy=Take("widen", 3, place=place), candidate_config=FEW
+        ).grow([(X, Y)])
         assert event.width_after == 6 if place == "4" else event.width_after > 3
         torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("ascent", [0, 4])
-def test_the_units_that_were_scored_are_those_inserted(ascent: int, monkeypatch: pytest.MonkeyPatch):
+def test_the_units_that_were_scored_are_those_inserted(
+    ascent: int, monkeypatch: pytest.MonkeyPatch
+):
     """The network's own score afterwards is the one that the round promised."""
     monkeypatch.setattr(senn.scoring.gains, "DAMPING", 1e-9)
     monkeypatch.setattr(senn.scoring.residual_statistics, "UNIT_DAMPING", 1e-9)
@@ -91,10 +101,16 @@ def test_the_units_that_were_scored_are_those_inserted(ascent: int, monkeypatch:
     model = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     candidate_config = senn.CandidateConfig(units=8, ascent_steps=ascent)
     grower = senn.Grower(
-        model, loss=F.mse_loss, policy=Take("widen", 3), moves=("width",), candidate_config=candidate_config
+        model,
+        loss=F.mse_loss,
+        policy=Take("widen", 3),
+        moves=("width",),
+        candidate_config=candidate_config,
     )
     (event,) = grower.grow([(x, y)])
-    fresh = senn.Grower(model, loss=F.mse_loss, moves=("width",), candidate_config=candidate_config, seed=1)
+    fresh = senn.Grower(
+        model, loss=F.mse_loss, moves=("width",), candidate_config=candidate_config, seed=1
+    )
     fresh.score_candidates([(x, y)])
     assert abs(fresh.eta - event.eta_after) < 0.01 * event.gain
     assert event.eta_after == pytest.approx(event.eta_before + event.gain, rel=1e-9)
@@ -112,7 +128,10 @@ def test_undo_gives_everything_back_bit_by_bit():
     assert grower.architecture == (3,)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     for key, values in state["state"].items():
-        assert all(torch.equal(value, optimizer.state_dict()["state"][key][name]) for name, value in values.items())
+        assert all(
+            torch.equal(value, optimizer.state_dict()["state"][key][name])
+            for name, value in values.items()
+        )
     with pytest.raises(SurgeryError, match="cannot be undone"):
         event.undo()
     (event,) = grower.grow([(X, Y)])
@@ -126,9 +145,9 @@ def test_budgets_hold():
     def grown(**budget: int) -> nn.Sequential:
         model = net()
         policy = senn.PricePolicy(kappa=1e-6, confidence=0.0)
-        senn.Grower(model, policy=policy, candidate_config=FEW, moves=("width",), samples=len(X), **budget).grow(
-            [(X, Y)]
-        )
+        senn.Grower(
+            model, policy=policy, candidate_config=FEW, moves=("width",), samples=len(X), **budget
+        ).grow([(X, Y)])
         return model
 
     assert grown()[0].out_features > 11
@@ -141,13 +160,19 @@ def test_budgets_hold():
             senn.Grower(net(), **{option: 0})
 
 
-@pytest.mark.parametrize(("move", "kind"), [("width", "widen"), ("depth", "insert"), ("prune", "prune")])
+@pytest.mark.parametrize(
+    ("move", "kind"), [("width", "widen"), ("depth", "insert"), ("prune", "prune")]
+)
 def test_only_the_moves_asked_for_are_offered(move: str, kind: str):
-    found = senn.Grower(net(layers=2), moves=(move,), candidate_config=FEW).score_candidates([(X, Y)])
+    found = senn.Grower(net(layers=2), moves=(move,), candidate_config=FEW).score_candidates(
+        [(X, Y)]
+    )
     assert {c.kind for c in found} == {kind}
     every = senn.Grower(net(layers=2), candidate_config=FEW).score_candidates([(X, Y)])
     assert {c.kind for c in every} == {"widen", "insert", "prune"}
-    assert [c.held_out_gain for c in every] == sorted((c.held_out_gain for c in every), reverse=True)
+    assert [c.held_out_gain for c in every] == sorted(
+        (c.held_out_gain for c in every), reverse=True
+    )
 
 
 def test_the_seed_decides():
@@ -186,7 +211,9 @@ def test_looking_does_not_touch(dtype: torch.dtype):
     before = copy.deepcopy(model.state_dict())
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     objects = [id(p) for p in model.parameters()]
-    flags = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    flags = [
+        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()
+    ]
     state = torch.get_rng_state()
     found = senn.Grower(model, candidate_config=FEW).score_candidates([((x, shift), Y[:200])] * 2)
     assert found
@@ -194,7 +221,9 @@ def test_looking_does_not_touch(dtype: torch.dtype):
     assert torch.equal(torch.get_rng_state(), state)
     assert [id(p) for p in model.parameters()] == objects
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
-    assert [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == flags
+    assert [
+        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()
+    ] == flags
     assert grads.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
     assert all(torch.equal(model.get_parameter(name).grad, grad) for name, grad in grads.items())
 
@@ -208,7 +237,9 @@ def test_a_net_with_norm_dropout_and_frozen_parts_grows():
     before = model(*inputs).detach()
     model.train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
-    grower = senn.Grower(model, optimizer, policy=Take("widen", 2, place="first"), candidate_config=FEW)
+    grower = senn.Grower(
+        model, optimizer, policy=Take("widen", 2, place="first"), candidate_config=FEW
+    )
     (event,) = grower.grow([(inputs, Y)])
     assert event.width_after == 7 == model.norm.num_features
     assert model.training
@@ -224,7 +255,9 @@ def test_averages_schedulers_and_loaders():
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     average = AveragedModel(model)
     loader = DataLoader(TensorDataset(X, Y), batch_size=200)
-    grower = senn.Grower(model, optimizer, policy=Take("widen", 2), averaged=[average], candidate_config=FEW)
+    grower = senn.Grower(
+        model, optimizer, policy=Take("widen", 2), averaged=[average], candidate_config=FEW
+    )
     (event,) = grower.grow(loader)
     assert grower.samples == 600
     assert event.width_after == 5 == average.module[0].out_features
@@ -282,13 +315,17 @@ def test_pruning_keeps_its_promise():
         model[2].weight[:, [2, 5]] = 0
         model[0].weight[7], model[0].bias[7] = model[0].weight[1], model[0].bias[1]
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    grower = senn.Grower(model, optimizer, candidate_config=FEW, moves=("prune",), policy=Take("prune", 3))
+    grower = senn.Grower(
+        model, optimizer, candidate_config=FEW, moves=("prune",), policy=Take("prune", 3)
+    )
     weight = model[0].weight.detach().clone()
     (event,) = grower.grow([(X, Y)])
     assert event.units == 3
     kept = [unit for unit in range(12) if unit not in event.removed_units]
     torch.testing.assert_close(model[0].weight, weight[kept], rtol=0, atol=0)
-    assert list(event.removed_units) == event.as_dict()["removed_units"] == sorted(event.removed_units)
+    assert (
+        list(event.removed_units) == event.as_dict()["removed_units"] == sorted(event.removed_units)
+    )
     assert senn.events.GrowthEvent.from_state(event.state()).removed_units == event.removed_units
     assert model[0].out_features == 9
     assert event.loss_after - event.loss_before <= -event.gain + 1e-4 * event.loss_before + 1e-6
@@ -304,14 +341,24 @@ def test_a_removal_that_breaks_its_promise_is_rolled_back(additions: int):
     with torch.no_grad():
         before = float(F.cross_entropy(model(X), Y))
     moves = ("width", "prune") if additions else ("prune",)
-    grower = senn.Grower(model, optimizer, candidate_config=FEW, moves=moves, policy=Everything(additions))
+    grower = senn.Grower(
+        model, optimizer, candidate_config=FEW, moves=moves, policy=Everything(additions)
+    )
     events = grower.grow([(X, Y)])
-    assert [(event.place, event.units) for event in events if event.kind == "widen"] == [("2", 2)] * bool(additions)
+    assert [(event.place, event.units) for event in events if event.kind == "widen"] == [
+        ("2", 2)
+    ] * bool(additions)
     assert grower.rejections
     assert all("it raised the loss by" in reason for reason in grower.rejections)
-    assert [len(event.removed_units) for event in events] == [event.units * (event.kind == "prune") for event in events]
+    assert [len(event.removed_units) for event in events] == [
+        event.units * (event.kind == "prune") for event in events
+    ]
     gone = 8 - model[0].out_features
-    assert gone == 7 >> len(grower.rejections) == sum(event.units for event in events if event.kind == "prune")
+    assert (
+        gone
+        == 7 >> len(grower.rejections)
+        == sum(event.units for event in events if event.kind == "prune")
+    )
     cost = sum(-event.gain / 2 for event in events if event.kind == "prune")
     with torch.no_grad():
         assert float(F.cross_entropy(model(X), Y)) <= before + 2 * cost + 2e-4 * before
@@ -319,17 +366,29 @@ def test_a_removal_that_breaks_its_promise_is_rolled_back(additions: int):
 
 
 ERRORS: dict[str, tuple[Callable[[], object], str]] = {
-    "one sample": (lambda: senn.Grower(net()).score_candidates([(X[:1], Y[:1])]), "a batch of one sample"),
+    "one sample": (
+        lambda: senn.Grower(net()).score_candidates([(X[:1], Y[:1])]),
+        "a batch of one sample",
+    ),
     "no batch": (lambda: senn.Grower(net()).grow(), "no batch has been looked at"),
     "empty loader": (lambda: senn.Grower(net()).grow([]), "no batch has been looked at"),
     "moves": (lambda: senn.Grower(net(), moves=("width", "hight")), "'hight' is none of them"),
-    "no place": (lambda: senn.Grower(nn.Sequential(nn.Flatten())).score_candidates([(X, Y)]), "no place to grow"),
+    "no place": (
+        lambda: senn.Grower(nn.Sequential(nn.Flatten())).score_candidates([(X, Y)]),
+        "no place to grow",
+    ),
     "nan": (
         lambda: senn.Grower(net()).score_candidates([(X * torch.nan, Y)]),
         "diverged or the batch holds bad values",
     ),
-    "inf": (lambda: senn.Grower(net()).score_candidates([(X / 0, Y)]), "diverged or the batch holds bad values"),
-    "no weight": (lambda: senn.Grower(net()).score_candidates([(X, Y, torch.zeros(600))]), "sample weights"),
+    "inf": (
+        lambda: senn.Grower(net()).score_candidates([(X / 0, Y)]),
+        "diverged or the batch holds bad values",
+    ),
+    "no weight": (
+        lambda: senn.Grower(net()).score_candidates([(X, Y, torch.zeros(600))]),
+        "sample weights",
+    ),
     "lengths": (lambda: senn.Grower(net()).score_candidates([(X, Y[:50])]), "600.*50|50.*600"),
 }
 

@@ -57,16 +57,30 @@ def grown_in_training(model, optimizer, loss=F.cross_entropy, targets=CLASSES, i
     assert held == {id(parameter) for parameter in model.parameters()}
     for parameter, state in optimizer.state.items():
         assert id(parameter) in held
-        assert all(v.shape in ((), parameter.shape) or v.dim() for v in state.values() if isinstance(v, torch.Tensor))
+        assert all(
+            v.shape in ((), parameter.shape) or v.dim()
+            for v in state.values()
+            if isinstance(v, torch.Tensor)
+        )
     return grower.events
 
 
 def optimizers():
     """Every class of torch.optim but SparseAdam, which takes sparse gradients only; in each implementation it has."""
     for name, cls in vars(torch.optim).items():
-        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in ("Optimizer", "SparseAdam"):
+        if (
+            isinstance(cls, type)
+            and issubclass(cls, torch.optim.Optimizer)
+            and name not in ("Optimizer", "SparseAdam")
+        ):
             known = inspect.signature(cls).parameters
-            for option in ({}, {"foreach": True}, {"fused": True}, {"amsgrad": True}, {"momentum": 0.9}):
+            for option in (
+                {},
+                {"foreach": True},
+                {"fused": True},
+                {"amsgrad": True},
+                {"momentum": 0.9},
+            ):
                 if not set(option) - set(known):
                     yield pytest.param(cls, option, id="-".join([name, *option]))
 
@@ -84,8 +98,12 @@ SCHEDULES = {
     "cosine": lambda o: schedules.CosineAnnealingLR(o, 9),
     "plateau": lambda o: schedules.ReduceLROnPlateau(o, patience=1),
     "lambda": lambda o: schedules.LambdaLR(o, lambda epoch: 0.9**epoch),
-    "sequential": lambda o: schedules.SequentialLR(o, [schedules.ConstantLR(o), schedules.ExponentialLR(o, 0.9)], [4]),
-    "chained": lambda o: schedules.ChainedScheduler([schedules.ConstantLR(o), schedules.StepLR(o, 2)]),
+    "sequential": lambda o: schedules.SequentialLR(
+        o, [schedules.ConstantLR(o), schedules.ExponentialLR(o, 0.9)], [4]
+    ),
+    "chained": lambda o: schedules.ChainedScheduler(
+        [schedules.ConstantLR(o), schedules.StepLR(o, 2)]
+    ),
 }
 
 
@@ -95,7 +113,9 @@ def test_schedulers_go_on(name):
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         schedule = SCHEDULES[name](optimizer)
-        grower = senn.Grower(model, optimizer, policy=Take("widen", 2), candidate_config=FEW, moves=("width",))
+        grower = senn.Grower(
+            model, optimizer, policy=Take("widen", 2), candidate_config=FEW, moves=("width",)
+        )
         out = []
         for step in range(8):
             optimizer.zero_grad()
@@ -144,7 +164,13 @@ def test_a_forward_of_its_own():
     torch.manual_seed(0)
     model = Own()
     events = grown_in_training(model, torch.optim.Adam(model.parameters(), lr=0.02))
-    assert model.first.out_features == model.gate.out_features == model.norm.num_features == events[-1].width_after > 3
+    assert (
+        model.first.out_features
+        == model.gate.out_features
+        == model.norm.num_features
+        == events[-1].width_after
+        > 3
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -168,7 +194,11 @@ def test_what_a_caller_has_open_changes_nothing(name):
     for context in (contextlib.nullcontext, OPEN[name]):
         model = net()
         grower = senn.Grower(
-            model, torch.optim.Adam(model.parameters()), policy=senn.PricePolicy(layer_cost=1.0), samples=10_000, seed=2
+            model,
+            torch.optim.Adam(model.parameters()),
+            policy=senn.PricePolicy(layer_cost=1.0),
+            samples=10_000,
+            seed=2,
         )
         with context():
             inputs = X.clone()
@@ -179,7 +209,9 @@ def test_what_a_caller_has_open_changes_nothing(name):
             assert torch.is_inference_mode_enabled() == (context is OPEN["inference mode"])
         figures.append([offered, grower.last_round])
         states.append(model.state_dict())
-        F.cross_entropy(model(X), CLASSES).backward()  # what has come is no tensor of inference mode
+        F.cross_entropy(
+            model(X), CLASSES
+        ).backward()  # what has come is no tensor of inference mode
     assert figures[0] == figures[1]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
@@ -189,7 +221,9 @@ def test_former_parameters_are_let_go():
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     first = weakref.ref(model[0].weight)
-    grower = senn.Grower(model, optimizer, policy=Take("widen"), candidate_config=FEW, moves=("width",))
+    grower = senn.Grower(
+        model, optimizer, policy=Take("widen"), candidate_config=FEW, moves=("width",)
+    )
     assert grower.grow([(X, CLASSES)])
     assert first() is not None
     second = weakref.ref(model[0].weight)

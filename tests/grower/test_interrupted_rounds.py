@@ -14,7 +14,8 @@ import senn
 
 SOURCE = Path(senn.__file__).parent
 OWN = tuple(
-    str(SOURCE / place) for place in ("grower.py", "scoring", "ascent.py", "drawing.py", "policy.py", "candidates")
+    str(SOURCE / place)
+    for place in ("grower.py", "scoring", "ascent.py", "drawing.py", "policy.py", "candidates")
 )
 
 
@@ -43,7 +44,9 @@ class Calls:
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        is_generator = code.co_flags & inspect.CO_GENERATOR  # one that is thrown away is called to be closed
+        is_generator = (
+            code.co_flags & inspect.CO_GENERATOR
+        )  # one that is thrown away is called to be closed
         if event != "call" or is_generator or not code.co_filename.startswith(OWN):
             return
         if code.co_name == "_apply":  # from here on the surgery's own way back counts
@@ -58,7 +61,13 @@ class Calls:
 def grower(moves: tuple[str, ...]) -> senn.Grower:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 10))
-    return senn.Grower(model, samples=len(X), candidate_config=FEW, moves=moves, policy=senn.PricePolicy(kappa=1e-4))
+    return senn.Grower(
+        model,
+        samples=len(X),
+        candidate_config=FEW,
+        moves=moves,
+        policy=senn.PricePolicy(kappa=1e-4),
+    )
 
 
 def noted(one: senn.Grower) -> list[object]:
@@ -92,7 +101,9 @@ def ready(batches: list[tuple[torch.Tensor, torch.Tensor]], observed: bool) -> s
     return one
 
 
-@pytest.mark.parametrize("observed", [False, True], ids=["of_its_own_batches", "of_batches_observed_before"])
+@pytest.mark.parametrize(
+    "observed", [False, True], ids=["of_its_own_batches", "of_batches_observed_before"]
+)
 def test_an_exception_in_any_function_of_a_round_leaves_nothing(observed: bool) -> None:
     batches = [(X[:80], Y[:80]), (X[80:160], Y[80:160])]
     counted, found, clean = (ready(batches, observed) for _ in range(3))

@@ -40,7 +40,9 @@ def test_theorem_3_1_bounds_the_additions_of_a_round(gains, eta, limit, tau, alp
     policy, accepted = PaperPolicy(tau, alpha), 0
     eta = eta * limit
     for gain in gains:
-        candidate = replace(BASE, gain=gain * limit, gain_lower_bound=gain * limit, eta=eta, score_limit=limit)
+        candidate = replace(
+            BASE, gain=gain * limit, gain_lower_bound=gain * limit, eta=eta, score_limit=limit
+        )
         if policy.choose([candidate], []) is not None:
             accepted += 1
             eta = min(eta + candidate.gain, limit)
@@ -71,7 +73,10 @@ def test_without_eta_brought_up_to_date_the_theorem_fails():
 
 def test_paper_policy_takes_the_best_and_discounts_layers():
     policy = PaperPolicy(0.1, 1e-3, layer_cost=2.0)
-    unit, layer = replace(BASE, gain_lower_bound=0.3), replace(BASE, kind="insert", gain_lower_bound=0.5)
+    unit, layer = (
+        replace(BASE, gain_lower_bound=0.3),
+        replace(BASE, kind="insert", gain_lower_bound=0.5),
+    )
     assert policy.choose([unit, layer], []) is unit
     assert policy.choose([unit, replace(layer, gain_lower_bound=0.7)], []).kind == "insert"
 
@@ -90,7 +95,10 @@ def test_a_promise_counts_less_its_standard_errors():
 
 
 def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
-    first, second = replace(BASE, held_out_gain=0.5), replace(BASE, place="body.2", held_out_gain=0.9)
+    first, second = (
+        replace(BASE, held_out_gain=0.5),
+        replace(BASE, place="body.2", held_out_gain=0.9),
+    )
     policy = PricePolicy(kappa=1.0)
     assert policy.choose([first, second], []) is second
     assert policy.choose([first, second], [first]) is first
@@ -100,8 +108,14 @@ def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
     assert two.choose([first, second, third], [first, second]) is second
     assert policy.reason(first, [second]) == "one place a round"
     assert two.reason(third, [first, second]) == "2 places a round"
-    assert policy.reason(second, [second]) == policy.reason(replace(first, kind="prune"), [second]) == ""
-    with pytest.raises(SennError, match="max_places_per_round must be a whole number of at least 1, not 0"):
+    assert (
+        policy.reason(second, [second])
+        == policy.reason(replace(first, kind="prune"), [second])
+        == ""
+    )
+    with pytest.raises(
+        SennError, match="max_places_per_round must be a whole number of at least 1, not 0"
+    ):
         PricePolicy(max_places_per_round=0)
 
 
@@ -148,7 +162,10 @@ def test_nothing_is_added_where_nothing_can_be():
 
 @settings(max_examples=100, deadline=None)
 @given(
-    cost=st.floats(0, 1), nat=st.floats(0.1, 10), parameters=st.integers(1, 500), keep=st.floats(0, 4, exclude_min=True)
+    cost=st.floats(0, 1),
+    nat=st.floats(0.1, 10),
+    parameters=st.integers(1, 500),
+    keep=st.floats(0, 4, exclude_min=True),
 )
 def test_a_unit_stays_exactly_when_it_is_worth_keep_times_its_price(cost, nat, parameters, keep):
     policy = PricePolicy(0.5, retention_factor=keep)
@@ -162,14 +179,23 @@ def test_the_papers_rule_is_the_same_in_every_round():
     assert policy.for_pruning_round() is policy
 
 
-@pytest.mark.parametrize("bad", [{"tau": 0.0}, {"tau": -1.0}, {"tau": math.nan}, {"alpha": 0.0}, {"alpha": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"tau": 0.0}, {"tau": -1.0}, {"tau": math.nan}, {"alpha": 0.0}, {"alpha": 1.5}]
+)
 def test_paper_policy_refuses_what_is_out_of_range(bad):
     with pytest.raises(SennError, match=next(iter(bad))):
         PaperPolicy(**bad)
 
 
 @pytest.mark.parametrize(
-    "bad", [{"kappa": 0.0}, {"kappa": -1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}, {"retention_factor": -1.0}]
+    "bad",
+    [
+        {"kappa": 0.0},
+        {"kappa": -1.0},
+        {"hysteresis": 1.0},
+        {"hysteresis": -0.1},
+        {"retention_factor": -1.0},
+    ],
 )
 def test_price_policy_refuses_what_is_out_of_range(bad):
     with pytest.raises(SennError, match=next(iter(bad))):

@@ -156,7 +156,13 @@ def test_a_change_leaves_what_its_verification_writes(kind):
     before = [(name, buffer.clone()) for name, buffer in model.named_buffers()]
     longest = getattr(model, "longest", None)
     values = {"first.weight": torch.zeros(1, 6), "first.bias": torch.zeros(1)}
-    transaction(model, [Widen("first", 1, values)], graph, probe=X, loss=lambda: float(model(X).sum().detach()))
+    transaction(
+        model,
+        [Widen("first", 1, values)],
+        graph,
+        probe=X,
+        loss=lambda: float(model(X).sum().detach()),
+    )
     after = dict(model.named_buffers())
     assert [*after] == [name for name, _ in before]
     assert all(torch.equal(after[name], value) for name, value in before)
@@ -169,7 +175,9 @@ def test_the_ascent_leaves_the_model_and_climbs_the_same_hill_at_every_step():
         model = kind()
         before = state_of(model)
         candidate_config = senn.CandidateConfig(ascent_steps=3)
-        grower = senn.Grower(model, loss=F.cross_entropy, moves=("width",), candidate_config=candidate_config)
+        grower = senn.Grower(
+            model, loss=F.cross_entropy, moves=("width",), candidate_config=candidate_config
+        )
         moved.append([one.held_out_gain for one in grower.score_candidates([(X, Y)])])
         assert state_of(model) == before
     assert moved[0] == moved[1]

@@ -9,7 +9,9 @@ from report_cases import HOSTILE, long_run, short_run, waves
 from senn.export import python_source
 from senn.viz.report import RunReport, page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +35,17 @@ def pages(tmp_path_factory):
     one = RunReport("waves", run.history, results, python_source(run.model))
     hostile = {
         **results,
-        "data": {**results["data"], "target": HOSTILE, "classes": [HOSTILE], "columns": {HOSTILE: "number"}},
+        "data": {
+            **results["data"],
+            "target": HOSTILE,
+            "classes": [HOSTILE],
+            "columns": {HOSTILE: "number"},
+        },
     }
     history = long_run(20, name=lambda number: f"{number}{HOSTILE}")
-    history.append({"event": "rollback", "epoch": 200, "step": history[-2]["step"], "text": HOSTILE})
+    history.append(
+        {"event": "rollback", "epoch": 200, "step": history[-2]["step"], "text": HOSTILE}
+    )
     brief = RunReport("short", short_run(), results, "class Net: pass")
     texts = {
         "short": page([brief]),
@@ -44,7 +53,13 @@ def pages(tmp_path_factory):
         "one": page([one]),
         "two": page([one, RunReport("other", long_run(6))]),
         "hostile": page([RunReport(HOSTILE, history, hostile, HOSTILE)]),
-        "fixed": page([RunReport("fixed", [one for one in run.history if one["event"] in ("start", "epoch")][:1])]),
+        "fixed": page(
+            [
+                RunReport(
+                    "fixed", [one for one in run.history if one["event"] in ("start", "epoch")][:1]
+                )
+            ]
+        ),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, "utf-8")

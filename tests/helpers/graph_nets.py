@@ -24,7 +24,9 @@ def batch(*shape: int) -> Tensor:
 
 
 def coupled_dims(group: ChannelGroup) -> dict[str, tuple[str, int, list[list[int]]]]:
-    return {coupled.name: (coupled.role, coupled.dim, coupled.index.tolist()) for coupled in group.dims}
+    return {
+        coupled.name: (coupled.role, coupled.dim, coupled.index.tolist()) for coupled in group.dims
+    }
 
 
 def reasons(graph: DependencyGraph) -> dict[str, str]:

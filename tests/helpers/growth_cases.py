@@ -22,7 +22,9 @@ def net(hidden: int = 3, layers: int = 1, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*parts, nn.Linear(hidden, 10))
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, x=X, y=Y, loss=F.cross_entropy) -> float:
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, x=X, y=Y, loss=F.cross_entropy
+) -> float:
     g = torch.Generator().manual_seed(steps)
     for _ in range(steps):
         rows = torch.randint(len(x), (128,), generator=g)
@@ -42,7 +44,11 @@ class Take(Policy):
         self.kind, self.count, self.detail, self.place = kind, count, detail, place
 
     def choose(self, candidates, accepted) -> Candidate | None:
-        fit = [c for c in candidates if c.kind == self.kind and self.detail in c.detail and self.place in c.place]
+        fit = [
+            c
+            for c in candidates
+            if c.kind == self.kind and self.detail in c.detail and self.place in c.place
+        ]
         return fit[0] if fit and len(accepted) < self.count else None
 
     def price(self, parameters: int, samples: int) -> float:

@@ -31,13 +31,17 @@ TINY = smaller("tiny-imagenet", classes=WNIDS)
 
 
 def idx(array):
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(struct.pack(">I", size) for size in array.shape)
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(
+        struct.pack(">I", size) for size in array.shape
+    )
     return header + array.tobytes()
 
 
 def encoded(pixels, form="PNG", **options):
     file = io.BytesIO()
-    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(file, form, **options)
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(
+        file, form, **options
+    )
     return file.getvalue()
 
 
@@ -52,7 +56,9 @@ def mnist(folder):
     for part, stem in (("train", "train"), ("test", "t10k")):
         pixels, labels = random_images(COUNTS[part], (28, 28))
         (folder / f"{stem}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
-        (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels.astype(np.uint8))))
+        (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(idx(labels.astype(np.uint8)))
+        )
         made[part] = (pixels[..., None], labels)
     return made
 
@@ -92,13 +98,18 @@ def tiny(folder, more=()):
     """A zip with a class that isn't wanted, and further entries."""
     folder.mkdir(parents=True, exist_ok=True)
     grey = encoded(Image.new("L", (64, 64), 7))
-    entries = {"words.txt": "n01443537\tgoldfish, Carassius auratus\nn01629819\tsalamander\nn9\tnothing\n"}
+    entries = {
+        "words.txt": "n01443537\tgoldfish, Carassius auratus\nn01629819\tsalamander\nn9\tnothing\n"
+    }
     for wnid, value in (*zip(WNIDS, (10, 20), strict=True), ("n02056570", 30)):
         for at in range(3):
             pixels = np.full((64, 64, 3), value + at, np.uint8)
             entries[f"train/{wnid}/images/{wnid}_{at}.JPEG"] = encoded(pixels)
         entries[f"train/{wnid}/{wnid}_boxes.txt"] = ""
-    lines = [f"val_{at}.JPEG\t{wnid}\t0\t0\t9\t9" for at, wnid in enumerate((*WNIDS, "n02056570", *WNIDS))]
+    lines = [
+        f"val_{at}.JPEG\t{wnid}\t0\t0\t9\t9"
+        for at, wnid in enumerate((*WNIDS, "n02056570", *WNIDS))
+    ]
     entries["val/val_annotations.txt"] = "\n".join(lines)
     entries |= {f"val/images/val_{at}.JPEG": grey for at in range(5)}
     with zipfile.ZipFile(folder / "tiny-imagenet-200.zip", "w") as archive:

@@ -42,7 +42,9 @@ class Killer:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def called(argv: list[str], killer: Killer | None = None, after: float | None = None) -> dict[str, object]:
+def called(
+    argv: list[str], killer: Killer | None = None, after: float | None = None
+) -> dict[str, object]:
     """A command in a process of its own; what it returned, how it was killed, and what it printed."""
     out, into = os.pipe()
     process = os.fork()
@@ -88,7 +90,9 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
     with tempfile.TemporaryDirectory() as aside:
-        for name in called(["fit", "wine", "--epochs", "9", "--quiet", "--out", f"{aside}/run"])["modules"]:
+        for name in called(["fit", "wine", "--epochs", "9", "--quiet", "--out", f"{aside}/run"])[
+            "modules"
+        ]:
             with contextlib.suppress(Exception):  # what is imported late, once for all trials
                 importlib.import_module(name)
     gc.collect()
@@ -98,14 +102,22 @@ def main(folder: Path) -> None:
     for number, trial in enumerate(json.load(sys.stdin)):
         place = folder / str(number)
         argv = ["fit", *trial["argv"], "--out", str(place), "--quiet"]
-        killer = Killer(trial.get("package", ""), trial.get("at", 0)) if "package" in trial else None
+        killer = (
+            Killer(trial.get("package", ""), trial.get("at", 0)) if "package" in trial else None
+        )
         first = called(argv, killer, trial.get("after"))
-        left = sorted(entry.name for entry in (place / "unfinished").glob("*")) if place.exists() else None
+        left = (
+            sorted(entry.name for entry in (place / "unfinished").glob("*"))
+            if place.exists()
+            else None
+        )
         begun = (place / "unfinished" / "run.json").exists()
         second = None
         if trial.get("resume"):
             os.environ["SENN_CHECKPOINT_SECONDS"] = "100"
-            second = called(["fit", "--resume", str(place), "--quiet"] if begun else [*argv, "--overwrite"])
+            second = called(
+                ["fit", "--resume", str(place), "--quiet"] if begun else [*argv, "--overwrite"]
+            )
         os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
         for one in (first, second or {}):
             one.pop("modules", None)

@@ -26,7 +26,10 @@ BATCH = 32
 """Samples of a joint batch."""
 
 RECIPE = TrainConfig(
-    addition_rounds=(0.1, 0.2, 0.425, 0.6), pruning_rounds=(0.8,), max_scoring_samples=64, candidates_per_layer=8
+    addition_rounds=(0.1, 0.2, 0.425, 0.6),
+    pruning_rounds=(0.8,),
+    max_scoring_samples=64,
+    candidates_per_layer=8,
 )
 """One round is a step after the end of the second epoch, and looks at a batch of before too."""
 
@@ -56,8 +59,13 @@ class Net(pl.LightningModule):
         return F.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = [{"params": [p for p in self.parameters() if (p.dim() > 1) == matrices]} for matrices in (True, False)]
-        return torch.optim.AdamW([{**groups[0], "weight_decay": 0.1}, {**groups[1], "weight_decay": 0.0}], lr=0.02)
+        groups = [
+            {"params": [p for p in self.parameters() if (p.dim() > 1) == matrices]}
+            for matrices in (True, False)
+        ]
+        return torch.optim.AdamW(
+            [{**groups[0], "weight_decay": 0.1}, {**groups[1], "weight_decay": 0.0}], lr=0.02
+        )
 
 
 class Ears(Callback):
@@ -111,7 +119,11 @@ class Two(PreTrainedModel):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         logits = self.last(self.first(x).relu())
-        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+        return (
+            {"logits": logits}
+            if labels is None
+            else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+        )
 
 
 class Ordered(Trainer):
@@ -138,15 +150,26 @@ def by_trainer(rank: int, size: int, folder: Path, resume: str | None = None) ->
 
 
 def found(
-    expansion: Any, ears: Ears, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer
+    expansion: Any,
+    ears: Ears,
+    model: nn.Module,
+    average: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
     """What is compared."""
     history = expansion.session.history
     return {
-        "events": [(r["step"], r["kind"], r["place"], r["units"]) for r in history if r["event"] == "growth"],
+        "events": [
+            (r["step"], r["kind"], r["place"], r["units"])
+            for r in history
+            if r["event"] == "growth"
+        ],
         "told": [r["event"] for r in history],
         "figures": [
-            r[name] for r in history if r["event"] == "growth_round" for name in ("eta", "loss", "n_samples_seen")
+            r[name]
+            for r in history
+            if r["event"] == "growth_round"
+            for name in ("eta", "loss", "n_samples_seen")
         ],
         "heard": ears.heard,
         "weights": model.state_dict(),
@@ -167,7 +190,8 @@ def troubled(rank: int) -> dict[str, Any]:
         return x[part], y[part] if rank == 0 or step > 6 else {}["label"]
 
     session = GrowthSession(
-        TrainConfig(addition_rounds=(0.3, 0.6, 0.9), pruning_rounds=(), max_scoring_samples=16), prepare=prepare
+        TrainConfig(addition_rounds=(0.3, 0.6, 0.9), pruning_rounds=(), max_scoring_samples=16),
+        prepare=prepare,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     session.start(model, optimizer, steps=12, samples=256, wrapper=lambda: wrapped)
@@ -190,7 +214,10 @@ def several(rank: int, folder: str) -> bytes:
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
     os.environ.update({name: str(value) for name, value in own.items()})
     buffer = io.BytesIO()
-    torch.save({name: runs(name, rank, 2, Path(folder)) for name in RUNS} | {"troubled": troubled(rank)}, buffer)
+    torch.save(
+        {name: runs(name, rank, 2, Path(folder)) for name in RUNS} | {"troubled": troubled(rank)},
+        buffer,
+    )
     return buffer.getvalue()
 
 

@@ -9,7 +9,9 @@ def stripes(count, side=12, seed=0):
     draw = np.random.default_rng(seed)
     labels = np.arange(count) % 2
     wave = 60 * ((np.arange(side) // 2) % 2) + 60
-    images = np.where(labels[:, None, None] == 0, wave[None, :, None], wave[None, None, :])[..., None]
+    images = np.where(labels[:, None, None] == 0, wave[None, :, None], wave[None, None, :])[
+        ..., None
+    ]
     return (images + draw.integers(0, 40, (count, side, side, 3))).astype(np.uint8), labels
 
 

@@ -59,7 +59,10 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.first, self.second = (
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(torch.relu(self.first(x)))
@@ -70,13 +73,19 @@ class Blocks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.block, self.out = nn.Conv2d(2, 4, 3, padding=1), Residual(4), nn.Linear(4, 2)
+        self.stem, self.block, self.out = (
+            nn.Conv2d(2, 4, 3, padding=1),
+            Residual(4),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(torch.relu(self.block(self.stem(x))).mean((2, 3)))
 
 
-def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Sequence[Sequence[str]]]:
+def _case(
+    name: str,
+) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Sequence[Sequence[str]]]:
     """Model, joint batch, arguments of the grower, moves of each round."""
     eager = {"policy": PricePolicy(kappa=1e-4, confidence=0.0, layer_cost=1.0), "samples": 10_000}
     every = ("width", "depth", "prune")
@@ -88,8 +97,15 @@ def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Seq
             [every, every],
         )
     if name == "weights":
-        weights = torch.rand(SAMPLES, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-        return MLP(6, (3,), 3), (*_rows(), weights), {**eager, "max_width": 5}, [("width",), ("depth",)]
+        weights = torch.rand(
+            SAMPLES, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+        )
+        return (
+            MLP(6, (3,), 3),
+            (*_rows(), weights),
+            {**eager, "max_width": 5},
+            [("width",), ("depth",)],
+        )
     if name == "removals":
         grower = {"policy": PricePolicy(kappa=1.0, retention_factor=50.0), "samples": 1000}
         return MLP(6, (12, 9), 3), _rows(), grower, [("prune",), ("width", "prune")]
@@ -97,15 +113,33 @@ def _case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Seq
         return (
             MLP(6, (3,), 3),
             _rows(),
-            {"policy": PaperPolicy(tau=0.05), "candidate_config": CandidateConfig(units=6, ascent_steps=3)},
+            {
+                "policy": PaperPolicy(tau=0.05),
+                "candidate_config": CandidateConfig(units=6, ascent_steps=3),
+            },
             [("width",)],
         )
     if name == "rows for themselves":
-        return Flat(), _rows(300), {**eager, "max_width": 6, "candidate_config": CandidateConfig(units=8)}, [("width",)]
+        return (
+            Flat(),
+            _rows(300),
+            {**eager, "max_width": 6, "candidate_config": CandidateConfig(units=8)},
+            [("width",)],
+        )
     if name == "images":
-        return ConvNet(2, ((3,), (4,)), 2), _images(), {**eager, "max_width": 6}, [("width", "depth"), ("prune",)]
+        return (
+            ConvNet(2, ((3,), (4,)), 2),
+            _images(),
+            {**eager, "max_width": 6},
+            [("width", "depth"), ("prune",)],
+        )
     if name == "images in parts":
-        return ConvNet(2, ((3,), (4,)), 2), _images(), {**eager, "max_width": 6}, [("width",), ("prune", "width")]
+        return (
+            ConvNet(2, ((3,), (4,)), 2),
+            _images(),
+            {**eager, "max_width": 6},
+            [("width",), ("prune", "width")],
+        )
     assert name == "a block"
     x, _ = _images()
     policy = PaperPolicy(tau=1e-9, alpha=1e-9, layer_cost=1.0)
@@ -127,7 +161,9 @@ CASES = (
 )  # fmt: skip
 
 
-def grow(name: str, counts: Sequence[int], rank: int, communicator: Communicator, steps: int = 3) -> dict[str, Any]:
+def grow(
+    name: str, counts: Sequence[int], rank: int, communicator: Communicator, steps: int = 3
+) -> dict[str, Any]:
     """A run of rounds with training between, this rank's samples being `counts[rank]` of the joint batch."""
     torch.manual_seed(0)
     model, joint, arguments, rounds = _case(name)
@@ -135,11 +171,15 @@ def grow(name: str, counts: Sequence[int], rank: int, communicator: Communicator
     start = sum(counts[:rank])
     own = tuple(x[start : start + counts[rank]] for x in joint)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    grower = Grower(model, optimizer, loss=F.cross_entropy, communicator=communicator, seed=1, **arguments)
+    grower = Grower(
+        model, optimizer, loss=F.cross_entropy, communicator=communicator, seed=1, **arguments
+    )
     train = steps if not isinstance(model, ConvNet) else 0  # batch statistics are those of a rank
     events, figures = [], []
     most = scoring_session.MOST_ROWS
-    if name == "images in parts":  # parts are as large for several processes as they are for one here
+    if (
+        name == "images in parts"
+    ):  # parts are as large for several processes as they are for one here
         scoring_session.MOST_ROWS = int(25 * 36 * max(counts) / SAMPLES + 1)
     for moves in rounds:
         _train(model, optimizer, own, SAMPLES, train, communicator)
@@ -152,8 +192,17 @@ def grow(name: str, counts: Sequence[int], rank: int, communicator: Communicator
         events += [(e.kind, e.place, e.units, e.loss_before, e.loss_after) for e in changes]
         found = grower.last_round
         assert found is not None
-        figures += [grower.eta, found.loss, float(found.samples), *(one.margin for one in found.accepted)]
-        figures += [x for one in found.refused for x in (one.margin, one.candidate.gain, one.candidate.held_out_gain)]
+        figures += [
+            grower.eta,
+            found.loss,
+            float(found.samples),
+            *(one.margin for one in found.accepted),
+        ]
+        figures += [
+            x
+            for one in found.refused
+            for x in (one.margin, one.candidate.gain, one.candidate.held_out_gain)
+        ]
     scoring_session.MOST_ROWS = most
     _train(model, optimizer, own, SAMPLES, train, communicator)
     state = [x for one in optimizer.state.values() for x in one.values()]
@@ -179,9 +228,13 @@ def _train(
         optimizer.zero_grad()
         weight = own[2] if len(own) == 3 else torch.ones(len(own[1]), dtype=torch.float64)
         if len(own[1]):
-            (F.cross_entropy(model(own[0]), own[1], reduction="none") * weight / total).sum().backward()
+            (
+                F.cross_entropy(model(own[0]), own[1], reduction="none") * weight / total
+            ).sum().backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-        for parameter, gradient in zip(model.parameters(), communicator.all_reduce("train", gradients), strict=True):
+        for parameter, gradient in zip(
+            model.parameters(), communicator.all_reduce("train", gradients), strict=True
+        ):
             parameter.grad = gradient
         optimizer.step()
 
@@ -208,8 +261,12 @@ def shifted(communicator: Communicator, length: int) -> list[float]:
     x, y = (torch.cat([part, part])[:160] for part in _rows())
     counts, _ = SHIFTED[communicator.size]
     own = slice(sum(counts[: communicator.rank]), sum(counts[: communicator.rank + 1]))
-    grower = Grower(model, None, F.cross_entropy, PricePolicy(kappa=1.0), communicator=communicator, seed=1)
-    found = grower.score_candidates([({"x": x[own], "table": torch.ones(length, 6, dtype=torch.float64)}, y[own])])
+    grower = Grower(
+        model, None, F.cross_entropy, PricePolicy(kappa=1.0), communicator=communicator, seed=1
+    )
+    found = grower.score_candidates(
+        [({"x": x[own], "table": torch.ones(length, 6, dtype=torch.float64)}, y[own])]
+    )
     return [grower.eta, *(one.held_out_gain for one in found)]
 
 
@@ -219,7 +276,12 @@ def fit(communicator: Communicator) -> dict[str, Any]:
     x, y = _rows()
     model = MLP(6, (2,), 3).double()
     recipe = TrainConfig(
-        epochs=6, batch_size=25, average="ema", policy=PricePolicy(kappa=1e-4), candidates_per_layer=8, max_width=6
+        epochs=6,
+        batch_size=25,
+        average="ema",
+        policy=PricePolicy(kappa=1e-4),
+        candidates_per_layer=8,
+        max_width=6,
     )
     weight = torch.rand(len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows = Rows(x=x[:90], y=y[:90], weight=weight[:90] / weight[:90].mean())
@@ -227,12 +289,23 @@ def fit(communicator: Communicator) -> dict[str, Any]:
     checkpointer = WorkerCheckpointer(communicator, Signals(), None)
     generator = torch.Generator().manual_seed(2)
     run = fit_model(
-        model, rows, held_out, task="classification", recipe=recipe, generator=generator, checkpointer=checkpointer
+        model,
+        rows,
+        held_out,
+        task="classification",
+        recipe=recipe,
+        generator=generator,
+        checkpointer=checkpointer,
     )
     losses = [record["train_loss"] for record in run.history if record["event"] == "epoch"]
     state = {"weights": model.state_dict(), "step": 3, "losses": losses}
     sent = shared_state(communicator, state if communicator.rank == 0 else None, Path())
-    return {"architecture": run.architecture, "losses": losses, "weights": run.model.state_dict(), "sent": sent}
+    return {
+        "architecture": run.architecture,
+        "losses": losses,
+        "weights": run.model.state_dict(),
+        "sent": sent,
+    }
 
 
 def endings(rank: int, folder: str) -> list[str]:
@@ -247,7 +320,9 @@ def endings(rank: int, folder: str) -> list[str]:
         optimizer = torch.optim.Adam(model.parameters())
         patient.all_gather_object("begin")
         communicator = hasty if change in ("late", "death") else patient
-        grower = Grower(model, optimizer, F.cross_entropy, policy, samples=10_000, communicator=communicator)
+        grower = Grower(
+            model, optimizer, F.cross_entropy, policy, samples=10_000, communicator=communicator
+        )
         before = copy.deepcopy(model.state_dict())
         inputs = x[:, :5] if change == "shape" and rank == 2 else x
         targets: Any = y.tolist() if change == "type" and rank == 2 else y
@@ -256,9 +331,13 @@ def endings(rank: int, folder: str) -> list[str]:
                 while len([*Path(folder).iterdir()]) < 2:  # until the others have given up
                     time.sleep(0.1)
             if change == "death" and rank == 1:  # in the middle of a sum
-                unittest.mock.patch("torch.distributed.all_reduce", side_effect=lambda *_, **__: os._exit(1)).start()
+                unittest.mock.patch(
+                    "torch.distributed.all_reduce", side_effect=lambda *_, **__: os._exit(1)
+                ).start()
             if change == "surgery" and rank == 1:
-                with unittest.mock.patch("senn.grower.transaction", side_effect=SurgeryError("the outputs changed")):
+                with unittest.mock.patch(
+                    "senn.grower.transaction", side_effect=SurgeryError("the outputs changed")
+                ):
                     grower.grow([(inputs, targets)], ("width",))
             elif change in ("call", "late") and rank == 1:
                 communicator.all_gather_object("do something else")
@@ -285,7 +364,11 @@ def several(rank: int, cases: Sequence[tuple[str, Sequence[int]]]) -> bytes:
     """All cases, one after the other."""
     communicator = default_communicator()
     scores = shifted(communicator, SHIFTED[communicator.size][1])
-    found = [*(grow(name, counts, rank, communicator) for name, counts in cases), scores, fit(communicator)]
+    found = [
+        *(grow(name, counts, rank, communicator) for name, counts in cases),
+        scores,
+        fit(communicator),
+    ]
     buffer = io.BytesIO()
     torch.save(found, buffer)
     return buffer.getvalue()

@@ -20,7 +20,9 @@ def waves(seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(600, 2, generator=generator)
     y = ((2 * x[:, 0]).sin() * (2 * x[:, 1]).sin() > 0).long()
-    recipe = TrainConfig(hidden=(3,), policy=PricePolicy(kappa=0.003, layer_cost=1.0), epochs=12, seed=seed)
+    recipe = TrainConfig(
+        hidden=(3,), policy=PricePolicy(kappa=0.003, layer_cost=1.0), epochs=12, seed=seed
+    )
     run = train(x, y, task="classification", outputs=2, recipe=recipe)
     data = {"name": "waves", "rows": 600, "features": 2, "target": "inside", "classes": ["no", "yes"],
             "columns": {"x": "number", "y": "number"}, "notes": []}  # fmt: skip
@@ -102,7 +104,10 @@ def long_run(events=500, seed=0, name=str):
             before, units = widths[place], rng.randint(1, 8)
             kind = "prune" if number % 5 == 4 and before > 20 else "widen"
             after = before - units if kind == "prune" else before + units
-            chosen = [candidate(rng, kind, place, before + 1 + at, rng.random() / (number + 1)) for at in range(units)]
+            chosen = [
+                candidate(rng, kind, place, before + 1 + at, rng.random() / (number + 1))
+                for at in range(units)
+            ]
             accepted += chosen
             widths[place] = after
             cost = sum(one["parameters"] for one in chosen)
@@ -138,7 +143,9 @@ def long_run(events=500, seed=0, name=str):
                 }
             )
         kinds = ("widen", "insert", "prune")
-        refused = [candidate(rng, kind, place, 30, -rng.random() / 1e4) for place in maps for kind in kinds]
+        refused = [
+            candidate(rng, kind, place, 30, -rng.random() / 1e4) for place in maps for kind in kinds
+        ]
         history.append(
             {
                 "event": "growth_round",
@@ -171,7 +178,12 @@ def short_run():
     for record in whole:
         record |= {key: record[key][::8] for key in ("accepted", "refused") if key in record}
         record |= {"eta_by_map": {"body.0": 1.0, "head": 0.5}} if "eta_by_map" in record else {}
-    rollback = {"event": "rollback", "epoch": 9, "step": 10**6, "text": "it raised the loss by 3, more than 1"}
+    rollback = {
+        "event": "rollback",
+        "epoch": 9,
+        "step": 10**6,
+        "text": "it raised the loss by 3, more than 1",
+    }
     records = [
         *whole[:6],
         *(one for one in whole[6:] if one["event"] in ("growth_round", "growth")),

@@ -13,7 +13,9 @@ from senn.nn import Rational
 from senn.surgery import Widen
 
 
-def mlp(sizes: list[int], activation: type[nn.Module] = nn.Tanh, batch_norm: bool = False) -> nn.Sequential:
+def mlp(
+    sizes: list[int], activation: type[nn.Module] = nn.Tanh, batch_norm: bool = False
+) -> nn.Sequential:
     """Linear maps `0`, `k`, `2k`, ... with an activation (after a BatchNorm) between them."""
     layers: list[nn.Module] = []
     for i, o in itertools.pairwise(sizes):
@@ -68,7 +70,9 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "unit-major": lambda: Tokens(True),
     "interleaved": lambda: Tokens(False),
     "stream": Stream,
-    "no bias": lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.GELU(), nn.Linear(4, 2, bias=False)),
+    "no bias": lambda: nn.Sequential(
+        nn.Linear(3, 4, bias=False), nn.GELU(), nn.Linear(4, 2, bias=False)
+    ),
 }
 
 
@@ -83,7 +87,9 @@ def case(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Depe
     return model, analyze(model, X.to(dtype))
 
 
-def identity_layer(width: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor, Tensor]:
+def identity_layer(
+    width: int, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, Tensor, Tensor]:
     """x -> PReLU(B x + beta) with slope 1, and the `right` and `shift` that make up for it."""
     layer = nn.Sequential(nn.Linear(width, width), nn.PReLU(width, init=1.0)).to(dtype)
     with torch.no_grad():
@@ -108,12 +114,17 @@ def widen(model: nn.Module, graph: DependencyGraph, name: str, count: int, seed:
         tensor = model.get_submodule(coupled.module).get_parameter(coupled.tensor)
         shape = list(tensor.shape)
         shape[coupled.dim] = count * coupled.index.shape[1]
-        values[coupled.name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
+        values[coupled.name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(
+            tensor
+        )
     return Widen(name, count, values)
 
 
 def train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, after: Callable[[], None] = lambda: None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    after: Callable[[], None] = lambda: None,
 ) -> list[float]:
     """Training steps on X64, Y64; returns the losses before each."""
     losses = []
@@ -143,13 +154,22 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     for name, module in model.named_modules():
         found += [name, id(module), [(key, _mark(value)) for key, value in vars(module).items()]]
     for tensor in (*model.parameters(), *model.buffers()):
-        found += [id(tensor), tensor.tolist(), id(tensor.grad), None if tensor.grad is None else tensor.grad.tolist()]
+        found += [
+            id(tensor),
+            tensor.tolist(),
+            id(tensor.grad),
+            None if tensor.grad is None else tensor.grad.tolist(),
+        ]
         found += [id(tensor._backward_hooks), tensor.requires_grad, tensor.stride()]
     if optimizer is not None:
         for group in optimizer.param_groups:
             found += [id(group), [(key, _mark(value)) for key, value in group.items()]]
         for p, state in optimizer.state.items():
-            found += [id(p), id(state), [(key, id(value), _mark(value)) for key, value in state.items()]]
+            found += [
+                id(p),
+                id(state),
+                [(key, id(value), _mark(value)) for key, value in state.items()],
+            ]
             found += [value.tolist() for value in state.values() if isinstance(value, Tensor)]
     return found
 

@@ -30,7 +30,8 @@ def world(size: int, run: Callable[..., Any], *arguments: Any, timeout: float = 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     answers = _context.Queue()
     processes = [
-        _context.Process(target=_child, args=(rank, size, store.port, answers, run, arguments)) for rank in range(size)
+        _context.Process(target=_child, args=(rank, size, store.port, answers, run, arguments))
+        for rank in range(size)
     ]
     for process in processes:
         process.start()
@@ -41,7 +42,11 @@ def world(size: int, run: Callable[..., Any], *arguments: Any, timeout: float = 
                 rank, answer = answers.get(timeout=0.2)
             except queue.Empty:
                 continue
-            found[rank] = torch.load(io.BytesIO(answer), weights_only=False) if isinstance(answer, bytes) else answer
+            found[rank] = (
+                torch.load(io.BytesIO(answer), weights_only=False)
+                if isinstance(answer, bytes)
+                else answer
+            )
     finally:
         for process in processes:
             process.join(timeout)
@@ -50,11 +55,20 @@ def world(size: int, run: Callable[..., Any], *arguments: Any, timeout: float = 
     return found
 
 
-def _child(rank: int, size: int, port: int, answers: Any, run: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _child(
+    rank: int,
+    size: int,
+    port: int,
+    answers: Any,
+    run: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
     try:
         answers.put((rank, run(rank, *arguments)))
     except BaseException as error:

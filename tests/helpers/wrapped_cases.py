@@ -43,7 +43,9 @@ def grower_of(net: nn.Module, optimizer: torch.optim.Optimizer, **more: Any) -> 
     )
 
 
-def train(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int = 4) -> None:
+def train(
+    net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int = 4
+) -> None:
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
@@ -121,9 +123,13 @@ def sharded(rank: int) -> dict[str, Any]:
     with full_parameters(net, optimizer):
         events += grower.grow([(x, y)])
     train(net, optimizer, x, y)
-    units = [isinstance(module, FSDPModule) for module in net.modules() if isinstance(module, nn.Linear)]
+    units = [
+        isinstance(module, FSDPModule) for module in net.modules() if isinstance(module, nn.Linear)
+    ]
     halves = [p.to_local().numel() < p.numel() for p in net.parameters() if p.shape[0] > 1]
-    halves += [s["exp_avg"].to_local().shape == p.to_local().shape for p, s in optimizer.state.items()]
+    halves += [
+        s["exp_avg"].to_local().shape == p.to_local().shape for p, s in optimizer.state.items()
+    ]
     whole = {name: value.full_tensor() for name, value in net.state_dict().items()}
     return {
         "events": [event.place for event in events], "weights": whole, "refused": said, "units": units,

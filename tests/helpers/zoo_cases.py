@@ -16,10 +16,14 @@ from senn.surgery import Widen
 LARGEST = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-def prepared(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, object, DependencyGraph]:
+def prepared(
+    name: str, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, object, DependencyGraph]:
     torch.manual_seed(0)
     model = randomised(ZOO[name].build()).to(dtype)
-    inputs = pytree.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(3))
+    inputs = pytree.map_leaves(
+        lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(3)
+    )
     return model, inputs, analyze(model, inputs)
 
 
@@ -48,4 +52,8 @@ def in_training(model: nn.Module, inputs: object) -> list[torch.Tensor]:
             module.p = 0.0
     torch.manual_seed(0)
     with torch.no_grad():
-        return [x for x in pytree.tensor_leaves(pytree.call(twin, pytree.clone(inputs))) if x.is_floating_point()]
+        return [
+            x
+            for x in pytree.tensor_leaves(pytree.call(twin, pytree.clone(inputs)))
+            if x.is_floating_point()
+        ]

@@ -18,10 +18,14 @@ from senn.errors import SennError
 from senn.integrations.sklearn import SENNClassifier, SENNRegressor
 from senn.training import TrainConfig
 
-QUICK = TrainConfig(growth_steps=200, addition_rounds=(0.05, 0.1, 0.2), pruning_rounds=(), moves=("width",))
+QUICK = TrainConfig(
+    growth_steps=200, addition_rounds=(0.05, 0.1, 0.2), pruning_rounds=(), moves=("width",)
+)
 
 # A minibatch of weighted rows is not a minibatch of repeated rows, see the note in SENNClassifier.
-NOT_HELD = {"check_sample_weight_equivalence_on_dense_data": "a weighted minibatch is not one of repeated rows"}
+NOT_HELD = {
+    "check_sample_weight_equivalence_on_dense_data": "a weighted minibatch is not one of repeated rows"
+}
 
 
 @parametrize_with_checks(
@@ -42,7 +46,14 @@ def moons():
 
 def quick(**options):
     return SENNClassifier(
-        **{"hidden": (4,), "max_epochs": 15, "learning_rate": 0.02, "recipe": QUICK, "random_state": 0, **options}
+        **{
+            "hidden": (4,),
+            "max_epochs": 15,
+            "learning_rate": 0.02,
+            "recipe": QUICK,
+            "random_state": 0,
+            **options,
+        }
     )
 
 
@@ -89,7 +100,11 @@ def test_scaling_the_columns_changes_nothing(moons):
 
 def test_it_composes(moons):
     x, y = moons
-    grid = GridSearchCV(make_pipeline(MinMaxScaler(), quick()), {"sennclassifier__activation": ["relu", "tanh"]}, cv=2)
+    grid = GridSearchCV(
+        make_pipeline(MinMaxScaler(), quick()),
+        {"sennclassifier__activation": ["relu", "tanh"]},
+        cv=2,
+    )
     grid.fit(x, y)
     assert grid.best_score_ > 0.7
     assert cross_val_score(quick(), x, y, cv=2).mean() > 0.7
@@ -151,7 +166,10 @@ def test_weights_move_the_balance():
 
 def test_a_budget_and_a_fixed_size_are_kept():
     x, y = load_breast_cancer(return_X_y=True)
-    assert sum(p.numel() for p in quick(hidden=(2,), max_params=180).fit(x, y).model_.parameters()) <= 180
+    assert (
+        sum(p.numel() for p in quick(hidden=(2,), max_params=180).fit(x, y).model_.parameters())
+        <= 180
+    )
     assert quick(hidden=(7, 5), grow=False).fit(x, y).architecture_ == (7, 5)
     assert quick(hidden=(), grow=False).fit(x, y).architecture_ == ()
 

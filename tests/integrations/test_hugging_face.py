@@ -37,7 +37,13 @@ EARLY = TrainConfig(
 
 def vit(**options):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 3, **options}
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 3,
+        **options,
+    }
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return ViTForImageClassification(
         ViTConfig(image_size=4, patch_size=2, num_channels=1, num_labels=4, **sizes, **rates)
@@ -50,7 +56,13 @@ def fit(folder, expansion, *, resume=None, model=None, trainer_options=None, **o
         save_steps=8, report_to=[], disable_tqdm=True, use_cpu=True, logging_strategy="no", **options,
     )  # fmt: skip
     callbacks = [expansion] if expansion else []
-    trainer = Trainer(model or vit(), arguments, train_dataset=DATA, callbacks=callbacks, **(trainer_options or {}))
+    trainer = Trainer(
+        model or vit(),
+        arguments,
+        train_dataset=DATA,
+        callbacks=callbacks,
+        **(trainer_options or {}),
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -142,7 +154,9 @@ def test_numbers_of_the_configuration_follow_where_they_can(tmp_path):
     assert not update_config(uneven)
     assert uneven.config.intermediate_size == 3
     save(uneven, tmp_path / "uneven")
-    assert torch.equal(load(tmp_path / "uneven", vit(num_hidden_layers=2)).eval()(X).logits, uneven(X).logits)
+    assert torch.equal(
+        load(tmp_path / "uneven", vit(num_hidden_layers=2)).eval()(X).logits, uneven(X).logits
+    )
 
 
 def test_sizes_that_were_altered_are_refused(tmp_path):
@@ -154,7 +168,9 @@ def test_sizes_that_were_altered_are_refused(tmp_path):
         load(tmp_path, vit())
     save(model, tmp_path)
     (tmp_path / TENSORS).write_bytes(bytes((tmp_path / TENSORS).stat().st_size))
-    with pytest.raises(SennError, match=rf"is damaged: it isn't the file that was written with {SIZES}"):
+    with pytest.raises(
+        SennError, match=rf"is damaged: it isn't the file that was written with {SIZES}"
+    ):
         load(tmp_path, vit())
     (tmp_path / SIZES).unlink()
     with pytest.raises(SennError, match=rf"doesn't hold both {SIZES} and model.safetensors"):
@@ -193,11 +209,15 @@ def test_training_goes_on_where_the_labels_are_not_seen(tmp_path, caplog):
 def test_a_trainer_that_takes_the_model_apart_is_refused(tmp_path, monkeypatch):
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     arguments._n_gpu = 2
-    with pytest.raises(SennError, match="can't grow under DataParallel: train it in one process or under Dist"):
+    with pytest.raises(
+        SennError, match="can't grow under DataParallel: train it in one process or under Dist"
+    ):
         SelfExpansion().on_train_begin(arguments, None, None, model=None, optimizer=None)
     arguments._n_gpu = 0
     monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(SennError, match="can't grow under FSDP: train it in one process or under Dist"):
+    with pytest.raises(
+        SennError, match="can't grow under FSDP: train it in one process or under Dist"
+    ):
         SelfExpansion().on_train_begin(arguments, None, None, model=None, optimizer=None)
 
 
@@ -241,6 +261,8 @@ def test_two_in_one_trainer_are_refused(tmp_path):
 
 def test_the_old_name_of_the_session_warns():
     expansion = SelfExpansion()
-    with pytest.warns(DeprecationWarning, match="companion is now session"):
+    with pytest.warns(
+        DeprecationWarning, match="SelfExpansion.companion is now SelfExpansion.session"
+    ):
         session = expansion.companion
     assert session is expansion.session

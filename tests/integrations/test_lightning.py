@@ -51,7 +51,10 @@ class Net(pl.LightningModule):
     def configure_optimizers(self):
         matrices = [p for p in self.parameters() if p.dim() > 1]
         others = [p for p in self.parameters() if p.dim() == 1]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": 0.1},
+            {"params": others, "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(groups, lr=0.02)
         steps = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=int(steps))
@@ -95,11 +98,17 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_grown_module_bit_for_bit(tmp_pat
     for path in (None, tmp_path / "epoch=2.ckpt"):
         expansion, average = SelfExpansion(EARLY), EMAWeightAveraging(decay=0.8)
         callbacks = [expansion, average, keeping(tmp_path if path is None else tmp_path / "second")]
-        options = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "enable_checkpointing": True}
+        options = {
+            "gradient_clip_val": 0.5,
+            "accumulate_grad_batches": 2,
+            "enable_checkpointing": True,
+        }
         trainer, module = fit(callbacks, ckpt_path=path, **options)
         runs.append((trainer, module, expansion, average))
     (trainer, module, expansion, average), (again, resumed, other, mean) = runs
-    saved = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)  # plain values and tensors alone
+    saved = torch.load(
+        tmp_path / "epoch=2.ckpt", weights_only=True
+    )  # plain values and tensors alone
     grown = [record["step"] for record in events(expansion, "growth")]
     assert saved["global_step"] == 12
     assert min(grown) < 12 < max(grown)  # it grew before and after
@@ -150,7 +159,11 @@ def test_rounds_come_after_optimizer_steps_only():
 def test_it_grows_in_mixed_precision(precision):
     options = {"precision": precision}
     if precision == "16-mixed":  # Lightning itself has a scaler on GPUs only
-        options = {"plugins": MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))}
+        options = {
+            "plugins": MixedPrecision(
+                "16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0)
+            )
+        }
     expansion = SelfExpansion(EARLY)
     trainer, module = fit([expansion], **options)
     assert events(expansion, "growth")
@@ -170,7 +183,10 @@ def failing(outputs, targets):
     [
         ({"loss": failing}, "the round was skipped: ZeroDivisionError: no loss today"),
         ({"prepare": lambda batch: batch[0]["x"]}, "the round was skipped: TypeError"),
-        ({"prepare": lambda batch: (batch[0], "label")}, "the targets of a batch must be a tensor, not a str"),
+        (
+            {"prepare": lambda batch: (batch[0], "label")},
+            "the targets of a batch must be a tensor, not a str",
+        ),
         ({"loss": nn.MSELoss()}, "the round was skipped: "),
     ],
 )
@@ -213,13 +229,16 @@ def test_training_goes_on_where_the_surgery_fails():
 @pytest.mark.parametrize("weights_only", [False, True])
 def test_a_checkpoint_loads_into_a_fresh_small_module(tmp_path, weights_only):
     _, module = fit(
-        [SelfExpansion(EARLY), keeping(tmp_path, save_weights_only=weights_only)], enable_checkpointing=True
+        [SelfExpansion(EARLY), keeping(tmp_path, save_weights_only=weights_only)],
+        enable_checkpointing=True,
     )
     fresh = load_from_checkpoint(tmp_path / "epoch=5.ckpt", Net())
     assert width(fresh) > 2
     assert torch.equal(fresh(X), module(X))
     other = Net()
-    trainer = pl.Trainer(callbacks=[SelfExpansion()], logger=False, enable_progress_bar=False, accelerator="cpu")
+    trainer = pl.Trainer(
+        callbacks=[SelfExpansion()], logger=False, enable_progress_bar=False, accelerator="cpu"
+    )
     trainer.validate(other, loader(), ckpt_path=tmp_path / "epoch=5.ckpt", verbose=False)
     assert torch.equal(other(X), module(X))
 
@@ -228,7 +247,10 @@ def test_a_grown_module_goes_back_to_a_checkpoint_of_before(tmp_path):
     recipe = TrainConfig(addition_rounds=(0.1, 0.7), pruning_rounds=(), policy=None)
     trainer, module = fit([SelfExpansion(recipe), EMAWeightAveraging(decay=0.5), keeping(tmp_path)],
                           enable_checkpointing=True)  # fmt: skip
-    late, early = (torch.load(tmp_path / f"epoch={n}.ckpt", weights_only=True)["current_model_state"] for n in (5, 1))
+    late, early = (
+        torch.load(tmp_path / f"epoch={n}.ckpt", weights_only=True)["current_model_state"]
+        for n in (5, 1)
+    )
     assert len(late) > len(early)  # a layer came in between
     trainer.test(module, loader(), ckpt_path=tmp_path / "epoch=1.ckpt", verbose=False)
     assert same(module.state_dict(), early)
@@ -251,8 +273,12 @@ def test_a_part_grows_with_the_average_that_the_module_keeps(tmp_path):
     torch.manual_seed(0)
     _, module = fit([expansion, keeping(tmp_path)], Averaging(), enable_checkpointing=True)
     assert width(module.net) > 2
-    assert [p.shape for p in module.mean.module.parameters()] == [p.shape for p in module.net.parameters()]
-    with pytest.raises(SennError, match=r"keeps the average 'mean' of a part of it: name that by model="):
+    assert [p.shape for p in module.mean.module.parameters()] == [
+        p.shape for p in module.net.parameters()
+    ]
+    with pytest.raises(
+        SennError, match=r"keeps the average 'mean' of a part of it: name that by model="
+    ):
         fit([SelfExpansion(EARLY)], Averaging())
     torch.manual_seed(0)
     other = SelfExpansion(EARLY, model="net")
@@ -285,15 +311,24 @@ def test_what_cannot_be_is_said_at_the_start(tmp_path):
             first, last = self.net[0], self.net[2]
             return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (first, last)]
 
-    with pytest.raises(SennError, match="2 optimizers hold parameters of what is to grow, and it takes one"):
+    with pytest.raises(
+        SennError, match="2 optimizers hold parameters of what is to grow, and it takes one"
+    ):
         fit([SelfExpansion()], Two())
     with pytest.raises(SennError, match="a Net has no part 'head' that could grow"):
         fit([SelfExpansion(model="head")])
-    apart = pl.Trainer(accelerator="cpu", devices=2, strategy=pl.strategies.ModelParallelStrategy(), logger=False)
-    with pytest.raises(SennError, match="can't grow under Lightning's ModelParallelStrategy: train it in one process"):
+    apart = pl.Trainer(
+        accelerator="cpu", devices=2, strategy=pl.strategies.ModelParallelStrategy(), logger=False
+    )
+    with pytest.raises(
+        SennError,
+        match="can't grow under Lightning's ModelParallelStrategy: train it in one process",
+    ):
         SelfExpansion().setup(apart, Net(), "fit")
     fit([keeping(tmp_path)], epochs=1, enable_checkpointing=True)
-    with pytest.raises(SennError, match=r"holds no sizes: it wasn't written with .*lightning\.SelfExpansion"):
+    with pytest.raises(
+        SennError, match=r"holds no sizes: it wasn't written with .*lightning\.SelfExpansion"
+    ):
         load_from_checkpoint(tmp_path / "epoch=0.ckpt", Net())
 
 
@@ -304,6 +339,8 @@ def test_two_in_one_trainer_are_refused():
 
 def test_the_old_name_of_the_session_warns():
     expansion = SelfExpansion()
-    with pytest.warns(DeprecationWarning, match="companion is now session"):
+    with pytest.warns(
+        DeprecationWarning, match="SelfExpansion.companion is now SelfExpansion.session"
+    ):
         session = expansion.companion
     assert session is expansion.session

@@ -72,7 +72,9 @@ def test_a_staircase_ends_at_its_last_size():
     assert html.staircase([(0, 5)], "") == ""
     picture = html.staircase([(0, 0), (4, 10), (16, 5)], "a < b")
     assert "a &lt; b" in picture
-    assert "H160.0V4.0H320.0V40.0" in picture  # half the way by the root of time: full height, then half
+    assert (
+        "H160.0V4.0H320.0V40.0" in picture
+    )  # half the way by the root of time: full height, then half
 
 
 def test_estimators_keep_their_own_picture():
@@ -91,12 +93,18 @@ def test_estimators_keep_their_own_picture():
 def test_an_estimator_says_how_it_goes_on_if_it_is_asked_to(capsys):
     pytest.importorskip("sklearn")
     x = np.random.default_rng(0).normal(size=(80, 2))
-    quiet, loud = (senn.SENNClassifier(max_epochs=3, random_state=0, verbose=level) for level in (0, 1))
+    quiet, loud = (
+        senn.SENNClassifier(max_epochs=3, random_state=0, verbose=level) for level in (0, 1)
+    )
     quiet.fit(x, x[:, 0] > 0)
     assert capsys.readouterr().out == ""
     loud.fit(x, x[:, 0] > 0)
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in said if line.startswith("epoch")] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert [line.split(":")[0] for line in said if line.startswith("epoch")] == [
+        "epoch 1/3",
+        "epoch 2/3",
+        "epoch 3/3",
+    ]
     assert said[-1].startswith("training ended: ")
     assert np.array_equal(quiet.predict_proba(x), loud.predict_proba(x))
 
@@ -129,6 +137,8 @@ def test_a_notebook_that_is_run_shows_them():
     assert "sk-" in shown[4]["text/html"]
     assert "<svg" in shown[4]["text/html"]
     assert "image/png" in shown[5]
-    progress = notebook.cells[5].outputs[0]["data"]["text/html"]  # renewed in place: as it was at the end
+    progress = notebook.cells[5].outputs[0]["data"][
+        "text/html"
+    ]  # renewed in place: as it was at the end
     assert '<progress value="2" max="2"' in progress
     assert "training ended" in progress

@@ -43,7 +43,9 @@ def test_a_classifier_grows_in_a_pipeline(probabilities):
     pipeline = clone(make_pipeline(StandardScaler(), net)).fit(X, Y)
     fitted = pipeline[-1]
     assert fitted.module_[0].out_features > 2 if isinstance(fitted.module_[0], nn.Linear) else True
-    assert sum(p.numel() for p in fitted.module_.parameters()) > sum(p.numel() for p in small(3, []).parameters())
+    assert sum(p.numel() for p in fitted.module_.parameters()) > sum(
+        p.numel() for p in small(3, []).parameters()
+    )
     assert kinds(fitted).count("growth_round") == 3
     assert not {"fault", "rollback"} & {*kinds(fitted)}
     assert pipeline.score(X, Y) > 0.9
@@ -67,14 +69,20 @@ def test_a_regressor_grows_by_its_criterion_and_is_fitted_again():
 
 
 def test_two_in_one_net_are_refused():
-    net = NeuralNetClassifier(small, module__outputs=3, module__last=[], verbose=0, callbacks=[SelfExpansion()] * 2)
+    net = NeuralNetClassifier(
+        small, module__outputs=3, module__last=[], verbose=0, callbacks=[SelfExpansion()] * 2
+    )
     with pytest.raises(SennError, match="one loop takes one SelfExpansion, and was given several"):
         net.fit(X, Y)
 
 
 def test_a_recipe_that_is_none_is_refused():
-    net = NeuralNetClassifier(small, module__outputs=3, module__last=[], verbose=0, callbacks=[SelfExpansion("x")])
-    with pytest.raises(SennError, match=r"recipe must be a senn.training.TrainConfig or None, not 'x'"):
+    net = NeuralNetClassifier(
+        small, module__outputs=3, module__last=[], verbose=0, callbacks=[SelfExpansion("x")]
+    )
+    with pytest.raises(
+        SennError, match=r"recipe must be a senn.training.TrainConfig or None, not 'x'"
+    ):
         net.fit(X, Y)
 
 
@@ -101,4 +109,6 @@ def test_a_grown_net_loads_into_a_fresh_small_one(tmp_path):
     other.partial_fit(x, Y)
     begun = dict(other.callbacks_)["grow"].history_[0]
     assert begun["parameters"] == sum(p.numel() for p in net.module_.parameters())
-    assert {*other.module_.parameters()} == {p for one in other.optimizer_.param_groups for p in one["params"]}
+    assert {*other.module_.parameters()} == {
+        p for one in other.optimizer_.param_groups for p in one["params"]
+    }

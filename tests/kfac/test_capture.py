@@ -21,7 +21,11 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.act, self.mix = nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 4, bias=False)
+        self.inner, self.act, self.mix = (
+            nn.Linear(4, 5),
+            nn.ReLU(inplace=True),
+            nn.Linear(5, 4, bias=False),
+        )
         self.head = nn.Linear(12, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -33,7 +37,9 @@ NAMES = ("inner", "mix", "head")
 
 def batch(samples: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
-    return torch.randn(samples, 3, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (samples,), generator=g)
+    return torch.randn(samples, 3, 4, generator=g, dtype=torch.float64), torch.randint(
+        0, 3, (samples,), generator=g
+    )
 
 
 def tokens() -> Tokens:
@@ -46,7 +52,9 @@ def test_rows_give_the_gradient_of_the_loss(weighted: bool):
     """Sum over rows of dz a^T is N times autograd's weight gradient, bias in the last column."""
     model, (x, y) = tokens(), batch()
     weights = torch.linspace(0, 2, len(y)).double() if weighted else None
-    seen = capture(model, NAMES, x, y, LossMetric(F.cross_entropy), generator=generator(), weights=weights)
+    seen = capture(
+        model, NAMES, x, y, LossMetric(F.cross_entropy), generator=generator(), weights=weights
+    )
     losses = F.cross_entropy(model(x), y, reduction="none")
     loss = (losses * (1 if weights is None else weights)).mean()
     loss.backward()
@@ -66,7 +74,10 @@ def test_signs_have_the_gauss_newton_block_as_their_mean():
     model, (x, y) = tokens(), batch(3)
     g, metric = generator(), LossMetric(F.cross_entropy)
     rows = torch.stack(
-        [capture(model, ["inner"], x, y, metric, generator=g).rows["inner"].pseudo_grad for _ in range(3000)]
+        [
+            capture(model, ["inner"], x, y, metric, generator=g).rows["inner"].pseudo_grad
+            for _ in range(3000)
+        ]
     )
     found = torch.einsum("kni,knj->nij", rows, rows) / len(rows)
     inner = model.inner(x).detach()
@@ -81,19 +92,28 @@ def test_signs_have_the_gauss_newton_block_as_their_mean():
         for token in range(3):
             own = J[sample, :, sample, token]
             expected = own.mT @ H[sample] @ own
-            torch.testing.assert_close(found[3 * sample + token], expected, rtol=0.2, atol=0.05 * float(expected.max()))
+            torch.testing.assert_close(
+                found[3 * sample + token], expected, rtol=0.2, atol=0.05 * float(expected.max())
+            )
 
 
 def test_only_maps_of_the_data_itself_are_called_so():
     model, (x, y) = tokens(), batch()
     seen = capture(model, NAMES, x, y, LossMetric(F.cross_entropy), generator=generator())
-    assert {name: rows.reads_inputs for name, rows in seen.rows.items()} == {"inner": True, "mix": False, "head": False}
+    assert {name: rows.reads_inputs for name, rows in seen.rows.items()} == {
+        "inner": True,
+        "mix": False,
+        "head": False,
+    }
 
 
 def test_reading_leaves_nothing_behind():
     model, (x, y) = tokens(), batch()
     model.mix.eval()
-    before, flags = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    before, flags = (
+        copy.deepcopy(model.state_dict()),
+        [module.training for module in model.modules()],
+    )
     state, given = torch.get_rng_state(), x.clone()
     with torch.no_grad():
         capture(model, NAMES, x, y, LossMetric(F.cross_entropy), generator=generator())
@@ -107,10 +127,12 @@ def test_reading_leaves_nothing_behind():
 
 def test_reduced_precision_is_read_in_float32():
     model, (x, y) = tokens().to(torch.bfloat16), batch()
-    seen = capture(model, NAMES, x.to(torch.bfloat16), y, LossMetric(F.cross_entropy), generator=generator())
-    assert {t.dtype for rows in seen.rows.values() for t in (rows.a, rows.output_grad, rows.pseudo_grad)} == {
-        torch.float32
-    }
+    seen = capture(
+        model, NAMES, x.to(torch.bfloat16), y, LossMetric(F.cross_entropy), generator=generator()
+    )
+    assert {
+        t.dtype for rows in seen.rows.values() for t in (rows.a, rows.output_grad, rows.pseudo_grad)
+    } == {torch.float32}
 
 
 class Twice(nn.Module):
@@ -128,7 +150,9 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("name", "message"), [("unused", "unused was not reached"), ("loose", "do not depend on loose")]
 )
-def test_a_map_that_makes_no_difference_is_refused_by_name_and_nothing_is_left(name: str, message: str):
+def test_a_map_that_makes_no_difference_is_refused_by_name_and_nothing_is_left(
+    name: str, message: str
+):
     model = Twice()
     with pytest.raises(UnsupportedError, match=message):
         capture(
@@ -149,8 +173,14 @@ def test_a_diverged_network_is_refused():
 
 def test_a_map_that_is_used_twice_has_rows_of_both_uses():
     torch.manual_seed(0)
-    model, x, y = Twice().double(), torch.randn(5, 4, dtype=torch.float64), torch.zeros(5, dtype=torch.long)
-    rows = capture(model, ["map"], x, y, LossMetric(F.cross_entropy), generator=generator()).rows["map"]
+    model, x, y = (
+        Twice().double(),
+        torch.randn(5, 4, dtype=torch.float64),
+        torch.zeros(5, dtype=torch.long),
+    )
+    rows = capture(model, ["map"], x, y, LossMetric(F.cross_entropy), generator=generator()).rows[
+        "map"
+    ]
     F.cross_entropy(model(x), y).backward()
     assert rows.locations == 2
     together = rows.output_grad.mT @ rows.a / 5

@@ -41,7 +41,10 @@ def read_of(layer: nn.Module, x: torch.Tensor, *, bias: bool) -> tuple[ConvInput
 @pytest.mark.parametrize(
     ("kind", "shape", "size", "settings"),
     [(nn.Conv2d, (5, 3, 9, 8), (3, 2), settings) for settings in SETTINGS]
-    + [(nn.Conv1d, (5, 3, 9), 3, {"padding": 1}), (nn.Conv3d, (2, 3, 4, 5, 6), 3, {"stride": 2, "padding": 1})],
+    + [
+        (nn.Conv1d, (5, 3, 9), 3, {"padding": 1}),
+        (nn.Conv3d, (2, 3, 4, 5, 6), 3, {"stride": 2, "padding": 1}),
+    ],
 )
 def test_patches_are_those_of_the_convolution(kind, shape, size, settings):
     torch.manual_seed(0)
@@ -58,7 +61,11 @@ def test_patches_are_those_of_the_convolution(kind, shape, size, settings):
     assert torch.allclose(read.by_sample(g), torch.einsum("nlm,nlc->nmc", g, rows))
     # the constant may stand between two groups of channels
     split = ConvInput(read.x, True, read.kernel, existing=2)
-    order = [*range(2 * read.kernel.numel), 3 * read.kernel.numel, *range(2 * read.kernel.numel, 3 * read.kernel.numel)]
+    order = [
+        *range(2 * read.kernel.numel),
+        3 * read.kernel.numel,
+        *range(2 * read.kernel.numel, 3 * read.kernel.numel),
+    ]
     assert torch.allclose(split.rows(), read.rows()[:, order])
     assert torch.allclose(split.cross(g), read.cross(g)[:, order])
 
@@ -76,7 +83,9 @@ def test_the_cross_moment_is_the_gradient_of_the_weight():
         *(nn.Flatten(), nn.Linear(4, 10)),
     ).double()
     x, y = IMAGES[:20].double(), Y[:20]
-    seen = capture(model, ["0", "3", "6"], x, y, LossMetric(F.cross_entropy), generator=torch.Generator())
+    seen = capture(
+        model, ["0", "3", "6"], x, y, LossMetric(F.cross_entropy), generator=torch.Generator()
+    )
     F.cross_entropy(model(x), y).backward()
     for name, rows in seen.rows.items():
         layer = model.get_submodule(name)
@@ -91,22 +100,44 @@ def _figures(model: nn.Module, x: torch.Tensor) -> list[tuple[float, ...]]:
         model, moves=("width", "prune"), candidate_config=senn.CandidateConfig(units=9)
     ).score_candidates([(x, Y)])
     return [
-        (c.kind, c.place, c.units, c.parameters, c.gain, c.gain_lower_bound, c.held_out_gain, c.held_out_stderr, c.eta)
+        (
+            c.kind,
+            c.place,
+            c.units,
+            c.parameters,
+            c.gain,
+            c.gain_lower_bound,
+            c.held_out_gain,
+            c.held_out_stderr,
+            c.eta,
+        )
         for c in found
     ]
 
 
 def test_a_convolution_of_one_tap_scores_as_its_linear_twin():
     torch.manual_seed(0)
-    linear = nn.Sequential(nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 10))
+    linear = nn.Sequential(
+        nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 10)
+    )
     layers = [nn.Conv2d(64, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1), nn.Tanh(), nn.Conv2d(4, 10, 1)]
     for layer, twin in zip(layers, linear, strict=True):
         if isinstance(layer, nn.Conv2d):
-            layer.weight.data, layer.bias.data = twin.weight.data[:, :, None, None].clone(), twin.bias.data.clone()
+            layer.weight.data, layer.bias.data = (
+                twin.weight.data[:, :, None, None].clone(),
+                twin.bias.data.clone(),
+            )
     twin = nn.Sequential(*layers, nn.Flatten()).double()
-    ours, theirs = _figures(twin, X.double()[:, :, None, None]), _figures(linear.double(), X.double())
+    ours, theirs = (
+        _figures(twin, X.double()[:, :, None, None]),
+        _figures(linear.double(), X.double()),
+    )
     assert [one[:4] for one in ours] == [one[:4] for one in theirs]
-    assert torch.allclose(torch.tensor([one[4:] for one in ours]), torch.tensor([one[4:] for one in theirs]), rtol=1e-6)
+    assert torch.allclose(
+        torch.tensor([one[4:] for one in ours]),
+        torch.tensor([one[4:] for one in theirs]),
+        rtol=1e-6,
+    )
 
 
 def net() -> nn.Sequential:
@@ -132,7 +163,10 @@ def test_the_promise_of_channels_is_kept_by_exact_steps(place):
     reader = model[4 if place == "0" else 9].weight
     model.eval()
     mask = torch.zeros_like(reader)
-    mask[:, reader.flatten(2).abs().sum((0, 2)) == 0 if reader.dim() > 2 else reader.abs().sum(0) == 0] = 1
+    mask[
+        :,
+        reader.flatten(2).abs().sum((0, 2)) == 0 if reader.dim() > 2 else reader.abs().sum(0) == 0,
+    ] = 1
     assert mask.any()
     start = float(F.cross_entropy(model(x), y))
     optimizer = torch.optim.LBFGS([reader], max_iter=200, line_search_fn="strong_wolfe")
@@ -181,7 +215,9 @@ def test_candidates_are_scored_by_the_gradients_that_they_would_have(kind: str) 
     """The cross moment of a candidate's columns is autograd's gradient of its columns once it is there."""
     torch.manual_seed(0)
     reader = copy.deepcopy(READERS[kind])
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), reader, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Tanh(), reader, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+    )
     model.append(nn.Linear(4 * (6 if kind == "grouped" else 5), 10)).double()
     x, y = IMAGES.double()[:40], Y[:40]
     graph = analyze(model, x)

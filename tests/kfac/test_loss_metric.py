@@ -38,7 +38,10 @@ CASES = {
     "ce smoothing": (nn.CrossEntropyLoss(label_smoothing=0.2), CLASSES),
     "ce ignore": (nn.CrossEntropyLoss(), IGNORED),
     "ce ignore class": (functools.partial(F.cross_entropy, ignore_index=1), CLASSES),
-    "ce all options": (nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.2, ignore_index=1), CLASSES),
+    "ce all options": (
+        nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.2, ignore_index=1),
+        CLASSES,
+    ),
     "ce probabilities": (F.cross_entropy, PROBABILITIES),
     "ce probabilities, options": (
         functools.partial(F.cross_entropy, weight=WEIGHTS, label_smoothing=0.1),
@@ -48,7 +51,10 @@ CASES = {
     "bce soft": (nn.BCEWithLogitsLoss(), PROBABILITIES),
     "bce pos_weight": (nn.BCEWithLogitsLoss(pos_weight=WEIGHTS), BITS),
     "bce weight": (nn.BCEWithLogitsLoss(weight=WEIGHTS), BITS),
-    "bce partial": (functools.partial(F.binary_cross_entropy_with_logits, weight=WEIGHTS, pos_weight=WEIGHTS), BITS),
+    "bce partial": (
+        functools.partial(F.binary_cross_entropy_with_logits, weight=WEIGHTS, pos_weight=WEIGHTS),
+        BITS,
+    ),
     "mse": (F.mse_loss, _outputs(2)),
     "mse module": (nn.MSELoss(), _outputs(2)),
 }
@@ -62,20 +68,29 @@ OTHERS = {
 
 def _dense(loss, y, target):
     """N d2L/dy_i2 as (N, M, M), and N dL/dy, from torch.func alone."""
-    hessian = torch.func.hessian(lambda flat: loss(flat.reshape(N, M), target))(y.flatten()).reshape(N, M, N, M)
+    hessian = torch.func.hessian(lambda flat: loss(flat.reshape(N, M), target))(
+        y.flatten()
+    ).reshape(N, M, N, M)
     gradient = torch.func.grad(lambda y: loss(y, target))(y)
     return N * torch.stack([hessian[i, :, i] for i in range(N)]), N * gradient
 
 
 def _columns(metric, y, target, weight=None):
     """H (N, M, M) from products with unit vectors."""
-    columns = [metric.product(y, target, torch.eye(M, dtype=y.dtype)[j].expand(N, M), weight) for j in range(M)]
+    columns = [
+        metric.product(y, target, torch.eye(M, dtype=y.dtype)[j].expand(N, M), weight)
+        for j in range(M)
+    ]
     return torch.stack(columns, 2)
 
 
 def _square(hessian, gradient):
     """Mean of g^T H^+ g."""
-    return torch.einsum("ni,nij,nj->n", gradient, torch.linalg.pinv(hessian, hermitian=True), gradient).mean().item()
+    return (
+        torch.einsum("ni,nij,nj->n", gradient, torch.linalg.pinv(hessian, hermitian=True), gradient)
+        .mean()
+        .item()
+    )
 
 
 @pytest.mark.parametrize("name", [*CASES, *OTHERS])
@@ -95,8 +110,12 @@ def test_closed_forms_agree_with_double_backward(name):
     loss, target = CASES[name]
     y = _outputs()
     closed, generic = LossMetric(loss), LossMetric(lambda y, t: loss(y, t))
-    torch.testing.assert_close(_columns(closed, y, target), _columns(generic, y, target), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(closed.gradient(y, target), generic.gradient(y, target), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        _columns(closed, y, target), _columns(generic, y, target), rtol=1e-9, atol=1e-12
+    )
+    torch.testing.assert_close(
+        closed.gradient(y, target), generic.gradient(y, target), rtol=1e-9, atol=1e-12
+    )
     assert closed.score_limit(y, target) == pytest.approx(generic.score_limit(y, target), rel=1e-7)
 
 
@@ -109,8 +128,12 @@ def test_weights_scale_losses_gradients_and_curvatures(name):
         return
     y, metric = _outputs(), LossMetric(loss)
     weight = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.5, 1.0], dtype=D)
-    torch.testing.assert_close(metric.gradient(y, target, weight), weight[:, None] * metric.gradient(y, target))
-    torch.testing.assert_close(_columns(metric, y, target, weight), weight[:, None, None] * _columns(metric, y, target))
+    torch.testing.assert_close(
+        metric.gradient(y, target, weight), weight[:, None] * metric.gradient(y, target)
+    )
+    torch.testing.assert_close(
+        _columns(metric, y, target, weight), weight[:, None, None] * _columns(metric, y, target)
+    )
     leaf = y.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(metric.loss(leaf, target, weight), leaf)
     torch.testing.assert_close(N * gradient, metric.gradient(y, target, weight))
@@ -128,7 +151,9 @@ def test_probes_are_unbiased_and_independent_between_samples(name):
         for j in range(N):
             expected = hessian[i] if i == j else torch.zeros(M, M, dtype=D)
             assert (second[i, :, j] - expected).abs().max() < 0.08 * scale
-    assert torch.equal(metric.pseudo_grad(y, target, _random(5)), metric.pseudo_grad(y, target, _random(5)))
+    assert torch.equal(
+        metric.pseudo_grad(y, target, _random(5)), metric.pseudo_grad(y, target, _random(5))
+    )
 
 
 def test_probabilities_as_outputs_have_the_fisher_of_their_logits():
@@ -137,7 +162,12 @@ def test_probabilities_as_outputs_have_the_fisher_of_their_logits():
     for loss, link, reference, target in [
         (F.binary_cross_entropy, torch.sigmoid, F.binary_cross_entropy_with_logits, BITS),
         (nn.BCELoss(weight=WEIGHTS), torch.sigmoid, nn.BCEWithLogitsLoss(weight=WEIGHTS), BITS),
-        (nn.NLLLoss(weight=WEIGHTS), functools.partial(F.log_softmax, dim=1), nn.CrossEntropyLoss(WEIGHTS), CLASSES),
+        (
+            nn.NLLLoss(weight=WEIGHTS),
+            functools.partial(F.log_softmax, dim=1),
+            nn.CrossEntropyLoss(WEIGHTS),
+            CLASSES,
+        ),
     ]:
         jacobian = torch.func.vmap(torch.func.jacrev(lambda x, link=link: link(x[None])[0]))(logits)
         y, metric, truth = link(logits), LossMetric(loss), LossMetric(reference)
@@ -146,11 +176,15 @@ def test_probabilities_as_outputs_have_the_fisher_of_their_logits():
         gradient = torch.einsum("nij,ni->nj", jacobian, metric.gradient(y, target))
         torch.testing.assert_close(gradient, truth.gradient(logits, target), rtol=1e-9, atol=1e-12)
         assert metric.loss(y, target).item() == pytest.approx(truth.loss(logits, target).item())
-        assert metric.score_limit(y, target) == pytest.approx(truth.score_limit(logits, target), rel=1e-9)
+        assert metric.score_limit(y, target) == pytest.approx(
+            truth.score_limit(logits, target), rel=1e-9
+        )
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.sampled_from(sorted(CASES)), st.integers(0, 1000), st.sampled_from(["fisher", "euclidean"]))
+@given(
+    st.sampled_from(sorted(CASES)), st.integers(0, 1000), st.sampled_from(["fisher", "euclidean"])
+)
 def test_bound_is_at_least_eta(name, seed, kind):
     loss, target = CASES[name]
     torch.manual_seed(seed)
@@ -172,11 +206,13 @@ def test_softmax_bound_stays_finite_on_hopeless_outputs():
     assert 1e20 < LossMetric(F.cross_entropy).score_limit(y, torch.tensor([1, 1])) < float("inf")
     saturated = torch.tensor([[500.0]])
     assert (
-        1e20 < LossMetric(F.binary_cross_entropy_with_logits).score_limit(saturated, torch.zeros(1, 1)) < float("inf")
+        1e20
+        < LossMetric(F.binary_cross_entropy_with_logits).score_limit(saturated, torch.zeros(1, 1))
+        < float("inf")
     )
-    assert LossMetric(F.cross_entropy).score_limit(y.flip(1), torch.tensor([1, 0])) == pytest.approx(
-        0.5 * 0.36788, rel=1e-3
-    )
+    assert LossMetric(F.cross_entropy).score_limit(
+        y.flip(1), torch.tensor([1, 0])
+    ) == pytest.approx(0.5 * 0.36788, rel=1e-3)
 
 
 def test_bound_is_infinite_where_a_loss_has_slope_but_no_curvature():
@@ -250,7 +286,11 @@ def _double_well(y, target):
         (F.l1_loss, _outputs(2), "l1_loss has no curvature"),
         (lambda y, t: (y - t) ** 2, _outputs(2), "lambda.*scalar"),
         (lambda y, t: torch.tensor(1.0), CLASSES, "lambda.*doesn't depend on the outputs"),
-        (lambda y, t: torch.ones((), requires_grad=True) * 2, CLASSES, "lambda.*doesn't depend on the outputs"),
+        (
+            lambda y, t: torch.ones((), requires_grad=True) * 2,
+            CLASSES,
+            "lambda.*doesn't depend on the outputs",
+        ),
         (F.nll_loss, CLASSES, "nll_loss needs log-probabilities"),
         (F.cross_entropy, torch.full((N, 2), 1), "class targets"),
         (F.cross_entropy, CLASSES + 1, "class 3"),
@@ -268,7 +308,11 @@ def test_what_is_not_understood_is_refused_by_name(loss, target, message):
 
 @pytest.mark.parametrize(
     "loss",
-    [nn.MSELoss(reduction="sum"), functools.partial(F.cross_entropy, reduction="none"), nn.L1Loss(reduction="sum")],
+    [
+        nn.MSELoss(reduction="sum"),
+        functools.partial(F.cross_entropy, reduction="none"),
+        nn.L1Loss(reduction="sum"),
+    ],
 )
 def test_sums_over_samples_are_refused(loss):
     with pytest.raises(UnsupportedError, match="reduction"):

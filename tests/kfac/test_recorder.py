@@ -85,7 +85,9 @@ MODELS = {
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
-    return torch.randn(N, T, D, generator=g, dtype=torch.float64), torch.randint(0, 2, (N,), generator=g)
+    return torch.randn(N, T, D, generator=g, dtype=torch.float64), torch.randint(
+        0, 2, (N,), generator=g
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -112,7 +114,9 @@ def test_every_map_is_read_whoever_applies_it(name: str) -> None:
 
         assert found[map_name].locations == rows.locations
         # rows are sample-major: each sample's gradient on its own
-        for sample, (dz, a) in enumerate(zip(rows.output_grad.chunk(N), rows.a.chunk(N), strict=True)):
+        for sample, (dz, a) in enumerate(
+            zip(rows.output_grad.chunk(N), rows.a.chunk(N), strict=True)
+        ):
             alone = gradient(slice(sample, sample + 1))
             assert torch.allclose((dz.mT @ a)[:, : alone.shape[1]], alone), map_name
 
@@ -128,24 +132,34 @@ def test_every_map_is_read_whoever_applies_it(name: str) -> None:
 def test_a_transposed_convolution_is_a_map_of_pixels(layer: nn.Module) -> None:
     """Each pixel that is read gives a patch, so its matrix is (out * taps, in)."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)).double()
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)
+    ).double()
     x, y = torch.randn(N, 1, 6, 7, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     model(x)
     found = infer_batch_layouts(model, {"2": 1}, x)
-    rows = capture(model, ["2"], x, y, LossMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
+    rows = capture(
+        model, ["2"], x, y, LossMetric(F.cross_entropy), generator=torch.Generator(), layouts=found
+    ).rows
     assert found["2"].locations == rows["2"].locations == 4 * 5
     F.cross_entropy(model(x), y).backward()
-    assert torch.allclose(rows["2"].output_grad.mT @ rows["2"].a / N, layer.weight.grad.flatten(1).mT)
+    assert torch.allclose(
+        rows["2"].output_grad.mT @ rows["2"].a / N, layer.weight.grad.flatten(1).mT
+    )
 
 
 def test_each_group_of_a_convolution_is_a_map_of_its_own() -> None:
     torch.manual_seed(0)
     layer = nn.Conv1d(6, 9, 3, groups=3, padding=1)
-    model = nn.Sequential(nn.Conv1d(1, 6, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)).double()
+    model = nn.Sequential(
+        nn.Conv1d(1, 6, 3), nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(2)
+    ).double()
     x, y = torch.randn(N, 1, 8, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     model(x)
     found = infer_batch_layouts(model, {"2": 1}, x)
-    rows = capture(model, ["2"], x, y, LossMetric(F.cross_entropy), generator=torch.Generator(), layouts=found).rows
+    rows = capture(
+        model, ["2"], x, y, LossMetric(F.cross_entropy), generator=torch.Generator(), layouts=found
+    ).rows
     assert [*rows] == ["2[0]", "2[1]", "2[2]"]
     F.cross_entropy(model(x), y).backward()
     expected = torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1)
@@ -156,16 +170,24 @@ def test_each_group_of_a_convolution_is_a_map_of_its_own() -> None:
 def test_layouts_are_found_out() -> None:
     x, _ = data()
     layouts = {
-        name: infer_batch_layouts(MODELS[name]().double(), {"map": 1}, x)["map"].layouts[0] for name in list(MODELS)[:4]
+        name: infer_batch_layouts(MODELS[name]().double(), {"map": 1}, x)["map"].layouts[0]
+        for name in list(MODELS)[:4]
     }
     assert [*layouts.values()] == [RowLayout(), RowLayout(1), RowLayout(), RowLayout(0, inner=True)]
 
 
 def test_what_cannot_be_told_apart_by_samples_is_refused_with_the_reason() -> None:
     x, _ = data()
-    mixing = Net(lambda m, x: m.head(m.map(x - x.mean(0)).tanh().mean(1)), map=nn.Linear(D, 6), head=nn.Linear(6, 2))
+    mixing = Net(
+        lambda m, x: m.head(m.map(x - x.mean(0)).tanh().mean(1)),
+        map=nn.Linear(D, 6),
+        head=nn.Linear(6, 2),
+    )
     mixing.body = lambda m, x: (lambda h: m.head((h - h.mean(0)).mean(1)))(m.map(x))
-    assert "can't be told apart by samples" in infer_batch_layouts(mixing.double(), {"map": 1}, x)["map"]
+    assert (
+        "can't be told apart by samples"
+        in infer_batch_layouts(mixing.double(), {"map": 1}, x)["map"]
+    )
     loose = MODELS["module"]().double()
     loose.body = lambda m, x: (m.map(x), m.head(x.mean(1).repeat(1, 2)[:, :6]))[1]
     found = infer_batch_layouts(loose, {"map": 1, "head": 1}, x)
@@ -178,7 +200,9 @@ def test_what_cannot_be_told_apart_by_samples_is_refused_with_the_reason() -> No
 def test_a_forward_that_draws_at_random_leaves_the_global_state_alone() -> None:
     torch.manual_seed(0)
     noisy = Net(
-        lambda m, x: m.head((m.map(x) + 0.1 * torch.rand(1)).tanh().mean(1)), map=nn.Linear(D, 6), head=nn.Linear(6, 2)
+        lambda m, x: m.head((m.map(x) + 0.1 * torch.rand(1)).tanh().mean(1)),
+        map=nn.Linear(D, 6),
+        head=nn.Linear(6, 2),
     )
     x, y = (torch.cat([part] * 5) for part in data())
     state = torch.get_rng_state()
@@ -192,7 +216,9 @@ def test_batches_of_different_lengths_are_refused_by_name() -> None:
     x, y = (torch.cat([part] * 5) for part in data())
     grower = senn.Grower(MODELS["module"]().double(), samples=20)
     grower.observe(x, y)
-    with pytest.raises(senn.UnsupportedError, match="map reads 2 rows a sample in one batch and 3 in another"):
+    with pytest.raises(
+        senn.UnsupportedError, match="map reads 2 rows a sample in one batch and 3 in another"
+    ):
         grower.observe(x[:, :2], y)
 
 
@@ -201,7 +227,9 @@ def test_maps_that_cannot_be_read_are_named_by_the_grower() -> None:
     x, y = (torch.cat([part] * 5) for part in data())
     model = MODELS["module"]().double()
     # one use of two isn't seen: half of the gradient would be wrong
-    assert infer_batch_layouts(model, {"map": 2}, x) == {"map": "map is also applied in a way that isn't read"}
+    assert infer_batch_layouts(model, {"map": 2}, x) == {
+        "map": "map is also applied in a way that isn't read"
+    }
     model.loose = nn.Linear(D, 2).double()
     model.body = lambda m, x: (m.loose(x), m.head(m.map(x).tanh().mean(1)))
     grower = senn.Grower(model, samples=20, output=lambda result: result[1])

@@ -31,7 +31,9 @@ def test_rational_follows_its_formula_and_ignores_scale(v, c, l, x, scale):  # n
     expected = (l * x + (c + 2 * v * x) / (1 + x**2)) / (v**2 + c**2 + l**2) ** 0.5
     point = torch.tensor([[x]], dtype=torch.float64)
     assert _rational(v, c, l)(point).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
-    assert _rational(scale * v, scale * c, scale * l)(point).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert _rational(scale * v, scale * c, scale * l)(point).item() == pytest.approx(
+        expected, rel=1e-9, abs=1e-12
+    )
 
 
 def test_rational_identity_is_exact_and_units_lie_on_the_last_dimension():
@@ -69,7 +71,9 @@ def test_residual_adds_its_branch():
     assert torch.equal(Residual(branch)(x), x + branch(x))
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "rational", "prelu", nn.GELU, lambda: nn.LeakyReLU(0.3)])
+@pytest.mark.parametrize(
+    "activation", ["relu", "tanh", "rational", "prelu", nn.GELU, lambda: nn.LeakyReLU(0.3)]
+)
 def test_mlp_computes_its_layers_in_order(activation):
     model = MLP(4, (5, 3), 2, activation=activation)
     x = torch.randn(6, 4)
@@ -146,7 +150,11 @@ def test_conv_net_can_grow_everywhere_in_either_layout_of_memory():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0, ((4,),), 2), "in_channels"), ((3, ((4, 0),), 2), "stages"), ((3, ((4,), ()), 2), "nonempty")],
+    [
+        ((0, ((4,),), 2), "in_channels"),
+        ((3, ((4, 0),), 2), "stages"),
+        ((3, ((4,), ()), 2), "nonempty"),
+    ],
 )
 def test_conv_net_names_what_is_wrong(arguments, message):
     with pytest.raises(SennError, match=message):
@@ -173,7 +181,9 @@ def test_dense_blocks_know_their_widths_with_a_layer_inserted():
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("hidden", "message"), [(((4, 0),), "hidden"), ((), "nonempty"), (((4,), ()), "nonempty")])
+@pytest.mark.parametrize(
+    ("hidden", "message"), [(((4, 0),), "hidden"), ((), "nonempty"), (((4,), ()), "nonempty")]
+)
 def test_dense_blocks_name_what_is_wrong(hidden, message):
     with pytest.raises(SennError, match=message):
         DenseConvNet(3, hidden, 10)

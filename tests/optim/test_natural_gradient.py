@@ -22,7 +22,9 @@ def test_a_linear_map_with_one_output_is_exact_at_any_damping(method):
     model, x, y = problem(nn.Linear(4, 1), outputs=1, loss=F.mse_loss)
     gradient, fisher = dense(model, x, y, F.mse_loss)
     # One output: S is the number 2, whatever the signs.
-    step, optimizer = one_step(model, x, y, F.mse_loss, method=method, damping=0.3, tolerance=1e-12, **EXACT)
+    step, optimizer = one_step(
+        model, x, y, F.mse_loss, method=method, damping=0.3, tolerance=1e-12, **EXACT
+    )
     expected = solve(fisher, gradient, 0.3)
     torch.testing.assert_close(step, -expected, rtol=1e-8, atol=1e-10)
     assert optimizer.eta == pytest.approx((gradient @ expected).item(), rel=1e-8)
@@ -61,7 +63,9 @@ def test_conjugate_gradients_solve_the_dense_system(net):
     models = {
         "mlp": MLP(4, (3,), 3, "tanh"),
         "rational": MLP(4, (3,), 3, "rational"),
-        "conv": nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Tanh(), nn.Linear(2, 3)),
+        "conv": nn.Sequential(
+            nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Tanh(), nn.Linear(2, 3)
+        ),
     }
     model, x, y = problem(models[net])
     gradient, fisher = dense(model, x, y, F.cross_entropy)
@@ -75,14 +79,25 @@ def test_weight_decay_enters_gradient_and_curvature():
     model, x, y = problem(MLP(4, (3,), 3, "tanh"))
     gradient, fisher = dense(model, x, y, F.cross_entropy)
     start = flat(model)
-    options = {"method": "cg", "damping": 0.01, "weight_decay": 0.2, "iterations": 200, "tolerance": 1e-12}
+    options = {
+        "method": "cg",
+        "damping": 0.01,
+        "weight_decay": 0.2,
+        "iterations": 200,
+        "tolerance": 1e-12,
+    }
     step, _ = one_step(model, x, y, F.cross_entropy, **options, **EXACT)
-    torch.testing.assert_close(step, -solve(fisher, gradient + 0.2 * start, 0.21), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        step, -solve(fisher, gradient + 0.2 * start, 0.21), rtol=1e-7, atol=1e-9
+    )
 
 
 def test_kronecker_block_inverts_its_damped_factors():
     generator = torch.Generator().manual_seed(0)
-    a, s = torch.randn(50, 3, dtype=D, generator=generator), torch.randn(50, 2, dtype=D, generator=generator)
+    a, s = (
+        torch.randn(50, 3, dtype=D, generator=generator),
+        torch.randn(50, 2, dtype=D, generator=generator),
+    )
     block = KroneckerBlock(0.9)
     block.update(a, [s], None)
     block.refresh(0.1)
@@ -90,7 +105,9 @@ def test_kronecker_block_inverts_its_damped_factors():
     assert for_a * for_s == pytest.approx(0.1)
     left = torch.kron(s.mT @ s / 50 + for_s * torch.eye(2), a.mT @ a / 50 + for_a * torch.eye(3))
     g = torch.randn(2, 3, dtype=D, generator=generator)
-    torch.testing.assert_close(block.apply([g])[0], torch.linalg.solve(left, g.flatten()).reshape(2, 3))
+    torch.testing.assert_close(
+        block.apply([g])[0], torch.linalg.solve(left, g.flatten()).reshape(2, 3)
+    )
     # Tokens: F sums over the locations of a sample.
     tokens = KroneckerBlock(0.9)
     tokens.update(a.reshape(10, 5, 3), [s.reshape(10, 5, 2)], None)
@@ -122,7 +139,9 @@ def test_sample_weights_count_samples():
     index = torch.repeat_interleave(torch.arange(10), weight.long())
     twin = copy.deepcopy(model)
     options = {"method": "cg", "iterations": 200, "tolerance": 1e-12, **EXACT}
-    assert NaturalGradient(model, loss=F.cross_entropy, **options).step(x, y, weight) == pytest.approx(
+    assert NaturalGradient(model, loss=F.cross_entropy, **options).step(
+        x, y, weight
+    ) == pytest.approx(
         NaturalGradient(twin, loss=F.cross_entropy, **options).step(x[index], y[index])
     )
     torch.testing.assert_close(flat(model), flat(twin))
@@ -151,10 +170,15 @@ def test_best_combination_minimises_the_dense_model():
     shapes = [p.shape for p in parameters]
 
     def split(vector):
-        return [v.reshape(s) for v, s in zip(vector.split([s.numel() for s in shapes]), shapes, strict=True)]
+        return [
+            v.reshape(s)
+            for v, s in zip(vector.split([s.numel() for s in shapes]), shapes, strict=True)
+        ]
 
     v = torch.randn(len(gradient), 2, dtype=D)
-    found = best_combination(exact, [split(v[:, 0]), split(v[:, 1])], split(gradient), [0.1] * len(shapes), 0.5)
+    found = best_combination(
+        exact, [split(v[:, 0]), split(v[:, 1])], split(gradient), [0.1] * len(shapes), 0.5
+    )
     regular = v.mT @ (fisher + 0.6 * torch.eye(len(gradient), dtype=D)) @ v
     w = -torch.linalg.solve(regular, v.mT @ gradient)
     assert found.coefficients == pytest.approx(w.tolist(), rel=1e-8)
@@ -162,7 +186,9 @@ def test_best_combination_minimises_the_dense_model():
     expected = gradient @ delta + 0.5 * delta @ fisher @ delta + 0.05 * delta @ delta
     assert found.change() == pytest.approx(expected.item(), rel=1e-8)
     # A direction of zeros (no last step yet) does not disturb the other one.
-    alone = best_combination(exact, [split(v[:, 0]), split(0 * v[:, 1])], split(gradient), [0.1] * len(shapes), 0.5)
+    alone = best_combination(
+        exact, [split(v[:, 0]), split(0 * v[:, 1])], split(gradient), [0.1] * len(shapes), 0.5
+    )
     assert alone.coefficients == pytest.approx([-(gradient @ v[:, 0] / regular[0, 0]).item(), 0.0])
 
 

@@ -25,7 +25,9 @@ def test_norm_constraint_bounds_the_step_in_nats():
     free = solve(fisher, gradient, 0.01)
     assert optimizer.eta > 1e-4
     torch.testing.assert_close(step, -free * math.sqrt(1e-4 / optimizer.eta), rtol=1e-6, atol=1e-9)
-    assert step @ (fisher + 0.01 * torch.eye(len(step), dtype=D)) @ step == pytest.approx(1e-4, rel=1e-6)
+    assert step @ (fisher + 0.01 * torch.eye(len(step), dtype=D)) @ step == pytest.approx(
+        1e-4, rel=1e-6
+    )
 
 
 def test_momentum_is_on_steps():
@@ -43,8 +45,14 @@ def test_groups_schedulers_and_frozen_parameters():
     model, x, y = problem(MLP(4, (3, 3), 3, "tanh"))
     first, middle, last = (layer for layer in model.body if isinstance(layer, nn.Linear))
     middle.weight.requires_grad_(False)
-    groups = [{"params": first.parameters(), "lr": 0.0}, {"params": middle.parameters()}, {"params": last.parameters()}]
-    optimizer = NaturalGradient(model, groups, loss=F.cross_entropy, lr=0.2, norm_constraint=None, momentum=0.0)
+    groups = [
+        {"params": first.parameters(), "lr": 0.0},
+        {"params": middle.parameters()},
+        {"params": last.parameters()},
+    ]
+    optimizer = NaturalGradient(
+        model, groups, loss=F.cross_entropy, lr=0.2, norm_constraint=None, momentum=0.0
+    )
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     before = copy.deepcopy(model.state_dict())
     optimizer.step(x, y)
@@ -126,7 +134,11 @@ def test_one_pass_for_everything_under_dropout_and_batch_norm():
 def _grow(model, optimizer, k):
     """Widen the first hidden layer of an MLP by hand, with zero outgoing weights, as surgery does."""
     linears = [layer for layer in model.body if isinstance(layer, nn.Linear)]
-    pads = [(linears[0], "weight", (0, 0, 0, k)), (linears[0], "bias", (0, k)), (linears[1], "weight", (0, k))]
+    pads = [
+        (linears[0], "weight", (0, 0, 0, k)),
+        (linears[0], "bias", (0, k)),
+        (linears[1], "weight", (0, k)),
+    ]
     for layer, name, pad in pads:
         old = getattr(layer, name)
         value = F.pad(old.detach(), pad)
@@ -158,7 +170,9 @@ def test_growth_in_mid_training(options):
     assert bool(model.body[2].weight[:, -4:].any(1).all())
     if "method" not in options:
         assert optimizer._kfac.linear[untouched] is kept
-        assert set(optimizer._kfac.linear) == {layer.weight for layer in model.body if isinstance(layer, nn.Linear)}
+        assert set(optimizer._kfac.linear) == {
+            layer.weight for layer in model.body if isinstance(layer, nn.Linear)
+        }
         assert len(optimizer._kfac.linear[model.body[2].weight].inputs.current) == 8
 
 
@@ -167,7 +181,9 @@ def test_growth_in_mid_training(options):
 def test_training_goes_on_bit_by_bit(options, way, tmp_path):
     torch.manual_seed(0)
     model, x, y = problem(MLP(4, (3,), 3, "rational"))
-    optimizer = NaturalGradient(model, loss=F.cross_entropy, inverse_every=3, factor_every=2, **options)
+    optimizer = NaturalGradient(
+        model, loss=F.cross_entropy, inverse_every=3, factor_every=2, **options
+    )
     for _ in range(4):
         optimizer.step(x, y)
     if way == "deepcopy":
@@ -177,7 +193,9 @@ def test_training_goes_on_bit_by_bit(options, way, tmp_path):
         weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
         twin = MLP(4, (3,), 3, "rational").to(D)
         twin.load_state_dict(weights)
-        again = NaturalGradient(twin, loss=F.cross_entropy, inverse_every=3, factor_every=2, **options)
+        again = NaturalGradient(
+            twin, loss=F.cross_entropy, inverse_every=3, factor_every=2, **options
+        )
         again.load_state_dict(state)
     for _ in range(5):
         assert optimizer.step(x, y) == again.step(x, y)

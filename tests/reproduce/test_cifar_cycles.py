@@ -64,12 +64,18 @@ def test_main_writes_what_it_says(tmp_path, capsys):
 def test_a_run_depends_on_its_seed_alone():
     short = replace(QUICK, cycle=12)
     first, second = (cifar_cycles.run(seed, short) for seed in (3, 3))
-    assert {**first, "seconds": 0, "seconds_fixed": 0} == {**second, "seconds": 0, "seconds_fixed": 0}
+    assert {**first, "seconds": 0, "seconds_fixed": 0} == {
+        **second,
+        "seconds": 0,
+        "seconds_fixed": 0,
+    }
 
 
 @pytest.mark.usefixtures("_stripes")
 def test_too_few_images_or_steps_are_refused():
-    with pytest.raises(SennError, match="450 training images of cifar-10 are asked for, and there are 400"):
+    with pytest.raises(
+        SennError, match="450 training images of cifar-10 are asked for, and there are 400"
+    ):
         cifar_cycles.run(0, replace(QUICK, images=450))
     with pytest.raises(SennError, match="measured over 4 cycles, and there are 3"):
         Settings(cycles=3)

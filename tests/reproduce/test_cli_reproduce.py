@@ -48,9 +48,17 @@ class TestReproduce:
         assert main(["reproduce", "mnist", *options]) == 0
         assert experiment.calls == [
             {"seeds": 3, "settings": None, "data_dir": None, "device": None},
-            {"seeds": 5, "settings": experiment.FULL, "data_dir": pathlib.Path("pictures"), "device": "cpu"},
+            {
+                "seeds": 5,
+                "settings": experiment.FULL,
+                "data_dir": pathlib.Path("pictures"),
+                "device": "cpu",
+            },
         ]
-        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["mnist", "mnist-sizes"]
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+            "mnist",
+            "mnist-sizes",
+        ]
 
     def test_results_are_replaced_when_asked_for(self, experiment, tmp_path, capsys):
         argv = ["reproduce", "moons", "--out", tmp_path / "run"]
@@ -61,10 +69,14 @@ class TestReproduce:
         assert (tmp_path / "run" / "results.json").read_text() == "2"
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "main.tex").write_text("")
-        assert "isn't empty and holds no run" in refused(capsys, [*argv[:-1], tmp_path / "thesis", "--overwrite"])
+        assert "isn't empty and holds no run" in refused(
+            capsys, [*argv[:-1], tmp_path / "thesis", "--overwrite"]
+        )
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_an_interruption_leaves_the_folder_as_it_was(self, experiment, tmp_path, capsys, number):
+    def test_an_interruption_leaves_the_folder_as_it_was(
+        self, experiment, tmp_path, capsys, number
+    ):
         experiment.then = lambda: signal.raise_signal(number)
         assert main(["reproduce", "moons", "--out", str(tmp_path / "deep" / "run")]) == 128 + number
         assert capsys.readouterr().err == "senn: interrupted\n"
@@ -75,10 +87,22 @@ class TestReproduce:
         [
             (["mnist", "--device", "abacus"], "the device 'abacus' can't be used: "),
             (["mnist", "--device", "meta"], "the device 'meta' can't be used: "),
-            (["mnist", "--data-dir", "nowhere"], "'nowhere', from --data-dir or SENN_DATA, can't be read"),
-            (["mnist-sizes", "--data-dir", "nowhere"], "'nowhere', from --data-dir or SENN_DATA, can't be read"),
-            (["moons", "--device", "cpu"], "--device is for experiments on images, which moons isn't"),
-            (["regression", "--data-dir", "x"], "--data-dir is for experiments on images, which regression isn't"),
+            (
+                ["mnist", "--data-dir", "nowhere"],
+                "'nowhere', from --data-dir or SENN_DATA, can't be read",
+            ),
+            (
+                ["mnist-sizes", "--data-dir", "nowhere"],
+                "'nowhere', from --data-dir or SENN_DATA, can't be read",
+            ),
+            (
+                ["moons", "--device", "cpu"],
+                "--device is for experiments on images, which moons isn't",
+            ),
+            (
+                ["regression", "--data-dir", "x"],
+                "--data-dir is for experiments on images, which regression isn't",
+            ),
             (["moons", "--seeds", "0"], "'0' is not a whole number above 0"),
         ],
     )
@@ -142,14 +166,17 @@ def test_the_command_lists_every_experiment_of_the_package():
 
 def test_every_set_of_the_package_is_known_by_name():
     assert tuple(SOURCES) == KNOWN_SETS
-    with pytest.raises(SennError, match="there are no images 'emnist', but 'mnist', 'cifar-10', 'tiny-imagenet'"):
+    with pytest.raises(
+        SennError, match="there are no images 'emnist', but 'mnist', 'cifar-10', 'tiny-imagenet'"
+    ):
         load_images("emnist")
 
 
 def test_both_distributions_have_one_version():
     root = pathlib.Path(__file__).parents[2]
     core, other = (
-        tomllib.loads((root / name).read_text())["project"] for name in ("pyproject.toml", "reproduce/pyproject.toml")
+        tomllib.loads((root / name).read_text())["project"]
+        for name in ("pyproject.toml", "reproduce/pyproject.toml")
     )
     assert core["version"] == other["version"] == senn.__version__
     assert core["optional-dependencies"]["reproduce"] == [f"senn-reproduce=={core['version']}"]

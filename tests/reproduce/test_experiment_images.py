@@ -28,9 +28,20 @@ def test_batches_are_an_epoch_without_repetition(part):
     seen = list(batches(part, 5, torch.Generator().manual_seed(1)))
     again = list(batches(part, 5, torch.Generator().manual_seed(1)))
     assert [len(labels) for _, labels in seen] == [5] * 4
-    assert all(torch.equal(x, y) for one, two in zip(seen, again, strict=True) for x, y in zip(one, two, strict=True))
-    rows = {tuple(image.flatten().tolist()): int(label) for image, label in zip(part.pixels, part.labels, strict=True)}
-    found = [(tuple(image.flatten().tolist()), int(label)) for x, y in seen for image, label in zip(x, y, strict=True)]
+    assert all(
+        torch.equal(x, y)
+        for one, two in zip(seen, again, strict=True)
+        for x, y in zip(one, two, strict=True)
+    )
+    rows = {
+        tuple(image.flatten().tolist()): int(label)
+        for image, label in zip(part.pixels, part.labels, strict=True)
+    }
+    found = [
+        (tuple(image.flatten().tolist()), int(label))
+        for x, y in seen
+        for image, label in zip(x, y, strict=True)
+    ]
     assert len(dict(found)) == 20
     assert all(rows[image] == label for image, label in found)
     assert [len(labels) for _, labels in batches(part, 100, torch.Generator())] == [23]
@@ -42,7 +53,9 @@ def test_accuracy_and_loss_are_those_of_all_images_at_once(part):
     found = accuracy_and_loss(model, part, standard, size=4)
     assert model.training
     logits = model.eval()(standard(part.pixels)).detach()
-    assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == part.labels).float().mean()))
+    assert found["accuracy"] == pytest.approx(
+        float((logits.argmax(1) == part.labels).float().mean())
+    )
     assert found["loss"] == pytest.approx(float(F.cross_entropy(logits, part.labels)), rel=1e-6)
 
 
@@ -64,11 +77,19 @@ def test_a_device_that_is_not_here_is_one_sentence():
 def test_a_set_is_held_out_before_it_is_cut_down():
     data = load("tiny-imagenet", 16, 300, 200, seed=3)
     whole = load_images("tiny-imagenet").hold_out(200, 3)
-    assert (len(data.train), len(data.validation), len(data.test), data.classes) == (300, 200, 2500, 50)
+    assert (len(data.train), len(data.validation), len(data.test), data.classes) == (
+        300,
+        200,
+        2500,
+        50,
+    )
     assert np.array_equal(data.validation.pixels, planes(whole.validation, 16))
     assert np.array_equal(data.train.labels, whole.train.labels[:300])
     standardized = data.standard(data.train.pixels)
     assert standardized.mean((0, 2, 3)).abs().max() < 1e-3
     assert (standardized.std((0, 2, 3)) - 1).abs().max() < 1e-3
-    with pytest.raises(SennError, match="24,801 training images of tiny-imagenet are asked for, and there are 24,800"):
+    with pytest.raises(
+        SennError,
+        match="24,801 training images of tiny-imagenet are asked for, and there are 24,800",
+    ):
         load("tiny-imagenet", 16, 24_801, 200, seed=3)

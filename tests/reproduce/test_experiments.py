@@ -18,9 +18,13 @@ QUICK = {
     moons: moons.Settings(
         steps=50,
         every=10,
-        candidate_config=CandidateConfig(24, identity_bases=4, ascent_steps=3, activation="Rational"),
+        candidate_config=CandidateConfig(
+            24, identity_bases=4, ascent_steps=3, activation="Rational"
+        ),
     ),
-    regression: regression.Settings(steps=45, every=9, candidate_config=CandidateConfig(24, ascent_steps=3)),
+    regression: regression.Settings(
+        steps=45, every=9, candidate_config=CandidateConfig(24, ascent_steps=3)
+    ),
 }
 
 
@@ -32,7 +36,9 @@ def test_main_writes_what_it_says(experiment, measure, tmp_path, capsys):
     assert [record["seed"] for record in records] == [0, 1]
     values = [record["test"][measure] for record in records]
     assert written["mean"][f"test.{measure}"] == pytest.approx(sum(values) / 2)
-    assert written["std"][f"test.{measure}"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+    assert written["std"][f"test.{measure}"] == pytest.approx(
+        abs(values[0] - values[1]) / math.sqrt(2)
+    )
     assert written["command"].endswith("--seeds 2")
     assert (tmp_path / "run" / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert all(record["units"] == sum(record["hidden"]) for record in records)
@@ -44,7 +50,9 @@ def test_main_writes_what_it_says(experiment, measure, tmp_path, capsys):
 def test_moons_grow_from_nothing_and_learn():
     run = moons.run(100, moons.Settings(steps=121, candidate_config=moons.CANDIDATE_CONFIG))
     assert len(run.record["hidden"]) >= 1
-    assert run.record["test"]["accuracy"] > 0.85  # logistic regression reaches .86 on the training points at best
+    assert (
+        run.record["test"]["accuracy"] > 0.85
+    )  # logistic regression reaches .86 on the training points at best
     assert sum(run.additions) > 0
 
 
@@ -94,7 +102,9 @@ def test_the_fourth_neuron_is_shown_before_and_after():
     run = regression.run(100, QUICK[regression])
     shown = regression.shown(run.moments)
     assert shown[-1] is run.moments[-1]
-    assert all(bool(moment.taken.any()) == (moment.units < 4) for moment in shown[:1] if len(shown) > 1)
+    assert all(
+        bool(moment.taken.any()) == (moment.units < 4) for moment in shown[:1] if len(shown) > 1
+    )
     taken = [moment for moment in run.moments if bool(moment.taken.any())]
     assert sum(int(moment.taken.sum()) for moment in taken) == sum(run.additions)
 

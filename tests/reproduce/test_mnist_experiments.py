@@ -16,7 +16,12 @@ from senn_reproduce.image_sets import load_images
 from senn_reproduce.mnist_sizes import compare, rank_correlation
 
 RECIPE = TrainConfig(
-    hidden=(3,), shortcut=False, epochs=5, batch_size=50, addition_rounds=(0.1, 0.4), pruning_rounds=(0.6,)
+    hidden=(3,),
+    shortcut=False,
+    epochs=5,
+    batch_size=50,
+    addition_rounds=(0.1, 0.4),
+    pruning_rounds=(0.6,),
 )
 QUICK = mnist.Settings(
     natural=replace(RECIPE, optimizer="natural-gradient", optimizer_options={"damping": 0.1}),
@@ -49,7 +54,9 @@ def images(monkeypatch):
     """The set that both experiments load."""
     whole = blobs()
     for module in ("image_runs", "mnist_sizes"):
-        monkeypatch.setattr(f"senn_reproduce.{module}.load_images", lambda name, data_dir=None: whole)
+        monkeypatch.setattr(
+            f"senn_reproduce.{module}.load_images", lambda name, data_dir=None: whole
+        )
     return whole
 
 
@@ -64,7 +71,10 @@ def check_courses(records):
         assert record["largest"]["accuracy_change"] <= 2e-3  # an output can round to the other side
         depth = any(growth["kind"] == "insert" for growth in course["growths"])
         assert not depth or record["arm"].endswith("depth")
-    assert all(any(growth["kind"] == "widen" for growth in record["course"]["growths"]) for record in records)
+    assert all(
+        any(growth["kind"] == "widen" for growth in record["course"]["growths"])
+        for record in records
+    )
 
 
 class TestMNIST:
@@ -76,11 +86,16 @@ class TestMNIST:
         assert written["command"] == "senn reproduce mnist --seeds 1 --full"
         assert [record["arm"] for record in records] == list(mnist.ARMS) == list(written["arms"])
         for record in records:
-            assert written["arms"][record["arm"]]["mean"]["test.accuracy"] == record["test"]["accuracy"]
+            assert (
+                written["arms"][record["arm"]]["mean"]["test.accuracy"]
+                == record["test"]["accuracy"]
+            )
             assert record["test"]["accuracy"] > 0.5
         check_courses(records)
         assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-        assert [line for line in capsys.readouterr().out.splitlines() if line in mnist.ARMS] == list(mnist.ARMS)
+        assert [
+            line for line in capsys.readouterr().out.splitlines() if line in mnist.ARMS
+        ] == list(mnist.ARMS)
 
     def test_a_run_depends_on_its_seed_alone(self, images):
         data = mnist.load("mnist", 28, 200, 100, 0)
@@ -95,16 +110,25 @@ class TestMNIST:
 
     @pytest.mark.parametrize("arm", ["natural gradient", "Adam"])
     def test_the_papers_recipe_in_short(self, images, arm):
-        short = {"epochs": 4, "batch_size": 50, "addition_rounds": (0.0, 0.5), "max_scoring_samples": 200}
+        short = {
+            "epochs": 4,
+            "batch_size": 50,
+            "addition_rounds": (0.0, 0.5),
+            "max_scoring_samples": 200,
+        }
         full = mnist.FULL
-        settings = replace(QUICK, natural=replace(full.natural, **short), adam=replace(full.adam, **short))
+        settings = replace(
+            QUICK, natural=replace(full.natural, **short), adam=replace(full.adam, **short)
+        )
         record = mnist.run(arm, 0, mnist.Rows.of(mnist.load("mnist", 28, 300, 100, 0)), settings)
         check_courses([record])
 
     @pytest.mark.skipif("SENN_DATA" not in os.environ, reason="SENN_DATA is not set")
     def test_images_of_mnist(self):
         rows = mnist.Rows.of(mnist.load("mnist", 28, 1000, 1000, 0))
-        settings = replace(QUICK, natural=replace(QUICK.natural, epochs=4), adam=replace(QUICK.adam, epochs=4))
+        settings = replace(
+            QUICK, natural=replace(QUICK.natural, epochs=4), adam=replace(QUICK.adam, epochs=4)
+        )
         records = [mnist.run(arm, 0, rows, settings) for arm in ("natural gradient", "Adam")]
         check_courses(records)
         assert min(record["test"]["accuracy"] for record in records) > 0.8
@@ -138,8 +162,16 @@ class TestSizes:
             parts = {"validation": {"accuracy": validation}, "test": {"accuracy": test}}
             return {"net": net, "images": 60, "seed": seed, "units": units, **parts}
 
-        rows = [("grown", 0.5, (0.9, 0.8), 11), ("8", 0.7, (0.8, 0.8), 8), ("16", 0.6, (0.95, 0.85), 16)]
-        records = [record(net, seed, v, test[seed], units) for net, v, test, units in rows for seed in (0, 1)]
+        rows = [
+            ("grown", 0.5, (0.9, 0.8), 11),
+            ("8", 0.7, (0.8, 0.8), 8),
+            ("16", 0.6, (0.95, 0.85), 16),
+        ]
+        records = [
+            record(net, seed, v, test[seed], units)
+            for net, v, test, units in rows
+            for seed in (0, 1)
+        ]
         (line,) = compare(records)
         assert line["units"] == [11, 11]
         assert line["accuracy"] == pytest.approx(0.85)
@@ -167,4 +199,6 @@ def test_rank_correlation(first, second, expected):
 
 @pytest.mark.skipif("SENN_DATA" not in os.environ, reason="SENN_DATA is not set")
 def test_as_many_images_as_mnist_has():
-    assert max(mnist_sizes.Settings().images) * mnist_sizes.CLASSES == len(load_images("mnist").train)
+    assert max(mnist_sizes.Settings().images) * mnist_sizes.CLASSES == len(
+        load_images("mnist").train
+    )

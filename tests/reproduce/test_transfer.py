@@ -60,18 +60,24 @@ def test_training_the_copy_leaves_the_pre_trained_net_alone(target):
     fit(second, target, 1, 0, QUICK)
     assert all(torch.equal(value, before[name]) for name, value in first.state_dict().items())
     assert not any(
-        torch.equal(a, b) for a, b in zip(first.blocks.parameters(), second.blocks.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(first.blocks.parameters(), second.blocks.parameters(), strict=True)
     )
 
 
 def test_a_grower_that_buys_nothing_leaves_the_run_as_it_is(target):
     dear = replace(QUICK, policy=PricePolicy(kappa=1e6))
     nets = [fresh(QUICK.hidden, 6, 1, CPU) for _ in range(2)]
-    plain, considered = fit(nets[0], target, 2, 5, dear), fit(nets[1], target, 2, 5, dear, grow=True)
+    plain, considered = (
+        fit(nets[0], target, 2, 5, dear),
+        fit(nets[1], target, 2, 5, dear, grow=True),
+    )
     assert considered.considering > 0
     assert not considered.events
     assert plain.accuracy == considered.accuracy
-    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True)
+    )
 
 
 def test_arms_are_paired_and_the_budget_is_kept(record, source, target):
@@ -96,12 +102,18 @@ def test_arms_start_from_the_pre_trained_body_or_from_nothing(source, target):
     assert record["source"]["test"] > 0.3  # chance is a quarter
     body = nets["source"].blocks.state_dict()
     for arm in ("fixed", "grown"):
-        assert all(torch.equal(nets[arm].blocks.state_dict()[name], value) for name, value in body.items())
+        assert all(
+            torch.equal(nets[arm].blocks.state_dict()[name], value) for name, value in body.items()
+        )
         assert not nets[arm].head.weight.any()
-    assert not any(torch.equal(nets["scratch"].blocks.state_dict()[name], value) for name, value in body.items())
+    assert not any(
+        torch.equal(nets["scratch"].blocks.state_dict()[name], value)
+        for name, value in body.items()
+    )
     first = fresh(QUICK.hidden, 4, 100, CPU)
     assert not any(
-        torch.equal(a, b) for a, b in zip(nets["scratch"].blocks.parameters(), first.blocks.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(nets["scratch"].blocks.parameters(), first.blocks.parameters(), strict=True)
     )
 
 

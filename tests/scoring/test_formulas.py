@@ -29,7 +29,9 @@ def problem(seed: int, n: int = 200, c: int = 4, p: int = 3, m: int = 2, overlap
 
 def dense_eta(a: torch.Tensor, dz: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
     """g^T F^-1 g with the whole Fisher matrix written out."""
-    jacobian = torch.einsum("nc,mk->nmkc", a, torch.eye(dz.shape[1], dtype=a.dtype)).reshape(len(a), dz.shape[1], -1)
+    jacobian = torch.einsum("nc,mk->nmkc", a, torch.eye(dz.shape[1], dtype=a.dtype)).reshape(
+        len(a), dz.shape[1], -1
+    )
     fisher = torch.einsum("nmi,mk,nkj->ij", jacobian, H, jacobian) / len(a)
     gradient = torch.einsum("nmi,nm->i", jacobian, dz) / len(a)
     return gradient @ torch.linalg.solve(fisher, gradient)
@@ -82,7 +84,9 @@ def test_theorem_3_2_equality_when_new_and_old_are_uncorrelated():
     S = torch.eye(2, dtype=torch.float64)
     residual = formulas.residual_cross(C, G, A, A_cp)
     gain = formulas.width_gain(residual, A_pp, A_cp, A, S)
-    assert formulas.width_gain_bound(residual, A_pp, S).item() == pytest.approx(gain.item(), rel=1e-10)
+    assert formulas.width_gain_bound(residual, A_pp, S).item() == pytest.approx(
+        gain.item(), rel=1e-10
+    )
 
 
 def test_scale_of_the_activations_does_not_matter():
@@ -109,7 +113,9 @@ def test_a_tiny_gain_survives_float32_moments():
     A, G = factors(a, dz)
     A_cp, A_pp, C = a.mT @ new / len(a), new.mT @ new / len(a), dz.mT @ new / len(a)
     H = torch.eye(2, dtype=torch.float64)
-    gain = formulas.width_gain(formulas.residual_cross(C, G, A, A_cp, damping=EXACT), A_pp, A_cp, A, H, damping=EXACT)
+    gain = formulas.width_gain(
+        formulas.residual_cross(C, G, A, A_cp, damping=EXACT), A_pp, A_cp, A, H, damping=EXACT
+    )
     truth = dense_eta(torch.cat([a, new], 1), dz, H) - dense_eta(a, dz, H)
     assert gain.item() == pytest.approx(truth.item(), rel=1e-3)
 
@@ -128,14 +134,19 @@ def test_several_columns_per_unit_and_locations_equal_the_dense_sum_over_locatio
     a, new, dz = problem(4, n=240, p=3)
     T = 4
     rows = kronecker_factors(
-        torch.cat([a, new], 1), dz, torch.randn(1, 2, dtype=torch.float64).expand(240, 2), locations=T
+        torch.cat([a, new], 1),
+        dz,
+        torch.randn(1, 2, dtype=torch.float64).expand(240, 2),
+        locations=T,
     )
     S = torch.eye(2, dtype=torch.float64)
     jacobian = torch.einsum("nc,mk->nmkc", a, torch.eye(2, dtype=a.dtype)).reshape(60, T, 2, -1)
     gradient = torch.einsum("ntmi,ntm->i", jacobian, dz.reshape(60, T, 2)) / 60
     fisher = torch.einsum("ntmi,ntmj->ij", jacobian, jacobian) / 60
     eta = formulas.expansion_score(rows.G[:, :4], rows.A[:4, :4], S, locations=T, damping=EXACT)
-    assert eta.item() == pytest.approx((gradient @ torch.linalg.solve(fisher, gradient)).item(), rel=1e-8)
+    assert eta.item() == pytest.approx(
+        (gradient @ torch.linalg.solve(fisher, gradient)).item(), rel=1e-8
+    )
 
 
 def test_heldout_gain_of_noise_is_negative_in_the_mean_and_the_fitted_gain_positive():
@@ -160,7 +171,10 @@ def test_heldout_gain_of_noise_is_negative_in_the_mean_and_the_fitted_gain_posit
 
 def test_noise_adds_nothing_to_what_both_halves_agree_on():
     """Neither to a gain nor to a cost of removal, while it makes the squares larger than they are."""
-    S, weight = torch.eye(3, dtype=torch.float64), torch.tensor([[0.3, 0.2]] * 3, dtype=torch.float64)
+    S, weight = (
+        torch.eye(3, dtype=torch.float64),
+        torch.tensor([[0.3, 0.2]] * 3, dtype=torch.float64),
+    )
     agreed, squares = [], []
     for seed in range(300):
         g = torch.Generator().manual_seed(seed)
@@ -169,9 +183,14 @@ def test_noise_adds_nothing_to_what_both_halves_agree_on():
             *(fold_of(x[part], dz[part], S) for part in (slice(0, 60), slice(60, 120))), existing=2
         )
         gain = torch.tensor([[0, 1]])
-        pruning, unit = PruningCosts(layer_gains.inverse, layer_gains.next_weights(weight), 1), torch.tensor([[0]])
+        pruning, unit = (
+            PruningCosts(layer_gains.inverse, layer_gains.next_weights(weight), 1),
+            torch.tensor([[0]]),
+        )
         squares.append([layer_gains.gain(gain).item(), pruning.costs(unit).item()])
-        agreed.append([layer_gains.cross_fold_gain(gain).item(), pruning.cross_fold_costs(unit).item()])
+        agreed.append(
+            [layer_gains.cross_fold_gain(gain).item(), pruning.cross_fold_costs(unit).item()]
+        )
     mean, error = torch.tensor(agreed).mean(0), torch.tensor(agreed).std(0) / math.sqrt(300)
     truth = torch.tensor([0.0, 3 * 0.3**2])
     assert ((mean - truth).abs() < 3 * error).all()
@@ -184,8 +203,12 @@ def test_heldout_gain_of_a_real_unit_is_near_the_exact_gain():
     x, S = torch.cat([a, new], 1), torch.eye(2, dtype=torch.float64)
     layer_gains = LayerGains(fold_of(x[::2], dz[::2], S), fold_of(x[1::2], dz[1::2], S), existing=4)
     columns = torch.tensor([[0, 1]])
-    assert layer_gains.held_out_gain(columns)[0].item() == pytest.approx(layer_gains.gain(columns).item(), rel=0.05)
-    assert layer_gains.cross_fold_gain(columns).item() == pytest.approx(layer_gains.gain(columns).item(), rel=0.05)
+    assert layer_gains.held_out_gain(columns)[0].item() == pytest.approx(
+        layer_gains.gain(columns).item(), rel=0.05
+    )
+    assert layer_gains.cross_fold_gain(columns).item() == pytest.approx(
+        layer_gains.gain(columns).item(), rel=0.05
+    )
 
 
 def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
@@ -194,7 +217,12 @@ def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
     s = signs @ torch.linalg.cholesky(S).mT
     return Fold(
         factors=KroneckerFactors(
-            rows=len(x), locations=1, input_cov=x.mT @ x, cross_cov=dz.mT @ x, grad_cov=S * len(x), n_rows_read=len(x)
+            rows=len(x),
+            locations=1,
+            input_cov=x.mT @ x,
+            cross_cov=dz.mT @ x,
+            grad_cov=S * len(x),
+            n_rows_read=len(x),
         ),
         samples=PerSampleFactors(a=x, pseudo_grad=s, output_grad=dz),
     )
@@ -224,13 +252,17 @@ def test_layer_gains_after_acceptance_equals_a_layer_gains_that_had_the_columns(
     one.fit, one.held_out = (
         replace(account, accepted=None) for account in (one.fit, one.held_out)
     )  # the steps are not in `two`
-    torch.testing.assert_close(one.held_out_gain(mine)[0], two.held_out_gain(theirs)[0], rtol=2e-2, atol=2e-3)
+    torch.testing.assert_close(
+        one.held_out_gain(mine)[0], two.held_out_gain(theirs)[0], rtol=2e-2, atol=2e-3
+    )
 
 
 def test_a_duplicate_of_an_accepted_unit_is_worth_nothing():
     a, new, dz = problem(6, p=1)
     x, S = torch.cat([a, new, new], 1), torch.eye(2, dtype=torch.float64)
-    layer_gains = LayerGains(fold_of(x[:100], dz[:100], S), fold_of(x[100:], dz[100:], S), existing=4)
+    layer_gains = LayerGains(
+        fold_of(x[:100], dz[:100], S), fold_of(x[100:], dz[100:], S), existing=4
+    )
     before = layer_gains.gain(torch.tensor([[1]])).item()
     layer_gains.eliminate(torch.tensor([0]))
     assert layer_gains.gain(torch.tensor([[1]])).item() < 1e-2 * before
@@ -248,7 +280,9 @@ def test_pruning_cost_is_the_loss_after_exact_reoptimisation():
     inverse = torch.linalg.inv(A)
     for gone in ([2], [0, 4]):
         kept = [i for i in range(5) if i not in gone]
-        cost = formulas.pruning_cost(best[:, gone], torch.zeros(2, len(gone)), inverse[gone][:, gone], S).item()
+        cost = formulas.pruning_cost(
+            best[:, gone], torch.zeros(2, len(gone)), inverse[gone][:, gone], S
+        ).item()
         again = torch.linalg.lstsq(a[:, kept], t).solution.mT
         assert cost / 2 == pytest.approx(loss(again, a[:, kept]) - loss(best, a), rel=1e-9)
         taken = best[:, kept] + best[:, gone] @ formulas.compensation(inverse, torch.tensor(gone))
@@ -264,7 +298,11 @@ def test_pruning_is_the_mirror_of_growth_away_from_the_optimum():
         w = torch.randn(2, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         dz = a @ w.mT - t
         step = formulas.natural_step(dz.mT @ a / len(a), A, S, damping=EXACT)
-        costs.append(formulas.pruning_cost(w[:, [1]], step[:, [1]], torch.linalg.inv(A)[[1]][:, [1]], S).item())
+        costs.append(
+            formulas.pruning_cost(
+                w[:, [1]], step[:, [1]], torch.linalg.inv(A)[[1]][:, [1]], S
+            ).item()
+        )
     assert costs == pytest.approx([costs[0]] * 3, rel=1e-6)
 
 
@@ -272,20 +310,25 @@ def test_functions_take_batches():
     a, _, dz = problem(9)
     A, G = factors(a, dz)
     S = torch.eye(2, dtype=torch.float64)
-    batched = formulas.expansion_score(torch.stack([G, 2 * G]), torch.stack([A, A]), torch.stack([S, S]))
+    batched = formulas.expansion_score(
+        torch.stack([G, 2 * G]), torch.stack([A, A]), torch.stack([S, S])
+    )
     assert batched[1].item() == pytest.approx(4 * batched[0].item())
 
 
 def test_moments_merge_and_weights_of_zero_are_missing_rows():
     a, _, dz = problem(10)
     whole = kronecker_factors(a, dz, dz)
-    merged = kronecker_factors(a[:50], dz[:50], dz[:50]) + kronecker_factors(a[50:], dz[50:], dz[50:])
+    merged = kronecker_factors(a[:50], dz[:50], dz[:50]) + kronecker_factors(
+        a[50:], dz[50:], dz[50:]
+    )
     torch.testing.assert_close(merged.A, whole.A)
     weights = torch.ones(200, dtype=torch.float64)
     weights[100:] = 0
     zero = dz * weights[:, None]
     torch.testing.assert_close(
-        kronecker_factors(a, zero, zero, weights=weights).G, kronecker_factors(a[:100], dz[:100], dz[:100]).G
+        kronecker_factors(a, zero, zero, weights=weights).G,
+        kronecker_factors(a[:100], dz[:100], dz[:100]).G,
     )
     with pytest.raises(SennError, match="can't be merged"):
         _ = whole + kronecker_factors(a[:, :2], dz, dz)
@@ -311,18 +354,28 @@ def test_promises_of_units_accepted_one_after_another_add_up_to_no_more_than_lam
     """Two units that K-FAC takes to be independent, but that do the same on the only samples where the loss curves."""
     g = torch.Generator().manual_seed(0)
     n = 400
-    sign, curved = torch.randint(0, 2, (n, 1), generator=g).double() * 2 - 1, torch.arange(n)[:, None] % 2 == 0
-    x = torch.cat([torch.ones(n, 1, dtype=torch.float64), sign, torch.where(curved, sign, -sign)], 1)
+    sign, curved = (
+        torch.randint(0, 2, (n, 1), generator=g).double() * 2 - 1,
+        torch.arange(n)[:, None] % 2 == 0,
+    )
+    x = torch.cat(
+        [torch.ones(n, 1, dtype=torch.float64), sign, torch.where(curved, sign, -sign)], 1
+    )
     dz, s = torch.where(curved, sign, 0.0), torch.where(curved, 1.0, 1e-3)
     parts = slice(0, n // 2), slice(n // 2, n)
     folds = [
-        Fold.of(kronecker_factors(x[p], dz[p], s[p]), PerSampleFactors(a=x[p], pseudo_grad=s[p], output_grad=dz[p]))
+        Fold.of(
+            kronecker_factors(x[p], dz[p], s[p]),
+            PerSampleFactors(a=x[p], pseudo_grad=s[p], output_grad=dz[p]),
+        )
         for p in parts
     ]
     layer_gains = LayerGains(*folds, existing=1)
     first = layer_gains.held_out_gain(torch.tensor([[0]]))[0].item()
     assert first == pytest.approx(0.5, rel=0.02)  # all of lambda, the mean of dz^2 / s^2
-    assert layer_gains.held_out_gain(torch.tensor([[1]]))[0].item() == pytest.approx(first, rel=0.02)
+    assert layer_gains.held_out_gain(torch.tensor([[1]]))[0].item() == pytest.approx(
+        first, rel=0.02
+    )
     layer_gains.eliminate(torch.tensor([0]))
     assert abs(layer_gains.held_out_gain(torch.tensor([[1]]))[0].item()) < 0.01
 
@@ -338,10 +391,14 @@ def test_few_rows_say_the_same_through_their_products():
         found = kronecker_factors(x[part], dz[part], s[part])
         if few:
             found = replace(found, input_cov=x.new_empty(0), n_rows_read=0.0)
-        return Fold.of(found, PerSampleFactors(a=x[part], pseudo_grad=s[part], output_grad=dz[part]))
+        return Fold.of(
+            found, PerSampleFactors(a=x[part], pseudo_grad=s[part], output_grad=dz[part])
+        )
 
     parts = slice(0, n), slice(n, 2 * n)
-    few, whole = (LayerGains(*(fold(part, kind) for part in parts), existing=c) for kind in (True, False))
+    few, whole = (
+        LayerGains(*(fold(part, kind) for part in parts), existing=c) for kind in (True, False)
+    )
     assert type(few.inverse).__name__ == "WoodburyInverse"
     assert type(whole.inverse).__name__ == "FactorInverse"
     columns = torch.tensor([[0, 1], [2, 3], [4, 5]])
@@ -351,7 +408,9 @@ def test_few_rows_say_the_same_through_their_products():
         assert few.eta == pytest.approx(whole.eta, rel=1e-6)
         left = columns if accepted is None else columns[::2]
         for figure in ("gain", "gain_lower_bound"):
-            torch.testing.assert_close(getattr(few, figure)(left), getattr(whole, figure)(left), rtol=1e-5, atol=0)
+            torch.testing.assert_close(
+                getattr(few, figure)(left), getattr(whole, figure)(left), rtol=1e-5, atol=0
+            )
         for ours, theirs in zip(few.held_out_gain(left), whole.held_out_gain(left), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
     weight = torch.randn(m, c, generator=g, dtype=torch.float64)
@@ -373,7 +432,9 @@ def test_held_out_gain_is_the_decrease_of_the_quadratic():
     A, S = rows.mT @ rows / 50, root @ root.mT
     fisher = torch.kron(S, A)
     dense = 2 * G.flatten() @ step.flatten() - step.flatten() @ fisher @ step.flatten()
-    assert formulas.held_out_gain(step, G, A, S, locations=4).item() == pytest.approx(4 * dense.item(), rel=1e-12)
+    assert formulas.held_out_gain(step, G, A, S, locations=4).item() == pytest.approx(
+        4 * dense.item(), rel=1e-12
+    )
 
 
 def test_units_that_are_accepted_together_do_not_promise_the_same_decrease_twice():
@@ -381,7 +442,9 @@ def test_units_that_are_accepted_together_do_not_promise_the_same_decrease_twice
     n, c, m = 400, 2, 2
     g = torch.Generator().manual_seed(1)
     x = torch.randn(2 * n, c + 2, generator=g, dtype=torch.float64)
-    x[:, c:] = x[:, c:] * (x[:, :1] > 0.5)  # both active on the same samples, where K-FAC's independence is wrong
+    x[:, c:] = x[:, c:] * (
+        x[:, :1] > 0.5
+    )  # both active on the same samples, where K-FAC's independence is wrong
     dz = torch.randn(2 * n, m, generator=g, dtype=torch.float64) + x[:, c:].sum(1, keepdim=True)
     S = torch.eye(m, dtype=torch.float64)
     folds = [fold_of(x[part], dz[part], S) for part in (slice(0, n), slice(n, 2 * n))]

@@ -21,14 +21,20 @@ def test_a_growth_round_says_what_was_taken_and_what_was_refused_by_how_much():
     events = grower.grow([(X, Y)])
     found = grower.last_round
     assert found is not None
-    assert sum(one.candidate.units for one in found.accepted) == sum(event.units for event in events) > 0
+    assert (
+        sum(one.candidate.units for one in found.accepted)
+        == sum(event.units for event in events)
+        > 0
+    )
     assert all(one.margin > 0 for one in found.accepted)
     assert found.refused
     assert all(one.margin <= 0 for one in found.refused)
     margins = [one.margin for one in found.refused]
     assert margins == sorted(margins, reverse=True)
     one = found.refused[0]
-    sure = one.candidate.expected_decrease - one.candidate.held_out_stderr / (2 * one.candidate.loss_per_nat)
+    sure = one.candidate.expected_decrease - one.candidate.held_out_stderr / (
+        2 * one.candidate.loss_per_nat
+    )
     assert one.margin == pytest.approx(sure - one.price)
     assert sum(found.eta_by_map.values()) == pytest.approx(found.eta)
     assert found.n_samples_seen == found.samples == len(X)
@@ -37,11 +43,15 @@ def test_a_growth_round_says_what_was_taken_and_what_was_refused_by_how_much():
 
 
 def test_a_round_that_refuses_everything_says_so_too():
-    grower = senn.Grower(net(), samples=len(X), policy=senn.PricePolicy(kappa=100.0), moves=("width", "depth"))
+    grower = senn.Grower(
+        net(), samples=len(X), policy=senn.PricePolicy(kappa=100.0), moves=("width", "depth")
+    )
     assert grower.grow([(X, Y)]) == []
     assert grower.last_round is not None
     assert grower.last_round.accepted == ()
-    assert {one.candidate.kind for one in grower.last_round.refused} == {"widen"}  # layers were not even drawn
+    assert {one.candidate.kind for one in grower.last_round.refused} == {
+        "widen"
+    }  # layers were not even drawn
 
 
 @pytest.mark.parametrize(
@@ -53,8 +63,18 @@ def test_a_round_that_refuses_everything_says_so_too():
             F.cross_entropy,
             "the model's forward pass fails on this batch: RuntimeError: mat1",
         ),
-        (X[:20], Y[:20] + 9, F.cross_entropy, "the loss cross_entropy fails on outputs.*out of bounds"),
-        (X[:20], Y[:20] + 9, lambda y, t: F.cross_entropy(y, t), r"fails on outputs of shape \(20, 10\) and targets"),
+        (
+            X[:20],
+            Y[:20] + 9,
+            F.cross_entropy,
+            "the loss cross_entropy fails on outputs.*out of bounds",
+        ),
+        (
+            X[:20],
+            Y[:20] + 9,
+            lambda y, t: F.cross_entropy(y, t),
+            r"fails on outputs of shape \(20, 10\) and targets",
+        ),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused_and_growth_goes_on(x, y, loss, message):
@@ -76,7 +96,9 @@ def test_a_printed_event_has_the_sign_of_its_attributes():
 
 
 def test_a_shown_run_has_the_sign_of_the_record():
-    assert "realized +0.5" in _change({"step": 3, "text": "widen 0: 2 -> 3", "realized_decrease": 0.5})
+    assert "realized +0.5" in _change(
+        {"step": 3, "text": "widen 0: 2 -> 3", "realized_decrease": 0.5}
+    )
 
 
 class Choosing(senn.Policy):
@@ -95,14 +117,20 @@ class Choosing(senn.Policy):
     ids=["equal", "copy", "pickle"],
 )
 def test_a_policy_may_return_an_equal_candidate(made):
-    found = [senn.Grower(net(), policy=Choosing(one), samples=len(X)).grow([(X, Y)]) for one in (lambda one: one, made)]
+    found = [
+        senn.Grower(net(), policy=Choosing(one), samples=len(X)).grow([(X, Y)])
+        for one in (lambda one: one, made)
+    ]
     assert [event.as_dict() for event in found[0]] == [event.as_dict() for event in found[1]] != []
 
 
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda one: "widen", r"the policy chose 'widen', which is none of the \d+ candidates that it was offered"),
+        (
+            lambda one: "widen",
+            r"the policy chose 'widen', which is none of the \d+ candidates that it was offered",
+        ),
         (
             lambda one: dataclasses.replace(one, place="9"),
             r"the policy chose \w+ of 9: .*, which is none of the \d+ cand",

@@ -62,7 +62,9 @@ def data(outputs: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.sin(2 * x[:, :1]) + x[:, 1:2] * x[:, 2:] + 0.3 * noise
 
 
-def pool_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *moves: str, seed: int = 0) -> CandidatePool:
+def pool_of(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, *moves: str, seed: int = 0
+) -> CandidatePool:
     session = ScoringSession(
         model,
         analyze(model, x[:8]),
@@ -76,7 +78,9 @@ def pool_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *moves: str, see
     return session.pool(len(x), Budget())
 
 
-def dense_eta(model: nn.Module, names: list[str], x: torch.Tensor, y: torch.Tensor, H: torch.Tensor) -> float:
+def dense_eta(
+    model: nn.Module, names: list[str], x: torch.Tensor, y: torch.Tensor, H: torch.Tensor
+) -> float:
     """g^T F^+ g over the named parameters, every entry of F written out."""
     wanted = {name: p.detach() for name, p in model.named_parameters() if name in names}
     assert len(wanted) == len(names)
@@ -119,7 +123,11 @@ def test_width_gain_is_the_difference_of_dense_etas(build, group, consumers):
     gains = sum(pool.layer_gains[name].gain(pool.columns[name].groups[group]) for name in consumers)
     for unit in range(8):
         grown = copy.deepcopy(model)
-        apply_moves(grown, [select(pool.candidate_set.widen[group], [unit], pool.graph.group(group))], pool.graph)
+        apply_moves(
+            grown,
+            [select(pool.candidate_set.widen[group], [unit], pool.graph.group(group))],
+            pool.graph,
+        )
         torch.testing.assert_close(grown(x), model(x))
         after = [dense_eta(grown, affine(name), x, y, H) for name in consumers]
         assert float(gains[unit]) == pytest.approx(sum(after) - sum(before), rel=1e-5, abs=1e-9)
@@ -143,7 +151,9 @@ def test_greedy_choice_of_units_adds_up_to_the_dense_gain_of_all():
     assert pool.eta - before == pytest.approx(gain, rel=1e-5)
 
 
-@pytest.mark.parametrize(("hidden", "outputs"), [(4, 1), (4, 3), (2, 3)], ids=["wide", "wide, 3 outputs", "tall"])
+@pytest.mark.parametrize(
+    ("hidden", "outputs"), [(4, 1), (4, 3), (2, 3)], ids=["wide", "wide, 3 outputs", "tall"]
+)
 def test_residual_insertion_gain_is_that_of_its_live_weights(hidden, outputs):
     torch.manual_seed(0)
     model, (x, y) = plain(outputs, hidden).double(), data(outputs)
@@ -165,15 +175,29 @@ def test_identity_insertion_gain_is_that_of_its_activation_parameters(activation
     torch.manual_seed(0)
     model, (x, y) = plain(2, activation=activation()).double(), data(2)
     pool = pool_of(model, x, y, "depth")
-    (number,) = (i for i, layer in enumerate(pool.candidate_set.layers["2"]) if isinstance(layer, IdentityLayer))
+    (number,) = (
+        i
+        for i, layer in enumerate(pool.candidate_set.layers["2"])
+        if isinstance(layer, IdentityLayer)
+    )
     layer, H = pool.candidate_set.layers["2"][number], metric_of(pool, "2")
     (candidate,) = (c for c in pool.candidates() if c.place == "2" and c.detail == layer.name)
     grown = copy.deepcopy(model)
     apply_moves(grown, [layer.move()], pool.graph)
-    torch.testing.assert_close(grown(x), model(x), rtol=1e-5, atol=1e-6)  # the basis is drawn in float32
-    live = [n for n, _ in grown.named_parameters() if n.startswith("2.") and n not in (*affine("2.0"), *affine("2.2"))]
-    truth = dense_eta(grown, [*affine("2.2"), *live], x, y, H) - dense_eta(model, affine("2"), x, y, H)
-    assert candidate.gain == pytest.approx(truth, rel=2e-3)  # `scores.diagonal_gain` keeps its damping
+    torch.testing.assert_close(
+        grown(x), model(x), rtol=1e-5, atol=1e-6
+    )  # the basis is drawn in float32
+    live = [
+        n
+        for n, _ in grown.named_parameters()
+        if n.startswith("2.") and n not in (*affine("2.0"), *affine("2.2"))
+    ]
+    truth = dense_eta(grown, [*affine("2.2"), *live], x, y, H) - dense_eta(
+        model, affine("2"), x, y, H
+    )
+    assert candidate.gain == pytest.approx(
+        truth, rel=2e-3
+    )  # `scores.diagonal_gain` keeps its damping
 
 
 def test_pruning_cost_is_the_rise_of_the_loss_after_exact_re_optimisation():
@@ -194,7 +218,9 @@ def test_pruning_cost_is_the_rise_of_the_loss_after_exact_re_optimisation():
         assert float(cost[unit]) / 2 == pytest.approx(truth, rel=1e-6, abs=1e-10)
     pool.pruning_costs["2"].remove(torch.tensor([1]))
     after = pool.pruning_costs["2"].costs(torch.tensor([[3]]))
-    assert float(cost[1] + after) / 2 == pytest.approx(best([0, 2, 4]) - best(list(range(5))), rel=1e-6)
+    assert float(cost[1] + after) / 2 == pytest.approx(
+        best([0, 2, 4]) - best(list(range(5))), rel=1e-6
+    )
 
 
 def test_compensation_is_the_least_squares_prediction_of_what_goes():
@@ -203,7 +229,9 @@ def test_compensation_is_the_least_squares_prediction_of_what_goes():
     pool = pool_of(model, x, y, "prune")
     a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
     truth = torch.linalg.lstsq(a[:, [0, 2, 4]], a[:, [1, 3]]).solution.mT
-    torch.testing.assert_close(pool.pruning_costs["2"].coefficients(torch.tensor([1, 3])), truth, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        pool.pruning_costs["2"].coefficients(torch.tensor([1, 3])), truth, rtol=1e-6, atol=1e-8
+    )
 
 
 def test_a_unit_that_does_nothing_is_free_and_a_copy_of_another_is_free():
@@ -250,7 +278,14 @@ def test_the_moments_of_the_trial_are_those_of_the_candidates_activations():
     torch.testing.assert_close(found.G, slope.mT @ a / len(x))
     torch.testing.assert_close(found.S, torch.full((1, 1), 2.0, dtype=torch.float64))
     # the first map's input: data, the constant, then layers' features
-    a = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype), *(layer.features(x) for layer in draw.layers["0"])], 1)
+    a = torch.cat(
+        [
+            x,
+            torch.ones(len(x), 1, dtype=x.dtype),
+            *(layer.features(x) for layer in draw.layers["0"]),
+        ],
+        1,
+    )
     hidden = slope @ model[2].weight.detach() * (1 - old**2)
     found = session._fit.maps["0"].factors + session._held_out.maps["0"].factors
     torch.testing.assert_close(found.A, a.mT @ a / len(x))
@@ -285,7 +320,11 @@ def test_the_layer_gains_of_a_known_input_moment_agrees_with_one_that_computes_i
         layer_gains = session.pool(SAMPLES, Budget()).layer_gains["0"]
         columns = torch.arange(8)[:, None]
         return torch.stack(
-            [layer_gains.gain(columns), layer_gains.gain_lower_bound(columns), torch.full((8,), layer_gains.eta)]
+            [
+                layer_gains.gain(columns),
+                layer_gains.gain_lower_bound(columns),
+                torch.full((8,), layer_gains.eta),
+            ]
         )
 
     first = figures()
@@ -353,9 +392,14 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
     samples, locations, existing, m = 40, 5, 3, 2
 
     def fold() -> Fold:
-        shared = torch.randn(samples, 1, 1, generator=generator, dtype=torch.float64)  # locations are alike
+        shared = torch.randn(
+            samples, 1, 1, generator=generator, dtype=torch.float64
+        )  # locations are alike
         a, s, dz = (
-            (torch.randn(samples, locations, size, generator=generator, dtype=torch.float64) + 2 * shared).flatten(0, 1)
+            (
+                torch.randn(samples, locations, size, generator=generator, dtype=torch.float64)
+                + 2 * shared
+            ).flatten(0, 1)
             for size in (existing + 1, m, m)
         )
         return Fold.of(
@@ -370,9 +414,12 @@ def test_curvature_along_a_step_sums_over_the_locations_of_a_sample_before_squar
         """Gradient and, for each sample, its own, by the residual activation; the curvature factor's rows."""
         A = damped(one.factors.A[:existing, :existing])
         kept = one.samples
-        rest = kept.a[:, existing] - kept.a[:, :existing] @ torch.linalg.solve(A, one.factors.A[:existing, existing])
+        rest = kept.a[:, existing] - kept.a[:, :existing] @ torch.linalg.solve(
+            A, one.factors.A[:existing, existing]
+        )
         by_sample = [
-            (rows * rest[:, None]).view(samples, locations, m).sum(1) for rows in (kept.output_grad, kept.pseudo_grad)
+            (rows * rest[:, None]).view(samples, locations, m).sum(1)
+            for rows in (kept.output_grad, kept.pseudo_grad)
         ]
         return by_sample[0].mean(0), by_sample[0], by_sample[1]
 
@@ -396,10 +443,14 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
     monkeypatch.setattr(senn.scoring.gains, "DAMPING", 1e-13)
     monkeypatch.setattr(senn.scoring.residual_statistics, "UNIT_DAMPING", 1e-13)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 3, 2, padding=1), nn.Tanh(), nn.Conv2d(3, 1, (2, 3)), nn.Flatten()).double()
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 2, padding=1), nn.Tanh(), nn.Conv2d(3, 1, (2, 3)), nn.Flatten()
+    ).double()
     g = torch.Generator().manual_seed(0)
     x = torch.randn(SAMPLES, 2, 1, 2, generator=g, dtype=torch.float64)
-    y = torch.sin(2 * x.sum((1, 2, 3)))[:, None] + 0.3 * torch.randn(SAMPLES, 1, generator=g, dtype=torch.float64)
+    y = torch.sin(2 * x.sum((1, 2, 3)))[:, None] + 0.3 * torch.randn(
+        SAMPLES, 1, generator=g, dtype=torch.float64
+    )
     graph = analyze(model, x[:4])
     session = ScoringSession(
         model,
@@ -421,13 +472,21 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
         grown = copy.deepcopy(model)
         apply_moves(grown, [select(pool.candidate_set.widen["0"], [unit], graph.group("0"))], graph)
         torch.testing.assert_close(grown(x), model(x))
-        assert float(gains[unit]) == pytest.approx(dense_eta(grown, affine("2"), x, y, H) - before, rel=1e-5, abs=1e-9)
-    a = torch.cat([torch.tanh(model[0](x)).detach().flatten(1), torch.ones(SAMPLES, 1, dtype=x.dtype)], 1)
+        assert float(gains[unit]) == pytest.approx(
+            dense_eta(grown, affine("2"), x, y, H) - before, rel=1e-5, abs=1e-9
+        )
+    a = torch.cat(
+        [torch.tanh(model[0](x)).detach().flatten(1), torch.ones(SAMPLES, 1, dtype=x.dtype)], 1
+    )
 
     def best(columns: list[int]) -> float:
-        return float((a[:, columns] @ torch.linalg.lstsq(a[:, columns], y).solution - y).square().mean())
+        return float(
+            (a[:, columns] @ torch.linalg.lstsq(a[:, columns], y).solution - y).square().mean()
+        )
 
-    cost = pool.pruning_costs["2"].costs(pool.removals.owned(graph.group("0").dims_of("consumer")[0]))
+    cost = pool.pruning_costs["2"].costs(
+        pool.removals.owned(graph.group("0").dims_of("consumer")[0])
+    )
     for unit in range(3):
         kept = [i for i in range(19) if i // 6 != unit]
         assert float(cost[unit]) / 2 == pytest.approx(best(kept) - best(list(range(19))), rel=1e-6)

@@ -34,10 +34,14 @@ def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) 
     torch.manual_seed(0)
     entry = ZOO[name]
     model = randomised(entry.build()).double().eval()
-    inputs = pytree.map_leaves(lambda t: t.double() if t.is_floating_point() else t, entry.inputs(5))
+    inputs = pytree.map_leaves(
+        lambda t: t.double() if t.is_floating_point() else t, entry.inputs(5)
+    )
     output = entry.output or (lambda result: pytree.prediction(result).flatten(1))
     graph = analyze(model, inputs)
-    readings = infer_batch_layouts(model, {name: graph.map(name).n_uses for name in graph.scored_maps}, inputs, output)
+    readings = infer_batch_layouts(
+        model, {name: graph.map(name).n_uses for name in graph.scored_maps}, inputs, output
+    )
     block = graph.residual_blocks[0]
     assert is_scorable(model, block, readings)
     y = torch.randn_like(output(pytree.call(model, pytree.clone(inputs))))
@@ -75,11 +79,22 @@ def _is_copy(module: nn.Module, copy: nn.Module) -> bool:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [{"padding": 1}, {"stride": 2}, {"dilation": 2, "padding": (2, 1)}])
-def test_what_a_layer_before_a_convolution_would_add_is_the_gradient_of_its_last_map(settings) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"padding": 1}, {"stride": 2}, {"dilation": 2, "padding": (2, 1)}]
+)
+def test_what_a_layer_before_a_convolution_would_add_is_the_gradient_of_its_last_map(
+    settings,
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        *(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 3, **settings), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)),
+        *(
+            nn.Conv2d(1, 3, 3),
+            nn.Tanh(),
+            nn.Conv2d(3, 4, 3, **settings),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.LazyLinear(10),
+        ),
     ).double()
     x, y = IMAGES[:20].double(), Y[:20]
     model(x)
@@ -125,7 +140,11 @@ def residual_net() -> nn.Module:
             return x + self.last(self.first(x).relu())
 
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.Sequential(Block()), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Sequential(Block()),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 10),
     )
 
 
@@ -143,9 +162,12 @@ def fitted(model: nn.Module, names: list[str], x: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("place", "kind", "beside"), [("1.0", "a copy after it", []), ("1.0.first", "residual ReLU", ["1.0.first.1."])]
+    ("place", "kind", "beside"),
+    [("1.0", "a copy after it", []), ("1.0.first", "residual ReLU", ["1.0.first.1."])],
 )
-def test_the_grower_deepens_a_convolutional_net_and_the_promise_is_no_exaggeration(place, kind, beside) -> None:
+def test_the_grower_deepens_a_convolutional_net_and_the_promise_is_no_exaggeration(
+    place, kind, beside
+) -> None:
     """Fitting the new silent weights, and the map that takes their linear part, brings about what was promised."""
     model, x = residual_net(), IMAGES
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
@@ -155,17 +177,28 @@ def test_the_grower_deepens_a_convolutional_net_and_the_promise_is_no_exaggerati
         data_direction_fraction=0.0
     )  # directions that follow the data promise more than this step can fit
     grower = senn.Grower(
-        model, optimizer, policy=Deepest(place), moves=("depth",), samples=len(x), candidate_config=white
+        model,
+        optimizer,
+        policy=Deepest(place),
+        moves=("depth",),
+        samples=len(x),
+        candidate_config=white,
     )
     (event,) = grower.grow([(x, Y)])
     assert (event.kind, event.detail) == ("insert", kind)
     assert event.output_change <= 1e-5
     new = {name: p for name, p in model.named_parameters() if id(p) not in before}
     silent = [name for name, p in new.items() if not p.any()]
-    also = [name for name, _ in model.named_parameters() if any(name.startswith(prefix) for prefix in beside)]
+    also = [
+        name
+        for name, _ in model.named_parameters()
+        if any(name.startswith(prefix) for prefix in beside)
+    ]
     assert silent
     assert len(also) == 2 * len(beside)
-    fallen = (fitted(model, also, x) if also else F.cross_entropy(model(x), Y).item()) - fitted(model, silent + also, x)
+    fallen = (fitted(model, also, x) if also else F.cross_entropy(model(x), Y).item()) - fitted(
+        model, silent + also, x
+    )
     assert fallen > 0
     assert event.held_out_gain / 2 < 2 * fallen
     train(model, optimizer, 3, x, Y)

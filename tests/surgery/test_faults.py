@@ -82,7 +82,10 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any], tuple[int, ...], str, str, str, str]] = {
+MODELS: dict[
+    str,
+    tuple[Callable[[], nn.Module], Callable[[nn.Module], Any], tuple[int, ...], str, str, str, str],
+] = {
     # how to make it, its optimizer, its inputs, a space, a site, a block, what the block's silent copy sets to zero
     "mlp": (_mlp, _adam, (5, 3), "0", "3", "2", "branch.2"),
     "convolutions": (Seeing, _sgd, (5, 1, 6, 6), "conv", "out", "block", "branch.1"),
@@ -177,13 +180,17 @@ def prepared(name: str, kind: str) -> Work:
     moves: dict[str, Callable[[], Move]] = {
         "widen": lambda: next(one for one in widening(model, graph) if one.group == group),
         "prune": lambda: Prune(group, (1,)),
-        "insert": lambda: Insert(insertion_point, Residual(silent(model.get_submodule(insertion_point).in_features))),
+        "insert": lambda: Insert(
+            insertion_point, Residual(silent(model.get_submodule(insertion_point).in_features))
+        ),
         "append": lambda: Append(block, _silenced(model.get_submodule(block), last)),
     }
     graph = replace(
         graph,
         residual_blocks=(
-            ResidualBlock(module=block, output_params=(f"{block}.{last}.weight", f"{block}.{last}.bias")),
+            ResidualBlock(
+                module=block, output_params=(f"{block}.{last}.weight", f"{block}.{last}.bias")
+            ),
         ),
     )
     return Work(model, optimizer, averaged, graph, x, moves[kind]())
@@ -214,7 +221,9 @@ def test_a_fault_at_any_line_leaves_everything_as_it_was(name: str) -> None:
     tried: set[tuple[str, int]] = set()
     faults = itertools.cycle(FAULTS)
     for kind in ("widen", "prune", "insert", "append"):
-        lines = prepared(name, kind).carry_out(Watch()).lines  # of an operation that nothing interrupts
+        lines = (
+            prepared(name, kind).carry_out(Watch()).lines
+        )  # of an operation that nothing interrupts
         work = prepared(name, kind)
         held = work.now()
         for at in chosen(lines, tried):

@@ -39,7 +39,9 @@ def state(model):
 
 def same(model, before):
     now = model.state_dict()
-    return now.keys() == before.keys() and all(torch.equal(now[name], tensor) for name, tensor in before.items())
+    return now.keys() == before.keys() and all(
+        torch.equal(now[name], tensor) for name, tensor in before.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,9 @@ def test_an_unknown_move_is_refused_and_nothing_is_changed(moves):
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     train(model, optimizer, 3)
-    grower = senn.Grower(model, optimizer, F.cross_entropy, CHEAP, candidate_config=FEW, moves=("width", "prune"))
+    grower = senn.Grower(
+        model, optimizer, F.cross_entropy, CHEAP, candidate_config=FEW, moves=("width", "prune")
+    )
     grower.observe(X, Y)
     before, held = state(model), copy.deepcopy(optimizer.state_dict())
     words = "^moves must be a sequence, each item a name, or None, not 'prune'$"
@@ -99,14 +103,20 @@ def test_a_round_of_removals_never_adds_and_sells_what_is_not_worth_keeping():
     model = net(12)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     train(model, optimizer, 40)
-    grower = senn.Grower(model, optimizer, F.cross_entropy, CHEAP, candidate_config=FEW, samples=len(X))
-    costs = sorted(-c.expected_decrease for c in grower.score_candidates([(X, Y)]) if c.kind == "prune")
+    grower = senn.Grower(
+        model, optimizer, F.cross_entropy, CHEAP, candidate_config=FEW, samples=len(X)
+    )
+    costs = sorted(
+        -c.expected_decrease for c in grower.score_candidates([(X, Y)]) if c.kind == "prune"
+    )
     price = CHEAP.price(64 + 1 + 10, len(X))
     assert grower.grow(moves=("prune",)) == []  # none is worth less than twice that
     for keep, sold in ((0.99 * costs[0] / price, 0), (1.01 * costs[0] / price, 1)):
         grower.policy = replace(CHEAP, retention_factor=keep)
         events = grower.grow([(X, Y)], ("prune",))
-        assert [(event.kind, event.width_before, event.width_after) for event in events] == sold * [("prune", 12, 11)]
+        assert [(event.kind, event.width_before, event.width_after) for event in events] == sold * [
+            ("prune", 12, 11)
+        ]
     grower.policy = CHEAP  # the same grower buys again when it may
     assert any(event.kind != "prune" for event in grower.grow([(X, Y)]))
 
@@ -158,9 +168,9 @@ def test_a_default_run_adds_early_and_removes_later(load, monkeypatch):
     x = (x - x.mean(0)) / x.std(0).clamp_min(1e-2)
     y = torch.tensor(table.target)
     run = fit(x, y, task="classification", outputs=len(table.target_names), recipe=TrainConfig())
-    assert asked == len(TrainConfig().addition_rounds) * [("width", "depth")] + len(TrainConfig().pruning_rounds) * [
-        ("prune",)
-    ]
+    assert asked == len(TrainConfig().addition_rounds) * [("width", "depth")] + len(
+        TrainConfig().pruning_rounds
+    ) * [("prune",)]
     total = next(record["steps"] for record in run.history if record["event"] == "epoch")
     growth = [record for record in run.history if record["event"] == "growth"]
     added = {record["step"] for record in growth if record["kind"] != "prune"}
@@ -181,7 +191,13 @@ class Everything(Policy):
 
 def test_removals_that_were_rolled_back_are_recorded():
     recipe = TrainConfig(
-        hidden=(24,), shortcut=False, lr=1e-2, epochs=40, batch_size=64, policy=Everything(), addition_rounds=()
+        hidden=(24,),
+        shortcut=False,
+        lr=1e-2,
+        epochs=40,
+        batch_size=64,
+        policy=Everything(),
+        addition_rounds=(),
     )
     recipe = replace(recipe, pruning_rounds=(0.5,), moves=("prune",))
     run = fit(X, Y, task="classification", outputs=10, recipe=recipe)
@@ -190,6 +206,8 @@ def test_removals_that_were_rolled_back_are_recorded():
     assert {(record["epoch"], record["step"]) for record in records} == {(20, 160)}
     assert all("it raised the loss by" in record["text"] for record in records)
     assert run.architecture == (24 - (23 >> len(records)),)  # half as many at each further try
-    online = IncrementalTrainer(build_model(64, 10, recipe), replace(recipe, growth_steps=360), "classification")
+    online = IncrementalTrainer(
+        build_model(64, 10, recipe), replace(recipe, growth_steps=360), "classification"
+    )
     records = [record for _ in range(21) for record in online.partial_fit(X, Y)]
     assert {record["step"] for record in records if record["event"] == "rollback"} == {180}

@@ -36,17 +36,24 @@ def test_widening_keeps_the_function_and_the_graph(name: str, dtype: torch.dtype
     size = sum(p.numel() for p in model.parameters())
     receipt = transaction(model, moves, graph, probe=X.to(dtype))
     assert receipt.output_change is not None
-    assert receipt.output_change <= {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    assert (
+        receipt.output_change
+        <= {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    )
     assert {p.dtype for p in model.parameters()} == {dtype}
     after = analyze(model, X.to(dtype))
-    assert [group.width for group in after.groups] == [s.width + n + 1 for n, s in enumerate(graph.groups)]
+    assert [group.width for group in after.groups] == [
+        s.width + n + 1 for n, s in enumerate(graph.groups)
+    ]
     if len(moves) == 1:
         assert expected == [sum(p.numel() for p in model.parameters()) - size] * 2
     for module in model.modules():
         if isinstance(module, nn.Linear):
             assert (module.out_features, module.in_features) == module.weight.shape
         if isinstance(module, nn.BatchNorm1d | nn.PReLU):
-            assert len(module.weight) == getattr(module, "num_features", getattr(module, "num_parameters", None))
+            assert len(module.weight) == getattr(
+                module, "num_features", getattr(module, "num_parameters", None)
+            )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -59,7 +66,8 @@ def test_pruning_what_was_widened_gives_the_same_bits(name: str) -> None:
         apply_moves(model, [Prune(group.name, (group.width, group.width + 1))], wide)
     assert list(model.state_dict()) == list(before.state_dict())
     assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True)
     )
     assert str(model) == str(before)
 
@@ -73,7 +81,9 @@ def test_new_columns_of_a_concat_stand_in_the_middle() -> None:
     assert model.fc.in_features == 12
 
 
-@pytest.mark.parametrize(("name", "new"), [("unit-major", [12, 13, 14]), ("interleaved", [4, 9, 14])])
+@pytest.mark.parametrize(
+    ("name", "new"), [("unit-major", [12, 13, 14]), ("interleaved", [4, 9, 14])]
+)
 def test_new_columns_follow_the_flattened_layout(name: str, new: list[int]) -> None:
     model, graph = case(name)
     old = model.fc.weight
@@ -94,7 +104,9 @@ def test_moves_of_one_call_are_written_against_the_model_before_it() -> None:
     ]
     apply_moves(model, moves, graph)
     a, b, c = (moves[k].values for k in (0, 2, 3))
-    assert torch.equal(model[0].weight, torch.cat([first[[0, 2, 3, 4]], a["0.weight"], c["0.weight"]]))
+    assert torch.equal(
+        model[0].weight, torch.cat([first[[0, 2, 3, 4]], a["0.weight"], c["0.weight"]])
+    )
     rows = torch.cat([second, b["2.weight"]])[:, [0, 2, 3, 4]]
     assert torch.equal(model[2].weight, torch.cat([rows, torch.zeros(5, 3)], 1))
     assert torch.equal(model[4].weight, torch.cat([third, torch.zeros(2, 1)], 1))
@@ -127,7 +139,9 @@ def test_carriers_take_the_mean_of_the_units_or_the_values_given() -> None:
     trial = copy.deepcopy(model)
     apply_moves(trial, [move], graph)
     assert trial.act.weight[4].item() == pytest.approx(0.25)
-    apply_moves(model, [Widen("token", 1, {**move.values, "act.weight": torch.tensor([0.7])})], graph)
+    apply_moves(
+        model, [Widen("token", 1, {**move.values, "act.weight": torch.tensor([0.7])})], graph
+    )
     assert model.act.weight[4].item() == pytest.approx(0.7)
 
 
@@ -165,7 +179,10 @@ def test_compensation_reaches_new_rows_and_follows_the_order_of_units() -> None:
     rows = torch.cat([old, row.values["2.weight"].double()])
     expected = rows[:, [0, 2, 3]] + rows[:, [4, 1]] @ coefficients[:, :-1].double()
     assert torch.equal(model[2].weight, expected.float())
-    shifted = torch.cat([bias, row.values["2.bias"].double()]) + rows[:, [4, 1]] @ coefficients[:, -1].double()
+    shifted = (
+        torch.cat([bias, row.values["2.bias"].double()])
+        + rows[:, [4, 1]] @ coefficients[:, -1].double()
+    )
     assert torch.equal(model[2].bias, shifted.float())
 
 
@@ -190,7 +207,9 @@ def test_pruning_is_held_to_the_loss_limit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("insertion_point", ["0", "2", "4"])
-def test_identity_layers_keep_the_function_under_the_same_name(insertion_point: str, dtype: torch.dtype) -> None:
+def test_identity_layers_keep_the_function_under_the_same_name(
+    insertion_point: str, dtype: torch.dtype
+) -> None:
     model, graph = case("mlp", dtype)
     width = model.get_submodule(insertion_point).in_features
     layer, right, shift = identity_layer(width)  # float32: follows the weight's dtype
@@ -259,10 +278,13 @@ def test_gradients_flags_hooks_and_attributes_move_to_the_new_parameter() -> Non
 def test_old_parameters_are_never_written_to() -> None:
     model, graph = case("batch norm")
     olds = {
-        name: (t, t.detach().clone(), t._version) for name, t in (*model.named_parameters(), *model.named_buffers())
+        name: (t, t.detach().clone(), t._version)
+        for name, t in (*model.named_parameters(), *model.named_buffers())
     }
     coefficients = torch.randn(1, 4)
-    transaction(model, [widen(model, graph, "0", 2), Prune("3", (0,), {"6": coefficients})], graph, probe=X)
+    transaction(
+        model, [widen(model, graph, "0", 2), Prune("3", (0,), {"6": coefficients})], graph, probe=X
+    )
     for tensor, value, version in olds.values():
         assert torch.equal(tensor, value)
         assert tensor._version == version
@@ -301,14 +323,23 @@ def test_one_parameter_in_two_roles_is_refused() -> None:
     assert everything(model) == held
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore:Converting a tensor to a Python boolean")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*", "ignore:Converting a tensor to a Python boolean"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_grown_models_are_ordinary(name: str) -> None:
     model, graph = case(name)
-    transaction(model, [widen(model, graph, group.name, 2) for group in graph.groups], graph, probe=X)
+    transaction(
+        model, [widen(model, graph, group.name, 2) for group in graph.groups], graph, probe=X
+    )
     graph = analyze(model, X)
     insertion_point = graph.insertion_points[-1]
-    transaction(model, [Insert(insertion_point.module, Residual(silent(insertion_point.features)))], graph, probe=X)
+    transaction(
+        model,
+        [Insert(insertion_point.module, Residual(silent(insertion_point.features)))],
+        graph,
+        probe=X,
+    )
     model.eval()
     out = model(X)
     assert torch.equal(pickle.loads(pickle.dumps(model))(X), out)
@@ -323,7 +354,9 @@ def test_grown_models_are_ordinary(name: str) -> None:
 
 def test_a_grown_model_exports() -> None:
     model, graph = case("batch norm")
-    transaction(model, [widen(model, graph, "0", 2), Insert("3", *identity_layer(5))][:1], graph, probe=X)
+    transaction(
+        model, [widen(model, graph, "0", 2), Insert("3", *identity_layer(5))][:1], graph, probe=X
+    )
     transaction(model, [Insert("3", *identity_layer(7))], analyze(model, X), probe=X)
     model.eval()
     torch.testing.assert_close(torch.export.export(model, (X,)).module()(X), model(X))

@@ -82,7 +82,15 @@ def test_state_follows_by_position_and_training_goes_on(name: str) -> None:
         for n, (p, state) in old.items():
             assert optimizer.state.get(named[n], {}).keys() == state.keys()
             for key, value in state.items():
-                check_entries(type(optimizer).__name__, n, key, value, optimizer.state[named[n]][key], p, named[n])
+                check_entries(
+                    type(optimizer).__name__,
+                    n,
+                    key,
+                    value,
+                    optimizer.state[named[n]][key],
+                    p,
+                    named[n],
+                )
     start = {n: p.detach().clone() for n, p in named.items()}
     after = train(model, optimizer, 1) + train(model, optimizer, 12)
     for p in params:
@@ -105,7 +113,9 @@ def check_entries(kind: str, name: str, key: str, old: Any, new: Any, p: Tensor,
     kept["4.weight"] = (slice(None), [0, 2, 3])
     cut = kept.get(name, ())
     where = tuple(c if old.shape[d] == p.shape[d] else slice(None) for d, c in enumerate(cut))
-    place = tuple(slice(None) if isinstance(c, list) else c for c in where)  # after pruning, what stays is everything
+    place = tuple(
+        slice(None) if isinstance(c, list) else c for c in where
+    )  # after pruning, what stays is everything
     source = tuple(slice(None) if c == slice(0, 5) else c for c in where)
     assert torch.equal(new[place], old[source])
     fresh = torch.ones_like(new, dtype=torch.bool)
@@ -113,7 +123,9 @@ def check_entries(kind: str, name: str, key: str, old: Any, new: Any, p: Tensor,
     if kind == "ASGD":
         assert torch.equal(new[fresh], q.detach()[fresh])
     else:
-        assert (new[fresh] == STARTS.get((kind, key), 0.0)).all() or (kind == "Adagrad" and (new[fresh] == 0).all())
+        assert (new[fresh] == STARTS.get((kind, key), 0.0)).all() or (
+            kind == "Adagrad" and (new[fresh] == 0).all()
+        )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -137,7 +149,10 @@ def test_grown_net_trains_as_if_it_had_been_wide_with_silent_units(name: str) ->
             for tensor in ("weight", "bias"):
                 p = wide[0].get_parameter(tensor)
                 optimizers[1].state[p]["ax"][4:] = p[4:]
-    losses = [train(model, optimizer, 8) for model, optimizer in zip((small, wide), optimizers, strict=True)]
+    losses = [
+        train(model, optimizer, 8)
+        for model, optimizer in zip((small, wide), optimizers, strict=True)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     for p, q in zip(small.parameters(), wide.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
@@ -153,7 +168,9 @@ def test_undo_gives_the_same_objects_back(name: str) -> None:
     states = dict(optimizer.state)
     saved = copy.deepcopy(optimizer.state_dict())
     grads = [p.grad for _, p in params]
-    receipt = transaction(model, [widen(model, graph, "2", 2), Prune("0", (4, 0))], graph, optimizer=optimizer)
+    receipt = transaction(
+        model, [widen(model, graph, "2", 2), Prune("0", (4, 0))], graph, optimizer=optimizer
+    )
     receipt.undo()
     assert [(n, id(p)) for n, p in model.named_parameters()] == [(n, id(p)) for n, p in params]
     assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], held, strict=True))
@@ -167,7 +184,9 @@ def test_undo_gives_the_same_objects_back(name: str) -> None:
     assert train(model, optimizer, 2) == train(other, reference, 2)
 
 
-@pytest.mark.parametrize("name", ["sgd", "sgd-fused", "adam-fused", "adam-foreach", "adafactor", "muon", "lbfgs"])
+@pytest.mark.parametrize(
+    "name", ["sgd", "sgd-fused", "adam-fused", "adam-foreach", "adafactor", "muon", "lbfgs"]
+)
 def test_undo_is_refused_after_a_step(name: str) -> None:
     model, graph = net()
     optimizer = make(name, model)
@@ -194,7 +213,10 @@ def test_a_new_layer_joins_the_group_of_its_map_in_model_order() -> None:
     others = [(n, p) for n, p in names.items() if not n.startswith("4")]
     optimizer = optim.SGD([{"params": last, "lr": 0.5}, {"params": others}], lr=0.1)
     transaction(
-        model, [Insert("2", nn.Sequential(nn.Linear(5, 5, bias=False)), torch.eye(5))], graph, optimizer=optimizer
+        model,
+        [Insert("2", nn.Sequential(nn.Linear(5, 5, bias=False)), torch.eye(5))],
+        graph,
+        optimizer=optimizer,
     )
     now = {p: n for n, p in model.named_parameters()}
     expected = ["0.weight", "0.bias", "2.0.weight", "2.1.weight", "2.1.bias"]
@@ -223,10 +245,21 @@ def test_parameters_of_a_new_layer_join_those_of_their_names() -> None:
     assert inserted([biases[::-1], weights])[1] == matrices
     both = ["2.0.weight", "2.0.bias", "2.1.weight", "2.2.weight"]
     assert inserted([["0.weight", "0.bias"], ["2.weight", "2.bias"]])[1] == [*both, "2.2.bias"]
-    assert inserted([weights[1:], ["2.bias"], ["0.bias", "4.bias"]])[1] == ["2.0.bias", "2.2.bias"]  # the map's own
-    assert inserted([weights, ["0.bias", "4.bias"]], False)[1] == ["0.bias", "2.0.bias", "4.bias"]  # all others
+    assert inserted([weights[1:], ["2.bias"], ["0.bias", "4.bias"]])[1] == [
+        "2.0.bias",
+        "2.2.bias",
+    ]  # the map's own
+    assert inserted([weights, ["0.bias", "4.bias"]], False)[1] == [
+        "0.bias",
+        "2.0.bias",
+        "4.bias",
+    ]  # all others
     assert inserted([weights, ["0.bias"]], False)[1] == ["0.bias", "2.0.bias"]
-    assert inserted([weights, ["0.bias"], ["4.bias"]], False)[0] == ["0.weight", *both, "4.weight"]  # in two groups
+    assert inserted([weights, ["0.bias"], ["4.bias"]], False)[0] == [
+        "0.weight",
+        *both,
+        "4.weight",
+    ]  # in two groups
     assert inserted([weights])[0] == ["0.weight", *both, "4.weight"]
 
 
@@ -258,7 +291,9 @@ def test_muon_refuses_a_layer_with_vectors() -> None:
 
 def test_an_optimizer_of_another_model_is_refused() -> None:
     model, graph = net()
-    with pytest.raises(SennError, match=r"doesn't hold the model's parameters \(first: '0.weight'\)"):
+    with pytest.raises(
+        SennError, match=r"doesn't hold the model's parameters \(first: '0.weight'\)"
+    ):
         transaction(model, [widen(model, graph, "0", 1)], graph, optimizer=make("adam", net()[0]))
     with pytest.raises(UnsupportedError, match="not a str"):
         transaction(model, [widen(model, graph, "0", 1)], graph, optimizer="adam")

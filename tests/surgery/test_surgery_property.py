@@ -13,7 +13,12 @@ from senn.nn import Rational, Residual
 from senn.surgery import Insert, Prune, Receipt, new_parameters, transaction
 
 X = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-ACTIVATIONS = (lambda n: nn.Tanh(), lambda n: nn.PReLU(n), lambda n: Rational.identity(n), lambda n: nn.BatchNorm1d(n))
+ACTIVATIONS = (
+    lambda n: nn.Tanh(),
+    lambda n: nn.PReLU(n),
+    lambda n: Rational.identity(n),
+    lambda n: nn.BatchNorm1d(n),
+)
 
 
 class Random(nn.Module):
@@ -38,13 +43,20 @@ class Random(nn.Module):
 
 
 BLOCKS = st.lists(
-    st.tuples(st.sampled_from(["replace", "add", "beside"]), st.integers(1, 4), st.integers(0, 3), st.booleans()),
+    st.tuples(
+        st.sampled_from(["replace", "add", "beside"]),
+        st.integers(1, 4),
+        st.integers(0, 3),
+        st.booleans(),
+    ),
     min_size=1,
     max_size=3,
 )
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["widen", "widen", "prune", "insert", "undo", "step"]), st.integers(0, 100), st.integers(1, 2)
+        st.sampled_from(["widen", "widen", "prune", "insert", "undo", "step"]),
+        st.integers(0, 100),
+        st.integers(1, 2),
     ),
     min_size=1,
     max_size=6,
@@ -103,11 +115,15 @@ def test_any_sequence_of_moves_keeps_model_and_optimizer_together(
                     continue
                 move = Prune(group.name, tuple((which + k) % group.width for k in range(count)))
             elif which % 2 and model.get_submodule(insertion_point.module).bias is not None:
-                move = Insert(insertion_point.module, *identity_layer(insertion_point.features, torch.float64))
+                move = Insert(
+                    insertion_point.module, *identity_layer(insertion_point.features, torch.float64)
+                )
             else:
                 move = Insert(insertion_point.module, Residual(silent(insertion_point.features)))
             held = everything(model, optimizer)
-            expected = sum(p.numel() for p in model.parameters()) + new_parameters(model, graph, move)
+            expected = sum(p.numel() for p in model.parameters()) + new_parameters(
+                model, graph, move
+            )
             receipt = transaction(model, [move], graph, optimizer=optimizer, probe=X)
             receipts.append((receipt, held))
             assert sum(p.numel() for p in model.parameters()) == expected

@@ -27,7 +27,10 @@ def test_undo_restores_everything_in_reverse_order() -> None:
     for _ in range(3):
         now = analyze(model, X)
         states.append(everything(model, optimizer))
-        moves = [widen(model, now, "0", 1), Prune("3", (0,)) if len(states) < 3 else Insert("6", *identity_layer(2))]
+        moves = [
+            widen(model, now, "0", 1),
+            Prune("3", (0,)) if len(states) < 3 else Insert("6", *identity_layer(2)),
+        ]
         receipts.append(transaction(model, moves, now, optimizer=optimizer, probe=X))
     with pytest.raises(SurgeryError, match="changed again since"):
         receipts[0].undo()
@@ -57,22 +60,46 @@ def nan(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 BAD: dict[str, tuple[Callable[[Widen], Any], str]] = {
     "nan": (lambda w: Widen("0", 2, nan(dict(w.values))), "new entries of '0.bias' are not finite"),
-    "shape": (lambda w: Widen("0", 3, w.values), r"new entries of '0.weight' must have shape \(3, 3\), not \(2, 3\)"),
-    "missing": (lambda w: Widen("0", 2, {"0.weight": w.values["0.weight"]}), "need values for '0.bias'"),
-    "unknown": (lambda w: Widen("0", 2, {**w.values, "3.weight": torch.ones(1)}), "'3.weight', which takes none"),
+    "shape": (
+        lambda w: Widen("0", 3, w.values),
+        r"new entries of '0.weight' must have shape \(3, 3\), not \(2, 3\)",
+    ),
+    "missing": (
+        lambda w: Widen("0", 2, {"0.weight": w.values["0.weight"]}),
+        "need values for '0.bias'",
+    ),
+    "unknown": (
+        lambda w: Widen("0", 2, {**w.values, "3.weight": torch.ones(1)}),
+        "'3.weight', which takes none",
+    ),
     "no units": (lambda w: Widen("0", 0, w.values), "widens by multiples of 1, not by 0"),
-    "space": (lambda w: Widen("9", 2, w.values), "there is no channel group '9' to resize; groups: '0', '3'"),
+    "space": (
+        lambda w: Widen("9", 2, w.values),
+        "there is no channel group '9' to resize; groups: '0', '3'",
+    ),
     "unit": (lambda w: Prune("0", (5,)), "'0' has no unit 5"),
     "twice": (lambda w: Prune("0", (1, 1)), "'0' has no unit 1 to prune"),
     "all": (lambda w: Prune("0", (0, 1, 2, 3, 4)), "'0' loses between 1 and 4 units"),
-    "coefficients": (lambda w: Prune("0", (0,), {"3": torch.ones(1, 4)}), r"shape \(1, 5\), not \(1, 4\)"),
-    "consumer": (lambda w: Prune("0", (0,), {"6": torch.ones(1, 5)}), "'6', which is no consumer of '0'"),
+    "coefficients": (
+        lambda w: Prune("0", (0,), {"3": torch.ones(1, 4)}),
+        r"shape \(1, 5\), not \(1, 4\)",
+    ),
+    "consumer": (
+        lambda w: Prune("0", (0,), {"6": torch.ones(1, 5)}),
+        "'6', which is no consumer of '0'",
+    ),
     "site": (lambda w: Insert("1", nn.Identity()), "there is no insertion point '1' for a layer"),
-    "right": (lambda w: Insert("3", nn.Identity(), torch.eye(4)), r"folded into '3' must have shape \(5, 5\)"),
+    "right": (
+        lambda w: Insert("3", nn.Identity(), torch.eye(4)),
+        r"folded into '3' must have shape \(5, 5\)",
+    ),
     "empty": (lambda w: Insert("3", nn.Sequential()), "the layer to insert before '3' is empty"),
     "wide": (lambda w: Insert("3", nn.Linear(4, 4)), "'3' was rolled back: RuntimeError"),
     "wrong": (lambda w: Insert("3", nn.Tanh()), "'3' was rolled back: it changed the outputs"),
-    "infinite": (lambda w: Widen("0", 2, {**w.values, "0.weight": w.values["0.weight"] * 3e38}), "not finite"),
+    "infinite": (
+        lambda w: Widen("0", 2, {**w.values, "0.weight": w.values["0.weight"] * 3e38}),
+        "not finite",
+    ),
 }
 
 
@@ -131,7 +158,9 @@ def test_a_failure_at_any_stage_rolls_back_whole(stage: int, error: type[BaseExc
     held = everything(model, optimizer) + everything(averaged)
     state = torch.get_rng_state()
     with pytest.raises(SennError if error is RuntimeError else error):
-        transaction(model, moves, graph, optimizer=optimizer, averaged=[averaged], probe=X, loss=loss)
+        transaction(
+            model, moves, graph, optimizer=optimizer, averaged=[averaged], probe=X, loss=loss
+        )
     assert len(events) == stage + 1
     assert everything(model, optimizer) + everything(averaged) == held
     assert torch.equal(torch.get_rng_state(), state)
@@ -152,7 +181,8 @@ def test_a_function_that_depends_on_the_width_is_rolled_back() -> None:
     model.sly = True
     held = everything(model)
     with pytest.raises(
-        SurgeryError, match=r"the change of 'a' was rolled back: it changed the outputs by 0\.\d+ of their"
+        SurgeryError,
+        match=r"the change of 'a' was rolled back: it changed the outputs by 0\.\d+ of their",
     ):
         transaction(model, [widen(model, graph, "a", 1)], graph, probe=X)
     assert everything(model) == held
@@ -171,8 +201,15 @@ def test_an_inserted_layer_must_be_run_by_the_forward_pass() -> None:
 
     model = Listed()
     held = everything(model)
-    with pytest.raises(SurgeryError, match="the forward pass doesn't run the layer inserted before 'b'"):
-        transaction(model, [Insert("b", Residual(nn.Sequential(nn.Linear(4, 4))))], analyze(model, X), probe=X)
+    with pytest.raises(
+        SurgeryError, match="the forward pass doesn't run the layer inserted before 'b'"
+    ):
+        transaction(
+            model,
+            [Insert("b", Residual(nn.Sequential(nn.Linear(4, 4))))],
+            analyze(model, X),
+            probe=X,
+        )
     assert everything(model) == held
 
 
@@ -199,7 +236,9 @@ def test_insertion_points_that_cannot_take_a_layer_are_refused_by_name() -> None
     with pytest.raises(SennError, match="two layers before '2'"):
         apply_moves(model, [Insert("2", nn.Identity()), Insert("2", nn.Identity())], graph)
     model, graph = case("no bias")
-    with pytest.raises(SennError, match="'2' has no bias that could take the inserted layer's shift"):
+    with pytest.raises(
+        SennError, match="'2' has no bias that could take the inserted layer's shift"
+    ):
         apply_moves(model, [Insert("2", nn.Identity(), None, torch.ones(4))], graph)
     with pytest.raises(SennError, match="'2' has no bias, so the last column"):
         apply_moves(model, [Prune("0", (0,), {"2": torch.ones(1, 4)})], graph)
@@ -210,7 +249,11 @@ def test_quanta_and_copies_of_another_shape_are_refused() -> None:
     old = graph.group("0")
     pairs = DependencyGraph(
         linear_maps=graph.linear_maps,
-        groups=(ChannelGroup(name="0", width=5, dims=old.dims, attributes=old.attributes, granularity=2),),
+        groups=(
+            ChannelGroup(
+                name="0", width=5, dims=old.dims, attributes=old.attributes, granularity=2
+            ),
+        ),
         insertion_points=graph.insertion_points,
     )
     with pytest.raises(SennError, match="'0' widens by multiples of 2, not by 1"):
@@ -220,11 +263,15 @@ def test_quanta_and_copies_of_another_shape_are_refused() -> None:
     other, _ = case("mlp")
     apply_moves(other, [widen(other, graph, "0", 1)], graph)
     held = everything(model)
-    with pytest.raises(SennError, match=r"'0.weight' has shape \(6, 3\) in one copy of the model, \(5, 3\) in another"):
+    with pytest.raises(
+        SennError,
+        match=r"'0.weight' has shape \(6, 3\) in one copy of the model, \(5, 3\) in another",
+    ):
         transaction(model, [widen(model, graph, "0", 1)], graph, averaged=[other])
     assert everything(model) == held
     with pytest.raises(
-        SennError, match=r"'4.weight' has shape \(2, 4\), which doesn't fit the graph|no unit|has shape"
+        SennError,
+        match=r"'4.weight' has shape \(2, 4\), which doesn't fit the graph|no unit|has shape",
     ):
         apply_moves(mlp([3, 4, 2]), [widen(model, graph, "0", 1)], graph)
 

@@ -27,7 +27,9 @@ SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
     "sequential": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 3), lr_scheduler.ExponentialLR(o, 0.8)], [4]
     ),
-    "chained": lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.LinearLR(o), lr_scheduler.ExponentialLR(o, 0.9)]),
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.LinearLR(o), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
     "swa": lambda o: optim.swa_utils.SWALR(o, 0.001, anneal_epochs=5),
 }
 
@@ -40,13 +42,18 @@ def test_schedulers_go_on(name: str) -> None:
         model, graph = net()
         layers = list(model.children())
         optimizer = optim.AdamW(
-            [{"params": layers[0].parameters(), "lr": 0.02}, {"params": nn.Sequential(*layers[1:]).parameters()}]
+            [
+                {"params": layers[0].parameters(), "lr": 0.02},
+                {"params": nn.Sequential(*layers[1:]).parameters()},
+            ]
         )
         scheduler = SCHEDULERS[name](optimizer)
         rates[grow] = []
         for step in range(10):
             if grow and step == 5:
-                transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer, probe=X)
+                transaction(
+                    model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer, probe=X
+                )
             weight = model[0].weight
             now = weight.detach().clone()
             train(model, optimizer, 1)
@@ -78,7 +85,9 @@ def test_averaged_models_grow_along(use_buffers: bool) -> None:
     layer = nn.Sequential(nn.Linear(3, 3), nn.PReLU(3, init=1.0))
     B = layer[0].weight.detach().double()
     insert = Insert("0", layer, B.inverse(), -B.inverse() @ layer[0].bias.detach().double())
-    receipt = transaction(model, [move, insert], graph, optimizer=optimizer, averaged=[average], probe=x)
+    receipt = transaction(
+        model, [move, insert], graph, optimizer=optimizer, averaged=[average], probe=x
+    )
     assert int(average.n_averaged) == 2
     assert torch.allclose(average(x), old, atol=1e-4)
     assert list(average.module.state_dict()) == list(model.state_dict())
@@ -94,7 +103,10 @@ def test_averaged_models_grow_along(use_buffers: bool) -> None:
 
 def test_grad_scaler_goes_on() -> None:
     model, graph = net()
-    optimizer, scaler = optim.Adam(model.parameters(), lr=0.01), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, scaler = (
+        optim.Adam(model.parameters(), lr=0.01),
+        torch.amp.GradScaler("cpu", init_scale=1024.0),
+    )
     losses = []
     for step in range(6):
         if step == 3:
@@ -127,7 +139,9 @@ def test_wrapped_optimizers_hooks_and_schedulers_are_not_stepped_by_the_surgery(
     assert calls == []
     assert scheduler.state_dict() == counted
     assert torch.equal(torch.get_rng_state(), state)
-    assert [p.shape for p in optimizer.param_groups[0]["params"]] == [p.shape for p in model.parameters()]
+    assert [p.shape for p in optimizer.param_groups[0]["params"]] == [
+        p.shape for p in model.parameters()
+    ]
 
 
 def test_state_dict_goes_into_a_fresh_optimizer_of_the_grown_model() -> None:
@@ -135,7 +149,9 @@ def test_state_dict_goes_into_a_fresh_optimizer_of_the_grown_model() -> None:
     optimizer = optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     train(model, optimizer, 2)
     transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer)
-    transaction(model, [Insert("2", nn.Linear(7, 7), torch.eye(7))], analyze(model, X), optimizer=optimizer)
+    transaction(
+        model, [Insert("2", nn.Linear(7, 7), torch.eye(7))], analyze(model, X), optimizer=optimizer
+    )
     train(model, optimizer, 1)
     twin = copy.deepcopy(model)
     fresh = optim.AdamW(twin.parameters(), lr=0.01)

@@ -12,7 +12,12 @@ from senn.policies import PricePolicy
 from senn.training import Callback, train
 
 SATURATED = replace(
-    TABLE, activation="tanh", shortcut=False, epochs=4, addition_rounds=(0.1, 0.3, 0.9), pruning_rounds=(0.6,)
+    TABLE,
+    activation="tanh",
+    shortcut=False,
+    epochs=4,
+    addition_rounds=(0.1, 0.3, 0.9),
+    pruning_rounds=(0.6,),
 )
 
 
@@ -28,7 +33,15 @@ class Heard(Callback):
 
 def fit(recipe, x=X, checkpointer=None, callback=None):
     callbacks = [] if callback is None else [callback]
-    return train(x, Y, task="classification", outputs=10, recipe=recipe, callbacks=callbacks, checkpointer=checkpointer)
+    return train(
+        x,
+        Y,
+        task="classification",
+        outputs=10,
+        recipe=recipe,
+        callbacks=callbacks,
+        checkpointer=checkpointer,
+    )
 
 
 def test_statistics_that_explode_cost_their_round():
@@ -49,7 +62,9 @@ def test_statistics_that_explode_cost_their_round():
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("by nothing"), torch.linalg.LinAlgError("not positive\nat 3")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("by nothing"), torch.linalg.LinAlgError("not positive\nat 3")]
+)
 def test_a_decision_that_fails_costs_its_round(error):
     """What was looked at for it is forgotten, and the next round is one as if nothing had been."""
 
@@ -94,7 +109,9 @@ def test_no_checkpoint_holds_a_network_that_has_diverged():
     assert "not finite" in run.history[-1]["reason"]
     faults = [record["text"] for record in run.history if record["event"] == "fault"]
     assert faults
-    assert all("no checkpoint was written: " in text and "NaN or infinity" in text for text in faults)
+    assert all(
+        "no checkpoint was written: " in text and "NaN or infinity" in text for text in faults
+    )
     assert len(checkpointer.kept) + len(faults) == checkpointer.asked
 
 

@@ -42,7 +42,9 @@ def begun(kind="tuple", state=None, model=None, steps=20, recipe=EARLY, **option
     torch.manual_seed(0)
     model = model or Two()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
-    session = GrowthSession(recipe, prepare=lambda rows: (KINDS[kind](X[rows]), Y[rows], W[rows]), **options)
+    session = GrowthSession(
+        recipe, prepare=lambda rows: (KINDS[kind](X[rows]), Y[rows], W[rows]), **options
+    )
     session.start(model, optimizer, steps=steps, samples=96, state=state)
     return session, optimizer
 
@@ -71,7 +73,9 @@ def test_a_run_goes_on_bit_for_bit(kind):
     events = [record["event"] for record in whole.history]
     assert events.count("growth_round") == 2
     assert events[-1] == "growth"
-    other, optimizer = begun(kind, torch.load(file, weights_only=True), model)  # plain values and tensors alone
+    other, optimizer = begun(
+        kind, torch.load(file, weights_only=True), model
+    )  # plain values and tensors alone
     optimizer.load_state_dict(trained)
     steps(other, optimizer, 10, 20)
     assert other.history == whole.history
@@ -82,7 +86,9 @@ def test_a_run_goes_on_bit_for_bit(kind):
 
 def test_batches_are_kept_only_when_a_round_is_near():
     session, optimizer = begun(
-        recipe=TrainConfig(addition_rounds=(0.5,), pruning_rounds=(), growth_steps=20, max_scoring_samples=40)
+        recipe=TrainConfig(
+            addition_rounds=(0.5,), pruning_rounds=(), growth_steps=20, max_scoring_samples=40
+        )
     )
     near = []
     for step in range(1, 21):
@@ -115,7 +121,12 @@ def test_a_step_that_was_jumped_over_has_its_round_later():
 def test_a_loop_without_a_planned_end_has_rounds_for_ever():
     session, optimizer = begun(steps=float("inf"))
     steps(session, optimizer, 1, 50)
-    assert [one["step"] for one in session.history if one["event"] == "growth_round"] == [6, 12, 24, 48]
+    assert [one["step"] for one in session.history if one["event"] == "growth_round"] == [
+        6,
+        12,
+        24,
+        48,
+    ]
 
 
 def test_listeners_hear_what_the_history_has():
@@ -134,7 +145,9 @@ def test_listeners_hear_what_the_history_has():
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(SennError, match="this isn't the state of a run that grew: KeyError: 'steps'"):
+    with pytest.raises(
+        SennError, match="this isn't the state of a run that grew: KeyError: 'steps'"
+    ):
         begun(state={})
     with pytest.raises(SennError, match="nothing grows before training has begun"):
         GrowthSession().state_dict()
@@ -149,5 +162,7 @@ def test_what_fails_every_time_is_warned_of_once(caplog):
 
 
 def test_a_recipe_that_is_none_is_refused():
-    with pytest.raises(SennError, match=r"recipe must be a senn.training.TrainConfig or None, not 'x'"):
+    with pytest.raises(
+        SennError, match=r"recipe must be a senn.training.TrainConfig or None, not 'x'"
+    ):
         GrowthSession("x")

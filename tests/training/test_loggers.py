@@ -48,14 +48,19 @@ def fit(loggers):
         calls.append(batch)
         return batch if len(calls) > 2 else None
 
-    expansion = SelfExpansion(TrainConfig(addition_rounds=(0.05, 0.3, 0.6), pruning_rounds=()), prepare=prepare)
+    expansion = SelfExpansion(
+        TrainConfig(addition_rounds=(0.05, 0.3, 0.6), pruning_rounds=()), prepare=prepare
+    )
     trainer = pl.Trainer(
         max_epochs=4, logger=loggers, callbacks=[expansion], enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, accelerator="cpu", log_every_n_steps=5,
     )  # fmt: skip
     trainer.fit(Net(), DataLoader(TensorDataset(X, Y), batch_size=20))
     history = expansion.session.history
-    assert next(record["event"] for record in history if record["event"] in ("fault", "growth")) == "fault"
+    assert (
+        next(record["event"] for record in history if record["event"] in ("fault", "growth"))
+        == "fault"
+    )
     assert sum(record["event"] == "growth" for record in history) > 1
     return history
 
@@ -67,15 +72,24 @@ def expected(history):
         step = record["step"]
         if record["event"] == "growth_round":
             found["senn/eta", step] = record["eta"]
-            found |= {(f"senn/eta_of/{name}", step): value for name, value in record["eta_by_map"].items()}
-            margins = [one["margin"] for one in (*record["accepted"], *record["refused"]) if one["kind"] == "widen"]
+            found |= {
+                (f"senn/eta_by_map/{name}", step): value
+                for name, value in record["eta_by_map"].items()
+            }
+            margins = [
+                one["margin"]
+                for one in (*record["accepted"], *record["refused"])
+                if one["kind"] == "widen"
+            ]
             found["senn/best/widen/margin", step] = max(margins)
         elif record["event"] == "growth":
-            found["senn/growth/promised", step] = record["expected_decrease"]
-            found |= {(f"senn/width/{n}", step): float(w) for n, w in enumerate(record["architecture"])}
+            found["senn/growth/expected_decrease", step] = record["expected_decrease"]
+            found |= {
+                (f"senn/width/{n}", step): float(w) for n, w in enumerate(record["architecture"])
+            }
             found["senn/parameters", step] = record["size"]
             if record["realized_decrease"] is not None:
-                found["senn/growth/realised", step] = record["realized_decrease"]
+                found["senn/growth/realized_decrease", step] = record["realized_decrease"]
     return found
 
 
@@ -90,12 +104,21 @@ def test_tensorboard_has_scalars_texts_and_a_figure(tmp_path):
 
     logger = pl.loggers.TensorBoardLogger(tmp_path)
     history = fit([logger])
-    events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0, "images": 0, "scalars": 0}).Reload()
-    scalars = {(tag, one.step): one.value for tag in events.Tags()["scalars"] for one in events.Scalars(tag)}
+    events = EventAccumulator(
+        logger.log_dir, size_guidance={"tensors": 0, "images": 0, "scalars": 0}
+    ).Reload()
+    scalars = {
+        (tag, one.step): one.value
+        for tag in events.Tags()["scalars"]
+        for one in events.Scalars(tag)
+    }
     wanted = expected(history)
     assert wanted.keys() <= scalars.keys()
     assert all(scalars[key] == pytest.approx(value, rel=1e-5) for key, value in wanted.items())
-    said = [(one.step, one.tensor_proto.string_val[0].decode()) for one in events.Tensors("senn/events/text_summary")]
+    said = [
+        (one.step, one.tensor_proto.string_val[0].decode())
+        for one in events.Tensors("senn/events/text_summary")
+    ]
     for step, text in texts(history):
         assert any(at == step and text in one for at, one in said)
     (image,) = events.Images("senn/growth")
@@ -123,7 +146,9 @@ def test_a_table_trains_with_fabrics_loggers(tmp_path):
                 callbacks=[LoggerCallback(logger)])  # fmt: skip
     written = rows(logger.experiment.metrics_file_path)
     epochs = [record for record in run.history if record["event"] == "epoch"]
-    losses = {row["step"]: float(row["senn/train_loss"]) for row in written if row["senn/train_loss"]}
+    losses = {
+        row["step"]: float(row["senn/train_loss"]) for row in written if row["senn/train_loss"]
+    }
     assert losses == {str(record["step"]): record["train_loss"] for record in epochs}
     assert float(written[0]["senn/width/0"]) == 2
     sizes = [float(row["senn/parameters"]) for row in written if row["senn/parameters"]]
@@ -142,9 +167,14 @@ def test_wandb_has_scalars_texts_and_a_figure(tmp_path, monkeypatch):
     assert summary["senn/growth"]["_type"].startswith("image")
     (picture,) = tmp_path.glob("wandb/offline-*/files/media/images/senn/*.png")
     assert picture.stat().st_size > 10_000
-    tables = [json.loads(path.read_text()) for path in tmp_path.glob("wandb/offline-*/files/media/table/senn/*.json")]
+    tables = [
+        json.loads(path.read_text())
+        for path in tmp_path.glob("wandb/offline-*/files/media/table/senn/*.json")
+    ]
     said = [(step, text) for table in tables for step, text in table["data"]]
-    assert all(any(at == step and one.endswith(text) for at, one in said) for step, text in texts(history))
+    assert all(
+        any(at == step and one.endswith(text) for at, one in said) for step, text in texts(history)
+    )
 
 
 def test_mlflow_has_scalars_texts_and_a_figure(tmp_path, monkeypatch):
@@ -154,7 +184,9 @@ def test_mlflow_has_scalars_texts_and_a_figure(tmp_path, monkeypatch):
     history = fit([logger])
     client, run = logger.experiment, logger.run_id
     for (name, step), value in expected(history).items():
-        assert (step, pytest.approx(value)) in [(one.step, one.value) for one in client.get_metric_history(run, name)]
+        assert (step, pytest.approx(value)) in [
+            (one.step, one.value) for one in client.get_metric_history(run, name)
+        ]
     folder = next(tmp_path.glob(f"*/{run}/artifacts"))
     written = "\n".join(path.read_text() for path in folder.rglob("*.txt"))
     assert all(text in written for _, text in texts(history))
@@ -175,11 +207,21 @@ def test_what_is_not_finite_is_left_out():
     callback = LoggerCallback(logger)
     callback.on_start({"event": "start", "step": 0, "architecture": [3], "parameters": 7})
     record = {"train_loss": np.inf, "validation_loss": None, "validation_score": 0.5, "lr": 0.1}
-    callback.on_epoch({"event": "epoch", "step": 4, "epoch": 1, "architecture": [3], "parameters": 7, **record})
+    callback.on_epoch(
+        {"event": "epoch", "step": 4, "epoch": 1, "architecture": [3], "parameters": 7, **record}
+    )
     callback.on_end({"event": "end"})
     assert logger.metrics == [
         ({"senn/width/0": 3.0, "senn/parameters": 7.0}, 0),
-        ({"senn/validation_score": 0.5, "senn/lr": 0.1, "senn/width/0": 3.0, "senn/parameters": 7.0}, 4),
+        (
+            {
+                "senn/validation_score": 0.5,
+                "senn/lr": 0.1,
+                "senn/width/0": 3.0,
+                "senn/parameters": 7.0,
+            },
+            4,
+        ),
     ]
 
 
@@ -197,7 +239,11 @@ def test_a_run_that_goes_on_is_drawn_from_its_beginning(tmp_path):
         )  # fmt: skip
         trainer.fit(Net(), DataLoader(TensorDataset(X, Y), batch_size=20), ckpt_path=path)
         (listener,) = expansion.session.callbacks
-        steps = [int(row["step"]) for row in rows(logger.experiment.metrics_file_path) if row.get("senn/eta")]
+        steps = [
+            int(row["step"])
+            for row in rows(logger.experiment.metrics_file_path)
+            if row.get("senn/eta")
+        ]
         made.append((listener.history, steps))
     (whole, steps), (history, later) = made
     assert whole == history

@@ -90,8 +90,12 @@ def test_the_start_predicts_nothing():
 def test_same_seed_same_net_and_another_seed_another():
     x, y = blobs()
     first, again, other = fit(x, y), fit(x, y), fit(x, y, replace(FIXED, seed=1))
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(states(first), states(again), strict=True))
-    assert not all(torch.equal(a, b) for (_, a), (_, b) in zip(states(first), states(other), strict=True))
+    assert all(
+        torch.equal(a, b) for (_, a), (_, b) in zip(states(first), states(again), strict=True)
+    )
+    assert not all(
+        torch.equal(a, b) for (_, a), (_, b) in zip(states(first), states(other), strict=True)
+    )
 
 
 def test_global_random_state_and_grad_mode_are_left_alone():
@@ -120,7 +124,10 @@ def test_the_best_epoch_is_kept():
     """Validation targets that contradict the training targets: the first epochs are the best."""
     x, y = blobs()
     run = fit(
-        x, y, replace(FIXED, epochs=12, patience=3, addition_rounds=(), pruning_rounds=()), validation=(x, (y + 1) % 3)
+        x,
+        y,
+        replace(FIXED, epochs=12, patience=3, addition_rounds=(), pruning_rounds=()),
+        validation=(x, (y + 1) % 3),
     )
     assert run.best_epoch == 0
     assert run.history[-1]["epochs"] == 5  # three of patience make two thirds, the rest is the tail
@@ -132,7 +139,10 @@ def test_the_best_epoch_is_kept():
 
 def test_the_best_epoch_by_accuracy_or_by_loss():
     x, y = blobs()
-    for monitor, figure, best in (("loss", "validation_loss", min), ("score", "validation_score", max)):
+    for monitor, figure, best in (
+        ("loss", "validation_loss", min),
+        ("score", "validation_score", max),
+    ):
         run = fit(x, y, replace(FIXED, epochs=10, lr=0.05, monitor=monitor))
         figures = [record[figure] for record in run.history if record["event"] == "epoch"]
         assert figures[run.best_epoch - 1] == best(figures)
@@ -198,7 +208,9 @@ def test_rows_of_weight_zero_count_as_absent():
     weight[::5] = 0
     weighted = fit(x, y, sample_weight=weight)
     removed = fit(x[weight > 0], y[weight > 0])
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(states(weighted), states(removed), strict=True))
+    assert all(
+        torch.equal(a, b) for (_, a), (_, b) in zip(states(weighted), states(removed), strict=True)
+    )
 
 
 def test_only_the_ratio_of_weights_counts():
@@ -223,7 +235,9 @@ def test_a_weighted_loss_is_the_mean_over_repeated_rows(task):
 # -- optimizers
 
 
-@pytest.mark.parametrize("name", ["adam", "AdamW", "sgd", "rmsprop", "nadam", "adagrad", "adadelta", "adafactor"])
+@pytest.mark.parametrize(
+    "name", ["adam", "AdamW", "sgd", "rmsprop", "nadam", "adagrad", "adadelta", "adafactor"]
+)
 def test_any_optimizer_by_name(name):
     x, y = blobs()
     run = fit(x, y, replace(FIXED, optimizer=name))
@@ -247,7 +261,9 @@ def test_what_cannot_be_made_is_refused_by_name(choices, words):
 
 
 def test_options_reach_the_optimizer():
-    recipe = replace(FIXED, optimizer="adamw", lr=0.1, weight_decay=0.2, optimizer_options={"eps": 1e-3})
+    recipe = replace(
+        FIXED, optimizer="adamw", lr=0.1, weight_decay=0.2, optimizer_options={"eps": 1e-3}
+    )
     defaults = build_optimizer(MLP(3, (2,), 2), recipe, F.cross_entropy).defaults
     assert (defaults["lr"], defaults["weight_decay"], defaults["eps"]) == (0.1, 0.2, 1e-3)
 
@@ -275,7 +291,11 @@ def test_bad_data_is_refused_by_name(change, words):
 # -- growth
 
 GROWING = TrainConfig(
-    epochs=12, batch_size=32, addition_rounds=(0.1, 0.2, 0.3, 0.4, 0.5), pruning_rounds=(), moves=("width",)
+    epochs=12,
+    batch_size=32,
+    addition_rounds=(0.1, 0.2, 0.3, 0.4, 0.5),
+    pruning_rounds=(),
+    moves=("width",),
 )
 
 
@@ -357,9 +377,20 @@ def test_natural_gradient_trains_and_grows(weights):
 
 def test_a_natural_gradient_that_is_not_finite_ends_the_run():
     x, y = blobs()
-    run = fit(x, y, replace(FIXED, optimizer="natural-gradient", lr=1e30, optimizer_options={"norm_constraint": None}))
+    run = fit(
+        x,
+        y,
+        replace(
+            FIXED,
+            optimizer="natural-gradient",
+            lr=1e30,
+            optimizer_options={"norm_constraint": None},
+        ),
+    )
     # the optimizer's own sentence, and where it was said
-    assert run.history[-1]["reason"].startswith("the natural gradient is not finite: raise the damping, in epoch 1; ")
+    assert run.history[-1]["reason"].startswith(
+        "the natural gradient is not finite: raise the damping, in epoch 1; "
+    )
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
@@ -369,37 +400,59 @@ def test_a_natural_gradient_that_is_not_finite_ends_the_run():
 def test_online_training_goes_on_with_the_same_net():
     x, y = blobs(480)
     model = build_model(4, 3, GROWING)
-    online = IncrementalTrainer(model, replace(GROWING, batch_size=16, growth_steps=100), "classification")
+    online = IncrementalTrainer(
+        model, replace(GROWING, batch_size=16, growth_steps=100), "classification"
+    )
     before = F.cross_entropy(model(x), y)
     parts = 2 * list(zip(x.split(160), y.split(160), strict=True))
     history = [record for part in parts for record in online.partial_fit(*part)]
     assert F.cross_entropy(model(x), y) < before / 2
     assert online.learner.samples == 960
-    assert [record["epoch"] for record in history if record["event"] == "epoch"] == [1, 2, 3, 4, 5, 6]
+    assert [record["epoch"] for record in history if record["event"] == "epoch"] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     assert any(record["event"] == "growth" for record in history)
     assert model.hidden[0] > 2
 
 
 def test_online_training_says_when_the_loss_is_not_finite():
     x, y = blobs()
-    online = IncrementalTrainer(build_model(4, 3, FIXED), replace(FIXED, optimizer="sgd", lr=1e30), "classification")
+    online = IncrementalTrainer(
+        build_model(4, 3, FIXED), replace(FIXED, optimizer="sgd", lr=1e30), "classification"
+    )
     with pytest.raises(SennError, match="not finite"):
         online.partial_fit(x, y)
 
 
 def test_online_training_passes_on_what_the_natural_gradient_says():
     x, y = blobs()
-    recipe = replace(FIXED, optimizer="natural-gradient", lr=1e30, optimizer_options={"norm_constraint": None})
+    recipe = replace(
+        FIXED, optimizer="natural-gradient", lr=1e30, optimizer_options={"norm_constraint": None}
+    )
     torch.manual_seed(0)
     online = IncrementalTrainer(build_model(4, 3, recipe), recipe, "classification")
-    with pytest.raises(DivergenceError, match="the natural gradient is not finite: raise the damping"):
+    with pytest.raises(
+        DivergenceError, match="the natural gradient is not finite: raise the damping"
+    ):
         online.partial_fit(x, y)
 
 
 def test_a_network_that_diverged_in_the_step_before_a_round_ends_the_run():
     x, y = blobs()
     run = fit(
-        x, y, replace(GROWING, optimizer="sgd", lr=1e38, addition_rounds=tuple(step / 84 for step in range(1, 9)))
+        x,
+        y,
+        replace(
+            GROWING,
+            optimizer="sgd",
+            lr=1e38,
+            addition_rounds=tuple(step / 84 for step in range(1, 9)),
+        ),
     )
     assert "diverged" in run.history[-1]["reason"]
     assert run.best_epoch == 0

@@ -15,7 +15,11 @@ from senn.training import TrainConfig
 from senn.training.batches import validation_split
 
 
-@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=6), fraction=st.floats(0, 0.6), seed=st.integers(0, 99))
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    fraction=st.floats(0, 0.6),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=60, deadline=None)
 def test_classes_are_held_out_in_proportion(counts, fraction, seed):
     y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
@@ -30,7 +34,9 @@ def test_classes_are_held_out_in_proportion(counts, fraction, seed):
 
 def test_the_split_is_deterministic_and_seeded():
     y = torch.arange(100) % 4
-    first, again, other = (validation_split(y, 0.2, torch.Generator().manual_seed(s))[1] for s in (1, 1, 2))
+    first, again, other = (
+        validation_split(y, 0.2, torch.Generator().manual_seed(s))[1] for s in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -48,7 +54,9 @@ def rounds_of(recipe, steps, until=None):
     rounds = GrowthSchedule(recipe, steps)
     due = {step: rounds.due(step) for step in range(1, (until or steps) + 1)}
     assert set(due.values()) <= {(), ("width", "depth"), ("prune",)}
-    return [step for step, moves in due.items() if "width" in moves], [s for s, m in due.items() if m == ("prune",)]
+    return [step for step, moves in due.items() if "width" in moves], [
+        s for s, m in due.items() if m == ("prune",)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +83,9 @@ def test_rounds_without_a_planned_end_come_again_twice_as_late():
 
 
 def test_rounds_of_one_kind_do_not_wait_for_those_of_the_other():
-    additions, removals = rounds_of(TrainConfig(addition_rounds=(0.02,), pruning_rounds=(0.5,)), None, 3000)
+    additions, removals = rounds_of(
+        TrainConfig(addition_rounds=(0.02,), pruning_rounds=(0.5,)), None, 3000
+    )
     assert additions == [40, 80, 160, 320, 640, 1280, 2560]
     assert removals == [1000, 2000]
 
@@ -90,7 +100,11 @@ def test_rounds_of_one_kind_do_not_take_the_place_of_those_of_the_other():
 
 
 def test_a_fixed_net_has_no_rounds():
-    assert rounds_of(TrainConfig(grow=False), 1500) == rounds_of(TrainConfig(grow=False), None, 1500) == ([], [])
+    assert (
+        rounds_of(TrainConfig(grow=False), 1500)
+        == rounds_of(TrainConfig(grow=False), None, 1500)
+        == ([], [])
+    )
 
 
 fractions = st.lists(st.floats(0, 1), max_size=6).map(tuple)
@@ -117,7 +131,13 @@ def test_nothing_is_removed_before_something_could_be_added(steps):
 
 def test_rounds_that_were_passed_over_are_left_out_but_for_the_last():
     rounds = GrowthSchedule(FIVE, 2000)
-    assert [rounds.due(step) for step in (39, 100, 100, 900, 999)] == [(), ("width", "depth"), (), ("prune",), ()]
+    assert [rounds.due(step) for step in (39, 100, 100, 900, 999)] == [
+        (),
+        ("width", "depth"),
+        (),
+        ("prune",),
+        (),
+    ]
     assert rounds.due(5000) == ("prune",)
     assert rounds.due(5001) == ()
 

@@ -30,7 +30,9 @@ def _prepared(name: str) -> tuple[nn.Module, object, DependencyGraph]:
     return prepared(name, torch.float64)
 
 
-def case(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, object, DependencyGraph]:
+def case(
+    name: str, dtype: torch.dtype = torch.float64
+) -> tuple[nn.Module, object, DependencyGraph]:
     """A model of the zoo of its own; the structure holds for any copy."""
     model, inputs, graph = _prepared(name)
     inputs = pytree.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
@@ -39,16 +41,26 @@ def case(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, obje
 
 def appended(model: nn.Module, graph: DependencyGraph) -> list[Append]:
     """A function-preserving copy after each block."""
-    return [Append(block.module, function_preserving_copy(model, block)) for block in graph.residual_blocks]
+    return [
+        Append(block.module, function_preserving_copy(model, block))
+        for block in graph.residual_blocks
+    ]
 
 
 def test_what_is_silent() -> None:
     """The last map of each branch, or the norm after it; not a scale after it, which alone would learn little."""
-    found = {name: case(name)[2].residual_blocks[0].output_params for name in ("resnet", "convnext", "vit", "llama")}
+    found = {
+        name: case(name)[2].residual_blocks[0].output_params
+        for name in ("resnet", "convnext", "vit", "llama")
+    }
     assert found == {
         "resnet": ("blocks.0.bn2.weight", "blocks.0.bn2.bias"),
         "convnext": ("stage1.pwconv2.weight", "stage1.pwconv2.bias"),
-        "vit": tuple(f"blocks.0.{name}.{key}" for name in ("attn.proj", "mlp.2") for key in ("weight", "bias")),
+        "vit": tuple(
+            f"blocks.0.{name}.{key}"
+            for name in ("attn.proj", "mlp.2")
+            for key in ("weight", "bias")
+        ),
         "llama": ("layers.0.attention.wo.weight", "layers.0.w2.weight"),
     }
 
@@ -72,7 +84,9 @@ def test_copies_keep_the_function_and_can_be_undone(name: str, dtype: torch.dtyp
     assert len([*model.parameters()]) == number + len(added)
     held = [p for group in optimizer.param_groups for p in group["params"]]
     assert [id(p) for p in held] == [id(p) for p in model.parameters()]
-    assert optimizer.param_groups[0]["param_names"] == [name for name, _ in model.named_parameters()]
+    assert optimizer.param_groups[0]["param_names"] == [
+        name for name, _ in model.named_parameters()
+    ]
     receipt.undo()
     assert everything(model, optimizer) == before
 
@@ -82,7 +96,9 @@ def _now(model: nn.Module, graph: DependencyGraph) -> dict[str, senn.graph.Block
     found = {}
     for number, block in enumerate(graph.residual_blocks):
         path, _, key = block.module.rpartition(".")
-        here = sum(other.module.rpartition(".")[0] == path for other in graph.residual_blocks[:number])
+        here = sum(
+            other.module.rpartition(".")[0] == path for other in graph.residual_blocks[:number]
+        )
         name = f"{path}.{int(key) + here}" if block.in_module_list else f"{block.module}.0"
         silent = tuple(full.replace(block.module, name, 1) for full in block.output_params)
         found[block.module] = senn.graph.ResidualBlock(module=name, output_params=silent)
@@ -92,9 +108,15 @@ def _now(model: nn.Module, graph: DependencyGraph) -> dict[str, senn.graph.Block
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None:
     torch.manual_seed(2)
     dtype = next(model.parameters()).dtype
-    inputs = pytree.map_leaves(lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(6))
+    inputs = pytree.map_leaves(
+        lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(6)
+    )
     result = pytree.call(model.train(), inputs)
-    loss = sum((x * torch.randn_like(x)).mean() for x in pytree.tensor_leaves(result) if x.is_floating_point())
+    loss = sum(
+        (x * torch.randn_like(x)).mean()
+        for x in pytree.tensor_leaves(result)
+        if x.is_floating_point()
+    )
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -107,10 +129,16 @@ def test_copies_learn(name: str) -> None:
     block = graph.residual_blocks[0]
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     _step(model, optimizer, name)
-    flat = {key for key, p in model.get_submodule(block.module).named_parameters() if p.grad.abs().max() < 1e-12}
+    flat = {
+        key
+        for key, p in model.get_submodule(block.module).named_parameters()
+        if p.grad.abs().max() < 1e-12
+    }
     transaction(model, appended(model, graph)[:1], graph, optimizer=optimizer, probe=inputs)
     path, _, key = block.module.rpartition(".")
-    twin = model.get_submodule(f"{path}.{int(key) + 1}" if block.in_module_list else f"{block.module}.1")
+    twin = model.get_submodule(
+        f"{path}.{int(key) + 1}" if block.in_module_list else f"{block.module}.1"
+    )
     start = {key: p.detach().clone() for key, p in twin.named_parameters()}
     for key, buffer in model.get_submodule(block.module).named_buffers():
         assert torch.equal(buffer, twin.get_buffer(key)) if block.in_module_list else True
@@ -168,15 +196,23 @@ def built(*layers: nn.Module, through: str = "list") -> tuple[Stack, DependencyG
     [
         ("list", [True, True], ["", ""]),
         ("call", [True, True], ["", ""]),
-        ("numbers", [True, True], ["n_layers", "n_layers"]),  # the forward pass reads it: it follows
+        (
+            "numbers",
+            [True, True],
+            ["n_layers", "n_layers"],
+        ),  # the forward pass reads it: it follows
         ("last", [False, False], ["", ""]),  # a longer list would leave some out
         ("weighted", [False, False], ["", ""]),  # places matter
     ],
 )
-def test_a_copy_goes_where_the_forward_pass_runs_it(through: str, listed: list[bool], counts: list[str]) -> None:
+def test_a_copy_goes_where_the_forward_pass_runs_it(
+    through: str, listed: list[bool], counts: list[str]
+) -> None:
     model, graph = built(branch(), branch(), through=through)
     assert [block.in_module_list for block in graph.residual_blocks] == listed
-    assert ["".join(one.name for one in block.depth_attributes) for block in graph.residual_blocks] == counts
+    assert [
+        "".join(one.name for one in block.depth_attributes) for block in graph.residual_blocks
+    ] == counts
     before = model(X).detach()
     transaction(model, appended(model, graph), graph, probe=X)
     assert output_change([before], [model(X).detach()]) <= 1e-10
@@ -190,11 +226,17 @@ class Configured(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config = SimpleNamespace(num_layers=2, layer_types=["plain", "scaled"])
-        self.inp, self.layers, self.out = nn.Linear(3, 4), nn.ModuleList([branch(), branch()]), nn.Linear(4, 2)
+        self.inp, self.layers, self.out = (
+            nn.Linear(3, 4),
+            nn.ModuleList([branch(), branch()]),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.inp(x)
-        for layer, kind in zip(self.layers[: self.config.num_layers], self.config.layer_types, strict=True):
+        for layer, kind in zip(
+            self.layers[: self.config.num_layers], self.config.layer_types, strict=True
+        ):
             x = layer(x) * (0.5 if kind == "scaled" and layer is self.layers[-1] else 1.0)
         return self.out(x)
 
@@ -220,7 +262,9 @@ def test_a_sequence_keeps_the_names_of_its_parts() -> None:
     model = nn.Sequential(parts).double()
     graph = analyze(model, X)
     before = model(X).detach()
-    transaction(model, [*appended(model, graph), Insert("out", branch().double())][:1], graph, probe=X)
+    transaction(
+        model, [*appended(model, graph), Insert("out", branch().double())][:1], graph, probe=X
+    )
     assert [*model._modules] == ["inp", "body", "body_2", "act", "out"]
     assert output_change([before], [model(X).detach()]) <= 1e-10
 
@@ -253,7 +297,9 @@ def test_copies_go_with_other_changes_of_the_same_list_but_not_of_the_stream() -
         coupled.name: torch.randn(1, *get_tensor(model, coupled.name).shape[1:])
         for coupled in stream.dims_of("producer")
     }
-    with pytest.raises(senn.SennError, match=f"after '{block.module}' and a change of what it is given"):
+    with pytest.raises(
+        senn.SennError, match=f"after '{block.module}' and a change of what it is given"
+    ):
         transaction(model, [*appended(model, graph), Widen("0", 1, rows)], graph, probe=X)
 
 
@@ -264,7 +310,9 @@ def test_parameters_join_the_groups_of_those_of_the_same_name() -> None:
     optimizer = torch.optim.AdamW([{"params": matrices}, {"params": others, "weight_decay": 0.0}])
     transaction(model, appended(model, graph), graph, optimizer=optimizer, probe=X)
     for group, dims in zip(optimizer.param_groups, (2, 1), strict=True):
-        assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters() if p.dim() == dims]
+        assert [id(p) for p in group["params"]] == [
+            id(p) for p in model.parameters() if p.dim() == dims
+        ]
 
 
 def test_widths_that_changed_leave_blocks_as_they_were() -> None:
@@ -276,7 +324,9 @@ def test_widths_that_changed_leave_blocks_as_they_were() -> None:
     }
     receipt = transaction(model, [Widen(inner.name, 1, rows)], graph, probe=X)
     assert receipt.graph is not None
-    assert receipt.graph.residual_blocks == graph.residual_blocks == analyze(model, X).residual_blocks
+    assert (
+        receipt.graph.residual_blocks == graph.residual_blocks == analyze(model, X).residual_blocks
+    )
     transaction(model, appended(model, receipt.graph), receipt.graph, probe=X)
 
 
@@ -310,7 +360,9 @@ class AfterSum(nn.Module):
 
 
 def test_what_only_looks_like_a_block_is_none() -> None:
-    fresh = nn.TransformerEncoderLayer(4, 2, 6, 0.0, batch_first=True)  # norm of ones and zeros after the sum
+    fresh = nn.TransformerEncoderLayer(
+        4, 2, 6, 0.0, batch_first=True
+    )  # norm of ones and zeros after the sum
     gate = nn.Sequential(nn.Linear(4, 4), nn.PReLU(4, init=0.0))
     assert built(AfterSum(), gate)[1].residual_blocks == ()
     assert built(nn.ReLU(), AfterSum())[1].residual_blocks[0].module == "layers.1"
@@ -369,7 +421,10 @@ def test_a_model_that_runs_with_its_own_parameters_only_has_no_blocks_and_says_s
     graph = analyze(model, X)
     assert graph.residual_blocks == ()
     reasons = {refusal.place: refusal.reason for refusal in graph.refusals}
-    assert "with other parameters its forward pass fails (ValueError: the seal is broken)" in reasons[""]
+    assert (
+        "with other parameters its forward pass fails (ValueError: the seal is broken)"
+        in reasons[""]
+    )
 
 
 def test_a_copy_that_is_not_silent_is_rolled_back() -> None:
@@ -388,7 +443,9 @@ def test_caches_of_keys_and_values_know_the_new_layer(name: str) -> None:
         expected = model(inputs).logits
         transaction(model, appended(model, graph), graph, probe=inputs)
         layers = model.get_submodule(graph.residual_blocks[0].module.rpartition(".")[0])
-        places = [[m.layer_idx for m in layer.modules() if hasattr(m, "layer_idx")] for layer in layers]
+        places = [
+            [m.layer_idx for m in layer.modules() if hasattr(m, "layer_idx")] for layer in layers
+        ]
         assert places == [[0], [1], [2], [3]]
         assert model.config.num_hidden_layers == 4
         assert (

@@ -26,7 +26,9 @@ pytest.importorskip("vl_convert")
 
 
 def records_of(text):
-    return json.loads(re.search(r'<script type="application/json" id="records">(.*?)</script>', text, re.S)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="records">(.*?)</script>', text, re.S)[1]
+    )
 
 
 class Links(HTMLParser):
@@ -59,7 +61,12 @@ def test_a_growth_round_keeps_all_candidates_and_their_figures():
 
 def test_numbers_that_json_has_not_become_null():
     end = {"event": "end", "validation": {"loss": math.nan}, "seconds": math.inf, "epochs": 3}
-    assert downsample_record(end) == {"event": "end", "validation": {"loss": None}, "seconds": None, "epochs": 3}
+    assert downsample_record(end) == {
+        "event": "end",
+        "validation": {"loss": None},
+        "seconds": None,
+        "epochs": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,10 @@ def test_a_record_that_is_none_is_refused_in_one_sentence(record):
 
 
 def test_long_lists_of_names_are_cut_and_say_so():
-    data = {"classes": list(range(1000)), "columns": {f"c{n}": "number" for n in range(MOST_NAMES + 1)}}
+    data = {
+        "classes": list(range(1000)),
+        "columns": {f"c{n}": "number" for n in range(MOST_NAMES + 1)},
+    }
     shown = select_results({"data": data, "test": {}})["data"]
     assert shown["classes"][-1] == "and 800 more"
     assert shown["columns"][-1] == ["and 1 more", ""]
@@ -102,7 +112,10 @@ def test_the_page_refers_to_nothing_outside_and_holds_what_it_is_given():
 
 def test_names_cannot_break_out_of_the_page():
     run, results = waves()
-    results = {**results, "data": {**results["data"], "target": HOSTILE, "classes": [HOSTILE, "\ud800"]}}
+    results = {
+        **results,
+        "data": {**results["data"], "target": HOSTILE, "classes": [HOSTILE, "\ud800"]},
+    }
     text = page([RunReport(HOSTILE, run.history, results, HOSTILE)])
     assert Links(text).scripts == 3
     document = records_of(text)["runs"][0]
@@ -120,7 +133,10 @@ def test_json_in_a_script_says_the_same_and_has_no_markup():
 
 def test_runs_of_one_name_are_told_apart():
     run, results = waves()
-    names = [one["name"] for one in records_of(page([RunReport("same", run.history, results)] * 3))["runs"]]
+    names = [
+        one["name"]
+        for one in records_of(page([RunReport("same", run.history, results)] * 3))["runs"]
+    ]
     assert names == ["same", "same (2)", "same (3)"]
 
 
@@ -149,7 +165,9 @@ def test_the_example_of_a_loop_of_ones_own_makes_a_page(tmp_path, monkeypatch):
     records = records_of(Path("own.html").read_text("utf-8"))["runs"][0]["records"]
     assert [one["event"] for one in (records[0], records[-1])] == ["start", "end"]
     assert sum(one["event"] == "growth_round" for one in records) == 4
-    assert sum(one["event"] == "growth" for one in records) == len(names["session"].grower.events) > 0
+    assert (
+        sum(one["event"] == "growth" for one in records) == len(names["session"].grower.events) > 0
+    )
 
 
 def test_five_hundred_changes_are_less_than_three_megabytes():
@@ -197,7 +215,9 @@ def test_an_unfinished_run_is_shown_as_far_as_it_has_come(folder, tmp_path):
 
     atomic_files.write(
         home / "run.json",
-        atomic_files.to_checksummed_json({"format": "senn-run", "version": 1, "arguments": ["waves"]}),
+        atomic_files.to_checksummed_json(
+            {"format": "senn-run", "version": 1, "arguments": ["waves"]}
+        ),
     )
     lines = (folder / "history.jsonl").read_bytes().splitlines(keepends=True)
     (home / "history.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])

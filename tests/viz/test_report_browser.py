@@ -30,7 +30,9 @@ def test_the_slider_moves_the_picture_and_tells_what_happened(single):
     for position in (0, start // 2, start - 1):
         single.evaluate(f"(() => {{ const s = document.getElementById('time'); s.value = {position};"
                         "s.dispatchEvent(new Event('input')); })()")  # fmt: skip
-        shown.append((picture(single), state(single), single.get_attribute("#time", "aria-valuetext")))
+        shown.append(
+            (picture(single), state(single), single.get_attribute("#time", "aria-valuetext"))
+        )
     assert len({text for text, _, _ in shown}) == 3
     assert "The start" in shown[0][1]
     assert "Step 0, epoch 0" in shown[0][2]
@@ -46,15 +48,21 @@ def test_the_picture_shows_the_widths_of_the_records(single):
     )
     assert moments == sized
     final = [one for one in run.history if one["event"] == "growth"][-1]["architecture"]
-    last_round = single.evaluate("senn.stories[0].rounds.filter((r) => r.changes.length).pop().moment")
-    assert single.evaluate(f"senn.stories[0].moments[{last_round}].layers.map((l) => l.width)") == final
+    last_round = single.evaluate(
+        "senn.stories[0].rounds.filter((r) => r.changes.length).pop().moment"
+    )
+    assert (
+        single.evaluate(f"senn.stories[0].moments[{last_round}].layers.map((l) => l.width)")
+        == final
+    )
 
 
 def test_play_runs_to_the_end_and_pauses(single):
     single.evaluate("senn.player.show(senn.player.steps.length - 3)")
     single.click("button.play")
     single.wait_for_function(
-        "senn.player.position === senn.player.steps.length - 1 && !senn.player.playing", timeout=5000
+        "senn.player.position === senn.player.steps.length - 1 && !senn.player.playing",
+        timeout=5000,
     )
     assert single.get_attribute("button.play", "aria-label") == "Play"
 
@@ -136,7 +144,9 @@ def test_rounds_can_be_filtered(single):
     run, _ = waves()
     rounds = [one for one in run.history if one["event"] == "growth_round"]
     idle = len(rounds) - len({one["round"] for one in run.history if one["event"] == "growth"})
-    rolled = single.evaluate("senn.stories[0].rounds.filter((r) => !r.changes.length && r.rollbacks.length).length")
+    rolled = single.evaluate(
+        "senn.stories[0].rounds.filter((r) => !r.changes.length && r.rollbacks.length).length"
+    )
     assert single.locator(".rounds > li:visible").count() == idle - rolled
     single.select_option("#filter", "all")
 
@@ -203,7 +213,9 @@ def test_a_phone_needs_no_sideways_scrolling(single):
 def test_on_paper_all_is_there_and_light_and_fits(single):
     single.emulate_media(color_scheme="dark")
     run, _ = waves()
-    before = single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+    before = single.evaluate(
+        "[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]"
+    )
     single.evaluate(
         "addEventListener('beforeprint', () => { window.paper = {"
         " shut: [...document.querySelectorAll('main details:not([open])')].filter((d) => !d.closest('.chart, .list')),"
@@ -228,13 +240,17 @@ def test_on_paper_all_is_there_and_light_and_fits(single):
     assert paper["wide"] <= 680  # of A4 with its margins
     assert single.locator("table.paper, .strip").count() == 0  # and the screen is as it was
     assert (
-        single.evaluate("[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]")
+        single.evaluate(
+            "[senn.drawn.get('loss').view.width(), document.querySelectorAll('details[open]').length]"
+        )
         == before
     )
     single.evaluate("dispatchEvent(new Event('beforeprint'))")
     single.emulate_media(media="print")
     single.set_viewport_size({"width": 690, "height": 900})
-    assert single.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        single.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    )
     assert single.evaluate("document.documentElement.scrollWidth") <= 690
     assert single.locator(".chart details:visible, .list:visible, button:visible").count() == 0
     single.evaluate("dispatchEvent(new Event('afterprint'))")
@@ -250,7 +266,9 @@ def test_runs_side_by_side(browser, pages):
         first = [tab.locator("svg.network").nth(at).inner_html() for at in (0, 1)]
         tab.evaluate("senn.player.show(0)")
         assert all(tab.locator("svg.network").nth(at).inner_html() != first[at] for at in (0, 1))
-        assert {row["series"] for row in tab.evaluate("senn.drawn.get('loss').view.data('curve')")} == {
+        assert {
+            row["series"] for row in tab.evaluate("senn.drawn.get('loss').view.data('curve')")
+        } == {
             "waves",
             "other",
         }
@@ -260,7 +278,10 @@ def test_runs_side_by_side(browser, pages):
 def test_a_run_of_which_nothing_is_known_yet_is_a_page(browser, pages):
     with opened(browser, local(pages, "fixed")) as tab:
         assert "No round of growth has been made." in tab.inner_text("#rounds")
-        assert tab.locator("#curves:visible, #filter:visible, nav a[href='#curves']:visible").count() == 0
+        assert (
+            tab.locator("#curves:visible, #filter:visible, nav a[href='#curves']:visible").count()
+            == 0
+        )
         assert "isn\N{RIGHT SINGLE QUOTATION MARK}t finished" in tab.inner_text("#about")
 
 
@@ -268,7 +289,9 @@ def test_a_long_run_opens_and_can_be_moved_through(browser, tmp_path):
     (tmp_path / "long.html").write_text(page([RunReport("long", long_run(500))]), "utf-8")
     with opened(browser, (tmp_path / "long.html").as_uri()) as tab:
         assert tab.locator(".rounds > li").count() == 250
-        tab.evaluate("for (let at = 0; at < senn.player.steps.length; at += 10) senn.player.show(at)")
+        tab.evaluate(
+            "for (let at = 0; at < senn.player.steps.length; at += 10) senn.player.show(at)"
+        )
         assert tab.inner_text(".where").startswith("Step")
 
 
@@ -283,7 +306,9 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
             for record in run.history[:half]:
                 getattr(watch, f"on_{record['event']}")(record)
             tab.wait_for_function(f"senn.stories[0].records.length === {half}")
-            tab.wait_for_function("senn.drawn.size >= 5 && document.querySelectorAll('.rounds > li').length > 0")
+            tab.wait_for_function(
+                "senn.drawn.size >= 5 && document.querySelectorAll('.rounds > li').length > 0"
+            )
             for record in run.history[half:]:
                 getattr(watch, f"on_{record['event']}")(record)
             closing = threading.Thread(target=watch.close)
@@ -297,7 +322,9 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
             tab.evaluate("senn.player.show(0)")  # it still moves
             assert "The start" in state(tab)
     with pytest.raises(OSError, match=r"."):
-        http.client.HTTPConnection("127.0.0.1", int(watch.url.rsplit(":", 1)[1][:-1]), timeout=1).connect()
+        http.client.HTTPConnection(
+            "127.0.0.1", int(watch.url.rsplit(":", 1)[1][:-1]), timeout=1
+        ).connect()
 
 
 def test_the_page_of_a_folder_that_fit_wrote(browser, tmp_path):

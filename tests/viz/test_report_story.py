@@ -23,9 +23,13 @@ pytestmark = pytest.mark.xdist_group("browser")
 )  # fmt: skip
 def test_layers_are_followed_by_the_places_that_changes_name(single, before, after, changes, fresh):
     layers = [{"id": at, "name": name, "width": width} for at, (name, width) in enumerate(before)]
-    records = [dict(zip(("kind", "place", "width_before", "width_after"), change, strict=True)) for change in changes]
+    records = [
+        dict(zip(("kind", "place", "width_before", "width_after"), change, strict=True))
+        for change in changes
+    ]
     found = single.evaluate(
-        "([b, a, c]) => { let id = 100; return follow(b, a, c, () => id++); }", [layers, after, records]
+        "([b, a, c]) => { let id = 100; return follow(b, a, c, () => id++); }",
+        [layers, after, records],
     )
     assert [at for at, layer in enumerate(found) if layer["id"] >= 100] == fresh
     assert [layer["id"] for layer in found if layer["id"] < 100] == list(range(len(before)))
@@ -36,15 +40,27 @@ def test_changes_without_growth_rounds_are_rounds_too(single):
     run, _ = waves()
     records = [one for one in run.history if one["event"] != "growth_round"]
     steps = sorted({one["step"] for one in records if one["event"] in ("growth", "rollback")})
-    told = single.evaluate("(records) => new Story({ name: 'old', records }, []).rounds.map((r) => r.step)", records)
+    told = single.evaluate(
+        "(records) => new Story({ name: 'old', records }, []).rounds.map((r) => r.step)", records
+    )
     assert told == steps
 
 
 def test_units_that_went_fade_where_they_were(single):
     sized = {"event": "start", "step": 0, "epoch": 0, "parameters": 9, "architecture": [4, 7]}
-    change = {"event": "growth", "kind": "prune", "step": 5, "epoch": 1, "parameters": -2, "architecture": [4, 4]}
+    change = {
+        "event": "growth",
+        "kind": "prune",
+        "step": 5,
+        "epoch": 1,
+        "parameters": -2,
+        "architecture": [4, 4],
+    }
     change |= {"place": "body.2", "width_before": 7, "width_after": 4, "removed_units": [0, 2, 3]}
-    rest = [{**sized, "event": "epoch", "step": 5 + at, "epoch": 1 + at, "architecture": [4, 4]} for at in range(1, 5)]
+    rest = [
+        {**sized, "event": "epoch", "step": 5 + at, "epoch": 1 + at, "architecture": [4, 4]}
+        for at in range(1, 5)
+    ]
     shown = single.evaluate(
         "(records) => { const story = new Story({ name: 'pruned', records }, []);"
         "const picture = new Picture(story, [story], 200);"
@@ -61,7 +77,10 @@ def test_units_that_went_fade_where_they_were(single):
 
 def test_what_came_of_a_round_is_told_by_the_next_one(single):
     run, _ = waves()
-    records = [{**one, "realized_decrease": None} if one["event"] == "growth" else one for one in run.history]
+    records = [
+        {**one, "realized_decrease": None} if one["event"] == "growth" else one
+        for one in run.history
+    ]
     told = single.evaluate(
         "([records, columns]) => new Story({ name: 'live', records }, columns).rounds"
         ".flatMap((r) => r.changes.map((c) => c.realized_decrease))",

@@ -63,9 +63,13 @@ class BothWays(PricePolicy):
         if candidate.kind == "prune":
             gain += self.noise * (candidate.gain - candidate.cross_fold_gain)
             return gain / (2 * candidate.loss_per_nat) - self.hysteresis * price
-        return (gain - self.confidence * candidate.held_out_stderr) / (2 * candidate.loss_per_nat) - price
+        return (gain - self.confidence * candidate.held_out_stderr) / (
+            2 * candidate.loss_per_nat
+        ) - price
 
-    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+    def choose(
+        self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]
+    ) -> Candidate | None:
         """Return the candidate with the largest margin above zero, at a place that has not changed too much already.
 
         Args:
@@ -76,7 +80,11 @@ class BothWays(PricePolicy):
             One of the candidates, or None.
         """
         places = [c.place for c in accepted]
-        best = max((c for c in candidates if places.count(c.place) < self.most), key=self.margin, default=None)
+        best = max(
+            (c for c in candidates if places.count(c.place) < self.most),
+            key=self.margin,
+            default=None,
+        )
         return best if best is not None and self.margin(best) > 0 else None
 
 
@@ -120,9 +128,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.cycles < COUNTED:
-            raise SennError(f"breathing is measured over {COUNTED} cycles, and there are {self.cycles}")
+            raise SennError(
+                f"breathing is measured over {COUNTED} cycles, and there are {self.cycles}"
+            )
         if self.cycle < 2 * self.every:
-            raise SennError(f"a cycle of {self.cycle} steps leaves no two considerations, one every {self.every} steps")
+            raise SennError(
+                f"a cycle of {self.cycle} steps leaves no two considerations, one every {self.every} steps"
+            )
 
     @property
     def steps(self) -> int:
@@ -132,7 +144,9 @@ class Settings:
     def relative(self, step: int) -> float:
         """Return the learning rate of a step as a fraction of its peak."""
         part = step % self.cycle / self.cycle
-        return 0.04 + 9.6 * part if part < 0.1 else 0.5 * (1 + math.cos(math.pi * (part - 0.1) / 0.9))
+        return (
+            0.04 + 9.6 * part if part < 0.1 else 0.5 * (1 + math.cos(math.pi * (part - 0.1) / 0.9))
+        )
 
 
 FULL = Settings(
@@ -209,11 +223,15 @@ def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, gro
                 _consider(grower, looking, settings, curves)
             curves.steps.append(step + 1)
             curves.widths.append(model.hidden)
-            curves.accuracy.append(accuracy_and_loss(model, data.validation, data.standard)["accuracy"])
+            curves.accuracy.append(
+                accuracy_and_loss(model, data.validation, data.standard)["accuracy"]
+            )
     return curves
 
 
-def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, curves: Curves) -> None:
+def _consider(
+    grower: Grower, looking: Iterator[Pictures], settings: Settings, curves: Curves
+) -> None:
     """Score candidates once, on training images as training sees them."""
     drawn = [next(looking) for _ in range(max(settings.looked_at // settings.batch, 1))]
     joined = torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
@@ -225,7 +243,9 @@ def _consider(grower: Grower, looking: Iterator[Pictures], settings: Settings, c
         curves.additions = max(curves.additions, change)
 
 
-def run(seed: int, settings: Settings, data_dir: Path | None = None, device: torch.device | str = "cpu") -> Record:
+def run(
+    seed: int, settings: Settings, data_dir: Path | None = None, device: torch.device | str = "cpu"
+) -> Record:
     """Train a network that grows, and one of its final size from new random weights, on the same batches.
 
     Args:
@@ -237,7 +257,9 @@ def run(seed: int, settings: Settings, data_dir: Path | None = None, device: tor
     Returns:
         Accuracies, widths and curves of both.
     """
-    data = load("cifar-10", settings.side, settings.images, settings.validation, seed, data_dir, device)
+    data = load(
+        "cifar-10", settings.side, settings.images, settings.validation, seed, data_dir, device
+    )
 
     def build(hidden: Sequence[Sequence[int]]) -> DenseConvNet:
         with torch.random.fork_rng():
@@ -251,7 +273,9 @@ def run(seed: int, settings: Settings, data_dir: Path | None = None, device: tor
     fixed = train(twin, data, settings, seed, grow=False)
     for name, part in (("test", data.test), ("validation", data.validation)):
         nets = {"grown": model, "fixed": twin}
-        record[name] = {net: accuracy_and_loss(nets[net], part, data.standard)["accuracy"] for net in nets}
+        record[name] = {
+            net: accuracy_and_loss(nets[net], part, data.standard)["accuracy"] for net in nets
+        }
     record |= breathing(curves, settings)
     record |= {
         "largest": max(width for block in model.hidden for width in block),
@@ -284,17 +308,28 @@ def breathing(curves: Curves, settings: Settings) -> dict[str, float]:
     counted = steps > (settings.cycles - COUNTED) * settings.cycle
     found = []
     for lag in range(int(per_cycle / 3) + 1):
-        rate = np.array([settings.relative(step - 1 - lag * settings.every) for step in steps[counted]])
+        rate = np.array(
+            [settings.relative(step - 1 - lag * settings.every) for step in steps[counted]]
+        )
         flat = width[counted].std() == 0
-        found.append((0.0 if flat else float(np.corrcoef(width[counted], rate)[0, 1]), lag * settings.every))
+        found.append(
+            (0.0 if flat else float(np.corrcoef(width[counted], rate)[0, 1]), lag * settings.every)
+        )
     correlation, lag = max(found)
-    cycles = [width[counted][(steps[counted] - 1) // settings.cycle == c] for c in range(settings.cycles)]
+    cycles = [
+        width[counted][(steps[counted] - 1) // settings.cycle == c] for c in range(settings.cycles)
+    ]
     falls = [1 - one.min() / one.max() for one in cycles if len(one)]
     return {"correlation": correlation, "lag": lag, "peak_to_trough": float(np.mean(falls))}
 
 
 def main(
-    seeds: int, out: Path, settings: Settings | None = None, *, data_dir: Path | None = None, device: str | None = None
+    seeds: int,
+    out: Path,
+    settings: Settings | None = None,
+    *,
+    data_dir: Path | None = None,
+    device: str | None = None,
 ) -> list[Record]:
     """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table.
 
@@ -323,7 +358,10 @@ def main(
 
 # -- the figure
 
-STRONG, QUIET = ("#d95f02", "#c2185b", "#7b1fa2", "#ad1457"), ("#1b7837", "#2166ac", "#4d9ed8", "#92c5de")
+STRONG, QUIET = (
+    ("#d95f02", "#c2185b", "#7b1fa2", "#ad1457"),
+    ("#1b7837", "#2166ac", "#4d9ed8", "#92c5de"),
+)
 """Colours of the first block's last layers, and of others."""
 
 
@@ -347,7 +385,9 @@ def figure(record: Record, settings: Settings, path: Path) -> None:
         axes.set_xlim(0, 1.005 * settings.steps)
         for cycle in range(settings.cycles):
             high = [cycle + 0.04, cycle + 0.55]  # where the rate is above half its peak
-            axes.axvspan(*(settings.cycle * edge for edge in high), color="#f3e9dc", zorder=0, linewidth=0)
+            axes.axvspan(
+                *(settings.cycle * edge for edge in high), color="#f3e9dc", zorder=0, linewidth=0
+            )
     _widths(panels[0], record, settings)
     _rate(panels[1], settings)
     _accuracy(panels[2], record)
@@ -358,8 +398,12 @@ def figure(record: Record, settings: Settings, path: Path) -> None:
 
 def _widths(axes: Axes, record: Record, settings: Settings) -> None:
     steps, quiet = [0, *record["curves"]["steps"]], iter([*QUIET, *["#bbbbbb"] * 20])
-    layers = [(b, k, first) for b, block in enumerate(settings.hidden) for k, first in enumerate(block)]
-    for (b, k, first), width in zip(layers, zip(*record["curves"]["widths"], strict=True), strict=True):
+    layers = [
+        (b, k, first) for b, block in enumerate(settings.hidden) for k, first in enumerate(block)
+    ]
+    for (b, k, first), width in zip(
+        layers, zip(*record["curves"]["widths"], strict=True), strict=True
+    ):
         bold = b == 0 and k > 0
         axes.step(
             steps, [first, *width], where="post", color=STRONG[(k - 1) % len(STRONG)] if bold else next(quiet),
@@ -372,14 +416,22 @@ def _widths(axes: Axes, record: Record, settings: Settings) -> None:
 
 def _rate(axes: Axes, settings: Settings) -> None:
     steps = range(0, settings.steps, max(settings.cycle // 200, 1))
-    axes.plot(steps, [settings.rate * settings.relative(step) for step in steps], color="#555555", linewidth=1.5)
+    axes.plot(
+        steps,
+        [settings.rate * settings.relative(step) for step in steps],
+        color="#555555",
+        linewidth=1.5,
+    )
     axes.set_ylim(0)
     axes.set_ylabel("learning rate")
 
 
 def _accuracy(axes: Axes, record: Record) -> None:
     curves = record["curves"]
-    for name, color, label in (("grown", "black", "grown"), ("fixed", "#999999", "fixed at the grown net's last size")):
+    for name, color, label in (
+        ("grown", "black", "grown"),
+        ("fixed", "#999999", "fixed at the grown net's last size"),
+    ):
         axes.plot(curves["steps"], curves[name], color=color, linewidth=1.6, label=label)
     axes.set_xlabel("optimisation step")
     axes.set_ylabel("validation accuracy")

@@ -65,7 +65,9 @@ def pick_device(device: str | None) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-        raise SennError(f"the device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+        raise SennError(
+            f"the device {device!r} can't be used: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def load(
@@ -95,14 +97,21 @@ def load(
     assert whole.validation is not None
     count = len(whole.train) if train is None else train
     if not 0 < count <= len(whole.train):
-        raise SennError(f"{count:,} training images of {name} are asked for, and there are {len(whole.train):,}")
+        raise SennError(
+            f"{count:,} training images of {name} are asked for, and there are {len(whole.train):,}"
+        )
     chosen = whole.train.take(np.arange(count))  # `hold_out` has shuffled them
-    first, held, test = (_part(images, side, device) for images in (chosen, whole.validation, whole.test))
+    first, held, test = (
+        _part(images, side, device) for images in (chosen, whole.validation, whole.test)
+    )
     return Data(first, held, test, len(whole.classes), ChannelStats.of(first.pixels))
 
 
 def _part(images: Images, side: int, device: torch.device | str) -> Part:
-    return Part(torch.tensor(planes(images, side), device=device), torch.tensor(images.labels, device=device))
+    return Part(
+        torch.tensor(planes(images, side), device=device),
+        torch.tensor(images.labels, device=device),
+    )
 
 
 def batches(part: Part, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -120,7 +129,9 @@ def batches(part: Part, size: int, generator: torch.Generator) -> Iterator[tuple
 
 
 @torch.no_grad()
-def accuracy_and_loss(model: nn.Module, part: Part, standard: ChannelStats, size: int = 500) -> dict[str, float]:
+def accuracy_and_loss(
+    model: nn.Module, part: Part, standard: ChannelStats, size: int = 500
+) -> dict[str, float]:
     """Compute accuracy and mean cross-entropy in nats in eval mode; the model's mode is restored.
 
     Args:

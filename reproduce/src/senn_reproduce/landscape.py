@@ -70,14 +70,19 @@ def landscape(moment: Moment, data: Data, size: int = 72) -> tuple[Tensor, Tenso
     scales = torch.logspace(math.log10(SCALES[0]), math.log10(SCALES[1]), size)
     name = f"body.{len(moment.model.body) - 1}"
     generator = torch.Generator().manual_seed(0)
-    rows = capture(moment.model, [name], x, y, LossMetric(F.mse_loss), generator=generator).rows[name]
+    rows = capture(moment.model, [name], x, y, LossMetric(F.mse_loss), generator=generator).rows[
+        name
+    ]
     known = kronecker_factors(rows.a, rows.output_grad, rows.pseudo_grad)
     score = torch.zeros(size, size, dtype=torch.float64)
     for row, scale in enumerate(scales):
         f = _features((x - locations) / scale).double()  # (samples, shapes * locations)
         columns = f.mT[..., None]  # one candidate each: (candidates, samples, 1)
         cross = residual_cross(
-            rows.output_grad.double().mT @ columns / len(x), known.G, known.A, rows.a.double().mT @ columns / len(x)
+            rows.output_grad.double().mT @ columns / len(x),
+            known.G,
+            known.A,
+            rows.a.double().mT @ columns / len(x),
         )
         bound = width_gain_bound(cross, columns.mT @ columns / len(x), known.S)
         score[row] = bound.view(-1, size).max(0).values
@@ -103,7 +108,9 @@ def figure(shown: Sequence[Moment], data: Data, target: nn.Module, tau: float, p
     """
     canvas = Figure(figsize=(3.1 * len(shown) + 0.8, 5.6), layout="constrained")
     FigureCanvasAgg(canvas)
-    axes = canvas.subplots(2, len(shown), sharex=True, sharey="row", squeeze=False, height_ratios=[1, 1.1])
+    axes = canvas.subplots(
+        2, len(shown), sharex=True, sharey="row", squeeze=False, height_ratios=[1, 1.1]
+    )
     score = [landscape(moment, data) for moment in shown]
     top = max(float(s.max()) for *_, s in score)
     norm = LogNorm(max(top, 2 * tau) * 1e-4, max(top, 2 * tau))
@@ -126,8 +133,18 @@ def _fit(axes: Axes, moment: Moment, data: Data, target: nn.Module) -> None:
     for place in _places(moment.model):
         axes.axvline(place, color="0.75", linewidth=0.9, zorder=0)
     axes.plot(line, moment.model(line), color="black", linewidth=1.8, label="network", zorder=3)
-    axes.plot(line, target(line), color=RED, linestyle=(0, (4, 2)), linewidth=1.6, label="target", zorder=4)
-    axes.scatter(x, y, s=13, color=BLUE, label="samples", zorder=5, edgecolors="white", linewidths=0.3)
+    axes.plot(
+        line,
+        target(line),
+        color=RED,
+        linestyle=(0, (4, 2)),
+        linewidth=1.6,
+        label="target",
+        zorder=4,
+    )
+    axes.scatter(
+        x, y, s=13, color=BLUE, label="samples", zorder=5, edgecolors="white", linewidths=0.3
+    )
     low, high = float(target(line).min()), float(target(line).max())
     axes.set_ylim(low - 0.15 * (high - low), high + 0.15 * (high - low))
     axes.set_xlim(*LOCATIONS)
@@ -144,7 +161,9 @@ def _places(model: MLP) -> list[float]:
     return places
 
 
-def _map(axes: Axes, moment: Moment, found: tuple[Tensor, Tensor, Tensor], norm: LogNorm, tau: float) -> QuadMesh:
+def _map(
+    axes: Axes, moment: Moment, found: tuple[Tensor, Tensor, Tensor], norm: LogNorm, tau: float
+) -> QuadMesh:
     locations, scales, score = (tensor.numpy() for tensor in found)
     mesh = axes.pcolormesh(
         locations,

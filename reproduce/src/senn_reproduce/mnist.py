@@ -44,7 +44,15 @@ NATURAL = TrainConfig(
     optimizer_options={"damping": 0.1, "norm_constraint": 3e-3}, policy=PRICE, addition_rounds=EARLY, pruning_rounds=(),
     growth_steps=100_000, candidates_per_layer=64,
 )  # fmt: skip
-ADAM = replace(NATURAL, optimizer="adam", lr=2e-3, epochs=15, batch_size=214, weight_decay=None, optimizer_options={})
+ADAM = replace(
+    NATURAL,
+    optimizer="adam",
+    lr=2e-3,
+    epochs=15,
+    batch_size=214,
+    weight_decay=None,
+    optimizer_options={},
+)
 PAPER = replace(
     NATURAL,
     epochs=200,
@@ -76,7 +84,10 @@ class Settings:
     looks: int = 60
 
 
-FULL = Settings(natural=PAPER, adam=replace(PAPER, optimizer="adam", lr=2e-3, weight_decay=None, optimizer_options={}))
+FULL = Settings(
+    natural=PAPER,
+    adam=replace(PAPER, optimizer="adam", lr=2e-3, weight_decay=None, optimizer_options={}),
+)
 """The paper's size: its batches, damping, decay, rounds and rule; the units are ReLU here too."""
 
 
@@ -92,7 +103,9 @@ class Rows:
     def of(cls, data: Data) -> Rows:
         """Build the rows of an image set."""
         parts = (data.train, data.validation, data.test)
-        train, validation, test = ((data.standard(part.pixels).flatten(1), part.labels) for part in parts)
+        train, validation, test = (
+            (data.standard(part.pixels).flatten(1), part.labels) for part in parts
+        )
         return cls(train, validation, test)
 
 
@@ -151,16 +164,22 @@ def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MLP(x.shape[1], recipe.hidden, 10, activation=recipe.activation, shortcut=recipe.shortcut).to(x.device)
+        model = MLP(
+            x.shape[1], recipe.hidden, 10, activation=recipe.activation, shortcut=recipe.shortcut
+        ).to(x.device)
     learner = TrainStep(model, recipe, "classification", samples=len(x))
     plan = recipe.plan(len(x))
     rounds = GrowthSchedule(recipe, plan.steps)
-    looks = {round(plan.steps * (number / settings.looks) ** 2) for number in range(settings.looks + 1)}
+    looks = {
+        round(plan.steps * (number / settings.looks) ** 2) for number in range(settings.looks + 1)
+    }
     course, sizes, step = Course(), recipe.hidden, 0
     course.look(0, judge(model, rows.validation)["accuracy"], sum(sizes))
     seconds = -time.perf_counter()
     for _ in range(plan.epochs):
-        for batch in torch.tensor_split(torch.randperm(len(x), generator=generator).to(y.device), plan.batches):
+        for batch in torch.tensor_split(
+            torch.randperm(len(x), generator=generator).to(y.device), plan.batches
+        ):
             learner.set_lr(recipe.lr_factor(step / plan.steps))
             learner.step(x[batch], y[batch])
             step += 1
@@ -172,7 +191,9 @@ def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
             course.look(step, before, sum(sizes))
             seconds -= time.perf_counter()
             if due:
-                probe = torch.randperm(len(x), generator=generator)[: recipe.max_scoring_samples].to(y.device)
+                probe = torch.randperm(len(x), generator=generator)[
+                    : recipe.max_scoring_samples
+                ].to(y.device)
                 events = learner.grow([(x[probe], y[probe])], due)
                 sizes = events[-1].architecture if events else sizes
                 after = judge(model, rows.validation)["accuracy"]
@@ -188,7 +209,12 @@ def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
 
 def _growth(event: GrowthEvent, step: int, accuracy_change: float) -> Record:
     loss_change = event.loss_after / event.loss_before - 1
-    kept = {"kind": event.kind, "place": event.place, "before": event.width_before, "after": event.width_after}
+    kept = {
+        "kind": event.kind,
+        "place": event.place,
+        "before": event.width_before,
+        "after": event.width_after,
+    }
     return {"step": step, **kept, "loss_change": loss_change, "accuracy_change": accuracy_change}
 
 
@@ -288,7 +314,9 @@ def figure(records: Sequence[Record], path: Path) -> None:
     panels[0, 0].set_ylabel("hidden units, all layers\n($\\blacktriangle$ a layer comes)")
     panels[0, 0].set_ylim(bottom=0)
     ticks = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
-    accuracy_axis(panels[1, 0], "validation accuracy\n($\\bullet$ right before and after a growth)", ticks)
+    accuracy_axis(
+        panels[1, 0], "validation accuracy\n($\\bullet$ right before and after a growth)", ticks
+    )
     canvas.savefig(path, dpi=160, format="png")
 
 
@@ -301,7 +329,14 @@ def _draw(upper: Axes, lower: Axes, record: Record, color: str, label: str | Non
     lower.plot(steps, accuracy, color=color, linewidth=1.1, alpha=0.8)
     at = dict(zip(steps, units, strict=True))  # after a round, where there are two looks
     layers = [growth["step"] for growth in course["growths"] if growth["kind"] == "insert"]
-    upper.plot(layers, [at[step] for step in layers], "^", color=color, markersize=6, markeredgecolor="white")
+    upper.plot(
+        layers,
+        [at[step] for step in layers],
+        "^",
+        color=color,
+        markersize=6,
+        markeredgecolor="white",
+    )
     grown = {growth["step"] for growth in course["growths"] if growth["kind"] != "prune"}
     dots = [(step, value) for step, value in zip(steps, accuracy, strict=True) if step in grown]
     if dots:

@@ -80,11 +80,18 @@ class Sample:
         """
         count = CLASSES * images
         if count > len(whole.train):
-            raise SennError(f"{count:,} images of {whole.name} are asked for, and there are {len(whole.train):,}")
+            raise SennError(
+                f"{count:,} images of {whole.name} are asked for, and there are {len(whole.train):,}"
+            )
         chosen = whole.train.take(np.random.default_rng(seed).permutation(len(whole.train))[:count])
-        train, test = ((torch.tensor(planes(part)), torch.tensor(part.labels)) for part in (chosen, whole.test))
+        train, test = (
+            (torch.tensor(planes(part)), torch.tensor(part.labels)) for part in (chosen, whole.test)
+        )
         standard = ChannelStats.of(train[0])
-        train, test = ((standard(pixels).flatten(1).to(device), labels.to(device)) for pixels, labels in (train, test))
+        train, test = (
+            (standard(pixels).flatten(1).to(device), labels.to(device))
+            for pixels, labels in (train, test)
+        )
         return cls(train, test)
 
 
@@ -142,7 +149,9 @@ def main(
             nets = (GROWN, *map(str, settings.fixed))
             records += [run(net, images, seed, sample, settings) for net in nets]
     grown = [record for record in records if record["net"] == GROWN]
-    correlation = rank_correlation(*([record[key] for record in grown] for key in ("images", "units")))
+    correlation = rank_correlation(
+        *([record[key] for record in grown] for key in ("images", "units"))
+    )
     lines = compare(records)
     command = f"senn reproduce mnist-sizes --seeds {seeds}" + " --full" * (settings == FULL)
     about = {key: getattr(settings.recipe, key) for key in ("epochs", "steps", "batch_size")}
@@ -185,8 +194,16 @@ def compare(records: Sequence[Record]) -> list[dict[str, Any]]:
     for images in sorted({record["images"] for record in records}):
         nets = accuracies(records, images)
         grown = nets.pop(GROWN)
-        units = [record["units"] for record in records if record["images"] == images and record["net"] == GROWN]
-        line: dict[str, Any] = {"images": images, "units": units, "accuracy": statistics.fmean(grown["test"])}
+        units = [
+            record["units"]
+            for record in records
+            if record["images"] == images and record["net"] == GROWN
+        ]
+        line: dict[str, Any] = {
+            "images": images,
+            "units": units,
+            "accuracy": statistics.fmean(grown["test"]),
+        }
         for part in ("validation", "test"):
             best = max(nets, key=lambda net: statistics.fmean(nets[net][part]))
             differences = [a - b for a, b in zip(grown["test"], nets[best]["test"], strict=True)]
@@ -194,7 +211,9 @@ def compare(records: Sequence[Record]) -> list[dict[str, Any]]:
                 "net": best,
                 "accuracy": statistics.fmean(nets[best]["test"]),
                 "difference": statistics.fmean(differences),
-                "error": statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0,
+                "error": statistics.stdev(differences) / len(differences) ** 0.5
+                if len(differences) > 1
+                else 0.0,
             }
         lines.append(line)
     return lines
@@ -214,27 +233,52 @@ def accuracies(records: Sequence[Record], images: int) -> dict[str, dict[str, li
     for record in records:
         if record["images"] == images:
             for part in ("validation", "test"):
-                nets.setdefault(record["net"], {}).setdefault(part, []).append(record[part]["accuracy"])
+                nets.setdefault(record["net"], {}).setdefault(part, []).append(
+                    record[part]["accuracy"]
+                )
     return nets
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """One line for each N."""
-    text = ["images a class  grown units      accuracy  best fixed by validation    best fixed by test"]
+    text = [
+        "images a class  grown units      accuracy  best fixed by validation    best fixed by test"
+    ]
     for line in lines:
         fixed = [
             f"{best['net']:>4} units {best['difference']:+.4f} ± {best['error']:.4f}"
             for best in (line["best by validation"], line["best by test"])
         ]
         units = ", ".join(map(str, line["units"]))
-        text.append(f"{line['images']:>14}  {units:<15} {line['accuracy']:>9.4f}  {'   '.join(fixed)}")
+        text.append(
+            f"{line['images']:>14}  {units:<15} {line['accuracy']:>9.4f}  {'   '.join(fixed)}"
+        )
     return "\n".join(text)
 
 
 # -- the figure
 
 
-TICKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985)
+TICKS = (
+    0.5,
+    0.6,
+    0.7,
+    0.75,
+    0.8,
+    0.82,
+    0.84,
+    0.86,
+    0.88,
+    0.9,
+    0.92,
+    0.94,
+    0.95,
+    0.96,
+    0.97,
+    0.975,
+    0.98,
+    0.985,
+)
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
@@ -262,13 +306,18 @@ def figure(records: Sequence[Record], path: Path) -> None:
 
 def _sizes(axes: Axes, grown: Sequence[Record]) -> None:
     images = sorted({record["images"] for record in grown})
-    means = [statistics.fmean(record["units"] for record in grown if record["images"] == n) for n in images]
+    means = [
+        statistics.fmean(record["units"] for record in grown if record["images"] == n)
+        for n in images
+    ]
     axes.plot(images, means, color=ORANGE, linewidth=2, label="mean")
     x, y = ([record[key] for record in grown] for key in ("images", "units"))
     axes.scatter(x, y, s=26, facecolor="white", edgecolor=ORANGE, zorder=3, label="one seed")
     axes.set_yscale("log")
     low, high = min(y) / 1.2, max(y) * 1.2
-    ticks = [tick for power in range(12) for tick in (2**power, 1.5 * 2**power) if low < tick < high]
+    ticks = [
+        tick for power in range(12) for tick in (2**power, 1.5 * 2**power) if low < tick < high
+    ]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
     axes.set_ylim(low, high)
@@ -278,12 +327,22 @@ def _sizes(axes: Axes, grown: Sequence[Record]) -> None:
 
 def _accuracies(axes: Axes, records: Sequence[Record]) -> None:
     images = sorted({record["images"] for record in records})
-    means = [{net: statistics.fmean(of["test"]) for net, of in accuracies(records, n).items()} for n in images]
+    means = [
+        {net: statistics.fmean(of["test"]) for net, of in accuracies(records, n).items()}
+        for n in images
+    ]
     fixed = [net for net in means[0] if net != GROWN]
     for number, net in enumerate(fixed):
         color = colormaps["Blues"](0.3 + 0.6 * number / max(len(fixed) - 1, 1))
         axes.plot(images, [mean[net] for mean in means], color=color, label=f"{net} units")
-    axes.plot(images, [mean[GROWN] for mean in means], color=ORANGE, linewidth=2.2, marker="o", label="grown")
+    axes.plot(
+        images,
+        [mean[GROWN] for mean in means],
+        color=ORANGE,
+        linewidth=2.2,
+        marker="o",
+        label="grown",
+    )
     accuracy_axis(axes, "test accuracy, mean", TICKS)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], frameon=False, loc="upper left")

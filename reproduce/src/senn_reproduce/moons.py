@@ -29,7 +29,9 @@ from senn_reproduce.results import Record, table, write_results
 
 NOISE, TRAIN, TEST = 0.3, 200, 500
 POLICY = PaperPolicy(tau=2.0, alpha=1e-2, layer_cost=1.5)
-CANDIDATE_CONFIG = CandidateConfig(identity_bases=16, residual_units=0, ascent_steps=30, activation="Rational")
+CANDIDATE_CONFIG = CandidateConfig(
+    identity_bases=16, residual_units=0, ascent_steps=30, activation="Rational"
+)
 WATCH = 5
 """Steps between two looks at the score, for the figure."""
 
@@ -137,7 +139,11 @@ def run(seed: int, settings: Settings, watch: int = 0) -> Run:
 
 
 def _grower(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: Settings, moves: tuple[str, ...], seed: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    settings: Settings,
+    moves: tuple[str, ...],
+    seed: int,
 ) -> Grower:
     return Grower(
         model, optimizer, F.cross_entropy, settings.policy, moves=moves, max_params=settings.max_params,
@@ -157,7 +163,10 @@ def _layer_score(watcher: Grower, x: Tensor, y: Tensor) -> float:
 @torch.no_grad()
 def _judge(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     outputs = model(x)
-    return {"accuracy": float((outputs.argmax(1) == y).float().mean()), "loss": float(F.cross_entropy(outputs, y))}
+    return {
+        "accuracy": float((outputs.argmax(1) == y).float().mean()),
+        "loss": float(F.cross_entropy(outputs, y)),
+    }
 
 
 def main(seeds: int, out: Path, settings: Settings | None = None) -> list[Record]:
@@ -196,7 +205,9 @@ def figure(shown: Run, settings: Settings, path: Path) -> None:
     FigureCanvasAgg(canvas)
     grid = canvas.add_gridspec(2, phases, height_ratios=[1, 1.15])
     for number, (_, model) in enumerate(shown.phases):
-        _boundary(canvas.add_subplot(grid[0, number]), model, shown.data, _title(model), _color(number))
+        _boundary(
+            canvas.add_subplot(grid[0, number]), model, shown.data, _title(model), _color(number)
+        )
     _scores(canvas.add_subplot(grid[1, :]), shown, settings)
     canvas.savefig(path, dpi=160, format="png")
 
@@ -211,7 +222,9 @@ def _color(phase: int) -> str:
 
 
 @torch.no_grad()
-def _boundary(axes: Axes, model: nn.Module, data: tuple[Tensor, Tensor], title: str, color: str) -> None:
+def _boundary(
+    axes: Axes, model: nn.Module, data: tuple[Tensor, Tensor], title: str, color: str
+) -> None:
     x, y = data
     low, high = x.min(0).values - 0.4, x.max(0).values + 0.4
     across, up = (torch.linspace(float(low[i]), float(high[i]), 160) for i in (0, 1))
@@ -232,10 +245,28 @@ def _scores(axes: Axes, shown: Run, settings: Settings) -> None:
     starts = [start for start, _ in shown.phases]
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], settings.steps], strict=True)):
         axes.axvspan(start, end, color=_color(number), alpha=0.16, linewidth=0)
-        name = ("no hidden layer", "one hidden layer")[number] if number < 2 else f"{number} hidden layers"
-        name = name if end - start > 0.13 * settings.steps else str(number)  # a narrow phase has no room for words
-        axes.text((start + end) / 2, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=9)
-    axes.plot(*zip(*shown.scores, strict=True), color="black", linewidth=1.5, label="best layer at the time")
+        name = (
+            ("no hidden layer", "one hidden layer")[number]
+            if number < 2
+            else f"{number} hidden layers"
+        )
+        name = (
+            name if end - start > 0.13 * settings.steps else str(number)
+        )  # a narrow phase has no room for words
+        axes.text(
+            (start + end) / 2,
+            1.02,
+            name,
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            fontsize=9,
+        )
+    axes.plot(
+        *zip(*shown.scores, strict=True),
+        color="black",
+        linewidth=1.5,
+        label="best layer at the time",
+    )
     axes.axhline(settings.policy.tau, color="#d62728", linewidth=2, label="a layer is added above")
     axes.set_yscale("log")
     axes.set_xlim(0, settings.steps)

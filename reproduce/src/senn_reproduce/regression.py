@@ -111,7 +111,12 @@ def run(seed: int, settings: Settings) -> Run:
         torch.manual_seed(seed)
         model = MLP(1, (1,), 1, activation="rational")
     optimizer = NaturalGradient(
-        model, loss=F.mse_loss, method="cg", adapt=True, damping=1e-2, weight_decay=settings.weight_decay
+        model,
+        loss=F.mse_loss,
+        method="cg",
+        adapt=True,
+        damping=1e-2,
+        weight_decay=settings.weight_decay,
     )
     grower = Grower(
         model, optimizer, F.mse_loss, settings.policy, moves=("width",), max_width=settings.max_width,
@@ -152,7 +157,9 @@ def _moment(step: int, model: MLP, grower: Grower, added: MLP | None = None) -> 
     """Return the network with the candidates of the last round, and those of them that it took."""
     (move,) = grower.candidate_set.widen.values()
     names = sorted(move.values)
-    weight, bias = (next(move.values[n] for n in names if n.endswith(end)) for end in (".weight", ".bias"))
+    weight, bias = (
+        next(move.values[n] for n in names if n.endswith(end)) for end in (".weight", ".bias")
+    )
     taken = torch.zeros(len(weight), dtype=torch.bool)
     if added is not None:
         first = added.body[0]
@@ -164,7 +171,11 @@ def _moment(step: int, model: MLP, grower: Grower, added: MLP | None = None) -> 
 
 def shown(moments: Sequence[Moment]) -> list[Moment]:
     """Pick what figure 2 shows: before and after the fourth neuron, before the fifth, and the end."""
-    before = [i for i, m in enumerate(moments) if bool(m.taken.any()) and m.units < 4 <= moments[i + 1].units]
+    before = [
+        i
+        for i, m in enumerate(moments)
+        if bool(m.taken.any()) and m.units < 4 <= moments[i + 1].units
+    ]
     chosen = range(before[0], min(before[0] + 3, len(moments) - 1)) if before else []
     return [*(moments[i] for i in chosen if moments[i].units <= 4), moments[-1]]
 
@@ -184,7 +195,9 @@ def main(seeds: int, out: Path, settings: Settings | None = None) -> list[Record
     runs = [run(seed, settings) for seed in range(seeds)]
     records = [each.record for each in runs]
     write_results(records, out / "results.json", f"senn reproduce regression --seeds {seeds}")
-    drawn = max(runs, key=lambda each: len(shown(each.moments)))  # the first whose fourth and fifth came apart
+    drawn = max(
+        runs, key=lambda each: len(shown(each.moments))
+    )  # the first whose fourth and fifth came apart
     figure(shown(drawn.moments), drawn.data, drawn.target, settings.policy.tau, out / "figure.png")
     print(table(records))
     return records

@@ -11,7 +11,9 @@ from typing import Any
 Record = dict[str, Any]
 
 
-def write_results(runs: Sequence[Record], path: Path, command: str, *, arms: bool = False, **more: Any) -> None:
+def write_results(
+    runs: Sequence[Record], path: Path, command: str, *, arms: bool = False, **more: Any
+) -> None:
     """Write all runs with mean, standard deviation and median of every figure of theirs as JSON.
 
     Args:
@@ -21,7 +23,9 @@ def write_results(runs: Sequence[Record], path: Path, command: str, *, arms: boo
         arms: whether the runs are of several `arm`s: means are then kept for each, under `arms`.
         more: what else there is to say.
     """
-    means = {"arms": {arm: _means(of) for arm, of in by_arm(runs).items()}} if arms else _means(runs)
+    means = (
+        {"arms": {arm: _means(of) for arm, of in by_arm(runs).items()}} if arms else _means(runs)
+    )
     document = {"command": command, "runs": list(runs), **means, **more}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
@@ -37,7 +41,9 @@ def by_arm(runs: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _means(runs: Sequence[Record]) -> dict[str, dict[str, float]]:
     """Mean, standard deviation and median of every figure."""
-    columns = {name: [figures(run)[name] for run in runs] for name in figures(runs[0]) if name != "seed"}
+    columns = {
+        name: [figures(run)[name] for run in runs] for name in figures(runs[0]) if name != "seed"
+    }
     spread: Callable[[list[float]], float] = statistics.stdev if len(runs) > 1 else lambda _: 0.0
     return {
         "mean": {name: statistics.fmean(values) for name, values in columns.items()},
@@ -50,7 +56,11 @@ def figures(run: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a record, those one level deep under `outer.inner`."""
     flat = {}
     for name, value in run.items():
-        inner = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+        inner = (
+            {f"{name}.{key}": v for key, v in value.items()}
+            if isinstance(value, Mapping)
+            else {name: value}
+        )
         flat.update({key: float(v) for key, v in inner.items() if isinstance(v, int | float)})
     return flat
 
@@ -61,9 +71,14 @@ def table(runs: Sequence[Record]) -> str:
     names = list(rows[0])
     mean = {name: statistics.fmean(row[name] for row in rows) for name in names}
     lines = ["  ".join(f"{name:>14}" for name in names) + "  hidden"]
-    lines += [_line(row, names) + f"  {'-'.join(map(str, run['hidden']))}" for row, run in zip(rows, runs, strict=True)]
+    lines += [
+        _line(row, names) + f"  {'-'.join(map(str, run['hidden']))}"
+        for row, run in zip(rows, runs, strict=True)
+    ]
     return "\n".join([*lines, _line({**mean, "seed": "mean"}, names)])
 
 
 def _line(row: Mapping[str, float | str], names: Sequence[str]) -> str:
-    return "  ".join(f"{row[n]:>14}" if isinstance(row[n], str) else f"{row[n]:>14.4g}" for n in names)
+    return "  ".join(
+        f"{row[n]:>14}" if isinstance(row[n], str) else f"{row[n]:>14.4g}" for n in names
+    )

@@ -111,7 +111,9 @@ class Trace:
 # -- nets
 
 
-def fresh(hidden: Sequence[Sequence[int]], classes: int, seed: int, device: torch.device) -> DenseConvNet:
+def fresh(
+    hidden: Sequence[Sequence[int]], classes: int, seed: int, device: torch.device
+) -> DenseConvNet:
     """Make a net for color images with random weights; the global random state is left alone.
 
     Args:
@@ -140,7 +142,9 @@ def transferred(model: DenseConvNet, classes: int) -> DenseConvNet:
     """
     model = copy.deepcopy(model)
     head = model.head.weight
-    model.head = nn.Linear(head.shape[1], classes, bias=False, device="meta").to_empty(device=head.device)
+    model.head = nn.Linear(head.shape[1], classes, bias=False, device="meta").to_empty(
+        device=head.device
+    )
     nn.init.zeros_(model.head.weight)
     return model
 
@@ -158,7 +162,9 @@ def size(model: nn.Module) -> int:
 # -- training and growth
 
 
-def fit(model: DenseConvNet, data: Data, epochs: int, seed: int, settings: Settings, grow: bool = False) -> Trace:
+def fit(
+    model: DenseConvNet, data: Data, epochs: int, seed: int, settings: Settings, grow: bool = False
+) -> Trace:
     """Train a net with AdamW and one cycle of the learning rate.
 
     Args:
@@ -172,7 +178,9 @@ def fit(model: DenseConvNet, data: Data, epochs: int, seed: int, settings: Setti
     Returns:
         Curves over the steps.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), settings.lr, weight_decay=settings.weight_decay
+    )
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * (len(data.train) // min(settings.batch_size, len(data.train)))
     growth = _Growth(model, optimizer, data, seed, steps, settings) if grow else None
@@ -249,7 +257,9 @@ class _Growth:
     def _looked_at(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Training images as they are."""
         train = self.data.train
-        rows = torch.randperm(len(train), generator=self.generator)[: self.settings.looked_at].to(train.labels.device)
+        rows = torch.randperm(len(train), generator=self.generator)[: self.settings.looked_at].to(
+            train.labels.device
+        )
         for some in torch.split(rows, 256):
             yield self.data.standard(train.pixels[some]), train.labels[some]
 
@@ -275,40 +285,71 @@ def run(
     """
     first = fresh(settings.hidden, source.classes, seed, device)
     pretraining = fit(first, source, settings.source_epochs, seed, settings)
-    print(f"seed {seed}, {SOURCE}: {size(first):,} parameters, {pretraining.seconds:.0f} s", flush=True)
+    print(
+        f"seed {seed}, {SOURCE}: {size(first):,} parameters, {pretraining.seconds:.0f} s",
+        flush=True,
+    )
     nets = {"source": first}
     traces: dict[str, Trace] = {}
     for arm in ARMS:
-        if arm == "scratch":  # a seed of its own: its weights are not the pre-trained net's first ones
+        if (
+            arm == "scratch"
+        ):  # a seed of its own: its weights are not the pre-trained net's first ones
             net = fresh(nets["grown"].hidden, target.classes, seed + 1_000_000, device)
         else:
             net = transferred(first, target.classes)
         traces[arm] = fit(net, target, settings.target_epochs, seed, settings, grow=arm == "grown")
         nets[arm] = net
         found = f"validation accuracy {traces[arm].accuracy[-1]:.4f}"
-        print(f"seed {seed}, {arm}: {size(net):,} parameters, {found}, {traces[arm].seconds:.0f} s", flush=True)
-    record = _record(seed, _setting(settings, source, target), source, target, nets, {"source": pretraining, **traces})
+        print(
+            f"seed {seed}, {arm}: {size(net):,} parameters, {found}, {traces[arm].seconds:.0f} s",
+            flush=True,
+        )
+    record = _record(
+        seed,
+        _setting(settings, source, target),
+        source,
+        target,
+        nets,
+        {"source": pretraining, **traces},
+    )
     return record, nets
 
 
 def _record(
-    seed: int, setting: str, source: Data, target: Data, nets: dict[str, DenseConvNet], traces: dict[str, Trace]
+    seed: int,
+    setting: str,
+    source: Data,
+    target: Data,
+    nets: dict[str, DenseConvNet],
+    traces: dict[str, Trace],
 ) -> Record:
     record: Record = {"seed": seed, "setting": setting}
     for name in ("test", "train", "validation"):
         part = getattr(target, name)
-        record[name] = {arm: accuracy_and_loss(nets[arm], part, target.standard)["accuracy"] for arm in ARMS}
+        record[name] = {
+            arm: accuracy_and_loss(nets[arm], part, target.standard)["accuracy"] for arm in ARMS
+        }
     grown = traces["grown"]
-    record["gain"] = {f"over {arm}": record["test"]["grown"] - record["test"][arm] for arm in ("fixed", "scratch")}
+    record["gain"] = {
+        f"over {arm}": record["test"]["grown"] - record["test"][arm] for arm in ("fixed", "scratch")
+    }
     record["parameters"] = {arm: size(nets[arm]) for arm in ARMS}
     record["seconds"] = {name: trace.seconds for name, trace in traces.items()}
-    record["growth"] = {"loss change": grown.change, "seconds": grown.considering, "events": grown.events}
-    record["source"] = {"test": accuracy_and_loss(nets["source"], source.test, source.standard)["accuracy"]}
+    record["growth"] = {
+        "loss change": grown.change,
+        "seconds": grown.considering,
+        "events": grown.events,
+    }
+    record["source"] = {
+        "test": accuracy_and_loss(nets["source"], source.test, source.standard)["accuracy"]
+    }
     record["hidden"] = widths(nets["grown"])
     record["widths"] = grown.widths
     record["blocks"] = [len(block) for block in nets["source"].hidden]
     record["curves"] = {
-        name: [list(point) for point in zip(t.steps, t.accuracy, strict=True)] for name, t in traces.items()
+        name: [list(point) for point in zip(t.steps, t.accuracy, strict=True)]
+        for name, t in traces.items()
     }
     return record
 
@@ -324,7 +365,12 @@ def _setting(settings: Settings, source: Data, target: Data) -> str:
 
 
 def main(
-    seeds: int, out: Path, settings: Settings | None = None, *, data_dir: Path | None = None, device: str | None = None
+    seeds: int,
+    out: Path,
+    settings: Settings | None = None,
+    *,
+    data_dir: Path | None = None,
+    device: str | None = None,
 ) -> list[Record]:
     """Run the experiment with several seeds; write `results.json` and `figure.png`, print a table.
 
@@ -359,10 +405,20 @@ def summary(records: Sequence[Record]) -> str:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         return f"{f'{statistics.fmean(values):{form}} ± {spread:{form}}':>20}"
 
-    columns: dict[str, Any] = {"test": ".4f", "train": ".4f", "parameters": ",.0f", "seconds": ",.0f"}
+    columns: dict[str, Any] = {
+        "test": ".4f",
+        "train": ".4f",
+        "parameters": ",.0f",
+        "seconds": ",.0f",
+    }
     lines = [" " * 8 + "".join(f"{name:>20}" for name in columns)]
-    lines += [f"{arm:8}" + "".join(cells(name, arm, form) for name, form in columns.items()) for arm in ARMS]
+    lines += [
+        f"{arm:8}" + "".join(cells(name, arm, form) for name, form in columns.items())
+        for arm in ARMS
+    ]
     for arm in ("fixed", "scratch"):
         gains = [record["gain"][f"over {arm}"] for record in records]
-        lines.append(f"grown over {arm}: {statistics.fmean(gains):+.4f} ({', '.join(f'{g:+.4f}' for g in gains)})")
+        lines.append(
+            f"grown over {arm}: {statistics.fmean(gains):+.4f} ({', '.join(f'{g:+.4f}' for g in gains)})"
+        )
     return "\n".join(lines)

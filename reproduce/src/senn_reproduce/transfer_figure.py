@@ -60,7 +60,9 @@ def _curve(axes: Axes, records: Records, name: str, **style: Any) -> tuple[Any, 
     """Mean over the seeds, shaded from the smallest to the largest; its points."""
     steps = [step for step, _ in records[0]["curves"][name]]
     values = 100 * np.array([[value for _, value in record["curves"][name]] for record in records])
-    axes.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.16, linewidth=0)
+    axes.fill_between(
+        steps, values.min(0), values.max(0), color=style["color"], alpha=0.16, linewidth=0
+    )
     axes.plot(steps, values.mean(0), linewidth=1.9, **style)
     return steps, values.mean(0)
 
@@ -102,7 +104,11 @@ def _rounds(record: Mapping[str, Any]) -> Iterator[int]:
 def _widths(axes: Axes, records: Records) -> None:
     depths = len(records[0]["hidden"])
     shades = colormaps["viridis"](np.linspace(0, 0.82, depths))
-    names = [f"block {b + 1}, layer {k + 1}" for b, count in enumerate(records[0]["blocks"]) for k in range(count)]
+    names = [
+        f"block {b + 1}, layer {k + 1}"
+        for b, count in enumerate(records[0]["blocks"])
+        for k in range(count)
+    ]
     steps = sorted({step for record in records for step, _ in record["widths"]})
     ends = []
     for layer, shade in enumerate(shades):

@@ -111,7 +111,9 @@ class GainObjective:
         widening = plan(model, moves, graph)
         self._inputs, self._columns = inputs, _candidate_columns(widening, moves, graph)
         scored = {group for columns in self._columns.values() for group in columns}
-        self.start: Values = {move.group: dict(move.values) for move in moves if move.group in scored}
+        self.start: Values = {
+            move.group: dict(move.values) for move in moves if move.group in scored
+        }
         self._trial = copy.deepcopy(model)
         self._undo_log = apply_moves(self._trial, moves, graph)
         self._indices = {
@@ -120,14 +122,27 @@ class GainObjective:
             for name, value in values.items()
         }
         producers = {
-            dim.map for group in graph.groups for dim in group.dims_of("producer") if dim.map in graph.scored_maps
+            dim.map
+            for group in graph.groups
+            for dim in group.dims_of("producer")
+            if dim.map in graph.scored_maps
         }
         # What producers read doesn't depend on the candidates, whose outgoing weights are zero: recorded once.
-        with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, sorted(producers)) as calls:
+        with (
+            torch.no_grad(),
+            preserve_model_state(model),
+            record_linear_calls(model, sorted(producers)) as calls,
+        ):
             forward(model, inputs)
-        self._x = {name: call.x.detach().reshape(-1, call.x.shape[-1]) for name, (call,) in calls.items()}
-        statistics = capture(model, [*self._columns], inputs, targets, metric, generator=generator, weights=weights)
-        self._targets = {name: _residual_target(rows, weights) for name, rows in statistics.rows.items()}
+        self._x = {
+            name: call.x.detach().reshape(-1, call.x.shape[-1]) for name, (call,) in calls.items()
+        }
+        statistics = capture(
+            model, [*self._columns], inputs, targets, metric, generator=generator, weights=weights
+        )
+        self._targets = {
+            name: _residual_target(rows, weights) for name, rows in statistics.rows.items()
+        }
 
     def value_and_grad(self, values: Values) -> tuple[dict[str, Tensor], Values]:
         """Compute D' and the gradient of log D'.
@@ -150,13 +165,18 @@ class GainObjective:
             flat = [leaf for tensors in leaves.values() for leaf in tensors.values()]
             grads = iter(torch.autograd.grad(total, flat, materialize_grads=True))
         # A unit that is off on all rows has no direction (0 / 0): it stays where it is.
-        slopes = {group: {name: torch.nan_to_num(next(grads)) for name in tensors} for group, tensors in leaves.items()}
+        slopes = {
+            group: {name: torch.nan_to_num(next(grads)) for name in tensors}
+            for group, tensors in leaves.items()
+        }
         return {group: gains.detach() for group, gains in score.items()}, slopes
 
     def spreads(self, values: Values) -> dict[str, Tensor]:
         """Return the standard deviation of each unit's pre-activation over the samples, by producer: (units,)."""
         return {
-            module: (self._x[module].to(weight) @ weight.mT).std(0, correction=0).clamp_min(MIN_SPREAD)
+            module: (self._x[module].to(weight) @ weight.mT)
+            .std(0, correction=0)
+            .clamp_min(MIN_SPREAD)
             for module, weight in _linear_weights(values).items()
         }
 
@@ -210,7 +230,9 @@ class GainObjective:
         return score
 
 
-def optimize_candidates(objective: GainObjective, candidates: CandidateSet, config: CandidateConfig) -> CandidateSet:
+def optimize_candidates(
+    objective: GainObjective, candidates: CandidateSet, config: CandidateConfig
+) -> CandidateSet:
     """Move candidate units uphill by `config.ascent_steps` steps.
 
     Args:
@@ -226,9 +248,13 @@ def optimize_candidates(objective: GainObjective, candidates: CandidateSet, conf
         return candidates
     spreads = objective.spreads(current)
     best, slopes = objective.value_and_grad(current)
-    rates = {group: torch.full_like(score, config.ascent_step_size) for group, score in best.items()}
+    rates = {
+        group: torch.full_like(score, config.ascent_step_size) for group, score in best.items()
+    }
     for _ in range(config.ascent_steps):
-        stepped = {group: _step(values, slopes[group], rates[group]) for group, values in current.items()}
+        stepped = {
+            group: _step(values, slopes[group], rates[group]) for group, values in current.items()
+        }
         proposed = objective.confine(stepped, spreads)
         score, new_slopes = objective.value_and_grad(proposed)
         higher = {group: score[group] > best[group] for group in best}
@@ -236,17 +262,30 @@ def optimize_candidates(objective: GainObjective, candidates: CandidateSet, conf
         # Longer while it rises, halved where it doesn't: each unit finds its own length, without a line search.
         rates = {group: rates[group] * torch.where(higher[group], 1.5, 0.5) for group in rates}
         current, slopes = _select(higher, proposed, current), _select(higher, new_slopes, slopes)
-    widen = {group: replace(move, values=current.get(group, move.values)) for group, move in candidates.widen.items()}
+    widen = {
+        group: replace(move, values=current.get(group, move.values))
+        for group, move in candidates.widen.items()
+    }
     return replace(candidates, widen=widen)
 
 
-def _step(values: Mapping[str, Tensor], slopes: Mapping[str, Tensor], rate: Tensor) -> dict[str, Tensor]:
+def _step(
+    values: Mapping[str, Tensor], slopes: Mapping[str, Tensor], rate: Tensor
+) -> dict[str, Tensor]:
     """Move each unit's parameters in each module along their slope, by `rate` (units,) times their own norm."""
     result = {}
     for module in dict.fromkeys(name.rpartition(".")[0] for name in values):
         names = [name for name in values if name.rpartition(".")[0] == module]
-        length = torch.cat([values[name].reshape(len(rate), -1) for name in names], 1).double().norm(dim=1)
-        slope = torch.cat([slopes[name].reshape(len(rate), -1) for name in names], 1).double().norm(dim=1)
+        length = (
+            torch.cat([values[name].reshape(len(rate), -1) for name in names], 1)
+            .double()
+            .norm(dim=1)
+        )
+        slope = (
+            torch.cat([slopes[name].reshape(len(rate), -1) for name in names], 1)
+            .double()
+            .norm(dim=1)
+        )
         step = torch.where(slope > 0, rate * length / slope.clamp_min(1e-300), 0.0)
         for name in names:
             result[name] = values[name] + _per_unit(step, slopes[name]) * slopes[name]
@@ -289,7 +328,11 @@ def _new_indices(widening: SurgeryPlan, name: str, value: Tensor) -> tuple[Tenso
         if dim in widening.layouts[name]:
             # Old entries come first in `order`, then those of each move: its inverse says where they end up.
             index = widening.layouts[name][dim].order.argsort()
-            index = index[entry.offset : entry.offset + entry.count] if dim == entry.dim else index[:size]
+            index = (
+                index[entry.offset : entry.offset + entry.count]
+                if dim == entry.dim
+                else index[:size]
+            )
         indices.append(index.view(-1, *[1] * (value.dim() - dim - 1)))
     return tuple(indices)
 

@@ -15,8 +15,20 @@ from torch import Tensor, nn
 
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import LayerActivations
-from senn.candidates.new_layers import ConvolutionalLayer, IdentityLayer, ResidualLayer, fresh_activation
-from senn.graph import ChannelGroup, CoupledDim, InsertionPoint, LinearMap, get_tensor, weight_matrix
+from senn.candidates.new_layers import (
+    ConvolutionalLayer,
+    IdentityLayer,
+    ResidualLayer,
+    fresh_activation,
+)
+from senn.graph import (
+    ChannelGroup,
+    CoupledDim,
+    InsertionPoint,
+    LinearMap,
+    get_tensor,
+    weight_matrix,
+)
 from senn.nn import Rational
 from senn.surgery import Widen, parameters_per_unit
 
@@ -61,21 +73,27 @@ def sample_directions(
     n_following = round(data_direction_fraction * count)
     if n_following and rows > 1:
         # Normal mixtures of centered samples have the covariance of the inputs, up to a factor.
-        mixture = torch.randn(n_following, rows, generator=generator, dtype=x.dtype) @ (x - x.mean(0))
+        mixture = torch.randn(n_following, rows, generator=generator, dtype=x.dtype) @ (
+            x - x.mean(0)
+        )
         is_usable = mixture.norm(dim=1, keepdim=True) > 0
         weight[:n_following] = torch.where(is_usable, mixture, weight[:n_following])
     weight /= weight.norm(dim=1, keepdim=True).clamp_min(1e-12)
     n_copies = round(copy_fraction * count) if existing is not None and len(existing) else 0
     if n_copies:
         assert existing is not None
-        originals = existing[torch.randint(len(existing), (n_copies,), generator=generator)].to(x.dtype)
+        originals = existing[torch.randint(len(existing), (n_copies,), generator=generator)].to(
+            x.dtype
+        )
         originals = originals / originals.norm(dim=1, keepdim=True).clamp_min(1e-12)
         # A perturbation of half a unit's length turns it by about 27 degrees: a copy without one would gain nothing.
         weight[-n_copies:] = originals + 0.5 * weight[-n_copies:]
     return weight
 
 
-def match_scale(x: Tensor, weight: Tensor, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def match_scale(
+    x: Tensor, weight: Tensor, spread: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Scale weights, and sample biases, so that pre-activations have a given standard deviation.
 
     Args:
@@ -119,7 +137,9 @@ def sample_units(
     count = _number_of_units(model, group, config)
     values: dict[str, Tensor] = {}
     for producer in group.dims_of("producer"):
-        values[producer.name] = _like_existing(get_tensor(model, producer.name).detach(), producer, count, generator)
+        values[producer.name] = _like_existing(
+            get_tensor(model, producer.name).detach(), producer, count, generator
+        )
     for producer in group.dims_of("producer"):
         one = maps.get(producer.map)
         if one is None or one.name not in activations:
@@ -139,7 +159,9 @@ def sample_units(
         # Where the existing outputs hardly vary (a fresh layer of zeros), their scale says nothing.
         weight, bias = match_scale(x, weight, spread if spread > 1e-3 else 1.0, generator)
         stored = get_tensor(model, one.weight).movedim((one.out_dim, one.in_dim), (0, 1))
-        values[producer.name] = weight.view(-1, *stored.shape[1:]).movedim((0, 1), (one.out_dim, one.in_dim))
+        values[producer.name] = weight.view(-1, *stored.shape[1:]).movedim(
+            (0, 1), (one.out_dim, one.in_dim)
+        )
         if one.bias in values:
             values[one.bias] = bias
     for dim in group.dims_of("elementwise"):
@@ -210,7 +232,9 @@ def sample_conv_layer(
     )
 
 
-def _residual_units(x: Tensor, config: CandidateConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _residual_units(
+    x: Tensor, config: CandidateConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Sample weights (units, d) and biases (units,) whose pre-activations over x have standard deviation 1."""
     weight = sample_directions(x, config.residual_units, config.data_direction_fraction, generator)
     return match_scale(x, weight, 1.0, generator)
@@ -238,4 +262,9 @@ def sample_identity_layer(
     scale = scale.clamp(min=0.1 * median, max=10 * median)
     center = 0.5 * torch.randn(size, generator=generator, dtype=torch.float64)
     shift = (center - u.mean(0) * scale).float() if biased else torch.zeros(size)
-    return IdentityLayer(insertion_point=point, weight=(basis * scale[:, None]).float(), bias=shift, rational=rational)
+    return IdentityLayer(
+        insertion_point=point,
+        weight=(basis * scale[:, None]).float(),
+        bias=shift,
+        rational=rational,
+    )

@@ -136,7 +136,9 @@ class IdentityLayer:
         # In float64: the map's weight becomes W B^-1, and a rounded inverse would change the function.
         inverse = torch.linalg.inv(self.weight.double())
         shift = -inverse @ self.bias.double() if self.bias.any() else None
-        return Insert(self.insertion_point.module, nn.Sequential(linear, activation), inverse, shift)
+        return Insert(
+            self.insertion_point.module, nn.Sequential(linear, activation), inverse, shift
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

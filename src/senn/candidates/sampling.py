@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from senn import pytree
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet, LayerActivations
-from senn.candidates.initialization import sample_conv_layer, sample_identity_layer, sample_residual_layer, sample_units
+from senn.candidates.initialization import (
+    sample_conv_layer,
+    sample_identity_layer,
+    sample_residual_layer,
+    sample_units,
+)
 from senn.candidates.new_layers import Layer, same_size_kernel
 from senn.errors import DivergenceError
 from senn.graph import DependencyGraph, InsertionPoint, LinearMap, ResidualBlock
@@ -111,7 +116,11 @@ def sample_candidates(
         DivergenceError: the outputs are not finite.
     """
     count = _number_of_samples(readings)
-    with torch.no_grad(), preserve_model_state(model), record_linear_calls(model, [*maps], outputs=True) as calls:
+    with (
+        torch.no_grad(),
+        preserve_model_state(model),
+        record_linear_calls(model, [*maps], outputs=True) as calls,
+    ):
         outputs = forward(model, pytree.index_batch(inputs, slice(0, count), len(targets)), output)
     if not torch.isfinite(outputs).all():
         raise DivergenceError(
@@ -124,7 +133,10 @@ def sample_candidates(
         graph=graph,
         maps=maps,
         calls=calls,
-        activations={name: _activations(calls[name][0], layout_of(readings, name, 0), len(outputs)) for name in plain},
+        activations={
+            name: _activations(calls[name][0], layout_of(readings, name, 0), len(outputs))
+            for name in plain
+        },
         loss=loss / metric.loss_per_nat(loss, outputs),
         config=config,
         min_gain=min_gain,
@@ -189,7 +201,9 @@ def _sample_before_linear(context: SamplingContext, point: InsertionPoint) -> li
     if context.is_worthwhile(point.features * (point.features + 1)):
         biased = context.maps[point.module].bias is not None
         for _ in range(config.identity_bases):
-            layers.append(sample_identity_layer(point, x, generator, biased=biased, rational=rational))
+            layers.append(
+                sample_identity_layer(point, x, generator, biased=biased, rational=rational)
+            )
     return layers
 
 
@@ -215,7 +229,9 @@ def _block_copies(context: SamplingContext) -> dict[str, Append]:
             continue
         parameters = sum(p.numel() for p in module.parameters())
         if context.is_worthwhile(parameters) and is_scorable(context.model, block, context.maps):
-            found[block.module] = Append(block.module, function_preserving_copy(context.model, block))
+            found[block.module] = Append(
+                block.module, function_preserving_copy(context.model, block)
+            )
     return found
 
 
@@ -230,7 +246,9 @@ def is_scorable(model: nn.Module, block: ResidualBlock, maps: Container[str]) ->
     paths = {name.rpartition(".")[0] for name in block.output_params}
     weights = {name.rpartition(".")[0] for name in block.output_params if name.endswith(".weight")}
     # A silenced bias of its own, without a weight in the same module, has no columns to be scored by.
-    return paths == weights and all(path in maps or _is_batch_norm(model.get_submodule(path)) for path in paths)
+    return paths == weights and all(
+        path in maps or _is_batch_norm(model.get_submodule(path)) for path in paths
+    )
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
@@ -239,7 +257,9 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 def _open_insertion_points(context: SamplingContext) -> list[InsertionPoint]:
     """Return insertion points outside `Residual` branches, where a layer does no more than the branch's width."""
-    branches = tuple(f"{name}." for name, module in context.model.named_modules() if isinstance(module, Residual))
+    branches = tuple(
+        f"{name}." for name, module in context.model.named_modules() if isinstance(module, Residual)
+    )
     points = [point for point in context.graph.insertion_points if point.module in context.maps]
     return [point for point in points if not point.module.startswith(branches)]
 

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from senn import _deprecated
 from senn.checkpoint.model_files import DESCRIPTION, WEIGHTS
-from senn.checkpoint.module_shapes import ModuleSnapshot, describe_shapes, resize_like, tensor_shapes
+from senn.checkpoint.module_shapes import (
+    ModuleSnapshot,
+    describe_shapes,
+    resize_like,
+    tensor_shapes,
+)
 from senn.checkpoint.optimizer_names import optimizer_param_names, rebind_optimizer
 from senn.checkpoint.save_and_load import load, load_extra, save
 

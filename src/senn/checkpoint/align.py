@@ -81,5 +81,7 @@ def without_shared(node: Node, path: str) -> list[tuple[str, Node]]:
     """
     children = [(name, child) for name, child in node.children.items() if isinstance(child, Node)]
     if len(children) < len(node.children):
-        raise SennError(f"{path or 'the model'} shares some of its parts, so that none can be added")
+        raise SennError(
+            f"{path or 'the model'} shares some of its parts, so that none can be added"
+        )
     return children

@@ -36,7 +36,9 @@ _POOL = "kernel_size stride padding ceil_mode count_include_pad"
 _RUNNING = "num_features eps momentum affine track_running_stats bias"
 _RECURRENT = "input_size hidden_size num_layers bias batch_first dropout bidirectional"
 _WORDS = "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq sparse"
-_LAYER = "d_model nhead dim_feedforward dropout activation layer_norm_eps batch_first norm_first bias"
+_LAYER = (
+    "d_model nhead dim_feedforward dropout activation layer_norm_eps batch_first norm_first bias"
+)
 _ATTENTION = "embed_dim num_heads dropout bias add_bias_kv add_zero_attn kdim vdim batch_first"
 
 CONSTRUCTORS: dict[Class, Arguments] = {
@@ -62,7 +64,10 @@ CONSTRUCTORS: dict[Class, Arguments] = {
     **_each("TransformerEncoderLayer TransformerDecoderLayer", _LAYER),
     **_each("TransformerEncoder", "encoder_layer num_layers norm enable_nested_tensor mask_check"),
     **_each("TransformerDecoder", "decoder_layer num_layers norm"),
-    **_each("Transformer", f"{_LAYER} num_encoder_layers num_decoder_layers custom_encoder custom_decoder"),
+    **_each(
+        "Transformer",
+        f"{_LAYER} num_encoder_layers num_decoder_layers custom_encoder custom_decoder",
+    ),
     **_dims("MaxPool", "kernel_size stride padding dilation return_indices ceil_mode"),
     **_dims("AvgPool", _POOL, "1"),
     **_dims("AvgPool", f"{_POOL} divisor_override", "23"),
@@ -176,7 +181,9 @@ _READERS: dict[Class, dict[str, _Reader]] = {
     },
     # It keeps `p` under another name.
     nn.PairwiseDistance: {"p": lambda layer: layer.norm},
-    nn.AdaptiveLogSoftmaxWithLoss: {"cutoffs": lambda layer: layer.cutoffs[:-1]},  # it appends the number of classes
+    nn.AdaptiveLogSoftmaxWithLoss: {
+        "cutoffs": lambda layer: layer.cutoffs[:-1]
+    },  # it appends the number of classes
 }
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -185,7 +192,9 @@ CONTAINERS: dict[Class, _Maker] = {
     nn.Sequential: lambda parts, shapes: nn.Sequential(),
     nn.ModuleList: lambda parts, shapes: nn.ModuleList(),
     nn.ModuleDict: lambda parts, shapes: nn.ModuleDict(),
-    nn.ParameterList: lambda parts, shapes: nn.ParameterList(torch.empty(shape) for shape in shapes.values()),
+    nn.ParameterList: lambda parts, shapes: nn.ParameterList(
+        torch.empty(shape) for shape in shapes.values()
+    ),
     nn.ParameterDict: lambda parts, shapes: nn.ParameterDict(
         [(key, torch.empty(shape)) for key, shape in shapes.items()]
     ),
@@ -234,7 +243,9 @@ def is_named(module: nn.Module, name: str, *, bare: bool) -> bool:
         bare: True for descriptions of format version 1, which gave bare names to many classes.
     """
     cls = type(module)
-    return name == class_name(module) or ((bare or cls in _UNNAMED_BEFORE) and name == cls.__qualname__)
+    return name == class_name(module) or (
+        (bare or cls in _UNNAMED_BEFORE) and name == cls.__qualname__
+    )
 
 
 def constructor_arguments(module: nn.Module) -> dict[str, Any]:
@@ -256,7 +267,9 @@ def constructor_arguments(module: nn.Module) -> dict[str, Any]:
         try:
             found[name] = _argument(module, name)
         except (AttributeError, KeyError, TypeError, IndexError) as error:
-            raise UnsupportedError(f"a {cls.__name__} that doesn't keep its {name!r} can't be constructed") from error
+            raise UnsupportedError(
+                f"a {cls.__name__} that doesn't keep its {name!r} can't be constructed"
+            ) from error
     return {name: value for name, value in found.items() if name != "bias" or value is not None}
 
 

@@ -30,14 +30,18 @@ def describe(model: nn.Module, *, numbers: bool = True) -> tuple[dict[str, Any],
         SennError: a tensor holds NaN, or a parameter holds infinity.
         UnsupportedError: the model keeps state that isn't plain tensors.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
+    lists = [
+        module for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)
+    ]
     lengths = {len(module) for module in lists}
     describer = _ModelDescriber(lengths=lengths, numbers=numbers)
     root = describer.describe_module(model, "")
     return {
         "model": root,
         "tied": describer.tied,
-        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "frozen": [
+            name for name, parameter in model.named_parameters() if not parameter.requires_grad
+        ],
         "transient": describer.transient,
     }, describer.tensors
 
@@ -68,7 +72,9 @@ class _ModelDescriber:
         """Describe a module and all inside it."""
         # Extra state can be anything, a pickle for one: safetensors can't hold it, and nothing may get lost silently.
         if type(module).get_extra_state is not nn.Module.get_extra_state:
-            raise UnsupportedError(f"{join(path, '_extra_state')!r} is no plain tensor and can't be saved")
+            raise UnsupportedError(
+                f"{join(path, '_extra_state')!r} is no plain tensor and can't be saved"
+            )
         self.paths[id(module)] = path
         shapes: dict[str, list[int]] = {}
         for name, tensor in own_tensors(module).items():
@@ -154,7 +160,9 @@ class _ModelDescriber:
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if not is_plain(tensor):
-        raise UnsupportedError(f"{name!r} is no plain tensor but a {type(tensor).__name__} and can't be saved")
+        raise UnsupportedError(
+            f"{name!r} is no plain tensor but a {type(tensor).__name__} and can't be saved"
+        )
     if tensor.is_meta:
         raise UnsupportedError(f"{name!r} is on the meta device: it has no numbers to save")
     # A buffer may well hold infinities (an attention mask); a parameter that does is broken.

@@ -101,11 +101,15 @@ def fill_places(
             continue
         if first_names.setdefault(id(place.old), first) != first:
             other = first_names[id(place.old)]
-            raise SennError(f"{place.name!r} and {other!r} are one tensor in the given model, two in the saved one")
+            raise SennError(
+                f"{place.name!r} and {other!r} are one tensor in the given model, two in the saved one"
+            )
         if first not in made:
             made[first] = successor(place, tensors[first], place.name in description.frozen)
         elif isinstance(made[first], nn.Parameter) != isinstance(place.old, nn.Parameter):
-            raise SennError(f"{place.name!r} and {first!r} are one tensor in the saved model, but of two kinds here")
+            raise SennError(
+                f"{place.name!r} and {first!r} are one tensor in the saved model, but of two kinds here"
+            )
         slots.append((place.holder, place.key, made[first]))
     return slots
 
@@ -135,7 +139,9 @@ def successor(place: TensorPlace, stored: Tensor, frozen: bool) -> Tensor:
     """
     old = place.old
     if not is_plain(old):
-        raise UnsupportedError(f"{place.name!r} is a {type(old).__name__}, whose numbers can't be read back")
+        raise UnsupportedError(
+            f"{place.name!r} is a {type(old).__name__}, whose numbers can't be read back"
+        )
     _check_kind(place, stored)
     try:
         new = stored.to(place.device)

@@ -33,7 +33,9 @@ class ModuleMatcher:
         tensors = [] if given is None else [*given.parameters(), *given.buffers()]
         self._own_ids = {id(tensor) for tensor in tensors}
         # Where inserted layers go; a model on the meta device has no device that would do.
-        self._device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
+        self._device = next(
+            (tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu")
+        )
 
     def is_same_class(self, node: Node, module: nn.Module) -> bool:
         """Return True if a node describes a module of this class.
@@ -73,12 +75,16 @@ class ModuleMatcher:
         if not self.is_same_class(node, module):
             raise SennError(f"{place} is a {class_name(module)}, but a {node.cls} was saved")
         self.plan.found.append((path, module))
-        transient = {name for name in node.tensors if join(path, name) in self.description.transient}
+        transient = {
+            name for name in node.tensors if join(path, name) in self.description.transient
+        }
         own = own_tensors(module)
         state = set(own) - module._non_persistent_buffers_set
         differing = sorted(state ^ (set(node.tensors) - transient))
         if differing:
-            raise SennError(f"{place} and the saved model don't both have a tensor {differing[0]!r}")
+            raise SennError(
+                f"{place} and the saved model don't both have a tensor {differing[0]!r}"
+            )
         for name, old in own.items():
             # A fresh model may lack a transient buffer: its owner's code often makes it in the first forward.
             if name in state or name in transient:
@@ -96,7 +102,9 @@ class ModuleMatcher:
         if old.dim() != len(shape):
             place = path or "the model"
             dims = old.dim()
-            raise SennError(f"{place}: tensor {name!r} has {dims} dimensions, saved were {list(shape)}")
+            raise SennError(
+                f"{place}: tensor {name!r} has {dims} dimensions, saved were {list(shape)}"
+            )
         is_parameter = name in module._parameters
         self.plan.places.append(
             TensorPlace(

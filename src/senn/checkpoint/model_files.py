@@ -55,7 +55,9 @@ def write(folder: Path, tensors: dict[str, Tensor], description: Mapping[str, An
             for name, content in ((WEIGHTS, data), (DESCRIPTION, text)):
                 renames.enter_context(atomic_files.atomic_write(folder / name, content))
     except OSError as error:
-        raise SennError(f"the model can't be written to {str(folder)!r}: {error.strerror or error}") from error
+        raise SennError(
+            f"the model can't be written to {str(folder)!r}: {error.strerror or error}"
+        ) from error
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -90,7 +92,9 @@ def read_weights(folder: Path, sha256: object, entries: int) -> dict[str, Tensor
     most = _MOST_HEADER_BYTES + _MOST_BYTES_PER_ENTRY * entries
     path, data = folder / WEIGHTS, _read(folder, WEIGHTS, most)
     if atomic_files.bytes_digest(data) != sha256:
-        raise SennError(f"{str(path)!r} is damaged: it isn't the file that was saved with {DESCRIPTION}")
+        raise SennError(
+            f"{str(path)!r} is damaged: it isn't the file that was saved with {DESCRIPTION}"
+        )
     tensors = parse_tensors(data, path)
     for name, tensor in tensors.items():
         if has_nan(tensor):

@@ -50,7 +50,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     with reading_state("this isn't the state of a model"):
         version, described, tensors = state["version"], state["description"], state["tensors"]
         if version != VERSION:
-            raise SennError(f"this is a model's state of version {version}; this senn reads {VERSION}")
+            raise SennError(
+                f"this is a model's state of version {version}; this senn reads {VERSION}"
+            )
         description = parse({**described, "version": version, "weights_sha256": "", "extra": {}})
         description.check(tensors)
     # Copies: the model's parameters must not share memory with a state that may be loaded once more.

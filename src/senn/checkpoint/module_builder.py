@@ -59,9 +59,13 @@ class ModuleBuilder:
             return self.copy_like(node, path, near)
         tensors = sum(len(inner.tensors) for _, inner in node.walk())
         try:
-            module = construct(node.cls, node.arguments, parts=node.children, shapes=node.tensors, tensors=tensors)
+            module = construct(
+                node.cls, node.arguments, parts=node.children, shapes=node.tensors, tensors=tensors
+            )
         except SennError as error:
-            raise SennError(f"{DESCRIPTION} describes {path or 'the model'} wrongly: {error}") from error
+            raise SennError(
+                f"{DESCRIPTION} describes {path or 'the model'} wrongly: {error}"
+            ) from error
         self._check_built(node, module, path)
         self.matcher.match(node, module, path)
         for name, child in node.children.items():
@@ -103,7 +107,9 @@ class ModuleBuilder:
         for known, module in self.matcher.plan.found:
             if known == path:
                 return module
-        raise SennError(f"{DESCRIPTION} describes {place} wrongly: there is no module {path!r} before it")
+        raise SennError(
+            f"{DESCRIPTION} describes {place} wrongly: there is no module {path!r} before it"
+        )
 
     def copy_like(
         self,
@@ -137,7 +143,9 @@ class ModuleBuilder:
                     # Everything comes along that a description doesn't have: settings, hooks, an owner's attributes.
                     twin = copy.deepcopy(module)
                 except Exception as error:  # it is its owner's code that failed
-                    raise UnsupportedError(f"the {node.cls} for {path} can't be copied: {error}") from error
+                    raise UnsupportedError(
+                        f"the {node.cls} for {path} can't be copied: {error}"
+                    ) from error
                 return self._fit(node, twin, path)
         raise UnsupportedError(
             f"{path} is a {node.cls} that was added to the saved model; senn can't build one, and the given model "
@@ -187,4 +195,6 @@ def add_child(
     try:
         parent.add_module(name, child)
     except (KeyError, TypeError) as error:
-        raise SennError(f"{DESCRIPTION} describes {path or 'the model'} wrongly: {name!r} is no part's name") from error
+        raise SennError(
+            f"{DESCRIPTION} describes {path or 'the model'} wrongly: {name!r} is no part's name"
+        ) from error

@@ -51,7 +51,11 @@ def tensor_shapes(saved: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     {'weight': (3, 2), 'bias': (3,)}
     """
     description = _description(saved)
-    return {name: shape for name, shape in description.shapes.items() if name not in description.transient}
+    return {
+        name: shape
+        for name, shape in description.shapes.items()
+        if name not in description.transient
+    }
 
 
 class ModuleSnapshot:
@@ -85,7 +89,9 @@ class ModuleSnapshot:
             module._modules = dict(children)
 
 
-def resize_like(model: nn.Module, saved: Mapping[str, Any], parts: ModuleSnapshot | None = None) -> None:
+def resize_like(
+    model: nn.Module, saved: Mapping[str, Any], parts: ModuleSnapshot | None = None
+) -> None:
     """Give a model other sizes, in place: all of them, or none if it raises.
 
     Tensors that have the right shape already stay the same objects; the others are replaced by zeros, for a state to be
@@ -142,6 +148,8 @@ def _emptied(
                 # The state that is loaded next brings the numbers.
                 stored = torch.zeros(shape, dtype=place.old.dtype)
             fits = tuple(place.old.shape) == shape and not place.old.is_meta
-            made[first] = place.old if fits else successor(place, stored, place.name in description.frozen)
+            made[first] = (
+                place.old if fits else successor(place, stored, place.name in description.frozen)
+            )
         slots.append((place.holder, place.key, made[first]))
     return slots

@@ -36,10 +36,14 @@ def optimizer_param_names(optimizer: Optimizer, model: nn.Module) -> Names:
     [['weight', 'bias']]
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return [[names.get(parameter) for parameter in group["params"]] for group in optimizer.param_groups]
+    return [
+        [names.get(parameter) for parameter in group["params"]] for group in optimizer.param_groups
+    ]
 
 
-def rebind_optimizer(optimizer: Optimizer, model: nn.Module, names: Sequence[Sequence[str | None]]) -> None:
+def rebind_optimizer(
+    optimizer: Optimizer, model: nn.Module, names: Sequence[Sequence[str | None]]
+) -> None:
     """Rebind the optimizer's parameter groups to the model's current parameters, by name.
 
     Groups stay the same objects; the state of parameters that have left them is dropped. An optimizer with parameters
@@ -57,7 +61,9 @@ def rebind_optimizer(optimizer: Optimizer, model: nn.Module, names: Sequence[Seq
     if any(name is None for group in names for name in group):
         return
     if len(groups) != len(names):
-        raise SennError(f"the optimizer has {len(groups)} groups of parameters, and the saved one had {len(names)}")
+        raise SennError(
+            f"the optimizer has {len(groups)} groups of parameters, and the saved one had {len(names)}"
+        )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     missing = [name for group in names for name in group if name not in parameters]
     if missing:
@@ -114,12 +120,16 @@ def _check_options(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
             raise SennError("this is the state of an optimizer with other options")
         # A tensor for a learning rate is one that a captured CUDA graph reads: a number can't take its place.
         if type(saved["lr"]) is not type(group["lr"]):
-            raise SennError("this isn't the state of such an optimizer: its learning rate is no number")
+            raise SennError(
+                "this isn't the state of such an optimizer: its learning rate is no number"
+            )
 
 
 def _check_shapes(optimizer: Optimizer) -> None:
     """Check the shapes of the state's tensors: with a wrong one, a fused step would write beyond its end."""
-    pairs = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    pairs = [
+        (group, parameter) for group in optimizer.param_groups for parameter in group["params"]
+    ]
     for group, parameter in pairs:
         is_fused = bool(group.get("fused"))
         for name, value in optimizer.state.get(parameter, {}).items():

@@ -63,7 +63,9 @@ class ModelResizer:
         if self.given is None:
             return self._builder.make(root, "")
         if self.fit(root, self.given, "") is not self.given:
-            raise SennError("something was put before or after the only layer of the saved model; load it without into")
+            raise SennError(
+                "something was put before or after the only layer of the saved model; load it without into"
+            )
         self._check_shared()
         # A number in a configuration is rewritten if it equaled the length of a list that gets longer, and equals the
         # new length in the saved model.
@@ -80,10 +82,14 @@ class ModelResizer:
             found[path] = module
             first = paths.setdefault(id(module), path)
             if first != path and not self._matcher.is_version_1:
-                raise SennError(f"{path} and {first} are one module in the given model, two in the saved one")
+                raise SennError(
+                    f"{path} and {first} are one module in the given model, two in the saved one"
+                )
         for path, same, module in self.plan.shared:
             if found.get(same) is not module:
-                raise SennError(f"{path} and {same or 'the model'} are one module in the saved model, but not here")
+                raise SennError(
+                    f"{path} and {same or 'the model'} are one module in the saved model, but not here"
+                )
 
     def fit(
         self,
@@ -143,7 +149,9 @@ class ModelResizer:
         children = self._matcher.children(module)
         differing = sorted(set(children) ^ set(node.children))
         if differing:
-            raise SennError(f"{path or 'the model'} and the saved model don't both have a part {differing[0]!r}")
+            raise SennError(
+                f"{path or 'the model'} and the saved model don't both have a part {differing[0]!r}"
+            )
         for name, part in children.items():
             child = node.children[name]
             if isinstance(child, str):
@@ -194,11 +202,15 @@ class ModelResizer:
         chain = nn.Sequential()
         # The chains that surgery makes hold nothing themselves.
         if node.tensors:
-            raise SennError(f"{path or 'the model'} is a {class_name(module)}, but a {node.cls} was saved")
+            raise SennError(
+                f"{path or 'the model'} is a {class_name(module)}, but a {node.cls} was saved"
+            )
         for name, child in node.children.items():
             place = join(path, name)
             if isinstance(child, str):
-                raise SennError(f"{place} was added to the saved model and stands for another module")
+                raise SennError(
+                    f"{place} was added to the saved model and stands for another module"
+                )
             if name == original:
                 part = self.fit(child, module, place)
             else:
@@ -212,7 +224,9 @@ class ModelResizer:
         return chain
 
 
-def resize_model(description: Description, tensors: Mapping[str, Tensor], into: nn.Module | None) -> nn.Module:
+def resize_model(
+    description: Description, tensors: Mapping[str, Tensor], into: nn.Module | None
+) -> nn.Module:
     """Make a model what was saved.
 
     Args:

@@ -96,7 +96,9 @@ class Description:
                 raise SennError(f"{WEIGHTS} lacks {name!r}")
             if tuple(stored.shape) != shape:
                 found = list(stored.shape)
-                raise SennError(f"{WEIGHTS} holds {name!r} of shape {found}, {DESCRIPTION} says {list(shape)}")
+                raise SennError(
+                    f"{WEIGHTS} holds {name!r} of shape {found}, {DESCRIPTION} says {list(shape)}"
+                )
         unknown = sorted(set(tensors) - (set(self.shapes) - set(self.tied)))
         if unknown:
             raise SennError(f"{WEIGHTS} holds {unknown[0]!r}, of which {DESCRIPTION} knows nothing")
@@ -150,7 +152,9 @@ def parse(document: Mapping[str, Any]) -> Description:
     _check_tied(document["tied"], shapes)
     for key, names in (("frozen", document["frozen"]), ("transient", transient)):
         is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        _expect(is_list and set(names) <= set(shapes), "the model", f"{key!r} is no list of its tensors")
+        _expect(
+            is_list and set(names) <= set(shapes), "the model", f"{key!r} is no list of its tensors"
+        )
     _expect(isinstance(document["extra"], dict), "the model", "'extra' is no table")
     return Description(
         version=document["version"],
@@ -169,8 +173,14 @@ def _check_tied(tied: Any, shapes: Mapping[str, Shape]) -> None:
     """Check that each further name leads to a first one, in one step, and that both have one shape."""
     _expect(isinstance(tied, dict), "the model", "'tied' is no table of names")
     for name, first in tied.items():
-        is_known = name in shapes and isinstance(first, str) and first in shapes and first not in tied
-        _expect(is_known and shapes[name] == shapes[first], "the model", f"{name!r} isn't tied to a tensor like it")
+        is_known = (
+            name in shapes and isinstance(first, str) and first in shapes and first not in tied
+        )
+        _expect(
+            is_known and shapes[name] == shapes[first],
+            "the model",
+            f"{name!r} isn't tied to a tensor like it",
+        )
 
 
 def _described_wrongly(place: str, why: str) -> SennError:

@@ -52,7 +52,9 @@ class FolderCheckpointer:
         document, numbers = checkpoint
         state = unpacked(document, numbers, self.folder.home)
         if not isinstance(state, dict):
-            raise SennError(f"the checkpoint in {str(self.folder.home)!r} is damaged: it holds no state")
+            raise SennError(
+                f"the checkpoint in {str(self.folder.home)!r} is damaged: it holds no state"
+            )
         self.notes.append(f"resumed after step {state.get('step')}")
         return state
 

@@ -29,12 +29,22 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS = {
-    "regression": Experiment("figure 2: neurons added to a fit of a curve", 5, "half a minute", images=False),
-    "moons": Experiment("figure 3: layers added between two half-moons", 5, "a minute", images=False),
+    "regression": Experiment(
+        "figure 2: neurons added to a fit of a curve", 5, "half a minute", images=False
+    ),
+    "moons": Experiment(
+        "figure 3: layers added between two half-moons", 5, "a minute", images=False
+    ),
     "mnist": Experiment("figure 4 left: sizes and accuracy over the steps", 5, "10 minutes"),
-    "mnist-sizes": Experiment("figure 4 right: the size follows the number of images", 3, "10 minutes"),
-    "cifar-cycles": Experiment("figure 5: widths follow the learning rate up and down", 3, "half an hour"),
-    "transfer": Experiment("figure 6 and table 1: from CIFAR-10 to Tiny-ImageNet", 3, "a quarter of an hour"),
+    "mnist-sizes": Experiment(
+        "figure 4 right: the size follows the number of images", 3, "10 minutes"
+    ),
+    "cifar-cycles": Experiment(
+        "figure 5: widths follow the learning rate up and down", 3, "half an hour"
+    ),
+    "transfer": Experiment(
+        "figure 6 and table 1: from CIFAR-10 to Tiny-ImageNet", 3, "a quarter of an hour"
+    ),
 }
 
 _ABOUT = {
@@ -104,7 +114,9 @@ pip install 'senn[reproduce]'.
 
 experiments:
 """
-    + "".join(f"  {name:14}{e.about}; {e.seeds} seeds take {e.time}\n" for name, e in EXPERIMENTS.items())
+    + "".join(
+        f"  {name:14}{e.about}; {e.seeds} seeds take {e.time}\n" for name, e in EXPERIMENTS.items()
+    )
     + """
 examples:
   senn reproduce moons --seeds 5 --out runs/moons-figure
@@ -215,7 +227,9 @@ def _add_image_options(images: argparse._ArgumentGroup) -> None:
 
 def _add_training_options(training: argparse._ArgumentGroup) -> None:
     add = training.add_argument
-    add("--epochs", type=_positive, metavar="N", help="upper limit of passes over the training rows")
+    add(
+        "--epochs", type=_positive, metavar="N", help="upper limit of passes over the training rows"
+    )
     add("--seed", type=_seed, metavar="N", help="seed of all random numbers (default: 0)")
     add(
         "--optimizer",
@@ -281,7 +295,9 @@ def _predict(command: argparse.ArgumentParser) -> None:
 
 def _show(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, metavar="DIR", help="a folder written by fit")
-    command.add_argument("--json", action="store_true", help="print the results as one JSON document")
+    command.add_argument(
+        "--json", action="store_true", help="print the results as one JSON document"
+    )
 
 
 def _export(command: argparse.ArgumentParser) -> None:

@@ -59,7 +59,12 @@ def run(*, folder: Path, to: str, out: Path | None, overwrite: bool, license: st
         print(to_python(model, out, inputs, preprocessing=about, overwrite=overwrite))
     elif to == "hub":
         results = read(folder).results if has_results else None
-        card: dict[str, Any] = {"name": resolved.name, "preprocessing": about, "results": results, "license": license}
+        card: dict[str, Any] = {
+            "name": resolved.name,
+            "preprocessing": about,
+            "results": results,
+            "license": license,
+        }
         print(to_hub(out, model, inputs, saved=made, overwrite=overwrite, **card))
     elif inputs is None or about is None:
         raise SennError(
@@ -71,7 +76,9 @@ def run(*, folder: Path, to: str, out: Path | None, overwrite: bool, license: st
     return 0
 
 
-def _graph(to: str, model: nn.Module, out: Path, inputs: Tensor, about: dict[str, Any], *, overwrite: bool) -> Exported:
+def _graph(
+    to: str, model: nn.Module, out: Path, inputs: Tensor, about: dict[str, Any], *, overwrite: bool
+) -> Exported:
     """Export a model as a graph: for ONNX, or for `torch.export.load`."""
     if to == "pt2":
         return to_pt2(model, out, inputs, metadata=about, overwrite=overwrite)
@@ -80,7 +87,9 @@ def _graph(to: str, model: nn.Module, out: Path, inputs: Tensor, about: dict[str
         out,
         inputs,
         input_names=["images" if about.get("kind") == KIND else "features"],
-        output_names=["prediction" if about.get("target", {}).get("task") == "regression" else "logits"],
+        output_names=[
+            "prediction" if about.get("target", {}).get("task") == "regression" else "logits"
+        ],
         metadata=_metadata(about),
         overwrite=overwrite,
     )
@@ -95,7 +104,10 @@ def _data(record: Any) -> tuple[Tensor, dict[str, Any]]:
         return x, images.to_dict()
     table = TableEncoder.from_dict(record)
     features = table.features
-    return torch.randn(EXAMPLES, len(features), generator=generator), {"features": features, **table.to_dict()}
+    return torch.randn(EXAMPLES, len(features), generator=generator), {
+        "features": features,
+        **table.to_dict(),
+    }
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, str]:
@@ -103,4 +115,8 @@ def _metadata(about: dict[str, Any]) -> dict[str, str]:
     target = about.get("target", {})
     labels = about.get("labels", target.get("labels"))
     parts = {"classes": labels or None, "features": about.get("features"), "preprocessing": about}
-    return {key: json.dumps(value, ensure_ascii=False) for key, value in parts.items() if value is not None}
+    return {
+        key: json.dumps(value, ensure_ascii=False)
+        for key, value in parts.items()
+        if value is not None
+    }

@@ -35,7 +35,7 @@ from senn.training.progress import LinesCallback, LiveCallback, figure, widths
 from senn.training.round_records import first_line
 from senn.viz.plots import growth_figure
 
-SCORED, DRAWN = 1.1, 1.5
+SCORED, FINISH_SECONDS = 1.1, 1.5
 """Seconds after a signal within which the test must be scored and the figure drawn, or is left out.
 
 Writing the network takes a moment more, so that a run that is asked to end has ended within two seconds.
@@ -56,7 +56,11 @@ def run(**parsed: Any) -> int:
     """
     arguments = FitArguments.from_parsed(parsed)
     with processes() as communicator:
-        return _run_main(arguments, communicator) if communicator.rank == 0 else _run_worker(arguments, communicator)
+        return (
+            _run_main(arguments, communicator)
+            if communicator.rank == 0
+            else _run_worker(arguments, communicator)
+        )
 
 
 def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
@@ -75,7 +79,9 @@ def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
         return 2  # the first process prints why
     with Signals() as signals:
         checkpointer = WorkerCheckpointer(
-            communicator, signals, shared_state(communicator, None, arguments.resume or arguments.out or Path())
+            communicator,
+            signals,
+            shared_state(communicator, None, arguments.resume or arguments.out or Path()),
         )
         with signals.between_steps():
             trained = preparation.train((), checkpointer)
@@ -104,8 +110,12 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
     out = arguments.resume or arguments.out or Path("runs") / preparation.name
     with Signals() as signals, ExitStack() as stack:
         with communicator.fail_together("open the folder"):
-            folder = stack.enter_context(RunFolder(out, overwrite=arguments.overwrite, resume=saved is not None))
-            checkpointer = _open_run(folder, signals, options, preparation, is_resumed=saved is not None)
+            folder = stack.enter_context(
+                RunFolder(out, overwrite=arguments.overwrite, resume=saved is not None)
+            )
+            checkpointer = _open_run(
+                folder, signals, options, preparation, is_resumed=saved is not None
+            )
         checkpointer.communicator, checkpointer.state = (
             communicator,
             shared_state(communicator, checkpointer.state, out),
@@ -119,7 +129,9 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         signals.ignore_further()  # writing takes a moment only
         nothing: dict[str, float | None] = {}
         with _going_on(checkpointer):
-            scores = signals.run_interruptible(SCORED, lambda: preparation.test(trained.model), nothing)
+            scores = signals.run_interruptible(
+                SCORED, lambda: preparation.test(trained.model), nothing
+            )
         results = _results(preparation, trained, scores)
         written = not (trained.interrupted and folder.replaces_another)
         if written:
@@ -128,21 +140,34 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
     if written:
         _report_outcome(say, out, results, as_json=arguments.json)
     if trained.interrupted:
-        kept = "the best network so far is saved" if written else f"{out} still holds the earlier run"
+        kept = (
+            "the best network so far is saved" if written else f"{out} still holds the earlier run"
+        )
         print(f"senn: interrupted; {kept}; to resume: senn fit --resume {out}", file=sys.stderr)
     return signals.code if trained.interrupted else 0
 
 
 def _open_run(
-    folder: RunFolder, signals: Signals, options: FitOptions, preparation: Prepared, *, is_resumed: bool
+    folder: RunFolder,
+    signals: Signals,
+    options: FitOptions,
+    preparation: Prepared,
+    *,
+    is_resumed: bool,
 ) -> FolderCheckpointer:
     """Note a new run in its folder, or check a resumed one, and return its checkpointer."""
-    about = {"data": preparation.digest(), "versions": _versions(), "threads": torch.get_num_threads()}
+    about = {
+        "data": preparation.digest(),
+        "versions": _versions(),
+        "threads": torch.get_num_threads(),
+    }
     if not is_resumed:
         folder.begin(options.with_absolute_paths(), **about)
         return FolderCheckpointer(folder, signals)
     if folder.about.get("data") != about["data"]:
-        raise SennError(f"the data of the run in {str(folder.path)!r} have changed since, so it can't be resumed")
+        raise SennError(
+            f"the data of the run in {str(folder.path)!r} have changed since, so it can't be resumed"
+        )
     checkpointer = FolderCheckpointer(folder, signals, resume=True)
     for name in ("versions", "threads"):
         if folder.about.get(name) != about[name]:
@@ -177,7 +202,9 @@ def _going_on(checkpointer: FolderCheckpointer) -> Iterator[None]:
             and not checkpointer.communicator.is_single
             and checkpointer.folder.has_checkpoint
         ):  # a lost process
-            raise type(error)(f"{error}; to resume: senn fit --resume {checkpointer.folder.path}") from error
+            raise type(error)(
+                f"{error}; to resume: senn fit --resume {checkpointer.folder.path}"
+            ) from error
         if checkpointer.state is None or isinstance(error, SennError):
             raise
         what = f"{type(error).__name__}: {first_line(error)}"
@@ -185,9 +212,16 @@ def _going_on(checkpointer: FolderCheckpointer) -> Iterator[None]:
 
 
 def _train(
-    preparation: Prepared, console: Console, checkpointer: FolderCheckpointer, watch: Sequence[Callback]
+    preparation: Prepared,
+    console: Console,
+    checkpointer: FolderCheckpointer,
+    watch: Sequence[Callback],
 ) -> TrainResult:
-    callback = LiveCallback(console) if console.is_terminal and not console.quiet else LinesCallback(console)
+    callback = (
+        LiveCallback(console)
+        if console.is_terminal and not console.quiet
+        else LinesCallback(console)
+    )
     try:
         with _going_on(checkpointer):
             return preparation.train((callback, *watch), checkpointer)
@@ -196,7 +230,9 @@ def _train(
             callback.stop()
 
 
-def _results(preparation: Prepared, trained: TrainResult, scores: dict[str, float | None]) -> dict[str, Any]:
+def _results(
+    preparation: Prepared, trained: TrainResult, scores: dict[str, float | None]
+) -> dict[str, Any]:
     """Return the content of results.json."""
     recipe = preparation.recipe
     results = {
@@ -221,11 +257,19 @@ def _results(preparation: Prepared, trained: TrainResult, scores: dict[str, floa
 def _versions() -> dict[str, str]:
     """Return the versions of the packages that compute."""
     packages = ("torch", "numpy", "pandas", "scikit-learn")
-    return {"senn": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {
+        "senn": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
 
 
 def _write(
-    folder: RunFolder, signals: Signals, preparation: Prepared, trained: TrainResult, results: dict[str, Any]
+    folder: RunFolder,
+    signals: Signals,
+    preparation: Prepared,
+    trained: TrainResult,
+    results: dict[str, Any],
 ) -> None:
     save(folder.draft, trained.model, {"encoder": preparation.record()})
     folder.write_history(trained.history)
@@ -234,7 +278,7 @@ def _write(
         growth_figure(trained.history, folder.draft / FIGURE, preparation.start)
         return True
 
-    if not signals.run_interruptible(DRAWN, draw, False):
+    if not signals.run_interruptible(FINISH_SECONDS, draw, False):
         (folder.draft / FIGURE).unlink(missing_ok=True)
     folder.write_results(results)
 
@@ -257,14 +301,18 @@ def _report_outcome(say: _Speaker, out: Path, results: dict[str, Any], *, as_jso
 def _show_plan(say: _Speaker, preparation: Prepared, *, as_json: bool) -> None:
     about, plan = preparation.summary(), preparation.plan()
     if as_json:
-        print(json.dumps({"task": preparation.task, "data": about, "plan": plan}, ensure_ascii=False))
+        print(
+            json.dumps({"task": preparation.task, "data": about, "plan": plan}, ensure_ascii=False)
+        )
         return
     say(preparation.line())
     for line in preparation.details():
         say(f"  {line}")
     for note in preparation.notes:
         say(f"  note: {note}")
-    say(f"training rows: {plan['fitted_rows']:,} to fit on, {plan['validation_rows']:,} for validation")
+    say(
+        f"training rows: {plan['fitted_rows']:,} to fit on, {plan['validation_rows']:,} for validation"
+    )
     say(
         f"{preparation.task}, {plan['optimizer']}, {plan['policy']}: at most {plan['epochs']} epochs "
         f"({plan['steps']:,} steps), growing until step {plan['growth_until_step']:,} at the latest"

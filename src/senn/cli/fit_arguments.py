@@ -42,7 +42,9 @@ class FitArguments:
     def from_parsed(cls, parsed: Mapping[str, Any]) -> FitArguments:
         """Sort parsed arguments; `parsed` holds only those that were given."""
         own = {name: value for name, value in parsed.items() if name in cls.__dataclass_fields__}
-        stated = {name: value for name, value in parsed.items() if name not in own and value is not None}
+        stated = {
+            name: value for name, value in parsed.items() if name not in own and value is not None
+        }
         if "column" in stated:
             stated["column"] = [list(pair) for pair in stated["column"]]
         return cls(stated=stated, **own)
@@ -77,7 +79,9 @@ class FitArguments:
 
     def _refuse_changes_of_a_complete_run(self, saved: SavedRun) -> None:
         if saved.results is not None and saved.results.get("interrupted"):
-            raise SennError(f"the run in {str(self.resume)!r} was interrupted, but its checkpoints are gone")
+            raise SennError(
+                f"the run in {str(self.resume)!r} was interrupted, but its checkpoints are gone"
+            )
         for option in map(option_name, self.stated):
             complaint = f"the run in {str(self.resume)!r} is complete, so {option} can't change it"
             raise SennError(f"{complaint}; start another with --out")
@@ -85,7 +89,9 @@ class FitArguments:
     def _refuse_contradictions(self, kept: FitOptions) -> None:
         for name in ("out", "overwrite", "dry_run"):
             if getattr(self, name):
-                raise SennError(f"{option_name(name)} can't be combined with --resume: the run stays where it is")
+                raise SennError(
+                    f"{option_name(name)} can't be combined with --resume: the run stays where it is"
+                )
         now = FitOptions.from_dict({"data": kept.data, **self.stated}).with_absolute_paths()
         for name in self.stated:
             if getattr(now, name) != getattr(kept, name):

@@ -31,7 +31,13 @@ from senn.nn import ConvNet
 from senn.runs import FitOptions
 from senn.training import Callback, TrainConfig, TrainResult
 from senn.training.augment import ChannelStats
-from senn.training.image_training import PRICES, build_conv_net, image_config, start_widths, train_images
+from senn.training.image_training import (
+    PRICES,
+    build_conv_net,
+    image_config,
+    start_widths,
+    train_images,
+)
 from senn.training.run_state import Checkpointer
 
 SMALLEST, LARGEST = 8, 512
@@ -100,7 +106,9 @@ class ImagePreparation:
     def details(self) -> list[str]:
         """Count the training images of each class."""
         counts = np.bincount(self.train_part.labels, minlength=len(self.encoder.labels))
-        named = [f"{label} ({count:,})" for label, count in zip(self.encoder.labels, counts, strict=True)]
+        named = [
+            f"{label} ({count:,})" for label, count in zip(self.encoder.labels, counts, strict=True)
+        ]
         more = f" and {len(named) - 8:,} more" if len(named) > 8 else ""
         return [f"to train on: {', '.join(named[:8])}{more}"]
 
@@ -135,9 +143,13 @@ class ImagePreparation:
     def digest(self) -> str:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
         parts = self.train_part, self.test_part
-        return checksum_of(self.record(), *(array for part in parts for array in (part.pixels, part.labels)))
+        return checksum_of(
+            self.record(), *(array for part in parts for array in (part.pixels, part.labels))
+        )
 
-    def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
+    def train(
+        self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None
+    ) -> TrainResult:
         """Train a network.
 
         Args:
@@ -160,7 +172,10 @@ class ImagePreparation:
         log = image_outputs(model, self.encoder, planes(self.test_part)).log_softmax(-1)
         truth = _tensor(self.test_part.labels)
         hits = (log.argmax(1) == truth).double().mean()
-        return {"accuracy": hits.item(), "log_loss": -log[torch.arange(len(truth)), truth].mean().item()}
+        return {
+            "accuracy": hits.item(),
+            "log_loss": -log[torch.arange(len(truth)), truth].mean().item(),
+        }
 
     def record(self) -> dict[str, Any]:
         """Return the encoding of the images, JSON-able."""
@@ -182,7 +197,12 @@ def _encoder(collection: Collection, train: Images, no_flip: bool) -> ImageEncod
     colored = channels == 3 and bool((pixels != pixels[..., :1]).any())
     flip = colored and not no_flip
     return ImageEncoder(
-        side=side, channels=channels, mean=standard.mean, std=standard.std, labels=collection.classes, flip=flip
+        side=side,
+        channels=channels,
+        mean=standard.mean,
+        std=standard.std,
+        labels=collection.classes,
+        flip=flip,
     )
 
 
@@ -209,7 +229,9 @@ def image_outputs(model: nn.Module, encoder: ImageEncoder, pixels: NDArray[np.ui
         (n, classes) float64 logits.
     """
     standard = ChannelStats(mean=encoder.mean, std=encoder.std)
-    return torch.cat([model(standard(part)) for part in torch.split(_tensor(pixels), _AT_ONCE)]).double()
+    return torch.cat(
+        [model(standard(part)) for part in torch.split(_tensor(pixels), _AT_ONCE)]
+    ).double()
 
 
 def prepare_images(options: FitOptions) -> ImagePreparation:
@@ -230,7 +252,9 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
             f"{options.data!r} holds images, and senn only classifies images: --task regression is for tables"
         )
     if options.image_size is not None and not SMALLEST <= options.image_size <= LARGEST:
-        raise SennError(f"--image-size must be from {SMALLEST} to {LARGEST}, not {options.image_size:,}")
+        raise SennError(
+            f"--image-size must be from {SMALLEST} to {LARGEST}, not {options.image_size:,}"
+        )
     recipe = image_config(policy=chosen_policy(options, PRICES), **recipe_fields(options))
     data_dir = None if options.data_dir is None else Path(options.data_dir)
     collection = collect(options.data, options.image_size, data_dir)
@@ -242,10 +266,14 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         train, test = train.take(kept), train.take(held_out)
     encoder = _encoder(collection, train, options.no_flip)
     check_start(_fresh(encoder, recipe), recipe, "classification")
-    return ImagePreparation(collection=collection, train_part=train, test_part=test, encoder=encoder, recipe=recipe)
+    return ImagePreparation(
+        collection=collection, train_part=train, test_part=test, encoder=encoder, recipe=recipe
+    )
 
 
-def predict_images(model: nn.Module, encoder: ImageEncoder, sources: Sequence[str], proba: bool) -> pd.DataFrame:
+def predict_images(
+    model: nn.Module, encoder: ImageEncoder, sources: Sequence[str], proba: bool
+) -> pd.DataFrame:
     """Predict the classes of images; files that can't be read are named on stderr.
 
     Args:
@@ -267,7 +295,11 @@ def predict_images(model: nn.Module, encoder: ImageEncoder, sources: Sequence[st
         names += found
         reasons += [one.reason for one in left_out]
         if found:
-            values.append(image_outputs(model, encoder, planes(Images(pixels, np.zeros(len(found), np.int64)))).numpy())
+            values.append(
+                image_outputs(
+                    model, encoder, planes(Images(pixels, np.zeros(len(found), np.int64)))
+                ).numpy()
+            )
     if not names:
         raise SennError(f"no image can be read: {reasons[0]}")
     if reasons:
@@ -276,9 +308,14 @@ def predict_images(model: nn.Module, encoder: ImageEncoder, sources: Sequence[st
     outputs = np.concatenate(values)
     columns = {
         "file": pd.Series(names, dtype=object),
-        "prediction": pd.Series([encoder.labels[at] for at in outputs.argmax(axis=1)], dtype=object),
+        "prediction": pd.Series(
+            [encoder.labels[at] for at in outputs.argmax(axis=1)], dtype=object
+        ),
     }
     if proba:
         chances = probabilities(outputs)
-        columns |= {f"probability {label}": pd.Series(chances[:, at]) for at, label in enumerate(encoder.labels)}
+        columns |= {
+            f"probability {label}": pd.Series(chances[:, at])
+            for at, label in enumerate(encoder.labels)
+        }
     return pd.DataFrame(columns)

@@ -96,7 +96,9 @@ class Preparation:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
         return checksum_of(self.record(), self.x, self.y, self.x_test, self.y_test)
 
-    def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
+    def train(
+        self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None
+    ) -> TrainResult:
         """Train a network.
 
         Args:
@@ -146,7 +148,9 @@ class Preparation:
         """Describe the start of training and the price of growth there, JSON-able."""
         outputs = self.encoder.target.outputs
         model = build_model(self.x.shape[1], outputs, self.recipe)
-        return planned(model, self.recipe, self.recipe.hidden, self.y, unit=self.x.shape[1] + 1 + outputs)
+        return planned(
+            model, self.recipe, self.recipe.hidden, self.y, unit=self.x.shape[1] + 1 + outputs
+        )
 
 
 def prepare(options: FitOptions) -> Preparation:
@@ -163,7 +167,9 @@ def prepare(options: FitOptions) -> Preparation:
     """
     refuse_options(options, ("image_size", "data_dir", "no_flip"), "images, and {data} is a table")
     kinds = dict(options.column)
-    table = read_table(options.data, text=[name for name, kind in kinds.items() if kind == "category"])
+    table = read_table(
+        options.data, text=[name for name, kind in kinds.items() if kind == "category"]
+    )
     name = options.target or table.target
     if name is None:
         which = f"the column of {options.data!r} to predict isn't known; name it with --target"
@@ -173,7 +179,9 @@ def prepare(options: FitOptions) -> Preparation:
         raise SennError(f"{name!r} is the target; use --task to say how it is read, not --column")
     rows = len(table.frame)
     if rows < FEWEST_ROWS:
-        raise SennError(f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed")
+        raise SennError(
+            f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed"
+        )
     target = Target.fit(name, table.frame[name], options.task)
     classes = target.encode(table.frame[name]) if target.task == "classification" else None
     train, test = split(rows, options.test_fraction, options.seed, classes)
@@ -181,7 +189,10 @@ def prepare(options: FitOptions) -> Preparation:
     # Classes are known from all rows; mean and scale are those of the training rows, or the test would leak into them.
     encoder = TableEncoder.fit(parts[0], target.scaled_to(parts[0][name]), kinds=kinds)
     (x, y), (x_test, y_test) = (
-        (torch.from_numpy(encoder.transform(part)), torch.from_numpy(encoder.target.encode(part[name])))
+        (
+            torch.from_numpy(encoder.transform(part)),
+            torch.from_numpy(encoder.target.encode(part[name])),
+        )
         for part in parts
     )
     return Preparation(

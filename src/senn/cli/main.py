@@ -37,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 2 for bad input, with one sentence on stderr; 130 after Ctrl-C; 143 after SIGTERM.
     """
-    if isinstance(sys.stdout, TextIOWrapper) and (sys.stdout.encoding.lower(), sys.stdout.errors) == (
+    if isinstance(sys.stdout, TextIOWrapper) and (
+        sys.stdout.encoding.lower(),
+        sys.stdout.errors,
+    ) == (
         "utf-8",
         "strict",
     ):
@@ -55,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), EXIT_BAD_INPUT)
     except ModuleNotFoundError as error:
         extra = "pip install 'senn[cli]'"
-        return _complain(f"this command needs the package {error.name!r}, which isn't installed: {extra}", 2)
+        return _complain(
+            f"this command needs the package {error.name!r}, which isn't installed: {extra}", 2
+        )
     except KeyboardInterrupt as error:
         return _complain("interrupted", getattr(error, "code", EXIT_INTERRUPTED))
     except BrokenPipeError:  # a pager or `head` has seen enough
@@ -64,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _mute()
         culprit = repr(error.filename) if error.filename else "the output"
-        return _complain(f"{culprit} can't be written or read: {error.strerror or error}", EXIT_BAD_INPUT)
+        return _complain(
+            f"{culprit} can't be written or read: {error.strerror or error}", EXIT_BAD_INPUT
+        )
 
 
 def _mute() -> None:

@@ -42,7 +42,9 @@ def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> 
         check(folder, (DESCRIPTION, WEIGHTS))
     record = load_extra(folder).get("encoder")
     if record is None:
-        raise SennError(f"the model in {str(folder)!r} wasn't made by 'senn fit', so the columns it needs are unknown")
+        raise SennError(
+            f"the model in {str(folder)!r} wasn't made by 'senn fit', so the columns it needs are unknown"
+        )
     try:
         if isinstance(record, dict) and record.get("kind") == KIND:
             frame = predict_images(load(folder), ImageEncoder.from_dict(record), data, proba)
@@ -59,20 +61,27 @@ def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> 
     return 0
 
 
-def _predict_table(folder: Path, encoder: TableEncoder, tables: Sequence[str], proba: bool) -> pd.DataFrame:
+def _predict_table(
+    folder: Path, encoder: TableEncoder, tables: Sequence[str], proba: bool
+) -> pd.DataFrame:
     """Predict the rows of a table, in their order."""
     target = encoder.target
     if proba and target.task != "classification":
         raise SennError(f"--proba is for classes, and {target.name!r} is a number")
     if len(tables) > 1:
-        raise SennError(f"the model in {str(folder)!r} predicts the rows of one table, not of {len(tables)}")
+        raise SennError(
+            f"the model in {str(folder)!r} predicts the rows of one table, not of {len(tables)}"
+        )
     model = load(folder)
     x = encoder.transform(read_table(tables[0], text=encoder.text_columns).frame)
     values = outputs(model, torch.from_numpy(x))
     columns = {"prediction": pd.Series(target.decode(values), dtype=object)}
     if proba:
         chances = probabilities(values)
-        columns |= {f"probability {label}": pd.Series(chances[:, at]) for at, label in enumerate(target.labels)}
+        columns |= {
+            f"probability {label}": pd.Series(chances[:, at])
+            for at, label in enumerate(target.labels)
+        }
     return pd.DataFrame(columns)
 
 

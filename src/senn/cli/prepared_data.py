@@ -65,7 +65,9 @@ class Prepared(Protocol):
     def digest(self) -> str:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
 
-    def train(self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None) -> TrainResult:
+    def train(
+        self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None
+    ) -> TrainResult:
         """Train a network.
 
         Args:
@@ -102,7 +104,9 @@ def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
     return total.hexdigest()
 
 
-def planned(model: nn.Module, recipe: TrainConfig, hidden: Sequence[int], y: Tensor, unit: int) -> dict[str, Any]:
+def planned(
+    model: nn.Module, recipe: TrainConfig, hidden: Sequence[int], y: Tensor, unit: int
+) -> dict[str, Any]:
     """Describe the start of training and the price of growth there, JSON-able.
 
     Args:
@@ -117,7 +121,9 @@ def planned(model: nn.Module, recipe: TrainConfig, hidden: Sequence[int], y: Ten
     """
     # The same draws as training makes, so that the plan names the very rows that a run would hold out.
     generator = torch.Generator().manual_seed(recipe.seed)
-    fitted, validation = validation_split(y, recipe.validation_fraction, generator, minimum=recipe.min_validation)
+    fitted, validation = validation_split(
+        y, recipe.validation_fraction, generator, minimum=recipe.min_validation
+    )
     plan = recipe.plan(len(fitted))
     return {
         "fitted_rows": len(fitted),
@@ -172,7 +178,9 @@ def check_start(model: nn.Module, recipe: TrainConfig, task: Task) -> None:
     build_optimizer(model, recipe, loss_function(task))
     smallest = count_parameters(model)
     if recipe.max_params is not None and recipe.max_params < smallest:
-        raise SennError(f"--max-params {recipe.max_params:,} is less than the {smallest:,} of the network at the start")
+        raise SennError(
+            f"--max-params {recipe.max_params:,} is less than the {smallest:,} of the network at the start"
+        )
 
 
 def chosen_policy(options: FitOptions, prices: PricePolicy | None = None) -> Policy:

@@ -46,15 +46,21 @@ def _refuse_foreign(out: Path) -> None:
     if out.is_dir():
         raise SennError(f"{str(out)!r} is a folder: --out names the file to write")
     if out.exists() and not out.read_bytes()[:15].lower().startswith(b"<!doctype html>"):
-        raise SennError(f"{str(out)!r} isn't an HTML page, so the report doesn't replace it; choose another --out")
+        raise SennError(
+            f"{str(out)!r} isn't an HTML page, so the report doesn't replace it; choose another --out"
+        )
 
 
 def _run_report(folder: Path) -> RunReport:
     saved = read(folder)
     name = folder.resolve().name or str(folder)
     if saved.results is None and not saved.history:
-        raise SennError(f"{str(folder)!r} holds a run that has only just begun: there is nothing to report yet")
-    return RunReport(name, saved.history, saved.results, None if saved.results is None else _code(folder))
+        raise SennError(
+            f"{str(folder)!r} holds a run that has only just begun: there is nothing to report yet"
+        )
+    return RunReport(
+        name, saved.history, saved.results, None if saved.results is None else _code(folder)
+    )
 
 
 def _code(folder: Path) -> str | None:

@@ -67,13 +67,19 @@ def _image_options(experiment: str, data_dir: Path | None, device: str | None) -
         return options
     for name, value in options.items():
         if value is not None:
-            raise SennError(f"--{name.replace('_', '-')} is for experiments on images, which {experiment} isn't")
+            raise SennError(
+                f"--{name.replace('_', '-')} is for experiments on images, which {experiment} isn't"
+            )
     return {}
 
 
 def _check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, ImportError) as error:  # PyTorch asserts that it was built for CUDA
+    except (
+        RuntimeError,
+        AssertionError,
+        ImportError,
+    ) as error:  # PyTorch asserts that it was built for CUDA
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise SennError(f"the device {name!r} can't be used: {why}") from error

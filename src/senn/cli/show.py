@@ -26,7 +26,11 @@ def run(*, folder: Path, json: bool) -> int:
     """
     saved = read(folder)
     if json:
-        print(dumps(_unfinished(saved) if saved.results is None else saved.results, ensure_ascii=False))
+        print(
+            dumps(
+                _unfinished(saved) if saved.results is None else saved.results, ensure_ascii=False
+            )
+        )
         return 0
     try:
         lines = _so_far(saved) if saved.results is None else _lines(saved.results)
@@ -45,7 +49,12 @@ def run(*, folder: Path, json: bool) -> int:
 def _unfinished(saved: SavedRun) -> dict[str, Any]:
     """Return what is known of a run without results, JSON-able."""
     last = next((record for record in reversed(saved.history) if record["event"] == "epoch"), None)
-    return {"unfinished": True, "arguments": _arguments(saved), "records": len(saved.history), "last": last}
+    return {
+        "unfinished": True,
+        "arguments": _arguments(saved),
+        "records": len(saved.history),
+        "last": last,
+    }
 
 
 def _arguments(saved: SavedRun) -> list[str]:
@@ -69,7 +78,9 @@ def _so_far(saved: SavedRun) -> list[str]:
 def _lines(results: dict[str, Any]) -> list[str]:
     """Return lines on the results of a run."""
     data = results["data"]
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in results["test"].items() if value is not None)
+    scores = ", ".join(
+        f"{name} {value:.4g}" for name, value in results["test"].items() if value is not None
+    )
     hidden = "-".join(map(str, results["architecture"])) or "none"
     rows = "images" if data.get("kind") == "images" else "rows"
     size = f"hidden layers {hidden}, {results['parameters']:,} parameters, {results['seconds']:.1f} seconds"

@@ -65,7 +65,12 @@ class Signals:
                 self._former[SIGALRM] = signal.signal(SIGALRM, self._on_alarm)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._arm(0)
         for number, handler in self._former.items():
             signal.signal(number, handler)
@@ -141,7 +146,12 @@ class Signals:
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         if self._limited:
             raise _TooLate
-        if self.number is not None and self._between_steps and not self._deferred and not self._over:
+        if (
+            self.number is not None
+            and self._between_steps
+            and not self._deferred
+            and not self._over
+        ):
             self._arm(0)
             raise Interrupted(self.number)
 

@@ -28,7 +28,10 @@ _PULSE = 5.0
 
 @contextmanager
 def watching(
-    arguments: FitArguments, name: str, say: Callable[[str], None], earlier: Sequence[Mapping[str, Any]] = ()
+    arguments: FitArguments,
+    name: str,
+    say: Callable[[str], None],
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[tuple[Callback, ...]]:
     """Context with the callbacks that show a run in a browser, if `--watch` is given.
 
@@ -45,7 +48,9 @@ def watching(
         yield ()
         return
 
-    def aloud(line: str) -> None:  # the address is printed even with --quiet: without it the page can't be opened
+    def aloud(
+        line: str,
+    ) -> None:  # the address is printed even with --quiet: without it the page can't be opened
         print(line, file=sys.stderr) if arguments.is_silent else say(line)
 
     with Watch(name, arguments.port, aloud, earlier) as watch:
@@ -69,7 +74,11 @@ class Watch(Callback):
     """
 
     def __init__(
-        self, name: str, port: int, say: Callable[[str], None], earlier: Sequence[Mapping[str, Any]] = ()
+        self,
+        name: str,
+        port: int,
+        say: Callable[[str], None],
+        earlier: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         charting_library()  # raises now if it is missing, not after training
         self.name = name
@@ -84,7 +93,9 @@ class Watch(Callback):
             self._server = _Server((LOOPBACK, port), self)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            say(f"note: the run can't be watched at port {port} ({reason}), so it continues unwatched")
+            say(
+                f"note: the run can't be watched at port {port} ({reason}), so it continues unwatched"
+            )
             return
         self.url = f"http://{LOOPBACK}:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
@@ -93,8 +104,16 @@ class Watch(Callback):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
-        self.close("" if kind is None else " by an error" if issubclass(kind, Exception) else " by an interruption")
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: object
+    ) -> None:
+        self.close(
+            ""
+            if kind is None
+            else " by an error"
+            if issubclass(kind, Exception)
+            else " by an interruption"
+        )
 
     def close(self, how: str = "") -> None:
         """Tell all browsers that the run has ended, and stop listening.
@@ -219,7 +238,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
         def send(event: str, data: Any) -> None:
-            self.wfile.write(f"event: {event}\ndata: {json.dumps(data, allow_nan=False)}\n\n".encode())
+            self.wfile.write(
+                f"event: {event}\ndata: {json.dumps(data, allow_nan=False)}\n\n".encode()
+            )
             self.wfile.flush()
 
         with suppress(OSError):

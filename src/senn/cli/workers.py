@@ -33,7 +33,9 @@ def processes() -> Iterator[Communicator]:
         distributed.destroy_process_group()
 
 
-def shared_state(communicator: Communicator, state: Mapping[str, Any] | None, home: Path) -> Mapping[str, Any] | None:
+def shared_state(
+    communicator: Communicator, state: Mapping[str, Any] | None, home: Path
+) -> Mapping[str, Any] | None:
     """Send the state that the first process resumes from to all processes.
 
     Args:
@@ -65,7 +67,9 @@ class WorkerCheckpointer:
         state: state to resume from; None for a run that begins.
     """
 
-    def __init__(self, communicator: Communicator, signals: Signals, state: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, communicator: Communicator, signals: Signals, state: Mapping[str, Any] | None
+    ) -> None:
         self.communicator, self.signals, self.state = communicator, signals, state
 
     def record(self, record: Record) -> None:

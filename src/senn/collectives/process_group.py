@@ -47,13 +47,17 @@ class ProcessGroupCommunicator(Communicator):
     def __init__(self, group: Any = None, *, timeout: float = TIMEOUT) -> None:
         dist: Any = torch.distributed
         if not (dist.is_available() and dist.is_initialized()):
-            raise SennError("there is no process group: call torch.distributed.init_process_group first")
+            raise SennError(
+                "there is no process group: call torch.distributed.init_process_group first"
+            )
         super().__init__(dist.get_rank(group), dist.get_world_size(group))
         self.timeout = timedelta(seconds=timeout)
         # The same number on all ranks, which create the same communicators in the same order: keys don't collide.
         ProcessGroupCommunicator._n_created += 1
         members = dist.get_process_group_ranks(group or dist.group.WORLD)
-        name = f"senn/{ProcessGroupCommunicator._n_created}/{members[0]}-{members[-1]}x{len(members)}"
+        name = (
+            f"senn/{ProcessGroupCommunicator._n_created}/{members[0]}-{members[-1]}x{len(members)}"
+        )
         store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
         self._rendezvous = Rendezvous(store, self.rank, self.size, self.timeout)
         self._members, self._group = members, group
@@ -106,11 +110,15 @@ class ProcessGroupCommunicator(Communicator):
                 continue
             usual = max(found, key=lambda digest: (found.count(digest), digest == found[0]))
             others = [rank for rank in range(self.size) if found[rank] != usual]
-            self._fail(f"{format_ranks(others)} of {self.size} differs from the others in {name}, about to {action}")
+            self._fail(
+                f"{format_ranks(others)} of {self.size} differs from the others in {name}, about to {action}"
+            )
 
     # -- sending tensors
 
-    def all_gather(self, action: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:
+    def all_gather(
+        self, action: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]
+    ) -> list[list[Tensor]]:
         """Gather samples as rows of bytes, so that tensors of different types go together.
 
         Args:
@@ -120,7 +128,9 @@ class ProcessGroupCommunicator(Communicator):
         if not groups:
             return []
         layouts = [[[str(x.dtype), *x.shape[1:]] for x in tensors] for _, tensors in groups]
-        answers = self.all_gather_object(action, [[len(positions) for positions, _ in groups], layouts])
+        answers = self.all_gather_object(
+            action, [[len(positions) for positions, _ in groups], layouts]
+        )
         self._assert_same_layout(action, [layout for _, layout in answers])
         gathered = []
         for number, (positions, tensors) in enumerate(groups):
@@ -135,10 +145,14 @@ class ProcessGroupCommunicator(Communicator):
             rows = torch.cat([one[:count] for one, count in zip(every, counts, strict=True)])
             order, *columns = _unpack(rows, [positions, *tensors])
             index = order.argsort()
-            gathered.append([column[index].to(x.device) for column, x in zip(columns, tensors, strict=True)])
+            gathered.append(
+                [column[index].to(x.device) for column, x in zip(columns, tensors, strict=True)]
+            )
         return gathered
 
-    def all_reduce(self, action: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:
+    def all_reduce(
+        self, action: str, tensors: Sequence[Tensor], *, meet: bool = True
+    ) -> list[Tensor]:
         """Sum tensors over all ranks, bucket by bucket.
 
         Args:
@@ -194,7 +208,9 @@ class ProcessGroupCommunicator(Communicator):
             call(group=self._data_group)
         except RuntimeError as error:
             self._rendezvous.name_the_lost(action)
-            raise SennError(f"the ranks could not {action}: {str(error).splitlines()[0]}") from error
+            raise SennError(
+                f"the ranks could not {action}: {str(error).splitlines()[0]}"
+            ) from error
 
     def _flatten(self, tensors: Sequence[Tensor], bucket: Sequence[int]) -> Tensor:
         """Concatenate the tensors of a bucket on the device that the backend sends from."""
@@ -208,7 +224,9 @@ class ProcessGroupCommunicator(Communicator):
 
     def _meet_with_layout(self, action: str, tensors: Sequence[Tensor]) -> None:
         """Meet all ranks and check that their tensors have the same shapes and types."""
-        self._assert_same_layout(action, self.all_gather_object(action, [[str(x.dtype), *x.shape] for x in tensors]))
+        self._assert_same_layout(
+            action, self.all_gather_object(action, [[str(x.dtype), *x.shape] for x in tensors])
+        )
 
     def _assert_same_layout(self, action: str, layouts: Sequence[Any]) -> None:
         others = [rank for rank in range(self.size) if layouts[rank] != layouts[0]]
@@ -249,7 +267,9 @@ def _unpack(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     parts = torch.split(rows, widths, 1)
     return [
         # A clone, since the bytes of a view needn't be aligned for the type.
-        part.clone(memory_format=torch.contiguous_format).view(x.dtype).view(len(rows), *x.shape[1:])
+        part.clone(memory_format=torch.contiguous_format)
+        .view(x.dtype)
+        .view(len(rows), *x.shape[1:])
         for part, x in zip(parts, like, strict=True)
     ]
 

@@ -56,7 +56,9 @@ class Rendezvous:
         if failed:
             self.reported = True
             rank, answer = failed[0]
-            raise _error_class(answer["error"])(f"rank {rank} failed to {answer['at']}: {answer['message']}")
+            raise _error_class(answer["error"])(
+                f"rank {rank} failed to {answer['at']}: {answer['message']}"
+            )
         actions = [answer["at"] for answer in answers]
         if len({*actions}) > 1:
             self.reported = True
@@ -113,7 +115,11 @@ class Rendezvous:
         # Ten seconds: the others' operation has failed by the same timeout, so they come here at about the same time.
         with contextlib.suppress(RuntimeError, OSError):
             self._store.set(keys[self.rank], "")
-            self._wait(keys, f"was lost while all ranks were to {action}", min(self.timeout, timedelta(seconds=10)))
+            self._wait(
+                keys,
+                f"was lost while all ranks were to {action}",
+                min(self.timeout, timedelta(seconds=10)),
+            )
 
     def _wait(self, keys: Sequence[str], verb: str, timeout: timedelta) -> None:
         """Wait until all keys are there, or raise an error that names the ranks of the missing ones."""

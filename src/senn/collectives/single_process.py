@@ -140,7 +140,9 @@ class Communicator:
         positions = torch.nonzero((order >= start) & (order < start + counts[self.rank]))[:, 0]
         return BatchShare(tuple(counts), order[positions] - start, positions)
 
-    def all_gather(self, action: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[list[Tensor]]:
+    def all_gather(
+        self, action: str, groups: Sequence[tuple[Tensor, Sequence[Tensor]]]
+    ) -> list[list[Tensor]]:
         """Gather samples that are spread over the ranks.
 
         Args:
@@ -153,7 +155,9 @@ class Communicator:
         """
         return [list(tensors) for _, tensors in groups]
 
-    def all_reduce(self, action: str, tensors: Sequence[Tensor], *, meet: bool = True) -> list[Tensor]:
+    def all_reduce(
+        self, action: str, tensors: Sequence[Tensor], *, meet: bool = True
+    ) -> list[Tensor]:
         """Sum tensors over all ranks.
 
         Args:

@@ -16,7 +16,12 @@ _KEPT = (
 )  # fmt: skip
 """Arguments of DistributedDataParallel that it keeps as attributes of the same names."""
 
-_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 def rewrap_ddp(model: DistributedDataParallel) -> DistributedDataParallel:
@@ -39,12 +44,18 @@ def rewrap_ddp(model: DistributedDataParallel) -> DistributedDataParallel:
     if not isinstance(model, DistributedDataParallel):
         raise SennError(f"rewrap_ddp takes a DistributedDataParallel, not a {type(model).__name__}")
     if model.mixed_precision is not None or model._delay_all_reduce_params:
-        which = "mixed_precision" if model.mixed_precision is not None else "delay_all_reduce_named_params"
+        which = (
+            "mixed_precision"
+            if model.mixed_precision is not None
+            else "delay_all_reduce_named_params"
+        )
         raise UnsupportedError(
             f"a DistributedDataParallel with {which} can't be wrapped again: wrap model.module yourself"
         )
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    arguments: dict[str, Any] = {name: getattr(model, name) for name in _KEPT if name in known and hasattr(model, name)}
+    arguments: dict[str, Any] = {
+        name: getattr(model, name) for name in _KEPT if name in known and hasattr(model, name)
+    }
     if "forward_sync_buffers" not in arguments:
         arguments["broadcast_buffers"] = model.broadcast_buffers
     if not getattr(model, "bucket_bytes_cap_default", False):

@@ -44,7 +44,9 @@ def full_parameters(model: nn.Module, optimizer: Any = None) -> Iterator[nn.Modu
         UnsupportedError: it is sharded in a way that can't be read back from it; the message says which.
     """
     if not isinstance(model, FSDPModule):
-        raise SennError("full_parameters takes a model that torch.distributed.fsdp.fully_shard has sharded")
+        raise SennError(
+            "full_parameters takes a model that torch.distributed.fsdp.fully_shard has sharded"
+        )
     wrappings = [_Wrapping.of(one) for one in dict.fromkeys(map(_state_of, _sharded(model)))]
     inner = None if optimizer is None else unwrap(optimizer)
     before = [*model.modules()]
@@ -72,14 +74,22 @@ class _Wrapping:
         """Read the call's arguments back from what it has left on the modules."""
         groups = state._fsdp_param_groups
         if len(groups) > 1:
-            raise UnsupportedError("a model whose modules are sharded over several meshes can't be gathered")
+            raise UnsupportedError(
+                "a model whose modules are sharded over several meshes can't be gathered"
+            )
         if not groups:
             return cls(tuple(state._modules), {})
         (group,) = groups
-        if getattr(group.mesh_info, "is_spmd_mesh", False) or any(one.is_dtensor for one in group.fsdp_params):
-            raise UnsupportedError("a model that is tensor-parallel as well as sharded can't be gathered")
+        if getattr(group.mesh_info, "is_spmd_mesh", False) or any(
+            one.is_dtensor for one in group.fsdp_params
+        ):
+            raise UnsupportedError(
+                "a model that is tensor-parallel as well as sharded can't be gathered"
+            )
         if type(group.offload_policy) is not OffloadPolicy:
-            raise UnsupportedError("a model that is sharded with CPUOffloadPolicy can't be gathered")
+            raise UnsupportedError(
+                "a model that is sharded with CPUOffloadPolicy can't be gathered"
+            )
         # reshard_after_forward: True keeps the mesh, False has none after the forward, an int a smaller one
         after = group.post_forward_mesh_info
         reshard: bool | int | None = after is not None
@@ -94,7 +104,9 @@ class _Wrapping:
             "offload_policy": group.offload_policy,
         }
         if any(one.fsdp_placement.dim for one in group.fsdp_params):
-            raise UnsupportedError("a model that is sharded along other dimensions than the first can't be gathered")
+            raise UnsupportedError(
+                "a model that is sharded along other dimensions than the first can't be gathered"
+            )
         return cls(tuple(state._modules), settings)
 
 
@@ -112,7 +124,9 @@ def _gather(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     torch has no inverse of `fully_shard`, so this removes its hooks, state and classes one by one. The names are
     private, so a version of torch may change them: `tests/collectives/test_distributed.py` trains a model through it.
     """
-    modules: list[Any] = [*_sharded(model)]  # typed Any: torch's FSDPModule isn't declared as an nn.Module
+    modules: list[Any] = [
+        *_sharded(model)
+    ]  # typed Any: torch's FSDPModule isn't declared as an nn.Module
     for one in modules:
         one.reshard()
     whole: dict[Any, nn.Parameter] = {}
@@ -138,21 +152,37 @@ def _gather(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     for module in model.modules():
         for key in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
             module.__dict__.pop(key, None)
-    _follow(optimizer, whole, lambda value, _: value.full_tensor() if isinstance(value, DTensor) else value)
+    _follow(
+        optimizer,
+        whole,
+        lambda value, _: value.full_tensor() if isinstance(value, DTensor) else value,
+    )
 
 
-def _shard(model: nn.Module, wrappings: Sequence[_Wrapping], optimizer: torch.optim.Optimizer | None) -> None:
+def _shard(
+    model: nn.Module, wrappings: Sequence[_Wrapping], optimizer: torch.optim.Optimizer | None
+) -> None:
     """Shard a whole model, and its optimizer's states with it."""
     plain = dict(model.named_parameters(remove_duplicate=False))
     settings = next(one.settings for one in wrappings if one.settings)
-    for wrapping in reversed(wrappings):  # inner ones first: `fully_shard` leaves out what is sharded already
+    for wrapping in reversed(
+        wrappings
+    ):  # inner ones first: `fully_shard` leaves out what is sharded already
         modules = wrapping.modules
-        fully_shard(modules[0] if len(modules) == 1 else [*modules], **(wrapping.settings or settings))
+        fully_shard(
+            modules[0] if len(modules) == 1 else [*modules], **(wrapping.settings or settings)
+        )
     now = dict(model.named_parameters(remove_duplicate=False))
 
     def spread(value: Any, parameter: nn.Parameter) -> Any:
-        if isinstance(value, Tensor) and isinstance(parameter, DTensor) and value.shape == parameter.shape:
-            return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        if (
+            isinstance(value, Tensor)
+            and isinstance(parameter, DTensor)
+            and value.shape == parameter.shape
+        ):
+            return distribute_tensor(
+                value, parameter.device_mesh, parameter.placements, src_data_rank=None
+            )
         return value
 
     _follow(optimizer, {old: now[name] for name, old in plain.items()}, spread)
@@ -177,10 +207,14 @@ def _follow(
     for old, parameter in new.items():
         if old in optimizer.state:
             state = optimizer.state.pop(old)  # keyed by the parameter object
-            optimizer.state[parameter] = {name: change(value, parameter) for name, value in state.items()}
+            optimizer.state[parameter] = {
+                name: change(value, parameter) for name, value in state.items()
+            }
 
 
-def _with_new(model: nn.Module, before: Sequence[nn.Module], wrappings: Sequence[_Wrapping]) -> list[_Wrapping]:
+def _with_new(
+    model: nn.Module, before: Sequence[nn.Module], wrappings: Sequence[_Wrapping]
+) -> list[_Wrapping]:
     """Return the wrappings of modules that are still there, and those of new modules: like a sibling of their class."""
     present, known = {*model.modules()}, {*before}
     alike = {one.modules[0]: one for one in wrappings if len(one.modules) == 1}
@@ -191,7 +225,14 @@ def _with_new(model: nn.Module, before: Sequence[nn.Module], wrappings: Sequence
     for parent in model.modules():
         children = [*parent.children()]
         for child in children:
-            like = next((alike[other] for other in children if other in alike and type(other) is type(child)), None)
+            like = next(
+                (
+                    alike[other]
+                    for other in children
+                    if other in alike and type(other) is type(child)
+                ),
+                None,
+            )
             if child not in known and like is not None:
                 found[child] = [_Wrapping((child,), like.settings)]
     return [one for module in model.modules() for one in found.get(module, ())]

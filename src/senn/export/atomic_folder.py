@@ -59,14 +59,18 @@ def _check_final(
     if not final.exists():
         return
     if final.is_dir() != folder:
-        raise SennError(f"{shown} is a {'file' if folder else 'folder'} already; choose another name")
+        raise SennError(
+            f"{shown} is a {'file' if folder else 'folder'} already; choose another name"
+        )
     is_empty = folder and not any(final.iterdir())
     if is_empty:
         return
     if folder and not (final / MARK).is_file():
         raise SennError(f"{shown} isn't empty and holds no export; choose another name")
     if not overwrite:
-        raise SennError(f"{shown} is there already; choose another name, or replace it (--overwrite, overwrite=True)")
+        raise SennError(
+            f"{shown} is there already; choose another name, or replace it (--overwrite, overwrite=True)"
+        )
 
 
 def _rename(draft: Path, final: Path) -> None:

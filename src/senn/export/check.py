@@ -85,13 +85,19 @@ def check(
                 found = run(pytree.clone(batch))
             change = output_change([x.cpu() for x in expected], [x.cpu() for x in found])
         except SurgeryError as error:
-            raise SennError(f"what was exported can't be compared with the model: {error}") from error
+            raise SennError(
+                f"what was exported can't be compared with the model: {error}"
+            ) from error
         except Exception as error:  # the reader may raise anything
-            raise SennError(f"{reader} can't run what was exported: {summarize_error(error)}") from error
+            raise SennError(
+                f"{reader} can't run what was exported: {summarize_error(error)}"
+            ) from error
         tolerance = 0.0 if exact else _SLACK * tolerance_for(model, expected)
         # `not <=`, so that NaN is a difference
         if not change <= tolerance:
-            raise SennError(f"what was exported isn't the model: outputs read back by {reader} differ by {change:.1g}")
+            raise SennError(
+                f"what was exported isn't the model: outputs read back by {reader} differ by {change:.1g}"
+            )
         sizes.append(pytree.count(batch))
         differences.append(change)
     return Exported(path=path, reader=reader, samples=tuple(sizes), difference=max(differences))

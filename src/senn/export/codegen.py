@@ -81,7 +81,9 @@ def format_lines(
 
 
 def call(
-    name: str, positional: Sequence[Bracketed | str], keywords: Mapping[str, Bracketed | str] | None = None
+    name: str,
+    positional: Sequence[Bracketed | str],
+    keywords: Mapping[str, Bracketed | str] | None = None,
 ) -> Bracketed:
     """Make the expression `name(positional, ..., keyword=...)`.
 

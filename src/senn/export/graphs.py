@@ -114,7 +114,9 @@ def to_onnx(
     tensors = [x for x in model.state_dict().values() if isinstance(x, Tensor)]
     size = sum(x.numel() * x.element_size() for x in tensors)
     if size > _MOST_BYTES:
-        raise SennError(f"an ONNX file ends at {_MOST_BYTES:,} bytes, and the model's numbers take {size:,}")
+        raise SennError(
+            f"an ONNX file ends at {_MOST_BYTES:,} bytes, and the model's numbers take {size:,}"
+        )
     with atomic_folder(path, folder=False, overwrite=overwrite) as draft, _quiet():
         program = _program(model, inputs)
         names = list(input_names or _argument_names(model, inputs))
@@ -122,11 +124,15 @@ def to_onnx(
         try:
             # Exporters leave traces: the mode, and buffers that a forward writes.
             with torch.no_grad(), preserve_model_state(model):
-                made = torch.onnx.export(program, input_names=names, output_names=outputs, verbose=False)
+                made = torch.onnx.export(
+                    program, input_names=names, output_names=outputs, verbose=False
+                )
             assert made is not None
             proto = made.model_proto
         except Exception as error:
-            raise SennError(f"the model can't be exported to ONNX: {summarize_error(error)}") from error
+            raise SennError(
+                f"the model can't be exported to ONNX: {summarize_error(error)}"
+            ) from error
         _name_batch(proto.graph)
         onnx.helper.set_model_props(proto, {"producer": "senn", **(metadata or {})})
         draft.write_bytes(proto.SerializeToString())
@@ -140,7 +146,9 @@ def _name_batch(graph: Any) -> None:
         sizes += [size for size in value.type.tensor_type.shape.dim[:1] if size.dim_param]
     symbols = {size.dim_param for size in sizes}
     values = (*graph.input, *graph.output, *graph.value_info)
-    named = [size for value in values for size in value.type.tensor_type.shape.dim if size.dim_param]
+    named = [
+        size for value in values for size in value.type.tensor_type.shape.dim if size.dim_param
+    ]
     for symbol, size in itertools.product(symbols, named):
         # replaced within the text: a size may be an expression such as `2*s77`
         size.dim_param = size.dim_param.replace(symbol, "batch")
@@ -160,7 +168,9 @@ def _unpacked(data: bytes) -> nn.Module:
     try:
         return torch.export.load(io.BytesIO(data)).module()
     except Exception as error:  # torch.fx fails on modules with a name of its own, such as `code`
-        raise SennError(f"torch.export can't read back what it wrote: {summarize_error(error)}") from error
+        raise SennError(
+            f"torch.export can't read back what it wrote: {summarize_error(error)}"
+        ) from error
 
 
 def _import_onnx() -> Any:
@@ -168,7 +178,9 @@ def _import_onnx() -> Any:
         import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise SennError(f"ONNX files need the package {error.name!r}: pip install 'senn[export]'") from error
+        raise SennError(
+            f"ONNX files need the package {error.name!r}: pip install 'senn[export]'"
+        ) from error
     return onnx
 
 
@@ -182,12 +194,18 @@ def _check_onnx(
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError:
         return Exported(
-            path=path, reader="ONNX Runtime", why_not="onnxruntime isn't installed (pip install onnxruntime)"
+            path=path,
+            reader="ONNX Runtime",
+            why_not="onnxruntime isn't installed (pip install onnxruntime)",
         )
     try:
-        session = onnxruntime.InferenceSession(draft.read_bytes(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            draft.read_bytes(), providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # it lacks some kernels, such as those of bfloat16
-        raise SennError(f"ONNX Runtime can't read what was exported: {summarize_error(error)}") from error
+        raise SennError(
+            f"ONNX Runtime can't read what was exported: {summarize_error(error)}"
+        ) from error
     names = [one.name for one in session.get_inputs()]
 
     def run(batch: Inputs) -> list[Tensor]:
@@ -210,12 +228,16 @@ def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
         is_batched = isinstance(x, Tensor) and x.dim() and len(x) == count
         return {0: batch_size} if is_batched else None
 
-    shapes = {name: tree_map(dims, value) for name, value in _named_arguments(model, inputs).items()}
+    shapes = {
+        name: tree_map(dims, value) for name, value in _named_arguments(model, inputs).items()
+    }
     try:
         with torch.no_grad(), preserve_model_state(model):
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
-        raise SennError(f"the model can't be exported for batches of any size: {summarize_error(error)}") from error
+        raise SennError(
+            f"the model can't be exported for batches of any size: {summarize_error(error)}"
+        ) from error
 
 
 def _named_arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
@@ -247,7 +269,9 @@ def _numbered(name: str, count: int) -> list[str]:
 def _quiet() -> Iterator[None]:
     """Silence what exporters print about their progress."""
     # torch.onnx prints through loggers and warnings alike.
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

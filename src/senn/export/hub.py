@@ -141,19 +141,28 @@ def push_to_hub(
     needed = (WEIGHTS, CONFIG, CARD, MARK)
     missing = [file for file in needed if not (Path(folder) / file).is_file()]
     if missing:
-        raise SennError(f"{str(folder)!r} is no folder for the hub: it lacks {missing[0]}; write one with to_hub")
+        raise SennError(
+            f"{str(folder)!r} is no folder for the hub: it lacks {missing[0]}; write one with to_hub"
+        )
     # Imported here: everything but the upload works without it.
     try:
         import huggingface_hub
     except ImportError as error:
-        raise SennError("the hub needs the package 'huggingface_hub': pip install 'senn[huggingface]'") from error
+        raise SennError(
+            "the hub needs the package 'huggingface_hub': pip install 'senn[huggingface]'"
+        ) from error
     try:
         huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
         commit = huggingface_hub.upload_folder(
-            repo_id=repo_id, folder_path=folder, token=token, commit_message="A network that senn grew"
+            repo_id=repo_id,
+            folder_path=folder,
+            token=token,
+            commit_message="A network that senn grew",
         )
     except Exception as error:  # anything that the network or the hub may object to
-        raise SennError(f"{repo_id!r} can't be pushed to: {' '.join(str(error).split())}") from error
+        raise SennError(
+            f"{repo_id!r} can't be pushed to: {' '.join(str(error).split())}"
+        ) from error
     return str(commit.commit_url)
 
 
@@ -261,11 +270,21 @@ def _usage(model: nn.Module, record: Mapping[str, Any], has_description: bool) -
     return "\n" + text + (_SENN if has_description else "")
 
 
-def _config(model: nn.Module, preprocessing: Mapping[str, Any] | None, results: Mapping[str, Any]) -> dict[str, Any]:
+def _config(
+    model: nn.Module, preprocessing: Mapping[str, Any] | None, results: Mapping[str, Any]
+) -> dict[str, Any]:
     size = sum(parameter.numel() for parameter in model.parameters())
     # `architectures` is a key that the hub shows; it has to be the name of a class.
-    config: dict[str, Any] = {"architectures": ["Net"], "class": type(model).__name__, "parameters": size}
-    config |= {key: results[key] for key in ("task", "architecture", "test", "data", "versions") if key in results}
+    config: dict[str, Any] = {
+        "architectures": ["Net"],
+        "class": type(model).__name__,
+        "parameters": size,
+    }
+    config |= {
+        key: results[key]
+        for key in ("task", "architecture", "test", "data", "versions")
+        if key in results
+    }
     if preprocessing is not None:
         config["preprocessing"] = dict(preprocessing)
     return config

@@ -11,7 +11,15 @@ from torch import nn
 
 from senn.checkpoint.schema import join
 from senn.errors import SennError, UnsupportedError
-from senn.export.class_source import KNOWN, forward_lines, helper_class, helper_name, parts, stage_notes, summary_of
+from senn.export.class_source import (
+    KNOWN,
+    forward_lines,
+    helper_class,
+    helper_name,
+    parts,
+    stage_notes,
+    summary_of,
+)
 from senn.export.codegen import Bracketed, call, format_lines, literal
 from senn.export.signatures import Name, explicit_arguments, is_layer
 from senn.export.source_check import (
@@ -63,7 +71,9 @@ def python_source(model: nn.Module, name: str = "Net") -> str:
     try:
         return _write_source(model, name)
     except RecursionError as error:
-        raise SennError(f"a {type(model).__name__} is nested too deeply to be written as source") from error
+        raise SennError(
+            f"a {type(model).__name__} is nested too deeply to be written as source"
+        ) from error
 
 
 def build_from_source(source: str, name: str = "Net") -> nn.Module:
@@ -223,14 +233,21 @@ class _SourceWriter:
             return self.expression(value, path)
         text = value if isinstance(value, Name) else literal(value)
         if text is None:
-            raise UnsupportedError(f"{path!r}: {value!r} can't be written as an argument of a {type(layer).__name__}")
+            raise UnsupportedError(
+                f"{path!r}: {value!r} can't be written as an argument of a {type(layer).__name__}"
+            )
         return text
 
     def _children(self, module: nn.Module, path: str) -> dict[str, Bracketed | str]:
         """Write the expressions of a module's children, or of the parameters that a list of them holds."""
         if type(module) in PARAMETER_LISTS:
-            return {key: f"torch.zeros({tuple(tensor.shape)})" for key, tensor in module.named_parameters()}
-        return {key: self.expression(child, join(path, key)) for key, child in parts(module).items()}
+            return {
+                key: f"torch.zeros({tuple(tensor.shape)})"
+                for key, tensor in module.named_parameters()
+            }
+        return {
+            key: self.expression(child, join(path, key)) for key, child in parts(module).items()
+        }
 
     def _container(
         self,
@@ -291,7 +308,9 @@ class _SourceWriter:
         dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         if len(dtypes) > 1 or any(tensor.is_complex() for tensor in tensors):
             names = ", ".join(sorted(map(str, dtypes)))
-            raise UnsupportedError(f"a model with numbers of several types ({names}) can't be written as source")
+            raise UnsupportedError(
+                f"a model with numbers of several types ({names}) can't be written as source"
+            )
         if dtypes - {torch.float32}:
             self.after.append(f"        self.to({dtypes.pop()})")
 
@@ -317,7 +336,9 @@ def _refuse_foreign(module: nn.Module, path: str) -> None:
     if not is_layer(module) and cls not in KNOWN:
         name = f"{cls.__module__}.{cls.__qualname__}"
         where = f" at {path!r}" if path else ""
-        raise UnsupportedError(f"the class {name}{where} is neither torch's nor senn's: its source is its owner's")
+        raise UnsupportedError(
+            f"the class {name}{where} is neither torch's nor senn's: its source is its owner's"
+        )
 
 
 def _refuse_altered(model: nn.Module) -> None:
@@ -327,4 +348,6 @@ def _refuse_altered(model: nn.Module) -> None:
         if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
             name = type(module).__name__
             where = f" at {path!r}" if path else ""
-            raise UnsupportedError(f"the {name}{where} has hooks or a forward of its own, which no source can say")
+            raise UnsupportedError(
+                f"the {name}{where} has hooks or a forward of its own, which no source can say"
+            )

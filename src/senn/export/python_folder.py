@@ -174,13 +174,17 @@ def check_python(
         with torch.random.fork_rng(devices=[]):
             twin = namespace["load"]()
     except Exception as error:
-        raise SennError(f"what was exported can't be read back: {summarize_error(error)}") from error
+        raise SennError(
+            f"what was exported can't be read back: {summarize_error(error)}"
+        ) from error
     if inputs is None:
         return Exported(path=path, reader=MARK, why_not="there are no example inputs")
     twin.to(next((x.device for x in pytree.tensor_leaves(inputs)), None))
 
     def run(batch: Inputs) -> list[Tensor]:
-        return [out for out in pytree.tensor_leaves(pytree.call(twin, batch)) if out.is_floating_point()]
+        return [
+            out for out in pytree.tensor_leaves(pytree.call(twin, batch)) if out.is_floating_point()
+        ]
 
     # The same kernels in the same order: not one bit may differ.
     return check(path, f"its {MARK}", model, at_least_two(inputs), run=run, exact=True)
@@ -249,7 +253,9 @@ def _kind_of(record: Mapping[str, Any] | None) -> str | None:
 def _split_imports(source: str) -> tuple[set[str], str]:
     """Split a source into the imports at its top and what comes after them."""
     lines = source.splitlines(keepends=True)
-    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    nodes = [
+        node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     ends = [node.end_lineno or node.lineno for node in nodes]
     imports = set()
     for node, end in zip(nodes, ends, strict=True):

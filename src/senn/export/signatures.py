@@ -16,7 +16,16 @@ from senn.errors import UnsupportedError
 # Optional arguments whose number says what it is: `nn.Dropout(0.1)`, but `nn.Softplus(beta=2.0)`.
 _POSITIONAL = {"p", "num_parameters", "negative_slope"}
 # Arguments of which a single number stands for all of a tuple's: `kernel_size=3` for `(3, 3)`.
-_SIZES = {"kernel_size", "stride", "padding", "dilation", "output_padding", "output_size", "normalized_shape", "size"}
+_SIZES = {
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "output_padding",
+    "output_size",
+    "normalized_shape",
+    "size",
+}
 
 
 class Name(str):
@@ -45,7 +54,11 @@ def source_arguments(module: nn.Module) -> dict[str, Any]:
         arguments = constructor_arguments(module)
     except UnsupportedError as error:
         raise UnsupportedError(f"a {kind} can't be written as source: {error}") from error
-    return {name: _in_source(kind, name, arguments[name]) for name in _signature(module) if name in arguments}
+    return {
+        name: _in_source(kind, name, arguments[name])
+        for name in _signature(module)
+        if name in arguments
+    }
 
 
 def explicit_arguments(module: nn.Module) -> tuple[list[Any], dict[str, Any]]:
@@ -114,4 +127,6 @@ def _function_name(kind: str, function: Any) -> Name:
     for place, holder in (("torch", torch), ("F", F)):
         if name and getattr(holder, name, None) is function:
             return Name(f"{place}.{name}")
-    raise UnsupportedError(f"a {kind} can't be written as source: its activation {name or function!r} isn't torch's")
+    raise UnsupportedError(
+        f"a {kind} can't be written as source: its activation {name or function!r} isn't torch's"
+    )

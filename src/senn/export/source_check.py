@@ -17,7 +17,9 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, *PARAMETER_LISTS)
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a model's state by name; extra state is left out."""
-    return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    return {
+        name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)
+    }
 
 
 def differing_modules(twin: nn.Module, model: nn.Module, path: str = "") -> list[str]:

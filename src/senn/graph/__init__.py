@@ -39,7 +39,11 @@ __all__ = [
     "weight_matrix",
 ]
 
-_HOME = {"analyze": "senn.verification", "explain": "senn.verification", "function_preserving_copy": "senn.surgery"}
+_HOME = {
+    "analyze": "senn.verification",
+    "explain": "senn.verification",
+    "function_preserving_copy": "senn.surgery",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -67,7 +67,9 @@ def build_groups(
 class _Builder:
     """Puts channel groups together from the label classes of one forward pass."""
 
-    def __init__(self, trace: TraceRecorder, fixed: Mapping[str, str], tied: Mapping[str, str]) -> None:
+    def __init__(
+        self, trace: TraceRecorder, fixed: Mapping[str, str], tied: Mapping[str, str]
+    ) -> None:
         self.model, self.trace, self.tied = trace.model, trace, tied
         self.classes = LabelClasses(trace, fixed)
 
@@ -77,7 +79,9 @@ class _Builder:
         for number, one in enumerate(self.classes.all):
             for place in one.dims:
                 module = place.tensor.rpartition(".")[0]
-                projects = place.tensor.endswith(("in_proj_weight", "q_proj_weight")) and place.dim == 0
+                projects = (
+                    place.tensor.endswith(("in_proj_weight", "q_proj_weight")) and place.dim == 0
+                )
                 if projects and isinstance(self.model.get_submodule(module), nn.MultiheadAttention):
                     found.setdefault(number, {})[module, "num_heads", None] = 1
         for module, channels in self.trace.groups:
@@ -96,7 +100,9 @@ class _Builder:
         classes = self.classes.all
         if len({classes[number].width / change[number] for number in members}) > 1:
             names = ", ".join(classes[number].name for number in members)
-            raise NoSolutionError(f"its size is tied to those of {names} in a way that isn't understood")
+            raise NoSolutionError(
+                f"its size is tied to those of {names} in a way that isn't understood"
+            )
         width = classes[first].width // change[first]
         dims: list[CoupledDim] = []
         for number in members:
@@ -113,10 +119,14 @@ class _Builder:
             norms=self._norms(set(members)),
         )
 
-    def _coupled_dim(self, place: LabelClassDim, width: int, units: int, normed: bool) -> CoupledDim:
+    def _coupled_dim(
+        self, place: LabelClassDim, width: int, units: int, normed: bool
+    ) -> CoupledDim:
         """Make a dimension of a group; one unit of it is so many `units` of the label class."""
         if place.tensor in self.tied:  # resized, the two objects would no longer share their memory
-            raise NoSolutionError(f"{place.tensor} shares its memory with {self.tied[place.tensor]}")
+            raise NoSolutionError(
+                f"{place.tensor} shares its memory with {self.tied[place.tensor]}"
+            )
         index = place.index.reshape(width, -1).sort(1).values
         n_segments = segments(index)
         if n_segments is None and units > 1:
@@ -125,7 +135,9 @@ class _Builder:
             index = by_position.transpose(0, 1).reshape(width, -1)
             n_segments = segments(index)
         if n_segments is None:
-            raise NoSolutionError(f"its units lie in {place.tensor} in an order that isn't understood")
+            raise NoSolutionError(
+                f"its units lie in {place.tensor} in an order that isn't understood"
+            )
         role = place.role
         if normed and role == "consumer" and (place.tensor, place.dim) in self.trace.rows:
             role = "producer"  # a tied embedding makes the units along the dimension in which the head reads them
@@ -150,15 +162,21 @@ class _Builder:
             module = self.model.get_submodule(use.module)
             if not use.weighted:
                 where = use.module or "the model's own forward"
-                raise NoSolutionError(f"{where} normalizes over its units and has no weight to make up for it")
+                raise NoSolutionError(
+                    f"{where} normalizes over its units and has no weight to make up for it"
+                )
             # Libraries differ in the name of the summand of the variance; surgery scales it.
-            eps = next((name for name in _EPS if isinstance(getattr(module, name, None), float)), None)
+            eps = next(
+                (name for name in _EPS if isinstance(getattr(module, name, None), float)), None
+            )
             found[use.module] = Norm(module=use.module, kind=use.kind, eps=eps)
         if len({norm.kind for norm in found.values()}) > 1:
             raise NoSolutionError("normalizations of two kinds mix its units")
         return tuple(found.values())
 
-    def _attributes(self, dims: list[CoupledDim], solved: Mapping[Key, int]) -> tuple[SizeAttribute, ...]:
+    def _attributes(
+        self, dims: list[CoupledDim], solved: Mapping[Key, int]
+    ) -> tuple[SizeAttribute, ...]:
         """Attributes that hold the sizes of dimensions, and those that were solved for."""
         sizes: dict[Key, int] = {}
         for coupled in dims:

@@ -32,7 +32,9 @@ def check_module(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise SennError(f"the model must be a torch.nn.Module, not a {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedError("the model is compiled by TorchScript and can't change its size: give its original")
+        raise UnsupportedError(
+            "the model is compiled by TorchScript and can't change its size: give its original"
+        )
 
 
 def check_model(model: object) -> None:
@@ -48,7 +50,9 @@ def check_model(model: object) -> None:
         place = f"the module {name}" if name else "the model"
         kind = type(module)
         if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedError(f"{place} is compiled by TorchScript and can't change its size: give its original")
+            raise UnsupportedError(
+                f"{place} is compiled by TorchScript and can't change its size: give its original"
+            )
         if kind.__name__ in _WRAPPERS:
             raise UnsupportedError(f"{place} is a {kind.__name__}: {_WRAPPERS[kind.__name__]}")
         # Modules of torch's quantization keep integer weights and scales beside each other.
@@ -62,15 +66,21 @@ def check_model(model: object) -> None:
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if isinstance(tensor, UninitializedParameter):
-        raise SennError(f"the parameter {name} has no shape yet: run the model once before it is analyzed")
+        raise SennError(
+            f"the parameter {name} has no shape yet: run the model once before it is analyzed"
+        )
     if tensor.is_meta:
-        raise SennError(f"{name} is on the meta device and has no values: give the model its weights before")
+        raise SennError(
+            f"{name} is on the meta device and has no values: give the model its weights before"
+        )
     if tensor.is_quantized or tensor.layout is not torch.strided:
         kind = "quantized" if tensor.is_quantized else "sparse"
         raise UnsupportedError(f"{name} is {kind}, which can't be resized")
     if is_traceable_wrapper_subclass(tensor):  # DTensor, float8 and the like
         kind = type(tensor).__name__
-        raise UnsupportedError(f"{name} is a {kind}: grow the model before its tensors are sharded or wrapped")
+        raise UnsupportedError(
+            f"{name} is a {kind}: grow the model before its tensors are sharded or wrapped"
+        )
 
 
 def check_inputs(model: nn.Module, inputs: Inputs) -> None:

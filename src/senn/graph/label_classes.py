@@ -118,7 +118,9 @@ class LabelClasses:
     def _add(self, number: int, producers: list[LabelOrigin]) -> None:
         """Add the class of units that some producers make, in the order of the first one's rows."""
         name = producers[0].map_name
-        if any(other.name == name for other in self.all):  # one tensor may make units along two dimensions
+        if any(
+            other.name == name for other in self.all
+        ):  # one tensor may make units along two dimensions
             name = f"{producers[0].name}:{producers[0].dim}"
         order = list(dict.fromkeys(self._units_of(producers[0]).tolist()))
         one = LabelClass(name=name, width=len(order))
@@ -133,19 +135,30 @@ class LabelClasses:
         except _RefusedError as reason:
             one.reason = str(reason)
 
-    def _check(self, one: LabelClass, producers: list[LabelOrigin], unit_number: Tensor, number: int) -> None:
+    def _check(
+        self, one: LabelClass, producers: list[LabelOrigin], unit_number: Tensor, number: int
+    ) -> None:
         for producer in producers:
             if producer.name in self.fixed:
-                raise _RefusedError(f"{producer.map_name}, which makes its units, {self.fixed[producer.name]}")
-        for labels, reason in self.trace.record.refusals:  # the first reason is the nearest to the cause
+                raise _RefusedError(
+                    f"{producer.map_name}, which makes its units, {self.fixed[producer.name]}"
+                )
+        for (
+            labels,
+            reason,
+        ) in self.trace.record.refusals:  # the first reason is the nearest to the cause
             if bool((self.class_of[self.units[labels]] == number).any()):
                 raise _RefusedError(reason)
         for producer in producers:
             units = unit_number[self._units_of(producer)]
             if bool((units < 0).any()) or len(distinct(units)) < one.width:
-                raise _RefusedError(f"its units don't correspond one to one to the rows of {producer.map_name}")
+                raise _RefusedError(
+                    f"its units don't correspond one to one to the rows of {producer.map_name}"
+                )
             if unit_index(units, one.width) is None:
-                raise _RefusedError(f"its units own different numbers of rows of {producer.map_name}")
+                raise _RefusedError(
+                    f"its units own different numbers of rows of {producer.map_name}"
+                )
 
     def _locate(self, one: LabelClass, producers: list[LabelOrigin], unit_number: Tensor) -> None:
         """Find every tensor dimension in which the units own positions."""
@@ -163,7 +176,9 @@ class LabelClasses:
             if dim is None:
                 dim = unit_axis(units)
                 if dim is None:
-                    raise _RefusedError(f"its units lie along more than one dimension of {origin.name}")
+                    raise _RefusedError(
+                        f"its units lie along more than one dimension of {origin.name}"
+                    )
                 # All entries at one position belong to one unit, or to none (-1).
                 units = units.movedim(dim, 0).flatten(1).amax(1) if units.dim() > 1 else units
             _add_dim(one, "producer" if is_bias else "elementwise", origin.name, dim, units)
@@ -206,7 +221,9 @@ class LabelClasses:
         units = self.units[label_map.cpu()]
         for dim in varying(units):
             others = [other for other in range(units.dim()) if other != dim]
-            along = units.amax(others) if others else units  # labels at one position are one unit, or 0
+            along = (
+                units.amax(others) if others else units
+            )  # labels at one position are one unit, or 0
             for number in distinct(self.class_of[along]).tolist():
                 if number < 0:
                     continue
@@ -217,7 +234,9 @@ class LabelClasses:
                 counts.setdefault(dim, {})[number] = len(own) // width if regular else 0
 
 
-def _add_dim(one: LabelClass, role: Role, tensor: str, dim: int, units: Tensor, *, normed: bool = False) -> None:
+def _add_dim(
+    one: LabelClass, role: Role, tensor: str, dim: int, units: Tensor, *, normed: bool = False
+) -> None:
     """Add a dimension to a label class; `units` is the unit at each position, -1 for none."""
     index = unit_index(units, one.width)
     if index is None:
@@ -230,7 +249,9 @@ def _add_dim(one: LabelClass, role: Role, tensor: str, dim: int, units: Tensor, 
         if place.role == "elementwise" or role == "consumer":
             # Read several times, a consumer is behind a norm only if it is each time.
             normed = normed and (place.role != "consumer" or place.normed)
-            one.dims[number] = LabelClassDim(role=role, tensor=tensor, dim=dim, index=index, normed=normed)
+            one.dims[number] = LabelClassDim(
+                role=role, tensor=tensor, dim=dim, index=index, normed=normed
+            )
         return
     one.dims.append(LabelClassDim(role=role, tensor=tensor, dim=dim, index=index, normed=normed))
 

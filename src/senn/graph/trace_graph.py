@@ -18,7 +18,9 @@ from senn.pytree import Inputs
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def trace_graph(model: nn.Module, inputs: Inputs, ignored: Collection[str] = frozenset()) -> DependencyGraph:
+def trace_graph(
+    model: nn.Module, inputs: Inputs, ignored: Collection[str] = frozenset()
+) -> DependencyGraph:
     """Trace a model's forward once and return the dependency graph that it shows, unproved.
 
     Args:
@@ -106,7 +108,9 @@ def _shared_memory(model: nn.Module) -> dict[str, str]:
     return shared
 
 
-def _linear_maps(model: nn.Module, trace: TraceRecorder, problems: Collection[str]) -> list[LinearMap]:
+def _linear_maps(
+    model: nn.Module, trace: TraceRecorder, problems: Collection[str]
+) -> list[LinearMap]:
     """Linear maps in order of first use."""
     uses_of: dict[str, list[WeightUse]] = {}
     for use in trace.uses:
@@ -115,11 +119,15 @@ def _linear_maps(model: nn.Module, trace: TraceRecorder, problems: Collection[st
     for weight, uses in uses_of.items():
         first = uses[0]  # several uses agree, or the map has no factors
         module, _, key = weight.rpartition(".")
-        has_bias = key == "weight" and model.get_submodule(module)._parameters.get("bias") is not None
+        has_bias = (
+            key == "weight" and model.get_submodule(module)._parameters.get("bias") is not None
+        )
         alike = all(use.in_dim == first.in_dim and use.scored for use in uses)
         # A tied embedding makes units along the dimension in which the head reads them.
         makes_what_it_reads = (weight, first.in_dim) in trace.rows
-        plain = not makes_what_it_reads and weight not in problems and weight not in trace.labeled_in
+        plain = (
+            not makes_what_it_reads and weight not in problems and weight not in trace.labeled_in
+        )
         linear_maps.append(
             LinearMap(
                 name=_map_name(weight),
@@ -162,17 +170,23 @@ def _insertion_points(
         elif times_held[id(module)] > 1:
             why = "the model holds it under two names"
         elif _read_by_fast_path(model.get_submodule(path.rpartition(".")[0])):
-            why = "in eval mode its TransformerEncoderLayer reads its weight directly (the fast path)"
+            why = (
+                "in eval mode its TransformerEncoderLayer reads its weight directly (the fast path)"
+            )
         if why is not None:
             place = path if module is model else one.name
-            refused.append(Refusal(place=place, reason=f"no layer can be inserted before it: {why}"))
+            refused.append(
+                Refusal(place=place, reason=f"no layer can be inserted before it: {why}")
+            )
             continue
         points.append(
             InsertionPoint(
                 module=one.name,
                 features=module.weight.shape[1],
                 activation=use.activation or usual,
-                spatial=_CONVOLUTIONS.index(type(module)) + 1 if type(module) in _CONVOLUTIONS else 0,
+                spatial=_CONVOLUTIONS.index(type(module)) + 1
+                if type(module) in _CONVOLUTIONS
+                else 0,
             )
         )
     return points, refused
@@ -186,13 +200,19 @@ def _read_by_fast_path(parent: nn.Module) -> bool:
 
 def _not_followed(model: nn.Module, trace: TraceRecorder) -> list[Refusal]:
     """Modules that no rule understands, and parameters that the forward pass never reaches."""
-    refused = [Refusal(place=place, reason=reason) for place, reason in trace.not_understood.items()]
+    refused = [
+        Refusal(place=place, reason=reason) for place, reason in trace.not_understood.items()
+    ]
     for name, module in model.named_modules():
         # One entry for a whole module that isn't used, else one for each parameter.
         parameters = dict(module.named_parameters(recurse=False))
-        unused = [key for key, parameter in parameters.items() if id(parameter) not in trace.reached]
+        unused = [
+            key for key, parameter in parameters.items() if id(parameter) not in trace.reached
+        ]
         places = [f"{name}.{key}" if name else key for key in unused]
         if name and unused and len(unused) == len(parameters):
             places = [name]
-        refused += [Refusal(place=place, reason="it is never used in the forward pass") for place in places]
+        refused += [
+            Refusal(place=place, reason="it is never used in the forward pass") for place in places
+        ]
     return refused

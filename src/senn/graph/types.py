@@ -307,15 +307,23 @@ class DependencyGraph:
                     modules["consumer"],
                 )
             )
-        points = [(point.module, str(point.features), point.activation) for point in self.insertion_points]
+        points = [
+            (point.module, str(point.features), point.activation) for point in self.insertion_points
+        ]
         blocks = []
         for block in self.residual_blocks:
             names = [name.removeprefix(f"{block.module}.") for name in block.output_params]
             blocks.append((block.module, ", ".join(names)))
         refused = [(refusal.place or "(the model)", refusal.reason) for refusal in self.refusals]
         return (
-            SummaryTable("Hidden dimensions", ("group", "units", "produced by", "elementwise", "consumed by"), groups),
-            SummaryTable("Where a layer can be inserted", ("layer before", "features", "activation"), points),
+            SummaryTable(
+                "Hidden dimensions",
+                ("group", "units", "produced by", "elementwise", "consumed by"),
+                groups,
+            ),
+            SummaryTable(
+                "Where a layer can be inserted", ("layer before", "features", "activation"), points
+            ),
             SummaryTable("Blocks", ("can be repeated", "silent where zero"), blocks),
             SummaryTable("What stays as it is", ("cannot change", "because"), refused),
         )

@@ -25,10 +25,14 @@ def submodule(module: nn.Module, name: str | None) -> nn.Module:
     try:
         return module if name is None else module.get_submodule(name)
     except AttributeError as error:
-        raise SennError(f"a {type(module).__name__} has no part {name!r} that could grow") from error
+        raise SennError(
+            f"a {type(module).__name__} has no part {name!r} that could grow"
+        ) from error
 
 
-def optimizer_of(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+def optimizer_of(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
+) -> torch.optim.Optimizer:
     """Return the optimizer that holds parameters of a model.
 
     Args:
@@ -41,7 +45,9 @@ def optimizer_of(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) 
     own = {*model.parameters()}
     holders = []
     for optimizer in optimizers:
-        if any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):
+        if any(
+            parameter in own for group in optimizer.param_groups for parameter in group["params"]
+        ):
             holders.append(optimizer)
     if len(holders) != 1:
         raise SennError(
@@ -73,7 +79,9 @@ def averages(callbacks: Sequence[object], module: nn.Module, name: str | None) -
     for path, one in module.named_modules():
         if isinstance(one, AveragedModel):
             if grown is module:
-                raise SennError(f"the module keeps the average {path!r} of a part of it: name that by model=...")
+                raise SennError(
+                    f"the module keeps the average {path!r} of a part of it: name that by model=..."
+                )
             if type(one.module) is type(grown):
                 found.append(one.module)
     return found

@@ -113,10 +113,14 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         online: IncrementalTrainer | None = getattr(self, "_online", None)
         if online is None:
             recipe = self._recipe()
-            model = getattr(self, "model_", None) or build_model(X.shape[1], self._outputs(), recipe)
+            model = getattr(self, "model_", None) or build_model(
+                X.shape[1], self._outputs(), recipe
+            )
             online = IncrementalTrainer(model, recipe, self._task)
             self._online = online
-        records = online.partial_fit(self._standardize(X), self._encode(y), torch.from_numpy(weight))
+        records = online.partial_fit(
+            self._standardize(X), self._encode(y), torch.from_numpy(weight)
+        )
         self.model_ = online.model
         self.history_ = [*getattr(self, "history_", []), *records]
         self.architecture_ = self.model_.hidden
@@ -132,7 +136,11 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             check(name, value, RANGES[setting].or_none())
             if value is not None:
                 chosen[setting] = value
-        check("recipe", self.recipe, instance_of(TrainConfig, called="a senn.training.TrainConfig").or_none())
+        check(
+            "recipe",
+            self.recipe,
+            instance_of(TrainConfig, called="a senn.training.TrainConfig").or_none(),
+        )
         recipe = TrainConfig() if self.recipe is None else self.recipe
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         return replace(recipe, seed=seed, **chosen)

@@ -73,7 +73,9 @@ def write(folder: Path, model: nn.Module, growth: Mapping[str, Any]) -> None:
     Raises:
         SennError: the folder can't be written.
     """
-    document, data = packed({"sizes": describe_shapes(model), "names": _saved_names(model), **growth})
+    document, data = packed(
+        {"sizes": describe_shapes(model), "names": _saved_names(model), **growth}
+    )
     head = {"format": FORMAT, "version": VERSION, "numbers": atomic_files.file_digest(data)}
     text = atomic_files.to_checksummed_json({**head, "state": document}, indent=None)
     try:
@@ -148,7 +150,9 @@ def reorder_optimizer(
     """
     if optimizer_param_names(optimizer, model) == names:
         return
-    states = [[optimizer.state.get(one) for one in group["params"]] for group in optimizer.param_groups]
+    states = [
+        [optimizer.state.get(one) for one in group["params"]] for group in optimizer.param_groups
+    ]
     rebind_optimizer(optimizer, model, names)
     for group, own in zip(optimizer.param_groups, states, strict=True):
         for parameter, state in zip(group["params"], own, strict=True):

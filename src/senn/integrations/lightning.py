@@ -8,7 +8,6 @@ for a module without a Trainer.
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn.checkpoint import ModuleSnapshot, describe_shapes, optimizer_param_names, rebind_optimizer, resize_like
+from senn import _deprecated
+from senn.checkpoint import (
+    ModuleSnapshot,
+    describe_shapes,
+    optimizer_param_names,
+    rebind_optimizer,
+    resize_like,
+)
 from senn.errors import SennError
 from senn.integrations import _lightning_parts as parts
 from senn.integrations.loop_checks import check_single, refuse_strategy
@@ -39,12 +45,15 @@ except ImportError:
     try:
         import pytorch_lightning as pl  # type: ignore[no-redef]
     except ImportError as error:
-        raise SennError("senn.integrations.lightning needs Lightning: pip install 'senn[lightning]'") from error
+        raise SennError(
+            "senn.integrations.lightning needs Lightning: pip install 'senn[lightning]'"
+        ) from error
 
 KEY = "senn"
 """Key of what senn adds to a checkpoint."""
 
 
+@_deprecated.aliased
 class SelfExpansion(pl.Callback):
     """Grows a LightningModule while its Trainer trains it.
 
@@ -101,12 +110,6 @@ class SelfExpansion(pl.Callback):
         self._snapshots: list[ModuleSnapshot] = []
         self._state: Mapping[str, Any] | None = None
 
-    @property
-    def companion(self) -> GrowthSession:
-        """Old name of the attribute `session`."""
-        warnings.warn("companion is now session; the old name goes in 0.3.0", DeprecationWarning, stacklevel=2)
-        return self.session
-
     # -- before training
 
     @property
@@ -149,7 +152,9 @@ class SelfExpansion(pl.Callback):
             saving(checkpoint)
 
         _unhook(pl_module)
-        vars(pl_module).update(on_load_checkpoint=on_load_checkpoint, on_save_checkpoint=on_save_checkpoint)
+        vars(pl_module).update(
+            on_load_checkpoint=on_load_checkpoint, on_save_checkpoint=on_save_checkpoint
+        )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the parameters of fresh optimizers the order in which a checkpoint has their states.
@@ -177,7 +182,11 @@ class SelfExpansion(pl.Callback):
             self._snapshot_of(copy)
         loggers: list[LoggerCallback] = []
         if self.log and trainer.loggers:
-            loggers.append(LoggerCallback(trainer.loggers, image=importlib.util.find_spec("matplotlib") is not None))
+            loggers.append(
+                LoggerCallback(
+                    trainer.loggers, image=importlib.util.find_spec("matplotlib") is not None
+                )
+            )
         self.session.callbacks = [*self._callbacks, *loggers]
         self.session.epoch = trainer.current_epoch + 1
         self.session.start(
@@ -204,7 +213,12 @@ class SelfExpansion(pl.Callback):
         self.session.epoch = trainer.current_epoch + 1
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Keep the batch if a round is near, and grow if one is due.
 
@@ -229,7 +243,9 @@ class SelfExpansion(pl.Callback):
         """
         self.session.close(trainer.global_step)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Take the hooks off the module.
 
         Args:
@@ -264,7 +280,9 @@ class SelfExpansion(pl.Callback):
         checkpoint[KEY] = {
             "model": self.model,
             "sizes": describe_shapes(parts.submodule(pl_module, self.model)),
-            "optimizers": [optimizer_param_names(optimizer, pl_module) for optimizer in trainer.optimizers],
+            "optimizers": [
+                optimizer_param_names(optimizer, pl_module) for optimizer in trainer.optimizers
+            ],
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -277,12 +295,16 @@ class SelfExpansion(pl.Callback):
 
     # -- inside
 
-    def _resize(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    def _resize(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]
+    ) -> None:
         saved = checkpoint.get(KEY)
         if saved is None:
             return
         if saved["model"] != self.model:
-            raise SennError(f"the checkpoint is of a run that grew model={saved['model']!r}, not {self.model!r}")
+            raise SennError(
+                f"the checkpoint is of a run that grew model={saved['model']!r}, not {self.model!r}"
+            )
         for model in [parts.submodule(pl_module, self.model), *self._averages(trainer, pl_module)]:
             resize_like(model, saved["sizes"], self._snapshot_of(model))
         self._optimizer_names = saved["optimizers"]
@@ -299,7 +321,9 @@ class SelfExpansion(pl.Callback):
         return parts.averages(trainer.callbacks, pl_module, self.model)  # type: ignore[attr-defined]
 
 
-def load_from_checkpoint(path: str | Path, module: pl.LightningModule, *, weights_only: bool = True) -> Any:
+def load_from_checkpoint(
+    path: str | Path, module: pl.LightningModule, *, weights_only: bool = True
+) -> Any:
     """Resize a fresh module to a checkpoint and load it: `LightningModule.load_from_checkpoint` for grown modules.
 
     Args:

@@ -29,4 +29,6 @@ def check_single(callbacks: Iterable[object], kind: type) -> None:
         SennError: there are several.
     """
     if sum(isinstance(callback, kind) for callback in callbacks) > 1:
-        raise SennError("one loop takes one SelfExpansion, and was given several: leave all but one out")
+        raise SennError(
+            "one loop takes one SelfExpansion, and was given several: leave all but one out"
+        )

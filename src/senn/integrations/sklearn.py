@@ -114,7 +114,9 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         if first:
             self.classes_ = np.unique(classes)
         elif classes is not None and not np.array_equal(self.classes_, np.unique(classes)):
-            raise SennError(f"classes {np.unique(classes)} are not the {self.classes_} of the call before")
+            raise SennError(
+                f"classes {np.unique(classes)} are not the {self.classes_} of the call before"
+            )
         # Checked, since a label that isn't there would be encoded as its neighbor.
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
@@ -132,7 +134,9 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         labels: Array = self.classes_[best]
         return labels
 
-    def _checked(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> tuple[Array, Array, Array]:
+    def _checked(
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool
+    ) -> tuple[Array, Array, Array]:
         X, y = validate_data(self, X, y, dtype=np.float64, reset=reset)
         check_classification_targets(y)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -241,7 +245,9 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
             _, present_y, present_weight = present_rows(X, y, weight)
             self._learn_targets(present_y, present_weight)
         elif y.shape[1:] != self._target_shape:
-            raise SennError(f"y must have rows of shape {self._target_shape} as before, not {y.shape[1:]}")
+            raise SennError(
+                f"y must have rows of shape {self._target_shape} as before, not {y.shape[1:]}"
+            )
         return self._partial_fit(X, y, weight)
 
     def predict(self, X: Any) -> Array:
@@ -255,8 +261,12 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         tags.target_tags.multi_output = True
         return tags
 
-    def _checked(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> tuple[Array, Array, Array]:
-        X, y = validate_data(self, X, y, dtype=np.float64, reset=reset, multi_output=True, y_numeric=True)
+    def _checked(
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool
+    ) -> tuple[Array, Array, Array]:
+        X, y = validate_data(
+            self, X, y, dtype=np.float64, reset=reset, multi_output=True, y_numeric=True
+        )
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         return X, y.astype(np.float64), weight
 

@@ -100,7 +100,9 @@ class SelfExpansion(Callback):  # type: ignore[misc]
         # The session appends to this list; it stays when the session is dropped.
         self.history_ = self.session_.history
 
-    def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
+    ) -> None:
         """Start the session in the first epoch.
 
         Args:
@@ -112,9 +114,16 @@ class SelfExpansion(Callback):  # type: ignore[misc]
         self.session_.epoch = len(net.history)
         if self.session_.grower is None:
             batches = len(net.get_iterator(dataset_train, training=True))
-            self.session_.start(net.module_, net.optimizer_, steps=batches * net.max_epochs, samples=len(dataset_train))
+            self.session_.start(
+                net.module_,
+                net.optimizer_,
+                steps=batches * net.max_epochs,
+                samples=len(dataset_train),
+            )
 
-    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+    def on_batch_end(
+        self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any
+    ) -> None:
         """Keep the batch if a round is near, and grow if one is due.
 
         Args:

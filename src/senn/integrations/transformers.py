@@ -8,7 +8,6 @@ Trainer loads its state. `save` and `load` do so for a model without a Trainer.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +41,14 @@ try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 except ImportError as error:
-    raise SennError("senn.integrations.transformers needs transformers: pip install 'senn[huggingface]'") from error
+    raise SennError(
+        "senn.integrations.transformers needs transformers: pip install 'senn[huggingface]'"
+    ) from error
 
 logger = logging.getLogger("senn")
 
 
+@_deprecated.aliased
 class SelfExpansion(TrainerCallback):
     """Grows a model while a Trainer trains it.
 
@@ -110,15 +112,11 @@ class SelfExpansion(TrainerCallback):
         self._wrapper: Any = None
         self._config_fits, self._warned = True, False
 
-    @property
-    def companion(self) -> GrowthSession:
-        """Old name of the attribute `session`."""
-        warnings.warn("companion is now session; the old name goes in 0.3.0", DeprecationWarning, stacklevel=2)
-        return self.session
-
     # -- before training
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Let the model take the sizes of any state that is loaded into it from now on.
 
         Args:
@@ -136,14 +134,18 @@ class SelfExpansion(TrainerCallback):
 
         # The Trainer loads a checkpoint's model before it calls its callbacks, and doesn't say from which checkpoint:
         # the hook looks for one whose shapes are those of the state.
-        def before_loading(module: nn.Module, incoming: MutableMapping[str, Tensor], *rest: Any) -> None:
+        def before_loading(
+            module: nn.Module, incoming: MutableMapping[str, Tensor], *rest: Any
+        ) -> None:
             if module is not model or files.fits(incoming, files.shapes_of(module)):
                 return
             for folder in self._folders(args):
                 saved = files.read(folder)
                 if saved is None:
                     continue
-                if files.fits(files.renamed(incoming, saved["names"]), tensor_shapes(saved["sizes"])):
+                if files.fits(
+                    files.renamed(incoming, saved["names"]), tensor_shapes(saved["sizes"])
+                ):
                     resize_like(module, saved["sizes"], snapshot)
                     files.rename_in_place(incoming, saved["names"])
                     return
@@ -207,7 +209,9 @@ class SelfExpansion(TrainerCallback):
 
         self._hook = model.register_forward_pre_hook(keep, with_kwargs=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Run a round of growth if one is due.
 
         Args:
@@ -237,7 +241,9 @@ class SelfExpansion(TrainerCallback):
         self._unhook()
         self.session.close(state.global_step)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Add to a checkpoint the sizes of the model, and what growth needs to go on.
 
         Args:
@@ -260,7 +266,9 @@ class SelfExpansion(TrainerCallback):
         if not args.should_save:
             return
         if not folder.is_dir():
-            logger.warning("the sizes of the model were not saved: there is no folder %r", str(folder))
+            logger.warning(
+                "the sizes of the model were not saved: there is no folder %r", str(folder)
+            )
             return
         files.write(folder, model, growth)
         if not self._config_fits and not self._warned:
@@ -280,7 +288,11 @@ class SelfExpansion(TrainerCallback):
 
     def _folders(self, args: TrainingArguments) -> list[Path]:
         """Return where checkpoints may be: the folders named, then the Trainer's own, the last first."""
-        named = [Path(one) for one in (self.resume_from, args.resume_from_checkpoint) if isinstance(one, str | Path)]
+        named = [
+            Path(one)
+            for one in (self.resume_from, args.resume_from_checkpoint)
+            if isinstance(one, str | Path)
+        ]
         numbered: list[tuple[int, Path]] = []
         for folder in Path(args.output_dir or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             number = folder.name.rpartition("-")[2]
@@ -288,7 +300,9 @@ class SelfExpansion(TrainerCallback):
                 numbered.append((-int(number), folder))
         return [*named, *(folder for _, folder in sorted(numbered))]
 
-    def _resumed(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> Mapping[str, Any] | None:
+    def _resumed(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module
+    ) -> Mapping[str, Any] | None:
         """Find what was saved of the run that is resumed; None for one that begins."""
         if not state.global_step:
             return None
@@ -298,7 +312,10 @@ class SelfExpansion(TrainerCallback):
                 continue
             if tensor_shapes(saved["sizes"]) == files.shapes_of(model):
                 return saved
-        logger.warning("nothing says how the network grew up to step %d: its growth begins anew", state.global_step)
+        logger.warning(
+            "nothing says how the network grew up to step %d: its growth begins anew",
+            state.global_step,
+        )
         return None
 
 

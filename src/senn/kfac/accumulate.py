@@ -113,7 +113,9 @@ def _gram_of(s: Tensor) -> Tensor:
 def _cross(parts: Sequence[RowChunk], kept: Samples, keep: int) -> Tensor:
     """Sum dz a^T over all rows, (m, c); the kept samples' sums aren't computed twice."""
     if not isinstance(kept, PerSampleGrads):
-        crosses = [part.layer_input.cross(part.output_grad) for part in parts if len(part.output_grad)]
+        crosses = [
+            part.layer_input.cross(part.output_grad) for part in parts if len(part.output_grad)
+        ]
         return sum(crosses[1:], crosses[0])
     rest = [part.select(slice(keep, None)) for part in parts]
     crosses = [part.layer_input.cross(part.output_grad) for part in rest if len(part.output_grad)]
@@ -123,8 +125,12 @@ def _cross(parts: Sequence[RowChunk], kept: Samples, keep: int) -> Tensor:
 
 def _first_samples(parts: Sequence[RowChunk], keep: int, weights: Tensor | None) -> Samples:
     """Keep the first samples one by one, in the form that has fewer numbers."""
-    first = slice(0, max(keep, 1))  # a convolution of no samples can't be formed, so one is made and dropped
-    kept = _one_by_one([part.select(first) for part in parts], None if weights is None else weights[first])
+    first = slice(
+        0, max(keep, 1)
+    )  # a convolution of no samples can't be formed, so one is made and dropped
+    kept = _one_by_one(
+        [part.select(first) for part in parts], None if weights is None else weights[first]
+    )
     return kept if keep else kept.first(0)
 
 
@@ -135,11 +141,14 @@ def _one_by_one(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
     if locations > 1 and locations * (outputs + columns) > outputs * columns:
         # locations last, as convolutions have them: nothing is copied twice
         both = [
-            part.layer_input.by_sample(torch.cat([part.pseudo_grad.mT, part.output_grad.mT], 1).mT) for part in parts
+            part.layer_input.by_sample(torch.cat([part.pseudo_grad.mT, part.output_grad.mT], 1).mT)
+            for part in parts
         ]
         s, dz = torch.split(sum(both[1:], both[0]), outputs, 1)
         return PerSampleGrads(pseudo_grad=s, output_grad=dz, locations=locations, weight=weights)
-    a = torch.cat([part.layer_input.rows().view(*part.output_grad.shape[:2], -1) for part in parts], 1).flatten(0, 1)
+    a = torch.cat(
+        [part.layer_input.rows().view(*part.output_grad.shape[:2], -1) for part in parts], 1
+    ).flatten(0, 1)
     return PerSampleFactors(
         a=a,
         pseudo_grad=torch.cat([part.pseudo_grad for part in parts], 1).flatten(0, 1),
@@ -170,6 +179,10 @@ def sampled_locations(
         own = part.layer_input.locations
         wanted = -int(-own * share // 1)
         # sorted, so that rows are read in the order of memory
-        some = torch.randperm(own, generator=generator)[:wanted].sort().values if wanted < own else None
+        some = (
+            torch.randperm(own, generator=generator)[:wanted].sort().values
+            if wanted < own
+            else None
+        )
         found.append(None if some is None else some.to(part.output_grad.device))
     return found

@@ -94,13 +94,21 @@ def infer_batch_layouts(
     """
     number = min(SAMPLES, pytree.count(inputs))
     inputs = pytree.clone(pytree.head(inputs, number))
-    with torch.enable_grad(), preserve_model_state(model), record_linear_calls(model, [*uses]) as seen:
+    with (
+        torch.enable_grad(),
+        preserve_model_state(model),
+        record_linear_calls(model, [*uses]) as seen,
+    ):
         y = forward(model, inputs, output)
         calls = [(name, call) for name, several in seen.items() for call in several]
         reached = _reached(y, [call for _, call in calls], number)
     result: dict[str, BatchLayout | str] = {}
     for name, n_uses in uses.items():
-        several = [(call, gradients) for (owner, call), gradients in zip(calls, reached, strict=True) if owner == name]
+        several = [
+            (call, gradients)
+            for (owner, call), gradients in zip(calls, reached, strict=True)
+            if owner == name
+        ]
         if several and len(several) != n_uses:
             result[name] = f"{name} is also applied in a way that isn't read"
         else:
@@ -131,7 +139,9 @@ def _reached(y: Tensor, calls: Sequence[LinearCall], samples: int) -> list[list[
     return reached
 
 
-def _batch_layout(name: str, several: list[tuple[LinearCall, list[Tensor | None]]]) -> BatchLayout | str:
+def _batch_layout(
+    name: str, several: list[tuple[LinearCall, list[Tensor | None]]]
+) -> BatchLayout | str:
     if not several:
         return f"{name} is applied inside a fused operation, or not at all"
     if not any(gradients for _, gradients in several):
@@ -146,7 +156,10 @@ def _batch_layout(name: str, several: list[tuple[LinearCall, list[Tensor | None]
             return f"{name} reads rows that can't be told apart by samples"
         layouts.append(layout)
         locations += _locations(one) // len(found)
-    if len({one.kernel is None for one, _ in several}) > 1 or len({id(one.bias) for one, _ in several}) > 1:
+    if (
+        len({one.kernel is None for one, _ in several}) > 1
+        or len({id(one.bias) for one, _ in several}) > 1
+    ):
         return f"{name} is applied in ways that differ"
     kernel = several[0][0].kernel
     return BatchLayout(
@@ -178,7 +191,9 @@ def _layout(gradients: Sequence[Tensor], convolution: bool) -> RowLayout | None:
             if not layout.fits(first.shape[axis], samples):
                 continue
             if all(
-                _is_alone(g.flatten(1)[:, None] if convolution else layout.by_sample(g, samples), number)
+                _is_alone(
+                    g.flatten(1)[:, None] if convolution else layout.by_sample(g, samples), number
+                )
                 for number, g in enumerate(gradients)
             ):
                 return layout

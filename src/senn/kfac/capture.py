@@ -78,7 +78,9 @@ class LayerRows:
     @property
     def a(self) -> Tensor:
         """Inputs with a trailing 1 where the map has a bias, (rows, c)."""
-        return self._rows([part.layer_input.rows().view(*part.output_grad.shape[:2], -1) for part in self.chunks])
+        return self._rows(
+            [part.layer_input.rows().view(*part.output_grad.shape[:2], -1) for part in self.chunks]
+        )
 
     @property
     def output_grad(self) -> Tensor:
@@ -114,7 +116,10 @@ class BlockCall:
         """Keep some of the samples."""
         args, kwargs = pytree.index_batch((self.args, self.kwargs), samples, len(self.output_grad))
         return BlockCall(
-            args=args, kwargs=kwargs, output_grad=self.output_grad[samples], pseudo_grad=self.pseudo_grad[samples]
+            args=args,
+            kwargs=kwargs,
+            output_grad=self.output_grad[samples],
+            pseudo_grad=self.pseudo_grad[samples],
         )
 
 
@@ -189,11 +194,16 @@ def capture(
         dz, s = _backward(output, calls, runs, (true, signs))
     # Compared by storage, since a view of the inputs (flattened, say) is still the data.
     at_inputs = {x.untyped_storage().data_ptr() for x in pytree.tensor_leaves(inputs)}
-    read_inputs = {name for name in names if seen[name][0].x.untyped_storage().data_ptr() in at_inputs}
+    read_inputs = {
+        name for name in names if seen[name][0].x.untyped_storage().data_ptr() in at_inputs
+    }
     chunks = _chunks(calls, dz, s, layouts, len(y))
     of_blocks = zip(runs.items(), dz[len(calls) :], s[len(calls) :], strict=True)
     return LayerStatistics(
-        rows={label: LayerRows(tuple(several), label in read_inputs) for label, several in chunks.items()},
+        rows={
+            label: LayerRows(tuple(several), label in read_inputs)
+            for label, several in chunks.items()
+        },
         blocks={
             name: BlockCall(args=run.args, kwargs=run.kwargs, output_grad=g, pseudo_grad=v)
             for (name, run), g, v in of_blocks
@@ -245,14 +255,23 @@ def _chunks(
     """Split what was collected into the calls of each map, by label; a grouped convolution is a map per group."""
     chunks: dict[str, list[RowChunk]] = {}
     number: Counter[str] = Counter()
-    of_calls = zip(calls, output_grad, pseudo_grad, strict=False)  # gradients of blocks come after those of calls
+    of_calls = zip(
+        calls, output_grad, pseudo_grad, strict=False
+    )  # gradients of blocks come after those of calls
     for (name, call), gradient, sign in of_calls:
         layout = layout_of(layouts, name, number[name])
         number[name] += 1
         reads = layer_inputs(name, call, layout, samples)
-        by_group = [per_layer_grads(call, layout, values, samples).chunk(len(reads), 2) for values in (gradient, sign)]
-        for label, read, own, own_sign in zip(labels(name, len(reads)), reads, *by_group, strict=True):
-            chunks.setdefault(label, []).append(RowChunk(layer_input=read, output_grad=own, pseudo_grad=own_sign))
+        by_group = [
+            per_layer_grads(call, layout, values, samples).chunk(len(reads), 2)
+            for values in (gradient, sign)
+        ]
+        for label, read, own, own_sign in zip(
+            labels(name, len(reads)), reads, *by_group, strict=True
+        ):
+            chunks.setdefault(label, []).append(
+                RowChunk(layer_input=read, output_grad=own, pseudo_grad=own_sign)
+            )
     return chunks
 
 
@@ -272,14 +291,21 @@ def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given = pytree.tensor_leaves(output)[0]
             if args:
-                runs[name] = _Run(args=(given.detach(), *args[1:]), kwargs=kwargs, edge=get_gradient_edge(given))
+                runs[name] = _Run(
+                    args=(given.detach(), *args[1:]), kwargs=kwargs, edge=get_gradient_edge(given)
+                )
             else:
                 first = next(iter(kwargs))
-                runs[name] = _Run(args=(), kwargs={**kwargs, first: given.detach()}, edge=get_gradient_edge(given))
+                runs[name] = _Run(
+                    args=(), kwargs={**kwargs, first: given.detach()}, edge=get_gradient_edge(given)
+                )
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(keep(name), with_kwargs=True) for name in names]
+    handles = [
+        model.get_submodule(name).register_forward_hook(keep(name), with_kwargs=True)
+        for name in names
+    ]
     try:
         yield runs
     finally:
@@ -304,7 +330,9 @@ def layout_of(layouts: Mapping[str, BatchLayout] | None, name: str, number: int)
     if layouts is None:
         return RowLayout()
     if number >= len(layouts[name].layouts):
-        raise UnsupportedError(f"{name} is applied more often than on the first samples: the forward depends on data")
+        raise UnsupportedError(
+            f"{name} is applied more often than on the first samples: the forward depends on data"
+        )
     return layouts[name].layouts[number]
 
 

@@ -90,7 +90,10 @@ class KroneckerFactors:
 
     def __add__(self, other: KroneckerFactors) -> KroneckerFactors:
         """Merge the sums of two sets of rows of the same map."""
-        if self.input_cov.shape != other.input_cov.shape or self.grad_cov.shape != other.grad_cov.shape:
+        if (
+            self.input_cov.shape != other.input_cov.shape
+            or self.grad_cov.shape != other.grad_cov.shape
+        ):
             raise SennError(
                 f"factors of different maps can't be merged: {tuple(self.cross_cov.shape)} and "
                 f"{tuple(other.cross_cov.shape)}"
@@ -244,7 +247,9 @@ def cholesky(matrix: Tensor, damping: float = DAMPING) -> Tensor:
         if not info.any() and torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all():
             return factor
     if not torch.isfinite(matrix).all():
-        raise DivergenceError("a curvature factor holds NaN or infinity: the network or its loss has diverged")
+        raise DivergenceError(
+            "a curvature factor holds NaN or infinity: the network or its loss has diverged"
+        )
     raise SennError("a curvature factor is not positive semidefinite")
 
 
@@ -302,7 +307,9 @@ class FactorInverse:
             the cost.
         """
         half = whiten(self.factor, right)
-        return float(half.square().sum()), lambda: torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
+        return float(half.square().sum()), lambda: torch.linalg.solve_triangular(
+            self.factor.mT, half, upper=True
+        )
 
     @cached_property
     def dense(self) -> Tensor:
@@ -360,7 +367,9 @@ class WoodburyInverse(FactorInverse):
         """M^-1 as a matrix, (c, c) float64."""
         # K = L L^T, so a^T K^-1 a = (L^-1 a)^T (L^-1 a)
         white = whiten(self.products, self.a)
-        return (torch.eye(white.shape[1], dtype=white.dtype, device=white.device) - white.mT @ white) / self.level
+        return (
+            torch.eye(white.shape[1], dtype=white.dtype, device=white.device) - white.mT @ white
+        ) / self.level
 
     def blocks(self, columns: Tensor) -> Tensor:
         """Cut out the diagonal blocks of M^-1, (groups, p, p), of groups of columns (groups, p)."""

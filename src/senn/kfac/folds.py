@@ -144,7 +144,9 @@ class LocalSlice:
             stop = min(start + number, stop)
             return LocalSlice(samples=slice(start, stop), count=stop - start)
         kept = self.positions[self.positions < number]
-        return LocalSlice(samples=slice(start, start + len(kept)), count=min(number, self.count), positions=kept)
+        return LocalSlice(
+            samples=slice(start, start + len(kept)), count=min(number, self.count), positions=kept
+        )
 
     @property
     def readable(self) -> slice:
@@ -175,13 +177,19 @@ class LocalSlice:
         own_weights = None if weights is None else weights[self.samples]
         keep = Fold.max_kept(sum(part.layer_input.locations for part in parts))
         if self.positions is None:
-            found, samples = accumulate(parts, places, keep=keep, weights=own_weights, known=known, inputs=inputs)
+            found, samples = accumulate(
+                parts, places, keep=keep, weights=own_weights, known=known, inputs=inputs
+            )
             return Fold.of(found, samples)
         own = self.first(keep)
         assert own.positions is not None
         if not len(self.positions):
-            found, samples = accumulate_empty(parts, places, weights=weights, known=known, inputs=inputs)
+            found, samples = accumulate_empty(
+                parts, places, weights=weights, known=known, inputs=inputs
+            )
         else:
             kept = len(own.positions)
-            found, samples = accumulate(parts, places, keep=kept, weights=own_weights, known=known, inputs=inputs)
+            found, samples = accumulate(
+                parts, places, keep=kept, weights=own_weights, known=known, inputs=inputs
+            )
         return Fold(factors=found, samples=samples, positions=own.positions, kept=own.count)

@@ -22,7 +22,11 @@ from torch.nn import functional as F
 from torch.nn import grad
 
 # by number of spatial dimensions; padding is done beforehand, so none is passed on
-_INPUT_GRADIENTS: dict[int, Callable[..., Tensor]] = {1: grad.conv1d_input, 2: grad.conv2d_input, 3: grad.conv3d_input}
+_INPUT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
+    1: grad.conv1d_input,
+    2: grad.conv2d_input,
+    3: grad.conv3d_input,
+}
 _WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
     1: grad.conv1d_weight,
     2: grad.conv2d_weight,
@@ -138,7 +142,9 @@ class ConvInput:
         k = self.kernel
         # (n - dilation (size - 1) - 1) / stride + 1, as torch.nn.Conv2d documents
         reach = [gap * (size - 1) for gap, size in zip(k.dilation, k.size, strict=True)]
-        return tuple((n - r - 1) // s + 1 for n, r, s in zip(self.x.shape[2:], reach, k.stride, strict=True))
+        return tuple(
+            (n - r - 1) // s + 1 for n, r, s in zip(self.x.shape[2:], reach, k.stride, strict=True)
+        )
 
     @property
     def locations(self) -> int:
@@ -162,7 +168,9 @@ class ConvInput:
             zip(self.kernel.size, self.kernel.stride, self.kernel.dilation, strict=True)
         ):
             x = x.unfold(2 + dim, gap * (size - 1) + 1, stride)[..., ::gap]
-        x = x.movedim(1, 1 + spatial)  # (samples, *locations, in, *taps), still a view: nothing is copied
+        x = x.movedim(
+            1, 1 + spatial
+        )  # (samples, *locations, in, *taps), still a view: nothing is copied
         if places is None:
             a = x.reshape(len(x) * self.locations, -1)
         else:
@@ -181,7 +189,9 @@ class ConvInput:
         samples, _, m = g.shape
         # Each sample is a group of one large convolution, so a single weight gradient has all of them: far faster than
         # forming patches.
-        sums = self._weight_gradient(self.x.flatten(0, 1)[None], g.mT.flatten(0, 1)[None], samples).flatten(1)
+        sums = self._weight_gradient(
+            self.x.flatten(0, 1)[None], g.mT.flatten(0, 1)[None], samples
+        ).flatten(1)
         sums = self._with_constant(sums, g.sum(1).view(-1, 1)) if self.bias else sums
         return sums.view(samples, m, -1)
 
@@ -197,7 +207,11 @@ class ConvInput:
         """
         image = g.mT.reshape(len(g), -1, *self.outputs)
         gradient: Tensor = _INPUT_GRADIENTS[len(self.kernel.size)](
-            self.x.shape, weight.detach().to(self.x), image, stride=self.kernel.stride, dilation=self.kernel.dilation
+            self.x.shape,
+            weight.detach().to(self.x),
+            image,
+            stride=self.kernel.stride,
+            dilation=self.kernel.dilation,
         )
         return gradient
 

@@ -121,8 +121,14 @@ class DenseHessian:
         """Compute g_i^T H_i^+ g_i, (N,) float64, for gradient rows g; infinite where H lacks a direction of g."""
         projected = torch.einsum("nij,ni->nj", self.vectors, gradient)
         # Rounding leaves a part of g along eigenvectors of zero curvature, which would make the ratio infinite.
-        noise = torch.finfo(projected.dtype).eps * len(projected.mT) * gradient.norm(dim=1, keepdim=True)
-        return _ratio(torch.where(projected.abs() <= 10 * noise, 0.0, projected) ** 2, self.values).sum(1)
+        noise = (
+            torch.finfo(projected.dtype).eps
+            * len(projected.mT)
+            * gradient.norm(dim=1, keepdim=True)
+        )
+        return _ratio(
+            torch.where(projected.abs() <= 10 * noise, 0.0, projected) ** 2, self.values
+        ).sum(1)
 
     def scaled(self, weight: Tensor) -> DenseHessian:
         """Weight each sample, w_i H_i, by w (N,)."""
@@ -168,11 +174,15 @@ def _nll(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     """Loss -sum_c q_c y_c of log-probabilities y. Its Fisher is that of cross-entropy, since p^T J = 0."""
     y = _matrix(y, "nll_loss")
     if float(y.logsumexp(1).abs().max()) > 1e-2:
-        raise UnsupportedError("nll_loss needs log-probabilities as outputs, and these don't sum to one")
+        raise UnsupportedError(
+            "nll_loss needs log-probabilities as outputs, and these don't sum to one"
+        )
     q = _class_targets(y, target, options)
     losses = -torch.where(q == 0, 0.0, q * y).sum(1)
     return LocalLoss(
-        losses=losses, gradient=-q, curvature=SoftmaxHessian(p=y.clamp_min(-_LOGIT).exp(), total=q.sum(1, keepdim=True))
+        losses=losses,
+        gradient=-q,
+        curvature=SoftmaxHessian(p=y.clamp_min(-_LOGIT).exp(), total=q.sum(1, keepdim=True)),
     )
 
 
@@ -187,7 +197,9 @@ def _bce_with_logits(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     clamped = y.clamp(-_LOGIT, _LOGIT)
     curvature = scale * (positive + 1 - t) * clamped.sigmoid() * (-clamped).sigmoid()
     return LocalLoss(
-        losses=losses.flatten(1).sum(1), gradient=gradient.flatten(1), curvature=DiagonalHessian(curvature.flatten(1))
+        losses=losses.flatten(1).sum(1),
+        gradient=gradient.flatten(1),
+        curvature=DiagonalHessian(curvature.flatten(1)),
     )
 
 
@@ -195,7 +207,9 @@ def _bce(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     """Binary cross-entropy of probabilities p = y. H = 1 / (p (1 - p)), the mean of d2l/dp2 over t ~ p."""
     y, t = _alike(y, target, "binary_cross_entropy")
     if not bool(((y >= 0) & (y <= 1)).all()):
-        raise SennError("binary_cross_entropy needs probabilities as outputs, and some lie outside [0, 1]")
+        raise SennError(
+            "binary_cross_entropy needs probabilities as outputs, and some lie outside [0, 1]"
+        )
     scale = _broadcast(options["weight"], y, "weight") / y[0].numel()
     # The Fisher rather than d2l/dp2 itself: it makes scores those of the same net with logits as outputs. The floor
     # stands where PyTorch's own gradient has it.
@@ -236,7 +250,9 @@ def _matrix(y: Tensor, name: str) -> Tensor:
 def _alike(y: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Bring outputs and targets to one shape, (N, 1) at least; nothing is broadcast silently."""
     if y.shape != target.shape:
-        raise SennError(f"{name} got outputs of shape {tuple(y.shape)} and targets of shape {tuple(target.shape)}")
+        raise SennError(
+            f"{name} got outputs of shape {tuple(y.shape)} and targets of shape {tuple(target.shape)}"
+        )
     return (y[:, None], target[:, None].to(y)) if y.ndim == 1 else (y, target.to(y))
 
 
@@ -246,7 +262,9 @@ def _broadcast(option: Tensor | None, y: Tensor, name: str) -> Tensor:
     try:
         return option.to(y).broadcast_to(y.shape)
     except RuntimeError as error:
-        raise SennError(f"the loss's {name} {tuple(option.shape)} does not fit outputs {tuple(y.shape)}") from error
+        raise SennError(
+            f"the loss's {name} {tuple(option.shape)} does not fit outputs {tuple(y.shape)}"
+        ) from error
 
 
 def _class_targets(y: Tensor, target: Tensor, options: Options) -> Tensor:
@@ -254,11 +272,15 @@ def _class_targets(y: Tensor, target: Tensor, options: Options) -> Tensor:
     classes = y.shape[1]
     weight = torch.ones_like(y[0]) if options["weight"] is None else options["weight"].to(y)
     if weight.shape != (classes,):
-        raise SennError(f"the loss has {len(weight)} class weights, and the outputs have {classes} classes")
+        raise SennError(
+            f"the loss has {len(weight)} class weights, and the outputs have {classes} classes"
+        )
     smoothing = options.get("label_smoothing", 0.0)
     if target.is_floating_point():
         if target.shape != y.shape:
-            raise SennError(f"class probabilities {tuple(target.shape)} do not fit outputs {tuple(y.shape)}")
+            raise SennError(
+                f"class probabilities {tuple(target.shape)} do not fit outputs {tuple(y.shape)}"
+            )
         q: Tensor = (target * (1 - smoothing) + smoothing / classes) * weight
         return q
     if target.shape != y.shape[:1]:
@@ -267,7 +289,9 @@ def _class_targets(y: Tensor, target: Tensor, options: Options) -> Tensor:
     used = target != options["ignore_index"]
     wrong = target[used & ((target < 0) | (target >= classes))]
     if len(wrong):
-        raise SennError(f"the targets contain class {int(wrong[0])}, and the outputs have classes 0 to {classes - 1}")
+        raise SennError(
+            f"the targets contain class {int(wrong[0])}, and the outputs have classes 0 to {classes - 1}"
+        )
     # PyTorch divides by the sum of the used samples' class weights. N / that sum makes it a mean over all N samples.
     index = torch.where(used, target, 0)
     share = weight[index] * used
@@ -283,7 +307,10 @@ def _class_targets(y: Tensor, target: Tensor, options: Options) -> Tensor:
 Rule = Callable[[Tensor, Tensor, Options], LocalLoss]
 
 _RULES: dict[Any, tuple[Rule, Options]] = {
-    F.cross_entropy: (_cross_entropy, {"weight": None, "ignore_index": -100, "label_smoothing": 0.0}),
+    F.cross_entropy: (
+        _cross_entropy,
+        {"weight": None, "ignore_index": -100, "label_smoothing": 0.0},
+    ),
     F.nll_loss: (_nll, {"weight": None, "ignore_index": -100}),
     F.binary_cross_entropy_with_logits: (_bce_with_logits, {"weight": None, "pos_weight": None}),
     F.binary_cross_entropy: (_bce, {"weight": None}),
@@ -337,6 +364,9 @@ def resolve(loss: Any) -> tuple[Rule | None, Options]:
         rule, defaults = _RULES[function]
     except (KeyError, TypeError):  # unknown, or unhashable
         return None, given
-    if (isinstance(loss, functools.partial) and loss.args) or not given.keys() <= {*defaults, "reduction"}:
+    if (isinstance(loss, functools.partial) and loss.args) or not given.keys() <= {
+        *defaults,
+        "reduction",
+    }:
         return None, given
     return rule, {**defaults, **given}

@@ -73,14 +73,18 @@ class LossMetric:
         if metric not in ("fisher", "euclidean"):
             raise SennError(f"unknown output metric {metric!r}: use 'fisher' or 'euclidean'")
         if not callable(loss):
-            raise SennError(f"the loss must be callable as loss(output, target), and {loss!r} is not")
+            raise SennError(
+                f"the loss must be callable as loss(output, target), and {loss!r} is not"
+            )
         self.function = loss
         self.metric = metric
         self.name = _name(loss)
         self._rule, self._options = resolve(loss)
         reduction = self._options.get("reduction", getattr(loss, "reduction", "mean"))
         if reduction != "mean":
-            raise UnsupportedError(f"{self.name} has reduction={reduction!r}, and a mean over samples is needed")
+            raise UnsupportedError(
+                f"{self.name} has reduction={reduction!r}, and a mean over samples is needed"
+            )
 
     def __repr__(self) -> str:
         return f"OutputMetric({self.name}, metric={self.metric!r})"
@@ -100,7 +104,9 @@ class LossMetric:
             SennError: the loss fails on them, or the weights are not finite, negative or of another shape.
         """
         output, target = _upcast(output, target)
-        shapes = f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}"
+        shapes = (
+            f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}"
+        )
         with explained(f"the loss {self.name} fails on {shapes}"):
             if weight is None:
                 return self.function(output, target)
@@ -169,7 +175,9 @@ class LossMetric:
             signs = signs[chosen.to(signs.device)]
         return local.curvature.root(signs.to(local.gradient) * 2 - 1)
 
-    def product(self, output: Tensor, target: Tensor, u: Tensor, weight: Tensor | None = None) -> Tensor:
+    def product(
+        self, output: Tensor, target: Tensor, u: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Multiply rows by the Hessians.
 
         Args:
@@ -222,17 +230,23 @@ class LossMetric:
         """
         return nats(self._rule, loss, max(output.numel() // max(len(output), 1), 1))
 
-    def _local(self, output: Tensor, target: Tensor, weight: Tensor | None, curved: bool = True) -> LocalLoss:
+    def _local(
+        self, output: Tensor, target: Tensor, weight: Tensor | None, curved: bool = True
+    ) -> LocalLoss:
         """Compute gradient rows and Hessians of this batch (`curved=False`: the Hessians aren't used)."""
         output, target = _upcast(output.detach(), target)
         weight = None if weight is None else _weights(weight, output)
         if self._rule is not None:
             local = self._rule(output, target, self._options)
         else:
-            local = _exact(self.function, self.name, output, target, curved and self.metric == "fisher", weight)
+            local = _exact(
+                self.function, self.name, output, target, curved and self.metric == "fisher", weight
+            )
         if self.metric == "euclidean":
             local = LocalLoss(
-                losses=local.losses, gradient=local.gradient, curvature=DiagonalHessian(torch.ones_like(local.gradient))
+                losses=local.losses,
+                gradient=local.gradient,
+                curvature=DiagonalHessian(torch.ones_like(local.gradient)),
             )
         return local if weight is None else local.scaled(weight)
 
@@ -245,7 +259,9 @@ def _name(loss: Any) -> str:
 def _upcast(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Convert half precision to float32, and floating targets to the dtype of the outputs."""
     if output.ndim == 0 or len(output) == 0:
-        raise SennError(f"the outputs have shape {tuple(output.shape)}, and (samples, ...) with samples > 0 is needed")
+        raise SennError(
+            f"the outputs have shape {tuple(output.shape)}, and (samples, ...) with samples > 0 is needed"
+        )
     if not output.is_floating_point():
         raise SennError(f"the outputs are {output.dtype}, and floating-point numbers are needed")
     if output.dtype in (torch.float16, torch.bfloat16):
@@ -261,14 +277,18 @@ def _weights(weight: Tensor, output: Tensor) -> Tensor:
     return weight.detach().to(output)
 
 
-def _exact(function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, weight: Tensor | None) -> LocalLoss:
+def _exact(
+    function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, weight: Tensor | None
+) -> LocalLoss:
     """Differentiate a loss without a closed form twice, for gradient rows and Hessians, in m backward passes."""
     samples = len(y)
     with torch.enable_grad():
         leaf = y.detach().clone().requires_grad_()
         value = function(leaf, target)
         if not isinstance(value, Tensor) or value.ndim != 0:
-            raise UnsupportedError(f"the loss {name} must return a scalar, the mean over the samples")
+            raise UnsupportedError(
+                f"the loss {name} must return a scalar, the mean over the samples"
+            )
         gradient = None
         if value.requires_grad:
             (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True)
@@ -277,8 +297,12 @@ def _exact(function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, w
         rows = samples * gradient.reshape(samples, -1)
     _check_mean(function, name, y, target, value.detach())
     _check_separable(name, leaf, rows)
-    losses = value.detach().expand(samples) if weight is None else _losses(function, name, y, target)
-    curvature = _hessian(name, leaf, rows) if curved else DiagonalHessian(torch.zeros_like(rows.detach()))
+    losses = (
+        value.detach().expand(samples) if weight is None else _losses(function, name, y, target)
+    )
+    curvature = (
+        _hessian(name, leaf, rows) if curved else DiagonalHessian(torch.zeros_like(rows.detach()))
+    )
     return LocalLoss(losses=losses, gradient=rows.detach(), curvature=curvature)
 
 
@@ -286,7 +310,9 @@ def _check_mean(function: Loss, name: str, y: Tensor, target: Tensor, value: Ten
     """Refuse a loss that isn't a mean over samples: a mean doesn't change when every sample is there twice."""
     twice = function(torch.cat([y, y]), torch.cat([target, target]))
     if not torch.isclose(twice, value, rtol=1e-3, atol=1e-6):
-        raise UnsupportedError(f"the loss {name} is not a mean over the samples: twice the same batch changes it")
+        raise UnsupportedError(
+            f"the loss {name} is not a mean over the samples: twice the same batch changes it"
+        )
 
 
 def _backward(name: str, rows: Tensor, leaf: Tensor, direction: Tensor) -> Tensor:
@@ -294,7 +320,9 @@ def _backward(name: str, rows: Tensor, leaf: Tensor, direction: Tensor) -> Tenso
     try:
         (result,) = torch.autograd.grad(rows, leaf, direction, retain_graph=True)
     except RuntimeError as error:
-        raise UnsupportedError(f"the loss {name} cannot be differentiated twice ({error})") from error
+        raise UnsupportedError(
+            f"the loss {name} cannot be differentiated twice ({error})"
+        ) from error
     return result.reshape(rows.shape)
 
 
@@ -312,7 +340,9 @@ def _check_separable(name: str, leaf: Tensor, rows: Tensor) -> None:
     # What mixes samples (their mean, say) holds 1/N of every other sample: far above this threshold, which is above
     # rounding.
     if float(influence.max()) > 1e-4 / len(rows) * float(own) + 1e-30:
-        raise UnsupportedError(f"the loss {name} mixes samples: one sample's gradient depends on another's output")
+        raise UnsupportedError(
+            f"the loss {name} mixes samples: one sample's gradient depends on another's output"
+        )
 
 
 def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
@@ -325,12 +355,18 @@ def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
     if not torch.isfinite(hessian).all():
         raise SennError(f"the loss {name} has a curvature that is NaN or infinite on this batch")
     if not hessian.any():
-        raise UnsupportedError(f"the loss {name} has no curvature in the outputs: use metric='euclidean'")
+        raise UnsupportedError(
+            f"the loss {name} has no curvature in the outputs: use metric='euclidean'"
+        )
     values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
     noise = 100 * torch.finfo(rows.dtype).eps * values.abs().amax(1, keepdim=True)
     if (values < -noise).any():
-        raise UnsupportedError(f"the loss {name} is not convex in the outputs: use metric='euclidean'")
-    return DenseHessian(vectors=vectors.to(rows), values=torch.where(values <= noise, 0.0, values).to(rows))
+        raise UnsupportedError(
+            f"the loss {name} is not convex in the outputs: use metric='euclidean'"
+        )
+    return DenseHessian(
+        vectors=vectors.to(rows), values=torch.where(values <= noise, 0.0, values).to(rows)
+    )
 
 
 def _losses(function: Loss, name: str, y: Tensor, target: Tensor) -> Tensor:
@@ -342,10 +378,14 @@ def _losses(function: Loss, name: str, y: Tensor, target: Tensor) -> Tensor:
     elif _takes_reduction(function):
         single = functools.partial(cast(Any, function), reduction="none")
     else:
-        raise UnsupportedError(f"the loss {name} takes no reduction='none', which sample weights need")
+        raise UnsupportedError(
+            f"the loss {name} takes no reduction='none', which sample weights need"
+        )
     losses: Tensor = single(y, target).reshape(len(y), -1).mean(1)
     if not torch.isclose(losses.mean(), function(y, target), rtol=1e-3, atol=1e-6):
-        raise UnsupportedError(f"the loss {name} is not the mean of its reduction='none', which sample weights need")
+        raise UnsupportedError(
+            f"the loss {name} is not the mean of its reduction='none', which sample weights need"
+        )
     return losses
 
 

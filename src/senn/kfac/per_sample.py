@@ -73,7 +73,11 @@ class PerSampleFactors:
         """Rebuild samples of the same map from `tensors`."""
         a, s, dz, *weight = (x.flatten(0, 1) for x in tensors)
         return PerSampleFactors(
-            a=a, pseudo_grad=s, output_grad=dz, locations=self.locations, weight=weight[0] if weight else None
+            a=a,
+            pseudo_grad=s,
+            output_grad=dz,
+            locations=self.locations,
+            weight=weight[0] if weight else None,
         )
 
     def first(self, samples: int) -> PerSampleFactors:
@@ -81,7 +85,11 @@ class PerSampleFactors:
         kept = slice(0, samples * self.locations)
         weight = None if self.weight is None else self.weight[kept]
         return replace(
-            self, a=self.a[kept], pseudo_grad=self.pseudo_grad[kept], output_grad=self.output_grad[kept], weight=weight
+            self,
+            a=self.a[kept],
+            pseudo_grad=self.pseudo_grad[kept],
+            output_grad=self.output_grad[kept],
+            weight=weight,
         )
 
     def residual(self, predict: Tensor) -> PerSampleFactors:
@@ -157,7 +165,9 @@ class PerSampleGrads:
 
     @property
     def _weights(self) -> Tensor:
-        return self.pseudo_grad.new_ones(len(self.pseudo_grad)) if self.weight is None else self.weight
+        return (
+            self.pseudo_grad.new_ones(len(self.pseudo_grad)) if self.weight is None else self.weight
+        )
 
     @property
     def total(self) -> float:
@@ -174,14 +184,20 @@ class PerSampleGrads:
         """Rebuild samples of the same map from `tensors`."""
         s, dz, *weight = tensors
         return PerSampleGrads(
-            pseudo_grad=s, output_grad=dz, locations=self.locations, weight=weight[0] if weight else None
+            pseudo_grad=s,
+            output_grad=dz,
+            locations=self.locations,
+            weight=weight[0] if weight else None,
         )
 
     def first(self, samples: int) -> PerSampleGrads:
         """Keep the first samples only."""
         weight = None if self.weight is None else self.weight[:samples]
         return replace(
-            self, pseudo_grad=self.pseudo_grad[:samples], output_grad=self.output_grad[:samples], weight=weight
+            self,
+            pseudo_grad=self.pseudo_grad[:samples],
+            output_grad=self.output_grad[:samples],
+            weight=weight,
         )
 
     def residual(self, predict: Tensor) -> PerSampleGrads:
@@ -192,7 +208,9 @@ class PerSampleGrads:
         """
         # a enters the sums linearly, so a column's prediction can be subtracted after summing
         c, predict = len(predict), predict.to(self.pseudo_grad.dtype)
-        s, dz = (sums[..., c:] - sums[..., :c] @ predict for sums in (self.pseudo_grad, self.output_grad))
+        s, dz = (
+            sums[..., c:] - sums[..., :c] @ predict for sums in (self.pseudo_grad, self.output_grad)
+        )
         return replace(self, pseudo_grad=s, output_grad=dz)
 
     def without(self, columns: Tensor, taken: Tensor) -> PerSampleGrads:
@@ -202,7 +220,10 @@ class PerSampleGrads:
             columns: (p,) positions of the accepted columns.
             taken: (P, p) coefficients.
         """
-        s, dz = (sums - sums[..., columns] @ taken.mT.to(sums.dtype) for sums in (self.pseudo_grad, self.output_grad))
+        s, dz = (
+            sums - sums[..., columns] @ taken.mT.to(sums.dtype)
+            for sums in (self.pseudo_grad, self.output_grad)
+        )
         return replace(self, pseudo_grad=s, output_grad=dz)
 
     def directional(self, kind: Kind, step: Tensor, columns: Tensor) -> Tensor:

@@ -74,7 +74,11 @@ class CallRecorder(TorchFunctionMode):
         self._known: dict[int, tuple[str, Tensor]] | None = None
 
     def __torch_function__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
@@ -102,11 +106,19 @@ class CallRecorder(TorchFunctionMode):
         if known is None:
             return None
         same = weight.shape == known.shape and weight.stride() == known.stride()
-        flipped = square and weight.shape == known.shape[::-1] and weight.stride() == known.stride()[::-1]
+        flipped = (
+            square and weight.shape == known.shape[::-1] and weight.stride() == known.stride()[::-1]
+        )
         return name if same or flipped else None
 
     def _keep(
-        self, name: str, z: Tensor, x: Tensor, weight: Tensor, kernel: Kernel | None, bias: Tensor | None
+        self,
+        name: str,
+        z: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        kernel: Kernel | None,
+        bias: Tensor | None,
     ) -> Tensor:
         edge = get_gradient_edge(z) if z.requires_grad else None
         copy = z.detach().clone() if self.outputs else None
@@ -133,7 +145,9 @@ def _matrix_product(input: Tensor, mat2: Tensor, **_: Any) -> Found | None:
     return _product(input, mat2)
 
 
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1, **_: Any) -> Found | None:
+def _addmm(
+    input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1, **_: Any
+) -> Found | None:
     bias = input if beta == 1 and input.dim() == 1 else None
     return (mat1, mat2, None, bias) if alpha == 1 and (beta == 0 or bias is not None) else None
 
@@ -177,7 +191,13 @@ def _transposed(
     if input.dim() != weight.dim() or groups != 1:
         return None
     sides = tuple((width, width) for width in _each(padding, spatial))
-    kernel = Kernel(tuple(weight.shape[2:]), _each(stride, spatial), _each(dilation, spatial), sides, transposed=True)
+    kernel = Kernel(
+        tuple(weight.shape[2:]),
+        _each(stride, spatial),
+        _each(dilation, spatial),
+        sides,
+        transposed=True,
+    )
     return input, weight, kernel, None  # its bias isn't one of the map of pixels
 
 
@@ -189,7 +209,9 @@ def _each(value: Any, spatial: int) -> tuple[int, ...]:
 _CALLS: dict[Any, Callable[..., Found | None]] = {
     F.linear: _linear,
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
-    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _transposed),
+    **dict.fromkeys(
+        (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _transposed
+    ),
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
     **dict.fromkeys((torch.mm, Tensor.mm), _matrix_product),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),

@@ -39,7 +39,9 @@ def activation_class(name: str) -> type[nn.Module]:
     """
     found = find_activation(name)
     if found is None:
-        raise SennError(f"activation must be one of {', '.join(ACTIVATIONS)} (in any case), not {name!r}")
+        raise SennError(
+            f"activation must be one of {', '.join(ACTIVATIONS)} (in any case), not {name!r}"
+        )
     return found
 
 
@@ -59,4 +61,7 @@ def activation_or_factory() -> Rule:
         # A module is callable, too, but one object can't be the activation of several layers.
         return named.allows(value) or (callable(value) and not isinstance(value, nn.Module))
 
-    return Rule(expected=f"a module class, a function that creates a module, or {named.expected}", allows=allows)
+    return Rule(
+        expected=f"a module class, a function that creates a module, or {named.expected}",
+        allows=allows,
+    )

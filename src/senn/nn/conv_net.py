@@ -37,7 +37,9 @@ class ConvNet(nn.Module):
         "out_features": whole(low=1),
     }
 
-    def __init__(self, in_channels: int, stages: Sequence[Sequence[int]], out_features: int) -> None:
+    def __init__(
+        self, in_channels: int, stages: Sequence[Sequence[int]], out_features: int
+    ) -> None:
         super().__init__()
         check_arguments(self._RANGES, locals())
         layers: list[nn.Module] = []

@@ -40,7 +40,9 @@ class DenseConvNet(nn.Module):
         "bias": flag(),
     }
 
-    def __init__(self, in_channels: int, hidden: Sequence[Sequence[int]], classes: int, bias: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, hidden: Sequence[Sequence[int]], classes: int, bias: bool = False
+    ) -> None:
         super().__init__()
         check_arguments(self._RANGES, locals())
         self.blocks = nn.ModuleList()
@@ -57,7 +59,9 @@ class DenseConvNet(nn.Module):
     @property
     def hidden(self) -> tuple[tuple[int, ...], ...]:
         """Current channels of each layer, block by block."""
-        return tuple(tuple(_last(layer).weight.shape[0] for layer in _layers(block)) for block in self.blocks)
+        return tuple(
+            tuple(_last(layer).weight.shape[0] for layer in _layers(block)) for block in self.blocks
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the class scores, (N, classes)."""

@@ -36,7 +36,10 @@ class Rational(nn.Module):
     """
 
     def __init__(
-        self, num_parameters: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        num_parameters: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check("num_parameters", num_parameters, whole(low=1))
@@ -48,7 +51,10 @@ class Rational(nn.Module):
 
     @classmethod
     def identity(
-        cls, num_parameters: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls,
+        num_parameters: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Rational:
         """Create a Rational with v = c = 0 and l = 1, which returns its input.
 

@@ -33,7 +33,9 @@ class GaussNewton:
         curvature: maps rows u (N, m) to rows H u, as `LossMetric.product` does.
     """
 
-    def __init__(self, output: Tensor, parameters: Sequence[Tensor], curvature: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, output: Tensor, parameters: Sequence[Tensor], curvature: Callable[[Tensor], Tensor]
+    ) -> None:
         self.output = output
         self.parameters = list(parameters)
         self.curvature = curvature
@@ -41,7 +43,12 @@ class GaussNewton:
         # backward passes, for operations that have no forward-mode rule.
         self._w = torch.zeros_like(output, requires_grad=True)
         pulled = torch.autograd.grad(
-            output, self.parameters, self._w, create_graph=True, retain_graph=True, materialize_grads=True
+            output,
+            self.parameters,
+            self._w,
+            create_graph=True,
+            retain_graph=True,
+            materialize_grads=True,
         )
         self._pulled = [(index, x) for index, x in enumerate(pulled) if x.requires_grad]
 
@@ -60,13 +67,17 @@ class GaussNewton:
                 materialize_grads=True,
             )
         except RuntimeError as error:
-            raise UnsupportedError(f"the network can't be differentiated twice ({error})") from error
+            raise UnsupportedError(
+                f"the network can't be differentiated twice ({error})"
+            ) from error
         return rows.detach().reshape(len(rows), -1)
 
     def pull(self, rows: Tensor) -> Vector:
         """Multiply rows r (N, m) by the transposed Jacobian: mean_i J_i^T r_i."""
         rows = (rows / len(rows)).to(self.output).reshape(self.output.shape)
-        pulled = torch.autograd.grad(self.output, self.parameters, rows, retain_graph=True, materialize_grads=True)
+        pulled = torch.autograd.grad(
+            self.output, self.parameters, rows, retain_graph=True, materialize_grads=True
+        )
         return list(pulled)
 
     def product(self, u: Sequence[Tensor]) -> Vector:
@@ -153,10 +164,15 @@ def best_combination(
     pushed = {i: matrix.push(directions[i]) for i in live}
     curved = {i: matrix.curvature(pushed[i]) for i in live}
     size = len(live)
-    fisher, identity = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    fisher, identity = (
+        torch.zeros(size, size, dtype=torch.float64),
+        torch.zeros(size, size, dtype=torch.float64),
+    )
     for row, i in enumerate(live):
         for column, j in enumerate(live[: row + 1]):
-            inner = [float((x * y).sum()) for x, y in zip(directions[i], directions[j], strict=True)]
+            inner = [
+                float((x * y).sum()) for x, y in zip(directions[i], directions[j], strict=True)
+            ]
             exact = float((pushed[i].double() * curved[j]).sum()) / len(pushed[i])
             exact += sum(d * x for d, x in zip(decay, inner, strict=True))
             fisher[row, column] = fisher[column, row] = exact
@@ -171,5 +187,7 @@ def best_combination(
     for index, value in zip(live, solution.tolist(), strict=True):
         coefficients[index] = value
     return Model(
-        coefficients=coefficients, linear=float(solution @ slope), quadratic=float(solution @ fisher @ solution)
+        coefficients=coefficients,
+        linear=float(solution @ slope),
+        quadratic=float(solution @ fisher @ solution),
     )

@@ -98,7 +98,11 @@ class KroneckerBlock:
         joint = torch.cat([weight, gradients[1][:, None]], 1) if len(gradients) > 1 else weight
         # (A (x) S)^-1 vec(g) = vec(S^-1 g A^-1)
         direction = (s @ joint.to(s) @ a).to(weight)
-        return [direction[:, : weight.shape[1]], direction[:, -1]] if len(gradients) > 1 else [direction]
+        return (
+            [direction[:, : weight.shape[1]], direction[:, -1]]
+            if len(gradients) > 1
+            else [direction]
+        )
 
     def state(self) -> State:
         """Collect all averages and inverses, for `Optimizer.state_dict`."""
@@ -162,7 +166,11 @@ class DiagonalBlock:
 
     def state(self) -> State:
         """Collect all averages and inverses, for `Optimizer.state_dict`."""
-        return {"squares": self.squares.value, "weight": self.squares.weight, "inverse": self.inverse}
+        return {
+            "squares": self.squares.value,
+            "weight": self.squares.weight,
+            "inverse": self.inverse,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore copies of what `state` collected."""
@@ -199,7 +207,9 @@ def split_damping(a: Tensor, s: Tensor, damping: float) -> tuple[float, float]:
 def _inverse(matrix: Tensor, damping: float) -> Tensor:
     """Invert M + damping I by a float64 Cholesky factor, over a floor at the rounding of M's dtype."""
     identity = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
-    factor = cholesky(matrix.double() + damping * identity, damping=10 * torch.finfo(matrix.dtype).eps)
+    factor = cholesky(
+        matrix.double() + damping * identity, damping=10 * torch.finfo(matrix.dtype).eps
+    )
     return torch.cholesky_inverse(factor).to(matrix.dtype)
 
 

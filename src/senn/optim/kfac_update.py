@@ -29,7 +29,9 @@ class Pass:
 
 
 @contextmanager
-def watching(modules: Sequence[nn.Module], names: Mapping[nn.Module, str]) -> Iterator[dict[nn.Module, Any]]:
+def watching(
+    modules: Sequence[nn.Module], names: Mapping[nn.Module, str]
+) -> Iterator[dict[nn.Module, Any]]:
     """Collect inputs and output edges of linear maps while a forward pass runs inside.
 
     Args:
@@ -80,17 +82,23 @@ class KFAC:
 
     def maps(self, trainable: set[nn.Parameter]) -> dict[nn.Module, str]:
         """Find the linear layers whose parameters are all trained and shared with no other module, with their names."""
-        owners = Counter(p for module in self.model.modules() for p in module.parameters(recurse=False))
+        owners = Counter(
+            p for module in self.model.modules() for p in module.parameters(recurse=False)
+        )
         found: dict[nn.Module, str] = {}
         for name, module in self.model.named_modules():
             if type(module).forward is nn.Linear.forward:
                 own = list(module.parameters(recurse=False))
-                plain = {id(p) for p in own} == {id(p) for p in (module.weight, module.bias) if p is not None}
+                plain = {id(p) for p in own} == {
+                    id(p) for p in (module.weight, module.bias) if p is not None
+                }
                 if plain and all(p in trainable and owners[p] == 1 for p in own):
                     found[module] = name
         return found
 
-    def layout(self, seen: Pass, trainable: Sequence[nn.Parameter]) -> list[tuple[nn.Parameter, ...]]:
+    def layout(
+        self, seen: Pass, trainable: Sequence[nn.Parameter]
+    ) -> list[tuple[nn.Parameter, ...]]:
         """Divide the parameters into blocks, and drop the blocks of Parameters that are gone.
 
         Args:
@@ -100,11 +108,16 @@ class KFAC:
         Returns:
             The parameters of each block, those of linear layers first.
         """
-        blocks = [(module.weight, module.bias) if module.bias is not None else (module.weight,) for module in seen.maps]
+        blocks = [
+            (module.weight, module.bias) if module.bias is not None else (module.weight,)
+            for module in seen.maps
+        ]
         covered = {p for block in blocks for p in block}
         others = [p for p in trainable if p not in covered]
         weights = {block[0] for block in blocks}
-        self.linear = {p: block for p, block in self.linear.items() if p in weights and _fits(block, p)}
+        self.linear = {
+            p: block for p, block in self.linear.items() if p in weights and _fits(block, p)
+        }
         self.other = {p: block for p, block in self.other.items() if p in set(others)}
         return [*blocks, *((p,) for p in others)]  # type: ignore[list-item]
 
@@ -113,7 +126,11 @@ class KFAC:
         return any(block[0] not in self.linear and block[0] not in self.other for block in blocks)
 
     def update(
-        self, seen: Pass, blocks: Sequence[tuple[nn.Parameter, ...]], probes: Any, weight: Tensor | None
+        self,
+        seen: Pass,
+        blocks: Sequence[tuple[nn.Parameter, ...]],
+        probes: Any,
+        weight: Tensor | None,
     ) -> None:
         """Update all blocks with one batch; the graph is kept.
 
@@ -133,7 +150,11 @@ class KFAC:
         for _ in range(self.burn_in if fresh else 1):
             # one backward pass for all blocks: it stops at the maps' outputs and at the other parameters
             v = probes().to(seen.output).reshape(seen.output.shape)
-            pulled.append(torch.autograd.grad(seen.output, targets, v, retain_graph=True, materialize_grads=True))
+            pulled.append(
+                torch.autograd.grad(
+                    seen.output, targets, v, retain_graph=True, materialize_grads=True
+                )
+            )
         for index, block in enumerate(linear):
             a = _rows(maps[block[0]][0], len(block) > 1)
             self.linear.setdefault(block[0], KroneckerBlock(self.decay)).update(
@@ -146,7 +167,11 @@ class KFAC:
 
     def block(self, parameters: tuple[nn.Parameter, ...]) -> KroneckerBlock | DiagonalBlock:
         """Look up the block of some parameters."""
-        return self.linear[parameters[0]] if parameters[0] in self.linear else self.other[parameters[0]]
+        return (
+            self.linear[parameters[0]]
+            if parameters[0] in self.linear
+            else self.other[parameters[0]]
+        )
 
     def state(self) -> dict[str, Any]:
         """Collect the state of all blocks, by parameter name."""

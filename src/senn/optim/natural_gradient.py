@@ -9,7 +9,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from senn._validate import Rule, a_seed, callable_, check_arguments, flag, fraction, number, one_of, whole
+from senn._validate import (
+    Rule,
+    a_seed,
+    callable_,
+    check_arguments,
+    flag,
+    fraction,
+    number,
+    one_of,
+    whole,
+)
 from senn.errors import DivergenceError, SennError
 from senn.kfac.loss_metric import Loss, LossMetric
 from senn.kfac.recorder import forward
@@ -169,26 +179,38 @@ class NaturalGradient(torch.optim.Optimizer):
         gradient = _pull(seen.output, list(trained), rows)
         if not math.isfinite(loss) or not all(bool(torch.isfinite(g).all()) for g in gradient):
             replay.restore()
-            raise DivergenceError(f"the loss is {loss} with a gradient that is not finite: the step was not taken")
+            raise DivergenceError(
+                f"the loss is {loss} with a gradient that is not finite: the step was not taken"
+            )
         with torch.no_grad():
             for parameter, g in zip(trained, gradient, strict=True):
                 if trained[parameter]["weight_decay"]:
                     g.add_(parameter, alpha=trained[parameter]["weight_decay"])
         exact = None
         if self.adapt or self.method == "cg":
-            exact = GaussNewton(seen.output, list(trained), lambda u: self.metric.product(y, targets, u, weight))
+            exact = GaussNewton(
+                seen.output, list(trained), lambda u: self.metric.product(y, targets, u, weight)
+            )
         if exact is not None and self.method == "cg":
             direction = self._solve(exact, gradient, trained)
         else:
             direction = self._precondition(
-                seen, gradient, trained, lambda: self.metric.pseudo_grad(y, targets, self._generator, weight), weight
+                seen,
+                gradient,
+                trained,
+                lambda: self.metric.pseudo_grad(y, targets, self._generator, weight),
+                weight,
             )
         self.eta = dot(gradient, direction)
         self._steps += 1
         self.rejected, self.reduction_ratio = False, math.nan
-        descent = Descent(trained=trained, direction=direction, gradient=gradient, velocity=self._velocity)
+        descent = Descent(
+            trained=trained, direction=direction, gradient=gradient, velocity=self._velocity
+        )
         if self.adapt and exact is not None:
-            again = replay.again(inputs, lambda output: float(self.metric.loss(output, targets, weight)))
+            again = replay.again(
+                inputs, lambda output: float(self.metric.loss(output, targets, weight))
+            )
             result = adaptive_step(descent, exact, self.damping, loss, again)
             self.damping, self.rejected = result.damping, result.rejected
             self.reduction_ratio = result.reduction_ratio
@@ -201,7 +223,12 @@ class NaturalGradient(torch.optim.Optimizer):
     def _trained(self) -> dict[nn.Parameter, dict[str, Any]]:
         """Find the parameters that take part, with their groups: in the model, in a group, not frozen."""
         owned = set(self.model.parameters())
-        trained = {p: group for group in self.param_groups for p in group["params"] if p.requires_grad and p in owned}
+        trained = {
+            p: group
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad and p in owned
+        }
         if not trained:
             raise SennError("NaturalGradient has no trainable parameter of the model")
         return trained
@@ -227,17 +254,25 @@ class NaturalGradient(torch.optim.Optimizer):
             if turn or factors.stale:
                 # One damping serves a whole block, so a bias without weight decay shares that of its weight.
                 factors.refresh(self.damping + trained[block[0]]["weight_decay"])
-            direction.update(zip(block, factors.apply([by_parameter[p] for p in block]), strict=True))
+            direction.update(
+                zip(block, factors.apply([by_parameter[p] for p in block]), strict=True)
+            )
         return [direction[p] for p in trained]
 
     def _solve(
-        self, exact: GaussNewton, gradient: list[Tensor], trained: dict[nn.Parameter, dict[str, Any]]
+        self,
+        exact: GaussNewton,
+        gradient: list[Tensor],
+        trained: dict[nn.Parameter, dict[str, Any]],
     ) -> list[Tensor]:
         """Solve (F + (damping + weight decay) I) d = g by conjugate gradients."""
         shifts = [self.damping + group["weight_decay"] for group in trained.values()]
 
         def product(u: list[Tensor]) -> list[Tensor]:
-            return [image + shift * x for image, shift, x in zip(exact.product(u), shifts, u, strict=True)]
+            return [
+                image + shift * x
+                for image, shift, x in zip(exact.product(u), shifts, u, strict=True)
+            ]
 
         return conjugate_gradients(product, gradient, self.iterations, self.tolerance)
 
@@ -257,7 +292,9 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks and a scheduler's wrapper of `step` belong to the original, as in any torch optimizer.
-        return {key: value for key, value in vars(self).items() if "hook" not in key and key != "step"}
+        return {
+            key: value for key, value in vars(self).items() if "hook" not in key and key != "step"
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """State as any optimizer's, with the curvature by parameter name under `curvature`."""
@@ -277,7 +314,9 @@ class NaturalGradient(torch.optim.Optimizer):
             SennError: the state was saved by another optimizer, or doesn't fit the model.
         """
         if "curvature" not in state_dict:
-            raise SennError("this optimizer state wasn't saved by NaturalGradient: it has no 'curvature'")
+            raise SennError(
+                "this optimizer state wasn't saved by NaturalGradient: it has no 'curvature'"
+            )
         super().load_state_dict(state_dict)
         curvature = state_dict["curvature"]
         self._kfac.load(curvature["blocks"])
@@ -290,4 +329,6 @@ class NaturalGradient(torch.optim.Optimizer):
 def _pull(output: Tensor, parameters: list[nn.Parameter], rows: Tensor) -> list[Tensor]:
     """Compute mean_i J_i^T r_i for rows r (N, m), and keep the graph."""
     rows = (rows / len(rows)).to(output).reshape(output.shape)
-    return list(torch.autograd.grad(output, parameters, rows, retain_graph=True, materialize_grads=True))
+    return list(
+        torch.autograd.grad(output, parameters, rows, retain_graph=True, materialize_grads=True)
+    )

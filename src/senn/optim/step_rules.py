@@ -96,7 +96,11 @@ def constrained_step(descent: Descent, norm_constraint: float | None) -> None:
 
 @torch.no_grad()
 def adaptive_step(
-    descent: Descent, exact: GaussNewton, damping: float, loss: float, loss_again: Callable[[], float]
+    descent: Descent,
+    exact: GaussNewton,
+    damping: float,
+    loss: float,
+    loss_again: Callable[[], float],
 ) -> StepResult:
     """Choose step size and momentum by the exact quadratic model, and take the step back if it raises the loss.
 
@@ -140,7 +144,9 @@ def adaptive_step(
         factor = LM_RATE
     elif -predicted > rounding and ratio < 0.25:
         factor = 1 / LM_RATE
-    return StepResult(damping=_within(damping * factor) if factor != 1.0 else damping, reduction_ratio=ratio)
+    return StepResult(
+        damping=_within(damping * factor) if factor != 1.0 else damping, reduction_ratio=ratio
+    )
 
 
 def _quadratic_step(
@@ -149,10 +155,14 @@ def _quadratic_step(
     """Combine the direction and the last step by the quadratic model; also return the predicted change of the loss."""
     groups = list(descent.trained.values())
     # Learning rates that differ between groups bend the direction; the largest one scales the whole step.
-    down = [d * (-group["lr"] / largest) for d, group in zip(descent.direction, groups, strict=True)]
+    down = [
+        d * (-group["lr"] / largest) for d, group in zip(descent.direction, groups, strict=True)
+    ]
     last = []
     for parameter, group in descent.trained.items():
-        last.append(descent.velocity(parameter) if group["momentum"] else torch.zeros_like(parameter))
+        last.append(
+            descent.velocity(parameter) if group["momentum"] else torch.zeros_like(parameter)
+        )
     model = best_combination(exact, [down, last], descent.gradient, decay, damping)
     forward, momentum = model.coefficients
     step = [(d * forward + v * momentum).mul_(largest) for d, v in zip(down, last, strict=True)]
@@ -165,4 +175,8 @@ def _within(damping: float) -> float:
 
 def _penalty(trained: Iterable[nn.Parameter], decay: Iterable[float]) -> float:
     """Sum decay / 2 * |theta|^2, the part of the loss that weight decay stands for."""
-    return float(sum(d / 2 * float((p.double() ** 2).sum()) for p, d in zip(trained, decay, strict=True) if d))
+    return float(
+        sum(
+            d / 2 * float((p.double() ** 2).sum()) for p, d in zip(trained, decay, strict=True) if d
+        )
+    )

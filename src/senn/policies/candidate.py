@@ -17,7 +17,9 @@ MOVES: dict[str, Kind] = {"width": "widen", "depth": "insert", "prune": "prune"}
 """Moves that a grower may make, with the kind of candidate that makes each."""
 
 
-def check_moves(moves: Sequence[str] | None, allowed: Sequence[str] = tuple(MOVES)) -> tuple[str, ...]:
+def check_moves(
+    moves: Sequence[str] | None, allowed: Sequence[str] = tuple(MOVES)
+) -> tuple[str, ...]:
     """Validate names of moves.
 
     Args:

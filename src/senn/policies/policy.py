@@ -26,7 +26,9 @@ def policy_rule(*, named: bool = False) -> Rule:
         is_policy = all(hasattr(value, name) for name in ("choose", "price", "margin"))
         return (is_policy and not isinstance(value, type)) or (named and isinstance(value, str))
 
-    return Rule(expected="a policy such as PricePolicy()" + (", its name" if named else ""), allows=allows)
+    return Rule(
+        expected="a policy such as PricePolicy()" + (", its name" if named else ""), allows=allows
+    )
 
 
 @_deprecated.aliased
@@ -51,7 +53,9 @@ class Policy:
         super().__init_subclass__(**kwargs)
         _deprecated.honor_overrides(cls, "Policy")
 
-    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+    def choose(
+        self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]
+    ) -> Candidate | None:
         """Choose the candidate to accept next.
 
         Args:
@@ -164,12 +168,16 @@ class PaperPolicy(Policy):
         """Return by how much the stricter of the two tests is passed, in nats per sample."""
         c = candidate
         if c.kind == "prune":
-            return (c.gain + self.prune_fraction * self.alpha * c.score_limit) / (2 * c.loss_per_nat)
+            return (c.gain + self.prune_fraction * self.alpha * c.score_limit) / (
+                2 * c.loss_per_nat
+            )
         # eta_p / eta_c > 1 + tau and eta_p - eta_c > alpha lambda, both as thresholds of eta_p - eta_c
         threshold = max(self.tau * max(c.eta, 0.0), self.alpha * c.score_limit)
         return (self.score(c) - threshold) / (2 * c.loss_per_nat)
 
-    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+    def choose(
+        self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]
+    ) -> Candidate | None:
         """Choose the passing addition with the largest score; without one, the cheapest passing pruning.
 
         Args:
@@ -280,7 +288,9 @@ class PricePolicy(Policy):
             decrease /= self.layer_cost
         return decrease - price
 
-    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+    def choose(
+        self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]
+    ) -> Candidate | None:
         """Choose the candidate with the largest positive margin, among the places that this round may still change.
 
         Args:
@@ -304,14 +314,20 @@ class PricePolicy(Policy):
         """
         if self._is_open(candidate, accepted):
             return ""
-        places = "one place" if self.max_places_per_round == 1 else f"{self.max_places_per_round} places"
+        places = (
+            "one place" if self.max_places_per_round == 1 else f"{self.max_places_per_round} places"
+        )
         return f"{places} a round"
 
     def _is_open(self, candidate: Candidate, accepted: Sequence[Candidate]) -> bool:
         """Return True if this round may change the candidate's place."""
         # Further units for a place that has changed are fine: their gains have been updated for what was accepted.
         taken = {c.place for c in accepted if c.kind != "prune"}
-        return candidate.kind == "prune" or len(taken) < self.max_places_per_round or candidate.place in taken
+        return (
+            candidate.kind == "prune"
+            or len(taken) < self.max_places_per_round
+            or candidate.place in taken
+        )
 
 
 @dataclass(frozen=True)
@@ -324,7 +340,9 @@ class _RetentionPolicy(Policy):
         """Price parameters as the price policy does."""
         return self.prices.price(parameters, samples)
 
-    def choose(self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]) -> Candidate | None:
+    def choose(
+        self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]
+    ) -> Candidate | None:
         """Choose the pruning that saves most, if it saves anything."""
         return _best([c for c in candidates if c.kind == "prune"], self)
 

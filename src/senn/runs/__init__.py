@@ -9,4 +9,15 @@ from senn.runs.fit_options import FitOptions
 from senn.runs.run_folder import RunFolder
 from senn.runs.saved_run import FIGURE, HISTORY, REPORT, RESULTS, SavedRun, check, complete, read
 
-__all__ = ["FIGURE", "HISTORY", "REPORT", "RESULTS", "FitOptions", "RunFolder", "SavedRun", "check", "complete", "read"]
+__all__ = [
+    "FIGURE",
+    "HISTORY",
+    "REPORT",
+    "RESULTS",
+    "FitOptions",
+    "RunFolder",
+    "SavedRun",
+    "check",
+    "complete",
+    "read",
+]

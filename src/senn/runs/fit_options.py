@@ -71,7 +71,9 @@ class FitOptions:
             if name == "column":
                 arguments += [f"--column={column}={kind}" for column, kind in self.column]
             else:
-                arguments.append(option_name(name) if value is True else f"{option_name(name)}={value}")
+                arguments.append(
+                    option_name(name) if value is True else f"{option_name(name)}={value}"
+                )
         return arguments
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +94,9 @@ class FitOptions:
         return from_dict(cls, record, what, finite=False)
 
     @classmethod
-    def from_arguments(cls, arguments: Sequence[str], what: str = "the list of arguments") -> FitOptions:
+    def from_arguments(
+        cls, arguments: Sequence[str], what: str = "the list of arguments"
+    ) -> FitOptions:
         """Read the arguments that run folders of version 1 keep: DATA, `--flag` and `--name=value`.
 
         Args:
@@ -116,7 +120,9 @@ class FitOptions:
 
 
 DEFAULTS: Mapping[str, Any] = {
-    one.name: [] if one.name == "column" else one.default for one in fields(FitOptions) if one.name != "data"
+    one.name: [] if one.name == "column" else one.default
+    for one in fields(FitOptions)
+    if one.name != "data"
 }
 """Default of each option, as in the records of `FitOptions.to_dict`."""
 

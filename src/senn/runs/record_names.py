@@ -28,5 +28,8 @@ def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
     current = current_keys(GrowthRound, record)
     for name in ("accepted", "refused"):
         if isinstance(current.get(name), list):
-            current[name] = [current_keys(Candidate, one) if isinstance(one, dict) else one for one in current[name]]
+            current[name] = [
+                current_keys(Candidate, one) if isinstance(one, dict) else one
+                for one in current[name]
+            ]
     return current

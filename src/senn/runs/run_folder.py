@@ -78,7 +78,9 @@ class RunFolder(UnfinishedRun):
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.place)
-            self._refuse(overwrite, resume)  # again: another run may have come before the lock was held
+            self._refuse(
+                overwrite, resume
+            )  # again: another run may have come before the lock was held
             for left in self.place.iterdir():
                 if left.name.startswith(_GONE) or _DRAFT.fullmatch(left.name):
                     remove(left)
@@ -111,20 +113,30 @@ class RunFolder(UnfinishedRun):
             raise self.unwritable(error) from error
         if resume:
             if RUN not in inside:
-                raise SennError(f"{name!r} holds no unfinished run (there is no {UNFINISHED}/{RUN})")
+                raise SennError(
+                    f"{name!r} holds no unfinished run (there is no {UNFINISHED}/{RUN})"
+                )
             return
-        found = {name for name in found if name != LOCK and not name.startswith(_GONE) and not _DRAFT.fullmatch(name)}
+        found = {
+            name
+            for name in found
+            if name != LOCK and not name.startswith(_GONE) and not _DRAFT.fullmatch(name)
+        }
         if (self._finished / RESULTS).exists():  # a kill has interrupted the copying of its files
             found.add(RESULTS)
         ours = self.home.is_dir() and not self.home.is_symlink() and all(map(_ours, inside))
         if found and RESULTS not in found and (found - {REPORT} != {UNFINISHED} or not ours):
-            raise SennError(f"{name!r} isn't empty and holds no run; choose another folder with --out")
+            raise SennError(
+                f"{name!r} isn't empty and holds no run; choose another folder with --out"
+            )
         if RUN in inside and not overwrite:
             raise SennError(
                 f"{name!r} holds an unfinished run; resume it: senn fit --resume {name}, or replace it: --overwrite"
             )
         if RESULTS in found and not overwrite:
-            raise SennError(f"{name!r} holds a run already; choose another --out, or replace it: --overwrite")
+            raise SennError(
+                f"{name!r} holds a run already; choose another --out, or replace it: --overwrite"
+            )
 
     def _take_up(self) -> None:
         """Complete or undo what a kill has interrupted."""
@@ -144,13 +156,20 @@ class RunFolder(UnfinishedRun):
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._leave()
         if isinstance(error, OSError):
             raise self.unwritable(error) from error
 
     def _leave(self) -> None:
-        with suppress(OSError):  # what can't be removed stays: there is mostly another error to report
+        with suppress(
+            OSError
+        ):  # what can't be removed stays: there is mostly another error to report
             if self._lock is not None and self.home.exists():
                 remove(self.draft) if self.has_checkpoint else discard(self.home)
         if self._lock is not None:
@@ -188,7 +207,9 @@ class RunFolder(UnfinishedRun):
         files = {name: atomic_files.file_digest(data) for name, data in contents.items()}
         head = {"format": FORMAT, "version": VERSION}
         (self.draft / RESULTS).write_bytes(
-            atomic_files.to_checksummed_json({**head, **atomic_files.plain(document), "files": files})
+            atomic_files.to_checksummed_json(
+                {**head, **atomic_files.plain(document), "files": files}
+            )
         )
 
     def publish(self, keep: bool = False) -> None:
@@ -199,7 +220,9 @@ class RunFolder(UnfinishedRun):
         """
         for file in self.draft.iterdir():
             atomic_files.sync(file)
-        atomic_files.sync(self.draft)  # all files are on the disk before the name says that they are complete
+        atomic_files.sync(
+            self.draft
+        )  # all files are on the disk before the name says that they are complete
         self.draft.rename(self._finished)
         atomic_files.sync(self.home)
         self._deliver(keep)
@@ -210,7 +233,11 @@ class RunFolder(UnfinishedRun):
             atomic_files.write(self.place / file.name, file.read_bytes())
         for name in (FIGURE, REPORT):  # pictures of the run before
             old = self.place / name
-            if not (self._finished / name).exists() and old.is_file() and (name == FIGURE or _is_report(old)):
+            if (
+                not (self._finished / name).exists()
+                and old.is_file()
+                and (name == FIGURE or _is_report(old))
+            ):
                 old.unlink()
         discard(self._finished if keep else self.home)
         self.has_checkpoint = keep
@@ -224,7 +251,11 @@ def _is_report(page: Path) -> bool:
 
 def _ours(name: str) -> bool:
     """Return True if a file in an unfinished run's folder may have been written by senn."""
-    return name in (RUN, HISTORY, "draft", "finished") or bool(NAME.fullmatch(name)) or name.startswith(".")
+    return (
+        name in (RUN, HISTORY, "draft", "finished")
+        or bool(NAME.fullmatch(name))
+        or name.startswith(".")
+    )
 
 
 def _lock(folder: Path) -> FileLock:
@@ -238,7 +269,9 @@ def _lock(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise SennError(f"another process is at work in {str(folder)!r}") from error
-    except NotImplementedError:  # a file system without locks, which older versions of filelock refuse
+    except (
+        NotImplementedError
+    ):  # a file system without locks, which older versions of filelock refuse
         pass
     return lock
 

@@ -70,23 +70,35 @@ def read(path: str | Path) -> SavedRun:
     about = read_about(home) if unfinished else {}
     if has_results:
         results = read_document(place / RESULTS, FORMAT)
-        history = _parse_history(read_intact(place, results, HISTORY, LONGEST), place / HISTORY, torn=False)
+        history = _parse_history(
+            read_intact(place, results, HISTORY, LONGEST), place / HISTORY, torn=False
+        )
     else:
         results, history = None, _read_unfinished_history(home, about)
     options = read_options(about, home) if unfinished else None
-    return SavedRun(path=path, results=results, history=history, unfinished=unfinished, options=options)
+    return SavedRun(
+        path=path, results=results, history=history, unfinished=unfinished, options=options
+    )
 
 
 def _read_unfinished_history(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Read the history of an unfinished run, whose beginning the last checkpoint vouches for."""
-    text = atomic_files.read_limited(home / HISTORY, LONGEST) if os.path.lexists(home / HISTORY) else b""
+    text = (
+        atomic_files.read_limited(home / HISTORY, LONGEST)
+        if os.path.lexists(home / HISTORY)
+        else b""
+    )
     newest = next(intact_checkpoints(home, about, []), None)
     if newest is not None and not _begins_as_noted(text, newest.get("history")):
-        raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't the history that the run has written")
+        raise SennError(
+            f"{str(home / HISTORY)!r} is damaged: it isn't the history that the run has written"
+        )
     # A kill may have torn the last line; whatever came before it was flushed whole.
     records = _parse_history(text, home / HISTORY, torn=True)
     if any((record["event"] == "start") != (number == 0) for number, record in enumerate(records)):
-        raise SennError(f"{str(home / HISTORY)!r} is damaged: it isn't one run's history from its start")
+        raise SennError(
+            f"{str(home / HISTORY)!r} is damaged: it isn't one run's history from its start"
+        )
     return fill_realized(records)
 
 
@@ -114,7 +126,9 @@ def fill_realized(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
             changes.append(record)
         elif record["event"] == "growth_round":
             for change in changes:
-                change["realized_decrease"] = record.get("realized_decrease", change.get("realized_decrease"))
+                change["realized_decrease"] = record.get(
+                    "realized_decrease", change.get("realized_decrease")
+                )
             changes = []
     return history
 
@@ -125,7 +139,9 @@ def checkpoints(home: Path) -> dict[int, Path]:
     return {int(match[1]): entry for entry, match in found.items() if match}
 
 
-def intact_checkpoints(home: Path, about: Mapping[str, Any], reasons: list[str]) -> Iterator[dict[str, Any]]:
+def intact_checkpoints(
+    home: Path, about: Mapping[str, Any], reasons: list[str]
+) -> Iterator[dict[str, Any]]:
     """Yield the documents of a run's intact checkpoints, the newest first.
 
     Args:
@@ -233,7 +249,9 @@ def read_document(path: Path, kind: str, most: int = atomic_files.MOST) -> dict[
     Raises:
         SennError: it is missing, of another format or version, or was altered.
     """
-    return atomic_files.parse_checksummed_json(atomic_files.read_limited(path, most), path, kind, VERSIONS)
+    return atomic_files.parse_checksummed_json(
+        atomic_files.read_limited(path, most), path, kind, VERSIONS
+    )
 
 
 def _parse_history(text: bytes, path: Path, *, torn: bool) -> list[dict[str, Any]]:
@@ -244,7 +262,11 @@ def _parse_history(text: bytes, path: Path, *, torn: bool) -> list[dict[str, Any
     try:
         records = [atomic_files.parse(line) for line in lines]
     except ValueError as error:
-        raise SennError(f"{str(path)!r} is damaged: it doesn't hold a JSON record per line") from error
-    if not all(isinstance(record, dict) and isinstance(record.get("event"), str) for record in records):
+        raise SennError(
+            f"{str(path)!r} is damaged: it doesn't hold a JSON record per line"
+        ) from error
+    if not all(
+        isinstance(record, dict) and isinstance(record.get("event"), str) for record in records
+    ):
         raise SennError(f"{str(path)!r} is damaged: it doesn't hold a record per line")
     return [current_record(record) for record in records]

@@ -95,7 +95,12 @@ class UnfinishedRun:
         remove(draft)
         draft.mkdir()
         try:
-            head = {"format": CHECKPOINT, "version": VERSION, "run": self.about["checksum"], "number": number}
+            head = {
+                "format": CHECKPOINT,
+                "version": VERSION,
+                "run": self.about["checksum"],
+                "number": number,
+            }
             # The checksums tie the three files together: none of them is read beside those of another checkpoint.
             digests = {
                 "numbers": atomic_files.file_digest(numbers),
@@ -105,7 +110,8 @@ class UnfinishedRun:
                 atomic_files.sync(self.home / HISTORY)
             atomic_files.write(draft / NUMBERS, numbers)
             atomic_files.write(
-                draft / STATE, atomic_files.to_checksummed_json({**head, **digests, "state": state}, indent=None)
+                draft / STATE,
+                atomic_files.to_checksummed_json({**head, **digests, "state": state}, indent=None),
             )
             draft.rename(self.home / f"checkpoint-{number:03}")
         finally:
@@ -130,7 +136,9 @@ class UnfinishedRun:
             try:
                 if not isinstance(document.get("state"), dict):
                     raise SennError(f"{str(folder / STATE)!r} is damaged: it holds no state")
-                numbers = atomic_files.verify_file(folder / NUMBERS, document.get("numbers"), 1 << 40, STATE)
+                numbers = atomic_files.verify_file(
+                    folder / NUMBERS, document.get("numbers"), 1 << 40, STATE
+                )
                 return (document["state"], numbers), reasons
             except SennError as error:
                 reasons.append(str(error))
@@ -139,7 +147,10 @@ class UnfinishedRun:
 
 def history_lines(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Write records as JSON, one per line; NaN and infinity, which JSON lacks, become null."""
-    texts = (dumps(atomic_files.plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    texts = (
+        dumps(atomic_files.plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+        for record in records
+    )
     return atomic_files.encoded("".join(texts))
 
 

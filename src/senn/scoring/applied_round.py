@@ -69,7 +69,13 @@ def apply_round(
     while accepted := with_removals(pool.accepted, removals):
         try:
             return _attempt(
-                pool, session, accepted, removals=removals, optimizer=optimizer, averaged=averaged, ignore=ignore
+                pool,
+                session,
+                accepted,
+                removals=removals,
+                optimizer=optimizer,
+                averaged=averaged,
+                ignore=ignore,
             )
         except SurgeryError as error:
             if not removals:

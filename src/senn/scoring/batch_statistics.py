@@ -96,8 +96,14 @@ def batch_parts(count: int, locations: int, most_rows: float) -> list[BatchPart]
     parts = []
     for start in range(0, half, size):
         samples = slice(start, min(start + size, half))
-        parts.append(BatchPart(samples=samples, fit=slice(0, samples.stop - start), is_first=start == 0))
+        parts.append(
+            BatchPart(samples=samples, fit=slice(0, samples.stop - start), is_first=start == 0)
+        )
     for start in range(half, count, size):
         samples = slice(start, min(start + size, count))
-        parts.append(BatchPart(samples=samples, held_out=slice(0, samples.stop - start), is_first=start == half))
+        parts.append(
+            BatchPart(
+                samples=samples, held_out=slice(0, samples.stop - start), is_first=start == half
+            )
+        )
     return parts

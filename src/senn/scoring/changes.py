@@ -35,7 +35,9 @@ class Change:
     parameters: int
     layer_number: int | None = None
 
-    def scored(self, gains: Gains, prices: Prices, criterion: Criterion = "held_out_gain") -> Candidate:
+    def scored(
+        self, gains: Gains, prices: Prices, criterion: Criterion = "held_out_gain"
+    ) -> Candidate:
         """Make the candidate of the change.
 
         Args:

@@ -53,13 +53,18 @@ class ColumnLayout:
             return replace(read, x=x)
         old, new = x[..., : self.inputs], x[..., self.inputs :]
         with torch.no_grad():
-            features = [layer.features(old.flatten(0, 1)).view(*old.shape[:2], -1) for layer in layers]
+            features = [
+                layer.features(old.flatten(0, 1)).view(*old.shape[:2], -1) for layer in layers
+            ]
         constant = [old.new_ones(*old.shape[:2], 1)] if read.bias else []
         return DenseInput(torch.cat([old, *constant, new, *features], 2), bias=False)
 
 
 def build_column_layout(
-    model: nn.Module, graph: DependencyGraph, maps: Mapping[str, LinearMap], candidate_set: CandidateSet
+    model: nn.Module,
+    graph: DependencyGraph,
+    maps: Mapping[str, LinearMap],
+    candidate_set: CandidateSet,
 ) -> dict[str, ColumnLayout]:
     """Number the columns of each linear map.
 
@@ -69,11 +74,18 @@ def build_column_layout(
         maps: the linear maps that are read, by name.
         candidate_set: the candidates.
     """
-    return {name: _layout(model, graph, name, linear_map, candidate_set) for name, linear_map in maps.items()}
+    return {
+        name: _layout(model, graph, name, linear_map, candidate_set)
+        for name, linear_map in maps.items()
+    }
 
 
 def _layout(
-    model: nn.Module, graph: DependencyGraph, name: str, linear_map: LinearMap, candidate_set: CandidateSet
+    model: nn.Module,
+    graph: DependencyGraph,
+    name: str,
+    linear_map: LinearMap,
+    candidate_set: CandidateSet,
 ) -> ColumnLayout:
     """Number the columns of one linear map."""
     kernel = torch.arange(linear_map.kernel_numel)
@@ -91,7 +103,9 @@ def _layout(
     order, groups, wide = [place[:size]], dict[str, Tensor](), 0
     for group_name, units, offset, positions in added:
         order.append(place[offset : offset + positions])
-        own = (torch.arange(wide, wide + positions)[:, None] * linear_map.kernel_numel + kernel).view(units, -1)
+        own = (
+            torch.arange(wide, wide + positions)[:, None] * linear_map.kernel_numel + kernel
+        ).view(units, -1)
         known = groups.get(group_name)  # a group may be read by one map twice
         groups[group_name] = own if known is None else torch.cat([known, own], 1)
         wide += positions

@@ -62,7 +62,12 @@ class DataCovariances:
             rows: number of rows of the batch.
         """
         past = self.known.get(name)
-        if name in self._reads_data and past is not None and not past.outgrown and rows < 2 * past.rows:
+        if (
+            name in self._reads_data
+            and past is not None
+            and not past.outgrown
+            and rows < 2 * past.rows
+        ):
             self._in_use[name] = past.factor
 
     def remember(self, name: str, factor: Tensor, *, rows: float, existing: int) -> None:
@@ -86,7 +91,9 @@ class DataCovariances:
     def snapshot(self) -> CovarianceSnapshot:
         """State for `restore`."""
         return CovarianceSnapshot(
-            known=dict(self.known), reads_data=frozenset(self._reads_data), in_use=dict(self._in_use)
+            known=dict(self.known),
+            reads_data=frozenset(self._reads_data),
+            in_use=dict(self._in_use),
         )
 
     def restore(self, snapshot: CovarianceSnapshot) -> None:

@@ -35,7 +35,11 @@ class DormantCopy:
 
     @classmethod
     def of(
-        cls, model: nn.Module, graph: DependencyGraph, candidate_set: CandidateSet, probe: Callable[[], Inputs]
+        cls,
+        model: nn.Module,
+        graph: DependencyGraph,
+        candidate_set: CandidateSet,
+        probe: Callable[[], Inputs],
     ) -> DormantCopy:
         """Copy a model and widen it by all candidate units.
 
@@ -47,8 +51,15 @@ class DormantCopy:
                 any, since several processes have to gather them.
         """
         copied = copy.deepcopy(model)
-        has_statistics = any(getattr(module, "running_mean", None) is not None for module in copied.modules())
-        apply_moves(copied, list(candidate_set.widen.values()), graph, probe=probe() if has_statistics else None)
+        has_statistics = any(
+            getattr(module, "running_mean", None) is not None for module in copied.modules()
+        )
+        apply_moves(
+            copied,
+            list(candidate_set.widen.values()),
+            graph,
+            probe=probe() if has_statistics else None,
+        )
         return cls(copied, digest(model))
 
     def layer_inputs(

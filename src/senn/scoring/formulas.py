@@ -46,7 +46,9 @@ if not TYPE_CHECKING:
     __getattr__ = _deprecated.old_names(__name__)
 
 
-def expansion_score(G: Tensor, A: Tensor, S: Tensor, *, locations: float = 1.0, damping: float = DAMPING) -> Tensor:
+def expansion_score(
+    G: Tensor, A: Tensor, S: Tensor, *, locations: float = 1.0, damping: float = DAMPING
+) -> Tensor:
     """Natural expansion score eta = g^T F^-1 g of one linear map, under K-FAC.
 
     eta = locations * Tr(S^-1 G A^-1 G^T) (paper, equation 2 with the Kronecker factors of section 3.4).
@@ -87,7 +89,9 @@ def natural_step(G: Tensor, A: Tensor, S: Tensor, *, damping: float = DAMPING) -
     return solve(cholesky(A, damping), solve(cholesky(S, damping), G).mT).mT
 
 
-def residual_cross(C: Tensor, G: Tensor, A: Tensor, A_cp: Tensor, *, damping: float = DAMPING) -> Tensor:
+def residual_cross(
+    C: Tensor, G: Tensor, A: Tensor, A_cp: Tensor, *, damping: float = DAMPING
+) -> Tensor:
     """Residual cross moment E[d_r a_p^T]: the part of C that no step of the existing weights explains.
 
     Args:
@@ -144,7 +148,9 @@ def width_gain(
     return trace_product(white, white, schur + _level(A_pp, damping), locations=locations)
 
 
-def width_gain_bound(C: Tensor, A_pp: Tensor, S: Tensor, *, locations: float = 1.0, damping: float = DAMPING) -> Tensor:
+def width_gain_bound(
+    C: Tensor, A_pp: Tensor, S: Tensor, *, locations: float = 1.0, damping: float = DAMPING
+) -> Tensor:
     """Cheap lower bound of the gain (paper, Theorem 3.2): D' = Tr(S^-1 C A_pp^-1 C^T) <= D, equal iff A_cp = 0.
 
     Args:
@@ -165,7 +171,9 @@ def width_gain_bound(C: Tensor, A_pp: Tensor, S: Tensor, *, locations: float = 1
     return trace_product(white, white, A_pp.double() + _level(A_pp, damping), locations=locations)
 
 
-def held_out_gain(step: Tensor, G: Tensor, A: Tensor, S: Tensor, *, locations: float = 1.0) -> Tensor:
+def held_out_gain(
+    step: Tensor, G: Tensor, A: Tensor, S: Tensor, *, locations: float = 1.0
+) -> Tensor:
     """Gain of a step on samples that it wasn't fitted to: 2 <g, d> - d^T F d.
 
     In expectation never above the true gain, and negative for noise: the gain of a useless unit on the samples
@@ -191,7 +199,9 @@ def held_out_gain(step: Tensor, G: Tensor, A: Tensor, S: Tensor, *, locations: f
     return locations * quadratic_decrease(slope, curvature)
 
 
-def diagonal_gain(gradient: Tensor, curvature: Tensor, *, locations: float = 1.0, damping: float = DAMPING) -> Tensor:
+def diagonal_gain(
+    gradient: Tensor, curvature: Tensor, *, locations: float = 1.0, damping: float = DAMPING
+) -> Tensor:
     """Expansion score g^T H^-1 g of parameters that become live together, such as activation parameters.
 
     For h_i(x) delta_i entering z through the columns M_i: g_i = M_i^T E[d_r h_i] and
@@ -209,10 +219,14 @@ def diagonal_gain(gradient: Tensor, curvature: Tensor, *, locations: float = 1.0
     >>> diagonal_gain(torch.tensor([1.0, 2.0]), torch.eye(2), damping=0.0)
     tensor(5., dtype=torch.float64)
     """
-    return locations * whiten(cholesky(curvature, damping), gradient[..., None]).square().sum((-2, -1))
+    return locations * whiten(cholesky(curvature, damping), gradient[..., None]).square().sum(
+        (-2, -1)
+    )
 
 
-def pruning_cost(w: Tensor, step: Tensor, A_inv: Tensor, S: Tensor, *, locations: float = 1.0) -> Tensor:
+def pruning_cost(
+    w: Tensor, step: Tensor, A_inv: Tensor, S: Tensor, *, locations: float = 1.0
+) -> Tensor:
     """Cost of removing units while the others compensate, in eta: Tr(S v [A^-1]_jj^-1 v^T), v = w - step.
 
     The optimal brain surgeon (Hassibi & Stork 1993) under Kronecker factors (Wang et al. 2019, *EigenDamage*, arXiv

@@ -95,7 +95,9 @@ class LayerGains:
         damping: (P,) damping of the candidate columns.
     """
 
-    def __init__(self, fit: Fold, held_out: Fold, existing: int, factor: Tensor | None = None) -> None:
+    def __init__(
+        self, fit: Fold, held_out: Fold, existing: int, factor: Tensor | None = None
+    ) -> None:
         rows = [fold.rows for fold in (fit, held_out)]
         has_all_rows = all(one is not None for one in rows)
         both = fit.factors + held_out.factors if has_all_rows else fit.complete + held_out.complete
@@ -104,27 +106,43 @@ class LayerGains:
         self.whitener = cholesky(both.S, DAMPING)
         G = both.G
         self.inverse: FactorInverse
-        if has_all_rows:  # fewer rows than columns: (rows, rows) products are cheaper than (c, c) ones
-            self.inverse = WoodburyInverse(torch.cat([one[:, :existing] for one in rows if one is not None]))
+        if (
+            has_all_rows
+        ):  # fewer rows than columns: (rows, rows) products are cheaper than (c, c) ones
+            self.inverse = WoodburyInverse(
+                torch.cat([one[:, :existing] for one in rows if one is not None])
+            )
         elif factor is None:
             self.inverse = FactorInverse(cholesky(both.A[:existing, :existing], DAMPING))
         else:
             self.inverse = FactorInverse(factor)
         # eta = locations * Tr(S^-1 G A^-1 G^T) (paper, equation 2), as in `formulas.expansion_score`
-        score, self._finish_step = self.inverse.quadratic_form(whiten(self.whitener, G[:, :existing]).mT)
+        score, self._finish_step = self.inverse.quadratic_form(
+            whiten(self.whitener, G[:, :existing]).mT
+        )
         self.eta = self.locations * score
         self._fold_gradients = [fold.factors.G[:, :existing] for fold in (fit, held_out)]
         if G.shape[1] == existing:  # no candidates
             return
         if has_all_rows:
-            self._read_rows([cast(PerSampleFactors, fold.samples) for fold in (fit, held_out)], existing)
+            self._read_rows(
+                [cast(PerSampleFactors, fold.samples) for fold in (fit, held_out)], existing
+            )
         else:
             moments = (both.A, fit.complete.A, held_out.complete.A)
             gradients = (G, fit.factors.G, held_out.factors.G)
-            self._read_moments(moments, gradients, (fit, held_out), existing, is_shared=factor is not None)
+            self._read_moments(
+                moments, gradients, (fit, held_out), existing, is_shared=factor is not None
+            )
 
     def _read_moments(
-        self, inputs: Sequence[Tensor], gradients: Sequence[Tensor], folds: Sequence[Fold], c: int, *, is_shared: bool
+        self,
+        inputs: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        folds: Sequence[Fold],
+        c: int,
+        *,
+        is_shared: bool,
     ) -> None:
         """Make the statistics from moments of all samples and of each fold, in this order."""
         candidates = gradients[0].shape[1] - c
@@ -136,8 +154,13 @@ class LayerGains:
             predictions = self.inverse.solve(torch.cat(sides, 1)).chunk(len(sides), 1)
         else:
             # each fold predicts with its own A^-1, or its residuals would have been fitted on the other fold, too
-            inverses = [self.inverse, *(FactorInverse(cholesky(A[:c, :c], DAMPING)) for A in inputs[1:])]
-            predictions = [inverse.solve(side) for inverse, side in zip(inverses, sides, strict=True)]
+            inverses = [
+                self.inverse,
+                *(FactorInverse(cholesky(A[:c, :c], DAMPING)) for A in inputs[1:]),
+            ]
+            predictions = [
+                inverse.solve(side) for inverse, side in zip(inverses, sides, strict=True)
+            ]
         kept: list[Sequence[Fold]] = [folds if is_shared else (), folds[:1], folds[1:]]
         self.all, self.fit, self.held_out = (
             ResidualStatistics.from_moments(
@@ -159,7 +182,10 @@ class LayerGains:
         assert isinstance(self.inverse, WoodburyInverse)
 
         def statistics(
-            new: Tensor, output_grad: Tensor, samples: PerSampleFactors | None, inverse: WoodburyInverse
+            new: Tensor,
+            output_grad: Tensor,
+            samples: PerSampleFactors | None,
+            inverse: WoodburyInverse,
         ) -> ResidualStatistics:
             return ResidualStatistics.from_rows(
                 new=new,
@@ -170,9 +196,14 @@ class LayerGains:
                 whitener=self.whitener,
             )
 
-        self.all = statistics(new, torch.cat([fold.output_grad for fold in folds]), None, self.inverse)
+        self.all = statistics(
+            new, torch.cat([fold.output_grad for fold in folds]), None, self.inverse
+        )
         self.fit, self.held_out = (
-            statistics(fold.a[:, c:].double(), fold.output_grad, fold, WoodburyInverse(fold.a[:, :c])) for fold in folds
+            statistics(
+                fold.a[:, c:].double(), fold.output_grad, fold, WoodburyInverse(fold.a[:, :c])
+            )
+            for fold in folds
         )
 
     def _set_moment(self, moment: Tensor) -> None:
@@ -228,7 +259,9 @@ class LayerGains:
         """
         return self._trace_product(self._moment, columns, output_basis)
 
-    def held_out_gain(self, columns: Tensor, output_basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def held_out_gain(
+        self, columns: Tensor, output_basis: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Gain of groups of columns by steps that are fitted on one fold and valued on the other.
 
         Args:
@@ -279,10 +312,14 @@ class LayerGains:
         def curvature(statistics: ResidualStatistics) -> Tensor:
             return statistics.residual[columns][:, columns] * metric
 
-        gain = float(diagonal_gain(gradient(self.all), curvature(self.all), locations=self.locations))
+        gain = float(
+            diagonal_gain(gradient(self.all), curvature(self.all), locations=self.locations)
+        )
         values = solve(cholesky(curvature(self.fit), DAMPING), gradient(self.fit)[:, None])[:, 0]
         step = (through * values)[None]
-        fitted_slope, held_out_slope = ((values @ gradient(one))[None] for one in (self.fit, self.held_out))
+        fitted_slope, held_out_slope = (
+            (values @ gradient(one))[None] for one in (self.fit, self.held_out)
+        )
         value, stderr = self._value(step, fitted_slope, held_out_slope, columns[None])
         return Gains(
             gain=gain,
@@ -323,7 +360,9 @@ class LayerGains:
         step = divided(cross, _blocks(self.fit.residual, columns))
         return step, (step * cross).sum((-2, -1))
 
-    def _with_length(self, step: Tensor, fitted_slope: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_length(
+        self, step: Tensor, fitted_slope: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Steps of the map itself, (m, groups * p), from whitened ones, (groups, m, p), and their lengths (groups,).
 
         The length is the best one along the step on the fitting fold, given what was accepted before, and at most
@@ -357,7 +396,9 @@ class LayerGains:
         stderr = (by_sample / self.locations).std(0, correction=0) / self.n_held_out**0.5
         return self.locations * value, self.locations * stderr
 
-    def _trace_product(self, moment: Tensor, columns: Tensor, output_basis: Tensor | None) -> Tensor:
+    def _trace_product(
+        self, moment: Tensor, columns: Tensor, output_basis: Tensor | None
+    ) -> Tensor:
         """Locations * Tr(C M^-1 C^T) of each group, for the cross moment C of all samples."""
         cross = _by_group(self.all.cross, columns)
         if output_basis is not None:

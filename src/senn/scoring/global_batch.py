@@ -69,15 +69,23 @@ class GlobalBatch:
         count = len(targets)
         with communicator.fail_together("look at a batch"):
             if pytree.count(inputs) != count:
-                raise SennError(f"the batch has inputs for {pytree.count(inputs)} samples and targets for {count}")
+                raise SennError(
+                    f"the batch has inputs for {pytree.count(inputs)} samples and targets for {count}"
+                )
         own_weight = 0.0 if weights is None else float(weights.sum())
-        by_rank = communicator.all_gather_object("look at a batch", [count, weights is not None, own_weight])
+        by_rank = communicator.all_gather_object(
+            "look at a batch", [count, weights is not None, own_weight]
+        )
         counts = [one[0] for one in by_rank]
         total_weight = sum(one[2] for one in by_rank)
         if sum(counts) < 2:
-            raise SennError("a batch of one sample cannot be split into a half to fit on and a half to value on")
+            raise SennError(
+                "a batch of one sample cannot be split into a half to fit on and a half to value on"
+            )
         if len({one[1] for one in by_rank}) > 1:
-            raise SennError("some ranks give sample weights with a batch and others don't: all must, or none")
+            raise SennError(
+                "some ranks give sample weights with a batch and others don't: all must, or none"
+            )
         if weights is not None and not total_weight > 0:
             raise SennError("the sample weights of the batch do not sum to more than zero")
         share = communicator.batch_share(counts, generator)
@@ -108,7 +116,9 @@ class GlobalBatch:
         if positions is None:
             found = pytree.index_batch(everything, own, count)
         else:
-            found = gather_samples(self.communicator, everything, own=own, count=count, positions=positions[own])
+            found = gather_samples(
+                self.communicator, everything, own=own, count=count, positions=positions[own]
+            )
         return found
 
     def local(self, which: slice, stand_in: Samples) -> tuple[Samples, Among | None]:
@@ -125,12 +135,20 @@ class GlobalBatch:
         among = None
         if self.share.positions is not None:
             is_empty = own.start == own.stop
-            places = torch.zeros(1, dtype=torch.long) if is_empty else self.share.positions[own] - which.start
+            places = (
+                torch.zeros(1, dtype=torch.long)
+                if is_empty
+                else self.share.positions[own] - which.start
+            )
             among = which.stop - which.start, places
             if is_empty:
                 return stand_in, among
         weights = None if self.weights is None else self.weights[own]
-        return (pytree.index_batch(self.inputs, own, len(self.targets)), self.targets[own], weights), among
+        return (
+            pytree.index_batch(self.inputs, own, len(self.targets)),
+            self.targets[own],
+            weights,
+        ), among
 
     def local_slice(self, which: slice, fold: slice) -> LocalSlice:
         """This rank's samples of a fold of some samples.
@@ -145,7 +163,11 @@ class GlobalBatch:
         before = self.share.within(which.start, which.stop).start
         own = self.share.within(first, last)
         positions = self.share.positions[own] - first
-        return LocalSlice(samples=slice(own.start - before, own.stop - before), count=last - first, positions=positions)
+        return LocalSlice(
+            samples=slice(own.start - before, own.stop - before),
+            count=last - first,
+            positions=positions,
+        )
 
     def loss(self, model: nn.Module, metric: LossMetric, output: Output | None) -> float:
         """Mean loss of a model, as it is now, on the samples of all ranks.
@@ -158,10 +180,15 @@ class GlobalBatch:
         count, loss = len(self.targets), 0.0
         if count:
             with torch.no_grad(), preserve_model_state(model):
-                loss = float(metric.loss(forward(model, self.inputs, output), self.targets, self.weights))
+                loss = float(
+                    metric.loss(forward(model, self.inputs, output), self.targets, self.weights)
+                )
         if self.communicator.is_single:
             return loss
-        return float(sum(self.communicator.all_gather_object("compare losses", loss * count)) / self.share.total)
+        return float(
+            sum(self.communicator.all_gather_object("compare losses", loss * count))
+            / self.share.total
+        )
 
 
 def first_inputs(communicator: Communicator, inputs: Inputs, number: int = 2) -> Inputs:
@@ -178,12 +205,18 @@ def first_inputs(communicator: Communicator, inputs: Inputs, number: int = 2) ->
     own, start = min(counts[communicator.rank], number), sum(counts[: communicator.rank])
     positions = torch.arange(start, start + own)
     gathered = gather_samples(
-        communicator, inputs, own=slice(0, own), count=counts[communicator.rank], positions=positions
+        communicator,
+        inputs,
+        own=slice(0, own),
+        count=counts[communicator.rank],
+        positions=positions,
     )
     return pytree.head(gathered, number)
 
 
-def gather_samples(communicator: Communicator, tree: Any, *, own: slice, count: int, positions: Tensor) -> Any:
+def gather_samples(
+    communicator: Communicator, tree: Any, *, own: slice, count: int, positions: Tensor
+) -> Any:
     """Gather samples of all ranks, in order, on every rank.
 
     Args:
@@ -213,8 +246,12 @@ def join_folds(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Ke
     if communicator.is_single or not folds:
         return dict(folds)
     factors = [fold.factors for fold in folds.values()]
-    by_rank = communicator.all_gather_object("sum the moments", [[one.rows, one.n_rows_read] for one in factors])
-    numbers = [[sum(column) for column in zip(*one, strict=True)] for one in zip(*by_rank, strict=True)]
+    by_rank = communicator.all_gather_object(
+        "sum the moments", [[one.rows, one.n_rows_read] for one in factors]
+    )
+    numbers = [
+        [sum(column) for column in zip(*one, strict=True)] for one in zip(*by_rank, strict=True)
+    ]
     own = [x for one in factors for x in (one.input_cov, one.cross_cov, one.grad_cov)]
     sums = iter(communicator.all_reduce("sum the moments", own))
     groups = [(_positions(fold), fold.samples.tensors) for fold in folds.values()]
@@ -222,7 +259,12 @@ def join_folds(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Ke
     found: dict[Key, Fold] = {}
     for (key, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
         total = replace(
-            fold.factors, rows=rows, n_rows_read=read, input_cov=next(sums), cross_cov=next(sums), grad_cov=next(sums)
+            fold.factors,
+            rows=rows,
+            n_rows_read=read,
+            input_cov=next(sums),
+            cross_cov=next(sums),
+            grad_cov=next(sums),
         )
         found[key] = Fold(factors=total, samples=fold.samples.of(kept))
     return found

@@ -58,7 +58,9 @@ class Choice:
     criterion: Criterion
 
 
-def best_choices(consumers: Sequence[Consumer], count: int, accepted: Sequence[int]) -> list[Choice]:
+def best_choices(
+    consumers: Sequence[Consumer], count: int, accepted: Sequence[int]
+) -> list[Choice]:
     """Choose further units, once by each criterion.
 
     Args:
@@ -81,7 +83,9 @@ def best_choices(consumers: Sequence[Consumer], count: int, accepted: Sequence[i
     return found
 
 
-def _greedy(consumers: Sequence[Consumer], left: Tensor, figures: Tensor, count: int, criterion: Criterion) -> Choice:
+def _greedy(
+    consumers: Sequence[Consumer], left: Tensor, figures: Tensor, count: int, criterion: Criterion
+) -> Choice:
     """Choose `count` of the units `left` (n,), given their figures (4, n)."""
     chosen: list[int] = []
     total = Gains()
@@ -91,9 +95,13 @@ def _greedy(consumers: Sequence[Consumer], left: Tensor, figures: Tensor, count:
         best = int(_worth(figures, criterion).argmax())
         chosen.append(int(left[best]))
         gain, bound, held_out, stderr = figures[:, best].tolist()
-        total += Gains(gain=gain, gain_lower_bound=bound, held_out_gain=held_out, held_out_stderr=stderr)
+        total += Gains(
+            gain=gain, gain_lower_bound=bound, held_out_gain=held_out, held_out_stderr=stderr
+        )
         for consumer in trial:
-            agreed = consumer.layer_gains.cross_fold_gain(consumer.columns[chosen[-1:]], consumer.output_basis)
+            agreed = consumer.layer_gains.cross_fold_gain(
+                consumer.columns[chosen[-1:]], consumer.output_basis
+            )
             total += Gains(cross_fold_gain=float(agreed))
         if len(chosen) == count:
             return Choice(units=tuple(chosen), gains=total, criterion=criterion)

@@ -30,7 +30,9 @@ def joint_score(
     slope = sum(gains.eta for gains in layer_gains.values())  # g^T d, since d = F_KFAC^-1 g
     squares = weight = 0.0
     for fold in folds:
-        effects = [fold[name].samples.of_existing(gains.step) for name, gains in layer_gains.items()]
+        effects = [
+            fold[name].samples.of_existing(gains.step) for name, gains in layer_gains.items()
+        ]
         # maps keep different numbers of samples, always the first ones: sum over those that all of them keep
         kept = min(map(len, effects))
         effect = torch.stack([one[:kept] for one in effects]).sum(0)

@@ -62,7 +62,12 @@ class CandidatePool:
         budget: Budget,
     ) -> None:
         self.model, self.graph, self.maps, self.candidate_set = model, graph, maps, candidate_set
-        self.layer_gains, self.pruning_costs, self.columns, self.stream = layer_gains, pruning_costs, columns, stream
+        self.layer_gains, self.pruning_costs, self.columns, self.stream = (
+            layer_gains,
+            pruning_costs,
+            columns,
+            stream,
+        )
         self.prices, self.budget = prices, budget
         self.parameters = sum(p.numel() for p in model.parameters())
         self.per_unit = {group.name: parameters_per_unit(model, group) for group in graph.groups}
@@ -70,7 +75,9 @@ class CandidatePool:
         self.inserted: dict[str, tuple[int, list[int]]] = {}
         self.repeated: list[str] = []
         self.accepted: list[Candidate] = []
-        self.removals = Removals(graph=graph, maps=maps, costs=pruning_costs, per_unit=self.per_unit, budget=budget)
+        self.removals = Removals(
+            graph=graph, maps=maps, costs=pruning_costs, per_unit=self.per_unit, budget=budget
+        )
         self._offered: dict[CandidateKey, ScoredCandidate] = {}
         # figures of a place stand until something that shares a linear map with it is accepted
         self._scored_groups: dict[str, list[ScoredCandidate]] = {}
@@ -83,7 +90,9 @@ class CandidatePool:
 
     def candidates(self) -> list[Candidate]:
         """The best candidates of each kind at each place, given all that is accepted."""
-        if self.repeated:  # the copy is one of the block as it is now, so nothing else may change in this round
+        if (
+            self.repeated
+        ):  # the copy is one of the block as it is now, so nothing else may change in this round
             return []
         for group in self.graph.groups:
             if group.name not in self._scored_groups:
@@ -155,7 +164,9 @@ class CandidatePool:
 
     def _forget_group(self, name: str) -> None:
         """Score anew a group and whatever shares a linear map with it."""
-        self._forget_readers({coupled.map for coupled in self.graph.group(name).dims_of("consumer")})
+        self._forget_readers(
+            {coupled.map for coupled in self.graph.group(name).dims_of("consumer")}
+        )
         self._scored_groups.pop(name, None)
 
     def _forget_readers(self, maps: set[str]) -> None:
@@ -169,12 +180,18 @@ class CandidatePool:
 
     def _readers(self, group: str) -> list[tuple[str, Tensor]]:
         """Scored maps that read a group, with the columns of its candidates, (units, p)."""
-        return [(name, columns.groups[group]) for name, columns in self.columns.items() if group in columns.groups]
+        return [
+            (name, columns.groups[group])
+            for name, columns in self.columns.items()
+            if group in columns.groups
+        ]
 
     def _widen(self, group: ChannelGroup) -> list[ScoredCandidate]:
         """The best next units of a group by each criterion."""
         readers = self._readers(group.name)
-        is_blocked = group.name in self.removals.units or any(name in self.inserted for name, _ in readers)
+        is_blocked = group.name in self.removals.units or any(
+            name in self.inserted for name, _ in readers
+        )
         if not readers or is_blocked:
             return []
         accepted = self.grown.get(group.name, [])
@@ -195,7 +212,9 @@ class CandidatePool:
     def _chosen(self, change: Change, choices: Iterable[Choice]) -> list[ScoredCandidate]:
         return [
             ScoredCandidate(
-                change.scored(choice.gains, self.prices, choice.criterion), choice.units, change.layer_number
+                change.scored(choice.gains, self.prices, choice.criterion),
+                choice.units,
+                change.layer_number,
             )
             for choice in choices
         ]
@@ -212,7 +231,9 @@ class CandidatePool:
     def _insert(self, point: str, number: int, layer: Layer) -> list[ScoredCandidate]:
         """The best next units of a layer before a map, by each criterion; of an identity insertion all at once."""
         started, units = self.inserted.get(point, (number, []))
-        has_changed = any(name in self.grown or name in self.removals.units for name in self.columns[point].groups)
+        has_changed = any(
+            name in self.grown or name in self.removals.units for name in self.columns[point].groups
+        )
         if started != number or has_changed:
             return []
         layer_gains, columns = self._columns_of_layers(point)
@@ -232,7 +253,9 @@ class CandidatePool:
         consumer = Consumer(layer_gains, columns[number], self._output_basis(point))
         return self._chosen(change, best_choices([consumer], count, units))
 
-    def _insert_identity(self, point: str, number: int, layer: IdentityLayer, columns: Tensor) -> ScoredCandidate:
+    def _insert_identity(
+        self, point: str, number: int, layer: IdentityLayer, columns: Tensor
+    ) -> ScoredCandidate:
         """Score the activation parameters that an identity insertion makes live."""
         layer_gains = self.layer_gains[point]
         weight = get_linear(self.model, point).weight.detach().double()
@@ -262,7 +285,14 @@ class CandidatePool:
         """Score a silent copy of a residual block after it."""
         copy = self.candidate_set.repeats[block].copy
         parameters = sum(p.numel() for p in copy.parameters())
-        change = Change(kind="insert", place=block, detail="a copy after it", units=1, width=1, parameters=parameters)
+        change = Change(
+            kind="insert",
+            place=block,
+            detail="a copy after it",
+            units=1,
+            width=1,
+            parameters=parameters,
+        )
         return ScoredCandidate(change.scored(self.stream.gains(block, copy), self.prices), ())
 
     def _output_basis(self, point: str) -> Tensor | None:

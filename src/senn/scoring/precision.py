@@ -28,7 +28,11 @@ def without_autocast(model: nn.Module) -> Iterator[None]:
     are gradients. An autocast that a model's own forward opens is part of the model, and stays.
     """
     # accelerate wraps the forward in autocast and keeps the original beside it
-    prepared = [own for module in model.modules() if {"_original_forward", "forward"} <= (own := vars(module)).keys()]
+    prepared = [
+        own
+        for module in model.modules()
+        if {"_original_forward", "forward"} <= (own := vars(module)).keys()
+    ]
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))

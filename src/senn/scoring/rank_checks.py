@@ -35,13 +35,17 @@ def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[A
         with communicator.fail_together("take a batch"):
             one = next(own, None)
             if one is not None and (not isinstance(one, tuple | list) or len(one) not in (2, 3)):
-                raise SennError("a batch must be inputs, targets and perhaps weights: give a list of such batches")
+                raise SennError(
+                    "a batch must be inputs, targets and perhaps weights: give a list of such batches"
+                )
         if not any(communicator.all_gather_object("take a batch", one is not None)):
             return
         with communicator.fail_together("take a batch"):
             if one is None:
                 if last is None:
-                    raise SennError("it has no batch, and others have: give it one, of no samples at least")
+                    raise SennError(
+                        "it has no batch, and others have: give it one, of no samples at least"
+                    )
                 one = pytree.index_batch(tuple(last), slice(0, 0), pytree.count(last[0]))
         last = one
         yield one
@@ -83,7 +87,9 @@ def agree_on_model(communicator: Communicator, what: str, model: nn.Module) -> N
     agree_on_weights(communicator, what, model)
 
 
-def agree_on_basis(communicator: Communicator, pool: CandidatePool, policy: Policy, generator: torch.Generator) -> None:
+def agree_on_basis(
+    communicator: Communicator, pool: CandidatePool, policy: Policy, generator: torch.Generator
+) -> None:
     """Check that all ranks base their decision on the same.
 
     Args:
@@ -98,7 +104,9 @@ def agree_on_basis(communicator: Communicator, pool: CandidatePool, policy: Poli
     if not communicator.is_single:
         agree_on_weights(communicator, "decide", pool.model)
         marks = {
-            "the structure of its model": [(group.name, group.width) for group in pool.graph.groups],
+            "the structure of its model": [
+                (group.name, group.width) for group in pool.graph.groups
+            ],
             "its random generator": generator.get_state().tolist(),
             "its policy": policy,
             "its budget": pool.budget,
@@ -108,7 +116,10 @@ def agree_on_basis(communicator: Communicator, pool: CandidatePool, policy: Poli
 
 
 def chosen(
-    communicator: Communicator, policy: Policy, offered: Sequence[Candidate], accepted: Sequence[Candidate]
+    communicator: Communicator,
+    policy: Policy,
+    offered: Sequence[Candidate],
+    accepted: Sequence[Candidate],
 ) -> Candidate | None:
     """Ask the first rank's policy for its choice.
 
@@ -143,7 +154,9 @@ def _number_of(choice: object, offered: Sequence[Candidate]) -> int:
         return keys.index(choice.key)
     shown = _in_words(choice) if isinstance(choice, Candidate) else repr(choice)
     several = "candidate" if len(offered) == 1 else "candidates"
-    raise SennError(f"the policy chose {shown}, which is none of the {len(offered)} {several} that it was offered")
+    raise SennError(
+        f"the policy chose {shown}, which is none of the {len(offered)} {several} that it was offered"
+    )
 
 
 def _name(offered: Sequence[Candidate], number: int | None) -> str | None:
@@ -155,7 +168,9 @@ def _in_words(one: Candidate) -> str:
     return f"{one.kind} of {one.place}: {one.detail}, {one.units} units to {one.width}"
 
 
-def analyzed(communicator: Communicator, model: nn.Module, inputs: Inputs, ignore: Sequence[str]) -> DependencyGraph:
+def analyzed(
+    communicator: Communicator, model: nn.Module, inputs: Inputs, ignore: Sequence[str]
+) -> DependencyGraph:
     """Analyze what in a model can change size, on the first samples of all ranks.
 
     Args:

@@ -48,11 +48,15 @@ def find_readable_maps(
             maps[name] = linear_map if layout.biased else replace(linear_map, bias=None)
     if not maps:
         reasons = [found for found in layouts.values() if isinstance(found, str)]
-        raise UnsupportedError("; ".join(reasons[:3]) or "the model has no linear map whose inputs could be read")
+        raise UnsupportedError(
+            "; ".join(reasons[:3]) or "the model has no linear map whose inputs could be read"
+        )
     return maps
 
 
-def check_plain_maps(model: nn.Module, maps: Mapping[str, LinearMap], layouts: Mapping[str, BatchLayout]) -> None:
+def check_plain_maps(
+    model: nn.Module, maps: Mapping[str, LinearMap], layouts: Mapping[str, BatchLayout]
+) -> None:
     """Refuse gradient ascent where a map isn't an ordinary linear layer that reads the batch once.
 
     Args:

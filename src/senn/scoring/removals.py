@@ -36,7 +36,13 @@ class Removals:
         per_unit: Mapping[str, int],
         budget: Budget,
     ) -> None:
-        self.graph, self.maps, self.costs, self.per_unit, self.budget = graph, maps, costs, per_unit, budget
+        self.graph, self.maps, self.costs, self.per_unit, self.budget = (
+            graph,
+            maps,
+            costs,
+            per_unit,
+            budget,
+        )
         self.units: dict[str, list[int]] = {}
         self._accepted: list[tuple[str, tuple[int, ...]]] = []
 
@@ -66,7 +72,9 @@ class Removals:
         cost = torch.stack([costs.costs(columns[left]) for costs, columns in owned]).sum(0)
         cheapest = cost.argsort()[:count]
         chosen = left[cheapest]
-        agreed = torch.stack([costs.cross_fold_costs(columns[chosen]) for costs, columns in owned]).sum()
+        agreed = torch.stack(
+            [costs.cross_fold_costs(columns[chosen]) for costs, columns in owned]
+        ).sum()
         units = tuple(int(unit) for unit in chosen)
         total = float(cost[cheapest].sum())
         change = Change(
@@ -103,7 +111,9 @@ class Removals:
         removed: dict[str, list[int]] = {}
         for name, units in self._accepted[:number]:
             removed.setdefault(name, []).extend(units)
-        return [self._move(self.graph.group(name), sorted(units)) for name, units in removed.items()]
+        return [
+            self._move(self.graph.group(name), sorted(units)) for name, units in removed.items()
+        ]
 
     def _move(self, group: ChannelGroup, units: Sequence[int]) -> Prune:
         """Removal of units, with the compensation of every map whose costs are known."""

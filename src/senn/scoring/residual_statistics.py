@@ -71,7 +71,11 @@ class ResidualStatistics:
         existing, candidates = prediction.shape
         kept = [fold.samples.residual(prediction) for fold in folds]
         if by_rows:
-            moments = [input_covariance(one.a, one.weight) for one in kept if isinstance(one, PerSampleFactors)]
+            moments = [
+                input_covariance(one.a, one.weight)
+                for one in kept
+                if isinstance(one, PerSampleFactors)
+            ]
             residual = sum(moments[1:], moments[0]).double() / sum(one.total for one in kept)
         else:
             new = A[:, A.shape[1] - candidates :]
@@ -130,7 +134,11 @@ class ResidualStatistics:
 
     def accepted_effect(self, like: Tensor) -> Tensor:
         """Effect of the accepted steps on each sample, (samples, 1), in the dtype of (samples, groups)."""
-        return like.new_zeros(len(like), 1) if self.accepted is None else self.accepted[:, None].to(like)
+        return (
+            like.new_zeros(len(like), 1)
+            if self.accepted is None
+            else self.accepted[:, None].to(like)
+        )
 
     def curvature(self, effect: Tensor) -> tuple[Tensor, Tensor]:
         """Exact curvature along steps, E[(sum over a sample's locations of s^T d a)^2], without K-FAC's independence.
@@ -145,7 +153,9 @@ class ResidualStatistics:
         crossed = (effect * self.accepted_effect(effect)).sum(0)
         return squared.double() / self.weight, crossed.double() / self.weight
 
-    def effect(self, kind: Literal["pseudo_grad", "output_grad"], step: Tensor, columns: Tensor) -> Tensor:
+    def effect(
+        self, kind: Literal["pseudo_grad", "output_grad"], step: Tensor, columns: Tensor
+    ) -> Tensor:
         """Effect of steps on each kept sample.
 
         Args:

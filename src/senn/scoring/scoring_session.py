@@ -25,7 +25,13 @@ from senn.kfac.layer_inputs import LayerInput
 from senn.kfac.loss_metric import LossMetric
 from senn.policies import Budget
 from senn.pytree import Inputs, Output
-from senn.scoring.batch_statistics import MOST_ROWS, BatchPart, BatchStatistics, FoldStatistics, batch_parts
+from senn.scoring.batch_statistics import (
+    MOST_ROWS,
+    BatchPart,
+    BatchStatistics,
+    FoldStatistics,
+    batch_parts,
+)
 from senn.scoring.column_layout import ColumnLayout, build_column_layout
 from senn.scoring.data_covariance import DataCovariance, DataCovariances
 from senn.scoring.dormant_copy import DormantCopy, digest
@@ -124,10 +130,18 @@ class ScoringSession:
         state = self.generator.get_state()
         try:
             agree_on_model(self.communicator, "look at a batch", self.model)
-            batch = GlobalBatch.permuted(self.communicator, inputs, targets, weights, generator=self.generator)
+            batch = GlobalBatch.permuted(
+                self.communicator, inputs, targets, weights, generator=self.generator
+            )
             with self.communicator.fail_together("look at a batch"):
-                candidates = self._sample_candidates(batch) if self.candidate_set is None else self.candidate_set
-                parts = [self._part_statistics(candidates, part, batch) for part in self._parts(batch)]
+                candidates = (
+                    self._sample_candidates(batch)
+                    if self.candidate_set is None
+                    else self.candidate_set
+                )
+                parts = [
+                    self._part_statistics(candidates, part, batch) for part in self._parts(batch)
+                ]
         except BaseException:
             if not self.communicator.is_single:  # one rank may have drawn more numbers than another
                 self.generator.set_state(state)
@@ -136,7 +150,10 @@ class ScoringSession:
         for part in parts:
             self._fit.add(part.fit)
             self._held_out.add(part.held_out)
-        own = [sum(part.loss * part.samples for part in parts), sum(part.score_limit * part.samples for part in parts)]
+        own = [
+            sum(part.loss * part.samples for part in parts),
+            sum(part.score_limit * part.samples for part in parts),
+        ]
         by_rank = self.communicator.all_gather_object("look at a batch", own)
         total_loss, total_limit = (sum(column) for column in zip(*by_rank, strict=True))
         count = batch.share.total
@@ -159,7 +176,9 @@ class ScoringSession:
         assert self._last_batch is not None
         return self._last_batch.loss(self.model, self.metric, self.output)
 
-    def pool(self, samples: int, budget: Budget, *, uses_joint_score: bool = False) -> CandidatePool:
+    def pool(
+        self, samples: int, budget: Budget, *, uses_joint_score: bool = False
+    ) -> CandidatePool:
         """Score the candidates by the statistics of all batches.
 
         Args:
@@ -171,8 +190,12 @@ class ScoringSession:
         assert self.candidate_set is not None
         fits = join_folds(self.communicator, self._fit.maps)
         held_outs = join_folds(self.communicator, self._held_out.maps)
-        streams = [join_folds(self.communicator, fold.streams) for fold in (self._fit, self._held_out)]
-        consumers = {coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")}
+        streams = [
+            join_folds(self.communicator, fold.streams) for fold in (self._fit, self._held_out)
+        ]
+        consumers = {
+            coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")
+        }
         layer_gains, pruning_costs = {}, {}
         for name, label in self._labels():
             gains = self._layer_gains(label, fits[label], held_outs[label])
@@ -232,11 +255,17 @@ class ScoringSession:
 
     @property
     def _layouts(self) -> dict[str, BatchLayout]:
-        return {name: found for name, found in self.layouts.items() if isinstance(found, BatchLayout)}
+        return {
+            name: found for name, found in self.layouts.items() if isinstance(found, BatchLayout)
+        }
 
     def _labels(self) -> list[tuple[str, str]]:
         """Name of each map with the labels of its groups: each group of a grouped convolution is scored on its own."""
-        return [(name, label) for name in self.maps for label in labels(name, self._layouts[name].groups)]
+        return [
+            (name, label)
+            for name in self.maps
+            for label in labels(name, self._layouts[name].groups)
+        ]
 
     def _layer_gains(self, label: str, fit: Fold, held_out: Fold) -> LayerGains:
         """Gains of one map; its input covariance is kept for later sessions if it is one of the data."""
@@ -291,7 +320,9 @@ class ScoringSession:
         locations = max(layout.locations for layout in self._layouts.values())
         return batch_parts(batch.share.total, locations, MOST_ROWS / batch.share.largest)
 
-    def _part_statistics(self, candidates: CandidateSet, part: BatchPart, batch: GlobalBatch) -> BatchStatistics:
+    def _part_statistics(
+        self, candidates: CandidateSet, part: BatchPart, batch: GlobalBatch
+    ) -> BatchStatistics:
         """Statistics of one part: the model runs forwards and backwards, the dormant copy forwards only."""
         (inputs, targets, weights), among = batch.local(part.samples, self._stand_in)
         found = capture(
@@ -323,10 +354,10 @@ class ScoringSession:
             if rows.reads_inputs:
                 self._covariances.note(label)
             columns, layers = self._columns[label], candidates.layers.get(name, ())
-            widened = layer_inputs.get(label, [chunk.layer_input for chunk in rows.chunks])
+            inputs_of_copy = layer_inputs.get(label, [chunk.layer_input for chunk in rows.chunks])
             chunks = [
                 replace(chunk, layer_input=columns.permuted(one, layers))
-                for one, chunk in zip(widened, rows.chunks, strict=True)
+                for one, chunk in zip(inputs_of_copy, rows.chunks, strict=True)
             ]
             for statistics, own in slices:
                 statistics.maps[label] = self._fold(label, chunks, own, weights, batch.share.total)
@@ -355,7 +386,14 @@ class ScoringSession:
             held_out=held_out,
         )
 
-    def _fold(self, label: str, chunks: list[RowChunk], own: LocalSlice, weights: Tensor | None, count: int) -> Fold:
+    def _fold(
+        self,
+        label: str,
+        chunks: list[RowChunk],
+        own: LocalSlice,
+        weights: Tensor | None,
+        count: int,
+    ) -> Fold:
         """Statistics of one map over this rank's samples of a fold, of a batch of `count` samples."""
         columns = self._columns[label]
         locations = sum(chunk.layer_input.locations for chunk in chunks)
@@ -370,7 +408,9 @@ class ScoringSession:
         is_known = self._covariances.factor(label) is not None
         is_small = locations == 1 and weights is None and not is_known
         keeps_rows = is_small and Fold.stands_alone(own.count, columns.existing)
-        size = columns.existing + sum(one.numel() for one in (*columns.groups.values(), *columns.layers))
+        size = columns.existing + sum(
+            one.numel() for one in (*columns.groups.values(), *columns.layers)
+        )
         places = sampled_locations(chunks, size, max(count // 2, 1), self.generator)
         return own.accumulate(
             [chunk.select(own.readable) for chunk in chunks],
@@ -380,7 +420,9 @@ class ScoringSession:
             inputs=not keeps_rows,
         )
 
-    def _dormant_copy(self, candidates: CandidateSet, batch: GlobalBatch, samples: slice) -> DormantCopy:
+    def _dormant_copy(
+        self, candidates: CandidateSet, batch: GlobalBatch, samples: slice
+    ) -> DormantCopy:
         """The dormant copy, made anew if the model has changed since the last batch, as it does in training."""
         if self._copy is None or self._copy.digest != digest(self.model):
             count = min(PROBE, samples.stop - samples.start)

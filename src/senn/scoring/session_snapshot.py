@@ -24,4 +24,7 @@ class SessionSnapshot:
 
 def with_own_tables(attributes: dict[str, Any]) -> dict[str, Any]:
     """Copy the tables among an object's attributes; everything else stays the same object."""
-    return {name: value.copy() if isinstance(value, dict) else value for name, value in attributes.items()}
+    return {
+        name: value.copy() if isinstance(value, dict) else value
+        for name, value in attributes.items()
+    }

@@ -25,7 +25,14 @@ from senn.candidates.sampling import BATCH_NORMS
 from senn.graph import DependencyGraph, LinearMap, get_tensor
 from senn.kfac.accumulate import sampled_locations
 from senn.kfac.batch_layout import BatchLayout
-from senn.kfac.capture import BlockCall, LayerStatistics, RowChunk, layer_inputs, layout_of, per_layer_grads
+from senn.kfac.capture import (
+    BlockCall,
+    LayerStatistics,
+    RowChunk,
+    layer_inputs,
+    layout_of,
+    per_layer_grads,
+)
 from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
 from senn.kfac.recorder import LinearCall, record_linear_calls
@@ -54,7 +61,9 @@ class StreamKey:
     output: str = ""
 
 
-def before_convolution(chunk: RowChunk, weight: Tensor, layer: ConvolutionalLayer) -> tuple[RowChunk, ColumnLayout]:
+def before_convolution(
+    chunk: RowChunk, weight: Tensor, layer: ConvolutionalLayer
+) -> tuple[RowChunk, ColumnLayout]:
     """Rows that a layer would add to a convolution's input.
 
     Args:
@@ -79,7 +88,9 @@ def before_convolution(chunk: RowChunk, weight: Tensor, layer: ConvolutionalLaye
     pseudo_grad = read.input_gradient(chunk.pseudo_grad, weight)[inside]
     channels = x.shape[1]
     units = torch.arange(layer.columns)[:, None]
-    columns = ColumnLayout(existing=channels + 1, permutation=torch.arange(channels), inputs=channels, layers=[units])
+    columns = ColumnLayout(
+        existing=channels + 1, permutation=torch.arange(channels), inputs=channels, layers=[units]
+    )
     rows = RowChunk(
         layer_input=DenseInput(a.flatten(2).mT, bias=False),
         output_grad=output_grad.flatten(2).mT,
@@ -89,7 +100,10 @@ def before_convolution(chunk: RowChunk, weight: Tensor, layer: ConvolutionalLaye
 
 
 def after_block(
-    call: BlockCall, move: Append, output_params: tuple[str, ...], layouts: Mapping[str, BatchLayout]
+    call: BlockCall,
+    move: Append,
+    output_params: tuple[str, ...],
+    layouts: Mapping[str, BatchLayout],
 ) -> dict[str, RowChunk]:
     """Rows that a silent copy would add after its block.
 
@@ -104,7 +118,9 @@ def after_block(
     """
     copied, count = move.copy, len(call.output_grad)
     local = sorted(name.removeprefix(f"{move.block}.") for name in output_params)
-    modules = [name.removesuffix(".weight") for name in local if name.rpartition(".")[2] == "weight"]
+    modules = [
+        name.removesuffix(".weight") for name in local if name.rpartition(".")[2] == "weight"
+    ]
     norms = {name for name in modules if isinstance(copied.get_submodule(name), BATCH_NORMS)}
     maps = [name for name in modules if name not in norms]
     with torch.enable_grad(), preserve_model_state(copied):
@@ -139,7 +155,13 @@ def _norm_rows(x: Tensor, output_grad: Tensor, pseudo_grad: Tensor) -> RowChunk:
 
 
 def _map_rows(
-    name: str, call: LinearCall, layout: BatchLayout, output_grad: Tensor, pseudo_grad: Tensor, *, count: int
+    name: str,
+    call: LinearCall,
+    layout: BatchLayout,
+    output_grad: Tensor,
+    pseudo_grad: Tensor,
+    *,
+    count: int,
 ) -> RowChunk:
     """Rows of a linear map, a constant first, whether or not it has a bias."""
     row_layout = layout_of({name: layout}, name, 0)
@@ -158,7 +180,9 @@ def _map_rows(
 
 
 @contextmanager
-def _record_norms(model: nn.Module, names: set[str]) -> Iterator[dict[str, tuple[Tensor, GradientEdge]]]:
+def _record_norms(
+    model: nn.Module, names: set[str]
+) -> Iterator[dict[str, tuple[Tensor, GradientEdge]]]:
     """Record what BatchNorms would return with a weight of one and no bias, and the edges of their outputs."""
     seen: dict[str, tuple[Tensor, GradientEdge]] = {}
 
@@ -166,12 +190,16 @@ def _record_norms(model: nn.Module, names: set[str]) -> Iterator[dict[str, tuple
         def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = upcast(args[0].detach())
             shape = (1, -1, *[1] * (x.dim() - 2))
-            mean, variance = (buffer.to(x).view(shape) for buffer in (module.running_mean, module.running_var))
+            mean, variance = (
+                buffer.to(x).view(shape) for buffer in (module.running_mean, module.running_var)
+            )
             seen[name] = (x - mean) / (variance + module.eps).sqrt(), get_gradient_edge(output)
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(recorder(name)) for name in sorted(names)]
+    handles = [
+        model.get_submodule(name).register_forward_hook(recorder(name)) for name in sorted(names)
+    ]
     try:
         yield seen
     finally:
@@ -217,7 +245,9 @@ def score_stream(
     for block, call in found.blocks.items():
         output_params = graph.block(block).output_params
         move = candidate_set.repeats[block]
-        for name, chunk in after_block(call.select(own.readable), move, output_params, layouts).items():
+        for name, chunk in after_block(
+            call.select(own.readable), move, output_params, layouts
+        ).items():
             constant = ColumnLayout(existing=1, permutation=torch.arange(1), inputs=1)
             rows[StreamKey(block, name)] = chunk, constant
     folds = {}

@@ -92,7 +92,9 @@ def prepare(model: nn.Module, todo: SurgeryPlan) -> UndoLog:
         olds[name] = old = find_tensor(model, name)
         if old.shape != shape:
             found, wanted = tuple(old.shape), tuple(shape)
-            raise SennError(f"'{name}' has shape {found} in one copy of the model, {wanted} in another")
+            raise SennError(
+                f"'{name}' has shape {found} in one copy of the model, {wanted} in another"
+            )
     # Values first, for all tensors: a compensation reads one and writes two.
     _refuse_ties(olds)
     values = new_values(model, todo, olds)
@@ -129,7 +131,9 @@ def _refuse_ties(olds: Mapping[str, Tensor]) -> None:
     for name, old in olds.items():
         if id(old) in names:
             first = names[id(old)]
-            raise UnsupportedError(f"'{first}' and '{name}' are one tied parameter, which can't be resized twice")
+            raise UnsupportedError(
+                f"'{first}' and '{name}' are one tied parameter, which can't be resized twice"
+            )
         names[id(old)] = name
 
 
@@ -147,7 +151,9 @@ def _rewrite_attributes(model: nn.Module, todo: SurgeryPlan, log: UndoLog) -> No
         elif isinstance(old, int) and not isinstance(old, bool) and None in changes:
             new = old + changes[None]
         else:
-            raise UnsupportedError(f"attribute '{attribute}' of '{path}' is no plain integer and can't be rewritten")
+            raise UnsupportedError(
+                f"attribute '{attribute}' of '{path}' is no plain integer and can't be rewritten"
+            )
         log.swaps.append((held, attribute, old, new))
     for (path, attribute), factor in todo.factors.items():
         held = model.get_submodule(path).__dict__
@@ -185,7 +191,9 @@ def _insert(model: nn.Module, move: Insert, log: UndoLog) -> None:
     log.swaps.append((parent._modules, key, linear, stack))
     weight = log.now(cast(nn.Parameter, linear.weight))
     neighbors = {parameter: weight for module in modules for parameter in module.parameters()}
-    log.inserted.append(Inserted(insertion_point=name, modules=modules, neighbors=neighbors, after=False))
+    log.inserted.append(
+        Inserted(insertion_point=name, modules=modules, neighbors=neighbors, after=False)
+    )
 
 
 def _append(model: nn.Module, appends: Sequence[Addition], log: UndoLog) -> None:
@@ -199,7 +207,11 @@ def _append(model: nn.Module, appends: Sequence[Addition], log: UndoLog) -> None
         own = dict(original.named_parameters())
         neighbors = {new: log.now(own.get(name, last)) for name, new in added.named_parameters()}
         additions.append((block, added))
-        log.inserted.append(Inserted(insertion_point=block.module, modules=(added,), neighbors=neighbors, after=True))
+        log.inserted.append(
+            Inserted(
+                insertion_point=block.module, modules=(added,), neighbors=neighbors, after=True
+            )
+        )
     log.swaps += insert_copy_after(model, additions, log.swaps)
 
 

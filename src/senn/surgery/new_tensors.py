@@ -18,7 +18,9 @@ from senn.surgery.plan_types import Compensation, Entries, SurgeryPlan, find_ten
 _NEUTRAL_NORM = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 
-def new_values(model: nn.Module, todo: SurgeryPlan, olds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def new_values(
+    model: nn.Module, todo: SurgeryPlan, olds: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Compute the new value of every tensor that a plan replaces.
 
     Args:
@@ -153,7 +155,9 @@ def successor(name: str, old: Tensor, value: Tensor, layouts: Mapping[int, Index
     if not old.is_contiguous():
         # Keep the order of the strides (channels-last and the like): kernels are chosen by it.
         physical = sorted(range(old.dim()), key=lambda dim: -old.stride()[dim])
-        value = torch.empty_permuted(value.shape, physical, dtype=old.dtype, device=old.device).copy_(value)
+        value = torch.empty_permuted(
+            value.shape, physical, dtype=old.dtype, device=old.device
+        ).copy_(value)
     if not isinstance(old, nn.Parameter):
         value.__dict__.update(old.__dict__)
         return value

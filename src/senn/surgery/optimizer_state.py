@@ -37,7 +37,9 @@ def unwrap(optimizer: Any) -> Optimizer:
     while isinstance(getattr(inner, "optimizer", None), Optimizer):
         inner = inner.optimizer
     if not isinstance(inner, Optimizer):
-        raise UnsupportedError(f"the optimizer must be a torch.optim.Optimizer, not a {type(optimizer).__name__}")
+        raise UnsupportedError(
+            f"the optimizer must be a torch.optim.Optimizer, not a {type(optimizer).__name__}"
+        )
     return inner
 
 
@@ -52,9 +54,13 @@ def check_holds(optimizer: Optimizer, model: nn.Module) -> None:
         SennError: it holds none of them.
     """
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     if trainable and not any(parameter in held for parameter in trainable.values()):
-        raise SennError(f"the optimizer doesn't hold the model's parameters (first: '{next(iter(trainable))}')")
+        raise SennError(
+            f"the optimizer doesn't hold the model's parameters (first: '{next(iter(trainable))}')"
+        )
 
 
 class Snapshot:
@@ -215,17 +221,23 @@ def _check_joined(optimizer: Optimizer, log: UndoLog) -> None:
                 optimizer.state.update(zip(mine, starts, strict=True))
         if inserted.neighbors and not joined:
             point = inserted.insertion_point
-            raise SennError(f"the optimizer doesn't hold the weight of '{point}', so not its new layer either")
+            raise SennError(
+                f"the optimizer doesn't hold the weight of '{point}', so not its new layer either"
+            )
 
 
 def _has_momentum(optimizer: Optimizer, group: State) -> bool:
-    return any("momentum_buffer" in optimizer.state.get(parameter, {}) for parameter in group["params"])
+    return any(
+        "momentum_buffer" in optimizer.state.get(parameter, {}) for parameter in group["params"]
+    )
 
 
 # -- state
 
 
-def _migrate_state(optimizer: Optimizer, group: State, resized: Mapping[nn.Parameter, Resized]) -> None:
+def _migrate_state(
+    optimizer: Optimizer, group: State, resized: Mapping[nn.Parameter, Resized]
+) -> None:
     """Exchange the state of a group's resized parameters; a parameter without state stays without."""
     olds = [old for old in group["params"] if old in resized and optimizer.state.get(old)]
     starts = _starts(optimizer, group, [resized[parameter].new for parameter in olds])
@@ -242,7 +254,9 @@ def _migrate_state(optimizer: Optimizer, group: State, resized: Mapping[nn.Param
 def _migrated(what: str, value: Any, start: Any, old: nn.Parameter, to: Resized) -> Any:
     """Return one entry of a parameter's state, its tensors by position."""
     if not isinstance(value, Tensor):
-        if isinstance(value, (list, tuple, dict)) and any(isinstance(item, Tensor) for item in value):
+        if isinstance(value, (list, tuple, dict)) and any(
+            isinstance(item, Tensor) for item in value
+        ):
             raise UnsupportedError(
                 f"{what} is a {type(value).__name__} of tensors, which can't be migrated by position"
             )
@@ -273,7 +287,9 @@ def _migrated(what: str, value: Any, start: Any, old: nn.Parameter, to: Resized)
 def _only_scalar(what: str, value: Tensor, old: nn.Parameter) -> Tensor:
     if value.dim():
         found, wanted = tuple(value.shape), tuple(old.shape)
-        raise UnsupportedError(f"{what} has shape {found}, which doesn't follow its parameter's {wanted}")
+        raise UnsupportedError(
+            f"{what} has shape {found}, which doesn't follow its parameter's {wanted}"
+        )
     return value
 
 
@@ -297,7 +313,9 @@ def _starts(optimizer: Optimizer, group: State, parameters: Sequence[Tensor]) ->
     except torch.OutOfMemoryError:
         raise  # says nothing about the optimizer
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnsupportedError(f"{type(optimizer).__name__} can't train the new parameters: {error}") from error
+        raise UnsupportedError(
+            f"{type(optimizer).__name__} can't train the new parameters: {error}"
+        ) from error
     return [dict(blank.state.get(parameter, {})) for parameter in params]
 
 

@@ -106,7 +106,9 @@ def calibrate_batch_norm(model: nn.Module, log: UndoLog, probe: Inputs) -> None:
 
         return set_statistics
 
-    handles = [module.register_forward_pre_hook(hook(places)) for module, places in log.uncalibrated]
+    handles = [
+        module.register_forward_pre_hook(hook(places)) for module, places in log.uncalibrated
+    ]
     try:
         outputs(model, probe)
     finally:

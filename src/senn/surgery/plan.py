@@ -64,7 +64,9 @@ def plan(model: nn.Module, moves: Sequence[Move], graph: DependencyGraph) -> Sur
         # Its layer was made for the old number of features.
         if 1 in result.builders.get(join(insert.insertion_point, "weight"), {}):
             point = insert.insertion_point
-            raise SennError(f"a layer before '{point}' and a change of its inputs don't go into one operation")
+            raise SennError(
+                f"a layer before '{point}' and a change of its inputs don't go into one operation"
+            )
     for name in result.shapes:
         builders = result.builders.get(name, {})
         result.layouts[name] = {dim: builder.layout() for dim, builder in builders.items()}
@@ -76,9 +78,13 @@ def _builder(result: SurgeryPlan, model: nn.Module, coupled: CoupledDim) -> Inde
     shape = find_tensor(model, coupled.name).shape
     last = int(coupled.index.max())
     if coupled.dim >= len(shape) or last >= shape[coupled.dim]:
-        raise SennError(f"'{coupled.name}' has shape {tuple(shape)}, which doesn't fit the graph: analyze it anew")
+        raise SennError(
+            f"'{coupled.name}' has shape {tuple(shape)}, which doesn't fit the graph: analyze it anew"
+        )
     result.shapes[coupled.name] = shape
-    return result.builders[coupled.name].setdefault(coupled.dim, IndexMapBuilder(shape[coupled.dim]))
+    return result.builders[coupled.name].setdefault(
+        coupled.dim, IndexMapBuilder(shape[coupled.dim])
+    )
 
 
 # -- units that come
@@ -86,7 +92,9 @@ def _builder(result: SurgeryPlan, model: nn.Module, coupled: CoupledDim) -> Inde
 
 def _plan_widen(result: SurgeryPlan, model: nn.Module, move: Widen, group: ChannelGroup) -> None:
     if move.units < 1 or move.units % group.granularity:
-        raise SennError(f"'{group.name}' widens by multiples of {group.granularity}, not by {move.units}")
+        raise SennError(
+            f"'{group.name}' widens by multiples of {group.granularity}, not by {move.units}"
+        )
     takers = {coupled.name for coupled in group.dims if _takes_values(coupled)}
     unknown = sorted(set(move.values) - takers)
     if unknown:
@@ -159,12 +167,16 @@ def _take_units(move: Prune, group: ChannelGroup, left: set[int]) -> None:
     for unit in move.units:
         if unit not in left:
             last = group.width - 1
-            raise SennError(f"'{group.name}' has no unit {unit} to prune; it has units 0 to {last}, once each")
+            raise SennError(
+                f"'{group.name}' has no unit {unit} to prune; it has units 0 to {last}, once each"
+            )
         left.remove(unit)
     least, count = group.granularity, len(move.units)
     if not left or not count or count % least:
         most = group.width - least
-        raise SennError(f"'{group.name}' loses between {least} and {most} units in multiples of {least}, not {count}")
+        raise SennError(
+            f"'{group.name}' loses between {least} and {most} units in multiples of {least}, not {count}"
+        )
 
 
 def _plan_prune(result: SurgeryPlan, model: nn.Module, move: Prune, graph: DependencyGraph) -> None:
@@ -201,13 +213,19 @@ def _plan_compensation(
     if linear.bias is not None:
         result.shapes[linear.bias] = find_tensor(model, linear.bias).shape
     elif coefficients[:, -1].any():
-        raise SennError(f"'{linear.name}' has no bias, so the last column of its compensation must be zero")
-    result.compensations.append(Compensation(map=linear, gone=gone, kept=kept, coefficients=coefficients))
+        raise SennError(
+            f"'{linear.name}' has no bias, so the last column of its compensation must be zero"
+        )
+    result.compensations.append(
+        Compensation(map=linear, gone=gone, kept=kept, coefficients=coefficients)
+    )
 
 
 def _plan_attributes(result: SurgeryPlan, group: ChannelGroup, units: int) -> None:
     for attribute in group.attributes:
-        result.attributes[attribute.module, attribute.name, attribute.item] += units * attribute.per_unit
+        result.attributes[attribute.module, attribute.name, attribute.item] += (
+            units * attribute.per_unit
+        )
 
 
 # -- parameters that moves cost

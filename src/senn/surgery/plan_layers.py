@@ -18,7 +18,9 @@ from senn.surgery.plan_types import (
 )
 
 
-def plan_insert(result: SurgeryPlan, model: nn.Module, move: Insert, graph: DependencyGraph) -> None:
+def plan_insert(
+    result: SurgeryPlan, model: nn.Module, move: Insert, graph: DependencyGraph
+) -> None:
     """Check an insertion and add it to a plan.
 
     Args:
@@ -39,11 +41,15 @@ def plan_insert(result: SurgeryPlan, model: nn.Module, move: Insert, graph: Depe
     linear = model.get_submodule(name)
     if not isinstance(linear, BEFORE):
         kind = type(linear).__name__
-        raise UnsupportedError(f"'{name}' is a {kind}; layers are inserted before linear maps and convolutions")
+        raise UnsupportedError(
+            f"'{name}' is a {kind}; layers are inserted before linear maps and convolutions"
+        )
     _check_held_once(model, linear, f"inserted before '{name}'")
     # The inverse of the layer goes into the map behind it, so that the function stays.
     if move.right is not None:
-        check_values(f"the matrix folded into '{name}'", move.right, [point.features, point.features])
+        check_values(
+            f"the matrix folded into '{name}'", move.right, [point.features, point.features]
+        )
         _replace(result, model, join(name, "weight"))
     if move.shift is not None:
         if linear.bias is None:
@@ -53,7 +59,9 @@ def plan_insert(result: SurgeryPlan, model: nn.Module, move: Insert, graph: Depe
     result.inserts.append(move)
 
 
-def plan_append(result: SurgeryPlan, model: nn.Module, move: Append, graph: DependencyGraph) -> None:
+def plan_append(
+    result: SurgeryPlan, model: nn.Module, move: Append, graph: DependencyGraph
+) -> None:
     """Check the repetition of a block and add it to a plan.
 
     Args:
@@ -74,7 +82,9 @@ def plan_append(result: SurgeryPlan, model: nn.Module, move: Append, graph: Depe
     if any(other is block for other, _ in result.appends):
         raise SennError(f"two blocks after '{move.block}' don't go into one operation")
     if _resizes_stream(result, block, graph):
-        raise SennError(f"a block after '{move.block}' and a change of what it is given don't go into one operation")
+        raise SennError(
+            f"a block after '{move.block}' and a change of what it is given don't go into one operation"
+        )
     _check_held_once(model, model.get_submodule(move.block), f"put after '{move.block}'")
     result.appends.append((block, move.copy))
 

@@ -83,13 +83,17 @@ class SurgeryPlan:
     # By name everywhere: one plan is carried out on the model and on each of its averaged copies.
     moves: tuple[Move, ...] = ()
     shapes: dict[str, torch.Size] = field(default_factory=dict)
-    builders: dict[str, dict[int, IndexMapBuilder]] = field(default_factory=lambda: defaultdict(dict))
+    builders: dict[str, dict[int, IndexMapBuilder]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     layouts: dict[str, dict[int, IndexMap]] = field(default_factory=dict)
     entries: dict[str, list[Entries]] = field(default_factory=lambda: defaultdict(list))
     compensations: list[Compensation] = field(default_factory=list)
     inserts: list[Insert] = field(default_factory=list)
     appends: list[Addition] = field(default_factory=list)
-    attributes: dict[tuple[str, str, int | None], int] = field(default_factory=lambda: defaultdict(int))
+    attributes: dict[tuple[str, str, int | None], int] = field(
+        default_factory=lambda: defaultdict(int)
+    )
     scales: dict[str, float] = field(default_factory=dict)
     factors: dict[tuple[str, str], float] = field(default_factory=dict)
 
@@ -119,7 +123,9 @@ def find_tensor(model: nn.Module, name: str) -> Tensor:
     try:
         module = model.get_submodule(path)
     except AttributeError:
-        raise SennError(f"the model has no module '{path}': was its graph found on another model?") from None
+        raise SennError(
+            f"the model has no module '{path}': was its graph found on another model?"
+        ) from None
     # Not by `getattr`, which finds what a parametrization computes as well.
     tensor = module._parameters.get(key, module._buffers.get(key))
     if tensor is None:

@@ -24,7 +24,9 @@ def reindex(graph: DependencyGraph, todo: SurgeryPlan) -> DependencyGraph | None
         The graph; None if only a new analysis can tell: after an insertion, or where a group of one unit grows.
     """
     # One unit may have been added to many others by broadcasting, which its indices don't show.
-    single = any(isinstance(move, Widen) and graph.group(move.group).width == 1 for move in todo.moves)
+    single = any(
+        isinstance(move, Widen) and graph.group(move.group).width == 1 for move in todo.moves
+    )
     if todo.inserts or todo.appends or single:
         return None
     groups = tuple(_group(group, todo) for group in graph.groups)
@@ -67,7 +69,9 @@ def _places(layout: IndexMap) -> Tensor:
     return places
 
 
-def _insertion_point(point: InsertionPoint, graph: DependencyGraph, todo: SurgeryPlan) -> InsertionPoint:
+def _insertion_point(
+    point: InsertionPoint, graph: DependencyGraph, todo: SurgeryPlan
+) -> InsertionPoint:
     linear = graph.map(point.module)
     layout = todo.layouts.get(linear.weight, {}).get(linear.in_dim)
     return point if layout is None else replace(point, features=len(layout.order))

@@ -28,7 +28,15 @@ Addition = tuple[ResidualBlock, nn.Module]
 # forward pass fails with one layer more, so the block is refused); a wrong one is caught, since the copy is run.
 COUNTS = frozenset(
     [
-        *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_blocks", "n_blocks", "depth"),
+        *(
+            "num_hidden_layers",
+            "num_layers",
+            "n_layers",
+            "n_layer",
+            "num_blocks",
+            "n_blocks",
+            "depth",
+        ),
         *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
     ]
 )
@@ -37,7 +45,9 @@ COUNTS = frozenset(
 _TABLES = frozenset(["layer_types"])
 """Lists, next to such an attribute, with one entry for each layer."""
 
-_POSITIONS = frozenset(["layer_idx", "layer_index", "layer_id", "layer_number", "block_idx", "block_index"])
+_POSITIONS = frozenset(
+    ["layer_idx", "layer_index", "layer_id", "layer_number", "block_idx", "block_index"]
+)
 """Attributes that say where a layer stands."""
 
 
@@ -59,7 +69,9 @@ def function_preserving_copy(model: nn.Module, block: ResidualBlock) -> nn.Modul
     return twin
 
 
-def insert_copy_after(model: nn.Module, additions: Sequence[Addition], pending: Sequence[Swap] = ()) -> list[Swap]:
+def insert_copy_after(
+    model: nn.Module, additions: Sequence[Addition], pending: Sequence[Swap] = ()
+) -> list[Swap]:
     """Return the changes that put modules after blocks.
 
     Args:
@@ -85,7 +97,12 @@ def insert_copy_after(model: nn.Module, additions: Sequence[Addition], pending: 
         parent = model.get_submodule(path)
         swaps += _longer_list(parent, several, [*pending, *swaps])
         # Each table once, though several blocks of the list may name its configuration.
-        counts = [count for block, _ in additions if _lies_in(block, path, several) for count in block.depth_attributes]
+        counts = [
+            count
+            for block, _ in additions
+            if _lies_in(block, path, several)
+            for count in block.depth_attributes
+        ]
         holders = [_holder(model, count)[0] for count in dict.fromkeys(counts)]
         swaps += _longer_tables(holders, list(parent._modules), several)
     totals = Counter(count for block, _ in additions for count in block.depth_attributes)
@@ -100,7 +117,9 @@ def _lies_in(block: ResidualBlock, path: str, names: Collection[str]) -> bool:
     return block.module[len(path) + 1 :] in names
 
 
-def _longer_list(parent: nn.Module, additions: Mapping[str, nn.Module], pending: Sequence[Swap]) -> list[Swap]:
+def _longer_list(
+    parent: nn.Module, additions: Mapping[str, nn.Module], pending: Sequence[Swap]
+) -> list[Swap]:
     """Return a list of layers with some more in it, as one change of all its entries."""
     children = dict(parent._modules)
     for held, key, _, new in pending:
@@ -133,7 +152,9 @@ def _longer_list(parent: nn.Module, additions: Mapping[str, nn.Module], pending:
     return [*swaps, (vars(parent), "_modules", parent._modules, longer)]
 
 
-def _longer_tables(holders: Sequence[dict[str, Any]], names: Sequence[str], additions: Collection[str]) -> list[Swap]:
+def _longer_tables(
+    holders: Sequence[dict[str, Any]], names: Sequence[str], additions: Collection[str]
+) -> list[Swap]:
     """Repeat what a configuration says of a layer for the one that is put after it."""
     swaps: list[Swap] = []
     for held in holders:
@@ -156,7 +177,9 @@ def _unused(name: str, taken: set[str]) -> str:
     return f"{name}_{number}"
 
 
-def _positions(layer: nn.Module, names: frozenset[str] = _POSITIONS) -> Iterator[tuple[dict[str, Any], str]]:
+def _positions(
+    layer: nn.Module, names: frozenset[str] = _POSITIONS
+) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield (dictionary, key) of each number in a layer that says where the layer stands."""
     for module in layer.modules():
         for key in names & vars(module).keys():
@@ -206,7 +229,9 @@ def counts_of(model: nn.Module, path: str) -> tuple[list[SizeAttribute], list[Si
             if not configured and not key.startswith("_") and _is_configuration(value):
                 counts = {name: count for name, count in vars(value).items() if name in COUNTS}
                 names = [name for name, count in counts.items() if _is_count(count, length)]
-                configured = [SizeAttribute(module=path, name=f"{key}.{name}", per_unit=1) for name in names]
+                configured = [
+                    SizeAttribute(module=path, name=f"{key}.{name}", per_unit=1) for name in names
+                ]
     return configured, own
 
 

@@ -20,12 +20,21 @@ from senn.pytree import Inputs
 from senn.surgery.apply import prepare
 from senn.surgery.moves import Append, Insert, Move, Prune
 from senn.surgery.optimizer_state import Snapshot, check_holds, migrate_optimizer_state, unwrap
-from senn.surgery.outputs import calibrate_batch_norm, check_use, model_digest, output_change, outputs, tolerance_for
+from senn.surgery.outputs import (
+    calibrate_batch_norm,
+    check_use,
+    model_digest,
+    output_change,
+    outputs,
+    tolerance_for,
+)
 from senn.surgery.plan import plan
 from senn.surgery.reindex import reindex
 from senn.surgery.undo import UndoLog
 
-WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"))
+WRAPPERS = frozenset(
+    ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
+)
 """Classes that hold a model and remember its parameters."""
 
 
@@ -65,7 +74,9 @@ class Receipt:
         # A loaded state dict, or another change, has put other objects where this one's are.
         attached = self._snapshot is None or self._snapshot.attached
         if not attached or not all(log.in_place() for log in self._logs):
-            raise SurgeryError(f"{where} can't be undone: the model or its optimizer has been changed again since")
+            raise SurgeryError(
+                f"{where} can't be undone: the model or its optimizer has been changed again since"
+            )
         if self._marks != model_digest(self._watched()):
             # Undoing would throw that training away, and only for the resized parameters.
             raise SurgeryError(f"{where} can't be undone: the model has been trained since")
@@ -137,7 +148,9 @@ def transaction(
     """
     kind = type(model).__name__
     if kind in WRAPPERS:
-        raise UnsupportedError(f"a {kind} model can't be resized: change the module inside and wrap it anew")
+        raise UnsupportedError(
+            f"a {kind} model can't be resized: change the module inside and wrap it anew"
+        )
     copies = [copy.module if isinstance(copy, AveragedModel) else copy for copy in averaged]
     operation = _Operation(
         model=model,
@@ -150,7 +163,9 @@ def transaction(
     )
     try:
         with ExitStack() as rollback:
-            receipt = operation.run(graph, None if optimizer is None else unwrap(optimizer), rollback)
+            receipt = operation.run(
+                graph, None if optimizer is None else unwrap(optimizer), rollback
+            )
             receipt._models = (model, *averaged)
             receipt._marks = model_digest(receipt._watched())
             rollback.pop_all()  # done: nothing is to be rolled back any more
@@ -176,7 +191,9 @@ class _Operation:
     loss_limit: float | None
     tolerance: float | None
 
-    def run(self, graph: DependencyGraph, optimizer: Optimizer | None, rollback: ExitStack) -> Receipt:
+    def run(
+        self, graph: DependencyGraph, optimizer: Optimizer | None, rollback: ExitStack
+    ) -> Receipt:
         everyone = (self.model, *self.copies)
         # An interrupt may come while a pass restores what it changed: then this does it again.
         rollback.callback(ModelState(everyone).restore)
@@ -205,7 +222,11 @@ class _Operation:
         return receipt
 
     def _compare(
-        self, everyone: Sequence[nn.Module], logs: Sequence[UndoLog], before: list[list[Tensor]], probe: Inputs
+        self,
+        everyone: Sequence[nn.Module],
+        logs: Sequence[UndoLog],
+        before: list[list[Tensor]],
+        probe: Inputs,
     ) -> float:
         """Return the largest change of all copies' outputs; refuse one that function-preserving moves can't make."""
         changes = []
@@ -216,7 +237,9 @@ class _Operation:
         limit = tolerance_for(self.model, before[0]) if self.tolerance is None else self.tolerance
         # A removal changes the function, by as much as the policy has agreed to.
         if max(changes) > limit and not any(isinstance(move, Prune) for move in self.moves):
-            raise SurgeryError(f"it changed the outputs by {max(changes):.2g} of their size, more than {limit:.2g}")
+            raise SurgeryError(
+                f"it changed the outputs by {max(changes):.2g} of their size, more than {limit:.2g}"
+            )
         return max(changes)
 
     def _loss(self) -> float | None:

@@ -44,7 +44,11 @@ class Inserted:
     @property
     def what(self) -> str:
         """Description of the place, to be continued in an error message."""
-        return f"put after '{self.insertion_point}'" if self.after else f"inserted before '{self.insertion_point}'"
+        return (
+            f"put after '{self.insertion_point}'"
+            if self.after
+            else f"inserted before '{self.insertion_point}'"
+        )
 
 
 @dataclass(eq=False)

@@ -45,7 +45,9 @@ def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
     Raises:
         SennError: the activation is unknown.
     """
-    model = MLP(features, recipe.hidden, outputs, activation=recipe.activation, shortcut=recipe.shortcut)
+    model = MLP(
+        features, recipe.hidden, outputs, activation=recipe.activation, shortcut=recipe.shortcut
+    )
     linear = [module for module in model.body.modules() if isinstance(module, nn.Linear)]
     # Output weights of zero, as those of units that grow: with standardized targets the start is the mean prediction,
     # and fixed networks start from the same loss (docs/deficit.md).
@@ -54,7 +56,9 @@ def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
     return model
 
 
-def build_optimizer(model: nn.Module, recipe: TrainConfig, loss: Callable[..., Tensor]) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, recipe: TrainConfig, loss: Callable[..., Tensor]
+) -> torch.optim.Optimizer:
     """Build the optimizer that a configuration names.
 
     Args:
@@ -88,7 +92,11 @@ def build_optimizer(model: nn.Module, recipe: TrainConfig, loss: Callable[..., T
 def _default_options(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
     """Choose options, where they differ from torch's, among those that the optimizer takes."""
     # Fused steps, since the overhead of kernels dominates in small networks.
-    defaults: dict[str, Any] = {"betas": _BETAS, "fused": True, "momentum": 0.9 if name == "sgd" else 0.0}
+    defaults: dict[str, Any] = {
+        "betas": _BETAS,
+        "fused": True,
+        "momentum": 0.9 if name == "sgd" else 0.0,
+    }
     if name == "adamw":
         defaults["weight_decay"] = _ADAMW_WEIGHT_DECAY
     accepted = inspect.signature(cls).parameters
@@ -103,14 +111,18 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         if isinstance(value, type) and issubclass(value, base) and value is not base
     }
     if name in _UNSUITED:
-        raise UnsupportedError(f"the optimizer {name!r} cannot be used here: it needs other steps than this loop makes")
+        raise UnsupportedError(
+            f"the optimizer {name!r} cannot be used here: it needs other steps than this loop makes"
+        )
     if name not in known:
         names = ", ".join([*sorted(known.keys() - _UNSUITED), NATURAL_GRADIENT])
         raise SennError(f"unknown optimizer {name!r}; known are {names}")
     return known[name]
 
 
-def build_grower(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: TrainConfig, **arguments: Any) -> Grower:
+def build_grower(
+    model: nn.Module, optimizer: torch.optim.Optimizer, recipe: TrainConfig, **arguments: Any
+) -> Grower:
     """Build the grower that a configuration describes.
 
     Args:
@@ -142,7 +154,10 @@ def resolve_policy(policy: Policy | str | None) -> Policy:
     Raises:
         SennError: no policy has that name.
     """
-    named: dict[str, type[PricePolicy] | type[PaperPolicy]] = {"price": PricePolicy, "paper": PaperPolicy}
+    named: dict[str, type[PricePolicy] | type[PaperPolicy]] = {
+        "price": PricePolicy,
+        "paper": PaperPolicy,
+    }
     if policy is None:
         return PricePolicy()
     if not isinstance(policy, str):

@@ -11,7 +11,12 @@ from senn.collectives import Communicator
 
 
 def joint_gradient(
-    model: nn.Module, local_loss: Callable[[slice], Tensor], *, rows: int, communicator: Communicator, stop: bool
+    model: nn.Module,
+    local_loss: Callable[[slice], Tensor],
+    *,
+    rows: int,
+    communicator: Communicator,
+    stop: bool,
 ) -> tuple[Tensor, bool]:
     """Compute the loss of a batch and its gradient, each process on its part, with one sum over all of them.
 

@@ -170,7 +170,15 @@ class GrowthSession:
         self.history.clear()
         self._warned.clear()
         if state is None:
-            self._tell({"event": "start", "epoch": self.epoch, "step": 0, "steps": self._steps, **_size(model)})
+            self._tell(
+                {
+                    "event": "start",
+                    "epoch": self.epoch,
+                    "step": 0,
+                    "steps": self._steps,
+                    **_size(model),
+                }
+            )
         else:
             self._load(state, model)
 
@@ -240,7 +248,12 @@ class GrowthSession:
         return running.recorder.run(grow, epoch=self.epoch, step=step, survives=lambda error: True)
 
     def record_epoch(
-        self, step: int, *, train_loss: float, validation_loss: float | None = None, lr: float | None = None
+        self,
+        step: int,
+        *,
+        train_loss: float,
+        validation_loss: float | None = None,
+        lr: float | None = None,
     ) -> None:
         """Record the losses of an epoch, or of any other stretch of steps, and tell the callbacks.
 
@@ -264,7 +277,9 @@ class GrowthSession:
             **_size(self._running.grower.model),
         }
         # Widths are known from the first round on; every record since then has them.
-        known = next((one["architecture"] for one in reversed(self.history) if "architecture" in one), None)
+        known = next(
+            (one["architecture"] for one in reversed(self.history) if "architecture" in one), None
+        )
         if known is not None:
             record["architecture"] = known
         self._tell(record)
@@ -280,7 +295,9 @@ class GrowthSession:
         """
         running = self._running
         running.recorder.settle()
-        self._tell({"event": "end", "epoch": self.epoch, "step": step, **_size(running.grower.model)})
+        self._tell(
+            {"event": "end", "epoch": self.epoch, "step": step, **_size(running.grower.model)}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return nested plain values and tensors from which a session of the same arguments goes on, bit for bit.

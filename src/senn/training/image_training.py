@@ -109,7 +109,9 @@ def build_conv_net(channels: int, side: int, classes: int, hidden: Sequence[int]
     """
     count = _stage_count(side)
     if len(hidden) < count:
-        raise SennError(f"images of side {side} need at least {count} hidden layers, not {len(hidden)}")
+        raise SennError(
+            f"images of side {side} need at least {count} hidden layers, not {len(hidden)}"
+        )
     # One more in each of the last stages, where maps are small and a convolution is cheap.
     base, more = divmod(len(hidden), count)
     stages: list[tuple[int, ...]] = []
@@ -176,7 +178,10 @@ def train_images(
         standard or ChannelStats.of(pixels),
         lambda x, generator: augment(x, generator, shift=most, flip=flip),
     )
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), torch.enable_grad():
+    with (
+        torch.random.fork_rng(devices=[place] if place.type == "cuda" else []),
+        torch.enable_grad(),
+    ):
         torch.manual_seed(recipe.seed)
         generator = torch.Generator().manual_seed(recipe.seed)
         if validation is not None:
@@ -208,5 +213,12 @@ def _check(pixels: Tensor, labels: Tensor, classes: int) -> None:
         raise SennError(
             f"pixels must be bytes of square images (n, C, side, side), not {tuple(pixels.shape)} {pixels.dtype}"
         )
-    if labels.shape != (len(pixels),) or labels.dtype != torch.long or labels.min() < 0 or labels.max() >= classes:
-        raise SennError(f"labels must be {len(pixels):,} class numbers from 0 to {classes - 1} as torch.long")
+    if (
+        labels.shape != (len(pixels),)
+        or labels.dtype != torch.long
+        or labels.min() < 0
+        or labels.max() >= classes
+    ):
+        raise SennError(
+            f"labels must be {len(pixels):,} class numbers from 0 to {classes - 1} as torch.long"
+        )

@@ -72,7 +72,9 @@ class IncrementalTrainer:
                 self.step += 1
             loss = torch.stack(losses).mean()
             if not torch.isfinite(loss):
-                raise DivergenceError("the loss is not finite any more: the learning rate may be too high")
+                raise DivergenceError(
+                    "the loss is not finite any more: the learning rate may be too high"
+                )
             # After the pass, on some of its rows: rows of other passes are gone.
             grown = self._grow(rows.take(order[: self.recipe.max_scoring_samples]))
         record: Record = {
@@ -116,6 +118,8 @@ class IncrementalTrainer:
             return []
         records: list[Record] = []
         recorder = RoundRecorder(self.learner, records.append)
-        recorder.run(lambda: self.learner.grow(scored.batches(1), moves), epoch=self.passes, step=self.step)
+        recorder.run(
+            lambda: self.learner.grow(scored.batches(1), moves), epoch=self.passes, step=self.step
+        )
         # Passes may go on for ever, and a round's record holds every candidate.
         return [record for record in records if record["event"] != "growth_round"]

@@ -28,9 +28,11 @@ _KINDS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLog
 class LoggerCallback(Callback):
     """Sends the records of a run to loggers; for `train`, `fit_model`, `GrowthSession` and `SelfExpansion`.
 
-    Scalars, by step: `senn/eta`, `senn/eta_of/MAP`, `senn/loss`, `senn/parameters`; `senn/width/NUMBER` of each place
+    Scalars, by step: `senn/eta`, `senn/eta_by_map/MAP`, `senn/loss`, `senn/parameters`; `senn/width/NUMBER` of each
+    place
     that can grow, in order of use; `senn/best/KIND/gain`, `price` and `margin` of the best candidate of each kind;
-    `senn/growth/promised` and `realised`, the expected and the realized decrease, at the step of the change; of an
+    `senn/growth/expected_decrease` and `growth/realized_decrease`, the expected and the realized decrease, at the
+    step of the change; of an
     epoch the losses and the learning rate. Text: `senn/events`, each change and each failure. Image: `senn/growth`, at
     the end.
 
@@ -58,7 +60,10 @@ class LoggerCallback(Callback):
     def on_epoch(self, record: Record) -> None:
         """Log losses, learning rate and sizes."""
         self.history.append(record)
-        figures = {name: record[name] for name in ("train_loss", "validation_loss", "validation_score", "lr")}
+        figures = {
+            name: record[name]
+            for name in ("train_loss", "validation_loss", "validation_score", "lr")
+        }
         self._log_scalars(record, figures | _sizes(record))
 
     def on_growth_round(self, record: Record) -> None:
@@ -67,7 +72,7 @@ class LoggerCallback(Callback):
         self.history.append(record)
         scalars = {name: record[name] for name in ("eta", "loss", "parameters")}
         for name, value in record["eta_by_map"].items():
-            scalars[f"eta_of/{name}"] = value
+            scalars[f"eta_by_map/{name}"] = value
         scalars["accepted"] = len(record["accepted"])
         # Loggers take one value for a step: if there are changes, the sizes after them follow at this step.
         if not record["accepted"]:
@@ -86,7 +91,9 @@ class LoggerCallback(Callback):
     def on_growth(self, record: Record) -> None:
         """Log the change and its expected decrease."""
         self.history.append(record)
-        self._log_scalars(record, {"growth/promised": record["expected_decrease"]} | _sizes(record))
+        self._log_scalars(
+            record, {"growth/expected_decrease": record["expected_decrease"]} | _sizes(record)
+        )
         self._log_text(record, record["text"])
 
     def on_end(self, record: Record) -> None:
@@ -116,14 +123,18 @@ class LoggerCallback(Callback):
         """Return, of each change whose realized decrease is known, its step and the decrease."""
         # Rounds have that field too, for the changes of the round before.
         changes = [one for one in self.history if one["event"] == "growth"]
-        return [(one["step"], one["realized_decrease"]) for one in changes if one["realized_decrease"] is not None]
+        return [
+            (one["step"], one["realized_decrease"])
+            for one in changes
+            if one["realized_decrease"] is not None
+        ]
 
     def _log_realized(self) -> None:
         """Log what came of the changes of a round, which is known only at the next one, at the step of the change."""
         for step, value in self._realized():
             if step not in self._logged_realized:  # all changes of a round have one value
                 self._logged_realized.add(step)
-                self._log_scalars({"step": step}, {"growth/realised": value})
+                self._log_scalars({"step": step}, {"growth/realized_decrease": value})
 
     def _log_text(self, record: Record, text: str) -> None:
         for logger in self.loggers:
@@ -215,7 +226,10 @@ def _kind(logger: Any) -> str | None:
 
 
 def _sizes(record: Record) -> dict[str, float]:
-    sizes = {f"width/{number}": float(width) for number, width in enumerate(record.get("architecture", ()))}
+    sizes = {
+        f"width/{number}": float(width)
+        for number, width in enumerate(record.get("architecture", ()))
+    }
     # The `parameters` of a change are a difference.
     total = record.get("size") if record["event"] == "growth" else record.get("parameters")
     if total is not None:

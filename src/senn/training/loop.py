@@ -22,7 +22,13 @@ from senn.training.round_records import Record, RoundRecorder, fault_record, fir
 from senn.training.run_records import end_record, epoch_record, start_record
 from senn.training.run_state import BestModel, Checkpointer, RunState
 from senn.training.train_config import Task, TrainConfig
-from senn.training.train_result import NUMERICAL, TrainResult, architecture, count_parameters, forward_flops
+from senn.training.train_result import (
+    NUMERICAL,
+    TrainResult,
+    architecture,
+    count_parameters,
+    forward_flops,
+)
 from senn.training.train_step import Batch, TrainStep
 from senn.training.validation import rank, validation_figures
 
@@ -111,7 +117,9 @@ class Training:
         self.monitor = recipe.monitor or ("score" if is_large else "loss")
         self.rounds = GrowthSchedule(recipe, config.steps)
         best = BestModel(copy.deepcopy(model), 0, self.validate(model))
-        self.state = RunState(config=config, best=best, order_generator=generator.get_state(), started=started)
+        self.state = RunState(
+            config=config, best=best, order_generator=generator.get_state(), started=started
+        )
         self._before_round: State | None = None
 
     def run(self) -> TrainResult:
@@ -144,13 +152,17 @@ class Training:
             True if the run is to stop.
         """
         state = self.state
-        batches = self.rows.take(state.draw_order(len(self.rows), self.generator)).batches(state.config.batches)
+        batches = self.rows.take(state.draw_order(len(self.rows), self.generator)).batches(
+            state.config.batches
+        )
         # A state saved before a round resumes with that round.
         is_finite = not state.epoch_step or self.round()
         for batch in batches[state.epoch_step :] if is_finite else ():
             self.learner.set_lr(self.recipe.lr_factor(state.step / state.config.steps))
             stop = self.checkpointer is not None and self.checkpointer.stopping
-            state.losses.append(self.learner.step(*self.inputs.training(batch, self.generator), stop=stop))
+            state.losses.append(
+                self.learner.step(*self.inputs.training(batch, self.generator), stop=stop)
+            )
             state.step += 1
             state.epoch_step += 1
             if self.recipe.average == "ema":
@@ -195,7 +207,11 @@ class Training:
         if self.checkpointer is None:
             return
         # Of several processes all must stop after the same step: they know from the step itself.
-        stopping = self.checkpointer.stopping if self.learner.communicator.is_single else self.learner.stopping
+        stopping = (
+            self.checkpointer.stopping
+            if self.learner.communicator.is_single
+            else self.learner.stopping
+        )
         if stopping or self.checkpointer.is_due():
             self.keep()
             if stopping:
@@ -239,7 +255,11 @@ class Training:
         try:
             self.checkpointer.save(state or self.state_dict())
         except (SennError, OSError) as error:
-            self.tell(fault_record(f"no checkpoint was written: {error}", self.state.epoch, self.state.step))
+            self.tell(
+                fault_record(
+                    f"no checkpoint was written: {error}", self.state.epoch, self.state.step
+                )
+            )
 
     def grow(self, moves: Sequence[str]) -> None:
         """Run one round of these moves, scored on at most `recipe.max_scoring_samples` training rows."""
@@ -292,7 +312,9 @@ class Training:
         figures = self.validate(model)
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
             best = state.best.epoch
-            state.reason = f"the loss was not finite in epoch {state.epoch}; the net is that of epoch {best}"
+            state.reason = (
+                f"the loss was not finite in epoch {state.epoch}; the net is that of epoch {best}"
+            )
             return True
         # Without validation rows every epoch is the best so far, so the last one is kept.
         if not figures or rank(figures, self.monitor) < rank(state.best.validation, self.monitor):
@@ -309,7 +331,11 @@ class Training:
         self.tell(record)
         # Never before the end of growth: a network that is about to grow isn't done.
         is_stale = bool(figures) and state.epoch - state.best.epoch >= state.config.patience
-        return is_stale and state.step >= state.config.growth_end and state.cut_short(self.recipe, self.monitor)
+        return (
+            is_stale
+            and state.step >= state.config.growth_end
+            and state.cut_short(self.recipe, self.monitor)
+        )
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Compute loss and score on the validation rows; empty without any."""
@@ -358,4 +384,6 @@ class Training:
 def _check_budget(model: nn.Module, recipe: TrainConfig) -> None:
     parameters = count_parameters(model)
     if recipe.grow and recipe.max_params is not None and parameters > recipe.max_params:
-        raise SennError(f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters")
+        raise SennError(
+            f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters"
+        )

@@ -134,7 +134,9 @@ class LiveCallback(LinesCallback):
         self._progress = Progress(
             BarColumn(bar_width=10),
             TextColumn("{task.completed}/{task.total} epochs"),
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+            ),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -149,7 +151,9 @@ class LiveCallback(LinesCallback):
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
         """Move the bar on by an epoch."""
-        self._progress.update(self._task, completed=record["epoch"], description=short_state_line(record))
+        self._progress.update(
+            self._task, completed=record["epoch"], description=short_state_line(record)
+        )
 
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Remove the bar, and show why training ended."""

@@ -75,10 +75,14 @@ class RecentBatches:
         try:
             inputs, targets, *weights = prepare(one)
             if not isinstance(targets, Tensor):
-                raise SennError(f"the targets of a batch must be a tensor, not a {type(targets).__name__}")
+                raise SennError(
+                    f"the targets of a batch must be a tensor, not a {type(targets).__name__}"
+                )
             # A copy: loops may write the next batch into the same memory.
             own: KeptBatch = pytree.clone((inputs, targets, weights[0] if weights else None))
-        except Exception as error:  # `prepare` is the user's and may raise anything; the loop goes on
+        except (
+            Exception
+        ) as error:  # `prepare` is the user's and may raise anything; the loop goes on
             self._trouble = error
             return None
         self.samples_per_batch = self.samples_of(own)
@@ -145,7 +149,9 @@ class RecentBatches:
 
     def _joined(self) -> list[KeptBatch]:
         communicator = self._communicator
-        lengths = communicator.all_gather_object("keep batches", [len(targets) for _, targets, _ in self._batches])
+        lengths = communicator.all_gather_object(
+            "keep batches", [len(targets) for _, targets, _ in self._batches]
+        )
         # A process may have kept fewer batches than others: all of them have the last ones.
         shared = min(map(len, lengths))
         own_batches = [*self._batches][len(self._batches) - shared :]
@@ -154,7 +160,11 @@ class RecentBatches:
             counts = [of_rank[number] for of_rank in lengths]
             start, count = sum(counts[: communicator.rank]), counts[communicator.rank]
             places = torch.arange(start, start + count)
-            joined.append(gather_samples(communicator, own, own=slice(0, count), count=count, positions=places))
+            joined.append(
+                gather_samples(
+                    communicator, own, own=slice(0, count), count=count, positions=places
+                )
+            )
         return joined
 
     def _part(self, joint: KeptBatch) -> KeptBatch:

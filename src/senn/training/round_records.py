@@ -115,7 +115,9 @@ class RoundRecorder:
         for event, record in self._unrealized:
             record["realized_decrease"] = event.realized_decrease
         # Those that are known don't change any more.
-        self._unrealized = [(event, record) for event, record in self._unrealized if event.realized_decrease is None]
+        self._unrealized = [
+            (event, record) for event, record in self._unrealized if event.realized_decrease is None
+        ]
 
     def resume(self, history: Sequence[Record]) -> None:
         """Go on with the history of a resumed run, whose grower has its state again.
@@ -126,7 +128,9 @@ class RoundRecorder:
         records = [record for record in history if record["event"] == "growth"]
         # Both have all changes of the run, in order.
         pairs = zip(self.grower.events, records, strict=True)
-        self._unrealized = [(event, record) for event, record in pairs if event.realized_decrease is None]
+        self._unrealized = [
+            (event, record) for event, record in pairs if event.realized_decrease is None
+        ]
 
 
 def growth_round_record(

@@ -51,7 +51,13 @@ def start_record(
 
 
 def epoch_record(
-    model: nn.Module, state: RunState, *, train_loss: float, validation: dict[str, float], lr: float, flops: int
+    model: nn.Module,
+    state: RunState,
+    *,
+    train_loss: float,
+    validation: dict[str, float],
+    lr: float,
+    flops: int,
 ) -> Record:
     """Build the record of an epoch that has ended.
 

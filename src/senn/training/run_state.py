@@ -159,7 +159,11 @@ class RunState:
             "reason": self.reason,
             "seconds": self.seconds,
             "history": copies(self.history),
-            "best": {"model": model_state(best.model), "epoch": best.epoch, "validation": dict(best.validation)},
+            "best": {
+                "model": model_state(best.model),
+                "epoch": best.epoch,
+                "validation": dict(best.validation),
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -178,7 +182,9 @@ class RunState:
         config = ResolvedConfig(**state["plan"])
         # The position within an epoch would mean other rows.
         if config.batches != self.config.batches:
-            raise SennError(f"this isn't the state of such a run: its epochs have {config.batches} steps")
+            raise SennError(
+                f"this isn't the state of such a run: its epochs have {config.batches} steps"
+            )
         self.config = config
         self.reason = str(state["reason"])
         self.step = int(state["step"])

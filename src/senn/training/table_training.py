@@ -93,7 +93,9 @@ def _check(x: Tensor, y: Tensor, task: str, outputs: int, sample_weight: Tensor 
     if task not in ("classification", "regression"):
         raise SennError(f"task must be 'classification' or 'regression', not {task!r}")
     if x.dim() != 2 or not x.is_floating_point() or not x.numel():
-        raise SennError(f"x must be a floating-point table of rows and columns, not {tuple(x.shape)} {x.dtype}")
+        raise SennError(
+            f"x must be a floating-point table of rows and columns, not {tuple(x.shape)} {x.dtype}"
+        )
     expected = (len(x),) if task == "classification" else (len(x), outputs)
     if tuple(y.shape) != expected:
         raise SennError(f"y must have the shape {expected} for {task}, not {tuple(y.shape)}")
@@ -105,7 +107,9 @@ def _check(x: Tensor, y: Tensor, task: str, outputs: int, sample_weight: Tensor 
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise SennError(f"{name} contains NaN or infinity")
     if sample_weight is not None and not _are_weights(sample_weight, len(x)):
-        raise SennError(f"sample_weight must be {len(x)} finite numbers of at least 0, not all of them 0")
+        raise SennError(
+            f"sample_weight must be {len(x)} finite numbers of at least 0, not all of them 0"
+        )
 
 
 def _are_weights(weight: Tensor, rows: int) -> bool:

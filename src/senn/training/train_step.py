@@ -48,7 +48,12 @@ class TrainStep:
     """
 
     def __init__(
-        self, model: nn.Module, recipe: TrainConfig, task: Task, samples: int, communicator: Communicator | None = None
+        self,
+        model: nn.Module,
+        recipe: TrainConfig,
+        task: Task,
+        samples: int,
+        communicator: Communicator | None = None,
     ) -> None:
         self.communicator = communicator if communicator is not None else Communicator()
         self.stopping = False
@@ -57,7 +62,9 @@ class TrainStep:
         self.optimizer = build_optimizer(model, recipe, self._loss)
         self._natural = self.optimizer if isinstance(self.optimizer, NaturalGradient) else None
         if self._natural is not None and not self.communicator.is_single:
-            raise UnsupportedError("steps of natural-gradient are taken by one process: choose another optimizer")
+            raise UnsupportedError(
+                "steps of natural-gradient are taken by one process: choose another optimizer"
+            )
         # The schedule scales each group's own rate; groups may have different ones.
         self._peak = [group["lr"] for group in self.optimizer.param_groups]
         self.averaged = _averaged(model, recipe)
@@ -90,7 +97,9 @@ class TrainStep:
         for group, peak in zip(self.optimizer.param_groups, self._peak, strict=True):
             group["lr"] = peak * factor
 
-    def step(self, x: Tensor, y: Tensor, weight: Tensor | None = None, *, stop: bool = False) -> Tensor:
+    def step(
+        self, x: Tensor, y: Tensor, weight: Tensor | None = None, *, stop: bool = False
+    ) -> Tensor:
         """Take one optimizer step on a batch.
 
         Args:
@@ -238,7 +247,9 @@ def _averaged(model: nn.Module, recipe: TrainConfig) -> AveragedModel | None:
     if recipe.average is None:
         return None
     # With buffers: running statistics of batch norms belong to the weights that they were measured with.
-    function = get_ema_multi_avg_fn(recipe.average_decay) if recipe.average == "ema" else _running_mean  # type: ignore[no-untyped-call]
+    function = _running_mean
+    if recipe.average == "ema":
+        function = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=function, use_buffers=True)
 
 

@@ -18,7 +18,10 @@ from senn.verification.verify_groups import verify_groups
 
 
 def analyze(
-    model: nn.Module, inputs: Inputs, ignore: Iterable[str] = (), proven: DependencyGraph | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    ignore: Iterable[str] = (),
+    proven: DependencyGraph | None = None,
 ) -> DependencyGraph:
     """Find what in a model can change size.
 
@@ -63,7 +66,9 @@ def analyze(
         # After growth: the same modules at other widths have the same groups, and an analysis costs several passes.
         names = {group.name for group in proven.groups}
         groups = tuple(group for group in graph.groups if group.name in names)
-        return replace(graph, groups=groups, refusals=proven.refusals, residual_blocks=proven.residual_blocks)
+        return replace(
+            graph, groups=groups, refusals=proven.refusals, residual_blocks=proven.residual_blocks
+        )
     graph = verify_groups(model, inputs, graph, ignored)
     blocks, refused = find_residual_blocks(model, inputs, graph.linear_maps, ignored)
     return replace(graph, residual_blocks=tuple(blocks), refusals=(*graph.refusals, *refused))

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from senn import pytree
 from senn.graph.types import Refusal, ResidualBlock, SizeAttribute
 from senn.pytree import Inputs
-from senn.surgery.repeat import counts_of, function_preserving_copy, have_positions, insert_copy_after
+from senn.surgery.repeat import (
+    counts_of,
+    function_preserving_copy,
+    have_positions,
+    insert_copy_after,
+)
 from senn.verification.module_calls import ForwardError, first_tensor, floating_outputs
 from senn.verification.verify_groups import is_close
 
@@ -72,13 +77,17 @@ def _placed_in_list(
     for block in blocks:
         if block.module not in found:
             if alike:
-                found[block.module] = replace(block, in_module_list=True, depth_attributes=attributes)
+                found[block.module] = replace(
+                    block, in_module_list=True, depth_attributes=attributes
+                )
             else:
                 found[block.module] = _placed(trial, inputs, block, before)
     return found
 
 
-def _placed(trial: nn.Module, inputs: Inputs, block: ResidualBlock, before: list[Tensor]) -> ResidualBlock | str:
+def _placed(
+    trial: nn.Module, inputs: Inputs, block: ResidualBlock, before: list[Tensor]
+) -> ResidualBlock | str:
     """Return the block with the place of its copy, in its list of layers or else behind it; or why there is none."""
     path = block.module.rpartition(".")[0]
     options = []
@@ -101,7 +110,9 @@ def _placed(trial: nn.Module, inputs: Inputs, block: ResidualBlock, before: list
     return reason
 
 
-def _objection(trial: nn.Module, inputs: Inputs, block: ResidualBlock, before: list[Tensor]) -> str | None:
+def _objection(
+    trial: nn.Module, inputs: Inputs, block: ResidualBlock, before: list[Tensor]
+) -> str | None:
     """Say why a copy doesn't run right after the block with the same outputs; None if it does."""
     original, twin = trial.get_submodule(block.module), function_preserving_copy(trial, block)
     made: list[Tensor | None] = []

@@ -28,7 +28,13 @@ from senn.graph.types import LinearMap, Refusal, ResidualBlock
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs
 from senn.verification.copy_placement import NOT_REPEATED, place_copies
-from senn.verification.module_calls import ForwardError, ModuleCall, copy_arguments, first_tensor, record_calls
+from senn.verification.module_calls import (
+    ForwardError,
+    ModuleCall,
+    copy_arguments,
+    first_tensor,
+    record_calls,
+)
 from senn.verification.verify_groups import perturb_parameters
 
 # With its output parameters at this fraction of their size, a branch adds that fraction of what it added, or less; one
@@ -104,7 +110,9 @@ class _Search:
     def __init__(self, trial: nn.Module, inputs: Inputs, maps: Sequence[LinearMap]) -> None:
         self.trial, self.inputs = trial, inputs
         self.generator = torch.Generator().manual_seed(0)
-        self.weights = {name for linear in maps for name in (linear.weight, linear.bias) if name is not None}
+        self.weights = {
+            name for linear in maps for name in (linear.weight, linear.bias) if name is not None
+        }
         self.zeros: dict[tuple[Any, ...], list[str]] = {}
         self.order: dict[int, int] = {}
 
@@ -134,7 +142,9 @@ class _Search:
     def _other_calls(self, names: Sequence[str]) -> dict[str, ModuleCall]:
         """Record calls with other inputs, if the model takes them (it may want positive ones)."""
         try:
-            calls = record_calls(self.trial, names, pytree.map_leaves(self._varied, self.inputs), self.order)
+            calls = record_calls(
+                self.trial, names, pytree.map_leaves(self._varied, self.inputs), self.order
+            )
             if all(bool(call.inputs.isfinite().all()) for call in calls.values()):
                 return calls
         except ForwardError:
@@ -189,7 +199,9 @@ class _Search:
         tensor = get_tensor(self.trial, full)
         return not is_scale, self.order.get(id(tensor), -1)
 
-    def _released(self, name: str, call: ModuleCall, zeros: list[str], some: list[str]) -> list[str]:
+    def _released(
+        self, name: str, call: ModuleCall, zeros: list[str], some: list[str]
+    ) -> list[str]:
         """Give as many of some tensors as possible their values back, in order, by halves; return what stays zero."""
         rest = [full for full in zeros if full not in some]
         if self._is_identity(name, call, rest):
@@ -228,7 +240,9 @@ class _Search:
 
     # -- what stands against it
 
-    def _objection(self, name: str, call: ModuleCall, zeros: Sequence[str], trainable: Collection[str]) -> str | None:
+    def _objection(
+        self, name: str, call: ModuleCall, zeros: Sequence[str], trainable: Collection[str]
+    ) -> str | None:
         """Say why a function-preserving copy couldn't learn little by little; None if it could."""
         frozen = next((full for full in zeros if full not in trainable), None)
         if frozen is not None:
@@ -243,7 +257,9 @@ class _Search:
         added = (little - call.inputs).double().norm()
         whole = (call.output - call.inputs).double().norm()
         # A norm at the end of the branch divides by the size of what it is given.
-        return "what it adds is normalized, however small it is" if added > _LITTLE * whole else None
+        return (
+            "what it adds is normalized, however small it is" if added > _LITTLE * whole else None
+        )
 
     def _dead(self, name: str, call: ModuleCall, zeros: Sequence[str]) -> str | None:
         """Say which tensor has no gradient where a copy adds nothing; None if all have one."""

@@ -84,7 +84,9 @@ def _refusals(group: ChannelGroup, reason: str) -> list[Refusal]:
     if not group.norms:
         return refusals
     along = f"its size follows that of {group.name}, which can't change"
-    weights = [one for one in group.dims_of("producer") if not one.behind_norm and "bias" not in one.tensor]
+    weights = [
+        one for one in group.dims_of("producer") if not one.behind_norm and "bias" not in one.tensor
+    ]
     maps = dict.fromkeys(coupled.map for coupled in weights)
     return refusals + [Refusal(place=name, reason=along) for name in maps]
 
@@ -99,7 +101,9 @@ def _confirm(model: nn.Module, inputs: Inputs, groups: Groups, ignored: Collecti
         raise UnsupportedError(f"the model can't be copied: {in_one_line(error)}") from error
     # A generator of its own: an analysis must not shift the random numbers of whatever comes after it.
     generator = torch.Generator().manual_seed(0)
-    perturb_parameters(trial, {coupled.name for group in groups for coupled in group.dims}, generator)
+    perturb_parameters(
+        trial, {coupled.name for group in groups for coupled in group.dims}, generator
+    )
     before = _outputs(trial, inputs)
     _add_unit(trial, groups, generator)
     try:
@@ -108,7 +112,9 @@ def _confirm(model: nn.Module, inputs: Inputs, groups: Groups, ignored: Collecti
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         failure = in_one_line(cause)
-        raise _FailedError(f"the forward pass fixes its size: with one more unit it fails ({failure})") from error
+        raise _FailedError(
+            f"the forward pass fixes its size: with one more unit it fails ({failure})"
+        ) from error
     resolved = tuple(_resolved(group, found) for group in groups)
     if resolved != groups:
         # The new columns of a group of one unit went to the wrong places: try again, with what is known now.
@@ -201,7 +207,9 @@ def _resolved(group: ChannelGroup, found: DependencyGraph) -> ChannelGroup:
     wide = next((other for other in found.groups if other.name == group.name), None)
     if wide is None:
         reasons = {refusal.place: refusal.reason for refusal in found.refusals}
-        raise _FailedError(reasons.get(group.name, "its units are read differently once it is wider"))
+        raise _FailedError(
+            reasons.get(group.name, "its units are read differently once it is wider")
+        )
     # The positions of a single unit look the same in any number of segments: only the wider copy tells.
     segments = group.width > 1
     shapes = [_shape(coupled, segments) for coupled in group.dims]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,10 +13,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from senn import _deprecated
+
 __all__ = [
-    "Drawing",
+    "GrowthFigure",
     "growth_figure",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)
+
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -28,7 +34,7 @@ _CROSS: dict[str, Any] = {"marker": "x", "color": "C1", "zorder": 4}
 _ASIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02), "frameon": False}
 
 
-class Drawing(Figure):
+class GrowthFigure(Figure):
     """Matplotlib figure that a notebook shows even if `matplotlib.pyplot` isn't used."""
 
     def _repr_png_(self) -> bytes:
@@ -37,7 +43,9 @@ class Drawing(Figure):
         return file.getvalue()
 
 
-def growth_figure(history: Records, path: str | Path | None = None, start: Sequence[int] = ()) -> Drawing:
+def growth_figure(
+    history: Records, path: str | Path | None = None, start: Sequence[int] = ()
+) -> GrowthFigure:
     """Draw how a network grew and what came of it.
 
     Three panels over steps: the width of each hidden layer, which keeps its color when others are inserted before it;
@@ -59,8 +67,10 @@ def growth_figure(history: Records, path: str | Path | None = None, start: Seque
     """
     epochs = [record for record in history if record["event"] == "epoch"]
     growth = [record for record in history if record["event"] == "growth"]
-    figure = Drawing(figsize=(10, 9), layout="constrained")
-    FigureCanvasAgg(figure)  # a canvas of its own: pyplot would keep the figure, and might open a window
+    figure = GrowthFigure(figsize=(10, 9), layout="constrained")
+    FigureCanvasAgg(
+        figure
+    )  # a canvas of its own: pyplot would keep the figure, and might open a window
     upper, middle, lower = figure.subplots(3, 1, sharex=True)
     for axes in (upper, middle, lower):
         axes.spines[["top", "right"]].set_visible(False)
@@ -113,7 +123,9 @@ def _change(others: Sequence[int], architecture: Sequence[int], at: int) -> int:
 
 
 def _plot_widths(axes: Axes, history: Records) -> None:
-    sized = sorted((r for r in history if "architecture" in r and "step" in r), key=lambda r: r["step"])
+    sized = sorted(
+        (r for r in history if "architecture" in r and "step" in r), key=lambda r: r["step"]
+    )
     layers = follow([record["architecture"] for record in sized])
     for number, layer in enumerate(layers, start=1):
         steps = [sized[moment]["step"] for moment, _ in layer]
@@ -135,7 +147,9 @@ def _plot_losses(axes: Axes, epochs: Records, growth: Records) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
     for at, step in enumerate(sorted({record["step"] for record in growth})):
-        axes.axvline(step, color="0.75", linewidth=0.8, zorder=0, label=None if at else "change of size")
+        axes.axvline(
+            step, color="0.75", linewidth=0.8, zorder=0, label=None if at else "change of size"
+        )
     axes.set_ylabel("loss")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(**_ASIDE)
@@ -154,7 +168,9 @@ def _plot_decreases(axes: Axes, growth: Records) -> None:
     for record in growth:
         expected[record["step"]] = expected.get(record["step"], 0.0) + record["expected_decrease"]
     realized = {
-        record["step"]: record["realized_decrease"] for record in growth if record.get("realized_decrease") is not None
+        record["step"]: record["realized_decrease"]
+        for record in growth
+        if record.get("realized_decrease") is not None
     }
     for values, label, style in ((expected, "expected", _RING), (realized, "realized", _CROSS)):
         if values:
@@ -165,7 +181,9 @@ def _plot_decreases(axes: Axes, growth: Records) -> None:
     if growth:
         axes.legend(**_ASIDE)
     else:
-        axes.text(0.5, 0.6, "the network did not change its size", transform=axes.transAxes, ha="center")
+        axes.text(
+            0.5, 0.6, "the network did not change its size", transform=axes.transAxes, ha="center"
+        )
 
 
 def _mark_kept(named: Axes, panels: Sequence[Axes], history: Records, epochs: Records) -> None:
@@ -177,4 +195,12 @@ def _mark_kept(named: Axes, panels: Sequence[Axes], history: Records, epochs: Re
     for axes in panels:
         axes.axvline(step, color="0.3", linewidth=1, linestyle="--", zorder=1)
     transform = named.get_xaxis_transform()
-    named.text(step, 1.01, f"epoch {kept} is kept", transform=transform, ha="center", va="bottom", color="0.3")
+    named.text(
+        step,
+        1.01,
+        f"epoch {kept} is kept",
+        transform=transform,
+        ha="center",
+        va="bottom",
+        color="0.3",
+    )

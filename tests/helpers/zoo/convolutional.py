@@ -31,10 +31,16 @@ class VGG(nn.Module):
             if width == "M":
                 layers.append(nn.MaxPool2d(2))
             else:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
                 channels = width
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Linear(7 * 16, 9), nn.ReLU(), nn.Dropout(), nn.Linear(9, 5))
+        self.classifier = nn.Sequential(
+            nn.Linear(7 * 16, 9), nn.ReLU(), nn.Dropout(), nn.Linear(9, 5)
+        )
 
     def forward(self, x):
         return self.classifier(self.features(x).view(x.size(0), -1))
@@ -49,7 +55,9 @@ class Basic(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.down = None
         if stride != 1 or inputs != width:
-            self.down = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.down = nn.Sequential(
+                nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
 
     def forward(self, x):
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -62,9 +70,15 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
-        self.bn2, self.conv3, self.bn3 = nn.BatchNorm2d(inner), nn.Conv2d(inner, width, 1), nn.BatchNorm2d(width)
+        self.bn2, self.conv3, self.bn3 = (
+            nn.BatchNorm2d(inner),
+            nn.Conv2d(inner, width, 1),
+            nn.BatchNorm2d(width),
+        )
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = nn.Conv2d(inputs, width, 1, stride) if stride != 1 or inputs != width else nn.Identity()
+        self.shortcut = (
+            nn.Conv2d(inputs, width, 1, stride) if stride != 1 or inputs != width else nn.Identity()
+        )
 
     def forward(self, x):
         y = self.relu(self.bn1(self.conv1(x)))
@@ -86,7 +100,10 @@ class ResNet(nn.Module):
 class PreActivation(nn.Module):
     def __init__(self, inputs, width, inner, stride):
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, inner, 3, stride, 1, bias=False)
+        self.bn1, self.conv1 = (
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, inner, 3, stride, 1, bias=False),
+        )
         self.bn2, self.conv2 = nn.BatchNorm2d(inner), nn.Conv2d(inner, width, 3, 1, 1, bias=False)
         self.convdim = nn.Conv2d(inputs, width, 1, stride, bias=False) if inputs != width else None
 
@@ -110,7 +127,10 @@ class WideResNet(nn.Module):
 class DenseLayer(nn.Module):
     def __init__(self, inputs, growth):
         super().__init__()
-        self.bn, self.conv = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, growth, 3, padding=1, bias=False)
+        self.bn, self.conv = (
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, growth, 3, padding=1, bias=False),
+        )
 
     def forward(self, x):
         return torch.cat([x, self.conv(F.relu(self.bn(x)))], 1)
@@ -121,7 +141,9 @@ class DenseNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 5, 3, padding=1)
         self.block = nn.Sequential(DenseLayer(5, 3), DenseLayer(8, 4))
-        self.transition = nn.Sequential(nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 6, 1), nn.AvgPool2d(2))
+        self.transition = nn.Sequential(
+            nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 6, 1), nn.AvgPool2d(2)
+        )
         self.bn, self.fc = nn.BatchNorm2d(6), nn.Linear(6, 5)
 
     def forward(self, x):
@@ -147,7 +169,11 @@ class Inverted(nn.Module):
         self.residual = stride == 1 and inputs == width
         self.conv = nn.Sequential(
             *(nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.Hardswish()),
-            *(nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.Hardswish()),
+            *(
+                nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False),
+                nn.BatchNorm2d(inner),
+                nn.Hardswish(),
+            ),
             SqueezeExcite(inner, 3),
             *(nn.Conv2d(inner, width, 1, bias=False), nn.BatchNorm2d(width)),
         )
@@ -177,8 +203,15 @@ class ChannelNorm(nn.LayerNorm):
 class ConvNeXtBlock(nn.Module):
     def __init__(self, width, inner):
         super().__init__()
-        self.dwconv, self.norm = nn.Conv2d(width, width, 5, padding=2, groups=width), nn.LayerNorm(width, eps=1e-6)
-        self.pwconv1, self.act, self.pwconv2 = nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width)
+        self.dwconv, self.norm = (
+            nn.Conv2d(width, width, 5, padding=2, groups=width),
+            nn.LayerNorm(width, eps=1e-6),
+        )
+        self.pwconv1, self.act, self.pwconv2 = (
+            nn.Linear(width, inner),
+            nn.GELU(),
+            nn.Linear(inner, width),
+        )
         self.gamma = nn.Parameter(0.1 * torch.ones(width))
 
     def forward(self, x):
@@ -191,17 +224,24 @@ class ConvNeXt(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 6, 4, 4), ChannelNorm(6))
-        self.stage1, self.down = ConvNeXtBlock(6, 10), nn.Sequential(ChannelNorm(6), nn.Conv2d(6, 8, 2, 2))
+        self.stage1, self.down = (
+            ConvNeXtBlock(6, 10),
+            nn.Sequential(ChannelNorm(6), nn.Conv2d(6, 8, 2, 2)),
+        )
         self.stage2, self.norm, self.head = ConvNeXtBlock(8, 14), nn.LayerNorm(8), nn.Linear(8, 5)
 
     def forward(self, x):
-        return self.head(self.norm(self.stage2(self.down(self.stage1(self.stem(x)))).mean([-2, -1])))
+        return self.head(
+            self.norm(self.stage2(self.down(self.stage1(self.stem(x)))).mean([-2, -1]))
+        )
 
 
 class Double(nn.Sequential):
     def __init__(self, inputs, inner, width):
         first = (nn.Conv2d(inputs, inner, 3, padding=1), nn.BatchNorm2d(inner), nn.ReLU())
-        super().__init__(*first, nn.Conv2d(inner, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        super().__init__(
+            *first, nn.Conv2d(inner, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()
+        )
 
 
 class UNet(nn.Module):
@@ -209,7 +249,11 @@ class UNet(nn.Module):
         super().__init__()
         self.enc1, self.enc2, self.mid = Double(1, 3, 4), Double(4, 5, 6), Double(6, 7, 8)
         self.up2, self.dec2 = nn.ConvTranspose2d(8, 6, 2, 2), Double(12, 9, 6)
-        self.up1, self.dec1, self.out = nn.ConvTranspose2d(6, 4, 2, 2), Double(8, 10, 4), nn.Conv2d(4, 2, 1)
+        self.up1, self.dec1, self.out = (
+            nn.ConvTranspose2d(6, 4, 2, 2),
+            Double(8, 10, 4),
+            nn.Conv2d(4, 2, 1),
+        )
 
     def forward(self, x):
         a = self.enc1(x)
@@ -240,9 +284,15 @@ class ShuffleUnit(nn.Module):
     def __init__(self, width, inner, groups):
         super().__init__()
         self.groups = groups
-        self.conv1, self.bn1 = nn.Conv2d(width, inner, 1, groups=groups, bias=False), nn.BatchNorm2d(inner)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(width, inner, 1, groups=groups, bias=False),
+            nn.BatchNorm2d(inner),
+        )
         self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
-        self.bn2, self.conv3 = nn.BatchNorm2d(inner), nn.Conv2d(inner, width, 1, groups=groups, bias=False)
+        self.bn2, self.conv3 = (
+            nn.BatchNorm2d(inner),
+            nn.Conv2d(inner, width, 1, groups=groups, bias=False),
+        )
 
     def forward(self, x):
         y = F.relu(self.bn1(self.conv1(x)))
@@ -254,7 +304,11 @@ class ShuffleUnit(nn.Module):
 class ShuffleNet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.unit, self.fc = nn.Conv2d(3, 8, 3, 2, 1), ShuffleUnit(8, 12, 2), nn.Linear(8, 5)
+        self.stem, self.unit, self.fc = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            ShuffleUnit(8, 12, 2),
+            nn.Linear(8, 5),
+        )
 
     def forward(self, x):
         return self.fc(self.unit(self.stem(x)).mean((2, 3)))
@@ -265,7 +319,11 @@ class GroupNormNet(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(3, 6, 3, padding=1), nn.GroupNorm(3, 6)
         self.conv2, self.norm2 = nn.Conv2d(6, 8, 3, 2, 1), nn.GroupNorm(2, 8)
-        self.conv3, self.norm3, self.fc = nn.Conv2d(8, 5, 3), nn.InstanceNorm2d(5, affine=True), nn.Linear(5 * 4, 5)
+        self.conv3, self.norm3, self.fc = (
+            nn.Conv2d(8, 5, 3),
+            nn.InstanceNorm2d(5, affine=True),
+            nn.Linear(5 * 4, 5),
+        )
 
     def forward(self, x):
         x = F.silu(self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x))))))
@@ -277,7 +335,11 @@ class SuperResolution(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.head, self.act, self.up = nn.Conv2d(1, 4, 3, padding=1), nn.PReLU(4), nn.Conv2d(4, 12, 3, padding=1)
+        self.head, self.act, self.up = (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.PReLU(4),
+            nn.Conv2d(4, 12, 3, padding=1),
+        )
         self.shuffle, self.tail = nn.PixelShuffle(2), nn.Conv2d(3, 1, 3, padding=1)
 
     def forward(self, x):
@@ -288,10 +350,14 @@ class SuperResolution(nn.Module):
 class Autoencoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU())
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU()
+        )
         self.code, self.back = nn.Linear(6 * 16, 3), nn.Linear(3, 6 * 16)
         self.decoder = nn.Sequential(
-            nn.ConvTranspose2d(6, 5, 2, 2), nn.ReLU(), nn.ConvTranspose2d(5, 1, 3, 2, 1, output_padding=1)
+            nn.ConvTranspose2d(6, 5, 2, 2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(5, 1, 3, 2, 1, output_padding=1),
         )
 
     def forward(self, x):
@@ -302,7 +368,12 @@ class Autoencoder(nn.Module):
 
 def sequence_net():
     return nn.Sequential(
-        *(nn.Conv1d(3, 4, 3, padding=1, dilation=1), nn.BatchNorm1d(4), nn.LeakyReLU(), nn.MaxPool1d(2)),
+        *(
+            nn.Conv1d(3, 4, 3, padding=1, dilation=1),
+            nn.BatchNorm1d(4),
+            nn.LeakyReLU(),
+            nn.MaxPool1d(2),
+        ),
         *(
             nn.Conv1d(4, 6, 3, padding=2, dilation=2),
             nn.GELU(),

@@ -60,9 +60,21 @@ _BERT = {
     for n in (0, 1)
     for part, k in (("attention.self.query", 3), ("intermediate.dense", 20))
 }
-_GPT2 = {f"transformer.h.{n}.{part}": k for n in (0, 1) for part, k in (("attn.c_attn", 3), ("mlp.c_fc", 20))}
-_LLAMA = {f"model.layers.{n}.{part}": k for n in (0, 1) for part, k in (("self_attn.q_proj", 2), ("mlp.gate_proj", 20))}
-_VIT = {f"vit.layers.{n}.{part}": k for n in (0, 1) for part, k in (("attention.q_proj", 3), ("mlp.fc1", 20))}
+_GPT2 = {
+    f"transformer.h.{n}.{part}": k
+    for n in (0, 1)
+    for part, k in (("attn.c_attn", 3), ("mlp.c_fc", 20))
+}
+_LLAMA = {
+    f"model.layers.{n}.{part}": k
+    for n in (0, 1)
+    for part, k in (("self_attn.q_proj", 2), ("mlp.gate_proj", 20))
+}
+_VIT = {
+    f"vit.layers.{n}.{part}": k
+    for n in (0, 1)
+    for part, k in (("attention.q_proj", 3), ("mlp.fc1", 20))
+}
 ENTRIES = (
     {
         "hf bert": Entry(

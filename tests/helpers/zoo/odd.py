@@ -49,7 +49,9 @@ class ManyWays(nn.Module):
         self.trunk, self.label, self.value = nn.Linear(4 + 5, 8), nn.Linear(8, 5), nn.Linear(8, 1)
 
     def forward(self, picture=None, row=None, *, scale=1.0):
-        joined = torch.cat((F.relu(self.image(picture)).amax((2, 3)), self.table(row).relu() * scale), 1)
+        joined = torch.cat(
+            (F.relu(self.image(picture)).amax((2, 3)), self.table(row).relu() * scale), 1
+        )
         trunk = torch.sigmoid(self.trunk(joined))
         return Report(label=self.label(trunk), value=self.value(trunk))
 

@@ -34,10 +34,23 @@ class Cells(nn.Module):
 
 
 ENTRIES = {
-    "lstm": Entry(lambda: Tagger(nn.LSTM), words(13, 5), {"embed": 6, "rnn.weight_ih_l0": 7}, never={"out": "outputs"}),
-    "gru": Entry(lambda: Tagger(nn.GRU), words(13, 5), {"embed": 6, "rnn.weight_ih_l0": 7}, never={"out": "outputs"}),
+    "lstm": Entry(
+        lambda: Tagger(nn.LSTM),
+        words(13, 5),
+        {"embed": 6, "rnn.weight_ih_l0": 7},
+        never={"out": "outputs"},
+    ),
+    "gru": Entry(
+        lambda: Tagger(nn.GRU),
+        words(13, 5),
+        {"embed": 6, "rnn.weight_ih_l0": 7},
+        never={"out": "outputs"},
+    ),
     "lstm of two layers": Entry(
-        lambda: Tagger(nn.LSTM, 2), words(13, 5), {"embed": 6, "rnn.weight_ih_l0": 7}, never={"out": "outputs"}
+        lambda: Tagger(nn.LSTM, 2),
+        words(13, 5),
+        {"embed": 6, "rnn.weight_ih_l0": 7},
+        never={"out": "outputs"},
     ),
     "gru cell": Entry(Cells, vectors(4, 3), {"cell.weight_ih": 6}, never={"out": "outputs"}),
 }

@@ -22,9 +22,16 @@ class Attention(nn.Module):
 
     def forward(self, x):
         b, n, _ = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x)
+            .reshape(b, n, 3, self.num_heads, self.head_dim)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, self.num_heads * self.head_dim))
+        return self.proj(
+            (weights @ v).transpose(1, 2).reshape(b, n, self.num_heads * self.head_dim)
+        )
 
 
 class Block(nn.Module):
@@ -43,7 +50,10 @@ class ViT(nn.Module):
     def __init__(self, width=12, heads=3):
         super().__init__()
         self.patch = nn.Conv2d(3, width, 4, 4)
-        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 17, width))
+        self.cls, self.pos = (
+            nn.Parameter(torch.randn(1, 1, width)),
+            nn.Parameter(torch.randn(1, 17, width)),
+        )
         self.blocks = nn.ModuleList([Block(width, heads, 20), Block(width, heads, 22)])
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 5)
 
@@ -60,7 +70,9 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.n_head, self.n_embd = heads, width
         self.c_attn, self.c_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.register_buffer("bias", torch.tril(torch.ones(length, length)).view(1, 1, length, length))
+        self.register_buffer(
+            "bias", torch.tril(torch.ones(length, length)).view(1, 1, length, length)
+        )
 
     def forward(self, x):
         b, t, c = x.size()
@@ -80,7 +92,9 @@ class GPT(nn.Module):
     def __init__(self):
         super().__init__()
         self.wte, self.wpe, self.block_size = nn.Embedding(17, 12), nn.Embedding(16, 12), 16
-        self.h = nn.ModuleList([Block(12, 3, 20, CausalAttention), Block(12, 3, 22, CausalAttention)])
+        self.h = nn.ModuleList(
+            [Block(12, 3, 20, CausalAttention), Block(12, 3, 22, CausalAttention)]
+        )
         self.ln_f, self.lm_head = nn.LayerNorm(12), nn.Linear(12, 17, bias=False)
         self.wte.weight = self.lm_head.weight
 
@@ -106,8 +120,14 @@ class GroupedQuery(nn.Module):
     def __init__(self, width, heads, shared, size):
         super().__init__()
         self.heads, self.shared, self.size = heads, shared, size
-        self.wq, self.wk = nn.Linear(width, heads * size, bias=False), nn.Linear(width, shared * size, bias=False)
-        self.wv, self.wo = nn.Linear(width, shared * size, bias=False), nn.Linear(heads * size, width, bias=False)
+        self.wq, self.wk = (
+            nn.Linear(width, heads * size, bias=False),
+            nn.Linear(width, shared * size, bias=False),
+        )
+        self.wv, self.wo = (
+            nn.Linear(width, shared * size, bias=False),
+            nn.Linear(heads * size, width, bias=False),
+        )
 
     def forward(self, x, rotation):
         b, t, _ = x.shape
@@ -131,7 +151,9 @@ class LlamaBlock(nn.Module):
         super().__init__()
         self.attention_norm, self.attention = RMSNorm(12), GroupedQuery(12, 4, 2, 6)
         self.ffn_norm = RMSNorm(12)
-        self.w1, self.w2, self.w3 = (nn.Linear(*sizes, bias=False) for sizes in ((12, 18), (18, 12), (12, 18)))
+        self.w1, self.w2, self.w3 = (
+            nn.Linear(*sizes, bias=False) for sizes in ((12, 18), (18, 12), (12, 18))
+        )
 
     def forward(self, x, rotation):
         x = x + self.attention(self.attention_norm(x), rotation)
@@ -160,7 +182,9 @@ class Encoder(nn.Module):
     def __init__(self, norm_first):
         super().__init__()
         self.inp, self.out = nn.Linear(6, 12), nn.Linear(12, 5)
-        layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, norm_first=norm_first, dropout=0.0)
+        layer = nn.TransformerEncoderLayer(
+            12, 3, 20, batch_first=True, norm_first=norm_first, dropout=0.0
+        )
         self.enc = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def forward(self, x):
@@ -218,7 +242,11 @@ class Mixer(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(dim=1))
 
 
-_FUSED = {f"enc.layers.{n}.linear{k}": "no layer can be inserted .*fast path" for n in (0, 1) for k in (1, 2)}
+_FUSED = {
+    f"enc.layers.{n}.linear{k}": "no layer can be inserted .*fast path"
+    for n in (0, 1)
+    for k in (1, 2)
+}
 ENTRIES = {
     "vit": Entry(
         ViT, image(3, 16),

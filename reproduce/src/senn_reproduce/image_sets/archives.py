@@ -38,7 +38,13 @@ def check_names(path: Path, names: list[str]) -> None:
     """
     seen: set[str] = set()
     for name in names:
-        if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/") or re.match(r"\w:", name):
+        if (
+            name.startswith("/")
+            or "\\" in name
+            or "\0" in name
+            or ".." in name.split("/")
+            or re.match(r"\w:", name)
+        ):
             raise SennError(f"{str(path)!r} has an entry that leads out of it, {name!r}")
         if name in seen:
             raise SennError(f"{str(path)!r} has two entries named {name!r}")
@@ -62,14 +68,25 @@ def read_cifar_binary(files: dict[str, tuple[Path, ...]], expected: Expected) ->
     height, width, channels = expected.shape
     record = 1 + height * width * channels
     found: dict[str, bytes] = {}
-    with reading(path, "a gzipped tar"), gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+    with (
+        reading(path, "a gzipped tar"),
+        gzip.open(path) as stream,
+        tarfile.open(fileobj=stream, mode="r:") as archive,
+    ):
         for member in archive:
             check_names(path, [member.name])
             name = PurePosixPath(member.name).name
             if name not in (*_CIFAR["train"], *_CIFAR["test"]):
                 continue
-            if not member.isreg() or name in found or member.size > _RECORDS * record or member.size % record:
-                raise SennError(f"entry {member.name!r} of {str(path)!r} isn't a batch of images of {expected.name}")
+            if (
+                not member.isreg()
+                or name in found
+                or member.size > _RECORDS * record
+                or member.size % record
+            ):
+                raise SennError(
+                    f"entry {member.name!r} of {str(path)!r} isn't a batch of images of {expected.name}"
+                )
             content = archive.extractfile(member)
             found[name] = content.read() if content else b""
         while stream.read(2**20):  # to the end, where the sum over all of it is checked
@@ -79,7 +96,9 @@ def read_cifar_binary(files: dict[str, tuple[Path, ...]], expected: Expected) ->
         missing = [name for name in names if name not in found]
         if missing:
             raise SennError(f"{str(path)!r} has no entry {missing[0]!r}")
-        rows = np.frombuffer(b"".join(found.pop(name) for name in names), np.uint8).reshape(-1, record)
+        rows = np.frombuffer(b"".join(found.pop(name) for name in names), np.uint8).reshape(
+            -1, record
+        )
         pixels = rows[:, 1:].reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
         parts[part] = Images(np.ascontiguousarray(pixels), rows[:, 0].astype(np.int64))
         expected.check(part, parts[part], repr(str(path)))
@@ -96,7 +115,9 @@ class _Zip:
         if len(roots) != 1:
             raise SennError(f"{str(path)!r} has {len(roots)} entries at its top, not one folder")
         (self._root,) = roots
-        self._info = {info.filename.removeprefix(f"{self._root}/"): info for info in archive.infolist()}
+        self._info = {
+            info.filename.removeprefix(f"{self._root}/"): info for info in archive.infolist()
+        }
 
     def read(self, name: str) -> bytes:
         """Read the bytes of an entry."""
@@ -147,16 +168,23 @@ def read_tiny_imagenet(files: dict[str, tuple[Path, ...]], expected: Expected) -
         label = {wnid: at for at, wnid in enumerate(expected.classes)}
         named = {
             "train": entries.names(r"train/(n\d+)/images/[^/]+\.JPEG"),
-            "test": [(f"val/images/{line[0]}", line[1]) for line in entries.lines("val/val_annotations.txt")],
+            "test": [
+                (f"val/images/{line[0]}", line[1])
+                for line in entries.lines("val/val_annotations.txt")
+            ],
         }
         parts = {}
         for part, pairs in named.items():
             kept = [(name, label[wnid]) for name, wnid in pairs if wnid in label]
             expected.check_count(part, len(kept), repr(str(path)))
-            pixels = decode_all(entries.images([name for name, _ in kept]), len(kept), expected.shape)
+            pixels = decode_all(
+                entries.images([name for name, _ in kept]), len(kept), expected.shape
+            )
             parts[part] = Images(pixels, np.array([at for _, at in kept], np.int64))
             expected.check(part, parts[part], repr(str(path)))
-    return ImageSet(expected.name, "zip", tuple(words.get(wnid, wnid) for wnid in expected.classes), **parts)
+    return ImageSet(
+        expected.name, "zip", tuple(words.get(wnid, wnid) for wnid in expected.classes), **parts
+    )
 
 
 def read_idx_set(files: dict[str, tuple[Path, ...]], expected: Expected) -> ImageSet:

@@ -41,8 +41,12 @@ def fetch(name: str, downloads: Sequence[Download], folder: Path, timeout: float
     try:
         import pooch
     except ImportError as error:
-        raise SennError(f"{name} can't be downloaded without pooch: install senn[reproduce], or {otherwise}") from error
-    loader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=_CHUNK, timeout=timeout)
+        raise SennError(
+            f"{name} can't be downloaded without pooch: install senn[reproduce], or {otherwise}"
+        ) from error
+    loader = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(), chunk_size=_CHUNK, timeout=timeout
+    )
     for file in downloads:
         target = file.url.rpartition("/")[2]
         try:
@@ -51,7 +55,9 @@ def fetch(name: str, downloads: Sequence[Download], folder: Path, timeout: float
             response = getattr(error, "response", None)
             reason = type(error).__name__ if response is None else f"status {response.status_code}"
             reason = error.strerror or reason
-            raise SennError(f"{name} can't be downloaded from {file.url} ({reason}); {otherwise}") from error
+            raise SennError(
+                f"{name} can't be downloaded from {file.url} ({reason}); {otherwise}"
+            ) from error
         except ValueError as error:  # pooch's word for a wrong sum
             raise SennError(
                 f"{name} can't be downloaded: {file.url} isn't the published file, as its checksum differs; {otherwise}"

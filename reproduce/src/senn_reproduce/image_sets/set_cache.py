@@ -42,7 +42,9 @@ def cache_folder() -> Path:
     return Path(pooch.os_cache("senn"))
 
 
-def cached(folder: Path, name: str, files: Sequence[Path], make: Callable[[], ImageSet]) -> ImageSet:
+def cached(
+    folder: Path, name: str, files: Sequence[Path], make: Callable[[], ImageSet]
+) -> ImageSet:
     """Return the set that `make` reads from files, from the cache if it is there; memory-mapped and read-only.
 
     An entry belongs to the paths of the files, and holds for their sizes and times; its arrays must have the sums
@@ -73,7 +75,9 @@ def cached(folder: Path, name: str, files: Sequence[Path], make: Callable[[], Im
             ) from error
         found = _open(entry, key)
     if found is None:
-        raise SennError(f"the cache {str(entry)!r} changed while it was written; load the images again")
+        raise SennError(
+            f"the cache {str(entry)!r} changed while it was written; load the images again"
+        )
     return found
 
 
@@ -83,7 +87,10 @@ def _open(entry: Path, key: list[Any]) -> ImageSet | None:
         index = json.loads((entry / _INDEX).read_text())
         if index["key"] != key:
             return None
-        parts = {part: Images(*(_array(entry, array) for array in arrays)) for part, arrays in index["parts"].items()}
+        parts = {
+            part: Images(*(_array(entry, array) for array in arrays))
+            for part, arrays in index["parts"].items()
+        }
         for images in parts.values():
             check_labels(images, len(index["classes"]), str(entry))
         return ImageSet(index["name"], index["form"], tuple(index["classes"]), **parts)
@@ -116,7 +123,13 @@ def _write(entry: Path, key: list[Any], made: ImageSet) -> None:
             _put(entry, f"{part}-{what}.npy", array)
             for what, array in (("pixels", images.pixels), ("labels", images.labels))
         ]
-    index = {"key": key, "name": made.name, "form": made.form, "classes": made.classes, "parts": parts}
+    index = {
+        "key": key,
+        "name": made.name,
+        "form": made.form,
+        "classes": made.classes,
+        "parts": parts,
+    }
     _put(entry, _INDEX, json.dumps(index, indent=1).encode())
 
 

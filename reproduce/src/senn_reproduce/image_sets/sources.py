@@ -48,7 +48,18 @@ class Source:
     downloads: tuple[Download, ...]
 
 
-_OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_OBJECTS = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 _ANIMALS = (
     "n01443537 n01629819 n01641577 n01644900 n01698640 n01742172 n01768244 n01770393 n01774384 n01774750 "
     "n01784675 n01855672 n01882714 n01910747 n01917289 n01944390 n01945685 n01950731 n01983481 n01984695 "
@@ -77,22 +88,37 @@ SOURCES: dict[str, Source] = {
         Expected("mnist", (28, 28, 1), {"train": 60_000, "test": 10_000}, tuple("0123456789")),
         (_MNIST_FORM,),
         tuple(
-            Download(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}", md5) for name, md5 in _MNIST_FILES.items()
+            Download(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}", md5)
+            for name, md5 in _MNIST_FILES.items()
         ),
     ),
     "cifar-10": Source(
         Expected("cifar-10", (32, 32, 3), {"train": 50_000, "test": 10_000}, _OBJECTS),
         (
-            Form({"train": "train*.parquet", "test": "test*.parquet"}, read_parquet_set, several=True),
+            Form(
+                {"train": "train*.parquet", "test": "test*.parquet"}, read_parquet_set, several=True
+            ),
             Form({"archive": "cifar-10-binary*.tar.gz"}, read_cifar_binary),
         ),
-        (Download("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530"),),
+        (
+            Download(
+                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                "md5:c32a1d4ab5d03f1284b67883e8d87530",
+            ),
+        ),
     ),
     # Of Tiny-ImageNet the first 50 of the 200 classes, all of them animals.
     "tiny-imagenet": Source(
-        Expected("tiny-imagenet", (64, 64, 3), {"train": 25_000, "test": 2_500}, tuple(_ANIMALS.split())),
+        Expected(
+            "tiny-imagenet", (64, 64, 3), {"train": 25_000, "test": 2_500}, tuple(_ANIMALS.split())
+        ),
         (Form({"archive": "tiny-imagenet-200*.zip"}, read_tiny_imagenet),),
-        (Download("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "md5:90528d7ca1a48142e341f4ef8d21d0de"),),
+        (
+            Download(
+                "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                "md5:90528d7ca1a48142e341f4ef8d21d0de",
+            ),
+        ),
     ),
 }
 
@@ -160,7 +186,9 @@ def _find(source: Source, folder: Path) -> tuple[Form, Files]:
         for role, found in files.items():
             if len(found) > 1 and not form.several:
                 names = ", ".join(path.name for path in found)
-                raise SennError(f"{str(folder)!r} has {len(found)} files that could be the {role}: {names}")
+                raise SennError(
+                    f"{str(folder)!r} has {len(found)} files that could be the {role}: {names}"
+                )
         return form, files
     needs = " or ".join(" and ".join(patterns) for patterns in lacking)
     raise SennError(

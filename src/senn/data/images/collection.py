@@ -14,7 +14,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from senn.data.images.encoded import encoded_rows, image_columns
-from senn.data.images.folders import Entry, LeftOut, check_classes, class_folders, common_side, sizes, square, squares
+from senn.data.images.folders import (
+    Entry,
+    LeftOut,
+    check_classes,
+    class_folders,
+    common_side,
+    sizes,
+    square,
+    squares,
+)
 from senn.data.images.idx import is_idx, read_labeled_idx
 from senn.data.images.image_arrays import Images, reading
 from senn.data.images.known_sets import KNOWN_SETS, load_images
@@ -72,12 +81,17 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
     """
     if source in KNOWN_SETS:
         loaded = load_images(source, data_dir)
-        return _resized(Collection(name=source, classes=loaded.classes, train=loaded.train, test=loaded.test), side)
+        return _resized(
+            Collection(name=source, classes=loaded.classes, train=loaded.train, test=loaded.test),
+            side,
+        )
     path = Path(source)
     files = sorted(path.iterdir()) if path.is_dir() and _is_flat(path) else [path]
     name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
     if any(file.suffix.lower() == ".parquet" for file in files):
-        return _checked(_parquet(name, [file for file in files if file.suffix.lower() == ".parquet"], side))
+        return _checked(
+            _parquet(name, [file for file in files if file.suffix.lower() == ".parquet"], side)
+        )
     idx = [file for file in files if file.is_file() and is_idx(file)]
     return _checked(_resized(_idx(name, idx), side) if idx else _folder(path, side))
 
@@ -88,26 +102,42 @@ def _is_flat(folder: Path) -> bool:
         inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError:
         return False
-    many = any(path.suffix.lower() == ".parquet" or (path.is_file() and is_idx(path)) for path in inside)
+    many = any(
+        path.suffix.lower() == ".parquet" or (path.is_file() and is_idx(path)) for path in inside
+    )
     return many and not any(path.is_dir() for path in inside)
 
 
 def _checked(found: Collection) -> Collection:
     """Check that there are two classes of two images each."""
     if len(found.classes) < 2:
-        raise SennError(f"{found.name!r} holds a single class ({found.classes[0]!r}); at least two are needed")
+        raise SennError(
+            f"{found.name!r} holds a single class ({found.classes[0]!r}); at least two are needed"
+        )
     check_classes(found.classes, found.train.labels, found.left_out)
     return found
 
 
 def _folder(root: Path, side: int | None) -> Collection:
     classes, n_loose = class_folders(root)
-    entries = [Entry(str(path.relative_to(root)), path) for files in classes.values() for path in files]
+    entries = [
+        Entry(str(path.relative_to(root)), path) for files in classes.values() for path in files
+    ]
     labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
     images, left_out = _decoded(entries, labels, side)
     plural = "s" * (n_loose > 1)
-    notes = (f"{n_loose:,} file{plural} beside the folders of the classes left alone",) if n_loose else ()
-    return Collection(name=root.resolve().name, classes=tuple(classes), train=images, left_out=left_out, notes=notes)
+    notes = (
+        (f"{n_loose:,} file{plural} beside the folders of the classes left alone",)
+        if n_loose
+        else ()
+    )
+    return Collection(
+        name=root.resolve().name,
+        classes=tuple(classes),
+        train=images,
+        left_out=left_out,
+        notes=notes,
+    )
 
 
 def _decoded(
@@ -125,18 +155,26 @@ def _resized(found: Collection, side: int | None) -> Collection:
         return found
 
     def resize(images: Images) -> Images:
-        return Images(np.stack([square(image, side, channels) for image in images.pixels]), images.labels)
+        return Images(
+            np.stack([square(image, side, channels) for image in images.pixels]), images.labels
+        )
 
-    return replace(found, train=resize(found.train), test=None if found.test is None else resize(found.test))
+    return replace(
+        found, train=resize(found.train), test=None if found.test is None else resize(found.test)
+    )
 
 
-def _named(parts: Sequence[NDArray[np.int64]], names: Sequence[str] | None) -> tuple[tuple[str, ...], list[Any]]:
+def _named(
+    parts: Sequence[NDArray[np.int64]], names: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[Any]]:
     """Name the classes, and number the labels of each part from 0 in their order."""
     numbers = np.unique(parts[0])
     for labels in parts[1:]:
         strange = sorted(set(np.unique(labels)) - set(numbers))
         if strange:
-            raise SennError(f"class {strange[0]} is in the test images but not in those to train on")
+            raise SennError(
+                f"class {strange[0]} is in the test images but not in those to train on"
+            )
     known = names is not None and len(numbers) and numbers[0] >= 0 and numbers[-1] < len(names)
     found = tuple(names[number] if known and names else str(number) for number in numbers)
     return found, [np.searchsorted(numbers, labels).astype(np.int64) for labels in parts]
@@ -149,7 +187,9 @@ def _idx(name: str, images: list[Path]) -> Collection:
     """Read files of images, each with one of labels next to it; test files are recognized by their names."""
     pairs = [(path, _labels_of(path)) for path in images]
     parts = _split_by_name(images)
-    read = [read_labeled_idx(*next(pair for pair in pairs if pair[0] == files[0])) for files in parts]
+    read = [
+        read_labeled_idx(*next(pair for pair in pairs if pair[0] == files[0])) for files in parts
+    ]
     if len({images.pixels.shape[1:] for images in read}) > 1:
         raise SennError(f"the training and test images of {name!r} differ in size")
     if not len(read[0]):
@@ -163,7 +203,11 @@ def _idx(name: str, images: list[Path]) -> Collection:
 def _labels_of(images: Path) -> Path:
     """Find the file of labels next to one of images: "labels" for "images" in its name, 1 dimension for 3."""
     name = images.name.replace("images", "labels").replace("idx3", "idx1")
-    for path in (images.with_name(name), images.with_name(name.removesuffix(".gz")), images.with_name(f"{name}.gz")):
+    for path in (
+        images.with_name(name),
+        images.with_name(name.removesuffix(".gz")),
+        images.with_name(f"{name}.gz"),
+    ):
         if path != images and path.is_file():
             return path
     raise SennError(f"{str(images)!r} holds images, but there are no labels in {name!r} beside it")
@@ -177,7 +221,9 @@ def _split_by_name(files: Sequence[Path]) -> list[list[Path]]:
         return [train, test]
     if len(files) > 1 and files[0].suffix.lower() != ".parquet":
         names = ", ".join(path.name for path in files)
-        raise SennError(f"there are {len(files)} files of images, not told apart as train and test by name: {names}")
+        raise SennError(
+            f"there are {len(files)} files of images, not told apart as train and test by name: {names}"
+        )
     return [list(files)]
 
 
@@ -186,7 +232,9 @@ def _split_by_name(files: Sequence[Path]) -> list[list[Path]]:
 
 def _parquet(name: str, files: Sequence[Path], side: int | None) -> Collection:
     parts = [list(_labeled_rows(part)) for part in _split_by_name(files)]
-    classes, labels = _named([np.array([label for _, label in part], np.int64) for part in parts], _class_names(files))
+    classes, labels = _named(
+        [np.array([label for _, label in part], np.int64) for part in parts], _class_names(files)
+    )
     if not parts[0]:
         raise SennError(f"{str(files[0])!r} holds no images")
     entries = [[entry for entry, _ in part] for part in parts]
@@ -201,8 +249,13 @@ def _labeled_rows(files: Sequence[Path]) -> Iterator[tuple[Entry, int]]:
     for path in files:
         columns = image_columns(path)
         if columns is None:
-            raise SennError(f"{str(path)!r} has no column of encoded images beside one of whole numbers, the labels")
-        yield from ((Entry(name, content or b""), label) for name, content, label in encoded_rows(path, *columns))
+            raise SennError(
+                f"{str(path)!r} has no column of encoded images beside one of whole numbers, the labels"
+            )
+        yield from (
+            (Entry(name, content or b""), label)
+            for name, content, label in encoded_rows(path, *columns)
+        )
 
 
 def _class_names(files: Sequence[Path]) -> list[str] | None:
@@ -211,7 +264,9 @@ def _class_names(files: Sequence[Path]) -> list[str] | None:
         metadata = pq.read_schema(files[0]).metadata or {}
     columns = image_columns(files[0])
     try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][columns[1] if columns else ""]["names"]
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][
+            columns[1] if columns else ""
+        ]["names"]
     except (KeyError, TypeError, ValueError):
         return None
     return names if isinstance(names, list) and all(isinstance(one, str) for one in names) else None

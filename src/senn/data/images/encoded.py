@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from senn.data.images.image_arrays import MOST_BYTES, Expected, Images, ImageSet, in_short, reading, shown
+from senn.data.images.image_arrays import (
+    MOST_BYTES,
+    Expected,
+    Images,
+    ImageSet,
+    in_short,
+    reading,
+    shown,
+)
 from senn.errors import SennError
 
 MOST_PIXELS = 2**24
@@ -59,7 +67,9 @@ def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArra
 
 def _pixels(image: Image.Image, where: str) -> NDArray[np.uint8]:
     if image.mode not in _MODES:
-        raise SennError(f"{where} is an image of mode {image.mode}, which can't be taken as 8-bit RGB without loss")
+        raise SennError(
+            f"{where} is an image of mode {image.mode}, which can't be taken as 8-bit RGB without loss"
+        )
     upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
@@ -68,7 +78,10 @@ def _pixels(image: Image.Image, where: str) -> NDArray[np.uint8]:
 
 
 def decode_all(
-    encoded: Iterable[tuple[str, bytes]], count: int, shape: tuple[int, int, int], most_pixels: int = MOST_PIXELS
+    encoded: Iterable[tuple[str, bytes]],
+    count: int,
+    shape: tuple[int, int, int],
+    most_pixels: int = MOST_PIXELS,
 ) -> NDArray[np.uint8]:
     """Decode images of one size.
 
@@ -85,18 +98,25 @@ def decode_all(
         SennError: an image can't be decoded or has another shape, or all of them exceed `MOST_BYTES`.
     """
     if count * math.prod(shape) > MOST_BYTES:
-        raise SennError(f"{count:,} images of {shown(shape)} are over the limit of {MOST_BYTES:,} bytes")
+        raise SennError(
+            f"{count:,} images of {shown(shape)} are over the limit of {MOST_BYTES:,} bytes"
+        )
     pixels = np.empty((count, *shape), np.uint8)
     for row, (where, content) in enumerate(encoded):
         image = decode(content, where, most_pixels)
         if image.shape != shape:
-            raise SennError(f"{where} is an image of {shown(image.shape)} where {shown(shape)} is expected")
+            raise SennError(
+                f"{where} is an image of {shown(image.shape)} where {shown(shape)} is expected"
+            )
         pixels[row] = image
     return pixels
 
 
 def read_parquet(
-    paths: Sequence[str | Path], shape: tuple[int, int, int], image: str = "img", label: str = "label"
+    paths: Sequence[str | Path],
+    shape: tuple[int, int, int],
+    image: str = "img",
+    label: str = "label",
 ) -> Images:
     """Read labeled images of one size from parquet files, laid out as on the Hugging Face hub.
 
@@ -146,16 +166,22 @@ def count_rows(path: Path, image: str = "img", label: str = "label") -> int:
         schema = file.schema_arrow
         for name in (image, label):
             if schema.get_field_index(name) < 0:
-                raise SennError(f"{str(path)!r} has no column {name!r}, but {', '.join(map(repr, schema.names))}")
+                raise SennError(
+                    f"{str(path)!r} has no column {name!r}, but {', '.join(map(repr, schema.names))}"
+                )
         kind = schema.field(image).type
         if not _is_encoded(kind):
             raise SennError(f"column {image!r} of {str(path)!r} holds {kind}, not encoded images")
         if not pa.types.is_integer(schema.field(label).type):
-            raise SennError(f"column {label!r} of {str(path)!r} holds {schema.field(label).type}, not whole numbers")
+            raise SennError(
+                f"column {label!r} of {str(path)!r} holds {schema.field(label).type}, not whole numbers"
+            )
         return int(file.metadata.num_rows)
 
 
-def encoded_rows(path: Path, image: str, label: str | None) -> Iterator[tuple[str, bytes | None, int]]:
+def encoded_rows(
+    path: Path, image: str, label: str | None
+) -> Iterator[tuple[str, bytes | None, int]]:
     """Read the rows of a parquet file one by one.
 
     Args:
@@ -171,7 +197,9 @@ def encoded_rows(path: Path, image: str, label: str | None) -> Iterator[tuple[st
     """
     row = 0
     with reading(path, "parquet"), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        for batch in file.iter_batches(_AT_ONCE, columns=[image] if label is None else [image, label]):
+        for batch in file.iter_batches(
+            _AT_ONCE, columns=[image] if label is None else [image, label]
+        ):
             if label is not None and batch.column(label).null_count:
                 raise SennError(f"{str(path)!r} has rows without a label")
             labels = [-1] * len(batch) if label is None else batch.column(label).to_pylist()

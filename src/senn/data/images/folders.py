@@ -107,7 +107,9 @@ def square(image: NDArray[np.uint8], side: int, channels: int = 3) -> NDArray[np
     return np.asarray(ImageOps.fit(source, (side, side), method)).reshape(side, side, channels)
 
 
-def squares(entries: Sequence[Entry], side: int, channels: int = 3, most_pixels: int = MOST_PIXELS) -> Squares:
+def squares(
+    entries: Sequence[Entry], side: int, channels: int = 3, most_pixels: int = MOST_PIXELS
+) -> Squares:
     """Decode images of any sizes, turn them upright, cut and resize them.
 
     Args:
@@ -133,7 +135,9 @@ def squares(entries: Sequence[Entry], side: int, channels: int = 3, most_pixels:
     left_out: list[LeftOut] = []
     for row, entry in enumerate(entries):
         try:
-            pixels[len(rows)] = square(decode(entry.read(), entry.where, most_pixels), side, channels)
+            pixels[len(rows)] = square(
+                decode(entry.read(), entry.where, most_pixels), side, channels
+            )
             rows.append(row)
         except SennError as error:
             left_out.append(LeftOut(entry.name, str(error)))
@@ -187,7 +191,9 @@ def files_in(folder: Path) -> list[Path]:
     found: list[Path] = []
 
     def refuse(error: OSError) -> None:
-        raise SennError(f"the folder {str(error.filename)!r} can't be read: {error.strerror}") from error
+        raise SennError(
+            f"the folder {str(error.filename)!r} can't be read: {error.strerror}"
+        ) from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -208,21 +214,29 @@ def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
     try:
         inside = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise SennError(f"the folder {str(root)!r} can't be read: {error.strerror or error}") from error
+        raise SennError(
+            f"the folder {str(root)!r} can't be read: {error.strerror or error}"
+        ) from error
     folders = [path for path in inside if path.is_dir()]
     n_loose = len(inside) - len(folders)
     if not inside:
         raise SennError(f"the folder {str(root)!r} is empty")
     if not folders:
-        raise SennError(f"{str(root)!r} has no sub-folders; the images of each class belong in a sub-folder of its own")
+        raise SennError(
+            f"{str(root)!r} has no sub-folders; the images of each class belong in a sub-folder of its own"
+        )
     names = [path.name for path in folders]
-    if {name.lower() for name in names} <= _PARTS and any(path.is_dir() for top in folders for path in top.iterdir()):
+    if {name.lower() for name in names} <= _PARTS and any(
+        path.is_dir() for top in folders for path in top.iterdir()
+    ):
         raise SennError(
             f"the sub-folders of {str(root)!r} are {', '.join(map(repr, names))}, which are parts of a set, not "
             "classes; name one of them"
         )
     if len(folders) == 1:
-        raise SennError(f"{str(root)!r} holds a single class ({names[0]!r}); at least two are needed")
+        raise SennError(
+            f"{str(root)!r} holds a single class ({names[0]!r}); at least two are needed"
+        )
     found = {path.name: files_in(path) for path in folders}
     for name, files in found.items():
         if not files:
@@ -230,7 +244,9 @@ def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
     return found, n_loose
 
 
-def check_classes(names: Sequence[str], labels: NDArray[np.int64], left_out: Sequence[LeftOut]) -> None:
+def check_classes(
+    names: Sequence[str], labels: NDArray[np.int64], left_out: Sequence[LeftOut]
+) -> None:
     """Check that two images of each class could be read: one to learn from, one to test on.
 
     Args:

@@ -51,7 +51,9 @@ def read_idx(path: str | Path, dims: int) -> NDArray[np.uint8]:
         content = file.read(promised + 1)
     if len(content) != promised:
         found = "more" if len(content) > promised else f"{len(content):,}"
-        raise SennError(f"the header of {str(path)!r} promises {promised:,} bytes, but {found} follow")
+        raise SennError(
+            f"the header of {str(path)!r} promises {promised:,} bytes, but {found} follow"
+        )
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 

@@ -18,7 +18,7 @@ MOST_BYTES = 2**31
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled images.
+    """Labeled images.
 
     Attributes:
         pixels: (N, H, W, C) uint8.
@@ -38,14 +38,14 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A set of labelled images in its parts.
+    """A set of labeled images in its parts.
 
     Attributes:
         name: of the set.
         form: the format that it was read from; two forms of a set can differ in their pixels.
         classes: names, by label.
         train: training images, in the order of the file (which may be by class).
-        test: test images; of Tiny-ImageNet its labelled validation images, as its test images have no labels.
+        test: test images; of Tiny-ImageNet its labeled validation images, as its test images have no labels.
         validation: images held out of training, None until `hold_out`.
     """
 
@@ -72,9 +72,13 @@ class ImageSet:
         if self.validation is not None:
             raise SennError(f"{len(self.validation):,} images of {self.name} are held out already")
         if not 0 < count < len(self.train):
-            raise SennError(f"{count:,} images can't be held out of {len(self.train):,} of {self.name}")
+            raise SennError(
+                f"{count:,} images can't be held out of {len(self.train):,} of {self.name}"
+            )
         order = np.random.default_rng(seed).permutation(len(self.train))
-        return replace(self, train=self.train.take(order[count:]), validation=self.train.take(order[:count]))
+        return replace(
+            self, train=self.train.take(order[count:]), validation=self.train.take(order[:count])
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ class Expected:
             SennError: the set has another number of them.
         """
         if count != self.counts[part]:
-            raise SennError(f"{where} holds {count:,} {part} images, but {self.name} has {self.counts[part]:,} of them")
+            raise SennError(
+                f"{where} holds {count:,} {part} images, but {self.name} has {self.counts[part]:,} of them"
+            )
 
     def check(self, part: str, images: Images, where: str) -> None:
         """Check the counts, shapes and labels of images.

@@ -43,15 +43,21 @@ class ImageEncoder:
 
     def __post_init__(self) -> None:
         if self.side < 1 or self.channels not in (1, 3):
-            raise SennError(f"images of side {self.side} with {self.channels} channels can't be encoded")
+            raise SennError(
+                f"images of side {self.side} with {self.channels} channels can't be encoded"
+            )
         if not len(self.mean) == len(self.std) == self.channels:
             raise SennError(f"mean and std need a number for each of {self.channels} channels")
         if min(self.mean) < 0 or min(self.std) < _LEAST_STD:
-            raise SennError(f"mean must be at least 0 and std at least {_LEAST_STD:g} in each channel")
+            raise SennError(
+                f"mean must be at least 0 and std at least {_LEAST_STD:g} in each channel"
+            )
         if len(self.labels) < 2:
             raise SennError(f"classes need two labels at least, and there are {len(self.labels)}")
 
-    def read(self, sources: Sequence[str]) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
+    def read(
+        self, sources: Sequence[str]
+    ) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
         """Read images of files, or of all files in folders, in parts.
 
         PNG and JPEG files hold an image each; IDX and parquet files many, which are named by their row, from 1.
@@ -72,13 +78,17 @@ class ImageEncoder:
                 plain.append(Entry(str(path), path))
         yield from self._encoded(plain)
 
-    def _encoded(self, entries: Sequence[Entry]) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
+    def _encoded(
+        self, entries: Sequence[Entry]
+    ) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
         for at in range(0, len(entries), _AT_ONCE):
             part = entries[at : at + _AT_ONCE]
             made = squares(part, self.side, self.channels)
             yield [part[row].name for row in made.rows], made.pixels, made.left_out
 
-    def _rows(self, path: Path) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
+    def _rows(
+        self, path: Path
+    ) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
         """Read a file that holds many images."""
         if path.suffix.lower() == ".parquet":
             columns = image_columns(path, labeled=False)
@@ -89,7 +99,11 @@ class ImageEncoder:
             return
         pixels = read_idx(path, 3)[..., None]
         made = [square(image, self.side, self.channels) for image in pixels]
-        yield [f"row {row:,} of {str(path)!r}" for row in range(1, len(made) + 1)], np.stack(made), ()
+        yield (
+            [f"row {row:,} of {str(path)!r}" for row in range(1, len(made) + 1)],
+            np.stack(made),
+            (),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the encoder to a JSON record."""
@@ -105,7 +119,9 @@ class ImageEncoder:
         what = "the stored encoding of the images"
         if not isinstance(record, dict) or record.get("kind") != KIND:
             raise SennError(f"{what} is damaged: it isn't of kind {KIND!r}")
-        return from_dict(cls, {key: value for key, value in record.items() if key != "kind"}, what, complete=True)
+        return from_dict(
+            cls, {key: value for key, value in record.items() if key != "kind"}, what, complete=True
+        )
 
 
 def _files(source: str) -> list[Path]:

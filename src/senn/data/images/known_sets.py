@@ -10,7 +10,9 @@ from senn.data.images.image_arrays import ImageSet
 KNOWN_SETS = ("mnist", "cifar-10", "tiny-imagenet")
 
 
-def load_images(source: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None) -> ImageSet:
+def load_images(
+    source: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None
+) -> ImageSet:
     """Load a public set of labeled images: checked, decoded once, memory-mapped (its arrays are read-only).
 
     Needs `pip install 'senn[reproduce]'`.

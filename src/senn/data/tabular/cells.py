@@ -18,7 +18,9 @@ from senn.errors import SennError
 
 Floats = NDArray[np.float64]
 
-MISSING_MARKS = frozenset({"", "?", "-", "--", ".", "na", "n/a", "n.a.", "nan", "null", "none", "missing", "#n/a"})
+MISSING_MARKS = frozenset(
+    {"", "?", "-", "--", ".", "na", "n/a", "n.a.", "nan", "null", "none", "missing", "#n/a"}
+)
 """Texts that stand for a missing number or date, in lower case."""
 
 MOSTLY = 0.8
@@ -82,12 +84,16 @@ def _kind_of_text(name: str, cells: pd.Series[Any]) -> str:
     known = cells[~is_missing(cells)]
     for cell in known:
         if not isinstance(cell, str | int | float | Decimal | np.generic):
-            raise SennError(f"column {name!r} holds a {type(cell).__name__}, which isn't understood")
+            raise SennError(
+                f"column {name!r} holds a {type(cell).__name__}, which isn't understood"
+            )
     if known.empty:
         return "empty"
     if all(_DECIMAL_COMMA.fullmatch(str(cell)) for cell in known):
         where = f"row {known.index[0]}: {known.iloc[0]!r}"
-        raise SennError(f"column {name!r} writes numbers with a decimal comma ({where}); write them with a point")
+        raise SennError(
+            f"column {name!r} writes numbers with a decimal comma ({where}); write them with a point"
+        )
     if _readable(name, known, _parse_numbers(known), "numbers"):
         return "number"
     if date_format(name, known) is not None:
@@ -148,7 +154,9 @@ def numbers(name: str, cells: pd.Series[Any]) -> Floats:
     """
     known = ~is_missing(cells)
     values = np.full(len(cells), np.nan)
-    if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(cells.dtype):
+    if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(
+        cells.dtype
+    ):
         values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
     elif known.any():
         values[known] = _parse_numbers(cells[known]).to_numpy(dtype=np.float64, na_value=np.nan)
@@ -227,11 +235,19 @@ def dates(name: str, cells: pd.Series[Any], form: str) -> pd.Series[Any]:
         SennError: a cell isn't a date of that format; the first one is named.
     """
     known = ~is_missing(cells)
-    if pd.api.types.is_datetime64_any_dtype(cells.dtype) or pd.api.types.infer_dtype(cells) in ("date", "datetime"):
+    if pd.api.types.is_datetime64_any_dtype(cells.dtype) or pd.api.types.infer_dtype(cells) in (
+        "date",
+        "datetime",
+    ):
         # In microseconds: nanoseconds end in 2262, and "9999-12-31" is a common mark.
         return pd.to_datetime(cells, utc=True).astype("datetime64[us, UTC]")
     stamps = pd.Series(pd.NaT, index=cells.index, dtype="datetime64[us, UTC]")
     if known.any():
         stamps[known] = _parse_dates(cells[known], form or "ISO8601").astype("datetime64[us, UTC]")
-    _refuse(name, cells, known & stamps.isna().to_numpy(), "is not a date like those of the training table")
+    _refuse(
+        name,
+        cells,
+        known & stamps.isna().to_numpy(),
+        "is not a date like those of the training table",
+    )
     return stamps

@@ -10,10 +10,18 @@ import pandas as pd
 from senn._records import from_dict
 from senn.data.tabular.cells import is_missing, kind_of
 from senn.data.tabular.date_column import DateColumn
-from senn.data.tabular.table_columns import BooleanColumn, CategoryColumn, Column, Dropped, NumberColumn
+from senn.data.tabular.table_columns import (
+    BooleanColumn,
+    CategoryColumn,
+    Column,
+    Dropped,
+    NumberColumn,
+)
 from senn.errors import SennError
 
-KINDS: dict[str, Any] = {cls.kind: cls for cls in (Dropped, NumberColumn, BooleanColumn, CategoryColumn, DateColumn)}
+KINDS: dict[str, Any] = {
+    cls.kind: cls for cls in (Dropped, NumberColumn, BooleanColumn, CategoryColumn, DateColumn)
+}
 
 
 def fit_column(name: str, cells: pd.Series[Any], kind: str | None = None) -> Column:
@@ -53,5 +61,7 @@ def column_from_dict(record: Any) -> Column:
     if cls is None:
         raise SennError(f"the stored encoding has a column of unknown kind: {str(record)[:60]!r}")
     values = {key: value for key, value in record.items() if key != "kind"}
-    column: Column = from_dict(cls, values, f"the stored encoding of column {record.get('name')!r}", complete=True)
+    column: Column = from_dict(
+        cls, values, f"the stored encoding of column {record.get('name')!r}", complete=True
+    )
     return column

@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 
 from senn.data.tabular.cells import DATE_FORMATS, Floats, date_format, dates, is_missing, kind_of
-from senn.data.tabular.table_columns import Column, Dropped, check_positive, mean_and_deviation, standardize
+from senn.data.tabular.table_columns import (
+    Column,
+    Dropped,
+    check_positive,
+    mean_and_deviation,
+    standardize,
+)
 from senn.errors import SennError
 
 
@@ -53,11 +59,16 @@ class DateColumn:
             SennError: a cell isn't a date.
         """
         form, note = "", ""
-        if kind_of(name, cells) != "date" or pd.api.types.infer_dtype(cells, skipna=True) == "string":
+        if (
+            kind_of(name, cells) != "date"
+            or pd.api.types.infer_dtype(cells, skipna=True) == "string"
+        ):
             known = cells[~is_missing(cells)]
             form = date_format(name, known) or ""
             if not form:
-                raise SennError(f"column {name!r} holds no dates (row {known.index[0]}: {known.iloc[0]!r})")
+                raise SennError(
+                    f"column {name!r} holds no dates (row {known.index[0]}: {known.iloc[0]!r})"
+                )
             note = _ambiguity(name, cells, form)
         days, years, missing = cls._days(dates(name, cells, form))
         known_days = np.sort(days[~missing])
@@ -90,17 +101,24 @@ class DateColumn:
     def features(self) -> list[str]:
         """List days, year, and sine and cosine of month, weekday and, where it varies, time of day."""
         cycles = ["month", "weekday", *(["hour"] if self.clock else [])]
-        names = ["days", "year", *(f"{cycle} {wave}" for cycle in cycles for wave in ("sine", "cosine"))]
+        names = [
+            "days",
+            "year",
+            *(f"{cycle} {wave}" for cycle in cycles for wave in ("sine", "cosine")),
+        ]
         return [f"{self.name} {name}" for name in names + ["missing"] * self.indicator]
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
         """Encode dates; a missing one counts as the median date."""
         stamps = dates(self.name, cells, self.form)
         days, _, missing = self._days(stamps)
-        stamps = stamps.fillna(pd.Timestamp(round(self.median * 86_400), unit="s", tz="UTC").as_unit("us"))
+        stamps = stamps.fillna(
+            pd.Timestamp(round(self.median * 86_400), unit="s", tz="UTC").as_unit("us")
+        )
         days = np.where(missing, self.median, days)
         year, month, weekday = (
-            getattr(stamps.dt, part).to_numpy(dtype=np.float64) for part in ("year", "month", "day_of_week")
+            getattr(stamps.dt, part).to_numpy(dtype=np.float64)
+            for part in ("year", "month", "day_of_week")
         )
         columns = [
             standardize(days, self.mean, self.scale),

@@ -49,12 +49,16 @@ def read_table(source: str | Path, text: Sequence[str] = ()) -> Table:
         return _table(str(source), *BUILT_IN[str(source)]())
     path = Path(source)
     if not path.exists():
-        raise SennError(f"there is no file {str(path)!r}, and the built-in tables are {', '.join(BUILT_IN)}")
+        raise SennError(
+            f"there is no file {str(path)!r}, and the built-in tables are {', '.join(BUILT_IN)}"
+        )
     if path.is_dir():
         raise SennError(f"{str(path)!r} is a folder, not a table")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise SennError(f"{str(path)!r} ends in none of {', '.join(_READERS)}, so its format isn't known")
+        raise SennError(
+            f"{str(path)!r} ends in none of {', '.join(_READERS)}, so its format isn't known"
+        )
     try:
         frame, target = reader(path, text)
     except SennError:
@@ -65,7 +69,9 @@ def read_table(source: str | Path, text: Sequence[str] = ()) -> Table:
         raise SennError(f"{str(path)!r} isn't text in UTF-8 (byte {error.start:,})") from error
     except Exception as error:  # whatever a parser makes of a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SennError(f"{str(path)!r} can't be read as {path.suffix.lower()[1:]}: {reason}") from error
+        raise SennError(
+            f"{str(path)!r} can't be read as {path.suffix.lower()[1:]}: {reason}"
+        ) from error
     return _table(path.stem, frame, target, str(path))
 
 
@@ -94,7 +100,9 @@ def _delimited(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
     if not header[0].strip():
         if not (pd.api.types.is_integer_dtype(frame.iloc[:, 0]) and frame.iloc[:, 0].is_unique):
             raise SennError(f"the first column of {str(path)!r} has no name")
-        frame = frame.iloc[:, 1:]  # row numbers, which `DataFrame.to_csv` writes in a column without a name
+        frame = frame.iloc[
+            :, 1:
+        ]  # row numbers, which `DataFrame.to_csv` writes in a column without a name
     return frame, None
 
 
@@ -111,7 +119,9 @@ def _check_lines(path: Path, lines: Any) -> list[str]:
         if not cell.strip() and at:
             raise SennError(f"column {at + 1} of {str(path)!r} has no name")
         seen.add(cell)
-    if all(_is_number(cell) for cell in header) and not all(cell.strip().isdigit() for cell in header):
+    if all(_is_number(cell) for cell in header) and not all(
+        cell.strip().isdigit() for cell in header
+    ):
         raise SennError(f"{str(path)!r} has no header: its first line holds only numbers")
     for line in lines:
         if line and len(line) != len(header):

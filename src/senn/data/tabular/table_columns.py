@@ -146,7 +146,9 @@ class NumberColumn:
         values = numbers(self.name, cells)
         missing = np.isnan(values)
         standard = standardize(np.where(missing, self.median, values), self.mean, self.scale)
-        return np.column_stack([standard, missing] if self.indicator else [standard]).astype(np.float64)
+        return np.column_stack([standard, missing] if self.indicator else [standard]).astype(
+            np.float64
+        )
 
 
 _TRUTH = {"true": 1.0, "false": -1.0, "1": 1.0, "0": -1.0, "yes": 1.0, "no": -1.0}
@@ -190,7 +192,9 @@ class BooleanColumn:
             if not missing:
                 truth = _TRUTH.get(cell.strip().lower())
                 if truth is None:
-                    raise SennError(f"column {self.name!r}, row {cells.index[at]}: {cell!r} is neither true nor false")
+                    raise SennError(
+                        f"column {self.name!r}, row {cells.index[at]}: {cell!r} is neither true nor false"
+                    )
                 values[at] = truth
         return values
 
@@ -225,21 +229,32 @@ class CategoryColumn:
         # a text that differs in most rows names the row; in a small table that may be chance
         if len(cells) >= 20 and len(counts) > len(known) / 2:
             return Dropped(
-                name=name, note=f"looks like an identifier: {len(counts):,} different texts in {len(known):,} rows"
+                name=name,
+                note=f"looks like an identifier: {len(counts):,} different texts in {len(known):,} rows",
             )
         # a category of fewer rows than this (1 % of a small table) would be learned by heart
         rare = min(10, max(1, len(cells) // 100))
-        frequent = sorted(counts.index[counts >= rare], key=lambda text: (-counts[text], text))[:MOST_CATEGORIES]
+        frequent = sorted(counts.index[counts >= rare], key=lambda text: (-counts[text], text))[
+            :MOST_CATEGORIES
+        ]
         if not frequent:
-            return Dropped(name=name, note=f"has {len(counts):,} categories, each in fewer than {rare} rows")
+            return Dropped(
+                name=name, note=f"has {len(counts):,} categories, each in fewer than {rare} rows"
+            )
         merged = len(counts) - len(frequent)
         note = f"{merged:,} rare categories are taken together" if merged else ""
-        return cls(name=name, categories=tuple(frequent), other=merged > 0, indicator=indicator, note=note)
+        return cls(
+            name=name, categories=tuple(frequent), other=merged > 0, indicator=indicator, note=note
+        )
 
     def features(self) -> list[str]:
         """List one feature per category, then "other" and "missing" if there were such cells at fit."""
-        extra = [word for word, used in (("other", self.other), ("missing", self.indicator)) if used]
-        return [f"{self.name}={category}" for category in self.categories] + [f"{self.name} {word}" for word in extra]
+        extra = [
+            word for word, used in (("other", self.other), ("missing", self.indicator)) if used
+        ]
+        return [f"{self.name}={category}" for category in self.categories] + [
+            f"{self.name} {word}" for word in extra
+        ]
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
         """Zeros and a single one per row (none at all for an unseen category where nothing was rare at fit)."""

@@ -30,7 +30,11 @@ class TableEncoder:
 
     @classmethod
     def fit(
-        cls, frame: pd.DataFrame, target: str | Target, task: Task | None = None, kinds: Mapping[str, str] | None = None
+        cls,
+        frame: pd.DataFrame,
+        target: str | Target,
+        task: Task | None = None,
+        kinds: Mapping[str, str] | None = None,
     ) -> TableEncoder:
         """Fit the encoding to training rows.
 
@@ -58,17 +62,24 @@ class TableEncoder:
         kinds = kinds or {}
         for name, kind in kinds.items():
             if name not in frame.columns:
-                raise SennError(f"there is no column {name!r}; the table has {listed(frame.columns)}")
+                raise SennError(
+                    f"there is no column {name!r}; the table has {listed(frame.columns)}"
+                )
             if kind not in KINDS:
-                raise SennError(f"column {name!r} can't be of kind {kind!r}; the kinds are {', '.join(sorted(KINDS))}")
+                raise SennError(
+                    f"column {name!r} can't be of kind {kind!r}; the kinds are {', '.join(sorted(KINDS))}"
+                )
         fitted = Target.fit(target, frame[target], task) if isinstance(target, str) else target
         columns = tuple(
-            fit_column(str(name), frame[name], kinds.get(name)) for name in frame.columns if name != name_of_target
+            fit_column(str(name), frame[name], kinds.get(name))
+            for name in frame.columns
+            if name != name_of_target
         )
         if not any(column.features() for column in columns):
             reasons = "; ".join(f"{column.name!r} {column.note}" for column in columns[:3])
             raise SennError(
-                f"no column is left to predict {name_of_target!r} from" + (f" ({reasons})" if reasons else "")
+                f"no column is left to predict {name_of_target!r} from"
+                + (f" ({reasons})" if reasons else "")
             )
         return cls(columns=columns, target=fitted)
 
@@ -104,11 +115,16 @@ class TableEncoder:
         if absent:
             raise SennError(f"the table lacks the column{'s' * (len(absent) > 1)} {listed(absent)}")
         check_names(frame)
-        return np.concatenate([column.encode(frame[column.name]) for column in used], axis=1).astype(np.float32)
+        return np.concatenate(
+            [column.encode(frame[column.name]) for column in used], axis=1
+        ).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the encoder to a JSON record."""
-        return {"columns": [column_to_dict(column) for column in self.columns], "target": self.target.to_dict()}
+        return {
+            "columns": [column_to_dict(column) for column in self.columns],
+            "target": self.target.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, record: Any) -> TableEncoder:
@@ -117,7 +133,11 @@ class TableEncoder:
         Raises:
             SennError: the record is damaged.
         """
-        if not isinstance(record, dict) or not isinstance(record.get("columns"), list) or "target" not in record:
+        if (
+            not isinstance(record, dict)
+            or not isinstance(record.get("columns"), list)
+            or "target" not in record
+        ):
             raise SennError("the stored encoding of the table is damaged")
         columns = tuple(map(column_from_dict, record["columns"]))
         return cls(columns=columns, target=Target.from_dict(record["target"]))
@@ -150,4 +170,6 @@ def listed(names: Any, most: int = 8) -> str:
         most: how many are written out.
     """
     quoted = [repr(str(name)) for name in names]
-    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most:,} more" if len(quoted) > most else "")
+    return ", ".join(quoted[:most]) + (
+        f" and {len(quoted) - most:,} more" if len(quoted) > most else ""
+    )

@@ -70,7 +70,9 @@ class Target:
         if missing.any():
             row = cells.index[int(np.flatnonzero(missing)[0])]
             count = int(missing.sum())
-            where = f"in row {row}" if count == 1 else f"in {count:,} rows, the first being row {row}"
+            where = (
+                f"in row {row}" if count == 1 else f"in {count:,} rows, the first being row {row}"
+            )
             raise SennError(f"target {name!r} is missing {where}; remove rows that lack it")
         if kind == "date":
             raise SennError(f"target {name!r} is a date; only classes and numbers can be predicted")
@@ -78,7 +80,9 @@ class Target:
         if (task or _infer(kind, values)) == "classification":
             return cls._classes(name, cells)
         if values is None:
-            raise SennError(f"target {name!r} holds text (row {cells.index[0]}: {cells.iloc[0]!r}), not numbers")
+            raise SennError(
+                f"target {name!r} holds text (row {cells.index[0]}: {cells.iloc[0]!r}), not numbers"
+            )
         return cls._number(name, values)
 
     @classmethod
@@ -87,16 +91,23 @@ class Target:
         if len({isinstance(label, str) for label in found}) > 1:
             found = {text(label) for label in found}
         if len(found) == 1:
-            raise SennError(f"target {name!r} holds a single class ({found.pop()!r}); at least two are needed")
+            raise SennError(
+                f"target {name!r} holds a single class ({found.pop()!r}); at least two are needed"
+            )
         if len(found) > len(cells) / 2:
-            raise SennError(f"target {name!r} has {len(found):,} classes in {len(cells):,} rows; is it an identifier?")
+            raise SennError(
+                f"target {name!r} has {len(found):,} classes in {len(cells):,} rows; is it an identifier?"
+            )
         return cls(name=name, task="classification", labels=tuple(sorted(found)))
 
     @classmethod
     def _number(cls, name: str, values: Floats) -> Target:
         # scaled by the largest value, so that squares near the end of the float range don't overflow
         largest = float(np.abs(values).max()) or 1.0
-        mean, scale = float((values / largest).mean()) * largest, float((values / largest).std()) * largest
+        mean, scale = (
+            float((values / largest).mean()) * largest,
+            float((values / largest).std()) * largest,
+        )
         if values.min() == values.max() or not scale:
             raise SennError(f"target {name!r} is always {values[0]:g}; there is nothing to predict")
         return cls(name=name, task="regression", mean=mean, scale=scale)
@@ -125,14 +136,18 @@ class Target:
         for at, cell in enumerate(cells):
             code = place.get(text(_label(cell)))
             if code is None:
-                raise SennError(f"target {self.name!r}, row {cells.index[at]}: class {cell!r} is unknown")
+                raise SennError(
+                    f"target {self.name!r}, row {cells.index[at]}: class {cell!r} is unknown"
+                )
             codes[at] = code
         return codes
 
     def decode(self, outputs: NDArray[Any]) -> list[Label]:
         """Decode a network's outputs (n, `outputs`): the most probable label, or the number in its own unit."""
         if self.task == "regression":
-            return [float(value) for value in outputs[:, 0].astype(np.float64) * self.scale + self.mean]
+            return [
+                float(value) for value in outputs[:, 0].astype(np.float64) * self.scale + self.mean
+            ]
         return [self.labels[int(at)] for at in outputs.argmax(axis=1)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,7 +174,9 @@ def _label(cell: Any) -> Label:
     """Convert a cell to the plain Python value that it holds."""
     value = cell.item() if isinstance(cell, np.generic) else cell
     if not isinstance(value, str | int | float):
-        raise SennError(f"class {value!r} is a {type(value).__name__}; classes are texts, numbers or booleans")
+        raise SennError(
+            f"class {value!r} is a {type(value).__name__}; classes are texts, numbers or booleans"
+        )
     return value
 
 

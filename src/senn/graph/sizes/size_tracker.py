@@ -15,14 +15,39 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from senn.graph.sizes.symbolic_int import Compare, IntSource, Key, SizeGuard, SymbolicInt, SymbolicShape, TensorMeta
+from senn.graph.sizes.symbolic_int import (
+    Compare,
+    IntSource,
+    Key,
+    SizeGuard,
+    SymbolicInt,
+    SymbolicShape,
+    TensorMeta,
+)
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
 # Attributes that never count units. Whatever is missing here is only followed in vain: it costs replays in the solver.
 _NEVER_COUNTS = frozenset(
     (
-        *("kernel_size", "stride", "padding", "dilation", "output_padding", "dim", "axis", "start_dim", "end_dim"),
-        *("padding_idx", "num_layers", "layer_idx", "training", "upscale_factor", "downscale_factor"),
+        *(
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "output_padding",
+            "dim",
+            "axis",
+            "start_dim",
+            "end_dim",
+        ),
+        *(
+            "padding_idx",
+            "num_layers",
+            "layer_idx",
+            "training",
+            "upscale_factor",
+            "downscale_factor",
+        ),
     )
 )
 
@@ -48,7 +73,11 @@ class RecordedCall:
     @property
     def sources(self) -> list[IntSource]:
         """Symbolic integers among the arguments."""
-        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, IntSource)]
+        return [
+            leaf
+            for leaf in pytree.tree_leaves((self.args, self.kwargs))
+            if isinstance(leaf, IntSource)
+        ]
 
     @property
     def tensors(self) -> list[TensorMeta]:
@@ -73,15 +102,21 @@ class SizeTracker:
         self.guards: list[SizeGuard] = []
         self.inside = False
         self._metas: dict[int, TensorMeta] = {}
-        self._alive: list[Tensor] = []  # tensors are known by identity, which must not be used again
+        self._alive: list[
+            Tensor
+        ] = []  # tensors are known by identity, which must not be used again
         self._names = {id(tensor): name for name, tensor in trace.tensors.items()}
 
-    def _note_comparison(self, compare: Compare, left: IntSource, right: IntSource, outcome: bool) -> None:
+    def _note_comparison(
+        self, compare: Compare, left: IntSource, right: IntSource, outcome: bool
+    ) -> None:
         """Record a comparison, unless it belongs to a function that is replayed as a whole."""
         if self.inside:
             return
         place = self.trace.place
-        self.guards.append(SizeGuard(compare=compare, left=left, right=right, outcome=outcome, place=place))
+        self.guards.append(
+            SizeGuard(compare=compare, left=left, right=right, outcome=outcome, place=place)
+        )
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -110,12 +145,16 @@ class SizeTracker:
         if type(value) is int and value >= lowest:
             return self._attribute((module, name, None), value)
         if type(value) is tuple and value and all(type(item) is int and item > 0 for item in value):
-            items = [self._attribute((module, name, place), item) for place, item in enumerate(value)]
+            items = [
+                self._attribute((module, name, place), item) for place, item in enumerate(value)
+            ]
             return tuple(items)
         return None
 
     def _attribute(self, key: Key, value: int) -> SymbolicInt:
-        source = IntSource(value=value, new=lambda sizes: sizes.attribute(key, value), keys=frozenset([key]))
+        source = IntSource(
+            value=value, new=lambda sizes: sizes.attribute(key, value), keys=frozenset([key])
+        )
         return SymbolicInt(source, self._note_comparison)
 
     def size(self, tensor: Tensor, dim: int) -> int:
@@ -126,7 +165,9 @@ class SizeTracker:
             dim: the dimension.
         """
         meta, place = self.meta(tensor), dim % tensor.dim()
-        source = IntSource(value=meta.shape[place], new=lambda sizes: sizes.size(meta, place), tensors=(meta,))
+        source = IntSource(
+            value=meta.shape[place], new=lambda sizes: sizes.size(meta, place), tensors=(meta,)
+        )
         return SymbolicInt(source, self._note_comparison)
 
     def meta(self, tensor: Tensor) -> TensorMeta:
@@ -137,7 +178,9 @@ class SizeTracker:
             is_weight = name is not None or self.trace.weight_of(tensor) is not None
             label_maps = [] if is_weight else self.trace.labels_of(tensor)
             shape = tuple(tensor.shape)
-            self._metas[key] = TensorMeta(shape=shape, dtype=tensor.dtype, label_maps=label_maps, name=name)
+            self._metas[key] = TensorMeta(
+                shape=shape, dtype=tensor.dtype, label_maps=label_maps, name=name
+            )
             self._alive.append(tensor)
         return self._metas[key]
 
@@ -152,7 +195,9 @@ class SizeTracker:
         """
         if not any(isinstance(leaf, SymbolicInt) for leaf in pytree.tree_leaves((args, kwargs))):
             return
-        results = [self.meta(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        results = [
+            self.meta(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)
+        ]
         if not results:  # nothing to check a replay by
             return
 
@@ -163,7 +208,9 @@ class SizeTracker:
 
         args, kwargs = pytree.tree_map(without_data, (_with_tuples(args), _with_tuples(kwargs)))
         self.calls.append(
-            RecordedCall(function=function, args=args, kwargs=kwargs, results=results, place=self.trace.place)
+            RecordedCall(
+                function=function, args=args, kwargs=kwargs, results=results, place=self.trace.place
+            )
         )
 
 

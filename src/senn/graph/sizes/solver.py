@@ -115,7 +115,9 @@ class SizeSolver:
         along: for each label class, attributes that are known to change with it, and by how much for each unit.
     """
 
-    def __init__(self, sizes: SizeTracker, classes: LabelClasses, along: Mapping[int, Mapping[Key, int]]) -> None:
+    def __init__(
+        self, sizes: SizeTracker, classes: LabelClasses, along: Mapping[int, Mapping[Key, int]]
+    ) -> None:
         self.classes, self.along = classes, along
         self.checks = 0
         self._by_symbol: dict[Symbol, list[_Constraint]] = {}
@@ -138,7 +140,9 @@ class SizeSolver:
         for tensor in tensors.values():
             for dim in self.classes.counts(tensor).values():
                 numbers |= set(dim)
-        return _Constraint(what=what, keys=frozenset(keys), tensors=[*tensors.values()], classes=frozenset(numbers))
+        return _Constraint(
+            what=what, keys=frozenset(keys), tensors=[*tensors.values()], classes=frozenset(numbers)
+        )
 
     def solve(self, number: int) -> dict[Symbol, int]:
         """Find the smallest change of a label class, with all that must change along.
@@ -152,10 +156,14 @@ class SizeSolver:
         Raises:
             NoSolutionError: there is none.
         """
-        if self.classes.all[number].width == 1:  # a single unit shows no dimension: the widened copy will tell
+        if (
+            self.classes.all[number].width == 1
+        ):  # a single unit shows no dimension: the widened copy will tell
             return self._with_counts({number: 1})
         failure = ""
-        for amount in self._amounts(number):  # in ascending order: the smallest possible change wins
+        for amount in self._amounts(
+            number
+        ):  # in ascending order: the smallest possible change wins
             self.checks = 0
             found, failure = self._complete(self._with_counts({number: amount}))
             if found is not None:
@@ -215,7 +223,9 @@ class SizeSolver:
                     return constraint
         return None
 
-    def _repairs(self, constraint: _Constraint, change: Mapping[Symbol, int]) -> Iterator[dict[Symbol, int]]:
+    def _repairs(
+        self, constraint: _Constraint, change: Mapping[Symbol, int]
+    ) -> Iterator[dict[Symbol, int]]:
         """Changes of other symbols with which a constraint holds, the fewest first."""
         free = []
         for symbol in constraint.symbols:  # attributes come first: changing one costs no parameters
@@ -237,7 +247,9 @@ class SizeSolver:
                     more[key] = amount * per_unit
         return more
 
-    def _candidates(self, constraint: _Constraint, symbol: Symbol, change: Mapping[Symbol, int]) -> list[int]:
+    def _candidates(
+        self, constraint: _Constraint, symbol: Symbol, change: Mapping[Symbol, int]
+    ) -> list[int]:
         """Amounts by which a symbol may have to change, from the sizes in the constraint."""
         sizes: set[int] = set()
         for tensor in constraint.tensors:
@@ -267,14 +279,18 @@ class SizeSolver:
             sizes = SizeChange(classes=self.classes, by=change)
             what = constraint.what
             try:
-                holds = _compares(what, sizes) if isinstance(what, SizeGuard) else _replays(what, sizes)
+                holds = (
+                    _compares(what, sizes) if isinstance(what, SizeGuard) else _replays(what, sizes)
+                )
             except _IrregularError:
                 holds = False
             constraint.cache[key] = holds
         return constraint.cache[key]
 
 
-def _assignments(free: list[Symbol], amounts: Mapping[Symbol, list[int]]) -> Iterator[dict[Symbol, int]]:
+def _assignments(
+    free: list[Symbol], amounts: Mapping[Symbol, list[int]]
+) -> Iterator[dict[Symbol, int]]:
     """Changes of one symbol, then two, then three; no model of the tests needs more."""
     for count in (1, 2, 3):
         for chosen in combinations(free, count):

@@ -127,7 +127,9 @@ class SymbolicInt(int):
         number.source, number.note = source, note
         return number
 
-    __hash__ = int.__hash__  # Python drops it from a class that defines `__eq__`, as this one does below
+    __hash__ = (
+        int.__hash__
+    )  # Python drops it from a class that defines `__eq__`, as this one does below
 
     def __reduce__(self) -> Any:
         """Pickle as a plain integer."""

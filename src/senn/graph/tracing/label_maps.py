@@ -35,7 +35,9 @@ class LabelMaps:
         self._alive: list[Tensor] = []
         self._label_maps: dict[int, list[Tensor]] = {}
         self._opaque: dict[int, str] = {}  # why parameters that have no labels yet will be refused
-        self._parameters: dict[int, tuple[str, str, bool]] = {}  # module, name, whether one entry serves all units
+        self._parameters: dict[
+            int, tuple[str, str, bool]
+        ] = {}  # module, name, whether one entry serves all units
         self._views: dict[int, tuple[WeightView, Call]] = {}
         for name, module in model.named_modules():
             # A module that counts its parameters has one for each unit, except PReLU, whose single slope serves all.
@@ -123,7 +125,9 @@ class LabelMaps:
                 known.append(label_map.clone())
             elif known[number] is not label_map:
                 known[number].copy_(label_map)
-        for label_map in known[len(label_maps) :]:  # kept, as views may share its memory, but without units
+        for label_map in known[
+            len(label_maps) :
+        ]:  # kept, as views may share its memory, but without units
             label_map.zero_()
 
     def backfill_labels(self, tensor: Tensor, label_map: Tensor) -> None:
@@ -167,7 +171,9 @@ class LabelMaps:
             tensor: the input.
             operation: the operation's name, for the message.
         """
-        self.refuse(tensor, f"its units meet {operation} in {self.place}, which isn't understood yet")
+        self.refuse(
+            tensor, f"its units meet {operation} in {self.place}, which isn't understood yet"
+        )
         if id(tensor) in self._views:
             name = self._views[id(tensor)][0].name
         elif id(tensor) in self._parameters:
@@ -176,7 +182,9 @@ class LabelMaps:
             return
         self.labeled_in.setdefault(name, f"{operation} in {self.place}")
         module = name.rpartition(".")[0]
-        self.not_understood.setdefault(module or name, f"{operation} in {self.place} isn't understood yet")
+        self.not_understood.setdefault(
+            module or name, f"{operation} in {self.place} isn't understood yet"
+        )
 
 
 def full_name(module: str, key: str) -> str:

@@ -91,7 +91,13 @@ class Labels:
             (*shape,) long, on the CPU.
         """
         origin = LabelOrigin(
-            module=module, tensor=tensor, shape=shape, start=self._next, produces=produces, shared=shared, dim=dim
+            module=module,
+            tensor=tensor,
+            shape=shape,
+            start=self._next,
+            produces=produces,
+            shared=shared,
+            dim=dim,
         )
         self.origins.append(origin)
         self._next = origin.end
@@ -177,7 +183,11 @@ def varying(labels: Tensor) -> set[int]:
     dims = set()
     for dim in range(labels.dim()):
         # Stride 0 means an expanded dimension, which repeats one position: no need to compare the entries.
-        if labels.shape[dim] > 1 and labels.stride(dim) and bool((labels != labels.narrow(dim, 0, 1)).any()):
+        if (
+            labels.shape[dim] > 1
+            and labels.stride(dim)
+            and bool((labels != labels.narrow(dim, 0, 1)).any())
+        ):
             dims.add(dim)
     return dims
 

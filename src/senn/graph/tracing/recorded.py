@@ -55,7 +55,11 @@ class Call:
     @cached_property
     def tensors(self) -> list[Tensor]:
         """All input tensors in order, also those inside lists."""
-        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        return [
+            leaf
+            for leaf in pytree.tree_leaves((self.args, self.kwargs))
+            if isinstance(leaf, Tensor)
+        ]
 
     @cached_property
     def outputs(self) -> list[Tensor]:
@@ -158,10 +162,32 @@ REARRANGING = frozenset(["t", "transpose", "permute", "split", "split_with_sizes
 
 # Operations that map zero to zero. A unit that a normalization gives as zero is still zero after them, so that the
 # columns that read it may hold anything (`CoupledDim.behind_norm`).
-KEEPING_ZERO = frozenset(
+PRESERVING_ZERO = frozenset(
     (
-        *("view", "unsafe_view", "reshape", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "select"),
-        *("slice", "split", "split_with_sizes", "unbind", "clone", "mean", "sum", "to_copy", "detach", "alias"),
+        *(
+            "view",
+            "unsafe_view",
+            "reshape",
+            "t",
+            "transpose",
+            "permute",
+            "expand",
+            "unsqueeze",
+            "squeeze",
+            "select",
+        ),
+        *(
+            "slice",
+            "split",
+            "split_with_sizes",
+            "unbind",
+            "clone",
+            "mean",
+            "sum",
+            "to_copy",
+            "detach",
+            "alias",
+        ),
         *("relu", "gelu", "silu", "tanh", "native_dropout"),
     )
 )

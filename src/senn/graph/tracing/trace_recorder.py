@@ -9,14 +9,27 @@ from torch import Tensor, nn
 
 from senn.graph.tracing.label_maps import LabelMaps, full_name
 from senn.graph.tracing.labels import is_uniform
-from senn.graph.tracing.recorded import KEEPING_ZERO, Call, NormUse, Step, WeightUse, WeightView, weight_views
+from senn.graph.tracing.recorded import (
+    PRESERVING_ZERO,
+    Call,
+    NormUse,
+    Step,
+    WeightUse,
+    WeightView,
+    weight_views,
+)
 
 # Functions of the forward's own code whose inputs and output gradients can be recorded when they apply a weight.
 # The last one is Python code that applies its weights by others of these functions.
 _RECORDABLE = frozenset(
     (
         *("linear", "addmm", "mm", "matmul", "__matmul__", "conv1d", "conv2d", "conv3d"),
-        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "multi_head_attention_forward"),
+        *(
+            "conv_transpose1d",
+            "conv_transpose2d",
+            "conv_transpose3d",
+            "multi_head_attention_forward",
+        ),
     )
 )
 
@@ -47,8 +60,12 @@ class TraceRecorder(LabelMaps):
         self.history: list[Step] = []
         self.function: str | None = None
         self.silenced = 0
-        self._activation: dict[int, str] = {}  # class name of the last activation that a tensor went through
-        self._normed: set[int] = set()  # tensors that come straight from a normalization over whole units
+        self._activation: dict[
+            int, str
+        ] = {}  # class name of the last activation that a tensor went through
+        self._normed: set[int] = (
+            set()
+        )  # tensors that come straight from a normalization over whole units
 
     def weight_of(self, tensor: Tensor) -> WeightView | None:
         """Return the parameter of two or more dimensions that a tensor is a view of, or None."""
@@ -142,12 +159,18 @@ class TraceRecorder(LabelMaps):
         if (name, dim) not in self.rows:
             module, _, key = name.rpartition(".")
             shape = (tensor.shape[dim],)
-            labels = self.record.new_labels(module, key, shape, produces=produces, shared=False, dim=dim)
+            labels = self.record.new_labels(
+                module, key, shape, produces=produces, shared=False, dim=dim
+            )
             self.rows[name, dim] = labels
         return self.rows[name, dim].to(tensor.device)
 
     def note_norm(
-        self, weight: Tensor | None, kind: Literal["layer", "rms"], label_map: Tensor, output: Tensor
+        self,
+        weight: Tensor | None,
+        kind: Literal["layer", "rms"],
+        label_map: Tensor,
+        output: Tensor,
     ) -> None:
         """Record a normalization over whole units.
 
@@ -159,7 +182,9 @@ class TraceRecorder(LabelMaps):
         """
         parameter = None if weight is None else self._parameters.get(id(weight))
         module = self.path[-1] if parameter is None else parameter[0]
-        self.norms.append(NormUse(module=module, kind=kind, weighted=parameter is not None, label_map=label_map))
+        self.norms.append(
+            NormUse(module=module, kind=kind, weighted=parameter is not None, label_map=label_map)
+        )
         self._normed.add(id(output))
 
     def note_groups(self, channels: Tensor) -> None:
@@ -209,7 +234,7 @@ class TraceRecorder(LabelMaps):
             return  # a linear map ends what is remembered about its input
         labeled = [tensor for tensor in call.tensors if id(tensor) in self._label_maps]
         all_normed = bool(labeled) and self._normed.issuperset(map(id, labeled))
-        if all_normed and call.operation in KEEPING_ZERO:
+        if all_normed and call.operation in PRESERVING_ZERO:
             self._normed.update(map(id, call.outputs))
         for tensor in call.tensors:
             if id(tensor) in self._activation:

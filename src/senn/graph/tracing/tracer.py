@@ -48,7 +48,9 @@ def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, Size
         try:
             output = pytree.call(model, pytree.clone(inputs))
         except Exception as error:
-            raise SennError(f"the model's forward pass fails on the example inputs: {in_one_line(error)}") from error
+            raise SennError(
+                f"the model's forward pass fails on the example inputs: {in_one_line(error)}"
+            ) from error
     returned = pytree.tensor_leaves(output)
     if not returned:
         raise UnsupportedError(
@@ -72,7 +74,9 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.trace.follow(Call(func=func, args=args, kwargs=kwargs or {}, result=result), rule_for(func))
+        self.trace.follow(
+            Call(func=func, args=args, kwargs=kwargs or {}, result=result), rule_for(func)
+        )
         return result
 
 
@@ -90,9 +94,20 @@ def _watch_modules(trace: TraceRecorder) -> Iterator[None]:
     def leave(name: str, rule: LayerRule | None) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             trace.silenced -= rule is not None
-            with torch._C.DisableTorchFunction():  # the size tracker must not see the rule's own calls
+            with (
+                torch._C.DisableTorchFunction()
+            ):  # the size tracker must not see the rule's own calls
                 if rule is not None and not trace.silenced and output is not None:
-                    rule(Visit(trace=trace, name=name, module=module, args=args, kwargs=kwargs, output=output))
+                    rule(
+                        Visit(
+                            trace=trace,
+                            name=name,
+                            module=module,
+                            args=args,
+                            kwargs=kwargs,
+                            output=output,
+                        )
+                    )
                 trace.path.pop()
 
         return hook
@@ -101,8 +116,12 @@ def _watch_modules(trace: TraceRecorder) -> Iterator[None]:
         for name, module in trace.model.named_modules():
             rule = rule_of(module)
             # First before all other hooks, so that these count as inside; left even if the forward raises.
-            before = module.register_forward_pre_hook(enter(name, rule), prepend=True, with_kwargs=True)
-            after = module.register_forward_hook(leave(name, rule), always_call=True, with_kwargs=True)
+            before = module.register_forward_pre_hook(
+                enter(name, rule), prepend=True, with_kwargs=True
+            )
+            after = module.register_forward_hook(
+                leave(name, rule), always_call=True, with_kwargs=True
+            )
             stack.callback(before.remove)
             stack.callback(after.remove)
         yield
@@ -151,4 +170,6 @@ def _merge_repeated_uses(trace: TraceRecorder) -> None:
                 source = use.source[0]
                 source.copy_(columns.to(source.device).expand_as(source))
             else:
-                trace.record.refuse(columns, f"{use.weight} reads its units and also a tensor that has no units")
+                trace.record.refuse(
+                    columns, f"{use.weight} reads its units and also a tensor that has no units"
+                )

@@ -88,7 +88,9 @@ def select_results(results: Record) -> dict[str, Any]:
         if data.get(key):
             about[key] = _first([str(item) for item in data[key]])
     if isinstance(data.get("columns"), dict):
-        about["columns"] = _first([[str(name), str(kind)] for name, kind in data["columns"].items()])
+        about["columns"] = _first(
+            [[str(name), str(kind)] for name, kind in data["columns"].items()]
+        )
     return _rounded({**shown, "data": about})
 
 

@@ -45,7 +45,9 @@ class RunReport:
             records = [downsample_record(record) for record in self.history]
             results = None if self.results is None else select_results(self.results)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise SennError(f"the run {self.name!r} is damaged: {type(error).__name__}: {error}") from error
+            raise SennError(
+                f"the run {self.name!r} is damaged: {type(error).__name__}: {error}"
+            ) from error
         return {"name": self.name, "records": records, "results": results, "code": self.code}
 
 

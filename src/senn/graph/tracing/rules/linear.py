@@ -12,7 +12,14 @@ from torch import Tensor
 
 from senn.graph.tracing.labels import varying
 from senn.graph.tracing.recorded import Call, WeightView
-from senn.graph.tracing.rules.pointwise import Rules, fix_along, meet_unlabeled, merge_label_maps, mix_along, rules
+from senn.graph.tracing.rules.pointwise import (
+    Rules,
+    fix_along,
+    meet_unlabeled,
+    merge_label_maps,
+    mix_along,
+    rules,
+)
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
 
@@ -43,7 +50,9 @@ def columns_of(trace: TraceRecorder, source: Tensor, axis: int) -> tuple[Tensor,
         first = locations.amax(0)
         trace.record.merge(locations, first.expand_as(locations))
         sometimes_none = (locations == 0).any(0)
-        trace.record.refuse(first[sometimes_none], f"its units meet a tensor that has no units in {trace.place}")
+        trace.record.refuse(
+            first[sometimes_none], f"its units meet a tensor that has no units in {trace.place}"
+        )
         if bool((columns != 0).any()):
             trace.record.merge(columns, first)
         columns = torch.where(columns != 0, columns, first)
@@ -74,7 +83,9 @@ def _matrix_product(trace: TraceRecorder, call: Call) -> None:
         source, weight, bias = arguments["self"], arguments["mat2"], None
     view = trace.weight_of(weight)
     if view is not None and plain:
-        out_dim = 0 if view.flipped else 1  # (in, out) unless it is the transpose of a stored (out, in)
+        out_dim = (
+            0 if view.flipped else 1
+        )  # (in, out) unless it is the transpose of a stored (out, in)
         _linear(trace, view, source, call.outputs[0], bias=bias, out_dim=out_dim)
     elif trace.weight_of(source) is not None or bias is not None:
         trace.refuse_call(call)
@@ -90,11 +101,19 @@ def _fused_linear(trace: TraceRecorder, call: Call) -> None:
         trace.refuse_call(call)
         return
     out_dim = 1 if view.flipped else 0
-    _linear(trace, view, arguments["input"], call.outputs[0], bias=arguments["bias"], out_dim=out_dim)
+    _linear(
+        trace, view, arguments["input"], call.outputs[0], bias=arguments["bias"], out_dim=out_dim
+    )
 
 
 def _linear(
-    trace: TraceRecorder, view: WeightView, source: Tensor, output: Tensor, *, bias: Tensor | None, out_dim: int
+    trace: TraceRecorder,
+    view: WeightView,
+    source: Tensor,
+    output: Tensor,
+    *,
+    bias: Tensor | None,
+    out_dim: int,
 ) -> None:
     last = source.dim() - 1
     columns, elsewhere = columns_of(trace, source, last)
@@ -227,7 +246,9 @@ def _product(trace: TraceRecorder, first: list[Tensor], second: list[Tensor]) ->
     for label_map, dim in summed:
         along = varying(label_map)
         if along == {dim}:
-            trace.record.refuse(label_map, f"its units are multiplied with others and summed in {trace.place}")
+            trace.record.refuse(
+                label_map, f"its units are multiplied with others and summed in {trace.place}"
+            )
             continue
         if dim in along:
             label_map = fix_along(trace, label_map, {dim})
@@ -246,7 +267,9 @@ def _attention(trace: TraceRecorder, call: Call) -> None:
         return
     keys, values = trace.labels_of(key), trace.labels_of(value)
     has_heads = query.dim() > 3
-    if has_heads and query.shape[-3] > key.shape[-3]:  # several heads of queries share one of keys and values
+    if (
+        has_heads and query.shape[-3] > key.shape[-3]
+    ):  # several heads of queries share one of keys and values
         repeats = query.shape[-3] // key.shape[-3]
         keys = [label_map.repeat_interleave(repeats, -3) for label_map in keys]
         values = [label_map.repeat_interleave(repeats, -3) for label_map in values]

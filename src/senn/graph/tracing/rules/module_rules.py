@@ -122,7 +122,9 @@ class Visit:
         out_dim = next((other for other in range(rank) if other != dim), dim)
         view = WeightView(name=self._full_name(tensor))
         # Not `plain`: what happens inside the layer can't be recorded for scoring.
-        self.trace.weight_use(view, columns, self.source, in_dim=dim, out_dim=out_dim, axis=axis, plain=False)
+        self.trace.weight_use(
+            view, columns, self.source, in_dim=dim, out_dim=out_dim, axis=axis, plain=False
+        )
 
     def makes(self, tensor: str, dim: int, axis: int = -1) -> None:
         """Declare that the layer makes units with a parameter.
@@ -161,7 +163,9 @@ class Visit:
             UnsupportedError: the output has another shape.
         """
         if self.result.shape != self.source.shape:
-            raise UnsupportedError(f"the rule of {self.name} says that units pass, but the output has another shape")
+            raise UnsupportedError(
+                f"the rule of {self.name} says that units pass, but the output has another shape"
+            )
         label_maps = self.trace.labels_of(self.source)
         self.trace.set_labels(self.result, [label_map.clone() for label_map in label_maps])
         self._is_set = True

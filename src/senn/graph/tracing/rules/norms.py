@@ -78,10 +78,21 @@ def _batch_norm(trace: TraceRecorder, call: Call) -> None:
     source = call.tensors[0]
     channels, elsewhere = columns_of(trace, source, 1)
     for label_map in elsewhere:  # the statistics of a batch are taken over these units
-        trace.record.refuse(label_map, f"its units are not along the feature dimension in {trace.place}")
-    for key in ("weight", "bias", "running_mean", "running_var"):  # absent, or None, where the layer has none
+        trace.record.refuse(
+            label_map, f"its units are not along the feature dimension in {trace.place}"
+        )
+    for key in (
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+    ):  # absent, or None, where the layer has none
         tensor = call.arguments.get(key)
-        if isinstance(tensor, Tensor) and tensor.shape == channels.shape and trace.is_labeled(tensor):
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.shape == channels.shape
+            and trace.is_labeled(tensor)
+        ):
             trace.record.merge(channels, trace.first_labels_of(tensor).to(channels.device))
     trace.set_labels(call.outputs[0], [label_map.clone() for label_map in trace.labels_of(source)])
 

@@ -21,8 +21,30 @@ Rules = dict[str, Rule]
 # Modules that are an activation as a whole. In any other module, single operations are recognized.
 _ACTIVATIONS = frozenset(
     (
-        *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid"),
-        *("Mish", "PReLU", "RReLU", "Rational", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink"),
+        *(
+            "CELU",
+            "ELU",
+            "GELU",
+            "Hardshrink",
+            "Hardsigmoid",
+            "Hardswish",
+            "Hardtanh",
+            "LeakyReLU",
+            "LogSigmoid",
+        ),
+        *(
+            "Mish",
+            "PReLU",
+            "RReLU",
+            "Rational",
+            "ReLU",
+            "ReLU6",
+            "SELU",
+            "SiLU",
+            "Sigmoid",
+            "Softplus",
+            "Softshrink",
+        ),
         *("Softsign", "Tanh", "Tanhshrink", "Threshold"),
     )
 )
@@ -68,15 +90,21 @@ def pointwise(trace: TraceRecorder, call: Call) -> None:
         met = []
         device = labeled[0].device
         for tensor in labeled:
-            met += [label_map.to(device).broadcast_to(shape) for label_map in trace.labels_of(tensor)]
+            met += [
+                label_map.to(device).broadcast_to(shape) for label_map in trace.labels_of(tensor)
+            ]
         label_maps = merge_label_maps(trace, met)
         # Only now: what meets the result must be equal along all of its units, not only along those of one input.
         for tensor in call.tensors:
             if not trace.is_labeled(tensor):
                 label_maps = [meet_unlabeled(trace, label_map, tensor) for label_map in label_maps]
         for tensor in call.outputs:
-            if tensor.shape == shape:  # copies: outputs must not share memory with inputs that are written into later
-                trace.set_labels(tensor, [label_map.to(tensor.device, copy=True) for label_map in label_maps])
+            if (
+                tensor.shape == shape
+            ):  # copies: outputs must not share memory with inputs that are written into later
+                trace.set_labels(
+                    tensor, [label_map.to(tensor.device, copy=True) for label_map in label_maps]
+                )
     activation = trace.kind if trace.kind in _ACTIVATIONS else _OPERATIONS.get(call.operation)
     if activation is not None:
         trace.note_activation(call, activation)
@@ -110,7 +138,9 @@ def merge_label_maps(trace: TraceRecorder, met: list[Tensor]) -> list[Tensor]:
     return label_maps
 
 
-def _merge_two(trace: TraceRecorder, first: Tensor, second: Tensor, first_dims: set[int], dims: set[int]) -> Tensor:
+def _merge_two(
+    trace: TraceRecorder, first: Tensor, second: Tensor, first_dims: set[int], dims: set[int]
+) -> Tensor:
     """Merge two label maps of one shape; return that of the result.
 
     `first_dims` and `dims` are the dimensions along which the first and the second vary.
@@ -124,7 +154,9 @@ def _merge_two(trace: TraceRecorder, first: Tensor, second: Tensor, first_dims: 
             return fix_along(trace, first, first_dims & dims)
         record.merge(first, second)
         return torch.where(first != 0, first, second)
-    if not first_dims and not dims:  # neither varies: groups of a single unit, or a parameter of one entry
+    if (
+        not first_dims and not dims
+    ):  # neither varies: groups of a single unit, or a parameter of one entry
         if _serves_all(trace, second):
             return first
         if _serves_all(trace, first):
@@ -179,7 +211,9 @@ def meet_unlabeled(trace: TraceRecorder, label_map: Tensor, other: Tensor) -> Te
     if is_uniform(other, {dim - offset for dim in fixed}):
         trace.backfill_labels(other, label_map)
         return label_map
-    if fixed < dims:  # units also vary across the fixed dimensions, as heads do across their features
+    if (
+        fixed < dims
+    ):  # units also vary across the fixed dimensions, as heads do across their features
         return fix_along(trace, label_map, fixed)
     trace.record.refuse(label_map, f"its units meet a tensor that has no units in {trace.place}")
     return label_map
@@ -221,7 +255,10 @@ def _reduce(trace: TraceRecorder, call: Call) -> None:
         if tensor.shape == source.shape:  # a softmax or a cumulative sum keeps the shape
             trace.set_labels(tensor, [label_map.clone() for label_map in label_maps])
             continue
-        reduced = [label_map.amax(sorted(dims), keepdim=True) if dims else label_map for label_map in label_maps]
+        reduced = [
+            label_map.amax(sorted(dims), keepdim=True) if dims else label_map
+            for label_map in label_maps
+        ]
         trace.set_labels(tensor, [label_map.reshape(tensor.shape).clone() for label_map in reduced])
 
 
@@ -256,7 +293,9 @@ def _window(trace: TraceRecorder, call: Call) -> None:
             label_maps.append(mixed.amax(sorted(dims), keepdim=True))
     # Pooled sizes differ from those of the input, but no map varies along them any more.
     for tensor in call.outputs:
-        trace.set_labels(tensor, [label_map.expand(tensor.shape).clone() for label_map in label_maps])
+        trace.set_labels(
+            tensor, [label_map.expand(tensor.shape).clone() for label_map in label_maps]
+        )
 
 
 def _glu(trace: TraceRecorder, call: Call) -> None:

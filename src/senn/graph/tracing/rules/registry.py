@@ -35,7 +35,9 @@ def register() -> None:
 
 def rule_for(func: Any) -> Rule:
     """Return the rule of an ATen operation, such as `torch.ops.aten.relu.default`."""
-    rule = _RULES.get(func._schema.name)  # also for `pointwise` operations that need a rule of their own
+    rule = _RULES.get(
+        func._schema.name
+    )  # also for `pointwise` operations that need a rule of their own
     if rule is not None:
         return rule
     return pointwise.pointwise if torch.Tag.pointwise in func.tags else unknown

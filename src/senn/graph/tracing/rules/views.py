@@ -21,7 +21,11 @@ from senn.graph.tracing.trace_recorder import TraceRecorder
 _ONLY_FLOATING = frozenset(
     (
         *("aten::im2col", "aten::channel_shuffle", "aten::native_channel_shuffle"),
-        *(f"aten::{kind}_pad{rank}d" for kind in ("reflection", "replication") for rank in (1, 2, 3)),
+        *(
+            f"aten::{kind}_pad{rank}d"
+            for kind in ("reflection", "replication")
+            for rank in (1, 2, 3)
+        ),
     )
 )
 
@@ -89,12 +93,16 @@ def _join(trace: TraceRecorder, call: Call) -> None:
             own += trace.labels_of(part)[number : number + 1]
         along_dim = not new and any(dim in varying(labels) for labels in own)
         if along_dim or not bool(label_map.any()):
-            label_maps.append(label_map)  # units lie one after the other along `dim`: nothing to merge
+            label_maps.append(
+                label_map
+            )  # units lie one after the other along `dim`: nothing to merge
             continue
         shared = trace.record.merge_along(label_map, {dim})
         for part, labels in zip(parts, own, strict=False):
             if not bool(labels.any()):
-                meet_unlabeled(trace, (shared.squeeze(dim) if new else shared).expand(part.shape), part)
+                meet_unlabeled(
+                    trace, (shared.squeeze(dim) if new else shared).expand(part.shape), part
+                )
         label_maps.append(shared.expand(label_map.shape).clone())
     trace.set_labels(output, label_maps)
 
@@ -106,7 +114,9 @@ def _keep(trace: TraceRecorder, call: Call) -> None:
         return
     for tensor in call.outputs:
         if tensor is not source and tensor.shape == source.shape:
-            copies = [label_map.to(tensor.device, copy=True) for label_map in trace.labels_of(source)]
+            copies = [
+                label_map.to(tensor.device, copy=True) for label_map in trace.labels_of(source)
+            ]
             trace.set_labels(tensor, copies)
 
 
@@ -118,7 +128,9 @@ def _overwrite(trace: TraceRecorder, call: Call) -> None:
         for value in others:
             trace.unreadable(value, call.operation)
     if source is not None and trace.is_labeled(source):
-        trace.set_labels(target, [label_map.expand_as(target) for label_map in trace.labels_of(source)])
+        trace.set_labels(
+            target, [label_map.expand_as(target) for label_map in trace.labels_of(source)]
+        )
     elif trace.is_labeled(target):
         for label_map in trace.labels_of(target):
             label_map.zero_()

@@ -1,0 +1,90 @@
+"""Records, density and docstrings of the source, as CONTRIBUTING.md asks for them."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "senn"
+FILES = sorted(SOURCE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+IDS = [str(path.relative_to(SOURCE)) for path in FILES]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+# -- records and density
+
+
+def test_no_call_with_seven_positional_arguments():
+    calls = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}"
+        for path, tree in TREES.items() for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and len(node.args) >= 7
+    ]  # fmt: skip
+    assert calls == []
+
+
+OPEN = {"events.py": 130, "event_tables.py": 70}
+
+
+def statement_sizes(tree):
+    """Yield (line, AST nodes) of each statement inside functions; of a compound one that of its head."""
+    for function in (node for node in ast.walk(tree) if isinstance(node, Function)):
+        for node in ast.walk(function):
+            if not isinstance(node, ast.stmt) or isinstance(
+                node, Function | ast.ClassDef | ast.Try
+            ):
+                continue
+            queue, size = [node], 0
+            while queue:
+                one = queue.pop()
+                size += isinstance(one, ast.expr | ast.stmt)
+                queue += [
+                    c
+                    for c in ast.iter_child_nodes(one)
+                    if not isinstance(c, ast.stmt | ast.match_case)
+                ]
+            yield node.lineno, size
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_no_statement_is_packed(path):
+    assert [
+        (line, size)
+        for line, size in statement_sizes(TREES[path])
+        if size > OPEN.get(path.name, 60)
+    ] == []
+
+
+# -- docstrings
+
+
+def public_functions(node):
+    """Yield functions of a module and methods of its public classes whose names have no underscore in front."""
+    for one in node.body:
+        if isinstance(one, ast.ClassDef) and not one.name.startswith("_"):
+            yield from public_functions(one)
+        elif isinstance(one, Function) and not (one.name.startswith("_") or is_overload(one)):
+            yield one
+
+
+def is_overload(function):
+    return any("overload" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def lacks_args(function):
+    every = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    parameters = [one.arg for one in every if one.arg not in ("self", "cls")]
+    return len(parameters) >= 2 and not re.search(
+        r"^\s*Args:", ast.get_docstring(function) or "", re.M
+    )
+
+
+def test_public_functions_describe_their_arguments():
+    functions = [(path, one) for path, tree in TREES.items() for one in public_functions(tree)]
+    lacking = [
+        f"{path.relative_to(SOURCE)}:{one.name}" for path, one in functions if lacks_args(one)
+    ]
+    wide = [one for _, one in functions if len(one.args.args) + len(one.args.kwonlyargs) >= 2]
+    assert len(lacking) <= 0.05 * len(wide), lacking
