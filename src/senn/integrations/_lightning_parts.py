@@ -82,6 +82,7 @@ def averages(callbacks: Sequence[object], module: nn.Module, name: str | None) -
                 raise SennError(
                     f"the module keeps the average {path!r} of a part of it: name that by model=..."
                 )
+            # By exact type: an average is a deep copy.
             if type(one.module) is type(grown):
                 found.append(one.module)
     return found

@@ -229,6 +229,7 @@ class SelfExpansion(pl.Callback):
             batch: the batch.
             batch_idx: its number in the epoch.
         """
+        # Optimizer steps: with accumulation several batches make one.
         step = trainer.global_step
         if self.session.needs_batch(step):
             self.session.add_batch(batch, step)
@@ -291,6 +292,7 @@ class SelfExpansion(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of a session until there is an optimizer to resume it with."""
+        # Lightning restores callbacks before it makes optimizers.
         self._state = state_dict
 
     # -- inside

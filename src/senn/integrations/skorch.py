@@ -112,6 +112,7 @@ class SelfExpansion(Callback):  # type: ignore[misc]
             kwargs: ignored.
         """
         self.session_.epoch = len(net.history)
+        # Each call of `partial_fit` trains for `max_epochs` more, with a session of its own.
         if self.session_.grower is None:
             batches = len(net.get_iterator(dataset_train, training=True))
             self.session_.start(

@@ -220,6 +220,7 @@ class SelfExpansion(TrainerCallback):
             control: not used.
             kwargs: `model`, and more that isn't used.
         """
+        # Without the hook no round is near.
         if self._hook is None:
             return
         self._unhook()

@@ -28,6 +28,13 @@ class ChannelStats:
 
         Args:
             pixels: (n, C, H, W) uint8.
+
+        Example:
+            >>> import torch
+            >>> from senn.training.augment import ChannelStats
+            >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+            >>> ChannelStats.of(pixels)
+            ChannelStats(mean=(0.5,), std=(0.5,))
         """
         means, deviations = [], []
         values = torch.arange(256, dtype=torch.float64) / 255

@@ -162,11 +162,13 @@ class GrowthSession:
             batches=RecentBatches(self.recipe.max_scoring_samples, grower.communicator),
         )
         self._averages, self._wrapper = averages, wrapper
+        # A model that was resized to a checkpoint may have been wrapped before.
         self._rewrap()
         # Loops without an end say so in different ways: None, infinity, -1.
         planned = steps is not None and math.isfinite(steps) and steps >= 1
         self._steps = int(steps) if planned and steps is not None else None
         self._schedule = GrowthSchedule(self.recipe, self._steps)
+        # In place: callers hold on to `history`.
         self.history.clear()
         self._warned.clear()
         if state is None:
@@ -325,7 +327,6 @@ class GrowthSession:
             self._schedule = GrowthSchedule(self.recipe, self._steps)
             self._schedule.load_state_dict(state["rounds"])
             running.batches.load(state["held"], device)
-            # In place: users hold on to `history`.
             self.history[:] = copies(state["history"])
             running.grower.load_state_dict(state["grower"])
             running.recorder.resume(self.history)

@@ -59,6 +59,12 @@ def image_config(**choices: Any) -> TrainConfig:
 
     Raises:
         SennError: a choice is out of range; the sentence names it.
+
+    Example:
+        >>> from senn.training.image_training import image_config
+        >>> config = image_config(lr=0.02, max_params=50_000)
+        >>> config.schedule, config.moves
+        ('cosine', ('width', 'prune'))
     """
     optimizer = str(choices.get("optimizer", "adamw")).lower()
     defaults: dict[str, Any] = {

@@ -105,6 +105,7 @@ class LoggerCallback(Callback):
             image = growth_image(self.history)
             for logger in self.loggers:
                 log_image(logger, "senn/growth", image, step)
+        # Some loggers, as Lightning's for CSV files, write only when they are saved.
         for logger in self.loggers:
             save = getattr(logger, "save", None)
             if callable(save):
@@ -200,6 +201,7 @@ def growth_image(history: Sequence[Record]) -> npt.NDArray[np.uint8]:
         path = Path(folder) / "growth.png"
         growth_figure(shown, path, start)
         pixels = imread(path)
+    # matplotlib reads PNG as RGBA from 0 to 1.
     return np.asarray(np.round(pixels[..., :3] * 255), dtype=np.uint8)
 
 

@@ -102,6 +102,7 @@ class Training:
         inputs: Inputs,
         checkpointer: Checkpointer | None,
     ) -> None:
+        # First of all: to build the optimizer and the grower takes a moment.
         started = time.perf_counter()
         self.checkpointer, self.device = checkpointer, rows.x.device
         self.model, self.rows, self.held_out = model, rows, held_out
@@ -127,6 +128,7 @@ class Training:
         if self.checkpointer is not None and self.checkpointer.state is not None:
             self.load_state_dict(self.checkpointer.state)
             self.checkpointer.restart(self.state.history)
+            # The record of the original start, by which listeners know the sizes at the beginning.
             for callback in self.callbacks:
                 callback.on_start(self.state.history[0])
         else:
@@ -358,6 +360,7 @@ class Training:
 
     def flops(self) -> int:
         """Count the floating-point operations of the model as it is now, per row."""
+        # One row is enough: the count is proportional to the rows.
         return forward_flops(self.model, self.inputs(self.rows.x[:1]))
 
     def finish(self, interrupted: bool) -> TrainResult:

@@ -120,7 +120,7 @@ class LinesCallback(Callback):
 
 
 class LiveCallback(LinesCallback):
-    """A progress bar with the state beside it; changes of size scroll by above.
+    """A progress bar with the state next to it; changes of size scroll by above.
 
     Args:
         console: a terminal.
@@ -204,6 +204,7 @@ class NotebookCallback(Callback):
         state, changed = escape(state_line(record)), escape(self._changed)
         picture = html.network(record["architecture"])
         page = HTML(f"<div>{bar}<br>{state}<br>{changed}<br>{picture}</div>")  # type: ignore[no-untyped-call]
+        # Renewed in place, so that the output stays as long as it is.
         if self._handle is None:
             self._handle = display(page, display_id=True)  # type: ignore[no-untyped-call]
         else:

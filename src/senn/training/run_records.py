@@ -119,5 +119,6 @@ def _sizes(model: nn.Module) -> Record:
 def _policy_name(recipe: TrainConfig) -> str | None:
     if not recipe.grow:
         return None
+    # By name, since a policy object isn't JSON.
     policy = recipe.policy or "price"
     return policy if isinstance(policy, str) else type(policy).__name__

@@ -89,6 +89,7 @@ def train(
         )
 
 
+# All of these would fail later, in torch, in words that name neither the argument nor the cause.
 def _check(x: Tensor, y: Tensor, task: str, outputs: int, sample_weight: Tensor | None) -> None:
     if task not in ("classification", "regression"):
         raise SennError(f"task must be 'classification' or 'regression', not {task!r}")

@@ -44,6 +44,7 @@ class TrainResult:
 
 def architecture(model: nn.Module) -> tuple[int, ...]:
     """Return the widths of a model's hidden layers, by its property `hidden`; empty if it has none."""
+    # Any module can be trained, but only those of senn.nn know which of their sizes are hidden widths.
     return tuple(getattr(model, "hidden", ()))
 
 

@@ -74,6 +74,13 @@ def r2(output: Tensor, target: Tensor, weight: Tensor) -> float:
 
     Returns:
         1 - residual variance / variance; 0 if no target varies.
+
+    Example:
+        >>> import torch
+        >>> from senn.training.validation import r2
+        >>> target = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+        >>> r2(target, target, torch.ones(4)), r2(target * 0 + 1.5, target, torch.ones(4))
+        (1.0, 0.0)
     """
     w = (weight / weight.sum()).unsqueeze(1)
     residual = (w * (target - output) ** 2).sum(0)
