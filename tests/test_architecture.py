@@ -77,8 +77,6 @@ def test_imports_point_downward(path):
 
 
 LONG = {
-    "cifar_cycles.py": 450,  # an experiment reads like a section of the paper, in one piece
-    "transfer.py": 450,  # another
     "gains.py": 450,
     "_deprecated.py": 420,  # one list, with what makes aliases of it
     "scoring_session.py": 450,

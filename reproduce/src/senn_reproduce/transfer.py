@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +26,9 @@ from senn.training.augment import augment
 from senn_reproduce.image_runs import Data, accuracy_and_loss, batches, load, one_cycle, pick_device
 from senn_reproduce.results import Record, write_results
 from senn_reproduce.transfer_figure import figure
+from senn_reproduce.transfer_table import ARMS, summary
 
 SOURCE, TARGET = "cifar-10", "tiny-imagenet"
-ARMS = ("fixed", "grown", "scratch")
 POLICY = PricePolicy(kappa=0.03, confidence=1.0)
 CANDIDATE_CONFIG = CandidateConfig(units=16, data_direction_fraction=1.0)
 
@@ -395,30 +393,3 @@ def main(
     figure(records, out / "figure.png")
     print(summary(records))
     return records
-
-
-def summary(records: Sequence[Record]) -> str:
-    """A line for each arm, mean ± standard deviation over the seeds, and what growth brought, seed by seed."""
-
-    def cells(name: str, arm: str, form: str) -> str:
-        values = [record[name][arm] for record in records]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        return f"{f'{statistics.fmean(values):{form}} ± {spread:{form}}':>20}"
-
-    columns: dict[str, Any] = {
-        "test": ".4f",
-        "train": ".4f",
-        "parameters": ",.0f",
-        "seconds": ",.0f",
-    }
-    lines = [" " * 8 + "".join(f"{name:>20}" for name in columns)]
-    lines += [
-        f"{arm:8}" + "".join(cells(name, arm, form) for name, form in columns.items())
-        for arm in ARMS
-    ]
-    for arm in ("fixed", "scratch"):
-        gains = [record["gain"][f"over {arm}"] for record in records]
-        lines.append(
-            f"grown over {arm}: {statistics.fmean(gains):+.4f} ({', '.join(f'{g:+.4f}' for g in gains)})"
-        )
-    return "\n".join(lines)
