@@ -40,6 +40,7 @@ class FolderCheckpointer:
         self.folder, self.signals = folder, signals
         self.communicator = Communicator()
         self.notes: list[str] = []
+        # The state is read before training begins, so that damage is found before anything is written.
         self.state: Mapping[str, Any] | None = self._found() if resume else None
         self.seconds = _seconds()
         self._due = time.monotonic() + self.seconds
@@ -63,6 +64,7 @@ class FolderCheckpointer:
 
         A full disk must not end the run here: the history that counts is in the checkpoints.
         """
+        # An interrupted run can be resumed, so its history has no end yet.
         if record["event"] != "end":
             with suppress(OSError):
                 self.folder.record(record)
@@ -85,11 +87,13 @@ class FolderCheckpointer:
         """Write one more checkpoint, and set the time of the next."""
         began = time.monotonic()
         try:
+            # An interruption inside would leave a checkpoint half-written, and the alarm would come again.
             with self.signals.deferred():
                 document, numbers = packed(state)
                 self.folder.save(document, numbers)
         finally:
             now = time.monotonic()
+            # A checkpoint that took t seconds is followed by a pause of at least t / SHARE.
             self._due = now + (max(self.seconds, (now - began) / SHARE) if self.seconds else 0.0)
             if self.stopping:
                 self.signals.ignore_further()

@@ -42,18 +42,22 @@ def run(*, folder: Path, to: str, out: Path | None, overwrite: bool, license: st
     if license is not None and to != "hub":
         raise SennError(f"--license is for --to hub, not for {to}: only a model card names one")
     made = complete(folder)
+    # Without this, the error would be about a missing file, not about the run.
     if (made / "unfinished").is_dir() and not (made / DESCRIPTION).exists():
         raise SennError(f"the run in {str(folder)!r} isn't finished, so it holds no network yet")
     has_results = (made / RESULTS).exists()
     if has_results:
+        # senn.load compares the two files with each other; this also finds files of another run.
         check(made, (DESCRIPTION, WEIGHTS))
     record = load_extra(made).get("encoder")
     model = load(made)
     resolved = folder.resolve()
+    # "." and ".." have no name to add an ending to.
     named = resolved if folder.name in ("", "..") else folder
     out = out or named.with_name(named.name + _ENDINGS[to])
     if out.resolve() == resolved:
         raise SennError(f"--out is the folder of the run, {str(folder)!r}; choose another name")
+    # A model that was saved by senn.save knows neither its inputs nor their encoding.
     inputs, about = (None, None) if record is None else _data(record)
     if to == "python":
         print(to_python(model, out, inputs, preprocessing=about, overwrite=overwrite))
@@ -97,6 +101,7 @@ def _graph(
 
 def _data(record: Any) -> tuple[Tensor, dict[str, Any]]:
     """Return an example batch, and the encoding of the data as a JSON-able record."""
+    # A fixed seed: the same run exports the same bytes.
     generator = torch.Generator().manual_seed(0)
     if isinstance(record, dict) and record.get("kind") == KIND:
         images = ImageEncoder.from_dict(record)

@@ -95,6 +95,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         options, saved = arguments.options()
     with communicator.fail_together("begin"):
         preparation = None if options is None else _prepare(options)
+    # highlight=False: rich would color numbers, also in the names of columns and files.
     console = Console(file=sys.stdout, quiet=arguments.is_silent, highlight=False)
     say = _Speaker(console)
     if options is None or preparation is None:
@@ -116,6 +117,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
             checkpointer = _open_run(
                 folder, signals, options, preparation, is_resumed=saved is not None
             )
+        # Only the first process can read the folder: the others get the state from it.
         checkpointer.communicator, checkpointer.state = (
             communicator,
             shared_state(communicator, checkpointer.state, out),
@@ -126,6 +128,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         earlier = (checkpointer.state or {}).get("history", ())
         with signals.between_steps(), watching(arguments, preparation.name, say, earlier) as watch:
             trained = _train(preparation, console, checkpointer, watch)
+        # The network is final now, so a signal has nothing left to save.
         signals.ignore_further()  # writing takes a moment only
         nothing: dict[str, float | None] = {}
         with _going_on(checkpointer):
@@ -133,6 +136,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
                 SCORED, lambda: preparation.test(trained.model), nothing
             )
         results = _results(preparation, trained, scores)
+        # An interrupted run must not replace one that came to its end: its checkpoints stay beside it.
         written = not (trained.interrupted and folder.replaces_another)
         if written:
             _write(folder, signals, preparation, trained, results)
@@ -159,9 +163,11 @@ def _open_run(
     about = {
         "data": preparation.digest(),
         "versions": _versions(),
+        # Sums are split among threads, so another number of them changes the last digits.
         "threads": torch.get_num_threads(),
     }
     if not is_resumed:
+        # It may be resumed from another working directory.
         folder.begin(options.with_absolute_paths(), **about)
         return FolderCheckpointer(folder, signals)
     if folder.about.get("data") != about["data"]:
@@ -205,8 +211,10 @@ def _going_on(checkpointer: FolderCheckpointer) -> Iterator[None]:
             raise type(error)(
                 f"{error}; to resume: senn fit --resume {checkpointer.folder.path}"
             ) from error
+        # Without a checkpoint such an error is a fault of senn's, whose traceback is wanted.
         if checkpointer.state is None or isinstance(error, SennError):
             raise
+        # A checkpoint with a right checksum can still be forged, and hold anything.
         what = f"{type(error).__name__}: {first_line(error)}"
         raise SennError(f"the run can't be resumed from its checkpoint: {what}") from error
 
@@ -217,6 +225,7 @@ def _train(
     checkpointer: FolderCheckpointer,
     watch: Sequence[Callback],
 ) -> TrainResult:
+    # Without a terminal, as in a log file, a bar that redraws itself would be noise.
     callback = (
         LiveCallback(console)
         if console.is_terminal and not console.quiet
@@ -271,6 +280,8 @@ def _write(
     trained: TrainResult,
     results: dict[str, Any],
 ) -> None:
+    # The figure is drawn after all that matters is written, and may be left out; the results come last,
+    # since they hold the checksums of the other files.
     save(folder.draft, trained.model, {"encoder": preparation.record()})
     folder.write_history(trained.history)
 

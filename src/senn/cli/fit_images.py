@@ -133,6 +133,7 @@ class ImagePreparation:
         """Describe the start of training and the price of growth there, JSON-able."""
         model, hidden = _fresh(self.encoder, self.recipe), self.start
         taps = 9  # weights of a 3 x 3 kernel
+        # A unit's parameters depend on its layer, so the plan names the most expensive one.
         reads = [self.encoder.channels, *hidden[:-1]]
         read_by = [*(taps * width for width in hidden[1:]), len(self.encoder.labels)]
         # One more channel: its kernel, its scale and shift in the norm, and the weights that read it.
@@ -169,6 +170,7 @@ class ImagePreparation:
 
     def test(self, model: nn.Module) -> dict[str, float | None]:
         """Score a network on the test part: accuracy, and log loss in nats."""
+        # log_softmax rather than the log of a softmax, which is -inf for a class of probability 1e-50.
         log = image_outputs(model, self.encoder, planes(self.test_part)).log_softmax(-1)
         truth = _tensor(self.test_part.labels)
         hits = (log.argmax(1) == truth).double().mean()
@@ -185,6 +187,7 @@ class ImagePreparation:
 def _fresh(encoder: ImageEncoder, recipe: TrainConfig) -> ConvNet:
     """Build a network like the one that training starts from; its parameters are other draws."""
     hidden = recipe.hidden or start_widths(encoder.side)
+    # The draws for this network must not shift those of training.
     with torch.random.fork_rng(devices=[]):
         return build_conv_net(encoder.channels, encoder.side, len(encoder.labels), hidden)
 
@@ -193,6 +196,7 @@ def _encoder(collection: Collection, train: Images, no_flip: bool) -> ImageEncod
     """Fit the encoding to the training images."""
     pixels = train.pixels
     _, side, _, channels = pixels.shape
+    # Statistics of the training images alone, or the test would leak into them.
     standard = ChannelStats.of(_tensor(planes(train)))
     colored = channels == 3 and bool((pixels != pixels[..., :1]).any())
     flip = colored and not no_flip
@@ -262,6 +266,7 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     if len(train) < FEWEST_ROWS:
         raise SennError(f"there are {_images(len(train))}; at least {FEWEST_ROWS} are needed")
     if test is None:
+        # A set with a published test part keeps it, so that scores can be compared with the literature.
         kept, held_out = split(len(train), options.test_fraction, options.seed, train.labels)
         train, test = train.take(kept), train.take(held_out)
     encoder = _encoder(collection, train, options.no_flip)
@@ -305,6 +310,7 @@ def predict_images(
     if reasons:
         print(f"senn: left out {_images(len(reasons))} that can't be read:", file=sys.stderr)
         print("\n".join(f"senn: {' '.join(reason.split())}" for reason in reasons), file=sys.stderr)
+    # In float64, so that probabilities of many classes add up to one.
     outputs = np.concatenate(values)
     columns = {
         "file": pd.Series(names, dtype=object),

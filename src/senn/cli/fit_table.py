@@ -94,6 +94,7 @@ class Preparation:
 
     def digest(self) -> str:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
+        # Encoded rather than raw: another reader of the file may give other cells for the same bytes.
         return checksum_of(self.record(), self.x, self.y, self.x_test, self.y_test)
 
     def train(
@@ -148,6 +149,7 @@ class Preparation:
         """Describe the start of training and the price of growth there, JSON-able."""
         outputs = self.encoder.target.outputs
         model = build_model(self.x.shape[1], outputs, self.recipe)
+        # One more hidden unit has a weight for each feature, a bias, and a weight to each output.
         return planned(
             model, self.recipe, self.recipe.hidden, self.y, unit=self.x.shape[1] + 1 + outputs
         )
@@ -166,6 +168,7 @@ def prepare(options: FitOptions) -> Preparation:
         SennError: naming the column, row or option that is wrong.
     """
     refuse_options(options, ("image_size", "data_dir", "no_flip"), "images, and {data} is a table")
+    # Categories are read as text, or the code "007" would become the number 7.
     kinds = dict(options.column)
     table = read_table(
         options.data, text=[name for name, kind in kinds.items() if kind == "category"]
@@ -175,6 +178,7 @@ def prepare(options: FitOptions) -> Preparation:
         which = f"the column of {options.data!r} to predict isn't known; name it with --target"
         raise SennError(f"{which}; the table has {listed(table.frame.columns)}")
     check_names(table.frame, name)
+    # A target has no kind: its task decides how it is read.
     if name in kinds:
         raise SennError(f"{name!r} is the target; use --task to say how it is read, not --column")
     rows = len(table.frame)
@@ -183,6 +187,7 @@ def prepare(options: FitOptions) -> Preparation:
             f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed"
         )
     target = Target.fit(name, table.frame[name], options.task)
+    # Classes are held out in proportion, so that a rare one is in both parts.
     classes = target.encode(table.frame[name]) if target.task == "classification" else None
     train, test = split(rows, options.test_fraction, options.seed, classes)
     parts = table.frame.iloc[train], table.frame.iloc[test]
@@ -209,6 +214,7 @@ def prepare(options: FitOptions) -> Preparation:
 def _recipe(options: FitOptions, encoder: TableEncoder, features: int) -> TrainConfig:
     """Build the recipe of defaults and options, checked as far as is possible by now."""
     recipe = TrainConfig(policy=chosen_policy(options), **recipe_fields(options))
+    # The draws for this network must not shift those of training.
     with torch.random.fork_rng(devices=[]):
         model = build_model(features, encoder.target.outputs, recipe)
     check_start(model, recipe, encoder.target.task)

@@ -49,6 +49,7 @@ def metrics(model: nn.Module, target: Target, x: Tensor, y: Tensor) -> dict[str,
     """
     values, truth = outputs(model, x), y.numpy()
     if target.task == "classification":
+        # Not the log of a softmax, which is -inf for a class of probability 1e-50.
         log = torch.from_numpy(values).log_softmax(dim=-1).numpy()
         hits = values.argmax(axis=1) == truth
         log_loss = -log[np.arange(len(truth)), truth].mean()

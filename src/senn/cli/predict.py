@@ -38,6 +38,7 @@ def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> 
         SennError: the folder holds no network of `senn fit`, or the data don't fit it.
     """
     folder = complete(folder)
+    # A folder of senn.save has no results, and checksums of its own.
     if (folder / RESULTS).exists():
         check(folder, (DESCRIPTION, WEIGHTS))
     record = load_extra(folder).get("encoder")
@@ -46,6 +47,7 @@ def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> 
             f"the model in {str(folder)!r} wasn't made by 'senn fit', so the columns it needs are unknown"
         )
     try:
+        # Encodings of images say so; those of tables have no kind.
         if isinstance(record, dict) and record.get("kind") == KIND:
             frame = predict_images(load(folder), ImageEncoder.from_dict(record), data, proba)
         else:
@@ -53,6 +55,7 @@ def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> 
     except RuntimeError as error:  # shapes or kinds of numbers that `senn fit` doesn't make
         what = f"doesn't fit what it is said to be for: {first_line(error)}"
         raise SennError(f"the network in {str(folder)!r} {what}") from error
+    # Written only when all rows are predicted, so that no part of a file is left by an error.
     text = frame.to_csv(index=False)
     if out is None:
         sys.stdout.write(text)
@@ -73,6 +76,7 @@ def _predict_table(
             f"the model in {str(folder)!r} predicts the rows of one table, not of {len(tables)}"
         )
     model = load(folder)
+    # Read as in training: categories as text, or "007" would be another category.
     x = encoder.transform(read_table(tables[0], text=encoder.text_columns).frame)
     values = outputs(model, torch.from_numpy(x))
     columns = {"prediction": pd.Series(target.decode(values), dtype=object)}

@@ -98,8 +98,10 @@ def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
     """
     total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for array in arrays:
+        # The checksum is that of the numbers, however they lie in memory.
         content = np.ascontiguousarray(array)
         total.update(f"{content.dtype} {content.shape}".encode())
+        # A memoryview of an empty array can't be hashed.
         total.update(content.data if content.size else b"")
     return total.hexdigest()
 
@@ -175,7 +177,9 @@ def check_start(model: nn.Module, recipe: TrainConfig, task: Task) -> None:
     Raises:
         SennError: naming the optimizer or the budget.
     """
+    # Built only to have its name and options checked before anything is written.
     build_optimizer(model, recipe, loss_function(task))
+    # The start can't be made smaller: growth begins with these widths.
     smallest = count_parameters(model)
     if recipe.max_params is not None and recipe.max_params < smallest:
         raise SennError(

@@ -35,6 +35,7 @@ def run(*, folders: Sequence[Path], out: Path | None) -> int:
     out = out or (folders[0] / REPORT if len(folders) == 1 else Path("comparison.html"))
     _refuse_foreign(out)
     text = page([_run_report(folder) for folder in folders])
+    # The page is complete by now, so a failure leaves no empty folder behind.
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write(out, text.encode("utf-8"))
     print(f"written to {out}: {len(text) / 1e6:.1f} MB, opens in any browser, without a network")
@@ -45,6 +46,7 @@ def _refuse_foreign(out: Path) -> None:
     """Refuse to replace any file but a page."""
     if out.is_dir():
         raise SennError(f"{str(out)!r} is a folder: --out names the file to write")
+    # People give --out the name of a file they care about.
     if out.exists() and not out.read_bytes()[:15].lower().startswith(b"<!doctype html>"):
         raise SennError(
             f"{str(out)!r} isn't an HTML page, so the report doesn't replace it; choose another --out"
@@ -66,6 +68,7 @@ def _run_report(folder: Path) -> RunReport:
 def _code(folder: Path) -> str | None:
     """Return the network as source; None, with a note on stderr, if it has layers that aren't senn's or PyTorch's."""
     try:
+        # From the folder rather than the history: only the saved network has its classes.
         return python_source(load(complete(folder)))
     except SennError as error:
         print(f"senn: note: {folder} is shown without its code: {error}", file=sys.stderr)

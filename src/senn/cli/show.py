@@ -35,10 +35,12 @@ def run(*, folder: Path, json: bool) -> int:
     try:
         lines = _so_far(saved) if saved.results is None else _lines(saved.results)
         lines += _changes(saved)
+    # The checksums are right, but the records may be another program's, with other fields.
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         where = f"{str(folder / RESULTS)!r} or its {HISTORY}"
         raise SennError(f"{where} is damaged: {type(error).__name__}: {error}") from error
     if saved.unfinished:
+        # A resumable run beside finished results is another one, which was started with --overwrite.
         is_same = saved.results is None or saved.results["interrupted"]
         what = "it is unfinished" if is_same else "a run that is to replace it is unfinished"
         lines.append(f"{what}; to resume: senn fit --resume {folder}")
@@ -48,6 +50,7 @@ def run(*, folder: Path, json: bool) -> int:
 
 def _unfinished(saved: SavedRun) -> dict[str, Any]:
     """Return what is known of a run without results, JSON-able."""
+    # The last epoch says how far the run has got; rounds in between have no scores.
     last = next((record for record in reversed(saved.history) if record["event"] == "epoch"), None)
     return {
         "unfinished": True,
@@ -81,6 +84,7 @@ def _lines(results: dict[str, Any]) -> list[str]:
     scores = ", ".join(
         f"{name} {value:.4g}" for name, value in results["test"].items() if value is not None
     )
+    # A network without hidden layers is one linear map.
     hidden = "-".join(map(str, results["architecture"])) or "none"
     rows = "images" if data.get("kind") == "images" else "rows"
     size = f"hidden layers {hidden}, {results['parameters']:,} parameters, {results['seconds']:.1f} seconds"
@@ -99,6 +103,7 @@ def _changes(saved: SavedRun) -> list[str]:
     """Return a line for each change, and one for the network that is kept if changes came after it."""
     best = None if saved.results is None else saved.results["best_epoch"]
     lines: list[str] = []
+    # Said only once a change follows: without one the last network is the kept one.
     kept: list[str] = []
     for record in saved.history:
         if record["event"] == "growth":
@@ -111,6 +116,7 @@ def _changes(saved: SavedRun) -> list[str]:
 
 def _change(record: dict[str, Any]) -> str:
     realized = record["realized_decrease"]
+    # None: no round has measured the loss since, as after the last one.
     came = "" if realized is None else f", realized {realized:+.3g}"
     return f"  step {record['step']}: {record['text']}{came}"
 

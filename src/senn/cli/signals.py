@@ -58,6 +58,7 @@ class Signals:
         self._between_steps = self._deferred = self._over = self._limited = False
 
     def __enter__(self) -> Signals:
+        # Only the main thread may set handlers; elsewhere, as in a notebook's thread, nothing is caught.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._former[number] = signal.signal(number, self._on_signal)
@@ -101,6 +102,7 @@ class Signals:
         Returns:
             The work's result, or `otherwise`.
         """
+        # Measured from the signal, since the work may begin long after it.
         left = self._came + seconds - time.monotonic()
         if not self.stopping:
             return work()
@@ -135,6 +137,7 @@ class Signals:
             self._deferred = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # People press Ctrl-C twice, and a terminal sends it to every process of a group.
         if self.stopping or self._over:
             return
         self.number, self._came = number, time.monotonic()

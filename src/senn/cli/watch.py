@@ -126,6 +126,7 @@ class Watch(Callback):
                 return
             self._over = how
             self._changed.notify_all()
+            # Browsers that hear of the end say so on the page; the others report a lost connection.
             self._changed.wait_for(lambda: self._listeners == 0, _PATIENCE)
         self._server.shutdown()
         self._server.server_close()
@@ -182,6 +183,7 @@ class Watch(Callback):
             send("start", None)
             while over is None:
                 with self._changed:
+                    # Woken without news after _PULSE, an empty event finds out that the browser is gone.
                     if len(self._shown) == seen and self._over is None:
                         self._changed.wait(_PULSE)
                     more, over = self._shown[seen:], self._over
@@ -196,7 +198,9 @@ class Watch(Callback):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    # A browser that hangs must not keep the run from ending.
     block_on_close = False
+    # A port stays reserved for a minute after a run; the next one may use it.
     allow_reuse_address = True
 
     def __init__(self, address: tuple[str, int], watch: Watch) -> None:

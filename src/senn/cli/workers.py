@@ -49,6 +49,7 @@ def shared_state(
     if communicator.is_single:
         return state
     document, numbers = packed(state) if communicator.rank == 0 else (None, b"")
+    # The size first: all ranks must hold a tensor of the same size for the broadcast.
     document, size = communicator.broadcast_object("resume a run", [document, len(numbers)])
     data = torch.zeros(size, dtype=torch.uint8)
     if numbers:
@@ -89,6 +90,7 @@ class WorkerCheckpointer:
 
     def save(self, state: State) -> None:
         """Save nothing: the first process does. A signal that has arrived is dealt with by now."""
+        # All processes end after this step: the alarm must not interrupt one of them before.
         if self.stopping:
             self.signals.ignore_further()
 

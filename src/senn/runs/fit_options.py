@@ -52,6 +52,7 @@ class FitOptions:
 
     def with_absolute_paths(self) -> FitOptions:
         """Return the options with absolute paths, so that a run can be resumed from any working directory."""
+        # Relative paths mean something else in another working directory.
         data_dir = None if self.data_dir is None else _absolute(self.data_dir)
         return replace(self, data=_absolute(self.data), data_dir=data_dir)
 
@@ -91,6 +92,7 @@ class FitOptions:
         Raises:
             SennError: the record isn't one.
         """
+        # NaN is left to the policy, which refuses it with the range that is allowed.
         return from_dict(cls, record, what, finite=False)
 
     @classmethod
@@ -108,11 +110,13 @@ class FitOptions:
         """
         record: dict[str, Any] = {"column": []}
         for argument in arguments:
+            # No argparse: a folder must be read without the command, and only this form was ever written.
             option, equals, value = argument.partition("=")
             name = option[2:].replace("-", "_")
             if not option.startswith("--"):
                 record["data"] = argument
             elif name == "column":
+                # A column's name may contain "=", a kind doesn't.
                 record["column"].append([*value.rpartition("=")[::2]])
             else:
                 record[name] = _read(name, value) if equals else True

@@ -106,6 +106,7 @@ def _begins_as_noted(text: bytes, note: object) -> bool:
     """Return True if a history begins with the bytes that a checkpoint has noted."""
     if not isinstance(note, dict):
         return False
+    # bool is an int, and must not pass for a size.
     size = note.get("bytes")
     if type(size) is not int or not 0 <= size <= len(text):
         return False
@@ -154,12 +155,15 @@ def intact_checkpoints(
     """
     for number, folder in sorted(checkpoints(home).items(), reverse=True):
         try:
+            # A checkpoint repeats the history, so it may be several times as long.
             document = read_document(folder / STATE, CHECKPOINT, most=8 * LONGEST)
+            # Somebody may have renamed the folders; the older state would be taken for the newer.
             if document.get("number") != number:
                 raise SennError(f"{str(folder)!r} is damaged: it is another checkpoint")
         except SennError as error:
             reasons.append(str(error))
             continue
+        # Not merely skipped: files of two runs in one folder are no accident of a kill.
         if document.get("run") != about["checksum"]:
             raise SennError(f"{str(folder)!r} and {RUN} belong to different runs")
         yield document
@@ -167,6 +171,7 @@ def intact_checkpoints(
 
 def complete(path: Path) -> Path:
     """Return where a finished run's files are: in its folder, or where a kill left them on their way there."""
+    # A kill while the files are copied leaves the folder a mixture of two runs.
     on_the_way = path / UNFINISHED / "finished"
     return on_the_way if (on_the_way / RESULTS).exists() else path
 
@@ -229,6 +234,7 @@ def read_options(about: Mapping[str, Any], home: Path) -> FitOptions:
     what = repr(str(home / RUN))
     if about["version"] > 1:
         return FitOptions.from_dict(about.get("options"), what)
+    # Version 1, written by senn 0.1.
     arguments = about.get("arguments")
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
         raise SennError(f"{what} is damaged: its arguments aren't a list of texts")
@@ -258,6 +264,7 @@ def _parse_history(text: bytes, path: Path, *, torn: bool) -> list[dict[str, Any
     """Parse a history, a JSON record per line; with `torn` the last line may be incomplete."""
     lines = text.splitlines()
     if torn and text and not text.endswith(b"\n"):
+        # A kill in the middle of a write.
         lines.pop()
     try:
         records = [atomic_files.parse(line) for line in lines]

@@ -90,6 +90,7 @@ class UnfinishedRun:
         Raises:
             OSError: the disk is full; earlier checkpoints are kept.
         """
+        # Numbers only rise, so that the newest is known without a clock.
         number = max(checkpoints(self.home), default=0) + 1
         draft = self.home / f".checkpoint-{number:03}.partial"
         remove(draft)
@@ -113,11 +114,13 @@ class UnfinishedRun:
                 draft / STATE,
                 atomic_files.to_checksummed_json({**head, **digests, "state": state}, indent=None),
             )
+            # One rename makes the checkpoint appear, complete.
             draft.rename(self.home / f"checkpoint-{number:03}")
         finally:
             remove(draft)
         atomic_files.sync(self.home)
         self.has_checkpoint = True
+        # Only now: until the new one is on the disk the old ones are all there is.
         for old in sorted(checkpoints(self.home))[:-_KEPT]:
             discard(checkpoints(self.home)[old])
 
@@ -136,6 +139,7 @@ class UnfinishedRun:
             try:
                 if not isinstance(document.get("state"), dict):
                     raise SennError(f"{str(folder / STATE)!r} is damaged: it holds no state")
+                # 2^40 bytes are more than any model trained here has.
                 numbers = atomic_files.verify_file(
                     folder / NUMBERS, document.get("numbers"), 1 << 40, STATE
                 )

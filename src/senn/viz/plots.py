@@ -80,6 +80,7 @@ def growth_figure(
     _plot_losses(middle, epochs, growth)
     _plot_decreases(lower, growth)
     _mark_kept(upper, (upper, middle, lower), history, epochs)
+    # A log scale would have no place for step 0.
     lower.set_xscale("function", functions=(_root, np.square))
     last = max((record["step"] for record in [*epochs, *growth]), default=1)
     lower.set_xlim(0, last * 1.02)
@@ -110,6 +111,7 @@ def follow(architectures: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]
         if new:
             others = [layer[-1][1] for layer in layers]
             at = min(range(len(layers) + 1), key=lambda at: _change(others, architecture, at))
+            # New layers are taken to lie side by side: a round inserts few, mostly at one place.
             layers[at:at] = [[] for _ in range(new)]
         for layer, width in zip(layers, architecture, strict=True):
             layer.append((moment, width))
@@ -134,6 +136,7 @@ def _plot_widths(axes: Axes, history: Records) -> None:
         axes.plot(steps[0], widths[0], marker="o", markersize=4, color=f"C{(number - 1) % 10}")
     axes.set_ylabel("units")
     axes.set_ylim(bottom=0)
+    # There are no half units.
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if 0 < len(layers) <= MOST_NAMED:
         axes.legend(**_ASIDE)

@@ -56,11 +56,13 @@ def downsample_record(record: Record) -> dict[str, Any]:
         raise TypeError("the event of a record isn't a text")
     if event == "end":
         return _rounded(record)
+    # bool is an int in Python.
     if isinstance(record["step"], bool) or not isinstance(record["step"], int):
         raise TypeError("the step of a record isn't a whole number")
     if event in ("start", "epoch", "growth"):
         if not all(isinstance(width, int) for width in record.get("architecture", ())):
             raise TypeError("the widths of a record aren't whole numbers")
+        # Raises for what is no number: the scripts of the page count on it.
         int(record["parameters"])
     if event != "growth_round":
         return _rounded(record)
