@@ -25,9 +25,6 @@ def test_no_call_with_seven_positional_arguments():
     assert calls == []
 
 
-OPEN = {"events.py": 130, "event_tables.py": 70}
-
-
 def statement_sizes(tree):
     """Yield (line, AST nodes) of each statement inside functions; of a compound one that of its head."""
     for function in (node for node in ast.walk(tree) if isinstance(node, Function)):
@@ -50,11 +47,7 @@ def statement_sizes(tree):
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_no_statement_is_packed(path):
-    assert [
-        (line, size)
-        for line, size in statement_sizes(TREES[path])
-        if size > OPEN.get(path.name, 60)
-    ] == []
+    assert [(line, size) for line, size in statement_sizes(TREES[path]) if size > 60] == []
 
 
 # -- docstrings

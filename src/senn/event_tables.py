@@ -46,17 +46,13 @@ def event_html(record: Mapping[str, Any]) -> str:
         "loss before",
         "after",
     )
-    row = (
-        html.kind(record["kind"]),
-        record["place"],
-        f"{record['width_before']} → {record['width_after']}",
-        f"{record['parameters']:+,}",
-        html.number(record["expected_decrease"]),
-        html.number(record["price"]),
-        html.number(record["realized_decrease"]),
-        html.number(record["loss_before"], 4),
-        html.number(record["loss_after"], 4),
-    )
+    widths = f"{record['width_before']} → {record['width_after']}"
+    change = (html.kind(record["kind"]), record["place"], widths, f"{record['parameters']:+,}")
+    nats = [
+        html.number(record[name]) for name in ("expected_decrease", "price", "realized_decrease")
+    ]
+    losses = [html.number(record[name], 4) for name in ("loss_before", "loss_after")]
+    row = (*change, *nats, *losses)
     table = html.table(f"round {record['round']}", head, [row], left=2)
     return table + html.network(record["architecture"])
 

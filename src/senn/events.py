@@ -121,45 +121,76 @@ class GrowthEvent:
             after: figures of the network after the round.
             policy: the policy that priced the candidates.
             undo: takes the whole round back; None if that can't be done.
+
+        Returns:
+            The events, in the order in which their places were accepted first.
         """
-        removed = {
-            move.group: tuple(move.units) for move in receipt.moves if isinstance(move, Prune)
-        }
         by_place: dict[tuple[str, str], list[Candidate]] = {}
         for candidate in accepted:
             by_place.setdefault((candidate.kind, candidate.place), []).append(candidate)
         events = []
-        for (kind, place), several in by_place.items():
-            first, last = several[0], several[-1]
-            event = cls(
-                kind=kind,
-                place=place,
-                detail=first.detail,
-                width_before=0 if kind == "insert" else before.widths.get(place, 0),
-                width_after=last.width,
-                units=sum(one.units for one in several),
-                parameters=sum(one.parameters for one in several),
-                gain=sum(one.gain for one in several),
-                gain_lower_bound=sum(one.gain_lower_bound for one in several),
-                held_out_gain=sum(one.held_out_gain for one in several),
-                # each step is fitted beside the accepted ones, so errors add like independent ones
-                held_out_stderr=sum(one.held_out_stderr**2 for one in several) ** 0.5,
-                expected_decrease=sum(one.expected_decrease for one in several),
-                price=sum(policy.price(one.parameters, one.samples) for one in several),
-                loss_per_nat=first.loss_per_nat,
-                eta_before=before.eta,
-                eta_after=after.eta,
-                score_limit=first.score_limit,
-                loss_before=before.loss,
-                loss_after=after.loss,
-                output_change=receipt.output_change or 0.0,
-                architecture=tuple(after.widths.values()),
-                round=number,
-                removed_units=removed.get(place, ()) if kind == "prune" else (),
-                _undo=undo,
+        for several in by_place.values():
+            event = cls._from_place(
+                several, receipt, number=number, before=before, after=after, policy=policy
             )
+            event._undo = undo
             events.append(event)
         return events
+
+    @classmethod
+    def _from_place(
+        cls,
+        several: Sequence[Candidate],
+        receipt: Receipt,
+        *,
+        number: int,
+        before: NetworkState,
+        after: NetworkState,
+        policy: Policy,
+    ) -> GrowthEvent:
+        """Make the event of the candidates of one kind at one place."""
+        first, last = several[0], several[-1]
+        width_before = 0 if first.kind == "insert" else before.widths.get(first.place, 0)
+        removed_units: tuple[int, ...] = ()
+        for move in receipt.moves:
+            if first.kind == "prune" and isinstance(move, Prune) and move.group == first.place:
+                removed_units = tuple(move.units)
+        units = sum(one.units for one in several)
+        parameters = sum(one.parameters for one in several)
+        # Each candidate was scored beside those accepted before it, so gains add up.
+        gain = sum(one.gain for one in several)
+        gain_lower_bound = sum(one.gain_lower_bound for one in several)
+        held_out_gain = sum(one.held_out_gain for one in several)
+        expected_decrease = sum(one.expected_decrease for one in several)
+        # For the same reason, errors add like independent ones.
+        held_out_stderr = sum(one.held_out_stderr**2 for one in several) ** 0.5
+        # One by one: a policy's price need not be linear in the number of parameters.
+        price = sum(policy.price(one.parameters, one.samples) for one in several)
+        return cls(
+            kind=first.kind,
+            place=first.place,
+            detail=first.detail,
+            width_before=width_before,
+            width_after=last.width,
+            units=units,
+            parameters=parameters,
+            gain=gain,
+            gain_lower_bound=gain_lower_bound,
+            held_out_gain=held_out_gain,
+            held_out_stderr=held_out_stderr,
+            expected_decrease=expected_decrease,
+            price=price,
+            loss_per_nat=first.loss_per_nat,
+            eta_before=before.eta,
+            eta_after=after.eta,
+            score_limit=first.score_limit,
+            loss_before=before.loss,
+            loss_after=after.loss,
+            output_change=receipt.output_change or 0.0,
+            architecture=tuple(after.widths.values()),
+            round=number,
+            removed_units=removed_units,
+        )
 
     def __repr__(self) -> str:
         """One line as `str` has it, so that a list of events can be read too; `as_dict` has every figure."""
@@ -182,13 +213,11 @@ class GrowthEvent:
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
-        record = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
-        return {
-            **record,
-            "architecture": list(self.architecture),
-            "removed_units": list(self.removed_units),
-            "text": str(self),
-        }
+        record = self.state()
+        record["architecture"] = list(self.architecture)
+        record["removed_units"] = list(self.removed_units)
+        record["text"] = str(self)
+        return record
 
     def state(self) -> dict[str, Any]:
         """All fields as plain values; non-finite floats are kept, and what `undo` needs is left out."""
@@ -198,10 +227,12 @@ class GrowthEvent:
     def from_state(cls, state: Mapping[str, Any]) -> GrowthEvent:
         """Make the event that `state` was taken of; it can't be undone any more."""
         state = current_keys(cls, state)
-        tuples = {
-            f.name: tuple(state[f.name]) for f in fields(cls) if isinstance(state.get(f.name), list)
+        # JSON has no tuples.
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in state.items()
         }
-        return cls(**{**state, **tuples})
+        return cls(**values)
 
     def _repr_html_(self) -> str:
         return event_html(self.as_dict())
@@ -258,14 +289,23 @@ class Decision:
             reason=policy.reason(candidate, accepted or ()) if exceeds else "",
         )
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Decision:
+        """Make the decision that `dataclasses.asdict` was taken of."""
+        candidate = Candidate(**current_keys(Candidate, state["candidate"]))
+        return cls(**{**state, "candidate": candidate})
+
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON: null for what isn't finite."""
-        figures = {**asdict(self.candidate), "expected_decrease": self.candidate.expected_decrease}
+        figures = asdict(self.candidate)
+        figures["expected_decrease"] = self.candidate.expected_decrease
         figures |= {"price": self.price, "margin": self.margin, "reason": self.reason}
-        return {
-            name: None if isinstance(x, float) and not isfinite(x) else x
-            for name, x in figures.items()
-        }
+        # JSON has no infinities: a price may be one, where nothing may grow.
+        return {name: _finite(figure) for name, figure in figures.items()}
+
+
+def _finite(figure: Any) -> Any:
+    return None if isinstance(figure, float) and not isfinite(figure) else figure
 
 
 @_deprecated.aliased
@@ -321,13 +361,11 @@ class GrowthRound:
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
-        lists = {name: [one.as_dict() for one in record[name]] for name in ("accepted", "refused")}
-        return {
-            **record,
-            **lists,
-            "moves": list(self.moves),
-            "architecture": list(self.architecture),
-        }
+        record["accepted"] = [one.as_dict() for one in self.accepted]
+        record["refused"] = [one.as_dict() for one in self.refused]
+        record["moves"] = list(self.moves)
+        record["architecture"] = list(self.architecture)
+        return record
 
     def _repr_html_(self) -> str:
         rows = [(name, html.number(eta)) for name, eta in self.eta_by_map.items()]
@@ -343,17 +381,12 @@ class GrowthRound:
     def from_state(cls, state: Mapping[str, Any]) -> GrowthRound:
         """Make the round that `state` was taken of."""
         state = current_keys(cls, state)
-        verdicts = {
-            name: tuple(
-                Decision(
-                    **{**one, "candidate": Candidate(**current_keys(Candidate, one["candidate"]))}
-                )
-                for one in state[name]
-            )
-            for name in ("accepted", "refused")
-        }
-        tuples = {name: tuple(state[name]) for name in ("moves", "architecture")}
-        return cls(**{**state, **verdicts, **tuples})
+        values = dict(state)
+        for name in ("accepted", "refused"):
+            values[name] = tuple(Decision.from_state(one) for one in state[name])
+        for name in ("moves", "architecture"):
+            values[name] = tuple(state[name])
+        return cls(**values)
 
 
 class CandidateList(list[Candidate]):
