@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from senn.kfac.folds import Fold
+from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.stream import StreamKey
 
 MOST_ROWS = 1 << 16
@@ -51,6 +52,7 @@ class BatchStatistics:
         output: the model's outputs, (samples, ...).
         fit: statistics of the samples on which steps are fitted.
         held_out: and of those on which they are valued.
+        stream_columns: by candidate for a residual stream, the layout of its columns.
     """
 
     samples: int
@@ -59,6 +61,7 @@ class BatchStatistics:
     output: Tensor
     fit: FoldStatistics = field(default_factory=FoldStatistics)
     held_out: FoldStatistics = field(default_factory=FoldStatistics)
+    stream_columns: dict[StreamKey, ColumnLayout] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

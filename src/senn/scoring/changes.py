@@ -1,11 +1,56 @@
-"""Changes of a model as scored candidates."""
+"""Records of scored changes: what a change does, what it gains, and what that is compared with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from senn.policies import Candidate, Criterion, Kind
-from senn.scoring.gains import Gains, Prices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gains:
+    """Gains of one change in eta's unit, twice the loss's; `+` adds those of several units or maps.
+
+    Attributes:
+        gain: K-FAC gain D on all samples.
+        gain_lower_bound: D' (paper, Theorem 3.2).
+        held_out_gain: gain of a step fitted on one fold and valued on the other.
+        held_out_stderr: standard error of `held_out_gain` over the samples of that fold.
+        cross_fold_gain: gain that both folds agree on; NaN where it isn't known.
+    """
+
+    gain: float = 0.0
+    gain_lower_bound: float = 0.0
+    held_out_gain: float = 0.0
+    held_out_stderr: float = 0.0
+    cross_fold_gain: float = 0.0
+
+    def __add__(self, other: Gains) -> Gains:
+        """Sum every figure; standard errors add linearly, since all come from the same samples and may err together."""
+        return Gains(
+            gain=self.gain + other.gain,
+            gain_lower_bound=self.gain_lower_bound + other.gain_lower_bound,
+            held_out_gain=self.held_out_gain + other.held_out_gain,
+            held_out_stderr=self.held_out_stderr + other.held_out_stderr,
+            cross_fold_gain=self.cross_fold_gain + other.cross_fold_gain,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Figures of a round that gains are compared with; only `eta` changes while candidates are accepted.
+
+    Attributes:
+        samples: number of training samples.
+        loss_per_nat: how much of the loss one nat per sample is.
+        eta: the network's expansion score now.
+        score_limit: lambda, which eta can't exceed.
+    """
+
+    samples: int
+    loss_per_nat: float
+    eta: float
+    score_limit: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from senn.policies import Criterion
-from senn.scoring.gains import Gains, LayerGains
+from senn.scoring.changes import Gains
+from senn.scoring.gains import LayerGains
 
 CRITERIA: tuple[Criterion, ...] = ("held_out_gain", "gain_lower_bound")
 """Figures by which units are chosen: one for `PricePolicy`, the other for the paper's rule (section 3.3)."""

@@ -17,9 +17,9 @@ from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import IdentityLayer, Layer
 from senn.graph import ChannelGroup, DependencyGraph, LinearMap, get_linear
 from senn.policies import Budget, Candidate, CandidateKey
-from senn.scoring.changes import Change, ScoredCandidate
+from senn.scoring.changes import Change, Prices, ScoredCandidate
 from senn.scoring.column_layout import ColumnLayout
-from senn.scoring.gains import LayerGains, Prices
+from senn.scoring.gains import LayerGains
 from senn.scoring.greedy import Choice, Consumer, best_choices
 from senn.scoring.pruning_costs import PruningCosts
 from senn.scoring.removals import Removals

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from senn.graph import ChannelGroup, CoupledDim, DependencyGraph, LinearMap, owned_columns
 from senn.policies import Budget
-from senn.scoring.changes import Change, ScoredCandidate
-from senn.scoring.gains import Gains, Prices
+from senn.scoring.changes import Change, Gains, Prices, ScoredCandidate
 from senn.scoring.pruning_costs import PruningCosts
 from senn.surgery import Prune
 

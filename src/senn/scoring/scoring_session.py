@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +13,26 @@ from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.gain_ascent import GainObjective, optimize_candidates
 from senn.candidates.sampling import SCALE_SAMPLES, sample_candidates
 from senn.collectives import Communicator
-from senn.errors import UnsupportedError
 from senn.graph import DependencyGraph, LinearMap
-from senn.kfac.accumulate import sampled_locations
 from senn.kfac.batch_layout import BatchLayout
-from senn.kfac.capture import RowChunk, capture, labels
+from senn.kfac.capture import labels
 from senn.kfac.factors import FactorInverse
-from senn.kfac.folds import Fold, LocalSlice
-from senn.kfac.layer_inputs import LayerInput
+from senn.kfac.folds import Fold
 from senn.kfac.loss_metric import LossMetric
 from senn.policies import Budget
 from senn.pytree import Inputs, Output
+from senn.scoring.batch_recorder import BatchRecorder
 from senn.scoring.batch_statistics import (
     MOST_ROWS,
     BatchPart,
-    BatchStatistics,
     FoldStatistics,
     batch_parts,
 )
+from senn.scoring.changes import Prices
 from senn.scoring.column_layout import ColumnLayout, build_column_layout
 from senn.scoring.data_covariance import DataCovariance, DataCovariances
 from senn.scoring.dormant_copy import DormantCopy, digest
-from senn.scoring.gains import LayerGains, Prices
+from senn.scoring.gains import LayerGains
 from senn.scoring.global_batch import GlobalBatch, Samples, join_folds
 from senn.scoring.network_score import joint_score
 from senn.scoring.pool import CandidatePool
@@ -43,7 +40,7 @@ from senn.scoring.pruning_costs import PruningCosts, weight_of
 from senn.scoring.rank_checks import agree_on_model
 from senn.scoring.readable_maps import check_plain_maps, find_readable_maps
 from senn.scoring.session_snapshot import SessionSnapshot, with_own_tables
-from senn.scoring.stream import StreamCandidates, StreamKey, score_stream
+from senn.scoring.stream import StreamCandidates, StreamKey
 
 PROBE = 1024
 """Samples on which a change is verified, and from which new BatchNorm channels take their statistics.
@@ -139,8 +136,9 @@ class ScoringSession:
                     if self.candidate_set is None
                     else self.candidate_set
                 )
+                recorder = self._recorder(candidates, batch)
                 parts = [
-                    self._part_statistics(candidates, part, batch) for part in self._parts(batch)
+                    recorder.record(part, batch, past=self._fit) for part in self._parts(batch)
                 ]
         except BaseException:
             if not self.communicator.is_single:  # one rank may have drawn more numbers than another
@@ -150,6 +148,7 @@ class ScoringSession:
         for part in parts:
             self._fit.add(part.fit)
             self._held_out.add(part.held_out)
+            self._stream_columns.update(part.stream_columns)
         own = [
             sum(part.loss * part.samples for part in parts),
             sum(part.score_limit * part.samples for part in parts),
@@ -320,104 +319,21 @@ class ScoringSession:
         locations = max(layout.locations for layout in self._layouts.values())
         return batch_parts(batch.share.total, locations, MOST_ROWS / batch.share.largest)
 
-    def _part_statistics(
-        self, candidates: CandidateSet, part: BatchPart, batch: GlobalBatch
-    ) -> BatchStatistics:
-        """Statistics of one part: the model runs forwards and backwards, the dormant copy forwards only."""
-        (inputs, targets, weights), among = batch.local(part.samples, self._stand_in)
-        found = capture(
-            self.model,
-            [*self.maps],
-            inputs,
-            targets,
-            self.metric,
+    def _recorder(self, candidates: CandidateSet, batch: GlobalBatch) -> BatchRecorder:
+        return BatchRecorder(
+            model=self.model,
+            graph=self.graph,
+            maps=self.maps,
+            layouts={name: self._layouts[name] for name in self.maps},
+            labels=self._labels(),
+            columns=self._columns,
+            candidate_set=candidates,
+            metric=self.metric,
+            covariances=self._covariances,
             generator=self.generator,
-            weights=weights,
-            find=self.output,
-            layouts=self._layouts,
-            blocks=[*candidates.repeats] if part.is_first else (),
-            among=among,
-        )
-        layer_inputs: dict[str, list[LayerInput]] = {}
-        if candidates.widen:
-            layouts = {name: self._layouts[name] for name in self.maps}
-            copied = self._dormant_copy(candidates, batch, part.samples)
-            layer_inputs = copied.layer_inputs(layouts, inputs, self.output, len(targets))
-        fit, held_out = FoldStatistics(), FoldStatistics()
-        slices = [
-            (statistics, batch.local_slice(part.samples, fold))
-            for statistics, fold in ((fit, part.fit), (held_out, part.held_out))
-            if fold is not None
-        ]
-        for name, label in self._labels():
-            rows = found.rows[label]
-            if rows.reads_inputs:
-                self._covariances.note(label)
-            columns, layers = self._columns[label], candidates.layers.get(name, ())
-            inputs_of_copy = layer_inputs.get(label, [chunk.layer_input for chunk in rows.chunks])
-            chunks = [
-                replace(chunk, layer_input=columns.permuted(one, layers))
-                for one, chunk in zip(inputs_of_copy, rows.chunks, strict=True)
-            ]
-            for statistics, own in slices:
-                statistics.maps[label] = self._fold(label, chunks, own, weights, batch.share.total)
-        for statistics, own in slices if part.is_first else ():
-            scored = score_stream(
-                model=self.model,
-                graph=self.graph,
-                maps=self.maps,
-                candidate_set=candidates,
-                found=found,
-                own=own,
-                weights=weights,
-                layouts=self._layouts,
-                generator=self.generator,
-            )
-            for key, (columns, fold) in scored.items():
-                self._stream_columns[key] = columns
-                statistics.streams[key] = fold
-        samples = sum(own.samples.stop - own.samples.start for _, own in slices)
-        return BatchStatistics(
-            samples=samples,
-            loss=found.loss if samples else 0.0,
-            score_limit=found.score_limit if samples else 0.0,
-            output=found.output,
-            fit=fit,
-            held_out=held_out,
-        )
-
-    def _fold(
-        self,
-        label: str,
-        chunks: list[RowChunk],
-        own: LocalSlice,
-        weights: Tensor | None,
-        count: int,
-    ) -> Fold:
-        """Statistics of one map over this rank's samples of a fold, of a batch of `count` samples."""
-        columns = self._columns[label]
-        locations = sum(chunk.layer_input.locations for chunk in chunks)
-        past = self._fit.maps.get(label)
-        if past is not None and past.factors.locations != locations:
-            raise UnsupportedError(
-                f"{label} reads {locations} rows a sample in one batch and {past.factors.locations} in another: "
-                f"pad all samples to one size"
-            )
-        if locations == 1 and past is None:
-            self._covariances.use(label, count)
-        is_known = self._covariances.factor(label) is not None
-        is_small = locations == 1 and weights is None and not is_known
-        keeps_rows = is_small and Fold.stands_alone(own.count, columns.existing)
-        size = columns.existing + sum(
-            one.numel() for one in (*columns.groups.values(), *columns.layers)
-        )
-        places = sampled_locations(chunks, size, max(count // 2, 1), self.generator)
-        return own.accumulate(
-            [chunk.select(own.readable) for chunk in chunks],
-            places,
-            weights,
-            known=columns.existing if is_known else 0,
-            inputs=not keeps_rows,
+            output=self.output,
+            stand_in=self._stand_in,
+            dormant_copy=lambda samples: self._dormant_copy(candidates, batch, samples),
         )
 
     def _dormant_copy(

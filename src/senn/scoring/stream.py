@@ -37,8 +37,9 @@ from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
 from senn.kfac.recorder import LinearCall, record_linear_calls
 from senn.preserve import preserve_model_state
+from senn.scoring.changes import Gains
 from senn.scoring.column_layout import ColumnLayout
-from senn.scoring.gains import Gains, LayerGains
+from senn.scoring.gains import LayerGains
 from senn.surgery import Append
 
 STREAM_SAMPLES = 32

@@ -1,0 +1,196 @@
+"""Recording one part of a batch: rows of every linear map, with the columns of all candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from senn.candidates.candidate_set import CandidateSet
+from senn.errors import UnsupportedError
+from senn.graph import DependencyGraph, LinearMap
+from senn.kfac.accumulate import sampled_locations
+from senn.kfac.batch_layout import BatchLayout
+from senn.kfac.capture import LayerStatistics, RowChunk, capture
+from senn.kfac.folds import Fold, LocalSlice
+from senn.kfac.layer_inputs import LayerInput
+from senn.kfac.loss_metric import LossMetric
+from senn.pytree import Inputs, Output
+from senn.scoring.batch_statistics import BatchPart, BatchStatistics, FoldStatistics
+from senn.scoring.column_layout import ColumnLayout
+from senn.scoring.data_covariance import DataCovariances
+from senn.scoring.dormant_copy import DormantCopy
+from senn.scoring.global_batch import GlobalBatch, Samples
+from senn.scoring.stream import StreamKey, score_stream
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BatchRecorder:
+    """Records the parts of one batch.
+
+    Attributes:
+        model: the model, read only.
+        graph: what in it can change.
+        maps: the linear maps that are read, by name.
+        layouts: how the rows of each map belong to samples.
+        labels: name of each map with the label of each of its groups.
+        columns: layout of the columns, by label.
+        candidate_set: the candidates.
+        metric: the loss.
+        covariances: covariances of the data; maps that read the data are noted there.
+        generator: source of randomness.
+        output: finds the outputs in what the model returns.
+        stand_in: one sample to run the model on where this rank has none.
+        dormant_copy: gives the copy in which all candidate units are dormant, calibrated on those
+            samples if it has to be made.
+    """
+
+    model: nn.Module
+    graph: DependencyGraph
+    maps: Mapping[str, LinearMap]
+    layouts: Mapping[str, BatchLayout]
+    labels: Sequence[tuple[str, str]]
+    columns: Mapping[str, ColumnLayout]
+    candidate_set: CandidateSet
+    metric: LossMetric
+    covariances: DataCovariances
+    generator: torch.Generator
+    output: Output | None
+    stand_in: Samples
+    dormant_copy: Callable[[slice], DormantCopy]
+
+    def record(
+        self, part: BatchPart, batch: GlobalBatch, *, past: FoldStatistics
+    ) -> BatchStatistics:
+        """Run the model forwards and backwards, and the dormant copy forwards only.
+
+        Args:
+            part: the part.
+            batch: the batch.
+            past: statistics of the batches before, in the fold that steps are fitted on.
+        """
+        (inputs, targets, weights), among = batch.local(part.samples, self.stand_in)
+        found = capture(
+            self.model,
+            [*self.maps],
+            inputs,
+            targets,
+            self.metric,
+            generator=self.generator,
+            weights=weights,
+            find=self.output,
+            layouts=self.layouts,
+            blocks=[*self.candidate_set.repeats] if part.is_first else (),
+            among=among,
+        )
+        chunks = self._chunks(found, inputs, part, count=len(targets))
+        fit, held_out = FoldStatistics(), FoldStatistics()
+        slices = [
+            (statistics, batch.local_slice(part.samples, fold))
+            for statistics, fold in ((fit, part.fit), (held_out, part.held_out))
+            if fold is not None
+        ]
+        total = batch.share.total
+        for label, several in chunks.items():
+            for statistics, own in slices:
+                statistics.maps[label] = self._fold(
+                    label, several, own, weights, total=total, past=past.maps.get(label)
+                )
+        stream_columns: dict[StreamKey, ColumnLayout] = {}
+        if part.is_first:  # a few samples of each fold are enough there
+            for statistics, own in slices:
+                stream_columns |= self._record_stream(statistics, found, own, weights)
+        # a rank that has no samples here ran the stand-in, whose figures don't count
+        samples = sum(own.samples.stop - own.samples.start for _, own in slices)
+        return BatchStatistics(
+            samples=samples,
+            loss=found.loss if samples else 0.0,
+            score_limit=found.score_limit if samples else 0.0,
+            output=found.output,
+            fit=fit,
+            held_out=held_out,
+            stream_columns=stream_columns,
+        )
+
+    def _chunks(
+        self, found: LayerStatistics, inputs: Inputs, part: BatchPart, *, count: int
+    ) -> dict[str, list[RowChunk]]:
+        """Rows of each map with the columns of all candidates.
+
+        Gradients are the model's, inputs those of the dormant copy: it computes the same function.
+        """
+        widened: dict[str, list[LayerInput]] = {}
+        if self.candidate_set.widen:
+            copied = self.dormant_copy(part.samples)
+            widened = copied.layer_inputs(self.layouts, inputs, self.output, count)
+        chunks = {}
+        for name, label in self.labels:
+            rows = found.rows[label]
+            if rows.reads_inputs:
+                self.covariances.note(label)
+            layers = self.candidate_set.layers.get(name, ())
+            reads = widened.get(label, [chunk.layer_input for chunk in rows.chunks])
+            chunks[label] = [
+                replace(chunk, layer_input=self.columns[label].permuted(read, layers))
+                for read, chunk in zip(reads, rows.chunks, strict=True)
+            ]
+        return chunks
+
+    def _fold(
+        self,
+        label: str,
+        chunks: list[RowChunk],
+        own: LocalSlice,
+        weights: Tensor | None,
+        *,
+        total: int,
+        past: Fold | None,
+    ) -> Fold:
+        """Statistics of one map over this rank's samples of a fold, of a batch of `total` samples."""
+        columns = self.columns[label]
+        locations = sum(chunk.layer_input.locations for chunk in chunks)
+        if past is not None and past.factors.locations != locations:
+            raise UnsupportedError(
+                f"{label} reads {locations} rows a sample in one batch and {past.factors.locations} "
+                f"in another: pad all samples to one size"
+            )
+        if locations == 1 and past is None:
+            self.covariances.use(label, total)
+        is_known = self.covariances.factor(label) is not None
+        # a covariance of fewer rows than columns says no more than the rows, at more cost
+        is_plain = locations == 1 and weights is None and not is_known
+        keeps_rows = is_plain and Fold.stands_alone(own.count, columns.existing)
+        size = columns.existing
+        size += sum(one.numel() for one in (*columns.groups.values(), *columns.layers))
+        places = sampled_locations(chunks, size, max(total // 2, 1), self.generator)
+        return own.accumulate(
+            [chunk.select(own.readable) for chunk in chunks],
+            places,
+            weights,
+            known=columns.existing if is_known else 0,
+            inputs=not keeps_rows,
+        )
+
+    def _record_stream(
+        self,
+        statistics: FoldStatistics,
+        found: LayerStatistics,
+        own: LocalSlice,
+        weights: Tensor | None,
+    ) -> dict[StreamKey, ColumnLayout]:
+        """Add the statistics of candidates for streams; returns the layout of their columns."""
+        scored = score_stream(
+            model=self.model,
+            graph=self.graph,
+            maps=self.maps,
+            candidate_set=self.candidate_set,
+            found=found,
+            own=own,
+            weights=weights,
+            layouts=self.layouts,
+            generator=self.generator,
+        )
+        statistics.streams.update({key: fold for key, (_, fold) in scored.items()})
+        return {key: columns for key, (columns, _) in scored.items()}
