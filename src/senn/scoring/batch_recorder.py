@@ -121,17 +121,17 @@ class BatchRecorder:
 
         Gradients are the model's, inputs those of the dormant copy: it computes the same function.
         """
-        widened: dict[str, list[LayerInput]] = {}
+        with_candidates: dict[str, list[LayerInput]] = {}
         if self.candidate_set.widen:
             copied = self.dormant_copy(part.samples)
-            widened = copied.layer_inputs(self.layouts, inputs, self.output, count)
+            with_candidates = copied.layer_inputs(self.layouts, inputs, self.output, count)
         chunks = {}
         for name, label in self.labels:
             rows = found.rows[label]
             if rows.reads_inputs:
                 self.covariances.note(label)
             layers = self.candidate_set.layers.get(name, ())
-            reads = widened.get(label, [chunk.layer_input for chunk in rows.chunks])
+            reads = with_candidates.get(label, [chunk.layer_input for chunk in rows.chunks])
             chunks[label] = [
                 replace(chunk, layer_input=self.columns[label].permuted(read, layers))
                 for read, chunk in zip(reads, rows.chunks, strict=True)
