@@ -56,7 +56,7 @@ def test_lists_of_candidates_are_lists_and_explanations_text():
     grower, candidates, _ = grown()
     assert sorted(candidates, key=lambda one: -one.held_out_gain) == candidates
     assert CandidateList()._repr_html_() == "<p>No candidates.</p>"
-    assert senn.explain(grower.graph).startswith("space ")
+    assert senn.explain(grower.graph).startswith("group ")
     fixed = senn.explain(nn.Sequential(nn.Linear(2, 2)), torch.zeros(3, 2))
     assert "because" in fixed._repr_html_()
 
