@@ -335,8 +335,9 @@ def endings(rank: int, folder: str) -> list[str]:
                     "torch.distributed.all_reduce", side_effect=lambda *_, **__: os._exit(1)
                 ).start()
             if change == "surgery" and rank == 1:
+                error = SurgeryError("the outputs changed")
                 with unittest.mock.patch(
-                    "senn.grower.transaction", side_effect=SurgeryError("the outputs changed")
+                    "senn.scoring.applied_round.transaction", side_effect=error
                 ):
                     grower.grow([(inputs, targets)], ("width",))
             elif change in ("call", "late") and rank == 1:

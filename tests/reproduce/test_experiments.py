@@ -19,11 +19,11 @@ QUICK = {
         steps=50,
         every=10,
         candidate_config=CandidateConfig(
-            24, identity_bases=4, ascent_steps=3, activation="Rational"
+            units=24, identity_bases=4, ascent_steps=3, activation="Rational"
         ),
     ),
     regression: regression.Settings(
-        steps=45, every=9, candidate_config=CandidateConfig(24, ascent_steps=3)
+        steps=45, every=9, candidate_config=CandidateConfig(units=24, ascent_steps=3)
     ),
 }
 

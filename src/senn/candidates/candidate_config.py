@@ -15,7 +15,7 @@ if not TYPE_CHECKING:
 
 
 @_deprecated.aliased
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CandidateConfig:
     """How many candidates of what kind a growth round samples.
 

@@ -116,16 +116,8 @@ def sample_candidates(
         DivergenceError: the outputs are not finite.
     """
     count = _number_of_samples(readings)
-    with (
-        torch.no_grad(),
-        preserve_model_state(model),
-        record_linear_calls(model, [*maps], outputs=True) as calls,
-    ):
-        outputs = forward(model, pytree.index_batch(inputs, slice(0, count), len(targets)), output)
-    if not torch.isfinite(outputs).all():
-        raise DivergenceError(
-            "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
-        )
+    samples = pytree.index_batch(inputs, slice(0, count), len(targets))
+    outputs, calls = _record(model, samples, [*maps], output)
     loss = float(metric.loss(outputs, targets[:count]))
     plain = [name for name in calls if maps[name].groups == 1 and not maps[name].transposed]
     context = SamplingContext(
@@ -147,6 +139,23 @@ def sample_candidates(
     if "depth" not in moves:
         return CandidateSet(widen)
     return CandidateSet(widen, _sample_layers(context), _block_copies(context))
+
+
+def _record(
+    model: nn.Module, inputs: Inputs, names: Sequence[str], output: Output | None
+) -> tuple[Tensor, dict[str, list[LinearCall]]]:
+    """Run a model, and return its outputs with the recorded calls of the named maps."""
+    with (
+        torch.no_grad(),
+        preserve_model_state(model),
+        record_linear_calls(model, names, outputs=True) as calls,
+    ):
+        outputs = forward(model, inputs, output)
+    if not torch.isfinite(outputs).all():
+        raise DivergenceError(
+            "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
+        )
+    return outputs, calls
 
 
 def _number_of_samples(readings: Mapping[str, BatchLayout]) -> int:

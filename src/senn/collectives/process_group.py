@@ -135,7 +135,7 @@ class ProcessGroupCommunicator(Communicator):
         gathered = []
         for number, (positions, tensors) in enumerate(groups):
             counts = [of_groups[number] for of_groups, _ in answers]
-            packed = self._on_backend_device(_pack([positions, *tensors]))
+            packed = _on_backend_device(_pack([positions, *tensors]), self._group)
             # all_gather needs one shape on all ranks: padded to the most rows that one has
             padded = packed.new_zeros(max(counts), packed.shape[1])
             padded[: len(packed)] = packed
@@ -164,7 +164,7 @@ class ProcessGroupCommunicator(Communicator):
             self._meet_with_layout(action, tensors)
         result = list(tensors)
         for bucket in _buckets(tensors):
-            flat = self._flatten(tensors, bucket)
+            flat = _flatten(tensors, bucket, self._group)
             n_bytes = 2 * flat.nbytes * (self.size - 1) / self.size  # of a ring all-reduce
             self._run(action, n_bytes, partial(torch.distributed.all_reduce, flat))
             for i, part in zip(bucket, _split(flat, tensors, bucket), strict=True):
@@ -180,7 +180,7 @@ class ProcessGroupCommunicator(Communicator):
         """
         self._meet_with_layout(action, tensors)
         for bucket in _buckets(tensors):
-            flat = self._flatten(tensors, bucket)
+            flat = _flatten(tensors, bucket, self._group)
             n_bytes = flat.nbytes if self.rank == 0 else 0
             self._run(action, n_bytes, partial(torch.distributed.broadcast, flat, self._members[0]))
             with torch.no_grad():
@@ -211,16 +211,6 @@ class ProcessGroupCommunicator(Communicator):
             raise SennError(
                 f"the ranks could not {action}: {str(error).splitlines()[0]}"
             ) from error
-
-    def _flatten(self, tensors: Sequence[Tensor], bucket: Sequence[int]) -> Tensor:
-        """Concatenate the tensors of a bucket on the device that the backend sends from."""
-        return self._on_backend_device(torch.cat([tensors[i].detach().reshape(-1) for i in bucket]))
-
-    def _on_backend_device(self, flat: Tensor) -> Tensor:
-        """Move a tensor to where the backend can send it from: NCCL sends from GPUs only."""
-        if flat.device.type == "cpu" and torch.distributed.get_backend(self._group) == "nccl":
-            return flat.to(f"cuda:{torch.cuda.current_device()}")
-        return flat
 
     def _meet_with_layout(self, action: str, tensors: Sequence[Tensor]) -> None:
         """Meet all ranks and check that their tensors have the same shapes and types."""
@@ -272,6 +262,18 @@ def _unpack(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         .view(len(rows), *x.shape[1:])
         for part, x in zip(parts, like, strict=True)
     ]
+
+
+def _flatten(tensors: Sequence[Tensor], bucket: Sequence[int], group: Any) -> Tensor:
+    """Concatenate the tensors of a bucket on the device that the group's backend sends from."""
+    return _on_backend_device(torch.cat([tensors[i].detach().reshape(-1) for i in bucket]), group)
+
+
+def _on_backend_device(flat: Tensor, group: Any) -> Tensor:
+    """Move a tensor to where the group's backend can send it from: NCCL sends from GPUs only."""
+    if flat.device.type == "cpu" and torch.distributed.get_backend(group) == "nccl":
+        return flat.to(f"cuda:{torch.cuda.current_device()}")
+    return flat
 
 
 def _split(flat: Tensor, tensors: Sequence[Tensor], bucket: Sequence[int]) -> Sequence[Tensor]:

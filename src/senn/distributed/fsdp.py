@@ -50,7 +50,7 @@ def full_parameters(model: nn.Module, optimizer: Any = None) -> Iterator[nn.Modu
     wrappings = [_Wrapping.of(one) for one in dict.fromkeys(map(_state_of, _sharded(model)))]
     inner = None if optimizer is None else unwrap(optimizer)
     before = [*model.modules()]
-    _gather(model, inner)
+    _unshard(model, inner)
     try:
         yield model
     finally:
@@ -118,25 +118,17 @@ def _state_of(module: FSDPModule) -> Any:
     return module._get_fsdp_state()
 
 
-def _gather(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+def _unshard(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Replace all sharded parameters and states by whole ones, and undo what `fully_shard` did to the modules.
 
     torch has no inverse of `fully_shard`, so this removes its hooks, state and classes one by one. The names are
     private, so a version of torch may change them: `tests/collectives/test_distributed.py` trains a model through it.
     """
-    modules: list[Any] = [
-        *_sharded(model)
-    ]  # typed Any: torch's FSDPModule isn't declared as an nn.Module
+    # Typed Any: torch doesn't declare FSDPModule as an nn.Module.
+    modules: list[Any] = [*_sharded(model)]
     for one in modules:
         one.reshard()
-    whole: dict[Any, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if isinstance(parameter, DTensor):
-                if parameter not in whole:  # tied weights stay tied
-                    values = parameter.full_tensor().detach().clone()
-                    whole[parameter] = nn.Parameter(values, parameter.requires_grad)
-                module._parameters[name] = whole[parameter]
+    whole = _gather_parameters(model)
     for state in dict.fromkeys(map(_state_of, modules)):
         handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
         for group in state._fsdp_param_groups:
@@ -147,16 +139,31 @@ def _gather(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
             handle.remove()
     for one in modules:
         _module_state_mapping.pop(one, None)
-        # `fully_shard` puts a class of its own, FSDP<name>, before the module's
+        # `fully_shard` puts a class of its own, FSDP<name>, before the module's.
         one.__class__ = type(one).__mro__[one._orig_cls_mro_index]
     for module in model.modules():
         for key in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
             module.__dict__.pop(key, None)
-    _follow(
-        optimizer,
-        whole,
-        lambda value, _: value.full_tensor() if isinstance(value, DTensor) else value,
-    )
+    _rebind(optimizer, whole, lambda value, _: _gather(value))
+
+
+def _gather_parameters(model: nn.Module) -> dict[Any, nn.Parameter]:
+    """Replace sharded parameters by whole ones, and return these by the old ones."""
+    whole: dict[Any, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if not isinstance(parameter, DTensor):
+                continue
+            if parameter not in whole:  # a tied weight is gathered once, and stays tied
+                values = parameter.full_tensor().detach().clone()
+                whole[parameter] = nn.Parameter(values, parameter.requires_grad)
+            module._parameters[name] = whole[parameter]
+    return whole
+
+
+def _gather(value: Any) -> Any:
+    """Return a sharded tensor as a whole one, anything else as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _shard(
@@ -185,10 +192,10 @@ def _shard(
             )
         return value
 
-    _follow(optimizer, {old: now[name] for name, old in plain.items()}, spread)
+    _rebind(optimizer, {old: now[name] for name, old in plain.items()}, spread)
 
 
-def _follow(
+def _rebind(
     optimizer: torch.optim.Optimizer | None,
     new: Mapping[nn.Parameter, nn.Parameter],
     change: Callable[[Any, nn.Parameter], Any],
