@@ -141,7 +141,7 @@ def fraction(high: float = 1.0, *, open_low: bool = False, open_high: bool = Fal
 
 
 def whole(low: int | None = None) -> Rule:
-    """Build the rule for whole numbers of at least `low`, NumPy's scalars included; bools are refused."""
+    """Build the rule for whole numbers of at least `low`; bools are refused."""
 
     def allows(value: Any) -> bool:
         return (
@@ -197,7 +197,7 @@ def callable_(called: str) -> Rule:
 
 
 def each(rule: Rule, *, kind: type[Collection[Any]] = Collection, nonempty: bool = False) -> Rule:
-    """Build the rule for collections; strings, which are collections of strings, and mappings are refused.
+    """Build the rule for collections; strings and mappings are refused.
 
     Args:
         rule: range of each item.

@@ -71,7 +71,9 @@ def in_one_line(error: Exception) -> str:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn everyday errors of foreign code inside into a sentence; out of memory, numerics and interrupts pass through.
+    """Turn everyday errors of foreign code inside into a sentence.
+
+    Running out of memory, numerical errors and interrupts pass through.
 
     Args:
         what: beginning of the sentence.

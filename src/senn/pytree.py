@@ -98,7 +98,8 @@ def map_leaves(change: Callable[[Tensor], Any], tree: Any) -> Any:
 
 
 def _map_within(change: Callable[[Tensor], Any], leaf: Any) -> Any:
-    """Map over what torch's pytree takes for a leaf: it compares exact types, and knows no dataclasses."""
+    """Map over nestings that torch's pytree takes for leaves."""
+    # torch compares exact types and knows no dataclasses.
     # Dataclasses before mappings: outputs of transformers are both, and only the first way keeps their fields.
     if isinstance(leaf, Arguments):
         return Arguments(*map_leaves(change, leaf.args), **map_leaves(change, leaf.kwargs))
@@ -122,7 +123,7 @@ def clone(inputs: Inputs) -> Inputs:
 
 
 def count(inputs: Inputs) -> int:
-    """Return the number of samples: the first dimension of the first tensor that has one; 0 without such a tensor."""
+    """Return the number of samples: the length of the first tensor that has one, or 0."""
     return next((len(tensor) for tensor in tensor_leaves(inputs) if tensor.dim()), 0)
 
 

@@ -78,7 +78,7 @@ class ResidualTarget:
 
 
 class GainObjective:
-    """The bound D' as a function of the candidates' incoming parameters.
+    """Bound D' as a function of the candidates' incoming parameters.
 
     Args:
         model: the model, read only.
@@ -172,7 +172,7 @@ class GainObjective:
         return {group: gains.detach() for group, gains in score.items()}, slopes
 
     def spreads(self, values: Values) -> dict[str, Tensor]:
-        """Return the standard deviation of each unit's pre-activation over the samples, by producer: (units,)."""
+        """Return standard deviations of the units' pre-activations, by producer: (units,)."""
         return {
             module: (self._x[module].to(weight) @ weight.mT)
             .std(0, correction=0)
@@ -203,7 +203,7 @@ class GainObjective:
 
     @torch.no_grad()
     def _calibrate(self, tensors: Mapping[str, Tensor]) -> None:
-        """Have BatchNorms on the way take their statistics from the units, as they will once these are inserted."""
+        """Let BatchNorms take their statistics from the units, as they will when these are inserted."""
         if self._undo_log.uncalibrated:
             for name, tensor in tensors.items():
                 find_tensor(self._trial, name).copy_(tensor)
@@ -272,7 +272,10 @@ def optimize_candidates(
 def _step(
     values: Mapping[str, Tensor], slopes: Mapping[str, Tensor], rate: Tensor
 ) -> dict[str, Tensor]:
-    """Move each unit's parameters in each module along their slope, by `rate` (units,) times their own norm."""
+    """Move each unit's parameters along their slope, by `rate` times their own norm.
+
+    Norms are those of a unit's parameters in one module, weight and bias together; `rate` is (units,).
+    """
     result = {}
     for module in dict.fromkeys(name.rpartition(".")[0] for name in values):
         names = [name for name in values if name.rpartition(".")[0] == module]
@@ -320,7 +323,7 @@ def _linear_weights(values: Values) -> dict[str, Tensor]:
 
 
 def _new_indices(widening: SurgeryPlan, name: str, value: Tensor) -> tuple[Tensor, ...]:
-    """Return indices of new entries in the widened tensor, one tensor per dimension, that broadcast to their shape."""
+    """Return where new entries are in the widened tensor: an index per dimension, which broadcast."""
     (entry,) = [entry for entry in widening.entries[name] if entry.values is value]
     indices = []
     for dim, size in enumerate(widening.shapes[name]):
@@ -340,7 +343,7 @@ def _new_indices(widening: SurgeryPlan, name: str, value: Tensor) -> tuple[Tenso
 def _candidate_columns(
     widening: SurgeryPlan, moves: Sequence[Widen], graph: DependencyGraph
 ) -> dict[str, dict[str, Tensor]]:
-    """Return, by scored map and group, the candidates' columns in the widened map's input: (units, p)."""
+    """Return candidates' columns in the widened input of each scored map, by group: (units, p)."""
     columns: dict[str, dict[str, Tensor]] = defaultdict(dict)
     offsets = {name: shape[1] for name, shape in widening.shapes.items() if len(shape) > 1}
     for move in moves:

@@ -146,18 +146,9 @@ def sample_units(
             continue
         if (producer.name, producer.dim) != (one.weight, one.out_dim):
             continue
-        x, z = activations[one.name].x, activations[one.name].z
-        spread = float(z.std(0, correction=0).mean())
-        weight = sample_directions(
-            x,
-            count * producer.index.shape[1],
-            config.data_direction_fraction,
-            generator,
-            existing=weight_matrix(model, one).to(x.dtype),
-            copy_fraction=config.copy_fraction,
-        )
-        # Where the existing outputs hardly vary (a fresh layer of zeros), their scale says nothing.
-        weight, bias = match_scale(x, weight, spread if spread > 1e-3 else 1.0, generator)
+        existing = weight_matrix(model, one)
+        n_rows = count * producer.index.shape[1]
+        weight, bias = _sample_like(activations[one.name], n_rows, existing, config, generator)
         stored = get_tensor(model, one.weight).movedim((one.out_dim, one.in_dim), (0, 1))
         values[producer.name] = weight.view(-1, *stored.shape[1:]).movedim(
             (0, 1), (one.out_dim, one.in_dim)
@@ -169,6 +160,28 @@ def sample_units(
             # Other elementwise parameters start at the identity; a Rational unit needs a shape, any is as likely.
             values[dim.name] = torch.randn(count * dim.index.shape[1], generator=generator)
     return Widen(group.name, count, values)
+
+
+def _sample_like(
+    activations: LayerActivations,
+    count: int,
+    existing: Tensor,
+    config: CandidateConfig,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Sample rows of a map and biases whose outputs vary as those of its existing rows do."""
+    x, z = activations.x, activations.z
+    spread = float(z.std(0, correction=0).mean())
+    weight = sample_directions(
+        x,
+        count,
+        config.data_direction_fraction,
+        generator,
+        existing=existing.to(x.dtype),
+        copy_fraction=config.copy_fraction,
+    )
+    # Where the existing outputs hardly vary (a fresh layer of zeros), their scale says nothing.
+    return match_scale(x, weight, spread if spread > 1e-3 else 1.0, generator)
 
 
 def _number_of_units(model: nn.Module, group: ChannelGroup, config: CandidateConfig) -> int:
@@ -183,7 +196,7 @@ def _number_of_units(model: nn.Module, group: ChannelGroup, config: CandidateCon
 
 
 def _like_existing(old: Tensor, dim: CoupledDim, count: int, generator: torch.Generator) -> Tensor:
-    """Sample entries with the mean and spread of the existing units', for producers whose inputs can't be read."""
+    """Sample entries with the mean and spread of the existing units' entries."""
     existing = old.index_select(dim.dim, dim.index.flatten().to(old.device)).double()
     shape = list(old.shape)
     shape[dim.dim] = count * dim.index.shape[1]
@@ -235,7 +248,7 @@ def sample_conv_layer(
 def _residual_units(
     x: Tensor, config: CandidateConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Sample weights (units, d) and biases (units,) whose pre-activations over x have standard deviation 1."""
+    """Sample weights (units, d) and biases (units,) with pre-activations of spread 1."""
     weight = sample_directions(x, config.residual_units, config.data_direction_fraction, generator)
     return match_scale(x, weight, 1.0, generator)
 

@@ -37,12 +37,12 @@ class ResidualLayer:
 
     @property
     def name(self) -> str:
-        """Display name: `residual ReLU`."""
+        """Name to display, such as `residual ReLU`."""
         return f"residual {type(self.activation).__name__}"
 
     @property
     def columns(self) -> int:
-        """Number of features."""
+        """Number of features, one per column of the map's input that they add."""
         return len(self.weight)
 
     def features(self, x: Tensor) -> Tensor:
@@ -80,9 +80,10 @@ class ResidualLayer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IdentityLayer:
-    """An identity insertion x -> sigma(B x + beta), W -> W B^-1, whose sigma starts as the identity (section 3.1).
+    """Identity insertion x -> sigma(B x + beta), W -> W B^-1 (section 3.1).
 
-    Its features are what the activation's own parameters p would add to the map's input: d sigma / d p at the identity.
+    sigma starts as the identity. The features are what the activation's own parameters p would add to the map's input:
+    d sigma / d p at the identity.
 
     Attributes:
         insertion_point: where it would be inserted.
@@ -98,7 +99,7 @@ class IdentityLayer:
 
     @property
     def name(self) -> str:
-        """Display name: `identity Rational`."""
+        """Name to display, such as `identity Rational`."""
         return "identity " + ("Rational" if self.rational else "PReLU")
 
     @property
@@ -108,11 +109,14 @@ class IdentityLayer:
 
     @property
     def columns(self) -> int:
-        """Number of features."""
+        """Number of features, one per column of the map's input that they add."""
         return self.insertion_point.features * self.columns_per_unit
 
     def features(self, x: Tensor) -> Tensor:
-        """Compute the features, from (rows, in) to (rows, in * columns_per_unit), those of a unit side by side."""
+        """Compute the features, from (rows, in) to (rows, in * columns_per_unit).
+
+        Features of a unit lie side by side.
+        """
         u = x @ self.weight.to(x).mT + self.bias.to(x)
         if self.rational:
             # sigma = (l u + (c + 2 v u) / (1 + u^2)) / |(v, c, l)|: d sigma / dc and d sigma / dv at v = c = 0, l = 1

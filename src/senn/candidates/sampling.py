@@ -51,7 +51,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SamplingContext:
-    """What is known of the model when the candidates of a round are sampled.
+    """Model, activations and settings from which the candidates of a round are sampled.
 
     Attributes:
         model: the model, read only.
@@ -77,7 +77,7 @@ class SamplingContext:
     generator: torch.Generator
 
     def is_worthwhile(self, parameters: int) -> bool:
-        """Return True if an insertion of that many parameters would be accepted if it removed the whole loss."""
+        """Return True if an insertion that removed the whole loss would be accepted."""
         return self.min_gain is None or self.min_gain(parameters) < self.loss
 
 
@@ -217,9 +217,10 @@ def _sample_before_linear(context: SamplingContext, point: InsertionPoint) -> li
 
 
 def _sample_before_convolution(context: SamplingContext, point: InsertionPoint) -> list[Layer]:
-    """Sample channels of a residual layer before a convolution: 3 x 3 kernels, or 1 x 1 like the convolution's."""
+    """Sample channels of a residual layer before a convolution."""
     call = context.calls[point.module][0]
     assert call.kernel is not None
+    # 3 entries along each dimension, the cheapest that see neighbors; 1 where the convolution sees none
     size = 3 if min(call.kernel.size) > 1 else 1
     parameters = point.features * (size**point.spatial + 1) + 1  # of one channel: B, V and beta
     if not context.config.residual_units or not context.is_worthwhile(parameters):
@@ -265,7 +266,8 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def _open_insertion_points(context: SamplingContext) -> list[InsertionPoint]:
-    """Return insertion points outside `Residual` branches, where a layer does no more than the branch's width."""
+    """Return insertion points outside `Residual` branches."""
+    # Within a branch, a layer does no more than widening the branch.
     branches = tuple(
         f"{name}." for name, module in context.model.named_modules() if isinstance(module, Residual)
     )

@@ -32,7 +32,7 @@ _default: tuple[Any, Communicator] | None = None
 
 
 def default_communicator() -> Communicator:
-    """Return a communicator of all processes of `torch.distributed`, or of this one if there are no others.
+    """Return a communicator of all processes of `torch.distributed`, or of this one alone.
 
     >>> default_communicator().size
     1

@@ -1,4 +1,4 @@
-"""The processes of a `torch.distributed` group, as a communicator."""
+"""Communicator of the processes of a `torch.distributed` group."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Small tensors cost a latency each; beyond a megabyte bandwidth decides, and a la
 
 
 class ProcessGroupCommunicator(Communicator):
-    """The processes of a `torch.distributed` group.
+    """Communicator of the processes of a `torch.distributed` group.
 
     Args:
         group: a process group; None for all processes.
@@ -252,7 +252,7 @@ def _pack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _unpack(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Recover packed tensors, of the types and shapes of `like` but with as many samples as there are rows."""
+    """Recover packed tensors, of the types and shapes of `like`, for any number of rows."""
     widths = [x.shape[1:].numel() * x.element_size() for x in like]
     parts = torch.split(rows, widths, 1)
     return [
@@ -282,12 +282,12 @@ def _split(flat: Tensor, tensors: Sequence[Tensor], bucket: Sequence[int]) -> Se
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Group the numbers of tensors that are sent together: small ones of one type and device, none without entries."""
+    """Group the numbers of tensors that are sent together: small ones of one type and device."""
     buckets: list[list[int]] = []
     open_buckets: dict[Any, list[int]] = {}
     n_bytes: dict[Any, int] = {}
     for i, x in enumerate(tensors):
-        if not x.numel():
+        if not x.numel():  # nothing to send
             continue
         key = (x.dtype, x.device)
         if key not in open_buckets or n_bytes[key] + x.nbytes > BUCKET_BYTES:

@@ -141,7 +141,7 @@ def format_ranks(numbers: Sequence[int]) -> str:
 
 
 def _error_class(name: str) -> type[BaseException]:
-    """Return the class of the error that this rank raises when another one fails with an error of that class."""
+    """Return the class of error to raise when another rank has failed with this one."""
     if name in ("KeyboardInterrupt", "Interrupted"):  # an interrupt of one rank interrupts all
         return KeyboardInterrupt
     found: type[BaseException] = getattr(errors, name, SennError)

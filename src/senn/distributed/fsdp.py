@@ -119,7 +119,7 @@ def _state_of(module: FSDPModule) -> Any:
 
 
 def _unshard(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Replace all sharded parameters and states by whole ones, and undo what `fully_shard` did to the modules.
+    """Replace sharded parameters and states by whole ones, and undo `fully_shard`.
 
     torch has no inverse of `fully_shard`, so this removes its hooks, state and classes one by one. The names are
     private, so a version of torch may change them: `tests/collectives/test_distributed.py` trains a model through it.
@@ -222,7 +222,7 @@ def _rebind(
 def _with_new(
     model: nn.Module, before: Sequence[nn.Module], wrappings: Sequence[_Wrapping]
 ) -> list[_Wrapping]:
-    """Return the wrappings of modules that are still there, and those of new modules: like a sibling of their class."""
+    """Return the wrappings of modules still there, and those of new ones: like a sibling's."""
     present, known = {*model.modules()}, {*before}
     alike = {one.modules[0]: one for one in wrappings if len(one.modules) == 1}
     found: dict[nn.Module, list[_Wrapping]] = {}

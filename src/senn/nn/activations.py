@@ -24,7 +24,7 @@ _BY_KEY = {name.lower(): kind for name, kind in ACTIVATIONS.items()}
 
 
 def find_activation(name: str) -> type[nn.Module] | None:
-    """Return an activation's class by its name in any case, with or without underscores; None for an unknown one."""
+    """Return an activation's class by its name in any case; None for an unknown one."""
     return _BY_KEY.get(name.lower().replace("_", ""))
 
 

@@ -11,11 +11,12 @@ from senn._validate import Rule, check_arguments, each, whole
 
 
 class ConvNet(nn.Module):
-    """Stages of 3 x 3 convolutions with max-pooling between them, (N, in_channels, H, W) to (N, out_features).
+    """Stages of 3 x 3 convolutions with max-pooling between them.
 
-    Each hidden layer is a Conv2d without bias, BatchNorm2d and ReLU. 2 x 2 max-pooling halves the feature maps between
-    stages, and global average pooling follows the last stage. All of this is in `body`, an `nn.Sequential`, before the
-    linear `head`. Images may have any size that leaves at least 1 x 1 after the last halving.
+    Maps (N, in_channels, H, W) to (N, out_features). Each hidden layer is a Conv2d without bias, BatchNorm2d and ReLU.
+    2 x 2 max-pooling halves the feature maps between stages, and global average pooling follows the last stage. All of
+    this is in `body`, an `nn.Sequential`, before the linear `head`. Images may have any size that leaves at least 1 x 1
+    after the last halving.
 
     Args:
         in_channels: number of input channels.

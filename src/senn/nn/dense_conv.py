@@ -1,4 +1,4 @@
-"""The paper's convolutional network: blocks in which every layer reads all earlier ones."""
+"""Convolutional network of the paper: blocks in which every layer reads all earlier ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from senn._validate import Rule, check_arguments, each, flag, whole
 
 
 class DenseConvNet(nn.Module):
-    """Blocks of densely connected 3 x 3 convolutions with swish and no norm, (N, in_channels, H, W) to (N, classes).
+    """Blocks of densely connected 3 x 3 convolutions with swish and without norms.
 
-    Layer k of a block reads the block's input, concatenated with the outputs of the block's earlier layers. The output
-    of the last layer is that of the block, and a 3 x 3 max-pool of stride 2 follows. After the last block come global
-    average pooling and a linear map (Mitchell et al. 2023, *Self-Expanding Neural Networks*, arXiv 2307.04526,
-    section 4).
+    Maps (N, in_channels, H, W) to (N, classes). Layer k of a block reads the block's input, concatenated with the
+    outputs of the block's earlier layers. The output of the last layer is that of the block, and a 3 x 3 max-pool of
+    stride 2 follows. After the last block come global average pooling and a linear map (Mitchell et al. 2023,
+    *Self-Expanding Neural Networks*, arXiv 2307.04526, section 4).
 
     Args:
         in_channels: number of input channels.

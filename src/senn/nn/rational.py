@@ -1,4 +1,4 @@
-"""The rational activation: a per-unit nonlinearity that includes the identity."""
+"""Rational activation: a per-unit nonlinearity that includes the identity."""
 
 from __future__ import annotations
 

@@ -100,12 +100,12 @@ class Candidate:
 
     @property
     def key(self) -> CandidateKey:
-        """Key that distinguishes the candidate from all others offered with it; copies have the same one."""
+        """Key that is unique among the candidates offered together; copies share it."""
         return self.kind, self.place, self.layer_number, self.criterion
 
     @property
     def expected_decrease(self) -> float:
-        """Expected decrease of the loss in nats per sample: half the held-out gain; negative for pruning."""
+        """Expected decrease of the loss in nats per sample; negative for pruning."""
         # eta = g^T F^-1 g is twice what a natural gradient step takes off the quadratic model of the loss
         gain = self.gain if self.kind == "prune" else self.held_out_gain
         return gain / (2 * self.loss_per_nat)

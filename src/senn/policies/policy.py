@@ -75,12 +75,12 @@ class Policy:
             samples: number of training samples.
 
         Returns:
-            Least decrease that they must promise, in nats per sample.
+            Least decrease that justifies them, in nats per sample.
         """
         return 0.0
 
     def margin(self, candidate: Candidate) -> float:
-        """Return by how much a candidate exceeds its price, in nats per sample; negative if it falls short."""
+        """Return by how much a candidate exceeds its price, in nats per sample."""
         return candidate.expected_decrease - self.price(candidate.parameters, candidate.samples)
 
     def reason(self, candidate: Candidate, accepted: Sequence[Candidate]) -> str:
@@ -96,7 +96,9 @@ class Policy:
         return ""
 
     def min_decrease(self, kind: Kind, parameters: int, samples: int) -> float:
-        """Return the least decrease with which a change could be accepted; what can't reach it isn't scored.
+        """Return the least decrease with which a change could be accepted.
+
+        Changes that can't reach it, even if they removed the whole loss, aren't scored.
 
         Args:
             kind: kind of the change.
@@ -116,11 +118,11 @@ class Policy:
 @_deprecated.aliased
 @dataclass(frozen=True)
 class PaperPolicy(Policy):
-    """The paper's policy: accept while eta_p / eta_c > 1 + tau and eta_p - eta_c > alpha (section 3.3).
+    """Policy of the paper (section 3.3).
 
-    eta_p is the expansion score with the proposed change, eta_c the current one, which counts what this round has
-    accepted. Neither is taken to exceed lambda, so Theorem 3.1 holds: a round makes fewer than
-    1 + (ln lambda - ln alpha) / ln(1 + tau) additions.
+    Accepts while eta_p / eta_c > 1 + tau and eta_p - eta_c > alpha lambda. eta_p is the expansion score with the
+    proposed change, eta_c the current one, which counts what this round has accepted. Neither is taken to exceed
+    lambda, so Theorem 3.1 holds: a round makes fewer than 1 + (ln lambda - ln alpha) / ln(1 + tau) additions.
 
     Args:
         tau: relative improvement required, above 0.
@@ -155,7 +157,7 @@ class PaperPolicy(Policy):
         check_fields(self, self._RANGES)
 
     def score(self, candidate: Candidate) -> float:
-        """Return Delta eta' of an addition: its lower bound, a layer's divided, capped where eta reaches lambda."""
+        """Return Delta eta' of an addition: its lower bound, capped where eta reaches lambda."""
         gain = candidate.gain_lower_bound / (self.layer_cost if candidate.kind == "insert" else 1.0)
         # Theorem 3.1 needs eta <= lambda, which an estimate from few samples may exceed.
         return min(candidate.eta + gain, candidate.score_limit) - candidate.eta
@@ -197,10 +199,11 @@ class PaperPolicy(Policy):
 @_deprecated.aliased
 @dataclass(frozen=True)
 class PricePolicy(Policy):
-    """A price per parameter: q new parameters must promise more than kappa q / N nats on held-out samples.
+    """Policy that puts a price on parameters: q new ones must gain more than kappa q / N nats.
 
     kappa = 1 is the price of Akaike's criterion (1974), kappa = ln(N) / 2 that of Schwarz's (1978), the description
-    length. Half the *held-out* gain is compared with the price, so fitted noise buys nothing.
+    length; N is the number of training samples. Half the *held-out* gain, in nats per sample, is compared with the
+    price, so fitted noise buys nothing.
 
     The best of many candidates is partly the luckiest, all the more with few and noisy samples, so `confidence`
     standard errors are taken off.
@@ -278,7 +281,11 @@ class PricePolicy(Policy):
         return _RetentionPolicy(self)
 
     def margin(self, candidate: Candidate) -> float:
-        """Return the expected decrease, less standard errors, less the price; for pruning, the refund less the cost."""
+        """Return the margin in nats per sample.
+
+        For additions: the expected decrease, less standard errors, less the price. For pruning: the refund less the
+        cost.
+        """
         price = self.price(candidate.parameters, candidate.samples)
         if candidate.kind == "prune":  # both are negative
             return candidate.expected_decrease - self.hysteresis * price
@@ -291,7 +298,7 @@ class PricePolicy(Policy):
     def choose(
         self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]
     ) -> Candidate | None:
-        """Choose the candidate with the largest positive margin, among the places that this round may still change.
+        """Choose the candidate with the largest positive margin, where this round may still change.
 
         Args:
             candidates: what is on offer.
