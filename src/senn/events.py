@@ -130,67 +130,12 @@ class GrowthEvent:
             by_place.setdefault((candidate.kind, candidate.place), []).append(candidate)
         events = []
         for several in by_place.values():
-            event = cls._from_place(
+            event = _event_of_place(
                 several, receipt, number=number, before=before, after=after, policy=policy
             )
             event._undo = undo
             events.append(event)
         return events
-
-    @classmethod
-    def _from_place(
-        cls,
-        several: Sequence[Candidate],
-        receipt: Receipt,
-        *,
-        number: int,
-        before: NetworkState,
-        after: NetworkState,
-        policy: Policy,
-    ) -> GrowthEvent:
-        """Make the event of the candidates of one kind at one place."""
-        first, last = several[0], several[-1]
-        width_before = 0 if first.kind == "insert" else before.widths.get(first.place, 0)
-        removed_units: tuple[int, ...] = ()
-        for move in receipt.moves:
-            if first.kind == "prune" and isinstance(move, Prune) and move.group == first.place:
-                removed_units = tuple(move.units)
-        units = sum(one.units for one in several)
-        parameters = sum(one.parameters for one in several)
-        # Each candidate was scored beside those accepted before it, so gains add up.
-        gain = sum(one.gain for one in several)
-        gain_lower_bound = sum(one.gain_lower_bound for one in several)
-        held_out_gain = sum(one.held_out_gain for one in several)
-        expected_decrease = sum(one.expected_decrease for one in several)
-        # For the same reason, errors add like independent ones.
-        held_out_stderr = sum(one.held_out_stderr**2 for one in several) ** 0.5
-        # One by one: a policy's price need not be linear in the number of parameters.
-        price = sum(policy.price(one.parameters, one.samples) for one in several)
-        return cls(
-            kind=first.kind,
-            place=first.place,
-            detail=first.detail,
-            width_before=width_before,
-            width_after=last.width,
-            units=units,
-            parameters=parameters,
-            gain=gain,
-            gain_lower_bound=gain_lower_bound,
-            held_out_gain=held_out_gain,
-            held_out_stderr=held_out_stderr,
-            expected_decrease=expected_decrease,
-            price=price,
-            loss_per_nat=first.loss_per_nat,
-            eta_before=before.eta,
-            eta_after=after.eta,
-            score_limit=first.score_limit,
-            loss_before=before.loss,
-            loss_after=after.loss,
-            output_change=receipt.output_change or 0.0,
-            architecture=tuple(after.widths.values()),
-            round=number,
-            removed_units=removed_units,
-        )
 
     def __repr__(self) -> str:
         """One line as `str` has it, so that a list of events can be read too; `as_dict` has every figure."""
@@ -251,6 +196,60 @@ class GrowthEvent:
     def forget(self) -> None:
         """Let go of what `undo` needs: the former parameters."""
         self._undo = None
+
+
+def _event_of_place(
+    several: Sequence[Candidate],
+    receipt: Receipt,
+    *,
+    number: int,
+    before: NetworkState,
+    after: NetworkState,
+    policy: Policy,
+) -> GrowthEvent:
+    """Make the event of the candidates of one kind at one place."""
+    first, last = several[0], several[-1]
+    width_before = 0 if first.kind == "insert" else before.widths.get(first.place, 0)
+    removed_units: tuple[int, ...] = ()
+    for move in receipt.moves:
+        if first.kind == "prune" and isinstance(move, Prune) and move.group == first.place:
+            removed_units = tuple(move.units)
+    units = sum(one.units for one in several)
+    parameters = sum(one.parameters for one in several)
+    # Each candidate was scored beside those accepted before it, so gains add up.
+    gain = sum(one.gain for one in several)
+    gain_lower_bound = sum(one.gain_lower_bound for one in several)
+    held_out_gain = sum(one.held_out_gain for one in several)
+    expected_decrease = sum(one.expected_decrease for one in several)
+    # For the same reason, errors add like independent ones.
+    held_out_stderr = sum(one.held_out_stderr**2 for one in several) ** 0.5
+    # One by one: a policy's price need not be linear in the number of parameters.
+    price = sum(policy.price(one.parameters, one.samples) for one in several)
+    return GrowthEvent(
+        kind=first.kind,
+        place=first.place,
+        detail=first.detail,
+        width_before=width_before,
+        width_after=last.width,
+        units=units,
+        parameters=parameters,
+        gain=gain,
+        gain_lower_bound=gain_lower_bound,
+        held_out_gain=held_out_gain,
+        held_out_stderr=held_out_stderr,
+        expected_decrease=expected_decrease,
+        price=price,
+        loss_per_nat=first.loss_per_nat,
+        eta_before=before.eta,
+        eta_after=after.eta,
+        score_limit=first.score_limit,
+        loss_before=before.loss,
+        loss_after=after.loss,
+        output_change=receipt.output_change or 0.0,
+        architecture=tuple(after.widths.values()),
+        round=number,
+        removed_units=removed_units,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

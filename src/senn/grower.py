@@ -114,6 +114,8 @@ class Grower(GrowerMemory):
         check_module(model)
         self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
         if self._wrapper is not None:
+            # What grows is the module inside. After a change the wrapper holds former parameters, so a pass through
+            # it is stopped until it is made anew (`stale`).
             model = self._wrapper.module  # type: ignore[assignment]
         check_arguments(RANGES, locals())
         self.moves = check_moves(moves)
@@ -183,6 +185,7 @@ class Grower(GrowerMemory):
                 )
             check_whole(self.model)
             if self._graph is None:
+                # Only now: an analysis needs inputs, and `import senn` and a constructor should cost nothing.
                 self._graph = analyzed(self.communicator, self.model, inputs, self.ignore)
         if self._session is None:
             self._session = self._new_session(self._graph)
@@ -226,6 +229,7 @@ class Grower(GrowerMemory):
             return []
         restore = self._snapshot()
         try:
+            # A session that is opened for this round samples candidates for these moves alone.
             self.moves = wanted
             pool = self._pool(batches)
             policy = self.policy.for_pruning_round() if set(wanted) <= {"prune"} else self.policy
@@ -242,11 +246,12 @@ class Grower(GrowerMemory):
                 moves=wanted,
                 realized=realized[0] if realized else None,
             )
-        except BaseException:
+        except BaseException:  # an interrupt as well: half a round would be observed twice
             restore()
             raise
         finally:
             self.moves = every
+        # From here on the round counts: what was observed has been decided on, whether or not a change succeeds.
         self.rounds += 1
         self._session = None
         self.last_round = growth_round
