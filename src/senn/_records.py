@@ -128,6 +128,7 @@ class _FieldReader:
         ]
         if missing:
             raise self.damaged(f"it lacks {missing[0]!r}")
+        # annotations are texts under `from __future__ import annotations`
         hints = typing.get_type_hints(cls)
         values = {name: self.value(hints[name], value, name) for name, value in content.items()}
         try:
@@ -183,6 +184,7 @@ class _FieldReader:
             key, item = inner
             return {self.value(key, k, name): self.value(item, v, name) for k, v in value.items()}
         if issubclass(origin, list | tuple) and isinstance(value, list | tuple):
+            # list[X] and tuple[X, ...] repeat their one type; tuple[X, Y] has one for each item
             each = inner * len(value) if origin is list else inner
             if origin is tuple and inner[-1] is Ellipsis:
                 each = inner[:1] * len(value)

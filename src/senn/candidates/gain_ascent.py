@@ -21,8 +21,9 @@ from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.initialization import MIN_SPREAD
 from senn.graph import DependencyGraph
-from senn.kfac.capture import LayerRows, capture
+from senn.kfac.capture import capture
 from senn.kfac.factors import DAMPING, cholesky, kronecker_factors, solve, whiten
+from senn.kfac.layer_statistics import LayerRows
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import forward, record_linear_calls
 from senn.preserve import preserve_model_state

@@ -31,6 +31,7 @@ def split(
     """
     if not 0 < fraction < 1:
         raise SennError(f"the test fraction must be between 0 and 1, and is {fraction:g}")
+    # numpy's generator, not torch's: a table is split before torch is needed, and the same on every device
     generator = np.random.default_rng(seed)
     groups = [np.arange(rows)] if classes is None else _rows_by_class(classes)
     order = np.concatenate([generator.permutation(group) for group in groups])
@@ -57,8 +58,10 @@ def hold_out(order: NDArray[Any], classes: NDArray[Any], fraction: float) -> NDA
     Returns:
         (held_out,) row numbers.
     """
+    # stable, so that within a class rows keep the drawn order
     by_class = np.argsort(classes, kind="stable")
     _, sizes = np.unique(classes, return_counts=True)
+    # counted in whole numbers: a sum of fractions would round differently with the order of classes
     capped = sizes * fraction > sizes - 1
     wanted = round(fraction * int(sizes[~capped].sum()) + int((sizes[capped] - 1).sum()))
     size = np.repeat(sizes, sizes)

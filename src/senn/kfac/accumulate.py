@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from senn.kfac.capture import RowChunk
 from senn.kfac.factors import KroneckerFactors, gram, input_covariance
+from senn.kfac.layer_statistics import RowChunk
 from senn.kfac.per_sample import PerSampleFactors, PerSampleGrads, Samples
 
 ROWS_READ = 2048
@@ -45,6 +45,7 @@ def accumulate(
         The factors over all samples, and the first `keep` samples.
     """
     samples = len(parts[0].output_grad)
+    # a batch may be smaller than the number that a fold keeps
     keep = min(keep, samples)
     locations = sum(part.layer_input.locations for part in parts)
     total = float(samples) if weights is None else float(weights.sum())
@@ -55,6 +56,7 @@ def accumulate(
     for part, chosen in zip(parts, places if inputs else (), strict=inputs):
         a = part.layer_input.rows(chosen)
         count = len(a) // samples
+        # rows are sample-major, so a sample's weight repeats over its locations
         by_row = None if weights is None else weights.repeat_interleave(count).to(a)
         own = input_covariance(a, by_row, known)
         moment = own if not n_rows_read else moment + own
@@ -117,6 +119,7 @@ def _cross(parts: Sequence[RowChunk], kept: Samples, keep: int) -> Tensor:
             part.layer_input.cross(part.output_grad) for part in parts if len(part.output_grad)
         ]
         return sum(crosses[1:], crosses[0])
+    # dz a^T of the kept samples is at hand as their own gradients: only the rest is computed
     rest = [part.select(slice(keep, None)) for part in parts]
     crosses = [part.layer_input.cross(part.output_grad) for part in rest if len(part.output_grad)]
     crosses.append(kept.output_grad.sum(0))
@@ -173,10 +176,13 @@ def sampled_locations(
         For each call, ascending locations (k,) on its device, or None for all of them.
     """
     locations = sum(part.layer_input.locations for part in parts)
+    # enough rows of all samples together, as a share of the locations: samples aren't thinned out, since rows of
+    # different samples are the independent ones
     share = max(ROWS_READ, ROWS_PER_COLUMN * columns) / (samples * locations)
     found: list[Tensor | None] = []
     for part in parts:
         own = part.layer_input.locations
+        # rounded up, so that every call keeps a location
         wanted = -int(-own * share // 1)
         # sorted, so that rows are read in the order of memory
         some = (

@@ -53,6 +53,7 @@ class RowLayout:
             (samples, locations, features).
         """
         size = tensor.shape[self.axis] // samples
+        # time-major rows are (locations, samples), else (samples, locations)
         parts = (size, samples) if self.inner else (samples, size)
         tensor = torch.unflatten(tensor, self.axis, parts).movedim(self.axis + self.inner, 0)
         return tensor.reshape(samples, -1, tensor.shape[-1])
@@ -93,6 +94,7 @@ def infer_batch_layouts(
         For each map its layout, or one sentence that says why it has none.
     """
     number = min(SAMPLES, pytree.count(inputs))
+    # a copy, since a forward pass may write to its inputs
     inputs = pytree.clone(pytree.head(inputs, number))
     with (
         torch.enable_grad(),
@@ -182,6 +184,7 @@ def _locations(call: LinearCall) -> int:
 def _layout(gradients: Sequence[Tensor], convolution: bool) -> RowLayout | None:
     """Find the layout under which each sample's gradient stays within that sample's rows; None if there is none."""
     samples, first = len(gradients), gradients[0]
+    # convolutions are documented to have samples first; any dimension but the features may count them otherwise
     axes = [0] if convolution else list(range(first.dim() - 1))
     if convolution and len(first) != samples:
         return None

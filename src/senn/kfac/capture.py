@@ -27,119 +27,11 @@ from senn import pytree
 from senn.errors import DivergenceError, UnsupportedError
 from senn.kfac.batch_layout import BatchLayout, RowLayout
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
+from senn.kfac.layer_statistics import BlockCall, LayerRows, LayerStatistics, RowChunk
 from senn.kfac.loss_metric import Among, LossMetric
 from senn.kfac.recorder import LinearCall, forward, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RowChunk:
-    """One call of a linear map on all samples.
-
-    Attributes:
-        layer_input: input of the map.
-        output_grad: dz, gradient of each sample's loss with respect to the map's output, for the true targets,
-            (samples, locations, m).
-        pseudo_grad: s, random with E[s s^T] = S, of the same shape.
-    """
-
-    layer_input: LayerInput
-    output_grad: Tensor
-    pseudo_grad: Tensor
-
-    def select(self, samples: slice) -> RowChunk:
-        """Keep some of the samples."""
-        return RowChunk(
-            layer_input=self.layer_input.select(samples),
-            output_grad=self.output_grad[samples],
-            pseudo_grad=self.pseudo_grad[samples],
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class LayerRows:
-    """Rows of one linear map, sample-major: (samples * locations, ...).
-
-    Attributes:
-        chunks: one for each call; a second call of the same weight counts as further locations (K-FAC "expand",
-            Eschenhagen et al. 2023, arXiv 2311.00636).
-        reads_inputs: True if the map reads the model's inputs themselves, so that A is a statistic of the data.
-    """
-
-    chunks: tuple[RowChunk, ...]
-    reads_inputs: bool
-
-    @property
-    def locations(self) -> int:
-        """Rows per sample, of all calls together."""
-        return sum(part.layer_input.locations for part in self.chunks)
-
-    @property
-    def a(self) -> Tensor:
-        """Inputs with a trailing 1 where the map has a bias, (rows, c)."""
-        return self._rows(
-            [part.layer_input.rows().view(*part.output_grad.shape[:2], -1) for part in self.chunks]
-        )
-
-    @property
-    def output_grad(self) -> Tensor:
-        """Output gradients dz, (rows, m)."""
-        return self._rows([part.output_grad for part in self.chunks])
-
-    @property
-    def pseudo_grad(self) -> Tensor:
-        """Pseudo-gradients s, (rows, m)."""
-        return self._rows([part.pseudo_grad for part in self.chunks])
-
-    def _rows(self, values: list[Tensor]) -> Tensor:
-        return torch.cat(values, 1).flatten(0, 1)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class BlockCall:
-    """One call of a residual block.
-
-    Attributes:
-        args: arguments that a copy inserted after the block would get: the block's output in place of its first one.
-        kwargs: keyword arguments of that copy.
-        output_grad: gradient of each sample's loss with respect to the block's output, of the output's shape.
-        pseudo_grad: pseudo-gradient there, of the same shape.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output_grad: Tensor
-    pseudo_grad: Tensor
-
-    def select(self, samples: slice) -> BlockCall:
-        """Keep some of the samples."""
-        args, kwargs = pytree.index_batch((self.args, self.kwargs), samples, len(self.output_grad))
-        return BlockCall(
-            args=args,
-            kwargs=kwargs,
-            output_grad=self.output_grad[samples],
-            pseudo_grad=self.pseudo_grad[samples],
-        )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LayerStatistics:
-    """Statistics of one batch.
-
-    Attributes:
-        rows: by name of the linear map; a grouped convolution has one entry per group, by `labels`.
-        blocks: calls of the requested blocks, by name.
-        loss: mean loss of the batch, in the loss's own unit (nats for cross-entropy).
-        score_limit: lambda of Theorem 3.1, which eta can't exceed on this batch.
-        output: outputs of the model, detached.
-    """
-
-    rows: dict[str, LayerRows]
-    blocks: dict[str, BlockCall]
-    loss: float
-    score_limit: float
-    output: Tensor
 
 
 def capture(
@@ -189,6 +81,7 @@ def capture(
         y = output.detach()
         loss = _finite_loss(metric, y, targets, weights)
         calls = [(name, call) for name in names for call in seen[name]]
+        # drawn after the loss is known to be finite: a bad batch leaves the generator where it was
         true = metric.gradient(y, targets, weights)
         signs = metric.pseudo_grad(y, targets, generator, weights, among)
         dz, s = _backward(output, calls, runs, (true, signs))
@@ -197,6 +90,7 @@ def capture(
     read_inputs = {
         name for name in names if seen[name][0].x.untyped_storage().data_ptr() in at_inputs
     }
+    # gradients of calls come first, those of blocks after them, in the order of `edges`
     chunks = _chunks(calls, dz, s, layouts, len(y))
     of_blocks = zip(runs.items(), dz[len(calls) :], s[len(calls) :], strict=True)
     return LayerStatistics(
@@ -238,6 +132,7 @@ def _backward(
         raise UnsupportedError("the outputs do not depend on any trainable parameter")
     edges += [run.edge for run in runs.values()]
     true, signs = (values.to(output.dtype).reshape(output.shape) for values in rows)
+    # allow_unused, so that the map without influence can be named
     dz = torch.autograd.grad(output, edges, true, retain_graph=True, allow_unused=True)
     loose = [name for (name, _), gradient in zip(calls, dz, strict=False) if gradient is None]
     if loose:
@@ -259,6 +154,7 @@ def _chunks(
         calls, output_grad, pseudo_grad, strict=False
     )  # gradients of blocks come after those of calls
     for (name, call), gradient, sign in of_calls:
+        # a map that is called twice has a layout for each call
         layout = layout_of(layouts, name, number[name])
         number[name] += 1
         reads = layer_inputs(name, call, layout, samples)
@@ -290,6 +186,8 @@ def _running(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Run]
     def keep(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given = pytree.tensor_leaves(output)[0]
+            # A copy of the block after it reads the block's output where the block read its own input: its first
+            # argument, by position or by name.
             if args:
                 runs[name] = _Run(
                     args=(given.detach(), *args[1:]), kwargs=kwargs, edge=get_gradient_edge(given)
@@ -373,6 +271,7 @@ def layer_inputs(name: str, one: LinearCall, layout: RowLayout, samples: int) ->
         return [DenseInput(layout.by_sample(x, samples), biased)]
     if kernel.transposed:
         return [DenseInput(x.flatten(2).mT, biased)]
+    # each group is a convolution of its own over its share of the channels
     alone = replace(kernel, groups=1)
     return [ConvInput.of(own, biased, alone) for own in torch.chunk(x, kernel.groups, 1)]
 

@@ -195,6 +195,7 @@ def _gram(left: Tensor, right: Tensor) -> Tensor:
     size = right.shape[1]
     if size <= SMALL:
         return left.mT @ right
+    # halves recursively, so that blocks stay large enough for BLAS
     half = size // 2
     result = right.new_empty(size, size)
     result[:half, :half] = _gram(left[:, :half], right[:, :half])

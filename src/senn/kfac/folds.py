@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from senn.kfac.accumulate import accumulate, accumulate_empty
-from senn.kfac.capture import RowChunk
 from senn.kfac.factors import KroneckerFactors, gram
+from senn.kfac.layer_statistics import RowChunk
 from senn.kfac.per_sample import PerSampleFactors, Samples
 
 ROWS = 1024
@@ -75,6 +75,7 @@ class Fold:
     def __add__(self, other: Fold) -> Fold:
         """Merge two sets of samples; those of `self` come first."""
         total = self._summed(other)
+        # the first samples are kept, not a random choice: one pass over the data, and the same on any number of ranks
         if self.n_kept >= Fold.max_kept(total.locations):
             return replace(self, factors=total)
         both: Samples = self.samples + other.samples  # type: ignore[operator]
@@ -82,6 +83,7 @@ class Fold:
             return Fold.of(total, both)
         most = Fold.max_kept(total.locations)
         positions = torch.cat([self.positions, other.positions + self.n_kept])
+        # a rank drops what lies beyond the joint limit, wherever its own samples stand
         positions = positions[positions < most]
         return Fold(
             factors=total,
@@ -92,6 +94,7 @@ class Fold:
 
     def _summed(self, other: Fold) -> KroneckerFactors:
         """Add the factors, completed by the input covariance unless the rows of both together still stand alone."""
+        # rows may be kept on one side only, after a batch of another size
         if self.rows is None and other.rows is None:
             return self.factors + other.factors
         if self.rows is not None and other.rows is not None:

@@ -167,6 +167,7 @@ class ConvInput:
         for dim, (size, stride, gap) in enumerate(
             zip(self.kernel.size, self.kernel.stride, self.kernel.dilation, strict=True)
         ):
+            # a strided view by dimension; dilation takes every gap-th tap of the window
             x = x.unfold(2 + dim, gap * (size - 1) + 1, stride)[..., ::gap]
         x = x.movedim(
             1, 1 + spatial
@@ -226,6 +227,7 @@ class ConvInput:
         return gradient
 
     def _with_constant(self, columns: Tensor, constant: Tensor) -> Tensor:
+        # candidate channels are appended last, so the constant stays with the existing columns
         place = columns.shape[1] if self.existing is None else self.existing * self.kernel.numel
         return torch.cat([columns[:, :place], constant, columns[:, place:]], 1)
 

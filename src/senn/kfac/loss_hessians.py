@@ -287,6 +287,7 @@ def _class_targets(y: Tensor, target: Tensor, options: Options) -> Tensor:
         raise SennError(f"class targets need shape ({len(y)},), not {tuple(target.shape)}")
     target = target.long()
     used = target != options["ignore_index"]
+    # checked here: on a GPU, indexing out of range fails an assertion after which no CUDA call works
     wrong = target[used & ((target < 0) | (target >= classes))]
     if len(wrong):
         raise SennError(

@@ -11,18 +11,17 @@ Common losses have a closed form (`loss_hessians`). Any other loss is differenti
 
 from __future__ import annotations
 
-import copy
 import functools
-import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from senn import _deprecated
 from senn.errors import SennError, UnsupportedError, explained
-from senn.kfac.loss_hessians import DenseHessian, DiagonalHessian, LocalLoss, nats, resolve
+from senn.kfac.differentiated_loss import Loss as Loss
+from senn.kfac.differentiated_loss import differentiate, sample_losses
+from senn.kfac.loss_hessians import DiagonalHessian, LocalLoss, nats, resolve
 
 __all__ = [
     "LossMetric",
@@ -31,8 +30,6 @@ __all__ = [
 if not TYPE_CHECKING:
     __getattr__ = _deprecated.old_names(__name__)
 
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 Among = tuple[int, Tensor]
 """Number of samples of a larger batch, and which of them these are, (samples,)."""
@@ -110,9 +107,10 @@ class LossMetric:
         with explained(f"the loss {self.name} fails on {shapes}"):
             if weight is None:
                 return self.function(output, target)
+            # a loss function takes no sample weights, so the samples' own losses are weighted
             weight = _weights(weight, output)
             if self._rule is None:
-                return (_losses(self.function, self.name, output, target) * weight).mean()
+                return (sample_losses(self.function, self.name, output, target) * weight).mean()
             return (self._rule(output, target, self._options).losses * weight).mean()
 
     def gradient(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -173,6 +171,7 @@ class LossMetric:
         signs = torch.randint(0, 2, (samples, m), generator=generator, device=generator.device)
         if chosen is not None:
             signs = signs[chosen.to(signs.device)]
+        # 2 r - 1 turns bits into Rademacher signs; R r has covariance R R^T = H
         return local.curvature.root(signs.to(local.gradient) * 2 - 1)
 
     def product(
@@ -239,7 +238,7 @@ class LossMetric:
         if self._rule is not None:
             local = self._rule(output, target, self._options)
         else:
-            local = _exact(
+            local = differentiate(
                 self.function, self.name, output, target, curved and self.metric == "fisher", weight
             )
         if self.metric == "euclidean":
@@ -275,122 +274,3 @@ def _weights(weight: Tensor, output: Tensor) -> Tensor:
     if not bool((torch.isfinite(weight) & (weight >= 0)).all()):
         raise SennError("sample weights must be finite and not negative")
     return weight.detach().to(output)
-
-
-def _exact(
-    function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, weight: Tensor | None
-) -> LocalLoss:
-    """Differentiate a loss without a closed form twice, for gradient rows and Hessians, in m backward passes."""
-    samples = len(y)
-    with torch.enable_grad():
-        leaf = y.detach().clone().requires_grad_()
-        value = function(leaf, target)
-        if not isinstance(value, Tensor) or value.ndim != 0:
-            raise UnsupportedError(
-                f"the loss {name} must return a scalar, the mean over the samples"
-            )
-        gradient = None
-        if value.requires_grad:
-            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True)
-        if gradient is None:
-            raise UnsupportedError(f"the loss {name} doesn't depend on the outputs")
-        rows = samples * gradient.reshape(samples, -1)
-    _check_mean(function, name, y, target, value.detach())
-    _check_separable(name, leaf, rows)
-    losses = (
-        value.detach().expand(samples) if weight is None else _losses(function, name, y, target)
-    )
-    curvature = (
-        _hessian(name, leaf, rows) if curved else DiagonalHessian(torch.zeros_like(rows.detach()))
-    )
-    return LocalLoss(losses=losses, gradient=rows.detach(), curvature=curvature)
-
-
-def _check_mean(function: Loss, name: str, y: Tensor, target: Tensor, value: Tensor) -> None:
-    """Refuse a loss that isn't a mean over samples: a mean doesn't change when every sample is there twice."""
-    twice = function(torch.cat([y, y]), torch.cat([target, target]))
-    if not torch.isclose(twice, value, rtol=1e-3, atol=1e-6):
-        raise UnsupportedError(
-            f"the loss {name} is not a mean over the samples: twice the same batch changes it"
-        )
-
-
-def _backward(name: str, rows: Tensor, leaf: Tensor, direction: Tensor) -> Tensor:
-    """Differentiate <rows, direction> with respect to the outputs: rows (N, m)."""
-    try:
-        (result,) = torch.autograd.grad(rows, leaf, direction, retain_graph=True)
-    except RuntimeError as error:
-        raise UnsupportedError(
-            f"the loss {name} cannot be differentiated twice ({error})"
-        ) from error
-    return result.reshape(rows.shape)
-
-
-def _check_separable(name: str, leaf: Tensor, rows: Tensor) -> None:
-    """Refuse a loss in which one sample's gradient depends on another sample's output."""
-    if not rows.requires_grad:
-        return
-    generator = torch.Generator().manual_seed(0)
-    sample = int(torch.randint(len(rows), (), generator=generator))
-    direction = torch.zeros_like(rows)
-    direction[sample] = torch.randn(rows.shape[1], generator=generator).to(rows)
-    influence = _backward(name, rows, leaf, direction).abs()
-    own = influence[sample].max()
-    influence[sample] = 0
-    # What mixes samples (their mean, say) holds 1/N of every other sample: far above this threshold, which is above
-    # rounding.
-    if float(influence.max()) > 1e-4 / len(rows) * float(own) + 1e-30:
-        raise UnsupportedError(
-            f"the loss {name} mixes samples: one sample's gradient depends on another's output"
-        )
-
-
-def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
-    """Compute every sample's Hessian, with eigenvalues of rounding set to zero."""
-    hessian = rows.new_zeros(*rows.shape, rows.shape[1])
-    for column in range(rows.shape[1] if rows.requires_grad else 0):
-        direction = torch.zeros_like(rows)
-        direction[:, column] = 1
-        hessian[:, column] = _backward(name, rows, leaf, direction)
-    if not torch.isfinite(hessian).all():
-        raise SennError(f"the loss {name} has a curvature that is NaN or infinite on this batch")
-    if not hessian.any():
-        raise UnsupportedError(
-            f"the loss {name} has no curvature in the outputs: use metric='euclidean'"
-        )
-    values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
-    noise = 100 * torch.finfo(rows.dtype).eps * values.abs().amax(1, keepdim=True)
-    if (values < -noise).any():
-        raise UnsupportedError(
-            f"the loss {name} is not convex in the outputs: use metric='euclidean'"
-        )
-    return DenseHessian(
-        vectors=vectors.to(rows), values=torch.where(values <= noise, 0.0, values).to(rows)
-    )
-
-
-def _losses(function: Loss, name: str, y: Tensor, target: Tensor) -> Tensor:
-    """Compute every sample's loss (N,), by the loss's own reduction='none'."""
-    single: Any
-    if isinstance(function, nn.Module) and hasattr(function, "reduction"):
-        single = copy.copy(function)
-        single.reduction = "none"
-    elif _takes_reduction(function):
-        single = functools.partial(cast(Any, function), reduction="none")
-    else:
-        raise UnsupportedError(
-            f"the loss {name} takes no reduction='none', which sample weights need"
-        )
-    losses: Tensor = single(y, target).reshape(len(y), -1).mean(1)
-    if not torch.isclose(losses.mean(), function(y, target), rtol=1e-3, atol=1e-6):
-        raise UnsupportedError(
-            f"the loss {name} is not the mean of its reduction='none', which sample weights need"
-        )
-    return losses
-
-
-def _takes_reduction(function: Loss) -> bool:
-    try:
-        return "reduction" in inspect.signature(function).parameters
-    except ValueError:  # a builtin without a signature
-        return False

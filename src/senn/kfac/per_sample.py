@@ -122,11 +122,13 @@ class PerSampleFactors:
             (samples, groups).
         """
         rows = self.pseudo_grad if kind == "pseudo_grad" else self.output_grad
+        # r^T d first, (rows, groups p): the outer products of r and a are never formed
         through = (rows @ step.to(rows.dtype)).view(len(rows), *columns.shape)
         return self._by_sample((through * self.a[:, columns]).sum(-1))
 
     def of_existing(self, step: Tensor) -> Tensor:
         """Sum s^T d a_c over each sample's locations, (samples,) float64, for a step d (m, c) of existing weights."""
+        # float64, as the step is: this one is compared with eta
         rows = ((self.pseudo_grad.double() @ step) * self.a[:, : step.shape[1]].double()).sum(1)
         return self._by_sample(rows[:, None])[:, 0]
 

@@ -105,6 +105,7 @@ class CallRecorder(TorchFunctionMode):
         name, known = self._known.get(weight.data_ptr(), (None, None))
         if known is None:
             return None
+        # the same memory isn't enough: a slice or a reshaped view begins at the same address
         same = weight.shape == known.shape and weight.stride() == known.stride()
         flipped = (
             square and weight.shape == known.shape[::-1] and weight.stride() == known.stride()[::-1]
@@ -149,6 +150,7 @@ def _addmm(
     input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1, **_: Any
 ) -> Found | None:
     bias = input if beta == 1 and input.dim() == 1 else None
+    # scaled sums aren't a linear map of this weight and bias
     return (mat1, mat2, None, bias) if alpha == 1 and (beta == 0 or bias is not None) else None
 
 

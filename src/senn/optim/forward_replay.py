@@ -23,6 +23,7 @@ class Replay:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        # only devices that the model is on: reading a state initializes the device
         devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
         self._cpu = torch.get_rng_state()
         self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
@@ -46,7 +47,9 @@ class Replay:
         """
 
         def run() -> float:
+            # buffers go on from where the first pass left them, not from the repetition
             now = [buffer.clone() for buffer, _ in self._buffers]
+            # forked, so that later draws aren't those of the repetition
             with torch.no_grad(), torch.random.fork_rng([device for device, _ in self._cuda]):
                 self.restore()
                 value = measure(forward(self._model, inputs))

@@ -20,8 +20,33 @@ Vector = list[Tensor]
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """Compute the inner product of two vectors; the tensors' own are summed in float64."""
+    """Compute the inner product of two vectors.
+
+    Args:
+        left: one tensor per parameter.
+        right: tensors of the same shapes.
+
+    Returns:
+        The sum over the tensors' inner products, in float64.
+    """
     return float(sum(float((x * y).sum()) for x, y in zip(left, right, strict=True)))
+
+
+def pull(output: Tensor, parameters: Sequence[Tensor], rows: Tensor) -> Vector:
+    """Multiply rows by the transposed Jacobian, mean_i J_i^T r_i, and keep the graph.
+
+    Args:
+        output: outputs of the network with their graph, (N, ...).
+        parameters: parameters to differentiate by.
+        rows: r, (N, m).
+
+    Returns:
+        One tensor per parameter; zeros for those that the outputs don't depend on.
+    """
+    rows = (rows / len(rows)).to(output).reshape(output.shape)
+    return list(
+        torch.autograd.grad(output, parameters, rows, retain_graph=True, materialize_grads=True)
+    )
 
 
 class GaussNewton:
@@ -50,6 +75,7 @@ class GaussNewton:
             retain_graph=True,
             materialize_grads=True,
         )
+        # parameters without influence have a gradient of zeros that doesn't depend on w
         self._pulled = [(index, x) for index, x in enumerate(pulled) if x.requires_grad]
 
     def push(self, u: Sequence[Tensor]) -> Tensor:
@@ -74,11 +100,7 @@ class GaussNewton:
 
     def pull(self, rows: Tensor) -> Vector:
         """Multiply rows r (N, m) by the transposed Jacobian: mean_i J_i^T r_i."""
-        rows = (rows / len(rows)).to(self.output).reshape(self.output.shape)
-        pulled = torch.autograd.grad(
-            self.output, self.parameters, rows, retain_graph=True, materialize_grads=True
-        )
-        return list(pulled)
+        return pull(self.output, self.parameters, rows)
 
     def product(self, u: Sequence[Tensor]) -> Vector:
         """Multiply a vector by the matrix: F u."""
@@ -107,16 +129,44 @@ def conjugate_gradients(
         if square <= tolerance**2 * first or square == 0:
             break
         image = product(direction)
-        along = dot(direction, image)
-        if along <= 0:  # M is positive definite, so this is rounding: nothing more to gain
+        curvature = dot(direction, image)
+        # M is positive definite, so this is rounding: there is nothing more to gain
+        if curvature <= 0:
             break
-        step = square / along
+        step = square / curvature
         for xi, ri, di, mi in zip(x, residual, direction, image, strict=True):
             xi.add_(di, alpha=step)
             ri.sub_(mi, alpha=step)
         previous, square = square, dot(residual, residual)
         direction = [r + d * (square / previous) for r, d in zip(residual, direction, strict=True)]
     return x
+
+
+def solve_damped(
+    exact: GaussNewton,
+    gradient: Vector,
+    dampings: Sequence[float],
+    iterations: int,
+    tolerance: float,
+) -> Vector:
+    """Solve (F + D) d = g by conjugate gradients, D diagonal with one number per parameter tensor.
+
+    Args:
+        exact: products with F.
+        gradient: g.
+        dampings: D, damping plus weight decay of each parameter.
+        iterations: products with F at most.
+        tolerance: relative residual at which to stop.
+
+    Returns:
+        d, of the shapes of g.
+    """
+
+    def product(u: Vector) -> Vector:
+        of_parameter = zip(exact.product(u), dampings, u, strict=True)
+        return [image + damping * x for image, damping, x in of_parameter]
+
+    return conjugate_gradients(product, gradient, iterations, tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +209,7 @@ def best_combination(
     Returns:
         The coefficients and the model along their combination.
     """
+    # a zero direction would make the system singular; the first step has no last one
     live = [index for index, u in enumerate(directions) if any(bool(x.any()) for x in u)]
     # u^T F v = mean_i (J_i u)^T H_i (J_i v): one push for each direction, and no pull
     pushed = {i: matrix.push(directions[i]) for i in live}
@@ -174,6 +225,7 @@ def best_combination(
                 float((x * y).sum()) for x, y in zip(directions[i], directions[j], strict=True)
             ]
             exact = float((pushed[i].double() * curved[j]).sum()) / len(pushed[i])
+            # weight decay adds decay times the identity to F, parameter by parameter
             exact += sum(d * x for d, x in zip(decay, inner, strict=True))
             fisher[row, column] = fisher[column, row] = exact
             identity[row, column] = identity[column, row] = sum(inner)

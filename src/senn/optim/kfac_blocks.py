@@ -34,6 +34,7 @@ class Average:
 
     def update(self, new: Tensor) -> None:
         """Add one more estimate."""
+        # w tends to 1 / (1 - decay), so that at first all estimates count alike
         self.weight = self.decay * self.weight + 1
         self.value = new if self.value is None else self.value.lerp_(new, 1 / self.weight)
 
@@ -72,9 +73,11 @@ class KroneckerBlock:
         samples = len(a)
         locations = a[0, ..., 0].numel()
         weighted = a if weight is None else a * weight.reshape(-1, *(1,) * (a.ndim - 1))
+        # locations are further rows: the expand setting of Eschenhagen et al. (2023)
         a, weighted = a.reshape(-1, a.shape[-1]), weighted.reshape(-1, a.shape[-1])
         self.inputs.update(weighted.mT @ a / (samples * locations))
         s = torch.cat([probe.reshape(-1, probe.shape[-1]) for probe in probes])
+        # divided by samples only: S sums over locations, A is their mean
         self.outputs.update(s.mT @ s / (samples * len(probes)))
 
     @property

@@ -82,11 +82,13 @@ class KFAC:
 
     def maps(self, trainable: set[nn.Parameter]) -> dict[nn.Module, str]:
         """Find the linear layers whose parameters are all trained and shared with no other module, with their names."""
+        # tied weights belong to several modules, and one of them alone doesn't see all gradients
         owners = Counter(
             p for module in self.model.modules() for p in module.parameters(recurse=False)
         )
         found: dict[nn.Module, str] = {}
         for name, module in self.model.named_modules():
+            # subclasses with a forward of their own may apply the weight otherwise
             if type(module).forward is nn.Linear.forward:
                 own = list(module.parameters(recurse=False))
                 plain = {id(p) for p in own} == {
@@ -147,6 +149,7 @@ class KFAC:
         others = [block[0] for block in blocks if block[0] not in maps]
         targets: list[Any] = [*edges, *others]
         pulled = []
+        # one draw is a noisy estimate; a moving average smooths later ones, but a new block has no past
         for _ in range(self.burn_in if fresh else 1):
             # one backward pass for all blocks: it stops at the maps' outputs and at the other parameters
             v = probes().to(seen.output).reshape(seen.output.shape)
@@ -164,6 +167,61 @@ class KFAC:
             self.other.setdefault(parameter, DiagonalBlock(self.decay)).update(
                 [_at_least_float(draw[index]) for draw in pulled], len(seen.output)
             )
+
+    def update_if_due(
+        self,
+        seen: Pass,
+        trainable: Sequence[nn.Parameter],
+        probes: Any,
+        weight: Tensor | None,
+        *,
+        is_due: bool,
+    ) -> None:
+        """Update all blocks with one batch if it is time, or if one of them has seen no batch yet.
+
+        Args:
+            seen: the forward pass.
+            trainable: all parameters that take part.
+            probes: as in `update`.
+            weight: as in `update`.
+            is_due: True if it is time.
+        """
+        blocks = self.layout(seen, trainable)
+        if is_due or self.fresh(blocks):
+            self.update(seen, blocks, probes, weight)
+
+    def precondition(
+        self,
+        seen: Pass,
+        trainable: Mapping[nn.Parameter, Any],
+        gradient: Sequence[Tensor],
+        dampings: Sequence[float],
+        *,
+        invert: bool,
+    ) -> list[Tensor]:
+        """Compute F^-1 g, block by block.
+
+        Args:
+            seen: the forward pass.
+            trainable: all parameters that take part, in the order of all vectors.
+            gradient: g.
+            dampings: damping plus weight decay of each parameter.
+            invert: True to invert all blocks anew, not only those that never were.
+
+        Returns:
+            One tensor per parameter.
+        """
+        gradients = dict(zip(trainable, gradient, strict=True))
+        damping = dict(zip(trainable, dampings, strict=True))
+        direction: dict[nn.Parameter, Tensor] = {}
+        for parameters in self.layout(seen, list(trainable)):
+            block = self.block(parameters)
+            if invert or block.stale:
+                # One damping serves a whole block, so a bias without weight decay shares that of its weight.
+                block.refresh(damping[parameters[0]])
+            steps = block.apply([gradients[p] for p in parameters])
+            direction.update(zip(parameters, steps, strict=True))
+        return [direction[p] for p in trainable]
 
     def block(self, parameters: tuple[nn.Parameter, ...]) -> KroneckerBlock | DiagonalBlock:
         """Look up the block of some parameters."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,34 @@ from senn._validate import (
     whole,
 )
 from senn.errors import DivergenceError, SennError
-from senn.kfac.loss_metric import Loss, LossMetric
+from senn.kfac.differentiated_loss import Loss
+from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import forward
 from senn.optim.forward_replay import Replay
-from senn.optim.gauss_newton import GaussNewton, conjugate_gradients, dot
+from senn.optim.gauss_newton import GaussNewton, dot, pull, solve_damped
 from senn.optim.kfac_update import KFAC, Pass, watching
 from senn.optim.step_rules import Descent, adaptive_step, constrained_step
 from senn.pytree import Inputs
+
+_RANGES: Mapping[str, Rule] = {
+    "loss": callable_("a function loss(output, target)"),
+    "lr": number(low=0).or_none(),
+    "method": one_of("kfac", "cg"),
+    "damping": number(low=0).or_none(),
+    "momentum": fraction(open_high=True),
+    "weight_decay": number(low=0),
+    "metric": one_of("fisher", "euclidean"),
+    "norm_constraint": number(low=0).or_none(),
+    "adapt": flag(),
+    "factor_every": whole(low=1).or_none(),
+    "inverse_every": whole(low=1).or_none(),
+    "decay": fraction(open_high=True),
+    "burn_in": whole(low=1),
+    "iterations": whole(low=1),
+    "tolerance": number(low=0),
+    "seed": a_seed(),
+}
+"""Ranges of the arguments."""
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -89,25 +110,6 @@ class NaturalGradient(torch.optim.Optimizer):
     True
     """
 
-    _RANGES: ClassVar[Mapping[str, Rule]] = {
-        "loss": callable_("a function loss(output, target)"),
-        "lr": number(low=0).or_none(),
-        "method": one_of("kfac", "cg"),
-        "damping": number(low=0).or_none(),
-        "momentum": fraction(open_high=True),
-        "weight_decay": number(low=0),
-        "metric": one_of("fisher", "euclidean"),
-        "norm_constraint": number(low=0).or_none(),
-        "adapt": flag(),
-        "factor_every": whole(low=1).or_none(),
-        "inverse_every": whole(low=1).or_none(),
-        "decay": fraction(open_high=True),
-        "burn_in": whole(low=1),
-        "iterations": whole(low=1),
-        "tolerance": number(low=0),
-        "seed": a_seed(),
-    }
-
     def __init__(
         self,
         model: nn.Module,
@@ -130,12 +132,13 @@ class NaturalGradient(torch.optim.Optimizer):
         tolerance: float = 1e-4,
         seed: int = 0,
     ) -> None:
-        check_arguments(self._RANGES, locals())
+        check_arguments(_RANGES, locals())
         lr = (1.0 if adapt else 0.1) if lr is None else lr
         damping = (0.1 if adapt or method == "cg" else 1e-2) if damping is None else damping
         factor_every = (1 if adapt else 4) if factor_every is None else factor_every
         inverse_every = (1 if adapt else 20) if inverse_every is None else inverse_every
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        # as groups of torch's own, so that learning-rate schedulers work
         super().__init__(model.parameters() if params is None else params, defaults)
         self.model = model
         self.metric = LossMetric(loss, metric)
@@ -170,43 +173,33 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         trained = self._trained()
         replay = Replay(self.model)
-        names = self._kfac.maps(set(trained)) if self.method == "kfac" else {}
-        with torch.enable_grad(), watching(list(names), names) as maps:
-            seen = Pass(forward(self.model, inputs), maps)
+        seen, loss, gradient = self._forward(trained, inputs, targets, weight, replay)
         y = seen.output.detach()
-        loss = float(self.metric.loss(y, targets, weight))
-        rows = self.metric.gradient(y, targets, weight)
-        gradient = _pull(seen.output, list(trained), rows)
-        if not math.isfinite(loss) or not all(bool(torch.isfinite(g).all()) for g in gradient):
-            replay.restore()
-            raise DivergenceError(
-                f"the loss is {loss} with a gradient that is not finite: the step was not taken"
-            )
-        with torch.no_grad():
-            for parameter, g in zip(trained, gradient, strict=True):
-                if trained[parameter]["weight_decay"]:
-                    g.add_(parameter, alpha=trained[parameter]["weight_decay"])
         exact = None
         if self.adapt or self.method == "cg":
             exact = GaussNewton(
                 seen.output, list(trained), lambda u: self.metric.product(y, targets, u, weight)
             )
+        dampings = [self.damping + group["weight_decay"] for group in trained.values()]
         if exact is not None and self.method == "cg":
-            direction = self._solve(exact, gradient, trained)
+            direction = solve_damped(exact, gradient, dampings, self.iterations, self.tolerance)
         else:
-            direction = self._precondition(
+            self._kfac.update_if_due(
                 seen,
-                gradient,
-                trained,
+                list(trained),
                 lambda: self.metric.pseudo_grad(y, targets, self._generator, weight),
                 weight,
+                is_due=self._steps % self.factor_every == 0,
             )
+            # after a rejection the damping is another one, so the inverses are too
+            is_due = self.rejected or self._steps % self.inverse_every == 0
+            direction = self._kfac.precondition(seen, trained, gradient, dampings, invert=is_due)
         self.eta = dot(gradient, direction)
         self._steps += 1
-        self.rejected, self.reduction_ratio = False, math.nan
         descent = Descent(
             trained=trained, direction=direction, gradient=gradient, velocity=self._velocity
         )
+        self.rejected, self.reduction_ratio = False, math.nan
         if self.adapt and exact is not None:
             again = replay.again(
                 inputs, lambda output: float(self.metric.loss(output, targets, weight))
@@ -218,7 +211,29 @@ class NaturalGradient(torch.optim.Optimizer):
             constrained_step(descent, self.norm_constraint)
         return loss
 
-    # ---- directions -------------------------------------------------------------------------------------------------
+    def _forward(
+        self,
+        trained: dict[nn.Parameter, dict[str, Any]],
+        inputs: Inputs,
+        targets: Tensor,
+        weight: Tensor | None,
+        replay: Replay,
+    ) -> tuple[Pass, float, list[Tensor]]:
+        """Run the model, and return the pass, the loss, and the gradient with weight decay."""
+        names = self._kfac.maps(set(trained)) if self.method == "kfac" else {}
+        with torch.enable_grad(), watching(list(names), names) as maps:
+            seen = Pass(forward(self.model, inputs), maps)
+        y = seen.output.detach()
+        loss = float(self.metric.loss(y, targets, weight))
+        gradient = pull(seen.output, list(trained), self.metric.gradient(y, targets, weight))
+        if not math.isfinite(loss) or not all(bool(torch.isfinite(g).all()) for g in gradient):
+            # the pass has moved buffers, such as the statistics of a BatchNorm, by a batch that isn't learned from
+            replay.restore()
+            raise DivergenceError(
+                f"the loss is {loss} with a gradient that is not finite: the step was not taken"
+            )
+        _add_weight_decay(gradient, trained)
+        return seen, loss, gradient
 
     def _trained(self) -> dict[nn.Parameter, dict[str, Any]]:
         """Find the parameters that take part, with their groups: in the model, in a group, not frozen."""
@@ -232,49 +247,6 @@ class NaturalGradient(torch.optim.Optimizer):
         if not trained:
             raise SennError("NaturalGradient has no trainable parameter of the model")
         return trained
-
-    def _precondition(
-        self,
-        seen: Pass,
-        gradient: list[Tensor],
-        trained: dict[nn.Parameter, dict[str, Any]],
-        probe: Callable[[], Tensor],
-        weight: Tensor | None,
-    ) -> list[Tensor]:
-        """Compute F^-1 g by K-FAC, whose factors and inverses are updated when due."""
-        blocks = self._kfac.layout(seen, list(trained))
-        fresh = self._kfac.fresh(blocks)
-        if fresh or self._steps % self.factor_every == 0:
-            self._kfac.update(seen, blocks, probe, weight)
-        turn = self.rejected or self._steps % self.inverse_every == 0
-        by_parameter = dict(zip(trained, gradient, strict=True))
-        direction: dict[nn.Parameter, Tensor] = {}
-        for block in blocks:
-            factors = self._kfac.block(block)
-            if turn or factors.stale:
-                # One damping serves a whole block, so a bias without weight decay shares that of its weight.
-                factors.refresh(self.damping + trained[block[0]]["weight_decay"])
-            direction.update(
-                zip(block, factors.apply([by_parameter[p] for p in block]), strict=True)
-            )
-        return [direction[p] for p in trained]
-
-    def _solve(
-        self,
-        exact: GaussNewton,
-        gradient: list[Tensor],
-        trained: dict[nn.Parameter, dict[str, Any]],
-    ) -> list[Tensor]:
-        """Solve (F + (damping + weight decay) I) d = g by conjugate gradients."""
-        shifts = [self.damping + group["weight_decay"] for group in trained.values()]
-
-        def product(u: list[Tensor]) -> list[Tensor]:
-            return [
-                image + shift * x
-                for image, shift, x in zip(exact.product(u), shifts, u, strict=True)
-            ]
-
-        return conjugate_gradients(product, gradient, self.iterations, self.tolerance)
 
     def _velocity(self, parameter: nn.Parameter) -> Tensor:
         """Look up the last step of a parameter, zero at first."""
@@ -326,9 +298,11 @@ class NaturalGradient(torch.optim.Optimizer):
         self._generator.set_state(curvature["generator"])
 
 
-def _pull(output: Tensor, parameters: list[nn.Parameter], rows: Tensor) -> list[Tensor]:
-    """Compute mean_i J_i^T r_i for rows r (N, m), and keep the graph."""
-    rows = (rows / len(rows)).to(output).reshape(output.shape)
-    return list(
-        torch.autograd.grad(output, parameters, rows, retain_graph=True, materialize_grads=True)
-    )
+@torch.no_grad()
+def _add_weight_decay(
+    gradient: list[Tensor], trained: Mapping[nn.Parameter, dict[str, Any]]
+) -> None:
+    """Add the gradient of decay / 2 |theta|^2, in place."""
+    for (parameter, group), g in zip(trained.items(), gradient, strict=True):
+        if group["weight_decay"]:
+            g.add_(parameter, alpha=group["weight_decay"])

@@ -90,6 +90,7 @@ def constrained_step(descent: Descent, norm_constraint: float | None) -> None:
         shrink = math.sqrt(norm_constraint / square)
     for (parameter, group), d in zip(descent.trained.items(), descent.direction, strict=True):
         velocity = descent.velocity(parameter)
+        # momentum on steps, not on gradients: the direction is preconditioned already
         velocity.mul_(group["momentum"]).add_(d, alpha=-group["lr"] * shrink)
         parameter.add_(velocity)
 
@@ -125,6 +126,7 @@ def adaptive_step(
     decay = [group["weight_decay"] for group in groups]
     step, predicted = _quadratic_step(descent, exact, damping, decay, largest)
     penalty = _penalty(descent.trained, decay)
+    # copies, so that a rejected step leaves the parameters bit for bit as they were
     old = [parameter.detach().clone() for parameter in descent.trained]
     for parameter, change in zip(descent.trained, step, strict=True):
         parameter.add_(change)

@@ -13,9 +13,10 @@ from senn.errors import UnsupportedError
 from senn.graph import DependencyGraph, LinearMap
 from senn.kfac.accumulate import sampled_locations
 from senn.kfac.batch_layout import BatchLayout
-from senn.kfac.capture import LayerStatistics, RowChunk, capture
+from senn.kfac.capture import capture
 from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.layer_inputs import LayerInput
+from senn.kfac.layer_statistics import LayerStatistics, RowChunk
 from senn.kfac.loss_metric import LossMetric
 from senn.pytree import Inputs, Output
 from senn.scoring.batch_statistics import BatchPart, BatchStatistics, FoldStatistics

@@ -25,16 +25,10 @@ from senn.candidates.sampling import BATCH_NORMS
 from senn.graph import DependencyGraph, LinearMap, get_tensor
 from senn.kfac.accumulate import sampled_locations
 from senn.kfac.batch_layout import BatchLayout
-from senn.kfac.capture import (
-    BlockCall,
-    LayerStatistics,
-    RowChunk,
-    layer_inputs,
-    layout_of,
-    per_layer_grads,
-)
+from senn.kfac.capture import layer_inputs, layout_of, per_layer_grads
 from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
+from senn.kfac.layer_statistics import BlockCall, LayerStatistics, RowChunk
 from senn.kfac.recorder import LinearCall, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.scoring.changes import Gains

@@ -168,6 +168,7 @@ def _named(
     parts: Sequence[NDArray[np.int64]], names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[Any]]:
     """Name the classes, and number the labels of each part from 0 in their order."""
+    # labels may start at 1 or have gaps; a network's outputs are 0 to C - 1
     numbers = np.unique(parts[0])
     for labels in parts[1:]:
         strange = sorted(set(np.unique(labels)) - set(numbers))
@@ -217,6 +218,7 @@ def _split_by_name(files: Sequence[Path]) -> list[list[Path]]:
     """Divide files into training and test files by name; without both, all are for training (IDX: a single one)."""
     train = [path for path in files if _TRAIN.match(path.name)]
     test = [path for path in files if _TEST.match(path.name)]
+    # all or none: a file that is neither would silently be left out
     if train and test and len(train) + len(test) == len(files):
         return [train, test]
     if len(files) > 1 and files[0].suffix.lower() != ".parquet":

@@ -51,6 +51,7 @@ def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArra
             # Pillow warns of sizes, for which the limit here is lower, and of odd headers
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+                # before any pixel is decoded: the size is in the header
                 if image.width * image.height > most_pixels:
                     raise SennError(
                         f"{where} is an image of {image.width:,} x {image.height:,} pixels, over the limit of "
@@ -70,6 +71,7 @@ def _pixels(image: Image.Image, where: str) -> NDArray[np.uint8]:
         raise SennError(
             f"{where} is an image of mode {image.mode}, which can't be taken as 8-bit RGB without loss"
         )
+    # cameras store a turned picture as it came, with a tag for the rotation
     upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
@@ -97,6 +99,7 @@ def decode_all(
     Raises:
         SennError: an image can't be decoded or has another shape, or all of them exceed `MOST_BYTES`.
     """
+    # before the array is allocated: counts come from the file
     if count * math.prod(shape) > MOST_BYTES:
         raise SennError(
             f"{count:,} images of {shown(shape)} are over the limit of {MOST_BYTES:,} bytes"

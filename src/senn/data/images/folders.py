@@ -58,6 +58,7 @@ class Entry:
         if isinstance(self.content, bytes):
             return self.content
         try:
+            # before it is read into memory
             if self.content.stat().st_size > MOST_FILE_BYTES:
                 raise SennError(f"{self.name!r} has more than {MOST_FILE_BYTES:,} bytes")
             return self.content.read_bytes()
@@ -103,6 +104,7 @@ def square(image: NDArray[np.uint8], side: int, channels: int = 3) -> NDArray[np
         return image
     source = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     source = source.convert("L" if channels == 1 else "RGB")
+    # boxes average all pixels where an image shrinks; where it grows they would be visible
     method = Image.Resampling.BOX if min(source.size) > side else Image.Resampling.BILINEAR
     return np.asarray(ImageOps.fit(source, (side, side), method)).reshape(side, side, channels)
 
@@ -130,6 +132,7 @@ def squares(
             f"{len(entries):,} images of {side} x {side} are over the limit of {MOST_BYTES:,} bytes; "
             "a smaller --image-size fits"
         )
+    # one array for all, filled from the front: unreadable ones leave no gap
     pixels = np.empty((len(entries), side, side, channels), np.uint8)
     rows: list[int] = []
     left_out: list[LeftOut] = []
@@ -196,6 +199,7 @@ def files_in(folder: Path) -> list[Path]:
         ) from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
+        # in place: `os.walk` then doesn't enter hidden folders
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         found += [path for path in paths if path.is_file()]
@@ -226,6 +230,7 @@ def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
             f"{str(root)!r} has no sub-folders; the images of each class belong in a sub-folder of its own"
         )
     names = [path.name for path in folders]
+    # else the classes would be named train and test
     if {name.lower() for name in names} <= _PARTS and any(
         path.is_dir() for top in folders for path in top.iterdir()
     ):

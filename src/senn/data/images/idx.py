@@ -42,6 +42,7 @@ def read_idx(path: str | Path, dims: int) -> NDArray[np.uint8]:
         if len(header) < 4 * dims:
             raise SennError(f"{str(path)!r} is cut short")
         shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
+        # in Python's whole numbers: the product of 32-bit sizes overflows numpy's
         promised = math.prod(shape)
         if promised > MOST_BYTES:
             raise SennError(

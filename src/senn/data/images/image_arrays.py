@@ -33,6 +33,7 @@ class Images:
 
     def take(self, rows: NDArray[np.integer]) -> Images:
         """Copy some rows, into memory and writable."""
+        # copies, since a set is memory-mapped and read-only
         return Images(self.pixels[rows].copy(), self.labels[rows].copy())
 
 
@@ -75,6 +76,7 @@ class ImageSet:
             raise SennError(
                 f"{count:,} images can't be held out of {len(self.train):,} of {self.name}"
             )
+        # shuffled, as sets may be stored by class
         order = np.random.default_rng(seed).permutation(len(self.train))
         return replace(
             self, train=self.train.take(order[count:]), validation=self.train.take(order[:count])

@@ -70,6 +70,7 @@ class ImageEncoder:
         """
         plain: list[Entry] = []
         for path in (file for source in sources for file in _files(source)):
+            # single images are collected and decoded together, up to the next file that holds many
             if path.suffix.lower() == ".parquet" or is_idx(path):
                 yield from self._encoded(plain)
                 plain = []
@@ -81,6 +82,7 @@ class ImageEncoder:
     def _encoded(
         self, entries: Sequence[Entry]
     ) -> Iterator[tuple[list[str], NDArray[np.uint8], tuple[LeftOut, ...]]]:
+        # in parts, so that memory doesn't grow with the number of files
         for at in range(0, len(entries), _AT_ONCE):
             part = entries[at : at + _AT_ONCE]
             made = squares(part, self.side, self.channels)

@@ -25,6 +25,7 @@ def planes(images: Images, side: int | None = None) -> NDArray[np.uint8]:
     kept = np.empty((len(pixels), pixels.shape[3], side, side), np.uint8)
     for row, image in enumerate(pixels):
         source = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        # boxes, as in `folders.square`: each pixel counts
         resized = np.asarray(source.resize((side, side), Image.Resampling.BOX))
         kept[row] = resized[None] if resized.ndim == 2 else resized.transpose(2, 0, 1)
     return kept

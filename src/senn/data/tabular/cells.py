@@ -74,6 +74,7 @@ def kind_of(name: str, cells: pd.Series[Any]) -> str:
     kind = _INFERRED.get(inferred)
     if kind is None:
         raise SennError(f"column {name!r} holds cells of type {inferred}, which isn't understood")
+    # pandas infers numbers and booleans by their Python types; text may still hold anything
     if kind != "text":
         return "empty" if cells.isna().all() else kind
     return _kind_of_text(name, cells)
@@ -89,6 +90,7 @@ def _kind_of_text(name: str, cells: pd.Series[Any]) -> str:
             )
     if known.empty:
         return "empty"
+    # read as text, such a column would become a category of hundreds of values without a word
     if all(_DECIMAL_COMMA.fullmatch(str(cell)) for cell in known):
         where = f"row {known.index[0]}: {known.iloc[0]!r}"
         raise SennError(
@@ -154,6 +156,7 @@ def numbers(name: str, cells: pd.Series[Any]) -> Floats:
     """
     known = ~is_missing(cells)
     values = np.full(len(cells), np.nan)
+    # numeric columns need no parsing; complex numbers count as numeric, too, and fail below
     if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(
         cells.dtype
     ):
@@ -184,6 +187,7 @@ def texts(cells: pd.Series[Any]) -> NDArray[np.object_]:
 
 def text(cell: Any) -> str:
     """Convert a cell to text, the same for 3, 3.0 and "3"."""
+    # a column of whole numbers with a missing cell comes as floats from pandas
     if isinstance(cell, float | np.floating) and float(cell).is_integer():
         return str(int(cell))
     return str(cell)
@@ -205,6 +209,7 @@ def date_format(name: str, known: pd.Series[Any]) -> str | None:
     # Parsing all cells in each of dozens of formats is slow, so 50 cells choose the formats worth trying.
     sample = known.iloc[:50]
     best, share = None, 0.0
+    # the format that reads most cells, not the first that reads some: 01/02 fits two of them
     for form in ("ISO8601", *DATE_FORMATS):
         hits = float(_parse_dates(sample, form).notna().mean())
         if hits >= MOSTLY:

@@ -74,6 +74,7 @@ class DateColumn:
         known_days = np.sort(days[~missing])
         if known_days[0] == known_days[-1] and not missing.any():
             return Dropped(name=name, note="is always the same date")
+        # the lower middle one: a date that occurs
         median = float(known_days[(known_days.size - 1) // 2])
         mean, scale = mean_and_deviation(np.where(missing, median, days))
         year_mean, year_scale = mean_and_deviation(years[~missing])

@@ -78,6 +78,7 @@ def read_table(source: str | Path, text: Sequence[str] = ()) -> Table:
 def _table(name: str, frame: pd.DataFrame, target: str | None, shown: str | None = None) -> Table:
     if frame.shape[0] == 0 or frame.shape[1] == 0:
         raise SennError(f"table {shown or name!r} has no {'rows' if frame.shape[1] else 'columns'}")
+    # rows count from 1 below the header, as an editor shows them
     frame = frame.set_axis(pd.RangeIndex(1, len(frame) + 1), axis=0)
     return Table(name, frame.set_axis([str(column) for column in frame.columns], axis=1), target)
 
@@ -85,6 +86,7 @@ def _table(name: str, frame: pd.DataFrame, target: str | None, shown: str | None
 def _delimited(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
+        # the mark that is most frequent in the header, where cells are names and hold few of them
         marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t|"
         mark = max(marks, key=first.count)
         file.seek(0)
@@ -119,6 +121,7 @@ def _check_lines(path: Path, lines: Any) -> list[str]:
         if not cell.strip() and at:
             raise SennError(f"column {at + 1} of {str(path)!r} has no name")
         seen.add(cell)
+    # whole numbers may be names (pixels 0 to 63); fractions are data
     if all(_is_number(cell) for cell in header) and not all(
         cell.strip().isdigit() for cell in header
     ):
@@ -145,6 +148,7 @@ def _parquet(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
 def _npz(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, str | None]:
     if not zipfile.is_zipfile(path):
         raise SennError(f"{str(path)!r} can't be read as npz: it isn't an archive of arrays")
+    # never a pickle: it could run code
     with np.load(path, allow_pickle=False) as arrays:
         found: dict[str, NDArray[Any]] = {key: arrays[key] for key in arrays.files}
     lengths = {key: len(array) if array.ndim else 0 for key, array in found.items()}

@@ -131,8 +131,10 @@ class NumberColumn:
         values = numbers(name, cells)
         missing = np.isnan(values)
         known = values[~missing]
+        # a constant tells rows apart only by where it is missing
         if known.size and not missing.any() and known.min() == known.max():
             return Dropped(name=name, note=f"is always {known[0]:g}")
+        # the lower middle one, a value that occurs; np.median would average two
         median = float(np.sort(known)[(known.size - 1) // 2])
         mean, scale = mean_and_deviation(np.where(missing, median, values))
         return cls(name=name, median=median, mean=mean, scale=scale, indicator=bool(missing.any()))
@@ -241,6 +243,8 @@ class CategoryColumn:
             return Dropped(
                 name=name, note=f"has {len(counts):,} categories, each in fewer than {rare} rows"
             )
+        # unseen categories use the feature of the rare ones, which training has taught; without rare ones they have
+        # none
         merged = len(counts) - len(frequent)
         note = f"{merged:,} rare categories are taken together" if merged else ""
         return cls(

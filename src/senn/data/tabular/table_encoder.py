@@ -110,6 +110,7 @@ class TableEncoder:
         Raises:
             SennError: a column is missing, or a cell can't be read.
         """
+        # dropped columns may be missing from a table to predict
         used = [column for column in self.columns if column.features()]
         absent = [column.name for column in used if column.name not in frame.columns]
         if absent:

@@ -88,12 +88,14 @@ class Target:
     @classmethod
     def _classes(cls, name: str, cells: pd.Series[Any]) -> Target:
         found: set[Label] = {_label(cell) for cell in cells}
+        # texts and numbers can't be sorted together
         if len({isinstance(label, str) for label in found}) > 1:
             found = {text(label) for label in found}
         if len(found) == 1:
             raise SennError(
                 f"target {name!r} holds a single class ({found.pop()!r}); at least two are needed"
             )
+        # most classes would have a single row
         if len(found) > len(cells) / 2:
             raise SennError(
                 f"target {name!r} has {len(found):,} classes in {len(cells):,} rows; is it an identifier?"
@@ -131,6 +133,7 @@ class Target:
         if self.task == "regression":
             values = numbers(self.name, cells)
             return ((values - self.mean) / self.scale).astype(np.float32)[:, None]
+        # by text, so that 1, 1.0 and "1" are one class in any file
         place = {text(label): at for at, label in enumerate(self.labels)}
         codes = np.empty(len(cells), dtype=np.int64)
         for at, cell in enumerate(cells):
