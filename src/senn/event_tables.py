@@ -120,6 +120,7 @@ def decisions_html(accepted: Sequence[Decided], refused: Sequence[Decided]) -> s
         *("gain η", "held-out η", "parameters"),
     )
     every = [("accepted", one) for one in accepted] + [("refused", one) for one in refused]
+    # One scale for all bars, or small decreases would look like large ones.
     largest = 0.0
     for _, one in every:
         reach = abs(one.candidate.expected_decrease) + _stderr(one.candidate)

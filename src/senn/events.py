@@ -125,6 +125,7 @@ class GrowthEvent:
         Returns:
             The events, in the order in which their places were accepted first.
         """
+        # Units are accepted one after the other; people think of one change of a place.
         by_place: dict[tuple[str, str], list[Candidate]] = {}
         for candidate in accepted:
             by_place.setdefault((candidate.kind, candidate.place), []).append(candidate)
@@ -280,6 +281,7 @@ class Decision:
             accepted: the candidates accepted in its round, for one that was refused; None for one that was accepted.
         """
         margin = policy.margin(candidate)
+        # Only a refusal against the margin needs a reason.
         exceeds = accepted is not None and margin > 0
         return cls(
             candidate=candidate,

@@ -112,6 +112,7 @@ class Grower(GrowerMemory):
         communicator: Communicator | None = None,
     ) -> None:
         check_module(model)
+        # By name, so that torch.distributed isn't imported for a model without it.
         self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
         if self._wrapper is not None:
             # What grows is the module inside. After a change the wrapper holds former parameters, so a pass through
@@ -269,6 +270,7 @@ class Grower(GrowerMemory):
     def _pool(self, batches: Iterable[Batch] | None) -> CandidatePool:
         """Observe the batches, and score the candidates."""
         if batches is not None:
+            # A DataLoader knows how many samples training has, which prices are per.
             if self.samples is None and hasattr(getattr(batches, "dataset", None), "__len__"):
                 self.samples = len(batches.dataset)  # type: ignore[attr-defined]
             for one in each_batch(self.communicator, batches):
@@ -319,6 +321,7 @@ class Grower(GrowerMemory):
             return []
         self._graph = applied.graph
         if self._wrapper is not None:
+            # DistributedDataParallel still reduces the former parameters' gradients.
             self._wrapper.register_forward_pre_hook(stale)
 
         def undo() -> None:

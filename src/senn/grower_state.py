@@ -84,6 +84,7 @@ class GrowerState:
                 state["last_round"] if "last_round" in state else state["consideration"]
             )  # as version 0.1 called it
             generator = torch.Generator()
+            # A generator of its own checks the state before this one is touched.
             generator.set_state(state["generator"].cpu())
             return cls(
                 rounds=int(state["rounds"]),
@@ -159,6 +160,7 @@ class GrowerMemory:
         self._generator.set_state(loaded.generator)
         self._known.clear()
         self._known.update(loaded.known)
+        # How maps can be read depends on sizes, which may have changed.
         self._layouts.clear()
         self._graph = self._session = None
         self.candidate_set = CandidateSet()
@@ -183,6 +185,7 @@ class GrowerMemory:
                 session.restore(snapshot)
             for event, former in realized:
                 event.realized_decrease = former
+            # The session's own snapshot has the statistics; these are the grower's.
             vars(self).update(attributes)
 
         return restore

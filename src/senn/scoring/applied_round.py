@@ -81,6 +81,7 @@ def apply_round(
             if not removals:
                 raise
             rejections.append(str(error))
+            # Costs of removals are the quadratic model's; fewer of them stay where that holds.
             removals //= 2
     return None
 
@@ -99,6 +100,7 @@ def _attempt(
     communicator, model = session.communicator, pool.model
     with communicator.fail_together("change the model"):
         moves, probe = pool.to_moves(removals), session.probe_inputs
+        # Ranks computed the same values up to rounding: the first one's count.
         communicator.broadcast("send the decision", tensors_of(moves))
     # A quadratic model says what removals cost; twice that, and rounding, is still believed. Where it is more, the
     # model was wrong, and half as many removals are tried.

@@ -83,11 +83,13 @@ class BatchRecorder:
             weights=weights,
             find=self.output,
             layouts=self.layouts,
+            # A block is run once more for its copy, so only few samples are.
             blocks=[*self.candidate_set.repeats] if part.is_first else (),
             among=among,
         )
         chunks = self._chunks(found, inputs, part, count=len(targets))
         fit, held_out = FoldStatistics(), FoldStatistics()
+        # Folds are slices of the joint order, so a rank may have no sample of one.
         slices = [
             (statistics, batch.local_slice(part.samples, fold))
             for statistics, fold in ((fit, part.fit), (held_out, part.held_out))
@@ -129,6 +131,7 @@ class BatchRecorder:
         chunks = {}
         for name, label in self.labels:
             rows = found.rows[label]
+            # The covariance of the data doesn't change in training: it is kept.
             if rows.reads_inputs:
                 self.covariances.note(label)
             layers = self.candidate_set.layers.get(name, ())
@@ -152,11 +155,13 @@ class BatchRecorder:
         """Statistics of one map over this rank's samples of a fold, of a batch of `total` samples."""
         columns = self.columns[label]
         locations = sum(chunk.layer_input.locations for chunk in chunks)
+        # F = locations * A (x) S has one number of locations: rows of two lengths can't be added.
         if past is not None and past.factors.locations != locations:
             raise UnsupportedError(
                 f"{label} reads {locations} rows a sample in one batch and {past.factors.locations} "
                 f"in another: pad all samples to one size"
             )
+        # Decided on the first batch: sums of one session must have the same columns.
         if locations == 1 and past is None:
             self.covariances.use(label, total)
         is_known = self.covariances.factor(label) is not None
@@ -165,6 +170,7 @@ class BatchRecorder:
         keeps_rows = is_plain and Fold.stands_alone(own.count, columns.existing)
         size = columns.existing
         size += sum(one.numel() for one in (*columns.groups.values(), *columns.layers))
+        # As many locations as a covariance of all columns needs, over half a batch.
         places = sampled_locations(chunks, size, max(total // 2, 1), self.generator)
         return own.accumulate(
             [chunk.select(own.readable) for chunk in chunks],

@@ -92,9 +92,11 @@ def batch_parts(count: int, locations: int, most_rows: float) -> list[BatchPart]
     Returns:
         one part that holds both folds if it is small enough, else several that each lie within one fold.
     """
+    # The joint order is random, so halves are.
     half = count // 2
     if count * locations <= most_rows:
         return [BatchPart(samples=slice(0, count), fit=slice(0, half), held_out=slice(half, count))]
+    # At least one sample, however many rows it has.
     size = max(int(most_rows // locations), 1)
     parts = []
     for start in range(0, half, size):

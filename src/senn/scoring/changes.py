@@ -91,6 +91,7 @@ class Change:
             criterion: the figure that its units were chosen by.
         """
         return Candidate(
+            # The fields of `Change` are those of `Candidate`.
             **vars(self),
             gain=gains.gain,
             gain_lower_bound=gains.gain_lower_bound,

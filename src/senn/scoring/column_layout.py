@@ -47,6 +47,7 @@ class ColumnLayout:
         dim = 2 if isinstance(read, DenseInput) else 1
         if not torch.equal(self.permutation, torch.arange(x.shape[dim])):
             x = x.index_select(dim, self.permutation.to(x.device))
+        # Patches are never formed: a convolution's columns are reordered by channel.
         if isinstance(read, ConvInput):
             return replace(read, x=x, existing=self.inputs)
         if x.shape[2] == self.inputs and not layers and not read.bias:
@@ -56,6 +57,7 @@ class ColumnLayout:
             features = [
                 layer.features(old.flatten(0, 1)).view(*old.shape[:2], -1) for layer in layers
             ]
+        # The constant belongs to the existing columns, so it stands before the candidates.
         constant = [old.new_ones(*old.shape[:2], 1)] if read.bias else []
         return DenseInput(torch.cat([old, *constant, new, *features], 2), bias=False)
 
@@ -107,6 +109,7 @@ def _layout(
             torch.arange(wide, wide + positions)[:, None] * linear_map.kernel_numel + kernel
         ).view(units, -1)
         known = groups.get(group_name)  # a group may be read by one map twice
+        # Each unit then owns columns in both places, and gains by both.
         groups[group_name] = own if known is None else torch.cat([known, own], 1)
         wide += positions
     column, layers = wide * linear_map.kernel_numel, []

@@ -85,6 +85,8 @@ class DataCovariances:
         if name in self._in_use and old is not None:
             # `factor` is the old one: it can only be noted that there were enough rows for a better one
             self.known[name] = replace(old, outgrown=old.outgrown or rows >= 2 * old.rows)
+        # With fewer rows than columns it would be singular; with twice the rows its error is 30 %
+        # smaller, which is worth a new factorization.
         elif (old is None and rows > existing) or (old is not None and rows >= 2 * old.rows):
             self.known[name] = DataCovariance(factor=factor, rows=rows)
 

@@ -51,6 +51,7 @@ class DormantCopy:
                 any, since several processes have to gather them.
         """
         copied = copy.deepcopy(model)
+        # BatchNorm's new channels need running statistics, which only data has.
         has_statistics = any(
             getattr(module, "running_mean", None) is not None for module in copied.modules()
         )
@@ -77,11 +78,13 @@ class DormantCopy:
             one entry for each application, by map or by group of one.
         """
         with (
+            # Gradients come from the model itself, which computes the same function.
             torch.no_grad(),
             preserve_model_state(self.model),
             record_linear_calls(self.model, [*layouts]) as calls,
         ):
             forward(self.model, inputs, output)
+        # A map that is applied twice reads twice, each with rows of its own.
         found: dict[str, list[LayerInput]] = {}
         for name, several in calls.items():
             for number, call in enumerate(several):

@@ -67,6 +67,7 @@ def expansion_score(
     tensor(1., dtype=torch.float64)
     """
     white = whiten(cholesky(S, damping), G)
+    # Tr(S^-1 G A^-1 G^T) = |L_S^-1 G L_A^-T|^2: a sum of squares, so it can't come out negative.
     half = whiten(cholesky(A, damping), white.mT)
     return locations * half.square().sum((-2, -1))
 
@@ -86,6 +87,7 @@ def natural_step(G: Tensor, A: Tensor, S: Tensor, *, damping: float = DAMPING) -
     >>> natural_step(torch.tensor([[2.0]]), torch.tensor([[4.0]]), torch.tensor([[1.0]]), damping=0.0)
     tensor([[0.5000]], dtype=torch.float64)
     """
+    # Two triangular solves on each side; no inverse is formed.
     return solve(cholesky(A, damping), solve(cholesky(S, damping), G).mT).mT
 
 
@@ -143,6 +145,7 @@ def width_gain(
     >>> width_gain(one, 2 * one, one, one, one, damping=0.0)  # half of the unit is predicted by the input
     tensor(1., dtype=torch.float64)
     """
+    # float64, since a unit that others nearly predict leaves a small difference of large numbers.
     schur = schur_complement(A_pp.double(), A_cp.double(), solve(cholesky(A, damping), A_cp))
     white = whiten(cholesky(S, damping), C)
     return trace_product(white, white, schur + _level(A_pp, damping), locations=locations)
@@ -195,6 +198,7 @@ def held_out_gain(
     """
     step = step.double()
     slope = (step * G.double()).sum((-2, -1))
+    # d^T F d with F = A (x) S, as Tr(S d A d^T): the Kronecker product isn't formed.
     curvature = ((S.double() @ step) * (step @ A.double())).sum((-2, -1))
     return locations * quadratic_decrease(slope, curvature)
 
@@ -269,6 +273,7 @@ def compensation(A_inv: Tensor, units: Tensor) -> Tensor:
     """
     kept = torch.ones(len(A_inv), dtype=torch.bool)
     kept[units] = False
+    # Minimizes E|a_gone + K a_kept|^2 over the data, whose solution is a block of A^-1.
     rows = A_inv[units].double()
     taken_over: Tensor = -torch.linalg.solve(rows[:, units], rows[:, kept])
     return taken_over
@@ -290,6 +295,7 @@ def max_additions(tau: float, alpha: float) -> float:
     >>> round(max_additions(1.0, 2.5e-3), 2)
     9.64
     """
+    # log1p: tau may be far below 1.
     return 1.0 - math.log(alpha) / math.log1p(tau)
 
 

@@ -56,7 +56,9 @@ class LayerGains:
         has_all_rows = all(one is not None for one in rows)
         both = fit.factors + held_out.factors if has_all_rows else fit.complete + held_out.complete
         self.locations = both.locations
+        # Standard errors count samples: locations of one sample aren't independent.
         self.n_held_out = max(held_out.factors.rows / both.locations, 1.0)
+        # S = L L^T: with L^-1 applied once, all that follows is plain sums of squares.
         self.whitener = cholesky(both.S, DAMPING)
         G = both.G
         self.inverse: FactorInverse
@@ -269,6 +271,7 @@ class LayerGains:
         gain = float(
             diagonal_gain(gradient(self.all), curvature(self.all), locations=self.locations)
         )
+        # Newton step of these parameters on the fitting fold.
         values = solve(cholesky(curvature(self.fit), DAMPING), gradient(self.fit)[:, None])[:, 0]
         step = (through * values)[None]
         fitted_slope, held_out_slope = (
@@ -291,6 +294,7 @@ class LayerGains:
             output_basis: (m, r) orthonormal basis of the outputs that can change; None for all of them.
         """
         group = columns[None]
+        # Before the elimination, which makes the gain of these columns zero.
         self.eta += float(self.gain(group, output_basis)[0])
         step, fitted_slope = self._fitted_step(group, output_basis)
         flat, length = self._with_length(step, fitted_slope, group)
@@ -310,6 +314,7 @@ class LayerGains:
         """Whitened K-FAC steps of groups (groups, p) on the fitting fold, (groups, m, p), and their slopes <g, d>."""
         cross = _by_group(self.fit.cross, columns)
         if output_basis is not None:
+            # Only the part that the map can pass on is a step at all.
             cross = output_basis @ (output_basis.mT @ cross)
         step = divided(cross, _blocks(self.fit.residual, columns))
         return step, (step * cross).sum((-2, -1))

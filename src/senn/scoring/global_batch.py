@@ -78,6 +78,7 @@ class GlobalBatch:
         )
         counts = [one[0] for one in by_rank]
         total_weight = sum(one[2] for one in by_rank)
+        # Steps are fitted on one half and valued on the other.
         if sum(counts) < 2:
             raise SennError(
                 "a batch of one sample cannot be split into a half to fit on and a half to value on"
@@ -88,9 +89,11 @@ class GlobalBatch:
             )
         if weights is not None and not total_weight > 0:
             raise SennError("the sample weights of the batch do not sum to more than zero")
+        # One joint permutation: a sorted batch would have one class in each fold.
         share = communicator.batch_share(counts, generator)
         share = replace(share, local=share.local.to(targets.device))
         if weights is not None:
+            # Weights have mean 1 over all ranks, so gains keep the unit of the loss.
             mean = weights.mean() if communicator.is_single else total_weight / share.total
             weights = weights[share.local] / mean
         return cls(
@@ -140,6 +143,7 @@ class GlobalBatch:
                 if is_empty
                 else self.share.positions[own] - which.start
             )
+            # Every sample gets the pseudo-gradient that it has when one process sees all of them.
             among = which.stop - which.start, places
             if is_empty:
                 return stand_in, among
@@ -160,6 +164,7 @@ class GlobalBatch:
         first, last = which.start + fold.start, which.start + fold.stop
         if self.share.positions is None:
             return LocalSlice(samples=fold, count=last - first)
+        # Positions count from this rank's first sample of the part.
         before = self.share.within(which.start, which.stop).start
         own = self.share.within(first, last)
         positions = self.share.positions[own] - first
@@ -201,6 +206,7 @@ def first_inputs(communicator: Communicator, inputs: Inputs, number: int = 2) ->
     """
     if communicator.is_single:
         return pytree.head(inputs, number)
+    # Ranks may have batches of different lengths.
     counts = communicator.all_gather_object("look at a batch", pytree.count(inputs))
     own, start = min(counts[communicator.rank], number), sum(counts[: communicator.rank])
     positions = torch.arange(start, start + own)
@@ -255,9 +261,11 @@ def join_folds(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Ke
     own = [x for one in factors for x in (one.input_cov, one.cross_cov, one.grad_cov)]
     sums = iter(communicator.all_reduce("sum the moments", own))
     groups = [(_positions(fold), fold.samples.tensors) for fold in folds.values()]
+    # Exact curvatures need single samples, which are few: they are sent as they are.
     samples = communicator.all_gather("gather the kept samples", groups)
     found: dict[Key, Fold] = {}
     for (key, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
+        # Sums of outer products add; means are taken from the total.
         total = replace(
             fold.factors,
             rows=rows,

@@ -79,6 +79,7 @@ def best_choices(
     first = _figures(consumers, left)
     for criterion in CRITERIA:
         choice = _greedy(consumers, left, first, count, criterion)
+        # Often both criteria agree; the policy then gets one candidate.
         if not found or found[0].units != choice.units:
             found.append(choice)
     return found

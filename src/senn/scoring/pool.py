@@ -130,7 +130,9 @@ class CandidatePool:
         else:
             self._forget_group(place)
         if candidate.kind != "prune":
+            # Theorem 3.1 holds only if eta counts what was accepted before (paper, section 3.3).
             self.prices = replace(self.prices, eta=self.eta + candidate.gain)
+        # The budget counts what is accepted, too.
         self.parameters += candidate.parameters
         self.accepted.append(candidate)
 
@@ -189,6 +191,8 @@ class CandidatePool:
     def _widen(self, group: ChannelGroup) -> list[ScoredCandidate]:
         """The best next units of a group by each criterion."""
         readers = self._readers(group.name)
+        # A group either grows or shrinks in a round, and layers before its readers were scored
+        # on the width that it has.
         is_blocked = group.name in self.removals.units or any(
             name in self.inserted for name, _ in readers
         )
@@ -198,6 +202,7 @@ class CandidatePool:
         width = group.width + len(accepted)
         step = math.lcm(self.budget.round_to, group.granularity)
         units = step - width % step  # up to the next width that is allowed
+        # Gains of the maps that read a unit add: the Fisher matrix is taken block-diagonal.
         consumers = [Consumer(self.layer_gains[name], columns) for name, columns in readers]
         change = Change(
             kind="widen",
@@ -283,6 +288,7 @@ class CandidatePool:
 
     def _repeat(self, block: str) -> ScoredCandidate:
         """Score a silent copy of a residual block after it."""
+        # The copy computes zero: its output parameters are, and become live.
         copy = self.candidate_set.repeats[block].copy
         parameters = sum(p.numel() for p in copy.parameters())
         change = Change(
@@ -300,6 +306,7 @@ class CandidatePool:
         if point in self.stream.layers:
             return None
         weight = get_linear(self.model, point).weight.detach().double()
+        # W has full row rank then: every output can be reached.
         if weight.shape[0] <= weight.shape[1]:
             return None
         basis: Tensor = torch.linalg.qr(self.layer_gains[point].whitener.mT @ weight).Q

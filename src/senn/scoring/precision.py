@@ -35,6 +35,7 @@ def without_autocast(model: nn.Module) -> Iterator[None]:
     ]
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
+            # Tensors made in inference mode can't take part in a backward pass.
             stack.enter_context(torch.inference_mode(False))
         for device in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):

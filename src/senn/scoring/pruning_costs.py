@@ -58,6 +58,7 @@ class PruningCosts:
         """Tr(S v [A^-1]_jj^-1 v'^T) of groups, (groups,), for the columns v, v' of two of the whitened weights."""
         position = self._positions(columns)
         if self._now is None:
+            # Until a column goes, the blocks alone are needed, never the dense inverse.
             block = self._start.blocks(position)
         else:
             block = self._now[position[:, :, None], position[:, None, :]]
@@ -71,6 +72,7 @@ class PruningCosts:
         rest[gone] = False
         inverse = self._start.dense if self._now is None else self._now
         coefficients = compensation(inverse, gone)
+        # The kept columns take over what the others did, for all outputs at once: S cancels.
         self.weights = self.weights[..., rest] + self.weights[..., gone] @ coefficients
         # the inverse of A without these columns is the Schur complement of their block of A^-1
         self._now = inverse[rest][:, rest] + inverse[rest][:, gone] @ coefficients

@@ -46,6 +46,7 @@ def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[A
                     raise SennError(
                         "it has no batch, and others have: give it one, of no samples at least"
                     )
+                # Collectives need every rank: one that has run out goes on with batches of no samples.
                 one = pytree.index_batch(tuple(last), slice(0, 0), pytree.count(last[0]))
         last = one
         yield one
@@ -82,6 +83,7 @@ def agree_on_model(communicator: Communicator, what: str, model: nn.Module) -> N
         return
     buffers = [*model.buffers()]
     digests = communicator.all_gather_object(what, model_digest(buffers))
+    # Running statistics differ between ranks in training; scoring needs those of one.
     if any(one != digests[0] for one in digests):
         communicator.broadcast("copy buffers", buffers)
     agree_on_weights(communicator, what, model)
@@ -107,6 +109,7 @@ def agree_on_basis(
             "the structure of its model": [
                 (group.name, group.width) for group in pool.graph.groups
             ],
+            # Candidates are sampled on each rank: the same numbers give the same candidates.
             "its random generator": generator.get_state().tolist(),
             "its policy": policy,
             "its budget": pool.budget,
@@ -140,6 +143,7 @@ def chosen(
         choice = policy.choose(offered, accepted) if communicator.rank == 0 else None
         if choice is not None:
             number = _number_of(choice, offered)
+    # A number is small and has one meaning everywhere; the name shows that it has.
     number, name = communicator.broadcast_object("decide", [number, _name(offered, number)])
     with communicator.fail_together("decide"):
         if name != _name(offered, number):
@@ -149,6 +153,7 @@ def chosen(
 
 def _number_of(choice: object, offered: Sequence[Candidate]) -> int:
     """Find the candidate that a policy chose, by its key: a copy is understood too."""
+    # By key, not by identity: policies may return an equal record, or one from a pickle.
     keys = [one.key for one in offered]
     if isinstance(choice, Candidate) and choice.key in keys:
         return keys.index(choice.key)
@@ -183,6 +188,7 @@ def analyzed(
         SennError: nothing can.
     """
     graph = analyze(model, first_inputs(communicator, inputs), ignore=ignore)
+    # Better one sentence now than a training run in which nothing ever grows.
     if not graph.groups and not graph.insertion_points:
         reasons = "; ".join(f"{r.place or 'the model'}: {r.reason}" for r in graph.refusals[:3])
         raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
@@ -191,6 +197,7 @@ def analyzed(
 
 def check_whole(model: nn.Module) -> None:
     """Refuse a model whose parameters are sharded over processes."""
+    # By name: not every build of torch has DTensor.
     if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
         raise UnsupportedError(
             "the model's parameters are spread over processes: grow it inside "

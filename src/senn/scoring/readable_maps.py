@@ -37,6 +37,7 @@ def find_readable_maps(
     if any(name not in layouts for name in names):
         n_uses = {name: graph.map(name).n_uses for name in names}
         found = infer_batch_layouts(model, n_uses, inputs, output)
+        # Names of maps change when layers are inserted: nothing old is kept.
         layouts.clear()
         layouts.update(found)
     maps = {}
@@ -69,6 +70,7 @@ def check_plain_maps(
     """
     for name, linear_map in maps.items():
         layer = model.get_submodule(linear_map.weight.rpartition(".")[0])
+        # Ascent differentiates plain products; a convolution's would need its patches.
         if not isinstance(layer, nn.Linear) or layouts[name].layouts != (RowLayout(),):
             raise UnsupportedError(
                 f"gradient ascent of candidates isn't supported for {name}, which is no linear layer: "

@@ -60,9 +60,11 @@ class Removals:
         # costs of two parts of one map don't add up: each would compensate by the other's columns
         if not all(name in self.costs for name in names) or len(set(names)) < len(names):
             return []
+        # Units keep the numbers that they had before the round.
         gone = self.units.get(group.name, [])
         left = torch.tensor([unit for unit in range(group.width) if unit not in gone])
         step = math.lcm(self.budget.round_to, group.granularity)
+        # Down to the next width that is allowed, a whole step if the width is allowed already.
         count = len(left) % step or step
         if count >= len(left):
             return []
@@ -116,6 +118,7 @@ class Removals:
 
     def _move(self, group: ChannelGroup, units: Sequence[int]) -> Prune:
         """Removal of units, with the compensation of every map whose costs are known."""
+        # Maps that aren't scored lose the units' contribution without compensation.
         coefficients = {}
         for coupled in group.dims_of("consumer"):
             if coupled.map in self.costs:

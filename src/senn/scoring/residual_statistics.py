@@ -69,6 +69,7 @@ class ResidualStatistics:
                 A_pp - A_pc A^-1 A_cp need not be positive; a moment of rows always is.
         """
         existing, candidates = prediction.shape
+        # Every fold's rows lose what the same prediction explains of them.
         kept = [fold.samples.residual(prediction) for fold in folds]
         if by_rows:
             moments = [
@@ -108,6 +109,7 @@ class ResidualStatistics:
             damping: (P,) added to the diagonal of the residual moment.
             whitener: (m, m) lower factor of S.
         """
+        # The (rows, rows) system says what the existing columns predict, without A.
         rest, rows = inverse.residual(new), len(new)
         return cls(
             residual=new.mT @ rest / rows + torch.diag(damping),
@@ -119,6 +121,7 @@ class ResidualStatistics:
     def without(self, columns: Tensor) -> ResidualStatistics:
         """Count these columns (p,) among the existing ones: one step of block elimination."""
         # what the columns predict of all candidates, A_rest,p A_pp^-1
+        # A - A_:p A_pp^-1 A_p: is one step of a block Cholesky factorization.
         share = torch.linalg.solve(self.residual[columns][:, columns], self.residual[columns]).mT
         return replace(
             self,
@@ -151,6 +154,7 @@ class ResidualStatistics:
         """
         squared = effect.square().sum(0)
         crossed = (effect * self.accepted_effect(effect)).sum(0)
+        # float32 rows, summed in their own precision; the quotient is compared with float64 gains.
         return squared.double() / self.weight, crossed.double() / self.weight
 
     def effect(

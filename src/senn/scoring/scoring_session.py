@@ -124,6 +124,7 @@ class ScoringSession:
         Returns:
             the batch's mean loss, of all ranks.
         """
+        # One rank may fail before it draws what another has drawn already.
         state = self.generator.get_state()
         try:
             agree_on_model(self.communicator, "look at a batch", self.model)
@@ -149,6 +150,7 @@ class ScoringSession:
             self._fit.add(part.fit)
             self._held_out.add(part.held_out)
             self._stream_columns.update(part.stream_columns)
+        # Weighted by samples, since ranks and parts may have different numbers of them.
         own = [
             sum(part.loss * part.samples for part in parts),
             sum(part.score_limit * part.samples for part in parts),
@@ -192,6 +194,7 @@ class ScoringSession:
         streams = [
             join_folds(self.communicator, fold.streams) for fold in (self._fit, self._held_out)
         ]
+        # Only units that a scored map reads can be priced: a removal costs what its consumers lose.
         consumers = {
             coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")
         }
@@ -200,9 +203,12 @@ class ScoringSession:
             gains = self._layer_gains(label, fits[label], held_outs[label])
             layer_gains[label] = gains
             linear_map = self.maps[name]
+            # A group of a convolution reads some channels only, and a transposed one writes patches:
+            # neither has one column for each channel.
             is_plain = linear_map.groups == 1 and not linear_map.transposed
             if "prune" in self.moves and name in consumers and is_plain:
                 weights = gains.next_weights(weight_of(self.model, linear_map))
+                # Where the weights are going counts, not where they are: training moves them anyway.
                 pruning_costs[name] = PruningCosts(gains.inverse, weights, gains.locations)
         score_limit = self._score_limit_sum / self.samples
         if uses_joint_score:
@@ -245,6 +251,7 @@ class ScoringSession:
 
     def restore(self, snapshot: SessionSnapshot) -> None:
         """Bring back the state of `snapshot`, with the known covariances and the generator."""
+        # Tables are copied again: a snapshot may be restored more than once.
         vars(self).update(with_own_tables(snapshot.attributes))
         self._fit, self._held_out = snapshot.fit.copy(), snapshot.held_out.copy()
         self._covariances.restore(snapshot.covariances)
@@ -270,6 +277,7 @@ class ScoringSession:
         """Gains of one map; its input covariance is kept for later sessions if it is one of the data."""
         existing = self._columns[label].existing
         gains = LayerGains(fit, held_out, existing, self._covariances.factor(label))
+        # A Woodbury inverse has no factor to keep: there were fewer rows than columns.
         if type(gains.inverse) is FactorInverse:
             rows = fit.factors.rows + held_out.factors.rows
             self._covariances.remember(label, gains.inverse.factor, rows=rows, existing=existing)
@@ -278,8 +286,10 @@ class ScoringSession:
     def _sample_candidates(self, batch: GlobalBatch) -> CandidateSet:
         """Find the maps that can be read and sample the candidates, from the first samples."""
         inputs, targets, weights = batch.first(SCALE_SAMPLES)
+        # A rank without samples of a part runs this one instead, so that collectives stay in step.
         first = pytree.index_batch(inputs, slice(0, 1), len(targets))
         self._stand_in = first, targets[:1], None if weights is None else weights[:1]
+        # Candidates are only sampled where they can be scored.
         self.maps = find_readable_maps(self.model, self.graph, self.layouts, inputs, self.output)
         candidates = sample_candidates(
             model=self.model,
@@ -316,6 +326,7 @@ class ScoringSession:
 
     def _parts(self, batch: GlobalBatch) -> list[BatchPart]:
         """Parts of a batch that pass through the model one after the other, on all ranks alike."""
+        # The map with most rows per sample needs most memory.
         locations = max(layout.locations for layout in self._layouts.values())
         return batch_parts(batch.share.total, locations, MOST_ROWS / batch.share.largest)
 
@@ -340,6 +351,7 @@ class ScoringSession:
         self, candidates: CandidateSet, batch: GlobalBatch, samples: slice
     ) -> DormantCopy:
         """The dormant copy, made anew if the model has changed since the last batch, as it does in training."""
+        # A digest costs far less than a copy, and sees a step of any optimizer.
         if self._copy is None or self._copy.digest != digest(self.model):
             count = min(PROBE, samples.stop - samples.start)
             self._copy = DormantCopy.of(

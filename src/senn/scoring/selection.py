@@ -36,10 +36,12 @@ def select_candidates(
     Raises:
         SennError: the policy chose something that wasn't offered, or the ranks don't base their decision on the same.
     """
+    # Figures of the network as it is: accepting changes those of the pool.
     eta, parameters = pool.eta, pool.parameters
     eta_by_map = {name: layer_gains.eta for name, layer_gains in pool.layer_gains.items()}
     kinds = {MOVES[move] for move in moves}
     accepted: list[Decision] = []
+    # Ranks that differ would grow different models: better to stop here.
     agree_on_basis(session.communicator, pool, policy, session.generator)
     while True:
         offered = [one for one in pool.candidates() if one.kind in kinds]
@@ -48,6 +50,7 @@ def select_candidates(
             break
         accepted.append(Decision.from_policy(policy, choice))
         pool.commit(choice)
+    # Figures of the end of the round: what was accepted has changed them.
     refused = [Decision.from_policy(policy, one, pool.accepted) for one in offered]
     return GrowthRound(
         round=number,

@@ -78,6 +78,7 @@ def before_convolution(
     x = read.x[inside]
     with torch.no_grad():
         features = layer.features(x)
+    # Channels and the constant come first: what they explain isn't the layer's gain.
     a = torch.cat([x, x.new_ones(len(x), 1, *x.shape[2:]), features], 1)
     output_grad = read.input_gradient(chunk.output_grad, weight)[inside]
     pseudo_grad = read.input_gradient(chunk.pseudo_grad, weight)[inside]
@@ -116,7 +117,9 @@ def after_block(
     modules = [
         name.removesuffix(".weight") for name in local if name.rpartition(".")[2] == "weight"
     ]
+    # A BatchNorm's weight is zero instead of a map's where a block ends in one.
     norms = {name for name in modules if isinstance(copied.get_submodule(name), BATCH_NORMS)}
+    # All others are linear maps, or the candidate wouldn't have been sampled.
     maps = [name for name in modules if name not in norms]
     with torch.enable_grad(), preserve_model_state(copied):
         with record_linear_calls(copied, maps) as calls, _record_norms(copied, norms) as normed:
@@ -124,6 +127,7 @@ def after_block(
         edges = {name: one.edge for name, (one,) in calls.items()}
         edges |= {name: edge for name, (_, edge) in normed.items()}
         ends = [edge for edge in edges.values() if edge is not None]
+        # True gradients and pseudo-gradients go back through the copy from the stream.
         output_grads = torch.autograd.grad(output, ends, call.output_grad, retain_graph=True)
         pseudo_grads = torch.autograd.grad(output, ends, call.pseudo_grad)
     found = {}
@@ -185,6 +189,7 @@ def _record_norms(
         def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = upcast(args[0].detach())
             shape = (1, -1, *[1] * (x.dim() - 2))
+            # Eval mode: running statistics, as in the pass that is scored.
             mean, variance = (
                 buffer.to(x).view(shape) for buffer in (module.running_mean, module.running_var)
             )
@@ -230,6 +235,7 @@ def score_stream(
     Returns:
         by candidate, the layout of its columns and its statistics.
     """
+    # The first samples of all ranks, so figures don't depend on how they are spread.
     own = own.first(STREAM_SAMPLES)
     rows: dict[StreamKey, tuple[RowChunk, ColumnLayout]] = {}
     for name, (layer, *_) in candidate_set.layers.items():
@@ -243,6 +249,7 @@ def score_stream(
         for name, chunk in after_block(
             call.select(own.readable), move, output_params, layouts
         ).items():
+            # A copy has no existing columns but the constant, which its bias reads.
             constant = ColumnLayout(existing=1, permutation=torch.arange(1), inputs=1)
             rows[StreamKey(block, name)] = chunk, constant
     folds = {}
@@ -311,5 +318,6 @@ class StreamCandidates:
                     held_out_stderr=float(stderr),
                 )
             total += own
+            # Output parameters of one block are fitted apart, so their errors are taken as independent.
             variance += own.held_out_stderr**2
         return replace(total, held_out_stderr=variance**0.5, cross_fold_gain=math.nan)
