@@ -143,6 +143,7 @@ def successor(place: TensorPlace, stored: Tensor, frozen: bool) -> Tensor:
             f"{place.name!r} is a {type(old).__name__}, whose numbers can't be read back"
         )
     _check_kind(place, stored)
+    # The dtype is the stored one: a model that was saved in float64 stays so.
     try:
         new = stored.to(place.device)
     except RuntimeError as error:
@@ -191,6 +192,7 @@ def flat_weights(modules: Sequence[nn.Module], slots: Sequence[TensorSlot]) -> l
 
 def exchange(slots: Sequence[TensorSlot]) -> None:
     """Put every value in its slot, or none of them if anything is raised in between (Ctrl-C, for one)."""
+    # Each entry is one assignment to a dictionary, so nothing can be half done within it.
     olds = [(holder, key, holder[key]) for holder, key, _ in slots]
     try:
         for holder, key, new in slots:

@@ -74,6 +74,7 @@ class ModuleMatcher:
         place = path or "the model"
         if not self.is_same_class(node, module):
             raise SennError(f"{place} is a {class_name(module)}, but a {node.cls} was saved")
+        # Noted before the tensors, so that parents come before their children.
         self.plan.found.append((path, module))
         transient = {
             name for name in node.tensors if join(path, name) in self.description.transient

@@ -59,6 +59,7 @@ class ModelResizer:
             SennError: it can't be done; nothing was changed.
             UnsupportedError: a class that only its owner can build is missing.
         """
+        # Nothing of the given model is touched while this runs: it only fills the plan.
         root = self.description.root
         if self.given is None:
             return self._builder.make(root, "")
@@ -154,6 +155,7 @@ class ModelResizer:
             )
         for name, part in children.items():
             child = node.children[name]
+            # Compared in the end, when all modules were found.
             if isinstance(child, str):
                 self.plan.shared.append((join(path, name), child, part))
                 continue

@@ -80,6 +80,7 @@ def helper_class(name: str, module: nn.Module) -> str:
     Returns:
         The source of the class. That of a network takes its children as arguments.
     """
+    # A layer is made by its number of units, a network by its children, which may have grown apart.
     if type(module) is Rational:
         return _RATIONAL
     names = list(parts(module))

@@ -66,6 +66,7 @@ def format_lines(
     >>> format_lines(Bracketed("nn.Sequential(", layers, spread=True))
     ['nn.Sequential(', '    nn.Linear(2, 3),', '    nn.ReLU(),', ')']
     """
+    # Depth first: a part gets lines of its own only if what is around it doesn't fit on one.
     space = " " * indent
     flat = value if isinstance(value, str) else value.flat()
     line = f"{space}{before}{flat}{after}"

@@ -36,6 +36,7 @@ def differing_modules(twin: nn.Module, model: nn.Module, path: str = "") -> list
     if path and not _is_alike(twin, model):
         return [path]
     made, wanted = parts(twin), parts(model)
+    # The order of the names counts too: a Sequential calls its children in it.
     if _own_shapes(twin) != _own_shapes(model) or list(made) != list(wanted):
         return [path or type(model).__name__]
     paths: list[str] = []
@@ -50,10 +51,12 @@ def _own_shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 def _is_alike(twin: nn.Module, model: nn.Module) -> bool:
     """Return True if both are of one class and were constructed alike, whatever is inside them."""
+    # The source has a class of its own for each of senn's networks: only its name can be compared.
     if type(model) in KNOWN:
         return type(twin).__name__ == helper_name(model)
     if type(twin) is not type(model):
         return False
+    # What a container holds is compared child by child.
     if not is_layer(model) or type(model) in CONTAINERS:
         return True
     return _own_arguments(twin) == _own_arguments(model)
