@@ -159,7 +159,9 @@ def test_residual_insertion_gain_is_that_of_its_live_weights(hidden, outputs):
     model, (x, y) = plain(outputs, hidden).double(), data(outputs)
     pool = pool_of(model, x, y, "depth")
     layer, H = pool.candidate_set.layers["2"][0], metric_of(pool, "2")
-    gains = pool.layer_gains["2"].gain(pool.columns["2"].layers[0], pool._output_basis("2"))
+    gains = pool.layer_gains["2"].gain(
+        pool.columns["2"].layers[0], pool.insertions.output_basis("2")
+    )
     before = dense_eta(model, affine("2"), x, y, H)
     for unit in range(5):
         grown = copy.deepcopy(model)
@@ -205,7 +207,7 @@ def test_pruning_cost_is_the_rise_of_the_loss_after_exact_re_optimisation():
     model, (x, y) = plain().double(), data()
     pool = pool_of(model, x, y, "prune")
     columns = pool.graph.group("0").dims[-1].index
-    cost = pool.pruning_costs["2"].costs(torch.arange(4)[:, None])
+    cost = pool.removals.costs["2"].costs(torch.arange(4)[:, None])
     a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
 
     def best(columns: list[int]) -> float:
@@ -216,8 +218,8 @@ def test_pruning_cost_is_the_rise_of_the_loss_after_exact_re_optimisation():
     for unit in range(4):
         truth = best([i for i in range(5) if i != unit]) - best(list(range(5)))
         assert float(cost[unit]) / 2 == pytest.approx(truth, rel=1e-6, abs=1e-10)
-    pool.pruning_costs["2"].remove(torch.tensor([1]))
-    after = pool.pruning_costs["2"].costs(torch.tensor([[3]]))
+    pool.removals.costs["2"].remove(torch.tensor([1]))
+    after = pool.removals.costs["2"].costs(torch.tensor([[3]]))
     assert float(cost[1] + after) / 2 == pytest.approx(
         best([0, 2, 4]) - best(list(range(5))), rel=1e-6
     )
@@ -230,7 +232,7 @@ def test_compensation_is_the_least_squares_prediction_of_what_goes():
     a = torch.cat([torch.tanh(model[0](x)).detach(), torch.ones(len(x), 1, dtype=x.dtype)], 1)
     truth = torch.linalg.lstsq(a[:, [0, 2, 4]], a[:, [1, 3]]).solution.mT
     torch.testing.assert_close(
-        pool.pruning_costs["2"].coefficients(torch.tensor([1, 3])), truth, rtol=1e-6, atol=1e-8
+        pool.removals.costs["2"].coefficients(torch.tensor([1, 3])), truth, rtol=1e-6, atol=1e-8
     )
 
 
@@ -245,7 +247,7 @@ def test_a_unit_that_does_nothing_is_free_and_a_copy_of_another_is_free():
     kept = [0, 1, 2, 4, 6]
     y = a[:, kept] @ torch.linalg.lstsq(a[:, kept], y).solution
     pool = pool_of(model, x, y, "prune")
-    cost = pool.pruning_costs["2"].costs(torch.arange(6)[:, None])
+    cost = pool.removals.costs["2"].costs(torch.arange(6)[:, None])
     assert float(cost[3]) < 1e-9
     assert float(cost[1]) < 1e-6
     assert float(cost[5]) < 1e-6
@@ -484,7 +486,7 @@ def test_width_gain_and_pruning_of_convolutions_are_those_of_dense_etas(monkeypa
             (a[:, columns] @ torch.linalg.lstsq(a[:, columns], y).solution - y).square().mean()
         )
 
-    cost = pool.pruning_costs["2"].costs(
+    cost = pool.removals.costs["2"].costs(
         pool.removals.owned(graph.group("0").dims_of("consumer")[0])
     )
     for unit in range(3):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from senn.policies import Criterion
-from senn.scoring.changes import Gains
+from senn.scoring.changes import Change, Gains, Prices, ScoredCandidate
 from senn.scoring.gains import LayerGains
 
 CRITERIA: tuple[Criterion, ...] = ("held_out_gain", "gain_lower_bound")
@@ -82,6 +82,23 @@ def best_choices(
         # Often both criteria agree; the policy then gets one candidate.
         if not found or found[0].units != choice.units:
             found.append(choice)
+    return found
+
+
+def scored_choices(
+    change: Change, choices: Iterable[Choice], prices: Prices
+) -> list[ScoredCandidate]:
+    """Make one candidate of a change for each choice of its units.
+
+    Args:
+        change: the change, whichever units are chosen.
+        choices: units that were chosen, each time by another criterion.
+        prices: figures of the round.
+    """
+    found = []
+    for choice in choices:
+        candidate = change.scored(choice.gains, prices, choice.criterion)
+        found.append(ScoredCandidate(candidate, choice.units, change.layer_number))
     return found
 
 

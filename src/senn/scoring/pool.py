@@ -7,20 +7,20 @@ them, layers are virtual columns of the map before which they would go, pruning 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from senn.candidates.candidate_set import CandidateSet
-from senn.candidates.new_layers import IdentityLayer, Layer
-from senn.graph import ChannelGroup, DependencyGraph, LinearMap, get_linear
+from senn.graph import ChannelGroup, DependencyGraph, LinearMap
 from senn.policies import Budget, Candidate, CandidateKey
 from senn.scoring.changes import Change, Prices, ScoredCandidate
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import LayerGains
-from senn.scoring.greedy import Choice, Consumer, best_choices
+from senn.scoring.greedy import Consumer, best_choices, scored_choices
+from senn.scoring.insertions import Insertions
 from senn.scoring.pruning_costs import PruningCosts
 from senn.scoring.removals import Removals
 from senn.scoring.stream import StreamCandidates
@@ -62,24 +62,26 @@ class CandidatePool:
         budget: Budget,
     ) -> None:
         self.model, self.graph, self.maps, self.candidate_set = model, graph, maps, candidate_set
-        self.layer_gains, self.pruning_costs, self.columns, self.stream = (
-            layer_gains,
-            pruning_costs,
-            columns,
-            stream,
-        )
+        self.layer_gains, self.columns, self.stream = layer_gains, columns, stream
         self.prices, self.budget = prices, budget
         self.parameters = sum(p.numel() for p in model.parameters())
         self.per_unit = {group.name: parameters_per_unit(model, group) for group in graph.groups}
         self.grown: dict[str, list[int]] = {}
-        self.inserted: dict[str, tuple[int, list[int]]] = {}
         self.repeated: list[str] = []
         self.accepted: list[Candidate] = []
         self.removals = Removals(
             graph=graph, maps=maps, costs=pruning_costs, per_unit=self.per_unit, budget=budget
         )
+        self.insertions = Insertions(
+            model=model,
+            layers=candidate_set.layers,
+            layer_gains=layer_gains,
+            columns=columns,
+            stream=stream,
+            budget=budget,
+        )
         self._offered: dict[CandidateKey, ScoredCandidate] = {}
-        # figures of a place stand until something that shares a linear map with it is accepted
+        # Figures of a place stand until something that shares a linear map with it is accepted
         self._scored_groups: dict[str, list[ScoredCandidate]] = {}
         self._scored_points: dict[str, list[ScoredCandidate]] = {}
 
@@ -89,20 +91,19 @@ class CandidatePool:
         return self.prices.eta
 
     def candidates(self) -> list[Candidate]:
-        """The best candidates of each kind at each place, given all that is accepted."""
-        if (
-            self.repeated
-        ):  # the copy is one of the block as it is now, so nothing else may change in this round
+        """Return the best candidates of each kind at each place, given all that is accepted."""
+        if self.repeated:
+            # The copy is one of the block as it is now, so nothing else may change in this round.
             return []
         for group in self.graph.groups:
             if group.name not in self._scored_groups:
                 self._scored_groups[group.name] = [*self._widen(group), *self._remove(group)]
-        for point, layers in self.candidate_set.layers.items():
+        for point in self.candidate_set.layers:
             if point not in self._scored_points:
-                scored = [self._insert(point, number, layer) for number, layer in enumerate(layers)]
-                self._scored_points[point] = [one for several in scored for one in several]
-        found = [one for several in self._scored_groups.values() for one in several]
-        found += [one for several in self._scored_points.values() for one in several]
+                self._scored_points[point] = self._insert(point)
+        found: list[ScoredCandidate] = []
+        for scored in (*self._scored_groups.values(), *self._scored_points.values()):
+            found += scored
         if not self.accepted:
             found += [self._repeat(block) for block in self.stream.repeats]
         allowed = [one for one in found if self.budget.allows(one.candidate, self.parameters)]
@@ -124,7 +125,7 @@ class CandidatePool:
         elif scored.layer is None:
             self.repeated.append(place)
         else:
-            self._commit_layer(place, scored.layer, scored.units)
+            self.insertions.commit(place, scored.layer, scored.units)
         if candidate.kind == "insert":
             self._forget_point(place)
         else:
@@ -137,7 +138,7 @@ class CandidatePool:
         self.accepted.append(candidate)
 
     def to_moves(self, removals: int | None = None) -> list[Move]:
-        """Moves that carry out what is accepted.
+        """Return the moves that carry out what is accepted.
 
         Args:
             removals: how many of the removals to carry out, the first ones; None for all.
@@ -146,19 +147,9 @@ class CandidatePool:
         for name, units in self.grown.items():
             moves.append(select(self.candidate_set.widen[name], units, self.graph.group(name)))
         moves += self.removals.to_moves(removals)
-        for point, (number, units) in self.inserted.items():
-            layer = self.candidate_set.layers[point][number]
-            moves.append(layer.move() if isinstance(layer, IdentityLayer) else layer.move(units))
+        moves += self.insertions.to_moves()
         moves += [self.candidate_set.repeats[block] for block in self.repeated]
         return moves
-
-    def _commit_layer(self, place: str, number: int, units: tuple[int, ...]) -> None:
-        self.inserted.setdefault(place, (number, []))[1].extend(units)
-        if isinstance(self.candidate_set.layers[place][number], IdentityLayer):
-            return
-        layer_gains, columns = self._columns_of_layers(place)
-        for unit in units:
-            layer_gains.eliminate(columns[number][unit], self._output_basis(place))
 
     def _forget_point(self, point: str) -> None:
         """Score anew whatever shares the linear map after an insertion point."""
@@ -193,10 +184,8 @@ class CandidatePool:
         readers = self._readers(group.name)
         # A group either grows or shrinks in a round, and layers before its readers were scored
         # on the width that it has.
-        is_blocked = group.name in self.removals.units or any(
-            name in self.inserted for name, _ in readers
-        )
-        if not readers or is_blocked:
+        has_layer = any(name in self.insertions.units for name, _ in readers)
+        if not readers or has_layer or group.name in self.removals.units:
             return []
         accepted = self.grown.get(group.name, [])
         width = group.width + len(accepted)
@@ -212,79 +201,25 @@ class CandidatePool:
             width=width + units,
             parameters=units * self.per_unit[group.name],
         )
-        return self._chosen(change, best_choices(consumers, units, accepted))
-
-    def _chosen(self, change: Change, choices: Iterable[Choice]) -> list[ScoredCandidate]:
-        return [
-            ScoredCandidate(
-                change.scored(choice.gains, self.prices, choice.criterion),
-                choice.units,
-                change.layer_number,
-            )
-            for choice in choices
-        ]
+        choices = best_choices(consumers, units, accepted)
+        return scored_choices(change, choices, self.prices)
 
     def _remove(self, group: ChannelGroup) -> list[ScoredCandidate]:
         """The next units to remove from a group, unless something was added there in this round."""
         readers = group.dims_of("consumer")
-        if group.name in self.grown or any(coupled.map in self.inserted for coupled in readers):
+        has_layer = any(coupled.map in self.insertions.units for coupled in readers)
+        if has_layer or group.name in self.grown:
             return []
         return self.removals.candidates(group, self.prices)
 
     # -- depth
 
-    def _insert(self, point: str, number: int, layer: Layer) -> list[ScoredCandidate]:
-        """The best next units of a layer before a map, by each criterion; of an identity insertion all at once."""
-        started, units = self.inserted.get(point, (number, []))
-        has_changed = any(
-            name in self.grown or name in self.removals.units for name in self.columns[point].groups
-        )
-        if started != number or has_changed:
+    def _insert(self, point: str) -> list[ScoredCandidate]:
+        """Score the next units of layers before a map, unless units that it reads came or went in this round."""
+        groups = self.columns[point].groups
+        if any(name in self.grown or name in self.removals.units for name in groups):
             return []
-        layer_gains, columns = self._columns_of_layers(point)
-        if isinstance(layer, IdentityLayer):
-            is_done = point in self.inserted
-            return [] if is_done else [self._insert_identity(point, number, layer, columns[number])]
-        count = self.budget.round_to - len(units) % self.budget.round_to
-        change = Change(
-            kind="insert",
-            place=point,
-            detail=layer.name,
-            units=count,
-            width=len(units) + count,
-            parameters=layer.parameters(count),
-            layer_number=number,
-        )
-        consumer = Consumer(layer_gains, columns[number], self._output_basis(point))
-        return self._chosen(change, best_choices([consumer], count, units))
-
-    def _insert_identity(
-        self, point: str, number: int, layer: IdentityLayer, columns: Tensor
-    ) -> ScoredCandidate:
-        """Score the activation parameters that an identity insertion makes live."""
-        layer_gains = self.layer_gains[point]
-        weight = get_linear(self.model, point).weight.detach().double()
-        # a unit h of the new layer reaches z through W B^-1, whitened by L^T with S = L L^T
-        mixed = layer_gains.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())
-        through = mixed.repeat_interleave(columns.shape[1], 1)
-        features = layer.insertion_point.features
-        change = Change(
-            kind="insert",
-            place=point,
-            detail=layer.name,
-            units=features,
-            width=features,
-            parameters=layer.parameters(),
-            layer_number=number,
-        )
-        gains = layer_gains.diagonal(columns.flatten(), through)
-        return ScoredCandidate(change.scored(gains, self.prices), (), number)
-
-    def _columns_of_layers(self, point: str) -> tuple[LayerGains, list[Tensor]]:
-        """Gains that score the layers before a map, and each layer's columns: a convolution's are at its input."""
-        if point in self.stream.layers:
-            return self.stream.layers[point]
-        return self.layer_gains[point], self.columns[point].layers
+        return self.insertions.candidates(point, self.prices)
 
     def _repeat(self, block: str) -> ScoredCandidate:
         """Score a silent copy of a residual block after it."""
@@ -300,17 +235,6 @@ class CandidatePool:
             parameters=parameters,
         )
         return ScoredCandidate(change.scored(self.stream.gains(block, copy), self.prices), ())
-
-    def _output_basis(self, point: str) -> Tensor | None:
-        """Orthonormal basis (m, r), in whitened outputs, of what changes of a map's input can reach; None for all."""
-        if point in self.stream.layers:
-            return None
-        weight = get_linear(self.model, point).weight.detach().double()
-        # W has full row rank then: every output can be reached.
-        if weight.shape[0] <= weight.shape[1]:
-            return None
-        basis: Tensor = torch.linalg.qr(self.layer_gains[point].whitener.mT @ weight).Q
-        return basis
 
 
 def select(move: Widen, units: Sequence[int], group: ChannelGroup) -> Widen:
