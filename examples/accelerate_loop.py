@@ -1,7 +1,7 @@
-"""Grow a network in an own loop with accelerate.
+"""Grow a network in a loop of your own with accelerate.
 
 `Accelerator.prepare` wraps the optimizer, the schedule and the loader. The grower takes the prepared model and
-optimizer as they are, and the loop stays what it was but for two lines. Data: scikit-learn's handwritten digits.
+optimizer as they are, and only two lines of the loop are new. Data: scikit-learn's handwritten digits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from senn.training import GrowthSchedule, TrainConfig
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
-    """Images (n, 1, 8, 8) to train on, and a fifth that is held out."""
+    """Load images (n, 1, 8, 8) to train on, and a fifth that is held out."""
     x, y = load_digits(return_X_y=True)
     x, x_test, y, y_test = map(
         torch.as_tensor, train_test_split(x / 16, y, test_size=0.2, stratify=y, random_state=0)
@@ -33,7 +33,7 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
 
 
 def conv_net() -> nn.Module:
-    """Two convolutions of four channels."""
+    """Build a network of two convolutions with four channels."""
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -42,7 +42,7 @@ def conv_net() -> nn.Module:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what grows, and held-out accuracy."""
+    """Print each change of size, and the held-out accuracy."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

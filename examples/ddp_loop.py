@@ -25,7 +25,7 @@ from senn.distributed import rewrap_ddp
 
 
 def main(argv: Sequence[str] | None = None) -> float:
-    """Train for some epochs; the accuracy on the held-out fifth, which every rank computes."""
+    """Train for some epochs, and return the accuracy on the held-out fifth, which every rank computes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
 """Grow a vision transformer of the transformers library, unmodified.
 
 A small `ViTForImageClassification` from its configuration is trained on scikit-learn's digits (8 x 8 pixels) as it
-is, and once more with a `Grower` beside its optimizer and its learning rate schedule; nothing is downloaded. This is
+is, and once more with a `Grower` next to its optimizer and its learning rate schedule; nothing is downloaded. This is
 a short run; `--seeds 2 --epochs 30 --rounds 5` is a fuller one.
 
-A line such as `widen PLACE: 2 -> 3` is a change of size: by how much the loss was promised to change, the
-parameters, and the least promise at which it would have been made. Promises are summed over units and come from a
-quadratic model of the loss around one layer.
+A line such as `widen PLACE: 2 -> 3` is a change of size: the expected decrease of the loss, the parameters, and the
+price, which is the least expected decrease at which it would have been made. Expected decreases are summed over units
+and come from a quadratic model of the loss around one layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 import senn
 
-BATCH, LOOK = 64, 512  # images of a step, and of a consideration
+BATCH, SCORED = 64, 512  # images of a step, and of a round of growth
 BUDGET = 10_000  # most parameters
 
 
@@ -40,7 +40,7 @@ class Digits:
 
 
 def digits(seed: int) -> Digits:
-    """A fifth of the images is held out."""
+    """Load the images, and hold out a fifth of them."""
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images / 16, labels, test_size=0.2, stratify=labels, random_state=seed)
     x, x_test, y, y_test = map(torch.as_tensor, split)
@@ -48,7 +48,7 @@ def digits(seed: int) -> Digits:
 
 
 def vit() -> nn.Module:
-    """Two layers of width 16 with two heads; patches of 2 x 2."""
+    """Build a model of two layers of width 16, with two heads, on patches of 2 x 2."""
     config = transformers.ViTConfig(
         image_size=8, patch_size=2, num_channels=1, num_labels=10, hidden_size=16, num_hidden_layers=2,
         num_attention_heads=2, intermediate_size=4,
@@ -57,7 +57,7 @@ def vit() -> nn.Module:
 
 
 def train(model: nn.Module, data: Digits, seed: int, epochs: int, rounds: int) -> float:
-    """An ordinary training loop; rounds of growth, if any, in its first half. Accuracy on the held-out images."""
+    """Train in an ordinary loop, with rounds of growth, if any, in its first half; return the held-out accuracy."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     steps = epochs * (len(data.x) // BATCH)
     due = {steps * number // (2 * rounds) for number in range(1, rounds + 1)}
@@ -72,7 +72,7 @@ def train(model: nn.Module, data: Digits, seed: int, epochs: int, rounds: int) -
         optimizer.step()
         schedule.step()
         if step in due:
-            rows = torch.randperm(len(data.x), generator=generator)[:LOOK]
+            rows = torch.randperm(len(data.x), generator=generator)[:SCORED]
             for event in grower.grow([(data.x[rows], data.y[rows])]):
                 print(f"  step {step}: {event}")
     model.eval()
@@ -81,13 +81,13 @@ def train(model: nn.Module, data: Digits, seed: int, epochs: int, rounds: int) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what happens, and held-out accuracy of the grown and the ungrown model."""
+    """Print each change of size, and the held-out accuracy of the grown and of the fixed model."""
     parser = argparse.ArgumentParser(
         description="Grow a vision transformer while it learns digits."
     )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3, help="considerations of growth")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of growth")
     arguments = parser.parse_args(argv)
     accuracy: dict[bool, list[float]] = {False: [], True: []}
     for seed in range(arguments.seeds):

@@ -1,8 +1,8 @@
 """Grow a BERT in the Trainer of transformers.
 
-A small `BertForSequenceClassification` from its configuration, an unmodified `Trainer`, and one callback more; nothing
+A small `BertForSequenceClassification` from its configuration, an unmodified `Trainer`, and one more callback; nothing
 is downloaded. The task: are the first and the last letter of a word of the same kind, vowel or consonant? At the end, a
-fresh small model goes on from the checkpoint in the middle of the run, and comes to the same numbers.
+fresh small model resumes from the checkpoint in the middle of the run, and ends with the same numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LETTERS, VOWELS = 12, 5
 
 
 def words(number: int, seed: int) -> list[dict[str, Any]]:
-    """Six letters each, and whether the first and the last are of the same kind."""
+    """Draw words of six letters, with 1 if the first and the last are of the same kind, else 0."""
     letters = torch.randint(LETTERS, (number, 6), generator=torch.Generator().manual_seed(seed))
     alike = (letters[:, 0] < VOWELS) == (letters[:, -1] < VOWELS)
     return [
@@ -40,7 +40,7 @@ def words(number: int, seed: int) -> list[dict[str, Any]]:
 
 
 def bert() -> BertForSequenceClassification:
-    """One layer of width 16, with four units in its MLP."""
+    """Build a model of one layer of width 16, with four units in its MLP."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=LETTERS, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4,
@@ -50,7 +50,7 @@ def bert() -> BertForSequenceClassification:
 
 
 def trainer(folder: Path, steps: int, expansion: SelfExpansion) -> Trainer:
-    """An ordinary Trainer for a small model."""
+    """Set up an ordinary Trainer for a small model."""
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=64, learning_rate=5e-3,
         lr_scheduler_type="cosine", warmup_steps=20, save_steps=steps // 2, logging_strategy="no", report_to=[],
@@ -58,13 +58,13 @@ def trainer(folder: Path, steps: int, expansion: SelfExpansion) -> Trainer:
     )  # fmt: skip
     data = words(4000, seed=0)
     made = Trainer(bert(), arguments, train_dataset=data, callbacks=[expansion])
-    made.remove_callback(PrinterCallback)  # the figures of the run aren't what is to be seen here
+    made.remove_callback(PrinterCallback)  # its figures would hide the changes of size
     return made
 
 
 @torch.no_grad()
 def accuracy(model: BertForSequenceClassification) -> float:
-    """On other words."""
+    """Compute the accuracy on other words."""
     test = words(1000, seed=1)
     model.eval()
     logits = model(torch.stack([one["input_ids"] for one in test])).logits
@@ -72,7 +72,7 @@ def accuracy(model: BertForSequenceClassification) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what grows, held-out accuracy, and that a resumed run comes to the same."""
+    """Print each change of size, the held-out accuracy, and that a resumed run ends with the same numbers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

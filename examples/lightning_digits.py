@@ -1,7 +1,7 @@
 """Grow a LightningModule in its own Trainer.
 
 The module and the Trainer are what anyone would write: AdamW, a one-cycle schedule, an average of the weights, clipped
-gradients, checkpoints. One callback more, and the network finds its widths and depth on scikit-learn's handwritten
+gradients, checkpoints. With one more callback, the network finds its widths and depth on scikit-learn's handwritten
 digits. At the end its checkpoint is loaded into a fresh small module.
 """
 
@@ -28,28 +28,28 @@ from senn.integrations.lightning import SelfExpansion, load_from_checkpoint
 
 
 class Digits(pl.LightningModule):
-    """Two hidden units to begin with."""
+    """Classifier with two hidden units to begin with."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(64, 2), nn.ReLU(), nn.Linear(2, 10))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, (n, 10)."""
+        """Return logits (n, 10)."""
         return self.net(x)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         x, y = batch
         return F.cross_entropy(self(x), y)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Accuracy."""
+        """Log the accuracy on a batch."""
         x, y = batch
         self.log("accuracy", (self(x).argmax(1) == y).float().mean())
 
     def configure_optimizers(self) -> Any:
-        """AdamW, one cycle."""
+        """Return AdamW with a one-cycle schedule."""
         optimizer = torch.optim.AdamW(self.parameters(), weight_decay=0.1)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
@@ -57,7 +57,7 @@ class Digits(pl.LightningModule):
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
-    """To train on, and a fifth that is held out."""
+    """Load digits to train on, and a fifth that is held out."""
     x, y = load_digits(return_X_y=True)
     x, x_test, y, y_test = map(
         torch.as_tensor, train_test_split(x / 16, y, test_size=0.2, stratify=y, random_state=0)
@@ -66,7 +66,7 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what grows, held-out accuracy, and that the checkpoint gives it again."""
+    """Print each change of size, and the held-out accuracy of the module and of its checkpoint."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -7,8 +7,8 @@ handwritten digits, and the figure that `senn.viz.plots.growth_figure` makes of 
 # %%
 # A run
 # -----
-# The defaults find the size by themselves: they buy units in the first steps, when they are worth most, and sell
-# those which turned out to be worth little.
+# The defaults find the size by themselves: they add units in the first steps, when these are worth most, and prune
+# those that turned out to be worth little.
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,8 +44,8 @@ print(
 )
 
 # %%
-# The figure has widths, losses, and for each round of changes what it promised and what followed. `senn fit` puts
-# it into the folder of each run as `growth.png`.
+# The figure shows widths, losses, and the expected and the realized decrease of each round. `senn fit` puts it into
+# the folder of each run as `growth.png`.
 
 with TemporaryDirectory() as folder:
     path = Path(folder) / "growth.png"

@@ -1,8 +1,8 @@
 """A boundary that gets its bends when it needs them.
 
-A network with a single hidden unit starts on two interleaved half circles. It can draw one line. Every 30 steps it is
-asked what one more unit would be worth; where that is more than its price, units come in. The function is the same
-before and after each change, and training goes on with the same optimizer.
+A network with a single hidden unit starts on two interleaved half circles. It can draw one line. Every 30 steps
+senn computes what one more unit would be worth; if that is more than its price, units are added. The function is the
+same before and after each change, and training goes on with the same optimizer.
 """
 
 # %%
@@ -31,8 +31,8 @@ grower = senn.Grower(model, optimizer, F.cross_entropy, policy, moves=("width",)
 # %%
 # Training
 # --------
-# The loop is anybody's; two lines of it are senn's. Beside that it keeps the network's opinion of the plane at each
-# moment worth showing.
+# An ordinary loop, in which two lines are senn's. It also keeps the network's opinion of the plane at each moment
+# worth showing.
 
 across, up = torch.linspace(-1.8, 2.8, 161), torch.linspace(-1.4, 1.9, 121)
 plane = torch.cartesian_prod(across, up)
@@ -40,7 +40,7 @@ losses, changes, pictures = [], [], []
 
 
 def picture(step):
-    """Keep what the network says of the plane."""
+    """Keep what the network says about the plane."""
     with torch.no_grad():
         opinion = model(plane).softmax(1)[:, 1].reshape(len(across), len(up)).T
         loss = F.cross_entropy(model(x), y).item()
@@ -66,7 +66,7 @@ picture(600)
 # %%
 # What it drew
 # ------------
-# A boundary has about as many bends as there are units that take part in it.
+# A boundary has about as many bends as there are units that contribute to it.
 
 ink, accent = "#30506d", "#e07b39"
 shown = pictures[::2]
@@ -80,8 +80,8 @@ for axes, (step, units, loss, opinion) in zip(panels, shown, strict=True):
 plt.show()
 
 # %%
-# What each change promised and brought
-# -------------------------------------
+# What each change was expected to bring, and what it brought
+# -----------------------------------------------------------
 # The loss doesn't jump where the network grows (dotted lines, with the number of units); it bends.
 
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")

@@ -35,29 +35,27 @@ for event in grower.grow([(x, y)]):
 # %%
 # What was on offer
 # -----------------
-# `place` is a module whose outputs change in number, or before which a layer would go. A promise is half a gain: a
-# decrease of the loss in nats per sample. The margin is what remains of it after one standard error, a layer's
-# discount and the price.
+# `place` is a module whose outputs change in number, or before which a layer would go. The expected decrease is half
+# a gain: a decrease of the loss in nats per sample. The margin is what remains of it after one standard error, a
+# layer's discount and the price.
 
-considered = grower.last_round
-print(
-    f"eta {considered.eta:.3f} of at most {considered.score_limit:.3f}, {considered.parameters:,} parameters"
-)
-print(f"{'':9}{'kind':8}{'place':7}{'detail':22}{'promise':>9}{'price':>9}{'margin':>10}")
-for word, verdicts in (("accepted", considered.accepted), ("refused", considered.refused)):
-    for verdict in verdicts[:6]:
-        one = verdict.candidate
-        figures = f"{one.expected_decrease:9.4f}{verdict.price:9.4f}{verdict.margin:10.4f}"
+last = grower.last_round
+print(f"eta {last.eta:.3f} of at most {last.score_limit:.3f}, {last.parameters:,} parameters")
+print(f"{'':9}{'kind':8}{'place':7}{'detail':22}{'expected':>9}{'price':>9}{'margin':>10}")
+for word, decisions in (("accepted", last.accepted), ("refused", last.refused)):
+    for decision in decisions[:6]:
+        one = decision.candidate
+        figures = f"{one.expected_decrease:9.4f}{decision.price:9.4f}{decision.margin:10.4f}"
         print(f"{word:9}{one.kind:8}{one.place:7}{one.detail[:20]:22}{figures}")
 
 # %%
 # Drawn
 # -----
-# Units are picked one by one, and each is valued beside those which were picked already: what the first promise, the
-# later ones can't promise again. When nothing is above its price (the mark), the round ends. A promise can exceed its
-# price and be refused: after the standard error and a layer's discount it no longer does.
+# Units are picked one by one, and each is valued next to those that were picked already: a decrease that the first
+# bring can't be counted again. When nothing is above its price (the mark), the round ends. A candidate whose expected
+# decrease exceeds its price can be refused, because it no longer does after the standard error and a layer's discount.
 
-shown = [(v, True) for v in considered.accepted[:14]] + [(v, False) for v in considered.refused[:6]]
+shown = [(v, True) for v in last.accepted[:14]] + [(v, False) for v in last.refused[:6]]
 shown = [(v, taken) for v, taken in shown if v.candidate.kind != "prune"]
 names = [f"{v.candidate.kind} {v.candidate.place}" for v, _ in shown]
 figure, axes = plt.subplots(figsize=(9, 0.3 * len(shown) + 1.2), layout="constrained")
