@@ -18,7 +18,7 @@ from test_resume_kill import content
 
 from senn import atomic_files
 from senn.cli import signals
-from senn.cli.fit import _going_on
+from senn.cli.fit import _damage_in_one_sentence
 from senn.cli.fit_arguments import FitArguments
 from senn.cli.main import main, parser
 from senn.cli.watch import Watch
@@ -388,8 +388,8 @@ def test_what_a_forged_checkpoint_brings_about_is_one_sentence():
     """Wherever it shows, in training or when the network is scored; a fault without a checkpoint stays what it is."""
     checkpointer = SimpleNamespace(state={"step": 1}, communicator=Communicator())
     said = "can't be resumed from its checkpoint: IndexError: out of range"
-    with pytest.raises(SennError, match=said), _going_on(checkpointer):
+    with pytest.raises(SennError, match=said), _damage_in_one_sentence(checkpointer):
         raise IndexError("out of range")
     checkpointer.state = None
-    with pytest.raises(IndexError), _going_on(checkpointer):
+    with pytest.raises(IndexError), _damage_in_one_sentence(checkpointer):
         raise IndexError("out of range")

@@ -109,7 +109,7 @@ def test_links_lead_somewhere(single):
     single.click("a.why")
     single.wait_for_selector("#round-2 details[open]")
     single.evaluate("senn.player.show(0)")
-    single.click("#round-2 details >> text=Show it in the picture")
+    single.click("#round-2 details >> text=Show in the picture")
     assert single.evaluate("senn.player.position === senn.stories[0].rounds[1].moment")
 
 
@@ -277,7 +277,7 @@ def test_runs_side_by_side(browser, pages):
 
 def test_a_run_of_which_nothing_is_known_yet_is_a_page(browser, pages):
     with opened(browser, local(pages, "fixed")) as tab:
-        assert "No round of growth has been made." in tab.inner_text("#rounds")
+        assert "There was no round of growth." in tab.inner_text("#rounds")
         assert (
             tab.locator("#curves:visible, #filter:visible, nav a[href='#curves']:visible").count()
             == 0
@@ -301,7 +301,7 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
     with Watch("live", 0, lines.append) as watch:
         assert lines == [f"watch it at {watch.url}"]
         with opened(browser, watch.url) as tab:
-            assert tab.inner_text("#live") == "Live: the run goes on."
+            assert tab.inner_text("#live") == "Live: the run is in progress."
             half = len(run.history) // 2
             for record in run.history[:half]:
                 getattr(watch, f"on_{record['event']}")(record)

@@ -56,11 +56,9 @@ def run(**parsed: Any) -> int:
     """
     arguments = FitArguments.from_parsed(parsed)
     with processes() as communicator:
-        return (
-            _run_main(arguments, communicator)
-            if communicator.rank == 0
-            else _run_worker(arguments, communicator)
-        )
+        if communicator.rank == 0:
+            return _run_main(arguments, communicator)
+        return _run_worker(arguments, communicator)
 
 
 def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
@@ -97,7 +95,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         preparation = None if options is None else _prepare(options)
     # highlight=False: rich would color numbers, also in the names of columns and files.
     console = Console(file=sys.stdout, quiet=arguments.is_silent, highlight=False)
-    say = _Speaker(console)
+    say = _LinePrinter(console)
     if options is None or preparation is None:
         assert saved is not None
         assert saved.results is not None
@@ -118,10 +116,8 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
                 folder, signals, options, preparation, is_resumed=saved is not None
             )
         # Only the first process can read the folder: the others get the state from it.
-        checkpointer.communicator, checkpointer.state = (
-            communicator,
-            shared_state(communicator, checkpointer.state, out),
-        )
+        checkpointer.communicator = communicator
+        checkpointer.state = shared_state(communicator, checkpointer.state, out)
         say(preparation.line())
         for note in [*preparation.notes, *checkpointer.notes]:
             say(f"note: {note}")
@@ -130,10 +126,10 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
             trained = _train(preparation, console, checkpointer, watch)
         # The network is final now, so a signal has nothing left to save.
         signals.ignore_further()  # writing takes a moment only
-        nothing: dict[str, float | None] = {}
-        with _going_on(checkpointer):
+        no_scores: dict[str, float | None] = {}
+        with _damage_in_one_sentence(checkpointer):
             scores = signals.run_interruptible(
-                SCORED, lambda: preparation.test(trained.model), nothing
+                SCORED, lambda: preparation.test(trained.model), no_scores
             )
         results = _results(preparation, trained, scores)
         # An interrupted run must not replace one that came to its end: its checkpoints stay beside it.
@@ -144,10 +140,10 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
     if written:
         _report_outcome(say, out, results, as_json=arguments.json)
     if trained.interrupted:
-        kept = (
-            "the best network so far is saved" if written else f"{out} still holds the earlier run"
-        )
-        print(f"senn: interrupted; {kept}; to resume: senn fit --resume {out}", file=sys.stderr)
+        outcome = f"{out} still holds the earlier run"
+        if written:
+            outcome = "the best network so far is saved"
+        print(f"senn: interrupted; {outcome}; to resume: senn fit --resume {out}", file=sys.stderr)
     return signals.code if trained.interrupted else 0
 
 
@@ -187,7 +183,7 @@ def _prepare(options: FitOptions) -> Prepared:
     return prepare_images(options) if is_images(options.data) else prepare(options)
 
 
-class _Speaker:
+class _LinePrinter:
     """Print plain lines: names from the data are no markup, and long lines aren't wrapped."""
 
     def __init__(self, console: Console) -> None:
@@ -198,16 +194,14 @@ class _Speaker:
 
 
 @contextmanager
-def _going_on(checkpointer: FolderCheckpointer) -> Iterator[None]:
+def _damage_in_one_sentence(checkpointer: FolderCheckpointer) -> Iterator[None]:
     """Turn whatever a forged or damaged checkpoint raises into one sentence."""
     try:
         yield
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        if (
-            isinstance(error, SennError)
-            and not checkpointer.communicator.is_single
-            and checkpointer.folder.has_checkpoint
-        ):  # a lost process
+        several = not checkpointer.communicator.is_single
+        if isinstance(error, SennError) and several and checkpointer.folder.has_checkpoint:
+            # Another process was lost, which is no fault of the run.
             raise type(error)(
                 f"{error}; to resume: senn fit --resume {checkpointer.folder.path}"
             ) from error
@@ -226,13 +220,10 @@ def _train(
     watch: Sequence[Callback],
 ) -> TrainResult:
     # Without a terminal, as in a log file, a bar that redraws itself would be noise.
-    callback = (
-        LiveCallback(console)
-        if console.is_terminal and not console.quiet
-        else LinesCallback(console)
-    )
+    is_live = console.is_terminal and not console.quiet
+    callback = LiveCallback(console) if is_live else LinesCallback(console)
     try:
-        with _going_on(checkpointer):
+        with _damage_in_one_sentence(checkpointer):
             return preparation.train((callback, *watch), checkpointer)
     finally:
         if isinstance(callback, LiveCallback):
@@ -294,7 +285,9 @@ def _write(
     folder.write_results(results)
 
 
-def _report_outcome(say: _Speaker, out: Path, results: dict[str, Any], *, as_json: bool) -> None:
+def _report_outcome(
+    say: _LinePrinter, out: Path, results: dict[str, Any], *, as_json: bool
+) -> None:
     if as_json:
         print(json.dumps({"out": str(out), **results}, ensure_ascii=False))
         return
@@ -309,7 +302,7 @@ def _report_outcome(say: _Speaker, out: Path, results: dict[str, Any], *, as_jso
     say(f"written to {out}: {', '.join(name for name in names if (out / name).exists())}")
 
 
-def _show_plan(say: _Speaker, preparation: Prepared, *, as_json: bool) -> None:
+def _show_plan(say: _LinePrinter, preparation: Prepared, *, as_json: bool) -> None:
     about, plan = preparation.summary(), preparation.plan()
     if as_json:
         print(
@@ -328,7 +321,9 @@ def _show_plan(say: _Speaker, preparation: Prepared, *, as_json: bool) -> None:
         f"{preparation.task}, {plan['optimizer']}, {plan['policy']}: at most {plan['epochs']} epochs "
         f"({plan['steps']:,} steps), growing until step {plan['growth_until_step']:,} at the latest"
     )
-    unit = f"{'up to ' if about.get('kind') == 'images' else ''}{plan['parameters_per_unit']:,} parameters"
+    # Units of different convolutions have different numbers of parameters; the plan has the largest.
+    up_to = "up to " if about.get("kind") == "images" else ""
+    unit = f"{up_to}{plan['parameters_per_unit']:,} parameters"
     say(
         f"starts with hidden layers {widths(plan['architecture'])}, {plan['parameters']:,} parameters; "
         f"one more unit has {unit} and has to lower the loss by {plan['price_per_unit']:.3g} nats per sample"

@@ -101,7 +101,6 @@ def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
         # The checksum is that of the numbers, however they lie in memory.
         content = np.ascontiguousarray(array)
         total.update(f"{content.dtype} {content.shape}".encode())
-        # A memoryview of an empty array can't be hashed.
         total.update(content.data if content.size else b"")
     return total.hexdigest()
 

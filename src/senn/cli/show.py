@@ -26,11 +26,8 @@ def run(*, folder: Path, json: bool) -> int:
     """
     saved = read(folder)
     if json:
-        print(
-            dumps(
-                _unfinished(saved) if saved.results is None else saved.results, ensure_ascii=False
-            )
-        )
+        document = _unfinished(saved) if saved.results is None else saved.results
+        print(dumps(document, ensure_ascii=False))
         return 0
     try:
         lines = _so_far(saved) if saved.results is None else _lines(saved.results)
@@ -51,12 +48,12 @@ def run(*, folder: Path, json: bool) -> int:
 def _unfinished(saved: SavedRun) -> dict[str, Any]:
     """Return what is known of a run without results, JSON-able."""
     # The last epoch says how far the run has got; rounds in between have no scores.
-    last = next((record for record in reversed(saved.history) if record["event"] == "epoch"), None)
+    epochs = [record for record in saved.history if record["event"] == "epoch"]
     return {
         "unfinished": True,
         "arguments": _arguments(saved),
         "records": len(saved.history),
-        "last": last,
+        "last": epochs[-1] if epochs else None,
     }
 
 
@@ -70,29 +67,29 @@ def _so_far(saved: SavedRun) -> list[str]:
     epochs = [record for record in saved.history if record["event"] == "epoch"]
     if epochs:
         last = epochs[-1]
-        hidden = "-".join(map(str, last["architecture"])) or "none"
-        lines.append(
-            f"epoch {last['epoch']} of {last['epochs']}, hidden layers {hidden}, {last['parameters']:,} parameters, "
-            f"{last['seconds']:.1f} seconds"
-        )
+        size = f"hidden layers {_widths(last)}, {last['parameters']:,} parameters"
+        progress = f"epoch {last['epoch']} of {last['epochs']}"
+        lines.append(f"{progress}, {size}, {last['seconds']:.1f} seconds")
     return lines
+
+
+def _widths(record: dict[str, Any]) -> str:
+    # A network without hidden layers is one linear map.
+    return "-".join(map(str, record["architecture"])) or "none"
 
 
 def _lines(results: dict[str, Any]) -> list[str]:
     """Return lines on the results of a run."""
-    data = results["data"]
-    scores = ", ".join(
-        f"{name} {value:.4g}" for name, value in results["test"].items() if value is not None
-    )
-    # A network without hidden layers is one linear map.
-    hidden = "-".join(map(str, results["architecture"])) or "none"
+    data, test = results["data"], results["test"]
+    scores = [f"{name} {value:.4g}" for name, value in test.items() if value is not None]
     rows = "images" if data.get("kind") == "images" else "rows"
-    size = f"hidden layers {hidden}, {results['parameters']:,} parameters, {results['seconds']:.1f} seconds"
+    size = f"hidden layers {_widths(results)}, {results['parameters']:,} parameters"
     choices = f"seed {results['seed']}, {results['optimizer']}, {results['policy']}"
     lines = [
         f"{data['name']}: {results['task']} of {_what(data)}",
-        f"test ({data['test_rows']:,} {rows}): {scores or 'not scored'}",
-        f"{size}, {choices}",
+        # No scores: a signal came, and there was no time left for the test.
+        f"test ({data['test_rows']:,} {rows}): {', '.join(scores) or 'not scored'}",
+        f"{size}, {results['seconds']:.1f} seconds, {choices}",
     ]
     if results["interrupted"]:
         lines.append("training was interrupted")

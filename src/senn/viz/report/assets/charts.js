@@ -134,7 +134,7 @@ function charts(stories) {
       several ? { y: nats, log: loss.every((row) => row.value > 0), dashed: true } : { y: nats, log: loss.every((row) => row.value > 0), ...parts }),
     curve("score", `Validation ${[...new Set(stories.map((one) => one.scoreName))].join(" or ")}`, "After each epoch, on rows that are not trained on.", epochRows(stories, "validation_score"), { y: several ? "score" : story.scoreName, colors: several ? null : ["var(--c1)"] }),
     several ? null : curve("widths", "Widths", "Units of each hidden layer; a layer keeps its color when others are inserted before it.", widthRows(story), { y: "units", stepped: true, series: layerNames(story).map((layer) => layer.label) }),
-    curve("parameters", "Parameters", "Of the network in training.", momentRows(stories, "parameters"), { y: "parameters", stepped: true, colors: several ? null : ["var(--c4)"] }),
+    curve("parameters", "Parameters", "Of the network during training.", momentRows(stories, "parameters"), { y: "parameters", stepped: true, colors: several ? null : ["var(--c4)"] }),
     curve("flops", "Operations", "Floating-point operations of a forward pass, per sample.", [...stories.filter((one) => one.start && known(one.start.flops)).map((one) => ({ step: 0, epoch: 0, value: one.start.flops, series: one.name })), ...epochRows(stories, "flops")], { y: "FLOPs", counted: true, colors: several ? null : ["var(--c5)"] }),
     curve("eta", several ? "Expansion score η" : "Expansion score η, by linear map", "Twice the decrease of the loss that a full natural-gradient step is expected to bring, at each round.", eta,
       { y: "η", area: !several, stepped: true, series: maps }),

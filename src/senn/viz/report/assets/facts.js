@@ -17,7 +17,7 @@ function aboutText(story) {
   const what = data.target ? ` of “${data.target}” from ${plural(data.features, "feature")}` : data.kind === "images" ? ` of images of ${(data.shape || []).join(" × ")}` : "";
   const rows = known(start.train_rows) ? `, ${count(start.train_rows)} rows to train on` : "";
   const optimizer = start.optimizer || (story.results || {}).optimizer;
-  const open = story.results || story.end ? "" : " It isn’t finished: this is how far it has come.";
+  const open = story.results || story.end ? "" : " The run isn’t finished; this is its state so far.";
   return `${task}${what}${rows}${optimizer ? `, ${optimizer}` : ""}.${open}`;
 }
 
@@ -62,7 +62,7 @@ function finalTable(story) {
 function dataPart(story) {
   const { data } = story.results || {};
   if (!data) return null;
-  const rows = [["name", data.name], ["rows", count(data.rows)], ["to train with", count(data.train_rows)], ["to test with", count(data.test_rows)], ["features", count(data.features)],
+  const rows = [["name", data.name], ["rows", count(data.rows)], ["training rows", count(data.train_rows)], ["test rows", count(data.test_rows)], ["features", count(data.features)],
     ["image size", data.shape ? data.shape.join(" × ") : null], ["target", data.target], ["classes", data.classes ? data.classes.join(", ") : null], ...(data.notes || []).map((note) => ["note", note])]
     .filter(([, value]) => value !== null && value !== undefined && value !== "–");
   const columns = data.columns && data.columns.length ? disclosure("Columns", () => table("Columns and how they are read", [{ name: "column", left: true }, { name: "kind", left: true }], data.columns, "columns")) : null;

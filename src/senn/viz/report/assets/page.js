@@ -57,8 +57,8 @@ function build() {
   heading();
   finals();
   if (several) section("figures", "Final figures", tilesBox); else main.append(tilesBox);
-  section("network", several ? "The networks as they grew" : "The network as it grew", el("div", { class: "card" }, player.element(), sizesTable));
-  section("curves", "Curves", el("p", { class: "note" }, el("span", { class: "hint" }, "A click on a curve sets the time of the picture; the dashed line is that time. "),
+  section("network", several ? "How the networks grew" : "How the network grew", el("div", { class: "card" }, player.element(), sizesTable));
+  section("curves", "Curves", el("p", { class: "note" }, el("span", { class: "hint" }, "Click on a curve to move the picture to that step; the dashed line marks it. "),
     several ? "" : [["widen", "widened"], ["insert", "inserted"], ["prune", "pruned"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `tick ${kind}` }), text))), grid);
   const why = el("p", { class: "note" }, "At each round every candidate is scored. It is accepted if the decrease of the loss expected of it exceeds its price, after an allowance for its uncertainty and for a new layer's slower start; the margin is what remains. A round adds at few places only, so a candidate with a smaller margin than others may wait for a later round.");
   section("rounds", "Why it changed", why, several ? stories.map((story, at) => [el("h3", {}, story.name), el("details", {}, el("summary", {}, "All rounds"), lists[at].element)]) : lists[0].element);
@@ -68,7 +68,7 @@ function build() {
 }
 
 /* Themes: the system's, light, dark. */
-const themes = ["as the system", "light", "dark"];
+const themes = ["system", "light", "dark"];
 const themeButton = document.getElementById("theme");
 themeButton.addEventListener("click", () => {
   const next = themes[(themes.indexOf(document.documentElement.dataset.theme || themes[0]) + 1) % themes.length];
@@ -100,7 +100,7 @@ addEventListener("afterprint", fromPaper);
 
 /* A run that goes on. */
 function live() {
-  const state = el("p", { id: "live", role: "status" }, "Live: the run goes on.");
+  const state = el("p", { id: "live", role: "status" }, "Live: the run is in progress.");
   document.getElementById("top").after(state);
   const events = new EventSource("events");
   let waiting = [], timer = null, over = false;
@@ -119,8 +119,8 @@ function live() {
   const end = (text) => { over = true; events.close(); state.classList.add("over"); state.replaceChildren(text); };
   events.addEventListener("start", () => { waiting = []; });
   events.addEventListener("more", (event) => { waiting = [...waiting, ...JSON.parse(event.data)]; soon(); });
-  events.addEventListener("over", (event) => { renew(); end(`The run has ended${JSON.parse(event.data)}${stories[0].end ? ` (${stories[0].end.reason})` : ""}. This is its last state; it stays until you close the page.`); });
-  events.onerror = () => { if (!over) end("The run can't be reached any more: it has ended or was stopped. This is the last that was heard of it."); };
+  events.addEventListener("over", (event) => { renew(); end(`The run has ended${JSON.parse(event.data)}${stories[0].end ? ` (${stories[0].end.reason})` : ""}. This is its final state, which stays until you close the page.`); });
+  events.onerror = () => { if (!over) end("The connection is lost: the run has ended or was stopped. This is the last state that was received."); };
 }
 
 window.senn = { stories, player, lists, drawn, ready: build() };

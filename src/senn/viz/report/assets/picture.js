@@ -1,14 +1,14 @@
 "use strict";
 // The network at a moment: layers as columns as tall as they are wide. A moment may be a fraction: on the way to the next.
 
-const GLOW = 4; // moments over which what came fades, and what went
+const GLOW = 4; // moments over which added and removed units fade
 const PITCH = [5, 12]; // distance of two units in pixels, at least and at most
 
 class Picture {
   constructor(story, stories, height) {
     this.story = story;
     this.height = height;
-    this.stories = stories; // beside which it is drawn, at the same scale
+    this.stories = stories; // shown side by side, at the same scale
     this.svg = svg("svg", { role: "img", class: "network" });
     this.box = el("div", { class: "picture" }, this.svg);
     this.time = 0;
@@ -185,7 +185,7 @@ class Player {
     return el("div", { class: "player" }, el("div", { class: "pictures" }, pictures),
       el("div", { class: "controls" }, this.button, el("div", { class: "track" }, this.slider, this.marks), this.back, this.on),
       this.now,
-      el("p", { class: "legend" }, [["lit", "units that came"], ["inserted", "a layer inserted"], ["gone", "units that went"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `dot ${kind}` }), text))));
+      el("p", { class: "legend" }, [["lit", "units added"], ["inserted", "layer inserted"], ["gone", "units removed"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `dot ${kind}` }), text))));
   }
 
   /** Positions of the slider: steps at which anything happens. */

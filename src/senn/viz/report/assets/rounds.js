@@ -82,7 +82,7 @@ function roundDetails(story, round, goTo) {
     ...round.rollbacks.map((one) => el("p", { class: "rolled" }, `Rolled back: ${one.text}`)),
     round.changes.length ? changeTable(round) : null,
     record && (record.rows || []).length ? candidateTable(story, round) : null,
-    el("p", {}, el("a", { href: "#network", onclick: () => goTo(round) }, "Show it in the picture")),
+    el("p", {}, el("a", { href: "#network", onclick: () => goTo(round) }, "Show in the picture")),
   ].filter(Boolean);
 }
 
@@ -95,7 +95,7 @@ class Rounds {
     this.items = [];
     this.list = el("ol", { class: "rounds" });
     const counts = el("select", { id: `${prefix}filter`, onchange: () => this.filter() },
-      [["all", "all rounds"], ["changed", "with a change of size"], ["nothing", "in which nothing was bought"], ["rollback", "rolled back"]].map(([value, text]) => el("option", { value }, text)));
+      [["all", "all rounds"], ["changed", "with a change of size"], ["nothing", "without a change"], ["rollback", "rolled back"]].map(([value, text]) => el("option", { value }, text)));
     this.select = counts;
     this.said = el("span", { class: "note", role: "status" });
     this.element = el("div", { class: "list" }, el("p", { class: "filter" }, el("label", { for: `${prefix}filter` }, "Show "), counts, " ", this.said), this.list);
@@ -127,7 +127,7 @@ class Rounds {
       shown += node.hidden ? 0 : 1;
     }
     this.element.classList.toggle("empty", !this.items.length);
-    this.said.replaceChildren(this.items.length ? `${count(shown)} of ${plural(this.items.length, "round")}` : "No round of growth has been made.");
+    this.said.replaceChildren(this.items.length ? `${count(shown)} of ${plural(this.items.length, "round")}` : "There was no round of growth.");
   }
 
   mark(step) {

@@ -106,13 +106,13 @@ const kindOf = (round) => ["insert", "prune", "widen"].find((kind) => round.chan
 function verdict(story, round) {
   if (round.changes.length) return cap(round.changes.map(changed).join("; "));
   if (round.rollbacks.length) return "Rolled back: the change failed its verification";
-  return story.candidates(round).length ? "Nothing was worth its price" : "Nothing was on offer";
+  return story.candidates(round).length ? "No candidate was worth its price" : "There were no candidates";
 }
 
 /** A moment in words. */
 function momentText(story, moment) {
   const where = `step ${count(moment.step)}, epoch ${count(moment.epoch)}`;
   const size = `hidden layers ${widths(moment.layers.map((layer) => layer.width))}, ${count(moment.parameters)} parameters`;
-  const what = moment.kind === "round" ? `${verdict(story, moment.round)}. ` : moment.kind === "start" ? "The start. " : story.kept && moment.kind === "epoch" && moment.epoch === story.kept.epoch ? "The network that is kept. " : "";
+  const what = moment.kind === "round" ? `${verdict(story, moment.round)}. ` : moment.kind === "start" ? "The start. " : story.kept && moment.kind === "epoch" && moment.epoch === story.kept.epoch ? "This network is kept. " : "";
   return { where: cap(where), what: what.trim(), size: cap(size) };
 }
