@@ -108,6 +108,7 @@ class _FieldReader:
     ) -> Any:
         if not isinstance(mapping, Mapping):
             raise self.damaged(f"{_shown(mapping)} is not a mapping of names to values")
+        # keys of an earlier version are translated before anything is compared
         content = {renamed.get(str(key), str(key)): value for key, value in mapping.items()}
         if len(content) < len(mapping):
             raise self.damaged("it has an entry under its old and its new name")
@@ -132,6 +133,7 @@ class _FieldReader:
         hints = typing.get_type_hints(cls)
         values = {name: self.value(hints[name], value, name) for name, value in content.items()}
         try:
+            # the record's own `__post_init__` checks what types can't say, such as ranges
             return cls(**values)
         except SennError as error:
             raise self.damaged(str(error)) from error
@@ -182,6 +184,7 @@ class _FieldReader:
         origin, inner = typing.get_origin(hint), typing.get_args(hint)
         if issubclass(origin, Mapping) and isinstance(value, Mapping):
             key, item = inner
+            # keys are checked as values are: JSON has only texts
             return {self.value(key, k, name): self.value(item, v, name) for k, v in value.items()}
         if issubclass(origin, list | tuple) and isinstance(value, list | tuple):
             # list[X] and tuple[X, ...] repeat their one type; tuple[X, Y] has one for each item

@@ -28,6 +28,10 @@ def split(
 
     Raises:
         SennError: the fraction leaves either side without rows.
+
+    >>> train, test = split(8, fraction=0.25, classes=np.array(["a", "b"] * 4))
+    >>> len(train), (test % 2).tolist()  # one row of each class
+    (6, [0, 1])
     """
     if not 0 < fraction < 1:
         raise SennError(f"the test fraction must be between 0 and 1, and is {fraction:g}")

@@ -133,6 +133,7 @@ def _reached(y: Tensor, calls: Sequence[LinearCall], samples: int) -> list[list[
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(y.shape, generator=generator, dtype=torch.float32).to(y)
     for sample in range(samples):
+        # one sample's outputs, with zeros for the others: what it reaches is that sample's
         only = torch.zeros_like(rows)
         only[sample] = rows[sample]
         found = iter(torch.autograd.grad(y, edges, only, retain_graph=True, allow_unused=True))
@@ -163,6 +164,7 @@ def _batch_layout(
         or len({id(one.bias) for one, _ in several}) > 1
     ):
         return f"{name} is applied in ways that differ"
+    # all calls agree, as was just tested
     kernel = several[0][0].kernel
     return BatchLayout(
         layouts=tuple(layouts),

@@ -85,27 +85,40 @@ def capture(
         true = metric.gradient(y, targets, weights)
         signs = metric.pseudo_grad(y, targets, generator, weights, among)
         dz, s = _backward(output, calls, runs, (true, signs))
-    # Compared by storage, since a view of the inputs (flattened, say) is still the data.
-    at_inputs = {x.untyped_storage().data_ptr() for x in pytree.tensor_leaves(inputs)}
-    read_inputs = {
-        name for name in names if seen[name][0].x.untyped_storage().data_ptr() in at_inputs
+    read_inputs = _reading_inputs(inputs, {name: seen[name][0] for name in names})
+    rows = {
+        label: LayerRows(tuple(several), label in read_inputs)
+        for label, several in _chunks(calls, dz, s, layouts, len(y)).items()
     }
-    # gradients of calls come first, those of blocks after them, in the order of `edges`
-    chunks = _chunks(calls, dz, s, layouts, len(y))
-    of_blocks = zip(runs.items(), dz[len(calls) :], s[len(calls) :], strict=True)
     return LayerStatistics(
-        rows={
-            label: LayerRows(tuple(several), label in read_inputs)
-            for label, several in chunks.items()
-        },
-        blocks={
-            name: BlockCall(args=run.args, kwargs=run.kwargs, output_grad=g, pseudo_grad=v)
-            for (name, run), g, v in of_blocks
-        },
+        rows=rows,
+        blocks=_block_calls(runs, dz[len(calls) :], s[len(calls) :]),
         loss=loss,
         score_limit=float(metric.score_limit(y, targets, weights)),
         output=y,
     )
+
+
+def _reading_inputs(inputs: Inputs, first_calls: Mapping[str, LinearCall]) -> set[str]:
+    """Name the maps that read the model's inputs themselves."""
+    # Compared by storage, since a view of the inputs (flattened, say) is still the data.
+    storages = {x.untyped_storage().data_ptr() for x in pytree.tensor_leaves(inputs)}
+    return {
+        name
+        for name, call in first_calls.items()
+        if call.x.untyped_storage().data_ptr() in storages
+    }
+
+
+def _block_calls(
+    runs: Mapping[str, _Run], output_grad: Sequence[Tensor], pseudo_grad: Sequence[Tensor]
+) -> dict[str, BlockCall]:
+    found = {}
+    for (name, run), gradient, signs in zip(runs.items(), output_grad, pseudo_grad, strict=True):
+        found[name] = BlockCall(
+            args=run.args, kwargs=run.kwargs, output_grad=gradient, pseudo_grad=signs
+        )
+    return found
 
 
 def _finite_loss(metric: LossMetric, y: Tensor, targets: Tensor, weights: Tensor | None) -> float:

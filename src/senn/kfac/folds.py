@@ -146,6 +146,7 @@ class LocalSlice:
         if self.positions is None:
             stop = min(start + number, stop)
             return LocalSlice(samples=slice(start, stop), count=stop - start)
+        # ascending, so the kept ones are the first of the rank's own
         kept = self.positions[self.positions < number]
         return LocalSlice(
             samples=slice(start, start + len(kept)), count=min(number, self.count), positions=kept
@@ -177,6 +178,7 @@ class LocalSlice:
         Returns:
             The fold of this rank's samples.
         """
+        # weights are those of all of the rank's samples, in both folds
         own_weights = None if weights is None else weights[self.samples]
         keep = Fold.max_kept(sum(part.layer_input.locations for part in parts))
         if self.positions is None:

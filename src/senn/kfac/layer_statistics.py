@@ -72,6 +72,7 @@ class LayerRows:
         return self._rows([part.pseudo_grad for part in self.chunks])
 
     def _rows(self, values: list[Tensor]) -> Tensor:
+        # joined along locations: a sample's rows stay side by side
         return torch.cat(values, 1).flatten(0, 1)
 
 
@@ -93,6 +94,7 @@ class BlockCall:
 
     def select(self, samples: slice) -> BlockCall:
         """Keep some of the samples."""
+        # arguments that don't count samples (a mask, a position table) are passed on whole
         args, kwargs = pytree.index_batch((self.args, self.kwargs), samples, len(self.output_grad))
         return BlockCall(
             args=args,

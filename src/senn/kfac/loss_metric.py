@@ -77,6 +77,7 @@ class LossMetric:
         self.metric = metric
         self.name = _name(loss)
         self._rule, self._options = resolve(loss)
+        # a sum would scale eta with the batch, and prices are per sample
         reduction = self._options.get("reduction", getattr(loss, "reduction", "mean"))
         if reduction != "mean":
             raise UnsupportedError(
@@ -158,21 +159,8 @@ class LossMetric:
             SennError: as in `loss`.
         """
         local = self._local(output, target, weight)
-        samples, m = local.gradient.shape
-        chosen = None
-        if among is not None:
-            total, places = among
-            if total * m <= JOINT_SIGNS:
-                samples, chosen = total, places
-            else:
-                # As random, but not the signs that a single process would draw: those of all ranks don't fit in memory.
-                seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
-                generator = torch.Generator(generator.device).manual_seed(seed + int(places[0]))
-        signs = torch.randint(0, 2, (samples, m), generator=generator, device=generator.device)
-        if chosen is not None:
-            signs = signs[chosen.to(signs.device)]
-        # 2 r - 1 turns bits into Rademacher signs; R r has covariance R R^T = H
-        return local.curvature.root(signs.to(local.gradient) * 2 - 1)
+        signs = _signs(local.gradient.shape, generator, among).to(local.gradient)
+        return local.curvature.root(signs)
 
     def product(
         self, output: Tensor, target: Tensor, u: Tensor, weight: Tensor | None = None
@@ -241,6 +229,7 @@ class LossMetric:
             local = differentiate(
                 self.function, self.name, output, target, curved and self.metric == "fisher", weight
             )
+        # gradient and losses are the loss's own; only the metric of the outputs is the identity
         if self.metric == "euclidean":
             local = LocalLoss(
                 losses=local.losses,
@@ -248,6 +237,22 @@ class LossMetric:
                 curvature=DiagonalHessian(torch.ones_like(local.gradient)),
             )
         return local if weight is None else local.scaled(weight)
+
+
+def _signs(shape: torch.Size, generator: torch.Generator, among: Among | None) -> Tensor:
+    """Draw Rademacher signs (N, m): independent, -1 or 1."""
+    # 2 r - 1 turns bits into signs
+    if among is None:
+        return torch.randint(0, 2, shape, generator=generator, device=generator.device) * 2 - 1
+    (samples, m), (total, places) = shape, among
+    if total * m <= JOINT_SIGNS:
+        # The signs of the whole batch are drawn, and these samples' taken: as on a single process.
+        joint = torch.randint(0, 2, (total, m), generator=generator, device=generator.device)
+        return joint[places.to(joint.device)] * 2 - 1
+    # As random, but not the signs that a single process would draw: those of all ranks don't fit in memory.
+    seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+    own = torch.Generator(generator.device).manual_seed(seed + int(places[0]))
+    return torch.randint(0, 2, (samples, m), generator=own, device=own.device) * 2 - 1
 
 
 def _name(loss: Any) -> str:

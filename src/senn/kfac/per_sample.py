@@ -42,6 +42,7 @@ class PerSampleFactors:
 
     def __add__(self, other: PerSampleFactors) -> PerSampleFactors:
         """Concatenate two sets of samples of the same map."""
+        # ones are written out only where the other side has weights
         weighted = self.weight is not None or other.weight is not None
         return PerSampleFactors(
             a=torch.cat([self.a, other.a]),
@@ -240,6 +241,7 @@ class PerSampleGrads:
             (samples, groups).
         """
         sums = self.pseudo_grad if kind == "pseudo_grad" else self.output_grad
+        # the sums are gradients already, so the step's direction derivative is one inner product
         chosen = sums[..., columns]  # (samples, m, groups, p)
         return (chosen * step.to(sums.dtype).view(len(step), *columns.shape)).sum((1, 3))
 

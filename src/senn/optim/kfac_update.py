@@ -211,6 +211,7 @@ class KFAC:
         Returns:
             One tensor per parameter.
         """
+        # blocks are ordered layers first, vectors as the parameter groups are
         gradients = dict(zip(trainable, gradient, strict=True))
         damping = dict(zip(trainable, dampings, strict=True))
         direction: dict[nn.Parameter, Tensor] = {}
@@ -233,6 +234,7 @@ class KFAC:
 
     def state(self) -> dict[str, Any]:
         """Collect the state of all blocks, by parameter name."""
+        # by name, since Parameter objects don't survive a checkpoint
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return {
             kind: {names[p]: block.state() for p, block in blocks.items() if p in names}

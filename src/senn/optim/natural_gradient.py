@@ -133,9 +133,12 @@ class NaturalGradient(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         check_arguments(_RANGES, locals())
+        # the quadratic model finds the length by itself; a fixed step has to be careful
         lr = (1.0 if adapt else 0.1) if lr is None else lr
+        # minibatch factors are averages, and less noisy than one batch's exact matrix
         damping = (0.1 if adapt or method == "cg" else 1e-2) if damping is None else damping
         factor_every = (1 if adapt else 4) if factor_every is None else factor_every
+        # an inversion costs (m^3 + c^3), far more than a step; factors move slowly
         inverse_every = (1 if adapt else 20) if inverse_every is None else inverse_every
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         # as groups of torch's own, so that learning-rate schedulers work
@@ -199,6 +202,7 @@ class NaturalGradient(torch.optim.Optimizer):
         descent = Descent(
             trained=trained, direction=direction, gradient=gradient, velocity=self._velocity
         )
+        # reset only now: a rejection of the last step has called for new inverses above
         self.rejected, self.reduction_ratio = False, math.nan
         if self.adapt and exact is not None:
             again = replay.again(
@@ -237,6 +241,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _trained(self) -> dict[nn.Parameter, dict[str, Any]]:
         """Find the parameters that take part, with their groups: in the model, in a group, not frozen."""
+        # growth replaces Parameters, and a group may still hold one that is no longer in the model
         owned = set(self.model.parameters())
         trained = {
             p: group
@@ -254,6 +259,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         velocity: Tensor = state["momentum_buffer"]
+        # a state loaded for another width
         if velocity.shape != parameter.shape:
             raise SennError(
                 f"a momentum buffer has shape {tuple(velocity.shape)}, and its parameter {tuple(parameter.shape)}"

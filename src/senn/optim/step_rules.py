@@ -125,6 +125,7 @@ def adaptive_step(
         return StepResult(damping=damping)
     decay = [group["weight_decay"] for group in groups]
     step, predicted = _quadratic_step(descent, exact, damping, decay, largest)
+    # weight decay is part of the objective that the model predicts, not of the measured loss
     penalty = _penalty(descent.trained, decay)
     # copies, so that a rejected step leaves the parameters bit for bit as they were
     old = [parameter.detach().clone() for parameter in descent.trained]

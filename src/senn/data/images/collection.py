@@ -191,6 +191,7 @@ def _idx(name: str, images: list[Path]) -> Collection:
     read = [
         read_labeled_idx(*next(pair for pair in pairs if pair[0] == files[0])) for files in parts
     ]
+    # a network reads one size, and two files may be of different sets
     if len({images.pixels.shape[1:] for images in read}) > 1:
         raise SennError(f"the training and test images of {name!r} differ in size")
     if not len(read[0]):

@@ -147,6 +147,7 @@ def check_labels(images: Images, classes: int, where: str) -> None:
     """
     if len(images.labels) != len(images):
         raise SennError(f"{where} holds {len(images):,} images but {len(images.labels):,} labels")
+    # the first wrong row is named, so all are looked for at once
     wrong = np.flatnonzero((images.labels < 0) | (images.labels >= classes))
     if len(wrong):
         label = images.labels[wrong[0]]
@@ -178,6 +179,7 @@ def reading(path: Path, form: str) -> Iterator[None]:
     except EOFError as error:
         raise SennError(f"{str(path)!r} is cut short") from error
     except Exception as error:
+        # the system's reason is a sentence; a parser's is shortened
         if isinstance(error, OSError) and error.strerror:
             raise SennError(f"{str(path)!r} can't be read: {error.strerror}") from error
         raise SennError(f"{str(path)!r} can't be read as {form}: {in_short(error)}") from error

@@ -42,6 +42,7 @@ class ImageEncoder:
     flip: bool
 
     def __post_init__(self) -> None:
+        # checked here, so that a record from elsewhere can't make an encoder that fails later
         if self.side < 1 or self.channels not in (1, 3):
             raise SennError(
                 f"images of side {self.side} with {self.channels} channels can't be encoded"
@@ -99,6 +100,7 @@ class ImageEncoder:
             rows = encoded_rows(path, *columns)
             yield from self._encoded([Entry(name, content or b"") for name, content, _ in rows])
             return
+        # IDX files of images have no channels: gray
         pixels = read_idx(path, 3)[..., None]
         made = [square(image, self.side, self.channels) for image in pixels]
         yield (

@@ -40,6 +40,7 @@ def fit_column(name: str, cells: pd.Series[Any], kind: str | None = None) -> Col
     """
     if kind == "dropped":
         return Dropped(name=name, note="was left out on request")
+    # before the kind is inferred: nothing can be inferred from no cells
     if is_missing(cells).all():
         return Dropped(name=name, note="is empty")
     found: Column = KINDS[kind or kind_of(name, cells)].fit(name, cells)

@@ -70,6 +70,7 @@ class DateColumn:
                     f"column {name!r} holds no dates (row {known.index[0]}: {known.iloc[0]!r})"
                 )
             note = _ambiguity(name, cells, form)
+        # two scales of one date: days for what is recent, the year for what is slow
         days, years, missing = cls._days(dates(name, cells, form))
         known_days = np.sort(days[~missing])
         if known_days[0] == known_days[-1] and not missing.any():
@@ -113,6 +114,7 @@ class DateColumn:
         """Encode dates; a missing one counts as the median date."""
         stamps = dates(self.name, cells, self.form)
         days, _, missing = self._days(stamps)
+        # so that month and weekday of a missing date are those of the median one; the indicator says that it is missing
         stamps = stamps.fillna(
             pd.Timestamp(round(self.median * 86_400), unit="s", tz="UTC").as_unit("us")
         )
@@ -136,6 +138,7 @@ class DateColumn:
 
 def _ambiguity(name: str, cells: pd.Series[Any], form: str) -> str:
     """Write a remark if no row tells the day from the month."""
+    # month first is tried first; if day first reads all cells too, the file can't say
     swapped = form.replace("%m/%d", "%d/%m")
     if swapped == form or swapped not in DATE_FORMATS:
         return ""

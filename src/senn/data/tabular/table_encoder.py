@@ -69,12 +69,14 @@ class TableEncoder:
                 raise SennError(
                     f"column {name!r} can't be of kind {kind!r}; the kinds are {', '.join(sorted(KINDS))}"
                 )
+        # the target first: its errors are about the whole task
         fitted = Target.fit(target, frame[target], task) if isinstance(target, str) else target
         columns = tuple(
             fit_column(str(name), frame[name], kinds.get(name))
             for name in frame.columns
             if name != name_of_target
         )
+        # dropped columns make no numbers, and a network needs one at least
         if not any(column.features() for column in columns):
             reasons = "; ".join(f"{column.name!r} {column.note}" for column in columns[:3])
             raise SennError(
@@ -115,6 +117,7 @@ class TableEncoder:
         absent = [column.name for column in used if column.name not in frame.columns]
         if absent:
             raise SennError(f"the table lacks the column{'s' * (len(absent) > 1)} {listed(absent)}")
+        # twice the same name would make `frame[name]` a table
         check_names(frame)
         return np.concatenate(
             [column.encode(frame[column.name]) for column in used], axis=1

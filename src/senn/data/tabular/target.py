@@ -63,6 +63,12 @@ class Target:
 
         Raises:
             SennError: a value is missing or infinite, there is a single class or value, or the task is impossible.
+
+        >>> target = Target.fit("kind", pd.Series(["cat", "dog", "cat", "dog"]))
+        >>> target.task, target.labels
+        ('classification', ('cat', 'dog'))
+        >>> target.encode(pd.Series(["dog", "cat"]))
+        array([1, 0])
         """
         kind = kind_of(name, cells)
         # "-" or "none" may well be the name of a class, but not a number.
