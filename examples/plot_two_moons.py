@@ -88,7 +88,7 @@ figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
 axes.plot(losses, color=ink)
 for step, event in changes:
     axes.axvline(step, color=accent, linestyle=":")
-    axes.text(step + 2, 1.45, f"{event.before} → {event.after}", color=accent, va="top")
+    axes.text(step + 2, 1.45, f"{event.width_before} → {event.width_after}", color=accent, va="top")
 axes.set(xlabel="step", ylabel="training loss, nats", xlim=(-5, 305), ylim=(0, 1.5))
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()
