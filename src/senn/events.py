@@ -71,6 +71,19 @@ class GrowthEvent:
         removed_units: of a removal, the units that went, in order, numbered as they were before the round.
         realized_decrease: decrease of the loss, in nats, between the change and the next batch observed; None until
             then.
+
+    Example:
+        >>> import torch, senn
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(256, 2)
+        >>> y = (x[:, 0] * x[:, 1] > 0).long()
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Tanh(), torch.nn.Linear(1, 2))
+        >>> (event,) = senn.Grower(model, moves=["width"]).grow([(x, y)])
+        >>> event.kind, event.place, event.width_after == model[0].out_features
+        ('widen', '0', True)
+        >>> event.undo()
+        >>> model[0].out_features
+        1
     """
 
     kind: str
