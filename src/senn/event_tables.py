@@ -84,6 +84,13 @@ def candidates_html(candidates: Sequence[Candidate]) -> str:
     return html.table("candidates", head, rows, left=3) or "<p>No candidates.</p>"
 
 
+class CandidateList(list[Candidate]):
+    """List of scored candidates, shown as a table in notebooks."""
+
+    def _repr_html_(self) -> str:
+        return candidates_html(self)
+
+
 def decisions_text(accepted: Sequence[Decided], refused: Sequence[Decided]) -> str:
     """Table of candidates with their decisions, for a terminal.
 
