@@ -25,6 +25,7 @@ def render(graph: DependencyGraph) -> Explanation:
         The groups, the insertion points, the blocks that can be repeated and the refusals. A consumer that owns k > 1
         columns for each unit is shown as `name x k`.
     """
+    # A table without rows says nothing that its absence doesn't.
     texts = [_aligned(table) for table in graph.as_tables() if table.rows]
     explanation = Explanation("\n\n".join(texts) or NOTHING)
     explanation.graph = graph

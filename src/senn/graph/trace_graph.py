@@ -149,6 +149,7 @@ def _insertion_points(
     model: nn.Module, trace: TraceRecorder, linear_maps: list[LinearMap], fixed: Collection[str]
 ) -> tuple[list[InsertionPoint], list[Refusal]]:
     """Inputs where a layer can be inserted, and refusals of those where it only looks possible."""
+    # For inputs that went through no activation: the model's most frequent one is the best guess.
     most_used = Counter(trace.activations.values()).most_common(1)
     usual = most_used[0][0] if most_used else "ReLU"
     times_held = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))

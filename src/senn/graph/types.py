@@ -20,6 +20,7 @@ NOTHING = "Nothing in this model can change size."
 """Text of a graph that is empty."""
 
 
+# Compared by identity, as all records here that hold an index: tensors have no single truth value.
 @_deprecated.aliased
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoupledDim:
@@ -312,6 +313,7 @@ class DependencyGraph:
         ]
         blocks = []
         for block in self.residual_blocks:
+            # Relative to the block, whose name stands in the first column.
             names = [name.removeprefix(f"{block.module}.") for name in block.output_params]
             blocks.append((block.module, ", ".join(names)))
         refused = [(refusal.place or "(the model)", refusal.reason) for refusal in self.refusals]
@@ -364,6 +366,7 @@ def _modules(dims: Sequence[CoupledDim]) -> str:
     """Names of the modules of some dimensions, each once, with a unit's number of positions."""
     names = {}
     for coupled in dims:
+        # Weight and bias of a module lie alike; a bare parameter is named itself.
         name, k = coupled.module or coupled.tensor, coupled.index.shape[1]
         names[name] = name if k == 1 else f"{name} x {k}"
     return ", ".join(names.values())

@@ -141,9 +141,11 @@ class SizeTracker:
         """An attribute's value made symbolic; None if no integer in it could count units."""
         if name.startswith("_") or name in _NEVER_COUNTS:
             return None
+        # `type(...) is int`: neither bools nor members of an enumeration count units.
         lowest = 2 if name == "groups" else 1  # one group is no grouping
         if type(value) is int and value >= lowest:
             return self._attribute((module, name, None), value)
+        # Sizes such as `normalized_shape`.
         if type(value) is tuple and value and all(type(item) is int and item > 0 for item in value):
             items = [
                 self._attribute((module, name, place), item) for place, item in enumerate(value)
@@ -175,6 +177,7 @@ class SizeTracker:
         key = id(tensor)
         if key not in self._metas:
             name = self._names.get(key)
+            # Weights have sizes by name: their entries must not get labels for being measured.
             is_weight = name is not None or self.trace.weight_of(tensor) is not None
             label_maps = [] if is_weight else self.trace.labels_of(tensor)
             shape = tuple(tensor.shape)
@@ -218,6 +221,7 @@ def _with_tuples(tree: Any) -> Any:
     """Replace shapes by tuples: a pytree takes them for leaves."""
     if isinstance(tree, SymbolicShape | torch.Size):
         return tuple(tree)
+    # Named tuples need their fields one by one, and are pytrees already.
     if isinstance(tree, tuple | list) and not hasattr(tree, "_fields"):
         return type(tree)(_with_tuples(item) for item in tree)
     if type(tree) is dict:
@@ -251,4 +255,5 @@ class _Functions(TorchFunctionMode):
         return result
 
 
+# The function that a mode sees when code reads `tensor.shape`.
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]

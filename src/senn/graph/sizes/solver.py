@@ -203,6 +203,7 @@ class SizeSolver:
             return change, ""
         failure = f"its size is fixed by {broken.name} in {broken.what.place}"
         for more in self._repairs(broken, change):
+            # The search is exponential in the number of symbols.
             if self.checks > MOST_CHECKS:
                 break
             found, inner = self._complete({**change, **more})
@@ -214,6 +215,7 @@ class SizeSolver:
     def _broken(self, change: Mapping[Symbol, int]) -> _Constraint | None:
         """First constraint that a change breaks."""
         seen: set[int] = set()
+        # In the order of the forward pass: the first obstacle is the one that a message should name.
         for symbol in change:
             for constraint in self._by_symbol.get(symbol, ()):
                 if id(constraint) in seen:
@@ -326,5 +328,6 @@ def _replays(call: RecordedCall, sizes: SizeChange) -> bool:
         raise
     except Exception:  # whatever the function says against these sizes
         return False
+    # Sizes along which no unit lies must come out as they were, too.
     returned = [list(leaf.shape) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     return returned == [sizes.shape(tensor) for tensor in call.results]

@@ -83,6 +83,14 @@ class LabelMaps:
             self._alive.append(tensor)
         return self._label_maps[key]
 
+    def weight_of(self, tensor: Tensor) -> WeightView | None:
+        """Return the parameter of two or more dimensions that a tensor is a view of, or None."""
+        if id(tensor) in self._views:
+            return self._views[id(tensor)][0]
+        if id(tensor) in self._parameters and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
+            return WeightView(name=full_name(*self._parameters[id(tensor)][:2]))
+        return None
+
     def first_labels_of(self, tensor: Tensor) -> Tensor:
         """Return the first label map of a tensor; a parameter has no other."""
         return self.labels_of(tensor)[0]

@@ -42,6 +42,7 @@ class Call:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """All arguments by name, defaults filled in."""
+        # Operations arrive with some arguments by position, some by name, and without defaults.
         values = {}
         for number, argument in enumerate(self.func._schema.arguments):
             if number < len(self.args):
@@ -205,6 +206,7 @@ def weight_views(call: Call, view: WeightView) -> list[WeightView] | None:
     """
     operation, args = call.operation, call.args
     matrix = args[0].dim() == 2
+    # Entries in their places: the same view, in other memory or another dtype.
     if operation in ("detach", "alias", "clone", "to_copy", "lift_fresh"):
         return [view]
     if operation == "t":

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from senn.graph.tracing.label_maps import LabelMaps, full_name
+from senn.graph.tracing.label_maps import LabelMaps
 from senn.graph.tracing.labels import is_uniform
 from senn.graph.tracing.recorded import (
     PRESERVING_ZERO,
@@ -67,14 +67,6 @@ class TraceRecorder(LabelMaps):
             set()
         )  # tensors that come straight from a normalization over whole units
 
-    def weight_of(self, tensor: Tensor) -> WeightView | None:
-        """Return the parameter of two or more dimensions that a tensor is a view of, or None."""
-        if id(tensor) in self._views:
-            return self._views[id(tensor)][0]
-        if id(tensor) in self._parameters and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
-            return WeightView(name=full_name(*self._parameters[id(tensor)][:2]))
-        return None
-
     def weight_use(
         self,
         view: WeightView,
@@ -103,6 +95,7 @@ class TraceRecorder(LabelMaps):
             groups: number of groups of a convolution.
             transposed: True for a transposed convolution.
         """
+        # A slice of a weight reads nothing with the other columns.
         all_columns = columns.new_zeros(self.tensors[view.name].shape[in_dim])
         all_columns[view.part(in_dim)] = columns
         # Features of a linear layer come last; those of a 1 x 1 convolution don't.
@@ -180,6 +173,7 @@ class TraceRecorder(LabelMaps):
             label_map: label map of its input.
             output: its output, which from now on counts as normalized.
         """
+        # By parameter: `F.layer_norm` in a forward's own code normalizes with a weight held elsewhere.
         parameter = None if weight is None else self._parameters.get(id(weight))
         module = self.path[-1] if parameter is None else parameter[0]
         self.norms.append(

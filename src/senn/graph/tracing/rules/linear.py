@@ -47,7 +47,7 @@ def columns_of(trace: TraceRecorder, source: Tensor, axis: int) -> tuple[Tensor,
                 elsewhere.append(label_map)
             continue
         locations = label_map.movedim(axis, -1).reshape(-1, label_map.shape[axis])
-        first = locations.amax(0)
+        first = locations.amax(0)  # the label at some location where there is one
         trace.record.merge(locations, first.expand_as(locations))
         sometimes_none = (locations == 0).any(0)
         trace.record.refuse(
@@ -69,6 +69,7 @@ def spread(labels: Tensor, axis: int, like: Tensor) -> Tensor:
     """
     shape = [1] * like.dim()
     shape[axis] = len(labels)
+    # A copy, not an expanded view: units may be written into the label map later.
     return labels.to(like.device).view(shape).expand(like.shape).clone()
 
 
@@ -193,6 +194,7 @@ def _embedding(trace: TraceRecorder, call: Call) -> None:
         trace.refuse_call(call)
         return
     output = call.outputs[0]
+    # Tokens are no units, so the rows of the table get no labels.
     columns = trace.produces(view, 1)
     trace.set_labels(output, [spread(columns, output.dim() - 1, output)])
 
@@ -277,6 +279,7 @@ def _attention(trace: TraceRecorder, call: Call) -> None:
     scores = _product(trace, trace.labels_of(query), transposed)
     shape = (*query.shape[:-1], key.shape[-2])
     scores = [label_map.expand(shape) for label_map in scores]
+    # Its name differs between the backends' kernels.
     mask = arguments.get("attn_mask", arguments.get("attn_bias"))
     if mask is not None and trace.is_labeled(mask):
         scores += [label_map.broadcast_to(shape) for label_map in trace.labels_of(mask)]

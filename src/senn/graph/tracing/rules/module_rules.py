@@ -26,6 +26,7 @@ from senn.graph.tracing.rules.norms import normalize_units
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
 LayerRule = Callable[["Visit"], None]
+# By exact type: a subclass may compute something else.
 _RULES: dict[type[nn.Module], LayerRule] = {}
 
 

@@ -274,7 +274,7 @@ def dimensions(call: Call, rank: int) -> set[int]:
     dims = call.arguments.get("dim")
     if dims is None or dims == []:
         return set(range(rank))
-    if isinstance(dims, int):
+    if isinstance(dims, int):  # `argmax` and `cumsum` take one, `sum` and `mean` a list
         dims = [dims]
     return {dim % max(rank, 1) for dim in dims}  # a scalar may be reduced along its dimension 0
 
