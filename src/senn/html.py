@@ -84,21 +84,26 @@ def bar(decrease: float, stderr: float, price: float, most: float, name: str) ->
     """
 
     def x(value: float) -> float:
+        if most <= 0:
+            return 0.0
         # Square roots: decreases of one round differ by orders of magnitude, and small ones must be visible.
-        return 90 * math.sqrt(min(1.0, max(0.0, value) / most)) if most > 0 else 0.0
+        return 90 * math.sqrt(min(1.0, max(0.0, value) / most))
 
     size = abs(decrease) if name == "prune" else decrease
-    low, high = x(size - stderr), x(size + stderr)
+    low, high = 1 + x(size - stderr), 1 + x(size + stderr)
     color = COLORS.get(name, "currentColor")
-    label = escape(
-        f"expected decrease {decrease:.3g}, standard error {stderr:.2g}, price {price:.3g}"
-    )
-    return Markup(
-        f'<svg width="96" height="14" role="img" aria-label="{label}">'
-        f'<rect x="1" y="4" width="{x(size):.1f}" height="6" rx="2" fill="{color}"/>'
-        f'<path d="M{1 + low:.1f} 7H{1 + high:.1f}" stroke="currentColor"/>'
-        f'<path d="M{1 + x(abs(price)):.1f} 1v12" stroke="currentColor" stroke-width="{1.5 if price else 0}"/></svg>'
-    )
+    label = f"expected decrease {decrease:.3g}, standard error {stderr:.2g}, price {price:.3g}"
+    drawing = [
+        _element("rect", x=1, y=4, width=x(size), height=6, rx=2, fill=color),
+        _element("path", d=f"M{low:.1f} 7H{high:.1f}", stroke="currentColor"),
+        _element(
+            "path",
+            d=f"M{1 + x(abs(price)):.1f} 1v12",
+            stroke="currentColor",
+            stroke_width="1.5" if price else "0",
+        ),
+    ]
+    return _svg(drawing, 96, 14, label)
 
 
 def network(
@@ -121,32 +126,45 @@ def network(
         top = 18 + (_TALLEST - size) / 2
         new = min(changed[index], width) * unit if index < len(changed) else 0.0
         edges.append((x, top, size))
+        columns += _column(x, top, size, new, color)
         columns.append(
-            f'<path d="M{x:.1f} {top:.1f}v{size - new:.1f}" stroke="currentColor" opacity=".75"/>'
-        )
-        if new > 0:
-            columns.append(
-                f'<path d="M{x:.1f} {top + size - new:.1f}v{new:.1f}" stroke="{color}"/>'
+            _element(
+                "text",
+                str(width),
+                x=x,
+                y=top - 4,
+                font_size=11,
+                text_anchor="middle",
+                fill="currentColor",
+                stroke="none",
             )
-        columns.append(
-            f'<text x="{x:.1f}" y="{top - 4:.1f}" font-size="11" text-anchor="middle" fill="currentColor" '
-            f'stroke="none">{width}</text>'
         )
-    ribbons = "".join(_ribbon(*pair) for pair in pairwise(edges))
-    label = escape(f"hidden layers of {', '.join(map(str, widths))} units")
-    return Markup(
-        f'<svg width="{distance * len(widths):.0f}" height="{_TALLEST + 24:.0f}" role="img" aria-label="{label}" '
-        f'stroke-width="8" fill="none">{ribbons}{"".join(columns)}</svg>'
-    )
+    ribbons = [_ribbon(left, right) for left, right in pairwise(edges)]
+    label = f"hidden layers of {', '.join(map(str, widths))} units"
+    drawing = [_element("g", "".join([*ribbons, *columns]), stroke_width=8, fill="none")]
+    return _svg(drawing, distance * len(widths), _TALLEST + 24, label)
+
+
+def _column(x: float, top: float, size: float, new: float, color: str) -> list[str]:
+    """Draw a layer of height `size`, the lowest `new` of it in color."""
+    old = f"M{x:.1f} {top:.1f}v{size - new:.1f}"
+    column = [_element("path", d=old, stroke="currentColor", opacity=".75")]
+    if new > 0:
+        path = f"M{x:.1f} {top + size - new:.1f}v{new:.1f}"
+        column.append(_element("path", d=path, stroke=color))
+    return column
 
 
 def _ribbon(left: tuple[float, float, float], right: tuple[float, float, float]) -> str:
     """Draw the connection of two layers, each given by its x, top and height."""
-    (a, t, s), (b, u, v) = left, right
-    return (
-        f'<path d="M{a + 5:.1f} {t:.1f}L{b - 5:.1f} {u:.1f}v{v:.1f}L{a + 5:.1f} {t + s:.1f}Z" fill="currentColor" '
-        'opacity=".12" stroke="none"/>'
+    (x, top, size), (next_x, next_top, next_size) = left, right
+    path = (
+        f"M{x + 5:.1f} {top:.1f}"
+        f"L{next_x - 5:.1f} {next_top:.1f}"
+        f"v{next_size:.1f}"
+        f"L{x + 5:.1f} {top + size:.1f}Z"
     )
+    return _element("path", d=path, fill="currentColor", opacity=".12", stroke="none")
 
 
 def staircase(points: Sequence[tuple[float, float]], label: str) -> Markup:
@@ -164,13 +182,32 @@ def staircase(points: Sequence[tuple[float, float]], label: str) -> Markup:
     path = f"M0 {height + 4:.1f}"
     for time, size in points:
         # Square root of time: growth happens in the first steps of a run.
-        path += f"H{width * math.sqrt(time / last):.1f}V{4 + height * (1 - size / most):.1f}"
+        x, y = width * math.sqrt(time / last), 4 + height * (1 - size / most)
+        path += f"H{x:.1f}V{y:.1f}"
+    path += f"H{width:.0f}"
     color = COLORS["widen"]
-    return Markup(
-        f'<svg width="{width + 8:.0f}" height="{height + 8:.0f}" role="img" aria-label="{escape(label)}">'
-        f'<path d="{path}H{width:.0f}V{height + 4:.1f}Z" fill="{color}" opacity=".2"/>'
-        f'<path d="{path}H{width:.0f}" fill="none" stroke="{color}" stroke-width="2"/></svg>'
-    )
+    area = f"{path}V{height + 4:.1f}Z"
+    drawing = [
+        _element("path", d=area, fill=color, opacity=".2"),
+        _element("path", d=path, fill="none", stroke=color, stroke_width=2),
+    ]
+    return _svg(drawing, width + 8, height + 8, label)
+
+
+def _svg(drawing: Sequence[str], width: float, height: float, label: str) -> Markup:
+    """Put a drawing into a picture of a size in pixels, with a label for screen readers."""
+    content = "".join(drawing)
+    size = f'width="{width:.0f}" height="{height:.0f}"'
+    return Markup(f'<svg {size} role="img" aria-label="{escape(label)}">{content}</svg>')
+
+
+def _element(tag: str, content: str = "", **attributes: str | float) -> str:
+    """Build an element of a drawing; numbers are rounded, and underscores of attributes become dashes."""
+    text = ""
+    for name, value in attributes.items():
+        shown = f"{value:.1f}" if isinstance(value, float) else escape(str(value))
+        text += f' {name.replace("_", "-")}="{shown}"'
+    return f"<{tag}{text}>{escape(content) if tag == 'text' else content}</{tag}>"
 
 
 def grown(history: Sequence[Mapping[str, Any]], architecture: Sequence[int]) -> Markup:

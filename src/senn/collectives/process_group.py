@@ -74,7 +74,7 @@ class ProcessGroupCommunicator(Communicator):
             value: whatever JSON can hold.
         """
         values, n_bytes = self._rendezvous.exchange(action, {"at": action, "value": value})
-        self._count_bytes("meetings", n_bytes)
+        self.sent["meetings"] += n_bytes
         return values
 
     @contextmanager
@@ -204,7 +204,7 @@ class ProcessGroupCommunicator(Communicator):
                     timeout=self.timeout,
                     use_local_synchronization=self._group is not None,
                 )
-            self._count_bytes(action, n_bytes)
+            self.sent[action] += n_bytes
             call(group=self._data_group)
         except RuntimeError as error:
             self._rendezvous.name_the_lost(action)
@@ -230,9 +230,6 @@ class ProcessGroupCommunicator(Communicator):
         """Raise an error that all ranks raise, so that none needs to report it."""
         self._rendezvous.reported = True
         raise SennError(message)
-
-    def _count_bytes(self, action: str, n_bytes: float) -> None:
-        self.sent[action] = self.sent.get(action, 0.0) + n_bytes
 
 
 def _without_addresses(value: Any) -> str:
