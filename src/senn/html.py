@@ -93,7 +93,7 @@ def bar(decrease: float, stderr: float, price: float, most: float, name: str) ->
     low, high = 1 + x(size - stderr), 1 + x(size + stderr)
     color = COLORS.get(name, "currentColor")
     label = f"expected decrease {decrease:.3g}, standard error {stderr:.2g}, price {price:.3g}"
-    drawing = [
+    shapes = [
         _element("rect", x=1, y=4, width=x(size), height=6, rx=2, fill=color),
         _element("path", d=f"M{low:.1f} 7H{high:.1f}", stroke="currentColor"),
         _element(
@@ -103,7 +103,7 @@ def bar(decrease: float, stderr: float, price: float, most: float, name: str) ->
             stroke_width="1.5" if price else "0",
         ),
     ]
-    return _svg(drawing, 96, 14, label)
+    return _svg(shapes, 96, 14, label)
 
 
 def network(
@@ -141,8 +141,8 @@ def network(
         )
     ribbons = [_ribbon(left, right) for left, right in pairwise(edges)]
     label = f"hidden layers of {', '.join(map(str, widths))} units"
-    drawing = [_element("g", "".join([*ribbons, *columns]), stroke_width=8, fill="none")]
-    return _svg(drawing, distance * len(widths), _TALLEST + 24, label)
+    shapes = [_element("g", "".join([*ribbons, *columns]), stroke_width=8, fill="none")]
+    return _svg(shapes, distance * len(widths), _TALLEST + 24, label)
 
 
 def _column(x: float, top: float, size: float, new: float, color: str) -> list[str]:
@@ -187,22 +187,22 @@ def staircase(points: Sequence[tuple[float, float]], label: str) -> Markup:
     path += f"H{width:.0f}"
     color = COLORS["widen"]
     area = f"{path}V{height + 4:.1f}Z"
-    drawing = [
+    shapes = [
         _element("path", d=area, fill=color, opacity=".2"),
         _element("path", d=path, fill="none", stroke=color, stroke_width=2),
     ]
-    return _svg(drawing, width + 8, height + 8, label)
+    return _svg(shapes, width + 8, height + 8, label)
 
 
-def _svg(drawing: Sequence[str], width: float, height: float, label: str) -> Markup:
-    """Put a drawing into a picture of a size in pixels, with a label for screen readers."""
-    content = "".join(drawing)
+def _svg(shapes: Sequence[str], width: float, height: float, label: str) -> Markup:
+    """Put shapes into a picture of a size in pixels, with a label for screen readers."""
+    content = "".join(shapes)
     size = f'width="{width:.0f}" height="{height:.0f}"'
     return Markup(f'<svg {size} role="img" aria-label="{escape(label)}">{content}</svg>')
 
 
 def _element(tag: str, content: str = "", **attributes: str | float) -> str:
-    """Build an element of a drawing; numbers are rounded, and underscores of attributes become dashes."""
+    """Build an element of a picture; numbers are rounded, and underscores of attributes become dashes."""
     text = ""
     for name, value in attributes.items():
         shown = f"{value:.1f}" if isinstance(value, float) else escape(str(value))
