@@ -129,6 +129,7 @@ class _Parser(argparse.ArgumentParser):
     """Argument parser that raises a SennError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
+        # argparse would print three lines of usage above its one line of error.
         raise SennError(f"{message}; see '{self.prog} --help'")
 
 
@@ -359,6 +360,7 @@ def _reproduce(command: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
+    # isdigit also refuses "1_000" and "+1", which int would take.
     value = int(text) if text.strip().isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -388,6 +390,7 @@ def _fraction(text: str) -> float:
 
 
 def _column_kind(text: str) -> tuple[str, str]:
+    # From the right: the name of a column may contain "=", a kind can't.
     name, equals, kind = text.rpartition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=KIND")

@@ -41,6 +41,7 @@ class FitArguments:
     @classmethod
     def from_parsed(cls, parsed: Mapping[str, Any]) -> FitArguments:
         """Sort parsed arguments; `parsed` holds only those that were given."""
+        # What decides on the numbers of a run is kept with it; the rest belongs to one call of the command.
         own = {name: value for name, value in parsed.items() if name in cls.__dataclass_fields__}
         stated = {
             name: value for name, value in parsed.items() if name not in own and value is not None
@@ -71,6 +72,7 @@ class FitArguments:
             with RunFolder(self.resume, resume=True):
                 pass
         saved = read(self.resume)
+        # Nothing is unfinished, so that there is nothing to do: saying so is no error in a script.
         if saved.options is None:
             self._refuse_changes_of_a_complete_run(saved)
             return None, saved
@@ -92,6 +94,7 @@ class FitArguments:
                 raise SennError(
                     f"{option_name(name)} can't be combined with --resume: the run stays where it is"
                 )
+        # Compared as absolute paths, so that the same file named from elsewhere is the same.
         now = FitOptions.from_dict({"data": kept.data, **self.stated}).with_absolute_paths()
         for name in self.stated:
             if getattr(now, name) != getattr(kept, name):

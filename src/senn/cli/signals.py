@@ -84,6 +84,7 @@ class Signals:
     @property
     def code(self) -> int:
         """Exit code of the process after a signal."""
+        # The shell's convention. Without a signal of its own a process was ended by another rank's.
         return 128 + (self.number or signal.SIGINT)
 
     def ignore_further(self) -> None:
@@ -147,6 +148,7 @@ class Signals:
         self._arm(GRACE_SECONDS)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        # Raised rather than returned: nothing else leaves the middle of somebody else's code.
         if self._limited:
             raise _TooLate
         if (

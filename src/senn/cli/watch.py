@@ -247,6 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
             self.wfile.flush()
 
+        # The browser was closed.
         with suppress(OSError):
             self.server.watch.follow(send)
 

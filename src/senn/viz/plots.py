@@ -68,9 +68,8 @@ def growth_figure(
     epochs = [record for record in history if record["event"] == "epoch"]
     growth = [record for record in history if record["event"] == "growth"]
     figure = GrowthFigure(figsize=(10, 9), layout="constrained")
-    FigureCanvasAgg(
-        figure
-    )  # a canvas of its own: pyplot would keep the figure, and might open a window
+    # A canvas of its own: pyplot would keep the figure, and might open a window.
+    FigureCanvasAgg(figure)
     upper, middle, lower = figure.subplots(3, 1, sharex=True)
     for axes in (upper, middle, lower):
         axes.spines[["top", "right"]].set_visible(False)
@@ -83,6 +82,7 @@ def growth_figure(
     # A log scale would have no place for step 0.
     lower.set_xscale("function", functions=(_root, np.square))
     last = max((record["step"] for record in [*epochs, *growth]), default=1)
+    # Two percent more, or the last change would lie on the frame.
     lower.set_xlim(0, last * 1.02)
     lower.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     lower.set_xlabel("step (square-root scale)")
@@ -92,6 +92,7 @@ def growth_figure(
 
 
 def _root(step: Any) -> Any:
+    # Matplotlib also asks for the positions of margins, below step 0.
     return np.sqrt(np.clip(step, 0, None))
 
 
@@ -120,6 +121,7 @@ def follow(architectures: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]
 
 def _change(others: Sequence[int], architecture: Sequence[int], at: int) -> int:
     """Sum the changes of the other layers' widths if the new layers came before layer number `at`."""
+    # The widths that remain once the new layers are taken out.
     rest = [*architecture[:at], *architecture[at + len(architecture) - len(others) :]]
     return sum(abs(width - other) for width, other in zip(rest, others, strict=True))
 

@@ -54,6 +54,7 @@ def downsample_record(record: Record) -> dict[str, Any]:
     event = record["event"]
     if not isinstance(event, str):
         raise TypeError("the event of a record isn't a text")
+    # The last record has no step: it is about the run.
     if event == "end":
         return _rounded(record)
     # bool is an int in Python.
