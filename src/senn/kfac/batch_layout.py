@@ -55,6 +55,7 @@ class RowLayout:
         size = tensor.shape[self.axis] // samples
         # time-major rows are (locations, samples), else (samples, locations)
         parts = (size, samples) if self.inner else (samples, size)
+        # the sample dimension goes first; locations are what is left of it and the dimensions between
         tensor = torch.unflatten(tensor, self.axis, parts).movedim(self.axis + self.inner, 0)
         return tensor.reshape(samples, -1, tensor.shape[-1])
 

@@ -75,9 +75,7 @@ def capture(
     with torch.enable_grad(), preserve_model_state(model):
         with record_linear_calls(model, names) as seen, _running(model, blocks) as runs:
             output = forward(model, inputs, find)
-        missing = [name for name in names if name not in seen]
-        if missing:
-            raise UnsupportedError(f"{missing[0]} was not reached by the forward pass")
+        _check_reached(names, seen)
         y = output.detach()
         loss = _finite_loss(metric, y, targets, weights)
         calls = [(name, call) for name in names for call in seen[name]]
@@ -121,6 +119,12 @@ def _block_calls(
     return found
 
 
+def _check_reached(names: Sequence[str], seen: Mapping[str, object]) -> None:
+    missing = [name for name in names if name not in seen]
+    if missing:
+        raise UnsupportedError(f"{missing[0]} was not reached by the forward pass")
+
+
 def _finite_loss(metric: LossMetric, y: Tensor, targets: Tensor, weights: Tensor | None) -> float:
     loss = float(metric.loss(y, targets, weights))
     if not torch.isfinite(y).all() or not math.isfinite(loss):
@@ -140,6 +144,7 @@ def _backward(
     Returns:
         For each set one tensor per call of a map, of the shape of its output, followed by one per block.
     """
+    # an edge is missing where nothing before the map's output needs a gradient
     edges = [call.edge for _, call in calls if call.edge is not None]
     if len(edges) < len(calls):
         raise UnsupportedError("the outputs do not depend on any trainable parameter")
@@ -275,6 +280,7 @@ def layer_inputs(name: str, one: LinearCall, layout: RowLayout, samples: int) ->
     Raises:
         UnsupportedError: the input can't be divided into that many samples.
     """
+    # the bias itself isn't needed: its column of ones is
     x, biased, kernel = upcast(one.x.detach()), one.bias is not None, one.kernel
     if not layout.fits(x.shape[layout.axis], samples) or (kernel is not None and len(x) != samples):
         raise UnsupportedError(

@@ -76,6 +76,7 @@ class LossMetric:
         self.function = loss
         self.metric = metric
         self.name = _name(loss)
+        # by identity of the function: a wrapper of cross-entropy may do anything, so it is differentiated
         self._rule, self._options = resolve(loss)
         # a sum would scale eta with the batch, and prices are per sample
         reduction = self._options.get("reduction", getattr(loss, "reduction", "mean"))
@@ -268,6 +269,7 @@ def _upcast(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         )
     if not output.is_floating_point():
         raise SennError(f"the outputs are {output.dtype}, and floating-point numbers are needed")
+    # exp(12) overflows in float16
     if output.dtype in (torch.float16, torch.bfloat16):
         output = output.float()
     return output, target.to(output.dtype) if target.is_floating_point() else target

@@ -99,6 +99,7 @@ class PerSampleFactors:
         Args:
             predict: (c, P) A_cc^-1 A_cp.
         """
+        # existing columns come first in every row, [a_c | a_p]
         c = len(predict)
         return replace(self, a=self.a[:, c:] - self.a[:, :c] @ predict.to(self.a.dtype))
 
@@ -122,6 +123,7 @@ class PerSampleFactors:
         Returns:
             (samples, groups).
         """
+        # s for curvature d^T F d = E[(s^T d a)^2], dz for the slope <g, d> = E[dz^T d a]
         rows = self.pseudo_grad if kind == "pseudo_grad" else self.output_grad
         # r^T d first, (rows, groups p): the outer products of r and a are never formed
         through = (rows @ step.to(rows.dtype)).view(len(rows), *columns.shape)
@@ -247,6 +249,7 @@ class PerSampleGrads:
 
     def of_existing(self, step: Tensor) -> Tensor:
         """Sum s^T d a_c over each sample's locations, (samples,) float64, for a step d (m, c) of existing weights."""
+        # <sum s a_c^T, d>, the same as s^T d a_c summed over locations
         return (self.pseudo_grad[..., : step.shape[1]].double() * step).sum((1, 2))
 
 

@@ -88,6 +88,7 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
     path = Path(source)
     files = sorted(path.iterdir()) if path.is_dir() and _is_flat(path) else [path]
     name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
+    # parquet first: a folder of it may hold other files as well
     if any(file.suffix.lower() == ".parquet" for file in files):
         return _checked(
             _parquet(name, [file for file in files if file.suffix.lower() == ".parquet"], side)
@@ -241,6 +242,7 @@ def _parquet(name: str, files: Sequence[Path], side: int | None) -> Collection:
     if not parts[0]:
         raise SennError(f"{str(files[0])!r} holds no images")
     entries = [[entry for entry, _ in part] for part in parts]
+    # the training images decide, so that test images can't change the network
     side = common_side(sizes(entries[0])) if side is None else side
     made = [_decoded(one, numbers, side) for one, numbers in zip(entries, labels, strict=True)]
     left_out = tuple(one for _, group in made for one in group)

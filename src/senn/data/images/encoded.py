@@ -50,20 +50,25 @@ def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArra
         with warnings.catch_warnings():
             # Pillow warns of sizes, for which the limit here is lower, and of odd headers
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
-                # before any pixel is decoded: the size is in the header
-                if image.width * image.height > most_pixels:
-                    raise SennError(
-                        f"{where} is an image of {image.width:,} x {image.height:,} pixels, over the limit of "
-                        f"{most_pixels:,} in all"
-                    )
-                return _pixels(image, where)
+            return _decoded(encoded, where, most_pixels)
     except SennError:
         raise
-    except Exception as error:  # whatever the decoder makes of damaged bytes
+    except Exception as error:  # any error of the decoder on damaged bytes
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "it is neither JPEG nor PNG" if unknown else in_short(error)
         raise SennError(f"{where} can't be decoded as an image: {reason}") from error
+
+
+def _decoded(encoded: bytes, where: str, most_pixels: int) -> NDArray[np.uint8]:
+    # two formats only: Pillow reads dozens, some by rarely tested code
+    with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+        # before any pixel is decoded: the size is in the header
+        if image.width * image.height > most_pixels:
+            raise SennError(
+                f"{where} is an image of {image.width:,} x {image.height:,} pixels, over the limit of "
+                f"{most_pixels:,} in all"
+            )
+        return _pixels(image, where)
 
 
 def _pixels(image: Image.Image, where: str) -> NDArray[np.uint8]:

@@ -159,6 +159,7 @@ def common_side(sizes: Iterable[tuple[int, int]]) -> int:
     found = list(sizes)
     if not found:
         raise SennError("there is no image that can be read")
+    # the shorter sides, since squares are cut from the middle
     shorter = [min(size) for size in found]
     low, high = SIDES
     if len(set(found)) == 1 and found[0][0] == found[0][1] <= high:
@@ -265,6 +266,7 @@ def check_classes(
     counts = np.bincount(labels, minlength=len(names))
     for name, count in zip(names, counts, strict=True):
         if count < 2:
+            # an entry's name begins with its class folder
             reasons = [one.reason for one in left_out if one.name.startswith(f"{name}{os.sep}")]
             why = f" ({reasons[0]})" if reasons and not count else ""
             has = "a single image" if count else "no image"

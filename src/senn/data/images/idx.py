@@ -41,6 +41,7 @@ def read_idx(path: str | Path, dims: int) -> NDArray[np.uint8]:
         header = file.read(4 * dims)
         if len(header) < 4 * dims:
             raise SennError(f"{str(path)!r} is cut short")
+        # sizes are big-endian
         shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
         # in Python's whole numbers: the product of 32-bit sizes overflows numpy's
         promised = math.prod(shape)
@@ -69,6 +70,7 @@ def is_idx(path: Path) -> bool:
 
 def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
     with path.open("rb") as file:
+        # by its first bytes, not its name: both forms are published under either
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if packed else path.open("rb")
 

@@ -82,6 +82,7 @@ def kind_of(name: str, cells: pd.Series[Any]) -> str:
 
 def _kind_of_text(name: str, cells: pd.Series[Any]) -> str:
     """Tell numbers and dates written as text from other text."""
+    # marks such as "?" say nothing about the kind
     known = cells[~is_missing(cells)]
     for cell in known:
         if not isinstance(cell, str | int | float | Decimal | np.generic):
@@ -173,6 +174,7 @@ def _refuse(name: str, cells: pd.Series[Any], bad: NDArray[np.bool_], complaint:
         at = int(np.flatnonzero(bad)[0])
         cell = cells.iloc[at]
         shown = cell if isinstance(cell, str) else str(cell)
+        # a cell may hold a whole document
         shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
         raise SennError(f"column {name!r}, row {cells.index[at]}: {shown!r} {complaint}")
 

@@ -96,6 +96,7 @@ class DateColumn:
     def _days(stamps: pd.Series[Any]) -> tuple[Floats, Floats, Any]:
         """Compute days since 1970 (the time of day as a fraction), years, and which are missing."""
         missing = stamps.isna().to_numpy(dtype=bool)
+        # as whole microseconds: floats of nanoseconds since 1970 lose the time of day
         microseconds = stamps.dt.tz_localize(None).to_numpy(dtype="datetime64[us]").astype(np.int64)
         years = stamps.dt.year.to_numpy(dtype=np.float64, na_value=np.nan)
         return np.where(missing, np.nan, microseconds / 86_400e6), years, missing

@@ -49,6 +49,7 @@ def read_table(source: str | Path, text: Sequence[str] = ()) -> Table:
     >>> table.frame.shape, table.target
     ((178, 14), 'cultivar')
     """
+    # names of built-in tables win over files of that name: write ./wine for the file
     if str(source) in BUILT_IN:
         return _table(str(source), *BUILT_IN[str(source)]())
     path = Path(source)
@@ -156,6 +157,7 @@ def _npz(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, str | None]:
     with np.load(path, allow_pickle=False) as arrays:
         found: dict[str, NDArray[Any]] = {key: arrays[key] for key in arrays.files}
     lengths = {key: len(array) if array.ndim else 0 for key, array in found.items()}
+    # named here with their lengths; pandas would only say that they differ
     if len(set(lengths.values())) > 1:
         sizes = ", ".join(f"{key!r} {length:,}" for key, length in lengths.items())
         raise SennError(f"the arrays of {str(path)!r} differ in length: {sizes}")

@@ -194,5 +194,6 @@ def _infer(kind: str, values: Floats | None) -> Task:
         return "classification"
     distinct = len(np.unique(values))
     whole = bool((values == np.round(values)).all())
+    # two whole values are classes however few the rows: yes and no as 1 and 0
     few = distinct == 2 or (distinct <= FEW_VALUES and distinct * 5 <= len(values))
     return "classification" if whole and few else "regression"
