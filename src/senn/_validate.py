@@ -33,7 +33,7 @@ class Rule:
 
     def or_none(self) -> Rule:
         """Build the same rule, with None allowed too."""
-        if self.allows(None):
+        if self.allows(None):  # "or None" isn't said twice
             return self
         comma = "," if "," in self.expected else ""
         words = f"{self.expected}{comma} or None"
@@ -69,6 +69,7 @@ def check_arguments(rules: Mapping[str, Rule], arguments: Mapping[str, Any]) -> 
     Raises:
         SennError: an argument is out of range.
     """
+    # Over the rules, not the arguments: `locals()` also holds `self`, and a rule without an argument is a mistake.
     for name, rule in rules.items():
         check(name, arguments[name], rule)
 
@@ -176,6 +177,7 @@ def one_of(*choices: str | None) -> Rule:
     """Build the rule for the given strings, and None if it is one of them."""
 
     def allows(value: Any) -> bool:
+        # Strings only: comparing an array with a string gives no truth value.
         return (value is None or isinstance(value, str)) and value in choices
 
     return Rule(expected=f"one of {', '.join(map(repr, choices))}", allows=allows)

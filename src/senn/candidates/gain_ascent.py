@@ -115,6 +115,7 @@ class GainObjective:
         self.start: Values = {
             move.group: dict(move.values) for move in moves if move.group in scored
         }
+        # A copy: the model's own parameters and buffers are never written to.
         self._trial = copy.deepcopy(model)
         self._undo_log = apply_moves(self._trial, moves, graph)
         self._indices = {
@@ -224,6 +225,7 @@ class GainObjective:
         score: dict[str, Tensor] = {}
         for name, columns in self._columns.items():
             x = calls[name][0].x
+            # float64: D' is a quotient of small numbers where a unit adds little to what is there.
             a = x.reshape(-1, x.shape[-1]).double()
             for group, of_group in columns.items():
                 gain = self._targets[name].gain_lower_bound(a[:, of_group])
@@ -290,6 +292,7 @@ def _step(
             .double()
             .norm(dim=1)
         )
+        # A step of a length relative to the unit's own norm: the learning rate needs no scale of its own.
         step = torch.where(slope > 0, rate * length / slope.clamp_min(1e-300), 0.0)
         for name in names:
             result[name] = values[name] + _per_unit(step, slopes[name]) * slopes[name]
@@ -346,6 +349,7 @@ def _candidate_columns(
 ) -> dict[str, dict[str, Tensor]]:
     """Return candidates' columns in the widened input of each scored map, by group: (units, p)."""
     columns: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    # New columns of one map follow one another in the order of the moves, after its old ones.
     offsets = {name: shape[1] for name, shape in widening.shapes.items() if len(shape) > 1}
     for move in moves:
         for dim in graph.group(move.group).dims_of("consumer"):
@@ -369,5 +373,6 @@ def _residual_target(rows: LayerRows, weights: Tensor | None) -> ResidualTarget:
     # d_r = d - w G A^-1 a: what is left of the gradient after the best change of the existing weights
     explained = rows.a.double() @ solve(cholesky(factors.A), factors.G.mT)
     residual = rows.output_grad.double() - explained * row_weights[:, None]
+    # L_S^-1 d_r with S = L_S L_S^T turns tr[S^-1 d_r d_r^T] of Theorem 3.2 into a plain sum of squares.
     whitened = whiten(cholesky(factors.S), residual.mT).mT
     return ResidualTarget(gradient=whitened, weights=row_weights.double(), locations=rows.locations)

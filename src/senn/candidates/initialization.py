@@ -78,6 +78,7 @@ def sample_directions(
         )
         is_usable = mixture.norm(dim=1, keepdim=True) > 0
         weight[:n_following] = torch.where(is_usable, mixture, weight[:n_following])
+    # Unit length, so that the perturbation of copies below means the same for all.
     weight /= weight.norm(dim=1, keepdim=True).clamp_min(1e-12)
     n_copies = round(copy_fraction * count) if existing is not None and len(existing) else 0
     if n_copies:
@@ -136,6 +137,7 @@ def sample_units(
     """
     count = _number_of_units(model, group, config)
     values: dict[str, Tensor] = {}
+    # All producers first, in this order: figures of a seed depend on it. Readable maps are then sampled again.
     for producer in group.dims_of("producer"):
         values[producer.name] = _like_existing(
             get_tensor(model, producer.name).detach(), producer, count, generator
@@ -192,6 +194,7 @@ def _number_of_units(model: nn.Module, group: ChannelGroup, config: CandidateCon
         if any(get_tensor(model, dim.name).dim() > 2 for dim in group.dims):
             # A pass through a convolution's candidates costs as much as one through as many existing channels.
             wanted = min(wanted, max(group.width // 4, MIN_CHANNELS))
+    # Units come in whole multiples, as of a group convolution's groups.
     return max(wanted // group.granularity, 1) * group.granularity
 
 

@@ -86,6 +86,7 @@ class Rational(nn.Module):
                 f"Rational has {self.v.shape[0]} units, but the last dimension of its input {tuple(x.shape)} has "
                 f"{x.shape[-1]}"
             )
+        # Normalized, so that the size of (v, c, l) can't take over the role of the neighboring layers' weights.
         square = self.v**2 + self.c**2 + self.l**2
         # At v = c = l = 0 any finite length gives the output 0; a length of 1 keeps the gradient finite as well.
         length = torch.where(square > 0, square, torch.ones_like(square)).sqrt()

@@ -292,6 +292,7 @@ class PricePolicy(Policy):
         stderr = candidate.held_out_stderr / (2 * candidate.loss_per_nat)
         decrease = candidate.expected_decrease - self.confidence * stderr
         if candidate.kind == "insert":
+            # The gain of a layer is that of its best step; gradient descent takes longer to get there than for units.
             decrease /= self.layer_cost
         return decrease - price
 
@@ -355,7 +356,7 @@ class _RetentionPolicy(Policy):
 
     def margin(self, candidate: Candidate) -> float:
         """Return what pruning saves, in nats per sample; minus infinity for additions."""
-        if candidate.kind != "prune":
+        if candidate.kind != "prune":  # none is offered, but a user may ask
             return -math.inf
         price = self.price(candidate.parameters, candidate.samples)
         return candidate.expected_decrease - self.prices.retention_factor * price
