@@ -193,3 +193,11 @@ def test_a_grower_answers_to_old_names():
         grower = senn.Grower(model, loss=F.cross_entropy, proposals=senn.CandidateConfig(units=4))
     with pytest.warns(DeprecationWarning, match=r"Grower\.consideration is now Grower\.last_round"):
         assert grower.consideration is None
+
+
+def test_an_old_module_can_be_imported_before_torch():
+    code = "import senn.estimators, senn.skorch; from senn.training import train"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -292,6 +292,10 @@ class _Alias(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         """Answer with the new module's attribute, by its old name too."""
+        # `inspect` asks every module for its `__file__`, as it does while torch is imported; the new module, which
+        # imports torch, would then be imported in the middle of that.
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(self._new), name)
 
 
