@@ -34,7 +34,7 @@ model = senn.distributed.rewrap_ddp(model)  # DistributedDataParallel follows th
 ```
 
 ```python
-with senn.distributed.full_parameters(model, optimizer):  # fully_shard: unsharded inside, sharded again after
+with senn.distributed.full_parameters(model, optimizer):  # for fully_shard: whole inside
     events = grower.grow(recent_batches)
 ```
 
