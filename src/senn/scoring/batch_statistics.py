@@ -1,13 +1,15 @@
-"""Statistics of one part of a batch, and how a batch is divided into parts and folds."""
+"""Statistics of one part of a batch, how a batch is divided into parts and folds, and a session's state of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from senn.kfac.folds import Fold
 from senn.scoring.column_layout import ColumnLayout
+from senn.scoring.data_covariance import CovarianceSnapshot
 from senn.scoring.stream import StreamKey
 
 MOST_ROWS = 1 << 16
@@ -112,3 +114,22 @@ def batch_parts(count: int, locations: int, most_rows: float) -> list[BatchPart]
             )
         )
     return parts
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SessionSnapshot:
+    """State of a session to go back to, see `ScoringSession.snapshot`."""
+
+    attributes: dict[str, Any]
+    fit: FoldStatistics
+    held_out: FoldStatistics
+    covariances: CovarianceSnapshot
+    generator: Tensor
+
+
+def with_own_tables(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Copy the tables among an object's attributes; everything else stays the same object."""
+    return {
+        name: value.copy() if isinstance(value, dict) else value
+        for name, value in attributes.items()
+    }

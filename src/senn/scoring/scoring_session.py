@@ -26,7 +26,9 @@ from senn.scoring.batch_statistics import (
     MOST_ROWS,
     BatchPart,
     FoldStatistics,
+    SessionSnapshot,
     batch_parts,
+    with_own_tables,
 )
 from senn.scoring.changes import Prices
 from senn.scoring.column_layout import ColumnLayout, build_column_layout
@@ -39,7 +41,6 @@ from senn.scoring.pool import CandidatePool
 from senn.scoring.pruning_costs import PruningCosts, weight_of
 from senn.scoring.rank_checks import agree_on_model
 from senn.scoring.readable_maps import check_plain_maps, find_readable_maps
-from senn.scoring.session_snapshot import SessionSnapshot, with_own_tables
 from senn.scoring.stream import StreamCandidates, StreamKey
 
 PROBE = 1024
