@@ -40,7 +40,7 @@ def event_html(record: Mapping[str, Any]) -> str:
         "place",
         "width",
         "parameters",
-        "promised",
+        "expected",
         "price",
         "realized",
         "loss before",
@@ -71,7 +71,7 @@ def candidates_html(candidates: Sequence[Candidate]) -> str:
         "parameters",
         "gain η",
         "held-out η",
-        "promised (nats)",
+        "expected (nats)",
         "",
     )
     largest = max((abs(one.expected_decrease) + _stderr(one) for one in candidates), default=0.0)
@@ -98,7 +98,7 @@ def decisions_text(accepted: Sequence[Decided], refused: Sequence[Decided]) -> s
         accepted: candidates that were accepted.
         refused: candidates that were refused.
     """
-    head = ("verdict", "change", "place", "detail", "parameters", "promised", "price", "margin")
+    head = ("verdict", "change", "place", "detail", "parameters", "expected", "price", "margin")
     rows: list[tuple[str, ...]] = [head]
     for verdict, several in (("accepted", accepted), ("refused", refused)):
         for one in several:
@@ -123,7 +123,7 @@ def decisions_html(accepted: Sequence[Decided], refused: Sequence[Decided]) -> s
         refused: candidates that were refused.
     """
     head = (
-        *("verdict", "change", "place", "detail", "", "promised", "price", "margin"),
+        *("verdict", "change", "place", "detail", "", "expected", "price", "margin"),
         *("gain η", "held-out η", "parameters"),
     )
     every = [("accepted", one) for one in accepted] + [("refused", one) for one in refused]
@@ -140,7 +140,7 @@ def decisions_html(accepted: Sequence[Decided], refused: Sequence[Decided]) -> s
         nats = (html.number(decrease), html.number(one.price), html.number(one.margin))
         figures = (html.number(candidate.gain), _held_out(candidate), f"{candidate.parameters:+,}")
         rows.append((said, *_place(candidate), bar, *nats, *figures))
-    title = "its candidates: bar and line are promise and price in nats, by their square roots"
+    title = "its candidates: bar and line are expected decrease and price in nats, by their square roots"
     return html.table(title, head, rows, 5)
 
 

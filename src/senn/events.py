@@ -226,7 +226,7 @@ def _event_of_place(
             removed_units = tuple(move.units)
     units = sum(one.units for one in several)
     parameters = sum(one.parameters for one in several)
-    # Each candidate was scored beside those accepted before it, so gains add up.
+    # Each candidate was scored given those accepted before it, so gains add up.
     gain = sum(one.gain for one in several)
     gain_lower_bound = sum(one.gain_lower_bound for one in several)
     held_out_gain = sum(one.held_out_gain for one in several)
@@ -363,7 +363,7 @@ class GrowthRound:
 
     def _summary(self, eta: str, limit: str) -> str:
         return (
-            f"Round {self.round}: looked at {self.n_samples_seen:,} of {self.samples:,} samples, "
+            f"Round {self.round}: scored on {self.n_samples_seen:,} of {self.samples:,} samples, "
             f"loss {html.number(self.loss, 4)}, {self.parameters:,} parameters; "
             f"{eta} {html.number(self.eta)}, {limit} {html.number(self.score_limit)}; {len(self.accepted)} accepted"
         )

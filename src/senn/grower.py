@@ -179,7 +179,7 @@ class Grower(GrowerMemory):
         Raises:
             SennError: the batch doesn't fit the model or the loss, or the model has no place to grow.
         """
-        with self.communicator.fail_together("look at a batch"):
+        with self.communicator.fail_together("observe a batch"):
             if not pytree.tensor_leaves(inputs) or not isinstance(targets, Tensor):
                 raise SennError(
                     "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
@@ -214,7 +214,7 @@ class Grower(GrowerMemory):
         """Run one round: score candidates, let the policy decide, change the model.
 
         Args:
-            batches: tuples of inputs, targets and perhaps weights, beside those observed before; None for none.
+            batches: tuples of inputs, targets and perhaps weights, in addition to those observed before; None for none.
             moves: moves of the grower's that may happen in this round; None for all. In a round of removals alone,
                 `("prune",)`, a policy may demand more of a unit.
 
@@ -276,7 +276,7 @@ class Grower(GrowerMemory):
             for one in each_batch(self.communicator, batches):
                 self.observe(*one)
         if self._session is None or not self._session.samples:
-            raise SennError("no batch has been looked at: give batches, or call observe first")
+            raise SennError("no batch has been observed: give batches, or call observe first")
         samples = self.samples or self._session.samples
         pool = self._session.pool(
             samples, self.budget, uses_joint_score=self.policy.uses_joint_score

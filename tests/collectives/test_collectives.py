@@ -82,7 +82,7 @@ def test_one_that_differs_fails_or_is_missing_ends_all(tmp_path: Path) -> None:
     assert "rank 2 of 3 has tensors of other shapes" in shape[0]
     assert shape[0] == shape[1]
     assert kind[0].startswith(
-        "SennError: rank 2 failed to look at a batch: a batch's inputs must be"
+        "SennError: rank 2 failed to observe a batch: a batch's inputs must be"
     )
     assert "rank 2 of 3 differs from the others in its policy" in policy[0]
     assert policy[0] == policy[1]

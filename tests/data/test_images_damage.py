@@ -58,11 +58,11 @@ def test_other_counts_than_the_set_has_are_refused(folder):
         (lambda content: content[:40] + bytes(9) + content[49:], "can't be read as gzipped IDX"),
         (
             lambda content: gzip.compress(gzip.decompress(content)[:-1]),
-            "promises 4,704 bytes, but 4,703 follow",
+            "declares 4,704 bytes, but 4,703 follow",
         ),
         (
             lambda content: gzip.compress(gzip.decompress(content) + b"x"),
-            "promises 4,704 bytes, but more follow",
+            "declares 4,704 bytes, but more follow",
         ),
         (lambda content: gzip.compress(gzip.decompress(content)[:9]), "is cut short"),
         (

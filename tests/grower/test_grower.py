@@ -370,8 +370,8 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: senn.Grower(net()).score_candidates([(X[:1], Y[:1])]),
         "a batch of one sample",
     ),
-    "no batch": (lambda: senn.Grower(net()).grow(), "no batch has been looked at"),
-    "empty loader": (lambda: senn.Grower(net()).grow([]), "no batch has been looked at"),
+    "no batch": (lambda: senn.Grower(net()).grow(), "no batch has been observed"),
+    "empty loader": (lambda: senn.Grower(net()).grow([]), "no batch has been observed"),
     "moves": (lambda: senn.Grower(net(), moves=("width", "hight")), "'hight' is none of them"),
     "no place": (
         lambda: senn.Grower(nn.Sequential(nn.Flatten())).score_candidates([(X, Y)]),

@@ -38,8 +38,8 @@ MIN_SPREAD = 1e-6
 MAX_NEW_WEIGHTS = 100_000
 """Weights that all candidate units of a group have together.
 
-It keeps scoring cheap beside training where maps are wide. Half of it halves the candidates, and twice of it doubles
-them, in groups with some 400 to 1,500 weights per unit; narrower ones have 256 candidates, wider ones 64.
+It keeps scoring cheap compared with training where maps are wide. Half of it halves the candidates, and twice
+of it doubles them, in groups with some 400 to 1,500 weights per unit; narrower ones have 256 candidates, wider ones 64.
 """
 
 MIN_CHANNELS = 8

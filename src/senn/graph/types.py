@@ -326,7 +326,7 @@ class DependencyGraph:
             SummaryTable(
                 "Where a layer can be inserted", ("layer before", "features", "activation"), points
             ),
-            SummaryTable("Blocks", ("can be repeated", "silent where zero"), blocks),
+            SummaryTable("Blocks", ("can be repeated", "identity where zero"), blocks),
             SummaryTable("What stays as it is", ("cannot change", "because"), refused),
         )
 

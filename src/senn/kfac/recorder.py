@@ -37,7 +37,7 @@ class LinearCall:
         bias: bias that the call adds, if any.
         edge: place of the output in the autograd graph; None without gradients. Not the tensor itself: an activation
             in place (`ReLU(inplace=True)`) overwrites it, and the tensor then stands for the activation's output.
-        z: copy of the output, if the recorder was asked to keep outputs.
+        z: copy of the output, if `outputs` is set.
     """
 
     x: Tensor

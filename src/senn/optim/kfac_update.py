@@ -1,4 +1,4 @@
-"""K-FAC for an optimizer: which parameters are in which block, and how a batch updates the blocks.
+"""K-FAC preconditioner of an optimizer: which parameters are in which block, and how a batch updates the blocks.
 
 Blocks are kept by Parameter object. Growing a network replaces the Parameters of the maps that it touches, so their
 blocks are dropped and estimated anew, while all others stay.

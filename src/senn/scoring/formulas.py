@@ -13,7 +13,7 @@ One linear map z = W a is described by second moments over samples and locations
 
 Every function takes leading batch dimensions, computes in float64 and returns float64. Scores are in units of twice the
 loss: *half* a score is the decrease of the loss, in the loss's own unit per sample, that the natural-gradient step
-promises (nats for cross-entropy). `damping` is relative to each matrix's mean diagonal.
+predicts (nats for cross-entropy). `damping` is relative to each matrix's mean diagonal.
 
 A score is scale free: nothing changes when the units' activations are multiplied by a number.
 """

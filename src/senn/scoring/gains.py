@@ -287,7 +287,7 @@ class LayerGains:
         )
 
     def eliminate(self, columns: Tensor, output_basis: Tensor | None = None) -> None:
-        """Count columns as part of the map from now on; every gain is that of the others beside them.
+        """Count columns as part of the map from now on; every gain is that of the others, conditioned on them.
 
         Args:
             columns: (p,) numbers of candidate columns.
@@ -341,7 +341,7 @@ class LayerGains:
         """Held-out value 2 t <g, d> - t^2 d^T F d - 2 t d^T F d_0 of steps t d after the accepted ones, d_0.
 
         The last term is what K-FAC takes to be zero, since columns are residual ones: without it, units that are active
-        on the same samples would each promise the same decrease. The standard error is that of the mean over the
+        on the same samples would each predict the same decrease. The standard error is that of the mean over the
         held-out samples.
         """
         flat, length = self._with_length(step, fitted_slope, columns)

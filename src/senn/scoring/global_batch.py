@@ -67,14 +67,14 @@ class GlobalBatch:
             SennError: there are fewer than two samples, or inputs, targets and weights don't fit each other.
         """
         count = len(targets)
-        with communicator.fail_together("look at a batch"):
+        with communicator.fail_together("observe a batch"):
             if pytree.count(inputs) != count:
                 raise SennError(
                     f"the batch has inputs for {pytree.count(inputs)} samples and targets for {count}"
                 )
         own_weight = 0.0 if weights is None else float(weights.sum())
         by_rank = communicator.all_gather_object(
-            "look at a batch", [count, weights is not None, own_weight]
+            "observe a batch", [count, weights is not None, own_weight]
         )
         counts = [one[0] for one in by_rank]
         total_weight = sum(one[2] for one in by_rank)
@@ -207,7 +207,7 @@ def first_inputs(communicator: Communicator, inputs: Inputs, number: int = 2) ->
     if communicator.is_single:
         return pytree.head(inputs, number)
     # Ranks may have batches of different lengths.
-    counts = communicator.all_gather_object("look at a batch", pytree.count(inputs))
+    counts = communicator.all_gather_object("observe a batch", pytree.count(inputs))
     own, start = min(counts[communicator.rank], number), sum(counts[: communicator.rank])
     positions = torch.arange(start, start + own)
     gathered = gather_samples(

@@ -222,7 +222,7 @@ class CandidatePool:
         return self.insertions.candidates(point, self.prices)
 
     def _repeat(self, block: str) -> ScoredCandidate:
-        """Score a silent copy of a residual block after it."""
+        """Score a function-preserving copy of a residual block after it."""
         # The copy computes zero: its output parameters are, and become live.
         copy = self.candidate_set.repeats[block].copy
         parameters = sum(p.numel() for p in copy.parameters())

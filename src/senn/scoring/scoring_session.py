@@ -128,11 +128,11 @@ class ScoringSession:
         # One rank may fail before it draws what another has drawn already.
         state = self.generator.get_state()
         try:
-            agree_on_model(self.communicator, "look at a batch", self.model)
+            agree_on_model(self.communicator, "observe a batch", self.model)
             batch = GlobalBatch.permuted(
                 self.communicator, inputs, targets, weights, generator=self.generator
             )
-            with self.communicator.fail_together("look at a batch"):
+            with self.communicator.fail_together("observe a batch"):
                 candidates = (
                     self._sample_candidates(batch)
                     if self.candidate_set is None
@@ -156,7 +156,7 @@ class ScoringSession:
             sum(part.loss * part.samples for part in parts),
             sum(part.score_limit * part.samples for part in parts),
         ]
-        by_rank = self.communicator.all_gather_object("look at a batch", own)
+        by_rank = self.communicator.all_gather_object("observe a batch", own)
         total_loss, total_limit = (sum(column) for column in zip(*by_rank, strict=True))
         count = batch.share.total
         loss = float(total_loss / count)

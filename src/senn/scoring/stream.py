@@ -2,8 +2,8 @@
 
 What they compute is added to something that is there already, so their gain is that of a linear map onto it: its
 columns are the new features, its outputs are the stream. For a layer before a convolution the stream is the
-convolution's input, through that convolution only. For a silent copy of a block, one whose output parameters are zero,
-it is wherever these parameters put their outputs.
+convolution's input, through that convolution only. For a function-preserving copy of a block, one
+whose output parameters are zero, it is wherever these parameters put their outputs.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def before_convolution(
     Args:
         chunk: the convolution's application to some samples.
         weight: its weight.
-        layer: the layer, whose features stand beside the channels of x and the constant.
+        layer: the layer, whose features are concatenated with the channels of x and the constant.
 
     Returns:
         the rows, one for each pixel of the input, and the layout of their columns.
@@ -101,7 +101,7 @@ def after_block(
     output_params: tuple[str, ...],
     layouts: Mapping[str, BatchLayout],
 ) -> dict[str, RowChunk]:
-    """Rows that a silent copy would add after its block.
+    """Rows that a function-preserving copy would add after its block.
 
     Args:
         call: what the block was called with and returned, with the gradients there.
@@ -295,7 +295,7 @@ class StreamCandidates:
         return found
 
     def gains(self, block: str, copy: nn.Module) -> Gains:
-        """Gains of a silent copy of a block, summed over its output parameters.
+        """Gains of a function-preserving copy of a block, summed over its output parameters.
 
         Args:
             block: name of the block.

@@ -1,4 +1,4 @@
-"""Migration of an optimizer to new Parameters: its groups, and its state by position.
+"""Optimizer state carried over to new Parameters, by position, and the optimizer's groups.
 
 Old entries of a state tensor are kept bit by bit at their new places. New entries are what this very optimizer starts a
 parameter with: a blank copy of it takes one step on the new Parameters' values with zero gradients, and its state is
@@ -95,7 +95,7 @@ class Snapshot:
 
 
 def _own_lists(optimizer: Optimizer) -> list[list[nn.Parameter]]:
-    # LBFGS keeps a list beside its group's. At first both are one object; loading a state separates them.
+    # LBFGS keeps a list in addition to its group's. At first both are one object; loading a state separates them.
     own = vars(optimizer).get("_params")
     return [own] if isinstance(own, list) else []
 

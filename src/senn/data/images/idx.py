@@ -44,17 +44,17 @@ def read_idx(path: str | Path, dims: int) -> NDArray[np.uint8]:
         # sizes are big-endian
         shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
         # in Python's whole numbers: the product of 32-bit sizes overflows numpy's
-        promised = math.prod(shape)
-        if promised > MOST_BYTES:
+        declared = math.prod(shape)
+        if declared > MOST_BYTES:
             raise SennError(
-                f"the header of {str(path)!r} promises {promised:,} bytes, over the limit of {MOST_BYTES:,}"
+                f"the header of {str(path)!r} declares {declared:,} bytes, over the limit of {MOST_BYTES:,}"
             )
         # one byte more, to see that the file ends there; gzip checks its sum only at the end
-        content = file.read(promised + 1)
-    if len(content) != promised:
-        found = "more" if len(content) > promised else f"{len(content):,}"
+        content = file.read(declared + 1)
+    if len(content) != declared:
+        found = "more" if len(content) > declared else f"{len(content):,}"
         raise SennError(
-            f"the header of {str(path)!r} promises {promised:,} bytes, but {found} follow"
+            f"the header of {str(path)!r} declares {declared:,} bytes, but {found} follow"
         )
     return np.frombuffer(content, np.uint8).reshape(shape)
 
