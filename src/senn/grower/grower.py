@@ -19,7 +19,8 @@ from senn.errors import SennError
 from senn.events import CandidateList, GrowthEvent, GrowthRound, NetworkState
 from senn.graph import DependencyGraph
 from senn.graph.input_checks import check_module
-from senn.grower_state import GrowerMemory
+from senn.grower.grower_memory import GrowerMemory
+from senn.grower.grower_settings import RANGES
 from senn.kfac.loss_metric import LossMetric
 from senn.policies import MOVES, Budget, Policy, PricePolicy, check_moves
 from senn.pytree import Inputs, Output
@@ -29,7 +30,6 @@ from senn.scoring.precision import full_precision
 from senn.scoring.rank_checks import analyzed, check_whole, each_batch, stale
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import select_candidates
-from senn.scoring.settings import RANGES
 from senn.surgery.optimizer_state import check_holds, unwrap
 
 Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]

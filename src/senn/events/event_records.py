@@ -6,19 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from senn import _deprecated, html
 from senn._deprecated import current_keys
 from senn.errors import SurgeryError
-from senn.event_tables import CandidateList, decisions_html, decisions_text, event_html
+from senn.events.event_tables import decisions_html, decisions_text, event_html
 from senn.policies import Candidate, Policy
 from senn.surgery import Prune, Receipt
-
-__all__ = ["CandidateList", "Decision", "GrowthEvent", "GrowthRound", "NetworkState"]
-
-if not TYPE_CHECKING:
-    __getattr__ = _deprecated.old_names(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,12 @@
+"""What happened to a network: records of changes and of rounds, with their text and tables."""
+
+from typing import TYPE_CHECKING
+
+from senn import _deprecated
+from senn.events.event_records import Decision, GrowthEvent, GrowthRound, NetworkState
+from senn.events.event_tables import CandidateList
+
+__all__ = ["CandidateList", "Decision", "GrowthEvent", "GrowthRound", "NetworkState"]
+
+if not TYPE_CHECKING:
+    __getattr__ = _deprecated.old_names(__name__)

@@ -1,0 +1,5 @@
+"""`Grower`: scores and changes the size of a network while it trains; orchestration only."""
+
+from senn.grower.grower import Batch, Grower
+
+__all__ = ["Batch", "Grower"]
