@@ -14,8 +14,7 @@ import senn
 
 SOURCE = Path(senn.__file__).parent
 OWN = tuple(
-    str(SOURCE / place)
-    for place in ("grower.py", "scoring", "ascent.py", "drawing.py", "policy.py", "candidates")
+    str(SOURCE / place) for place in ("grower/grower.py", "scoring", "candidates", "policies")
 )
 
 
