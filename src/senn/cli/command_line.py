@@ -383,6 +383,7 @@ def _fraction(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
+        # Out of range, so that text that is no number ends in the same message.
         value = 0.0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")

@@ -64,6 +64,7 @@ def run(**parsed: Any) -> int:
 def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
     """Train together with the first process, without printing or writing anything."""
     try:
+        # Nothing to do here, but the first process meets all others at each of its blocks.
         with communicator.fail_together("read the run"):
             pass
         with communicator.fail_together("begin"):
@@ -281,6 +282,7 @@ def _write(
         return True
 
     if not signals.run_interruptible(FINISH_SECONDS, draw, False):
+        # Given up midway it may be half a PNG, and results.json would vouch for it with a checksum.
         (folder.draft / FIGURE).unlink(missing_ok=True)
     folder.write_results(results)
 

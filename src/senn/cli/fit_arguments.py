@@ -96,6 +96,7 @@ class FitArguments:
                 )
         # Compared as absolute paths, so that the same file named from elsewhere is the same.
         now = FitOptions.from_dict({"data": kept.data, **self.stated}).with_absolute_paths()
+        # Only what was said is compared: an option that was left out contradicts nothing.
         for name in self.stated:
             if getattr(now, name) != getattr(kept, name):
                 complaint = f"{option_name(name)} contradicts the run in {str(self.resume)!r}"

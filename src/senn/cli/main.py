@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = vars(parser().parse_args(argv))
         command = importlib.import_module(_COMMANDS[arguments.pop("command")])
         code: int = command.run(**arguments)
+        # Flushed here, so that a closed pipe or a full disk is caught below, not at Python's exit.
         sys.stdout.flush()
         if argv is None and code > 128:  # after a signal, without waiting for PyTorch to shut down
             sys.stderr.flush()
@@ -62,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"this command needs the package {error.name!r}, which isn't installed: {extra}", 2
         )
     except KeyboardInterrupt as error:
+        # `Interrupted` knows its signal; Python's own KeyboardInterrupt has no code.
         return _complain("interrupted", getattr(error, "code", EXIT_INTERRUPTED))
+    # Ahead of OSError, its base class, which would make an error of it.
     except BrokenPipeError:  # a pager or `head` has seen enough
         _mute()
         return 0
@@ -81,6 +84,7 @@ def _mute() -> None:
 
 
 def _complain(sentence: str, code: int) -> int:
+    # On one line, even if a message from torch or the system has several.
     print(f"senn: {' '.join(sentence.split())}", file=sys.stderr)
     return code
 

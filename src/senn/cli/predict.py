@@ -91,6 +91,7 @@ def _predict_table(
 
 def _write(path: Path, text: str) -> None:
     """Write a file under a temporary name, then give it its own."""
+    # Beside the file, since a rename to another file system fails.
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         draft.write_text(text, encoding="utf-8")

@@ -100,6 +100,7 @@ def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
     for array in arrays:
         # The checksum is that of the numbers, however they lie in memory.
         content = np.ascontiguousarray(array)
+        # Without these, the same bytes in another shape would have the same checksum.
         total.update(f"{content.dtype} {content.shape}".encode())
         total.update(content.data if content.size else b"")
     return total.hexdigest()

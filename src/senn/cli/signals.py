@@ -26,6 +26,7 @@ seconds, after which people press Ctrl-C again.
 T = TypeVar("T")
 
 
+# A KeyboardInterrupt, so that no `except Exception` on its way swallows it.
 class Interrupted(KeyboardInterrupt):
     """Raised in the main thread when a signal asks the process to end.
 
@@ -38,6 +39,7 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + number
 
 
+# A BaseException, since the work may catch Exception and go on.
 class _TooLate(BaseException):
     """Raised inside work whose time is up."""
 
@@ -72,6 +74,7 @@ class Signals:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        # Disarmed first: under SIGALRM's default handler a late alarm would kill the process.
         self._arm(0)
         for number, handler in self._former.items():
             signal.signal(number, handler)

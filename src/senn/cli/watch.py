@@ -19,9 +19,11 @@ from senn.cli.fit_arguments import FitArguments
 from senn.training.callbacks import Callback
 from senn.viz.report import RunReport, charting_library, downsample_record, page
 
+# Not 0.0.0.0: the page has no password, and the data may be private.
 LOOPBACK = "127.0.0.1"
 _PATIENCE = 1.0
 """Seconds that the end of a run waits for browsers to hear of it."""
+# Half would only send more empty events; twice keeps threads of closed tabs for longer.
 _PULSE = 5.0
 """Seconds of silence after which a browser that has gone away is noticed."""
 
@@ -84,6 +86,7 @@ class Watch(Callback):
         self.name = name
         self.url: str | None = None
         self._records: list[Mapping[str, Any]] = list(earlier)
+        # Shortened once for all browsers, not anew for each.
         self._shown = [downsample_record(record) for record in earlier]
         self._changed = threading.Condition()
         self._over: str | None = None
@@ -187,6 +190,8 @@ class Watch(Callback):
                     if len(self._shown) == seen and self._over is None:
                         self._changed.wait(_PULSE)
                     more, over = self._shown[seen:], self._over
+                # Outside the lock, which training takes for each record: a slow browser must not
+                # hold it up.
                 send("more", more)
                 seen += len(more)
             send("over", over)

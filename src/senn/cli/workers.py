@@ -52,6 +52,7 @@ def shared_state(
     # The size first: all ranks must hold a tensor of the same size for the broadcast.
     document, size = communicator.broadcast_object("resume a run", [document, len(numbers)])
     data = torch.zeros(size, dtype=torch.uint8)
+    # frombuffer refuses an empty buffer, and warns about a read-only one, such as bytes.
     if numbers:
         data = torch.frombuffer(bytearray(numbers), dtype=torch.uint8)
     communicator.broadcast("resume a run", [data])

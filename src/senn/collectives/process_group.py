@@ -108,6 +108,7 @@ class ProcessGroupCommunicator(Communicator):
             found = [answer.get(name) for answer in answers]
             if len({*found}) == 1:
                 continue
+            # The majority is taken to be right; in a tie, as between two ranks, rank 0 is.
             usual = max(found, key=lambda digest: (found.count(digest), digest == found[0]))
             others = [rank for rank in range(self.size) if found[rank] != usual]
             self._fail(
@@ -238,6 +239,7 @@ def _without_addresses(value: Any) -> str:
 
 
 def _digest(value: Any) -> str:
+    # Eight bytes keep messages short; half would let one pair in 2^32 agree by chance.
     return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
 
 

@@ -55,6 +55,7 @@ class Rendezvous:
         failed = [(rank, answer) for rank, answer in enumerate(answers) if "error" in answer]
         if failed:
             self.reported = True
+            # The lowest rank, so that all ranks raise the same error.
             rank, answer = failed[0]
             raise _error_class(answer["error"])(
                 f"rank {rank} failed to {answer['at']}: {answer['message']}"
@@ -75,6 +76,7 @@ class Rendezvous:
         try:
             self._store.set(keys[self.rank], text)
             self._wait(keys, f"did not get ready to {action}", self.timeout)
+            # One round trip instead of one for each rank, where the store can do it.
             if self._store.has_extended_api():
                 texts = self._store.multi_get(keys)
             else:

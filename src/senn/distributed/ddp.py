@@ -58,9 +58,11 @@ def rewrap_ddp(model: DistributedDataParallel) -> DistributedDataParallel:
     }
     if "forward_sync_buffers" not in arguments:
         arguments["broadcast_buffers"] = model.broadcast_buffers
+    # Passing the default on would make it a choice, which turns off the smaller first bucket.
     if not getattr(model, "bucket_bytes_cap_default", False):
         arguments["bucket_cap_mb"] = model.bucket_bytes_cap / 2**20
     module, communication = model.module, list(model._comm_hooks)
+    # The constructor replaces these dictionaries by empty ones, so they are put back afterwards.
     hooks = {name: getattr(model, name) for name in _HOOKS}
     for name in [key for key, hook in hooks["_forward_pre_hooks"].items() if hook is stale]:
         hooks["_forward_pre_hooks"].pop(name)
@@ -73,5 +75,7 @@ def rewrap_ddp(model: DistributedDataParallel) -> DistributedDataParallel:
         getattr(model, name).update(held)
     for hook, state in communication:
         model.register_comm_hook(state, hook)
+    # The constructor has reset this flag alone; train() would also set the modes of all modules
+    # inside.
     model.training = training
     return model

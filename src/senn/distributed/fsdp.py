@@ -182,11 +182,13 @@ def _shard(
     now = dict(model.named_parameters(remove_duplicate=False))
 
     def spread(value: Any, parameter: nn.Parameter) -> Any:
+        # Values of other shapes, such as Adam's step count, stay whole.
         if (
             isinstance(value, Tensor)
             and isinstance(parameter, DTensor)
             and value.shape == parameter.shape
         ):
+            # None: every rank has the whole tensor, so each cuts its part without communication.
             return distribute_tensor(
                 value, parameter.device_mesh, parameter.placements, src_data_rank=None
             )

@@ -86,6 +86,7 @@ def _rename(draft: Path, final: Path) -> None:
     except OSError:
         aside.replace(final)
         raise
+    # The export is in place by now: leftovers of the old one are no failure.
     shutil.rmtree(aside, ignore_errors=True)
 
 

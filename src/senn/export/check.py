@@ -119,6 +119,7 @@ def at_least_two(inputs: Inputs) -> Inputs:
 
 def batch_of_another_size(inputs: Inputs) -> Inputs:
     """Return a batch that holds the first sample three times; five times if the given batch is of three."""
+    # Never 1, which exporters take for a constant, nor 2, which `at_least_two` makes of one sample.
     return _repeated(pytree.head(inputs, 1), 5 if pytree.count(inputs) == 3 else 3)
 
 

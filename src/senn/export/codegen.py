@@ -115,6 +115,7 @@ def literal(value: Any) -> str | None:
     if isinstance(value, float) and not isfinite(value):
         return f'float("{value}")'
     if value is None or isinstance(value, bool | int | float):
+        # repr gives the shortest text that reads back as the same float; `:g` would round.
         return repr(value)
     if isinstance(value, tuple | list):
         parts = [literal(item) for item in value]

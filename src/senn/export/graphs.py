@@ -199,6 +199,7 @@ def _check_onnx(
             why_not="onnxruntime isn't installed (pip install onnxruntime)",
         )
     try:
+        # On the CPU, which every build supports; a GPU's kernels may round to TF32.
         session = onnxruntime.InferenceSession(
             draft.read_bytes(), providers=["CPUExecutionProvider"]
         )

@@ -87,6 +87,7 @@ def to_hub(
     with atomic_folder(folder, folder=True, overwrite=overwrite) as draft:
         # Always the same name, which `config.json` gives and the card's code imports.
         write_python(model, draft, "Net", preprocessing)
+        # The saved weights replace those just written: `senn.load` checks them against model.json.
         for file in files:
             shutil.copyfile(file, draft / file.name)
         config = _config(model, preprocessing, results or {})
@@ -152,6 +153,7 @@ def push_to_hub(
             "the hub needs the package 'huggingface_hub': pip install 'senn[huggingface]'"
         ) from error
     try:
+        # exist_ok: without it only the first upload to a repository would succeed.
         huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
         commit = huggingface_hub.upload_folder(
             repo_id=repo_id,

@@ -75,6 +75,7 @@ class KroneckerBlock:
         weighted = a if weight is None else a * weight.reshape(-1, *(1,) * (a.ndim - 1))
         # locations are further rows: the expand setting of Eschenhagen et al. (2023)
         a, weighted = a.reshape(-1, a.shape[-1]), weighted.reshape(-1, a.shape[-1])
+        # weighted on one side only: on both, the weights would enter squared
         self.inputs.update(weighted.mT @ a / (samples * locations))
         s = torch.cat([probe.reshape(-1, probe.shape[-1]) for probe in probes])
         # divided by samples only: S sums over locations, A is their mean
@@ -119,6 +120,7 @@ class KroneckerBlock:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore copies of what `state` collected."""
+        # copies, since averages are updated in place, which would change the saved state
         self.inputs.value, self.outputs.value = _clone(state["inputs"]), _clone(state["outputs"])
         self.inputs.weight, self.outputs.weight = state["inputs_weight"], state["outputs_weight"]
         inverses = state["inverses"]

@@ -53,6 +53,7 @@ def watching(
                 f"{names[module]} is used more than once in a forward pass, which these factors can't describe: "
                 "use method='cg'"
             )
+        # under no_grad there is no edge, so that the layer's parameters get diagonal blocks
         if output.requires_grad:
             seen[module] = (args[0].detach(), get_gradient_edge(output))
 
@@ -276,4 +277,5 @@ def _rows(a: Tensor, bias: bool) -> Tensor:
 
 
 def _at_least_float(x: Tensor) -> Tensor:
+    # float16 overflows at 65,504 and bfloat16 keeps 8 bits: too little for sums of squares
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

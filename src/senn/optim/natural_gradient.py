@@ -157,6 +157,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.reduction_ratio = math.nan
         self.rejected = False
         self._kfac = KFAC(model, decay, burn_in)
+        # its own, so that random signs don't shift the draws of dropout or of the caller
         self._generator = torch.Generator().manual_seed(seed)
         self._steps = 0
 
@@ -279,6 +280,7 @@ class NaturalGradient(torch.optim.Optimizer):
         curvature = {
             "damping": self.damping,
             "steps": self._steps,
+            # calls for new inverses at the next step, also in a resumed run
             "rejected": self.rejected,
             "generator": self._generator.get_state(),
             "blocks": self._kfac.state(),

@@ -121,6 +121,7 @@ def adaptive_step(
     """
     groups = list(descent.trained.values())
     largest = max(group["lr"] for group in groups)
+    # a warm-up may begin at zero, which the quadratic step would divide by
     if largest == 0:
         return StepResult(damping=damping)
     decay = [group["weight_decay"] for group in groups]
@@ -138,6 +139,7 @@ def adaptive_step(
     if not change_of_loss <= rounding:  # NaN is a rise, too
         for parameter, value in zip(descent.trained, old, strict=True):
             parameter.copy_(value)
+            # momentum along a step that led uphill is forgotten
             descent.velocity(parameter).zero_()
         return StepResult(damping=_within(damping * REJECTED), reduction_ratio=ratio, rejected=True)
     for parameter, change in zip(descent.trained, step, strict=True):

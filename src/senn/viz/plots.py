@@ -87,6 +87,7 @@ def growth_figure(
     lower.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     lower.set_xlabel("step (square-root scale)")
     if path is not None:
+        # 1,100 pixels wide: half would blur the labels, and few screens show twice that whole.
         figure.savefig(path, dpi=110, format="png")
     return figure
 
@@ -134,6 +135,7 @@ def _plot_widths(axes: Axes, history: Records) -> None:
     for number, layer in enumerate(layers, start=1):
         steps = [sized[moment]["step"] for moment, _ in layer]
         widths = [width for _, width in layer]
+        # post: a width holds from its record on, not back to the one before.
         axes.step(steps, widths, where="post", linewidth=2, label=f"hidden layer {number}")
         axes.plot(steps[0], widths[0], marker="o", markersize=4, color=f"C{(number - 1) % 10}")
     axes.set_ylabel("units")
@@ -151,6 +153,7 @@ def _plot_losses(axes: Axes, epochs: Records, growth: Records) -> None:
         values += [loss for _, loss in points]
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
+    # Only the first line has a label, or the legend would list every change.
     for at, step in enumerate(sorted({record["step"] for record in growth})):
         axes.axvline(
             step, color="0.75", linewidth=0.8, zorder=0, label=None if at else "change of size"
@@ -164,6 +167,7 @@ def _plot_losses(axes: Axes, epochs: Records, growth: Records) -> None:
 
 def _plot_decreases(axes: Axes, growth: Records) -> None:
     """Plot expected and realized decreases, summed over a round: only their sum can be measured."""
+    # Linear below a thousandth: a lower threshold would give decades of the axis to noise.
     axes.set_yscale(
         "symlog", linthresh=1e-3
     )  # decreases fall by orders of magnitude, and those of pruning are negative
