@@ -229,6 +229,7 @@ class GainObjective:
             a = x.reshape(-1, x.shape[-1]).double()
             for group, of_group in columns.items():
                 gain = self._targets[name].gain_lower_bound(a[:, of_group])
+                # Maps add up, since the Fisher is taken as block-diagonal: no terms between them.
                 score[group] = score[group] + gain if group in score else gain
         return score
 
@@ -258,11 +259,13 @@ def optimize_candidates(
         stepped = {
             group: _step(values, slopes[group], rates[group]) for group, values in current.items()
         }
+        # Confined before it is scored, so that what is kept is what was measured.
         proposed = objective.confine(stepped, spreads)
         score, new_slopes = objective.value_and_grad(proposed)
         higher = {group: score[group] > best[group] for group in best}
         best = {group: torch.maximum(best[group], score[group]) for group in best}
         # Longer while it rises, halved where it doesn't: each unit finds its own length, without a line search.
+        # With 1.5 and 0.5 it settles where 63 % of the steps rise; with 2 and 0.5, where half do.
         rates = {group: rates[group] * torch.where(higher[group], 1.5, 0.5) for group in rates}
         current, slopes = _select(higher, proposed, current), _select(higher, new_slopes, slopes)
     widen = {

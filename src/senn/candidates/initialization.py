@@ -69,6 +69,7 @@ def sample_directions(
         Weights (count, d) of x's type.
     """
     rows, size = x.shape
+    # Normal entries have uniform directions; uniform ones would prefer the corners of a cube.
     weight = torch.randn(count, size, generator=generator, dtype=x.dtype)
     n_following = round(data_direction_fraction * count)
     if n_following and rows > 1:
@@ -108,6 +109,7 @@ def match_scale(
         deviation of half of `spread`: units bend at different places within the data.
     """
     z = x @ weight.mT
+    # correction=0: the unbiased estimate of a single row is NaN, which no clamp repairs.
     factor = spread / z.std(0, correction=0).clamp_min(MIN_SPREAD)
     center = 0.5 * spread * torch.randn(len(weight), generator=generator, dtype=x.dtype)
     return weight * factor[:, None], center - z.mean(0) * factor
@@ -146,6 +148,7 @@ def sample_units(
         one = maps.get(producer.map)
         if one is None or one.name not in activations:
             continue
+        # A bias is sampled with its weight below: it takes off the mean that these weights make.
         if (producer.name, producer.dim) != (one.weight, one.out_dim):
             continue
         existing = weight_matrix(model, one)
@@ -203,6 +206,7 @@ def _like_existing(old: Tensor, dim: CoupledDim, count: int, generator: torch.Ge
     existing = old.index_select(dim.dim, dim.index.flatten().to(old.device)).double()
     shape = list(old.shape)
     shape[dim.dim] = count * dim.index.shape[1]
+    # Over all units together: of a bias, each has a single entry.
     spread = float(existing.std(correction=0)) if existing.numel() > 1 else 1.0
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     return (float(existing.mean()) + spread * noise).to(old.dtype)
@@ -236,6 +240,7 @@ def sample_conv_layer(
         generator: source of randomness.
     """
     weight, bias = _residual_units(x, config, generator)
+    # round, not int: 125 ** (1 / 3) is 4.999...
     kernel_size = round((x.shape[1] / point.features) ** (1 / point.spatial))
     # Rational acts on the last dimension, where images have their width.
     name = "ReLU" if point.activation == "Rational" else point.activation

@@ -105,6 +105,7 @@ class IdentityLayer:
     @property
     def columns_per_unit(self) -> int:
         """Number of activation parameters per unit that could move the unit away from the identity."""
+        # c and v: d sigma / dl is 0 at the identity, as only the ratio of the three matters.
         return 2 if self.rational else 1
 
     @property

@@ -129,6 +129,7 @@ def sample_candidates(
             name: _activations(calls[name][0], layout_of(readings, name, 0), len(outputs))
             for name in plain
         },
+        # In nats, as the policy's prices are: `is_worthwhile` compares the two.
         loss=loss / metric.loss_per_nat(loss, outputs),
         config=config,
         min_gain=min_gain,
@@ -290,5 +291,6 @@ def _activations(call: LinearCall, layout: RowLayout, samples: int) -> LayerActi
         z = upcast(call.z).flatten(2).mT[:, locations]
         return LayerActivations(x=patches.rows(locations), z=z.flatten(0, 1))
     x, z = (layout.by_sample(upcast(values), samples).flatten(0, 1) for values in (call.x, call.z))
+    # Spread evenly: the first rows would be those of a few samples, where each has many.
     step = max(len(x) // SCALE_ROWS, 1)
     return LayerActivations(x=x[::step], z=z[::step])

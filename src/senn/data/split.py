@@ -67,13 +67,16 @@ def hold_out(order: NDArray[Any], classes: NDArray[Any], fraction: float) -> NDA
     _, sizes = np.unique(classes, return_counts=True)
     # counted in whole numbers: a sum of fractions would round differently with the order of classes
     capped = sizes * fraction > sizes - 1
+    # Rounded once, over all classes: class by class, 20 % of each of many pairs would be no row.
     wanted = round(fraction * int(sizes[~capped].sum()) + int((sizes[capped] - 1).sum()))
     size = np.repeat(sizes, sizes)
     rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     share = np.minimum(size * fraction, size - 1)
     # A row within the share rounded down comes first, then one within the share rounded up, then any other.
     tier = (rank >= np.floor(share)).astype(int) + (rank >= np.ceil(share))
+    # lexsort takes its last key first: tiers, then places.
     first = np.lexsort(((rank + 0.5) / size, tier))
+    # A class whose rows were all held out could never be learned.
     is_last = rank == size - 1
     chosen = first[~is_last[first]][:wanted]
     held_out: NDArray[Any] = order[by_class[chosen]]
@@ -82,5 +85,6 @@ def hold_out(order: NDArray[Any], classes: NDArray[Any], fraction: float) -> NDA
 
 def _rows_by_class(classes: NDArray[Any]) -> list[RowNumbers]:
     _, codes = np.unique(classes, return_inverse=True)
+    # One sort, not a mask per class: masks take time in proportion to rows times classes.
     order = np.argsort(codes, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)

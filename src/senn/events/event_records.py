@@ -101,6 +101,7 @@ class GrowthEvent:
     round: int
     removed_units: tuple[int, ...] = ()
     realized_decrease: float | None = None
+    # Underscored, so that `state` leaves it out: it holds the former parameters.
     _undo: Callable[[], None] | None = field(default=None, repr=False)
 
     @classmethod
@@ -235,6 +236,7 @@ def _event_of_place(
         place=first.place,
         detail=first.detail,
         width_before=width_before,
+        # Each counts what was accepted before it, so the last one has the final width.
         width_after=last.width,
         units=units,
         parameters=parameters,

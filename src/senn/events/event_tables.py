@@ -150,6 +150,7 @@ def _place(one: Candidate) -> tuple[str, str, str]:
 
 def _stderr(one: Candidate) -> float:
     """Standard error of an expected decrease, in nats."""
+    # Halved as in `Candidate.expected_decrease`: eta is twice a decrease.
     return one.held_out_stderr / (2 * one.loss_per_nat)
 
 

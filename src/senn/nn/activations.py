@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 """Elementwise activations that need no arguments, or only a number of units, by class name."""
 
+# Without underscores: PyTorch's functions have them (leaky_relu), its classes don't.
 _BY_KEY = {name.lower(): kind for name, kind in ACTIVATIONS.items()}
 
 

@@ -64,5 +64,6 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the outputs, (N, out_features), without a final activation."""
+        # A mean over locations: the head's weights then fit images of any size.
         output: Tensor = self.head(self.body(x).mean((2, 3)))
         return output

@@ -69,6 +69,7 @@ class DenseConvNet(nn.Module):
             features = [x]
             for layer in _layers(block):
                 features.append(F.silu(layer(torch.cat(features, 1))))
+            # padding=1 halves odd sizes upward, so 1 x 1 stays 1 x 1 however many blocks follow.
             x = F.max_pool2d(features[-1], 3, stride=2, padding=1)
         scores: Tensor = self.head(x.mean((2, 3)))
         return scores

@@ -84,6 +84,7 @@ class MLP(nn.Module):
     @property
     def hidden(self) -> tuple[int, ...]:
         """Current widths of the hidden layers: the rows of every linear map but the last, in order."""
+        # Of the body: the shortcut is a linear map, too, but no hidden layer.
         linears = [module for module in self.body.modules() if isinstance(module, nn.Linear)]
         return tuple(linear.weight.shape[0] for linear in linears[:-1])
 

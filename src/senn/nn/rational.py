@@ -90,6 +90,7 @@ class Rational(nn.Module):
         square = self.v**2 + self.c**2 + self.l**2
         # At v = c = l = 0 any finite length gives the output 0; a length of 1 keeps the gradient finite as well.
         length = torch.where(square > 0, square, torch.ones_like(square)).sqrt()
+        # The 2 gives both bumps one height: 2 x / (1 + x^2) reaches 1 at x = 1, 1 / (1 + x^2) at 0.
         return (self.l * x + (self.c + 2 * self.v * x) / (1 + x**2)) / length
 
     def extra_repr(self) -> str:

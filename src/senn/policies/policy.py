@@ -140,6 +140,8 @@ class PaperPolicy(Policy):
     senn.errors.SennError: tau must be a number above 0, not -1
     """
 
+    # With alpha's default, a round makes at most 9 additions: 1 + ln 400 / ln 2 = 9.6.
+    # Half of tau allows 15, twice of it 6.
     tau: float = 1.0
     alpha: float = 2.5e-3
     layer_cost: float = 2.0
@@ -231,7 +233,10 @@ class PricePolicy(Policy):
     0.2
     """
 
+    # A hundredth of Akaike's: the gain is that of one step, and training makes more of a unit.
     kappa: float = 0.01
+    # Of candidates that gain nothing, noise lifts 16 % above 0 (a tail of the normal distribution);
+    # with half a standard error 31 %, with two 2 %.
     confidence: float = 1.0
     layer_cost: float = 20.0
     hysteresis: float = 0.02

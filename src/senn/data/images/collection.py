@@ -30,6 +30,7 @@ from senn.data.images.known_sets import KNOWN_SETS, load_images
 from senn.errors import SennError
 
 _TABLES = (".csv", ".tsv", ".npz")
+# t10k is what MNIST calls its 10,000 test images.
 _TRAIN, _TEST = re.compile(r"^train", re.I), re.compile(r"^(t10k|test)", re.I)
 
 

@@ -28,7 +28,9 @@ from senn.errors import SennError
 MOST_PIXELS = 2**24
 """Pixels of one image, at most: a header of a few bytes can claim a picture of gigabytes."""
 
+# At most 8 bits per channel: 16-bit gray (I;16) would lose half of its bits in uint8.
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+# Encoded rows of one batch: at 100 kB each they take 100 MB, twice as many 200 MB.
 _AT_ONCE = 1000
 
 
@@ -79,6 +81,7 @@ def _pixels(image: Image.Image, where: str) -> NDArray[np.uint8]:
     # cameras store a turned picture as it came, with a tag for the rotation
     upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
+        # convert("RGB") alone would uncover the color below transparent pixels, which is arbitrary.
         layer = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return np.asarray(upright.convert("RGB"))
@@ -204,6 +207,7 @@ def encoded_rows(
         SennError: the file can't be read, or a row has no label.
     """
     row = 0
+    # pyarrow checks sums of pages only on request; a flipped bit could pass as another label.
     with reading(path, "parquet"), pq.ParquetFile(path, page_checksum_verification=True) as file:
         for batch in file.iter_batches(
             _AT_ONCE, columns=[image] if label is None else [image, label]

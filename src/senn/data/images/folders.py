@@ -106,6 +106,7 @@ def square(image: NDArray[np.uint8], side: int, channels: int = 3) -> NDArray[np
     source = source.convert("L" if channels == 1 else "RGB")
     # boxes average all pixels where an image shrinks; where it grows they would be visible
     method = Image.Resampling.BOX if min(source.size) > side else Image.Resampling.BILINEAR
+    # Cut, not squeezed: squeezing would turn circles into ellipses.
     return np.asarray(ImageOps.fit(source, (side, side), method)).reshape(side, side, channels)
 
 
@@ -164,6 +165,7 @@ def common_side(sizes: Iterable[tuple[int, int]]) -> int:
     low, high = SIDES
     if len(set(found)) == 1 and found[0][0] == found[0][1] <= high:
         return shorter[0]
+    # A multiple of four can be halved twice by pooling without a remainder.
     return min(max(4 * round(float(np.median(shorter)) / 4), low), high)
 
 

@@ -139,6 +139,7 @@ def _parse_number(cell: Any) -> float:
     except (TypeError, ValueError):
         return np.nan
     except OverflowError:
+        # A whole number of more than 308 digits: infinite, so that `numbers` calls it too large.
         return np.inf
 
 
@@ -216,6 +217,7 @@ def date_format(name: str, known: pd.Series[Any]) -> str | None:
         hits = float(_parse_dates(sample, form).notna().mean())
         if hits >= MOSTLY:
             whole = float(_parse_dates(known, form).notna().mean())
+            # Strictly more: of two formats that read as many, the earlier one has the month first.
             if whole > share:
                 best, share = form, whole
     if best is None:
@@ -224,6 +226,7 @@ def date_format(name: str, known: pd.Series[Any]) -> str | None:
 
 
 def _parse_dates(cells: pd.Series[Any], form: str) -> pd.Series[Any]:
+    # Without utc=True, pandas refuses cells of several offsets (summer and winter).
     return pd.to_datetime(cells.astype("str"), format=form, errors="coerce", utc=True)
 
 

@@ -87,6 +87,7 @@ class DateColumn:
             scale=scale,
             year_mean=year_mean,
             year_scale=year_scale,
+            # All at midnight: no time was written, and its two features would be constants.
             clock=bool((known_days % 1).any()),
             indicator=bool(missing.any()),
             note=note,
@@ -131,6 +132,7 @@ class DateColumn:
             *_circle(weekday / 7),
         ]
         if self.clock:
+            # Right before 1970, too: the remainder of a negative number is positive in NumPy.
             columns += _circle(days % 1)
         if self.indicator:
             columns.append(missing.astype(np.float64))

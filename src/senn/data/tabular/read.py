@@ -89,6 +89,8 @@ def _table(name: str, frame: pd.DataFrame, target: str | None, shown: str | None
 
 
 def _delimited(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
+    # utf-8-sig drops the byte order mark that Excel writes, which would stick to the first name;
+    # newline="" leaves line ends within quotes to the csv module.
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         # the mark that is most frequent in the header, where cells are names and hold few of them
@@ -96,6 +98,7 @@ def _delimited(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
         mark = max(marks, key=first.count)
         file.seek(0)
         header = _check_lines(path, csv.reader(file, delimiter=mark, strict=True))
+    # low_memory=False: inferred piece by piece, one column may hold cells of two types.
     frame = pd.read_csv(
         path,
         sep=mark,

@@ -136,6 +136,7 @@ class NumberColumn:
             return Dropped(name=name, note=f"is always {known[0]:g}")
         # the lower middle one, a value that occurs; np.median would average two
         median = float(np.sort(known)[(known.size - 1) // 2])
+        # With the median for missing cells, as `encode` has it: what the network reads has mean 0.
         mean, scale = mean_and_deviation(np.where(missing, median, values))
         return cls(name=name, median=median, mean=mean, scale=scale, indicator=bool(missing.any()))
 
@@ -153,6 +154,7 @@ class NumberColumn:
         )
 
 
+# 1 and -1 leave the middle to a missing cell; with 1 and 0 it would look like a false one.
 _TRUTH = {"true": 1.0, "false": -1.0, "1": 1.0, "0": -1.0, "yes": 1.0, "no": -1.0}
 
 
@@ -236,6 +238,7 @@ class CategoryColumn:
             )
         # a category of fewer rows than this (1 % of a small table) would be learned by heart
         rare = min(10, max(1, len(cells) // 100))
+        # Ties by their text: in the order of rows, a shuffled table would get other features.
         frequent = sorted(counts.index[counts >= rare], key=lambda text: (-counts[text], text))[
             :MOST_CATEGORIES
         ]

@@ -119,6 +119,7 @@ class TableEncoder:
             raise SennError(f"the table lacks the column{'s' * (len(absent) > 1)} {listed(absent)}")
         # twice the same name would make `frame[name]` a table
         check_names(frame)
+        # Rounded last: float32 has 7 digits, and numbers far from zero may differ in later ones.
         return np.concatenate(
             [column.encode(frame[column.name]) for column in used], axis=1
         ).astype(np.float32)

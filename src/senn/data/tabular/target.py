@@ -106,6 +106,7 @@ class Target:
             raise SennError(
                 f"target {name!r} has {len(found):,} classes in {len(cells):,} rows; is it an identifier?"
             )
+        # Sorted, so that the numbers of the classes don't depend on the order of the rows.
         return cls(name=name, task="classification", labels=tuple(sorted(found)))
 
     @classmethod
@@ -154,6 +155,7 @@ class Target:
     def decode(self, outputs: NDArray[Any]) -> list[Label]:
         """Decode a network's outputs (n, `outputs`): the most probable label, or the number in its own unit."""
         if self.task == "regression":
+            # In float64: the target's own unit may lie beyond the range of float32.
             return [
                 float(value) for value in outputs[:, 0].astype(np.float64) * self.scale + self.mean
             ]
