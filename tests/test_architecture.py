@@ -76,9 +76,6 @@ def test_imports_point_downward(path):
     assert complaints(package_of(path), imported_packages(path.read_text())) == []
 
 
-LONG = {"_deprecated.py": 420}  # one list, with what makes aliases of it
-
-
 def test_every_layer_exists():
     assert {package_of(path) for path in MODULES} == set(RANK)
     assert LAYERS[0] == {"errors"}
@@ -115,8 +112,7 @@ def test_a_wrong_import_is_found(package, source, complaint):
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_files_stay_short(path):
-    most = LONG.get(path.name, 400)
-    assert len(path.read_text().splitlines()) <= most
+    assert len(path.read_text().splitlines()) <= 400
 
 
 # -- vocabulary

@@ -390,17 +390,3 @@ def honor_overrides(cls: type, base: str) -> None:
         if old in vars(cls) and new not in vars(cls):
             _warn(f"{base}.{old}", f"{base}.{new}", 3)
             setattr(cls, new, vars(cls)[old])
-
-
-# -- records on disk
-
-
-def current_keys(cls: type, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the keys of a record that version 0.1 may have written to a run folder or a checkpoint.
-
-    Args:
-        cls: the record's class, whose old names count.
-        record: the record by the names of its time; those of today stay.
-    """
-    renamed = MEMBERS.get(cls.__name__, {})
-    return {renamed.get(key, key): value for key, value in record.items()}

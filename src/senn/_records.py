@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
+from senn import _deprecated
 from senn.errors import SennError
 
 Record = TypeVar("Record")
@@ -217,3 +218,14 @@ def _is_required(field: Field[Any]) -> bool:
 def _shown(value: object) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def current_keys(cls: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the keys of a record that version 0.1 may have written to a run folder or a checkpoint.
+
+    Args:
+        cls: the record's class, whose old names count.
+        record: the record by the names of its time; those of today stay.
+    """
+    renamed = _deprecated.MEMBERS.get(cls.__name__, {})
+    return {renamed.get(key, key): value for key, value in record.items()}

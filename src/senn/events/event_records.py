@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Any
 
 from senn import _deprecated, html
-from senn._deprecated import current_keys
+from senn._records import current_keys
 from senn.errors import SurgeryError
 from senn.events.event_tables import decisions_html, decisions_text, event_html
 from senn.policies import Candidate, Policy

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn.errors import SennError, UnsupportedError
+from senn.kfac.layer_inputs import upcast
 from senn.optim.kfac_blocks import DiagonalBlock, KroneckerBlock
 
 
@@ -162,11 +163,11 @@ class KFAC:
         for index, block in enumerate(linear):
             a = _rows(maps[block[0]][0], len(block) > 1)
             self.linear.setdefault(block[0], KroneckerBlock(self.decay)).update(
-                a, [_at_least_float(draw[index]) for draw in pulled], weight
+                a, [upcast(draw[index]) for draw in pulled], weight
             )
         for index, parameter in enumerate(others, len(edges)):
             self.other.setdefault(parameter, DiagonalBlock(self.decay)).update(
-                [_at_least_float(draw[index]) for draw in pulled], len(seen.output)
+                [upcast(draw[index]) for draw in pulled], len(seen.output)
             )
 
     def update_if_due(
@@ -272,10 +273,5 @@ def _fits(block: KroneckerBlock, weight: Tensor) -> bool:
 
 def _rows(a: Tensor, bias: bool) -> Tensor:
     """Convert inputs (N, ..., in) to float32 at least, with a trailing 1 for the bias."""
-    a = _at_least_float(a)
+    a = upcast(a)
     return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1) if bias else a
-
-
-def _at_least_float(x: Tensor) -> Tensor:
-    # float16 overflows at 65,504 and bfloat16 keeps 8 bits: too little for sums of squares
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from senn._deprecated import current_keys
+from senn._records import current_keys
 from senn.events import GrowthEvent, GrowthRound
 from senn.policies import Candidate
 
