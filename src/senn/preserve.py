@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from senn.compilation import run_eagerly
+
 # Dictionaries and sets of a module whose entries a forward pass may change.
 _REGISTERS = (
     "_buffers",
@@ -119,6 +121,7 @@ def preserve_model_state(model: nn.Module, *, fused: bool = True) -> Iterator[No
         model.eval()
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(sorted(devices)))
+            stack.enter_context(run_eagerly())
             if not fused:
                 stack.enter_context(_unfused(model))
             yield

@@ -34,12 +34,7 @@ BAD = {
         lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 4))),
         "the module 0 is compiled by TorchScript",
     ),
-    "compiled": (lambda: torch.compile(net()), "is a OptimizedModule: give the module inside"),
     "data parallel": (lambda: nn.DataParallel(net()), "is a DataParallel: give the module inside"),
-    "compiled part": (
-        lambda: nn.Sequential(torch.compile(nn.Linear(3, 4)), nn.Linear(4, 2)),
-        "the module 0 is a OptimizedModule: give the module inside",
-    ),
     "quantized": (
         lambda: torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}),
         r"the module 0 is quantized or prepared for it \(Linear\): grow the model before that",

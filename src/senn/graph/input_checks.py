@@ -18,7 +18,6 @@ _WRAPPERS = {
     "DataParallel": "give the module inside (`.module`)",
     "DistributedDataParallel": "give the module inside (`.module`) and wrap it anew after growth",
     "FullyShardedDataParallel": "give the module before it is wrapped",
-    "OptimizedModule": "give the module inside (`._orig_mod`): it compiles anew by itself after growth",
 }
 
 

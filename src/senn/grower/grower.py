@@ -15,12 +15,13 @@ from senn._validate import check_arguments
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
 from senn.collectives import Communicator, default_communicator
+from senn.compilation import uncompiled
 from senn.errors import SennError
 from senn.events import CandidateList, GrowthEvent, GrowthRound, NetworkState
 from senn.graph import DependencyGraph
 from senn.graph.input_checks import check_module
 from senn.grower.grower_memory import GrowerMemory
-from senn.grower.grower_settings import RANGES
+from senn.grower.grower_settings import RANGES, GrowerSettings
 from senn.kfac.loss_metric import LossMetric
 from senn.policies import MOVES, Budget, Policy, PricePolicy, check_moves
 from senn.pytree import Inputs, Output
@@ -36,13 +37,13 @@ Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
 
 
 @_deprecated.aliased
-class Grower(GrowerMemory):
+class Grower(GrowerSettings, GrowerMemory):
     """Grows and prunes a network while it trains, without changing its function at the moment of growth.
 
     It computes in the precision of the parameters, also where its caller has autocast or inference mode open.
 
     Args:
-        model: any module that `senn.analyze` understands; it stays the same object.
+        model: any module that `senn.analyze` understands, compiled or not; it stays the same object.
         optimizer: the optimizer that trains it, whose state follows by position; None if there is none.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples.
         policy: rule for when and where to change the network; None for a price on held-out gain.
@@ -63,11 +64,15 @@ class Grower(GrowerMemory):
             and all end with the same model. None for all of `torch.distributed` where it is initialized with several;
             `Communicator()` for this process alone.
 
+    Arguments may be changed between rounds by assignment (`grower.ignore = ["head"]`), except for the model, the loss,
+    its metric and the seed.
+
     Attributes:
         events: every change so far.
         eta: expansion score of the network in the last round.
         candidate_set: all candidates of the last round, after their gradient ascent.
         last_round: record of the last round: its candidates, accepted and refused, with each decision; None before.
+        recompiles: number of changes that dropped compiled code, so that the next step compiled anew.
         rejections: removals that failed their verification and weren't done, one sentence each.
 
     Raises:
@@ -112,6 +117,7 @@ class Grower(GrowerMemory):
         communicator: Communicator | None = None,
     ) -> None:
         check_module(model)
+        model = uncompiled(model)
         # By name, so that torch.distributed isn't imported for a model without it.
         self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
         if self._wrapper is not None:
@@ -119,10 +125,10 @@ class Grower(GrowerMemory):
             # it is stopped until it is made anew (`stale`).
             model = self._wrapper.module  # type: ignore[assignment]
         check_arguments(RANGES, locals())
-        self.moves = check_moves(moves)
         if optimizer is not None:
             check_holds(unwrap(optimizer), model)
         super().__init__(model, samples=samples, seed=seed)
+        self.moves = check_moves(moves)
         self.optimizer = optimizer
         self.policy: Policy = policy if policy is not None else PricePolicy()
         self.budget = Budget(max_params, max_width, round_to)
@@ -187,7 +193,9 @@ class Grower(GrowerMemory):
             check_whole(self.model)
             if self._graph is None:
                 # Only now: an analysis needs inputs, and `import senn` and a constructor should cost nothing.
-                self._graph = analyzed(self.communicator, self.model, inputs, self.ignore)
+                self._graph = analyzed(
+                    self.communicator, self.model, inputs, self.ignore, self.moves
+                )
         if self._session is None:
             self._session = self._new_session(self._graph)
         loss = self._session.add_batch(inputs, targets, weights)
@@ -225,13 +233,13 @@ class Grower(GrowerMemory):
             SurgeryError: a change failed its verification; everything is as it was.
             Exception: whatever `batches` or the loss raise; everything is as it was, statistics and random state too.
         """
-        every, wanted = self.moves, check_moves(moves, self.moves)
+        wanted = check_moves(moves, self.moves)
         if not wanted:
             return []
         restore = self._snapshot()
         try:
             # A session that is opened for this round samples candidates for these moves alone.
-            self.moves = wanted
+            self._round_moves = wanted
             pool = self._pool(batches)
             policy = self.policy.for_pruning_round() if set(wanted) <= {"prune"} else self.policy
             session = self._session
@@ -251,7 +259,7 @@ class Grower(GrowerMemory):
             restore()
             raise
         finally:
-            self.moves = every
+            self._round_moves = None
         # From here on the round counts: what was observed has been decided on, whether or not a change succeeds.
         self.rounds += 1
         self._session = None
@@ -291,7 +299,7 @@ class Grower(GrowerMemory):
             graph,
             metric=self.metric,
             candidate_config=self.candidate_config,
-            moves=self.moves,
+            moves=self.moves if self._round_moves is None else self._round_moves,
             generator=self._generator,
             known=self._known,
             # layers that couldn't pay even if they removed the whole loss aren't scored
@@ -320,6 +328,7 @@ class Grower(GrowerMemory):
         if applied is None:
             return []
         self._graph = applied.graph
+        self.recompiles += applied.receipt.recompiles
         if self._wrapper is not None:
             # DistributedDataParallel still reduces the former parameters' gradients.
             self._wrapper.register_forward_pre_hook(stale)

@@ -117,6 +117,8 @@ class GrowerMemory:
         self.candidate_set = CandidateSet()
         self.last_round: GrowthRound | None = None
         self.rounds = 0
+        self.recompiles = 0
+        self._round_moves: tuple[str, ...] | None = None  # of `grow(moves=...)`, while it runs
         self._generator = torch.Generator().manual_seed(seed)
         self._graph: DependencyGraph | None = None
         self._session: ScoringSession | None = None

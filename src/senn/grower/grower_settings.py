@@ -1,15 +1,18 @@
-"""Ranges of the arguments of a `Grower`."""
+"""Arguments of a `Grower`: their ranges, and what an assignment to one of them does between rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
-from senn._validate import Rule, a_seed, callable_, each, instance_of, one_of, text, whole
+from senn._validate import Rule, a_seed, callable_, check, each, instance_of, one_of, text, whole
 from senn.candidates.candidate_config import CandidateConfig
 from senn.collectives import Communicator
-from senn.policies import policy_rule
+from senn.errors import SennError
+from senn.policies import Budget, check_moves, policy_rule
 
 RANGES: Mapping[str, Rule] = {
     "loss": callable_("a function loss(outputs, targets)"),
@@ -27,3 +30,53 @@ RANGES: Mapping[str, Rule] = {
     "seed": a_seed(),
     "communicator": instance_of(Communicator, called="a senn.collectives.Communicator").or_none(),
 }
+
+_FIXED = ("model", "loss", "metric", "seed")
+_LIMITS = ("max_params", "max_width", "round_to")
+
+
+class GrowerSettings:
+    """Assignments to a grower's arguments: checked like the constructor's, and never without effect."""
+
+    budget: Budget
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; an argument of the constructor is checked first.
+
+        Args:
+            name: name of the attribute.
+            value: new value.
+
+        Raises:
+            SennError: the value is out of range, or the argument can't change on a living grower.
+        """
+        if name in _FIXED and (name in vars(self) or name not in ("model", "metric")):
+            raise SennError(f"{name} can't be changed on a grower: make a new one")
+        if name in RANGES and name != "metric":
+            check(name, value, RANGES[name])
+        if name == "moves":
+            value = check_moves(value)
+        if name in _LIMITS:
+            name, value = "budget", replace(self.budget, **{name: value})
+        if name in ("ignore", "averaged"):
+            value = (*value,)
+        changed = name == "ignore" and vars(self).get(name, value) != value
+        super().__setattr__(name, value)
+        if changed:
+            # Candidates were sampled at places that may now be left alone: the model is analyzed anew.
+            vars(self).update(_graph=None, _session=None)
+
+    @property
+    def max_params(self) -> int | None:
+        """Most parameters of the model; None for no limit."""
+        return self.budget.max_params
+
+    @property
+    def max_width(self) -> int | None:
+        """Most units of one layer; None for no limit."""
+        return self.budget.max_width
+
+    @property
+    def round_to(self) -> int:
+        """Divisor of all widths after growth."""
+        return self.budget.round_to

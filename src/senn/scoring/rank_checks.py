@@ -12,7 +12,7 @@ from senn import pytree
 from senn.collectives import Communicator
 from senn.errors import SennError, UnsupportedError
 from senn.graph import DependencyGraph
-from senn.policies import Candidate, Policy
+from senn.policies import MOVES, Candidate, Policy
 from senn.pytree import Inputs
 from senn.scoring.global_batch import first_inputs
 from senn.scoring.pool import CandidatePool
@@ -174,7 +174,11 @@ def _in_words(one: Candidate) -> str:
 
 
 def analyzed(
-    communicator: Communicator, model: nn.Module, inputs: Inputs, ignore: Sequence[str]
+    communicator: Communicator,
+    model: nn.Module,
+    inputs: Inputs,
+    ignore: Sequence[str],
+    moves: Sequence[str] = (*MOVES,),
 ) -> DependencyGraph:
     """Analyze what in a model can change size, on the first samples of all ranks.
 
@@ -183,15 +187,20 @@ def analyzed(
         model: the model.
         inputs: this rank's inputs.
         ignore: names of modules to leave alone.
+        moves: moves that may ever happen.
 
     Raises:
-        SennError: nothing can.
+        SennError: none of the moves can happen anywhere.
     """
     graph = analyze(model, first_inputs(communicator, inputs), ignore=ignore)
     # Better one sentence now than a training run in which nothing ever grows.
-    if not graph.groups and not graph.insertion_points:
+    by_depth = "depth" in moves and (graph.insertion_points or graph.residual_blocks)
+    if not by_depth and not ({"width", "prune"} & {*moves} and graph.groups):
         reasons = "; ".join(f"{r.place or 'the model'}: {r.reason}" for r in graph.refusals[:3])
-        raise SennError(f"the model has no place to grow ({reasons or 'it has no linear maps'})")
+        limit = "" if {*moves} == {*MOVES} else f" by {' or '.join(moves)}"
+        raise SennError(
+            f"the model has no place to grow{limit} ({reasons or 'it has no linear maps'})"
+        )
     return graph
 
 

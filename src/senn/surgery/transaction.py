@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from senn import _deprecated
+from senn.compilation import forget_compiled_sizes, uncompiled
 from senn.errors import SennError, SurgeryError, UnsupportedError
 from senn.graph.types import DependencyGraph
 from senn.preserve import ModelState, preserve_model_state
@@ -32,9 +33,7 @@ from senn.surgery.plan import plan
 from senn.surgery.reindex import reindex
 from senn.surgery.undo import UndoLog
 
-WRAPPERS = frozenset(
-    ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
-)
+WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"))
 """Classes that hold a model and remember its parameters."""
 
 
@@ -49,6 +48,7 @@ class Receipt:
         loss_before: loss before the change; None if no loss was given.
         loss_after: loss after the change; None if no loss was given.
         graph: dependency graph of the model now; None if only a new analysis can tell (after an insertion).
+        recompiles: True if compiled code was dropped, so that whatever runs the model next compiles anew.
     """
 
     moves: tuple[Move, ...]
@@ -56,6 +56,7 @@ class Receipt:
     loss_before: float | None = None
     loss_after: float | None = None
     graph: DependencyGraph | None = None
+    recompiles: bool = False
     _models: tuple[nn.Module, ...] = field(default=(), repr=False)
     _logs: list[UndoLog] = field(default_factory=list, repr=False)
     _snapshot: Snapshot | None = field(default=None, repr=False)
@@ -81,6 +82,7 @@ class Receipt:
             # Undoing would throw that training away, and only for the resized parameters.
             raise SurgeryError(f"{where} can't be undone: the model has been trained since")
         _take_back(self._logs, self._snapshot)
+        forget_compiled_sizes()
         self._undone = True
 
     def _watched(self) -> list[Tensor]:
@@ -146,6 +148,7 @@ def transaction(
         >>> model[2].in_features
         4
     """
+    model = uncompiled(model)
     kind = type(model).__name__
     if kind in WRAPPERS:
         raise UnsupportedError(
@@ -169,6 +172,7 @@ def transaction(
             receipt._models = (model, *averaged)
             receipt._marks = model_digest(receipt._watched())
             rollback.pop_all()  # done: nothing is to be rolled back any more
+            receipt.recompiles = forget_compiled_sizes()
             return receipt
     except SurgeryError as error:
         raise SurgeryError(f"the change of {_places(moves)} was rolled back: {error}") from error

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from senn import _deprecated
+from senn.compilation import uncompiled
 from senn.graph.input_checks import check_inputs, check_model, ignored_modules
 from senn.graph.summary import Explanation, render
 from senn.graph.trace_graph import trace_graph
@@ -33,7 +34,8 @@ def analyze(
     hooks, training modes, random number generators.
 
     Args:
-        model: any module. What isn't understood is refused by name, and the rest of the model still counts.
+        model: any module, compiled by `torch.compile` or not. What isn't understood is refused by name, and the rest of
+            the model still counts.
         inputs: what `forward` takes, a small batch: a tensor, a tuple of positional arguments, a mapping of keyword
             arguments, or `senn.Arguments`.
         ignore: names of modules whose linear maps must keep their shapes, those inside them included.
@@ -58,6 +60,7 @@ def analyze(
         >>> graph.refusals[0].place, graph.refusals[0].reason
         ('2', "its units are the model's outputs")
     """
+    model = uncompiled(model)
     check_model(model)
     check_inputs(model, inputs)
     ignored = ignored_modules(model, ignore)
