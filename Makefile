@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint docs clean
+.PHONY: run test lint docs mutants clean
 
 run: .venv/.run
 	$(BIN)/senn fit digits --out runs/digits --overwrite
@@ -18,6 +18,9 @@ lint: .venv/.dev
 docs: .venv/.dev
 	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs
 	$(BIN)/python docs/check.py build/docs
+
+mutants: .venv/.dev
+	$(BIN)/python benchmarks/mutants.py
 
 clean:
 	rm -rf .venv runs build docs/api docs/gallery docs/_generated
