@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler as schedules
 
 import senn
 from senn.errors import SennError
+from senn.surgery.tensor_data import Data
 
 X = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
 CLASSES = (X[:, 0] * X[:, 1] > 0).long() + (X[:, 2] > 0).long()
@@ -216,22 +217,22 @@ def test_what_a_caller_has_open_changes_nothing(name):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_former_parameters_are_let_go():
-    """The last round can be undone, so it holds what it replaced; rounds before it must not."""
+def test_former_data_are_let_go():
+    """The last round can be undone, so it holds what it exchanged; rounds before it must not."""
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    first = weakref.ref(model[0].weight)
     grower = senn.Grower(
         model, optimizer, policy=Take("widen"), candidate_config=FEW, moves=("width",)
     )
     assert grower.grow([(X, CLASSES)])
-    assert first() is not None
-    second = weakref.ref(model[0].weight)
+    first = [weakref.ref(found) for found in gc.get_objects() if type(found) is Data]
+    second = model[0].weight.data
     assert grower.grow([(X, CLASSES)])
     gc.collect()
-    assert first() is None
+    assert first
+    assert not any(held() for held in first)
     grower.events[-1].undo()
-    assert model[0].weight is second()
+    assert model[0].weight.is_set_to(second)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ class GrowthEvent:
     round: int
     removed_units: tuple[int, ...] = ()
     realized_decrease: float | None = None
-    # Underscored, so that `state` leaves it out: it holds the former parameters.
+    # Underscored, so that `state` leaves it out: it holds the former data.
     _undo: Callable[[], None] | None = field(default=None, repr=False)
 
     @classmethod
@@ -200,7 +200,7 @@ class GrowthEvent:
         self._undo = None
 
     def forget(self) -> None:
-        """Let go of what `undo` needs: the former parameters."""
+        """Let go of what `undo` needs: the former data."""
         self._undo = None
 
 

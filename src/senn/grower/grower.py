@@ -121,7 +121,7 @@ class Grower(GrowerSettings, GrowerMemory):
         # By name, so that torch.distributed isn't imported for a model without it.
         self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
         if self._wrapper is not None:
-            # What grows is the module inside. After a change the wrapper holds former parameters, so a pass through
+            # What grows is the module inside. After a change the wrapper's buffers have former sizes, so a pass through
             # it is stopped until it is made anew (`stale`).
             model = self._wrapper.module  # type: ignore[assignment]
         check_arguments(RANGES, locals())
@@ -330,7 +330,7 @@ class Grower(GrowerSettings, GrowerMemory):
         self._graph = applied.graph
         self.recompiles += applied.receipt.recompiles
         if self._wrapper is not None:
-            # DistributedDataParallel still reduces the former parameters' gradients.
+            # DistributedDataParallel still reduces gradients of the former sizes.
             self._wrapper.register_forward_pre_hook(stale)
 
         def undo() -> None:
@@ -338,7 +338,7 @@ class Grower(GrowerSettings, GrowerMemory):
             self._graph, self._session, self._open_round = former, None, None
             self.events = [event for event in self.events if event.round != number]
 
-        for event in self.events:  # they would keep every former parameter alive
+        for event in self.events:  # they would keep all former data alive
             event.forget()
         events = GrowthEvent.from_round(
             applied.accepted,

@@ -217,6 +217,6 @@ def check_whole(model: nn.Module) -> None:
 def stale(*_: object) -> None:
     """Forward hook of a DistributedDataParallel whose model has grown: raise until it is made anew."""
     raise SennError(
-        "the model has grown, and its DistributedDataParallel still holds the former parameters: "
+        "the model has grown, and its DistributedDataParallel still reduces gradients of the former sizes: "
         "call senn.distributed.rewrap_ddp(model) after growth"
     )

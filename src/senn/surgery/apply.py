@@ -1,11 +1,10 @@
-"""Applies moves to one copy of a model: new tensors take the place of old ones, and nothing is written to."""
+"""Applies moves to one copy of a model: tensors get new data, and nothing is written into the old."""
 
 from __future__ import annotations
 
 import copy
-import operator
 from collections import defaultdict
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,22 +16,25 @@ from senn.graph.named_tensors import get_tensor
 from senn.graph.types import DependencyGraph
 from senn.pytree import Inputs
 from senn.surgery.moves import Insert, Move
-from senn.surgery.new_tensors import new_values, successor
+from senn.surgery.new_tensors import like_strides, new_gradient, new_values
 from senn.surgery.outputs import calibrate_batch_norm
 from senn.surgery.plan import plan
 from senn.surgery.plan_types import BEFORE, SurgeryPlan, find_tensor
 from senn.surgery.repeat import Addition, insert_copy_after
+from senn.surgery.tensor_data import Data
 from senn.surgery.undo import Inserted, Resized, UndoLog
 
 
 @_deprecated.keywords
+@torch.inference_mode(False)  # data that is made in inference mode can't be trained
 def apply_moves(
     model: nn.Module, moves: Sequence[Move], graph: DependencyGraph, *, probe: Inputs | None = None
 ) -> UndoLog:
     """Apply moves to a model, without an optimizer and without comparing outputs.
 
-    All moves refer to the model as it stands. Old Parameters are not written to; new ones keep dtype, device, memory
-    format, requires_grad, gradient (by position), tensor hooks and Python attributes.
+    All moves refer to the model as it stands. Parameters and buffers stay the same objects, with their hooks and Python
+    attributes; they get data of the new shape, in the same dtype, device and memory format, and gradients follow by
+    position. A backward pass through a forward pass from before the change raises.
 
     Args:
         model: the model or any copy of it, changed in place.
@@ -65,6 +67,7 @@ def apply_moves(
         log.commit()
         if probe is not None:
             calibrate_batch_norm(model, log, probe)
+        log.finish()
     except BaseException:
         log.undo()
         raise
@@ -73,7 +76,7 @@ def apply_moves(
 
 @torch.no_grad()
 def prepare(model: nn.Module, todo: SurgeryPlan) -> UndoLog:
-    """Make all new objects that a plan asks for; the model isn't touched before `UndoLog.commit`.
+    """Make all new objects and data that a plan asks for; the model isn't touched before `UndoLog.commit`.
 
     Args:
         model: the model or any copy of it.
@@ -85,8 +88,7 @@ def prepare(model: nn.Module, todo: SurgeryPlan) -> UndoLog:
     Raises:
         SennError: the plan doesn't fit this copy.
     """
-    log = UndoLog()
-    holders = _holders(model)
+    log = UndoLog(model)
     olds: dict[str, Tensor] = {}
     for name, shape in todo.shapes.items():
         olds[name] = old = find_tensor(model, name)
@@ -99,30 +101,20 @@ def prepare(model: nn.Module, todo: SurgeryPlan) -> UndoLog:
     _refuse_ties(olds)
     values = new_values(model, todo, olds)
     for name, old in olds.items():
-        layouts = todo.layouts[name]
-        new = successor(name, old, values[name], layouts)
-        if isinstance(old, nn.Parameter) and isinstance(new, nn.Parameter):
-            log.resized[old] = Resized(new, layouts)
-        log.swaps += [(container, key, old, new) for container, key in holders[id(old)]]
+        layouts, value = todo.layouts[name], like_strides(old, values[name])
+        log.resized[old] = Resized(
+            name=name,
+            layouts=layouts,
+            old=Data.of(old),
+            new=Data(values=value, gradient=new_gradient(name, old, value, layouts)),
+        )
     _rewrite_attributes(model, todo, log)
-    _rewrite_flat_weights(model, log)
     for move in todo.inserts:
         _insert(model, move, log)
     if todo.appends:
         _append(model, todo.appends, log)
     log.uncalibrated = _uncalibrated(model, todo)
     return log
-
-
-def _holders(model: nn.Module) -> dict[int, list[tuple[MutableMapping[str, Any], str]]]:
-    """Return, by a tensor's id, every dictionary entry under which it is held."""
-    # A tied tensor has several: an output layer and an embedding, say. All of them must get the same new one.
-    holders: dict[int, list[tuple[MutableMapping[str, Any], str]]] = defaultdict(list)
-    for module in model.modules():
-        for container in (module._parameters, module._buffers):
-            for key, tensor in container.items():
-                holders[id(tensor)].append((container, key))
-    return holders
 
 
 def _refuse_ties(olds: Mapping[str, Tensor]) -> None:
@@ -161,20 +153,6 @@ def _rewrite_attributes(model: nn.Module, todo: SurgeryPlan, log: UndoLog) -> No
         log.swaps.append((held, attribute, value, value * factor))
 
 
-def _rewrite_flat_weights(model: nn.Module, log: UndoLog) -> None:
-    """Log new lists of weights for recurrent layers, which keep one beside their parameters."""
-    new = {id(old): new for _, _, old, new in log.swaps if isinstance(old, Tensor)}
-    for module in model.modules():
-        flat = module.__dict__.get("_flat_weights") or []
-        swapped = [new.get(id(weight), weight) for weight in flat]
-        if isinstance(module, nn.RNNBase) and any(map(operator.is_not, flat, swapped)):
-            log.swaps.append((module.__dict__, "_flat_weights", flat, swapped))
-            # The weak references stay the old ones: by them the next forward pass sees that the weights are others, and
-            # makes both lists anew (`RNNBase._weights_have_changed`).
-            references = module.__dict__["_flat_weight_refs"]
-            log.swaps.append((module.__dict__, "_flat_weight_refs", references, references))
-
-
 def _insert(model: nn.Module, move: Insert, log: UndoLog) -> None:
     """Log a layer before a map: `Sequential(layer..., map)` under the map's name, so that nothing else is renamed."""
     name = move.insertion_point
@@ -189,7 +167,7 @@ def _insert(model: nn.Module, move: Insert, log: UndoLog) -> None:
     stack = nn.Sequential(*modules, linear)
     stack.training = linear.training  # not `train()`, which would reach into the map
     log.swaps.append((parent._modules, key, linear, stack))
-    weight = log.now(cast(nn.Parameter, linear.weight))
+    weight = cast(nn.Parameter, linear.weight)
     neighbors = {parameter: weight for module in modules for parameter in module.parameters()}
     log.inserted.append(
         Inserted(insertion_point=name, modules=modules, neighbors=neighbors, after=False)
@@ -205,7 +183,7 @@ def _append(model: nn.Module, appends: Sequence[Addition], log: UndoLog) -> None
         # A parameter that the block has none like joins that of its last output parameter.
         last = cast(nn.Parameter, get_tensor(model, block.output_params[-1]))
         own = dict(original.named_parameters())
-        neighbors = {new: log.now(own.get(name, last)) for name, new in added.named_parameters()}
+        neighbors = {new: own.get(name, last) for name, new in added.named_parameters()}
         additions.append((block, added))
         log.inserted.append(
             Inserted(

@@ -1,4 +1,4 @@
-"""New values of the tensors that a plan replaces, and the Parameters that hold them."""
+"""New values of the tensors that a plan replaces, and their gradients by position."""
 
 from __future__ import annotations
 
@@ -137,38 +137,37 @@ def _fold(model: nn.Module, move: Insert, values: dict[str, Tensor]) -> None:
         values[bias_name] = moved.to(bias.dtype)
 
 
-def successor(name: str, old: Tensor, value: Tensor, layouts: Mapping[int, IndexMap]) -> Tensor:
-    """Wrap a new value in a tensor of the same kind, with everything that hung on the old one.
+def like_strides(old: Tensor, value: Tensor) -> Tensor:
+    """Lay a new value out in memory as the old one is (channels-last and the like): kernels are chosen by it.
+
+    Args:
+        old: that is replaced.
+        value: new value, of the same dtype and device.
+    """
+    if old.is_contiguous():
+        return value
+    physical = sorted(range(old.dim()), key=lambda dim: -old.stride()[dim])
+    into = torch.empty_permuted(value.shape, physical, dtype=old.dtype, device=old.device)
+    return into.copy_(value)
+
+
+def new_gradient(
+    name: str, old: Tensor, value: Tensor, layouts: Mapping[int, IndexMap]
+) -> Tensor | None:
+    """Return the gradient of a tensor by its new positions, or None if it has none.
 
     Args:
         name: full name of the tensor.
-        old: that is replaced.
-        value: new value, of the same dtype and device.
+        old: with its gradient.
+        value: its new value.
         layouts: by dimension, where the old positions go.
-
-    Returns:
-        A Parameter with the old one's hooks, Python attributes and gradient; or a plain tensor for a buffer.
 
     Raises:
         UnsupportedError: the gradient is sparse.
     """
-    if not old.is_contiguous():
-        # Keep the order of the strides (channels-last and the like): kernels are chosen by it.
-        physical = sorted(range(old.dim()), key=lambda dim: -old.stride()[dim])
-        value = torch.empty_permuted(
-            value.shape, physical, dtype=old.dtype, device=old.device
-        ).copy_(value)
-    if not isinstance(old, nn.Parameter):
-        value.__dict__.update(old.__dict__)
-        return value
-    new = nn.Parameter(value, requires_grad=old.requires_grad)
-    new.__dict__.update(old.__dict__)
-    # The dictionaries themselves are shared: a handle removes its hook from whichever tensor is in use.
-    new._backward_hooks = old._backward_hooks
-    new._post_accumulate_grad_hooks = old._post_accumulate_grad_hooks
-    if old.grad is not None:
-        if old.grad.is_sparse:
-            raise UnsupportedError(f"the gradient of '{name}' is sparse, which can't be resized")
-        # A change between backward and step must not lose the gradient; new entries have had none.
-        new.grad = place(old.grad, layouts, torch.zeros_like(new, dtype=old.grad.dtype))
-    return new
+    if not isinstance(old, nn.Parameter) or old.grad is None:
+        return None
+    if old.grad.is_sparse:
+        raise UnsupportedError(f"the gradient of '{name}' is sparse, which can't be resized")
+    # A change between backward and step must not lose the gradient; new entries have had none.
+    return place(old.grad, layouts, torch.zeros_like(value, dtype=old.grad.dtype))

@@ -1,4 +1,4 @@
-"""Optimizer state carried over to new Parameters, by position, and the optimizer's groups.
+"""Optimizer state of resized Parameters, by position, and the optimizer's groups.
 
 Old entries of a state tensor are kept bit by bit at their new places. New entries are what this very optimizer starts a
 parameter with: a blank copy of it takes one step on the new Parameters' values with zero gradients, and its state is
@@ -109,7 +109,7 @@ def _forget_size(optimizer: Optimizer) -> None:
 def migrate_optimizer_state(
     optimizer: Optimizer, log: UndoLog, model: nn.Module, names: Mapping[nn.Parameter, str]
 ) -> None:
-    """Exchange Parameters in an optimizer's groups and state, and add those of inserted layers.
+    """Exchange the state of resized Parameters, and add the Parameters of inserted layers to groups.
 
     Group dictionaries and their lists stay the same objects, so schedulers stay attached. New parameters join groups in
     model order. A parameter of a layer before a map goes by its name, `weight` or `bias`: to the group that holds the
@@ -132,12 +132,11 @@ def migrate_optimizer_state(
     for group in optimizer.param_groups:
         if not isinstance(optimizer, LBFGS):
             _migrate_state(optimizer, group, log.resized)
-        group["params"][:] = map(log.now, group["params"])
     for inserted in log.inserted:
         _join(optimizer.param_groups, inserted, now)
     for group, held in zip(optimizer.param_groups, before, strict=True):
         if "param_names" in group:
-            _rename(group, held, names, now, log)
+            _rename(group, held, names, now)
     _check_joined(optimizer, log)
     if isinstance(optimizer, LBFGS) and (log.resized or log.inserted):
         _restart(optimizer)
@@ -197,13 +196,12 @@ def _rename(
     before: Sequence[nn.Parameter],
     names: Mapping[nn.Parameter, str],
     now: Mapping[nn.Parameter, str],
-    log: UndoLog,
 ) -> None:
     """Bring recorded names into step with the list of parameters; a name that the user made up stays."""
     made_up = {}
     for old, recorded in zip(before, group["param_names"], strict=True):
         if recorded != names.get(old):
-            made_up[log.now(old)] = recorded
+            made_up[old] = recorded
     recorded_names = [made_up.get(parameter) or now[parameter] for parameter in group["params"]]
     group["param_names"][:] = recorded_names
 
@@ -235,24 +233,23 @@ def _has_momentum(optimizer: Optimizer, group: State) -> bool:
 # -- state
 
 
-def _migrate_state(
-    optimizer: Optimizer, group: State, resized: Mapping[nn.Parameter, Resized]
-) -> None:
+def _migrate_state(optimizer: Optimizer, group: State, resized: Mapping[Tensor, Resized]) -> None:
     """Exchange the state of a group's resized parameters; a parameter without state stays without."""
-    olds = [old for old in group["params"] if old in resized and optimizer.state.get(old)]
-    starts = _starts(optimizer, group, [resized[parameter].new for parameter in olds])
-    for old, start in zip(olds, starts, strict=True):
+    changed = [one for one in group["params"] if one in resized and optimizer.state.get(one)]
+    starts = _starts(optimizer, group, changed)
+    for parameter, start in zip(changed, starts, strict=True):
+        change = resized[parameter]
         # A new dictionary: the old one is what a rollback puts back.
-        state, to = optimizer.state.pop(old), resized[old]
         migrated = {}
-        for key, value in state.items():
+        for key, value in optimizer.state[parameter].items():
             what = f"'{key}' in the state of {type(optimizer).__name__}"
-            migrated[key] = _migrated(what, value, start.get(key), old, to)
-        optimizer.state[to.new] = migrated
+            migrated[key] = _migrated(what, value, start.get(key), change)
+        optimizer.state[parameter] = migrated
 
 
-def _migrated(what: str, value: Any, start: Any, old: nn.Parameter, to: Resized) -> Any:
+def _migrated(what: str, value: Any, start: Any, change: Resized) -> Any:
     """Return one entry of a parameter's state, its tensors by position."""
+    old = change.old.values
     if not isinstance(value, Tensor):
         if isinstance(value, (list, tuple, dict)) and any(
             isinstance(item, Tensor) for item in value
@@ -263,13 +260,13 @@ def _migrated(what: str, value: Any, start: Any, old: nn.Parameter, to: Resized)
         return value
     if not isinstance(start, Tensor) and value.shape == old.shape:
         # The blank step made none (a momentum of zero gradients, say): moments start at zero.
-        start = torch.zeros_like(to.new)
+        start = torch.zeros_like(change.new.values)
     if not isinstance(start, Tensor):
         return _only_scalar(what, value, old)
     along: dict[int, IndexMap] = {}
     if value.dim() == start.dim() == old.dim():
         # A factored statistic (Adafactor) has size 1 along the dimensions that it sums over: these stay.
-        for dim, layout in to.layouts.items():
+        for dim, layout in change.layouts.items():
             follows = value.shape[dim] == layout.size and start.shape[dim] == len(layout.order)
             if follows:
                 along[dim] = layout
@@ -284,7 +281,7 @@ def _migrated(what: str, value: Any, start: Any, old: nn.Parameter, to: Resized)
     return place(value, along, into)
 
 
-def _only_scalar(what: str, value: Tensor, old: nn.Parameter) -> Tensor:
+def _only_scalar(what: str, value: Tensor, old: Tensor) -> Tensor:
     if value.dim():
         found, wanted = tuple(value.shape), tuple(old.shape)
         raise UnsupportedError(

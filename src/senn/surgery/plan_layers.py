@@ -112,5 +112,5 @@ def _check_held_once(model: nn.Module, module: nn.Module, what: str) -> None:
 
 
 def _replace(result: SurgeryPlan, model: nn.Module, name: str) -> None:
-    """Have a tensor replaced, though its shape may stay: old Parameters are never written to."""
+    """Have a tensor's data exchanged, though its shape may stay: former data are never written to."""
     result.shapes[name] = find_tensor(model, name).shape

@@ -34,7 +34,7 @@ from senn.surgery.reindex import reindex
 from senn.surgery.undo import UndoLog
 
 WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"))
-"""Classes that hold a model and remember its parameters."""
+"""Classes that hold a model and remember the sizes of its parameters."""
 
 
 @_deprecated.aliased
@@ -64,7 +64,7 @@ class Receipt:
     _undone: bool = field(default=False, repr=False)
 
     def undo(self) -> None:
-        """Restore the model, its averages and its optimizer: the same Parameter and state objects.
+        """Restore the model, its averages and its optimizer: their former data, gradients and state.
 
         Raises:
             SurgeryError: the change was undone before, or the model was changed again or trained since.
@@ -72,7 +72,7 @@ class Receipt:
         where = f"the change of {_places(self.moves)}"
         if self._undone:
             raise SurgeryError(f"{where} has been undone already")
-        # A loaded state dict, or another change, has put other objects where this one's are.
+        # A loaded state dict, or another change, has put other objects or data where this one's are.
         attached = self._snapshot is None or self._snapshot.attached
         if not attached or not all(log.in_place() for log in self._logs):
             raise SurgeryError(
@@ -97,6 +97,7 @@ class Receipt:
 
 
 @_deprecated.keywords
+@torch.inference_mode(False)  # data and state that are made in inference mode can't be trained
 def transaction(
     model: nn.Module,
     moves: Sequence[Move],
@@ -116,7 +117,7 @@ def transaction(
     `Receipt.graph` is the graph of now.
 
     Args:
-        model: changed in place; old Parameters are replaced, never written to.
+        model: changed in place; Parameters stay the same objects, with other data.
         moves: of any kind; several may touch the same tensor.
         graph: of the model.
         optimizer: its groups stay the same objects; its state follows by position. None for a model without one.
@@ -223,6 +224,8 @@ class _Operation:
             receipt.output_change = self._compare(everyone, logs, before, self.probe)
         receipt.loss_after = self._loss()
         self._check_loss(receipt)
+        for log in logs:
+            log.finish()
         return receipt
 
     def _compare(

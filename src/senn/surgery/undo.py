@@ -9,19 +9,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from senn.surgery.index_maps import IndexMap
+from senn.surgery.tensor_data import Data, outdate_graphs
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Resized:
-    """Replacement of a Parameter.
+    """Exchange of a tensor's data.
 
     Attributes:
-        new: the Parameter in its place.
+        name: full name of the tensor.
         layouts: by dimension, where the old entries went.
+        old: what it held before.
+        new: what it holds since.
     """
 
-    new: nn.Parameter
+    name: str
     layouts: Mapping[int, IndexMap]
+    old: Data
+    new: Data
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,41 +61,60 @@ class UndoLog:
     """Record of what was done to one copy of a model, and the way back.
 
     Attributes:
-        swaps: (container, key, old, new) for each exchanged entry of a module's dictionaries. Where old and new are one
-            object, the module itself will exchange it, and undoing puts the old one back.
-        resized: replaced Parameters, by the old one.
+        model: the copy.
+        swaps: (container, key, old, new) for each exchanged entry of a module's dictionaries.
+        resized: Parameters and buffers that get other data; they stay the same objects.
         inserted: new layers, in the order of the moves.
         uncalibrated: normalizations with new channels whose running statistics are still 0 and 1, and the positions of
             these channels.
+        finished: True once graphs from before the change are outdated.
     """
 
+    model: nn.Module
     swaps: list[tuple[MutableMapping[str, Any], str, Any, Any]] = field(default_factory=list)
-    resized: dict[nn.Parameter, Resized] = field(default_factory=dict)
+    resized: dict[Tensor, Resized] = field(default_factory=dict)
     inserted: list[Inserted] = field(default_factory=list)
     uncalibrated: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
-
-    def now(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return the parameter that replaces another one, or that one itself."""
-        return self.resized[parameter].new if parameter in self.resized else parameter
+    finished: bool = False
 
     def commit(self) -> None:
-        """Put every new object in its place."""
+        """Put every new object and all new data in their places."""
+        for tensor, change in self.resized.items():
+            change.new.put_into(tensor)
         # Entries of dictionaries, not `setattr`, which a module's class may intercept.
         for container, key, _, new in self.swaps:
             container[key] = new
 
+    def finish(self) -> None:
+        """Outdate what was made of the former tensors, once it is certain that the change stays."""
+        # Not in `commit`: whoever holds a gradient accumulator (DistributedDataParallel does) loses it here, which a
+        # rollback couldn't make good.
+        self.finished = True
+        for tensor, change in self.resized.items():
+            outdate_graphs(tensor, change.name)
+        for module in self.model.modules():
+            # Recurrent layers on a GPU keep their weights side by side in one block of memory.
+            if isinstance(module, nn.RNNBase) and not self.resized.keys().isdisjoint(
+                module._parameters.values()
+            ):
+                module.flatten_parameters()
+
     def undo(self) -> None:
-        """Put every old object back in its place."""
+        """Put every old object and all old data back in their places."""
         # Backwards: an entry may be exchanged twice, and then the first old object is the original.
         for container, key, old, _ in reversed(self.swaps):
             container[key] = old
+        for tensor, change in self.resized.items():
+            change.old.put_into(tensor)
+            if self.finished:
+                outdate_graphs(tensor, change.name)
 
     def in_place(self) -> bool:
-        """Return True if every new object still stands where it was put."""
-        for container, key, old, new in self.swaps:
-            if old is not new and not _is_held(container.get(key), new):
-                return False
-        return True
+        """Return True if every new object still stands where it was put, and every tensor is as it was resized."""
+        held = {*self.model.parameters(), *self.model.buffers()}
+        return all(
+            tensor in held and change.new.is_like(tensor) for tensor, change in self.resized.items()
+        ) and all(_is_held(container.get(key), new) for container, key, _, new in self.swaps)
 
 
 def _is_held(held: Any, new: Any) -> bool:
