@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from senn.errors import UnsupportedError
+from senn.errors import SennError, UnsupportedError
 
 Inputs = Any
 """A tensor, a tuple of positional arguments, a mapping of keyword arguments, or `Arguments`."""
+
+Targets = Any
+"""What the loss takes beside the outputs: a tensor, or a nesting of tensors whose first dimensions count samples."""
 
 Output = Callable[[Any], Tensor]
 """Function from what the model returns to the tensor that the loss takes."""
@@ -123,8 +126,46 @@ def clone(inputs: Inputs) -> Inputs:
 
 
 def count(inputs: Inputs) -> int:
-    """Return the number of samples: the length of the first tensor that has one, or 0."""
-    return next((len(tensor) for tensor in tensor_leaves(inputs) if tensor.dim()), 0)
+    """Return the number of samples: the length of the first tensor that has one, or 0.
+
+    Empty tensors (no series of exogenous variables, say) hold no sample each, so that another tensor is asked.
+    """
+    lengths = [len(tensor) for tensor in tensor_leaves(inputs) if tensor.dim()]
+    return next((length for length in lengths if length), 0)
+
+
+def count_samples(inputs: Inputs, targets: Targets) -> int:
+    """Return the number of samples of a batch.
+
+    Args:
+        inputs: inputs of the batch.
+        targets: targets of the batch.
+
+    Raises:
+        SennError: there are no tensors, targets disagree, or no input has an entry for each of them.
+
+    >>> import torch
+    >>> count_samples({"x": torch.zeros(4, 2), "scale": torch.ones(1)}, (torch.zeros(4), torch.zeros(4, 3)))
+    4
+    """
+    lengths = [
+        [len(tensor) for tensor in tensor_leaves(tree) if tensor.dim()]
+        for tree in (inputs, targets)
+    ]
+    if not all(lengths):
+        raise SennError(
+            "a batch's inputs must be tensors (or a tuple, mapping or dataclass of them), and so must its targets: "
+            f"these are a {type(inputs).__name__} and a {type(targets).__name__}"
+        )
+    found = lengths[1][0]
+    if any(length != found for length in lengths[1]):
+        several = " and ".join(map(str, lengths[1]))
+        raise SennError(
+            f"the targets of a batch need an entry for each sample in every tensor, and they have {several}"
+        )
+    if found not in lengths[0]:
+        raise SennError(f"the batch has inputs for {count(inputs)} samples and targets for {found}")
+    return found
 
 
 def index_batch(inputs: Inputs, samples: slice | Tensor, of: int) -> Inputs:

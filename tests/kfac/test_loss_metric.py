@@ -302,8 +302,14 @@ def _double_well(y, target):
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(loss, target, message):
+    metric = LossMetric(loss)
+
+    def look():
+        metric.gradient(0.3 * _outputs(), target)
+        metric.score_limit(0.3 * _outputs(), target)
+
     with pytest.raises(SennError, match=message):
-        LossMetric(loss).score_limit(0.3 * _outputs(), target)
+        look()
 
 
 @pytest.mark.parametrize(

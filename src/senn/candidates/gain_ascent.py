@@ -27,7 +27,7 @@ from senn.kfac.layer_statistics import LayerRows
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import forward, record_linear_calls
 from senn.preserve import preserve_model_state
-from senn.pytree import Inputs
+from senn.pytree import Inputs, Targets
 from senn.surgery import Widen, apply_moves, calibrate_batch_norm
 from senn.surgery.plan import plan
 from senn.surgery.plan_types import SurgeryPlan, find_tensor
@@ -102,7 +102,7 @@ class GainObjective:
         graph: DependencyGraph,
         candidates: CandidateSet,
         inputs: Inputs,
-        targets: Tensor,
+        targets: Targets,
         metric: LossMetric,
         generator: torch.Generator,
         weights: Tensor | None = None,

@@ -28,7 +28,7 @@ from senn.kfac.recorder import LinearCall, forward, record_linear_calls
 from senn.nn import Residual
 from senn.nn.activations import activation_class
 from senn.preserve import preserve_model_state
-from senn.pytree import Inputs, Output
+from senn.pytree import Inputs, Output, Targets
 from senn.surgery import Append, Widen, function_preserving_copy
 
 SCALE_SAMPLES = 128
@@ -87,7 +87,7 @@ def sample_candidates(
     graph: DependencyGraph,
     maps: Mapping[str, LinearMap],
     inputs: Inputs,
-    targets: Tensor,
+    targets: Targets,
     metric: LossMetric,
     config: CandidateConfig,
     moves: Sequence[str],
@@ -116,9 +116,9 @@ def sample_candidates(
         DivergenceError: the outputs are not finite.
     """
     count = _number_of_samples(readings)
-    samples = pytree.index_batch(inputs, slice(0, count), len(targets))
+    samples, labels = pytree.index_batch((inputs, targets), slice(0, count), pytree.count(targets))
     outputs, calls = _record(model, samples, [*maps], output)
-    loss = float(metric.loss(outputs, targets[:count]))
+    loss = float(metric.loss(outputs, labels))
     plain = [name for name in calls if maps[name].groups == 1 and not maps[name].transposed]
     context = SamplingContext(
         model=model,

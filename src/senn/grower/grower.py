@@ -24,7 +24,7 @@ from senn.grower.grower_memory import GrowerMemory
 from senn.grower.grower_settings import RANGES, GrowerSettings
 from senn.kfac.loss_metric import LossMetric
 from senn.policies import MOVES, Budget, Policy, PricePolicy, check_moves
-from senn.pytree import Inputs, Output
+from senn.pytree import Inputs, Output, Targets
 from senn.scoring.applied_round import apply_round
 from senn.scoring.pool import CandidatePool
 from senn.scoring.precision import full_precision
@@ -33,7 +33,7 @@ from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import select_candidates
 from senn.surgery.optimizer_state import check_holds, unwrap
 
-Batch = tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor] | Sequence[Any]
+Batch = tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor] | Sequence[Any]
 
 
 @_deprecated.aliased
@@ -45,7 +45,7 @@ class Grower(GrowerSettings, GrowerMemory):
     Args:
         model: any module that `senn.analyze` understands, compiled or not; it stays the same object.
         optimizer: the optimizer that trains it, whose state follows by position; None if there is none.
-        loss: the training loss, `loss(outputs, targets)`, a mean over samples.
+        loss: the training loss, `loss(outputs, targets)`, a mean over samples. Targets may be a nesting of tensors.
         policy: rule for when and where to change the network; None for a price on held-out gain.
         samples: number of training samples, for prices; None for that of the first loader's data set, or else the
             number of samples observed.
@@ -168,7 +168,7 @@ class Grower(GrowerSettings, GrowerMemory):
         return tuple(self._widths().values())
 
     @full_precision
-    def observe(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
+    def observe(self, inputs: Inputs, targets: Targets, weights: Tensor | None = None) -> float:
         """Add one batch to the statistics of the next round; call `grow()` without arguments after some of them.
 
         Runs the model in eval mode, once (on the first batch a few times more, for some of its samples), with two
@@ -176,7 +176,7 @@ class Grower(GrowerSettings, GrowerMemory):
 
         Args:
             inputs: (samples, ...), or any nesting of such tensors that the model takes.
-            targets: (samples, ...), as the loss takes them.
+            targets: (samples, ...) as the loss takes them, or any nesting of such tensors for a loss that takes it.
             weights: (samples,) sample weights; None for ones.
 
         Returns:
@@ -186,10 +186,7 @@ class Grower(GrowerSettings, GrowerMemory):
             SennError: the batch doesn't fit the model or the loss, or the model has no place to grow.
         """
         with self.communicator.fail_together("observe a batch"):
-            if not pytree.tensor_leaves(inputs) or not isinstance(targets, Tensor):
-                raise SennError(
-                    "a batch's inputs must be tensors (or a tuple or mapping of them), and its targets a tensor"
-                )
+            pytree.count_samples(inputs, targets)
             check_whole(self.model)
             if self._graph is None:
                 # Only now: an analysis needs inputs, and `import senn` and a constructor should cost nothing.

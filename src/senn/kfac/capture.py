@@ -31,14 +31,14 @@ from senn.kfac.layer_statistics import BlockCall, LayerRows, LayerStatistics, Ro
 from senn.kfac.loss_metric import Among, LossMetric
 from senn.kfac.recorder import LinearCall, forward, record_linear_calls
 from senn.preserve import preserve_model_state
-from senn.pytree import Inputs, Output
+from senn.pytree import Inputs, Output, Targets
 
 
 def capture(
     model: nn.Module,
     names: Sequence[str],
     inputs: Inputs,
-    targets: Tensor,
+    targets: Targets,
     metric: LossMetric,
     *,
     generator: torch.Generator,
@@ -54,7 +54,7 @@ def capture(
         model: any module; it is run once, in eval mode.
         names: linear maps: the module's name where the weight is its `weight`, else the parameter's full name.
         inputs: (samples, ...), or any nesting of such tensors.
-        targets: (samples, ...), as the loss takes them.
+        targets: as the loss takes them.
         metric: the loss with the metric of its outputs.
         generator: source of the random signs.
         weights: (samples,) sample weights with mean 1, or None for ones.
@@ -125,7 +125,7 @@ def _check_reached(names: Sequence[str], seen: Mapping[str, object]) -> None:
         raise UnsupportedError(f"{missing[0]} was not reached by the forward pass")
 
 
-def _finite_loss(metric: LossMetric, y: Tensor, targets: Tensor, weights: Tensor | None) -> float:
+def _finite_loss(metric: LossMetric, y: Tensor, targets: Targets, weights: Tensor | None) -> float:
     loss = float(metric.loss(y, targets, weights))
     if not torch.isfinite(y).all() or not math.isfinite(loss):
         reason = "the network has diverged or the batch holds bad values"

@@ -1,7 +1,6 @@
 """A loss without a closed form, differentiated twice: gradient rows and exact Hessians in m backward passes.
 
-Works for any loss that is a mean over samples, doesn't mix them, and is convex in the outputs; anything else is
-refused.
+Works for any loss that is a mean over samples (`separability`) and convex in the outputs; anything else is refused.
 """
 
 from __future__ import annotations
@@ -9,20 +8,18 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from senn.errors import SennError, UnsupportedError
+from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.kfac.loss_hessians import DenseHessian, DiagonalHessian, LocalLoss
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from senn.kfac.separability import Loss, depends, scalar
 
 
 def differentiate(
-    function: Loss, name: str, y: Tensor, target: Tensor, curved: bool, weight: Tensor | None
+    function: Loss, name: str, y: Tensor, target: Any, curved: bool, weight: Tensor | None
 ) -> LocalLoss:
     """Differentiate a loss twice, in m backward passes.
 
@@ -38,27 +35,20 @@ def differentiate(
         Losses, gradient rows and Hessians of the samples, not weighted yet.
 
     Raises:
-        UnsupportedError: the loss isn't a mean over samples, mixes them, or isn't convex in the outputs.
+        UnsupportedError: the loss is no scalar, has no second derivative, or isn't convex in the outputs.
         SennError: its curvature is NaN or infinite.
     """
     samples = len(y)
     with torch.enable_grad():
         # a leaf of its own: the graph of the network isn't differentiated
         leaf = y.detach().clone().requires_grad_()
-        value = function(leaf, target)
-        if not isinstance(value, Tensor) or value.ndim != 0:
-            raise UnsupportedError(
-                f"the loss {name} must return a scalar, the mean over the samples"
-            )
+        value = scalar(function(leaf, target), name)
         gradient = None
         if value.requires_grad:
-            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True)
-        if gradient is None:
-            raise UnsupportedError(f"the loss {name} doesn't depend on the outputs")
+            # The graph of the gradient only where it is needed: some losses (CTC, hinge) have no second derivative.
+            (gradient,) = torch.autograd.grad(value, leaf, create_graph=curved, allow_unused=True)
         # the loss is a mean, and rows are per sample and unaveraged
-        rows = samples * gradient.reshape(samples, -1)
-    _check_mean(function, name, y, target, value.detach())
-    _check_separable(name, leaf, rows)
+        rows = samples * depends(gradient, name).reshape(samples, -1)
     losses = (
         value.detach().expand(samples)
         if weight is None
@@ -70,44 +60,15 @@ def differentiate(
     return LocalLoss(losses=losses, gradient=rows.detach(), curvature=curvature)
 
 
-def _check_mean(function: Loss, name: str, y: Tensor, target: Tensor, value: Tensor) -> None:
-    """Refuse a loss that isn't a mean over samples: a mean doesn't change when every sample is there twice."""
-    twice = function(torch.cat([y, y]), torch.cat([target, target]))
-    if not torch.isclose(twice, value, rtol=1e-3, atol=1e-6):
-        raise UnsupportedError(
-            f"the loss {name} is not a mean over the samples: twice the same batch changes it"
-        )
-
-
 def _backward(name: str, rows: Tensor, leaf: Tensor, direction: Tensor) -> Tensor:
     """Differentiate <rows, direction> with respect to the outputs: rows (N, m)."""
     try:
         (result,) = torch.autograd.grad(rows, leaf, direction, retain_graph=True)
     except RuntimeError as error:
         raise UnsupportedError(
-            f"the loss {name} cannot be differentiated twice ({error})"
+            f"the loss {name} cannot be differentiated twice ({in_one_line(error)}): use metric='euclidean'"
         ) from error
     return result.reshape(rows.shape)
-
-
-def _check_separable(name: str, leaf: Tensor, rows: Tensor) -> None:
-    """Refuse a loss in which one sample's gradient depends on another sample's output."""
-    if not rows.requires_grad:
-        return
-    generator = torch.Generator().manual_seed(0)
-    sample = int(torch.randint(len(rows), (), generator=generator))
-    direction = torch.zeros_like(rows)
-    # a random sample and direction: a fixed one could meet a zero by construction
-    direction[sample] = torch.randn(rows.shape[1], generator=generator).to(rows)
-    influence = _backward(name, rows, leaf, direction).abs()
-    own = influence[sample].max()
-    influence[sample] = 0
-    # What mixes samples (their mean, say) holds 1/N of every other sample: far above this threshold, which is above
-    # rounding.
-    if float(influence.max()) > 1e-4 / len(rows) * float(own) + 1e-30:
-        raise UnsupportedError(
-            f"the loss {name} mixes samples: one sample's gradient depends on another's output"
-        )
 
 
 def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
@@ -137,7 +98,7 @@ def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
     )
 
 
-def sample_losses(function: Loss, name: str, y: Tensor, target: Tensor) -> Tensor:
+def sample_losses(function: Loss, name: str, y: Tensor, target: Any) -> Tensor:
     """Compute every sample's loss by the loss's own `reduction='none'`.
 
     Args:

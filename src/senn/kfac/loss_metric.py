@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from senn import _deprecated
+from senn import _deprecated, pytree
 from senn.errors import SennError, UnsupportedError, explained
-from senn.kfac.differentiated_loss import Loss as Loss
 from senn.kfac.differentiated_loss import differentiate, sample_losses
 from senn.kfac.loss_hessians import DiagonalHessian, LocalLoss, nats, resolve
+from senn.kfac.separability import Loss as Loss
+from senn.kfac.separability import check_mean_over_samples
 
 __all__ = [
     "LossMetric",
@@ -88,12 +89,12 @@ class LossMetric:
     def __repr__(self) -> str:
         return f"OutputMetric({self.name}, metric={self.metric!r})"
 
-    def loss(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def loss(self, output: Tensor, target: Any, weight: Tensor | None = None) -> Tensor:
         """Compute the mean loss L.
 
         Args:
             output: (N, m), (N,) or what the loss takes.
-            target: as the loss takes it.
+            target: as the loss takes it: a tensor, or a nesting of tensors whose first dimensions count samples.
             weight: sample weights (N,), or None for ones.
 
         Returns:
@@ -102,11 +103,8 @@ class LossMetric:
         Raises:
             SennError: the loss fails on them, or the weights are not finite, negative or of another shape.
         """
-        output, target = _upcast(output, target)
-        shapes = (
-            f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}"
-        )
-        with explained(f"the loss {self.name} fails on {shapes}"):
+        output, target = self._converted(output, target)
+        with explained(self._failure(output, target)):
             if weight is None:
                 return self.function(output, target)
             # a loss function takes no sample weights, so the samples' own losses are weighted
@@ -115,7 +113,7 @@ class LossMetric:
                 return (sample_losses(self.function, self.name, output, target) * weight).mean()
             return (self._rule(output, target, self._options).losses * weight).mean()
 
-    def gradient(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def gradient(self, output: Tensor, target: Any, weight: Tensor | None = None) -> Tensor:
         """Compute the gradient rows g_i = N dL/dy_i.
 
         Args:
@@ -129,12 +127,28 @@ class LossMetric:
         Raises:
             SennError: as in `loss`.
         """
+        self.check_separable(output, target)
         return self._local(output, target, weight, curved=False).gradient
+
+    def check_separable(self, output: Tensor, target: Any) -> None:
+        """Refuse a loss that isn't a mean over samples, each with a loss of its own; closed forms are.
+
+        Args:
+            output: as in `loss`.
+            target: as in `loss`.
+
+        Raises:
+            UnsupportedError: the loss mixes samples, depends on their order, is no mean, or is random.
+        """
+        if not self.has_closed_form:
+            output, target = self._converted(output.detach(), target)
+            with explained(self._failure(output, target)):
+                check_mean_over_samples(self.function, self.name, output, target)
 
     def pseudo_grad(
         self,
         output: Tensor,
-        target: Tensor,
+        target: Any,
         generator: torch.Generator,
         weight: Tensor | None = None,
         among: Among | None = None,
@@ -164,7 +178,7 @@ class LossMetric:
         return local.curvature.root(signs)
 
     def product(
-        self, output: Tensor, target: Tensor, u: Tensor, weight: Tensor | None = None
+        self, output: Tensor, target: Any, u: Tensor, weight: Tensor | None = None
     ) -> Tensor:
         """Multiply rows by the Hessians.
 
@@ -183,7 +197,7 @@ class LossMetric:
         local = self._local(output, target, weight)
         return local.curvature.product(u.detach().to(local.gradient).reshape(local.gradient.shape))
 
-    def score_limit(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> float:
+    def score_limit(self, output: Tensor, target: Any, weight: Tensor | None = None) -> float:
         """Compute lambda = mean_i g_i^T H_i^+ g_i, which eta can't exceed on this batch (paper, Theorem 3.1).
 
         It is twice the decrease that there would be if each sample's outputs could move freely. For a softmax it is
@@ -218,11 +232,29 @@ class LossMetric:
         """
         return nats(self._rule, loss, max(output.numel() // max(len(output), 1), 1))
 
+    @property
+    def has_closed_form(self) -> bool:
+        """True if gradient and Hessian are known as formulas, False if the loss is differentiated."""
+        return self._rule is not None
+
+    def _converted(self, output: Tensor, target: Any) -> tuple[Tensor, Any]:
+        """Check and convert outputs and targets, see `_upcast`."""
+        if self.has_closed_form and not isinstance(target, Tensor):
+            raise SennError(
+                f"{self.name} takes a tensor as targets, not a {type(target).__name__}: for several targets give a "
+                "function of (outputs, targets) that takes them apart"
+            )
+        return _upcast(output, target)
+
+    def _failure(self, output: Tensor, target: Any) -> str:
+        shapes = f"outputs of shape {tuple(output.shape)} and targets of {_shapes(target)}"
+        return f"the loss {self.name} fails on {shapes}"
+
     def _local(
-        self, output: Tensor, target: Tensor, weight: Tensor | None, curved: bool = True
+        self, output: Tensor, target: Any, weight: Tensor | None, curved: bool = True
     ) -> LocalLoss:
         """Compute gradient rows and Hessians of this batch (`curved=False`: the Hessians aren't used)."""
-        output, target = _upcast(output.detach(), target)
+        output, target = self._converted(output.detach(), target)
         weight = None if weight is None else _weights(weight, output)
         if self._rule is not None:
             local = self._rule(output, target, self._options)
@@ -261,7 +293,7 @@ def _name(loss: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _upcast(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _upcast(output: Tensor, target: Any) -> tuple[Tensor, Any]:
     """Convert half precision to float32, and floating targets to the dtype of the outputs."""
     if output.ndim == 0 or len(output) == 0:
         raise SennError(
@@ -272,7 +304,15 @@ def _upcast(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     # exp(12) overflows in float16
     if output.dtype in (torch.float16, torch.bfloat16):
         output = output.float()
-    return output, target.to(output.dtype) if target.is_floating_point() else target
+    dtype = output.dtype
+    return output, pytree.map_leaves(lambda t: t.to(dtype) if t.is_floating_point() else t, target)
+
+
+def _shapes(target: Any) -> str:
+    """Say the shape of targets, or the shapes of several."""
+    if isinstance(target, Tensor):
+        return f"shape {tuple(target.shape)}"
+    return f"shapes {', '.join(str(tuple(leaf.shape)) for leaf in pytree.tensor_leaves(target))}"
 
 
 def _weights(weight: Tensor, output: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from senn import pytree
 from senn.candidates.candidate_set import CandidateSet
 from senn.errors import UnsupportedError
 from senn.graph import DependencyGraph, LinearMap
@@ -87,7 +88,7 @@ class BatchRecorder:
             blocks=[*self.candidate_set.repeats] if part.is_first else (),
             among=among,
         )
-        chunks = self._chunks(found, inputs, part, count=len(targets))
+        chunks = self._chunks(found, inputs, part, count=pytree.count(targets))
         fit, held_out = FoldStatistics(), FoldStatistics()
         # Folds are slices of the joint order, so a rank may have no sample of one.
         slices = [

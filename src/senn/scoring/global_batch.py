@@ -16,11 +16,11 @@ from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.loss_metric import Among, LossMetric
 from senn.kfac.recorder import forward
 from senn.preserve import preserve_model_state
-from senn.pytree import Inputs, Output
+from senn.pytree import Inputs, Output, Targets
 
 Key = TypeVar("Key")
 
-Samples = tuple[Inputs, Tensor, Tensor | None]
+Samples = tuple[Inputs, Targets, Tensor | None]
 """Inputs, targets and weights of some samples."""
 
 
@@ -41,7 +41,7 @@ class GlobalBatch:
     communicator: Communicator
     share: BatchShare
     inputs: Inputs
-    targets: Tensor
+    targets: Targets
     weights: Tensor | None
 
     @classmethod
@@ -49,7 +49,7 @@ class GlobalBatch:
         cls,
         communicator: Communicator,
         inputs: Inputs,
-        targets: Tensor,
+        targets: Targets,
         weights: Tensor | None,
         *,
         generator: torch.Generator,
@@ -59,19 +59,15 @@ class GlobalBatch:
         Args:
             communicator: the processes.
             inputs: this rank's inputs, (samples, ...) or any nesting of such tensors.
-            targets: this rank's targets, (samples, ...).
+            targets: this rank's targets, (samples, ...) or any nesting of such tensors.
             weights: this rank's sample weights, (samples,), or None.
             generator: source of the permutation, in the same state on all ranks.
 
         Raises:
             SennError: there are fewer than two samples, or inputs, targets and weights don't fit each other.
         """
-        count = len(targets)
         with communicator.fail_together("observe a batch"):
-            if pytree.count(inputs) != count:
-                raise SennError(
-                    f"the batch has inputs for {pytree.count(inputs)} samples and targets for {count}"
-                )
+            count = pytree.count_samples(inputs, targets)
         own_weight = 0.0 if weights is None else float(weights.sum())
         by_rank = communicator.all_gather_object(
             "observe a batch", [count, weights is not None, own_weight]
@@ -91,7 +87,7 @@ class GlobalBatch:
             raise SennError("the sample weights of the batch do not sum to more than zero")
         # One joint permutation: a sorted batch would have one class in each fold.
         share = communicator.batch_share(counts, generator)
-        share = replace(share, local=share.local.to(targets.device))
+        share = replace(share, local=share.local.to(pytree.tensor_leaves(targets)[0].device))
         if weights is not None:
             # Weights have mean 1 over all ranks, so gains keep the unit of the loss.
             mean = weights.mean() if communicator.is_single else total_weight / share.total
@@ -100,9 +96,14 @@ class GlobalBatch:
             communicator=communicator,
             share=share,
             inputs=pytree.index_batch(inputs, share.local, count),
-            targets=targets[share.local],
+            targets=pytree.index_batch(targets, share.local, count),
             weights=weights,
         )
+
+    @property
+    def count(self) -> int:
+        """Number of this rank's samples."""
+        return len(self.share.local)
 
     def first(self, number: int, start: int = 0) -> Samples:
         """Samples of the joint order, all of them on every rank.
@@ -112,7 +113,7 @@ class GlobalBatch:
             start: position of the first one.
         """
         own = self.share.within(start, min(start + number, self.share.total))
-        count = len(self.targets)
+        count = self.count
         everything = self.inputs, self.targets, self.weights
         positions = self.share.positions
         found: Samples
@@ -149,8 +150,7 @@ class GlobalBatch:
                 return stand_in, among
         weights = None if self.weights is None else self.weights[own]
         return (
-            pytree.index_batch(self.inputs, own, len(self.targets)),
-            self.targets[own],
+            *pytree.index_batch((self.inputs, self.targets), own, self.count),
             weights,
         ), among
 
@@ -182,7 +182,7 @@ class GlobalBatch:
             metric: the loss.
             output: finds the outputs in what the model returns.
         """
-        count, loss = len(self.targets), 0.0
+        count, loss = self.count, 0.0
         if count:
             with torch.no_grad(), preserve_model_state(model):
                 loss = float(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from senn import pytree
 from senn.collectives import Communicator
@@ -34,10 +34,8 @@ def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[A
     while True:
         with communicator.fail_together("take a batch"):
             one = next(own, None)
-            if one is not None and (not isinstance(one, tuple | list) or len(one) not in (2, 3)):
-                raise SennError(
-                    "a batch must be inputs, targets and perhaps weights: give a list of such batches"
-                )
+            if one is not None:
+                check_batch(one)
         if not any(communicator.all_gather_object("take a batch", one is not None)):
             return
         with communicator.fail_together("take a batch"):
@@ -47,9 +45,34 @@ def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[A
                         "it has no batch, and others have: give it one, of no samples at least"
                     )
                 # Collectives need every rank: one that has run out goes on with batches of no samples.
-                one = pytree.index_batch(tuple(last), slice(0, 0), pytree.count(last[0]))
+                one = pytree.index_batch(tuple(last), slice(0, 0), pytree.count(last[1]))
         last = one
         yield one
+
+
+def check_batch(one: Any) -> None:
+    """Refuse what isn't a tuple of inputs, targets and perhaps weights, and say how to make one of it.
+
+    Args:
+        one: a batch.
+    """
+    if isinstance(one, tuple | list) and len(one) in (2, 3):
+        return
+    kind = type(one).__name__
+    if isinstance(one, Mapping):
+        some = next(iter(one), "x")
+        way = f"make a tuple of it, such as ({{{some!r}: batch[{some!r}]}}, targets)"
+        raise SennError(
+            f"a batch is a mapping ({kind}), and inputs, targets and perhaps weights are needed: {way}"
+        )
+    if isinstance(one, Tensor | tuple | list):
+        raise SennError(
+            "a batch must be inputs, targets and perhaps weights: give a list of such batches"
+        )
+    raise SennError(
+        f"a batch is of type {kind}, and inputs, targets and perhaps weights are needed: "
+        "make a tuple (inputs, targets) of it"
+    )
 
 
 def agree_on_weights(communicator: Communicator, what: str, model: nn.Module) -> None:

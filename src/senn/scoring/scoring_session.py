@@ -19,8 +19,10 @@ from senn.kfac.capture import labels
 from senn.kfac.factors import FactorInverse
 from senn.kfac.folds import Fold
 from senn.kfac.loss_metric import LossMetric
+from senn.kfac.recorder import forward
 from senn.policies import Budget
-from senn.pytree import Inputs, Output
+from senn.preserve import preserve_model_state
+from senn.pytree import Inputs, Output, Targets
 from senn.scoring.batch_recorder import BatchRecorder
 from senn.scoring.batch_statistics import (
     MOST_ROWS,
@@ -114,12 +116,12 @@ class ScoringSession:
         """Mean loss over the samples observed, in the loss's own unit."""
         return self._loss_sum / max(self.samples, 1)
 
-    def add_batch(self, inputs: Inputs, targets: Tensor, weights: Tensor | None = None) -> float:
+    def add_batch(self, inputs: Inputs, targets: Targets, weights: Tensor | None = None) -> float:
         """Add the statistics of one batch; the model is left as it was.
 
         Args:
             inputs: (samples, ...) or any nesting of such tensors.
-            targets: (samples, ...).
+            targets: (samples, ...) or any nesting of such tensors.
             weights: (samples,) sample weights; None for ones.
 
         Returns:
@@ -133,6 +135,7 @@ class ScoringSession:
                 self.communicator, inputs, targets, weights, generator=self.generator
             )
             with self.communicator.fail_together("observe a batch"):
+                self._check_loss(inputs, targets)
                 candidates = (
                     self._sample_candidates(batch)
                     if self.candidate_set is None
@@ -284,12 +287,23 @@ class ScoringSession:
             self._covariances.remember(label, gains.inverse.factor, rows=rows, existing=existing)
         return gains
 
+    def _check_loss(self, inputs: Inputs, targets: Targets) -> None:
+        """Refuse a loss that mixes samples, by the first batch, in the order in which it was given."""
+        # The order in which pairs of rows, or thirds of a batch, are still together: what follows shuffles.
+        if self.metric.has_closed_form or self.candidate_set is not None:
+            return
+        if pytree.count(targets) > 1:
+            with torch.no_grad(), preserve_model_state(self.model):
+                output = forward(self.model, pytree.clone(inputs), self.output)
+            if torch.isfinite(output).all():  # else the network has diverged, which is said later
+                self.metric.check_separable(output, targets)
+
     def _sample_candidates(self, batch: GlobalBatch) -> CandidateSet:
         """Find the maps that can be read and sample the candidates, from the first samples."""
         inputs, targets, weights = batch.first(SCALE_SAMPLES)
         # A rank without samples of a part runs this one instead, so that collectives stay in step.
-        first = pytree.index_batch(inputs, slice(0, 1), len(targets))
-        self._stand_in = first, targets[:1], None if weights is None else weights[:1]
+        first, label = pytree.index_batch((inputs, targets), slice(0, 1), pytree.count(targets))
+        self._stand_in = first, label, None if weights is None else weights[:1]
         # Candidates are only sampled where they can be scored.
         self.maps = find_readable_maps(self.model, self.graph, self.layouts, inputs, self.output)
         candidates = sample_candidates(
