@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from senn.graph import analyze
-from senn.graph.tracing.rules import linear, norms, pointwise, registry, views
+from senn.graph.tracing.rules import indexing, linear, norms, pointwise, registry, views
 from senn.graph.tracing.tracer import trace_forward
 
-FILES = {views: 68, pointwise: 58, linear: 15, norms: 8}
+FILES = {views: 74, indexing: 20, pointwise: 58, linear: 15, norms: 8}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.__name__.rpartition(".")[2])
@@ -23,7 +23,7 @@ def test_every_rule_of_a_file_is_registered(file):
 
 def test_no_operation_has_two_rules():
     names = [name for file in FILES for name in file.RULES]
-    assert len(names) == len(set(names)) == 149
+    assert len(names) == len(set(names)) == 175
 
 
 def test_an_operation_without_a_rule_is_pointwise_or_unknown():

@@ -8,11 +8,14 @@ from torch.nn import functional as F
 
 KEEPING = (
     *("residual", "depthwise", "squeeze", "norm", "prelu", "channels last", "group"),
-    *("attention", "grouped query", "multihead", "normed", "swiglu"),
+    *("attention", "grouped query", "multihead", "normed", "swiglu", "messages", "relative"),
 )
 """Parts whose output is as wide as their input."""
 
-PARTS = (*("conv", "concat", "gate", "twice", "shuffle", "strided", "branches", "glu"), *KEEPING)
+PARTS = (
+    *("conv", "concat", "gate", "twice", "shuffle", "strided", "branches", "glu", "padded"),
+    *KEEPING,
+)
 
 
 def _modules(kind: str, width: int, out: int) -> dict[str, nn.Module]:
@@ -23,6 +26,8 @@ def _modules(kind: str, width: int, out: int) -> dict[str, nn.Module]:
         "conv": lambda: {"main": nn.Conv2d(width, out, **three)},
         "residual": lambda: {"main": nn.Conv2d(width, width, **three)},
         "concat": lambda: {"main": nn.Conv2d(width, out, **three)},
+        "padded": lambda: {"main": nn.Conv2d(width, out, (2, 3))},
+        "messages": lambda: {"main": nn.Linear(width, width)},
         "strided": lambda: {"main": nn.Conv2d(width, out, **three)},
         "gate": lambda: {"main": nn.Conv2d(width, 2 * out, **three)},
         "shuffle": lambda: {"main": nn.Conv2d(width, 4 * out, **three)},
@@ -37,6 +42,10 @@ def _modules(kind: str, width: int, out: int) -> dict[str, nn.Module]:
         "prelu": lambda: {"main": nn.Conv2d(width, width, **three), "slope": nn.PReLU(width)},
         "channels last": lambda: {"down": nn.Linear(width, 3), "up": nn.Linear(3, width)},
         "attention": lambda: {"qkv": nn.Linear(width, 3 * out * size), "back": nn.Linear(out * size, width)},
+        "relative": lambda: {
+            "qkv": nn.Linear(width, 3 * out * size), "table": nn.Embedding(31, out),
+            "back": nn.Linear(out * size, width)
+        },
         "grouped query": lambda: {
             "q": nn.Linear(width, 2 * out * size), "k": nn.Linear(width, out * size), "v": nn.Linear(width, out * size),
             "back": nn.Linear(2 * out * size, width),
@@ -117,6 +126,24 @@ class Part(nn.Module):
         q, k, v = self.qkv(y).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1)
         return x + pixels(self.back(y), x)
+
+    def _relative(self, x):
+        y = tokens(x)
+        b, n, _ = y.shape
+        q, k, v = self.qkv(y).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        distance = torch.arange(n)[:, None] - torch.arange(n) + n - 1
+        bias = self.table.weight[distance.flatten()].view(n, n, -1).permute(2, 0, 1)
+        y = (q @ k.mT + bias).softmax(-1) @ v
+        return x + pixels(self.back(y.transpose(1, 2).reshape(b, n, -1)), x)
+
+    def _padded(self, x):
+        return F.silu(self.main(F.pad(x, (2, 0, 0, 1), value=0.5)))
+
+    def _messages(self, x):
+        y = self.main(tokens(x)).transpose(0, 1)
+        targets = torch.arange(len(y)) // 2
+        sums = y.new_zeros(y.shape).index_add_(0, targets, y)
+        return x + pixels(sums.transpose(0, 1), x)
 
     def _grouped_query(self, x):
         y = tokens(x)

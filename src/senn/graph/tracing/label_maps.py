@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from senn.graph.tracing.labels import Labels
+from senn.graph.tracing.labels import Labels, varying
 from senn.graph.tracing.recorded import REARRANGING, Call, WeightView
 
 
@@ -39,6 +39,7 @@ class LabelMaps:
             int, tuple[str, str, bool]
         ] = {}  # module, name, whether one entry serves all units
         self._views: dict[int, tuple[WeightView, Call]] = {}
+        self._copied_from: dict[int, Tensor] = {}
         for name, module in model.named_modules():
             # A module that counts its parameters has one for each unit, except PReLU, whose single slope serves all.
             counts = isinstance(getattr(module, "num_parameters", None), int)
@@ -65,6 +66,11 @@ class LabelMaps:
         if id(tensor) in self._label_maps:
             return any(bool(label_map.any()) for label_map in self._label_maps[id(tensor)])
         return id(tensor) in self._parameters or id(tensor) in self._views
+
+    def has_units(self, tensor: Tensor) -> bool:
+        """Return True if entries of a tensor belong to units that a linear map makes."""
+        known = self._label_maps.get(id(tensor), ())
+        return any(self.record.has_made(label_map) for label_map in known)
 
     def labels_of(self, tensor: Tensor) -> list[Tensor]:
         """Return all label maps of a tensor, at least one (zeros if it has no units).
@@ -132,7 +138,7 @@ class LabelMaps:
             if number >= len(known):
                 known.append(label_map.clone())
             elif known[number] is not label_map:
-                known[number].copy_(label_map)
+                write_labels(known, number, label_map)
         for label_map in known[
             len(label_maps) :
         ]:  # kept, as views may share its memory, but without units
@@ -142,17 +148,32 @@ class LabelMaps:
         """Label a tensor that is equal for all units it meets: its size follows theirs.
 
         Args:
-            tensor: a tensor without units.
+            tensor: a tensor without units along the same dimensions.
             label_map: of the tensor that it met, to whose shape it broadcasts.
         """
-        own = self.first_labels_of(tensor)
-        offset = label_map.dim() - own.dim()
+        known = self.labels_of(tensor)
+        offset = label_map.dim() - tensor.dim()
         if offset:
             label_map = label_map.amax(tuple(range(offset)))
-        for dim, size in enumerate(own.shape):  # dimensions along which it broadcasts
+        for dim, size in enumerate(tensor.shape):  # dimensions along which it broadcasts
             if size == 1:
                 label_map = label_map.amax(dim, keepdim=True)
-        own.copy_(label_map)
+        if bool(known[0].any()):  # units along other dimensions, which stay
+            known.append(label_map.expand(tensor.shape).clone())
+        else:
+            write_labels(known, 0, label_map.expand(tensor.shape))
+        origin = self._copied_from.get(id(tensor))
+        if origin is not None and not self.is_labeled(origin):
+            self.backfill_labels(origin, label_map)
+
+    def note_copy(self, source: Tensor, copy: Tensor) -> None:
+        """Remember that a tensor without units was copied: the size of both follows that of units met by the copy.
+
+        Args:
+            source: the tensor.
+            copy: the copy, of the same shape.
+        """
+        self._copied_from[id(copy)] = source
 
     def refuse(self, tensor: Tensor, reason: str) -> None:
         """Refuse all units of a tensor.
@@ -203,3 +224,24 @@ def full_name(module: str, key: str) -> str:
         key: its name in there.
     """
     return f"{module}.{key}" if module else key
+
+
+def write_labels(label_maps: list[Tensor], number: int, label_map: Tensor) -> None:
+    """Write a label map into the memory of a tensor's own, which views of the tensor share.
+
+    Args:
+        label_maps: label maps of the tensor, changed in place.
+        number: which of them is overwritten.
+        label_map: the new labels, of the same shape.
+    """
+    target = label_maps[number]
+    # An expanded tensor has one place in memory for many entries: if these differ now, they need memory of their own.
+    expanded = [
+        dim for dim in range(target.dim()) if target.shape[dim] > 1 and not target.stride(dim)
+    ]
+    if varying(label_map) & set(expanded):
+        label_maps[number] = label_map.clone()
+        return
+    for dim in expanded:
+        target, label_map = target.narrow(dim, 0, 1), label_map.narrow(dim, 0, 1)
+    target.copy_(label_map)

@@ -112,6 +112,10 @@ class Labels:
         first = int(labels.max())
         return first > 0 and self.origin(first).produces
 
+    def has_made(self, labels: Tensor) -> bool:
+        """Return True if any label names a unit that a linear map makes."""
+        return any(self.origin(label).produces for label in distinct(labels[labels != 0]).tolist())
+
     def merge(self, first: Tensor, second: Tensor) -> None:
         """Record, entry by entry, that two label maps name the same units; 0 names none.
 

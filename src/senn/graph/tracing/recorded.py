@@ -22,12 +22,15 @@ class Call:
         args: positional arguments.
         kwargs: keyword arguments.
         result: the return value.
+        overwritten: copy of the first argument as it was, if the operation wrote into it and it had no units; else
+            None.
     """
 
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
+    overwritten: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -52,6 +55,12 @@ class Call:
             elif argument.has_default_value():
                 values[argument.name] = argument.default_value
         return values
+
+    def values_of(self, tensor: Tensor) -> Tensor:
+        """Return the values that the operation read from one of its tensors, which it may have overwritten."""
+        return (
+            self.overwritten if self.overwritten is not None and tensor is self.args[0] else tensor
+        )
 
     @cached_property
     def tensors(self) -> list[Tensor]:

@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import pytree
 from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.graph.sizes.size_tracker import SizeTracker
+from senn.graph.tracing.label_maps import write_labels
 from senn.graph.tracing.recorded import Call, WeightUse
 from senn.graph.tracing.rules.module_rules import LayerRule, Visit, rule_of
 from senn.graph.tracing.rules.registry import register, rule_for
@@ -73,10 +74,13 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace = trace
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.trace.follow(
-            Call(func=func, args=args, kwargs=kwargs or {}, result=result), rule_for(func)
-        )
+        kwargs = kwargs or {}
+        target = args[0] if args and func._schema.is_mutable else None
+        kept = isinstance(target, Tensor) and not self.trace.is_labeled(target)
+        overwritten = target.detach().clone() if kept else None
+        result = func(*args, **kwargs)
+        call = Call(func=func, args=args, kwargs=kwargs, result=result, overwritten=overwritten)
+        self.trace.follow(call, rule_for(func))
         return result
 
 
@@ -168,7 +172,7 @@ def _merge_repeated_uses(trace: TraceRecorder) -> None:
                 continue
             if use.uniform:
                 source = use.source[0]
-                source.copy_(columns.to(source.device).expand_as(source))
+                write_labels(use.source, 0, columns.to(source.device).expand_as(source))
             else:
                 trace.record.refuse(
                     columns, f"{use.weight} reads its units and also a tensor that has no units"

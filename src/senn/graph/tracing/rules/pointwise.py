@@ -97,7 +97,10 @@ def pointwise(trace: TraceRecorder, call: Call) -> None:
         # Only now: what meets the result must be equal along all of its units, not only along those of one input.
         for tensor in call.tensors:
             if not trace.is_labeled(tensor):
-                label_maps = [meet_unlabeled(trace, label_map, tensor) for label_map in label_maps]
+                values = call.values_of(tensor)
+                label_maps = [
+                    meet_unlabeled(trace, label_map, tensor, values) for label_map in label_maps
+                ]
         for tensor in call.outputs:
             if (
                 tensor.shape == shape
@@ -189,13 +192,16 @@ def fix_along(trace: TraceRecorder, label_map: Tensor, dims: set[int]) -> Tensor
     return trace.record.merge_along(label_map, dims).expand_as(label_map)
 
 
-def meet_unlabeled(trace: TraceRecorder, label_map: Tensor, other: Tensor) -> Tensor:
+def meet_unlabeled(
+    trace: TraceRecorder, label_map: Tensor, other: Tensor, values: Tensor | None = None
+) -> Tensor:
     """Let a tensor without units meet units: allowed only where it is equal for all of them.
 
     Args:
         trace: the recorder.
         label_map: of the tensor that it meets.
         other: the tensor without units; it broadcasts to the label map's shape.
+        values: its values at that time; None if it still holds them.
 
     Returns:
         The label map after the meeting; its units are refused if there is no way out.
@@ -208,7 +214,8 @@ def meet_unlabeled(trace: TraceRecorder, label_map: Tensor, other: Tensor) -> Te
             fixed.add(dim)
     if not fixed:
         return label_map
-    if is_uniform(other, {dim - offset for dim in fixed}):
+    values = other if values is None else values
+    if is_uniform(values, {dim - offset for dim in fixed}):
         trace.backfill_labels(other, label_map)
         return label_map
     if (

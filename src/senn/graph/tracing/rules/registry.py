@@ -8,8 +8,8 @@ overload ("aten::view"); then `pointwise` for every operation that torch tags so
 unit that the operation meets.
 
 To teach another operation, write its rule and add it to the table of the file that fits: `views` moves and copies
-entries, `pointwise` computes entry by entry and reduces, `linear` reads units and makes new ones, `norms` normalizes.
-A whole layer can have a rule of its own: see `module_rules`.
+entries, `indexing` writes where an index says, `pointwise` computes entry by entry and reduces, `linear` reads units
+and makes new ones, `norms` normalizes. A whole layer can have a rule of its own: see `module_rules`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from senn.graph.tracing.recorded import Call
-from senn.graph.tracing.rules import linear, norms, pointwise, views
+from senn.graph.tracing.rules import indexing, linear, norms, pointwise, views
 from senn.graph.tracing.rules.pointwise import Rule, Rules
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
@@ -29,7 +29,7 @@ _RULES: Rules = {}
 def register() -> None:
     """Fill the table of rules from all files; calling it again changes nothing."""
     if not _RULES:
-        for file in (views, pointwise, linear, norms):
+        for file in (views, indexing, pointwise, linear, norms):
             _RULES.update(file.RULES)
 
 
