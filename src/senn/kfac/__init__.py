@@ -6,7 +6,7 @@ without registering anything. One batch goes through these files in this order:
     recorder          the calls of linear maps during a forward pass
     batch_layout      which rows of a call belong to which sample; found out once per model
     capture           inputs, output gradients and pseudo-gradients of every call on one batch
-      loss_metric       Hessian of the loss at the outputs, by loss_hessians or differentiated_loss
+      loss_metric       Hessian of the loss at the outputs, by closed_forms or differentiated_loss
       layer_inputs      dense rows, or patches of a convolution
     accumulate        sums over samples, and some samples one by one (per_sample)
     folds             the sums of one half of the samples, over batches and ranks

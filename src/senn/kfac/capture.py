@@ -28,7 +28,7 @@ from senn.errors import DivergenceError, UnsupportedError
 from senn.kfac.batch_layout import BatchLayout, RowLayout
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
 from senn.kfac.layer_statistics import BlockCall, LayerRows, LayerStatistics, RowChunk
-from senn.kfac.loss_metric import Among, LossMetric
+from senn.kfac.loss_metric import Among, LossMetric, draw_pseudo_grad
 from senn.kfac.recorder import LinearCall, forward, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets
@@ -80,9 +80,9 @@ def capture(
         loss = _finite_loss(metric, y, targets, weights)
         calls = [(name, call) for name in names for call in seen[name]]
         # drawn after the loss is known to be finite: a bad batch leaves the generator where it was
-        true = metric.gradient(y, targets, weights)
-        signs = metric.pseudo_grad(y, targets, generator, weights, among)
-        dz, s = _backward(output, calls, runs, (true, signs))
+        local = metric.local(y, targets, weights, checked=True)
+        signs = draw_pseudo_grad(local, generator, among)
+        dz, s = _backward(output, calls, runs, (local.gradient, signs))
     read_inputs = _reading_inputs(inputs, {name: seen[name][0] for name in names})
     rows = {
         label: LayerRows(tuple(several), label in read_inputs)
@@ -92,7 +92,7 @@ def capture(
         rows=rows,
         blocks=_block_calls(runs, dz[len(calls) :], s[len(calls) :]),
         loss=loss,
-        score_limit=float(metric.score_limit(y, targets, weights)),
+        score_limit=local.score_limit,
         output=y,
     )
 

@@ -1,6 +1,7 @@
-"""A loss without a closed form, differentiated twice: gradient rows and exact Hessians in m backward passes.
+"""A loss of the user's own, differentiated: gradient rows, and Hessians by `loss_curvature`.
 
 Works for any loss that is a mean over samples (`separability`) and convex in the outputs; anything else is refused.
+The euclidean metric asks for first derivatives only.
 """
 
 from __future__ import annotations
@@ -13,23 +14,34 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from senn.errors import SennError, UnsupportedError, in_one_line
-from senn.kfac.loss_hessians import DenseHessian, DiagonalHessian, LocalLoss
-from senn.kfac.separability import Loss, depends, scalar
+from senn.errors import UnsupportedError
+from senn.kfac.loss_curvature import loss_curvature
+from senn.kfac.loss_graph import LossGraph
+from senn.kfac.loss_hessians import DiagonalHessian, LocalLoss, LossHessian
+from senn.kfac.recognized_loss import recognize
+from senn.kfac.separability import Loss, check_mean, check_mean_over_samples, depends, scalar
 
 
 def differentiate(
-    function: Loss, name: str, y: Tensor, target: Any, curved: bool, weight: Tensor | None
+    function: Loss,
+    name: str,
+    y: Tensor,
+    target: Any,
+    *,
+    curved: bool,
+    weight: Tensor | None = None,
+    checked: bool = False,
 ) -> LocalLoss:
-    """Differentiate a loss twice, in m backward passes.
+    """Differentiate a loss, twice if its curvature is wanted.
 
     Args:
         function: the loss, `function(output, target) -> scalar`.
         name: of the loss, for messages.
         y: (N, ...) outputs.
         target: targets as the loss takes them.
-        curved: False to leave the Hessians out.
+        curved: False to leave the Hessians out; first derivatives are enough then.
         weight: (N,) sample weights, or None; with weights every sample's own loss is needed.
+        checked: True to refuse a loss that isn't a mean over samples.
 
     Returns:
         Losses, gradient rows and Hessians of the samples, not weighted yet.
@@ -42,11 +54,14 @@ def differentiate(
     with torch.enable_grad():
         # a leaf of its own: the graph of the network isn't differentiated
         leaf = y.detach().clone().requires_grad_()
-        value = scalar(function(leaf, target), name)
+        # what the loss gets isn't the leaf itself, as in training: it may be written to
+        value = scalar(function(leaf.clone(), target), name)
         gradient = None
         if value.requires_grad:
             # The graph of the gradient only where it is needed: some losses (CTC, hinge) have no second derivative.
-            (gradient,) = torch.autograd.grad(value, leaf, create_graph=curved, allow_unused=True)
+            (gradient,) = torch.autograd.grad(
+                value, leaf, retain_graph=curved, create_graph=curved, allow_unused=True
+            )
         # the loss is a mean, and rows are per sample and unaveraged
         rows = samples * depends(gradient, name).reshape(samples, -1)
     losses = (
@@ -54,48 +69,18 @@ def differentiate(
         if weight is None
         else sample_losses(function, name, y, target)
     )
-    curvature = (
-        _hessian(name, leaf, rows) if curved else DiagonalHessian(torch.zeros_like(rows.detach()))
-    )
+    graph = LossGraph(name=name, leaf=leaf, value=value, rows=rows)
+    known = recognize(graph) if curved else None
+    if checked and known is None:
+        check_mean_over_samples(function, name, y, target)
+    elif checked:
+        # its Hessian, which was proved, holds nothing between samples
+        check_mean(function, name, y, target)
+    # without curvature, a Hessian that is never read
+    curvature: LossHessian = DiagonalHessian(torch.zeros_like(rows.detach()))
+    if curved:
+        curvature = known or loss_curvature(graph)
     return LocalLoss(losses=losses, gradient=rows.detach(), curvature=curvature)
-
-
-def _backward(name: str, rows: Tensor, leaf: Tensor, direction: Tensor) -> Tensor:
-    """Differentiate <rows, direction> with respect to the outputs: rows (N, m)."""
-    try:
-        (result,) = torch.autograd.grad(rows, leaf, direction, retain_graph=True)
-    except RuntimeError as error:
-        raise UnsupportedError(
-            f"the loss {name} cannot be differentiated twice ({in_one_line(error)}): use metric='euclidean'"
-        ) from error
-    return result.reshape(rows.shape)
-
-
-def _hessian(name: str, leaf: Tensor, rows: Tensor) -> DenseHessian:
-    """Compute every sample's Hessian, with eigenvalues of rounding set to zero."""
-    hessian = rows.new_zeros(*rows.shape, rows.shape[1])
-    for column in range(rows.shape[1] if rows.requires_grad else 0):
-        direction = torch.zeros_like(rows)
-        # column c of all samples' Hessians at once, since samples don't mix
-        direction[:, column] = 1
-        hessian[:, column] = _backward(name, rows, leaf, direction)
-    if not torch.isfinite(hessian).all():
-        raise SennError(f"the loss {name} has a curvature that is NaN or infinite on this batch")
-    # a piecewise linear loss, such as the mean absolute error
-    if not hessian.any():
-        raise UnsupportedError(
-            f"the loss {name} has no curvature in the outputs: use metric='euclidean'"
-        )
-    values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
-    # the rounding of m backward passes, relative to each sample's largest eigenvalue
-    noise = 100 * torch.finfo(rows.dtype).eps * values.abs().amax(1, keepdim=True)
-    if (values < -noise).any():
-        raise UnsupportedError(
-            f"the loss {name} is not convex in the outputs: use metric='euclidean'"
-        )
-    return DenseHessian(
-        vectors=vectors.to(rows), values=torch.where(values <= noise, 0.0, values).to(rows)
-    )
 
 
 def sample_losses(function: Loss, name: str, y: Tensor, target: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses with a closed form: values, gradient rows and Hessians at a network's outputs. Pure tensor math.
+"""Hessians of losses at a network's outputs, never formed where m is large. Pure tensor math.
 
 Notation as in `loss_metric`: outputs y are (N, m), rows are per sample and unaveraged, and the loss is the mean of
 `LocalLoss.losses`. For a likelihood of an exponential family in its natural parameters (cross-entropy of logits,
@@ -8,24 +8,21 @@ the Fisher matrix (Martens 2014, *New insights and perspectives on the natural g
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from senn.errors import SennError, UnsupportedError
-
-Options = Mapping[str, Any]
-
-_LOGIT = 69.0
+LOGIT = 69.0
 """Logits and log-probabilities are clamped to this size in Hessians: p >= e^-69 = 1e-30, so every limit is finite.
 
 In float32 a p below 1e-38 would be zero, and g^2 / p infinite.
 """
+
+CHUNK = 1 << 22
+"""Numbers that are converted to float64 at once: 32 MiB, a fraction of what the probabilities of a large batch take."""
 
 
 class LossHessian(Protocol):
@@ -49,6 +46,13 @@ def _ratio(square: Tensor, curvature: Tensor) -> Tensor:
     return torch.where(square == 0, 0.0, square.double() / curvature.double())
 
 
+def _parts(samples: int, numbers: int) -> Iterator[slice]:
+    """Divide samples of so many numbers each into parts of at most `CHUNK` numbers."""
+    size = max(CHUNK // max(numbers, 1), 1)
+    for start in range(0, samples, size):
+        yield slice(start, start + size)
+
+
 @dataclass(frozen=True, eq=False)
 class DiagonalHessian:
     """Diagonal Hessians H_i = diag(h_i), h (N, m)."""
@@ -65,7 +69,8 @@ class DiagonalHessian:
 
     def score_limit(self, gradient: Tensor) -> Tensor:
         """Compute g_i^T H_i^+ g_i, (N,) float64, for gradient rows g; infinite where H lacks a direction of g."""
-        return _ratio(gradient**2, self.h).sum(1)
+        parts = _parts(*gradient.shape)
+        return torch.cat([_ratio(gradient[part] ** 2, self.h[part]).sum(1) for part in parts])
 
     def scaled(self, weight: Tensor) -> DiagonalHessian:
         """Weight each sample, w_i H_i, by w (N,)."""
@@ -74,32 +79,82 @@ class DiagonalHessian:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SoftmaxHessian:
-    """Hessians of a softmax likelihood, H_i = total_i (diag(p_i) - p_i p_i^T), p (N, m), total (N, 1)."""
+    """Hessians of softmax likelihoods: H = total (diag(p) - p p^T) of each position, zero between positions.
+
+    A sample has one position where outputs are (N, C). It has many where they are (N, C, ...) or (N, ..., C), as those
+    of segmentation and language models: its Hessian is block-diagonal then, and as cheap as that of so many samples.
+
+    Attributes:
+        p: probabilities, (N, ...), m of each sample in the order of the outputs.
+        total: weight of each position, of size 1 along `dim`; 0 for positions without a target.
+        dim: the dimension of classes.
+    """
 
     p: Tensor
     total: Tensor
+    dim: int = 1
 
     def root(self, r: Tensor) -> Tensor:
         """Multiply rows r (N, m) by a square root of H: R_i r_i with R_i R_i^T = H_i."""
         # R = diag(sqrt p) - p sqrt(p)^T, since R R^T = diag p - 2 p p^T + p (sum p) p^T = diag p - p p^T
-        root = self.p.sqrt() * r
-        return self.total.sqrt() * (root - self.p * root.sum(1, keepdim=True))
+        root = self.p.sqrt() * r.reshape(self.p.shape)
+        root = root - self.p * root.sum(self.dim, keepdim=True)
+        return (self.total.sqrt() * root).flatten(1)
 
     def product(self, u: Tensor) -> Tensor:
         """Multiply rows u (N, m) by H: H_i u_i."""
-        product = self.p * u
-        return self.total * (product - self.p * product.sum(1, keepdim=True))
+        product = self.p * u.reshape(self.p.shape)
+        product = product - self.p * product.sum(self.dim, keepdim=True)
+        return (self.total * product).flatten(1)
 
     def score_limit(self, gradient: Tensor) -> Tensor:
         """Compute g_i^T H_i^+ g_i, (N,) float64, for gradient rows g; infinite where H lacks a direction of g."""
+        gradient = gradient.reshape(self.p.shape)
+        parts = _parts(len(gradient), gradient[0].numel())
+        return torch.cat([self._limit(gradient, part) for part in parts])
+
+    def _limit(self, gradient: Tensor, part: slice) -> Tensor:
         # H ignores shifts of all logits. On vectors that sum to zero diag(1/p) inverts it; the part along p is taken
         # off, since log-probabilities can't move that way.
-        gradient = gradient - self.p * gradient.sum(1, keepdim=True)
-        return _ratio(gradient**2, self.total * self.p).sum(1)
+        g, p = gradient[part], self.p[part]
+        g = g - p * g.sum(self.dim, keepdim=True)
+        return _ratio(g**2, self.total[part] * p).flatten(1).sum(1)
 
     def scaled(self, weight: Tensor) -> SoftmaxHessian:
         """Weight each sample, w_i H_i, by w (N,)."""
-        return SoftmaxHessian(p=self.p, total=self.total * weight[:, None])
+        weight = weight.view(-1, *[1] * (self.p.ndim - 1))
+        return SoftmaxHessian(p=self.p, total=self.total * weight, dim=self.dim)
+
+
+@dataclass(frozen=True, eq=False)
+class SumHessian:
+    """Hessians of several losses of which each has outputs of its own: those of a network with several heads, say.
+
+    Attributes:
+        terms: Hessians, each with the outputs where it isn't zero, (N, m) or (m,) Boolean; no two share one.
+    """
+
+    terms: tuple[tuple[LossHessian, Tensor], ...]
+
+    def root(self, r: Tensor) -> Tensor:
+        """Multiply rows r (N, m) by a square root of H: R_i r_i with R_i R_i^T = H_i."""
+        # blocks that don't overlap: roots of the terms, each applied to its own part of r, are a root of the sum
+        return torch.stack([term.root(r * support) for term, support in self.terms]).sum(0)
+
+    def product(self, u: Tensor) -> Tensor:
+        """Multiply rows u (N, m) by H: H_i u_i."""
+        return torch.stack([term.product(u * support) for term, support in self.terms]).sum(0)
+
+    def score_limit(self, gradient: Tensor) -> Tensor:
+        """Compute g_i^T H_i^+ g_i, (N,) float64, for gradient rows g; infinite where H lacks a direction of g."""
+        limits = [term.score_limit(gradient * support) for term, support in self.terms]
+        # outputs without any curvature in which there is a slope
+        free = gradient * ~torch.stack([support for _, support in self.terms]).any(0)
+        return torch.where(free.any(1), torch.inf, torch.stack(limits).sum(0))
+
+    def scaled(self, weight: Tensor) -> SumHessian:
+        """Weight each sample, w_i H_i, by w (N,)."""
+        return SumHessian(tuple((term.scaled(weight), support) for term, support in self.terms))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -143,6 +198,11 @@ class LocalLoss:
     gradient: Tensor
     curvature: LossHessian
 
+    @property
+    def score_limit(self) -> float:
+        """Lambda, the mean of g_i^T H_i^+ g_i; see `LossMetric.score_limit`."""
+        return float(self.curvature.score_limit(self.gradient).mean())
+
     def scaled(self, weight: Tensor) -> LocalLoss:
         """Weight the samples of the batch by w (N,)."""
         return LocalLoss(
@@ -150,224 +210,3 @@ class LocalLoss:
             gradient=self.gradient * weight[:, None],
             curvature=self.curvature.scaled(weight),
         )
-
-
-# ---- rules: closed forms --------------------------------------------------------------------------------------------
-
-
-def _cross_entropy(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """Loss -sum_c q_c log p_c with p = softmax(y): gradient (sum q) p - q, H = (sum q)(diag p - p p^T)."""
-    y = _matrix(y, "cross_entropy")
-    log_p = F.log_softmax(y, 1)
-    q = _class_targets(y, target, options)
-    total = q.sum(1, keepdim=True)
-    # where, not a product: 0 * -inf would be NaN where an output is -inf (a masked class)
-    losses = -torch.where(q == 0, 0.0, q * log_p).sum(1)
-    return LocalLoss(
-        losses=losses,
-        gradient=total * log_p.exp() - q,
-        curvature=SoftmaxHessian(p=log_p.clamp_min(-_LOGIT).exp(), total=total),
-    )
-
-
-def _nll(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """Loss -sum_c q_c y_c of log-probabilities y. Its Fisher is that of cross-entropy, since p^T J = 0."""
-    y = _matrix(y, "nll_loss")
-    if float(y.logsumexp(1).abs().max()) > 1e-2:
-        raise UnsupportedError(
-            "nll_loss needs log-probabilities as outputs, and these don't sum to one"
-        )
-    q = _class_targets(y, target, options)
-    losses = -torch.where(q == 0, 0.0, q * y).sum(1)
-    return LocalLoss(
-        losses=losses,
-        gradient=-q,
-        curvature=SoftmaxHessian(p=y.clamp_min(-_LOGIT).exp(), total=q.sum(1, keepdim=True)),
-    )
-
-
-def _bce_with_logits(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """Loss 1/m sum w (a t log(1/p) + (1 - t) log(1/(1 - p))) with a = pos_weight, p = sigmoid(y)."""
-    y, t = _alike(y, target, "binary_cross_entropy_with_logits")
-    scale = _broadcast(options["weight"], y, "weight") / y[0].numel()
-    # log(1/p) = softplus(-y), which doesn't overflow; H = w (a t + 1 - t) p (1 - p) / m
-    positive = _broadcast(options["pos_weight"], y, "pos_weight") * t
-    losses = scale * (positive * F.softplus(-y) + (1 - t) * F.softplus(y))
-    gradient = scale * ((1 - t) * y.sigmoid() - positive * (-y).sigmoid())
-    clamped = y.clamp(-_LOGIT, _LOGIT)
-    curvature = scale * (positive + 1 - t) * clamped.sigmoid() * (-clamped).sigmoid()
-    return LocalLoss(
-        losses=losses.flatten(1).sum(1),
-        gradient=gradient.flatten(1),
-        curvature=DiagonalHessian(curvature.flatten(1)),
-    )
-
-
-def _bce(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """Binary cross-entropy of probabilities p = y. H = 1 / (p (1 - p)), the mean of d2l/dp2 over t ~ p."""
-    y, t = _alike(y, target, "binary_cross_entropy")
-    if not bool(((y >= 0) & (y <= 1)).all()):
-        raise SennError(
-            "binary_cross_entropy needs probabilities as outputs, and some lie outside [0, 1]"
-        )
-    scale = _broadcast(options["weight"], y, "weight") / y[0].numel()
-    # The Fisher rather than d2l/dp2 itself: it makes scores those of the same net with logits as outputs. The floor
-    # stands where PyTorch's own gradient has it.
-    variance = (y * (1 - y)).clamp_min(1e-12)
-    losses = -scale * (t * y.log().clamp_min(-100) + (1 - t) * (1 - y).log().clamp_min(-100))
-    gradient = scale * (y - t) / variance
-    return LocalLoss(
-        losses=losses.flatten(1).sum(1),
-        gradient=gradient.flatten(1),
-        curvature=DiagonalHessian((scale / variance).flatten(1)),
-    )
-
-
-def _mse(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
-    """Loss |y - t|^2 / m: gradient 2 (y - t) / m, H = 2/m I (PyTorch's squared error has no 1/2)."""
-    y, t = _alike(y, target, "mse_loss")
-    residual = (y - t).flatten(1)
-    m = residual.shape[1]
-    return LocalLoss(
-        losses=(residual**2).mean(1),
-        gradient=2 / m * residual,
-        curvature=DiagonalHessian(torch.full_like(residual, 2 / m)),
-    )
-
-
-# ---- options and targets --------------------------------------------------------------------------------------------
-
-
-def _matrix(y: Tensor, name: str) -> Tensor:
-    if y.ndim != 2:
-        raise UnsupportedError(
-            f"{name} needs outputs of shape (samples, classes), not {tuple(y.shape)}: with a class per position, wrap "
-            "it in a function of your own, which is then differentiated twice"
-        )
-    return y
-
-
-def _alike(y: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Bring outputs and targets to one shape, (N, 1) at least; nothing is broadcast silently."""
-    if y.shape != target.shape:
-        raise SennError(
-            f"{name} got outputs of shape {tuple(y.shape)} and targets of shape {tuple(target.shape)}"
-        )
-    return (y[:, None], target[:, None].to(y)) if y.ndim == 1 else (y, target.to(y))
-
-
-def _broadcast(option: Tensor | None, y: Tensor, name: str) -> Tensor:
-    if option is None:
-        return torch.ones_like(y)
-    try:
-        return option.to(y).broadcast_to(y.shape)
-    except RuntimeError as error:
-        raise SennError(
-            f"the loss's {name} {tuple(option.shape)} does not fit outputs {tuple(y.shape)}"
-        ) from error
-
-
-def _class_targets(y: Tensor, target: Tensor, options: Options) -> Tensor:
-    """Find q (N, C) with loss = mean_i sum_c -q_ic log p_ic: class weights, smoothing and ignored samples included."""
-    classes = y.shape[1]
-    weight = torch.ones_like(y[0]) if options["weight"] is None else options["weight"].to(y)
-    if weight.shape != (classes,):
-        raise SennError(
-            f"the loss has {len(weight)} class weights, and the outputs have {classes} classes"
-        )
-    smoothing = options.get("label_smoothing", 0.0)
-    if target.is_floating_point():
-        if target.shape != y.shape:
-            raise SennError(
-                f"class probabilities {tuple(target.shape)} do not fit outputs {tuple(y.shape)}"
-            )
-        q: Tensor = (target * (1 - smoothing) + smoothing / classes) * weight
-        return q
-    if target.shape != y.shape[:1]:
-        raise SennError(f"class targets need shape ({len(y)},), not {tuple(target.shape)}")
-    target = target.long()
-    used = target != options["ignore_index"]
-    # checked here: on a GPU, indexing out of range fails an assertion after which no CUDA call works
-    wrong = target[used & ((target < 0) | (target >= classes))]
-    if len(wrong):
-        raise SennError(
-            f"the targets contain class {int(wrong[0])}, and the outputs have classes 0 to {classes - 1}"
-        )
-    # PyTorch divides by the sum of the used samples' class weights. N / that sum makes it a mean over all N samples.
-    index = torch.where(used, target, 0)
-    share = weight[index] * used
-    if not bool(share.sum() > 0):
-        raise SennError("every target of this batch is ignored or has class weight zero")
-    scale: Tensor = (len(y) / share.sum()) * used
-    smooth: Tensor = F.one_hot(index, classes).to(y) * (1 - smoothing) + smoothing / classes
-    return smooth * weight * scale[:, None]
-
-
-# ---- which loss has which rule --------------------------------------------------------------------------------------
-
-Rule = Callable[[Tensor, Tensor, Options], LocalLoss]
-
-_RULES: dict[Any, tuple[Rule, Options]] = {
-    F.cross_entropy: (
-        _cross_entropy,
-        {"weight": None, "ignore_index": -100, "label_smoothing": 0.0},
-    ),
-    F.nll_loss: (_nll, {"weight": None, "ignore_index": -100}),
-    F.binary_cross_entropy_with_logits: (_bce_with_logits, {"weight": None, "pos_weight": None}),
-    F.binary_cross_entropy: (_bce, {"weight": None}),
-    F.mse_loss: (_mse, {}),
-}
-
-_FUNCTIONS: dict[type[nn.Module], Any] = {
-    nn.CrossEntropyLoss: F.cross_entropy,
-    nn.NLLLoss: F.nll_loss,
-    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
-    nn.BCELoss: F.binary_cross_entropy,
-    nn.MSELoss: F.mse_loss,
-}
-
-
-def nats(rule: Rule | None, loss: float, outputs: int) -> float:
-    """Convert one nat per sample to the unit of a loss.
-
-    Args:
-        rule: the loss's rule, or None.
-        loss: its present value.
-        outputs: m, outputs per sample.
-
-    Returns:
-        How much of the loss one nat is; 1 for losses that are taken to be in nats.
-    """
-    # Squared error: a Gaussian likelihood whose variance is the error itself has m/2 ln(loss) nats, so d nats / d loss
-    # is m / (2 loss). Binary cross-entropy: a mean over m outputs, each of which counts in nats.
-    if rule is _mse:
-        return max(2 * loss / outputs, 1e-30)
-    return 1 / outputs if rule in (_bce, _bce_with_logits) else 1.0
-
-
-def resolve(loss: Any) -> tuple[Rule | None, Options]:
-    """Find a loss's closed form.
-
-    Args:
-        loss: a function, a module of torch.nn, or a `functools.partial` of a function.
-
-    Returns:
-        Its rule and options; (None, its keywords) if it has to be differentiated.
-    """
-    given: Options = {}
-    function = loss
-    if isinstance(loss, functools.partial):
-        function, given = loss.func, loss.keywords
-    elif type(loss) in _FUNCTIONS:
-        function = _FUNCTIONS[type(loss)]
-        given = {name: getattr(loss, name) for name in _RULES[function][1]}
-    try:
-        rule, defaults = _RULES[function]
-    except (KeyError, TypeError):  # unknown, or unhashable
-        return None, given
-    if (isinstance(loss, functools.partial) and loss.args) or not given.keys() <= {
-        *defaults,
-        "reduction",
-    }:
-        return None, given
-    return rule, {**defaults, **given}

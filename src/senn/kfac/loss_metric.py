@@ -6,12 +6,14 @@ N dL/dy_i, and H_i is the Hessian of w_i l_i, so that with the network's Jacobia
 
     gradient = mean_i J_i^T g_i      F = mean_i J_i^T H_i J_i  (generalized Gauss-Newton, or Fisher)
 
-Common losses have a closed form (`loss_hessians`). Any other loss is differentiated twice, in m backward passes.
+Common losses have a closed form (`closed_forms`), also where a function of the user's own calls them
+(`recognized_loss`). Any other loss is differentiated twice (`loss_curvature`).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,8 +21,9 @@ from torch import Tensor
 
 from senn import _deprecated, pytree
 from senn.errors import SennError, UnsupportedError, explained
+from senn.kfac.closed_forms import nats, resolve
 from senn.kfac.differentiated_loss import differentiate, sample_losses
-from senn.kfac.loss_hessians import DiagonalHessian, LocalLoss, nats, resolve
+from senn.kfac.loss_hessians import DiagonalHessian, LocalLoss
 from senn.kfac.separability import Loss as Loss
 from senn.kfac.separability import check_mean_over_samples
 
@@ -38,7 +41,7 @@ Among = tuple[int, Tensor]
 JOINT_SIGNS = 1 << 26
 """Up to this many signs, a rank draws those of all ranks' samples, so that each sample gets those of a single process.
 
-At 8 bytes a sign that is half a gigabyte for a moment; double it and it is one.
+At a byte a sign that is 64 MiB for a moment, and the time to draw them.
 """
 
 
@@ -49,8 +52,10 @@ class LossMetric:
     Args:
         loss: `loss(output, target) -> scalar`, a mean over the samples. `F.cross_entropy`, `F.nll_loss`,
             `F.binary_cross_entropy_with_logits`, `F.binary_cross_entropy`, `F.mse_loss`, their modules with their
-            options, and `functools.partial` of them have closed forms; any other loss that is separable over samples
-            and convex in the outputs is differentiated twice.
+            options, and `functools.partial` of them have closed forms, with one class or number for each sample or
+            each of its positions. Softmax likelihoods are found inside functions of your own, too (over flattened
+            tokens, shifted, masked, summed over heads). Any other loss that is separable over samples and convex in
+            the outputs is differentiated twice.
         metric: `"fisher"`: H = d2l/dy2 (for probabilities as outputs its mean over the network's own labels), whose
             units make 1/2 eta a loss decrease; `"euclidean"`: H = I (Mitchell et al., section 3.4).
 
@@ -106,7 +111,8 @@ class LossMetric:
         output, target = self._converted(output, target)
         with explained(self._failure(output, target)):
             if weight is None:
-                return self.function(output, target)
+                # a function of one's own may write to what it gets
+                return self.function(output if self._rule else output.clone(), target)
             # a loss function takes no sample weights, so the samples' own losses are weighted
             weight = _weights(weight, output)
             if self._rule is None:
@@ -127,8 +133,7 @@ class LossMetric:
         Raises:
             SennError: as in `loss`.
         """
-        self.check_separable(output, target)
-        return self._local(output, target, weight, curved=False).gradient
+        return self.local(output, target, weight, curved=False, checked=True).gradient
 
     def check_separable(self, output: Tensor, target: Any) -> None:
         """Refuse a loss that isn't a mean over samples, each with a loss of its own; closed forms are.
@@ -173,9 +178,7 @@ class LossMetric:
         Raises:
             SennError: as in `loss`.
         """
-        local = self._local(output, target, weight)
-        signs = _signs(local.gradient.shape, generator, among).to(local.gradient)
-        return local.curvature.root(signs)
+        return draw_pseudo_grad(self.local(output, target, weight), generator, among)
 
     def product(
         self, output: Tensor, target: Any, u: Tensor, weight: Tensor | None = None
@@ -194,7 +197,7 @@ class LossMetric:
         Raises:
             SennError: as in `loss`.
         """
-        local = self._local(output, target, weight)
+        local = self.local(output, target, weight)
         return local.curvature.product(u.detach().to(local.gradient).reshape(local.gradient.shape))
 
     def score_limit(self, output: Tensor, target: Any, weight: Tensor | None = None) -> float:
@@ -215,8 +218,8 @@ class LossMetric:
         Raises:
             SennError: as in `loss`.
         """
-        local = self._local(output, target, weight)
-        return float(local.curvature.score_limit(local.gradient).mean())
+        local = self.local(output, target, weight)
+        return local.score_limit
 
     @torch.no_grad()
     def loss_per_nat(self, loss: float, output: Tensor) -> float:
@@ -250,18 +253,46 @@ class LossMetric:
         shapes = f"outputs of shape {tuple(output.shape)} and targets of {_shapes(target)}"
         return f"the loss {self.name} fails on {shapes}"
 
-    def _local(
-        self, output: Tensor, target: Any, weight: Tensor | None, curved: bool = True
+    def local(
+        self,
+        output: Tensor,
+        target: Any,
+        weight: Tensor | None = None,
+        *,
+        curved: bool = True,
+        checked: bool = False,
     ) -> LocalLoss:
-        """Compute gradient rows and Hessians of this batch (`curved=False`: the Hessians aren't used)."""
+        """Compute all that is known of the loss around one batch's outputs, at once.
+
+        Args:
+            output: as in `loss`.
+            target: as in `loss`.
+            weight: as in `loss`.
+            curved: False if the Hessians aren't used.
+            checked: True to refuse a loss that isn't a mean over samples, each with a loss of its own; closed forms
+                are.
+
+        Returns:
+            Losses, gradient rows and Hessians, weighted.
+
+        Raises:
+            SennError: as in `loss`.
+        """
         output, target = self._converted(output.detach(), target)
         weight = None if weight is None else _weights(weight, output)
         if self._rule is not None:
             local = self._rule(output, target, self._options)
         else:
-            local = differentiate(
-                self.function, self.name, output, target, curved and self.metric == "fisher", weight
-            )
+            with explained(self._failure(output, target)):
+                local = differentiate(
+                    self.function,
+                    self.name,
+                    output,
+                    target,
+                    curved=curved and self.metric == "fisher",
+                    weight=weight,
+                    checked=checked,
+                )
         # gradient and losses are the loss's own; only the metric of the outputs is the identity
         if self.metric == "euclidean":
             local = LocalLoss(
@@ -272,20 +303,43 @@ class LossMetric:
         return local if weight is None else local.scaled(weight)
 
 
+def draw_pseudo_grad(
+    local: LocalLoss, generator: torch.Generator, among: Among | None = None
+) -> Tensor:
+    """Draw random rows v_i with E[v_i v_i^T] = H_i; see `LossMetric.pseudo_grad`.
+
+    Args:
+        local: the loss around a batch's outputs.
+        generator: source of the signs.
+        among: which samples of a larger batch these are; None if they are a batch of their own.
+
+    Returns:
+        (N, m).
+    """
+    signs = _signs(local.gradient.shape, generator, among)
+    # one byte a sign up to here: with the vocabulary of a language model they are as many as anything is
+    return local.curvature.root(signs.to(local.gradient))
+
+
 def _signs(shape: torch.Size, generator: torch.Generator, among: Among | None) -> Tensor:
-    """Draw Rademacher signs (N, m): independent, -1 or 1."""
-    # 2 r - 1 turns bits into signs
+    """Draw Rademacher signs (N, m): independent, -1 or 1, int8."""
     if among is None:
-        return torch.randint(0, 2, shape, generator=generator, device=generator.device) * 2 - 1
+        return _bits(shape, generator) * 2 - 1  # 2 r - 1 turns bits into signs
     (samples, m), (total, places) = shape, among
     if total * m <= JOINT_SIGNS:
         # The signs of the whole batch are drawn, and these samples' taken: as on a single process.
-        joint = torch.randint(0, 2, (total, m), generator=generator, device=generator.device)
+        joint = _bits((total, m), generator)
         return joint[places.to(joint.device)] * 2 - 1
     # As random, but not the signs that a single process would draw: those of all ranks don't fit in memory.
     seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
     own = torch.Generator(generator.device).manual_seed(seed + int(places[0]))
-    return torch.randint(0, 2, (samples, m), generator=own, device=own.device) * 2 - 1
+    return _bits((samples, m), own) * 2 - 1
+
+
+def _bits(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randint(
+        0, 2, tuple(shape), generator=generator, device=generator.device, dtype=torch.int8
+    )
 
 
 def _name(loss: Any) -> str:

@@ -8,6 +8,7 @@ is taken, so that losses without one can be checked too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,35 @@ def check_mean_over_samples(function: Loss, name: str, output: Tensor, target: A
         )
 
 
+@torch.no_grad()
+def check_mean(function: Loss, name: str, output: Tensor, target: Any) -> None:
+    """Refuse a loss of separate samples that isn't a mean over them: it changes when every sample is there twice.
+
+    Args:
+        function: the loss.
+        name: of the loss, for messages.
+        output: (N, ...), detached.
+        target: as the loss takes them.
+
+    Raises:
+        UnsupportedError: it is a sum, say.
+    """
+    count = len(output)
+    # A few samples tell, unless none of them has a target
+    for few in dict.fromkeys((min(count, 4), count)):
+        once = torch.arange(few)
+        values = [
+            float(function(*pytree.index_batch((output, target), samples, count)))
+            for samples in (once, once.repeat(2))
+        ]
+        if math.isfinite(values[0]):
+            if abs(values[1] - values[0]) > 10 * TOLERANCE * abs(values[0]) + 1e-6:
+                raise UnsupportedError(
+                    f"the loss {name} is not a mean over the samples: twice the same batch changes it"
+                )
+            return
+
+
 def _influences(function: Loss, name: str, batch: tuple[Tensor, Any], splits: list[Tensor]) -> bool:
     """Return True if gradients of one half of the samples change with the outputs of the other half."""
     output, target = batch
@@ -125,7 +155,8 @@ def value_and_gradient(
     with torch.enable_grad():
         # a leaf of its own: the graph of the network isn't differentiated
         leaf = output.detach().clone().requires_grad_()
-        value = scalar(function(leaf, target), name)
+        # what the loss gets isn't the leaf itself, as in training: it may be written to
+        value = scalar(function(leaf.clone(), target), name)
         gradient = None
         if value.requires_grad:
             (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
