@@ -20,7 +20,7 @@ REFUSED = {
         "soft (Softmax) mixes its units (softmax)",
     ),
     "mean": (
-        linear_pair(lambda m, x: m.b((h := m.a(x)) - h.mean(1, keepdim=True))),
+        linear_pair(lambda m, x: m.b((h := m.a(x)) + h.mean(1, keepdim=True))),
         f"{OWN} mixes its units (mean)",
     ),
     "batch norm over tokens": (
@@ -92,9 +92,10 @@ REFUSED = {
         linear_pair(lambda m, x: m.b(torch.gather(torch.ones(2, 4), 0, (m.a(x) > 0).long()))),
         f"its units meet gather in {OWN}, {UNKNOWN}",
     ),
-    "layer norm of one unit": (
-        linear_pair(lambda m, x: m.b(F.layer_norm(h := m.a(x), h.shape[1:])), width=1),
-        "the model's own forward normalizes over its units and has no weight to make up for it",
+    "layer norm without a weight": (
+        linear_pair(lambda m, x: m.b(F.layer_norm(h := m.a(x), h.shape[1:]).tanh())),
+        f"the model's own forward normalizes over its units and has no weight to make up for it: tanh in {OWN} comes "
+        "after",
     ),
     "number in the shape": (
         linear_pair(lambda m, x: m.b(m.a(x).view(4, 4))),
@@ -245,7 +246,7 @@ def test_norms_after_a_residual_keep_the_stream_and_heads_but_not_the_feed_forwa
     graph = analyze(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)), batch(2, 5, 4))
     assert names(graph) == ["1.linear1"]
     assert torch.backends.mha.get_fastpath_enabled()
-    assert "1.norm1, 1.norm2 normalizes over its units" in reasons(graph)["0"]
+    assert "it has gone through another norm, 1.norm1 (LayerNorm)" in reasons(graph)["0"]
     assert "follows that of 0" in reasons(graph)["1.self_attn.in_proj_weight"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from senn.graph.sizes.size_tracker import SizeTracker
 from senn.graph.sizes.solver import NoSolutionError, SizeSolver, Symbol
 from senn.graph.sizes.symbolic_int import Key
 from senn.graph.tracing.labels import distinct
+from senn.graph.tracing.recorded import NormUse
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.types import ChannelGroup, CoupledDim, Norm, Refusal, Role, SizeAttribute
 
@@ -23,7 +25,6 @@ _SIZES: dict[Role, tuple[str, ...]] = {
     "consumer": ("in_features", "in_channels", "nx"),
 }
 _DEPTHWISE = ("in_channels", "out_channels", "groups")
-_EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 
 
 def build_groups(
@@ -106,9 +107,9 @@ class _Builder:
         width = classes[first].width // change[first]
         dims: list[CoupledDim] = []
         for number in members:
-            normed = bool(self._norms({number}))
+            uses = self._norm_uses({number})
             for place in classes[number].dims:
-                dims.append(self._coupled_dim(place, width, change[number], normed))
+                dims.append(self._coupled_dim(place, width, change[number], uses))
         dims = _in_order(dims)
         solved = {key: by for key, by in change.items() if not isinstance(key, int)}
         return ChannelGroup(
@@ -120,7 +121,7 @@ class _Builder:
         )
 
     def _coupled_dim(
-        self, place: LabelClassDim, width: int, units: int, normed: bool
+        self, place: LabelClassDim, width: int, units: int, norms: list[NormUse]
     ) -> CoupledDim:
         """Make a dimension of a group; one unit of it is so many `units` of the label class."""
         if place.tensor in self.tied:  # resized, the two objects would no longer share their memory
@@ -138,7 +139,11 @@ class _Builder:
             raise NoSolutionError(
                 f"its units lie in {place.tensor} in an order that isn't understood"
             )
-        role = place.role
+        role, normed = place.role, bool(norms)
+        terms: dict[str, tuple[str, ...]] = {}
+        for use in norms:
+            terms |= use.inputs.gains
+        past_norms = (place.tensor, place.dim) in self.trace.sources.raw_reads and not place.normed
         if normed and role == "consumer" and (place.tensor, place.dim) in self.trace.rows:
             role = "producer"  # a tied embedding makes the units along the dimension in which the head reads them
         module, _, tensor = place.tensor.rpartition(".")
@@ -150,26 +155,48 @@ class _Builder:
             index=index,
             n_segments=n_segments,
             behind_norm=normed and (role != "consumer" or place.normed),
+            gains=terms.get(place.tensor, ()) if role == "producer" else (),
+            stream_power=int(role != "consumer" and place.tensor in terms)
+            - int(normed and role == "consumer" and past_norms),
         )
 
-    def _norms(self, members: set[int]) -> tuple[Norm, ...]:
-        """Normalizations over the units of some label classes."""
-        found: dict[str, Norm] = {}
-        for use in self.trace.norms:
+    def _norm_uses(self, members: set[int]) -> list[NormUse]:
+        """Normalizations over the units of some label classes, in order of use."""
+        found = []
+        for use in self.trace.flow.norms:
             labels = distinct(use.label_map.cpu())
-            if members.isdisjoint(self.classes.class_of[labels].tolist()):
-                continue
-            module = self.model.get_submodule(use.module)
-            if not use.weighted:
-                where = use.module or "the model's own forward"
+            if not members.isdisjoint(self.classes.class_of[labels].tolist()):
+                found.append(use)
+        return found
+
+    def _norms(self, members: set[int]) -> tuple[Norm, ...]:
+        """Normalizations over the units of some label classes, each once."""
+        places = [place for number in members for place in self.classes.all[number].dims]
+        found: dict[object, Norm] = {}
+        for use in self._norm_uses(members):
+            where = use.module or "the model's own forward"
+            if use.blocked is not None and use.power:
                 raise NoSolutionError(
-                    f"{where} normalizes over its units and has no weight to make up for it"
+                    f"{where} normalizes over its units and has no weight to make up for it: {use.blocked} comes after"
                 )
-            # Libraries differ in the name of the summand of the variance; surgery scales it.
-            eps = next(
-                (name for name in _EPS if isinstance(getattr(module, name, None), float)), None
+            scaled = set(use.reads)
+            scaled |= {(place.tensor, place.dim) for place in places if place.tensor in use.weights}
+            norm = Norm(
+                module=use.module,
+                kind=use.kind,
+                eps=None if use.eps is None else use.eps[1],
+                eps_module="" if use.eps is None else use.eps[0],
+                eps_power=use.eps_power,
+                fixed_eps=use.fixed_eps,
+                scaled=tuple(sorted(scaled)),
+                shifts=tuple(use.shifts),
+                power=use.power,
+                spare=use.spare,
+                other_power=use.other_power,
+                obstacle=use.inputs.obstacle,
             )
-            found[use.module] = Norm(module=use.module, kind=use.kind, eps=eps)
+            key = use.module, use.eps, use.power, use.spare
+            found[key] = _joined(found[key], norm) if key in found else norm
         if len({norm.kind for norm in found.values()}) > 1:
             raise NoSolutionError("normalizations of two kinds mix its units")
         return tuple(found.values())
@@ -198,6 +225,16 @@ class _Builder:
             SizeAttribute(module=module, name=name, per_unit=per_unit, item=item)
             for (module, name, item), per_unit in sizes.items()
         )
+
+
+def _joined(first: Norm, second: Norm) -> Norm:
+    """Two uses of one normalization as one."""
+    return replace(
+        first,
+        scaled=tuple(sorted({*first.scaled, *second.scaled})),
+        shifts=tuple(dict.fromkeys([*first.shifts, *second.shifts])),
+        obstacle=first.obstacle or second.obstacle,
+    )
 
 
 def _in_order(dims: list[CoupledDim]) -> list[CoupledDim]:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 from torch import Tensor
 
 from senn import _deprecated, html
+from senn.graph.norm_record import Norm
 
 Role = Literal["producer", "elementwise", "consumer"]
 
@@ -42,6 +43,10 @@ class CoupledDim:
         behind_norm: True if the units here meet one of `ChannelGroup.norms`. Then the new entries of producers are
             prescribed (means of the old ones, or zeros), and new columns of consumers may hold anything. Otherwise
             new columns of consumers are zero, and new entries of producers may hold anything.
+        gains: full names of the parameters that scale what these producers make, by unit, before it reaches a norm
+            (LayerScale).
+        stream_power: 1 for what makes the units that enter a norm, -1 for what reads these past the norm, else 0: see
+            `Norm.fixed_eps`.
     """
 
     role: Role
@@ -51,6 +56,8 @@ class CoupledDim:
     index: Tensor
     n_segments: int = 1
     behind_norm: bool = False
+    gains: tuple[str, ...] = ()
+    stream_power: int = 0
 
     @property
     def name(self) -> str:
@@ -78,25 +85,6 @@ class SizeAttribute:
     name: str
     per_unit: int
     item: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Norm:
-    """A normalization over the units of a group.
-
-    When the group grows from C to C + k units, the output for the old units stays as it was if the new ones enter as
-    the mean of the old ones (`layer`: the variance falls by C / (C + k)) or as zeros (`rms`: so does the mean square),
-    the weight is multiplied by sqrt(C / (C + k)), and eps by C / (C + k).
-
-    Attributes:
-        module: name of the module.
-        kind: `layer` or `rms`.
-        eps: name of the attribute that holds eps; None if there is none.
-    """
-
-    module: str
-    kind: Literal["layer", "rms"]
-    eps: str | None = "eps"
 
 
 @_deprecated.aliased

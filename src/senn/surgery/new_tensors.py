@@ -36,8 +36,12 @@ def new_values(
     values = {name: _extended(model, name, old.detach(), todo) for name, old in olds.items()}
     for compensation in todo.compensations:
         _compensate(compensation, values)
-    for name, factor in todo.scales.items():
-        values[name] = values[name] * factor
+    for name, scales in todo.scales.items():
+        for scale in scales:
+            factor = values[name].new_ones(values[name].shape[scale.dim])
+            factor[scale.positions.to(factor.device)] = scale.factor
+            shape = [-1 if dim == scale.dim else 1 for dim in range(values[name].dim())]
+            values[name] = values[name] * factor.view(shape)
     for name, value in values.items():
         for dim, layout in todo.layouts[name].items():
             if not layout.appends:
@@ -76,10 +80,31 @@ def _new_entries(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Te
         return old.new_zeros(())
     if entry.fill == "mean":
         # In float64: LayerNorm's mean stays as it was only as far as this mean is exact.
+        return _mean(model, name, old, entry).to(old.dtype)
+    if entry.fill == "scale":
         positions = entry.index.flatten().to(old.device)
-        units = old.index_select(entry.dim, positions)
-        return units.double().mean(entry.dim, keepdim=True).to(old.dtype)
+        return _root_mean_square(old.index_select(entry.dim, positions)).to(old.dtype)
     return _cycled(old, entry)
+
+
+def _mean(model: nn.Module, name: str, old: Tensor, entry: Entries) -> Tensor:
+    """Mean over the old units, of what their entries make after the gains: mean(g W) / g of the new unit."""
+    units = old.index_select(entry.dim, entry.index.flatten().to(old.device)).double()
+    new_gain = 1.0
+    for gain_name, dim, index in entry.gains:
+        gain = find_tensor(model, gain_name).detach().double()
+        gains = gain.index_select(dim, index.flatten().to(gain.device)).flatten()
+        if index.shape != entry.index.shape or len(gains) != index.numel():
+            raise UnsupportedError(f"'{gain_name}' scales what '{name}' makes in an unknown layout")
+        shape = [-1 if axis == entry.dim else 1 for axis in range(units.dim())]
+        units = units * gains.view(shape).to(units.device)
+        new_gain *= float(_root_mean_square(gains))
+    # Gains of zero: nothing enters the stream, whatever the entries are.
+    return units.mean(entry.dim, keepdim=True) / (new_gain or 1.0)
+
+
+def _root_mean_square(values: Tensor) -> Tensor:
+    return values.double().square().mean().sqrt()
 
 
 def _cycled(old: Tensor, entry: Entries) -> Tensor:

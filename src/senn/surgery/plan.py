@@ -24,6 +24,7 @@ from senn.surgery.plan_types import (
     Compensation,
     Entries,
     Fill,
+    Scale,
     SurgeryPlan,
     check_values,
     find_group,
@@ -60,6 +61,8 @@ def plan(model: nn.Module, moves: Sequence[Move], graph: DependencyGraph) -> Sur
             group = find_group(graph, move.group)
             _take_units(move, group, left[group.name])
             _plan_prune(result, model, move, graph)
+    for name, change in _changes(moves).items():
+        _plan_norms(result, find_group(graph, name), change)
     for insert in result.inserts:
         # Its layer was made for the old number of features.
         if 1 in result.builders.get(join(insert.insertion_point, "weight"), {}):
@@ -117,10 +120,10 @@ def _plan_widen(result: SurgeryPlan, model: nn.Module, move: Widen, group: Chann
                 fill=fill,
                 values=values,
                 index=coupled.index.cpu(),
+                gains=_gains(coupled, group),
             )
             result.entries[coupled.name].append(entries)
     _plan_attributes(result, group, move.units)
-    _plan_norms(result, group, move.units)
 
 
 def _takes_values(coupled: CoupledDim) -> bool:
@@ -135,28 +138,67 @@ def _default_fill(coupled: CoupledDim, group: ChannelGroup) -> Fill | None:
     if coupled.role == "consumer":
         # The norm gives zero for new units, so any columns keep the function; those of old units learn at once.
         return "cycle"
-    if any(norm.module == coupled.module for norm in group.norms):
-        return "zero" if coupled.tensor == "bias" else "mean"
+    if any(coupled.name in norm.shifts for norm in group.norms):
+        return "zero"
+    if any((coupled.name, coupled.dim) in norm.scaled for norm in group.norms):
+        return "mean"
+    if any(coupled.name in producer.gains for producer in group.dims):
+        return "scale"  # not zero, or a unit with zero rows as well would never learn
     # LayerNorm: units that enter as the mean of the old ones leave the mean as it is. RMSNorm has no mean, so zeros.
     return "mean" if group.norms[0].kind == "layer" else "zero"
+
+
+def _gains(coupled: CoupledDim, group: ChannelGroup) -> tuple[tuple[str, int, Tensor], ...]:
+    """Parameters that scale what a producer makes, with the positions of their units."""
+    return tuple(
+        (gain.name, gain.dim, gain.index.cpu())
+        for name in coupled.gains
+        for gain in group.dims
+        if gain.name == name
+    )
+
+
+def _changes(moves: Sequence[Move]) -> dict[str, int]:
+    """By how much each group's number of units changes in all."""
+    changes: dict[str, int] = defaultdict(int)
+    for move in moves:
+        if isinstance(move, Widen):
+            changes[move.group] += move.units
+        elif isinstance(move, Prune):
+            changes[move.group] -= len(move.units)
+    return changes
 
 
 def _plan_norms(result: SurgeryPlan, group: ChannelGroup, units: int) -> None:
     """Rescale weight and eps of norms over the units, so that the old units' outputs stay.
 
     With C units and k that add nothing to the variance, var' = var C / (C + k). So w (x - m) / sqrt(var + eps) stays
-    for w' = w sqrt(C / (C + k)) and eps' = eps C / (C + k).
+    for w' = w sqrt(C / (C + k)) and eps' = eps C / (C + k), or for x' = x sqrt((C + k) / C) and the same eps.
     """
+    factors: dict[tuple[str, int], float] = {}
+    fixed = [norm for norm in group.norms if norm.fixed_eps]
     for norm in group.norms:
-        fraction = group.width / (group.width + units)
-        for coupled in group.dims:
-            if coupled.module == norm.module and coupled.tensor == "weight":
-                scale = result.scales.get(coupled.name, 1.0)
-                result.scales[coupled.name] = scale * math.sqrt(fraction)
-        if norm.eps is not None:
-            key = norm.module, norm.eps
-            factor = result.factors.get(key, 1.0)
-            result.factors[key] = factor * fraction
+        if min(group.width, group.width + units) <= norm.spare:
+            raise SennError(f"'{group.name}' needs two units: {norm.module} divides by one fewer")
+        fraction = norm.fraction(group.width, units)
+        factors |= dict.fromkeys(norm.scaled, fraction**norm.power)
+        if norm.eps is not None and not fixed:
+            # Assigned: several norms of a group may share one attribute.
+            result.factors[norm.eps_module, norm.eps] = fraction**norm.eps_power
+    for coupled in group.dims:
+        factor = factors.get((coupled.name, coupled.dim), 1.0)
+        if fixed and coupled.stream_power:
+            factor *= fixed[0].fraction(group.width, units) ** (-0.5 * coupled.stream_power)
+        if factor != 1.0:
+            builder = result.builders[coupled.name][coupled.dim]
+            new = [
+                torch.arange(offset, offset + count)
+                for owner, offset, count in builder.newcomers
+                if owner is coupled
+            ]
+            positions = torch.cat([coupled.index.cpu().flatten(), *new])
+            scale = Scale(dim=coupled.dim, positions=positions, factor=factor)
+            result.scales[coupled.name].append(scale)
 
 
 # -- units that leave
@@ -198,7 +240,6 @@ def _plan_prune(result: SurgeryPlan, model: nn.Module, move: Prune, graph: Depen
     for name, coefficients in move.compensation.items():
         _plan_compensation(result, model, graph.map(name), torch.cat(gone[name]), coefficients)
     _plan_attributes(result, group, -len(units))
-    _plan_norms(result, group, -len(units))
 
 
 def _plan_compensation(

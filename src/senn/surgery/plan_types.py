@@ -19,8 +19,9 @@ from senn.surgery.repeat import Addition
 BEFORE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules before which a layer can be inserted."""
 
-Fill = Literal["given", "neutral", "mean", "zero", "cycle"]
-"""Values of new entries: the move's, the module's neutral value, the mean of the old units, 0, or the old in turn."""
+Fill = Literal["given", "neutral", "mean", "scale", "zero", "cycle"]
+"""Values of new entries: the move's, the module's neutral value, the mean of the old units or the root of their mean
+square, 0, or the old in turn."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,6 +35,8 @@ class Entries:
         fill: what they are filled with.
         values: the entries, if given.
         index: (width, k) positions of the old units.
+        gains: (full name, dimension, positions) of parameters that scale the units that these entries make. A mean is
+            then one of what they make after that.
     """
 
     dim: int
@@ -42,6 +45,22 @@ class Entries:
     fill: Fill
     values: Tensor | None
     index: Tensor
+    gains: tuple[tuple[str, int, Tensor], ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scale:
+    """A factor of some entries of a tensor.
+
+    Attributes:
+        dim: the dimension along which they lie.
+        positions: old and new positions, as numbered before they are put in order.
+        factor: the factor.
+    """
+
+    dim: int
+    positions: Tensor
+    factor: float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,7 +95,7 @@ class SurgeryPlan:
         inserts: layers before maps, in the order of the moves.
         appends: blocks and what comes after them, in the order of the moves.
         attributes: by (module, attribute, item), how much is added.
-        scales: by full tensor name, a factor of all its entries (weights of normalizations).
+        scales: by full tensor name, factors of its entries (weights of normalizations).
         factors: by (module, attribute), a factor of a floating-point attribute (their eps).
     """
 
@@ -94,7 +113,7 @@ class SurgeryPlan:
     attributes: dict[tuple[str, str, int | None], int] = field(
         default_factory=lambda: defaultdict(int)
     )
-    scales: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, list[Scale]] = field(default_factory=lambda: defaultdict(list))
     factors: dict[tuple[str, str], float] = field(default_factory=dict)
 
 

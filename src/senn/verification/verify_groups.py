@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -71,11 +72,33 @@ def _bisect(
         return _confirm(model, inputs, (*accepted, *groups), ignored), []
     except _FailedError as reason:
         if len(groups) == 1:
+            for variant in _variants(groups[0]):
+                with suppress(_FailedError):
+                    return _confirm(model, inputs, (*accepted, variant), ignored), []
             return accepted, _refusals(groups[0], str(reason))
     half = len(groups) // 2
     accepted, first = _bisect(model, inputs, accepted, groups[:half], ignored)
     accepted, second = _bisect(model, inputs, accepted, groups[half:], ignored)
     return accepted, first + second
+
+
+def _variants(group: ChannelGroup) -> list[ChannelGroup]:
+    """Return what a group may be instead, where one forward pass can't tell: whose numbers its norms compute with.
+
+    A number that equals an attribute (eps) or a power of the number of units may come from there, or stand in the code.
+    """
+    fixed = tuple(
+        replace(norm, fixed_eps=norm.eps is not None and bool(norm.power)) for norm in group.norms
+    )
+    others = tuple(
+        norm if norm.other_power is None else replace(norm, power=norm.other_power)
+        for norm in group.norms
+    )
+    tried = [group.norms]
+    for norms in (fixed, others):
+        if norms not in tried:
+            tried.append(norms)
+    return [replace(group, norms=norms) for norms in tried[1:]]
 
 
 def _refusals(group: ChannelGroup, reason: str) -> list[Refusal]:
@@ -198,8 +221,17 @@ def _difference(groups: Groups) -> str:
     normed = next((group for group in groups if group.norms), None)
     if normed is None:
         return "the outputs depend on the number of its units"
-    names = ", ".join(norm.module for norm in normed.norms)
-    return f"{names} normalizes over its units, and what enters there can't be kept as it was"
+    norm = next((norm for norm in normed.norms if norm.obstacle is not None), normed.norms[0])
+    name = norm.module or "the model's own forward"
+    start = f"{name} normalizes over its units, and what enters there can't be kept as it was"
+    if norm.obstacle is not None and norm.kind == "layer":
+        others = [other.module for other in normed.norms if other.module]
+        if any(norm.obstacle.startswith(f"{other} (") for other in others):
+            return f"{start}: it has gone through another norm, {norm.obstacle}; only twice as many units would do"
+        return f"{start}: {norm.obstacle} comes before, so the mean over the units depends on each of them"
+    if any(norm.fixed_eps for norm in normed.norms):
+        return f"{start}: the small number in its root (eps) stands in the code, and not in an attribute"
+    return start
 
 
 def _resolved(group: ChannelGroup, found: DependencyGraph) -> ChannelGroup:

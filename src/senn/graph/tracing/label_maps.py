@@ -97,6 +97,11 @@ class LabelMaps:
             return WeightView(name=full_name(*self._parameters[id(tensor)][:2]))
         return None
 
+    def parameter_name(self, identity: int) -> str | None:
+        """Return the full name of the parameter or buffer with an identity; None if it is another tensor."""
+        held = self._parameters.get(identity)
+        return None if held is None else full_name(*held[:2])
+
     def first_labels_of(self, tensor: Tensor) -> Tensor:
         """Return the first label map of a tensor; a parameter has no other."""
         return self.labels_of(tensor)[0]

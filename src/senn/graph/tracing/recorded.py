@@ -5,7 +5,7 @@ Rules and the recorder import these; nothing here imports a rule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -137,21 +137,57 @@ class WeightView:
         return slice(self.start, self.stop) if dim == self.dim else slice(None)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class NormUse:
     """One normalization over whole units.
+
+    With C units and k that add nothing to its statistic, its output is (C' / (C' + k)) ** -power times what it was,
+    where C' = C - spare.
 
     Attributes:
         module: name of the module that holds its weight; of the one that runs it if it has no weight.
         kind: `layer` or `rms`.
-        weighted: True if it has a weight.
         label_map: label map of its input.
+        power: exponent; 0 if the output stays as it is.
+        spare: 1 for an unbiased variance.
+        eps: (module, attribute) of the small number in the statistic; None if there is none.
+        eps_power: exponent with which that must change.
+        fixed_eps: True if the forward's own code holds that number.
+        inputs: what enters.
+        weights: full names of the parameters that multiply its output, by unit.
+        shifts: full names of those that are added to it.
+        reads: (weight, dimension) of maps that read its output with no such parameter in between.
+        blocked: what keeps these from making up for it; None if nothing does.
+        other_power: what `power` may be instead; None if it is certain.
     """
 
     module: str
     kind: Literal["layer", "rms"]
-    weighted: bool
     label_map: Tensor
+    power: float
+    spare: int
+    eps: tuple[str, str] | None
+    eps_power: float
+    fixed_eps: bool
+    inputs: Sources
+    weights: list[str] = field(default_factory=list)
+    shifts: list[str] = field(default_factory=list)
+    reads: list[tuple[str, int]] = field(default_factory=list)
+    blocked: str | None = None
+    other_power: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What an activation is a sum of; see `linear_sources`.
+
+    Attributes:
+        gains: by full name of the weight, bias or table that makes a term, the parameters that scale it, by unit.
+        obstacle: the first operation that isn't linear, or the same for all units; None if there is none.
+    """
+
+    gains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    obstacle: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor, nn
 
 from senn.graph.tracing.label_maps import LabelMaps
 from senn.graph.tracing.labels import is_uniform
+from senn.graph.tracing.linear_sources import LinearSources
+from senn.graph.tracing.norm_flow import NormFlow
 from senn.graph.tracing.recorded import (
     PRESERVING_ZERO,
     Call,
-    NormUse,
     Step,
     WeightUse,
     WeightView,
@@ -41,8 +41,9 @@ class TraceRecorder(LabelMaps):
         uses: uses of weights by linear maps, in order.
         rows: labels of the positions along one dimension of a weight, by full name and dimension.
         activations: class names of the activations in order of use, by module or, for functions, by number.
-        norms: normalizations over whole units.
         groups: (module, labels of its channels) of the normalizations of groups of channels.
+        flow: normalizations by what they compute.
+        sources: what each activation is a sum of.
         reached: identities of all tensors that operations read.
         history: one step for each operation.
         function: name of the torch function that the forward's own code has called now; None outside of any.
@@ -54,7 +55,6 @@ class TraceRecorder(LabelMaps):
         self.uses: list[WeightUse] = []
         self.rows: dict[tuple[str, int], Tensor] = {}
         self.activations: dict[str | int, str] = {}
-        self.norms: list[NormUse] = []
         self.groups: list[tuple[str, Tensor]] = []
         self.reached: set[int] = set()
         self.history: list[Step] = []
@@ -63,9 +63,8 @@ class TraceRecorder(LabelMaps):
         self._activation: dict[
             int, str
         ] = {}  # class name of the last activation that a tensor went through
-        self._normed: set[int] = (
-            set()
-        )  # tensors that come straight from a normalization over whole units
+        self.sources = LinearSources(self)
+        self.flow = NormFlow(self, self.sources)
 
     def weight_use(
         self,
@@ -117,7 +116,7 @@ class TraceRecorder(LabelMaps):
                 spatial=source.dim() - 2 if is_convolution else 0,
                 source=self.labels_of(source),
                 uniform=uniform,
-                normed=id(source) in self._normed,
+                normed=self.flow.is_silent(source),
                 groups=groups,
                 transposed=transposed,
             )
@@ -157,29 +156,6 @@ class TraceRecorder(LabelMaps):
             )
             self.rows[name, dim] = labels
         return self.rows[name, dim].to(tensor.device)
-
-    def note_norm(
-        self,
-        weight: Tensor | None,
-        kind: Literal["layer", "rms"],
-        label_map: Tensor,
-        output: Tensor,
-    ) -> None:
-        """Record a normalization over whole units.
-
-        Args:
-            weight: its factors, one for each unit; None if it has none.
-            kind: `layer` or `rms`.
-            label_map: label map of its input.
-            output: its output, which from now on counts as normalized.
-        """
-        # By parameter: `F.layer_norm` in a forward's own code normalizes with a weight held elsewhere.
-        parameter = None if weight is None else self._parameters.get(id(weight))
-        module = self.path[-1] if parameter is None else parameter[0]
-        self.norms.append(
-            NormUse(module=module, kind=kind, weighted=parameter is not None, label_map=label_map)
-        )
-        self._normed.add(id(output))
 
     def note_groups(self, channels: Tensor) -> None:
         """Record that the running module normalizes groups of channels with these labels."""
@@ -222,14 +198,18 @@ class TraceRecorder(LabelMaps):
             for output, one in zip(call.outputs, views, strict=True):
                 self._views[id(output)] = (one, call)
             return
-        uses = len(self.uses)
+        if self.flow.takes(call):
+            return
+        before = len(self.uses)
         rule(self, call)
-        if len(self.uses) > uses:
+        uses = self.uses[before:]
+        self.flow.after(call, uses)
+        self.sources.after(call, uses)
+        if uses:
             return  # a linear map ends what is remembered about its input
-        labeled = [tensor for tensor in call.tensors if id(tensor) in self._label_maps]
-        all_normed = bool(labeled) and self._normed.issuperset(map(id, labeled))
-        if all_normed and call.operation in PRESERVING_ZERO:
-            self._normed.update(map(id, call.outputs))
+        if call.operation in PRESERVING_ZERO:
+            labeled = [tensor for tensor in call.tensors if id(tensor) in self._label_maps]
+            self.flow.passes_zero(labeled, call.outputs)
         for tensor in call.tensors:
             if id(tensor) in self._activation:
                 for output in call.outputs:

@@ -61,6 +61,7 @@ def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, Size
     for tensor in returned:  # refused after the pass, so that each group's own reason comes first
         if trace.is_labeled(tensor):
             trace.refuse(tensor, "its units are the model's outputs")
+        trace.flow.refuse(tensor)
     _drop_dead_refusals(trace, live=set(map(id, returned)))
     _merge_repeated_uses(trace)
     return trace, sizes

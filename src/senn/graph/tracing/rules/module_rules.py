@@ -22,7 +22,6 @@ from senn import _deprecated, pytree
 from senn.errors import UnsupportedError
 from senn.graph.tracing.recorded import WeightView
 from senn.graph.tracing.rules.linear import columns_of, spread
-from senn.graph.tracing.rules.norms import normalize_units
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
 LayerRule = Callable[["Visit"], None]
@@ -64,12 +63,7 @@ def layer_rule(*types: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
 
 def rule_of(module: nn.Module) -> LayerRule | None:
     """Return the rule of a layer; None if its operations are to be followed one by one."""
-    rule = _RULES.get(type(module))
-    if rule is not None or "RMSNorm" not in type(module).__name__:
-        return rule
-    # Every library has an RMSNorm of its own, made of single operations: known by its name and parameters.
-    parameters = [name for name, _ in module.named_parameters()]
-    return _rms_norm if parameters in (["weight"], []) else None
+    return _RULES.get(type(module))
 
 
 @_deprecated.aliased
@@ -181,7 +175,13 @@ class Visit:
         parameter = None if weight is None else self.module.get_parameter(weight)
         for label_map in self.trace.labels_of(self.source):
             if bool(label_map.any()):
-                self.trace.note_norm(parameter, kind, label_map, self.result)
+                use = self.trace.flow.note(
+                    kind=kind,
+                    label_map=label_map,
+                    inputs=self.trace.sources.of(self.source),
+                    weight=parameter,
+                )
+                self.trace.flow.begin(use, self.result)
 
     def _set_along(self, labels: Tensor, tensor: str, dim: int, axis: int) -> None:
         axis %= self.result.dim()
@@ -204,12 +204,3 @@ class Visit:
             raise UnsupportedError(
                 f"the rule of {self.name} gives {name} {size} units along dimension {dim} of {shape}"
             )
-
-
-def _rms_norm(visit: Visit) -> None:
-    """Root mean square normalization over the last axis, with a weight or without."""
-    # Operations inside aren't followed, so that its parameters would count as never used.
-    visit.trace.reached.update(map(id, visit.module.parameters()))
-    weight = visit.module._parameters.get("weight")
-    last = {visit.source.dim() - 1}
-    normalize_units(visit.trace, visit.source, visit.result, last, kind="rms", weight=weight)

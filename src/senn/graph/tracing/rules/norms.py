@@ -12,7 +12,7 @@ from torch import Tensor
 from senn.graph.tracing.labels import varying
 from senn.graph.tracing.recorded import Call
 from senn.graph.tracing.rules.linear import columns_of, spread
-from senn.graph.tracing.rules.pointwise import Rules, dimensions, fix_along, rules
+from senn.graph.tracing.rules.pointwise import Rules, dimensions, fix_along, reduce, rules
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
 
@@ -27,6 +27,7 @@ def _layer_norm(trace: TraceRecorder, call: Call) -> None:
         kind="layer",
         weight=arguments.get("weight"),
         bias=arguments.get("bias"),
+        eps=arguments.get("eps"),
     )
 
 
@@ -39,6 +40,7 @@ def normalize_units(
     kind: Literal["layer", "rms"],
     weight: Tensor | None,
     bias: Tensor | None = None,
+    eps: float | None = None,
 ) -> None:
     """Normalize over some dimensions.
 
@@ -53,6 +55,7 @@ def normalize_units(
         kind: `layer` (which subtracts the mean) or `rms`.
         weight: factors, one for each unit; None if there are none.
         bias: summands, one for each unit; None if there are none.
+        eps: the small number in the variance; None if it isn't known.
     """
     if not trace.is_labeled(source):
         return
@@ -66,11 +69,34 @@ def normalize_units(
             own = [labels for parameter in parameters for labels in trace.labels_of(parameter)]
             for labels in own:
                 trace.record.merge(label_map, labels.expand_as(label_map))
-            trace.note_norm(weight, kind, label_map, output)
+            use = trace.flow.note(
+                kind=kind,
+                label_map=label_map,
+                inputs=trace.sources.of(source),
+                weight=weight,
+                eps=eps,
+            )
+            if bias is not None:
+                use.shifts.append(trace.sources.parameter(bias) or "")
+                use.blocked = None if use.weights else f"the bias that {trace.place} adds"
+            trace.flow.begin(use, output)
+            trace.sources.end(output, trace.place)
         elif mixed:  # parts of units
             label_map = fix_along(trace, label_map, mixed)
         label_maps.append(label_map)
     trace.set_labels(output, [label_map.clone() for label_map in label_maps])
+
+
+def _statistic(trace: TraceRecorder, call: Call) -> None:
+    """Reduce over some dimensions; over whole units that may be a part of a normalization."""
+    source = call.tensors[0]
+    if trace.is_labeled(source):
+        label_maps = [one for one in trace.labels_of(source) if bool(one.any())]
+        dims = dimensions(call, source.dim())
+        along = varying(label_maps[0]) if len(label_maps) == 1 else set()
+        if along and along <= dims and trace.flow.reduces(call, label_maps[0], dims, along):
+            return
+    reduce(trace, call)
 
 
 def _batch_norm(trace: TraceRecorder, call: Call) -> None:
@@ -115,6 +141,7 @@ def _group_norm(trace: TraceRecorder, call: Call) -> None:
 
 
 RULES: Rules = {
+    **rules(_statistic, "mean sum var std var_mean std_mean linalg_vector_norm norm"),
     **rules(_layer_norm, "native_layer_norm"),
     **rules(_group_norm, "native_group_norm"),
     **rules(

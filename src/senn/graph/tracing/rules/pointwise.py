@@ -247,8 +247,13 @@ def mix_along(trace: TraceRecorder, label_map: Tensor, dims: set[int], how: str)
     return fix_along(trace, label_map, along & dims)
 
 
-def _reduce(trace: TraceRecorder, call: Call) -> None:
-    """Reduce over some dimensions: units survive in the others."""
+def reduce(trace: TraceRecorder, call: Call) -> None:
+    """Reduce over some dimensions: units survive in the others.
+
+    Args:
+        trace: the recorder.
+        call: the reduction.
+    """
     source = call.tensors[0]
     if not trace.is_labeled(source):
         return
@@ -329,9 +334,8 @@ RULES: Rules = {
         "rrelu_with_noise rrelu_with_noise_functional",
     ),
     **rules(
-        _reduce,
-        "mean sum prod amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm any all argmax "
-        "argmin _softmax _log_softmax _safe_softmax cumsum cumprod",
+        reduce,
+        "prod amax amin max min logsumexp any all argmax argmin _softmax _log_softmax _safe_softmax cumsum cumprod",
     ),
     **rules(
         _window,
