@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -59,7 +60,7 @@ class SamplingContext:
         maps: linear maps that can be read, by name.
         calls: by map, its calls on a few samples.
         activations: by map that is neither grouped nor transposed, rows of its inputs and outputs.
-        loss: mean loss of these samples, in nats per sample.
+        loss: mean loss of these samples, in nats per sample; infinite if it isn't known as a likelihood.
         config: how many candidates of what kind.
         min_gain: least decrease of the loss, in nats per sample, with which an insertion of so many parameters could
             be accepted; None if everything is to be scored.
@@ -118,7 +119,9 @@ def sample_candidates(
     count = _number_of_samples(readings)
     samples, labels = pytree.index_batch((inputs, targets), slice(0, count), pytree.count(targets))
     outputs, calls = _record(model, samples, [*maps], output)
-    loss = float(metric.loss(outputs, labels))
+    # what removing the whole loss would bring is known for likelihoods only: other losses may go below zero
+    bounded = metric.has_closed_form and min_gain is not None
+    loss = float(metric.loss(outputs, labels)) if bounded else math.inf
     plain = [name for name in calls if maps[name].groups == 1 and not maps[name].transposed]
     context = SamplingContext(
         model=model,
@@ -130,7 +133,7 @@ def sample_candidates(
             for name in plain
         },
         # In nats, as the policy's prices are: `is_worthwhile` compares the two.
-        loss=loss / metric.loss_per_nat(loss, outputs),
+        loss=loss / metric.loss_per_nat(loss, outputs) if bounded else loss,
         config=config,
         min_gain=min_gain,
         generator=generator,

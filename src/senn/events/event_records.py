@@ -36,8 +36,8 @@ class NetworkState:
 class GrowthEvent:
     """One change of the network's size that was made.
 
-    Decreases and prices are in nats per sample, for every loss (`LossMetric.loss_per_nat`), losses in the loss's own
-    unit. Eta and gains are in eta's unit, twice the loss's.
+    Decreases and prices are per sample: in nats for likelihoods (`LossMetric.loss_per_nat`), for other losses in the
+    loss's own unit, as losses are. Eta and gains are in eta's unit, twice the loss's.
 
     Attributes:
         kind: `widen`, `insert` or `prune`.
@@ -51,9 +51,9 @@ class GrowthEvent:
         gain_lower_bound: lower bound of the gain (Theorem 3.2).
         held_out_gain: held-out gain in eta.
         held_out_stderr: its standard error.
-        expected_decrease: decrease of the loss to count on, in nats: half the held-out gain over `loss_per_nat`;
+        expected_decrease: decrease of the loss to count on: half the held-out gain over `loss_per_nat`;
             negative for pruning.
-        price: least decrease that the policy required for its parameters, in nats.
+        price: least decrease that the policy required for its parameters, in the same unit.
         loss_per_nat: how much of the loss one nat is.
         eta_before: expansion score of the network before.
         eta_after: and after.
@@ -64,8 +64,9 @@ class GrowthEvent:
         architecture: widths after all changes of the round.
         round: number of the round.
         removed_units: of a removal, the units that went, in order, numbered as they were before the round.
-        realized_decrease: decrease of the loss, in nats, between the change and the next batch observed; None until
-            then.
+        realized_decrease: decrease of the loss, in the same unit, between the change and the next batch observed; None
+            until then.
+        unit: of these three, in words.
 
     Example:
         >>> import torch, senn
@@ -101,6 +102,7 @@ class GrowthEvent:
     round: int
     removed_units: tuple[int, ...] = ()
     realized_decrease: float | None = None
+    unit: str = "nats"
     # Underscored, so that `state` leaves it out: it holds the former data.
     _undo: Callable[[], None] | None = field(default=None, repr=False)
 
@@ -158,7 +160,7 @@ class GrowthEvent:
             else f"cost {-self.expected_decrease:.3g}"
         )
         return (
-            f"{self.kind} {self.place}: {size}, {decrease} nats, {self.parameters:+,} parameters, "
+            f"{self.kind} {self.place}: {size}, {decrease} {self.unit}, {self.parameters:+,} parameters, "
             f"price {abs(self.price):.3g}"
         )
 
@@ -230,7 +232,7 @@ def _event_of_place(
     # For the same reason, errors add like independent ones.
     held_out_stderr = sum(one.held_out_stderr**2 for one in several) ** 0.5
     # One by one: a policy's price need not be linear in the number of parameters.
-    price = sum(policy.price(one.parameters, one.samples) for one in several)
+    price = sum(policy.price(one.parameters, one.samples) * one.price_unit for one in several)
     return GrowthEvent(
         kind=first.kind,
         place=first.place,
@@ -256,6 +258,7 @@ def _event_of_place(
         architecture=tuple(after.widths.values()),
         round=number,
         removed_units=removed_units,
+        unit="nats" if first.dispersion is None else "of the loss",
     )
 
 
@@ -265,8 +268,8 @@ class Decision:
 
     Attributes:
         candidate: the candidate, with its figures when it was accepted, or of a refused one at the end of the round.
-        price: least decrease that the policy required for its parameters, in nats per sample.
-        margin: expected decrease beyond what was required, in nats per sample; negative where it falls short.
+        price: least decrease that the policy required for its parameters, in the unit of `expected_decrease`.
+        margin: expected decrease beyond what was required; negative where it falls short.
         reason: why it was refused although it exceeds what was required; empty for all others.
     """
 
@@ -291,7 +294,7 @@ class Decision:
         exceeds = accepted is not None and margin > 0
         return cls(
             candidate=candidate,
-            price=policy.price(candidate.parameters, candidate.samples),
+            price=policy.price(candidate.parameters, candidate.samples) * candidate.price_unit,
             margin=margin,
             reason=policy.reason(candidate, accepted or ()) if exceeds else "",
         )
@@ -335,8 +338,8 @@ class GrowthRound:
         score_limit: lambda, which the exact score can't exceed (Theorem 3.1); that of Kronecker factors can.
         accepted: the accepted candidates, in order.
         refused: the best other candidates of each kind at each place, the closest to being accepted first.
-        realized_decrease: decrease of the loss, in nats per sample, since the changes of the round before; None if it
-            made none.
+        realized_decrease: decrease of the loss per sample, over `loss_per_nat`, since the changes of the round before;
+            None if it made none.
     """
 
     round: int

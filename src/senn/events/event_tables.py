@@ -18,11 +18,11 @@ class Decided(Protocol):
 
     @property
     def price(self) -> float:
-        """Least decrease for its parameters, in nats per sample."""
+        """Least decrease for its parameters."""
 
     @property
     def margin(self) -> float:
-        """Expected decrease beyond what was required, in nats per sample."""
+        """Expected decrease beyond what was required."""
 
     @property
     def reason(self) -> str:
@@ -71,7 +71,7 @@ def candidates_html(candidates: Sequence[Candidate]) -> str:
         "parameters",
         "gain η",
         "held-out η",
-        "expected (nats)",
+        "expected",
         "",
     )
     largest = max((abs(one.expected_decrease) + _stderr(one) for one in candidates), default=0.0)
@@ -140,7 +140,7 @@ def decisions_html(accepted: Sequence[Decided], refused: Sequence[Decided]) -> s
         nats = (html.number(decrease), html.number(one.price), html.number(one.margin))
         figures = (html.number(candidate.gain), _held_out(candidate), f"{candidate.parameters:+,}")
         rows.append((said, *_place(candidate), bar, *nats, *figures))
-    title = "its candidates: bar and line are expected decrease and price in nats, by their square roots"
+    title = "its candidates: bar and line are expected decrease and price, by their square roots"
     return html.table(title, head, rows, 5)
 
 
@@ -149,7 +149,7 @@ def _place(one: Candidate) -> tuple[str, str, str]:
 
 
 def _stderr(one: Candidate) -> float:
-    """Standard error of an expected decrease, in nats."""
+    """Standard error of an expected decrease, in its unit."""
     # Halved as in `Candidate.expected_decrease`: eta is twice a decrease.
     return one.held_out_stderr / (2 * one.loss_per_nat)
 

@@ -23,6 +23,7 @@ from senn.graph.input_checks import check_module
 from senn.grower.grower_memory import GrowerMemory
 from senn.grower.grower_settings import RANGES, GrowerSettings
 from senn.kfac.loss_metric import LossMetric
+from senn.kfac.output_metric import HessianFunction
 from senn.policies import MOVES, Budget, Policy, PricePolicy, check_moves
 from senn.pytree import Inputs, Output, Targets
 from senn.scoring.applied_round import apply_round
@@ -56,7 +57,13 @@ class Grower(GrowerSettings, GrowerMemory):
         candidate_config: how candidates are sampled; None for the defaults.
         averaged: `AveragedModel`s of the model, which change with it.
         ignore: names of modules to leave alone.
-        metric: metric of the outputs: `fisher`, or `euclidean` as in the paper.
+        metric: metric of the outputs: `fisher`, or `euclidean` as in the paper, which needs no second derivative.
+        loss_hessian: Hessian of each sample's loss in the outputs, `loss_hessian(outputs, targets)`, in place of the
+            loss's own: diagonals in the outputs' shape or matrices (samples, m, m), positive semidefinite. For a loss
+            that isn't convex, its mean over the model's own labels (the Fisher matrix). None for the loss's own.
+        coupled: True for a loss that couples the samples of a batch (pairs, triplets, statistics of the batch). Batches
+            are then taken whole and in their order, and a round needs two: steps are fitted on one, valued on the
+            other.
         output: finds, in what the model returns, the tensor that the loss takes. None where that is a tensor or has
             `logits`, or where only one tensor is floating-point.
         seed: seed of everything drawn at random; the global random state is left alone.
@@ -112,6 +119,8 @@ class Grower(GrowerSettings, GrowerMemory):
         averaged: Sequence[AveragedModel] = (),
         ignore: Sequence[str] = (),
         metric: Literal["fisher", "euclidean"] = "fisher",
+        loss_hessian: HessianFunction | None = None,
+        coupled: bool = False,
         output: Output | None = None,
         seed: int = 0,
         communicator: Communicator | None = None,
@@ -138,7 +147,7 @@ class Grower(GrowerSettings, GrowerMemory):
         self.averaged = tuple(averaged)
         self.output = output
         self.ignore = tuple(ignore)
-        self.metric = LossMetric(loss, metric)
+        self.metric = LossMetric(loss, metric, loss_hessian=loss_hessian, coupled=coupled)
         self.communicator = communicator if communicator is not None else default_communicator()
 
     @property

@@ -8,7 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from senn._validate import Rule, a_seed, callable_, check, each, instance_of, one_of, text, whole
+from senn._validate import (
+    Rule,
+    a_seed,
+    callable_,
+    check,
+    each,
+    flag,
+    instance_of,
+    one_of,
+    text,
+    whole,
+)
 from senn.candidates.candidate_config import CandidateConfig
 from senn.collectives import Communicator
 from senn.errors import SennError
@@ -26,12 +37,14 @@ RANGES: Mapping[str, Rule] = {
     "averaged": each(instance_of(nn.Module, called="an AveragedModel of the model")),
     "ignore": each(text()),
     "metric": one_of("fisher", "euclidean"),
+    "loss_hessian": callable_("a function loss_hessian(outputs, targets)").or_none(),
+    "coupled": flag(),
     "output": callable_("a function that finds the outputs in what the model returns").or_none(),
     "seed": a_seed(),
     "communicator": instance_of(Communicator, called="a senn.collectives.Communicator").or_none(),
 }
 
-_FIXED = ("model", "loss", "metric", "seed")
+_FIXED = ("model", "loss", "metric", "loss_hessian", "coupled", "seed")
 _LIMITS = ("max_params", "max_width", "round_to")
 
 

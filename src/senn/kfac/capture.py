@@ -93,8 +93,15 @@ def capture(
         blocks=_block_calls(runs, dz[len(calls) :], s[len(calls) :]),
         loss=loss,
         score_limit=local.score_limit,
+        gradient_square=_mean_square(local.gradient),
+        curvature_trace=_mean_square(signs),
         output=y,
     )
+
+
+def _mean_square(rows: Tensor) -> float:
+    """Mean over rows of their square length."""
+    return float(rows.double().square().sum() / len(rows))
 
 
 def _reading_inputs(inputs: Inputs, first_calls: Mapping[str, LinearCall]) -> set[str]:

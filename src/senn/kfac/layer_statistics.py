@@ -113,6 +113,8 @@ class LayerStatistics:
         blocks: calls of the requested blocks, by name.
         loss: mean loss of the batch, in the loss's own unit (nats for cross-entropy).
         score_limit: lambda of Theorem 3.1, which eta can't exceed on this batch.
+        gradient_square: mean over samples of g^T g, g the loss's gradient at the outputs.
+        curvature_trace: mean over samples of v^T v, v the pseudo-gradient there: the trace of H, on average.
         output: outputs of the model, detached.
     """
 
@@ -120,4 +122,6 @@ class LayerStatistics:
     blocks: dict[str, BlockCall]
     loss: float
     score_limit: float
+    gradient_square: float
+    curvature_trace: float
     output: Tensor

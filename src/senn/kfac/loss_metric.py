@@ -12,18 +12,31 @@ Common losses have a closed form (`closed_forms`), also where a function of the 
 
 from __future__ import annotations
 
-import functools
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from senn import _deprecated, pytree
+from senn import _deprecated
 from senn.errors import SennError, UnsupportedError, explained
 from senn.kfac.closed_forms import nats, resolve
 from senn.kfac.differentiated_loss import differentiate, sample_losses
-from senn.kfac.loss_hessians import DiagonalHessian, LocalLoss
+from senn.kfac.loss_arguments import (
+    check_two_arguments,
+    checked_weights,
+    converted,
+    loss_name,
+    shapes_of,
+)
+from senn.kfac.loss_hessians import DiagonalHessian, LocalLoss, LossHessian
+from senn.kfac.output_metric import (
+    HessianFunction,
+    hessian_of,
+    rayleigh_quotient,
+    secant_curvature,
+)
 from senn.kfac.separability import Loss as Loss
 from senn.kfac.separability import check_mean_over_samples
 
@@ -57,10 +70,18 @@ class LossMetric:
             tokens, shifted, masked, summed over heads). Any other loss that is separable over samples and convex in
             the outputs is differentiated twice.
         metric: `"fisher"`: H = d2l/dy2 (for probabilities as outputs its mean over the network's own labels), whose
-            units make 1/2 eta a loss decrease; `"euclidean"`: H = I (Mitchell et al., section 3.4).
+            units make 1/2 eta a loss decrease; `"euclidean"`: H = kappa I (Mitchell et al., section 3.4), with kappa =
+            1 until it is `calibrated` to the loss's unit. That needs no second derivative.
+        loss_hessian: `loss_hessian(output, target)`: the H to use, positive semidefinite, in place of the loss's own:
+            its diagonals in the outputs' shape, matrices (N, m, m), or a `LossHessian`; None for none. For a loss that
+            isn't convex: its mean over the model's own labels (the Fisher matrix).
+        coupled: True for a loss that couples the samples of a batch, which counts as a whole then.
+
+    Attributes:
+        curvature: kappa.
 
     Raises:
-        SennError: the loss is not callable, or the metric is unknown.
+        SennError: the loss isn't callable as `loss(output, target)`, the metric is unknown, or settings contradict.
         UnsupportedError: the loss sums over samples instead of averaging.
 
     >>> metric = LossMetric(torch.nn.functional.mse_loss)
@@ -72,16 +93,34 @@ class LossMetric:
     10.0
     """
 
-    def __init__(self, loss: Loss, metric: Literal["fisher", "euclidean"] = "fisher") -> None:
+    def __init__(
+        self,
+        loss: Loss,
+        metric: Literal["fisher", "euclidean"] = "fisher",
+        *,
+        loss_hessian: HessianFunction | None = None,
+        coupled: bool = False,
+    ) -> None:
         if metric not in ("fisher", "euclidean"):
             raise SennError(f"unknown output metric {metric!r}: use 'fisher' or 'euclidean'")
         if not callable(loss):
             raise SennError(
                 f"the loss must be callable as loss(output, target), and {loss!r} is not"
             )
+        if loss_hessian is not None and metric == "euclidean":
+            raise SennError(
+                "loss_hessian is a metric of its own, so metric='euclidean' contradicts it"
+            )
+        if coupled and metric == "fisher" and loss_hessian is None:
+            raise SennError(
+                "a loss that couples samples has no Hessian of its own for each: use metric='euclidean' with "
+                "coupled=True, or give loss_hessian=..."
+            )
+        check_two_arguments(loss)
         self.function = loss
-        self.metric = metric
-        self.name = _name(loss)
+        self.metric, self.loss_hessian, self.coupled = metric, loss_hessian, coupled
+        self.curvature = 1.0
+        self.name = loss_name(loss)
         # by identity of the function: a wrapper of cross-entropy may do anything, so it is differentiated
         self._rule, self._options = resolve(loss)
         # a sum would scale eta with the batch, and prices are per sample
@@ -114,7 +153,7 @@ class LossMetric:
                 # a function of one's own may write to what it gets
                 return self.function(output if self._rule else output.clone(), target)
             # a loss function takes no sample weights, so the samples' own losses are weighted
-            weight = _weights(weight, output)
+            weight = checked_weights(weight, output)
             if self._rule is None:
                 return (sample_losses(self.function, self.name, output, target) * weight).mean()
             return (self._rule(output, target, self._options).losses * weight).mean()
@@ -145,7 +184,7 @@ class LossMetric:
         Raises:
             UnsupportedError: the loss mixes samples, depends on their order, is no mean, or is random.
         """
-        if not self.has_closed_form:
+        if not self.has_closed_form and not self.coupled:
             output, target = self._converted(output.detach(), target)
             with explained(self._failure(output, target)):
                 check_mean_over_samples(self.function, self.name, output, target)
@@ -241,17 +280,76 @@ class LossMetric:
         return self._rule is not None
 
     def _converted(self, output: Tensor, target: Any) -> tuple[Tensor, Any]:
-        """Check and convert outputs and targets, see `_upcast`."""
+        """Check and convert outputs and targets, see `converted`."""
         if self.has_closed_form and not isinstance(target, Tensor):
             raise SennError(
                 f"{self.name} takes a tensor as targets, not a {type(target).__name__}: for several targets give a "
                 "function of (outputs, targets) that takes them apart"
             )
-        return _upcast(output, target)
+        return converted(output, target)
 
     def _failure(self, output: Tensor, target: Any) -> str:
-        shapes = f"outputs of shape {tuple(output.shape)} and targets of {_shapes(target)}"
+        shapes = f"outputs of shape {tuple(output.shape)} and targets of {shapes_of(target)}"
         return f"the loss {self.name} fails on {shapes}"
+
+    def calibrated(self, output: Tensor, target: Any) -> LossMetric:
+        """Bring the euclidean metric to the unit of the loss; any other metric stays as it is.
+
+        Args:
+            output: as in `loss`.
+            target: as in `loss`.
+
+        Returns:
+            A metric with the curvature kappa along the gradient at these outputs: 1/2 eta is a decrease of the loss.
+        """
+        if self.metric != "euclidean":
+            return self
+        found = copy.copy(self)
+        output, target = self._converted(output.detach(), target)
+        if self._rule is not None:
+            local = self._rule(output, target, self._options)
+            product = local.curvature.product(local.gradient)
+            found.curvature = rayleigh_quotient(local.gradient, product)
+        else:
+            found.curvature = secant_curvature(lambda y: self._rows(y, target), output)
+        return found
+
+    def dispersion(self, gradient_square: float, curvature_trace: float) -> float | None:
+        """Estimate how much of the loss counts as one nat, for a loss that isn't known as a likelihood.
+
+        For a log-likelihood in nats E[g g^T] = H (Bartlett's second identity). The ratio of both sides is the
+        dispersion of a quasi-likelihood (Wedderburn 1974, *Quasi-likelihood functions, generalized linear models, and
+        the Gauss-Newton method*, Biometrika 61), by which an information criterion divides the loss (QAIC). It is
+        proportional to the loss, so a constant before it changes no decision; for a mean squared error it is
+        `loss_per_nat`.
+
+        Args:
+            gradient_square: mean of g^T g over samples.
+            curvature_trace: mean of the trace of H.
+
+        Returns:
+            The dispersion; None for likelihoods, whose decreases are in nats already.
+        """
+        if self.has_closed_form:
+            return None
+        return max(gradient_square / max(curvature_trace, 1e-300), 1e-30)
+
+    @property
+    def _is_own_hessian(self) -> bool:
+        return self.metric == "fisher" and self.loss_hessian is None
+
+    def _given_hessian(self, output: Tensor, target: Any, gradient: Tensor) -> LossHessian:
+        if self.loss_hessian is None:
+            return DiagonalHessian(torch.full_like(gradient, self.curvature))
+        name = loss_name(self.loss_hessian)
+        shape = tuple(output.shape)
+        with explained(f"loss_hessian {name} fails on outputs of shape {shape}"), torch.no_grad():
+            found = self.loss_hessian(output, target)
+        return hessian_of(found, output, name)
+
+    def _rows(self, output: Tensor, target: Any) -> Tensor:
+        """Gradient rows by a first derivative."""
+        return differentiate(self.function, self.name, output, target, curved=False).gradient
 
     def local(
         self,
@@ -279,7 +377,7 @@ class LossMetric:
             SennError: as in `loss`.
         """
         output, target = self._converted(output.detach(), target)
-        weight = None if weight is None else _weights(weight, output)
+        weight = None if weight is None else checked_weights(weight, output)
         if self._rule is not None:
             local = self._rule(output, target, self._options)
         else:
@@ -289,16 +387,16 @@ class LossMetric:
                     self.name,
                     output,
                     target,
-                    curved=curved and self.metric == "fisher",
+                    curved=curved and self._is_own_hessian,
                     weight=weight,
-                    checked=checked,
+                    checked=checked and not self.coupled,
                 )
-        # gradient and losses are the loss's own; only the metric of the outputs is the identity
-        if self.metric == "euclidean":
+        if not self._is_own_hessian:
+            # gradient and losses are the loss's own; only the metric of the outputs is another
             local = LocalLoss(
                 losses=local.losses,
                 gradient=local.gradient,
-                curvature=DiagonalHessian(torch.ones_like(local.gradient)),
+                curvature=self._given_hessian(output, target, local.gradient),
             )
         return local if weight is None else local.scaled(weight)
 
@@ -340,38 +438,3 @@ def _bits(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randint(
         0, 2, tuple(shape), generator=generator, device=generator.device, dtype=torch.int8
     )
-
-
-def _name(loss: Any) -> str:
-    function = loss.func if isinstance(loss, functools.partial) else loss
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _upcast(output: Tensor, target: Any) -> tuple[Tensor, Any]:
-    """Convert half precision to float32, and floating targets to the dtype of the outputs."""
-    if output.ndim == 0 or len(output) == 0:
-        raise SennError(
-            f"the outputs have shape {tuple(output.shape)}, and (samples, ...) with samples > 0 is needed"
-        )
-    if not output.is_floating_point():
-        raise SennError(f"the outputs are {output.dtype}, and floating-point numbers are needed")
-    # exp(12) overflows in float16
-    if output.dtype in (torch.float16, torch.bfloat16):
-        output = output.float()
-    dtype = output.dtype
-    return output, pytree.map_leaves(lambda t: t.to(dtype) if t.is_floating_point() else t, target)
-
-
-def _shapes(target: Any) -> str:
-    """Say the shape of targets, or the shapes of several."""
-    if isinstance(target, Tensor):
-        return f"shape {tuple(target.shape)}"
-    return f"shapes {', '.join(str(tuple(leaf.shape)) for leaf in pytree.tensor_leaves(target))}"
-
-
-def _weights(weight: Tensor, output: Tensor) -> Tensor:
-    if weight.shape != output.shape[:1]:
-        raise SennError(f"sample weights need shape ({len(output)},), not {tuple(weight.shape)}")
-    if not bool((torch.isfinite(weight) & (weight >= 0)).all()):
-        raise SennError("sample weights must be finite and not negative")
-    return weight.detach().to(output)

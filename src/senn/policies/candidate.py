@@ -66,6 +66,8 @@ class Candidate:
         score_limit: lambda, which eta can't exceed.
         samples: number of training samples, for the price.
         loss_per_nat: change of the loss that is one nat per sample (`LossMetric.loss_per_nat`).
+        dispersion: how much of the loss counts as one nat, for a loss that isn't known as a likelihood
+            (`LossMetric.dispersion`): its decreases are in its own unit. None where they are in nats.
         cross_fold_gain: gain with a product of both folds in place of each square, so that the noise of few samples
             adds nothing to it on average; negative for pruning, NaN where there is none.
         layer_number: number of the layer among those that could be inserted at the place; None for units and for
@@ -94,6 +96,7 @@ class Candidate:
     score_limit: float
     samples: int
     loss_per_nat: float = 1.0
+    dispersion: float | None = None
     cross_fold_gain: float = math.nan
     layer_number: int | None = None
     criterion: Criterion = "held_out_gain"
@@ -105,10 +108,15 @@ class Candidate:
 
     @property
     def expected_decrease(self) -> float:
-        """Expected decrease of the loss in nats per sample; negative for pruning."""
+        """Expected decrease of the loss per sample, in nats if it is a likelihood; negative for pruning."""
         # eta = g^T F^-1 g is twice what a natural gradient step takes off the quadratic model of the loss
         gain = self.gain if self.kind == "prune" else self.held_out_gain
         return gain / (2 * self.loss_per_nat)
+
+    @property
+    def price_unit(self) -> float:
+        """What one nat of a price comes to in the unit of `expected_decrease`: 1 where that is in nats."""
+        return 1.0 if self.dispersion is None else self.dispersion
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,14 @@ class Policy:
         """
         return 0.0
 
+    def price_of(self, candidate: Candidate) -> float:
+        """Price a candidate in the unit of its expected decrease: nats per sample, or the loss's own unit."""
+        price = self.price(candidate.parameters, candidate.samples)
+        return price * candidate.price_unit
+
     def margin(self, candidate: Candidate) -> float:
-        """Return by how much a candidate exceeds its price, in nats per sample."""
-        return candidate.expected_decrease - self.price(candidate.parameters, candidate.samples)
+        """Return by how much a candidate exceeds its price, in the unit of its expected decrease."""
+        return candidate.expected_decrease - self.price_of(candidate)
 
     def reason(self, candidate: Candidate, accepted: Sequence[Candidate]) -> str:
         """Explain why a candidate with a positive margin was refused.
@@ -286,12 +291,12 @@ class PricePolicy(Policy):
         return _RetentionPolicy(self)
 
     def margin(self, candidate: Candidate) -> float:
-        """Return the margin in nats per sample.
+        """Return the margin, in the unit of expected decreases.
 
         For additions: the expected decrease, less standard errors, less the price. For pruning: the refund less the
         cost.
         """
-        price = self.price(candidate.parameters, candidate.samples)
+        price = self.price_of(candidate)
         if candidate.kind == "prune":  # both are negative
             return candidate.expected_decrease - self.hysteresis * price
         stderr = candidate.held_out_stderr / (2 * candidate.loss_per_nat)
@@ -363,7 +368,7 @@ class _RetentionPolicy(Policy):
         """Return what pruning saves, in nats per sample; minus infinity for additions."""
         if candidate.kind != "prune":  # none is offered, but a user may ask
             return -math.inf
-        price = self.price(candidate.parameters, candidate.samples)
+        price = self.price_of(candidate)
         return candidate.expected_decrease - self.prices.retention_factor * price
 
 

@@ -112,6 +112,8 @@ class BatchRecorder:
             samples=samples,
             loss=found.loss if samples else 0.0,
             score_limit=found.score_limit if samples else 0.0,
+            gradient_square=found.gradient_square if samples else 0.0,
+            curvature_trace=found.curvature_trace if samples else 0.0,
             output=found.output,
             fit=fit,
             held_out=held_out,

@@ -51,6 +51,8 @@ class BatchStatistics:
         samples: how many of its samples are this rank's.
         loss: their mean loss; 0 for none.
         score_limit: their lambda; 0 for none.
+        gradient_square: mean square of their gradients at the outputs; 0 for none.
+        curvature_trace: and of their pseudo-gradients there.
         output: the model's outputs, (samples, ...).
         fit: statistics of the samples on which steps are fitted.
         held_out: and of those on which they are valued.
@@ -60,6 +62,8 @@ class BatchStatistics:
     samples: int
     loss: float
     score_limit: float
+    gradient_square: float
+    curvature_trace: float
     output: Tensor
     fit: FoldStatistics = field(default_factory=FoldStatistics)
     held_out: FoldStatistics = field(default_factory=FoldStatistics)
@@ -114,6 +118,21 @@ def batch_parts(count: int, locations: int, most_rows: float) -> list[BatchPart]
             )
         )
     return parts
+
+
+def whole_batch(count: int, *, held_out: bool) -> BatchPart:
+    """Take a whole batch as one part of one fold, for a loss that couples its samples.
+
+    Args:
+        count: number of samples.
+        held_out: True for the fold on which steps are valued, False for that on which they are fitted.
+    """
+    samples = slice(0, count)
+    return BatchPart(
+        samples=samples,
+        fit=None if held_out else samples,
+        held_out=samples if held_out else None,
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

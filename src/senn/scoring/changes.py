@@ -43,12 +43,14 @@ class Prices:
     Attributes:
         samples: number of training samples.
         loss_per_nat: how much of the loss one nat per sample is.
+        dispersion: as of `LossMetric.dispersion`.
         eta: the network's expansion score now.
         score_limit: lambda, which eta can't exceed.
     """
 
     samples: int
     loss_per_nat: float
+    dispersion: float | None
     eta: float
     score_limit: float
 
@@ -102,5 +104,6 @@ class Change:
             score_limit=prices.score_limit,
             samples=prices.samples,
             loss_per_nat=prices.loss_per_nat,
+            dispersion=prices.dispersion,
             criterion=criterion,
         )

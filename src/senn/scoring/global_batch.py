@@ -26,7 +26,7 @@ Samples = tuple[Inputs, Targets, Tensor | None]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GlobalBatch:
-    """One batch of all ranks in random order: this rank's samples of it, in that order.
+    """One batch of all ranks in a joint order, as a rule a random one: this rank's samples of it, in that order.
 
     Folds are slices of the joint order, so they are those of one process that sees the joined batch.
 
@@ -53,6 +53,7 @@ class GlobalBatch:
         weights: Tensor | None,
         *,
         generator: torch.Generator,
+        keeps_order: bool = False,
     ) -> GlobalBatch:
         """Permute a batch.
 
@@ -62,6 +63,7 @@ class GlobalBatch:
             targets: this rank's targets, (samples, ...) or any nesting of such tensors.
             weights: this rank's sample weights, (samples,), or None.
             generator: source of the permutation, in the same state on all ranks.
+            keeps_order: True to leave the samples in the order in which they are.
 
         Raises:
             SennError: there are fewer than two samples, or inputs, targets and weights don't fit each other.
@@ -87,6 +89,8 @@ class GlobalBatch:
             raise SennError("the sample weights of the batch do not sum to more than zero")
         # One joint permutation: a sorted batch would have one class in each fold.
         share = communicator.batch_share(counts, generator)
+        if keeps_order:
+            share = replace(share, local=torch.arange(count))
         share = replace(share, local=share.local.to(pytree.tensor_leaves(targets)[0].device))
         if weights is not None:
             # Weights have mean 1 over all ranks, so gains keep the unit of the loss.

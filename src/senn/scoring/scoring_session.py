@@ -13,6 +13,7 @@ from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.gain_ascent import GainObjective, optimize_candidates
 from senn.candidates.sampling import SCALE_SAMPLES, sample_candidates
 from senn.collectives import Communicator
+from senn.errors import SennError
 from senn.graph import DependencyGraph, LinearMap
 from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import labels
@@ -30,6 +31,7 @@ from senn.scoring.batch_statistics import (
     FoldStatistics,
     SessionSnapshot,
     batch_parts,
+    whole_batch,
     with_own_tables,
 )
 from senn.scoring.changes import Prices
@@ -38,6 +40,7 @@ from senn.scoring.data_covariance import DataCovariance, DataCovariances
 from senn.scoring.dormant_copy import DormantCopy, digest
 from senn.scoring.gains import LayerGains
 from senn.scoring.global_batch import GlobalBatch, Samples, join_folds
+from senn.scoring.loss_checks import calibrated, check_loss
 from senn.scoring.network_score import joint_score
 from senn.scoring.pool import CandidatePool
 from senn.scoring.pruning_costs import PruningCosts, weight_of
@@ -98,10 +101,11 @@ class ScoringSession:
         self.layouts = {} if layouts is None else layouts
         self.communicator = communicator if communicator is not None else Communicator()
         self.maps: dict[str, LinearMap] = {}
-        self.samples = 0
+        self.samples = self._batches = 0
         self.loss_before = float("nan")
         self.candidate_set: CandidateSet | None = None
         self._loss_sum = self._score_limit_sum = 0.0
+        self._gradient_square = self._curvature_trace = 0.0  # sums over samples, of their ratio
         self._covariances = DataCovariances(known)
         self._copy: DormantCopy | None = None
         self._columns: dict[str, ColumnLayout] = {}
@@ -132,15 +136,19 @@ class ScoringSession:
         try:
             agree_on_model(self.communicator, "observe a batch", self.model)
             batch = GlobalBatch.permuted(
-                self.communicator, inputs, targets, weights, generator=self.generator
+                self.communicator,
+                inputs,
+                targets,
+                weights,
+                generator=self.generator,
+                keeps_order=self.metric.coupled,
             )
             with self.communicator.fail_together("observe a batch"):
-                self._check_loss(inputs, targets)
-                candidates = (
-                    self._sample_candidates(batch)
-                    if self.candidate_set is None
-                    else self.candidate_set
-                )
+                candidates = self.candidate_set
+                if candidates is None:
+                    given = (inputs, targets, weights)
+                    check_loss(self.metric, self.communicator, self._forward, given)
+                    candidates = self._sample_candidates(batch)
                 recorder = self._recorder(candidates, batch)
                 parts = [
                     recorder.record(part, batch, past=self._fit) for part in self._parts(batch)
@@ -158,12 +166,17 @@ class ScoringSession:
         own = [
             sum(part.loss * part.samples for part in parts),
             sum(part.score_limit * part.samples for part in parts),
+            sum(part.gradient_square * part.samples for part in parts),
+            sum(part.curvature_trace * part.samples for part in parts),
         ]
         by_rank = self.communicator.all_gather_object("observe a batch", own)
-        total_loss, total_limit = (sum(column) for column in zip(*by_rank, strict=True))
+        total_loss, total_limit, *squares = (sum(column) for column in zip(*by_rank, strict=True))
+        self._gradient_square += squares[0]
+        self._curvature_trace += squares[1]
         count = batch.share.total
         loss = float(total_loss / count)
         self.samples += count
+        self._batches += 1
         self._loss_sum += loss * count
         self._score_limit_sum += total_limit
         self._last_batch, self.loss_before = batch, loss
@@ -193,6 +206,11 @@ class ScoringSession:
                 maps.
         """
         assert self.candidate_set is not None
+        if not self._held_out.maps:
+            raise SennError(
+                "a loss that couples samples needs two batches a round at least, one to fit steps on and one to value "
+                "them on"
+            )
         fits = join_folds(self.communicator, self._fit.maps)
         held_outs = join_folds(self.communicator, self._held_out.maps)
         streams = [
@@ -231,6 +249,7 @@ class ScoringSession:
             prices=Prices(
                 samples=samples,
                 loss_per_nat=self.metric.loss_per_nat(self.loss, self._outputs),
+                dispersion=self.metric.dispersion(self._gradient_square, self._curvature_trace),
                 eta=eta,
                 score_limit=score_limit,
             ),
@@ -287,20 +306,17 @@ class ScoringSession:
             self._covariances.remember(label, gains.inverse.factor, rows=rows, existing=existing)
         return gains
 
-    def _check_loss(self, inputs: Inputs, targets: Targets) -> None:
-        """Refuse a loss that mixes samples, by the first batch, in the order in which it was given."""
-        # The order in which pairs of rows, or thirds of a batch, are still together: what follows shuffles.
-        if self.metric.has_closed_form or self.candidate_set is not None:
-            return
-        if pytree.count(targets) > 1:
-            with torch.no_grad(), preserve_model_state(self.model):
-                output = forward(self.model, pytree.clone(inputs), self.output)
-            if torch.isfinite(output).all():  # else the network has diverged, which is said later
-                self.metric.check_separable(output, targets)
+    def _forward(self, inputs: Inputs) -> Tensor:
+        with torch.no_grad(), preserve_model_state(self.model):
+            # a copy, since a forward pass may write to its inputs
+            return forward(self.model, pytree.clone(inputs), self.output)
 
     def _sample_candidates(self, batch: GlobalBatch) -> CandidateSet:
         """Find the maps that can be read and sample the candidates, from the first samples."""
-        inputs, targets, weights = batch.first(SCALE_SAMPLES)
+        # A loss that couples samples isn't defined on some of a batch.
+        total = batch.share.total
+        inputs, targets, weights = batch.first(total if self.metric.coupled else SCALE_SAMPLES)
+        self.metric = calibrated(self.metric, self._forward, inputs, targets)
         # A rank without samples of a part runs this one instead, so that collectives stay in step.
         first, label = pytree.index_batch((inputs, targets), slice(0, 1), pytree.count(targets))
         self._stand_in = first, label, None if weights is None else weights[:1]
@@ -326,7 +342,7 @@ class ScoringSession:
             return candidates
         check_plain_maps(self.model, self.maps, self._layouts)
         # only the fold that steps are fitted on: the other one stays unseen
-        inputs, targets, weights = batch.first(batch.share.total // 2)
+        inputs, targets, weights = batch.first(total if self.metric.coupled else total // 2)
         objective = GainObjective(
             model=self.model,
             graph=self.graph,
@@ -341,6 +357,8 @@ class ScoringSession:
 
     def _parts(self, batch: GlobalBatch) -> list[BatchPart]:
         """Parts of a batch that pass through the model one after the other, on all ranks alike."""
+        if self.metric.coupled:
+            return [whole_batch(batch.share.total, held_out=self._batches % 2 == 1)]
         # The map with most rows per sample needs most memory.
         locations = max(layout.locations for layout in self._layouts.values())
         return batch_parts(batch.share.total, locations, MOST_ROWS / batch.share.largest)
