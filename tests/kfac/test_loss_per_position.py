@@ -9,7 +9,8 @@ from senn.errors import SennError, UnsupportedError
 from senn.kfac.krylov import ProductHessian
 from senn.kfac.loss_curvature import DENSE, BlockHessian
 from senn.kfac.loss_hessians import DiagonalHessian, SoftmaxHessian, SumHessian
-from senn.kfac.loss_metric import LossMetric, draw_pseudo_grad
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.pseudo_grad import draw_pseudo_grad
 
 D = torch.float64
 N, T, C = 3, 23, 3

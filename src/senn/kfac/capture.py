@@ -28,7 +28,8 @@ from senn.errors import DivergenceError, UnsupportedError
 from senn.kfac.batch_layout import BatchLayout, RowLayout
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
 from senn.kfac.layer_statistics import BlockCall, LayerRows, LayerStatistics, RowChunk
-from senn.kfac.loss_metric import Among, LossMetric, draw_pseudo_grad
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.pseudo_grad import Among, draw_pseudo_grad
 from senn.kfac.recorder import LinearCall, forward, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets

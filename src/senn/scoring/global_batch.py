@@ -13,7 +13,8 @@ from senn import pytree
 from senn.collectives import BatchShare, Communicator
 from senn.errors import SennError
 from senn.kfac.folds import Fold, LocalSlice
-from senn.kfac.loss_metric import Among, LossMetric
+from senn.kfac.loss_metric import LossMetric
+from senn.kfac.pseudo_grad import Among
 from senn.kfac.recorder import forward
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets
