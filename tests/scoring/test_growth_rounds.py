@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from graph_nets import Net
 from growth_cases import X, Y, net
 from torch import nn
 from torch.nn import functional as F
@@ -173,3 +174,62 @@ def test_an_identity_insertion_is_worth_the_same_in_rotated_outputs():
         gains.append([one.gain for one in found if one.place == "1" and "identity" in one.detail])
     assert gains[0]
     assert gains[1] == pytest.approx(gains[0], rel=0.02)
+
+
+def gated(m, x):
+    """A gated residual: one weight makes the stream's units, two rows each, and reads them."""
+    hidden = m.embed(x)
+    return m.head((hidden + F.glu(m.gate(hidden))).mean(1))
+
+
+def mixer(m, x):
+    """A token mixer without a norm: the channels of `embed` are locations of `first` and `second`."""
+    hidden = m.embed(x)
+    return m.head((hidden + m.second(m.first(hidden.mT).relu()).mT).mean(1))
+
+
+def per_head(m, x):
+    """One map for all heads, which are its locations."""
+    heads = m.embed(x).unflatten(-1, (-1, 2))
+    return m.head(m.second(m.first(heads).relu()).flatten(2).mean(1))
+
+
+ROLES = {
+    gated: {"embed": (3, 4), "gate": (4, 8), "head": (4, 2)},
+    mixer: {"embed": (3, 4), "first": (6, 5), "second": (5, 6), "head": (4, 2)},
+    per_head: {"embed": (3, 4), "first": (2, 5), "second": (5, 2), "head": (4, 2)},
+}
+
+
+@pytest.mark.parametrize("forward", ROLES)
+def test_a_weight_or_a_dimension_may_have_two_roles(forward):
+    torch.manual_seed(0)
+    model = Net(forward, **ROLES[forward]).double()
+    x = torch.randn(96, 6, 3, dtype=torch.float64)
+    y = (x[:, 0, 0] * x[:, 1, 1] > 0).long()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    grower = senn.Grower(
+        model,
+        optimizer,
+        policy=senn.PaperPolicy(tau=1e-3, alpha=1e-6),
+        samples=10_000,
+        moves=("width",),
+        candidate_config=senn.CandidateConfig(units=16),
+        max_width=12,
+    )
+    bought = []
+    for _ in range(2):
+        before = model(x).detach()
+        bought += grower.grow([(x, y)])
+        assert torch.allclose(model(x), before, rtol=0, atol=1e-12)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert bought
+
+
+def test_locations_that_are_units_are_no_place_for_gradient_ascent():
+    config = senn.CandidateConfig(ascent_steps=1)
+    grower = senn.Grower(Net(mixer, **ROLES[mixer]), samples=96, candidate_config=config)
+    batch = torch.randn(96, 6, 3), torch.arange(96) % 2
+    with pytest.raises(SennError, match="to which the units of embed are locations"):
+        grower.grow([batch])

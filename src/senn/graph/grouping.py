@@ -29,7 +29,7 @@ _DEPTHWISE = ("in_channels", "out_channels", "groups")
 
 def build_groups(
     trace: TraceRecorder, sizes: SizeTracker, fixed: Mapping[str, str], tied: Mapping[str, str]
-) -> tuple[list[ChannelGroup], list[Refusal]]:
+) -> tuple[list[ChannelGroup], list[Refusal], dict[str, set[str]]]:
     """Build the channel groups that one forward pass shows.
 
     Args:
@@ -39,7 +39,8 @@ def build_groups(
         tied: full names of tensors that share memory with another tensor object, and its name.
 
     Returns:
-        All groups in order of use, and refusals of those that can't change.
+        All groups in order of use; refusals of those that can't change; and, by weight, names of the groups whose units
+        are locations to it.
     """
     builder = _Builder(trace, fixed, tied)
     solver = SizeSolver(sizes, builder.classes, builder.counted_attributes())
@@ -62,7 +63,19 @@ def build_groups(
             taken |= dict.fromkeys(members, one.name)
         except NoSolutionError as reason:
             refused.append(Refusal(place=one.name, reason=str(reason)))
-    return groups, refused
+    return groups, refused, _located_in(builder, taken)
+
+
+def _located_in(builder: _Builder, taken: Mapping[int, str]) -> dict[str, set[str]]:
+    """Return, by weight, the groups that lie across the features of its inputs."""
+    located: dict[str, set[str]] = {}
+    for use in builder.trace.uses:
+        columns = set(builder.classes.numbers(use.columns))
+        for label_map in use.source:
+            across = set(builder.classes.numbers(label_map)) - columns
+            names = {taken[number] for number in across if number in taken}
+            located.setdefault(use.weight, set()).update(names)
+    return located
 
 
 class _Builder:
@@ -164,8 +177,7 @@ class _Builder:
         """Normalizations over the units of some label classes, in order of use."""
         found = []
         for use in self.trace.flow.norms:
-            labels = distinct(use.label_map.cpu())
-            if not members.isdisjoint(self.classes.class_of[labels].tolist()):
+            if not members.isdisjoint(self.classes.numbers(use.label_map)):
                 found.append(use)
         return found
 

@@ -194,6 +194,11 @@ class LabelClasses:
         if not one.dims or one.dims[-1].role != "consumer":
             raise _RefusedError("no linear map reads its units")
 
+    def numbers(self, labels: Tensor) -> list[int]:
+        """Return the numbers of the classes that labels belong to; -1 for none."""
+        found: list[int] = distinct(self.class_of[distinct(labels).cpu()]).tolist()
+        return found
+
     def counts(self, tensor: TensorMeta) -> Counts:
         """Count the positions that each unit owns along the dimensions of a tensor.
 

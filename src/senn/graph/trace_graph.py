@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 
 from torch import nn
 
@@ -43,8 +44,11 @@ def trace_graph(
             fixed[f"{name}.{key}"] = "is ignored as requested"
     problems = _problems(model, trace)
     fixed |= problems
-    groups, not_groups = build_groups(trace, sizes, fixed, _shared_memory(model))
-    linear_maps = _linear_maps(model, trace, problems)
+    groups, not_groups, located = build_groups(trace, sizes, fixed, _shared_memory(model))
+    linear_maps = [
+        replace(one, located_in=tuple(sorted(located.get(one.weight, ()))))
+        for one in _linear_maps(model, trace, problems)
+    ]
     insertion_points, not_points = _insertion_points(model, trace, linear_maps, fixed)
     used = {use.weight for use in trace.uses}
     refusals: dict[str, Refusal] = {}  # the first for each place is the one that says most

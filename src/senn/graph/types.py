@@ -153,6 +153,7 @@ class LinearMap:
         n_uses: how often the forward pass applies it.
         groups: number of groups of a convolution.
         transposed: True for a transposed convolution.
+        located_in: names of the groups whose units are locations to it (channels, to a map that mixes tokens).
     """
 
     name: str
@@ -165,6 +166,7 @@ class LinearMap:
     n_uses: int = 1
     groups: int = 1
     transposed: bool = False
+    located_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

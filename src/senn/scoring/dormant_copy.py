@@ -14,7 +14,7 @@ from senn.graph import DependencyGraph
 from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import labels, layer_inputs, layout_of
 from senn.kfac.layer_inputs import LayerInput
-from senn.kfac.recorder import forward, record_linear_calls
+from senn.kfac.recorder import LinearCall, forward, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output
 from senn.surgery import apply_moves
@@ -23,14 +23,19 @@ from senn.surgery.outputs import model_digest
 
 @dataclass(frozen=True, eq=False)
 class DormantCopy:
-    """A widened copy of a model.
+    """Widened copies of a model.
+
+    Where the units of a group are locations to a map (channels, to one that mixes tokens), candidate units would be
+    further locations, without a gradient. Such maps are read in a copy in which that group stays as it is.
 
     Attributes:
-        model: the copy.
-        digest: digest of the numbers of the model that it was copied from.
+        models: copies, by the names of the groups that aren't widened.
+        maps: for each copy, names of the maps that are read there.
+        digest: digest of the numbers of the model that they were copied from.
     """
 
-    model: nn.Module
+    models: Mapping[tuple[str, ...], nn.Module]
+    maps: Mapping[tuple[str, ...], set[str]]
     digest: list[int]
 
     @classmethod
@@ -50,18 +55,22 @@ class DormantCopy:
             probe: gives the samples from which new BatchNorm channels take their statistics; called only if there are
                 any, since several processes have to gather them.
         """
-        copied = copy.deepcopy(model)
+        maps: dict[tuple[str, ...], set[str]] = {}
+        for one in graph.linear_maps:
+            kept = tuple(name for name in one.located_in if name in candidate_set.widen)
+            if one.has_factors:
+                maps.setdefault(kept, set()).add(one.name)
         # BatchNorm's new channels need running statistics, which only data has.
         has_statistics = any(
-            getattr(module, "running_mean", None) is not None for module in copied.modules()
+            getattr(module, "running_mean", None) is not None for module in model.modules()
         )
-        apply_moves(
-            copied,
-            list(candidate_set.widen.values()),
-            graph,
-            probe=probe() if has_statistics else None,
-        )
-        return cls(copied, digest(model))
+        samples = probe() if has_statistics else None
+        models = {}
+        for kept in maps:
+            moves = [move for name, move in candidate_set.widen.items() if name not in kept]
+            models[kept] = copy.deepcopy(model)
+            apply_moves(models[kept], moves, graph, probe=samples)
+        return cls(models, maps, digest(model))
 
     def layer_inputs(
         self, layouts: Mapping[str, BatchLayout], inputs: Inputs, output: Output | None, count: int
@@ -77,13 +86,19 @@ class DormantCopy:
         Returns:
             one entry for each application, by map or by group of one.
         """
-        with (
-            # Gradients come from the model itself, which computes the same function.
-            torch.no_grad(),
-            preserve_model_state(self.model),
-            record_linear_calls(self.model, [*layouts]) as calls,
-        ):
-            forward(self.model, inputs, output)
+        calls: dict[str, list[LinearCall]] = {}
+        for kept, model in self.models.items():
+            names = [name for name in layouts if name in self.maps[kept]]
+            if not names:
+                continue
+            with (
+                # Gradients come from the model itself, which computes the same function.
+                torch.no_grad(),
+                preserve_model_state(model),
+                record_linear_calls(model, names) as seen,
+            ):
+                forward(model, inputs, output)
+            calls |= seen
         # A map that is applied twice reads twice, each with rows of its own.
         found: dict[str, list[LayerInput]] = {}
         for name, several in calls.items():

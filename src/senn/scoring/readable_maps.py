@@ -69,6 +69,11 @@ def check_plain_maps(
         UnsupportedError: a map is something else.
     """
     for name, linear_map in maps.items():
+        if linear_map.located_in:  # candidate units there would be rows without a gradient
+            raise UnsupportedError(
+                f"gradient ascent of candidates isn't supported for {name}, to which the units of "
+                f"{linear_map.located_in[0]} are locations: use ascent_steps=0"
+            )
         layer = model.get_submodule(linear_map.weight.rpartition(".")[0])
         # Ascent differentiates plain products; a convolution's would need its patches.
         if not isinstance(layer, nn.Linear) or layouts[name].layouts != (RowLayout(),):
