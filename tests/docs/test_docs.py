@@ -14,7 +14,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("index", "four_ways", "how_it_decides", "extending", "troubleshooting", "spaces")
+PAGES = (
+    "index",
+    "four_ways",
+    "how_it_decides",
+    "extending",
+    "troubleshooting",
+    "spaces",
+    "holders",
+)
 
 
 def load(name):

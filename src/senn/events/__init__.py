@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 from senn import _deprecated
-from senn.events.event_records import Decision, GrowthEvent, GrowthRound, NetworkState
+from senn.events.event_records import Decision, GrowthEvent, GrowthRound
 from senn.events.event_tables import CandidateList
+from senn.events.network_state import NetworkState
 
 __all__ = ["CandidateList", "Decision", "GrowthEvent", "GrowthRound", "NetworkState"]
 

@@ -12,23 +12,9 @@ from senn import _deprecated, html
 from senn._records import current_keys
 from senn.errors import SurgeryError
 from senn.events.event_tables import decisions_html, decisions_text, event_html
+from senn.events.network_state import NetworkState
 from senn.policies import Candidate, Policy
 from senn.surgery import Prune, Receipt
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkState:
-    """Figures of a network before or after the changes of a round.
-
-    Attributes:
-        eta: its expansion score.
-        loss: its loss on the probe batch, in the loss's own unit.
-        widths: its widths by channel group, in order of use.
-    """
-
-    eta: float
-    loss: float
-    widths: Mapping[str, int]
 
 
 @_deprecated.aliased
@@ -105,6 +91,7 @@ class GrowthEvent:
     unit: str = "nats"
     # Underscored, so that `state` leaves it out: it holds the former data.
     _undo: Callable[[], None] | None = field(default=None, repr=False)
+    _is_copy: bool = field(default=False, repr=False, init=False)
 
     @classmethod
     def from_round(
@@ -196,10 +183,18 @@ class GrowthEvent:
         Raises:
             SurgeryError: the network has been trained or changed since, or this was undone already.
         """
+        if self._is_copy:
+            raise SurgeryError(
+                f"the change of {self.place!r} can't be undone by a copy of its event: call undo() on the event itself"
+            )
         if self._undo is None:
             raise SurgeryError(f"the change of {self.place!r} cannot be undone any more")
         self._undo()
         self._undo = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State of a copy or pickle: without the way back, which leads to this event's network."""
+        return {**vars(self), "_undo": None, "_is_copy": True}
 
     def forget(self) -> None:
         """Let go of what `undo` needs: the former data."""

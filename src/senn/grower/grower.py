@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 
 from senn import _deprecated, pytree
 from senn._validate import check_arguments
@@ -55,7 +55,8 @@ class Grower(GrowerSettings, GrowerMemory):
         round_to: grown widths are multiples of this.
         moves: moves that may happen, of `width`, `depth`, `prune`.
         candidate_config: how candidates are sampled; None for the defaults.
-        averaged: `AveragedModel`s of the model, which change with it.
+        averaged: averages of the model, which change with it: copies of it, or objects that hold one (`AveragedModel`,
+            and those of other libraries).
         ignore: names of modules to leave alone.
         metric: metric of the outputs: `fisher`, or `euclidean` as in the paper, which needs no second derivative.
         loss_hessian: Hessian of each sample's loss in the outputs, `loss_hessian(outputs, targets)`, in place of the
@@ -116,7 +117,7 @@ class Grower(GrowerSettings, GrowerMemory):
         round_to: int = 1,
         moves: Sequence[str] = (*MOVES,),
         candidate_config: CandidateConfig | None = None,
-        averaged: Sequence[AveragedModel] = (),
+        averaged: Sequence[Any] = (),
         ignore: Sequence[str] = (),
         metric: Literal["fisher", "euclidean"] = "fisher",
         loss_hessian: HessianFunction | None = None,
@@ -309,9 +310,7 @@ class Grower(GrowerSettings, GrowerMemory):
             generator=self._generator,
             known=self._known,
             # layers that couldn't pay even if they removed the whole loss aren't scored
-            min_gain=(lambda parameters: policy.min_decrease("insert", parameters, samples))
-            if samples
-            else None,
+            min_gain=functools.partial(_insertion_price, policy, samples) if samples else None,
             output=self.output,
             layouts=self._layouts,
             communicator=self.communicator,
@@ -361,3 +360,7 @@ class Grower(GrowerSettings, GrowerMemory):
 
     def _widths(self) -> dict[str, int]:
         return {group.name: group.width for group in self.graph.groups}
+
+
+def _insertion_price(policy: Policy, samples: int, parameters: int) -> float:
+    return policy.min_decrease("insert", parameters, samples)

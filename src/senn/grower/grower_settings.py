@@ -24,6 +24,7 @@ from senn.candidates.candidate_config import CandidateConfig
 from senn.collectives import Communicator
 from senn.errors import SennError
 from senn.policies import Budget, check_moves, policy_rule
+from senn.surgery.averages import find_copy
 
 RANGES: Mapping[str, Rule] = {
     "loss": callable_("a function loss(outputs, targets)"),
@@ -34,7 +35,7 @@ RANGES: Mapping[str, Rule] = {
     "round_to": whole(low=1),
     "moves": each(text()),
     "candidate_config": instance_of(CandidateConfig, called="a senn.CandidateConfig").or_none(),
-    "averaged": each(instance_of(nn.Module, called="an AveragedModel of the model")),
+    "averaged": each(instance_of(object, called="an average of the model")),
     "ignore": each(text()),
     "metric": one_of("fisher", "euclidean"),
     "loss_hessian": callable_("a function loss_hessian(outputs, targets)").or_none(),
@@ -51,6 +52,7 @@ _LIMITS = ("max_params", "max_width", "round_to")
 class GrowerSettings:
     """Assignments to a grower's arguments: checked like the constructor's, and never without effect."""
 
+    model: nn.Module
     budget: Budget
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -73,6 +75,9 @@ class GrowerSettings:
             name, value = "budget", replace(self.budget, **{name: value})
         if name in ("ignore", "averaged"):
             value = (*value,)
+        if name == "averaged":
+            for average in value:  # refused now, not after a round
+                find_copy(self.model, average)
         changed = name == "ignore" and vars(self).get(name, value) != value
         super().__setattr__(name, value)
         if changed:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from senn import pytree
 from senn.errors import SurgeryError
@@ -43,7 +43,7 @@ def apply_round(
     session: ScoringSession,
     *,
     optimizer: Optimizer | None,
-    averaged: Sequence[AveragedModel],
+    averaged: Sequence[Any],
     ignore: Sequence[str],
     rejections: list[str],
 ) -> AppliedRound | None:
@@ -93,7 +93,7 @@ def _attempt(
     *,
     removals: int,
     optimizer: Optimizer | None,
-    averaged: Sequence[AveragedModel],
+    averaged: Sequence[Any],
     ignore: Sequence[str],
 ) -> AppliedRound:
     """Carry out the additions and the first so many removals, all or nothing."""

@@ -21,13 +21,11 @@ def reindex(graph: DependencyGraph, todo: SurgeryPlan) -> DependencyGraph | None
         todo: the plan.
 
     Returns:
-        The graph; None if only a new analysis can tell: after an insertion, or where a group of one unit grows.
+        The graph; None if only a new analysis can tell: after an insertion.
     """
-    # One unit may have been added to many others by broadcasting, which its indices don't show.
-    single = any(
-        isinstance(move, Widen) and graph.group(move.group).width == 1 for move in todo.moves
-    )
-    if todo.inserts or todo.appends or single:
+    # One unit may be added to many others by broadcasting, which its indices don't show; but the analysis has widened
+    # every group once, to prove it.
+    if todo.inserts or todo.appends:
         return None
     groups = tuple(_group(group, todo) for group in graph.groups)
     points = tuple(_insertion_point(point, graph, todo) for point in graph.insertion_points)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,7 @@ from torch import nn
 
 from senn.graph.named_tensors import get_tensor
 from senn.graph.types import ResidualBlock, SizeAttribute
-
-Swap = tuple[MutableMapping[str, Any], str, Any, Any]
-"""A dictionary, a key of it, the entry before, the entry after."""
+from senn.surgery.undo import Swap
 
 Addition = tuple[ResidualBlock, nn.Module]
 """A block, and the module that is to stand after it."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from senn import _deprecated
 from senn.compilation import forget_compiled_sizes, uncompiled
@@ -19,6 +18,8 @@ from senn.graph.types import DependencyGraph
 from senn.preserve import ModelState, preserve_model_state
 from senn.pytree import Inputs
 from senn.surgery.apply import prepare
+from senn.surgery.averages import find_copy, follow_names, names_of
+from senn.surgery.hooks import check_steps_in_backward, try_gradient_hooks
 from senn.surgery.moves import Append, Insert, Move, Prune
 from senn.surgery.optimizer_state import Snapshot, check_holds, migrate_optimizer_state, unwrap
 from senn.surgery.outputs import (
@@ -62,6 +63,7 @@ class Receipt:
     _snapshot: Snapshot | None = field(default=None, repr=False)
     _marks: list[int] = field(default_factory=list, repr=False)
     _undone: bool = field(default=False, repr=False)
+    _is_copy: bool = field(default=False, repr=False, init=False)
 
     def undo(self) -> None:
         """Restore the model, its averages and its optimizer: their former data, gradients and state.
@@ -70,6 +72,8 @@ class Receipt:
             SurgeryError: the change was undone before, or the model was changed again or trained since.
         """
         where = f"the change of {_places(self.moves)}"
+        if self._is_copy:
+            raise SurgeryError(f"{where} can't be undone by a copy of its receipt")
         if self._undone:
             raise SurgeryError(f"{where} has been undone already")
         # A loaded state dict, or another change, has put other objects or data where this one's are.
@@ -84,6 +88,11 @@ class Receipt:
         _take_back(self._logs, self._snapshot)
         forget_compiled_sizes()
         self._undone = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State of a copy or pickle: without the way back, which leads to this receipt's model."""
+        back: dict[str, Any] = {"_models": (), "_logs": [], "_snapshot": None, "_marks": []}
+        return {**vars(self), **back, "_is_copy": True}
 
     def _watched(self) -> list[Tensor]:
         """Return all tensors that training writes to."""
@@ -104,7 +113,7 @@ def transaction(
     graph: DependencyGraph,
     *,
     optimizer: Any = None,
-    averaged: Sequence[nn.Module] = (),
+    averaged: Sequence[Any] = (),
     probe: Inputs | None = None,
     loss: Callable[[], float] | None = None,
     loss_limit: float | None = None,
@@ -121,7 +130,7 @@ def transaction(
         moves: of any kind; several may touch the same tensor.
         graph: of the model.
         optimizer: its groups stay the same objects; its state follows by position. None for a model without one.
-        averaged: `AveragedModel`s (or plain copies) of the model, which change with it.
+        averaged: averages of the model, which change with it: copies, or objects with a copy in them (`AveragedModel`).
         probe: inputs on which outputs before and after are compared in eval mode, and from which new BatchNorm
             channels take their running statistics. With None, nothing is compared: only shapes are certain.
         loss: the model's loss on held-out data, called before and after.
@@ -155,10 +164,10 @@ def transaction(
         raise UnsupportedError(
             f"a {kind} model can't be resized: change the module inside and wrap it anew"
         )
-    copies = [copy.module if isinstance(copy, AveragedModel) else copy for copy in averaged]
     operation = _Operation(
         model=model,
-        copies=tuple(copies),
+        averaged=tuple(averaged),
+        copies=tuple(find_copy(model, average) for average in averaged),
         moves=tuple(moves),
         probe=probe,
         loss=loss,
@@ -170,10 +179,10 @@ def transaction(
             receipt = operation.run(
                 graph, None if optimizer is None else unwrap(optimizer), rollback
             )
-            receipt._models = (model, *averaged)
+            receipt._models = (model, *operation.copies)
             receipt._marks = model_digest(receipt._watched())
-            rollback.pop_all()  # done: nothing is to be rolled back any more
             receipt.recompiles = forget_compiled_sizes()
+            rollback.pop_all()  # done: nothing is to be rolled back any more
             return receipt
     except SurgeryError as error:
         raise SurgeryError(f"the change of {_places(moves)} was rolled back: {error}") from error
@@ -189,6 +198,7 @@ class _Operation:
     """Arguments of one transaction, and its steps."""
 
     model: nn.Module
+    averaged: tuple[Any, ...]
     copies: tuple[nn.Module, ...]
     moves: tuple[Move, ...]
     probe: Inputs | None
@@ -207,6 +217,7 @@ class _Operation:
         # Of before the change: an optimizer that records names is brought into step by them.
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         todo = plan(self.model, self.moves, graph)
+        kept_names = [names_of(copy) for copy in self.copies]
         before = [] if self.probe is None else [outputs(one, self.probe) for one in everyone]
         loss_before = self._loss()
         # Everything that can fail for want of memory or by a bad shape fails here, with nothing exchanged yet.
@@ -218,6 +229,10 @@ class _Operation:
             log.commit()
         if optimizer is not None:
             migrate_optimizer_state(optimizer, logs[0], self.model, names)
+        for average, log, kept in zip(self.averaged, logs[1:], kept_names, strict=True):
+            log.exchange(follow_names(average, log.model, kept))
+        try_gradient_hooks(logs[0])
+        check_steps_in_backward(logs[0])
         receipt = Receipt(moves=self.moves, loss_before=loss_before, _logs=logs, _snapshot=snapshot)
         receipt.graph = reindex(graph, todo)
         if self.probe is not None:

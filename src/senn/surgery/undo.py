@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from senn.surgery.index_maps import IndexMap
 from senn.surgery.tensor_data import Data, outdate_graphs
+
+Swap = tuple[MutableMapping[str, Any], str, Any, Any]
+"""(container, key, old, new): exchange of an entry of an object's dictionary."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,7 +74,7 @@ class UndoLog:
     """
 
     model: nn.Module
-    swaps: list[tuple[MutableMapping[str, Any], str, Any, Any]] = field(default_factory=list)
+    swaps: list[Swap] = field(default_factory=list)
     resized: dict[Tensor, Resized] = field(default_factory=dict)
     inserted: list[Inserted] = field(default_factory=list)
     uncalibrated: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
@@ -83,6 +86,12 @@ class UndoLog:
             change.new.put_into(tensor)
         # Entries of dictionaries, not `setattr`, which a module's class may intercept.
         for container, key, _, new in self.swaps:
+            container[key] = new
+
+    def exchange(self, swaps: Sequence[Swap]) -> None:
+        """Record more exchanges of entries, and make them."""
+        self.swaps += swaps
+        for container, key, _, new in swaps:
             container[key] = new
 
     def finish(self) -> None:
