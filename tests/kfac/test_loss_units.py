@@ -144,6 +144,48 @@ def test_the_dispersion_of_a_likelihood_is_one():
     )
 
 
+ODDS = X[:, 0] * X[:, 1] > 0
+SOFT = torch.stack([ODDS, ~ODDS], 1) * 0.8 + 0.1
+
+
+@pytest.mark.parametrize(
+    ("loss", "other", "targets"),
+    [
+        (
+            nn.BCEWithLogitsLoss(),
+            nn.BCEWithLogitsLoss(weight=torch.tensor(100.0)),
+            NUMBERS.sign().relu(),
+        ),
+        (nn.KLDivLoss(reduction="batchmean"), nn.KLDivLoss(reduction="mean"), SOFT),
+    ],
+    ids=["weight of BCE", "reduction of KLDiv"],
+)
+def test_options_that_are_a_constant_change_no_decision(loss, other, targets):
+    made = []
+    for one in (loss, other):
+        model = net()
+        if isinstance(one, nn.KLDivLoss):
+            model.append(nn.LogSoftmax(1))
+        (event,) = senn.Grower(model, loss=one, samples=400, moves=("width",)).grow([(X, targets)])
+        made.append((event.units, event.place, round(event.expected_decrease, 4)))
+    assert made[0] == made[1]
+
+
+def test_a_nat_of_many_labels_is_the_share_of_one_and_ignored_ones_are_none():
+    """A mean over T labels of a sample has nats / T; padding with ignored ones changes neither."""
+    y, t = torch.randn(8, 3, 5, generator=G), torch.randint(0, 3, (8, 5), generator=G)
+    metric = LossMetric(F.cross_entropy)
+    assert metric.loss_per_nat(1.0, y, t) == pytest.approx(1 / 5)
+    padded = torch.cat([y, torch.randn(8, 3, 7, generator=G)], 2)
+    ignored = torch.cat([t, torch.full((8, 7), -100)], 1)
+    assert metric.loss_per_nat(1.0, padded, ignored) == pytest.approx(1 / 5)
+    # as the dispersion of the same function, if it isn't known
+    assert metric.loss_per_nat(1.0, y[:, :, 0], t[:, 0]) == 1
+    assert LossMetric(nn.BCEWithLogitsLoss()).loss_per_nat(1.0, y) == pytest.approx(1 / 15)
+    masked = nn.BCEWithLogitsLoss(weight=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
+    assert LossMetric(masked).loss_per_nat(1.0, y) == pytest.approx(1 / 15)
+
+
 # ---- a Hessian of one's own -----------------------------------------------------------------------------------------
 
 

@@ -133,7 +133,7 @@ def sample_candidates(
             for name in plain
         },
         # In nats, as the policy's prices are: `is_worthwhile` compares the two.
-        loss=loss / metric.loss_per_nat(loss, outputs) if bounded else loss,
+        loss=loss / metric.loss_per_nat(loss, outputs, labels) if bounded else loss,
         config=config,
         min_gain=min_gain,
         generator=generator,

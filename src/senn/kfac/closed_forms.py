@@ -90,6 +90,27 @@ def _bce(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     )
 
 
+def _kl_div(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
+    """Loss sum_c t_c (log t_c - y_c) of log-probabilities y, over m for "mean"; curved as `_nll` is."""
+    y, t = _alike(y, target, "kl_div")
+    t = t.exp() if options["log_target"] else t
+    # classes are dimension 1 or the last one: where probabilities sum to one
+    sums = {dim: float(y.logsumexp(dim).abs().max()) for dim in (1, y.ndim - 1)}
+    dim = min(sums, key=lambda one: sums[one])
+    if sums[dim] > 1e-2:
+        raise UnsupportedError(
+            "kl_div needs log-probabilities as outputs, and these don't sum to one"
+        )
+    scale = 1.0 if options["reduction"] == "batchmean" else 1 / y[0].numel()
+    return LocalLoss(
+        losses=scale * (t.xlogy(t) - t * y).flatten(1).sum(1),
+        gradient=-scale * t.flatten(1),
+        curvature=SoftmaxHessian(
+            p=y.clamp_min(-LOGIT).exp(), total=scale * t.sum(dim, keepdim=True), dim=dim
+        ),
+    )
+
+
 def _mse(y: Tensor, target: Tensor, options: Options) -> LocalLoss:
     """Loss |y - t|^2 / m: gradient 2 (y - t) / m, H = 2/m I (PyTorch's squared error has no 1/2)."""
     y, t = _alike(y, target, "mse_loss")
@@ -191,6 +212,7 @@ _RULES: dict[Any, tuple[Rule, Options]] = {
     F.binary_cross_entropy_with_logits: (_bce_with_logits, {"weight": None, "pos_weight": None}),
     F.binary_cross_entropy: (_bce, {"weight": None}),
     F.mse_loss: (_mse, {}),
+    F.kl_div: (_kl_div, {"log_target": False, "reduction": "mean"}),
 }
 
 _FUNCTIONS: dict[type[nn.Module], Any] = {
@@ -199,25 +221,57 @@ _FUNCTIONS: dict[type[nn.Module], Any] = {
     nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
     nn.BCELoss: F.binary_cross_entropy,
     nn.MSELoss: F.mse_loss,
+    nn.KLDivLoss: F.kl_div,
 }
 
 
-def nats(rule: Rule | None, loss: float, outputs: int) -> float:
+def reductions(rule: Rule | None) -> tuple[str, ...]:
+    """Name the reductions of a loss that are means over samples."""
+    return ("mean", "batchmean") if rule is _kl_div else ("mean",)
+
+
+def count_labels(rule: Rule | None, options: Options, y: Tensor, target: Any) -> float:
+    """Count the labels of a sample, each with a likelihood of its own, of which a loss is the mean.
+
+    Args:
+        rule: the loss's rule, or None.
+        options: its options.
+        y: (N, ...) outputs.
+        target: targets, or None to count all positions.
+
+    Returns:
+        Their mean number. Ignored positions have no label; where entries are weighted, one of a typical weight counts
+        one label. For a loss without a rule 1.
+    """
+    entries = y[0].numel()
+    if rule in (_cross_entropy, _nll):
+        positions = y[0, 0].numel() if y.ndim > 1 else 1
+        if isinstance(target, Tensor) and not target.is_floating_point():
+            return float((target != options["ignore_index"]).sum()) / max(len(target), 1)
+        return positions
+    if rule in (_bce, _bce_with_logits):
+        weight = _broadcast(options["weight"], y, "weight")
+        # so that a constant weight is a unit, and one of zeros and ones a mask
+        return entries / max(float(weight[weight > 0].mean()), 1e-30)
+    if rule is _kl_div:
+        return 1 if options["reduction"] == "batchmean" else entries
+    return entries if rule is _mse else 1
+
+
+def nats(rule: Rule | None, loss: float, labels: float) -> float:
     """Convert one nat per sample to the unit of a loss.
 
     Args:
         rule: the loss's rule, or None.
         loss: its present value.
-        outputs: m, outputs per sample.
+        labels: of a sample, by `count_labels`.
 
     Returns:
-        How much of the loss one nat is; 1 for losses that are taken to be in nats.
+        How much of the loss one nat is; 1 for losses that aren't known.
     """
     # Squared error: a Gaussian likelihood whose variance is the error itself has m/2 ln(loss) nats, so d nats / d loss
-    # is m / (2 loss). Binary cross-entropy: a mean over m outputs, each of which counts in nats.
-    if rule is _mse:
-        return max(2 * loss / outputs, 1e-30)
-    return 1 / outputs if rule in (_bce, _bce_with_logits) else 1.0
+    # is m / (2 loss). Other likelihoods are means over labels, each of which counts in nats.
+    return max((2 * loss if rule is _mse else 1) / labels, 1e-30)
 
 
 def resolve(loss: Any) -> tuple[Rule | None, Options]:

@@ -21,6 +21,9 @@ LOGIT = 69.0
 In float32 a p below 1e-38 would be zero, and g^2 / p infinite.
 """
 
+NEGLIGIBLE = 1e-7
+"""Curvature, relative to the largest of a batch, below which a sample has none: the rounding of float32."""
+
 CHUNK = 1 << 22
 """Numbers that are converted to float64 at once: 32 MiB, a fraction of what the probabilities of a large batch take."""
 
@@ -201,7 +204,17 @@ class LocalLoss:
     @property
     def score_limit(self) -> float:
         """Lambda, the mean of g_i^T H_i^+ g_i; see `LossMetric.score_limit`."""
-        return float(self.curvature.score_limit(self.gradient).mean())
+        limits = self.curvature.score_limit(self.gradient)
+        squares = self.gradient.double().square().sum(1)
+        # Curvature along each sample's own gradient. Where there is none beside that of others (Huber beyond delta,
+        # log-cosh far out, a softmax that is hopelessly wrong), the quadratic model of this sample has no minimum, and
+        # lambda would be infinite for the sake of one sample: it is given the typical curvature.
+        curvatures = _ratio(squares, limits)
+        has_curvature = curvatures > NEGLIGIBLE * curvatures.max()
+        if has_curvature.any():
+            typical = curvatures[has_curvature].median()
+            limits = torch.where(has_curvature, limits, squares / typical)
+        return float(limits.mean())
 
     def scaled(self, weight: Tensor) -> LocalLoss:
         """Weight the samples of the batch by w (N,)."""

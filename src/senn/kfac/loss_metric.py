@@ -20,7 +20,7 @@ from torch import Tensor
 
 from senn import _deprecated
 from senn.errors import SennError, UnsupportedError, explained
-from senn.kfac.closed_forms import nats, resolve
+from senn.kfac.closed_forms import count_labels, nats, reductions, resolve
 from senn.kfac.differentiated_loss import differentiate, sample_losses
 from senn.kfac.loss_arguments import (
     check_two_arguments,
@@ -98,9 +98,7 @@ class LossMetric:
                 f"the loss must be callable as loss(output, target), and {loss!r} is not"
             )
         if loss_hessian is not None and metric == "euclidean":
-            raise SennError(
-                "loss_hessian is a metric of its own, so metric='euclidean' contradicts it"
-            )
+            raise SennError("loss_hessian is a metric, so metric='euclidean' contradicts it")
         if coupled and metric == "fisher" and loss_hessian is None:
             raise SennError(
                 "a loss that couples samples has no Hessian of its own for each: use metric='euclidean' with "
@@ -115,7 +113,7 @@ class LossMetric:
         self._rule, self._options = resolve(loss)
         # a sum would scale eta with the batch, and prices are per sample
         reduction = self._options.get("reduction", getattr(loss, "reduction", "mean"))
-        if reduction != "mean":
+        if reduction not in reductions(self._rule):
             raise UnsupportedError(
                 f"{self.name} has reduction={reduction!r}, and a mean over samples is needed"
             )
@@ -241,8 +239,8 @@ class LossMetric:
             weight: as in `loss`.
 
         Returns:
-            Lambda, in units of eta (twice the loss). Infinite where a loss has a slope but no curvature (Huber, far
-            out).
+            Lambda, in units of eta (twice the loss). A sample that has a slope but no curvature of its own (Huber, far
+            out), for which the theorem says nothing, counts with the median curvature of the batch along its gradients.
 
         Raises:
             SennError: as in `loss`.
@@ -251,18 +249,28 @@ class LossMetric:
         return local.score_limit
 
     @torch.no_grad()
-    def loss_per_nat(self, loss: float, output: Tensor) -> float:
+    def loss_per_nat(self, loss: float, output: Tensor, target: Any = None) -> float:
         """Convert one nat per sample to the loss's own unit.
 
         Args:
             loss: mean loss at which to convert.
             output: (N, ...), whose shape says how many outputs a sample has.
+            target: targets, some of which may be ignored; None if all count.
 
         Returns:
-            1 for likelihoods of one label per sample and losses that aren't known. For a mean squared error of m
-            outputs 2 loss / m, since it counts as a Gaussian likelihood with the error as its variance.
+            1 for likelihoods of one label per sample and losses that aren't known, 1 / T for a mean over T labels. For
+            a mean squared error of m outputs 2 loss / m, since it counts as a Gaussian likelihood with the error as its
+            variance.
         """
-        return nats(self._rule, loss, max(output.numel() // max(len(output), 1), 1))
+        return self.nats(loss, self.count_labels(output, target))
+
+    def count_labels(self, output: Tensor, target: Any = None) -> float:
+        """Count the labels of a sample of which the loss is a mean, see `loss_per_nat`."""
+        return count_labels(self._rule, self._options, output, target)
+
+    def nats(self, loss: float, labels: float) -> float:
+        """Convert one nat per sample to the loss's own unit, by the mean number of labels of a sample."""
+        return nats(self._rule, loss, labels)
 
     @property
     def has_closed_form(self) -> bool:

@@ -105,6 +105,7 @@ class ScoringSession:
         self.loss_before = float("nan")
         self.candidate_set: CandidateSet | None = None
         self._loss_sum = self._score_limit_sum = 0.0
+        self._label_sum = 0.0
         self._gradient_square = self._curvature_trace = 0.0  # sums over samples, of their ratio
         self._covariances = DataCovariances(known)
         self._copy: DormantCopy | None = None
@@ -113,7 +114,6 @@ class ScoringSession:
         self._fit, self._held_out = FoldStatistics(), FoldStatistics()
         self._last_batch: GlobalBatch | None = None
         self._stand_in: Samples = (torch.empty(0), torch.empty(0), None)
-        self._outputs = torch.empty(0)
 
     @property
     def loss(self) -> float:
@@ -166,11 +166,13 @@ class ScoringSession:
         own = [
             sum(part.loss * part.samples for part in parts),
             sum(part.score_limit * part.samples for part in parts),
+            self.metric.count_labels(parts[0].output, batch.targets) * batch.count,
             sum(part.gradient_square * part.samples for part in parts),
             sum(part.curvature_trace * part.samples for part in parts),
         ]
         by_rank = self.communicator.all_gather_object("observe a batch", own)
-        total_loss, total_limit, *squares = (sum(column) for column in zip(*by_rank, strict=True))
+        total_loss, total_limit, labels, *squares = map(sum, zip(*by_rank, strict=True))
+        self._label_sum += labels
         self._gradient_square += squares[0]
         self._curvature_trace += squares[1]
         count = batch.share.total
@@ -180,7 +182,6 @@ class ScoringSession:
         self._loss_sum += loss * count
         self._score_limit_sum += total_limit
         self._last_batch, self.loss_before = batch, loss
-        self._outputs = torch.cat([part.output for part in parts])
         return loss
 
     @property
@@ -248,7 +249,7 @@ class ScoringSession:
             stream=StreamCandidates.from_folds(self._stream_columns, *streams),
             prices=Prices(
                 samples=samples,
-                loss_per_nat=self.metric.loss_per_nat(self.loss, self._outputs),
+                loss_per_nat=self.metric.nats(self.loss, self._label_sum / self.samples),
                 dispersion=self.metric.dispersion(self._gradient_square, self._curvature_trace),
                 eta=eta,
                 score_limit=score_limit,
