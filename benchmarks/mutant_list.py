@@ -140,8 +140,7 @@ MUTANTS = [
         ),
         (
             "a whitened step is taken for the map's own in its length",
-            "        flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)\n"
-            "        curvature",
+            "        flat = unwhiten_outputs(self.whitener, flat)\n        curvature",
             "        curvature",
         ),
         (
@@ -156,13 +155,13 @@ MUTANTS = [
         ),
         (
             "the natural step stays whitened",
-            "torch.linalg.solve_triangular(self.whitener.mT, self._white_step, upper=True)",
-            "self._white_step",
+            "return unwhiten_outputs(self.whitener, self._white_step)",
+            "return self._white_step",
         ),
         (
             "weights after their step move uphill",
-            "self.whitener.mT @ weight.double() - torch.stack",
-            "self.whitener.mT @ weight.double() + torch.stack",
+            "whiten_weights(self.whitener, weight.double()) - torch.stack",
+            "whiten_weights(self.whitener, weight.double()) + torch.stack",
         ),
         (
             "activation parameters by the wrong side of their columns",
@@ -199,7 +198,7 @@ MUTANTS = [
         _SCORING,
         (
             "an identity insertion through the whitener, not transposed",
-            "mixed = layer_gains.whitener.mT @ weight",
+            "mixed = whiten_weights(layer_gains.whitener, weight)",
             "mixed = layer_gains.whitener @ weight",
         ),
         (

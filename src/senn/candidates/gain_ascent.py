@@ -22,10 +22,11 @@ from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.initialization import MIN_SPREAD
 from senn.graph import DependencyGraph
 from senn.kfac.capture import capture
-from senn.kfac.factors import DAMPING, cholesky, kronecker_factors, solve, whiten
+from senn.kfac.factors import DAMPING, cholesky, kronecker_factors, solve
 from senn.kfac.layer_statistics import LayerRows
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import forward, record_linear_calls
+from senn.kfac.whitening import square_root, whiten_outputs
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Targets
 from senn.surgery import Widen, apply_moves, calibrate_batch_norm
@@ -377,5 +378,5 @@ def _residual_target(rows: LayerRows, weights: Tensor | None) -> ResidualTarget:
     explained = rows.a.double() @ solve(cholesky(factors.A), factors.G.mT)
     residual = rows.output_grad.double() - explained * row_weights[:, None]
     # L_S^-1 d_r with S = L_S L_S^T turns tr[S^-1 d_r d_r^T] of Theorem 3.2 into a plain sum of squares.
-    whitened = whiten(cholesky(factors.S), residual.mT).mT
+    whitened = whiten_outputs(square_root(factors.S), residual.mT).mT
     return ResidualTarget(gradient=whitened, weights=row_weights.double(), locations=rows.locations)

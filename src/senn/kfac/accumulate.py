@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from senn.kfac.factors import KroneckerFactors, gram, input_covariance
+from senn.kfac.factors import (
+    DENSE_OUTPUTS,
+    KroneckerFactors,
+    gradient_covariance,
+    gram,
+    input_covariance,
+)
 from senn.kfac.layer_statistics import RowChunk
 from senn.kfac.per_sample import PerSampleFactors, PerSampleGrads, Samples
 
@@ -108,7 +114,9 @@ def accumulate_empty(
 
 
 def _gram_of(s: Tensor) -> Tensor:
-    """Sum s s^T over samples and locations, (m, m), for s (samples, locations, m) of any strides."""
+    """Sum s s^T over samples and locations, (m, m), for s (samples, locations, m) of any strides; see `grad_cov`."""
+    if s.shape[2] > DENSE_OUTPUTS:
+        return gradient_covariance(s.flatten(0, 1))
     return gram(s[:, 0]) if s.shape[1] == 1 else (s.mT @ s).sum(0)
 
 

@@ -57,6 +57,12 @@ loses about damping / (r + damping) of its gain. Large enough that rounding of s
 entries, stays below it for hundreds of columns.
 """
 
+DENSE_OUTPUTS = 8192
+"""Outputs of a map up to which S is a matrix: half a gigabyte in float64, and ten seconds to factorize on one core.
+
+Beyond it S is its diagonal (`whitening`). Both grow with its square and its cube, so doubling it is costly.
+"""
+
 SMALL = 64
 """Products of up to this many columns are computed whole rather than by symmetric blocks.
 
@@ -77,7 +83,7 @@ class KroneckerFactors:
         input_cov: sum of a a^T, (c, c), over `n_rows_read` rows. Where the covariance of the first k columns is known
             from elsewhere it is left out: (c, c - k). Empty while the rows themselves are kept (`Fold.rows`).
         cross_cov: sum of dz a^T, (m, c).
-        grad_cov: sum of s s^T, (m, m).
+        grad_cov: sum of s s^T, (m, m); of a map with more than `DENSE_OUTPUTS` outputs its diagonal, (m,).
         n_rows_read: number of rows in `input_cov`: a covariance needs some rows for each column, not all of them.
     """
 
@@ -119,7 +125,7 @@ class KroneckerFactors:
 
     @property
     def S(self) -> Tensor:
-        """Covariance of pseudo-gradients E[s s^T], (m, m), float64."""
+        """Covariance of pseudo-gradients E[s s^T], (m, m) or its diagonal (m,), float64."""
         return _mean(self.grad_cov, self.rows)
 
 
@@ -163,9 +169,18 @@ def kronecker_factors(
         locations=locations,
         input_cov=input_covariance(a, weights, known),
         cross_cov=output_grad.mT @ a,
-        grad_cov=gram(pseudo_grad),
+        grad_cov=gradient_covariance(pseudo_grad),
         n_rows_read=rows,
     )
+
+
+def gradient_covariance(s: Tensor) -> Tensor:
+    """Sum s s^T over rows (rows, m): (m, m), or its diagonal (m,) where outputs are more than `DENSE_OUTPUTS`."""
+    if s.shape[-1] > DENSE_OUTPUTS:
+        # a norm, so that no squares of all rows are held
+        squares: Tensor = torch.linalg.vector_norm(s, dim=0).square()
+        return squares
+    return gram(s)
 
 
 def input_covariance(a: Tensor, weights: Tensor | None = None, known: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from senn.kfac.accumulate import accumulate, accumulate_empty
-from senn.kfac.factors import KroneckerFactors, gram
+from senn.kfac.factors import DENSE_OUTPUTS, KroneckerFactors, gram
 from senn.kfac.layer_statistics import RowChunk
 from senn.kfac.per_sample import PerSampleFactors, Samples
 
@@ -22,6 +22,12 @@ ROWS = 1024
 
 Their mean square has a relative standard error of about sqrt(2 / rows), 4 %: 6 % at half, 3 % at double. Memory, and
 the time to update candidates' columns after each acceptance, grow in proportion.
+"""
+
+NUMBERS = 1 << 25
+"""Output gradients of each fold that are kept of a map with more outputs than `DENSE_OUTPUTS`, whole samples of it.
+
+That is 128 MiB in float32, as many again of pseudo-gradients, and at a vocabulary of 50,257 some 650 tokens.
 """
 
 SAMPLES = 64
@@ -53,12 +59,16 @@ class Fold:
             found: factors over all of the samples.
             samples: the samples, or at least the first `max_kept` of them.
         """
-        return cls(factors=found, samples=samples.first(Fold.max_kept(found.locations)))
+        most = Fold.max_kept(found.locations, len(found.cross_cov))
+        return cls(factors=found, samples=samples.first(most))
 
     @staticmethod
-    def max_kept(locations: int) -> int:
-        """Number of samples to keep: whole samples, `ROWS` rows or `SAMPLES` samples."""
-        return max(ROWS // locations, SAMPLES)
+    def max_kept(locations: int, outputs: int) -> int:
+        """Number of samples to keep: whole samples, `ROWS` rows or `SAMPLES` samples, of wide maps fewer."""
+        kept = max(ROWS // locations, SAMPLES)
+        if outputs > DENSE_OUTPUTS:
+            kept = min(kept, max(NUMBERS // (locations * outputs), 1))
+        return kept
 
     @staticmethod
     def stands_alone(rows: int, existing: int) -> bool:
@@ -76,12 +86,12 @@ class Fold:
         """Merge two sets of samples; those of `self` come first."""
         total = self._summed(other)
         # the first samples are kept, not a random choice: one pass over the data, and the same on any number of ranks
-        if self.n_kept >= Fold.max_kept(total.locations):
+        most = Fold.max_kept(total.locations, len(total.cross_cov))
+        if self.n_kept >= most:
             return replace(self, factors=total)
         both: Samples = self.samples + other.samples  # type: ignore[operator]
         if self.positions is None or other.positions is None:
             return Fold.of(total, both)
-        most = Fold.max_kept(total.locations)
         positions = torch.cat([self.positions, other.positions + self.n_kept])
         # a rank drops what lies beyond the joint limit, wherever its own samples stand
         positions = positions[positions < most]
@@ -180,7 +190,8 @@ class LocalSlice:
         """
         # weights are those of all of the rank's samples, in both folds
         own_weights = None if weights is None else weights[self.samples]
-        keep = Fold.max_kept(sum(part.layer_input.locations for part in parts))
+        locations = sum(part.layer_input.locations for part in parts)
+        keep = Fold.max_kept(locations, parts[0].output_grad.shape[2])
         if self.positions is None:
             found, samples = accumulate(
                 parts, places, keep=keep, weights=own_weights, known=known, inputs=inputs

@@ -24,9 +24,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from senn.kfac.factors import DAMPING, FactorInverse, WoodburyInverse, cholesky, solve, whiten
+from senn.kfac.factors import DAMPING, FactorInverse, WoodburyInverse, cholesky, solve
 from senn.kfac.folds import Fold
 from senn.kfac.per_sample import PerSampleFactors
+from senn.kfac.whitening import square_root, unwhiten_outputs, whiten_outputs, whiten_weights
 from senn.scoring.changes import Gains
 from senn.scoring.formulas import diagonal_gain, divided, quadratic_decrease, trace_product
 from senn.scoring.residual_statistics import ResidualStatistics, column_damping
@@ -45,7 +46,7 @@ class LayerGains:
     Attributes:
         inverse: inverse of A_cc on all samples, damped.
         eta: the map's expansion score now, accepted columns included.
-        whitener: (m, m) lower factor L of S = L L^T; cross moments here are L^-1 times theirs.
+        whitener: L with S = L L^T, (m, m) or (m,) (`whitening`); cross moments here are L^-1 times theirs.
         damping: (P,) damping of the candidate columns.
     """
 
@@ -59,7 +60,7 @@ class LayerGains:
         # Standard errors count samples: locations of one sample aren't independent.
         self.n_held_out = max(held_out.factors.rows / both.locations, 1.0)
         # S = L L^T: with L^-1 applied once, all that follows is plain sums of squares.
-        self.whitener = cholesky(both.S, DAMPING)
+        self.whitener = square_root(both.S)
         G = both.G
         self.inverse: FactorInverse
         if (
@@ -74,7 +75,7 @@ class LayerGains:
             self.inverse = FactorInverse(factor)
         # eta = locations * Tr(S^-1 G A^-1 G^T) (paper, equation 2), as in `formulas.expansion_score`
         score, self._finish_step = self.inverse.quadratic_form(
-            whiten(self.whitener, G[:, :existing]).mT
+            whiten_outputs(self.whitener, G[:, :existing]).mT
         )
         self.eta = self.locations * score
         self._fold_gradients = [fold.factors.G[:, :existing] for fold in (fit, held_out)]
@@ -175,8 +176,7 @@ class LayerGains:
     @property
     def step(self) -> Tensor:
         """Natural step S^-1 G A^-1 of the existing weights, (m, c); see `formulas.natural_step`."""
-        step: Tensor = torch.linalg.solve_triangular(self.whitener.mT, self._white_step, upper=True)
-        return step
+        return unwhiten_outputs(self.whitener, self._white_step)
 
     def next_weights(self, weight: Tensor) -> Tensor:
         """Whitened weights after their natural step: what removing a column costs is read off these.
@@ -188,8 +188,12 @@ class LayerGains:
             L^T ([W | b] - step), (3, m, c): with the step of all samples, and with those that each fold's gradient asks
             for.
         """
-        steps = [self.inverse.solve(whiten(self.whitener, G).mT).mT for G in self._fold_gradients]
-        return self.whitener.mT @ weight.double() - torch.stack([self._white_step, *steps])
+        steps = [
+            self.inverse.solve(whiten_outputs(self.whitener, G).mT).mT for G in self._fold_gradients
+        ]
+        return whiten_weights(self.whitener, weight.double()) - torch.stack(
+            [self._white_step, *steps]
+        )
 
     def gain(self, columns: Tensor, output_basis: Tensor | None = None) -> Tensor:
         """Exact K-FAC gain D of groups of columns (`formulas.width_gain`), given what is accepted already.
@@ -329,7 +333,7 @@ class LayerGains:
         """
         groups, m, p = step.shape
         flat = step.movedim(1, 0).reshape(m, groups * p)
-        flat = torch.linalg.solve_triangular(self.whitener.mT, flat, upper=True)
+        flat = unwhiten_outputs(self.whitener, flat)
         curvature, crossed = self.fit.curvature(self.fit.effect("pseudo_grad", flat, columns))
         slope = (fitted_slope - crossed).clamp_min(0)
         # t = slope / curvature minimizes the quadratic; a curvature below the slope would mean t > 1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from senn.candidates.new_layers import IdentityLayer, Layer, ResidualLayer
 from senn.graph import get_linear
+from senn.kfac.whitening import whiten_weights
 from senn.policies import Budget
 from senn.scoring.changes import Change, Prices, ScoredCandidate
 from senn.scoring.column_layout import ColumnLayout
@@ -121,7 +122,9 @@ class Insertions:
         layer_gains = self.layer_gains[point]
         weight = get_linear(self.model, point).weight.detach().double()
         # A unit h of the new layer reaches z through W B^-1, whitened by L^T with S = L L^T.
-        mixed = layer_gains.whitener.mT @ weight @ torch.linalg.inv(layer.weight.double())
+        mixed = whiten_weights(layer_gains.whitener, weight) @ torch.linalg.inv(
+            layer.weight.double()
+        )
         through = mixed.repeat_interleave(columns.shape[1], 1)
         features = layer.insertion_point.features
         change = Change(
@@ -156,5 +159,5 @@ class Insertions:
         if weight.shape[0] <= weight.shape[1]:
             return None
         # With more outputs than inputs, z = W a moves within the range of W only; whitened, of L^T W.
-        basis: Tensor = torch.linalg.qr(self.layer_gains[point].whitener.mT @ weight).Q
+        basis: Tensor = torch.linalg.qr(whiten_weights(self.layer_gains[point].whitener, weight)).Q
         return basis

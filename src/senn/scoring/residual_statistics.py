@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from senn.kfac.factors import WoodburyInverse, input_covariance, whiten
+from senn.kfac.factors import WoodburyInverse, input_covariance
 from senn.kfac.folds import Fold
 from senn.kfac.per_sample import PerSampleFactors, Samples
+from senn.kfac.whitening import whiten_outputs
 from senn.scoring.formulas import eliminated_cross, schur_complement
 
 UNIT_DAMPING = 1e-3
@@ -64,7 +65,7 @@ class ResidualStatistics:
             folds: folds whose kept samples go along; of several, only their residual moments are used.
             prediction: (c, P) A^-1 A_cp.
             damping: (P,) added to the diagonal of the residual moment.
-            whitener: (m, m) lower factor of S.
+            whitener: root of S, (m, m) or (m,).
             by_rows: whether the residual moment is that of the kept rows. With an A^-1 that comes from other samples,
                 A_pp - A_pc A^-1 A_cp need not be positive; a moment of rows always is.
         """
@@ -83,7 +84,9 @@ class ResidualStatistics:
             residual = schur_complement(new[existing:], new[:existing], prediction)
         return cls(
             residual=residual + torch.diag(damping),
-            cross=whiten(whitener, eliminated_cross(G[:, existing:], G[:, :existing], prediction)),
+            cross=whiten_outputs(
+                whitener, eliminated_cross(G[:, existing:], G[:, :existing], prediction)
+            ),
             samples=kept[0] if len(kept) == 1 else None,
             weight=max(sum(one.total for one in kept), 1e-30),
         )
@@ -107,13 +110,13 @@ class ResidualStatistics:
             samples: the same rows, to be kept one by one; None keeps none.
             inverse: inverse of the moment of the rows' existing columns.
             damping: (P,) added to the diagonal of the residual moment.
-            whitener: (m, m) lower factor of S.
+            whitener: root of S, (m, m) or (m,).
         """
         # The (rows, rows) system says what the existing columns predict, without A.
         rest, rows = inverse.residual(new), len(new)
         return cls(
             residual=new.mT @ rest / rows + torch.diag(damping),
-            cross=whiten(whitener, output_grad.double().mT @ rest / rows),
+            cross=whiten_outputs(whitener, output_grad.double().mT @ rest / rows),
             samples=None if samples is None else replace(samples, a=rest.to(samples.a)),
             weight=float(rows),
         )

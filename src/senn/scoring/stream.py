@@ -30,6 +30,7 @@ from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
 from senn.kfac.layer_statistics import BlockCall, LayerStatistics, RowChunk
 from senn.kfac.recorder import LinearCall, record_linear_calls
+from senn.kfac.whitening import whiten_weights
 from senn.preserve import preserve_model_state
 from senn.scoring.changes import Gains
 from senn.scoring.column_layout import ColumnLayout
@@ -308,7 +309,9 @@ class StreamCandidates:
         for name, layer_gains in self.repeats[block].items():
             columns = torch.arange(len(layer_gains.damping))
             if isinstance(copy.get_submodule(name), BATCH_NORMS):  # each output reads one column
-                own = layer_gains.diagonal(columns, layer_gains.whitener.mT)
+                # each output is a parameter of its own, M = I
+                each = torch.eye(len(layer_gains.whitener), dtype=torch.float64)
+                own = layer_gains.diagonal(columns, whiten_weights(layer_gains.whitener, each))
             else:
                 value, stderr = layer_gains.held_out_gain(columns[None])
                 own = Gains(
