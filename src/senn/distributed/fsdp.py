@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from senn.errors import SennError, UnsupportedError
-from senn.surgery.optimizer_state import unwrap
+from senn.surgery.optimizer_layers import unwrap
 
 
 @contextmanager

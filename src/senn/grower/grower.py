@@ -32,7 +32,7 @@ from senn.scoring.precision import full_precision
 from senn.scoring.rank_checks import analyzed, check_whole, each_batch, stale
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import select_candidates
-from senn.surgery.optimizer_state import check_holds, unwrap
+from senn.surgery.optimizer_layers import check_holds
 
 Batch = tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor] | Sequence[Any]
 
@@ -136,7 +136,7 @@ class Grower(GrowerSettings, GrowerMemory):
             model = self._wrapper.module  # type: ignore[assignment]
         check_arguments(RANGES, locals())
         if optimizer is not None:
-            check_holds(unwrap(optimizer), model)
+            check_holds(optimizer, model)
         super().__init__(model, samples=samples, seed=seed)
         self.moves = check_moves(moves)
         self.optimizer = optimizer

@@ -24,7 +24,7 @@ from senn.integrations import _trainer_files as files
 from senn.integrations._trainer_files import load, save
 from senn.integrations.loop_checks import check_single, refuse_strategy
 from senn.pytree import Output, prediction
-from senn.surgery.optimizer_state import unwrap
+from senn.surgery.optimizer_layers import unwrap
 from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession
 from senn.training.recent_batches import Prepare

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from senn import _deprecated
 from senn.compilation import forget_compiled_sizes, uncompiled
@@ -21,7 +20,8 @@ from senn.surgery.apply import prepare
 from senn.surgery.averages import find_copy, follow_names, names_of
 from senn.surgery.hooks import check_steps_in_backward, try_gradient_hooks
 from senn.surgery.moves import Append, Insert, Move, Prune
-from senn.surgery.optimizer_state import Snapshot, check_holds, migrate_optimizer_state, unwrap
+from senn.surgery.optimizer_layers import OptimizerLayers, check_holds
+from senn.surgery.optimizer_state import Migration, Snapshot
 from senn.surgery.outputs import (
     calibrate_batch_norm,
     check_use,
@@ -100,8 +100,7 @@ class Receipt:
         for model in self._models:
             watched += [*model.parameters(), *model.buffers()]
         if self._snapshot is not None:
-            for state in self._snapshot.optimizer.state.values():
-                watched += [value for value in state.values() if isinstance(value, Tensor)]
+            watched += self._snapshot.tensors()
         return watched
 
 
@@ -113,6 +112,7 @@ def transaction(
     graph: DependencyGraph,
     *,
     optimizer: Any = None,
+    on_uncarried_state: Literal["refuse", "restart"] = "refuse",
     averaged: Sequence[Any] = (),
     probe: Inputs | None = None,
     loss: Callable[[], float] | None = None,
@@ -129,7 +129,10 @@ def transaction(
         model: changed in place; Parameters stay the same objects, with other data.
         moves: of any kind; several may touch the same tensor.
         graph: of the model.
-        optimizer: its groups stay the same objects; its state follows by position. None for a model without one.
+        optimizer: its groups stay the same objects; its state follows by position. Or a list of several, or an object
+            that holds some; None for a model without one.
+        on_uncarried_state: what happens where a parameter's state follows its size by no rule: `refuse` the change, or
+            `restart` the state of that parameter, as if training began.
         averaged: averages of the model, which change with it: copies, or objects with a copy in them (`AveragedModel`).
         probe: inputs on which outputs before and after are compared in eval mode, and from which new BatchNorm
             channels take their running statistics. With None, nothing is compared: only shapes are certain.
@@ -173,12 +176,11 @@ def transaction(
         loss=loss,
         loss_limit=loss_limit,
         tolerance=tolerance,
+        restart=on_uncarried_state == "restart",
     )
     try:
         with ExitStack() as rollback:
-            receipt = operation.run(
-                graph, None if optimizer is None else unwrap(optimizer), rollback
-            )
+            receipt = operation.run(graph, optimizer, rollback)
             receipt._models = (model, *operation.copies)
             receipt._marks = model_digest(receipt._watched())
             receipt.recompiles = forget_compiled_sizes()
@@ -205,30 +207,30 @@ class _Operation:
     loss: Callable[[], float] | None
     loss_limit: float | None
     tolerance: float | None
+    restart: bool
 
-    def run(
-        self, graph: DependencyGraph, optimizer: Optimizer | None, rollback: ExitStack
-    ) -> Receipt:
+    def run(self, graph: DependencyGraph, optimizer: Any, rollback: ExitStack) -> Receipt:
         everyone = (self.model, *self.copies)
         # An interrupt may come while a pass restores what it changed: then this does it again.
         rollback.callback(ModelState(everyone).restore)
         if optimizer is not None:
             check_holds(optimizer, self.model)
-        # Of before the change: an optimizer that records names is brought into step by them.
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
         todo = plan(self.model, self.moves, graph)
         kept_names = [names_of(copy) for copy in self.copies]
         before = [] if self.probe is None else [outputs(one, self.probe) for one in everyone]
         loss_before = self._loss()
         # Everything that can fail for want of memory or by a bad shape fails here, with nothing exchanged yet.
         logs = [prepare(one, todo) for one in everyone]
-        snapshot = None if optimizer is None else Snapshot(optimizer)
+        migration = None
+        if optimizer is not None:
+            migration = Migration(OptimizerLayers(optimizer), self.model, self.restart)
+        snapshot = None if migration is None else migration.snapshot
         # Before the first exchange, so that there is no moment without a way back.
         rollback.callback(_take_back, logs, snapshot)
         for log in logs:
             log.commit()
-        if optimizer is not None:
-            migrate_optimizer_state(optimizer, logs[0], self.model, names)
+        if migration is not None:
+            migration.run(logs[0])
         for average, log, kept in zip(self.averaged, logs[1:], kept_names, strict=True):
             log.exchange(follow_names(average, log.model, kept))
         try_gradient_hooks(logs[0])
