@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,32 @@ from senn.graph.types import ChannelGroup, CoupledDim, Norm, Refusal, Role, Size
 # doesn't read them (`nn.Linear.out_features`); those that it reads, the solver finds under any name.
 _SIZES: dict[Role, tuple[str, ...]] = {
     "producer": ("out_features", "out_channels", "embedding_dim", "nf"),
-    "elementwise": ("num_features", "num_parameters", "num_channels"),
+    "elementwise": ("num_features", "num_parameters", "num_channels", "embedding_dim"),
     "consumer": ("in_features", "in_channels", "nx"),
 }
 _DEPTHWISE = ("in_channels", "out_channels", "groups")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FoundGroups:
+    """What one forward pass shows.
+
+    Attributes:
+        groups: all groups in order of use.
+        refusals: of units that can't change in number.
+        located_in: by weight, names of the groups whose units are locations to it.
+        tensors: full names of all tensors that make, read or go along with units, of groups or refused ones.
+    """
+
+    groups: list[ChannelGroup]
+    refusals: list[Refusal]
+    located_in: dict[str, set[str]]
+    tensors: set[str]
+
+
 def build_groups(
     trace: TraceRecorder, sizes: SizeTracker, fixed: Mapping[str, str], tied: Mapping[str, str]
-) -> tuple[list[ChannelGroup], list[Refusal], dict[str, set[str]]]:
+) -> FoundGroups:
     """Build the channel groups that one forward pass shows.
 
     Args:
@@ -39,8 +56,7 @@ def build_groups(
         tied: full names of tensors that share memory with another tensor object, and its name.
 
     Returns:
-        All groups in order of use; refusals of those that can't change; and, by weight, names of the groups whose units
-        are locations to it.
+        All groups in order of use, refusals of those that can't change, and where units of either lie.
     """
     builder = _Builder(trace, fixed, tied)
     solver = SizeSolver(sizes, builder.classes, builder.counted_attributes())
@@ -63,7 +79,12 @@ def build_groups(
             taken |= dict.fromkeys(members, one.name)
         except NoSolutionError as reason:
             refused.append(Refusal(place=one.name, reason=str(reason)))
-    return groups, refused, _located_in(builder, taken)
+    return FoundGroups(
+        groups=groups,
+        refusals=refused,
+        located_in=_located_in(builder, taken),
+        tensors=builder.classes.tensors(),
+    )
 
 
 def _located_in(builder: _Builder, taken: Mapping[int, str]) -> dict[str, set[str]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from senn.graph.sizes.symbolic_int import TensorMeta
 from senn.graph.tracing.labels import LabelOrigin, distinct, varying
 from senn.graph.tracing.trace_recorder import TraceRecorder
+from senn.graph.tracing.weight_view import WeightView
 from senn.graph.types import Role
 
 _ORDER: tuple[Role, ...] = ("producer", "elementwise", "consumer")
@@ -99,7 +100,7 @@ class LabelClasses:
                 continue
             # Outputs that are added (a residual stream) have units in common: one class with several producers. A new
             # producer may join several classes that were apart so far.
-            members, units = [origin], set(self._units_of(origin).tolist())
+            members, units = [origin], set(self._units_of(origin).flatten().tolist())
             rest = []
             for group in groups:
                 if group[1] & units:
@@ -122,7 +123,7 @@ class LabelClasses:
             other.name == name for other in self.all
         ):  # one tensor may make units along two dimensions
             name = f"{producers[0].name}:{producers[0].dim}"
-        order = list(dict.fromkeys(self._units_of(producers[0]).tolist()))
+        order = list(dict.fromkeys(self._units_of(producers[0]).flatten().tolist()))
         one = LabelClass(name=name, width=len(order))
         self.all.append(one)
         for producer in producers:
@@ -155,7 +156,8 @@ class LabelClasses:
                 raise _RefusedError(
                     f"its units don't correspond one to one to the rows of {producer.map_name}"
                 )
-            if unit_index(units, one.width) is None:
+            line = _line(units, producer.dim, producer.name)[1]
+            if unit_index(line, one.width) is None:
                 raise _RefusedError(
                     f"its units own different numbers of rows of {producer.map_name}"
                 )
@@ -165,22 +167,15 @@ class LabelClasses:
         makers = {producer.module for producer in producers}
         for producer in producers:
             units = unit_number[self._units_of(producer)]
-            _add_dim(one, "producer", producer.name, producer.dim or 0, units)
+            dim, units = _line(units, producer.dim, producer.name)
+            _add_dim(one, "producer", producer.name, dim, units)
         for origin in self.trace.record.origins:
             units = unit_number[self._units_of(origin)]
             if origin.produces or not bool((units >= 0).any()):
                 continue
             # A bias is made with the rows: new units need new entries of it, not copies of old ones.
             is_bias = origin.module in makers and origin.tensor.startswith("bias")
-            dim = origin.dim
-            if dim is None:
-                dim = unit_axis(units)
-                if dim is None:
-                    raise _RefusedError(
-                        f"its units lie along more than one dimension of {origin.name}"
-                    )
-                # All entries at one position belong to one unit, or to none (-1).
-                units = units.movedim(dim, 0).flatten(1).amax(1) if units.dim() > 1 else units
+            dim, units = _line(units, origin.dim, origin.name)
             _add_dim(one, "producer" if is_bias else "elementwise", origin.name, dim, units)
         for use in self.trace.uses:
             units = unit_number[self.units[use.columns]]
@@ -189,7 +184,8 @@ class LabelClasses:
             if use.weight in self.fixed:
                 name = use.weight.removesuffix(".weight")
                 raise _RefusedError(f"{name}, which reads its units, {self.fixed[use.weight]}")
-            _add_dim(one, "consumer", use.weight, use.in_dim, units, normed=use.normed)
+            in_dim, units = _line(units, use.in_dim if units.dim() == 1 else None, use.weight)
+            _add_dim(one, "consumer", use.weight, in_dim, units, normed=use.normed)
         one.dims.sort(key=lambda place: _ORDER.index(place.role))
         if not one.dims or one.dims[-1].role != "consumer":
             raise _RefusedError("no linear map reads its units")
@@ -198,6 +194,18 @@ class LabelClasses:
         """Return the numbers of the classes that labels belong to; -1 for none."""
         found: list[int] = distinct(self.class_of[distinct(labels).cpu()]).tolist()
         return found
+
+    def tensors(self) -> set[str]:
+        """Return the full names of all tensors in which units of a class lie."""
+        record = self.trace.record
+        found = {
+            origin.name
+            for origin in record.origins
+            if bool((self.class_of[origin.start : origin.end] >= 0).any())
+        }
+        return found | {
+            use.weight for use in self.trace.uses if bool((self.class_of[use.columns] >= 0).any())
+        }
 
     def counts(self, tensor: TensorMeta) -> Counts:
         """Count the positions that each unit owns along the dimensions of a tensor.
@@ -211,6 +219,8 @@ class LabelClasses:
         """
         if tensor.name is not None:
             return self._counts_of_parameter.get(tensor.name, {})
+        if tensor.view is not None:
+            return self._counts_of_view(tensor.view)
         key = id(tensor)
         if key not in self._counts_of_tensor:
             counts: Counts = {}
@@ -218,6 +228,24 @@ class LabelClasses:
                 self._count(label_map, counts)
             self._counts_of_tensor[key] = counts
         return self._counts_of_tensor[key]
+
+    def _counts_of_view(self, view: WeightView) -> Counts:
+        counts: Counts = {}
+        for number, one in enumerate(self.all):
+            for place in one.dims:
+                if place.tensor != view.name:
+                    continue
+                for axis in view.axes_of(place.dim):
+                    positions = view.positions_along(place.dim, axis).cpu()
+                    own = torch.isin(positions, place.index)
+                    units = int(own.sum())
+                    # All units lie there if each of their positions does, the same number of times.
+                    each = torch.bincount(positions[own])
+                    regular = units % one.width == 0 and len(distinct(each[each > 0])) == 1
+                    present = int((each > 0).sum()) == place.index.numel()
+                    per_unit = units // one.width if regular and present else 0
+                    counts.setdefault(axis, {})[number] = per_unit
+        return counts
 
     def _count(self, label_map: Tensor, counts: Counts) -> None:
         for dim in range(label_map.dim()):
@@ -259,6 +287,23 @@ def _add_dim(
             )
         return
     one.dims.append(LabelClassDim(role=role, tensor=tensor, dim=dim, index=index, normed=normed))
+
+
+def _line(units: Tensor, dim: int | None, name: str) -> tuple[int, Tensor]:
+    """Find the dimension of a tensor along which units lie, and the unit at each position, -1 for none.
+
+    Args:
+        units: the unit of each entry, or of each position if the dimension is known.
+        dim: the dimension; None to find it.
+        name: of the tensor, for the message.
+    """
+    if dim is not None:
+        return dim, units
+    dim = unit_axis(units)
+    if dim is None:
+        raise _RefusedError(f"its units lie along more than one dimension of {name}")
+    # All entries at one position belong to one unit, or to none (-1).
+    return dim, units.movedim(dim, 0).flatten(1).amax(1) if units.dim() > 1 else units
 
 
 def unit_axis(units: Tensor) -> int | None:

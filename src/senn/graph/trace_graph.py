@@ -44,9 +44,9 @@ def trace_graph(
             fixed[f"{name}.{key}"] = "is ignored as requested"
     problems = _problems(model, trace)
     fixed |= problems
-    groups, not_groups, located = build_groups(trace, sizes, fixed, _shared_memory(model))
+    found = build_groups(trace, sizes, fixed, _shared_memory(model))
     linear_maps = [
-        replace(one, located_in=tuple(sorted(located.get(one.weight, ()))))
+        replace(one, located_in=tuple(sorted(found.located_in.get(one.weight, ()))))
         for one in _linear_maps(model, trace, problems)
     ]
     insertion_points, not_points = _insertion_points(model, trace, linear_maps, fixed)
@@ -56,11 +56,13 @@ def trace_graph(
         if name in used or name in problems:
             place = _map_name(name)
             refusals.setdefault(place, Refusal(place=place, reason=f"it {why}"))
-    for refusal in (*not_groups, *not_points, *_not_followed(model, trace)):
+    for refusal in (*found.refusals, *not_points, *_not_followed(model, trace)):
+        refusals.setdefault(refusal.place, refusal)
+    for refusal in _unaccounted(model, trace, found.tensors, refusals):
         refusals.setdefault(refusal.place, refusal)
     return DependencyGraph(
         linear_maps=tuple(linear_maps),
-        groups=tuple(groups),
+        groups=tuple(found.groups),
         insertion_points=tuple(insertion_points),
         refusals=tuple(refusals.values()),
     )
@@ -76,10 +78,14 @@ def _problems(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
     """Weights whose shape must not change, by full name, and why."""
     problems = {}
     # Where entries have labels of their own, an operation other than a linear map reads the weight, too.
-    for name in {name for name, _ in trace.rows} | {use.weight for use in trace.uses}:
+    made = {origin.name for origin in trace.record.origins if origin.produces}
+    # What only goes along with units (a table of positions, filters of single channels) may be frozen: it is extended
+    # by what keeps the function, and its old entries stay as they are.
+    read_or_made = made | {use.weight for use in trace.uses}
+    for name in {name for name, _ in trace.rows} | read_or_made:
         if name in trace.labeled_in:
             problems[name] = f"has a weight that is also used by {trace.labeled_in[name]}"
-        elif not get_tensor(model, name).requires_grad:
+        elif name in read_or_made and not get_tensor(model, name).requires_grad:
             problems[name] = "has a frozen weight"
     for path, module in model.named_modules():
         # `weight_norm` and parametrizations make the weight anew at each call: resizing it would have no effect.
@@ -220,4 +226,28 @@ def _not_followed(model: nn.Module, trace: TraceRecorder) -> list[Refusal]:
         refused += [
             Refusal(place=place, reason="it is never used in the forward pass") for place in places
         ]
+    return refused
+
+
+def _unaccounted(
+    model: nn.Module, trace: TraceRecorder, known: Collection[str], refusals: Collection[str]
+) -> list[Refusal]:
+    """Weights that neither a group nor a refusal speaks of: none may be passed over in silence."""
+    refused = []
+    for name, parameter in model.named_parameters():
+        place = _map_name(name)
+        owners = {name.rpartition(".")[0], place, name}
+        covered = name in known or any(
+            refusal in owners or (refusal and place.startswith(f"{refusal}."))
+            for refusal in refusals
+        )
+        if parameter.dim() < 2 or covered:
+            continue
+        if not parameter.requires_grad:
+            reason = "it has a frozen weight"
+        elif name in trace.labeled_in:
+            reason = f"no linear map applies it as it is: it is read by {trace.labeled_in[name]}"
+        else:
+            reason = "no linear map that is understood applies it"
+        refused.append(Refusal(place=place, reason=reason))
     return refused

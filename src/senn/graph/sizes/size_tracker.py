@@ -178,11 +178,12 @@ class SizeTracker:
         if key not in self._metas:
             name = self._names.get(key)
             # Weights have sizes by name: their entries must not get labels for being measured.
-            is_weight = name is not None or self.trace.weight_of(tensor) is not None
+            view = self.trace.weight_of(tensor)
+            is_weight = name is not None or view is not None
             label_maps = [] if is_weight else self.trace.labels_of(tensor)
             shape = tuple(tensor.shape)
             self._metas[key] = TensorMeta(
-                shape=shape, dtype=tensor.dtype, label_maps=label_maps, name=name
+                shape=shape, dtype=tensor.dtype, label_maps=label_maps, name=name, view=view
             )
             self._alive.append(tensor)
         return self._metas[key]

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from senn.graph.tracing.weight_view import WeightView
+
 Key = tuple[str, str, int | None]
 """An attribute: module, name, item of a tuple (None for a plain integer)."""
 
@@ -56,12 +58,14 @@ class TensorMeta:
         dtype: its dtype.
         label_maps: its label maps; none for a parameter or buffer.
         name: full name of the parameter or buffer; None if it is another tensor.
+        view: which entries of a parameter it holds; None if it isn't seen as a view of one.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     label_maps: list[Tensor]
     name: str | None
+    view: WeightView | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

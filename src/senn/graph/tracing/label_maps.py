@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from senn.graph.tracing.labels import Labels, varying
-from senn.graph.tracing.recorded import REARRANGING, Call, WeightView
+from senn.graph.tracing.recorded import Call
+from senn.graph.tracing.weight_view import WeightView
 
 
 class LabelMaps:
@@ -38,8 +38,9 @@ class LabelMaps:
         self._parameters: dict[
             int, tuple[str, str, bool]
         ] = {}  # module, name, whether one entry serves all units
-        self._views: dict[int, tuple[WeightView, Call]] = {}
+        self._views: dict[int, WeightView] = {}
         self._copied_from: dict[int, Tensor] = {}
+        self._computed: dict[int, str] = {}  # of which weight, and by which operation
         for name, module in model.named_modules():
             # A module that counts its parameters has one for each unit, except PReLU, whose single slope serves all.
             counts = isinstance(getattr(module, "num_parameters", None), int)
@@ -82,7 +83,8 @@ class LabelMaps:
             if key in self._parameters:
                 labels = self._label_entries(tensor).to(tensor.device)
             elif key in self._views:
-                labels = self._labels_of_view(tensor, self._views[key][1])
+                view = self._views[key]
+                labels = view.entries(self.first_labels_of(self.tensors[view.name]))
             else:
                 labels = torch.zeros(tensor.shape, dtype=torch.long, device=tensor.device)
             self._label_maps[key] = [labels]
@@ -91,11 +93,34 @@ class LabelMaps:
 
     def weight_of(self, tensor: Tensor) -> WeightView | None:
         """Return the parameter of two or more dimensions that a tensor is a view of, or None."""
-        if id(tensor) in self._views:
-            return self._views[id(tensor)][0]
-        if id(tensor) in self._parameters and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
-            return WeightView(name=full_name(*self._parameters[id(tensor)][:2]))
-        return None
+        key = id(tensor)
+        is_weight = isinstance(tensor, nn.Parameter) and tensor.dim() > 1
+        if is_weight and key in self._parameters and key not in self._views:
+            name = full_name(*self._parameters[key][:2])
+            self._views[key] = WeightView.of(name, tensor)
+        return self._views.get(key)
+
+    def computed_from(self, tensor: Tensor) -> str | None:
+        """Return from which weight a tensor is computed, and by what, if it is one that the forward computes."""
+        return self._computed.get(id(tensor))
+
+    def note_computed(self, call: Call) -> None:
+        """Remember the outputs of an operation that computes a weight from parameters alone.
+
+        Args:
+            call: an operation whose outputs are no views of a parameter.
+        """
+        origin = None
+        for tensor in call.tensors:
+            if self.has_units(tensor):
+                return  # an activation
+            view = self._views.get(id(tensor))
+            if origin is None and view is not None:
+                origin = f"{view.name} by {call.operation} in {self.place}"
+            elif origin is None:
+                origin = self.computed_from(tensor)
+        if origin is not None:
+            self._computed.update(dict.fromkeys(map(id, call.outputs), origin))
 
     def parameter_name(self, identity: int) -> str | None:
         """Return the full name of the parameter or buffer with an identity; None if it is another tensor."""
@@ -113,17 +138,6 @@ class LabelMaps:
         self.labeled_in[full_name(module, key)] = f"{self._operation} in {self.place}"
         if id(tensor) in self._opaque:  # refused before it had labels
             self.record.refuse(labels, self._opaque[id(tensor)])
-        return labels
-
-    def _labels_of_view(self, tensor: Tensor, call: Call) -> Tensor:
-        """Derive the labels of a parameter's view: carry out its operation on the parameter's labels."""
-        source = self.first_labels_of(call.args[0])
-        if call.operation not in REARRANGING:  # a cast or a copy: every entry stays in its place
-            return source
-        parts = call.func(source, *call.args[1:], **call.kwargs)
-        for part, output in zip(pytree.tree_leaves(parts), call.outputs, strict=True):
-            if output is tensor:
-                labels: Tensor = part
         return labels
 
     def set_labels(self, tensor: Tensor, label_maps: list[Tensor]) -> None:
@@ -192,6 +206,8 @@ class LabelMaps:
                 self.record.refuse(label_map, reason)
         elif id(tensor) in self._parameters:
             self._opaque.setdefault(id(tensor), reason)
+        elif id(tensor) in self._views:
+            self.refuse(self.tensors[self._views[id(tensor)].name], reason)
 
     def refuse_call(self, call: Call) -> None:
         """Refuse every unit that meets an operation without a rule."""
@@ -209,7 +225,7 @@ class LabelMaps:
             tensor, f"its units meet {operation} in {self.place}, which isn't understood yet"
         )
         if id(tensor) in self._views:
-            name = self._views[id(tensor)][0].name
+            name = self._views[id(tensor)].name
         elif id(tensor) in self._parameters:
             name = full_name(*self._parameters[id(tensor)][:2])
         else:

@@ -187,11 +187,10 @@ def varying(labels: Tensor) -> set[int]:
     dims = set()
     for dim in range(labels.dim()):
         # Stride 0 means an expanded dimension, which repeats one position: no need to compare the entries.
-        if (
-            labels.shape[dim] > 1
-            and labels.stride(dim)
-            and bool((labels != labels.narrow(dim, 0, 1)).any())
-        ):
+        if labels.shape[dim] > 1 and not labels.stride(dim):
+            labels = labels.narrow(dim, 0, 1)
+    for dim in range(labels.dim()):
+        if labels.shape[dim] > 1 and bool((labels != labels.narrow(dim, 0, 1)).any()):
             dims.add(dim)
     return dims
 

@@ -82,7 +82,10 @@ class LinearSources:
 
     def parameter(self, tensor: Tensor) -> str | None:
         """Return the full name of the parameter whose entries a tensor holds; None if it holds none, or one only."""
-        return self.trace.parameter_name(self.root(tensor)) if tensor.numel() > 1 else None
+        if tensor.numel() <= 1:
+            return None
+        view = self.trace.weight_of(tensor)
+        return self.trace.parameter_name(self.root(tensor)) if view is None else view.name
 
     def end(self, tensor: Tensor, obstacle: str) -> None:
         """Record that a tensor is no linear function of any weight.
@@ -103,8 +106,8 @@ class LinearSources:
         if uses or operation == "embedding":
             names = [use.weight for use in uses]
             for tensor in call.tensors:
-                view, name = trace.weight_of(tensor), self.parameter(tensor)
-                names += [name] if name is not None else [view.name] if view is not None else []
+                name = self.parameter(tensor)
+                names += [name] if name is not None else []
             return Sources(gains=dict.fromkeys(names, ()))
         inputs = [tensor for tensor in call.tensors if trace.is_labeled(tensor)]
         if operation in _LINEAR:

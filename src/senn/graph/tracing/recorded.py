@@ -5,7 +5,7 @@ Rules and the recorder import these; nothing here imports a rule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -83,8 +83,9 @@ class WeightUse:
 
     Attributes:
         weight: full name of the weight.
-        columns: (in,) label of each input column, 0 where no unit is read.
-        in_dim: dimension of the weight that counts inputs.
+        columns: (in,) label of each input column, 0 where no unit is read; of the weight's rank if its inputs lie along
+            several dimensions, with size 1 along the others.
+        in_dim: dimension of the weight that counts inputs; of several, the last.
         out_dim: dimension of the weight that counts outputs.
         kernel_numel: number of kernel positions; 1 for a linear layer.
         scored: True if its inputs and output gradients can be recorded.
@@ -112,29 +113,6 @@ class WeightUse:
     normed: bool
     groups: int = 1
     transposed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightView:
-    """A tensor that is a parameter, or a transpose, cast or slice of one.
-
-    Attributes:
-        name: full name of the parameter.
-        flipped: True if it is transposed.
-        start: first position along `dim`, for a slice.
-        stop: one past the last position; None if it isn't sliced.
-        dim: the sliced dimension, of the parameter as it is stored.
-    """
-
-    name: str
-    flipped: bool = False
-    start: int = 0
-    stop: int | None = None
-    dim: int = 0
-
-    def part(self, dim: int) -> slice:
-        """Return the positions taken along a dimension of the stored parameter."""
-        return slice(self.start, self.stop) if dim == self.dim else slice(None)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -203,9 +181,6 @@ class Step:
     refusals: range
 
 
-# Operations that move the entries of a weight.
-REARRANGING = frozenset(["t", "transpose", "permute", "split", "split_with_sizes", "slice"])
-
 # Operations that map zero to zero. A unit that a normalization gives as zero is still zero after them, so that the
 # columns that read it may hold anything (`CoupledDim.behind_norm`).
 PRESERVING_ZERO = frozenset(
@@ -237,53 +212,3 @@ PRESERVING_ZERO = frozenset(
         *("relu", "gelu", "silu", "tanh", "native_dropout"),
     )
 )
-
-
-def weight_views(call: Call, view: WeightView) -> list[WeightView] | None:
-    """Describe the outputs of an operation on a weight as views of it.
-
-    Args:
-        call: an operation whose first argument is the weight, or a view of it.
-        view: that argument.
-
-    Returns:
-        One view for each output; None if the outputs are no longer the weight.
-    """
-    operation, args = call.operation, call.args
-    matrix = args[0].dim() == 2
-    # Entries in their places: the same view, in other memory or another dtype.
-    if operation in ("detach", "alias", "clone", "to_copy", "lift_fresh"):
-        return [view]
-    if operation == "t":
-        return [replace(view, flipped=not view.flipped)]
-    if matrix and operation == "transpose":  # whose two dimensions may be negative, or the same
-        swaps = (args[1] - args[2]) % 2 == 1
-        return [replace(view, flipped=view.flipped != swaps)]
-    if matrix and operation == "permute":
-        swaps = args[1][0] % 2 == 1
-        return [replace(view, flipped=view.flipped != swaps)]
-    if matrix and view.stop is None and operation in ("split", "split_with_sizes", "slice"):
-        return _slices(call, view)
-    return None
-
-
-def _slices(call: Call, view: WeightView) -> list[WeightView] | None:
-    """Views that a matrix is cut into; None for a slice with a stride."""
-    arguments = call.arguments
-    dim = arguments["dim"] % 2
-    start = 0
-    if call.operation == "slice":
-        if arguments["step"] != 1:
-            return None
-        # As in Python, a slice may begin at a negative position, and past either end.
-        size = call.args[0].shape[dim]
-        start = arguments["start"] or 0
-        start = max(start + size, 0) if start < 0 else min(start, size)
-    # The slice is remembered for the stored weight, whose dimensions a transposed view has the other way round.
-    stored_dim = 1 - dim if view.flipped else dim
-    views = []
-    for output in call.outputs:
-        stop = start + output.shape[dim]
-        views.append(replace(view, start=start, stop=stop, dim=stored_dim))
-        start = stop
-    return views

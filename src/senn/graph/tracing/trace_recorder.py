@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -15,9 +15,8 @@ from senn.graph.tracing.recorded import (
     Call,
     Step,
     WeightUse,
-    WeightView,
-    weight_views,
 )
+from senn.graph.tracing.weight_view import WeightView, views_of
 
 # Functions of the forward's own code whose inputs and output gradients can be recorded when they apply a weight.
 # The last one is Python code that applies its weights by others of these functions.
@@ -65,6 +64,8 @@ class TraceRecorder(LabelMaps):
         ] = {}  # class name of the last activation that a tensor went through
         self.sources = LinearSources(self)
         self.flow = NormFlow(self, self.sources)
+        # Labels of what a weight makes along several of its dimensions.
+        self._rows_of_several: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def weight_use(
         self,
@@ -84,7 +85,7 @@ class TraceRecorder(LabelMaps):
 
         Args:
             view: the weight, or the part of it that is applied.
-            columns: (in,) label of each input column.
+            columns: labels of the columns of the stored weight; see `WeightUse`.
             source: the input.
             in_dim: dimension of the weight that counts inputs.
             out_dim: dimension of the weight that counts outputs.
@@ -94,19 +95,16 @@ class TraceRecorder(LabelMaps):
             groups: number of groups of a convolution.
             transposed: True for a transposed convolution.
         """
-        # A slice of a weight reads nothing with the other columns.
-        all_columns = columns.new_zeros(self.tensors[view.name].shape[in_dim])
-        all_columns[view.part(in_dim)] = columns
         # Features of a linear layer come last; those of a 1 x 1 convolution don't.
         is_convolution = kernel_numel > 1 or axis == 1 < source.dim() - 1
         # The scoring pass records inputs and output gradients at the calls of these functions only.
         recordable = self.function is None or self.function in _RECORDABLE
-        scored = plain and recordable and view.stop is None
+        scored = plain and recordable and view.whole
         uniform = not bool(columns.any()) and is_uniform(source, {axis})
         self.uses.append(
             WeightUse(
                 weight=view.name,
-                columns=all_columns.cpu(),
+                columns=columns.cpu(),
                 in_dim=in_dim,
                 out_dim=out_dim,
                 kernel_numel=kernel_numel,
@@ -122,17 +120,25 @@ class TraceRecorder(LabelMaps):
             )
         )
 
-    def produces(self, view: WeightView, dim: int) -> Tensor:
-        """Return labels of what a weight makes.
+    def produces(self, name: str, dims: Sequence[int]) -> Tensor:
+        """Return labels of what a weight makes, the same at each use of the weight.
 
         Args:
-            view: the weight, or a part of it.
-            dim: dimension of the stored weight that counts outputs.
+            name: full name of the weight.
+            dims: dimensions of it that count outputs; each combination of positions is one.
 
         Returns:
-            (positions,) long, the same at each use of the weight.
+            Labels of the weight's rank, with size 1 along its other dimensions.
         """
-        return self._along(view.name, dim, produces=True)[view.part(dim)]
+        sizes = self.tensors[name].shape
+        shape = [size if dim in dims else 1 for dim, size in enumerate(sizes)]
+        if len(dims) == 1:
+            return self._along(name, dims[0], produces=True).view(shape)
+        if (name, tuple(dims)) not in self._rows_of_several:
+            module, _, key = name.rpartition(".")
+            labels = self.record.new_labels(module, key, tuple(shape), produces=True, shared=False)
+            self._rows_of_several[name, tuple(dims)] = labels
+        return self._rows_of_several[name, tuple(dims)].to(self.tensors[name].device)
 
     def passes_elementwise(self, name: str, dim: int) -> Tensor:
         """Return labels of what goes along with units, one by one.
@@ -192,11 +198,13 @@ class TraceRecorder(LabelMaps):
     def _apply(self, call: Call, rule: Callable[[TraceRecorder, Call], None]) -> None:
         first = call.args[0] if call.args else None
         view = self.weight_of(first) if isinstance(first, Tensor) else None
-        views = None if view is None else weight_views(call, view)
+        # An index that units choose isn't a view of the weight any more.
+        fixed = not any(map(self.has_units, call.tensors[1:]))
+        views = views_of(call, view) if view is not None and fixed else None
         if views is not None:
-            # A transposed, cast, copied or sliced weight is still the weight: it needs no labels for its entries.
+            # Seen from another side, a weight is still the weight: it needs no labels for its entries.
             for output, one in zip(call.outputs, views, strict=True):
-                self._views[id(output)] = (one, call)
+                self._views[id(output)] = one
             return
         if self.flow.takes(call):
             return
@@ -210,6 +218,7 @@ class TraceRecorder(LabelMaps):
         if call.operation in PRESERVING_ZERO:
             labeled = [tensor for tensor in call.tensors if id(tensor) in self._label_maps]
             self.flow.passes_zero(labeled, call.outputs)
+        self.note_computed(call)
         for tensor in call.tensors:
             if id(tensor) in self._activation:
                 for output in call.outputs:

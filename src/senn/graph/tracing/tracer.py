@@ -77,8 +77,9 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         target = args[0] if args and func._schema.is_mutable else None
-        kept = isinstance(target, Tensor) and not self.trace.is_labeled(target)
-        overwritten = target.detach().clone() if kept else None
+        overwritten = None
+        if isinstance(target, Tensor) and not self.trace.is_labeled(target):
+            overwritten = target.detach().clone()
         result = func(*args, **kwargs)
         call = Call(func=func, args=args, kwargs=kwargs, result=result, overwritten=overwritten)
         self.trace.follow(call, rule_for(func))
@@ -158,9 +159,9 @@ def _merge_repeated_uses(trace: TraceRecorder) -> None:
 
     The first state of a recurrent layer is zeros without units; it gets the labels of the later states.
     """
-    uses_of: dict[tuple[str, int], list[WeightUse]] = {}
+    uses_of: dict[tuple[str, int, torch.Size], list[WeightUse]] = {}
     for use in trace.uses:
-        uses_of.setdefault((use.weight, use.in_dim), []).append(use)
+        uses_of.setdefault((use.weight, use.in_dim, use.columns.shape), []).append(use)
     for uses in uses_of.values():
         labeled = [use for use in uses if bool(use.columns.any())]
         if not labeled:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from senn.graph.tracing.labels import varying
-from senn.graph.tracing.recorded import Call, WeightView
+from senn.graph.tracing.recorded import Call
 from senn.graph.tracing.rules.pointwise import (
     Rules,
     fix_along,
@@ -20,57 +20,19 @@ from senn.graph.tracing.rules.pointwise import (
     mix_along,
     rules,
 )
+from senn.graph.tracing.rules.weights import (
+    Axes,
+    apply_weight,
+    columns_of,
+    made_rows,
+    spread,
+    stored_columns,
+    stored_dims,
+)
 from senn.graph.tracing.trace_recorder import TraceRecorder
+from senn.graph.tracing.weight_view import WeightView
 
-
-def columns_of(trace: TraceRecorder, source: Tensor, axis: int) -> tuple[Tensor, list[Tensor]]:
-    """Determine what a linear map reads with each of its columns.
-
-    Units that are read by one column, at other locations, are the same unit.
-
-    Args:
-        trace: the recorder.
-        source: the input.
-        axis: its dimension that counts features.
-
-    Returns:
-        (features,) long, the label of each column; and the label maps whose units vary along other dimensions only.
-    """
-    elsewhere = []
-    columns = torch.zeros(source.shape[axis], dtype=torch.long, device=source.device)
-    for label_map in trace.labels_of(source):
-        if not bool(label_map.any()):
-            continue
-        dims = varying(label_map)
-        if dims and axis not in dims:
-            if trace.record.is_made(label_map):
-                elsewhere.append(label_map)
-            continue
-        locations = label_map.movedim(axis, -1).reshape(-1, label_map.shape[axis])
-        first = locations.amax(0)  # the label at some location where there is one
-        trace.record.merge(locations, first.expand_as(locations))
-        sometimes_none = (locations == 0).any(0)
-        trace.record.refuse(
-            first[sometimes_none], f"its units meet a tensor that has no units in {trace.place}"
-        )
-        if bool((columns != 0).any()):
-            trace.record.merge(columns, first)
-        columns = torch.where(columns != 0, columns, first)
-    return columns, elsewhere
-
-
-def spread(labels: Tensor, axis: int, like: Tensor) -> Tensor:
-    """Return a label map with labels along one axis.
-
-    Args:
-        labels: (features,) long.
-        axis: the axis.
-        like: a tensor of the shape that the label map gets.
-    """
-    shape = [1] * like.dim()
-    shape[axis] = len(labels)
-    # A copy, not an expanded view: units may be written into the label map later.
-    return labels.to(like.device).view(shape).expand(like.shape).clone()
+_COMPUTED = "its units are read by a weight that is computed from"
 
 
 def _matrix_product(trace: TraceRecorder, call: Call) -> None:
@@ -79,57 +41,110 @@ def _matrix_product(trace: TraceRecorder, call: Call) -> None:
     # With other factors, `addmm` isn't W a + b, and what is recorded of it would be wrong.
     plain = arguments.get("alpha", 1) == 1 and arguments.get("beta", 1) == 1
     if "mat1" in arguments:  # addmm
-        source, weight, bias = arguments["mat1"], arguments["mat2"], arguments["self"]
+        first, second, bias = arguments["mat1"], arguments["mat2"], arguments["self"]
     else:
-        source, weight, bias = arguments["self"], arguments["mat2"], None
-    view = trace.weight_of(weight)
-    if view is not None and plain:
-        out_dim = (
-            0 if view.flipped else 1
-        )  # (in, out) unless it is the transpose of a stored (out, in)
-        _linear(trace, view, source, call.outputs[0], bias=bias, out_dim=out_dim)
-    elif trace.weight_of(source) is not None or bias is not None:
+        first, second, bias = arguments["self"], arguments["mat2"], None
+    if plain:
+        _product_with_bias(trace, call, first, second, bias)
+    else:
+        trace.refuse_call(call)
+
+
+def _batched_product(trace: TraceRecorder, call: Call) -> None:
+    """`bmm` and `baddbmm`: of a stack of weights, or of two activations."""
+    arguments = call.arguments
+    plain = arguments.get("alpha", 1) == 1 and arguments.get("beta", 1) == 1
+    if "batch1" in arguments:  # baddbmm
+        first, second, bias = arguments["batch1"], arguments["batch2"], arguments["self"]
+    else:
+        first, second, bias = arguments["self"], arguments["mat2"], None
+    if plain:
+        _product_with_bias(trace, call, first, second, bias)
+    elif trace.is_labeled(bias):
         trace.refuse_call(call)
     else:
-        _multiply(trace, call, source, weight)
+        _multiply(trace, call, first, second)
+
+
+def _product_with_bias(
+    trace: TraceRecorder, call: Call, first: Tensor, second: Tensor, bias: Tensor | None
+) -> None:
+    """A product of two matrices, or of two stacks of them, plus a bias."""
+    left, right = trace.weight_of(first), trace.weight_of(second)
+    last = first.dim() - 1
+    stack = tuple(range(last - 1))
+    if (
+        right is not None
+    ):  # two weights: the left one is what the other is applied to, like a learned query
+        axes = Axes(inputs=last - 1, outputs=last, source=last, made=last, stack=stack)
+        _linear(trace, call, right, first, axes, bias=bias)
+        return
+    if left is not None:
+        axes = Axes(inputs=last, outputs=last - 1, source=last - 1, made=last - 1, stack=stack)
+        _linear(trace, call, left, second, axes, bias=bias, plain=False)
+        return
+    computed = trace.computed_from(first) or trace.computed_from(second)
+    labeled = bias is not None and trace.is_labeled(bias)
+    if labeled and computed is None:
+        trace.refuse_call(call)
+    else:
+        _multiply(trace, call, first, second)
+
+
+def _refuse_weight(trace: TraceRecorder, call: Call) -> None:
+    """Refuse the units that are read by something that is no weight."""
+    origin = trace.computed_from(call.arguments["weight"])
+    if origin is None:
+        trace.refuse_call(call)
+    else:
+        trace.refuse(call.arguments["input"], f"{_COMPUTED} {origin}")
 
 
 def _fused_linear(trace: TraceRecorder, call: Call) -> None:
     """`aten::linear`, which some backends don't split into a transposition and `addmm`."""
     arguments = call.arguments
-    view = trace.weight_of(arguments["weight"])
+    source, view = arguments["input"], trace.weight_of(arguments["weight"])
     if view is None:
+        _refuse_weight(trace, call)
+        return
+    last = source.dim() - 1
+    axes = Axes(inputs=1, outputs=0, source=last, made=last)
+    _linear(trace, call, view, source, axes, bias=arguments["bias"])
+
+
+def _grouped_product(trace: TraceRecorder, call: Call) -> None:
+    """`_grouped_mm`: rows of an input go to one matrix each of a stack (experts)."""
+    arguments = call.arguments
+    source, view = arguments["self"], trace.weight_of(arguments["mat2"])
+    if view is None or len(view.shape) != 3 or source.dim() != 2:
         trace.refuse_call(call)
         return
-    out_dim = 1 if view.flipped else 0
-    _linear(
-        trace, view, arguments["input"], call.outputs[0], bias=arguments["bias"], out_dim=out_dim
-    )
+    axes = Axes(inputs=1, outputs=2, source=1, made=1)
+    _linear(trace, call, view, source, axes, bias=arguments.get("bias"), plain=False)
 
 
 def _linear(
     trace: TraceRecorder,
+    call: Call,
     view: WeightView,
     source: Tensor,
-    output: Tensor,
+    axes: Axes,
     *,
     bias: Tensor | None,
-    out_dim: int,
+    plain: bool = True,
 ) -> None:
-    last = source.dim() - 1
-    columns, elsewhere = columns_of(trace, source, last)
-    trace.weight_use(view, columns, source, in_dim=1 - out_dim, out_dim=out_dim, axis=last)
-    made = spread(trace.produces(view, out_dim), output.dim() - 1, output)
-    label_maps = [made]
+    output = call.outputs[0]
+    label_maps = apply_weight(trace, view, source, output, axes, plain=plain)
+    if label_maps is None:
+        trace.refuse_call(call)
+        return
+    made, *elsewhere = label_maps
     if bias is not None and trace.is_labeled(bias):
         added = [label_map.broadcast_to(output.shape) for label_map in trace.labels_of(bias)]
-        label_maps = [label_map.clone() for label_map in merge_label_maps(trace, [made, *added])]
-    elif bias is not None:
-        label_maps = [meet_unlabeled(trace, made, bias)]
-    # Units along other dimensions (tokens, heads) pass a linear map: they are locations to it.
-    for label_map in elsewhere:
-        label_maps.append(label_map.amax(-1, keepdim=True).expand(output.shape).clone())
-    trace.set_labels(output, label_maps)
+        found = [label_map.clone() for label_map in merge_label_maps(trace, [made, *added])]
+    else:
+        found = [made if bias is None else meet_unlabeled(trace, made, bias)]
+    trace.set_labels(output, [*found, *elsewhere])
 
 
 def _convolution(trace: TraceRecorder, call: Call) -> None:
@@ -139,6 +154,11 @@ def _convolution(trace: TraceRecorder, call: Call) -> None:
     view = trace.weight_of(arguments["weight"])
     output = call.outputs[0]
     if view is None:
+        _refuse_weight(trace, call)
+        return
+    out_axis = 1 if transposed else 0
+    read, made = stored_dims(trace, view, 1 - out_axis, out_axis)
+    if len(read) != 1 or len(made) != 1:
         trace.refuse_call(call)
         return
     channels, elsewhere = columns_of(trace, source, 1)
@@ -147,21 +167,24 @@ def _convolution(trace: TraceRecorder, call: Call) -> None:
     one_each = groups == source.shape[1] and groups > 1
     is_depthwise = one_each and (not transposed or output.shape[1] == groups)
     if is_depthwise:  # each channel has filters of its own, which come and go with it
-        rows = trace.passes_elementwise(view.name, 0)
+        (dim,) = read if transposed else made
+        rows = trace.passes_elementwise(view.name, dim)[view.positions_along(dim, 0)]
         trace.record.merge(rows, channels.repeat_interleave(len(rows) // groups))
     else:
-        rows = _convolved_rows(trace, call, view, channels)
+        rows = _convolved_rows(trace, call, view, channels, read[0], made[0])
     bias = arguments["bias"]
     if bias is not None and trace.is_labeled(bias):
         trace.record.merge(rows, trace.first_labels_of(bias).to(rows.device))
     trace.set_labels(output, [spread(rows, 1, output)])
 
 
-def _convolved_rows(trace: TraceRecorder, call: Call, view: WeightView, channels: Tensor) -> Tensor:
+def _convolved_rows(
+    trace: TraceRecorder, call: Call, view: WeightView, channels: Tensor, in_dim: int, out_dim: int
+) -> Tensor:
     """Record that a convolution reads channels with these labels; return those it makes."""
     arguments = call.arguments
     groups, transposed = arguments["groups"], bool(arguments["transposed"])
-    out_dim = 1 if transposed else 0
+    out_axis = 1 if transposed else 0
     if groups > 1:
         # A grouped convolution keeps its groups equal in size: channels at the same place of each are one unit.
         channels = trace.record.merge_along(channels.view(groups, -1), {0})[0]
@@ -169,9 +192,9 @@ def _convolved_rows(trace: TraceRecorder, call: Call, view: WeightView, channels
             channels = channels.repeat(groups)
     trace.weight_use(
         view,
-        channels,
+        stored_columns(trace, view, channels, [1 - out_axis], [in_dim]),
         arguments["input"],
-        in_dim=1 - out_dim,
+        in_dim=in_dim,
         out_dim=out_dim,
         axis=1,
         kernel_numel=arguments["weight"][0, 0].numel(),
@@ -179,7 +202,7 @@ def _convolved_rows(trace: TraceRecorder, call: Call, view: WeightView, channels
         groups=groups,
         transposed=transposed,
     )
-    rows = trace.produces(view, out_dim)
+    rows = made_rows(trace, view, [out_axis], [out_dim])
     if groups > 1 and transposed:
         return rows.repeat(groups)
     if groups > 1:
@@ -190,33 +213,27 @@ def _convolved_rows(trace: TraceRecorder, call: Call, view: WeightView, channels
 def _embedding(trace: TraceRecorder, call: Call) -> None:
     """A table of vectors: it makes units with its columns; the data choose its rows."""
     view = trace.weight_of(call.arguments["weight"])
-    if view is None:
+    # Tokens are no units, so the rows of the table get no labels.
+    made = [] if view is None else stored_dims(trace, view, 0, 1)[1]
+    if view is None or len(made) != 1:
         trace.refuse_call(call)
         return
     output = call.outputs[0]
-    # Tokens are no units, so the rows of the table get no labels.
-    columns = trace.produces(view, 1)
+    if trace.tensors[view.name].requires_grad:
+        columns = made_rows(trace, view, [1], made)
+    else:  # frozen positions, say: what it is added to makes the units, and it goes along with them
+        columns = trace.passes_elementwise(view.name, made[0])[view.positions_along(made[0], 1)]
     trace.set_labels(output, [spread(columns, output.dim() - 1, output)])
 
 
-def _batched_product(trace: TraceRecorder, call: Call) -> None:
-    """`bmm` and `baddbmm` of two activations."""
-    arguments = call.arguments
-    if "batch1" in arguments:  # baddbmm
-        first, second, added = arguments["batch1"], arguments["batch2"], arguments["self"]
-    else:
-        first, second, added = arguments["self"], arguments["mat2"], None
-    if added is not None and trace.is_labeled(added):
-        trace.refuse_call(call)
-    else:
-        _multiply(trace, call, first, second)
-
-
 def _multiply(trace: TraceRecorder, call: Call, first: Tensor, second: Tensor) -> None:
-    if trace.weight_of(first) is not None or trace.weight_of(second) is not None:
-        trace.refuse_call(call)
-    elif trace.is_labeled(first) or trace.is_labeled(second):
-        _set_expanded(trace, call, _product(trace, trace.labels_of(first), trace.labels_of(second)))
+    if not trace.is_labeled(first) and not trace.is_labeled(second):
+        return
+    origin = trace.computed_from(first) or trace.computed_from(second)
+    why = None if origin is None else f"{_COMPUTED} {origin}"
+    _set_expanded(
+        trace, call, _product(trace, trace.labels_of(first), trace.labels_of(second), why)
+    )
 
 
 def _set_expanded(trace: TraceRecorder, call: Call, label_maps: list[Tensor]) -> None:
@@ -224,13 +241,16 @@ def _set_expanded(trace: TraceRecorder, call: Call, label_maps: list[Tensor]) ->
     trace.set_labels(output, [label_map.expand(output.shape).clone() for label_map in label_maps])
 
 
-def _product(trace: TraceRecorder, first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+def _product(
+    trace: TraceRecorder, first: list[Tensor], second: list[Tensor], why: str | None = None
+) -> list[Tensor]:
     """Multiply two activations, (..., i, k) and (..., k, j).
 
     Args:
         trace: the recorder.
         first: label maps of the first.
         second: label maps of the second.
+        why: reason for a refusal of units that are summed over; None for the usual one.
 
     Returns:
         Label maps of the product, of size 1 where they don't vary.
@@ -248,9 +268,8 @@ def _product(trace: TraceRecorder, first: list[Tensor], second: list[Tensor]) ->
     for label_map, dim in summed:
         along = varying(label_map)
         if along == {dim}:
-            trace.record.refuse(
-                label_map, f"its units are multiplied with others and summed in {trace.place}"
-            )
+            usual = f"its units are multiplied with others and summed in {trace.place}"
+            trace.record.refuse(label_map, why or usual)
             continue
         if dim in along:
             label_map = fix_along(trace, label_map, {dim})
@@ -296,7 +315,8 @@ RULES: Rules = {
     **rules(_matrix_product, "mm addmm"),
     **rules(_fused_linear, "linear"),
     **rules(_convolution, "convolution _convolution convolution_overrideable"),
-    **rules(_embedding, "embedding"),
+    **rules(_embedding, "embedding _embedding_bag _embedding_bag_forward_only"),
+    **rules(_grouped_product, "_grouped_mm"),
     **rules(_batched_product, "bmm baddbmm"),
     **rules(
         _attention,

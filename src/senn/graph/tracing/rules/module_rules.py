@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from senn import _deprecated, pytree
 from senn.errors import UnsupportedError
-from senn.graph.tracing.recorded import WeightView
-from senn.graph.tracing.rules.linear import columns_of, spread
+from senn.graph.tracing.rules.weights import columns_of, spread
 from senn.graph.tracing.trace_recorder import TraceRecorder
+from senn.graph.tracing.weight_view import WeightView
 
 LayerRule = Callable[["Visit"], None]
 # By exact type: a subclass may compute something else.
@@ -112,10 +112,10 @@ class Visit:
         axis %= self.source.dim()
         columns, _ = columns_of(self.trace, self.source, axis)
         self._check(tensor, dim, len(columns))
-        rank = self.module.get_parameter(tensor).dim()
+        parameter = self.module.get_parameter(tensor)
         # A vector reads and makes along its only dimension.
-        out_dim = next((other for other in range(rank) if other != dim), dim)
-        view = WeightView(name=self._full_name(tensor))
+        out_dim = next((other for other in range(parameter.dim()) if other != dim), dim)
+        view = WeightView.of(self._full_name(tensor), parameter)
         # Not `plain`: what happens inside the layer can't be recorded for scoring.
         self.trace.weight_use(
             view, columns, self.source, in_dim=dim, out_dim=out_dim, axis=axis, plain=False
@@ -132,7 +132,7 @@ class Visit:
         Raises:
             UnsupportedError: the sizes differ.
         """
-        labels = self.trace.produces(WeightView(name=self._full_name(tensor)), dim)
+        labels = self.trace.produces(self._full_name(tensor), [dim]).flatten()
         self._set_along(labels, tensor, dim, axis)
 
     def carries(self, tensor: str, dim: int, axis: int = -1) -> None:

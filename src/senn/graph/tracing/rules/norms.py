@@ -11,8 +11,8 @@ from torch import Tensor
 
 from senn.graph.tracing.labels import varying
 from senn.graph.tracing.recorded import Call
-from senn.graph.tracing.rules.linear import columns_of, spread
 from senn.graph.tracing.rules.pointwise import Rules, dimensions, fix_along, reduce, rules
+from senn.graph.tracing.rules.weights import columns_of, spread
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
 
