@@ -16,11 +16,12 @@ from senn.errors import DivergenceError
 from senn.kfac.factors import DAMPING, cholesky, whiten
 
 
-def square_root(S: Tensor) -> Tensor:
+def square_root(S: Tensor, damping: float = DAMPING) -> Tensor:
     """Find L with S = L L^T, damped.
 
     Args:
         S: (m, m), or its diagonal (m,).
+        damping: fraction of the mean diagonal to add first.
 
     Returns:
         (m, m) lower Cholesky factor, or (m,); float64.
@@ -29,12 +30,12 @@ def square_root(S: Tensor) -> Tensor:
         DivergenceError: S holds NaN or infinity.
     """
     if S.ndim == 2:
-        return cholesky(S, DAMPING)
+        return cholesky(S, damping)
     if not torch.isfinite(S).all():
         raise DivergenceError(
             "a curvature factor holds NaN or infinity: the network or its loss has diverged"
         )
-    return (S.double() + S.double().mean().clamp_min(1e-30) * DAMPING).sqrt()
+    return (S.double() + S.double().mean().clamp_min(1e-30) * damping).sqrt()
 
 
 def whiten_outputs(root: Tensor, right: Tensor) -> Tensor:

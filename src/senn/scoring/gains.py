@@ -60,7 +60,7 @@ class LayerGains:
         # Standard errors count samples: locations of one sample aren't independent.
         self.n_held_out = max(held_out.factors.rows / both.locations, 1.0)
         # S = L L^T: with L^-1 applied once, all that follows is plain sums of squares.
-        self.whitener = square_root(both.S)
+        self.whitener = square_root(both.S, DAMPING)
         G = both.G
         self.inverse: FactorInverse
         if (
