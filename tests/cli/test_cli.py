@@ -212,6 +212,8 @@ class TestFit:
             (["--policy", "paper", "--alpha", "1.5"], "alpha must be"),
             (["--policy", "paper", "--kappa", "1"], "--kappa belongs to --policy price"),
             (["--tau", "1"], "--tau belongs to --policy paper"),
+            (["--prune-fraction", "1"], "--prune-fraction belongs to --policy paper"),
+            (["--ascent-steps", "-1"], "ascent_steps must be a whole number of at least 0"),
             (["--kappa", "-1"], "kappa must be a number above 0"),
             (["--policy", "luck"], "invalid choice: 'luck'"),
             (["--max-params", "5"], "--max-params 5 is less than the 76"),

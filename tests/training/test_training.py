@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from senn.errors import DivergenceError, SennError, SurgeryError
 from senn.nn import MLP
 from senn.policies import PaperPolicy, PricePolicy
 from senn.training import Callback, TrainConfig, train
-from senn.training.builders import build_model, build_optimizer, resolve_policy
+from senn.training.builders import build_grower, build_model, build_optimizer, resolve_policy
 from senn.training.incremental import IncrementalTrainer
 from senn.training.train_step import TrainStep
 
@@ -360,6 +361,36 @@ def test_policies_by_name():
     assert isinstance(resolve_policy(None), PricePolicy)
     own = PaperPolicy(tau=0.5)
     assert resolve_policy(own) is own
+
+
+def test_rounds_that_were_not_given_follow_from_the_policy():
+    price, paper = TrainConfig(), TrainConfig(policy="paper")
+    assert max(paper.addition_rounds) > 4 * max(price.addition_rounds)
+    assert replace(price, policy="paper") == paper
+    assert replace(paper, policy=None).addition_rounds == price.addition_rounds
+    assert TrainConfig(policy=PaperPolicy(tau=2.0)).addition_rounds == paper.addition_rounds
+    own = TrainConfig(policy="paper", addition_rounds=(0.5,), pruning_rounds=())
+    assert (own.addition_rounds, own.pruning_rounds) == ((0.5,), ())
+
+
+def test_the_papers_policy_ascends_where_ascent_is_possible():
+    config = TrainConfig(policy="paper")
+    for model, steps in ((MLP(2, (2,), 2), 30), (nn.Sequential(nn.Linear(2, 2)), 0)):
+        optimizer = torch.optim.SGD(model.parameters())
+        for recipe, expected in ((config, steps), (replace(config, ascent_steps=5), 5)):
+            grower = build_grower(model, optimizer, recipe)
+            assert grower.candidate_config.ascent_steps == expected
+            assert grower.policy.prune_fraction > 0
+
+
+def test_the_papers_policy_buys_where_a_wider_net_fits_better():
+    """Also beside a linear shortcut, whose share of eta is large from the start."""
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] * x[:, 1] + x[:, 2] > 0).long()
+    run = fit(
+        x, y, TrainConfig(policy="paper", epochs=40, ascent_steps=5, moves=("width", "prune"))
+    )
+    assert run.architecture[0] > 2
 
 
 # -- natural gradient

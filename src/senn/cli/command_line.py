@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from senn.cli.growth_options import add_growth_options, positive_integer
 from senn.errors import SennError
 
 
@@ -171,7 +172,7 @@ def _fit(command: argparse.ArgumentParser) -> None:
     _add_data_options(command)
     _add_image_options(command.add_argument_group("images"))
     _add_training_options(command.add_argument_group("training"))
-    _add_growth_options(command.add_argument_group("growth"))
+    add_growth_options(command.add_argument_group("growth"))
     _add_output_options(command.add_argument_group("output"))
 
 
@@ -209,7 +210,7 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
 def _add_image_options(images: argparse._ArgumentGroup) -> None:
     images.add_argument(
         "--image-size",
-        type=_positive,
+        type=positive_integer,
         metavar="N",
         help="side of the square to which images are resized, in pixels (default: the median of "
         "their shorter sides, from 32 to 64)",
@@ -229,37 +230,16 @@ def _add_image_options(images: argparse._ArgumentGroup) -> None:
 def _add_training_options(training: argparse._ArgumentGroup) -> None:
     add = training.add_argument
     add(
-        "--epochs", type=_positive, metavar="N", help="upper limit of passes over the training rows"
+        "--epochs",
+        type=positive_integer,
+        metavar="N",
+        help="upper limit of passes over the training rows",
     )
     add("--seed", type=_seed, metavar="N", help="seed of all random numbers (default: 0)")
     add(
         "--optimizer",
         metavar="NAME",
         help="natural-gradient, or one of torch.optim: adamw (default), adam, sgd, rmsprop, ...",
-    )
-
-
-def _add_growth_options(growth: argparse._ArgumentGroup) -> None:
-    add = growth.add_argument
-    add("--max-params", type=_positive, metavar="N", help="upper limit of the number of parameters")
-    add(
-        "--policy",
-        choices=("price", "paper"),
-        help="grow if the expected decrease of the loss exceeds the price of the parameters (price, "
-        "the default), or if the expansion score rises by a fraction (paper)",
-    )
-    add(
-        "--kappa",
-        type=float,
-        metavar="X",
-        help="price policy: price of one parameter, in nats divided by the number of rows",
-    )
-    add("--tau", type=float, metavar="X", help="paper policy: required relative improvement")
-    add(
-        "--alpha",
-        type=float,
-        metavar="X",
-        help="paper policy: required absolute improvement, as a fraction of lambda",
     )
 
 
@@ -338,7 +318,12 @@ def _reproduce(command: argparse.ArgumentParser) -> None:
         choices=tuple(EXPERIMENTS),
         help="name of an experiment, as below",
     )
-    add("--seeds", type=_positive, metavar="N", help="number of random seeds (default: as below)")
+    add(
+        "--seeds",
+        type=positive_integer,
+        metavar="N",
+        help="number of random seeds (default: as below)",
+    )
     add("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/EXPERIMENT)")
     add("--overwrite", action="store_true", help="replace the results that the folder holds")
     add(
@@ -357,14 +342,6 @@ def _reproduce(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="cpu, cuda, ... for images (default: cuda if it is available, else cpu)",
     )
-
-
-def _positive(text: str) -> int:
-    # isdigit also refuses "1_000" and "+1", which int would take.
-    value = int(text) if text.strip().isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return value
 
 
 def _port(text: str) -> int:

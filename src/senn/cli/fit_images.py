@@ -250,7 +250,7 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     Raises:
         SennError: naming the file or option that is wrong.
     """
-    refuse_options(options, ("target", "column"), "tables, and {data} holds images")
+    refuse_options(options, ("target", "column", "ascent_steps"), "tables, and {data} holds images")
     if options.task == "regression":
         raise SennError(
             f"{options.data!r} holds images, and senn only classifies images: --task regression is for tables"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ def refuse_options(options: FitOptions, names: Sequence[str], reason: str) -> No
 def recipe_fields(options: FitOptions) -> dict[str, Any]:
     """Return the fields of a recipe that the options set."""
     record = options.to_dict()
-    names = ("seed", "optimizer", "epochs", "max_params")
+    names = ("seed", "optimizer", "epochs", "max_params", "ascent_steps")
     return {name: record[name] for name in names if record[name] is not None}
 
 
@@ -199,11 +199,12 @@ def chosen_policy(options: FitOptions, prices: PricePolicy | None = None) -> Pol
     """
     if options.policy != "price" and options.kappa is not None:
         raise SennError("--kappa belongs to --policy price")
-    for name, value in (("--tau", options.tau), ("--alpha", options.alpha)):
-        if options.policy != "paper" and value is not None:
-            raise SennError(f"{name} belongs to --policy paper")
+    record = options.to_dict()
+    names = ("tau", "alpha", "prune_fraction")
+    given = {name: record[name] for name in names if record[name] is not None}
     if options.policy == "paper":
-        given = {"tau": options.tau, "alpha": options.alpha}
-        return PaperPolicy(**{name: value for name, value in given.items() if value is not None})
+        return replace(cast(PaperPolicy, resolve_policy("paper")), **given)
+    if given:
+        raise SennError(f"{option_name(next(iter(given)))} belongs to --policy paper")
     prices = prices or PricePolicy()
     return prices if options.kappa is None else replace(prices, kappa=options.kappa)

@@ -31,6 +31,8 @@ class FitOptions:
         kappa: price of a parameter (price policy), in nats over the number of rows.
         tau: relative improvement of eta that is required (paper policy).
         alpha: absolute improvement of eta that is required (paper policy), as a share of lambda.
+        prune_fraction: share of that below which a unit's cost has it pruned (paper policy).
+        ascent_steps: steps of gradient ascent of candidates before they are scored.
     """
 
     data: str
@@ -49,6 +51,8 @@ class FitOptions:
     kappa: float | None = None
     tau: float | None = None
     alpha: float | None = None
+    prune_fraction: float | None = None
+    ascent_steps: int | None = None
 
     def with_absolute_paths(self) -> FitOptions:
         """Return the options with absolute paths, so that a run can be resumed from any working directory."""
@@ -130,8 +134,8 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Default of each option, as in the records of `FitOptions.to_dict`."""
 
-_WHOLE = ("image_size", "max_params", "epochs", "seed")
-_REAL = ("test_fraction", "kappa", "tau", "alpha")
+_WHOLE = ("image_size", "max_params", "epochs", "seed", "ascent_steps")
+_REAL = ("test_fraction", "kappa", "tau", "alpha", "prune_fraction")
 
 
 def option_name(field: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from senn.errors import SennError, UnsupportedError
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
-from senn.policies import PaperPolicy, Policy, PricePolicy
+from senn.policies import Policy
+from senn.training.policy_defaults import policy_defaults
 from senn.training.train_config import Task, TrainConfig
 
 # Learning rates that suit small networks on standardized tables, by optimizer; others keep torch's own default.
@@ -142,7 +143,9 @@ def build_grower(
         max_width=recipe.max_width,
         round_to=recipe.round_to,
         moves=recipe.moves,
-        candidate_config=CandidateConfig(units=recipe.candidates_per_layer),
+        candidate_config=CandidateConfig(
+            units=recipe.candidates_per_layer, ascent_steps=_ascent_steps(model, recipe)
+        ),
         seed=recipe.seed,
         **arguments,
     )
@@ -154,14 +157,12 @@ def resolve_policy(policy: Policy | str | None) -> Policy:
     Raises:
         SennError: no policy has that name.
     """
-    named: dict[str, type[PricePolicy] | type[PaperPolicy]] = {
-        "price": PricePolicy,
-        "paper": PaperPolicy,
-    }
-    if policy is None:
-        return PricePolicy()
-    if not isinstance(policy, str):
-        return policy
-    if policy not in named:
-        raise SennError(f"unknown policy {policy!r}; known are {', '.join(sorted(named))}")
-    return named[policy]()
+    by_name = policy is None or isinstance(policy, str)
+    return policy_defaults(policy).policy if by_name else cast(Policy, policy)
+
+
+def _ascent_steps(model: nn.Module, recipe: TrainConfig) -> int:
+    if recipe.ascent_steps is not None:
+        return recipe.ascent_steps
+    # Ascent takes plain linear layers, each applied once.
+    return policy_defaults(recipe.policy).ascent_steps if isinstance(model, MLP) else 0

@@ -18,6 +18,7 @@ from senn.training.augment import ChannelStats, augment
 from senn.training.batches import Inputs, partition
 from senn.training.callbacks import Callback
 from senn.training.loop import fit_model
+from senn.training.policy_defaults import PRICE, policy_defaults
 from senn.training.run_state import Checkpointer
 from senn.training.train_config import TrainConfig
 from senn.training.train_result import TrainResult
@@ -88,6 +89,9 @@ def image_config(**choices: Any) -> TrainConfig:
         # The depth is that of the stages.
         "moves": ("width", "prune"),
     }
+    # Rounds of the paper's policy follow from it.
+    if policy_defaults(choices.get("policy")) is not PRICE:
+        del defaults["addition_rounds"], defaults["pruning_rounds"]
     return TrainConfig(**{**defaults, **choices})
 
 

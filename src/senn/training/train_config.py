@@ -24,6 +24,7 @@ from senn._validate import (
 )
 from senn.nn.activations import activation_or_factory
 from senn.policies import Policy, policy_rule
+from senn.training.policy_defaults import BY_NAME, PRICE, DefaultRounds, policy_defaults
 
 Task = Literal["classification", "regression"]
 
@@ -55,6 +56,7 @@ RANGES: Mapping[str, Rule] = {
     "addition_rounds": each(fraction(), kind=tuple),
     "pruning_rounds": each(fraction(), kind=tuple),
     "candidates_per_layer": whole(low=1).or_none(),
+    "ascent_steps": whole(low=0).or_none(),
     "max_scoring_samples": whole(low=1),
     "max_params": whole(low=1).or_none(),
     "max_width": whole(low=1).or_none(),
@@ -97,13 +99,17 @@ class TrainConfig:
             the tail) or None.
         average_decay: decay of the exponential moving average, 0 to 1.
         grow: False to keep the size of `hidden`.
-        policy: object, or name (`price`, `paper`), that decides on growth; None for the price policy.
+        policy: object, or name (`price`, `paper`), that decides on growth; None for the price policy. By name, the
+            paper's has tau = 0.1 and prunes what costs less than a tenth of alpha lambda.
         growth_steps: steps, from the first one on, in which growth takes place; the whole run if that is shorter.
-        addition_rounds: rounds of additions, as fractions of these steps.
+        addition_rounds: rounds of additions, as fractions of these steps. Unless given, they are early for prices, and
+            spread over the run for the paper's policy, as are the next.
         pruning_rounds: rounds in which units can only go, as fractions of these steps. Where both fall on one step, the
             round of additions takes place.
         candidates_per_layer: candidate units that a round samples for each layer; None for the default of
             `CandidateConfig`.
+        ascent_steps: steps of gradient ascent of candidates before they are scored; None for 30 with the paper's policy
+            where a `senn.nn.MLP` grows (ascent is for plain linear layers), else 0.
         max_scoring_samples: most training rows that a round scores candidates on.
         max_params: most parameters that growth may reach; None for no limit.
         max_width: most units of a layer; None for no limit.
@@ -149,9 +155,10 @@ class TrainConfig:
     grow: bool = True
     policy: Policy | str | None = None
     growth_steps: int = 2000
-    addition_rounds: tuple[float, ...] = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
-    pruning_rounds: tuple[float, ...] = (0.4,)
+    addition_rounds: tuple[float, ...] = PRICE.addition_rounds
+    pruning_rounds: tuple[float, ...] = PRICE.pruning_rounds
     candidates_per_layer: int | None = None
+    ascent_steps: int | None = None
     # Covariances of a few hundred columns are well determined by that many; a round's time grows in proportion.
     max_scoring_samples: int = 4096
     max_params: int | None = None
@@ -162,6 +169,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, RANGES)
+        # an unknown name is refused where the policy is built
+        is_unknown = isinstance(self.policy, str) and self.policy not in BY_NAME
+        defaults = policy_defaults(None if is_unknown else self.policy)
+        for name in ("addition_rounds", "pruning_rounds"):
+            if isinstance(getattr(self, name), DefaultRounds):
+                object.__setattr__(self, name, getattr(defaults, name))
 
     def plan(self, rows: int) -> ResolvedConfig:
         """Resolve the settings that depend on the number of training rows.
