@@ -36,8 +36,8 @@ from senn.policies import Candidate, Policy
 from senn.surgery import Prune, Widen, transaction
 
 TIMEOUT = 300
-TOLERANCE = 1e-9
-"""Largest relative change of float64 outputs that counts as rounding."""
+TOLERANCE = 1e-6
+"""Largest relative change of outputs that counts as rounding: some models (RMSNorms) go through float32 inside."""
 
 
 class TakeAny(Policy):

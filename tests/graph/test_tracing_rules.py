@@ -68,3 +68,18 @@ def test_a_slice_of_a_weight_is_the_rows_that_python_takes(rows):
     read = {use.weight: use.columns.tolist() for use in trace.uses}
     assert read["one.weight"] == labels[:3]
     assert read["two.weight"] == labels[3:]
+
+
+class _PowersOfATensor(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        slopes = torch.pow(torch.tensor([0.5, 0.25]), torch.arange(1, 3))  # as ALiBi makes them
+        return self.second(self.first(x) ** 2) * slopes
+
+
+def test_exponents_may_be_a_tensor():
+    graph = analyze(_PowersOfATensor(), torch.randn(5, 3))
+    assert [group.name for group in graph.groups] == ["first"]

@@ -59,9 +59,9 @@ def is_even(call: Call) -> bool:
     """Return True for x ** 2, x * x, |x|: functions that are the same for -x."""
     if call.operation == "mul":
         return len(call.tensors) == 2 and call.tensors[0] is call.tensors[1]
-    return call.operation == "abs" or (
-        call.operation == "pow" and call.arguments.get("exponent") in (2, 4)
-    )
+    exponent = call.arguments.get("exponent")  # may be a tensor
+    is_square = isinstance(exponent, int | float) and exponent in (2, 4)
+    return call.operation == "abs" or (call.operation == "pow" and is_square)
 
 
 def same_units(first: Tensor, second: Tensor) -> bool:
