@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from senn.graph.dim_order import in_order
 from senn.graph.label_classes import LabelClassDim, LabelClasses
+from senn.graph.single_heads import guess_single_heads
 from senn.graph.sizes.size_tracker import SizeTracker
 from senn.graph.sizes.solver import NoSolutionError, SizeSolver, Symbol
 from senn.graph.sizes.symbolic_int import Key
@@ -27,7 +29,7 @@ _SIZES: dict[Role, tuple[str, ...]] = {
 _DEPTHWISE = ("in_channels", "out_channels", "groups")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FoundGroups:
     """What one forward pass shows.
 
@@ -35,6 +37,7 @@ class FoundGroups:
         groups: all groups in order of use.
         refusals: of units that can't change in number.
         located_in: by weight, names of the groups whose units are locations to it.
+        guesses: groups that one pass can't show; see `single_heads`.
         tensors: full names of all tensors that make, read or go along with units, of groups or refused ones.
     """
 
@@ -42,6 +45,7 @@ class FoundGroups:
     refusals: list[Refusal]
     located_in: dict[str, set[str]]
     tensors: set[str]
+    guesses: list[tuple[ChannelGroup, ...]]
 
 
 def build_groups(
@@ -84,6 +88,7 @@ def build_groups(
         refusals=refused,
         located_in=_located_in(builder, taken),
         tensors=builder.classes.tensors(),
+        guesses=guess_single_heads(trace, sizes, builder.classes),
     )
 
 
@@ -144,7 +149,7 @@ class _Builder:
             uses = self._norm_uses({number})
             for place in classes[number].dims:
                 dims.append(self._coupled_dim(place, width, change[number], uses))
-        dims = _in_order(dims)
+        dims = in_order(dims)
         solved = {key: by for key, by in change.items() if not isinstance(key, int)}
         return ChannelGroup(
             name=classes[first].name,
@@ -268,28 +273,6 @@ def _joined(first: Norm, second: Norm) -> Norm:
         shifts=tuple(dict.fromkeys([*first.shifts, *second.shifts])),
         obstacle=first.obstacle or second.obstacle,
     )
-
-
-def _in_order(dims: list[CoupledDim]) -> list[CoupledDim]:
-    """Sort dimensions: producers by module, then elementwise tensors, then consumers.
-
-    Two label classes of one group may lie in one dimension, one after the other; then they stay together.
-    """
-    by_tensor: dict[tuple[str, int], list[CoupledDim]] = {}
-    for coupled in dims:
-        same = by_tensor.setdefault((coupled.name, coupled.dim), [])
-        if same and same[0].role != coupled.role:
-            raise NoSolutionError(f"{coupled.name} both makes and reads its units")
-        same.append(coupled)
-    together = [coupled for same in by_tensor.values() for coupled in same]
-    makers = [coupled.module for coupled in together if coupled.role == "producer"]
-
-    def place(coupled: CoupledDim) -> int:
-        if coupled.role == "producer":
-            return makers.index(coupled.module)
-        return len(makers) + (coupled.role == "consumer")
-
-    return sorted(together, key=place)
 
 
 def _size_names(coupled: CoupledDim, module: nn.Module) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ A label class is one hidden dimension as far as labels can tell. The solver find
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -159,8 +159,29 @@ class LabelClasses:
             line = _line(units, producer.dim, producer.name)[1]
             if unit_index(line, one.width) is None:
                 raise _RefusedError(
-                    f"its units own different numbers of rows of {producer.map_name}"
+                    self._straddling(producers, number)
+                    or f"its units own different numbers of rows of {producer.map_name}"
                 )
+
+    def _straddling(self, producers: list[LabelOrigin], number: int) -> str | None:
+        """Name a normalization of groups of channels of which one has channels of two maps; None if there is none."""
+        for module, channels in self.trace.groups:
+            if number not in distinct(self.class_of[self.units[channels]]).tolist():
+                continue
+            kind = type(self.trace.model.get_submodule(module)).__name__
+            units = self.units[channels]
+            size = len(channels) // max(len(distinct(units)), 1)
+            makers = [
+                producer.map_name
+                for producer in producers
+                if bool(torch.isin(channels, torch.arange(producer.start, producer.end)).any())
+            ]
+            if len(makers) > 1:
+                return (
+                    f"{module} ({kind}) normalizes groups of {size} channels, and where they are joined lies "
+                    f"a group with channels of {' and '.join(makers)}: give each a multiple of {size}"
+                )
+        return None
 
     def _locate(self, one: LabelClass, producers: list[LabelOrigin], unit_number: Tensor) -> None:
         """Find every tensor dimension in which the units own positions."""
@@ -189,6 +210,29 @@ class LabelClasses:
         one.dims.sort(key=lambda place: _ORDER.index(place.role))
         if not one.dims or one.dims[-1].role != "consumer":
             raise _RefusedError("no linear map reads its units")
+
+    def places_of_all(self, numbers: Collection[int]) -> list[LabelClassDim]:
+        """Return where all units of some classes lie, taken for one unit; empty if they can't change.
+
+        Args:
+            numbers: of the classes.
+        """
+        unit_number = torch.full_like(self.units, -1)
+        for number in numbers:
+            unit_number[self.class_of == number] = 0
+        origins = self.trace.record.origins
+        producers = [
+            origin
+            for origin in origins
+            if origin.produces and bool((unit_number[self._units_of(origin)] >= 0).any())
+        ]
+        one = LabelClass(name="", width=1)
+        try:
+            self._locate(one, producers, unit_number)
+        except _RefusedError:
+            return []
+        fixed = [place for place in one.dims if place.tensor in self.fixed]
+        return [] if fixed else one.dims
 
     def numbers(self, labels: Tensor) -> list[int]:
         """Return the numbers of the classes that labels belong to; -1 for none."""

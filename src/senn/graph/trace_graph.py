@@ -65,6 +65,7 @@ def trace_graph(
         groups=tuple(found.groups),
         insertion_points=tuple(insertion_points),
         refusals=tuple(refusals.values()),
+        guesses=tuple(found.guesses),
     )
 
 

@@ -240,6 +240,8 @@ class DependencyGraph:
         insertion_points: inputs before which a layer can be inserted.
         refusals: places that cannot change, with reasons.
         residual_blocks: residual blocks that can be repeated.
+        guesses: by place, groups that one forward pass can't show (attention with a single head), of which
+            `senn.verification` tries one after the other; empty once that is done.
 
     Two layers that write into one residual stream, of which a third reads twice, are one group; the model's outputs
     stay as they are:
@@ -275,6 +277,7 @@ class DependencyGraph:
     insertion_points: tuple[InsertionPoint, ...]
     refusals: tuple[Refusal, ...] = field(default=())
     residual_blocks: tuple[ResidualBlock, ...] = field(default=())
+    guesses: tuple[tuple[ChannelGroup, ...], ...] = field(default=())
 
     @property
     def scored_maps(self) -> tuple[str, ...]:

@@ -59,8 +59,37 @@ def verify_groups(
     """
     accepted, refused = _bisect(model, inputs, (), graph.groups, ignored)
     order = {group.name: number for number, group in enumerate(graph.groups)}
-    groups = tuple(sorted(accepted, key=lambda group: order[group.name]))
-    return replace(graph, groups=groups, refusals=(*refused, *graph.refusals))
+    accepted = tuple(sorted(accepted, key=lambda group: order[group.name]))
+    graph = replace(graph, groups=accepted, refusals=(*refused, *graph.refusals))
+    return _with_single_heads(model, inputs, graph, ignored)
+
+
+def _with_single_heads(
+    model: nn.Module, inputs: Inputs, graph: DependencyGraph, ignored: Collection[str]
+) -> DependencyGraph:
+    """Return the graph with the groups of attention with a single head that a copy with two confirms."""
+    groups, known = graph.groups, tuple[str, ...]()
+    refusals = {refusal.place: refusal for refusal in graph.refusals}
+    for guesses in graph.guesses:
+        own = {(coupled.name, coupled.dim) for coupled in guesses[0].dims}
+        # Features of the values may be a group; with two heads their number is that of the queries.
+        others = tuple(one for one in groups if own.isdisjoint(map(_place, one.dims)))
+        # All layers of a model are mostly alike: what was right for one is tried first for the next.
+        for guess in sorted(guesses, key=lambda one: _names(one) != known):
+            with suppress(_FailedError):
+                groups, known = _confirm(model, inputs, (*others, guess), ignored), _names(guess)
+                for coupled in guess.dims:
+                    refusals.pop(coupled.map, None)
+                break
+    return replace(graph, groups=groups, refusals=tuple(refusals.values()), guesses=())
+
+
+def _place(coupled: CoupledDim) -> tuple[str, int]:
+    return coupled.name, coupled.dim
+
+
+def _names(group: ChannelGroup) -> tuple[str, ...]:
+    return tuple(attribute.name for attribute in group.attributes)
 
 
 def _bisect(

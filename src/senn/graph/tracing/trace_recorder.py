@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from senn.graph.tracing.dot_products import DotProducts
 from senn.graph.tracing.label_maps import LabelMaps
 from senn.graph.tracing.labels import is_uniform
 from senn.graph.tracing.linear_sources import LinearSources
@@ -43,6 +44,7 @@ class TraceRecorder(LabelMaps):
         groups: (module, labels of its channels) of the normalizations of groups of channels.
         flow: normalizations by what they compute.
         sources: what each activation is a sum of.
+        dots: products of activations along all their units.
         reached: identities of all tensors that operations read.
         history: one step for each operation.
         function: name of the torch function that the forward's own code has called now; None outside of any.
@@ -64,6 +66,7 @@ class TraceRecorder(LabelMaps):
         ] = {}  # class name of the last activation that a tensor went through
         self.sources = LinearSources(self)
         self.flow = NormFlow(self, self.sources)
+        self.dots = DotProducts()
         # Labels of what a weight makes along several of its dimensions.
         self._rows_of_several: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
@@ -213,6 +216,7 @@ class TraceRecorder(LabelMaps):
         uses = self.uses[before:]
         self.flow.after(call, uses)
         self.sources.after(call, uses)
+        self.dots.after(call)
         if uses:
             return  # a linear map ends what is remembered about its input
         if call.operation in PRESERVING_ZERO:

@@ -231,9 +231,14 @@ def _multiply(trace: TraceRecorder, call: Call, first: Tensor, second: Tensor) -
         return
     origin = trace.computed_from(first) or trace.computed_from(second)
     why = None if origin is None else f"{_COMPUTED} {origin}"
-    _set_expanded(
-        trace, call, _product(trace, trace.labels_of(first), trace.labels_of(second), why)
-    )
+    dots, labels = trace.dots, trace.labels_of(second)
+    weights = dots.of(first)
+    if weights is not None:
+        dots.weigh(weights, labels)
+    product = dots.begin(trace.labels_of(first), labels)
+    if product is not None:
+        dots.note_result(call.outputs[0], product)
+    _set_expanded(trace, call, _product(trace, trace.labels_of(first), labels, why))
 
 
 def _set_expanded(trace: TraceRecorder, call: Call, label_maps: list[Tensor]) -> None:
@@ -257,11 +262,24 @@ def _product(
     """
     first = [label_map for label_map in first if bool(label_map.any())]
     second = [label_map for label_map in second if bool(label_map.any())]
+    shared = []
     for label_map in first:
         for other in second:
             # Units k of the one are summed with units k of the other: they are pairs.
             if label_map.dim() - 1 in varying(label_map) and other.dim() - 2 in varying(other):
-                trace.record.merge(label_map.amax(-2), other.amax(-1))
+                if _has_heads(label_map) == _has_heads(other):
+                    trace.record.merge(label_map.amax(-2), other.amax(-1))
+                else:
+                    shared.append(other if _has_heads(label_map) else label_map)
+    if any(map(_has_heads, first)):
+        shared += [other for other in second if varying(other) == {other.dim() - 1}]
+    # One head of keys and values for several of queries. How many is a number that other paths through the forward
+    # (with a mask, with a cache) may repeat by, so neither side changes.
+    if shared:
+        reason = f"several heads share one head of keys or values in {trace.place}"
+        for label_map in (*first, *second):
+            trace.record.refuse(label_map, reason)
+        return []
     summed = [(label_map, label_map.dim() - 1) for label_map in first]
     summed += [(label_map, label_map.dim() - 2) for label_map in second]
     left = []
@@ -280,6 +298,11 @@ def _product(
     return merge_label_maps(trace, [label_map.broadcast_to(shape) for label_map in left])
 
 
+def _has_heads(label_map: Tensor) -> bool:
+    """Return True if units lie along dimensions of a batch of matrices."""
+    return bool(varying(label_map) & {*range(label_map.dim() - 2)})
+
+
 def _attention(trace: TraceRecorder, call: Call) -> None:
     """Fused scaled dot product attention, softmax(q k^T) v."""
     arguments = call.arguments
@@ -295,6 +318,9 @@ def _attention(trace: TraceRecorder, call: Call) -> None:
         keys = [label_map.repeat_interleave(repeats, -3) for label_map in keys]
         values = [label_map.repeat_interleave(repeats, -3) for label_map in values]
     transposed = [label_map.transpose(-2, -1) for label_map in keys]
+    product = trace.dots.begin(trace.labels_of(query), transposed)
+    if product is not None:
+        trace.dots.weigh(product, values)
     scores = _product(trace, trace.labels_of(query), transposed)
     shape = (*query.shape[:-1], key.shape[-2])
     scores = [label_map.expand(shape) for label_map in scores]
