@@ -110,17 +110,15 @@ class LabelMaps:
         Args:
             call: an operation whose outputs are no views of a parameter.
         """
-        origin = None
+        origins = []
         for tensor in call.tensors:
-            if self.has_units(tensor):
-                return  # an activation
-            view = self._views.get(id(tensor))
-            if origin is None and view is not None:
-                origin = f"{view.name} by {call.operation} in {self.place}"
-            elif origin is None:
-                origin = self.computed_from(tensor)
-        if origin is not None:
-            self._computed.update(dict.fromkeys(map(id, call.outputs), origin))
+            view, computed = self._views.get(id(tensor)), self.computed_from(tensor)
+            if view is not None:
+                computed = f"{view.name} by {call.operation} in {self.place}"
+            origins += [] if computed is None else [computed]
+        # With units among the inputs, the outputs are activations.
+        if origins and not any(map(self.has_units, call.tensors)):
+            self._computed.update(dict.fromkeys(map(id, call.outputs), origins[0]))
 
     def parameter_name(self, identity: int) -> str | None:
         """Return the full name of the parameter or buffer with an identity; None if it is another tensor."""

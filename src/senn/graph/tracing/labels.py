@@ -114,7 +114,10 @@ class Labels:
 
     def has_made(self, labels: Tensor) -> bool:
         """Return True if any label names a unit that a linear map makes."""
-        return any(self.origin(label).produces for label in distinct(labels[labels != 0]).tolist())
+        named = distinct(labels[labels != 0]).cpu()
+        starts = torch.tensor([origin.start for origin in self.origins])
+        owners = torch.bucketize(named, starts, right=True) - 1
+        return any(self.origins[owner].produces for owner in distinct(owners).tolist())
 
     def merge(self, first: Tensor, second: Tensor) -> None:
         """Record, entry by entry, that two label maps name the same units; 0 names none.

@@ -202,8 +202,8 @@ class TraceRecorder(LabelMaps):
         first = call.args[0] if call.args else None
         view = self.weight_of(first) if isinstance(first, Tensor) else None
         # An index that units choose isn't a view of the weight any more.
-        fixed = not any(map(self.has_units, call.tensors[1:]))
-        views = views_of(call, view) if view is not None and fixed else None
+        chosen = view is not None and any(map(self.has_units, call.tensors[1:]))
+        views = None if view is None or chosen else views_of(call, view)
         if views is not None:
             # Seen from another side, a weight is still the weight: it needs no labels for its entries.
             for output, one in zip(call.outputs, views, strict=True):
