@@ -8,6 +8,7 @@ streaming norm or a counter of calls writes to its buffers in every pass.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -29,24 +30,48 @@ _REGISTERS = (
 )
 
 
+_WRITERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def note_writer(model: nn.Module) -> None:
+    """Remember that a forward pass of a model writes to its parameters: from now on they are restored as well.
+
+    Args:
+        model: any module.
+    """
+    _WRITERS.add(model)
+
+
 class ModelState:
     """Snapshot of everything that a forward pass may change: training modes, buffers, hooks.
 
-    Parameters aren't part of it: a forward pass reads them, and copies would double the memory. Buffers are copied.
+    Parameters aren't part of it: a forward pass reads them, and copies would double the memory. But those of modules
+    with code of their own in `train` or `eval` are (a low-rank branch is added to the weight there, and taken out
+    again), and all of a model that `note_writer` knows. Buffers are copied.
 
     Args:
         models: any modules; parts that they share are recorded once.
     """
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
+        models = list(models)
         modules = dict.fromkeys(module for model in models for module in model.modules())
         self._modules = [(module, module.training, dict(vars(module))) for module in modules]
         registers: list[Any] = []
         buffers: dict[Tensor | None, None] = {}
         for module in modules:
             held = vars(module)
-            registers += [held[name] for name in _REGISTERS if name in held]
+            # A compiled part keeps its registers on the side of C++: only the values of its buffers can be restored.
+            if not isinstance(module, torch.jit.ScriptModule):
+                registers += [held[name] for name in _REGISTERS if name in held]
             buffers |= dict.fromkeys(module._buffers.values())
+        rewritten = _rewritten(models)
+        for module in rewritten:
+            if not isinstance(module, torch.jit.ScriptModule):
+                registers += [module._parameters, module._modules]
+        self._rewritten = {module: dict(vars(module)) for module in rewritten}
+        own = dict.fromkeys(p for module in rewritten for p in module._parameters.values())
+        self._parameters = [(p, p.detach().clone()) for p in own if p is not None]
         self._registers = [(register, register.copy()) for register in registers]
         # A copy costs less than the pass itself, which reads every buffer; versions of tensors would be free, but
         # writes through `.data` and by fused kernels aren't counted in them.
@@ -61,16 +86,35 @@ class ModelState:
         for module, mode, attributes in self._modules:
             # Attributes and buffers change together: a rotary table is registered anew once a sequence is longer than
             # `self.max_len`. The old table beside the new `max_len` would make the next long batch fail.
-            if not _is_same(module._buffers, copies[id(attributes["_buffers"])]):
+            before = copies.get(id(attributes["_buffers"]))
+            if before is not None and not _is_same(module._buffers, before):
                 _restore(vars(module), attributes)
+            elif module in self._rewritten:
+                _restore(vars(module), self._rewritten[module])
             module.training = mode
-        for register, before in self._registers:
-            _restore(register, before)
+        for register, former in self._registers:
+            _restore(register, former)
         for buffer, values in self._buffers:
             # Only a buffer that differs is written to: autograd counts every write as a change, and what it saved for
             # a backward pass would be refused.
             if not torch.equal(buffer, values):
                 buffer.copy_(values)
+        for parameter, values in self._parameters:
+            if not torch.equal(parameter, values):
+                parameter.data.copy_(values)
+
+
+def _rewritten(models: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the modules whose parameters and attributes a switch of modes, or a forward pass, may rewrite."""
+    found: dict[nn.Module, None] = {}
+    for model in models:
+        for module in model.modules():
+            kind = type(module)
+            switches = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+            is_own = switches and not isinstance(module, torch.jit.ScriptModule)
+            if is_own or module in _WRITERS:
+                found |= dict.fromkeys(module.modules())
+    return list(found)
 
 
 def _restore(register: Any, before: Any) -> None:
@@ -91,7 +135,9 @@ def _is_same(register: Any, before: Any) -> bool:
 
 
 @contextmanager
-def preserve_model_state(model: nn.Module, *, fused: bool = True) -> Iterator[None]:
+def preserve_model_state(
+    model: nn.Module, *, fused: bool = True, training: bool = False
+) -> Iterator[None]:
     """Put a model into eval mode inside the context, and restore it and the global random state afterwards.
 
     Training modes, buffers (their values, and which there are), hooks and the states of the global random number
@@ -102,6 +148,7 @@ def preserve_model_state(model: nn.Module, *, fused: bool = True) -> Iterator[No
         model: any module.
         fused: False turns off the kernels that hide linear maps from whoever watches operations: the fast path of
             `nn.TransformerEncoderLayer`, and fused recurrent layers on the CPU.
+        training: True for training mode inside the context instead.
 
     Example:
         >>> import torch
@@ -118,7 +165,10 @@ def preserve_model_state(model: nn.Module, *, fused: bool = True) -> Iterator[No
     tensors = (*model.parameters(), *model.buffers())
     devices = {tensor.device.index or 0 for tensor in tensors if tensor.is_cuda}
     try:
-        model.eval()
+        if training:
+            model.train()
+        else:
+            model.eval()
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(sorted(devices)))
             stack.enter_context(run_eagerly())

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from senn.graph import analyze
+from senn.graph.forward_passes import ForwardPass
 from senn.graph.tracing.rules import indexing, linear, norms, pointwise, registry, views
 from senn.graph.tracing.tracer import trace_forward
 
@@ -63,7 +64,7 @@ class _TwoHalves(nn.Module):
 
 @pytest.mark.parametrize("rows", [slice(3, None), slice(-3, None), slice(-3, 10)], ids=str)
 def test_a_slice_of_a_weight_is_the_rows_that_python_takes(rows):
-    trace, _ = trace_forward(_TwoHalves(rows), torch.randn(5, 3))
+    trace, _ = trace_forward(_TwoHalves(rows), [ForwardPass(inputs=torch.randn(5, 3))])
     labels = trace.rows["weight", 0].tolist()
     read = {use.weight: use.columns.tolist() for use in trace.uses}
     assert read["one.weight"] == labels[:3]

@@ -422,7 +422,7 @@ def test_a_model_that_runs_with_its_own_parameters_only_has_no_blocks_and_says_s
     assert graph.residual_blocks == ()
     reasons = {refusal.place: refusal.reason for refusal in graph.refusals}
     assert (
-        "with other parameters its forward pass fails (ValueError: the seal is broken)"
+        "with other parameters its forward pass fails (ValueError: the seal is broken, at "
         in reasons[""]
     )
 

@@ -8,7 +8,6 @@ bound is taken back and halved, so no unit ends below its start.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.initialization import MIN_SPREAD
 from senn.graph import DependencyGraph
+from senn.graph.model_copy import copy_model
 from senn.kfac.capture import capture
 from senn.kfac.factors import DAMPING, cholesky, kronecker_factors, solve
 from senn.kfac.layer_statistics import LayerRows
@@ -117,7 +117,7 @@ class GainObjective:
             move.group: dict(move.values) for move in moves if move.group in scored
         }
         # A copy: the model's own parameters and buffers are never written to.
-        self._trial = copy.deepcopy(model)
+        self._trial = copy_model(model)
         self._undo_log = apply_moves(self._trial, moves, graph)
         self._indices = {
             (group, name): _new_indices(widening, name, value)

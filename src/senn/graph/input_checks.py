@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -45,41 +45,58 @@ def check_model(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise SennError(f"analyze needs an nn.Module, not a {type(model).__name__}")
+    reason = opaque_reason(model)
+    if reason is not None:
+        raise UnsupportedError(f"the model {reason}")
     for name, module in model.named_modules():
-        place = f"the module {name}" if name else "the model"
-        kind = type(module)
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedError(
-                f"{place} is compiled by TorchScript and can't change its size: give its original"
-            )
-        if kind.__name__ in _WRAPPERS:
-            raise UnsupportedError(f"{place} is a {kind.__name__}: {_WRAPPERS[kind.__name__]}")
-        # Modules of torch's quantization keep integer weights and scales beside each other.
-        if "quantized" in kind.__module__ or kind.__module__.startswith("torch.ao."):
-            raise UnsupportedError(
-                f"{place} is quantized or prepared for it ({kind.__name__}): grow the model before that"
-            )
+        kind = type(module).__name__
+        if kind in _WRAPPERS:
+            place = f"the module {name}" if name else "the model"
+            raise UnsupportedError(f"{place} is a {kind}: {_WRAPPERS[kind]}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        _check_tensor(name, tensor)
+        if isinstance(tensor, UninitializedParameter):
+            raise SennError(
+                f"the parameter {name} has no shape yet: run the model once before it is analyzed"
+            )
+        if tensor.is_meta:
+            raise SennError(
+                f"{name} is on the meta device and has no values: give the model its weights before"
+            )
+        if is_traceable_wrapper_subclass(tensor):  # DTensor, float8 and the like
+            kind = type(tensor).__name__
+            raise UnsupportedError(
+                f"{name} is a {kind}: grow the model before its tensors are sharded or wrapped"
+            )
 
 
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    if isinstance(tensor, UninitializedParameter):
-        raise SennError(
-            f"the parameter {name} has no shape yet: run the model once before it is analyzed"
-        )
-    if tensor.is_meta:
-        raise SennError(
-            f"{name} is on the meta device and has no values: give the model its weights before"
-        )
-    if tensor.is_quantized or tensor.layout is not torch.strided:
-        kind = "quantized" if tensor.is_quantized else "sparse"
-        raise UnsupportedError(f"{name} is {kind}, which can't be resized")
-    if is_traceable_wrapper_subclass(tensor):  # DTensor, float8 and the like
-        kind = type(tensor).__name__
-        raise UnsupportedError(
-            f"{name} is a {kind}: grow the model before its tensors are sharded or wrapped"
-        )
+def opaque_reason(module: nn.Module) -> str | None:
+    """Say why a module can't be looked into; None if it can.
+
+    Args:
+        module: any module. Its own tensors count, not those of modules inside it.
+
+    Returns:
+        The rest of a sentence that begins with the module.
+    """
+    kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is compiled by TorchScript and can't change its size: give its original"
+    # Modules of torch's quantization keep integer weights and scales beside each other.
+    if "quantized" in kind.__module__ or kind.__module__.startswith("torch.ao."):
+        return f"is quantized or prepared for it ({kind.__name__}): grow the model before that"
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    for name, tensor in own:
+        if isinstance(tensor, UninitializedParameter):
+            continue
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            sort = "quantized" if tensor.is_quantized else "sparse"
+            return f"holds {name}, which is {sort} and can't be resized"
+        if is_traceable_wrapper_subclass(tensor):  # DTensor, float8 and the like
+            sort = type(tensor).__name__
+            return (
+                f"holds {name}, a {sort}: grow the model before its tensors are sharded or wrapped"
+            )
+    return None
 
 
 def check_inputs(model: nn.Module, inputs: Inputs) -> None:
@@ -95,7 +112,7 @@ def check_inputs(model: nn.Module, inputs: Inputs) -> None:
     tensors = pytree.tensor_leaves(inputs)
     if not tensors:
         raise SennError(f"the example inputs, a {type(inputs).__name__}, hold no tensor")
-    if any(tensor.numel() == 0 for tensor in tensors):
+    if all(tensor.numel() == 0 for tensor in tensors):
         raise SennError("the example inputs hold no sample")
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1:  # a model spread over devices knows itself where its inputs belong

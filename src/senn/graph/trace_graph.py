@@ -1,33 +1,38 @@
-"""From one labeled forward pass to an unproved dependency graph."""
+"""From labeled forward passes to an unproved dependency graph."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
+from senn.graph.forward_passes import ForwardPass
 from senn.graph.grouping import build_groups
 from senn.graph.named_tensors import get_tensor
 from senn.graph.tracing.recorded import WeightUse
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.tracing.tracer import trace_forward
 from senn.graph.types import DependencyGraph, InsertionPoint, LinearMap, Refusal
-from senn.pytree import Inputs
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def trace_graph(
-    model: nn.Module, inputs: Inputs, ignored: Collection[str] = frozenset()
+    model: nn.Module,
+    passes: Sequence[ForwardPass],
+    ignored: Collection[str] = frozenset(),
+    tied: Mapping[str, str] | None = None,
 ) -> DependencyGraph:
-    """Trace a model's forward once and return the dependency graph that it shows, unproved.
+    """Trace a model's forward passes and return the dependency graph that they show together, unproved.
 
     Args:
         model: any module that `input_checks.check_model` accepts; it is left as it was.
-        inputs: arguments of its `forward`.
+        passes: how it is run; scoring runs it as the first one does.
         ignored: names of modules whose own weights must keep their shapes.
+        tied: `shared_memory` of the original if the model is a copy, in which tensors share no memory any more.
 
     Returns:
         The graph. A size that the forward takes for granted without a trace (a constant, a float computed from a size)
@@ -37,14 +42,16 @@ def trace_graph(
         SennError: the forward pass fails on these inputs.
         UnsupportedError: the output holds no tensor that could be followed.
     """
-    trace, sizes = trace_forward(model, inputs)
+    if tied is None:
+        tied = shared_memory(model)
+    trace, sizes = trace_forward(model, passes)
     fixed: dict[str, str] = {}
     for name in ignored:
         for key, _ in model.get_submodule(name).named_parameters(recurse=False):
             fixed[f"{name}.{key}"] = "is ignored as requested"
     problems = _problems(model, trace)
     fixed |= problems
-    found = build_groups(trace, sizes, fixed, _shared_memory(model))
+    found = build_groups(trace, sizes, fixed, tied)
     linear_maps = [
         replace(one, located_in=tuple(sorted(found.located_in.get(one.weight, ()))))
         for one in _linear_maps(model, trace, problems)
@@ -97,8 +104,11 @@ def _problems(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
     return problems
 
 
-def _shared_memory(model: nn.Module) -> dict[str, str]:
-    """Names of tensors that share memory with another tensor object, and the other's name.
+def shared_memory(model: nn.Module) -> dict[str, str]:
+    """Find tensors that share memory with another tensor object.
+
+    Returns:
+        Their full names, and the other's name.
 
     One object under two names is a tied parameter, which surgery resizes as one. Two objects with one memory would
     become two after a resize, so their dimensions are refused.
@@ -106,7 +116,7 @@ def _shared_memory(model: nn.Module) -> dict[str, str]:
     names: dict[int, dict[int, str]] = {}  # by memory address, then by object
     for name, module in model.named_modules():
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
+            if tensor is not None and tensor.layout is torch.strided:
                 full_name = f"{name}.{key}" if name else key
                 address = tensor.data_ptr() or id(tensor)  # an empty tensor has address 0
                 names.setdefault(address, {}).setdefault(id(tensor), full_name)
@@ -129,11 +139,13 @@ def _linear_maps(
     linear_maps = []
     for weight, uses in uses_of.items():
         first = uses[0]  # several uses agree, or the map has no factors
+        # Scoring runs the first pass only: what another one applies beside that has no factors.
+        scored = [use for use in uses if use.pass_number == 0]
         module, _, key = weight.rpartition(".")
         has_bias = (
             key == "weight" and model.get_submodule(module)._parameters.get("bias") is not None
         )
-        alike = all(use.in_dim == first.in_dim and use.scored for use in uses)
+        alike = bool(scored) and all(use.in_dim == first.in_dim and use.scored for use in scored)
         # A tied embedding makes units along the dimension in which the head reads them.
         makes_what_it_reads = (weight, first.in_dim) in trace.rows
         plain = (
@@ -148,7 +160,7 @@ def _linear_maps(
                 in_dim=first.in_dim,
                 kernel_numel=1 if first.transposed else first.kernel_numel,
                 has_factors=alike and plain,
-                n_uses=len(uses),
+                n_uses=len(scored) or len(uses),
                 groups=first.groups,
                 transposed=first.transposed,
             )
@@ -164,14 +176,18 @@ def _insertion_points(
     most_used = Counter(trace.activations.values()).most_common(1)
     usual = most_used[0][0] if most_used else "ReLU"
     times_held = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    last_use = {use.weight: use for use in trace.uses}
+    last_use = {use.weight: use for use in trace.uses if use.pass_number == 0}
+    # In every pass the map must be called as a module, or another path would go past the layer.
+    elsewhere = {use.weight for use in trace.uses if use.inside != use.weight.rpartition(".")[0]}
     points, refused = [], []
     for one in linear_maps:
-        use = last_use[one.weight]
+        use = last_use.get(one.weight)
+        if use is None or one.weight in elsewhere:
+            continue
         path = one.weight.rpartition(".")[0]
         module = model.get_submodule(path)
         # The layer is put into a `Sequential` in the map's place, so the map must be a module that is called once.
-        called_once = one.n_uses == 1 and use.inside == path and use.scored
+        called_once = one.n_uses == 1 and use.scored
         if not called_once or one.groups > 1 or one.weight in fixed:
             continue
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -215,18 +231,24 @@ def _not_followed(model: nn.Module, trace: TraceRecorder) -> list[Refusal]:
     refused = [
         Refusal(place=place, reason=reason) for place, reason in trace.not_understood.items()
     ]
+    reason = "it is never used in the forward pass"
+    unused_modules: set[str] = set()
     for name, module in model.named_modules():
-        # One entry for a whole module that isn't used, else one for each parameter.
-        parameters = dict(module.named_parameters(recurse=False))
-        unused = [
-            key for key, parameter in parameters.items() if id(parameter) not in trace.reached
-        ]
+        # One entry for a module that never runs and of which nothing is used, else one for each parameter.
+        if name.rpartition(".")[0] in unused_modules:
+            unused_modules.add(name)
+            continue
+        own = dict(module.named_parameters(recurse=False))
+        unused = [key for key, parameter in own.items() if id(parameter) not in trace.reached]
+        idle = name not in trace.entered and not any(
+            id(parameter) in trace.reached for parameter in module.parameters()
+        )
+        if name and unused and idle:
+            unused_modules.add(name)
+            refused.append(Refusal(place=name, reason=reason))
+            continue
         places = [f"{name}.{key}" if name else key for key in unused]
-        if name and unused and len(unused) == len(parameters):
-            places = [name]
-        refused += [
-            Refusal(place=place, reason="it is never used in the forward pass") for place in places
-        ]
+        refused += [Refusal(place=place, reason=reason) for place in places]
     return refused
 
 

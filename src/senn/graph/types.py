@@ -7,7 +7,7 @@ shapes (a deepcopy, an averaged model, a freshly loaded one).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
@@ -332,6 +332,32 @@ class DependencyGraph:
         for table in tables:  # all columns left-aligned: they hold names
             parts.append(html.table(table.caption, table.head, table.rows, left=len(table.head)))
         return "".join(parts)
+
+    @property
+    def changeable(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the channel groups, of the insertion points and of the residual blocks."""
+        return (
+            tuple(group.name for group in self.groups),
+            tuple(point.module for point in self.insertion_points),
+            tuple(block.module for block in self.residual_blocks),
+        )
+
+    def without(self, refusals: Sequence[Refusal]) -> DependencyGraph:
+        """Return the graph with places taken out, and refused with these reasons.
+
+        Args:
+            refusals: names of groups, insertion points or residual blocks, and why they can't change.
+        """
+        if not refusals:
+            return self
+        places = {refusal.place for refusal in refusals}
+        return replace(
+            self,
+            groups=tuple(one for one in self.groups if one.name not in places),
+            insertion_points=tuple(p for p in self.insertion_points if p.module not in places),
+            residual_blocks=tuple(b for b in self.residual_blocks if b.module not in places),
+            refusals=tuple(dict.fromkeys((*self.refusals, *refusals))),
+        )
 
     def map(self, name: str) -> LinearMap:
         """Return the linear map of that name; raises KeyError if there is none."""

@@ -26,7 +26,8 @@ from senn.kfac.loss_metric import LossMetric
 from senn.kfac.output_metric import HessianFunction
 from senn.policies import MOVES, Budget, Policy, PricePolicy, check_moves
 from senn.pytree import Inputs, Output, Targets
-from senn.scoring.applied_round import apply_round
+from senn.scoring.applied_round import RoundToApply
+from senn.scoring.example_inputs import ExampleInputs
 from senn.scoring.pool import CandidatePool
 from senn.scoring.precision import full_precision
 from senn.scoring.rank_checks import analyzed, check_whole, each_batch, stale
@@ -58,6 +59,8 @@ class Grower(GrowerSettings, GrowerMemory):
         averaged: averages of the model, which change with it: copies of it, or objects that hold one (`AveragedModel`,
             and those of other libraries).
         ignore: names of modules to leave alone.
+        examples: inputs of other calls of the model than those it is trained by (with a mask, with a cache), which must
+            go on to work as well. Batches of another structure than the ones before are found by themselves.
         metric: metric of the outputs: `fisher`, or `euclidean` as in the paper, which needs no second derivative.
         loss_hessian: Hessian of each sample's loss in the outputs, `loss_hessian(outputs, targets)`, in place of the
             loss's own: diagonals in the outputs' shape or matrices (samples, m, m), positive semidefinite. For a loss
@@ -81,7 +84,7 @@ class Grower(GrowerSettings, GrowerMemory):
         candidate_set: all candidates of the last round, after their gradient ascent.
         last_round: record of the last round: its candidates, accepted and refused, with each decision; None before.
         recompiles: number of changes that dropped compiled code, so that the next step compiled anew.
-        rejections: removals that failed their verification and weren't done, one sentence each.
+        rejections: changes that failed their verification and weren't made, one sentence each.
 
     Raises:
         SennError: an argument is out of range, the optimizer doesn't hold the model's parameters, or the model has no
@@ -119,6 +122,7 @@ class Grower(GrowerSettings, GrowerMemory):
         candidate_config: CandidateConfig | None = None,
         averaged: Sequence[Any] = (),
         ignore: Sequence[str] = (),
+        examples: Sequence[Inputs] = (),
         metric: Literal["fisher", "euclidean"] = "fisher",
         loss_hessian: HessianFunction | None = None,
         coupled: bool = False,
@@ -148,6 +152,7 @@ class Grower(GrowerSettings, GrowerMemory):
         self.averaged = tuple(averaged)
         self.output = output
         self.ignore = tuple(ignore)
+        self._examples = ExampleInputs(examples)
         self.metric = LossMetric(loss, metric, loss_hessian=loss_hessian, coupled=coupled)
         self.communicator = communicator if communicator is not None else default_communicator()
 
@@ -196,13 +201,9 @@ class Grower(GrowerSettings, GrowerMemory):
             SennError: the batch doesn't fit the model or the loss, or the model has no place to grow.
         """
         with self.communicator.fail_together("observe a batch"):
-            pytree.count_samples(inputs, targets)
+            count = pytree.count_samples(inputs, targets)
             check_whole(self.model)
-            if self._graph is None:
-                # Only now: an analysis needs inputs, and `import senn` and a constructor should cost nothing.
-                self._graph = analyzed(
-                    self.communicator, self.model, inputs, self.ignore, self.moves
-                )
+        self._look_at(inputs, count)
         if self._session is None:
             self._session = self._new_session(self._graph)
         loss = self._session.add_batch(inputs, targets, weights)
@@ -228,6 +229,9 @@ class Grower(GrowerSettings, GrowerMemory):
     ) -> list[GrowthEvent]:
         """Run one round: score candidates, let the policy decide, change the model.
 
+        A change that fails its verification isn't made: a warning says why, its place is refused from then on, and the
+        other changes go on.
+
         Args:
             batches: tuples of inputs, targets and perhaps weights, in addition to those observed before; None for none.
             moves: moves of the grower's that may happen in this round; None for all. In a round of removals alone,
@@ -237,7 +241,6 @@ class Grower(GrowerSettings, GrowerMemory):
             one event for each change; empty if nothing pays, or if none of the moves may happen.
 
         Raises:
-            SurgeryError: a change failed its verification; everything is as it was.
             Exception: whatever `batches` or the loss raise; everything is as it was, statistics and random state too.
         """
         wanted = check_moves(moves, self.moves)
@@ -299,6 +302,20 @@ class Grower(GrowerSettings, GrowerMemory):
         self.eta, self.candidate_set = pool.eta, pool.candidate_set
         return pool
 
+    def _look_at(self, inputs: Inputs, count: int) -> None:
+        """Analyze the model, on the first batch and on the first one of another structure."""
+        is_new = self._examples.note(self.communicator, inputs, count)
+        if self._graph is not None and not is_new:
+            return
+        with self.communicator.fail_together("observe a batch"):
+            # Only now: an analysis needs inputs, and `import senn` and a constructor should cost nothing.
+            found = analyzed(self.model, self._examples, self.ignore, self.moves)
+            found = found.without(self._failed)
+        known = self._graph
+        if known is None or found.changeable != known.changeable:
+            # What was observed may belong to places that can't change after all.
+            self._graph, self._session = found, None
+
     def _new_session(self, graph: DependencyGraph) -> ScoringSession:
         policy, samples = self.policy, self.samples
         return ScoringSession(
@@ -322,15 +339,18 @@ class Grower(GrowerSettings, GrowerMemory):
         """Change the model as decided, and record it."""
         former, number = self.graph, self.rounds
         before = NetworkState(eta=eta_before, loss=session.loss_before, widths=self._widths())
-        applied = apply_round(
-            pool,
-            session,
+        applied = RoundToApply(
+            pool=pool,
+            session=session,
             optimizer=self.optimizer,
             averaged=self.averaged,
             ignore=self.ignore,
+            examples=[*self._examples],
             rejections=self.rejections,
-        )
+            failed=self._failed,
+        ).apply()
         if applied is None:
+            self._graph = former.without(self._failed)
             return []
         self._graph = applied.graph
         self.recompiles += applied.receipt.recompiles

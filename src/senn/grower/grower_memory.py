@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from senn._records import reading_state
 from senn.candidates.candidate_set import CandidateSet
 from senn.events import GrowthEvent, GrowthRound
-from senn.graph import DependencyGraph
+from senn.graph import DependencyGraph, Refusal
 from senn.kfac.batch_layout import BatchLayout
 from senn.scoring.data_covariance import DataCovariance
 from senn.scoring.scoring_session import ScoringSession
@@ -30,7 +30,8 @@ class GrowerState:
         known: by linear map that reads the data itself, its input covariance.
         events: all changes so far.
         open_round: number of the round whose events aren't realized yet; None for none.
-        rejections: removals that failed their verification, one sentence each.
+        rejections: changes that failed their verification, one sentence each.
+        failed: places whose change failed, with the reason.
         last_round: record of the last round; None before the first.
     """
 
@@ -42,6 +43,7 @@ class GrowerState:
     events: list[GrowthEvent]
     open_round: int | None
     rejections: list[str]
+    failed: list[Refusal]
     last_round: GrowthRound | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class GrowerState:
             "events": [event.state() for event in self.events],
             "open": open_events,
             "rejections": [*self.rejections],
+            "failed": [asdict(one) for one in self.failed],
             "last_round": last_round,
         }
 
@@ -95,6 +98,7 @@ class GrowerState:
                 events=events,
                 open_round=open_rounds[-1] if open_rounds else None,
                 rejections=[str(text) for text in state["rejections"]],
+                failed=[Refusal(**one) for one in state.get("failed", ())],
                 last_round=None if last is None else GrowthRound.from_state(last),
             )
 
@@ -113,6 +117,7 @@ class GrowerMemory:
         self.samples = samples
         self.events: list[GrowthEvent] = []
         self.rejections: list[str] = []
+        self._failed: list[Refusal] = []  # places whose change failed, which aren't offered again
         self.eta = float("nan")
         self.candidate_set = CandidateSet()
         self.last_round: GrowthRound | None = None
@@ -142,6 +147,7 @@ class GrowerMemory:
             events=self.events,
             open_round=self._open_round,
             rejections=self.rejections,
+            failed=self._failed,
             last_round=self.last_round,
         )
         return state.to_dict()
@@ -168,6 +174,7 @@ class GrowerMemory:
         self.candidate_set = CandidateSet()
         self.rounds, self.samples, self.eta = loaded.rounds, loaded.samples, loaded.eta
         self.events, self.rejections = loaded.events, loaded.rejections
+        self._failed = loaded.failed
         self.last_round, self._open_round = loaded.last_round, loaded.open_round
 
     def _snapshot(self) -> Callable[[], None]:

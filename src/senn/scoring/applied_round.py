@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
 
-from senn import pytree
 from senn.errors import SurgeryError
-from senn.graph import DependencyGraph
+from senn.graph import DependencyGraph, Refusal
 from senn.policies import Candidate
+from senn.pytree import Inputs
 from senn.scoring.pool import CandidatePool
 from senn.scoring.rank_checks import agree_on_weights
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import with_removals
-from senn.surgery import Prune, Receipt, transaction
-from senn.surgery.moves import tensors_of
+from senn.surgery import Move, Prune, Receipt, transaction
+from senn.surgery.moves import place_of, tensors_of
 from senn.verification import analyze
 
 
@@ -38,94 +39,129 @@ class AppliedRound:
     loss_after: float
 
 
-def apply_round(
-    pool: CandidatePool,
-    session: ScoringSession,
-    *,
-    optimizer: Optimizer | None,
-    averaged: Sequence[Any],
-    ignore: Sequence[str],
-    rejections: list[str],
-) -> AppliedRound | None:
-    """Carry out what the pool has accepted, and verify it on the session's last batch.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RoundToApply:
+    """Decisions of a round, and everything that changes with them.
 
-    If removals fail their verification, half of them are tried, those that cost least, and so on.
-
-    Args:
+    Attributes:
         pool: the pool, whose model is changed in place.
         session: the session that the pool was scored in.
         optimizer: the optimizer of the model, or None.
         averaged: averages of the model, which change with it.
         ignore: names of modules that a new analysis leaves alone.
+        examples: inputs of other calls of the model, which must go on to work.
         rejections: one sentence is appended for each failed attempt.
-
-    Returns:
-        what was carried out; None if only removals were accepted and all of them fail.
-
-    Raises:
-        SurgeryError: an addition failed its verification; everything is as it was.
+        failed: an entry is appended for each place whose change failed.
     """
-    removals = sum(one.kind == "prune" for one in pool.accepted)
-    while accepted := with_removals(pool.accepted, removals):
+
+    pool: CandidatePool
+    session: ScoringSession
+    optimizer: Optimizer | None
+    averaged: Sequence[Any]
+    ignore: Sequence[str]
+    examples: Sequence[Inputs]
+    rejections: list[str]
+    failed: list[Refusal]
+
+    def apply(self) -> AppliedRound | None:
+        """Carry out what the pool has accepted, and verify it on the session's last batch.
+
+        If removals fail their verification, half of them are tried, those that cost least, and so on. An addition that
+        fails is left out, and the others are carried out.
+
+        Returns:
+            what was carried out; None if all of it fails.
+        """
+        removals = sum(one.kind == "prune" for one in self.pool.accepted)
+        while with_removals(self.pool.accepted, removals):
+            moves = self.pool.to_moves(removals)
+            try:
+                return self._attempt(moves, removals)
+            except SurgeryError as error:
+                if removals:
+                    self.rejections.append(str(error))
+                    # Costs of removals are the quadratic model's; fewer of them stay where that holds.
+                    removals //= 2
+                    continue
+                good = self._without_failing(moves, error)
+                return self._attempt(good, 0) if good else None
+        return None
+
+    def _without_failing(self, moves: list[Move], error: SurgeryError) -> list[Move]:
+        """Return the additions that can be made together; note the others as failed."""
+        good: list[Move] = []
+        for move in moves:
+            # One after the other on top of those before: two may fail only together. The last one of a single
+            # addition needs no new attempt, it is the one that has failed.
+            reason = error if len(moves) == 1 else self._objection([*good, move])
+            if reason is None:
+                good.append(move)
+                continue
+            self.rejections.append(str(reason))
+            self.failed.append(Refusal(place=place_of(move), reason=f"a change failed: {reason}"))
+            warnings.warn(f"{reason}; other changes go on", stacklevel=4)
+        return good
+
+    def _objection(self, moves: list[Move]) -> SurgeryError | None:
+        """Say why moves can't be made; None, with everything as it was, if they can."""
         try:
-            return _attempt(
-                pool,
-                session,
-                accepted,
-                removals=removals,
-                optimizer=optimizer,
-                averaged=averaged,
-                ignore=ignore,
-            )
+            self._transaction(moves).undo()
         except SurgeryError as error:
-            if not removals:
-                raise
-            rejections.append(str(error))
-            # Costs of removals are the quadratic model's; fewer of them stay where that holds.
-            removals //= 2
-    return None
+            return error
+        return None
 
-
-def _attempt(
-    pool: CandidatePool,
-    session: ScoringSession,
-    accepted: list[Candidate],
-    *,
-    removals: int,
-    optimizer: Optimizer | None,
-    averaged: Sequence[Any],
-    ignore: Sequence[str],
-) -> AppliedRound:
-    """Carry out the additions and the first so many removals, all or nothing."""
-    communicator, model = session.communicator, pool.model
-    with communicator.fail_together("change the model"):
-        moves, probe = pool.to_moves(removals), session.probe_inputs
-        # Ranks computed the same values up to rounding: the first one's count.
-        communicator.broadcast("send the decision", tensors_of(moves))
-    # A quadratic model says what removals cost; twice that, and rounding, is still believed. Where it is more, the
-    # model was wrong, and half as many removals are tried.
-    cost = sum(-one.gain / 2 for one in accepted if one.kind == "prune")
-    removes = any(isinstance(move, Prune) for move in moves)
-    receipt = None
-    try:
+    def _transaction(self, moves: list[Move], **limits: Any) -> Receipt:
+        """Make moves, all or nothing."""
+        communicator, probe = self.session.communicator, self.session.probe_inputs
         with communicator.fail_together("change the model"):
-            receipt = transaction(
-                model,
+            return transaction(
+                self.pool.model,
                 moves,
-                pool.graph,
-                optimizer=optimizer,
-                averaged=averaged,
+                self.pool.graph,
+                optimizer=self.optimizer,
+                averaged=self.averaged,
                 probe=probe,
+                examples=self.examples,
+                **limits,
+            )
+
+    def _attempt(self, moves: list[Move], removals: int) -> AppliedRound:
+        """Carry out moves, among them the first so many removals, all or nothing."""
+        session, model = self.session, self.pool.model
+        communicator = session.communicator
+        places = {(type(move) is Prune, place_of(move)) for move in moves}
+        accepted = [
+            one
+            for one in with_removals(self.pool.accepted, removals)
+            if (one.kind == "prune", one.place) in places
+        ]
+        with communicator.fail_together("change the model"):
+            # Ranks computed the same values up to rounding: the first one's count.
+            communicator.broadcast("send the decision", tensors_of(moves))
+        # A quadratic model says what removals cost; twice that, and rounding, is still believed. Where it is more, the
+        # model was wrong, and half as many removals are tried.
+        cost = sum(-one.gain / 2 for one in accepted if one.kind == "prune")
+        removes = any(isinstance(move, Prune) for move in moves)
+        receipt = None
+        try:
+            receipt = self._transaction(
+                moves,
                 loss=session.probe_loss if removes else None,
                 loss_limit=2 * cost + 1e-4 * abs(session.loss) + 1e-6,
             )
-            graph = receipt.graph
-            if graph is None:  # something was inserted, which index arithmetic can't follow
-                graph = analyze(model, pytree.head(probe), ignore=ignore)
-            loss_after = session.probe_loss()
-        agree_on_weights(communicator, "compare the changed model", model)
-    except BaseException:  # all or nothing, for an interrupt too
-        if receipt is not None:
-            receipt.undo()
-        raise
-    return AppliedRound(accepted=accepted, receipt=receipt, graph=graph, loss_after=loss_after)
+            with communicator.fail_together("change the model"):
+                graph = receipt.graph
+                if graph is None:  # something was inserted, which index arithmetic can't follow
+                    graph = analyze(model, [*self.examples], ignore=self.ignore)
+                loss_after = session.probe_loss()
+            agree_on_weights(communicator, "compare the changed model", model)
+        except BaseException:  # all or nothing, for an interrupt too
+            if receipt is not None:
+                receipt.undo()
+            raise
+        return AppliedRound(
+            accepted=accepted,
+            receipt=receipt,
+            graph=graph.without(self.failed),
+            loss_after=loss_after,
+        )

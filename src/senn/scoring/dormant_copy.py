@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from senn.candidates.candidate_set import CandidateSet
 from senn.graph import DependencyGraph
+from senn.graph.model_copy import copy_model
 from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import labels, layer_inputs, layout_of
 from senn.kfac.layer_inputs import LayerInput
@@ -68,7 +68,7 @@ class DormantCopy:
         models = {}
         for kept in maps:
             moves = [move for name, move in candidate_set.widen.items() if name not in kept]
-            models[kept] = copy.deepcopy(model)
+            models[kept] = copy_model(model)
             apply_moves(models[kept], moves, graph, probe=samples)
         return cls(models, maps, digest(model))
 

@@ -201,26 +201,23 @@ class GlobalBatch:
         )
 
 
-def first_inputs(communicator: Communicator, inputs: Inputs, number: int = 2) -> Inputs:
+def first_inputs(communicator: Communicator, inputs: Inputs, count: int, number: int = 2) -> Inputs:
     """First inputs of all ranks' batches, one batch after the other.
 
     Args:
         communicator: the processes.
         inputs: this rank's inputs.
-        number: how many, at most.
+        count: number of this rank's samples.
+        number: how many are wanted, at most.
     """
     if communicator.is_single:
-        return pytree.head(inputs, number)
+        return pytree.index_batch(inputs, slice(0, number), count)
     # Ranks may have batches of different lengths.
-    counts = communicator.all_gather_object("observe a batch", pytree.count(inputs))
+    counts = communicator.all_gather_object("observe a batch", count)
     own, start = min(counts[communicator.rank], number), sum(counts[: communicator.rank])
     positions = torch.arange(start, start + own)
     gathered = gather_samples(
-        communicator,
-        inputs,
-        own=slice(0, own),
-        count=counts[communicator.rank],
-        positions=positions,
+        communicator, inputs, own=slice(0, own), count=count, positions=positions
     )
     return pytree.head(gathered, number)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,10 @@ from senn.errors import SennError, UnsupportedError
 from senn.graph import DependencyGraph
 from senn.policies import MOVES, Candidate, Policy
 from senn.pytree import Inputs
-from senn.scoring.global_batch import first_inputs
 from senn.scoring.pool import CandidatePool
 from senn.surgery.outputs import model_digest
 from senn.verification import analyze
+from senn.verification.verify_insertions import NO_LAYER
 
 
 def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[Any]:
@@ -197,34 +198,35 @@ def _in_words(one: Candidate) -> str:
 
 
 def analyzed(
-    communicator: Communicator,
     model: nn.Module,
-    inputs: Inputs,
+    examples: Sequence[Inputs],
     ignore: Sequence[str],
     moves: Sequence[str] = (*MOVES,),
 ) -> DependencyGraph:
-    """Analyze what in a model can change size, on the first samples of all ranks.
+    """Analyze what in a model can change size.
 
     Args:
-        communicator: the processes.
         model: the model.
-        inputs: this rank's inputs.
+        examples: inputs of one call each, the same on all ranks.
         ignore: names of modules to leave alone.
         moves: moves that may ever happen.
 
     Raises:
         SennError: none of the moves can happen anywhere.
     """
-    graph = analyze(model, first_inputs(communicator, inputs), ignore=ignore)
+    graph = analyze(model, [*examples], ignore=ignore)
     # Better one sentence now than a training run in which nothing ever grows.
     by_depth = "depth" in moves and (graph.insertion_points or graph.residual_blocks)
-    if not by_depth and not ({"width", "prune"} & {*moves} and graph.groups):
-        reasons = "; ".join(f"{r.place or 'the model'}: {r.reason}" for r in graph.refusals[:3])
-        limit = "" if {*moves} == {*MOVES} else f" by {' or '.join(moves)}"
-        raise SennError(
-            f"the model has no place to grow{limit} ({reasons or 'it has no linear maps'})"
-        )
-    return graph
+    if by_depth or ({"width", "prune"} & {*moves} and graph.groups):
+        return graph
+    reasons = "; ".join(f"{r.place or 'the model'}: {r.reason}" for r in graph.refusals[:3])
+    limit = "" if {*moves} == {*MOVES} else f" by {' or '.join(moves)}"
+    sentence = f"the model has no place to grow{limit} ({reasons or 'it has no linear maps'})"
+    if "depth" in moves and any(NO_LAYER in refusal.reason for refusal in graph.refusals):
+        # Places that can't take a layer now may be free once the forward pass is written otherwise.
+        warnings.warn(sentence, stacklevel=2)
+        return graph
+    raise SennError(sentence)
 
 
 def check_whole(model: nn.Module) -> None:

@@ -114,6 +114,13 @@ class Append:
 Move = Widen | Prune | Insert | Append
 
 
+def place_of(move: Move) -> str:
+    """Return the name of the group, insertion point or block that a move changes."""
+    if isinstance(move, Insert):
+        return move.insertion_point
+    return move.block if isinstance(move, Append) else move.group
+
+
 def tensors_of(moves: Sequence[Move]) -> list[Tensor]:
     """Return every tensor in the moves that becomes part of the grown model, in order.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from senn import pytree
 from senn.errors import SurgeryError
+from senn.graph.forward_passes import ForwardPass
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs
 from senn.surgery.undo import UndoLog
@@ -72,8 +76,41 @@ def tolerance_for(model: nn.Module, before: Sequence[Tensor]) -> float:
     """
     tensors = itertools.chain(model.parameters(), before)
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return tolerance_of(dtypes)
+
+
+def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
+    """Return the tolerance for the coarsest of some dtypes."""
     # An unlisted dtype (float8) is as coarse as the coarsest listed one, at least.
     return max((TOLERANCE.get(dtype, 2e-2) for dtype in dtypes), default=TOLERANCE[torch.float32])
+
+
+def dtypes_in_pass(model: nn.Module, one: ForwardPass) -> set[torch.dtype]:
+    """Return the floating-point dtypes that a forward pass computes in.
+
+    Args:
+        model: it is left as it was.
+        one: how it is run.
+    """
+    watch = _Dtypes()
+    with torch.no_grad(), preserve_model_state(model, training=one.training), watch:
+        pytree.call(model, pytree.clone(one.inputs))
+    return watch.seen
+
+
+class _Dtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects the floating-point dtypes of all results, but for single numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() > 1:
+                self.seen.add(leaf.dtype)
+        return result
 
 
 @torch.no_grad()

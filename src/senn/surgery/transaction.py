@@ -13,24 +13,28 @@ from torch import Tensor, nn
 from senn import _deprecated
 from senn.compilation import forget_compiled_sizes, uncompiled
 from senn.errors import SennError, SurgeryError, UnsupportedError
+from senn.graph.forward_passes import ForwardPass
 from senn.graph.types import DependencyGraph
 from senn.preserve import ModelState, preserve_model_state
 from senn.pytree import Inputs
 from senn.surgery.apply import prepare
 from senn.surgery.averages import find_copy, follow_names, names_of
 from senn.surgery.hooks import check_steps_in_backward, try_gradient_hooks
-from senn.surgery.moves import Append, Insert, Move, Prune
+from senn.surgery.moves import Move, Prune, place_of
 from senn.surgery.optimizer_layers import OptimizerLayers, check_holds
 from senn.surgery.optimizer_state import Migration, Snapshot
 from senn.surgery.outputs import (
     calibrate_batch_norm,
     check_use,
+    dtypes_in_pass,
     model_digest,
     output_change,
     outputs,
     tolerance_for,
+    tolerance_of,
 )
 from senn.surgery.plan import plan
+from senn.surgery.rehearsal import rehearse
 from senn.surgery.reindex import reindex
 from senn.surgery.undo import UndoLog
 
@@ -118,6 +122,7 @@ def transaction(
     loss: Callable[[], float] | None = None,
     loss_limit: float | None = None,
     tolerance: float | None = None,
+    examples: Sequence[Inputs] = (),
 ) -> Receipt:
     """Apply moves to a model, its averages and its optimizer, all or nothing.
 
@@ -139,6 +144,8 @@ def transaction(
         loss: the model's loss on held-out data, called before and after.
         loss_limit: most by which that loss may rise, in its own unit; None doesn't check.
         tolerance: largest relative change of outputs if nothing is pruned; None for that of the dtype (`TOLERANCE`).
+        examples: inputs of other calls of the model, which may take other paths. With a probe, a copy is changed first
+            and run on a few samples of the probe and on these, in both modes, in training mode backwards as well.
 
     Returns:
         A receipt with the measured changes and `undo()`.
@@ -177,6 +184,7 @@ def transaction(
         loss_limit=loss_limit,
         tolerance=tolerance,
         restart=on_uncarried_state == "restart",
+        examples=tuple(examples),
     )
     try:
         with ExitStack() as rollback:
@@ -208,6 +216,7 @@ class _Operation:
     loss_limit: float | None
     tolerance: float | None
     restart: bool
+    examples: tuple[Inputs, ...]
 
     def run(self, graph: DependencyGraph, optimizer: Any, rollback: ExitStack) -> Receipt:
         everyone = (self.model, *self.copies)
@@ -218,6 +227,16 @@ class _Operation:
         todo = plan(self.model, self.moves, graph)
         kept_names = [names_of(copy) for copy in self.copies]
         before = [] if self.probe is None else [outputs(one, self.probe) for one in everyone]
+        if self.probe is not None:
+            keeps = not any(isinstance(move, Prune) for move in self.moves)
+            rehearse(
+                self.model,
+                todo,
+                self.probe,
+                self.examples,
+                keeps=keeps,
+                tolerance=self.tolerance,
+            )
         loss_before = self._loss()
         # Everything that can fail for want of memory or by a bad shape fails here, with nothing exchanged yet.
         logs = [prepare(one, todo) for one in everyone]
@@ -260,7 +279,13 @@ class _Operation:
             check_use(one, log, probe)
         limit = tolerance_for(self.model, before[0]) if self.tolerance is None else self.tolerance
         # A removal changes the function, by as much as the policy has agreed to.
-        if max(changes) > limit and not any(isinstance(move, Prune) for move in self.moves):
+        removes = any(isinstance(move, Prune) for move in self.moves)
+        if max(changes) > limit and not removes and self.tolerance is None:
+            # A step in lower precision on the way (a norm that computes in float32) makes outputs as coarse as it is.
+            # Only now, since watching all operations costs more than the pass.
+            dtypes = dtypes_in_pass(self.model, ForwardPass(inputs=probe))
+            limit = max(limit, tolerance_of(dtypes))
+        if max(changes) > limit and not removes:
             raise SurgeryError(
                 f"it changed the outputs by {max(changes):.2g} of their size, more than {limit:.2g}"
             )
@@ -289,11 +314,5 @@ def _take_back(logs: Sequence[UndoLog], snapshot: Snapshot | None) -> None:
 
 
 def _places(moves: Sequence[Move]) -> str:
-    places = dict.fromkeys(map(_place, moves))
+    places = dict.fromkeys(map(place_of, moves))
     return ", ".join(f"'{place}'" for place in places) or "nothing"
-
-
-def _place(move: Move) -> str:
-    if isinstance(move, Insert):
-        return move.insertion_point
-    return move.block if isinstance(move, Append) else move.group

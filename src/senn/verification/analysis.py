@@ -1,4 +1,4 @@
-"""Analysis of a model: traced once, its groups tried in copies, its residual blocks searched for."""
+"""Analysis of a model: traced, its groups and insertion points tried in copies, its residual blocks searched for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch import nn
 
 from senn import _deprecated
 from senn.compilation import uncompiled
+from senn.graph.forward_passes import examples_of, forward_passes
 from senn.graph.input_checks import check_inputs, check_model, ignored_modules
+from senn.graph.model_copy import copy_model
 from senn.graph.summary import Explanation, render
-from senn.graph.trace_graph import trace_graph
+from senn.graph.trace_graph import shared_memory, trace_graph
 from senn.graph.types import DependencyGraph
 from senn.pytree import Inputs
 from senn.verification.residual_search import find_residual_blocks
 from senn.verification.verify_groups import verify_groups
+from senn.verification.verify_insertions import verify_insertions
 
 
 def analyze(
@@ -26,18 +29,20 @@ def analyze(
 ) -> DependencyGraph:
     """Find what in a model can change size.
 
-    Runs the model's own forward once in eval mode, without gradients, and follows which unit each entry of each tensor
-    belongs to (`senn.graph.tracing`) and what the forward's Python code computes with sizes (`senn.graph.sizes`). Then
-    a perturbed copy of the model, widened by one unit in every channel group, is run in the same way: a group whose
-    size the forward pass takes for granted is refused. Residual blocks are found by trying, in another copy, which
-    modules can give back what they are given. The model itself is left as it was: parameters, buffers, gradients,
-    hooks, training modes, random number generators.
+    Runs the forward of a copy of the model on each of the example inputs, in evaluation and in training mode, without
+    gradients, and follows which unit each entry of each tensor belongs to (`senn.graph.tracing`) and what the forward's
+    Python code computes with sizes (`senn.graph.sizes`). Then a perturbed copy of the model, widened by one unit in
+    every channel group, is run in the same ways, in training mode backwards as well: a group whose size a forward pass
+    takes for granted is refused. So is a place where a layer can't stand, by putting an empty one there. Residual
+    blocks are found by trying, in another copy, which modules can give back what they are given. The model itself isn't
+    run, and left as it was.
 
     Args:
         model: any module, compiled by `torch.compile` or not. What isn't understood is refused by name, and the rest of
             the model still counts.
         inputs: what `forward` takes, a small batch: a tensor, a tuple of positional arguments, a mapping of keyword
-            arguments, or `senn.Arguments`.
+            arguments, or `senn.Arguments`. A list holds the inputs of several calls (`[plain, masked]`), which may take
+            different paths: what any of them runs counts. A single argument that is a list is given as `(argument,)`.
         ignore: names of modules whose linear maps must keep their shapes, those inside them included.
         proven: graph of the same modules at other widths: its groups and blocks aren't tried again, and what it refuses
             stays refused. None tries everything, in a few passes through copies.
@@ -62,19 +67,31 @@ def analyze(
     """
     model = uncompiled(model)
     check_model(model)
-    check_inputs(model, inputs)
+    examples = examples_of(inputs)
+    for example in examples:
+        check_inputs(model, example)
     ignored = ignored_modules(model, ignore)
-    graph = trace_graph(model, inputs, ignored)
+    # A copy is looked at: a switch of modes may run code that rewrites weights or attributes.
+    copied = copy_model(model)
+    passes, not_looked_at = forward_passes(copied, examples, model)
+    graph = trace_graph(copied, passes, ignored, shared_memory(model))
     if proven is not None:
         # After growth: the same modules at other widths have the same groups, and an analysis costs several passes.
         names = {group.name for group in proven.groups}
-        groups = tuple(group for group in graph.groups if group.name in names)
+        refused_there = {one.place for one in proven.refusals}
+        points = tuple(p for p in graph.insertion_points if p.module not in refused_there)
         return replace(
-            graph, groups=groups, refusals=proven.refusals, residual_blocks=proven.residual_blocks
+            graph,
+            groups=tuple(group for group in graph.groups if group.name in names),
+            insertion_points=points,
+            refusals=proven.refusals,
+            residual_blocks=proven.residual_blocks,
         )
-    graph = verify_groups(model, inputs, graph, ignored)
-    blocks, refused = find_residual_blocks(model, inputs, graph.linear_maps, ignored)
-    return replace(graph, residual_blocks=tuple(blocks), refusals=(*graph.refusals, *refused))
+    graph = verify_groups(copied, passes, graph, ignored)
+    graph = verify_insertions(copied, passes, graph)
+    blocks, refused = find_residual_blocks(copied, passes, graph.linear_maps, ignored)
+    refusals = (*graph.refusals, *refused, *not_looked_at)
+    return replace(graph, residual_blocks=tuple(blocks), refusals=refusals)
 
 
 @_deprecated.keywords
@@ -83,7 +100,7 @@ def explain(graph: DependencyGraph | nn.Module, inputs: Inputs | None = None) ->
 
     Args:
         graph: of a model; or a model, which is analyzed.
-        inputs: a few inputs of the model; None for a graph.
+        inputs: a few inputs of the model, or a list of those of several calls; None for a graph.
 
     Returns:
         Tables of the channel groups, the insertion points, the residual blocks and the refusals: text, and in notebooks

@@ -12,41 +12,41 @@ import torch
 from torch import Tensor, nn
 
 from senn import pytree
+from senn.graph.forward_passes import ForwardPass, failure
 from senn.graph.types import Refusal, ResidualBlock, SizeAttribute
-from senn.pytree import Inputs
 from senn.surgery.repeat import (
     counts_of,
     function_preserving_copy,
     have_positions,
     insert_copy_after,
 )
+from senn.surgery.trials import outputs_close
 from senn.verification.module_calls import ForwardError, first_tensor, floating_outputs
-from senn.verification.verify_groups import is_close
 
 NOT_REPEATED = "nothing like it can be put after it"
 """Beginning of the reasons of refused blocks."""
 
 
 def place_copies(
-    trial: nn.Module, inputs: Inputs, blocks: Sequence[ResidualBlock]
+    trial: nn.Module, passes: Sequence[ForwardPass], blocks: Sequence[ResidualBlock]
 ) -> tuple[list[ResidualBlock], list[Refusal]]:
     """Find where copies of residual blocks go.
 
     Args:
         trial: a copy of the model, in eval mode; it is as before afterwards.
-        inputs: what its forward takes.
+        passes: how it is run, first in evaluation mode.
         blocks: found in it.
 
     Returns:
         Blocks with the place of their copies (`in_module_list`, `depth_attributes`), and refusals of the others.
     """
-    before = floating_outputs(trial, inputs)
+    before = floating_outputs(trial, passes[0].inputs)
     lists: dict[str, list[ResidualBlock]] = defaultdict(list)
     for block in blocks:
         lists[block.module.rpartition(".")[0]].append(block)
     found: dict[str, ResidualBlock | str] = {}
     for several in lists.values():
-        found |= _placed_in_list(trial, inputs, several, before)
+        found |= _placed_in_list(trial, passes, several, before)
     placed: list[ResidualBlock] = []
     refused: list[Refusal] = []
     for block in blocks:
@@ -59,13 +59,16 @@ def place_copies(
 
 
 def _placed_in_list(
-    trial: nn.Module, inputs: Inputs, blocks: Sequence[ResidualBlock], before: list[Tensor]
+    trial: nn.Module,
+    passes: Sequence[ForwardPass],
+    blocks: Sequence[ResidualBlock],
+    before: list[Tensor],
 ) -> dict[str, ResidualBlock | str]:
     """Place the blocks of one list, by name; or say why one has no place."""
     # Only the first and the last are tried, or a model of a hundred layers would run a hundred times. The first one
     # moves all others up: where that does no harm and the last can go in too, so can those between.
     ends = (blocks[0], blocks[-1])
-    found = {block.module: _placed(trial, inputs, block, before) for block in dict.fromkeys(ends)}
+    found = {block.module: _placed(trial, passes, block, before) for block in dict.fromkeys(ends)}
     ways: set[tuple[bool, tuple[SizeAttribute, ...]]] = set()
     for end in found.values():
         if isinstance(end, ResidualBlock):
@@ -81,12 +84,12 @@ def _placed_in_list(
                     block, in_module_list=True, depth_attributes=attributes
                 )
             else:
-                found[block.module] = _placed(trial, inputs, block, before)
+                found[block.module] = _placed(trial, passes, block, before)
     return found
 
 
 def _placed(
-    trial: nn.Module, inputs: Inputs, block: ResidualBlock, before: list[Tensor]
+    trial: nn.Module, passes: Sequence[ForwardPass], block: ResidualBlock, before: list[Tensor]
 ) -> ResidualBlock | str:
     """Return the block with the place of its copy, in its list of layers or else behind it; or why there is none."""
     path = block.module.rpartition(".")[0]
@@ -103,7 +106,7 @@ def _placed(
         options = [replace(block, in_module_list=True, depth_attributes=some) for some in counts]
     reason = ""
     for option in (*options, block):
-        objection = _objection(trial, inputs, option, before)
+        objection = _objection(trial, passes, option, before)
         if objection is None:
             return option
         reason = reason or objection  # the first option's says most
@@ -111,7 +114,7 @@ def _placed(
 
 
 def _objection(
-    trial: nn.Module, inputs: Inputs, block: ResidualBlock, before: list[Tensor]
+    trial: nn.Module, passes: Sequence[ForwardPass], block: ResidualBlock, before: list[Tensor]
 ) -> str | None:
     """Say why a copy doesn't run right after the block with the same outputs; None if it does."""
     original, twin = trial.get_submodule(block.module), function_preserving_copy(trial, block)
@@ -132,11 +135,18 @@ def _objection(
             stack.callback(held.__setitem__, key, old)
             held[key] = new
         try:
-            after = floating_outputs(trial, inputs)
+            after = floating_outputs(trial, passes[0].inputs)
         except ForwardError as error:
             return f"the forward pass fails with it ({error})"
+        recorded = len(made), len(read)
+        for one in passes[1:]:
+            try:
+                one.run(trial)
+            except Exception as error:
+                return f"the forward pass fails with it in {one.mode} mode ({failure(error)})"
+        del made[recorded[0] :], read[recorded[1] :]
     # Equal outputs are no proof: a forward pass that goes over the first n layers doesn't see one more.
     once = len(made) == len(read) == 1
     if not once or made[0] is None or not torch.equal(made[0], read[0]):
         return "the forward pass doesn't run what stands there"
-    return None if is_close(before, after) else "the outputs depend on the number of layers"
+    return None if outputs_close(before, after) else "the outputs depend on the number of layers"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import pytree
-from senn.errors import in_one_line
+from senn.graph.forward_passes import failure
 from senn.pytree import Inputs
 
 
@@ -60,7 +60,7 @@ def floating_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     try:
         found = pytree.tensor_leaves(pytree.call(model, pytree.clone(inputs)))
     except Exception as error:
-        raise ForwardError(in_one_line(error)) from error
+        raise ForwardError(failure(error)) from error
     return [tensor for tensor in found if tensor.is_floating_point()]
 
 

@@ -12,7 +12,6 @@ on the ones and zeros of a fresh model.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from senn import pytree
-from senn.errors import UnsupportedError, in_one_line
+from senn.graph.forward_passes import ForwardPass
+from senn.graph.model_copy import copy_model
 from senn.graph.named_tensors import get_tensor
 from senn.graph.types import LinearMap, Refusal, ResidualBlock
 from senn.preserve import preserve_model_state
-from senn.pytree import Inputs
 from senn.verification.copy_placement import NOT_REPEATED, place_copies
 from senn.verification.module_calls import (
     ForwardError,
@@ -44,13 +43,16 @@ _LITTLE = 6 * _SMALL
 
 
 def find_residual_blocks(
-    model: nn.Module, inputs: Inputs, maps: Sequence[LinearMap], ignored: Collection[str] = ()
+    model: nn.Module,
+    passes: Sequence[ForwardPass],
+    maps: Sequence[LinearMap],
+    ignored: Collection[str] = (),
 ) -> tuple[list[ResidualBlock], list[Refusal]]:
     """Find the innermost residual blocks of a model, by trying in a copy.
 
     Args:
         model: isn't changed.
-        inputs: what its forward takes.
+        passes: how it is run. Blocks are searched for in the first one, and their copies tried in all.
         maps: its linear maps; a block has at least one.
         ignored: names of modules that stay as they are.
 
@@ -63,12 +65,9 @@ def find_residual_blocks(
     names = [name for name in _candidates(model, maps) if name not in ignored]
     if not names:
         return [], []
+    trial = copy_model(model)
     try:
-        trial = copy.deepcopy(model)
-    except Exception as error:
-        raise UnsupportedError(f"the model can't be copied: {in_one_line(error)}") from error
-    try:
-        return _Search(trial, inputs, maps).run(names)
+        return _Search(trial, passes, maps).run(names)
     except ForwardError as error:
         reason = f"no block of it can be repeated: with other parameters its forward pass fails ({error})"
         return [], [Refusal(place="", reason=reason)]
@@ -98,7 +97,7 @@ class _Search:
 
     Args:
         trial: the copy.
-        inputs: what its forward takes.
+        passes: how it is run, first in evaluation mode.
         maps: its linear maps.
 
     Attributes:
@@ -107,8 +106,10 @@ class _Search:
         order: the order in which tensors are read first, by id.
     """
 
-    def __init__(self, trial: nn.Module, inputs: Inputs, maps: Sequence[LinearMap]) -> None:
-        self.trial, self.inputs = trial, inputs
+    def __init__(
+        self, trial: nn.Module, passes: Sequence[ForwardPass], maps: Sequence[LinearMap]
+    ) -> None:
+        self.trial, self.passes, self.inputs = trial, passes, passes[0].inputs
         self.generator = torch.Generator().manual_seed(0)
         self.weights = {
             name for linear in maps for name in (linear.weight, linear.bias) if name is not None
@@ -136,7 +137,7 @@ class _Search:
                     blocks.append(ResidualBlock(module=name, output_params=found[name]))
                 else:
                     refused.append(Refusal(place=name, reason=f"{NOT_REPEATED}: {objection}"))
-            placed, without = place_copies(self.trial, self.inputs, blocks)
+            placed, without = place_copies(self.trial, self.passes, blocks)
         return placed, [*refused, *without]
 
     def _other_calls(self, names: Sequence[str]) -> dict[str, ModuleCall]:

@@ -3,12 +3,12 @@
 Labels follow tensors, and symbolic integers the forward's own Python code. What neither sees (a constant, a float
 computed from a size, code of a compiled extension) looks fine until a group grows. So a copy is made in which every
 parameter is perturbed (fresh networks often have outputs of zero, which would hide a mistake), surgery itself gives
-each group one more unit that nothing reads (zero columns), and the forward pass runs again.
+each group one more unit that nothing reads (zero columns), and every forward pass runs again, those of training
+backwards as well.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -18,22 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senn import pytree
-from senn.errors import SennError, UnsupportedError, in_one_line
+from senn.errors import SennError, in_one_line
+from senn.graph.forward_passes import ForwardPass, failure
+from senn.graph.model_copy import copy_model
 from senn.graph.named_tensors import get_tensor
 from senn.graph.trace_graph import trace_graph
 from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, Refusal
-from senn.preserve import preserve_model_state
-from senn.pytree import Inputs
 from senn.surgery import Widen, apply_moves
+from senn.surgery.trials import TrialRun, is_close
 
 Groups = tuple[ChannelGroup, ...]
-
-# Largest change of an output, relative to the largest output, that rounding explains. It is ten times that of a real
-# change (`surgery.outputs.TOLERANCE`): a group that is refused here is lost, while one that passes wrongly still meets
-# the comparison of outputs when it grows.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-_COARSE = 5e-2
 
 
 class _FailedError(Exception):
@@ -41,14 +35,17 @@ class _FailedError(Exception):
 
 
 def verify_groups(
-    model: nn.Module, inputs: Inputs, graph: DependencyGraph, ignored: Collection[str] = ()
+    model: nn.Module,
+    passes: Sequence[ForwardPass],
+    graph: DependencyGraph,
+    ignored: Collection[str] = (),
 ) -> DependencyGraph:
     """Keep only the channel groups that a widened copy confirms; refuse the others by name.
 
     Args:
         model: isn't changed.
-        inputs: what its forward takes.
-        graph: as one traced forward pass shows it.
+        passes: how it is run.
+        graph: as its traced forward passes show it.
         ignored: names of modules whose linear maps must keep their shapes.
 
     Returns:
@@ -57,15 +54,18 @@ def verify_groups(
     Raises:
         UnsupportedError: the model can't be copied.
     """
-    accepted, refused = _bisect(model, inputs, (), graph.groups, ignored)
+    accepted, refused = _bisect(model, passes, (), graph.groups, ignored)
     order = {group.name: number for number, group in enumerate(graph.groups)}
     accepted = tuple(sorted(accepted, key=lambda group: order[group.name]))
     graph = replace(graph, groups=accepted, refusals=(*refused, *graph.refusals))
-    return _with_single_heads(model, inputs, graph, ignored)
+    return _with_single_heads(model, passes, graph, ignored)
 
 
 def _with_single_heads(
-    model: nn.Module, inputs: Inputs, graph: DependencyGraph, ignored: Collection[str]
+    model: nn.Module,
+    passes: Sequence[ForwardPass],
+    graph: DependencyGraph,
+    ignored: Collection[str],
 ) -> DependencyGraph:
     """Return the graph with the groups of attention with a single head that a copy with two confirms."""
     groups, known = graph.groups, tuple[str, ...]()
@@ -77,7 +77,7 @@ def _with_single_heads(
         # All layers of a model are mostly alike: what was right for one is tried first for the next.
         for guess in sorted(guesses, key=lambda one: _names(one) != known):
             with suppress(_FailedError):
-                groups, known = _confirm(model, inputs, (*others, guess), ignored), _names(guess)
+                groups, known = _confirm(model, passes, (*others, guess), ignored), _names(guess)
                 for coupled in guess.dims:
                     refusals.pop(coupled.map, None)
                 break
@@ -93,21 +93,25 @@ def _names(group: ChannelGroup) -> tuple[str, ...]:
 
 
 def _bisect(
-    model: nn.Module, inputs: Inputs, accepted: Groups, groups: Groups, ignored: Collection[str]
+    model: nn.Module,
+    passes: Sequence[ForwardPass],
+    accepted: Groups,
+    groups: Groups,
+    ignored: Collection[str],
 ) -> tuple[Groups, list[Refusal]]:
     """Return the accepted groups and those of some others that hold next to them, and refusals of the rest."""
     # By halves: one copy confirms all groups of most models, and a bad one among n costs about 2 log2(n) copies more.
     try:
-        return _confirm(model, inputs, (*accepted, *groups), ignored), []
+        return _confirm(model, passes, (*accepted, *groups), ignored), []
     except _FailedError as reason:
         if len(groups) == 1:
             for variant in _variants(groups[0]):
                 with suppress(_FailedError):
-                    return _confirm(model, inputs, (*accepted, variant), ignored), []
+                    return _confirm(model, passes, (*accepted, variant), ignored), []
             return accepted, _refusals(groups[0], str(reason))
     half = len(groups) // 2
-    accepted, first = _bisect(model, inputs, accepted, groups[:half], ignored)
-    accepted, second = _bisect(model, inputs, accepted, groups[half:], ignored)
+    accepted, first = _bisect(model, passes, accepted, groups[:half], ignored)
+    accepted, second = _bisect(model, passes, accepted, groups[half:], ignored)
     return accepted, first + second
 
 
@@ -143,35 +147,33 @@ def _refusals(group: ChannelGroup, reason: str) -> list[Refusal]:
     return refusals + [Refusal(place=name, reason=along) for name in maps]
 
 
-def _confirm(model: nn.Module, inputs: Inputs, groups: Groups, ignored: Collection[str]) -> Groups:
+def _confirm(
+    model: nn.Module, passes: Sequence[ForwardPass], groups: Groups, ignored: Collection[str]
+) -> Groups:
     """Return groups with the layout of single units resolved; raise if a widened copy contradicts them."""
     if not groups:
         return groups
-    try:
-        trial = copy.deepcopy(model)
-    except Exception as error:
-        raise UnsupportedError(f"the model can't be copied: {in_one_line(error)}") from error
+    trial = copy_model(model)
     # A generator of its own: an analysis must not shift the random numbers of whatever comes after it.
     generator = torch.Generator().manual_seed(0)
     perturb_parameters(
         trial, {coupled.name for group in groups for coupled in group.dims}, generator
     )
-    before = _outputs(trial, inputs)
+    before = [TrialRun.of(trial, one) for one in passes]
     _add_unit(trial, groups, generator)
     try:
-        found = trace_graph(trial, inputs, ignored)
-        after = _outputs(trial, inputs)
+        found = trace_graph(trial, passes, ignored)
+        after = [old.again(trial) for old in before]
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        failure = in_one_line(cause)
         raise _FailedError(
-            f"the forward pass fixes its size: with one more unit it fails ({failure})"
+            f"the forward pass fixes its size: with one more unit it fails ({failure(cause)})"
         ) from error
     resolved = tuple(_resolved(group, found) for group in groups)
     if resolved != groups:
         # The new columns of a group of one unit went to the wrong places: try again, with what is known now.
-        return _confirm(model, inputs, resolved, ignored)
-    if not is_close(before, after):
+        return _confirm(model, passes, resolved, ignored)
+    if not all(is_close(trial, old, new) for old, new in zip(before, after, strict=True)):
         raise _FailedError(_difference(groups))
     return groups
 
@@ -217,32 +219,6 @@ def perturb_parameters(model: nn.Module, names: Iterable[str], generator: torch.
 def _fan_in_scale(weight: Tensor) -> float:
     # Standard deviation of a fresh linear layer's entries, up to a constant: activations keep their size.
     return 1 / math.sqrt(max(weight[0].numel(), 1))
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    # Unfused, as in the traced pass: what is compared is what was read.
-    with torch.no_grad(), preserve_model_state(model, fused=False):
-        found = pytree.tensor_leaves(pytree.call(model, pytree.clone(inputs)))
-    return [tensor for tensor in found if tensor.is_floating_point()]
-
-
-def is_close(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    """Return True if outputs are the same up to rounding.
-
-    Args:
-        before: outputs of a copy.
-        after: outputs of the changed copy on the same inputs.
-    """
-    if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
-        return False
-    for old, new in zip(before, after, strict=True):
-        # Infinities and NaN may be meant (a mask): they must stay where they are, and set no scale.
-        magnitudes = old.abs().nan_to_num(0, 0, 0)
-        scale = float(magnitudes.max()) if old.numel() else 0.0
-        tolerance = _TOLERANCE.get(old.dtype, _COARSE) * scale
-        if not torch.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True):
-            return False
-    return True
 
 
 def _difference(groups: Groups) -> str:

@@ -238,7 +238,8 @@ class _Functions(TorchFunctionMode):
         self.tracker = tracker
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tracker, kwargs = self.tracker, kwargs or {}
+        tracker = self.tracker
+        args, kwargs = _without_dropout(func, args, kwargs or {})
         if func is Tensor.size and (len(args) > 1 or kwargs.get("dim") is not None):
             dim = args[1] if len(args) > 1 else kwargs["dim"]
             return tracker.size(args[0], int(dim))
@@ -254,6 +255,33 @@ class _Functions(TorchFunctionMode):
             trace.function, tracker.inside = before
         tracker.note_call(func, args, kwargs, result)
         return result
+
+
+def _without_dropout(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Turn dropout off in a call: entries that are zeroed at random still belong to their units.
+
+    The mask itself would be a tensor without units, and a sum through it no longer linear.
+    """
+    name = getattr(func, "__name__", "")
+    if name == "scaled_dot_product_attention":
+        if "dropout_p" in kwargs:
+            kwargs = {**kwargs, "dropout_p": 0.0}
+        return (*args[:4], *(0.0 for _ in args[4:5]), *args[5:]), kwargs
+    if name not in _WITH_DROPOUT:
+        return args, kwargs
+    if "training" in kwargs:  # as the functions of torch.nn.functional pass it on
+        return args, {**kwargs, "training": False}
+    if len(args) == 3 and isinstance(args[2], bool):  # torch.dropout(input, p, train)
+        return (*args[:2], False), kwargs
+    return args, {**kwargs, "train": False} if "train" in kwargs else kwargs
+
+
+_WITH_DROPOUT = frozenset(
+    (
+        *("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
+        *("alpha_dropout", "feature_alpha_dropout", "multi_head_attention_forward"),
+    )
+)
 
 
 # The function that a mode sees when code reads `tensor.shape`.

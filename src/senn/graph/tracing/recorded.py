@@ -91,6 +91,7 @@ class WeightUse:
         scored: True if its inputs and output gradients can be recorded.
         activation: class name of the last activation that its input went through; None if there was none.
         inside: name of the module whose forward applied it.
+        pass_number: number of the forward pass, from 0.
         spatial: number of spatial dimensions of its input.
         source: label maps of its input.
         uniform: True if its input has no units and is equal for all columns (zeros of a first state).
@@ -107,6 +108,7 @@ class WeightUse:
     scored: bool
     activation: str | None
     inside: str
+    pass_number: int
     spatial: int
     source: list[Tensor]
     uniform: bool

@@ -1,4 +1,4 @@
-"""Record of one forward pass: label maps, uses of weights, norms and activations."""
+"""Record of one or several forward passes: label maps, uses of weights, norms and activations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _RECORDABLE = frozenset(
 
 
 class TraceRecorder(LabelMaps):
-    """Record of one forward pass, written by the rules and read by `build_groups`.
+    """Record of one or several forward passes, written by the rules and read by `build_groups`.
 
     Attributes:
         uses: uses of weights by linear maps, in order.
@@ -46,7 +46,9 @@ class TraceRecorder(LabelMaps):
         sources: what each activation is a sum of.
         dots: products of activations along all their units.
         reached: identities of all tensors that operations read.
+        entered: names of all modules that ran.
         history: one step for each operation.
+        pass_start: number of operations before the pass that runs now.
         function: name of the torch function that the forward's own code has called now; None outside of any.
         silenced: how many modules with a rule of their own run now; operations inside them aren't followed.
     """
@@ -58,9 +60,12 @@ class TraceRecorder(LabelMaps):
         self.activations: dict[str | int, str] = {}
         self.groups: list[tuple[str, Tensor]] = []
         self.reached: set[int] = set()
+        self.entered: set[str] = set()
         self.history: list[Step] = []
+        self.pass_start = 0
         self.function: str | None = None
         self.silenced = 0
+        self._pass_number = 0
         self._activation: dict[
             int, str
         ] = {}  # class name of the last activation that a tensor went through
@@ -69,6 +74,15 @@ class TraceRecorder(LabelMaps):
         self.dots = DotProducts()
         # Labels of what a weight makes along several of its dimensions.
         self._rows_of_several: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def begin_pass(self, number: int) -> None:
+        """Get ready for the next pass; labels of weights stay those of the passes before.
+
+        Args:
+            number: number of the pass, from 0.
+        """
+        self._pass_number, self.pass_start = number, len(self.history)
+        self.path, self.function, self.silenced = [""], None, 0
 
     def weight_use(
         self,
@@ -114,6 +128,7 @@ class TraceRecorder(LabelMaps):
                 scored=scored,
                 activation=self._activation.get(id(source)),
                 inside=self.path[-1],
+                pass_number=self._pass_number,
                 spatial=source.dim() - 2 if is_convolution else 0,
                 source=self.labels_of(source),
                 uniform=uniform,
@@ -178,7 +193,8 @@ class TraceRecorder(LabelMaps):
             name: class name of the activation.
         """
         key = self.path[-1] if name == self.kind else len(self.activations)
-        self.activations[key] = name
+        if self._pass_number == 0:  # each counts once, in however many passes it runs
+            self.activations[key] = name
         for tensor in call.outputs:
             self._activation[id(tensor)] = name
 
@@ -209,6 +225,8 @@ class TraceRecorder(LabelMaps):
             for output, one in zip(call.outputs, views, strict=True):
                 self._views[id(output)] = one
             return
+        if view is not None and call.func._schema.is_mutable and len(call.tensors) == 1:
+            return  # a weight rescaled in place (by code of a switch of modes): every entry stays in its place
         if self.flow.takes(call):
             return
         before = len(self.uses)

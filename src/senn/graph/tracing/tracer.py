@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import pytree
-from senn.errors import SennError, UnsupportedError, in_one_line
+from senn.errors import SennError, UnsupportedError
+from senn.graph.forward_passes import ForwardPass, failure
 from senn.graph.sizes.size_tracker import SizeTracker
 from senn.graph.tracing.label_maps import write_labels
 from senn.graph.tracing.recorded import Call, WeightUse
@@ -19,18 +20,21 @@ from senn.graph.tracing.rules.module_rules import LayerRule, Visit, rule_of
 from senn.graph.tracing.rules.registry import register, rule_for
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.preserve import preserve_model_state
-from senn.pytree import Inputs
 
 
-def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, SizeTracker]:
-    """Run a model once in eval mode, following its labels and its sizes.
+def trace_forward(
+    model: nn.Module, passes: Sequence[ForwardPass]
+) -> tuple[TraceRecorder, SizeTracker]:
+    """Run a model once in each given way, following its labels and its sizes.
+
+    A row of a weight has the same label in all passes, so what any of them shows about its units holds for all.
 
     Args:
         model: any module; its modes, buffers and random state are left as they were.
-        inputs: arguments of its `forward`.
+        passes: how it is run; the first one counts where they differ in order.
 
     Returns:
-        The label maps and weight uses of the pass, and the sizes that its Python code computed with.
+        The label maps and weight uses of the passes, and the sizes that their Python code computed with.
 
     Raises:
         SennError: the forward pass fails on these inputs.
@@ -39,19 +43,28 @@ def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, Size
     register()  # explicit, so that a rule file that nobody imports can't go missing unnoticed
     trace = TraceRecorder(model)
     sizes = SizeTracker(trace)
-    with (
-        torch.no_grad(),
-        preserve_model_state(model, fused=False),
-        _watch_modules(trace),
-        _Dispatch(trace),
-        sizes.watching(),
-    ):
-        try:
-            output = pytree.call(model, pytree.clone(inputs))
-        except Exception as error:
-            raise SennError(
-                f"the model's forward pass fails on the example inputs: {in_one_line(error)}"
-            ) from error
+    for number, one in enumerate(passes):
+        trace.begin_pass(number)
+        with (
+            torch.no_grad(),
+            preserve_model_state(model, fused=False, training=one.training),
+            _watch_modules(trace),
+            _Dispatch(trace),
+            sizes.watching(),
+        ):
+            try:
+                output = pytree.call(model, pytree.clone(one.inputs))
+            except Exception as error:
+                raise SennError(
+                    f"the model's forward pass fails on the example inputs: {failure(error)}"
+                ) from error
+        _end_pass(trace, output)
+    _merge_repeated_uses(trace)
+    return trace, sizes
+
+
+def _end_pass(trace: TraceRecorder, output: Any) -> None:
+    """Refuse the units of what the model returned."""
     returned = pytree.tensor_leaves(output)
     if not returned:
         raise UnsupportedError(
@@ -63,8 +76,6 @@ def trace_forward(model: nn.Module, inputs: Inputs) -> tuple[TraceRecorder, Size
             trace.refuse(tensor, "its units are the model's outputs")
         trace.flow.refuse(tensor)
     _drop_dead_refusals(trace, live=set(map(id, returned)))
-    _merge_repeated_uses(trace)
-    return trace, sizes
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -82,7 +93,13 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             overwritten = target.detach().clone()
         result = func(*args, **kwargs)
         call = Call(func=func, args=args, kwargs=kwargs, result=result, overwritten=overwritten)
-        self.trace.follow(call, rule_for(func))
+        try:
+            self.trace.follow(call, rule_for(func))
+        except Exception as error:
+            if isinstance(error, SennError):
+                raise
+            # A rule that meets a case it wasn't written for: the forward pass is not to blame, nor the whole model.
+            self.trace.refuse_call(call)
         return result
 
 
@@ -93,6 +110,7 @@ def _watch_modules(trace: TraceRecorder) -> Iterator[None]:
     def enter(name: str, rule: LayerRule | None) -> Any:
         def hook(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
             trace.path.append(name)
+            trace.entered.add(name)
             trace.silenced += rule is not None
 
         return hook
@@ -143,7 +161,7 @@ def _drop_dead_refusals(trace: TraceRecorder, live: set[int]) -> None:
         live: identities of the returned tensors; extended backward to everything they were made of.
     """
     dead: set[int] = set()
-    for step in reversed(trace.history):
+    for step in reversed(trace.history[trace.pass_start :]):
         outputs = set(map(id, step.call.outputs))
         # An operation without tensors as outputs gave a value to Python code, where anything may depend on it.
         if not outputs or not live.isdisjoint(outputs) or step.call.func._schema.is_mutable:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from senn import _deprecated, pytree
 from senn.errors import UnsupportedError
+from senn.graph.model_copy import OpaquePart
 from senn.graph.tracing.rules.weights import columns_of, spread
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.tracing.weight_view import WeightView
@@ -204,3 +205,12 @@ class Visit:
             raise UnsupportedError(
                 f"the rule of {self.name} gives {name} {size} units along dimension {dim} of {shape}"
             )
+
+
+@layer_rule(OpaquePart)
+def _opaque_part(visit: Visit) -> None:
+    """A part that can't be looked into: what comes in keeps its size, and what comes out has no units."""
+    trace, reason = visit.trace, visit.module.reason
+    trace.not_understood.setdefault(visit.name, f"it {reason}")
+    for tensor in pytree.tensor_leaves([visit.args, visit.kwargs]):
+        trace.refuse(tensor, f"its units meet {visit.name}, which {reason}")

@@ -1,0 +1,71 @@
+"""Example inputs of the calls that a model gets: one for each structure of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as tree
+
+from senn import pytree
+from senn.collectives import Communicator
+from senn.pytree import Inputs
+from senn.scoring.global_batch import first_inputs
+
+
+class ExampleInputs:
+    """A few samples of each kind of inputs that a model has got.
+
+    A mask, a cache or a flag can send a forward pass along another path, so a batch with another structure is another
+    example. Sizes of tensors are no part of it: they vary from batch to batch.
+
+    Args:
+        given: inputs of other calls, which the user names.
+    """
+
+    def __init__(self, given: Iterable[Inputs] = ()) -> None:
+        self._given = [*given]
+        self._by_structure: dict[Any, Inputs] = {}
+
+    def __iter__(self) -> Iterator[Inputs]:
+        """Those of batches first: scoring runs the model as the first one does."""
+        return iter([*self._by_structure.values(), *self._given])
+
+    def note(self, communicator: Communicator, inputs: Inputs, count: int) -> bool:
+        """Keep a few samples of a batch if its structure is new.
+
+        Args:
+            communicator: the processes, all of which take part.
+            inputs: this rank's inputs.
+            count: number of this rank's samples.
+
+        Returns:
+            True if it was new.
+        """
+        structure = structure_of(inputs)
+        # All ranks must analyze together, also where only one of them sees something new.
+        is_new = structure not in self._by_structure
+        if not any(communicator.all_gather_object("observe a batch", is_new)):
+            return False
+        self._by_structure[structure] = pytree.clone(first_inputs(communicator, inputs, count))
+        return True
+
+
+def structure_of(inputs: Inputs) -> Any:
+    """Return what tells two kinds of inputs apart: nesting, dtypes and ranks of tensors, flags and names.
+
+    Args:
+        inputs: of one call.
+    """
+    args, kwargs = pytree.arguments(inputs)
+    leaves, nesting = tree.tree_flatten((list(args), dict(sorted(kwargs.items()))))
+    return str(nesting), tuple(_kind(leaf) for leaf in leaves)
+
+
+def _kind(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return str(leaf.dtype), leaf.dim()
+    # Numbers may count steps: only what can be a switch is told apart.
+    switch = leaf is None or isinstance(leaf, bool | str)
+    return repr(leaf) if switch else type(leaf).__name__
