@@ -1,7 +1,12 @@
-"""Replacing children, attributes and tensors of a model: a plan of everything first, then all at once."""
+"""Replacing children, attributes and numbers of a model: a plan of everything first, then all at once.
+
+Tensors of the caller's model stay the same objects, whoever else holds them: they get the stored numbers in place where
+the shape stays, and other data where it doesn't.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +17,7 @@ from torch import Tensor, nn
 from senn.checkpoint.model_files import WEIGHTS
 from senn.checkpoint.schema import Description, is_plain
 from senn.errors import SennError, UnsupportedError
+from senn.surgery.tensor_data import Data, outdate_graphs
 
 TensorSlot = tuple[MutableMapping[str, Any], str, Any]
 """An entry of one of a module's dictionaries, as (dictionary, key, value that it will have)."""
@@ -36,6 +42,49 @@ class TensorPlace:
     old: Tensor
     device: torch.device
     fresh: bool
+
+
+@dataclass(eq=False, kw_only=True)
+class Exchange:
+    """What is exchanged in a model, all at once.
+
+    Attributes:
+        slots: entries of modules' dictionaries.
+        values: new numbers of the caller's own tensors, by tensor.
+        names: of these tensors.
+    """
+
+    slots: list[TensorSlot] = field(default_factory=list)
+    values: dict[Tensor, Tensor] = field(default_factory=dict)
+    names: dict[Tensor, str] = field(default_factory=dict)
+
+    def tensor_for(self, place: TensorPlace, stored: Tensor, frozen: bool) -> Tensor:
+        """Plan the numbers of a place, and return the tensor that stands there then.
+
+        Args:
+            place: the place.
+            stored: its numbers, of any shape.
+            frozen: True if a new module's parameter isn't trained; the caller's model keeps its own choice.
+
+        Raises:
+            SennError: the stored numbers are of another kind, or the device can't take them.
+            UnsupportedError: the old tensor is of an owner's class.
+        """
+        values = _stored_values(place, stored)
+        old = place.old
+        # A tensor without numbers (on the meta device) can't get any.
+        if place.fresh and not old.is_meta:
+            self.values[old], self.names[old] = values, place.name
+            return old
+        if not isinstance(old, nn.Parameter):
+            new = values
+        else:
+            new = nn.Parameter(
+                values, requires_grad=old.requires_grad if place.fresh else not frozen
+            )
+        # Owners mark parameters by attributes (`no_weight_decay`), which their optimizers read.
+        new.__dict__.update(old.__dict__)
+        return new
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,8 +123,8 @@ class ResizePlan:
 
 def fill_places(
     places: Sequence[TensorPlace], description: Description, tensors: Mapping[str, Tensor]
-) -> list[TensorSlot]:
-    """Make a new Parameter or buffer for each place; tied names get the same one.
+) -> Exchange:
+    """Plan the numbers of each place; tied names get the same tensor.
 
     Args:
         places: of all tensors.
@@ -92,8 +141,8 @@ def fill_places(
     # Tied tensors must come out as one object, or the optimizer would train them apart from each other.
     made: dict[str, Tensor] = {}
     first_names: dict[int, str] = {}
-    slots: list[TensorSlot] = []
-    # Transient buffers last: one that is tied to a parameter needs the new parameter.
+    exchange = Exchange()
+    # Transient buffers last: one that is tied to a parameter needs the parameter.
     for place in sorted(places, key=lambda place: place.name in description.transient):
         first = description.tied.get(place.name, place.name)
         is_transient = place.name in description.transient
@@ -105,13 +154,14 @@ def fill_places(
                 f"{place.name!r} and {other!r} are one tensor in the given model, two in the saved one"
             )
         if first not in made:
-            made[first] = successor(place, tensors[first], place.name in description.frozen)
+            is_frozen = place.name in description.frozen
+            made[first] = exchange.tensor_for(place, tensors[first], is_frozen)
         elif isinstance(made[first], nn.Parameter) != isinstance(place.old, nn.Parameter):
             raise SennError(
                 f"{place.name!r} and {first!r} are one tensor in the saved model, but of two kinds here"
             )
-        slots.append((place.holder, place.key, made[first]))
-    return slots
+        exchange.slots.append((place.holder, place.key, made[first]))
+    return exchange
 
 
 def _is_needed(place: TensorPlace, stored: Tensor) -> bool:
@@ -122,38 +172,19 @@ def _is_needed(place: TensorPlace, stored: Tensor) -> bool:
     return place.old.shape != stored.shape or place.old.is_meta
 
 
-def successor(place: TensorPlace, stored: Tensor, frozen: bool) -> Tensor:
-    """Make the tensor that takes a place: of the old one's kind, with the stored numbers.
-
-    Args:
-        place: where it goes.
-        stored: its numbers, of any shape.
-        frozen: True if a new module's parameter isn't trained; the caller's model keeps its own choice.
-
-    Returns:
-        A Parameter or buffer on the place's device, with the attributes that the old one's owner gave it.
-
-    Raises:
-        SennError: the stored numbers are of another kind (whole, real, complex), or the device can't take them.
-        UnsupportedError: the old tensor is of an owner's class.
-    """
-    old = place.old
-    if not is_plain(old):
+def _stored_values(place: TensorPlace, stored: Tensor) -> Tensor:
+    """Return stored numbers on a place's device, in the dtype that they were saved in."""
+    if not is_plain(place.old):
         raise UnsupportedError(
-            f"{place.name!r} is a {type(old).__name__}, whose numbers can't be read back"
+            f"{place.name!r} is a {type(place.old).__name__}, whose numbers can't be read back"
         )
     _check_kind(place, stored)
     # The dtype is the stored one: a model that was saved in float64 stays so.
     try:
-        new = stored.to(place.device)
+        return stored.to(place.device)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise SennError(f"{place.name!r} can't be put on {place.device}: {reason}") from error
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad if place.fresh else not frozen)
-    # Owners mark parameters by attributes (`no_weight_decay`), which their optimizers read.
-    new.__dict__.update(old.__dict__)
-    return new
 
 
 def _check_kind(place: TensorPlace, stored: Tensor) -> None:
@@ -190,15 +221,44 @@ def flat_weights(modules: Sequence[nn.Module], slots: Sequence[TensorSlot]) -> l
     return flat_slots
 
 
-def exchange(slots: Sequence[TensorSlot]) -> None:
-    """Put every value in its slot, or none of them if anything is raised in between (Ctrl-C, for one)."""
+@torch.no_grad()
+def apply_exchange(exchange: Exchange) -> None:
+    """Put every value in its place, or none of them if anything is raised in between (Ctrl-C, for one)."""
     # Each entry is one assignment to a dictionary, so nothing can be half done within it.
-    olds = [(holder, key, holder[key]) for holder, key, _ in slots]
+    olds = [(holder, key, holder[key]) for holder, key, _ in exchange.slots]
+    data = {tensor: Data.of(tensor) for tensor in exchange.values}
+    written: list[tuple[Tensor, Tensor]] = []
+    in_place = _writable(exchange.values)
     try:
-        for holder, key, new in slots:
+        for tensor, values in exchange.values.items():
+            if tensor in in_place:
+                written.append((tensor, tensor.clone()))
+                tensor.copy_(values)
+            else:
+                Data(values=values, gradient=None).put_into(tensor)
+        for holder, key, new in exchange.slots:
             holder[key] = new
     except BaseException:
+        for tensor, values in written:
+            tensor.copy_(values)
+        for tensor, before in data.items():
+            before.put_into(tensor)
         # Backwards, so that an entry that was replaced twice ends with its first value.
         for holder, key, old in reversed(olds):
             holder[key] = old
         raise
+    for tensor in exchange.values.keys() - in_place:
+        outdate_graphs(tensor, exchange.names[tensor])
+
+
+def _writable(values: Mapping[Tensor, Tensor]) -> set[Tensor]:
+    """Return the tensors that take their values in place, so that views of them follow too."""
+    storages = Counter(tensor.untyped_storage().data_ptr() for tensor in values)
+    return {
+        tensor
+        for tensor, new in values.items()
+        if (tensor.shape, tensor.dtype) == (new.shape, new.dtype)
+        # What shares memory with another one, or with itself, can't take values of its own.
+        and storages[tensor.untyped_storage().data_ptr()] == 1
+        and (0 not in tensor.stride() or tensor.numel() < 2)
+    }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.checkpoint.describe import describe
-from senn.checkpoint.exchange import TensorPlace, TensorSlot, exchange, flat_weights, successor
+from senn.checkpoint.exchange import Exchange, TensorPlace, apply_exchange, flat_weights
 from senn.checkpoint.model_files import VERSION
 from senn.checkpoint.resize import ModelResizer
 from senn.checkpoint.schema import Description, parse
@@ -94,8 +94,8 @@ def resize_like(
 ) -> None:
     """Give a model other sizes, in place: all of them, or none if it raises.
 
-    Tensors that have the right shape already stay the same objects; the others are replaced by zeros, for a state to be
-    loaded into.
+    Tensors stay the same objects. The numbers of those that have the right shape already stay too; the others become
+    zeros, for a state to be loaded into.
 
     Args:
         model: a model of the same classes, of any size.
@@ -113,9 +113,10 @@ def resize_like(
     try:
         resizer = ModelResizer(description, model)
         resizer.run()
-        slots = [*resizer.plan.slots, *_emptied(resizer.plan.places, description, saved["buffers"])]
-        modules = [module for _, module in resizer.plan.found]
-        exchange([*slots, *flat_weights(modules, slots)])
+        exchange = _emptied(resizer.plan.places, description, saved["buffers"])
+        exchange.slots[:0] = resizer.plan.slots
+        exchange.slots += flat_weights([module for _, module in resizer.plan.found], exchange.slots)
+        apply_exchange(exchange)
     except BaseException:  # Ctrl-C too must leave the model as it was
         now.restore()
         raise
@@ -131,14 +132,13 @@ def _description(saved: Mapping[str, Any]) -> Description:
 
 def _emptied(
     places: Sequence[TensorPlace], description: Description, buffers: Mapping[str, Tensor]
-) -> list[TensorSlot]:
-    """Make the tensor for every place.
+) -> Exchange:
+    """Plan the numbers for every place.
 
-    The old one stays if it has the right shape, so that an optimizer that holds it stays right; else it is a buffer's
-    stored numbers, or zeros.
+    Those of a tensor that has the right shape stay; the others are a buffer's stored numbers, or zeros.
     """
     made: dict[str, Tensor] = {}
-    slots: list[TensorSlot] = []
+    exchange = Exchange()
     for place in places:
         first = description.tied.get(place.name, place.name)
         shape = description.shapes[place.name]
@@ -148,8 +148,7 @@ def _emptied(
                 # The state that is loaded next brings the numbers.
                 stored = torch.zeros(shape, dtype=place.old.dtype)
             fits = tuple(place.old.shape) == shape and not place.old.is_meta
-            made[first] = (
-                place.old if fits else successor(place, stored, place.name in description.frozen)
-            )
-        slots.append((place.holder, place.key, made[first]))
-    return slots
+            is_frozen = place.name in description.frozen
+            made[first] = place.old if fits else exchange.tensor_for(place, stored, is_frozen)
+        exchange.slots.append((place.holder, place.key, made[first]))
+    return exchange

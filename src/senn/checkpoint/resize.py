@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from senn.checkpoint.align import align_children, without_shared
 from senn.checkpoint.constructors import class_name
-from senn.checkpoint.exchange import exchange, fill_places, flat_weights
+from senn.checkpoint.exchange import apply_exchange, fill_places, flat_weights
 from senn.checkpoint.match import ModuleMatcher
 from senn.checkpoint.module_builder import ModuleBuilder, add_child
 from senn.checkpoint.schema import Description, Node, join
@@ -245,7 +245,8 @@ def resize_model(
     """
     resizer = ModelResizer(description, into)
     model = resizer.run()
-    slots = [*resizer.plan.slots, *fill_places(resizer.plan.places, description, tensors)]
-    modules = [module for _, module in resizer.plan.found]
-    exchange([*slots, *flat_weights(modules, slots)])
+    exchange = fill_places(resizer.plan.places, description, tensors)
+    exchange.slots[:0] = resizer.plan.slots
+    exchange.slots += flat_weights([module for _, module in resizer.plan.found], exchange.slots)
+    apply_exchange(exchange)
     return model

@@ -48,8 +48,9 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     Args:
         folder: where it was saved.
         into: a freshly built model of the same classes and any size. It is resized in place (widths, inserted layers,
-            repeated blocks) and returned. It keeps its device, mode, settings and trainable parameters, and takes the
-            saved dtype. None to rebuild the model on the CPU, in eval mode, from layers of torch.nn and senn.nn.
+            repeated blocks) and returned; its tensors stay the same objects. It keeps its device, mode, settings and
+            trainable parameters, and takes the saved dtype. None to rebuild the model on the CPU, in eval mode, from
+            layers of torch.nn and senn.nn.
 
     Returns:
         `into`, or the rebuilt model.

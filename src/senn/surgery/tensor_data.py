@@ -82,7 +82,7 @@ def _refusal(name: str) -> Callable[[Any], None]:
     def refuse(_: Any) -> None:
         raise SennError(
             f"this backward pass goes through a forward pass from before '{name}' changed size: run the forward pass "
-            "after the growth"
+            "again"
         )
 
     return refuse

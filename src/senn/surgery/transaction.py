@@ -37,6 +37,7 @@ from senn.surgery.plan import plan
 from senn.surgery.rehearsal import rehearse
 from senn.surgery.reindex import reindex
 from senn.surgery.undo import UndoLog
+from senn.surgery.written_sizes import follow_written_sizes, written_sizes
 
 WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"))
 """Classes that hold a model and remember the sizes of its parameters."""
@@ -238,6 +239,7 @@ class _Operation:
                 tolerance=self.tolerance,
             )
         loss_before = self._loss()
+        sizes = [written_sizes(one, graph, todo) for one in everyone]
         # Everything that can fail for want of memory or by a bad shape fails here, with nothing exchanged yet.
         logs = [prepare(one, todo) for one in everyone]
         migration = None
@@ -258,6 +260,10 @@ class _Operation:
         receipt.graph = reindex(graph, todo)
         if self.probe is not None:
             receipt.output_change = self._compare(everyone, logs, before, self.probe)
+        probe = self.probe
+        follow_written_sizes(
+            sizes, logs, None if probe is None else lambda: outputs(self.model, probe)
+        )
         receipt.loss_after = self._loss()
         self._check_loss(receipt)
         for log in logs:
