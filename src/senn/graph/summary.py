@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
+from itertools import zip_longest
+
 from senn.graph.types import NOTHING, DependencyGraph, SummaryTable
+
+WIDTH = 120
+"""Most characters of a line."""
+
+GAP = "  "
+"""Between two columns."""
 
 
 class Explanation(str):
@@ -33,11 +42,24 @@ def render(graph: DependencyGraph) -> Explanation:
 
 
 def _aligned(table: SummaryTable) -> str:
-    """Lay a table out in left-aligned columns."""
+    """Lay a table out in left-aligned columns, of which the widest are wrapped."""
     rows = [table.head, *table.rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    available = WIDTH - len(GAP) * (len(widths) - 1)
+    while sum(widths) > available:
+        widest = max(widths)
+        # Down to the next width below, or as far as it takes: the other columns stay as they are.
+        places = [place for place, width in enumerate(widths) if width == widest]
+        below = max((width for width in widths if width < widest), default=0)
+        needed = widest - (sum(widths) - available + len(places) - 1) // len(places)
+        for place in places:
+            widths[place] = max(below, needed, 1)
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
+        cells = [
+            textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)
+        ]
+        for parts in zip_longest(*cells, fillvalue=""):
+            padded = [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
+            lines.append(GAP.join(padded).rstrip())
     return "\n".join(lines)

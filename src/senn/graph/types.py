@@ -14,6 +14,7 @@ from torch import Tensor
 
 from senn import _deprecated, html
 from senn.graph.norm_record import Norm
+from senn.graph.table_cells import left_alone, refused_places
 
 Role = Literal["producer", "elementwise", "consumer"]
 
@@ -285,7 +286,7 @@ class DependencyGraph:
         return tuple(one.name for one in self.linear_maps if one.has_factors)
 
     def as_tables(self) -> tuple[SummaryTable, ...]:
-        """Return tables of text: groups, insertion points, residual blocks, refusals.
+        """Return tables of text: groups, those that a grower leaves alone, insertion points, residual blocks, refusals.
 
         A consumer that owns k > 1 columns for each unit is shown as `name x k`.
         """
@@ -309,13 +310,15 @@ class DependencyGraph:
             # Relative to the block, whose name stands in the first column.
             names = [name.removeprefix(f"{block.module}.") for name in block.output_params]
             blocks.append((block.module, ", ".join(names)))
-        refused = [(refusal.place or "(the model)", refusal.reason) for refusal in self.refusals]
+        by_hand = [(group.name, left_alone(group.norms[0])) for group in self.groups if group.norms]
+        refused = list(refused_places((refusal.place, refusal.reason) for refusal in self.refusals))
         return (
             SummaryTable(
                 "Hidden dimensions",
                 ("group", "units", "produced by", "elementwise", "consumed by"),
                 groups,
             ),
+            SummaryTable("What a grower leaves to you", ("only by hand", "because"), by_hand),
             SummaryTable(
                 "Where a layer can be inserted", ("layer before", "features", "activation"), points
             ),

@@ -217,9 +217,13 @@ def analyzed(
     graph = analyze(model, [*examples], ignore=ignore)
     # Better one sentence now than a training run in which nothing ever grows.
     by_depth = "depth" in moves and (graph.insertion_points or graph.residual_blocks)
-    if by_depth or ({"width", "prune"} & {*moves} and graph.groups):
+    by_width = "width" in moves and any(not group.norms for group in graph.groups)
+    if by_depth or by_width or ("prune" in moves and graph.groups):
         return graph
-    reasons = "; ".join(f"{r.place or 'the model'}: {r.reason}" for r in graph.refusals[:3])
+    why = [f"{r.place or 'the model'}: {r.reason}" for r in graph.refusals[:3]]
+    streams = [group.name for group in graph.groups if group.norms]
+    why += [f"{name}: its units pass a norm, so it widens by hand only" for name in streams[:1]]
+    reasons = "; ".join(why)
     limit = "" if {*moves} == {*MOVES} else f" by {' or '.join(moves)}"
     sentence = f"the model has no place to grow{limit} ({reasons or 'it has no linear maps'})"
     if "depth" in moves and any(NO_LAYER in refusal.reason for refusal in graph.refusals):
