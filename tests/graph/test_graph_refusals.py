@@ -60,7 +60,7 @@ REFUSED = {
     ),
     "bare layer": (
         linear_pair(lambda m, x: m.b(F.linear(m.a(x), m.b.weight.T @ m.b.weight))),
-        f"b, which makes its units, has a weight that is also used by mm in {OWN}",
+        f"its units are read by a weight that is computed from b.weight by mm in {OWN}",
     ),
     "part of the units": (
         Net(lambda m, x: m.b(m.a(x)[:, :2]), a=(3, 4), b=(2, 2)),

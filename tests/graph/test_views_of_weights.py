@@ -97,6 +97,17 @@ def test_a_unit_of_a_stack_of_experts_is_one_of_each(kind):
     assert found["v"] == ("consumer", 1, each(4))
 
 
+def test_one_map_that_reads_the_features_of_all_heads_makes_them_one_unit():
+    model = Net(
+        lambda m, x: torch.einsum(
+            "bhnf,hfd->bnd", torch.einsum("bnd,hdf->bhnf", x, m.w).relu(), m.v
+        )
+    )
+    model.w, model.v = nn.Parameter(batch(2, 3, 4)), nn.Parameter(batch(2, 4, 2))
+    graph = grown(model, batch(2, 5, 3), ["w"])
+    assert coupled_dims(graph.group("w"))["w"] == ("producer", 2, each(4))
+
+
 class Heads(nn.Module):
     """Attention whose weights are (features, heads, size of a head)."""
 
@@ -169,6 +180,26 @@ def test_no_weight_that_the_forward_computes_is_passed_over(kind):
         assert found[f"{place}.w"] == (
             f"no linear map applies it as it is: it is read by {operation} in {place} (Scaled)"
         )
+
+
+def test_standardized_filters_are_named_and_so_is_what_they_read():
+    def forward(m, x):
+        weight = m.b.weight - m.b.weight.mean((1, 2), keepdim=True)
+        return m.c(F.conv1d(m.a(x), weight / weight.std((1, 2), keepdim=True), m.b.bias))
+
+    model = Net(forward, a=nn.Conv1d(3, 4, 2), b=nn.Conv1d(4, 5, 2), c=nn.Conv1d(5, 2, 2))
+    found = reasons(analyze(model, batch(2, 3, 9)))
+    assert found["a"].startswith(
+        "its units are read by a weight that is computed from b.weight by "
+    )
+    assert found["b"].startswith("no linear map applies it as it is: it is read by mean in ")
+
+
+def test_factors_of_a_weight_of_low_rank_are_named():
+    model = _net(lambda m, x: m.b(F.linear(x, m.a.weight + m.up @ m.down)), up=(4, 2), down=(2, 3))
+    found = reasons(analyze(model, batch(5, 3)))
+    for place, operation in {"a": "add", "up": "mm", "down": "mm"}.items():
+        assert f"it is read by {operation} in " in found[place]
 
 
 def test_units_that_a_computed_weight_reads_say_so():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from senn.graph.sizes.symbolic_int import TensorMeta
-from senn.graph.tracing.labels import LabelOrigin, distinct, varying
+from senn.graph.tracing.labels import LabelOrigin, Labels, distinct, varying
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.tracing.weight_view import WeightView
 from senn.graph.types import Role
@@ -79,7 +79,7 @@ class LabelClasses:
 
     def __init__(self, trace: TraceRecorder, fixed: Mapping[str, str]) -> None:
         self.trace, self.fixed = trace, fixed
-        self.units = trace.record.units()
+        self.units = _units(trace.record)
         self.class_of = torch.full_like(self.units, -1)
         self.all: list[LabelClass] = []
         self._counts_of_tensor: dict[int, Counts] = {}
@@ -241,15 +241,10 @@ class LabelClasses:
 
     def tensors(self) -> set[str]:
         """Return the full names of all tensors in which units of a class lie."""
-        record = self.trace.record
-        found = {
-            origin.name
-            for origin in record.origins
-            if bool((self.class_of[origin.start : origin.end] >= 0).any())
-        }
-        return found | {
-            use.weight for use in self.trace.uses if bool((self.class_of[use.columns] >= 0).any())
-        }
+        places = {(one.name, one.start, one.end) for one in self.trace.record.origins}
+        found = {name for name, start, end in places if bool((self.class_of[start:end] >= 0).any())}
+        read = [(use.weight, self.class_of[use.columns]) for use in self.trace.uses]
+        return found | {name for name, classes in read if bool((classes >= 0).any())}
 
     def counts(self, tensor: TensorMeta) -> Counts:
         """Count the positions that each unit owns along the dimensions of a tensor.
@@ -282,9 +277,9 @@ class LabelClasses:
                 for axis in view.axes_of(place.dim):
                     positions = view.positions_along(place.dim, axis).cpu()
                     own = torch.isin(positions, place.index)
-                    units = int(own.sum())
                     # All units lie there if each of their positions does, the same number of times.
                     each = torch.bincount(positions[own])
+                    units = int(own.sum())
                     regular = units % one.width == 0 and len(distinct(each[each > 0])) == 1
                     present = int((each > 0).sum()) == place.index.numel()
                     per_unit = units // one.width if regular and present else 0
@@ -309,6 +304,23 @@ class LabelClasses:
                 all_present = len(distinct(own)) == width
                 regular = all_present and len(own) % width == 0
                 counts.setdefault(dim, {})[number] = len(own) // width if regular else 0
+
+
+def _units(record: Labels) -> Tensor:
+    """Return the unit of each label.
+
+    Where each pair of positions along two dimensions of a weight came out as a unit (features of several heads, all
+    read by one map), only the last dimension can change, for all positions of the other.
+    """
+    units = record.units()
+    for origin in record.origins:
+        labels = torch.arange(origin.start, origin.end).view(origin.shape)
+        if origin.produces and origin.dim is None:
+            dims = sorted(varying(units[labels]))
+            if len(dims) > 1:
+                record.merge_along(labels, set(dims[:-1]))
+                return _units(record)
+    return units
 
 
 def _add_dim(

@@ -117,7 +117,7 @@ class LinearSources:
         others = [tensor for tensor in inputs if self.parameter(tensor) is None]
         if operation == "mul" and len(others) == 1:
             return _scaled(self.of(others[0]), [str(self.parameter(one)) for one in parameters])
-        if operation == "div" and others == [first] and not parameters:
+        if operation == "div" and len(others) == 1 and others[0] is first and not parameters:
             return self.of(others[0])
         known = [self.of(tensor).obstacle for tensor in others]
         earlier = next((obstacle for obstacle in known if obstacle is not None), None)

@@ -228,6 +228,7 @@ class TraceRecorder(LabelMaps):
         if view is not None and call.func._schema.is_mutable and len(call.tensors) == 1:
             return  # a weight rescaled in place (by code of a switch of modes): every entry stays in its place
         if self.flow.takes(call):
+            self.note_computed(call)
             return
         before = len(self.uses)
         rule(self, call)

@@ -32,6 +32,8 @@ from senn.graph.tracing.rules.weights import (
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.tracing.weight_view import WeightView
 
+# Functions that apply their second argument even where the first is a parameter, too.
+_APPLYING = frozenset(("linear", "multi_head_attention_forward"))
 _COMPUTED = "its units are read by a weight that is computed from"
 
 
@@ -73,9 +75,11 @@ def _product_with_bias(
     left, right = trace.weight_of(first), trace.weight_of(second)
     last = first.dim() - 1
     stack = tuple(range(last - 1))
-    if (
-        right is not None
-    ):  # two weights: the left one is what the other is applied to, like a learned query
+    if left is not None and right is not None and trace.function not in _APPLYING:
+        for tensor in (first, second):  # a weight of low rank, say: computed, and applied elsewhere
+            trace.labels_of(tensor)
+        return
+    if right is not None:  # of two weights, the left one is an input: a learned query
         axes = Axes(inputs=last - 1, outputs=last, source=last, made=last, stack=stack)
         _linear(trace, call, right, first, axes, bias=bias)
         return
