@@ -18,10 +18,10 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 import senn
 from senn import PricePolicy, SennError
-from senn.checkpoint.model_config import update_config
 from senn.integrations._trainer_files import SIZES, TENSORS
 from senn.integrations.transformers import SelfExpansion, load, save
 from senn.surgery import transaction
+from senn.surgery.model_config import update_config
 from senn.training import TrainConfig
 
 X = torch.randn(128, 1, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -122,3 +122,29 @@ def test_configurations_of_adapters_can_build_the_grown_model(rslora: bool) -> N
     receipt.undo()
     assert (config.rank_pattern, config.alpha_pattern) == ({"first": 2}, {})
     assert model.first.r == {"default": 2}
+
+
+@pytest.mark.parametrize("layers", [(0, 1), (0,)])
+def test_the_configuration_of_a_model_follows_where_it_can_say_the_sizes(layers, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
+        image_size=4, patch_size=2, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, x = transformers.ViTForImageClassification(config).eval(), torch.randn(2, 3, 4, 4)
+    graph = analyze(model, x)
+    names = [group.name for group in graph.groups if group.width == 12]
+    moves = [widen(model, graph, names[layer], 4) for layer in layers]
+    if len(layers) == 1:
+        with pytest.warns(UserWarning, match="can't say its sizes any more"):
+            transaction(model, moves, graph, probe=x)
+        assert model.config.intermediate_size == 12
+        return
+    receipt = transaction(model, moves, graph, probe=x)
+    assert model.config.intermediate_size == 16
+    model.save_pretrained(tmp_path)
+    loaded = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(x).logits, model(x).logits)
+    receipt.undo()
+    assert model.config.intermediate_size == 12

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from senn import atomic_files
 from senn.checkpoint import describe_shapes, optimizer_param_names, rebind_optimizer, resize_like
-from senn.checkpoint.model_config import update_config
 from senn.checkpoint.model_state import packed, unpacked
 from senn.errors import SennError
+from senn.surgery.model_config import update_config
 
 SIZES, TENSORS = "senn.json", "senn.safetensors"
 FORMAT, VERSION = "senn-growth", 1

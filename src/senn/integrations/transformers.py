@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from senn import _deprecated
 from senn.checkpoint import ModuleSnapshot, optimizer_param_names, resize_like, tensor_shapes
-from senn.checkpoint.model_config import update_config
 from senn.errors import SennError
 from senn.integrations import _trainer_files as files
 from senn.integrations._trainer_files import load, save
 from senn.integrations.loop_checks import check_single, refuse_strategy
 from senn.pytree import Output, prediction
+from senn.surgery.model_config import update_config
 from senn.surgery.optimizer_layers import unwrap
 from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession

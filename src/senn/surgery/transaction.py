@@ -20,6 +20,7 @@ from senn.pytree import Inputs
 from senn.surgery.apply import prepare
 from senn.surgery.averages import find_copy, follow_names, names_of
 from senn.surgery.hooks import check_steps_in_backward, try_gradient_hooks
+from senn.surgery.model_config import follow_config
 from senn.surgery.moves import Move, Prune, place_of
 from senn.surgery.optimizer_layers import OptimizerLayers, check_holds
 from senn.surgery.optimizer_state import Migration, Snapshot
@@ -264,6 +265,8 @@ class _Operation:
         follow_written_sizes(
             sizes, logs, None if probe is None else lambda: outputs(self.model, probe)
         )
+        for log in logs:
+            follow_config(log)
         receipt.loss_after = self._loss()
         self._check_loss(receipt)
         for log in logs:

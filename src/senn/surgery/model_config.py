@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
+
+from senn.surgery.undo import UndoLog
 
 Shape = tuple[int, ...]
 Numbers = dict[str, int]
@@ -17,23 +20,55 @@ Sizes = tuple[dict[str, Shape], dict[str, tuple[type, Numbers]]]
 def update_config(model: nn.Module) -> bool:
     """Update the numbers in a model's configuration after growth, if they can say its sizes.
 
-    Nothing tells which number of a configuration says which size. So a model is built from the configuration, without
-    memory, and compared with the real one: a number is a candidate if every size that had this value has changed to one
-    other value. What is built from the new configuration must then agree in all sizes.
-
     Args:
         model: any module; one without a `config` that has `to_dict` needs nothing.
 
     Returns:
         True if the configuration says all sizes now; False if no choice of its numbers does. It is unchanged then.
     """
+    news = _new_numbers(model)
+    if news is not None:
+        _assign(getattr(model, "config", None), news)
+    return news is not None
+
+
+def follow_config(log: UndoLog) -> None:
+    """Let the configuration of a changed model follow, so that what is saved with it can be loaded.
+
+    Args:
+        log: of the changed model; it takes the configuration back too.
+    """
+    model = log.model
+    config = vars(model).get("config")
+    # Nothing is said of a wrapper, or of a class that its configuration alone doesn't make.
+    if not hasattr(config, "to_dict") or _build(model, config) is None:
+        return
+    news = _new_numbers(model)
+    if news is None:
+        warnings.warn(
+            f"the configuration of this {type(model).__name__} can't say its sizes any more, so from_pretrained won't "
+            "load what save_pretrained writes: use senn.save(folder, model) and senn.load(folder, into=a new model)",
+            stacklevel=2,
+        )
+        return
+    held = vars(config)
+    log.exchange([(held, key, held[key], new) for key, new in news.items() if key in held])
+
+
+def _new_numbers(model: nn.Module) -> Numbers | None:
+    """Return the numbers that a configuration needs to say a model's sizes; None if no choice of them does.
+
+    Nothing tells which number of a configuration says which size. So a model is built from the configuration, without
+    memory, and compared with the real one: a number is a candidate if every size that had this value has changed to one
+    other value. What is built from the new configuration must then agree in all sizes.
+    """
     # transformers' configurations have `to_dict`; anything else called `config` is its owner's own.
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
-        return True
+        return {}
     built, wanted = _build(model, config), _sizes(model)
     if built is not None and _sizes(built) == wanted:
-        return True
+        return {}
     changes = _changed_sizes({} if built is None else _shapes(built), _shapes(model))
     numbers = {key: value for key, value in config.to_dict().items() if type(value) is int}
     keys = {key: value for key, value in numbers.items() if len(changes.get(value, ())) == 1}
@@ -46,9 +81,8 @@ def update_config(model: nn.Module) -> bool:
         _assign(trial, news)
         built = _build(model, trial)
         if built is not None and _sizes(built) == wanted:
-            _assign(config, news)
-            return True
-    return False
+            return news
+    return None
 
 
 def _changed_sizes(small: dict[str, Shape], grown: dict[str, Shape]) -> dict[int, set[int]]:
