@@ -1,6 +1,6 @@
 """Cost of one full consideration over a plain forward and backward pass of the same samples, gromo beside it.
 
-    python benchmarks/growth_step.py [--repeats 9] [--threads 1] [--out results.json]
+    python benchmarks/growth_step.py [--repeats 9] [--threads 1] [--only NAME] [--short] [--out results.json]
 
 The nets are 784-256-256-10 with ReLU, and convolutions 16-16-pool-32-32-pool with a linear layer on 32x32x3 images; a
 consideration scores width, depth and pruning at every place. All contenders run in turn in one process, so that drift
@@ -9,6 +9,10 @@ model included; `again` a later one of the same Grower. gromo (an optional packa
 torchmetrics deprecated) does its own growth step on all layers: statistics, optimal updates, choice, change; for
 convolutions with both of its kinds of module. Memory is the peak over what the process holds after the same with eight
 images, each contender in a process of its own.
+
+Nets with a class per position (`language_models`): a GPT of 4 layers (width 128, context 128, 65 characters, 32
+sequences a batch), one layer of GPT-2 small's width under its vocabulary of 50,257, and segmentation of 16 images of
+64 x 64 pixels into 21 classes. `--short` measures these alone, once each and without a warm-up.
 """
 
 from __future__ import annotations
@@ -30,7 +34,13 @@ from torch.nn import functional as F
 
 import senn
 
+if __package__:
+    from benchmarks.language_models import segmentation, small_gpt, token_loss, wide_head
+else:
+    from language_models import segmentation, small_gpt, token_loss, wide_head
+
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def net() -> nn.Sequential:
@@ -78,20 +88,20 @@ def images(samples: int) -> Batches:
     return [(2 * centres[y] + 0.5 * torch.randn(samples, 3, 32, 32, generator=g), y)]
 
 
-def trained(model: nn.Sequential, batches: Batches) -> nn.Sequential:
+def trained(model: nn.Module, batches: Batches, loss: Loss) -> nn.Module:
     """The net after the same dozen steps whatever the number of samples, where considerations happen."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for x, y in batches * (12 // len(batches)):
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        loss(model(x), y).backward()
         optimizer.step()
     return model
 
 
-def forward_backward(model: nn.Module, batches: Batches) -> None:
+def forward_backward(model: nn.Module, batches: Batches, loss: Loss) -> None:
     for x, y in batches:
         model.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        loss(model(x), y).backward()
 
 
 def gromo_steps(batches: Batches) -> dict[str, Callable[[], None]]:
@@ -119,6 +129,8 @@ def gromo_steps(batches: Batches) -> dict[str, Callable[[], None]]:
         model.set_scaling_factor(0.5)
         model.apply_change()
 
+    if batches[0][1].dim() > 1:
+        return {}  # a class per position, which gromo has no loss for
     if batches[0][0].dim() == 2:
         starts = {"gromo": GrowingMLP(784, 10, 256, 2, activation=nn.ReLU(), device=cpu)}
     else:
@@ -133,42 +145,58 @@ def gromo_steps(batches: Batches) -> dict[str, Callable[[], None]]:
     return {name: functools.partial(step, start) for name, start in starts.items()}
 
 
-def contenders(model: nn.Module, batches: Batches) -> dict[str, Callable[[], object]]:
+def contenders(model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Callable[[], object]]:
     """What is measured, by name; the first is what the others are compared with."""
     samples = sum(len(y) for _, y in batches)
-    warm = senn.Grower(model, loss=F.cross_entropy, samples=samples)
+    warm = senn.Grower(model, loss=loss, samples=samples)
     return {
-        "forward+backward": lambda: forward_backward(model, batches),
+        "forward+backward": lambda: forward_backward(model, batches, loss),
         "senn, again": lambda: forget(warm).score_candidates(batches),
-        "senn, first": lambda: senn.Grower(
-            model, loss=F.cross_entropy, samples=samples
-        ).score_candidates(batches),
+        "senn, first": lambda: senn.Grower(model, loss=loss, samples=samples).score_candidates(
+            batches
+        ),
         **gromo_steps(batches),
     }
 
 
-CASES: dict[str, Callable[[], tuple[nn.Sequential, Batches]]] = {
+CASES: dict[str, Callable[[], tuple[nn.Module, Batches]]] = {
     "linear, 1024 samples": lambda: (net(), data(1024)),
     "linear, 4096 samples": lambda: (net(), data(4096)),
     "convolutions, 256 images": lambda: (convolutional_net(), images(256)),
 }
 
+POSITIONS: dict[str, tuple[Callable[[], tuple[nn.Module, Batches]], Loss]] = {
+    "GPT of 4 layers, 1 batch": (lambda: small_gpt(1), token_loss),
+    "GPT of 4 layers, 4 batches": (lambda: small_gpt(4), token_loss),
+    "segmentation, 16 images": (segmentation, F.cross_entropy),
+    "vocabulary of 50,257": (wide_head, token_loss),
+}
+"""Nets with a class per position, with their losses."""
+
+
+def made(case: str) -> tuple[nn.Module, Batches, Loss]:
+    """The net of a case, its batches and its loss."""
+    if case in POSITIONS:
+        make, loss = POSITIONS[case]
+        return (*make(), loss)
+    return (*CASES[case](), F.cross_entropy)
+
 
 def measure(case: str, repeats: int) -> dict[str, float]:
     """Median CPU seconds of each contender, and ratios over forward and backward; peak memory likewise."""
-    model, batches = CASES[case]()
-    runs = contenders(trained(model, batches), batches)
+    model, batches, loss = made(case)
+    runs = contenders(trained(model, batches, loss), batches, loss)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
             start = time.process_time()
             run()
-            if repeat:
+            if repeat or not repeats:
                 seconds[name].append(time.process_time() - start)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     memory = (
         {name: alone(case, name) for name in runs if name != "senn, again"}
-        if "images" in case
+        if "images" in case or case in POSITIONS
         else {}
     )
     return {
@@ -196,10 +224,10 @@ def alone(case: str, name: str) -> float:
 def peak(case: str, name: str, results: Queue[float]) -> None:
     """Put the peak of one contender's memory."""
     torch.set_num_threads(1)
-    model, batches = CASES[case]()
-    few = [(x[:8], y[:8]) for x, y in batches]
-    contenders(model, few)[name]()  # code that is loaded and memory that kernels take once
-    run = contenders(model, batches)[name]
+    model, batches, loss = made(case)
+    few = [(x[: min(8, len(x) // 2)], y[: min(8, len(y) // 2)]) for x, y in batches]
+    contenders(model, few, loss)[name]()  # code that is loaded and memory that kernels take once
+    run = contenders(model, batches, loss)[name]
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
     before = held("VmHWM")
     run()
@@ -224,10 +252,14 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help="cases whose names hold this")
+    parser.add_argument("--short", action="store_true", help="a class per position, once each")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = {case: measure(case, args.repeats) for case in CASES}
+    cases = [*POSITIONS] if args.short else [*CASES, *POSITIONS]
+    repeats = 0 if args.short else args.repeats
+    results = {case: measure(case, repeats) for case in cases if (args.only or "") in case}
     for case, found in results.items():
         print(f"{case:34s}{'time':>20s}{'peak memory':>24s}")
         for name in (key.removesuffix(", ratio") for key in found if key.endswith(", ratio")):

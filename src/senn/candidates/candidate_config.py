@@ -25,7 +25,8 @@ class CandidateConfig:
         copy_fraction: fraction of the units that are perturbed copies of existing ones.
         data_direction_fraction: fraction of the others whose direction follows the data; the rest is uniform.
         residual_units: candidate units of a residual layer at each insertion point; 0 for no such layers.
-        identity_bases: random bases of an identity insertion at each insertion point; 0 for no such layers.
+        identity_bases: random bases of an identity insertion at each insertion point; 0 for no such layers. There are
+            none before maps with more than 8,192 outputs, such as heads over a vocabulary.
         ascent_steps: steps of gradient ascent of log D' on the incoming parameters of candidate units.
         ascent_step_size: length of the first step, relative to the norm of a unit's incoming parameters; adapted later.
         activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of

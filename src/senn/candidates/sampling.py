@@ -20,9 +20,10 @@ from senn.candidates.initialization import (
 )
 from senn.candidates.new_layers import Layer, same_size_kernel
 from senn.errors import DivergenceError
-from senn.graph import DependencyGraph, InsertionPoint, LinearMap, ResidualBlock
+from senn.graph import DependencyGraph, InsertionPoint, LinearMap, ResidualBlock, get_linear
 from senn.kfac.batch_layout import BatchLayout, RowLayout
 from senn.kfac.capture import layout_of
+from senn.kfac.factors import DENSE_OUTPUTS
 from senn.kfac.layer_inputs import ConvInput, upcast
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import LinearCall, forward, record_linear_calls
@@ -211,7 +212,9 @@ def _sample_before_linear(context: SamplingContext, point: InsertionPoint) -> li
             point = replace(point, activation="ReLU")
     if config.residual_units and context.is_worthwhile(2 * point.features + 1):  # of one unit
         layers.append(sample_residual_layer(point, x, config, generator))
-    if context.is_worthwhile(point.features * (point.features + 1)):
+    # each feature has columns of its own there, and their moments with very many outputs take gigabytes
+    is_wide = len(get_linear(context.model, point.module).weight) > DENSE_OUTPUTS
+    if not is_wide and context.is_worthwhile(point.features * (point.features + 1)):
         biased = context.maps[point.module].bias is not None
         for _ in range(config.identity_bases):
             layers.append(

@@ -51,6 +51,29 @@ def differentiate(
         SennError: its curvature is NaN or infinite.
     """
     samples = len(y)
+    graph = _graph(function, name, y, target, curved)
+    value, rows = graph.value, graph.rows
+    losses = (
+        value.detach().expand(samples)
+        if weight is None
+        else sample_losses(function, name, y, target)
+    )
+    known = recognize(graph) if curved else None
+    if checked and known is None:
+        check_mean_over_samples(function, name, y, target)
+    elif checked:
+        # its Hessian, which was proved, holds nothing between samples
+        check_mean(function, name, y, target)
+    # without curvature, a Hessian that is never read
+    curvature: LossHessian = DiagonalHessian(torch.zeros_like(rows.detach()))
+    if curved:
+        curvature = known or loss_curvature(graph)
+    return LocalLoss(losses=losses, gradient=rows.detach(), curvature=curvature)
+
+
+def _graph(function: Loss, name: str, y: Tensor, target: Any, curved: bool) -> LossGraph:
+    """Run a loss, and differentiate it once; its gradient can be differentiated again if curvature is wanted."""
+    samples = len(y)
     with torch.enable_grad():
         # a leaf of its own: the graph of the network isn't differentiated
         leaf = y.detach().clone().requires_grad_()
@@ -64,23 +87,28 @@ def differentiate(
             )
         # the loss is a mean, and rows are per sample and unaveraged
         rows = samples * depends(gradient, name).reshape(samples, -1)
-    losses = (
-        value.detach().expand(samples)
-        if weight is None
-        else sample_losses(function, name, y, target)
-    )
-    graph = LossGraph(name=name, leaf=leaf, value=value, rows=rows)
-    known = recognize(graph) if curved else None
-    if checked and known is None:
-        check_mean_over_samples(function, name, y, target)
-    elif checked:
+    return LossGraph(name=name, leaf=leaf, value=value, rows=rows)
+
+
+def check_samples(function: Loss, name: str, y: Tensor, target: Any, *, curved: bool) -> None:
+    """Refuse a loss that isn't a mean over samples, each with a loss of its own.
+
+    Args:
+        function: the loss.
+        name: of the loss, for messages.
+        y: (N, ...) outputs.
+        target: targets as the loss takes them.
+        curved: True if second derivatives may be taken: a closed form that is recognized says as much at less cost.
+
+    Raises:
+        UnsupportedError: the loss mixes samples, depends on their order, is no mean, or is random.
+    """
+    is_known = curved and recognize(_graph(function, name, y, target, True)) is not None
+    if is_known:
         # its Hessian, which was proved, holds nothing between samples
         check_mean(function, name, y, target)
-    # without curvature, a Hessian that is never read
-    curvature: LossHessian = DiagonalHessian(torch.zeros_like(rows.detach()))
-    if curved:
-        curvature = known or loss_curvature(graph)
-    return LocalLoss(losses=losses, gradient=rows.detach(), curvature=curvature)
+    else:
+        check_mean_over_samples(function, name, y, target)
 
 
 def sample_losses(function: Loss, name: str, y: Tensor, target: Any) -> Tensor:

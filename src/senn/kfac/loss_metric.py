@@ -21,7 +21,7 @@ from torch import Tensor
 from senn import _deprecated
 from senn.errors import SennError, UnsupportedError, explained
 from senn.kfac.closed_forms import count_labels, nats, reductions, resolve
-from senn.kfac.differentiated_loss import differentiate, sample_losses
+from senn.kfac.differentiated_loss import check_samples, differentiate, sample_losses
 from senn.kfac.loss_arguments import (
     check_two_arguments,
     checked_weights,
@@ -38,7 +38,6 @@ from senn.kfac.output_metric import (
 )
 from senn.kfac.pseudo_grad import Among, draw_pseudo_grad
 from senn.kfac.separability import Loss as Loss
-from senn.kfac.separability import check_mean_over_samples
 
 __all__ = [
     "LossMetric",
@@ -175,7 +174,9 @@ class LossMetric:
         if not self.has_closed_form and not self.coupled:
             output, target = self._converted(output.detach(), target)
             with explained(self._failure(output, target)):
-                check_mean_over_samples(self.function, self.name, output, target)
+                check_samples(
+                    self.function, self.name, output, target, curved=self.metric == "fisher"
+                )
 
     def pseudo_grad(
         self,
