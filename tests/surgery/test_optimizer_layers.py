@@ -149,6 +149,18 @@ def test_factors_flattened_copies_and_bases_follow_their_dimension() -> None:
     train(model, optimizer, 2)
 
 
+def test_a_basis_of_the_shape_of_a_square_matrix_follows_its_rows() -> None:
+    model, graph = square()
+    optimizer = Factored(model.parameters())
+    train(model, optimizer, 2)
+    old = optimizer.state[model[2].weight]["basis"].clone()
+    for p in model.parameters():
+        optimizer.state[p] = {"basis": optimizer.state[p]["basis"]}
+    transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer)
+    assert torch.equal(optimizer.state[model[2].weight]["basis"], old)
+    assert optimizer.state[model[0].weight]["basis"].shape == (5, 5)
+
+
 def test_a_basis_without_some_of_its_units_is_refused_or_started_anew() -> None:
     model, graph = square()
     optimizer = Factored(model.parameters())

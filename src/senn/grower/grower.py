@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +32,7 @@ from senn.scoring.precision import full_precision
 from senn.scoring.rank_checks import analyzed, check_whole, each_batch, stale
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import select_candidates
-from senn.surgery.optimizer_layers import check_holds
+from senn.surgery.transaction import UncarriedState
 
 Batch = tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor] | Sequence[Any]
 
@@ -46,7 +45,8 @@ class Grower(GrowerSettings, GrowerMemory):
 
     Args:
         model: any module that `senn.analyze` understands, compiled or not; it stays the same object.
-        optimizer: the optimizer that trains it, whose state follows by position; None if there is none.
+        optimizer: what trains it, whose state follows by position: a `torch.optim.Optimizer`, a list of several, or a
+            wrapper that holds some; None if there is none. A place whose tensors none of them holds isn't for sale.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples. Targets may be a nesting of tensors.
         policy: rule for when and where to change the network; None for a price on held-out gain.
         samples: number of training samples, for prices; None for that of the first loader's data set, or else the
@@ -58,6 +58,8 @@ class Grower(GrowerSettings, GrowerMemory):
         candidate_config: how candidates are sampled; None for the defaults.
         averaged: averages of the model, which change with it: copies of it, or objects that hold one (`AveragedModel`,
             and those of other libraries).
+        on_uncarried_state: what happens where the state of a parameter follows its size by no rule: `refuse`, now or
+            after the first step; or `restart` it for that parameter, as if training began.
         ignore: names of modules to leave alone.
         examples: inputs of other calls of the model than those it is trained by (with a mask, with a cache), which must
             go on to work as well. Batches of another structure than the ones before are found by themselves.
@@ -110,7 +112,7 @@ class Grower(GrowerSettings, GrowerMemory):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Any = None,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         policy: Policy | None = None,
         *,
@@ -121,6 +123,7 @@ class Grower(GrowerSettings, GrowerMemory):
         moves: Sequence[str] = (*MOVES,),
         candidate_config: CandidateConfig | None = None,
         averaged: Sequence[Any] = (),
+        on_uncarried_state: UncarriedState = "refuse",
         ignore: Sequence[str] = (),
         examples: Sequence[Inputs] = (),
         metric: Literal["fisher", "euclidean"] = "fisher",
@@ -139,10 +142,9 @@ class Grower(GrowerSettings, GrowerMemory):
             # it is stopped until it is made anew (`stale`).
             model = self._wrapper.module  # type: ignore[assignment]
         check_arguments(RANGES, locals())
-        if optimizer is not None:
-            check_holds(optimizer, model)
         super().__init__(model, samples=samples, seed=seed)
         self.moves = check_moves(moves)
+        self.on_uncarried_state = on_uncarried_state
         self.optimizer = optimizer
         self.policy: Policy = policy if policy is not None else PricePolicy()
         self.budget = Budget(max_params, max_width, round_to)
@@ -203,6 +205,7 @@ class Grower(GrowerSettings, GrowerMemory):
         with self.communicator.fail_together("observe a batch"):
             count = pytree.count_samples(inputs, targets)
             check_whole(self.model)
+            self._look_at_optimizer()
         self._look_at(inputs, count)
         if self._session is None:
             self._session = self._new_session(self._graph)
@@ -309,7 +312,7 @@ class Grower(GrowerSettings, GrowerMemory):
             return
         with self.communicator.fail_together("observe a batch"):
             # Only now: an analysis needs inputs, and `import senn` and a constructor should cost nothing.
-            found = analyzed(self.model, self._examples, self.ignore, self.moves)
+            found = analyzed(self.model, self._examples, self.ignore, self.moves, self._untrained)
             found = found.without(self._failed)
         known = self._graph
         if known is None or found.changeable != known.changeable:
@@ -343,6 +346,7 @@ class Grower(GrowerSettings, GrowerMemory):
             pool=pool,
             session=session,
             optimizer=self.optimizer,
+            on_uncarried_state=self.on_uncarried_state,
             averaged=self.averaged,
             ignore=self.ignore,
             examples=[*self._examples],

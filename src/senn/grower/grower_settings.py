@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,8 @@ from senn.collectives import Communicator
 from senn.errors import SennError
 from senn.policies import Budget, check_moves, policy_rule
 from senn.surgery.averages import find_copy
+from senn.surgery.optimizer_layers import check_holds, untrained
+from senn.surgery.state_check import check_state_follows, has_state
 
 RANGES: Mapping[str, Rule] = {
     "loss": callable_("a function loss(outputs, targets)"),
@@ -36,6 +39,7 @@ RANGES: Mapping[str, Rule] = {
     "moves": each(text()),
     "candidate_config": instance_of(CandidateConfig, called="a senn.CandidateConfig").or_none(),
     "averaged": each(instance_of(object, called="an average of the model")),
+    "on_uncarried_state": one_of("refuse", "restart"),
     "ignore": each(text()),
     "metric": one_of("fisher", "euclidean"),
     "loss_hessian": callable_("a function loss_hessian(outputs, targets)").or_none(),
@@ -54,6 +58,12 @@ class GrowerSettings:
 
     model: nn.Module
     budget: Budget
+    moves: tuple[str, ...]
+    optimizer: Any
+    on_uncarried_state: str
+    rejections: list[str]
+    _untrained: tuple[str, ...] = ()
+    _state_tried: bool = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; an argument of the constructor is checked first.
@@ -78,11 +88,36 @@ class GrowerSettings:
         if name == "averaged":
             for average in value:  # refused now, not after a round
                 find_copy(self.model, average)
+        if name == "optimizer" and value is not None:
+            check_holds(value, self.model)
+            self._try_state(value)
         changed = name == "ignore" and vars(self).get(name, value) != value
         super().__setattr__(name, value)
         if changed:
             # Candidates were sampled at places that may now be left alone: the model is analyzed anew.
             vars(self).update(_graph=None, _session=None)
+
+    def _look_at_optimizer(self) -> None:
+        """Look at the optimizer again: it has state after its first step, and may hold other parameters now."""
+        if not self._state_tried and has_state(self.optimizer):
+            self._try_state(self.optimizer)
+        idle = untrained(self.optimizer, self.model)
+        if idle != self._untrained:
+            vars(self).update(_untrained=idle, _graph=None, _session=None)
+
+    def _try_state(self, optimizer: Any) -> None:
+        """Refuse an optimizer whose state couldn't follow, before anything is scored for it."""
+        restart = self.on_uncarried_state == "restart"
+        reason = check_state_follows(optimizer, self.model, restart=restart)
+        if reason is not None and "prune" in self.moves:
+            if {*self.moves} == {"prune"}:
+                raise SennError(f"nothing can be removed: {reason}")
+            sentence = f"removals are left out: {reason}"
+            warnings.warn(sentence, stacklevel=4)
+            self.rejections.append(sentence)
+            self.moves = check_moves([move for move in self.moves if move != "prune"])
+        # Without state it was tried on a step from random gradients; then once more on its own.
+        vars(self).update(_state_tried=has_state(optimizer))
 
     @property
     def max_params(self) -> int | None:

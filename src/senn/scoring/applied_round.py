@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch.optim import Optimizer
-
 from senn.errors import SurgeryError
 from senn.graph import DependencyGraph, Refusal
+from senn.graph.trained_places import without_untrained
 from senn.policies import Candidate
 from senn.pytree import Inputs
 from senn.scoring.pool import CandidatePool
@@ -19,6 +18,8 @@ from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import with_removals
 from senn.surgery import Move, Prune, Receipt, transaction
 from senn.surgery.moves import place_of, tensors_of
+from senn.surgery.optimizer_layers import untrained
+from senn.surgery.transaction import UncarriedState
 from senn.verification import analyze
 
 
@@ -46,7 +47,8 @@ class RoundToApply:
     Attributes:
         pool: the pool, whose model is changed in place.
         session: the session that the pool was scored in.
-        optimizer: the optimizer of the model, or None.
+        optimizer: what the loop calls its optimizer, or None.
+        on_uncarried_state: as in `transaction`.
         averaged: averages of the model, which change with it.
         ignore: names of modules that a new analysis leaves alone.
         examples: inputs of other calls of the model, which must go on to work.
@@ -56,7 +58,8 @@ class RoundToApply:
 
     pool: CandidatePool
     session: ScoringSession
-    optimizer: Optimizer | None
+    optimizer: Any
+    on_uncarried_state: UncarriedState
     averaged: Sequence[Any]
     ignore: Sequence[str]
     examples: Sequence[Inputs]
@@ -119,6 +122,7 @@ class RoundToApply:
                 moves,
                 self.pool.graph,
                 optimizer=self.optimizer,
+                on_uncarried_state=self.on_uncarried_state,
                 averaged=self.averaged,
                 probe=probe,
                 examples=self.examples,
@@ -153,6 +157,7 @@ class RoundToApply:
                 graph = receipt.graph
                 if graph is None:  # something was inserted, which index arithmetic can't follow
                     graph = analyze(model, [*self.examples], ignore=self.ignore)
+                    graph = without_untrained(graph, untrained(self.optimizer, model))
                 loss_after = session.probe_loss()
             agree_on_weights(communicator, "compare the changed model", model)
         except BaseException:  # all or nothing, for an interrupt too

@@ -13,6 +13,7 @@ from senn import pytree
 from senn.collectives import Communicator
 from senn.errors import SennError, UnsupportedError
 from senn.graph import DependencyGraph
+from senn.graph.trained_places import without_untrained
 from senn.policies import MOVES, Candidate, Policy
 from senn.pytree import Inputs
 from senn.scoring.pool import CandidatePool
@@ -202,6 +203,7 @@ def analyzed(
     examples: Sequence[Inputs],
     ignore: Sequence[str],
     moves: Sequence[str] = (*MOVES,),
+    untrained: Sequence[str] = (),
 ) -> DependencyGraph:
     """Analyze what in a model can change size.
 
@@ -210,11 +212,12 @@ def analyzed(
         examples: inputs of one call each, the same on all ranks.
         ignore: names of modules to leave alone.
         moves: moves that may ever happen.
+        untrained: full names of parameters that no optimizer holds.
 
     Raises:
         SennError: none of the moves can happen anywhere.
     """
-    graph = analyze(model, [*examples], ignore=ignore)
+    graph = without_untrained(analyze(model, [*examples], ignore=ignore), untrained)
     # Better one sentence now than a training run in which nothing ever grows.
     by_depth = "depth" in moves and (graph.insertion_points or graph.residual_blocks)
     by_width = "width" in moves and any(not group.norms for group in graph.groups)

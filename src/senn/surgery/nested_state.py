@@ -109,7 +109,8 @@ class NestedState:
     ) -> None:
         """Carry one entry of an optimizer's own state."""
         at = self._starts.views(number, parameter)
-        walk = _Walk(self, what=what, owner=parameter, peers=[*state.items()])
+        peers = [(one, entry) for one, entry in state.items() if isinstance(one, nn.Parameter)]
+        walk = _Walk(self, what=what, owner=parameter, peers=peers)
         try:
             new = walk.visit(state[parameter], at)
         except Uncarried as error:
@@ -338,7 +339,7 @@ class _Walk:
         ):
             dims = dims_by_trial(value.shape, shape, [one.shape for one in at[2:]])
         else:
-            dims = dims_by_size(value.shape, shape, change.layouts)
+            dims = dims_by_size(value.shape, shape)
         return carried(value, dims, shape, change.layouts, self._start(value, owner, change, at))
 
     def _start(
@@ -359,7 +360,7 @@ class _Walk:
             for key in path:
                 entry = contents(entry).get(key)
             former = self._nested.former(parameter)
-            if isinstance(entry, Tensor) and entry.shape == former.shape:
+            if isinstance(entry, Tensor) and entry.shape == former.shape and not former.is_meta:
                 product += float((entry.double() * former.double()).sum())
                 squares += float(entry.double().square().sum())
                 own += float(former.double().square().sum())

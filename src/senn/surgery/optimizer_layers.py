@@ -116,6 +116,16 @@ def contents(value: Any) -> dict[Any, Any]:
     return {name: one for name, one in held.items() if name not in HOOKS}
 
 
+def is_plain(layers: OptimizerLayers) -> bool:
+    """Tell whether all is torch's own: these classes have no state but what is known to follow.
+
+    Args:
+        layers: the optimizers.
+    """
+    every = (*layers.given, *layers.optimizers)
+    return all(type(one).__module__.startswith("torch.") for one in every)
+
+
 def unwrap(optimizer: Any) -> Optimizer:
     """Return the torch optimizer inside wrappers (accelerate's, some libraries' own): the innermost of the first one.
 

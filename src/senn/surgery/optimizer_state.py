@@ -18,7 +18,7 @@ from senn.surgery.adam_clock import set_clocks_back
 from senn.surgery.blank_optimizer import Trial, TrialError
 from senn.surgery.nested_state import ContentsLog, NestedState
 from senn.surgery.optimizer_groups import join_groups
-from senn.surgery.optimizer_layers import OptimizerLayers
+from senn.surgery.optimizer_layers import OptimizerLayers, is_plain
 from senn.surgery.starts import Starts, tensors_in
 from senn.surgery.undo import Resized, UndoLog
 
@@ -93,9 +93,7 @@ class Migration:
         # Of before the change: optimizers that record names are brought into step by them.
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         self.snapshot = Snapshot(layers)
-        # Torch's own classes have no state but what is carried here.
-        self._trusted = all(type(one).__module__.startswith("torch.") for one in layers.optimizers)
-        self._stepped = self._trusted or step_error(layers) is None
+        self._tested = not is_plain(layers) and step_error(layers) is None
         self.restarted: list[str] = []
 
     def run(self, log: UndoLog) -> None:
@@ -123,7 +121,7 @@ class Migration:
         self._check_joined(log)
         for one in history if log.inserted else ():
             _restart_history(one)
-        if self._stepped and not self._trusted and (changes or log.inserted):
+        if self._tested and (changes or log.inserted):
             error = step_error(layers)
             if error is not None:
                 kinds = " and ".join(dict.fromkeys(type(one).__name__ for one in layers.given))

@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from senn.errors import UnsupportedError
 from senn.surgery.blank_optimizer import Trial, start_trial
-from senn.surgery.optimizer_layers import OptimizerLayers, contents
+from senn.surgery.optimizer_layers import OptimizerLayers, contents, is_plain
 from senn.surgery.undo import Resized
 
 MISSING: Any = object()
@@ -137,8 +137,12 @@ def _is_shaped(layers: OptimizerLayers, parameter: nn.Parameter, change: Resized
     """Tell whether some state has a shape, or a number that may be a size, that only trials can explain."""
     shape = change.old.values.shape
     sizes = {*shape, shape.numel()}
+    # The preconditioner of a square matrix has its shape.
+    is_unclear = len({*shape}) < len(shape) and not is_plain(layers)
     return any(
-        one.dim() and one.shape != shape if isinstance(one, Tensor) else one in sizes
+        one.dim() and (is_unclear or one.shape != shape)
+        if isinstance(one, Tensor)
+        else one in sizes
         for _, state in layers.states
         for one in leaves_in(state.get(parameter))
         if isinstance(one, Tensor) or type(one) is int

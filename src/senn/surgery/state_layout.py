@@ -51,13 +51,12 @@ def dims_by_trial(found: torch.Size, shape: torch.Size, trials: Sequence[torch.S
     return tuple(every)
 
 
-def dims_by_size(found: torch.Size, shape: torch.Size, changed: Mapping[int, IndexMap]) -> Dims:
+def dims_by_size(found: torch.Size, shape: torch.Size) -> Dims:
     """Tell by sizes alone which dimensions of a parameter a state tensor runs over.
 
     Args:
         found: shape of the state tensor.
         shape: shape of the parameter.
-        changed: the dimensions of the parameter that change.
 
     Raises:
         Uncarried: sizes don't tell.
@@ -72,9 +71,6 @@ def dims_by_size(found: torch.Size, shape: torch.Size, changed: Mapping[int, Ind
     if len(shape) > 1 and found == (total,) and total not in shape:
         return (tuple(range(len(shape))),)
     matching = [[dim for dim, its in enumerate(shape) if its == mine] for mine in found]
-    touched = any(dim in changed for dims in matching for dim in dims)
-    if not touched and found.numel() != total:
-        return tuple(() for _ in found)
     is_factor = len(found) == 1 or (len(found) == 2 and found[0] == found[1])
     if is_factor and len(matching[0]) == 1:
         return tuple((matching[0][0],) for _ in found)
@@ -103,6 +99,11 @@ def carried(
         Uncarried: it relates units of one dimension with each other, and some of them leave.
     """
     if not any(dim in changed for many in dims for dim in many):
+        if start is not None and start.shape != value.shape:
+            # In blocks, say: one more unit in a trial may have changed nothing.
+            raise Uncarried(
+                f"has shape {tuple(value.shape)}, and would start with {tuple(start.shape)}"
+            )
         return value
     old_sizes: list[int] = []
     layouts: dict[int, IndexMap] = {}

@@ -40,6 +40,9 @@ from senn.surgery.reindex import reindex
 from senn.surgery.undo import UndoLog
 from senn.surgery.written_sizes import follow_written_sizes, written_sizes
 
+UncarriedState = Literal["refuse", "restart"]
+"""What happens where a parameter's state follows its size by no rule."""
+
 WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"))
 """Classes that hold a model and remember the sizes of its parameters."""
 
@@ -118,7 +121,7 @@ def transaction(
     graph: DependencyGraph,
     *,
     optimizer: Any = None,
-    on_uncarried_state: Literal["refuse", "restart"] = "refuse",
+    on_uncarried_state: UncarriedState = "refuse",
     averaged: Sequence[Any] = (),
     probe: Inputs | None = None,
     loss: Callable[[], float] | None = None,
