@@ -97,6 +97,7 @@ def sample_candidates(
     generator: torch.Generator,
     output: Output | None,
     readings: Mapping[str, BatchLayout],
+    whole: bool = False,
 ) -> CandidateSet:
     """Sample candidates for every place that a readable map can score.
 
@@ -113,11 +114,12 @@ def sample_candidates(
         generator: source of randomness, used place by place, widths first.
         output: finds the outputs in what the model returns; None where that is clear.
         readings: by map, how its rows belong to samples.
+        whole: True if the batch can't be cut into samples.
 
     Raises:
         DivergenceError: the outputs are not finite.
     """
-    count = _number_of_samples(readings)
+    count = pytree.count(targets) if whole else _number_of_samples(readings)
     samples, labels = pytree.index_batch((inputs, targets), slice(0, count), pytree.count(targets))
     outputs, calls = _record(model, samples, [*maps], output)
     # what removing the whole loss would bring is known for likelihoods only: other losses may go below zero

@@ -307,7 +307,7 @@ class Grower(GrowerSettings, GrowerMemory):
 
     def _look_at(self, inputs: Inputs, count: int) -> None:
         """Analyze the model, on the first batch and on the first one of another structure."""
-        is_new = self._examples.note(self.communicator, inputs, count)
+        is_new = self._examples.note(self.communicator, self.model, inputs, count)
         if self._graph is not None and not is_new:
             return
         with self.communicator.fail_together("observe a batch"):
@@ -334,6 +334,7 @@ class Grower(GrowerSettings, GrowerMemory):
             output=self.output,
             layouts=self._layouts,
             communicator=self.communicator,
+            takes_whole_batches=self._examples.are_whole,
         )
 
     def _apply(

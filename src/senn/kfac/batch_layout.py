@@ -78,7 +78,12 @@ class BatchLayout:
 
 
 def infer_batch_layouts(
-    model: nn.Module, uses: Mapping[str, int], inputs: Inputs, output: Output | None = None
+    model: nn.Module,
+    uses: Mapping[str, int],
+    inputs: Inputs,
+    output: Output | None = None,
+    *,
+    whole: int | None = None,
 ) -> dict[str, BatchLayout | str]:
     """Find out where each sample's rows are in every map's tensors.
 
@@ -90,13 +95,19 @@ def infer_batch_layouts(
         uses: by map, how often a forward pass uses its weight.
         inputs: a batch, of which the first samples are taken.
         output: finds the outputs in the model's return value; None where this is a tensor.
+        whole: number of samples if the batch can't be cut into them (a graph); None if it can.
 
     Returns:
         For each map its layout, or one sentence that says why it has none.
     """
-    number = min(SAMPLES, pytree.count(inputs))
+    if whole is None:
+        number = min(SAMPLES, pytree.count(inputs))
+        inputs = pytree.head(inputs, number)
+        probes = [torch.tensor([sample]) for sample in range(number)]
+    else:
+        number, probes = whole, _halves(whole)
     # a copy, since a forward pass may write to its inputs
-    inputs = pytree.clone(pytree.head(inputs, number))
+    inputs = pytree.clone(inputs)
     with (
         torch.enable_grad(),
         preserve_model_state(model),
@@ -104,7 +115,7 @@ def infer_batch_layouts(
     ):
         y = forward(model, inputs, output)
         calls = [(name, call) for name, several in seen.items() for call in several]
-        reached = _reached(y, [call for _, call in calls], number)
+        reached = _reached(y, [call for _, call in calls], number, probes)
     result: dict[str, BatchLayout | str] = {}
     for name, n_uses in uses.items():
         several = [
@@ -115,16 +126,32 @@ def infer_batch_layouts(
         if several and len(several) != n_uses:
             result[name] = f"{name} is also applied in a way that isn't read"
         else:
-            result[name] = _batch_layout(name, several)
+            result[name] = _batch_layout(name, several, number, probes)
     return result
 
 
-def _reached(y: Tensor, calls: Sequence[LinearCall], samples: int) -> list[list[Tensor | None]]:
-    """Backpropagate each sample's output on its own.
+def _halves(samples: int) -> list[Tensor]:
+    """Return random halves of all samples: between any two samples, one of them tells apart with probability 1/2."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randperm(samples, generator=generator)[: samples // 2] for _ in range(2 * SAMPLES)
+    ]
+
+
+def _reached(
+    y: Tensor, calls: Sequence[LinearCall], samples: int, probes: Sequence[Tensor]
+) -> list[list[Tensor | None]]:
+    """Backpropagate the outputs of some samples on their own.
+
+    Args:
+        y: the outputs.
+        calls: recorded calls.
+        samples: number of samples.
+        probes: numbers of samples, one at a time or some of them together.
 
     Returns:
-        For each call one gradient per sample, None where the sample's output doesn't depend on the call. No gradients
-        at all where the outputs aren't one row per sample.
+        For each call one gradient per probe, None where the samples' outputs don't depend on the call. No gradients at
+        all where the outputs aren't one row per sample.
     """
     reached: list[list[Tensor | None]] = [[] for _ in calls]
     edges = [call.edge for call in calls if call.edge is not None]
@@ -133,10 +160,10 @@ def _reached(y: Tensor, calls: Sequence[LinearCall], samples: int) -> list[list[
     # random rather than ones: a softmax, for one, has no gradient along ones
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(y.shape, generator=generator, dtype=torch.float32).to(y)
-    for sample in range(samples):
-        # one sample's outputs, with zeros for the others: what it reaches is that sample's
+    for probe in probes:
+        # these samples' outputs, with zeros for the others: what they reach is theirs
         only = torch.zeros_like(rows)
-        only[sample] = rows[sample]
+        only[probe] = rows[probe]
         found = iter(torch.autograd.grad(y, edges, only, retain_graph=True, allow_unused=True))
         for gradients, call in zip(reached, calls, strict=True):
             gradients.append(next(found) if call.edge is not None else None)
@@ -144,7 +171,10 @@ def _reached(y: Tensor, calls: Sequence[LinearCall], samples: int) -> list[list[
 
 
 def _batch_layout(
-    name: str, several: list[tuple[LinearCall, list[Tensor | None]]]
+    name: str,
+    several: list[tuple[LinearCall, list[Tensor | None]]],
+    samples: int,
+    probes: Sequence[Tensor],
 ) -> BatchLayout | str:
     if not several:
         return f"{name} is applied inside a fused operation, or not at all"
@@ -155,11 +185,11 @@ def _batch_layout(
         found = [gradient for gradient in gradients if gradient is not None]
         if len(found) < len(gradients):
             return f"the model's outputs do not depend on {name}"
-        layout = _layout(found, one.kernel is not None)
+        layout = _layout(found, one.kernel is not None, samples, probes)
         if layout is None:
             return f"{name} reads rows that can't be told apart by samples"
         layouts.append(layout)
-        locations += _locations(one) // len(found)
+        locations += _locations(one) // samples
     if (
         len({one.kernel is None for one, _ in several}) > 1
         or len({id(one.bias) for one, _ in several}) > 1
@@ -184,9 +214,11 @@ def _locations(call: LinearCall) -> int:
     return shape.numel() // shape[1]
 
 
-def _layout(gradients: Sequence[Tensor], convolution: bool) -> RowLayout | None:
-    """Find the layout under which each sample's gradient stays within that sample's rows; None if there is none."""
-    samples, first = len(gradients), gradients[0]
+def _layout(
+    gradients: Sequence[Tensor], convolution: bool, samples: int, probes: Sequence[Tensor]
+) -> RowLayout | None:
+    """Find the layout under which each probe's gradient stays within its samples' rows; None if there is none."""
+    first = gradients[0]
     # convolutions are documented to have samples first; any dimension but the features may count them otherwise
     axes = [0] if convolution else list(range(first.dim() - 1))
     if convolution and len(first) != samples:
@@ -198,15 +230,16 @@ def _layout(gradients: Sequence[Tensor], convolution: bool) -> RowLayout | None:
                 continue
             if all(
                 _is_alone(
-                    g.flatten(1)[:, None] if convolution else layout.by_sample(g, samples), number
+                    g.flatten(1)[:, None] if convolution else layout.by_sample(g, samples), probe
                 )
-                for number, g in enumerate(gradients)
+                for probe, g in zip(probes, gradients, strict=True)
             ):
                 return layout
     return None
 
 
-def _is_alone(rows: Tensor, sample: int) -> bool:
-    """True if rows (samples, locations, features) are zero for all samples but one."""
-    others = torch.arange(len(rows)) != sample
+def _is_alone(rows: Tensor, own: Tensor) -> bool:
+    """True if rows (samples, locations, features) are zero for all samples but some."""
+    others = torch.ones(len(rows), dtype=torch.bool)
+    others[own] = False
     return not bool(rows[others].any())

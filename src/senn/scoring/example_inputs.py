@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from senn import pytree
 from senn.collectives import Communicator
+from senn.graph.forward_passes import ForwardPass
 from senn.pytree import Inputs
 from senn.scoring.global_batch import first_inputs
 
@@ -22,21 +23,28 @@ class ExampleInputs:
 
     Args:
         given: inputs of other calls, which the user names.
+
+    Attributes:
+        are_whole: True if the model takes batches as a whole only, as a graph with the edges between its nodes.
     """
 
     def __init__(self, given: Iterable[Inputs] = ()) -> None:
         self._given = [*given]
+        self.are_whole = False
         self._by_structure: dict[Any, Inputs] = {}
 
     def __iter__(self) -> Iterator[Inputs]:
         """Those of batches first: scoring runs the model as the first one does."""
         return iter([*self._by_structure.values(), *self._given])
 
-    def note(self, communicator: Communicator, inputs: Inputs, count: int) -> bool:
+    def note(
+        self, communicator: Communicator, model: nn.Module, inputs: Inputs, count: int
+    ) -> bool:
         """Keep a few samples of a batch if its structure is new.
 
         Args:
             communicator: the processes, all of which take part.
+            model: the model, which shows whether a batch can be cut into samples.
             inputs: this rank's inputs.
             count: number of this rank's samples.
 
@@ -48,8 +56,21 @@ class ExampleInputs:
         is_new = structure not in self._by_structure
         if not any(communicator.all_gather_object("observe a batch", is_new)):
             return False
-        self._by_structure[structure] = pytree.clone(first_inputs(communicator, inputs, count))
+        few = first_inputs(communicator, inputs, count)
+        if communicator.is_single and not _runs(model, few):
+            # Edges name nodes that a cut has taken away. If all of them fail as well, the analysis says how.
+            few = inputs
+            self.are_whole = _runs(model, inputs)
+        self._by_structure[structure] = pytree.clone(few)
         return True
+
+
+def _runs(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        ForwardPass(inputs=inputs).run(model)
+    except Exception:
+        return False
+    return True
 
 
 def structure_of(inputs: Inputs) -> Any:

@@ -37,6 +37,7 @@ class GlobalBatch:
         inputs: their inputs.
         targets: their targets.
         weights: their weights, with mean 1 over the samples of all ranks; None for ones.
+        is_whole: True if the batch can't be cut into samples.
     """
 
     communicator: Communicator
@@ -44,6 +45,7 @@ class GlobalBatch:
     inputs: Inputs
     targets: Targets
     weights: Tensor | None
+    is_whole: bool = False
 
     @classmethod
     def permuted(
@@ -55,6 +57,7 @@ class GlobalBatch:
         *,
         generator: torch.Generator,
         keeps_order: bool = False,
+        is_whole: bool = False,
     ) -> GlobalBatch:
         """Permute a batch.
 
@@ -65,6 +68,7 @@ class GlobalBatch:
             weights: this rank's sample weights, (samples,), or None.
             generator: source of the permutation, in the same state on all ranks.
             keeps_order: True to leave the samples in the order in which they are.
+            is_whole: True if the batch can't be cut into samples (a graph); then it keeps its order, too.
 
         Raises:
             SennError: there are fewer than two samples, or inputs, targets and weights don't fit each other.
@@ -90,7 +94,7 @@ class GlobalBatch:
             raise SennError("the sample weights of the batch do not sum to more than zero")
         # One joint permutation: a sorted batch would have one class in each fold.
         share = communicator.batch_share(counts, generator)
-        if keeps_order:
+        if keeps_order or is_whole:
             share = replace(share, local=torch.arange(count))
         share = replace(share, local=share.local.to(pytree.tensor_leaves(targets)[0].device))
         if weights is not None:
@@ -103,6 +107,7 @@ class GlobalBatch:
             inputs=pytree.index_batch(inputs, share.local, count),
             targets=pytree.index_batch(targets, share.local, count),
             weights=weights,
+            is_whole=is_whole,
         )
 
     @property
@@ -117,6 +122,8 @@ class GlobalBatch:
             number: how many, at most.
             start: position of the first one.
         """
+        if self.is_whole:
+            start, number = 0, self.share.total
         own = self.share.within(start, min(start + number, self.share.total))
         count = self.count
         everything = self.inputs, self.targets, self.weights

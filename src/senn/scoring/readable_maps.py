@@ -19,6 +19,8 @@ def find_readable_maps(
     layouts: dict[str, BatchLayout | str],
     inputs: Inputs,
     output: Output | None,
+    *,
+    whole: int | None = None,
 ) -> dict[str, LinearMap]:
     """Find the linear maps that can be read on such inputs.
 
@@ -29,6 +31,7 @@ def find_readable_maps(
             map of the graph.
         inputs: inputs of a few samples.
         output: finds the outputs in what the model returns.
+        whole: number of samples if the inputs can't be cut into them; None if they can.
 
     Raises:
         UnsupportedError: no map can be read.
@@ -36,7 +39,7 @@ def find_readable_maps(
     names = graph.scored_maps
     if any(name not in layouts for name in names):
         n_uses = {name: graph.map(name).n_uses for name in names}
-        found = infer_batch_layouts(model, n_uses, inputs, output)
+        found = infer_batch_layouts(model, n_uses, inputs, output, whole=whole)
         # Names of maps change when layers are inserted: nothing old is kept.
         layouts.clear()
         layouts.update(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -72,6 +73,7 @@ class ScoringSession:
         layouts: by linear map, how its rows belong to samples, or why that can't be told; filled in by the first
             session and kept by the caller.
         communicator: the processes that score together; None for this one alone.
+        takes_whole_batches: True if a batch can't be cut into samples (a graph): it is run whole, in its order.
 
     Attributes:
         maps: the linear maps that are read, by name.
@@ -93,11 +95,12 @@ class ScoringSession:
         output: Output | None = None,
         layouts: dict[str, BatchLayout | str] | None = None,
         communicator: Communicator | None = None,
+        takes_whole_batches: bool = False,
     ) -> None:
         self.model, self.graph, self.metric = model, graph, metric
         self.candidate_config, self.moves, self.min_gain = candidate_config, tuple(moves), min_gain
-        self.generator = generator
-        self.output = output
+        self.generator, self.output = generator, output
+        self._is_whole = takes_whole_batches
         self.layouts = {} if layouts is None else layouts
         self.communicator = communicator if communicator is not None else Communicator()
         self.maps: dict[str, LinearMap] = {}
@@ -142,6 +145,7 @@ class ScoringSession:
                 weights,
                 generator=self.generator,
                 keeps_order=self.metric.coupled,
+                is_whole=self._is_whole,
             )
             with self.communicator.fail_together("observe a batch"):
                 candidates = self.candidate_set
@@ -178,8 +182,7 @@ class ScoringSession:
         count = batch.share.total
         loss = float(total_loss / count)
         self.samples += count
-        self._batches += 1
-        self._loss_sum += loss * count
+        self._batches, self._loss_sum = self._batches + 1, self._loss_sum + loss * count
         self._score_limit_sum += total_limit
         self._last_batch, self.loss_before = batch, loss
         return loss
@@ -309,8 +312,7 @@ class ScoringSession:
 
     def _forward(self, inputs: Inputs) -> Tensor:
         with torch.no_grad(), preserve_model_state(self.model):
-            # a copy, since a forward pass may write to its inputs
-            return forward(self.model, pytree.clone(inputs), self.output)
+            return forward(self.model, pytree.clone(inputs), self.output)  # it may write to them
 
     def _sample_candidates(self, batch: GlobalBatch) -> CandidateSet:
         """Find the maps that can be read and sample the candidates, from the first samples."""
@@ -322,7 +324,9 @@ class ScoringSession:
         first, label = pytree.index_batch((inputs, targets), slice(0, 1), pytree.count(targets))
         self._stand_in = first, label, None if weights is None else weights[:1]
         # Candidates are only sampled where they can be scored.
-        self.maps = find_readable_maps(self.model, self.graph, self.layouts, inputs, self.output)
+        whole = total if self._is_whole else None
+        given = (self.model, self.graph, self.layouts, inputs, self.output)
+        self.maps = find_readable_maps(*given, whole=whole)
         candidates = sample_candidates(
             model=self.model,
             graph=self.graph,
@@ -336,6 +340,7 @@ class ScoringSession:
             generator=self.generator,
             output=self.output,
             readings=self._layouts,
+            whole=self._is_whole,
         )
         columns = build_column_layout(self.model, self.graph, self.maps, candidates)
         self._columns = {label: columns[name] for name, label in self._labels()}
@@ -362,7 +367,8 @@ class ScoringSession:
             return [whole_batch(batch.share.total, held_out=self._batches % 2 == 1)]
         # The map with most rows per sample needs most memory.
         locations = max(layout.locations for layout in self._layouts.values())
-        return batch_parts(batch.share.total, locations, MOST_ROWS / batch.share.largest)
+        most = math.inf if self._is_whole else MOST_ROWS / batch.share.largest
+        return batch_parts(batch.share.total, locations, most)
 
     def _recorder(self, candidates: CandidateSet, batch: GlobalBatch) -> BatchRecorder:
         return BatchRecorder(
