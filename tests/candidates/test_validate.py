@@ -167,7 +167,7 @@ MAKERS: dict[str, tuple[type, dict[str, Any]]] = {
 # Checked by what they are handed to: torch, or functions with sentences of their own.
 ELSEWHERE = {"self", "model", "optimizer", "params", "device", "dtype"}
 TAKES_TEXT = {"activation", "optimizer", "policy"}
-TAKES_FLAG = {"shortcut", "grow", "adapt", "bias"}
+TAKES_FLAG = {"shortcut", "grow", "adapt", "bias", "coupled"}
 TAKES_MAPPING = {"optimizer_options"}
 
 FIELDS = [(name, field) for name, fields in BEYOND.items() for field in fields]

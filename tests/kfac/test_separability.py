@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 import senn
 from senn.errors import SennError, UnsupportedError
@@ -234,3 +235,48 @@ def test_batches_that_are_not_understood_say_what_would_be(batch, message):
     model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3))
     with pytest.raises(SennError, match=message):
         senn.Grower(model, loss=functools.partial(F.cross_entropy)).grow([batch])
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.first, self.middle = nn.Linear(3, 2), nn.Linear(2, 2)
+        self.last, self.use_reentrant = nn.Linear(2, 3), use_reentrant
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x))
+        hidden = checkpoint(self.middle, hidden, use_reentrant=self.use_reentrant)
+        return self.last(hidden)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_reentrant_checkpoint_is_refused_by_the_option_that_works():
+    growers = [
+        senn.Grower(Checkpointed(reentrant), moves=("width",)) for reentrant in (True, False)
+    ]
+    with pytest.raises(UnsupportedError, match="use_reentrant=False"):
+        growers[0].observe(OUTPUTS, CLASSES)
+    growers[1].observe(OUTPUTS, CLASSES)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield OUTPUTS, CLASSES
+
+
+def test_prices_that_count_the_samples_seen_say_so():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3))
+    grower = senn.Grower(model, moves=("width",))
+    with pytest.warns(UserWarning, match=r"\(Stream\) has no length, so prices count.*samples="):
+        grower.grow(torch.utils.data.DataLoader(Stream(), batch_size=None))
+    assert "24 samples (prices count these, as samples= wasn't given)" in str(grower.last_round)
+    grower.samples = 1000
+    grower.grow([(OUTPUTS, CLASSES)])
+    assert "24 of 1,000 samples" in str(grower.last_round)
+
+
+def test_a_loader_of_a_data_set_is_asked_for_its_length():
+    data = torch.utils.data.TensorDataset(OUTPUTS, CLASSES)
+    grower = senn.Grower(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)))
+    grower.score_candidates(torch.utils.data.DataLoader(data, batch_size=8))
+    assert grower.samples == N

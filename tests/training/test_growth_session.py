@@ -3,11 +3,13 @@
 import copy
 import io
 import logging
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from senn import SennError
 from senn.pytree import Arguments
@@ -166,3 +168,34 @@ def test_a_recipe_that_is_none_is_refused():
         SennError, match=r"recipe must be a senn.training.TrainConfig or None, not 'x'"
     ):
         GrowthSession("x")
+
+
+@dataclass
+class Pair:
+    x: torch.Tensor
+    label: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("batch", "is_kept"),
+    [
+        ((X[:16], {"label": Y[:16]}), True),
+        (([X[:16], X[:16]], (Y[:16], Y[:16])), True),
+        ((Pair(X[:16], Y[:16]), Y[:16]), False),
+    ],
+    ids=["mapping of targets", "list of inputs", "dataclass"],
+)
+def test_nested_batches_are_kept_in_a_state_where_a_file_can_hold_them(batch, is_kept):
+    session, _ = begun()
+    session.prepare = lambda rows: rows
+    session.add_batch(batch, 1)
+    saved = session.state_dict()
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert len(loaded["held"]) == is_kept
+    other, _ = begun(state=loaded)
+    held = other._started.batches.take()
+    for one in held:
+        assert pytree.tree_structure(one) == pytree.tree_structure(batch)

@@ -323,6 +323,7 @@ class GrowthRound:
         moves: moves that might happen.
         n_samples_seen: number of samples that the figures are means over.
         samples: number of training samples, for prices.
+        samples_known: False if that isn't known, so that prices count the samples seen.
         loss: mean loss of the samples seen, in the loss's own unit.
         loss_per_nat: how much of the loss one nat is.
         parameters: number of parameters of the model before.
@@ -351,14 +352,19 @@ class GrowthRound:
     accepted: tuple[Decision, ...]
     refused: tuple[Decision, ...]
     realized_decrease: float | None = None
+    samples_known: bool = True
 
     def __str__(self) -> str:
         """Table for a terminal: the round in a line, then every candidate with its decision."""
         return f"{self._summary('eta', 'lambda')}\n{decisions_text(self.accepted, self.refused)}"
 
     def _summary(self, eta: str, limit: str) -> str:
+        seen = f"{self.n_samples_seen:,} of {self.samples:,} samples"
+        if not self.samples_known:
+            # one sentence, since a price over too few samples is too high
+            seen = f"{self.n_samples_seen:,} samples (prices count these, as samples= wasn't given)"
         return (
-            f"Round {self.round}: scored on {self.n_samples_seen:,} of {self.samples:,} samples, "
+            f"Round {self.round}: scored on {seen}, "
             f"loss {html.number(self.loss, 4)}, {self.parameters:,} parameters; "
             f"{eta} {html.number(self.eta)}, {limit} {html.number(self.score_limit)}; {len(self.accepted)} accepted"
         )

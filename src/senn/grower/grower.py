@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from senn.scoring.applied_round import RoundToApply
 from senn.scoring.example_inputs import ExampleInputs
 from senn.scoring.pool import CandidatePool
 from senn.scoring.precision import full_precision
-from senn.scoring.rank_checks import analyzed, check_whole, each_batch, stale
+from senn.scoring.rank_checks import analyzed, check_whole, each_batch, number_of_samples, stale
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import select_candidates
 from senn.surgery.transaction import UncarriedState
@@ -276,7 +277,7 @@ class Grower(GrowerSettings, GrowerMemory):
         # From here on the round counts: what was observed has been decided on, whether or not a change succeeds.
         self.rounds += 1
         self._session = None
-        self.last_round = growth_round
+        self.last_round = replace(growth_round, samples_known=self.samples is not None)
         return self._apply(pool, session, growth_round.eta) if pool.accepted else []
 
     def reset(self) -> None:
@@ -291,9 +292,8 @@ class Grower(GrowerSettings, GrowerMemory):
     def _pool(self, batches: Iterable[Batch] | None) -> CandidatePool:
         """Observe the batches, and score the candidates."""
         if batches is not None:
-            # A DataLoader knows how many samples training has, which prices are per.
-            if self.samples is None and hasattr(getattr(batches, "dataset", None), "__len__"):
-                self.samples = len(batches.dataset)  # type: ignore[attr-defined]
+            if self.samples is None:
+                self.samples = number_of_samples(batches)
             for one in each_batch(self.communicator, batches):
                 self.observe(*one)
         if self._session is None or not self._session.samples:

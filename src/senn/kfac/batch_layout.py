@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from senn import pytree
-from senn.kfac.recorder import LinearCall, forward, record_linear_calls
+from senn.kfac.recorder import LinearCall, forward, grad_at, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output
 
@@ -164,7 +164,7 @@ def _reached(
         # these samples' outputs, with zeros for the others: what they reach is theirs
         only = torch.zeros_like(rows)
         only[probe] = rows[probe]
-        found = iter(torch.autograd.grad(y, edges, only, retain_graph=True, allow_unused=True))
+        found = iter(grad_at(y, edges, only, retain_graph=True, allow_unused=True))
         for gradients, call in zip(reached, calls, strict=True):
             gradients.append(next(found) if call.edge is not None else None)
     return reached

@@ -30,7 +30,7 @@ from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
 from senn.kfac.layer_statistics import BlockCall, LayerRows, LayerStatistics, RowChunk
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.pseudo_grad import Among, draw_pseudo_grad
-from senn.kfac.recorder import LinearCall, forward, record_linear_calls
+from senn.kfac.recorder import LinearCall, forward, grad_at, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets
 
@@ -159,11 +159,11 @@ def _backward(
     edges += [run.edge for run in runs.values()]
     true, signs = (values.to(output.dtype).reshape(output.shape) for values in rows)
     # allow_unused, so that the map without influence can be named
-    dz = torch.autograd.grad(output, edges, true, retain_graph=True, allow_unused=True)
+    dz = grad_at(output, edges, true, retain_graph=True, allow_unused=True)
     loose = [name for (name, _), gradient in zip(calls, dz, strict=False) if gradient is None]
     if loose:
         raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
-    return dz, torch.autograd.grad(output, edges, signs)
+    return dz, grad_at(output, edges, signs)
 
 
 def _chunks(

@@ -98,11 +98,6 @@ class LossMetric:
             )
         if loss_hessian is not None and metric == "euclidean":
             raise SennError("loss_hessian is a metric, so metric='euclidean' contradicts it")
-        if coupled and metric == "fisher" and loss_hessian is None:
-            raise SennError(
-                "a loss that couples samples has no Hessian of its own for each: use metric='euclidean' with "
-                "coupled=True, or give loss_hessian=..."
-            )
         check_two_arguments(loss)
         self.function = loss
         self.metric, self.loss_hessian, self.coupled = metric, loss_hessian, coupled
@@ -110,6 +105,11 @@ class LossMetric:
         self.name = loss_name(loss)
         # by identity of the function: a wrapper of cross-entropy may do anything, so it is differentiated
         self._rule, self._options = resolve(loss)
+        if coupled and self._rule is None and self._is_own_hessian:
+            raise SennError(
+                "a loss that couples samples has no Hessian of its own for each: use metric='euclidean' with "
+                "coupled=True, or give loss_hessian=..."
+            )
         # a sum would scale eta with the batch, and prices are per sample
         reduction = self._options.get("reduction", getattr(loss, "reduction", "mean"))
         if reduction not in reductions(self._rule):

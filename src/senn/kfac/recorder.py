@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from senn import pytree
-from senn.errors import explained
+from senn.errors import UnsupportedError, explained
 from senn.kfac.layer_inputs import Kernel
 from senn.pytree import Inputs, Output
 
@@ -250,6 +250,35 @@ def record_linear_calls(
     """
     with CallRecorder(model, names, outputs) as reader:
         yield reader.seen
+
+
+def grad_at(
+    output: Tensor, edges: Sequence[GradientEdge], rows: Tensor, **options: bool
+) -> tuple[Tensor, ...]:
+    """Backpropagate rows to places in the graph of a forward pass, see `torch.autograd.grad`.
+
+    Args:
+        output: outputs of the model.
+        edges: the places.
+        rows: of the outputs' shape.
+        **options: as of `torch.autograd.grad`.
+
+    Returns:
+        A gradient for each place.
+
+    Raises:
+        UnsupportedError: the model checkpoints its activations by reentrant backward passes.
+    """
+    try:
+        return torch.autograd.grad(output, edges, rows, **options)
+    except RuntimeError as error:
+        # Such a checkpoint runs its own backward pass for parameters' gradients alone; torch's sentence is about that.
+        if "use_reentrant" in str(error):
+            raise UnsupportedError(
+                "the model checkpoints activations with use_reentrant=True, under which no gradient of an activation "
+                "can be taken: call torch.utils.checkpoint with use_reentrant=False"
+            ) from error
+        raise
 
 
 def forward(model: nn.Module, inputs: Inputs, output: Output | None = None) -> Tensor:

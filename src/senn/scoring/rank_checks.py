@@ -77,6 +77,29 @@ def check_batch(one: Any) -> None:
     )
 
 
+def number_of_samples(batches: Iterable[Any]) -> int | None:
+    """Find out how many samples training has, which prices are per: a DataLoader knows.
+
+    Args:
+        batches: a DataLoader, or any other batches.
+
+    Returns:
+        The length of the data set; None if there is none, of which a warning says what follows if it should have one.
+    """
+    dataset = getattr(batches, "dataset", None)
+    if dataset is None:
+        return None
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        warnings.warn(
+            f"the data set ({type(dataset).__name__}) has no length, so prices count the samples that are scored "
+            "instead of all that training has: give the grower samples=...",
+            stacklevel=4,
+        )
+        return None
+
+
 def agree_on_weights(communicator: Communicator, what: str, model: nn.Module) -> None:
     """Check, bit by bit, that all ranks have the same parameters.
 

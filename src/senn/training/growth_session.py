@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from senn._records import reading_state
 from senn.errors import SennError
 from senn.events import GrowthEvent
 from senn.grower import Grower
+from senn.kfac.output_metric import HessianFunction
 from senn.pytree import Output
 from senn.schedule import GrowthSchedule
 from senn.training.builders import build_grower
@@ -57,6 +58,9 @@ class GrowthSession:
         ignore: names of modules that keep their sizes.
         output: finds the tensor that the loss takes in what the model returns; None if it returns that tensor, or a
             single one in some container.
+        metric: metric of the outputs, as of `Grower`.
+        loss_hessian: as of `Grower`.
+        coupled: as of `Grower`; a round needs two batches, so `max_scoring_samples` must be larger than one.
         callbacks: listeners to the records.
 
     Attributes:
@@ -99,6 +103,9 @@ class GrowthSession:
         samples: int | None = None,
         ignore: Sequence[str] = (),
         output: Output | None = None,
+        metric: Literal["fisher", "euclidean"] = "fisher",
+        loss_hessian: HessianFunction | None = None,
+        coupled: bool = False,
         callbacks: Iterable[Callback] = (),
     ) -> None:
         if recipe is not None and not isinstance(recipe, TrainConfig):
@@ -106,6 +113,7 @@ class GrowthSession:
         self.recipe = recipe or TrainConfig()
         self.loss, self.prepare, self.samples = loss, prepare or unpack, samples
         self.ignore, self.output, self.callbacks = tuple(ignore), output, [*callbacks]
+        self._metric = {"metric": metric, "loss_hessian": loss_hessian, "coupled": coupled}
         self.history: list[Record] = []
         self.epoch = 0
         self._started: _Started | None = None
@@ -155,6 +163,7 @@ class GrowthSession:
             samples=self.samples or samples,
             ignore=self.ignore,
             output=self.output,
+            **self._metric,
         )
         self._started = _Started(
             grower=grower,

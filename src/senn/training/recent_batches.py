@@ -12,11 +12,11 @@ from torch import Tensor
 from senn import pytree
 from senn.collectives import Communicator
 from senn.errors import SennError
-from senn.pytree import Arguments, Inputs
+from senn.pytree import Arguments, Inputs, Targets
 from senn.scoring.global_batch import gather_samples
 from senn.training.round_records import describe_error
 
-KeptBatch = tuple[Inputs, Tensor, Tensor | None]
+KeptBatch = tuple[Inputs, Targets, Tensor | None]
 """Inputs, targets and perhaps weights."""
 
 
@@ -74,10 +74,7 @@ class RecentBatches:
         """
         try:
             inputs, targets, *weights = prepare(one)
-            if not isinstance(targets, Tensor):
-                raise SennError(
-                    f"the targets of a batch must be a tensor, not a {type(targets).__name__}"
-                )
+            pytree.count_samples(inputs, targets)
             # A copy: loops may write the next batch into the same memory.
             own: KeptBatch = pytree.clone((inputs, targets, weights[0] if weights else None))
         except (
@@ -118,11 +115,11 @@ class RecentBatches:
 
         An exact number would take an exchange between processes in every step.
         """
-        return len(one[1]) * self._communicator.size
+        return pytree.count(one[1]) * self._communicator.size
 
-    def take(self) -> list[tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor]]:
+    def take(self) -> list[tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor]]:
         """Return all batches, the oldest first, as `Grower.grow` takes them, and keep none of them any more."""
-        batches: list[tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor]] = []
+        batches: list[tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor]] = []
         for inputs, targets, weights in self._batches:
             batches.append((inputs, targets) if weights is None else (inputs, targets, weights))
         self._batches.clear()
@@ -132,9 +129,11 @@ class RecentBatches:
     def state(self) -> list[dict[str, Any]]:
         """Return the batches as nested plain containers and tensors, each joined from the parts of all processes.
 
-        So a run may be resumed by another number of processes.
+        So a run may be resumed by another number of processes. Batches of other classes (dataclasses) are left out, as
+        a file can't hold them: a resumed run collects new ones.
         """
-        return [_plain(one) for one in self._joined()]
+        batches = [_plain(one) for one in self._joined()]
+        return [one for one in batches if _is_plain(one)]
 
     def load(self, saved: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Keep this process's parts of the batches that `state` returned.
@@ -150,7 +149,7 @@ class RecentBatches:
     def _joined(self) -> list[KeptBatch]:
         communicator = self._communicator
         lengths = communicator.all_gather_object(
-            "keep batches", [len(targets) for _, targets, _ in self._batches]
+            "keep batches", [pytree.count(targets) for _, targets, _ in self._batches]
         )
         # A process may have kept fewer batches than others: all of them have the last ones.
         shared = min(map(len, lengths))
@@ -168,7 +167,7 @@ class RecentBatches:
         return joined
 
     def _part(self, joint: KeptBatch) -> KeptBatch:
-        total = len(joint[1])
+        total = pytree.count(joint[1])
         part: KeptBatch = pytree.index_batch(joint, self._communicator.local_slice(total), total)
         return part
 
@@ -181,9 +180,19 @@ def _plain(one: KeptBatch) -> dict[str, Any]:
     elif isinstance(inputs, Arguments):
         kind = "arguments"
     else:
-        kind = "tuple" if isinstance(inputs, tuple) else "mapping"
+        kind = "tuple" if isinstance(inputs, tuple) else "single"
+        kind = "mapping" if isinstance(inputs, Mapping) else kind
     args, kwargs = pytree.arguments(inputs)
     return {"kind": kind, "args": [*args], "kwargs": kwargs, "targets": targets, "weights": weights}
+
+
+def _is_plain(tree: Any) -> bool:
+    """Return True if a file that can't run code holds it: containers and values of Python's own types, tensors."""
+    if type(tree) in (list, tuple):
+        return all(map(_is_plain, tree))
+    if type(tree) is dict:
+        return all(isinstance(key, str) and _is_plain(value) for key, value in tree.items())
+    return tree is None or isinstance(tree, Tensor | bool | int | float | str)
 
 
 def _unplain(saved: Mapping[str, Any], device: torch.device) -> KeptBatch:
@@ -192,5 +201,7 @@ def _unplain(saved: Mapping[str, Any], device: torch.device) -> KeptBatch:
     args, kwargs = tuple(on["args"]), dict(on["kwargs"])
     if saved["kind"] == "arguments":
         return Arguments(*args, **kwargs), on["targets"], on["weights"]
-    made: dict[str, Any] = {"tensor": args[0] if args else None, "tuple": args, "mapping": kwargs}
+    made: dict[str, Any] = {"tuple": args, "mapping": kwargs}
+    if saved["kind"] in ("tensor", "single"):
+        return args[0], on["targets"], on["weights"]
     return made[saved["kind"]], on["targets"], on["weights"]
