@@ -7,6 +7,7 @@ loss, whatever constant stands before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -107,8 +108,8 @@ def secant_curvature(rows: Callable[[Tensor], Tensor], output: Tensor) -> float:
         moved = output - t * direction.reshape(output.shape)
         return float((rows(moved).double() * direction.double()).sum()) / square
 
-    spread = float((output - output.mean(0, keepdim=True)).double().square().sum()) ** 0.5
-    size = (spread or float(output.double().norm()) or len(output) ** 0.5) / square**0.5
+    spread = float((output - output.mean(0, keepdim=True)).double().norm())
+    size = (spread or float(output.double().norm()) or math.sqrt(len(output))) / math.sqrt(square)
     low, high = 0.0, 1e-6 * size
     for _ in range(DOUBLINGS):
         if not slope(high) > 0.5:

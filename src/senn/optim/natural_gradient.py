@@ -21,9 +21,9 @@ from senn._validate import (
     whole,
 )
 from senn.errors import DivergenceError, SennError
-from senn.kfac.differentiated_loss import Loss
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import forward
+from senn.kfac.separability import Loss
 from senn.optim.forward_replay import Replay
 from senn.optim.gauss_newton import GaussNewton, dot, pull, solve_damped
 from senn.optim.kfac_update import KFAC, Pass, watching

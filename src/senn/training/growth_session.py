@@ -252,7 +252,7 @@ class GrowthSession:
 
         def grow() -> list[GrowthEvent]:
             # Asked for anew: callbacks may begin to average in the middle of a run.
-            grower.averaged = tuple(self._averages())  # type: ignore[arg-type]
+            grower.averaged = tuple(self._averages())
             return grower.grow(batches, moves)
 
         # The loss is the user's and may raise anything; the grower leaves everything as it was then.
