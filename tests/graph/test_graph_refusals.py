@@ -12,7 +12,8 @@ from senn.graph import analyze, explain
 
 OWN = "the model's own forward (Net)"
 UNKNOWN = "which isn't understood yet"
-NO_UNITS = f"its units meet a tensor that has no units in {OWN}"
+MEET = "its units meet"
+INPUT = f"{MEET} the model's own input, whose size the data give, in {OWN}"
 
 REFUSED = {
     "softmax": (
@@ -40,8 +41,11 @@ REFUSED = {
         Net(lambda m, x: m.b(m.a(x).view(torch.int16).float()), a=(3, 4), b=(8, 2)),
         f"its units meet view in {OWN}, {UNKNOWN}",
     ),
-    "raw input": (Net(lambda m, x: m.b(m.a(x) + x), a=(3, 3), b=(3, 2)), NO_UNITS),
-    "constant": (linear_pair(lambda m, x: m.b(m.a(x) * torch.arange(4.0))), NO_UNITS),
+    "raw input": (Net(lambda m, x: m.b(m.a(x) + x), a=(3, 3), b=(3, 2)), INPUT),
+    "constant": (
+        linear_pair(lambda m, x: m.b(m.a(x) * torch.arange(4.0))),
+        f"{MEET} numbers that the forward computes in {OWN}",
+    ),
     "gate": (
         Net(lambda m, x: m.b(m.a(x) * m.c(x)), a=(3, 1), c=(3, 4), b=(4, 2)),
         f"its units are spread over other units in {OWN}",
@@ -282,3 +286,14 @@ def test_bad_requests_are_one_sentence():
         analyze(nn.Sequential(nn.LazyLinear(3)), batch(5, 3))
     with pytest.raises(UnsupportedError, match="returns a Box"):
         analyze(Net(lambda m, x: type("Box", (), {})()), batch(5, 3))
+
+
+def test_a_refusal_names_the_line_of_the_forward():
+    model = linear_pair(lambda m, x: m.b(m.a(x).softmax(-1)))
+    (refusal,) = [one for one in analyze(model, batch(4, 3)).refusals if one.place == "a"]
+    assert refusal.line.startswith("test_graph_refusals.py:")
+    assert refusal.line.endswith("`model = linear_pair(lambda m, x: m.b(m.a(x).softmax(-1)))`")
+    shown = " ".join(str(explain(model, batch(4, 3))).split())
+    assert refusal.line in shown
+    plain = analyze(nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 2)), batch(4, 3))
+    assert [one.line for one in plain.refusals] == ["", ""]

@@ -115,7 +115,7 @@ def test_several_example_inputs_are_all_looked_at():
     assert [group.name for group in analyze(model, X).groups] == ["body"]
     both = analyze(model, [X, masked])
     assert both.groups == ()
-    assert "meet a tensor that has no units" in str(senn.explain(model, [X, masked]))
+    assert "meet the model's own input" in str(senn.explain(model, [X, masked]))
     # One argument that is a list is not several examples.
     listed = analyze(Net(lambda model, several: model.head(hidden(model, several[0]))), ([X],))
     assert [group.name for group in listed.groups] == ["body"]

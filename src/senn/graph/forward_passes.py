@@ -17,13 +17,10 @@ from torch import Tensor, nn
 
 from senn import pytree
 from senn.errors import in_one_line
+from senn.graph.source_lines import is_own
 from senn.graph.types import Refusal
 from senn.preserve import note_writer, preserve_model_state
 from senn.pytree import Inputs
-
-# Frames of these aren't the model's own code: torch, senn, and views by einops.
-_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(pytree.__file__))
-_BETWEEN = ("/einops/", "<frozen", "<string>")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,8 +157,7 @@ def failure(error: BaseException) -> str:
     text = in_one_line(error) if isinstance(error, Exception) else type(error).__name__
     own = None
     for frame in traceback.extract_tb(error.__traceback__):
-        between = any(part in frame.filename for part in _BETWEEN)
-        if not frame.filename.startswith(_LIBRARIES) and not between:
+        if is_own(frame.filename):
             own = frame
     if own is None or not own.line:
         return text

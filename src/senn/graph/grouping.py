@@ -82,7 +82,7 @@ def build_groups(
             groups.append(builder.group(number, members, change))
             taken |= dict.fromkeys(members, one.name)
         except NoSolutionError as reason:
-            refused.append(Refusal(place=one.name, reason=str(reason)))
+            refused.append(Refusal(place=one.name, reason=str(reason), line=one.line))
     return FoundGroups(
         groups=groups,
         refusals=refused,

@@ -52,12 +52,14 @@ class LabelClass:
         width: number of units.
         dims: where they lie; producers first.
         reason: why they can't change; None if nothing speaks against it.
+        line: line of the forward's code that is why; empty if it isn't known.
     """
 
     name: str
     width: int
     dims: list[LabelClassDim] = field(default_factory=list)
     reason: str | None = None
+    line: str = ""
 
 
 class _RefusedError(Exception):
@@ -144,11 +146,10 @@ class LabelClasses:
                 raise _RefusedError(
                     f"{producer.map_name}, which makes its units, {self.fixed[producer.name]}"
                 )
-        for (
-            labels,
-            reason,
-        ) in self.trace.record.refusals:  # the first reason is the nearest to the cause
+        # The first reason is the nearest to the cause.
+        for labels, reason, line in self.trace.record.refusals:
             if bool((self.class_of[self.units[labels]] == number).any()):
+                one.line = line
                 raise _RefusedError(reason)
         for producer in producers:
             units = unit_number[self._units_of(producer)]

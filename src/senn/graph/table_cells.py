@@ -22,17 +22,18 @@ def left_alone(norm: Norm) -> str:
     )
 
 
-def refused_places(refusals: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def refused_places(refusals: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
     """Places and reasons; places of one reason in one line, with numbers in their names as `*`, if there are many.
 
     Args:
-        refusals: (place, reason) of each.
+        refusals: (place, reason, line of the code) of each.
 
     Yields:
         (places, reason) of each line.
     """
     by_reason: dict[str, list[str]] = {}
-    for place, reason in refusals:
+    for place, reason, line in refusals:
+        reason = f"{reason} ({line})" if line else reason
         by_reason.setdefault(reason, []).append(place or "(the model)")
     for reason, places in by_reason.items():
         if len(places) < MANY_PLACES:

@@ -216,10 +216,12 @@ class Refusal:
     Attributes:
         place: name of the module, map or parameter; "" for the model.
         reason: the rest of a sentence that begins with the place.
+        line: file, number and text of the line of the forward's code that is why; empty if it isn't known.
     """
 
     place: str
     reason: str
+    line: str = ""
 
 
 class SummaryTable(NamedTuple):
@@ -311,7 +313,11 @@ class DependencyGraph:
             names = [name.removeprefix(f"{block.module}.") for name in block.output_params]
             blocks.append((block.module, ", ".join(names)))
         by_hand = [(group.name, left_alone(group.norms[0])) for group in self.groups if group.norms]
-        refused = list(refused_places((refusal.place, refusal.reason) for refusal in self.refusals))
+        refused = list(
+            refused_places(
+                (refusal.place, refusal.reason, refusal.line) for refusal in self.refusals
+            )
+        )
         return (
             SummaryTable(
                 "Hidden dimensions",

@@ -133,7 +133,7 @@ ENTRIES = {
     ),
     "bare parameters": Entry(Bare, vectors(6), {"w1": 9, "w2": 7}, never=OUT),
     "tabular gate": Entry(
-        TabGate, vectors(6), {"first": 8, "second": 7}, never={"mask": "mixes its units|no units", **OUT}
+        TabGate, vectors(6), {"first": 8, "second": 7}, never={"mask": "mixes its units|its units meet", **OUT}
     ),
     "called thrice": Entry(Twice, vectors(6), {"inp": 8}, never=OUT),
     "einsum": Entry(Einsum, vectors(4, 6), {"left": 8}, never=OUT),

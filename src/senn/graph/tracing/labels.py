@@ -14,6 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from senn.graph.source_lines import running_line
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOrigin:
@@ -58,12 +60,12 @@ class Labels:
 
     Attributes:
         origins: the labeled tensors, in order of their labels.
-        refusals: (labels, reason) of units that must keep their number.
+        refusals: (labels, reason, line of the forward's code) of units that must keep their number.
     """
 
     def __init__(self) -> None:
         self.origins: list[LabelOrigin] = []
-        self.refusals: list[tuple[Tensor, str]] = []
+        self.refusals: list[tuple[Tensor, str, str]] = []
         self._pairs: list[Tensor] = []
         self._next = 1
 
@@ -156,7 +158,7 @@ class Labels:
         # Kept as labels and not as units: what is merged later is refused as well.
         named = distinct(labels[labels != 0]).cpu()
         if named.numel():
-            self.refusals.append((named, reason))
+            self.refusals.append((named, reason, running_line()))
 
     def units(self) -> Tensor:
         """Return the representative of each label's unit: the smallest label merged with it.

@@ -33,6 +33,9 @@ _RECORDABLE = frozenset(
     )
 )
 
+COMPUTED = "numbers that the forward computes"
+INPUT = "the model's own input, whose size the data give,"
+
 
 class TraceRecorder(LabelMaps):
     """Record of one or several forward passes, written by the rules and read by `build_groups`.
@@ -72,6 +75,7 @@ class TraceRecorder(LabelMaps):
         self.sources = LinearSources(self)
         self.flow = NormFlow(self, self.sources)
         self.dots = DotProducts()
+        self._kinds: dict[int, str] = {}  # where tensors come from
         # Labels of what a weight makes along several of its dimensions.
         self._rows_of_several: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
@@ -207,12 +211,27 @@ class TraceRecorder(LabelMaps):
         """
         self.reached.update(map(id, call.tensors))
         self._alive += call.outputs
+        if not any(id(output) in self._kinds for output in call.outputs):
+            kinds = [self.kind_of(tensor) for tensor in call.tensors]
+            kind = max(kinds, key=lambda one: one != COMPUTED, default=COMPUTED)
+            self._kinds.update(dict.fromkeys(map(id, call.outputs), kind))
         before = len(self.record.refusals)
         if not self.silenced:
             self._operation = call.operation
             self._apply(call, rule)
         caused = range(before, len(self.record.refusals))
         self.history.append(Step(call=call, refusals=caused))
+
+    def note_inputs(self, tensors: list[Tensor]) -> None:
+        """Note which tensors are the model's inputs."""
+        self._kinds.update(dict.fromkeys(map(id, tensors), INPUT))
+
+    def kind_of(self, tensor: Tensor) -> str:
+        """Say in words where a tensor without units comes from: a table, the model's input, numbers of the forward."""
+        name = self.parameter_name(id(tensor))
+        if name is not None:
+            return f"the table {name}, which holds a number for each of them,"
+        return self._kinds.get(id(tensor), "a tensor that the forward's own code holds")
 
     def _apply(self, call: Call, rule: Callable[[TraceRecorder, Call], None]) -> None:
         first = call.args[0] if call.args else None

@@ -45,6 +45,7 @@ def trace_forward(
     sizes = SizeTracker(trace)
     for number, one in enumerate(passes):
         trace.begin_pass(number)
+        trace.note_inputs(pytree.tensor_leaves(pytree.arguments(one.inputs)))
         with (
             torch.no_grad(),
             preserve_model_state(model, fused=False, training=one.training),

@@ -222,7 +222,7 @@ def meet_unlabeled(
         fixed < dims
     ):  # units also vary across the fixed dimensions, as heads do across their features
         return fix_along(trace, label_map, fixed)
-    trace.record.refuse(label_map, f"its units meet a tensor that has no units in {trace.place}")
+    trace.record.refuse(label_map, f"its units meet {trace.kind_of(other)} in {trace.place}")
     return label_map
 
 
