@@ -59,7 +59,8 @@ class LossGraph:
             backward = getattr(function, "backward", None)
             # `once_differentiable` wraps the method, and torch has no other mark of it
             if hasattr(backward, "__wrapped__"):
-                raise _only_once(self.name, f"{function.__name__} is once_differentiable")
+                own = getattr(function, "__name__", "a function of it")
+                raise _only_once(self.name, f"{own} is once_differentiable")
 
     def operations(self, *names: str) -> list[Any]:
         """Find operations by the names of their autograd nodes, such as `LogSoftmaxBackward0`."""

@@ -158,7 +158,7 @@ def _at_outputs(graph: LossGraph, one: _Likelihood) -> SoftmaxHessian | None:
     factor = float(extreme) / classes
     if not factor:
         return None
-    plates = [(plate / factor).round() for plate in pulled]
+    plates = [(plate / factor).round() for plate in pulled if plate is not None]
     rows_log_p = one.log_p.movedim(dim, -1).reshape(-1, classes)
     total = (samples * factor**2) * one.total.movedim(dim, -1).flatten()
     for layout, axis in _layouts(graph.leaf.shape, classes):
