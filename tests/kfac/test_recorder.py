@@ -211,17 +211,6 @@ def test_a_forward_that_draws_at_random_leaves_the_global_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_batches_of_different_lengths_are_refused_by_name() -> None:
-    torch.manual_seed(0)
-    x, y = (torch.cat([part] * 5) for part in data())
-    grower = senn.Grower(MODELS["module"]().double(), samples=20)
-    grower.observe(x, y)
-    with pytest.raises(
-        senn.UnsupportedError, match="map reads 2 rows a sample in one batch and 3 in another"
-    ):
-        grower.observe(x[:, :2], y)
-
-
 def test_maps_that_cannot_be_read_are_named_by_the_grower() -> None:
     torch.manual_seed(0)
     x, y = (torch.cat([part] * 5) for part in data())

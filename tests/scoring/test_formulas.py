@@ -218,7 +218,7 @@ def fold_of(x: torch.Tensor, dz: torch.Tensor, S: torch.Tensor) -> Fold:
     return Fold(
         factors=KroneckerFactors(
             rows=len(x),
-            locations=1,
+            samples=len(x),
             input_cov=x.mT @ x,
             cross_cov=dz.mT @ x,
             grad_cov=S * len(x),

@@ -25,7 +25,7 @@ from senn.kfac.capture import capture
 from senn.kfac.factors import DAMPING, cholesky, kronecker_factors, solve
 from senn.kfac.layer_statistics import LayerRows
 from senn.kfac.loss_metric import LossMetric
-from senn.kfac.recorder import forward, record_linear_calls
+from senn.kfac.recorder import record_linear_calls
 from senn.kfac.whitening import square_root, whiten_outputs
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Targets
@@ -49,14 +49,16 @@ class ResidualTarget:
     """Gradients that the existing weights of one linear map can't explain.
 
     Attributes:
-        gradient: rows of L_S^-1 d_r, (rows, m) float64.
+        gradient: rows of L_S^-1 d_r, (rows, m) float64, of the live locations.
         weights: weights of the rows' samples, (rows,) float64.
-        locations: rows per sample.
+        locations: rows per sample, a mean where samples have different numbers of them.
+        live: which of all rows these are, (all rows,) Boolean; None for all.
     """
 
     gradient: Tensor
     weights: Tensor
-    locations: int
+    locations: float
+    live: Tensor | None
 
     def gain_lower_bound(self, a: Tensor) -> Tensor:
         """Compute D' of units: `scoring.formulas.width_gain_bound`, differentiable in the activations.
@@ -130,22 +132,13 @@ class GainObjective:
             for dim in group.dims_of("producer")
             if dim.map in graph.scored_maps
         }
+        names = sorted({*self._columns, *producers})
+        rows = capture(
+            model, names, inputs, targets, metric, generator=generator, weights=weights
+        ).rows
         # What producers read doesn't depend on the candidates, whose outgoing weights are zero: recorded once.
-        with (
-            torch.no_grad(),
-            preserve_model_state(model),
-            record_linear_calls(model, sorted(producers)) as calls,
-        ):
-            forward(model, inputs)
-        self._x = {
-            name: call.x.detach().reshape(-1, call.x.shape[-1]) for name, (call,) in calls.items()
-        }
-        statistics = capture(
-            model, [*self._columns], inputs, targets, metric, generator=generator, weights=weights
-        )
-        self._targets = {
-            name: _residual_target(rows, weights) for name, rows in statistics.rows.items()
-        }
+        self._x = {name: _live(_inputs(rows[name]), rows[name].live) for name in producers}
+        self._targets = {name: _residual_target(rows[name], weights) for name in self._columns}
 
     def value_and_grad(self, values: Values) -> tuple[dict[str, Tensor], Values]:
         """Compute D' and the gradient of log D'.
@@ -227,7 +220,7 @@ class GainObjective:
         for name, columns in self._columns.items():
             x = calls[name][0].x
             # float64: D' is a quotient of small numbers where a unit adds little to what is there.
-            a = x.reshape(-1, x.shape[-1]).double()
+            a = _live(x.reshape(-1, x.shape[-1]).double(), self._targets[name].live)
             for group, of_group in columns.items():
                 gain = self._targets[name].gain_lower_bound(a[:, of_group])
                 # Maps add up, since the Fisher is taken as block-diagonal: no terms between them.
@@ -367,16 +360,35 @@ def _candidate_columns(
 
 def _residual_target(rows: LayerRows, weights: Tensor | None) -> ResidualTarget:
     """Find the gradients of a map, as it is, that its own weights can't explain."""
+    live = rows.live
     if weights is None:
         row_weights = rows.a.new_ones(len(rows.a))
+        samples = float(len(rows.a) // rows.locations)
     else:
         row_weights = weights.repeat_interleave(rows.locations).to(rows.a)
-    factors = kronecker_factors(
-        rows.a, rows.output_grad, rows.pseudo_grad, locations=rows.locations, weights=row_weights
+        samples = float(weights.sum())
+    a, output_grad, pseudo_grad, row_weights = (
+        _live(one, live) for one in (rows.a, rows.output_grad, rows.pseudo_grad, row_weights)
     )
+    factors = kronecker_factors(a, output_grad, pseudo_grad, weights=row_weights)
     # d_r = d - w G A^-1 a: what is left of the gradient after the best change of the existing weights
-    explained = rows.a.double() @ solve(cholesky(factors.A), factors.G.mT)
-    residual = rows.output_grad.double() - explained * row_weights[:, None]
+    explained = a.double() @ solve(cholesky(factors.A), factors.G.mT)
+    residual = output_grad.double() - explained * row_weights[:, None]
     # L_S^-1 d_r with S = L_S L_S^T turns tr[S^-1 d_r d_r^T] of Theorem 3.2 into a plain sum of squares.
     whitened = whiten_outputs(square_root(factors.S), residual.mT).mT
-    return ResidualTarget(gradient=whitened, weights=row_weights.double(), locations=rows.locations)
+    return ResidualTarget(
+        gradient=whitened,
+        weights=row_weights.double(),
+        locations=factors.rows / samples,
+        live=live,
+    )
+
+
+def _inputs(rows: LayerRows) -> Tensor:
+    """What a linear layer reads, (rows, in), without a constant."""
+    (chunk,) = rows.chunks
+    return chunk.layer_input.x.flatten(0, 1)
+
+
+def _live(rows: Tensor, live: Tensor | None) -> Tensor:
+    return rows if live is None else rows[live]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from senn import pytree
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet, LayerActivations
 from senn.candidates.initialization import (
@@ -19,33 +17,15 @@ from senn.candidates.initialization import (
     sample_units,
 )
 from senn.candidates.new_layers import Layer, same_size_kernel
-from senn.errors import DivergenceError
+from senn.candidates.recorded_samples import RecordedSamples
 from senn.graph import DependencyGraph, InsertionPoint, LinearMap, ResidualBlock, get_linear
-from senn.kfac.batch_layout import BatchLayout, RowLayout
-from senn.kfac.capture import layout_of
+from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.factors import DENSE_OUTPUTS
-from senn.kfac.layer_inputs import ConvInput, upcast
 from senn.kfac.loss_metric import LossMetric
-from senn.kfac.recorder import LinearCall, forward, record_linear_calls
 from senn.nn import Residual
 from senn.nn.activations import activation_class
-from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets
 from senn.surgery import Append, Widen, function_preserving_copy
-
-SCALE_SAMPLES = 128
-"""Samples that are run for the scale of the candidates.
-
-They give the standard deviation of a pre-activation to about 1 / sqrt(2 * 128) = 6 %, half as many to 9 %, twice as
-many to 4 %, and training adapts it anyway.
-"""
-
-SCALE_ROWS = 4096
-"""Rows of each map's activations that are taken from these samples.
-
-Directions are mixtures of these rows, so there should be several times as many as a map has columns; the cost of
-sampling grows in proportion.
-"""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """Normalizations whose weight can silence a residual block."""
@@ -59,9 +39,8 @@ class SamplingContext:
         model: the model, read only.
         graph: what in it can change.
         maps: linear maps that can be read, by name.
-        calls: by map, its calls on a few samples.
+        recorded: a few samples at each map.
         activations: by map that is neither grouped nor transposed, rows of its inputs and outputs.
-        loss: mean loss of these samples, in nats per sample; infinite if it isn't known as a likelihood.
         config: how many candidates of what kind.
         min_gain: least decrease of the loss, in nats per sample, with which an insertion of so many parameters could
             be accepted; None if everything is to be scored.
@@ -71,16 +50,15 @@ class SamplingContext:
     model: nn.Module
     graph: DependencyGraph
     maps: Mapping[str, LinearMap]
-    calls: Mapping[str, Sequence[LinearCall]]
+    recorded: RecordedSamples
     activations: Mapping[str, LayerActivations]
-    loss: float
     config: CandidateConfig
     min_gain: Callable[[int], float] | None
     generator: torch.Generator
 
     def is_worthwhile(self, parameters: int) -> bool:
         """Return True if an insertion that removed the whole loss would be accepted."""
-        return self.min_gain is None or self.min_gain(parameters) < self.loss
+        return self.min_gain is None or self.min_gain(parameters) < self.recorded.loss
 
 
 def sample_candidates(
@@ -119,24 +97,25 @@ def sample_candidates(
     Raises:
         DivergenceError: the outputs are not finite.
     """
-    count = pytree.count(targets) if whole else _number_of_samples(readings)
-    samples, labels = pytree.index_batch((inputs, targets), slice(0, count), pytree.count(targets))
-    outputs, calls = _record(model, samples, [*maps], output)
-    # what removing the whole loss would bring is known for likelihoods only: other losses may go below zero
-    bounded = metric.has_closed_form and min_gain is not None
-    loss = float(metric.loss(outputs, labels)) if bounded else math.inf
-    plain = [name for name in calls if maps[name].groups == 1 and not maps[name].transposed]
+    recorded = RecordedSamples(
+        model=model,
+        maps=maps,
+        layouts=readings,
+        inputs=inputs,
+        targets=targets,
+        metric=metric,
+        output=output,
+        whole=whole,
+    )
+    plain = [
+        name for name in recorded.calls if maps[name].groups == 1 and not maps[name].transposed
+    ]
     context = SamplingContext(
         model=model,
         graph=graph,
         maps=maps,
-        calls=calls,
-        activations={
-            name: _activations(calls[name][0], layout_of(readings, name, 0), len(outputs))
-            for name in plain
-        },
-        # In nats, as the policy's prices are: `is_worthwhile` compares the two.
-        loss=loss / metric.loss_per_nat(loss, outputs, labels) if bounded else loss,
+        recorded=recorded,
+        activations={name: recorded.activations(name) for name in plain},
         config=config,
         min_gain=min_gain,
         generator=generator,
@@ -146,30 +125,6 @@ def sample_candidates(
     if "depth" not in moves:
         return CandidateSet(widen)
     return CandidateSet(widen, _sample_layers(context), _block_copies(context))
-
-
-def _record(
-    model: nn.Module, inputs: Inputs, names: Sequence[str], output: Output | None
-) -> tuple[Tensor, dict[str, list[LinearCall]]]:
-    """Run a model, and return its outputs with the recorded calls of the named maps."""
-    with (
-        torch.no_grad(),
-        preserve_model_state(model),
-        record_linear_calls(model, names, outputs=True) as calls,
-    ):
-        outputs = forward(model, inputs, output)
-    if not torch.isfinite(outputs).all():
-        raise DivergenceError(
-            "the outputs on this batch are not finite: the network has diverged or the batch holds bad values"
-        )
-    return outputs, calls
-
-
-def _number_of_samples(readings: Mapping[str, BatchLayout]) -> int:
-    """Return how many samples are run: fewer where maps have many locations, as of large images."""
-    most_locations = max(layout.locations for layout in readings.values())
-    # Four times the rows that are needed of the map with most, since the others have fewer; a spread needs two samples.
-    return max(min(SCALE_SAMPLES, 4 * SCALE_ROWS // most_locations), 2)
 
 
 def _sample_groups(context: SamplingContext) -> dict[str, Widen]:
@@ -208,7 +163,7 @@ def _sample_before_linear(context: SamplingContext, point: InsertionPoint) -> li
     x, layers = context.activations[point.module].x, list[Layer]()
     rational = point.activation == "Rational"
     # PReLU has its units in the second dimension; inputs of more than two have them in the last.
-    if context.calls[point.module][0].x.dim() != 2:
+    if context.recorded.calls[point.module].x.dim() != 2:
         rational = True
         if point.activation == "PReLU":
             point = replace(point, activation="ReLU")
@@ -227,15 +182,14 @@ def _sample_before_linear(context: SamplingContext, point: InsertionPoint) -> li
 
 def _sample_before_convolution(context: SamplingContext, point: InsertionPoint) -> list[Layer]:
     """Sample channels of a residual layer before a convolution."""
-    call = context.calls[point.module][0]
+    call = context.recorded.calls[point.module]
     assert call.kernel is not None
     # 3 entries along each dimension, the cheapest that see neighbors; 1 where the convolution sees none
     size = 3 if min(call.kernel.size) > 1 else 1
     parameters = point.features * (size**point.spatial + 1) + 1  # of one channel: B, V and beta
     if not context.config.residual_units or not context.is_worthwhile(parameters):
         return []
-    patches = ConvInput.of(upcast(call.x), False, same_size_kernel(point.spatial, size))
-    rows = patches.rows(_spread_locations(patches))
+    rows = context.recorded.input_patches(point.module, same_size_kernel(point.spatial, size))
     return [sample_conv_layer(point, rows, context.config, context.generator)]
 
 
@@ -282,23 +236,3 @@ def _open_insertion_points(context: SamplingContext) -> list[InsertionPoint]:
     )
     points = [point for point in context.graph.insertion_points if point.module in context.maps]
     return [point for point in points if not point.module.startswith(branches)]
-
-
-def _spread_locations(patches: ConvInput) -> Tensor:
-    """Return evenly spread locations, of which all samples together have about `SCALE_ROWS` rows."""
-    step = max(patches.locations * len(patches.x) // SCALE_ROWS, 1)
-    return torch.arange(0, patches.locations, step, device=patches.x.device)
-
-
-def _activations(call: LinearCall, layout: RowLayout, samples: int) -> LayerActivations:
-    """Take about `SCALE_ROWS` evenly spread rows of a recorded call."""
-    assert call.z is not None
-    if call.kernel is not None:
-        patches = ConvInput.of(upcast(call.x), False, call.kernel)
-        locations = _spread_locations(patches)
-        z = upcast(call.z).flatten(2).mT[:, locations]
-        return LayerActivations(x=patches.rows(locations), z=z.flatten(0, 1))
-    x, z = (layout.by_sample(upcast(values), samples).flatten(0, 1) for values in (call.x, call.z))
-    # Spread evenly: the first rows would be those of a few samples, where each has many.
-    step = max(len(x) // SCALE_ROWS, 1)
-    return LayerActivations(x=x[::step], z=z[::step])

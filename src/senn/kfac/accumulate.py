@@ -14,7 +14,7 @@ from senn.kfac.factors import (
     gram,
     input_covariance,
 )
-from senn.kfac.layer_statistics import RowChunk
+from senn.kfac.layer_statistics import LocationCount, RowChunk
 from senn.kfac.per_sample import PerSampleFactors, PerSampleGrads, Samples
 
 ROWS_READ = 2048
@@ -36,16 +36,19 @@ def accumulate(
     weights: Tensor | None = None,
     known: int = 0,
     inputs: bool = True,
+    locations: int | None = None,
 ) -> tuple[KroneckerFactors, Samples]:
     """Sum up one linear map's rows on a batch.
 
     Args:
         parts: the map's calls, all on the same samples.
-        places: for each call, the locations (k,) whose rows enter the input covariance; None for all.
+        places: for each call, the locations (k,) whose rows enter the input covariance, counted among each sample's
+            live ones; None for all.
         keep: number of first samples to keep one by one.
         weights: (samples,) sample weights, which dz and s carry already; None for ones.
         known: number of first columns whose covariance is known from elsewhere.
         inputs: False to leave the input covariance out, since the rows themselves are kept.
+        locations: the most live locations that a sample has, on any rank; None for those of `parts`.
 
     Returns:
         The factors over all samples, and the first `keep` samples.
@@ -53,29 +56,76 @@ def accumulate(
     samples = len(parts[0].output_grad)
     # a batch may be smaller than the number that a fold keeps
     keep = min(keep, samples)
-    locations = sum(part.layer_input.locations for part in parts)
     total = float(samples) if weights is None else float(weights.sum())
-    kept = _first_samples(parts, keep, weights)
+    if locations is None:
+        locations = sum(one.most for one in count_locations(parts))
+    kept = _first_samples(parts, keep, weights, locations)
     signs = sum((_gram_of(part.pseudo_grad) for part in parts[1:]), _gram_of(parts[0].pseudo_grad))
     cross = _cross(parts, kept, keep)
     moment, n_rows_read = cross.new_empty(0), 0.0
     for part, chosen in zip(parts, places if inputs else (), strict=inputs):
-        a = part.layer_input.rows(chosen)
-        count = len(a) // samples
-        # rows are sample-major, so a sample's weight repeats over its locations
-        by_row = None if weights is None else weights.repeat_interleave(count).to(a)
+        a, by_row, count = _read_rows(part, chosen, weights, total)
         own = input_covariance(a, by_row, known)
-        moment = own if not n_rows_read else moment + own
-        n_rows_read += count * total
+        moment = own if not moment.numel() else moment + own
+        n_rows_read += count
     factors = KroneckerFactors(
-        rows=locations * total,
-        locations=locations,
+        rows=sum(_weighted_rows(part, weights, total) for part in parts),
+        samples=total,
         input_cov=moment,
         cross_cov=cross,
         grad_cov=signs,
         n_rows_read=n_rows_read,
     )
     return factors, kept
+
+
+def _weighted_rows(part: RowChunk, weights: Tensor | None, total: float) -> float:
+    """Number of live rows of a call, each weighted by its sample's weight."""
+    if part.live is None:
+        return part.layer_input.locations * total
+    counts = part.by_sample
+    return float(counts.sum() if weights is None else (counts * weights).sum())
+
+
+def _read_rows(
+    part: RowChunk, chosen: Tensor | None, weights: Tensor | None, total: float
+) -> tuple[Tensor, Tensor | None, float]:
+    """Form the live rows of a call at the chosen locations.
+
+    Returns:
+        The rows (rows, c), their weights (rows,), None for ones, and the sum of these.
+    """
+    if part.live is None:
+        a = part.layer_input.rows(chosen)
+        count = len(a) // len(part.output_grad)
+        # rows are sample-major, so a sample's weight repeats over its locations
+        by_row = None if weights is None else weights.repeat_interleave(count).to(a)
+        return a, by_row, count * total
+    samples, places = chosen_rows(part.live, chosen)
+    a = part.layer_input.rows_at(samples, places)
+    by_row = None if weights is None else weights[samples].to(a)
+    return a, by_row, float(len(a)) if by_row is None else float(by_row.sum())
+
+
+def chosen_rows(live: Tensor, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Find the live rows at some locations, which are counted among each sample's live ones.
+
+    Counted like this, a location is the same one whatever padding stands before it or between.
+
+    Args:
+        live: (samples, locations) Boolean.
+        chosen: (k,) numbers of locations; None for all.
+
+    Returns:
+        Sample and location of each row, sample-major, (rows,) each.
+    """
+    if chosen is not None:
+        number = live.cumsum(1) - 1
+        wanted = torch.zeros(live.shape[1], dtype=torch.bool, device=live.device)
+        wanted[chosen] = True
+        live = live & wanted[number.clamp_min(0)]
+    samples, places = live.nonzero(as_tuple=True)
+    return samples, places
 
 
 def accumulate_empty(
@@ -85,6 +135,7 @@ def accumulate_empty(
     weights: Tensor | None = None,
     known: int = 0,
     inputs: bool = True,
+    locations: int | None = None,
 ) -> tuple[KroneckerFactors, Samples]:
     """Make statistics of no samples, in the shapes that `accumulate` would give: what a rank without samples adds.
 
@@ -94,6 +145,7 @@ def accumulate_empty(
         weights: as in `accumulate`.
         known: as in `accumulate`.
         inputs: as in `accumulate`.
+        locations: as in `accumulate`.
 
     Returns:
         Factors of zeros, and no samples.
@@ -101,10 +153,18 @@ def accumulate_empty(
     one = slice(0, 1)
     weights = None if weights is None else weights[one]
     first = [part.select(one) for part in parts]
-    found, kept = accumulate(first, places, keep=1, weights=weights, known=known, inputs=inputs)
+    found, kept = accumulate(
+        first,
+        places,
+        keep=1,
+        weights=weights,
+        known=known,
+        inputs=inputs,
+        locations=locations,
+    )
     factors = KroneckerFactors(
         rows=0.0,
-        locations=found.locations,
+        samples=0.0,
         input_cov=torch.zeros_like(found.input_cov),
         cross_cov=torch.zeros_like(found.cross_cov),
         grad_cov=torch.zeros_like(found.grad_cov),
@@ -134,32 +194,31 @@ def _cross(parts: Sequence[RowChunk], kept: Samples, keep: int) -> Tensor:
     return sum(crosses[1:], crosses[0])
 
 
-def _first_samples(parts: Sequence[RowChunk], keep: int, weights: Tensor | None) -> Samples:
+def _first_samples(
+    parts: Sequence[RowChunk], keep: int, weights: Tensor | None, locations: int
+) -> Samples:
     """Keep the first samples one by one, in the form that has fewer numbers."""
     first = slice(
         0, max(keep, 1)
     )  # a convolution of no samples can't be formed, so one is made and dropped
-    kept = _one_by_one(
-        [part.select(first) for part in parts], None if weights is None else weights[first]
-    )
+    some = None if weights is None else weights[first]
+    kept = _one_by_one([part.select(first) for part in parts], some, locations)
     return kept if keep else kept.first(0)
 
 
-def _one_by_one(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
+def _one_by_one(parts: Sequence[RowChunk], weights: Tensor | None, live: int) -> Samples:
     outputs, columns = parts[0].output_grad.shape[2], parts[0].layer_input.columns
-    locations = sum(part.layer_input.locations for part in parts)
     # rows hold locations * (2 m + c) numbers a sample, sums 2 m c; for the choice one m stands for both
-    if locations > 1 and locations * (outputs + columns) > outputs * columns:
+    if live > 1 and live * (outputs + columns) > outputs * columns:
         # locations last, as convolutions have them: nothing is copied twice
         both = [
             part.layer_input.by_sample(torch.cat([part.pseudo_grad.mT, part.output_grad.mT], 1).mT)
             for part in parts
         ]
         s, dz = torch.split(sum(both[1:], both[0]), outputs, 1)
-        return PerSampleGrads(pseudo_grad=s, output_grad=dz, locations=locations, weight=weights)
-    a = torch.cat(
-        [part.layer_input.rows().view(*part.output_grad.shape[:2], -1) for part in parts], 1
-    ).flatten(0, 1)
+        return PerSampleGrads(pseudo_grad=s, output_grad=dz, weight=weights)
+    locations = sum(part.layer_input.locations for part in parts)
+    a = torch.cat([_filled_rows(part) for part in parts], 1).flatten(0, 1)
     return PerSampleFactors(
         a=a,
         pseudo_grad=torch.cat([part.pseudo_grad for part in parts], 1).flatten(0, 1),
@@ -169,8 +228,31 @@ def _one_by_one(parts: Sequence[RowChunk], weights: Tensor | None) -> Samples:
     )
 
 
+def _filled_rows(part: RowChunk) -> Tensor:
+    """Inputs by sample and location, (samples, locations, c), zeros where a location is dead."""
+    a = part.layer_input.rows().view(*part.output_grad.shape[:2], -1)
+    return a if part.live is None else a.masked_fill(~part.live[..., None], 0.0)
+
+
+def count_locations(parts: Sequence[RowChunk]) -> list[LocationCount]:
+    """Count the live locations of each call of a map, over all of its samples."""
+    found = []
+    for part in parts:
+        if part.live is None or not len(part.live):
+            every = part.layer_input.locations
+            found.append(LocationCount(most=every, mean=float(every)))
+        else:
+            counts = part.by_sample
+            found.append(LocationCount(most=int(counts.max()), mean=float(counts.double().mean())))
+    return found
+
+
 def sampled_locations(
-    parts: Sequence[RowChunk], columns: int, samples: int, generator: torch.Generator
+    parts: Sequence[RowChunk],
+    columns: int,
+    samples: int,
+    generator: torch.Generator,
+    counts: Sequence[LocationCount] | None = None,
 ) -> list[Tensor | None]:
     """Draw the locations whose rows make a map's input covariance, the same ones for all samples.
 
@@ -179,17 +261,20 @@ def sampled_locations(
         columns: number of columns of the covariance.
         samples: number of samples that the rows come from.
         generator: source of the draw.
+        counts: number of live locations of each call; None for those of `parts`. Padding changes none of these
+            numbers, so the same is drawn with it and without.
 
     Returns:
-        For each call, ascending locations (k,) on its device, or None for all of them.
+        For each call, ascending locations (k,) on its device, counted among each sample's live ones, or None for all.
     """
-    locations = sum(part.layer_input.locations for part in parts)
+    counts = count_locations(parts) if counts is None else counts
+    locations = max(sum(one.mean for one in counts), 1e-30)
     # enough rows of all samples together, as a share of the locations: samples aren't thinned out, since rows of
     # different samples are the independent ones
     share = max(ROWS_READ, ROWS_PER_COLUMN * columns) / (samples * locations)
     found: list[Tensor | None] = []
-    for part in parts:
-        own = part.layer_input.locations
+    for part, count in zip(parts, counts, strict=True):
+        own = count.most
         # rounded up, so that every call keeps a location
         wanted = -int(-own * share // 1)
         # sorted, so that rows are read in the order of memory

@@ -28,6 +28,8 @@ from senn.errors import DivergenceError, UnsupportedError
 from senn.kfac.batch_layout import BatchLayout, RowLayout
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
 from senn.kfac.layer_statistics import BlockCall, LayerRows, LayerStatistics, RowChunk
+from senn.kfac.live_locations import live_gradients, live_rows
+from senn.kfac.live_outputs import live_outputs
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.pseudo_grad import Among, draw_pseudo_grad
 from senn.kfac.recorder import LinearCall, forward, grad_at, record_linear_calls
@@ -82,27 +84,90 @@ def capture(
         calls = [(name, call) for name in names for call in seen[name]]
         # drawn after the loss is known to be finite: a bad batch leaves the generator where it was
         local = metric.local(y, targets, weights, checked=True)
-        signs = draw_pseudo_grad(local, generator, among)
+        live = live_outputs(metric, local, y, targets)
+        signs = draw_pseudo_grad(local, generator, among, live)
         dz, s = _backward(output, calls, runs, (local.gradient, signs))
+        chunks = _chunks(calls, dz, s, layouts, len(y))
+        lively = _find_live(output, calls, runs, chunks, live=live, layouts=layouts)
     read_inputs = _reading_inputs(inputs, {name: seen[name][0] for name in names})
     rows = {
-        label: LayerRows(tuple(several), label in read_inputs)
-        for label, several in _chunks(calls, dz, s, layouts, len(y)).items()
+        label: LayerRows(tuple(several), label in read_inputs) for label, several in chunks.items()
     }
     return LayerStatistics(
         rows=rows,
-        blocks=_block_calls(runs, dz[len(calls) :], s[len(calls) :]),
+        blocks=_block_calls(runs, dz[len(calls) :], s[len(calls) :], lively),
         loss=loss,
         score_limit=local.score_limit,
         gradient_square=_mean_square(local.gradient),
         curvature_trace=_mean_square(signs),
         output=y,
+        used=None if live is None or bool(live.any(1).all()) else live.any(1),
     )
 
 
 def _mean_square(rows: Tensor) -> float:
     """Mean over rows of their square length."""
     return float(rows.double().square().sum() / len(rows))
+
+
+def _find_live(
+    output: Tensor,
+    calls: Sequence[tuple[str, LinearCall]],
+    runs: Mapping[str, _Run],
+    chunks: dict[str, list[RowChunk]],
+    *,
+    live: Tensor | None,
+    layouts: Mapping[str, BatchLayout] | None,
+) -> Sequence[Tensor | None]:
+    """Note in the chunks which locations are live; for blocks, return numbers that are non-zero where they are."""
+    # a row with a gradient is live, so there is nothing to find out where all have one
+    has_gradient = all(
+        live_rows(part.output_grad) is None or live_rows(part.pseudo_grad) is None
+        for several in chunks.values()
+        for part in several
+    )
+    if live is None and has_gradient:
+        return [None] * len(runs)
+    edges = [call.edge for _, call in calls if call.edge is not None]
+    edges += [run.edge for run in runs.values()]
+    found = live_gradients(output, edges, live)
+    for label, masks in live_chunks(calls, found, layouts, len(output)).items():
+        # a map that nothing reaches in this batch has no gradient either: all of its rows stay
+        if all(mask is None or bool(mask.any()) for mask in masks):
+            chunks[label] = [
+                replace(part, live=mask) for part, mask in zip(chunks[label], masks, strict=True)
+            ]
+    return found[len(calls) :]
+
+
+def live_chunks(
+    calls: Sequence[tuple[str, LinearCall]],
+    found: Sequence[Tensor | None],
+    layouts: Mapping[str, BatchLayout] | None,
+    samples: int,
+) -> dict[str, list[Tensor | None]]:
+    """Arrange what `live_gradients` found at the calls of maps.
+
+    Args:
+        calls: the calls, with the names of their maps.
+        found: for each call numbers of the shape of its output; further ones are left out.
+        layouts: where samples are in the maps' tensors; None if first dimensions count samples.
+        samples: how many there are.
+
+    Returns:
+        By label the live locations of each call, (samples, locations) Boolean, or None for all.
+    """
+    masks: dict[str, list[Tensor | None]] = {}
+    number: Counter[str] = Counter()
+    for (name, call), numbers in zip(calls, found, strict=False):
+        layout = layout_of(layouts, name, number[name])
+        number[name] += 1
+        groups = 1 if call.kernel is None else call.kernel.groups
+        assert numbers is not None  # a map without a path to the outputs was refused
+        rows = per_layer_grads(call, layout, numbers, samples).chunk(groups, 2)
+        for label, own in zip(labels(name, groups), rows, strict=True):
+            masks.setdefault(label, []).append(live_rows(own))
+    return masks
 
 
 def _reading_inputs(inputs: Inputs, first_calls: Mapping[str, LinearCall]) -> set[str]:
@@ -117,12 +182,20 @@ def _reading_inputs(inputs: Inputs, first_calls: Mapping[str, LinearCall]) -> se
 
 
 def _block_calls(
-    runs: Mapping[str, _Run], output_grad: Sequence[Tensor], pseudo_grad: Sequence[Tensor]
+    runs: Mapping[str, _Run],
+    output_grad: Sequence[Tensor],
+    pseudo_grad: Sequence[Tensor],
+    live: Sequence[Tensor | None],
 ) -> dict[str, BlockCall]:
     found = {}
-    for (name, run), gradient, signs in zip(runs.items(), output_grad, pseudo_grad, strict=True):
+    of_runs = zip(runs.items(), output_grad, pseudo_grad, live, strict=True)
+    for (name, run), gradient, signs, numbers in of_runs:
         found[name] = BlockCall(
-            args=run.args, kwargs=run.kwargs, output_grad=gradient, pseudo_grad=signs
+            args=run.args,
+            kwargs=run.kwargs,
+            output_grad=gradient,
+            pseudo_grad=signs,
+            live=numbers,
         )
     return found
 
@@ -163,7 +236,8 @@ def _backward(
     loose = [name for (name, _), gradient in zip(calls, dz, strict=False) if gradient is None]
     if loose:
         raise UnsupportedError(f"the model's outputs do not depend on {loose[0]}")
-    return dz, grad_at(output, edges, signs)
+    # the graph is kept: which locations are live may have to be found out
+    return dz, grad_at(output, edges, signs, retain_graph=True)
 
 
 def _chunks(

@@ -1,21 +1,20 @@
 """Kronecker factors of a linear map z = W a, and their inverses. Pure tensor math.
 
 Notation, used throughout `senn.kfac` and `senn.scoring`. A row is one sample at one location, and a sample has
-`locations` rows: 1 for a vector input, T for tokens or output pixels. Of each row we keep
+`locations` rows: 1 for a vector input, T for tokens or pixels. Of each row we keep
 
     a   (rows, c)  input of the map, ending with a constant 1 where the map has a bias
     dz  (rows, m)  output gradient dL/dz for the true targets, per sample and unaveraged
     s   (rows, m)  pseudo-gradient: random, with E[s s^T] the curvature of the loss at z (`LossMetric.pseudo_grad`)
 
-and of all rows the factors, means over samples and locations:
+and of all rows that can change the loss (`live_locations`) the factors, means over samples and locations:
 
     A = E[a a^T]  (c, c)      S = E[s s^T]  (m, m)      G = E[dz a^T]  (m, c)
 
 The Fisher block of the map is approximated by F = locations * A (x) S, and its gradient is locations * G, so that
 F^-1 g = S^-1 G A^-1 (Martens and Grosse 2015, *Optimizing neural networks with Kronecker-factored approximate
 curvature*, arXiv 1503.05671). Several locations that share a weight are treated as independent and alike, as in KFC
-(Grosse and Martens 2016, arXiv 1602.01407) and in K-FAC "expand" (Eschenhagen et al. 2023, arXiv
-2311.00636), which covers attention and any other map that is used more than once.
+(Grosse and Martens 2016, arXiv 1602.01407) and in K-FAC "expand" (Eschenhagen et al. 2023, arXiv 2311.00636).
 """
 
 from __future__ import annotations
@@ -58,10 +57,8 @@ entries, stays below it for hundreds of columns.
 """
 
 DENSE_OUTPUTS = 8192
-"""Outputs of a map up to which S is a matrix: half a gigabyte in float64, and ten seconds to factorize on one core.
-
-Beyond it S is its diagonal (`whitening`). Both grow with its square and its cube, so doubling it is costly.
-"""
+"""Outputs of a map up to which S is a matrix, beyond which it is its diagonal (`whitening`): at half a gigabyte in
+float64, and ten seconds to factorize on one core, which grow with its square and its cube."""
 
 SMALL = 64
 """Products of up to this many columns are computed whole rather than by symmetric blocks.
@@ -79,7 +76,7 @@ class KroneckerFactors:
 
     Attributes:
         rows: number of rows summed, each weighted by its sample's weight.
-        locations: rows per sample.
+        samples: number of samples, each with its weight.
         input_cov: sum of a a^T, (c, c), over `n_rows_read` rows. Where the covariance of the first k columns is known
             from elsewhere it is left out: (c, c - k). Empty while the rows themselves are kept (`Fold.rows`).
         cross_cov: sum of dz a^T, (m, c).
@@ -88,7 +85,7 @@ class KroneckerFactors:
     """
 
     rows: float
-    locations: int
+    samples: float
     input_cov: Tensor
     cross_cov: Tensor
     grad_cov: Tensor
@@ -106,12 +103,17 @@ class KroneckerFactors:
             )
         return KroneckerFactors(
             rows=self.rows + other.rows,
-            locations=self.locations,
+            samples=self.samples + other.samples,
             input_cov=self.input_cov + other.input_cov,
             cross_cov=self.cross_cov + other.cross_cov,
             grad_cov=self.grad_cov + other.grad_cov,
             n_rows_read=self.n_rows_read + other.n_rows_read,
         )
+
+    @property
+    def locations(self) -> float:
+        """Rows per sample, in the mean."""
+        return self.rows / max(self.samples, 1e-30)
 
     @property
     def A(self) -> Tensor:
@@ -146,7 +148,7 @@ def kronecker_factors(
         output_grad: (rows, m) dz.
         pseudo_grad: (rows, m) s.
         locations: rows per sample.
-        weights: (rows,) weight of each row's sample, or None for ones. dz and s carry theirs already.
+        weights: (rows,) weight of each row's sample, which dz and s carry already; None for ones.
         known: k, the number of first columns whose covariance is known from elsewhere and is left out.
 
     Returns:
@@ -161,12 +163,11 @@ def kronecker_factors(
     >>> factors.G
     tensor([[-1.,  0.]], dtype=torch.float64)
     """
-    # A weight w enters a gradient once (dz is w times one sample's) and a curvature once (s is sqrt(w) times). So only
-    # the input covariance is weighted here, and a weight of zero is a missing row.
+    # dz is w times that of weight 1, and s sqrt(w) times: only the input covariance is weighted here.
     rows = float(len(a)) if weights is None else float(weights.sum())
     return KroneckerFactors(
         rows=rows,
-        locations=locations,
+        samples=rows / locations,
         input_cov=input_covariance(a, weights, known),
         cross_cov=output_grad.mT @ a,
         grad_cov=gradient_covariance(pseudo_grad),
@@ -222,7 +223,7 @@ def _gram(left: Tensor, right: Tensor) -> Tensor:
 
 def _mean(total: Tensor, rows: float) -> Tensor:
     # one pass over memory; a copy always, since the sum is added to later
-    return total.to(torch.float64, copy=True).div_(rows)
+    return total.to(torch.float64, copy=True).div_(max(rows, 1e-30))
 
 
 def damped(matrix: Tensor, damping: float = DAMPING) -> Tensor:

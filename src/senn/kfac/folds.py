@@ -14,8 +14,8 @@ from torch import Tensor
 
 from senn.kfac.accumulate import accumulate, accumulate_empty
 from senn.kfac.factors import DENSE_OUTPUTS, KroneckerFactors, gram
-from senn.kfac.layer_statistics import RowChunk
-from senn.kfac.per_sample import PerSampleFactors, Samples
+from senn.kfac.layer_statistics import LocationCount, RowChunk
+from senn.kfac.per_sample import PerSampleFactors, Samples, joined
 
 ROWS = 1024
 """Rows of each fold that are kept for exact curvatures along a step.
@@ -42,25 +42,29 @@ class Fold:
         factors: Kronecker factors over existing and candidate columns, [a_c | a_p]. Without an input covariance while
             all rows are kept and are few (see `stands_alone`).
         samples: the first samples, one by one, over the same columns.
+        locations: the most live locations that a sample has, on any rank.
         positions: with several ranks, where the samples stand among those that all ranks keep; None for a rank alone.
         kept: number of samples that all ranks keep; None for a rank alone.
     """
 
     factors: KroneckerFactors
     samples: Samples
+    locations: int = 1
     positions: Tensor | None = None
     kept: int | None = None
 
     @classmethod
-    def of(cls, found: KroneckerFactors, samples: Samples) -> Fold:
+    def of(cls, found: KroneckerFactors, samples: Samples, locations: int | None = None) -> Fold:
         """Make a fold of some samples of which the first are kept.
 
         Args:
             found: factors over all of the samples.
             samples: the samples, or at least the first `max_kept` of them.
+            locations: the most that a sample has; None where all have as many.
         """
-        most = Fold.max_kept(found.locations, len(found.cross_cov))
-        return cls(factors=found, samples=samples.first(most))
+        locations = round(found.locations) if locations is None else locations
+        kept = samples.first(Fold.max_kept(locations, len(found.cross_cov)))
+        return cls(factors=found, samples=kept, locations=locations)
 
     @staticmethod
     def max_kept(locations: int, outputs: int) -> int:
@@ -85,19 +89,21 @@ class Fold:
     def __add__(self, other: Fold) -> Fold:
         """Merge two sets of samples; those of `self` come first."""
         total = self._summed(other)
+        locations = max(self.locations, other.locations)
         # the first samples are kept, not a random choice: one pass over the data, and the same on any number of ranks
-        most = Fold.max_kept(total.locations, len(total.cross_cov))
+        most = Fold.max_kept(locations, len(total.cross_cov))
         if self.n_kept >= most:
-            return replace(self, factors=total)
-        both: Samples = self.samples + other.samples  # type: ignore[operator]
+            return replace(self, factors=total, locations=locations)
+        both = joined(self.samples, other.samples)
         if self.positions is None or other.positions is None:
-            return Fold.of(total, both)
+            return Fold.of(total, both, locations)
         positions = torch.cat([self.positions, other.positions + self.n_kept])
         # a rank drops what lies beyond the joint limit, wherever its own samples stand
         positions = positions[positions < most]
         return Fold(
             factors=total,
             samples=both.first(len(positions)),
+            locations=locations,
             positions=positions,
             kept=min(self.n_kept + other.n_kept, most),
         )
@@ -173,6 +179,7 @@ class LocalSlice:
         places: Sequence[Tensor | None],
         weights: Tensor | None = None,
         *,
+        counts: Sequence[LocationCount],
         known: int = 0,
         inputs: bool = True,
     ) -> Fold:
@@ -182,6 +189,7 @@ class LocalSlice:
             parts: the map's calls on the `readable` samples.
             places: for each call, the locations whose rows enter the input covariance; None for all.
             weights: (samples,) weights of all of the rank's samples, or None for ones.
+            counts: for each call, the number of its live locations, on all ranks.
             known: number of first columns whose covariance is known from elsewhere.
             inputs: False to keep the rows in place of the input covariance (`Fold.stands_alone`).
 
@@ -190,22 +198,46 @@ class LocalSlice:
         """
         # weights are those of all of the rank's samples, in both folds
         own_weights = None if weights is None else weights[self.samples]
-        locations = sum(part.layer_input.locations for part in parts)
+        locations = max(sum(one.most for one in counts), 1)
         keep = Fold.max_kept(locations, parts[0].output_grad.shape[2])
         if self.positions is None:
             found, samples = accumulate(
-                parts, places, keep=keep, weights=own_weights, known=known, inputs=inputs
+                parts,
+                places,
+                keep=keep,
+                weights=own_weights,
+                known=known,
+                inputs=inputs,
+                locations=locations,
             )
-            return Fold.of(found, samples)
+            return Fold.of(found, samples, locations)
         own = self.first(keep)
         assert own.positions is not None
         if not len(self.positions):
             found, samples = accumulate_empty(
-                parts, places, weights=weights, known=known, inputs=inputs
+                parts,
+                places,
+                weights=weights,
+                known=known,
+                inputs=inputs,
+                locations=locations,
             )
         else:
-            kept = len(own.positions)
             found, samples = accumulate(
-                parts, places, keep=kept, weights=own_weights, known=known, inputs=inputs
+                parts,
+                places,
+                keep=len(own.positions),
+                weights=own_weights,
+                known=known,
+                inputs=inputs,
+                locations=locations,
             )
-        return Fold(factors=found, samples=samples, positions=own.positions, kept=own.count)
+        if isinstance(samples, PerSampleFactors):  # one shape on all ranks
+            samples = samples.filled(max(locations, samples.locations))
+        return Fold(
+            factors=found,
+            samples=samples,
+            locations=locations,
+            positions=own.positions,
+            kept=own.count,
+        )

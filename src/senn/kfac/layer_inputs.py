@@ -93,8 +93,13 @@ class DenseInput:
 
     def rows(self, places: Tensor | None = None) -> Tensor:
         """Form the rows a, (samples * locations, c), or those of some locations (k,) only."""
-        x = self.x if places is None else self.x[:, places]
-        a = x.flatten(0, 1)
+        return self._with_constant((self.x if places is None else self.x[:, places]).flatten(0, 1))
+
+    def rows_at(self, samples: Tensor, places: Tensor) -> Tensor:
+        """Form the rows a of pairs of a sample and a location, (pairs, c)."""
+        return self._with_constant(self.x[samples, places])
+
+    def _with_constant(self, a: Tensor) -> Tensor:
         return torch.cat([a, a.new_ones(len(a), 1)], 1) if self.bias else a
 
     def cross(self, g: Tensor) -> Tensor:
@@ -162,22 +167,30 @@ class ConvInput:
 
     def rows(self, places: Tensor | None = None) -> Tensor:
         """Form the rows a, (samples * locations, c), or those of some locations (k,) only."""
-        spatial = self.x.dim() - 2
+        x = self._patches()
+        if places is None:
+            return self._finished(x.reshape(len(x) * self.locations, -1))
+        at: tuple[Tensor, ...] = torch.unravel_index(places, self.outputs)
+        index: tuple[slice | Tensor, ...] = (slice(None), *at)
+        return self._finished(x[index].reshape(len(x) * len(places), -1))
+
+    def rows_at(self, samples: Tensor, places: Tensor) -> Tensor:
+        """Form the rows a of pairs of a sample and a location, (pairs, c)."""
+        at: tuple[Tensor, ...] = torch.unravel_index(places, self.outputs)
+        index = (samples, *at)
+        return self._finished(self._patches()[index].flatten(1))
+
+    def _patches(self) -> Tensor:
+        """All patches, (samples, *locations, in, *taps): a view, nothing is copied."""
         x = self.x
         for dim, (size, stride, gap) in enumerate(
             zip(self.kernel.size, self.kernel.stride, self.kernel.dilation, strict=True)
         ):
             # a strided view by dimension; dilation takes every gap-th tap of the window
             x = x.unfold(2 + dim, gap * (size - 1) + 1, stride)[..., ::gap]
-        x = x.movedim(
-            1, 1 + spatial
-        )  # (samples, *locations, in, *taps), still a view: nothing is copied
-        if places is None:
-            a = x.reshape(len(x) * self.locations, -1)
-        else:
-            at: tuple[Tensor, ...] = torch.unravel_index(places, self.outputs)
-            index: tuple[slice | Tensor, ...] = (slice(None), *at)
-            a = x[index].reshape(len(x) * len(places), -1)
+        return x.movedim(1, self.x.dim() - 1)
+
+    def _finished(self, a: Tensor) -> Tensor:
         return self._with_constant(a, a.new_ones(len(a), 1)) if self.bias else a
 
     def cross(self, g: Tensor) -> Tensor:
@@ -215,6 +228,22 @@ class ConvInput:
             dilation=self.kernel.dilation,
         )
         return gradient
+
+    def live_pixels(self, live: Tensor) -> Tensor:
+        """Find the pixels that some live patch reads.
+
+        Args:
+            live: (samples, locations) Boolean, patches that count.
+
+        Returns:
+            (samples, *spatial) Boolean, without the padding.
+        """
+        # ones in place of the weight: each pixel gets the number of live patches that it is in
+        taps = self.x.new_ones(1, 1, *self.kernel.size)
+        counts = replace(self, x=self.x[:, :1]).input_gradient(live[..., None].to(self.x), taps)
+        sides = zip(self.kernel.padding, counts.shape[2:], strict=True)
+        inside = tuple(slice(low, size - high) for (low, high), size in sides)
+        return (counts > 0.5)[:, 0][(slice(None), *inside)]
 
     def _weight_gradient(self, x: Tensor, g: Tensor, groups: int) -> Tensor:
         """Gradient of a convolution's weight, (m, in / groups, *taps), for g (batch, m, locations)."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from senn import pytree
-from senn.kfac.layer_inputs import LayerInput
+from senn.kfac.layer_inputs import DenseInput, LayerInput
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -21,11 +21,14 @@ class RowChunk:
         output_grad: dz, gradient of each sample's loss with respect to the map's output, for the true targets,
             (samples, locations, m).
         pseudo_grad: s, random with E[s s^T] = S, of the same shape.
+        live: which locations can change the loss (`live_locations`), (samples, locations) Boolean; None for all. Rows
+            of dz and s are zero at the others.
     """
 
     layer_input: LayerInput
     output_grad: Tensor
     pseudo_grad: Tensor
+    live: Tensor | None = None
 
     def select(self, samples: slice) -> RowChunk:
         """Keep some of the samples."""
@@ -33,7 +36,55 @@ class RowChunk:
             layer_input=self.layer_input.select(samples),
             output_grad=self.output_grad[samples],
             pseudo_grad=self.pseudo_grad[samples],
+            live=None if self.live is None else self.live[samples],
         )
+
+    @property
+    def by_sample(self) -> Tensor:
+        """Number of live locations of each sample, (samples,)."""
+        if self.live is not None:
+            return self.live.sum(1)
+        grad = self.output_grad
+        return torch.full((len(grad),), self.layer_input.locations, device=grad.device)
+
+    def compact(self, locations: int) -> RowChunk:
+        """Move each sample's live rows to the front, in their order, and keep so many locations.
+
+        Where all samples have as many, what comes out is what unpadded samples would have given, bit for bit. Images
+        of convolutions stay as they are.
+
+        Args:
+            locations: how many to keep: at least as many as any sample has.
+        """
+        if self.live is None or not isinstance(self.layer_input, DenseInput):
+            return self
+        # a stable sort: live locations first, each kind in its order
+        order = (~self.live).to(torch.uint8).argsort(dim=1, stable=True)[:, :locations]
+        live = self.live.gather(1, order)
+        every = torch.arange(len(order), device=order.device)[:, None]
+
+        def moved(rows: Tensor) -> Tensor:
+            return rows[every, order].masked_fill(~live[..., None], 0.0)
+
+        return RowChunk(
+            layer_input=replace(self.layer_input, x=moved(self.layer_input.x)),
+            output_grad=moved(self.output_grad),
+            pseudo_grad=moved(self.pseudo_grad),
+            live=None if bool(live.all()) else live,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocationCount:
+    """Number of live locations of one call of a map, over all samples of a batch.
+
+    Attributes:
+        most: the most that a sample has.
+        mean: their mean over the samples.
+    """
+
+    most: int
+    mean: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +113,19 @@ class LayerRows:
         )
 
     @property
+    def live(self) -> Tensor | None:
+        """Rows that can change the loss, (rows,) Boolean; None for all."""
+        if all(part.live is None for part in self.chunks):
+            return None
+        every = [
+            torch.ones_like(part.output_grad[..., 0], dtype=torch.bool)
+            if part.live is None
+            else part.live
+            for part in self.chunks
+        ]
+        return torch.cat(every, 1).flatten()
+
+    @property
     def output_grad(self) -> Tensor:
         """Output gradients dz, (rows, m)."""
         return self._rows([part.output_grad for part in self.chunks])
@@ -85,12 +149,14 @@ class BlockCall:
         kwargs: keyword arguments of that copy.
         output_grad: gradient of each sample's loss with respect to the block's output, of the output's shape.
         pseudo_grad: pseudo-gradient there, of the same shape.
+        live: numbers that are non-zero where the loss can be changed, of the same shape; None for everywhere.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output_grad: Tensor
     pseudo_grad: Tensor
+    live: Tensor | None = None
 
     def select(self, samples: slice) -> BlockCall:
         """Keep some of the samples."""
@@ -101,6 +167,7 @@ class BlockCall:
             kwargs=kwargs,
             output_grad=self.output_grad[samples],
             pseudo_grad=self.pseudo_grad[samples],
+            live=None if self.live is None else self.live[samples],
         )
 
 
@@ -116,6 +183,7 @@ class LayerStatistics:
         gradient_square: mean over samples of g^T g, g the loss's gradient at the outputs.
         curvature_trace: mean over samples of v^T v, v the pseudo-gradient there: the trace of H, on average.
         output: outputs of the model, detached.
+        used: samples that can change the loss, (samples,) Boolean; None for all.
     """
 
     rows: dict[str, LayerRows]
@@ -125,3 +193,4 @@ class LayerStatistics:
     gradient_square: float
     curvature_trace: float
     output: Tensor
+    used: Tensor | None = None

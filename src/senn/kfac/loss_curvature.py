@@ -118,7 +118,10 @@ def _eigen(graph: LossGraph, hessian: Tensor) -> dict[str, Tensor]:
             f"the loss {graph.name} has no curvature in the outputs: use metric='euclidean'"
         )
     values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
-    return {"vectors": vectors.to(graph.rows), "values": _convex(graph, values).to(graph.rows)}
+    values = _convex(graph, values)
+    # Exact zeros where the loss ignores an output: rounding there would pass for curvature.
+    vectors = torch.where(hessian.any(-1)[..., None] | (values == 0)[..., None, :], vectors, 0.0)
+    return {"vectors": vectors.to(graph.rows), "values": values.to(graph.rows)}
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------

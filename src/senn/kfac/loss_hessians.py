@@ -169,7 +169,9 @@ class DenseHessian:
 
     def root(self, r: Tensor) -> Tensor:
         """Multiply rows r (N, m) by a square root of H: R_i r_i with R_i R_i^T = H_i."""
-        return torch.einsum("nij,nj->ni", self.vectors, self.values.sqrt() * r)
+        # The symmetric root, V sqrt(e) V^T: entries that the loss ignores keep numbers of their own, so that leaving
+        # them out changes nothing.
+        return torch.einsum("nij,nj,nkj,nk->ni", self.vectors, self.values.sqrt(), self.vectors, r)
 
     def product(self, u: Tensor) -> Tensor:
         """Multiply rows u (N, m) by H: H_i u_i."""

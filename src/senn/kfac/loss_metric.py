@@ -22,6 +22,7 @@ from senn import _deprecated
 from senn.errors import SennError, UnsupportedError, explained
 from senn.kfac.closed_forms import count_labels, nats, reductions, resolve
 from senn.kfac.differentiated_loss import check_samples, differentiate, sample_losses
+from senn.kfac.live_outputs import live_outputs
 from senn.kfac.loss_arguments import (
     check_two_arguments,
     checked_weights,
@@ -202,11 +203,9 @@ class LossMetric:
 
         Returns:
             (N, m), float32 at least.
-
-        Raises:
-            SennError: as in `loss`.
         """
-        return draw_pseudo_grad(self.local(output, target, weight), generator, among)
+        local = self.local(output, target, weight)
+        return draw_pseudo_grad(local, generator, among, live_outputs(self, local, output, target))
 
     def product(
         self, output: Tensor, target: Any, u: Tensor, weight: Tensor | None = None
@@ -221,9 +220,6 @@ class LossMetric:
 
         Returns:
             Rows H_i u_i, (N, m).
-
-        Raises:
-            SennError: as in `loss`.
         """
         local = self.local(output, target, weight)
         return local.curvature.product(u.detach().to(local.gradient).reshape(local.gradient.shape))
@@ -337,9 +333,12 @@ class LossMetric:
     def _is_own_hessian(self) -> bool:
         return self.metric == "fisher" and self.loss_hessian is None
 
-    def _given_hessian(self, output: Tensor, target: Any, gradient: Tensor) -> LossHessian:
+    def _given_hessian(self, output: Tensor, target: Any, local: LocalLoss) -> LossHessian:
         if self.loss_hessian is None:
-            return DiagonalHessian(torch.full_like(gradient, self.curvature))
+            # of the outputs that the loss depends on: padding has no metric
+            live = live_outputs(self, local, output, target)
+            kappa = torch.full_like(local.gradient, self.curvature)
+            return DiagonalHessian(kappa if live is None else kappa * live)
         name = loss_name(self.loss_hessian)
         shape = tuple(output.shape)
         with explained(f"loss_hessian {name} fails on outputs of shape {shape}"), torch.no_grad():
@@ -395,6 +394,6 @@ class LossMetric:
             local = LocalLoss(
                 losses=local.losses,
                 gradient=local.gradient,
-                curvature=self._given_hessian(output, target, local.gradient),
+                curvature=self._given_hessian(output, target, local),
             )
         return local if weight is None else local.scaled(weight)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Kind = Literal["pseudo_grad", "output_grad"]
 
@@ -27,7 +28,7 @@ class PerSampleFactors:
         a: (samples * locations, columns) inputs.
         pseudo_grad: (samples * locations, m) s.
         output_grad: (samples * locations, m) dz.
-        locations: rows per sample.
+        locations: rows per sample; a sample that has fewer is filled up with zeros.
         weight: (samples * locations,) weight of each row's sample, which s and dz carry already; None for ones.
     """
 
@@ -42,6 +43,10 @@ class PerSampleFactors:
 
     def __add__(self, other: PerSampleFactors) -> PerSampleFactors:
         """Concatenate two sets of samples of the same map."""
+        # samples of one set may be longer than those of the other
+        locations = max(self.locations, other.locations)
+        if self.locations != other.locations:
+            return self.filled(locations) + other.filled(locations)
         # ones are written out only where the other side has weights
         weighted = self.weight is not None or other.weight is not None
         return PerSampleFactors(
@@ -52,6 +57,35 @@ class PerSampleFactors:
             weight=torch.cat([self.weights, other.weights]) if weighted else None,
         )
 
+    def filled(self, locations: int) -> PerSampleFactors:
+        """Fill samples up with rows of zeros, to so many locations."""
+        if locations == self.locations:
+            return self
+
+        def fill(rows: Tensor) -> Tensor:
+            by_sample = rows.view(len(self), self.locations, -1)
+            return F.pad(by_sample, (0, 0, 0, locations - self.locations)).flatten(0, 1)
+
+        weight = self.weight
+        if weight is not None:
+            weight = weight.view(len(self), -1)[:, :1].expand(-1, locations).flatten()
+        return PerSampleFactors(
+            a=fill(self.a),
+            pseudo_grad=fill(self.pseudo_grad),
+            output_grad=fill(self.output_grad),
+            locations=locations,
+            weight=weight,
+        )
+
+    def as_grads(self) -> PerSampleGrads:
+        """The same samples kept as sums."""
+        a, s, dz = (
+            rows.view(len(self), self.locations, -1)
+            for rows in (self.a, self.pseudo_grad, self.output_grad)
+        )
+        weight = None if self.weight is None else self.weight.view(len(self), -1)[:, 0]
+        return PerSampleGrads(pseudo_grad=s.mT @ a, output_grad=dz.mT @ a, weight=weight)
+
     @property
     def weights(self) -> Tensor:
         """Weight of each row's sample, (samples * locations,), ones included."""
@@ -59,8 +93,10 @@ class PerSampleFactors:
 
     @property
     def total(self) -> float:
-        """Sum of the weights of all rows."""
-        return float(len(self.a)) if self.weight is None else float(self.weight.sum())
+        """Sum of the weights of all samples."""
+        return (
+            float(len(self)) if self.weight is None else float(self.weight.sum() / self.locations)
+        )
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -146,13 +182,11 @@ class PerSampleGrads:
     Attributes:
         pseudo_grad: (samples, m, columns) sums of s a^T.
         output_grad: (samples, m, columns) sums of dz a^T, the samples' own weight gradients.
-        locations: number of locations in each sum.
         weight: (samples,) weight of each sample, which the sums carry already; None for ones.
     """
 
     pseudo_grad: Tensor
     output_grad: Tensor
-    locations: int
     weight: Tensor | None = None
 
     def __len__(self) -> int:
@@ -164,7 +198,6 @@ class PerSampleGrads:
         return PerSampleGrads(
             pseudo_grad=torch.cat([self.pseudo_grad, other.pseudo_grad]),
             output_grad=torch.cat([self.output_grad, other.output_grad]),
-            locations=self.locations,
             weight=torch.cat([self._weights, other._weights]) if weighted else None,
         )
 
@@ -176,8 +209,8 @@ class PerSampleGrads:
 
     @property
     def total(self) -> float:
-        """Sum of the weights of all rows."""
-        return self.locations * float(self._weights.sum())
+        """Sum of the weights of all samples."""
+        return float(len(self)) if self.weight is None else float(self.weight.sum())
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -191,7 +224,6 @@ class PerSampleGrads:
         return PerSampleGrads(
             pseudo_grad=s,
             output_grad=dz,
-            locations=self.locations,
             weight=weight[0] if weight else None,
         )
 
@@ -255,3 +287,11 @@ class PerSampleGrads:
 
 Samples = PerSampleFactors | PerSampleGrads
 """Some samples of one map, kept one by one."""
+
+
+def joined(one: Samples, other: Samples) -> Samples:
+    """Concatenate two sets of samples of the same map, in whatever form each is kept."""
+    if isinstance(one, PerSampleFactors) and isinstance(other, PerSampleFactors):
+        return one + other
+    sums = [x.as_grads() if isinstance(x, PerSampleFactors) else x for x in (one, other)]
+    return sums[0] + sums[1]

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from senn import pytree
 from senn.candidates.candidate_set import CandidateSet
-from senn.errors import UnsupportedError
 from senn.graph import DependencyGraph, LinearMap
-from senn.kfac.accumulate import sampled_locations
+from senn.kfac.accumulate import count_locations, sampled_locations
 from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import capture
 from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.layer_inputs import LayerInput
-from senn.kfac.layer_statistics import LayerStatistics, RowChunk
+from senn.kfac.layer_statistics import LayerStatistics, LocationCount, RowChunk
 from senn.kfac.loss_metric import LossMetric
 from senn.pytree import Inputs, Output
 from senn.scoring.batch_statistics import BatchPart, BatchStatistics, FoldStatistics
@@ -96,18 +95,32 @@ class BatchRecorder:
             for statistics, fold in ((fit, part.fit), (held_out, part.held_out))
             if fold is not None
         ]
+        # a rank that has no samples here ran the stand-in, whose figures don't count
+        samples = sum(own.samples.stop - own.samples.start for _, own in slices)
+        counts = batch.joint_counts(
+            {label: count_locations(several) for label, several in chunks.items()}, samples
+        )
         total = batch.share.total
         for label, several in chunks.items():
+            # padding goes before anything is summed, sampled or kept
+            compact = [
+                chunk.compact(count.most)
+                for chunk, count in zip(several, counts[label], strict=True)
+            ]
             for statistics, own in slices:
                 statistics.maps[label] = self._fold(
-                    label, several, own, weights, total=total, past=past.maps.get(label)
+                    label,
+                    compact,
+                    own,
+                    weights,
+                    counts=counts[label],
+                    total=total,
+                    past=past.maps.get(label),
                 )
         stream_columns: dict[StreamKey, ColumnLayout] = {}
         if part.is_first:  # a few samples of each fold are enough there
             for statistics, own in slices:
-                stream_columns |= self._record_stream(statistics, found, own, weights)
-        # a rank that has no samples here ran the stand-in, whose figures don't count
-        samples = sum(own.samples.stop - own.samples.start for _, own in slices)
+                stream_columns |= self._record_stream(statistics, found, own, weights, batch)
         return BatchStatistics(
             samples=samples,
             loss=found.loss if samples else 0.0,
@@ -115,6 +128,7 @@ class BatchRecorder:
             gradient_square=found.gradient_square if samples else 0.0,
             curvature_trace=found.curvature_trace if samples else 0.0,
             output=found.output,
+            used=found.used if samples else None,
             fit=fit,
             held_out=held_out,
             stream_columns=stream_columns,
@@ -152,33 +166,30 @@ class BatchRecorder:
         own: LocalSlice,
         weights: Tensor | None,
         *,
+        counts: Sequence[LocationCount],
         total: int,
         past: Fold | None,
     ) -> Fold:
         """Statistics of one map over this rank's samples of a fold, of a batch of `total` samples."""
         columns = self.columns[label]
-        locations = sum(chunk.layer_input.locations for chunk in chunks)
-        # F = locations * A (x) S has one number of locations: rows of two lengths can't be added.
-        if past is not None and past.factors.locations != locations:
-            raise UnsupportedError(
-                f"{label} reads {locations} rows a sample in one batch and {past.factors.locations} "
-                f"in another: pad all samples to one size"
-            )
+        # one row of each sample, exactly
+        is_single = sum(one.most for one in counts) == 1 == sum(one.mean for one in counts)
         # Decided on the first batch: sums of one session must have the same columns.
-        if locations == 1 and past is None:
+        if is_single and past is None:
             self.covariances.use(label, total)
         is_known = self.covariances.factor(label) is not None
         # a covariance of fewer rows than columns says no more than the rows, at more cost
-        is_plain = locations == 1 and weights is None and not is_known
+        is_plain = is_single and weights is None and not is_known
         keeps_rows = is_plain and Fold.stands_alone(own.count, columns.existing)
         size = columns.existing
         size += sum(one.numel() for one in (*columns.groups.values(), *columns.layers))
         # As many locations as a covariance of all columns needs, over half a batch.
-        places = sampled_locations(chunks, size, max(total // 2, 1), self.generator)
+        places = sampled_locations(chunks, size, max(total // 2, 1), self.generator, counts)
         return own.accumulate(
             [chunk.select(own.readable) for chunk in chunks],
             places,
             weights,
+            counts=counts,
             known=columns.existing if is_known else 0,
             inputs=not keeps_rows,
         )
@@ -189,6 +200,7 @@ class BatchRecorder:
         found: LayerStatistics,
         own: LocalSlice,
         weights: Tensor | None,
+        batch: GlobalBatch,
     ) -> dict[StreamKey, ColumnLayout]:
         """Add the statistics of candidates for streams; returns the layout of their columns."""
         scored = score_stream(
@@ -200,6 +212,7 @@ class BatchRecorder:
             own=own,
             weights=weights,
             layouts=self.layouts,
+            joint_counts=batch.joint_counts,
             generator=self.generator,
         )
         statistics.streams.update({key: fold for key, (_, fold) in scored.items()})

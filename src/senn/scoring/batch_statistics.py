@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,7 @@ class BatchStatistics:
         gradient_square: mean square of their gradients at the outputs; 0 for none.
         curvature_trace: and of their pseudo-gradients there.
         output: the model's outputs, (samples, ...).
+        used: samples that can change the loss, (samples,) Boolean; None for all of them.
         fit: statistics of the samples on which steps are fitted.
         held_out: and of those on which they are valued.
         stream_columns: by candidate for a residual stream, the layout of its columns.
@@ -65,9 +67,27 @@ class BatchStatistics:
     gradient_square: float
     curvature_trace: float
     output: Tensor
+    used: Tensor | None = None
     fit: FoldStatistics = field(default_factory=FoldStatistics)
     held_out: FoldStatistics = field(default_factory=FoldStatistics)
     stream_columns: dict[StreamKey, ColumnLayout] = field(default_factory=dict)
+
+
+def weighted_sums(parts: Sequence[BatchStatistics], labels: float) -> list[float]:
+    """Sum figures of parts, weighted by samples, since ranks and parts may have different numbers of them.
+
+    Args:
+        parts: the parts of a batch.
+        labels: number of labels of the batch, in the middle of the result.
+
+    Returns:
+        Loss, lambda, labels, square of the gradient, trace of the curvature.
+    """
+    sums = [
+        sum(getattr(part, name) * part.samples for part in parts)
+        for name in ("loss", "score_limit", "gradient_square", "curvature_trace")
+    ]
+    return [*sums[:2], labels, *sums[2:]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class LayerGains:
         both = fit.factors + held_out.factors if has_all_rows else fit.complete + held_out.complete
         self.locations = both.locations
         # Standard errors count samples: locations of one sample aren't independent.
-        self.n_held_out = max(held_out.factors.rows / both.locations, 1.0)
+        self.n_held_out = max(held_out.factors.samples, 1.0)
         # S = L L^T: with L^-1 applied once, all that follows is plain sums of squares.
         self.whitener = square_root(both.S, DAMPING)
         G = both.G
@@ -127,6 +127,7 @@ class LayerGains:
                 prediction=prediction,
                 damping=self.damping,
                 whitener=self.whitener,
+                locations=self.locations,
                 by_rows=is_shared,
             )
             for A, G, of, prediction in zip(inputs, gradients, kept, predictions, strict=True)

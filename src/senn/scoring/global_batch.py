@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -13,11 +13,13 @@ from senn import pytree
 from senn.collectives import BatchShare, Communicator
 from senn.errors import SennError
 from senn.kfac.folds import Fold, LocalSlice
+from senn.kfac.layer_statistics import LocationCount
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.pseudo_grad import Among
 from senn.kfac.recorder import forward
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets
+from senn.scoring.batch_statistics import BatchStatistics
 
 Key = TypeVar("Key")
 
@@ -157,7 +159,11 @@ class GlobalBatch:
                 else self.share.positions[own] - which.start
             )
             # Every sample gets the pseudo-gradient that it has when one process sees all of them.
-            among = which.stop - which.start, places
+            among = Among(
+                total=which.stop - which.start,
+                places=places,
+                joined=lambda own: self._joined(own, places, which.stop - which.start, is_empty),
+            )
             if is_empty:
                 return stand_in, among
         weights = None if self.weights is None else self.weights[own]
@@ -165,6 +171,16 @@ class GlobalBatch:
             *pytree.index_batch((self.inputs, self.targets), own, self.count),
             weights,
         ), among
+
+    def _joined(self, own: Tensor, places: Tensor, total: int, is_empty: bool) -> Tensor:
+        """Numbers of this rank's samples joined to those of all ranks, (total,)."""
+        sent = ([], []) if is_empty else (places.tolist(), own.tolist())
+        joint = torch.zeros(total, dtype=own.dtype)
+        for positions, numbers in self.communicator.all_gather_object("observe a batch", sent):
+            joint[torch.tensor(positions, dtype=torch.long)] = torch.tensor(
+                numbers, dtype=own.dtype
+            )
+        return joint
 
     def local_slice(self, which: slice, fold: slice) -> LocalSlice:
         """This rank's samples of a fold of some samples.
@@ -185,6 +201,58 @@ class GlobalBatch:
             count=last - first,
             positions=positions,
         )
+
+    def used(self, parts: Sequence[BatchStatistics]) -> Tensor | None:
+        """Find this rank's samples that can change the loss, as the batch was given.
+
+        Args:
+            parts: statistics of all parts of the batch, in order.
+
+        Returns:
+            Ascending positions of the samples; None if all samples of all ranks can, or too few of them.
+        """
+        own = [
+            torch.ones(part.samples, dtype=torch.bool) if part.used is None else part.used.cpu()
+            for part in parts
+            if part.samples
+        ]
+        used = torch.cat([*own, torch.empty(0, dtype=torch.bool)])
+        by_rank = [(len(used), int(used.sum()))]
+        if not self.communicator.is_single:
+            by_rank = self.communicator.all_gather_object("observe a batch", by_rank[0])
+        samples, count = (sum(column) for column in zip(*by_rank, strict=True))
+        if count == samples or count < 2:
+            return None
+        return self.share.local[used.to(self.share.local.device)].sort().values
+
+    def joint_counts(
+        self, counts: Mapping[Key, Sequence[LocationCount]], samples: int
+    ) -> dict[Key, list[LocationCount]]:
+        """Numbers of live locations over the samples of all ranks.
+
+        Args:
+            counts: by linear map, those of its calls over this rank's samples.
+            samples: how many these are; 0 for a rank that ran a stand-in.
+        """
+        if self.communicator.is_single:
+            return {name: list(of) for name, of in counts.items()}
+        # by position: maps come in the same order on all ranks, and keys needn't be names
+        own = [[[one.most, one.mean] for one in of] for of in counts.values()]
+        by_rank = self.communicator.all_gather_object("observe a batch", (samples, own))
+        total = sum(rank for rank, _ in by_rank)
+        joint = {}
+        for number, (name, of) in enumerate(counts.items()):
+            calls = [
+                [(n, found[number][call]) for n, found in by_rank if n] for call in range(len(of))
+            ]
+            joint[name] = [
+                LocationCount(
+                    most=max(most for _, (most, _) in call),
+                    mean=sum(n * mean for n, (_, mean) in call) / total,
+                )
+                for call in calls
+            ]
+        return joint
 
     def loss(self, model: nn.Module, metric: LossMetric, output: Output | None) -> float:
         """Mean loss of a model, as it is now, on the samples of all ranks.
@@ -262,7 +330,7 @@ def join_folds(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Ke
         return dict(folds)
     factors = [fold.factors for fold in folds.values()]
     by_rank = communicator.all_gather_object(
-        "sum the moments", [[one.rows, one.n_rows_read] for one in factors]
+        "sum the moments", [[one.rows, one.samples, one.n_rows_read] for one in factors]
     )
     numbers = [
         [sum(column) for column in zip(*one, strict=True)] for one in zip(*by_rank, strict=True)
@@ -273,17 +341,18 @@ def join_folds(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Ke
     # Exact curvatures need single samples, which are few: they are sent as they are.
     samples = communicator.all_gather("gather the kept samples", groups)
     found: dict[Key, Fold] = {}
-    for (key, fold), kept, (rows, read) in zip(folds.items(), samples, numbers, strict=True):
+    for (key, fold), kept, (rows, count, read) in zip(folds.items(), samples, numbers, strict=True):
         # Sums of outer products add; means are taken from the total.
         total = replace(
             fold.factors,
             rows=rows,
+            samples=count,
             n_rows_read=read,
             input_cov=next(sums),
             cross_cov=next(sums),
             grad_cov=next(sums),
         )
-        found[key] = Fold(factors=total, samples=fold.samples.of(kept))
+        found[key] = Fold(factors=total, samples=fold.samples.of(kept), locations=fold.locations)
     return found
 
 

@@ -37,7 +37,6 @@ def joint_score(
         kept = min(map(len, effects))
         effect = torch.stack([one[:kept] for one in effects]).sum(0)
         squares += float(effect.square().sum())
-        name, gains = next(iter(layer_gains.items()))
-        weight += fold[name].samples.first(kept).total / gains.locations
+        weight += fold[next(iter(layer_gains))].samples.first(kept).total
     curvature = squares / max(weight, 1e-300)
     return min(slope**2 / max(curvature, 1e-300), score_limit) if slope > 0 else 0.0

@@ -35,7 +35,7 @@ class ResidualStatistics:
         residual: (P, P) Schur complement A_pp - A_pc A^-1 A_cp, damped.
         cross: (m, P) L^-1 E[d_r a_p^T], whitened by S = L L^T.
         samples: single samples over the residual activations; None for all samples together, of which none are kept.
-        weight: sum of their rows' weights.
+        weight: number of their rows, each with its sample's weight.
         accepted: (samples,) s^T d a of all steps accepted so far, summed; None if none was.
     """
 
@@ -55,6 +55,7 @@ class ResidualStatistics:
         prediction: Tensor,
         damping: Tensor,
         whitener: Tensor,
+        locations: float,
         by_rows: bool,
     ) -> ResidualStatistics:
         """Eliminate the existing columns from the moments of some samples.
@@ -66,19 +67,21 @@ class ResidualStatistics:
             prediction: (c, P) A^-1 A_cp.
             damping: (P,) added to the diagonal of the residual moment.
             whitener: root of S, (m, m) or (m,).
+            locations: rows per sample.
             by_rows: whether the residual moment is that of the kept rows. With an A^-1 that comes from other samples,
                 A_pp - A_pc A^-1 A_cp need not be positive; a moment of rows always is.
         """
         existing, candidates = prediction.shape
         # Every fold's rows lose what the same prediction explains of them.
         kept = [fold.samples.residual(prediction) for fold in folds]
+        rows = max(locations * sum(one.total for one in kept), 1e-30)
         if by_rows:
             moments = [
                 input_covariance(one.a, one.weight)
                 for one in kept
                 if isinstance(one, PerSampleFactors)
             ]
-            residual = sum(moments[1:], moments[0]).double() / sum(one.total for one in kept)
+            residual = sum(moments[1:], moments[0]).double() / rows
         else:
             new = A[:, A.shape[1] - candidates :]
             residual = schur_complement(new[existing:], new[:existing], prediction)
@@ -88,7 +91,7 @@ class ResidualStatistics:
                 whitener, eliminated_cross(G[:, existing:], G[:, :existing], prediction)
             ),
             samples=kept[0] if len(kept) == 1 else None,
-            weight=max(sum(one.total for one in kept), 1e-30),
+            weight=rows,
         )
 
     @classmethod

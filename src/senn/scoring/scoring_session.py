@@ -12,7 +12,8 @@ from senn import pytree
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.gain_ascent import GainObjective, optimize_candidates
-from senn.candidates.sampling import SCALE_SAMPLES, sample_candidates
+from senn.candidates.recorded_samples import SCALE_SAMPLES
+from senn.candidates.sampling import sample_candidates
 from senn.collectives import Communicator
 from senn.errors import SennError
 from senn.graph import DependencyGraph, LinearMap
@@ -29,9 +30,11 @@ from senn.scoring.batch_recorder import BatchRecorder
 from senn.scoring.batch_statistics import (
     MOST_ROWS,
     BatchPart,
+    BatchStatistics,
     FoldStatistics,
     SessionSnapshot,
     batch_parts,
+    weighted_sums,
     whole_batch,
     with_own_tables,
 )
@@ -50,10 +53,7 @@ from senn.scoring.readable_maps import check_plain_maps, find_readable_maps
 from senn.scoring.stream import StreamCandidates, StreamKey
 
 PROBE = 1024
-"""Samples on which a change is verified, and from which new BatchNorm channels take their statistics.
-
-Statistics of a channel over n samples are off by about 1 / sqrt(n): 3 % here, 4 % at half of it.
-"""
+"""Samples on which a change is verified, and from which new BatchNorm channels take their statistics, to 3 %."""
 
 
 class ScoringSession:
@@ -134,29 +134,16 @@ class ScoringSession:
         Returns:
             the batch's mean loss, of all ranks.
         """
-        # One rank may fail before it draws what another has drawn already.
         state = self.generator.get_state()
         try:
             agree_on_model(self.communicator, "observe a batch", self.model)
-            batch = GlobalBatch.permuted(
-                self.communicator,
-                inputs,
-                targets,
-                weights,
-                generator=self.generator,
-                keeps_order=self.metric.coupled,
-                is_whole=self._is_whole,
-            )
-            with self.communicator.fail_together("observe a batch"):
-                candidates = self.candidate_set
-                if candidates is None:
-                    given = (inputs, targets, weights)
-                    check_loss(self.metric, self.communicator, self._forward, given)
-                    candidates = self._sample_candidates(batch)
-                recorder = self._recorder(candidates, batch)
-                parts = [
-                    recorder.record(part, batch, past=self._fit) for part in self._parts(batch)
-                ]
+            given = inputs, targets, weights
+            batch, candidates, parts = self._record(given)
+            keeps_all = self.metric.coupled or self._is_whole
+            if not keeps_all and (used := batch.used(parts)) is not None:
+                self.generator.set_state(state)
+                given = pytree.index_batch(given, used, pytree.count(targets))
+                batch, candidates, parts = self._record(given)
         except BaseException:
             if not self.communicator.is_single:  # one rank may have drawn more numbers than another
                 self.generator.set_state(state)
@@ -166,14 +153,8 @@ class ScoringSession:
             self._fit.add(part.fit)
             self._held_out.add(part.held_out)
             self._stream_columns.update(part.stream_columns)
-        # Weighted by samples, since ranks and parts may have different numbers of them.
-        own = [
-            sum(part.loss * part.samples for part in parts),
-            sum(part.score_limit * part.samples for part in parts),
-            self.metric.count_labels(parts[0].output, batch.targets) * batch.count,
-            sum(part.gradient_square * part.samples for part in parts),
-            sum(part.curvature_trace * part.samples for part in parts),
-        ]
+        labels = self.metric.count_labels(parts[0].output, batch.targets) * batch.count
+        own = weighted_sums(parts, labels)
         by_rank = self.communicator.all_gather_object("observe a batch", own)
         total_loss, total_limit, labels, *squares = map(sum, zip(*by_rank, strict=True))
         self._label_sum += labels
@@ -186,6 +167,23 @@ class ScoringSession:
         self._score_limit_sum += total_limit
         self._last_batch, self.loss_before = batch, loss
         return loss
+
+    def _record(self, given: Samples) -> tuple[GlobalBatch, CandidateSet, list[BatchStatistics]]:
+        """Permute a batch and record its parts, with candidates that are sampled from the first batch."""
+        batch = GlobalBatch.permuted(
+            self.communicator,
+            *given,
+            generator=self.generator,
+            keeps_order=self.metric.coupled,
+            is_whole=self._is_whole,
+        )
+        with self.communicator.fail_together("observe a batch"):
+            if (candidates := self.candidate_set) is None:
+                check_loss(self.metric, self.communicator, self._forward, given)
+                candidates = self._sample_candidates(batch)
+            recorder = self._recorder(candidates, batch)
+            parts = [recorder.record(part, batch, past=self._fit) for part in self._parts(batch)]
+        return batch, candidates, parts
 
     @property
     def probe_inputs(self) -> Inputs:
@@ -293,7 +291,7 @@ class ScoringSession:
         }
 
     def _labels(self) -> list[tuple[str, str]]:
-        """Name of each map with the labels of its groups: each group of a grouped convolution is scored on its own."""
+        """Name of each map with the labels of its groups, which are scored one by one."""
         return [
             (name, label)
             for name in self.maps
@@ -320,6 +318,7 @@ class ScoringSession:
         total = batch.share.total
         inputs, targets, weights = batch.first(total if self.metric.coupled else SCALE_SAMPLES)
         self.metric = calibrated(self.metric, self._forward, inputs, targets)
+        self._copy = None  # a copy that is left from before holds other candidates
         # A rank without samples of a part runs this one instead, so that collectives stay in step.
         first, label = pytree.index_batch((inputs, targets), slice(0, 1), pytree.count(targets))
         self._stand_in = first, label, None if weights is None else weights[:1]

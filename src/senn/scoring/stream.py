@@ -9,7 +9,7 @@ whose output parameters are zero, it is wherever these parameters put their outp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,12 +23,13 @@ from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import ConvolutionalLayer
 from senn.candidates.sampling import BATCH_NORMS
 from senn.graph import DependencyGraph, LinearMap, get_tensor
-from senn.kfac.accumulate import sampled_locations
+from senn.kfac.accumulate import count_locations, sampled_locations
 from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import layer_inputs, layout_of, per_layer_grads
 from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
-from senn.kfac.layer_statistics import BlockCall, LayerStatistics, RowChunk
+from senn.kfac.layer_statistics import BlockCall, LayerStatistics, LocationCount, RowChunk
+from senn.kfac.live_locations import live_gradients, live_rows
 from senn.kfac.recorder import LinearCall, record_linear_calls
 from senn.kfac.whitening import whiten_weights
 from senn.preserve import preserve_model_state
@@ -42,6 +43,11 @@ STREAM_SAMPLES = 32
 
 Twice as many double the time of these passes, which run each block once more; half as many make noisier gains.
 """
+
+
+JointCounts = Callable[
+    [Mapping[Any, Sequence[LocationCount]], int], Mapping[Any, Sequence[LocationCount]]
+]
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ def before_convolution(
         layer_input=DenseInput(a.flatten(2).mT, bias=False),
         output_grad=output_grad.flatten(2).mT,
         pseudo_grad=pseudo_grad.flatten(2).mT,
+        live=None if chunk.live is None else read.live_pixels(chunk.live).flatten(1),
     )
     return rows, columns
 
@@ -130,28 +137,38 @@ def after_block(
         ends = [edge for edge in edges.values() if edge is not None]
         # True gradients and pseudo-gradients go back through the copy from the stream.
         output_grads = torch.autograd.grad(output, ends, call.output_grad, retain_graph=True)
-        pseudo_grads = torch.autograd.grad(output, ends, call.pseudo_grad)
+        pseudo_grads = torch.autograd.grad(output, ends, call.pseudo_grad, retain_graph=True)
+        live: Sequence[Tensor | None] = [None] * len(ends)
+        if call.live is not None:
+            live = live_gradients(output, ends, call.live != 0)
     found = {}
-    for name, output_grad, pseudo_grad in zip(edges, output_grads, pseudo_grads, strict=True):
+    for name, *of_map in zip(edges, output_grads, pseudo_grads, live, strict=True):
         if name in normed:
-            rows = _norm_rows(normed[name][0], output_grad, pseudo_grad)
+            rows = _norm_rows(normed[name][0], *of_map)
         else:
             layout = layouts[f"{move.block}.{name}"]
-            rows = _map_rows(name, calls[name][0], layout, output_grad, pseudo_grad, count=count)
+            rows = _map_rows(name, calls[name][0], layout, *of_map, count=count)
         found[name] = rows
     return found
 
 
-def _norm_rows(x: Tensor, output_grad: Tensor, pseudo_grad: Tensor) -> RowChunk:
+def _norm_rows(
+    x: Tensor, output_grad: Tensor, pseudo_grad: Tensor, live: Tensor | None
+) -> RowChunk:
     """Rows of a BatchNorm as a linear map that is diagonal: a constant and the normalized channels."""
     count = len(output_grad)
     ones = x.new_ones(len(x), 1, *x.shape[2:])
-    # (samples, features) too, of which the reshape makes one location
-    output_grad, pseudo_grad = (
-        upcast(grad).reshape(count, grad.shape[1], -1).mT for grad in (output_grad, pseudo_grad)
+
+    def by_location(grad: Tensor) -> Tensor:
+        # (samples, features) too, of which the reshape makes one location
+        return upcast(grad).reshape(count, grad.shape[1], -1).mT
+
+    return RowChunk(
+        layer_input=DenseInput(torch.cat([ones, x], 1).flatten(2).mT, bias=False),
+        output_grad=by_location(output_grad),
+        pseudo_grad=by_location(pseudo_grad),
+        live=None if live is None else live_rows(by_location(live)),
     )
-    read = DenseInput(torch.cat([ones, x], 1).flatten(2).mT, bias=False)
-    return RowChunk(layer_input=read, output_grad=output_grad, pseudo_grad=pseudo_grad)
 
 
 def _map_rows(
@@ -160,6 +177,7 @@ def _map_rows(
     layout: BatchLayout,
     output_grad: Tensor,
     pseudo_grad: Tensor,
+    live: Tensor | None,
     *,
     count: int,
 ) -> RowChunk:
@@ -172,10 +190,15 @@ def _map_rows(
     else:
         ones = read.x.new_ones(*read.x.shape[:2], 1)
         inner = DenseInput(torch.cat([ones, read.x], 2), bias=False)
+
+    def by_location(grad: Tensor) -> Tensor:
+        return per_layer_grads(call, row_layout, grad, count)
+
     return RowChunk(
         layer_input=inner,
-        output_grad=per_layer_grads(call, row_layout, output_grad, count),
-        pseudo_grad=per_layer_grads(call, row_layout, pseudo_grad, count),
+        output_grad=by_location(output_grad),
+        pseudo_grad=by_location(pseudo_grad),
+        live=None if live is None else live_rows(by_location(live)),
     )
 
 
@@ -218,6 +241,7 @@ def score_stream(
     own: LocalSlice,
     weights: Tensor | None,
     layouts: Mapping[str, BatchLayout],
+    joint_counts: JointCounts,
     generator: torch.Generator,
 ) -> dict[StreamKey, tuple[ColumnLayout, Fold]]:
     """Statistics of the candidates for streams, over the first of some samples.
@@ -231,6 +255,7 @@ def score_stream(
         own: this rank's samples of one fold.
         weights: weights of all samples of this rank, or None.
         layouts: how the rows of each map belong to samples.
+        joint_counts: makes numbers of live locations over all ranks of those over so many samples of this one.
         generator: source of the locations that are read.
 
     Returns:
@@ -253,10 +278,17 @@ def score_stream(
             # A copy has no existing columns but the constant, which its bias reads.
             constant = ColumnLayout(existing=1, permutation=torch.arange(1), inputs=1)
             rows[StreamKey(block, name)] = chunk, constant
+    samples = own.samples.stop - own.samples.start
+    counts = joint_counts(
+        {key: count_locations([chunk]) for key, (chunk, _) in rows.items()}, samples
+    )
     folds = {}
     for key, (chunk, columns) in rows.items():
-        places = sampled_locations([chunk], chunk.layer_input.columns, own.count, generator)
-        folds[key] = columns, own.accumulate([chunk], places, weights)
+        compact = [chunk.compact(counts[key][0].most)]
+        places = sampled_locations(
+            compact, chunk.layer_input.columns, own.count, generator, counts[key]
+        )
+        folds[key] = columns, own.accumulate(compact, places, weights, counts=counts[key])
     return folds
 
 
