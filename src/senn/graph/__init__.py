@@ -5,6 +5,7 @@ from typing import Any
 
 from senn import _deprecated
 from senn.graph.named_tensors import get_linear, get_tensor, owned_columns, weight_matrix
+from senn.graph.norm_record import Norm
 from senn.graph.tracing.rules.module_rules import Visit, layer_rule
 from senn.graph.types import (
     ChannelGroup,
@@ -12,7 +13,6 @@ from senn.graph.types import (
     DependencyGraph,
     InsertionPoint,
     LinearMap,
-    Norm,
     Refusal,
     ResidualBlock,
     SizeAttribute,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from senn.graph.dim_order import in_order
 from senn.graph.label_classes import LabelClassDim, LabelClasses
+from senn.graph.norm_record import Norm
 from senn.graph.single_heads import guess_single_heads
 from senn.graph.sizes.size_tracker import SizeTracker
 from senn.graph.sizes.solver import NoSolutionError, SizeSolver, Symbol
@@ -17,7 +18,7 @@ from senn.graph.sizes.symbolic_int import Key
 from senn.graph.tracing.labels import distinct
 from senn.graph.tracing.recorded import NormUse
 from senn.graph.tracing.trace_recorder import TraceRecorder
-from senn.graph.types import ChannelGroup, CoupledDim, Norm, Refusal, Role, SizeAttribute
+from senn.graph.types import ChannelGroup, CoupledDim, Refusal, Role, SizeAttribute
 
 # Attributes that hold a size, by what the module's tensor is to the units. They are rewritten even where the forward
 # doesn't read them (`nn.Linear.out_features`); those that it reads, the solver finds under any name.

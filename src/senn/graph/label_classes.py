@@ -147,9 +147,9 @@ class LabelClasses:
                     f"{producer.map_name}, which makes its units, {self.fixed[producer.name]}"
                 )
         # The first reason is the nearest to the cause.
-        for labels, reason, line in self.trace.record.refusals:
+        for labels, reason, source in self.trace.record.refusals:
             if bool((self.class_of[self.units[labels]] == number).any()):
-                one.line = line
+                one.line = source
                 raise _RefusedError(reason)
         for producer in producers:
             units = unit_number[self._units_of(producer)]

@@ -152,7 +152,7 @@ class NormFlow:
             self._centered.add(id(output))
         elif call.operation == "mul" or (call.operation == "div" and first):
             sign = -1 if call.operation == "mul" else 1
-            kind = "layer" if statistic.kind == "layer" else "rms"
+            kind: Literal["layer", "rms"] = "layer" if statistic.kind == "layer" else "rms"
             use = self._note(statistic, scaled, output, power=sign * statistic.power, kind=kind)
             if statistic.other_power is not None:
                 use.other_power = sign * statistic.other_power
