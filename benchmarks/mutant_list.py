@@ -199,12 +199,12 @@ MUTANTS = [
         (
             "an identity insertion through the whitener, not transposed",
             "mixed = whiten_weights(layer_gains.whitener, weight)",
-            "mixed = layer_gains.whitener @ weight",
+            "mixed = (layer_gains.whitener @ weight)",
         ),
         (
             "an identity insertion without the inverse of its base",
-            "weight @ torch.linalg.inv(layer.weight.double())",
-            "weight @ layer.weight.double()",
+            "mixed = whiten_weights(layer_gains.whitener, weight) @ torch.linalg.inv(",
+            "mixed = whiten_weights(layer_gains.whitener, weight) @ torch.as_tensor(",
         ),
     ),
     *_mutants(

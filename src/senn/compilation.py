@@ -45,5 +45,6 @@ def forget_compiled_sizes() -> bool:
 def uncompiled(model: nn.Module) -> nn.Module:
     """Return the module inside `torch.compile(module)`, or the module itself."""
     inner = getattr(model, "_orig_mod", None)
-    is_wrapped = type(model).__name__ == "OptimizedModule" and isinstance(inner, nn.Module)
-    return inner if is_wrapped else model
+    if type(model).__name__ == "OptimizedModule" and isinstance(inner, nn.Module):
+        return inner
+    return model

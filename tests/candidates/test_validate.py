@@ -101,6 +101,8 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "moves": ("width", ("hight",), None, 3),
         "candidate_config": (3, {}),
         "averaged": (AveragedModel(nn.Linear(2, 2)), None, ("model",)),
+        "examples": (3, None),
+        "on_uncarried_state": ("ignore", None),
         "ignore": ("0", None, (0,)),
         "metric": ("newton", None),
         "loss_hessian": (3, "fisher"),

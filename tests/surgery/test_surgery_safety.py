@@ -125,8 +125,13 @@ def test_bad_moves_leave_everything_as_it_was(name: str) -> None:
     assert everything(model, optimizer) + everything(averaged) == held
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("stage", range(8))
+@pytest.mark.parametrize(
+    ("stage", "error"),
+    [
+        *((stage, RuntimeError) for stage in range(6)),
+        *((stage, KeyboardInterrupt) for stage in range(8)),
+    ],
+)
 def test_a_failure_at_any_stage_rolls_back_whole(stage: int, error: type[BaseException]) -> None:
     """The n-th event (forward passes of model and average, two losses, the optimizer's blank step) fails."""
     model, graph = case("batch norm")
@@ -139,7 +144,8 @@ def test_a_failure_at_any_stage_rolls_back_whole(stage: int, error: type[BaseExc
 
     class Watched(torch.optim.Adam):
         def step(self, closure: Any = None) -> Any:
-            if model[0].out_features == 7:
+            # An optimizer's own error in a trial says that the trial can't be made, and is no failure.
+            if model[0].out_features == 7 and error is KeyboardInterrupt:
                 event("optimizer")
             return super().step(closure)
 

@@ -39,6 +39,7 @@ RANGES: Mapping[str, Rule] = {
     "moves": each(text()),
     "candidate_config": instance_of(CandidateConfig, called="a senn.CandidateConfig").or_none(),
     "averaged": each(instance_of(object, called="an average of the model")),
+    "examples": instance_of(list, tuple, called="a list of example inputs"),
     "on_uncarried_state": one_of("refuse", "restart"),
     "ignore": each(text()),
     "metric": one_of("fisher", "euclidean"),

@@ -144,7 +144,10 @@ def needs_closure(optimizer: Any) -> bool:
     Args:
         optimizer: of any kind.
     """
-    step = inspect.signature(type(optimizer).step).parameters.values()
+    own = getattr(type(optimizer), "step", None)
+    if own is None:  # an object that only holds optimizers, or hands calls on to one
+        return False
+    step = inspect.signature(own).parameters.values()
     named = [one for one in step if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     return sum(one.default is one.empty for one in named) > 1  # the first is `self`
 

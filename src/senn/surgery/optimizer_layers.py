@@ -135,10 +135,11 @@ def unwrap(optimizer: Any) -> Optimizer:
     Raises:
         UnsupportedError: there is none.
     """
-    inner = OptimizerLayers(optimizer).optimizers[0]
+    inner: Any = OptimizerLayers(optimizer).optimizers[0]
     while isinstance(getattr(inner, "optimizer", None), Optimizer):
         inner = inner.optimizer
-    return inner
+    unwrapped: Optimizer = inner
+    return unwrapped
 
 
 def check_holds(optimizer: Any, model: nn.Module) -> None:

@@ -90,7 +90,7 @@ class TrainStep:
     def samples(self, samples: int) -> None:
         self._samples = samples
         if self._grower is not None:
-            self._grower.samples = samples
+            self._grower.samples = samples or None  # 0 before any row was seen
 
     def set_lr(self, factor: float) -> None:
         """Set the learning rate of every parameter group to a fraction of its peak."""
