@@ -54,8 +54,10 @@ def test_growth_keeps_the_function_and_the_graph_follows(name: str, dtype: torch
     trained = in_training(model, inputs)
     receipt = transaction(model, widening(model, graph), graph, probe=inputs)
     assert receipt.output_change is not None
-    assert receipt.output_change <= LARGEST[dtype]
-    assert output_change(trained, in_training(model, inputs)) <= 10 * LARGEST[dtype]
+    # its norms compute in float32 in any model
+    largest = LARGEST[torch.float32 if name == "hf llama" else dtype]
+    assert receipt.output_change <= largest
+    assert output_change(trained, in_training(model, inputs)) <= 10 * largest
     assert [type(module) for module in model.modules()] == classes
     again = analyze(model, inputs)
     assert receipt.graph is not None
@@ -131,13 +133,14 @@ def test_optimizers_go_on(name: str, kind: str) -> None:
     }
     old = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     names = {parameter: full for full, parameter in model.named_parameters()}
+    shapes = {parameter: parameter.shape for parameter in names}
     transaction(model, widening(model, graph), graph, optimizer=optimizer, probe=inputs)
     kept = _kept(graph)
     for parameter, state in old.items():
         new = model.get_parameter(names[parameter])
         for key, value in state.items():
             now = optimizer.state[new][key]
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            if isinstance(value, torch.Tensor) and value.shape == shapes[parameter]:
                 for dim, places in kept(names[parameter], now.shape, value.shape).items():
                     now = now.index_select(dim, places)
             assert torch.equal(torch.as_tensor(now), torch.as_tensor(value)), (

@@ -91,7 +91,11 @@ ENTRIES = (
         ),
         "hf vit": Entry(
             _vit, image(3, 16), {**_VIT, "vit.embeddings.patch_embeddings.projection": 12},
-            never={"classifier": "outputs"}, output=_logits, blocks=["vit.layers.0", "vit.layers.1"],
+            never={
+                "classifier": "outputs",
+                "vit.embeddings.patch_embeddings.projection": "no layer can stand before it",
+            },
+            output=_logits, blocks=["vit.layers.0", "vit.layers.1"],
         ),
     }
     if importlib.util.find_spec("transformers")
