@@ -1,7 +1,7 @@
 """K-FAC preconditioner of an optimizer: which parameters are in which block, and how a batch updates the blocks.
 
-Blocks are kept by Parameter object. Growing a network replaces the Parameters of the maps that it touches, so their
-blocks are dropped and estimated anew, while all others stay.
+Blocks are kept by Parameter object. When a network grows, the blocks of the maps that change are dropped and estimated
+anew (`NaturalGradient.state_made_anew`), while all others stay.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,10 @@ class NaturalGradient(torch.optim.Optimizer):
     >>> losses[-1] < 1e-3 * losses[0]
     True
     """
+
+    # Read by surgery. Factors are averages over batches: a block's are estimated anew once its map has changed.
+    state_made_anew: ClassVar[tuple[str, ...]] = ("_kfac",)
+    step_takes_data: ClassVar[bool] = True
 
     def __init__(
         self,

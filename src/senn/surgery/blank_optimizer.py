@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.compilation import run_eagerly
-from senn.surgery.optimizer_layers import HOOKS, OptimizerLayers
+from senn.surgery.optimizer_layers import HOOKS, OptimizerLayers, takes_data
 
 State = dict[Any, Any]
 
@@ -165,8 +165,10 @@ def start_trial(
         gradient: as a function of a stand-in.
 
     Returns:
-        The trial after its step, or None and what the optimizer raised.
+        The trial after its step, or None and what the optimizer raised; twice None if there is nothing to try.
     """
+    if takes_data(layers):
+        return None, None
     try:
         trial = Trial(layers, values, keep_state=False)
         trial.step(gradient)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS
 
 from senn.errors import UnsupportedError
-from senn.surgery.optimizer_layers import OptimizerLayers, contents
+from senn.surgery.optimizer_layers import OptimizerLayers, contents, made_anew, reachable
 from senn.surgery.starts import MISSING, Starts, Views, tensors_in
 from senn.surgery.state_layout import Uncarried, carried, dims_by_size, dims_by_trial
 from senn.surgery.undo import Resized
@@ -110,6 +110,8 @@ class NestedState:
         """Carry one entry of an optimizer's own state."""
         at = self._starts.views(number, parameter)
         peers = [(one, entry) for one, entry in state.items() if isinstance(one, nn.Parameter)]
+        if getattr(type(self._layers.states[number][0]), "step_takes_data", False):
+            peers = []  # without a trial, a momentum that leads from zero would be taken for an average
         walk = _Walk(self, what=what, owner=parameter, peers=peers)
         try:
             new = walk.visit(state[parameter], at)
@@ -126,6 +128,14 @@ class NestedState:
         if new is not state[parameter]:
             self.log.keep(state)
             state[parameter] = new
+
+    def drop(self, cache: Any) -> None:
+        """Drop what an optimizer holds of changed parameters and makes anew by itself."""
+        for held in reachable(cache):
+            for key in [*held] if isinstance(held, MutableMapping) else ():
+                if isinstance(key, nn.Parameter) and key in self.changes:
+                    self.log.keep(held)
+                    del held[key]
 
     # -- whose something is
 
@@ -266,6 +276,9 @@ class _Walk:
         owners = {} if self._owner is not None else self._nested.owners(value, items, place)
         new: dict[Any, Any] = {}
         for key, item in items.items():
+            if key in made_anew(value):
+                self._nested.drop(item)
+                continue
             owner = owners.get(key)
             if (
                 owner is not None

@@ -126,6 +126,29 @@ def is_plain(layers: OptimizerLayers) -> bool:
     return all(type(one).__module__.startswith("torch.") for one in every)
 
 
+def made_anew(value: Any) -> tuple[str, ...]:
+    """Return the attributes of an optimizer that hold what it makes anew by itself where a parameter has changed.
+
+    Its class names them in `state_made_anew`. Entries in there whose key is a changed parameter are dropped.
+
+    Args:
+        value: of any kind; only optimizers have such attributes.
+    """
+    named: tuple[str, ...] = getattr(type(value), "state_made_anew", ())
+    return named if isinstance(value, Optimizer) else ()
+
+
+def takes_data(layers: OptimizerLayers) -> bool:
+    """Tell whether a step can't be tried, since an optimizer runs the model on a batch: `step_takes_data` of its class.
+
+    New entries of such an optimizer's own state start with zeros.
+
+    Args:
+        layers: the optimizers.
+    """
+    return any(getattr(type(one), "step_takes_data", False) for one in layers.optimizers)
+
+
 def unwrap(optimizer: Any) -> Optimizer:
     """Return the torch optimizer inside wrappers (accelerate's, some libraries' own): the innermost of the first one.
 

@@ -18,7 +18,7 @@ from senn.surgery.adam_clock import set_clocks_back
 from senn.surgery.blank_optimizer import Trial, TrialError
 from senn.surgery.nested_state import ContentsLog, NestedState
 from senn.surgery.optimizer_groups import join_groups
-from senn.surgery.optimizer_layers import OptimizerLayers, is_plain
+from senn.surgery.optimizer_layers import OptimizerLayers, is_plain, takes_data
 from senn.surgery.starts import Starts, tensors_in
 from senn.surgery.undo import Resized, UndoLog
 
@@ -93,7 +93,8 @@ class Migration:
         # Of before the change: optimizers that record names are brought into step by them.
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         self.snapshot = Snapshot(layers)
-        self._tested = not is_plain(layers) and step_error(layers) is None
+        can_be_tried = not is_plain(layers) and not takes_data(layers)
+        self._tested = can_be_tried and step_error(layers) is None
         self.restarted: list[str] = []
 
     def run(self, log: UndoLog) -> None:

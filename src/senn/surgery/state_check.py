@@ -12,7 +12,7 @@ from senn.errors import UnsupportedError, in_one_line
 from senn.surgery.blank_optimizer import Trial, TrialError
 from senn.surgery.index_maps import IndexMap, corner
 from senn.surgery.nested_state import ContentsLog, NestedState
-from senn.surgery.optimizer_layers import OptimizerLayers, is_plain
+from senn.surgery.optimizer_layers import OptimizerLayers, is_plain, takes_data
 from senn.surgery.optimizer_state import step_error
 from senn.surgery.starts import Starts
 from senn.surgery.tensor_data import Data
@@ -67,6 +67,8 @@ def _try(
     """Resize the parameters of a copy along their first two dimensions."""
     values = {one: one.detach() for one in layers.parameters}
     kept = any(any(state.values()) for _, state in layers.states)
+    if takes_data(layers) and not kept:
+        return
     try:
         trial = Trial(layers, values, keep_state=kept)
         if not kept:
@@ -74,7 +76,7 @@ def _try(
     except TrialError:
         return
     copies = trial.layers
-    stepped = step_error(copies) is None
+    stepped = not takes_data(copies) and step_error(copies) is None
     its_names = {other: names.get(one, "?") for one, other in trial.stand_ins.items()}
     changes = {one: _resized(one, its_names[one], layout) for one in copies.parameters}
     for one, change in changes.items():
