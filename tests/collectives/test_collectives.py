@@ -86,9 +86,8 @@ def test_one_that_differs_fails_or_is_missing_ends_all(tmp_path: Path) -> None:
     )
     assert "rank 2 of 3 differs from the others in its policy" in policy[0]
     assert policy[0] == policy[1]
-    assert surgery[0].startswith(
-        "SurgeryError: rank 1 failed to change the model: the outputs changed"
-    )
+    # A change that fails on one rank alone is left out on all of them, and they go on together.
+    assert surgery[0].startswith("rank 1 failed to change the model: the outputs changed")
     assert surgery[0] == surgery[1]
     assert "rank 1 was about to do something else and rank 0 to" in call[0]
     assert call[0] == call[1]

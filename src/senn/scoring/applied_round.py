@@ -114,20 +114,27 @@ class RoundToApply:
         return None
 
     def _transaction(self, moves: list[Move], **limits: Any) -> Receipt:
-        """Make moves, all or nothing."""
+        """Make moves, all or nothing, on all ranks or on none."""
         communicator, probe = self.session.communicator, self.session.probe_inputs
-        with communicator.fail_together("change the model"):
-            return transaction(
-                self.pool.model,
-                moves,
-                self.pool.graph,
-                optimizer=self.optimizer,
-                on_uncarried_state=self.on_uncarried_state,
-                averaged=self.averaged,
-                probe=probe,
-                examples=self.examples,
-                **limits,
-            )
+        receipt = None
+        try:
+            with communicator.fail_together("change the model"):
+                receipt = transaction(
+                    self.pool.model,
+                    moves,
+                    self.pool.graph,
+                    optimizer=self.optimizer,
+                    on_uncarried_state=self.on_uncarried_state,
+                    averaged=self.averaged,
+                    probe=probe,
+                    examples=self.examples,
+                    **limits,
+                )
+        except BaseException:
+            if receipt is not None:  # another rank has failed
+                receipt.undo()
+            raise
+        return receipt
 
     def _attempt(self, moves: list[Move], removals: int) -> AppliedRound:
         """Carry out moves, among them the first so many removals, all or nothing."""
