@@ -95,7 +95,9 @@ def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(
     assert resumed.results["architecture"] == whole.results["architecture"]
     assert len(resumed.history) == len(whole.history) > len(before)
     for one, other in zip(resumed.history, whole.history, strict=True):
-        assert one.keys() == other.keys()
+        # Records that version 1 has written lack what has been added since.
+        assert other.keys() - one.keys() <= {"samples_known", "unit"}
+        assert one.keys() <= other.keys()
         for key in one.keys() - {
             "seconds",
             "text",
@@ -105,7 +107,9 @@ def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(
             "validation",
         }:
             assert one[key] == (
-                pytest.approx(other[key], rel=1e-3) if isinstance(other[key], float) else other[key]
+                pytest.approx(other[key], rel=1e-3, abs=1e-6)
+                if isinstance(other[key], float)
+                else other[key]
             )
 
 
