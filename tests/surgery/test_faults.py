@@ -1,6 +1,7 @@
 """A fault at any line of the surgery leaves everything as it was.
 
-A tracer raises at one line event inside `senn.surgery` after the other. The ordinary run tries each line once, `SENN_ALL=1 pytest tests/surgery/test_faults.py` every event of every move.
+A tracer raises at one line event inside `senn.surgery` after the other. The ordinary run tries each line once,
+`SENN_ALL=1 pytest tests/surgery/test_faults.py` every event of every move on every model.
 """
 
 from __future__ import annotations
