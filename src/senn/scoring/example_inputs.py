@@ -11,6 +11,7 @@ from torch.utils import _pytree as tree
 from senn import pytree
 from senn.collectives import Communicator
 from senn.graph.forward_passes import ForwardPass
+from senn.graph.model_copy import copy_model
 from senn.pytree import Inputs
 from senn.scoring.global_batch import first_inputs
 
@@ -67,7 +68,8 @@ class ExampleInputs:
 
 def _runs(model: nn.Module, inputs: Inputs) -> bool:
     try:
-        ForwardPass(inputs=inputs).run(model)
+        # A copy, since a forward pass that rewrites weights hasn't been noted yet.
+        ForwardPass(inputs=inputs).run(copy_model(model))
     except Exception:
         return False
     return True
