@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import torch
@@ -19,12 +20,23 @@ LARGEST = {torch.float32: 1e-5, torch.float64: 1e-10}
 def prepared(
     name: str, dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, object, DependencyGraph]:
+    """A fresh model of the zoo, inputs, and its graph."""
+    return (*_made(name, dtype), _graph(name, dtype))
+
+
+@functools.cache
+def _graph(name: str, dtype: torch.dtype) -> DependencyGraph:
+    # holds names and positions only, and an analysis costs more than most tests
+    return analyze(*_made(name, dtype))
+
+
+def _made(name: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
     torch.manual_seed(0)
     model = randomised(ZOO[name].build()).to(dtype)
     inputs = pytree.map_leaves(
         lambda x: x.to(dtype) if x.is_floating_point() else x, ZOO[name].inputs(3)
     )
-    return model, inputs, analyze(model, inputs)
+    return model, inputs
 
 
 def widening(model: nn.Module, graph: DependencyGraph, units: int = 1) -> list[Widen]:
