@@ -63,7 +63,7 @@ EVERYDAY = (
 """Errors that calls with wrong arguments raise."""
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """Return an error's class and the first line of its text, without a full stop."""
     text = str(error).strip().split("\n")[0].rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

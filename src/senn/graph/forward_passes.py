@@ -80,7 +80,7 @@ class ForwardPass:
             # Squares, since a sum of logarithms of probabilities, say, may have no gradient.
             parts = [leaf.abs().square().sum() for leaf in found]
             if parts:
-                torch.stack([part.double() for part in parts]).sum().backward()
+                torch.stack([part.double() for part in parts]).sum().backward()  # type: ignore[no-untyped-call]
 
     @property
     def mode(self) -> str:
@@ -91,7 +91,7 @@ class ForwardPass:
 def _random_states() -> list[Tensor]:
     """States of the global generators that a pass may draw from."""
     states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states += torch.cuda.get_rng_state_all()
     return states
 

@@ -85,7 +85,8 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _culprit(model: nn.Module, memo: dict[int, Any]) -> str:
     """Return the name of the innermost module that can't be copied; empty for the model's own attributes."""
-    for name, module in reversed([*model.named_modules()]):
+    modules: list[tuple[str, nn.Module]] = [*model.named_modules()]
+    for name, module in reversed(modules):
         try:
             copy.deepcopy(module, {**memo})
         except Exception:

@@ -209,7 +209,7 @@ class Grower(GrowerSettings, GrowerMemory):
             self._look_at_optimizer()
         self._look_at(inputs, count)
         if self._session is None:
-            self._session = self._new_session(self._graph)
+            self._session = self._new_session(self.graph)
         loss = self._session.add_batch(inputs, targets, weights)
         self._realize(loss)
         return loss

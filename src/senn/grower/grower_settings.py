@@ -28,6 +28,7 @@ from senn.policies import Budget, check_moves, policy_rule
 from senn.surgery.averages import find_copy
 from senn.surgery.optimizer_layers import check_holds, untrained
 from senn.surgery.state_check import check_state_follows, has_state
+from senn.surgery.transaction import UncarriedState
 
 RANGES: Mapping[str, Rule] = {
     "loss": callable_("a function loss(outputs, targets)"),
@@ -61,7 +62,7 @@ class GrowerSettings:
     budget: Budget
     moves: tuple[str, ...]
     optimizer: Any
-    on_uncarried_state: str
+    on_uncarried_state: UncarriedState
     rejections: list[str]
     _untrained: tuple[str, ...] = ()
     _state_tried: bool = True

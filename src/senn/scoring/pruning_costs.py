@@ -23,7 +23,7 @@ class PruningCosts:
         locations: rows per sample.
     """
 
-    def __init__(self, inverse: FactorInverse, weights: Tensor, locations: int) -> None:
+    def __init__(self, inverse: FactorInverse, weights: Tensor, locations: float) -> None:
         self.locations = locations
         self._start = inverse
         self._now: Tensor | None = None  # dense, so made only once a column goes

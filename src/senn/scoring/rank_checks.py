@@ -223,7 +223,7 @@ def _in_words(one: Candidate) -> str:
 
 def analyzed(
     model: nn.Module,
-    examples: Sequence[Inputs],
+    examples: Iterable[Inputs],
     ignore: Sequence[str],
     moves: Sequence[str] = (*MOVES,),
     untrained: Sequence[str] = (),

@@ -142,7 +142,10 @@ def after_block(
         if call.live is not None:
             live = live_gradients(output, ends, call.live != 0)
     found = {}
-    for name, *of_map in zip(edges, output_grads, pseudo_grads, live, strict=True):
+    for name, output_grad, pseudo_grad, alive in zip(
+        edges, output_grads, pseudo_grads, live, strict=True
+    ):
+        of_map = (output_grad, pseudo_grad, alive)
         if name in normed:
             rows = _norm_rows(normed[name][0], *of_map)
         else:

@@ -377,7 +377,7 @@ class _Walk:
                 product += float((entry.double() * former.double()).sum())
                 squares += float(entry.double().square().sum())
                 own += float(former.double().square().sum())
-        return product > _MUCH_ALIKE * (squares * own) ** 0.5
+        return bool(product > _MUCH_ALIKE * (squares * own) ** 0.5)
 
 
 def _inside(value: Any, key: Any) -> Any:

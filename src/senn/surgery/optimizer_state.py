@@ -148,7 +148,7 @@ class Migration:
     def _check_joined(self, log: UndoLog) -> None:
         """Check that the new layers' parameters have found a group, and one that can train them."""
         held = self._layers.parameters
-        joined = {}
+        joined: dict[nn.Parameter, None] = {}
         for inserted in log.inserted:
             mine = {one: None for one in inserted.neighbors if one in held}
             if inserted.neighbors and not mine:

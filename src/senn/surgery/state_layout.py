@@ -110,7 +110,7 @@ def carried(
     runs: list[int | None] = []
     for size, many in zip(value.shape, dims, strict=True):
         for dim in many or (None,):
-            if dim in changed:
+            if dim is not None and dim in changed:
                 layouts[len(runs)] = changed[dim]
             old_sizes.append(size if dim is None else shape[dim])
             runs.append(dim)
@@ -125,7 +125,11 @@ def carried(
         raise Uncarried(f"would have shape {whole}, and starts with {list(start.shape)}")
     else:
         into = start.detach().to(value.device, value.dtype, copy=True).reshape(new_sizes)
-    twice = [dim for dim, count in Counter(runs).items() if count > 1 and dim in changed]
+    twice = [
+        dim
+        for dim, count in Counter(runs).items()
+        if dim is not None and count > 1 and dim in changed
+    ]
     first = into.clone() if twice else into
     into = place(value.reshape(old_sizes), layouts, into)
     for dim in twice:
