@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
-import warnings
+import logging
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from senn.surgery.undo import UndoLog
 
+logger = logging.getLogger("senn")
+
 Shape = tuple[int, ...]
 Numbers = dict[str, int]
 Sizes = tuple[dict[str, Shape], dict[str, tuple[type, Numbers]]]
 """Shapes of the state's tensors by full name, and (class, whole numbers) of each module by path."""
+
+
+_told: WeakSet[nn.Module] = WeakSet()
+"""Models of which it was said that their configuration lags behind: once is enough."""
 
 
 def update_config(model: nn.Module) -> bool:
@@ -45,11 +52,13 @@ def follow_config(log: UndoLog) -> None:
         return
     news = _new_numbers(model)
     if news is None:
-        warnings.warn(
-            f"the configuration of this {type(model).__name__} can't say its sizes any more, so from_pretrained won't "
-            "load what save_pretrained writes: use senn.save(folder, model) and senn.load(folder, into=a new model)",
-            stacklevel=2,
-        )
+        if model not in _told:
+            _told.add(model)
+            logger.warning(
+                "the configuration of this %s can't say its sizes any more, so from_pretrained won't load what "
+                "save_pretrained writes: use senn.save(folder, model) and senn.load(folder, into=a new model)",
+                type(model).__name__,
+            )
         return
     held = vars(config)
     log.exchange([(held, key, held[key], new) for key, new in news.items() if key in held])
