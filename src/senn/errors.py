@@ -1,9 +1,15 @@
-"""Errors that senn raises: one sentence each, which names what is wrong."""
+"""Errors and warnings of senn: one sentence each, which names what is wrong."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import torch
 
 __all__ = [
     "DivergenceError",
@@ -61,6 +67,23 @@ EVERYDAY = (
     NotImplementedError,
 )
 """Errors that calls with wrong arguments raise."""
+
+
+INNER_FILES = (str(Path(__file__).parent), str(Path(torch.__file__).parent), contextlib.__file__)
+"""Where frames between a caller's line and a warning lie: this package and what decorates its functions."""
+
+
+def warn(sentence: str) -> None:
+    """Give a warning at the line of the caller's own code, the first frame outside of this package.
+
+    Args:
+        sentence: what the user should know.
+    """
+    frame, depth = sys._getframe(1), 2
+    # `skip_file_prefixes` does the same from Python 3.12 on.
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INNER_FILES):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(sentence, UserWarning, stacklevel=depth)
 
 
 def in_one_line(error: BaseException) -> str:

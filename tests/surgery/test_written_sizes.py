@@ -75,8 +75,9 @@ def test_a_rank_that_nothing_computes_with_follows_growth_pruning_and_undo(key: 
 def test_a_rank_that_the_forward_pass_computes_with_stays_and_is_named() -> None:
     model = Net(computes=True)
     graph, name = lora(model)
-    with pytest.warns(UserWarning, match="'r' of 'first' says a rank that has changed"):
+    with pytest.warns(UserWarning, match="'r' of 'first' says a rank that has changed") as caught:
         receipt = transaction(model, [widen(model, graph, name, 1)], graph, probe=X)
+    assert [one.filename for one in caught] == [__file__]  # not a line of the library
     assert receipt.output_change < 1e-6
     assert model.first.r == 2
 

@@ -202,8 +202,9 @@ def test_one_failing_candidate_does_not_cost_the_round():
     grower.observe(x, y)
     # From now on the forward reads an attribute of the place that was free when it was looked at.
     model.code = lambda m, x: m.head(hidden(m, x).to(m.head.weight.dtype))
-    with pytest.warns(UserWarning, match="other changes go on"):
+    with pytest.warns(UserWarning, match="other changes go on") as caught:
         events = grower.grow([(x, y)])
+    assert [one.filename for one in caught] == [__file__]  # not a line of the library
     refused = [
         one.place for one in grower.graph.refusals if one.reason.startswith("a change failed")
     ]

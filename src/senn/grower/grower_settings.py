@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,7 @@ from senn._validate import (
 )
 from senn.candidates.candidate_config import CandidateConfig
 from senn.collectives import Communicator
-from senn.errors import SennError
+from senn.errors import SennError, warn
 from senn.policies import Budget, check_moves, policy_rule
 from senn.surgery.averages import find_copy
 from senn.surgery.optimizer_layers import check_holds, untrained
@@ -115,7 +114,7 @@ class GrowerSettings:
             if {*self.moves} == {"prune"}:
                 raise SennError(f"nothing can be removed: {reason}")
             sentence = f"removals are left out: {reason}"
-            warnings.warn(sentence, stacklevel=4)
+            warn(sentence)
             self.rejections.append(sentence)
             self.moves = check_moves([move for move in self.moves if move != "prune"])
         # Without state it was tried on a step from random gradients; then once more on its own.

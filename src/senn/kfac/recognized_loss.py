@@ -6,7 +6,7 @@ So each such operation in the graph is one term
 
     H = J^T total (diag(p) - p p^T) J       total = - sum_c dL / d log p_c
 
-if what it reads is a re-indexing of the outputs, which number plates pulled back through J tell. None of this is
+if what it reads is a re-indexing of the outputs, which index tensors pulled back through J tell. None of this is
 believed: a random product with the Hessian must equal that of autograd (Freivalds 1977), or the loss counts as unknown.
 """
 
@@ -141,15 +141,15 @@ def _at_outputs(graph: LossGraph, one: _Likelihood) -> SoftmaxHessian | None:
     shape, samples = one.log_p.shape, len(graph.leaf)
     dim = one.dim % len(shape)
     classes = shape[dim]
-    # number plates: the position and the class of each entry, from 1
+    # index tensors: the position and the class of each entry, from 1
     positions = torch.arange(1, one.log_p.numel() // classes + 1, device=one.log_p.device)
     without = (*shape[:dim], 1, *shape[dim + 1 :])
     one_class = [1] * len(shape)
     one_class[dim] = classes
     number = torch.arange(1, classes + 1, device=one.log_p.device)
     pulled = [
-        graph.pull(one.edge, plates.to(one.log_p.dtype).expand(shape))
-        for plates in (positions.view(without), number.view(one_class))
+        graph.pull(one.edge, indices.to(one.log_p.dtype).expand(shape))
+        for indices in (positions.view(without), number.view(one_class))
     ]
     if pulled[0] is None or pulled[1] is None:
         return None
@@ -158,14 +158,14 @@ def _at_outputs(graph: LossGraph, one: _Likelihood) -> SoftmaxHessian | None:
     factor = float(extreme) / classes
     if not factor:
         return None
-    plates = [(plate / factor).round() for plate in pulled if plate is not None]
+    indices = [(index / factor).round() for index in pulled if index is not None]
     rows_log_p = one.log_p.movedim(dim, -1).reshape(-1, classes)
     total = (samples * factor**2) * one.total.movedim(dim, -1).flatten()
     for layout, axis in _layouts(graph.leaf.shape, classes):
-        arranged = [plate.view(layout) for plate in plates]
+        arranged = [index.view(layout) for index in indices]
         # most layouts are ruled out by a sample alone
         first = int((arranged[1] != 0).flatten(1).any(1).nonzero()[0, 0])
-        if _lines([plate[first : first + 1] for plate in arranged], axis, classes) is not None:
+        if _lines([index[first : first + 1] for index in arranged], axis, classes) is not None:
             lines = _lines(arranged, axis, classes)
             if lines is not None:
                 return _softmax(rows_log_p, total, lines, graph.leaf.view(layout), axis)
@@ -204,9 +204,9 @@ class _Lines:
     order: Tensor
 
 
-def _lines(plates: list[Tensor], axis: int, classes: int) -> _Lines | None:
+def _lines(indices: list[Tensor], axis: int, classes: int) -> _Lines | None:
     """Read the lines along an axis; None if it isn't that of the classes."""
-    position, number = (plate.movedim(axis, -1).flatten(0, -2) for plate in plates)
+    position, number = (index.movedim(axis, -1).flatten(0, -2) for index in indices)
     used = (number != 0).any(1)
     if not used.any():
         return None

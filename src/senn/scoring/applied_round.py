@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from senn.errors import SurgeryError
+from senn.errors import SurgeryError, warn
 from senn.graph import DependencyGraph, Refusal
 from senn.graph.trained_places import without_untrained
 from senn.policies import Candidate
@@ -102,7 +101,7 @@ class RoundToApply:
                 continue
             self.rejections.append(str(reason))
             self.failed.append(Refusal(place=place_of(move), reason=f"a change failed: {reason}"))
-            warnings.warn(f"{reason}; other changes go on", stacklevel=4)
+            warn(f"{reason}; other changes go on")
         return good
 
     def _objection(self, moves: list[Move]) -> SurgeryError | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from senn import pytree
 from senn.collectives import Communicator
-from senn.errors import SennError, UnsupportedError
+from senn.errors import SennError, UnsupportedError, warn
 from senn.graph import DependencyGraph
 from senn.graph.trained_places import without_untrained
 from senn.policies import MOVES, Candidate, Policy
@@ -92,10 +91,9 @@ def number_of_samples(batches: Iterable[Any]) -> int | None:
     try:
         return len(dataset)
     except (TypeError, NotImplementedError):
-        warnings.warn(
+        warn(
             f"the data set ({type(dataset).__name__}) has no length, so prices count the samples that are scored "
             "instead of all that training has: give the grower samples=...",
-            stacklevel=4,
         )
         return None
 
@@ -254,7 +252,7 @@ def analyzed(
     sentence = f"the model has no place to grow{limit} ({reasons or 'it has no linear maps'})"
     if "depth" in moves and any(NO_LAYER in refusal.reason for refusal in graph.refusals):
         # Places that can't take a layer now may be free once the forward pass is written otherwise.
-        warnings.warn(sentence, stacklevel=2)
+        warn(sentence)
         return graph
     raise SennError(sentence)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import warnings
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from senn.errors import SurgeryError, in_one_line
+from senn.errors import SurgeryError, in_one_line, warn
 from senn.surgery.undo import UndoLog
 
 
@@ -58,10 +57,9 @@ def check_steps_in_backward(log: UndoLog) -> None:
     """
     for inserted in log.inserted:
         if any(map(_is_stepped, inserted.neighbors.values())):
-            warnings.warn(
+            warn(
                 f"the layer {inserted.what} has no post-accumulate hook, unlike the parameters beside it: if an "
                 "optimizer steps in these hooks, register one for each of the layer's parameters",
-                stacklevel=2,
             )
     stepped = {one: change for one, change in log.resized.items() if _is_stepped(one)}
     if not stepped:

@@ -20,7 +20,7 @@ Sizes = tuple[dict[str, Shape], dict[str, tuple[type, Numbers]]]
 """Shapes of the state's tensors by full name, and (class, whole numbers) of each module by path."""
 
 
-_told: WeakSet[nn.Module] = WeakSet()
+_reported: WeakSet[nn.Module] = WeakSet()
 """Models of which it was said that their configuration lags behind: once is enough."""
 
 
@@ -52,8 +52,8 @@ def follow_config(log: UndoLog) -> None:
         return
     news = _new_numbers(model)
     if news is None:
-        if model not in _told:
-            _told.add(model)
+        if model not in _reported:
+            _reported.add(model)
             logger.warning(
                 "the configuration of this %s can't say its sizes any more, so from_pretrained won't load what "
                 "save_pretrained writes: use senn.save(folder, model) and senn.load(folder, into=a new model)",

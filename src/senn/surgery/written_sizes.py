@@ -6,7 +6,6 @@ the numbers that a forward pass computes with by following it; those here only t
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from senn.errors import warn
 from senn.graph.types import ChannelGroup, DependencyGraph
 from senn.surgery.moves import Prune, Widen
 from senn.surgery.plan_types import SurgeryPlan
@@ -162,10 +162,9 @@ def follow_written_sizes(
             for several, log in zip(found[1:], logs[1:], strict=True):
                 log.exchange([several[number].swap()])
         elif size.attribute in RANKS:
-            warnings.warn(
+            warn(
                 f"{size.attribute!r} of '{size.name}' says a rank that has changed, and can't follow: its forward pass "
                 "computes with it, or several maps share it, or no batch shows that nothing does",
-                stacklevel=2,
             )
     for several, log in zip(found, logs, strict=True):
         log.exchange(_adapter_patterns(log.model, {size.module for size in several}))
