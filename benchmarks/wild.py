@@ -1,7 +1,8 @@
 """Models of public packages, as nobody prepared them: what can change size, whether it does so exactly, what breaks.
 
     python -m venv wild && wild/bin/pip install -c constraints.txt -e ".[wild]"
-    wild/bin/python benchmarks/wild.py [--only TEXT] [--pruning] [--jobs 1] [--out benchmarks/results/wild.json]
+    wild/bin/python benchmarks/wild.py [--only TEXT] [--pruning] [--jobs 1] [--limit 600]
+        [--out benchmarks/results/wild.json]
 
 Each model runs in a process of its own, in a small configuration, in float64, with all parameters and statistics
 disturbed so that no zero hides anything. Channel groups are widened by the least number of units, three of them alone
@@ -13,21 +14,24 @@ saved and loaded into a fresh small one. `--pruning` adds torch-pruning 1.6.1, c
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from wild_models import MODELS, Batch
+from wild_reasons import is_vague
 
 import senn
 from senn import pytree
@@ -35,7 +39,6 @@ from senn.graph import ChannelGroup, DependencyGraph
 from senn.policies import Candidate, Policy
 from senn.surgery import Prune, Widen, transaction
 
-TIMEOUT = 300
 TOLERANCE = 1e-6
 """Largest relative change of outputs that counts as rounding: some models (RMSNorms) go through float32 inside."""
 
@@ -145,7 +148,10 @@ def surgery(model: nn.Module, batch: Batch, found: dict[str, Any]) -> None:
     graph = senn.analyze(model, batch(2))
     found["groups"], found["blocks"] = len(graph.groups), len(graph.residual_blocks)
     found["points"] = len(graph.insertion_points)
-    found["refusals"] = {one.place or "(the model)": one.reason for one in graph.refusals}
+    found["refusals"] = [
+        {"place": one.place or "(the model)", "reason": one.reason, "line": one.line}
+        for one in graph.refusals
+    ]
     found["worst"] = 0.0
     names = [group.name for group in graph.groups]
     if not names:
@@ -224,11 +230,11 @@ def examine(name: str, *, pruning: bool) -> dict[str, Any]:
         made = []
         for _ in range(3):
             torch.manual_seed(0)
-            model, batch = MODELS[name].build()
+            model = MODELS[name].model()
             disturb(model)
             made.append(model.double().eval())
         model, fresh, victim = made
-        batch = as_double(batch)
+        batch = as_double(MODELS[name].batch)
         found["parameters"] = sum(one.numel() for one in model.parameters())
         stage = "surgery"
         surgery(model, batch, found)
@@ -248,29 +254,50 @@ def examine(name: str, *, pruning: bool) -> dict[str, Any]:
     return found
 
 
-def in_process(name: str, pruning: bool) -> dict[str, Any]:
-    """Run `examine` in a process of its own, with a limit of time."""
-    command = [sys.executable, __file__, "--one", name, *(["--pruning"] if pruning else [])]
+def in_process(name: str, pruning: bool, limit: float) -> dict[str, Any]:
+    """Run `examine` in a process of its own.
+
+    Args:
+        name: of the model.
+        pruning: True to run torch-pruning beside.
+        limit: seconds that it may take.
+    """
+    found: dict[str, Any] = {"model": name, "package": MODELS[name].package}
+    # A server that has imported what all need: a fork of it costs no import.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["wild", "torch_pruning"])
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send, args=(sender, name, pruning))
+    child.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
-    except subprocess.TimeoutExpired:
-        return {"model": name, "package": MODELS[name].package, "failed": "time"}
-    except (IndexError, json.JSONDecodeError):
-        return {
-            "model": name,
-            "package": MODELS[name].package,
-            "failed": "crash",
-            "error": done.stderr[-400:],
-        }
+        found = receiver.recv() if receiver.poll(limit) else {**found, "failed": "time"}
+    except EOFError:  # the child is gone without a word
+        child.join()
+        found |= {"failed": "crash", "error": f"exit code {child.exitcode}"}
+    child.kill()
+    child.join()
+    return found
+
+
+def _send(sender: Connection, name: str, pruning: bool) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    with redirect_stdout(io.StringIO()):  # some packages print what they build
+        found = examine(name, pruning=pruning)
+    sender.send(found)
+
+
+def vague_places(found: dict[str, Any]) -> int:
+    """Count the refused places of a model whose reason is vague."""
+    return sum(is_vague(one["reason"], one["line"]) for one in found.get("refusals", ()))
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """The results as a table in Markdown."""
     lines = [
-        "| model | groups | blocks | refused | worst change | a round | saved and loaded | torch-pruning |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | groups | blocks | refused | vague | worst change | a round | saved and loaded | torch-pruning |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in results:
         failed = one["failed"]
@@ -279,6 +306,7 @@ def table(results: list[dict[str, Any]]) -> str:
             one.get("groups", "-"),
             one.get("blocks", "-"),
             len(one.get("refusals", ())),
+            vague_places(one),
             f"{one['worst']:.0e}" if "worst" in one else f"{failed}: {one.get('error', '')[:60]}",
             len(one["events"]) if "events" in one else (failed or "-"),
             f"{one['loaded']:.0e}" if "loaded" in one else "-",
@@ -293,26 +321,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="models whose name or package has this text")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--pruning", action="store_true", help="run torch-pruning beside")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the results to this file, as JSON")
+    parser.add_argument("--jobs", type=int, default=1, help="models at once")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for one model")
+    parser.add_argument("--out", type=Path, help="results as JSON; rows that it has are replaced")
     args = parser.parse_args()
-    if args.one:
-        torch.set_num_threads(1)
-        warnings.simplefilter("ignore")
-        print(json.dumps(examine(args.one, pruning=args.pruning)))
-        return
     names = [name for name, one in MODELS.items() if args.only in f"{name} {one.package}"]
-    results = []
+    known = json.loads(args.out.read_text()) if args.out and args.out.exists() else []
+    results = {found["model"]: found for found in known if found["model"] in MODELS}
     with ThreadPoolExecutor(args.jobs) as pool:
-        for found in pool.map(lambda name: in_process(name, args.pruning), names):
-            results.append(found)
+        for found in pool.map(lambda name: in_process(name, args.pruning, args.limit), names):
+            results[found["model"]] = found
             state = found["failed"] or "fine"
             print(f"{found['model']}: {state} {found.get('error', '')[:150]}", flush=True)
-    print(table(results))
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+            if args.out:  # after each model, so that a run that is stopped has cost nothing
+                rows = [results[name] for name in MODELS if name in results]
+                args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table([results[name] for name in MODELS if name in results]))
 
 
 if __name__ == "__main__":

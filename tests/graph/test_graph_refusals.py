@@ -123,6 +123,14 @@ def test_refused_groups_say_why(case):
     assert {"a", "b"} & set(graph.scored_maps)
 
 
+def test_a_size_that_a_call_fixes_is_refused_with_the_line_of_the_call():
+    model = Net(lambda m, x: m.b(m.a(x).view(x.shape[0], 2, 2).flatten(1)), a=(3, 4), b=(4, 2))
+    (refused,) = [one for one in analyze(model, batch(5, 3)).refusals if one.place == "a"]
+    assert refused.reason == f"its size is fixed by view in {OWN}"
+    assert refused.line.startswith("test_graph_refusals.py:")
+    assert "view(x.shape[0], 2, 2)" in refused.line
+
+
 def test_a_group_whose_size_is_fixed_leaves_the_others():
     model = Net(lambda m, x: m.c(m.b(m.a(x)).view(5, 5)), a=(3, 4), b=(4, 5), c=(5, 2))
     graph = analyze(model, batch(5, 3))

@@ -73,7 +73,7 @@ def build_groups(
             continue
         try:
             if one.reason is not None:
-                raise NoSolutionError(one.reason)
+                raise NoSolutionError(one.reason, one.line)
             change = solver.solve(number)
             members = sorted(symbol for symbol in change if isinstance(symbol, int))
             # Coupling needn't be symmetric: one class may change alone that another can't change without.
@@ -83,7 +83,7 @@ def build_groups(
             groups.append(builder.group(number, members, change))
             taken |= dict.fromkeys(members, one.name)
         except NoSolutionError as reason:
-            refused.append(Refusal(place=one.name, reason=str(reason), line=one.line))
+            refused.append(Refusal(place=one.name, reason=str(reason), line=reason.line))
     return FoundGroups(
         groups=groups,
         refusals=refused,

@@ -174,7 +174,7 @@ def _confirm(
         # The new columns of a group of one unit went to the wrong places: try again, with what is known now.
         return _confirm(model, passes, resolved, ignored)
     if not all(is_close(trial, old, new) for old, new in zip(before, after, strict=True)):
-        raise _FailedError(_difference(groups))
+        raise _FailedError(_difference(groups[-1]))  # the last one is tried
     return groups
 
 
@@ -221,21 +221,28 @@ def _fan_in_scale(weight: Tensor) -> float:
     return 1 / math.sqrt(max(weight[0].numel(), 1))
 
 
-def _difference(groups: Groups) -> str:
-    """Explain a difference of the outputs."""
-    normed = next((group for group in groups if group.norms), None)
-    if normed is None:
+def _difference(group: ChannelGroup) -> str:
+    """Explain a difference of the outputs of a copy in which a group is wider."""
+    if not group.norms:
         return "the outputs depend on the number of its units"
-    norm = next((norm for norm in normed.norms if norm.obstacle is not None), normed.norms[0])
+    norm = next((norm for norm in group.norms if norm.obstacle is not None), group.norms[0])
     name = norm.module or "the model's own forward"
     start = f"{name} normalizes over its units, and what enters there can't be kept as it was"
     if norm.obstacle is not None and norm.kind == "layer":
-        others = [other.module for other in normed.norms if other.module]
+        others = [other.module for other in group.norms if other.module]
         if any(norm.obstacle.startswith(f"{other} (") for other in others):
             return f"{start}: it has gone through another norm, {norm.obstacle}; only twice as many units would do"
         return f"{start}: {norm.obstacle} comes before, so the mean over the units depends on each of them"
-    if any(norm.fixed_eps for norm in normed.norms):
+    if any(norm.fixed_eps for norm in group.norms):
         return f"{start}: the small number in its root (eps) stands in the code, and not in an attribute"
+    made = {coupled.name for coupled in group.dims_of("producer")}
+    for norm in group.norms:
+        both = [tensor for tensor, _ in norm.scaled if tensor in made]
+        if both:
+            return (
+                f"{norm.module or name} normalizes over its units and has no weight to make up for it: {both[0]}, "
+                "which reads them there, makes them as well"
+            )
     return start
 
 

@@ -24,6 +24,7 @@ from senn.graph.sizes.symbolic_int import (
     SymbolicShape,
     TensorMeta,
 )
+from senn.graph.source_lines import running_line
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
 # Attributes that never count units. Whatever is missing here is only followed in vain: it costs replays in the solver.
@@ -62,6 +63,7 @@ class RecordedCall:
         kwargs: its keyword arguments, likewise.
         results: the tensors that it returned.
         place: the module that called it, for messages.
+        line: line of the forward's code that did.
     """
 
     function: Any
@@ -69,6 +71,7 @@ class RecordedCall:
     kwargs: dict[str, Any]
     results: list[TensorMeta]
     place: str
+    line: str
 
     @property
     def sources(self) -> list[IntSource]:
@@ -113,10 +116,15 @@ class SizeTracker:
         """Record a comparison, unless it belongs to a function that is replayed as a whole."""
         if self.inside:
             return
-        place = self.trace.place
-        self.guards.append(
-            SizeGuard(compare=compare, left=left, right=right, outcome=outcome, place=place)
+        guard = SizeGuard(
+            compare=compare,
+            left=left,
+            right=right,
+            outcome=outcome,
+            place=self.trace.place,
+            line=running_line(),
         )
+        self.guards.append(guard)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -211,11 +219,15 @@ class SizeTracker:
             return leaf.source if isinstance(leaf, SymbolicInt) else leaf
 
         args, kwargs = pytree.tree_map(without_data, (_with_tuples(args), _with_tuples(kwargs)))
-        self.calls.append(
-            RecordedCall(
-                function=function, args=args, kwargs=kwargs, results=results, place=self.trace.place
-            )
+        call = RecordedCall(
+            function=function,
+            args=args,
+            kwargs=kwargs,
+            results=results,
+            place=self.trace.place,
+            line=running_line(),
         )
+        self.calls.append(call)
 
 
 def _with_tuples(tree: Any) -> Any:

@@ -74,7 +74,19 @@ class _IrregularError(Exception):
 
 
 class NoSolutionError(Exception):
-    """A label class can't change; the message says why."""
+    """A label class can't change.
+
+    Attributes:
+        line: line of the forward's code that is why; empty if it isn't known.
+
+    Args:
+        reason: why, as the rest of a sentence about the label class.
+        line: the attribute.
+    """
+
+    def __init__(self, reason: str, line: str = "") -> None:
+        super().__init__(reason)
+        self.line = line
 
 
 @dataclass(kw_only=True, eq=False)
@@ -160,15 +172,15 @@ class SizeSolver:
             self.classes.all[number].width == 1
         ):  # a single unit shows no dimension: the widened copy will tell
             return self._with_counts({number: 1})
-        failure = ""
-        for amount in self._amounts(
-            number
-        ):  # in ascending order: the smallest possible change wins
+        failure = None
+        # In ascending order: the smallest possible change wins.
+        for amount in self._amounts(number):
             self.checks = 0
             found, failure = self._complete(self._with_counts({number: amount}))
             if found is not None:
                 return found
-        raise NoSolutionError(failure)
+        assert failure is not None  # a change by one unit is always tried
+        raise failure
 
     def _amounts(self, number: int) -> list[int]:
         """Numbers of units that a change may need: one, or the positions of another class's unit.
@@ -190,7 +202,9 @@ class SizeSolver:
                 sizes |= set(dim.values())
         return sizes - {0}
 
-    def _complete(self, change: dict[Symbol, int]) -> tuple[dict[Symbol, int] | None, str]:
+    def _complete(
+        self, change: dict[Symbol, int]
+    ) -> tuple[dict[Symbol, int] | None, NoSolutionError | None]:
         """Add what must change along.
 
         A depth-first search: the first constraint that fails is repaired in each possible way, until all hold.
@@ -200,15 +214,16 @@ class SizeSolver:
         """
         broken = self._broken(change)
         if broken is None:
-            return change, ""
-        failure = f"its size is fixed by {broken.name} in {broken.what.place}"
+            return change, None
+        what = broken.what
+        failure = NoSolutionError(f"its size is fixed by {broken.name} in {what.place}", what.line)
         for more in self._repairs(broken, change):
             # The search is exponential in the number of symbols.
             if self.checks > MOST_CHECKS:
                 break
             found, inner = self._complete({**change, **more})
             if found is not None:
-                return found, ""
+                return found, None
             failure = inner or failure
         return None, failure
 

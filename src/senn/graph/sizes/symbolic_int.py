@@ -95,6 +95,7 @@ class SizeGuard:
         right: its right operand.
         outcome: its result in the traced pass.
         place: the module that made it, for messages.
+        line: line of the forward's code that did.
     """
 
     compare: Compare
@@ -102,6 +103,7 @@ class SizeGuard:
     right: IntSource
     outcome: bool
     place: str
+    line: str
 
     @property
     def sources(self) -> list[IntSource]:
