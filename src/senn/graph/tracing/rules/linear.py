@@ -39,33 +39,34 @@ _COMPUTED = "its units are read by a weight that is computed from"
 
 def _matrix_product(trace: TraceRecorder, call: Call) -> None:
     """`mm` and `addmm`: a linear map if a factor is a weight, else a product of activations."""
-    arguments = call.arguments
-    # With other factors, `addmm` isn't W a + b, and what is recorded of it would be wrong.
-    plain = arguments.get("alpha", 1) == 1 and arguments.get("beta", 1) == 1
-    if "mat1" in arguments:  # addmm
-        first, second, bias = arguments["mat1"], arguments["mat2"], arguments["self"]
-    else:
-        first, second, bias = arguments["self"], arguments["mat2"], None
-    if plain:
-        _product_with_bias(trace, call, first, second, bias)
+    if _is_unscaled(call):
+        _product_with_bias(trace, call, *_operands(call, "mat1", "mat2"))
     else:
         trace.refuse_call(call)
 
 
 def _batched_product(trace: TraceRecorder, call: Call) -> None:
     """`bmm` and `baddbmm`: of a stack of weights, or of two activations."""
-    arguments = call.arguments
-    plain = arguments.get("alpha", 1) == 1 and arguments.get("beta", 1) == 1
-    if "batch1" in arguments:  # baddbmm
-        first, second, bias = arguments["batch1"], arguments["batch2"], arguments["self"]
-    else:
-        first, second, bias = arguments["self"], arguments["mat2"], None
-    if plain:
+    first, second, bias = _operands(call, "batch1", "batch2")
+    if _is_unscaled(call):
         _product_with_bias(trace, call, first, second, bias)
     elif trace.is_labeled(bias):
         trace.refuse_call(call)
     else:
         _multiply(trace, call, first, second)
+
+
+def _is_unscaled(call: Call) -> bool:
+    """With other factors, `addmm` isn't W a + b, and what is recorded of it would be wrong."""
+    return bool(call.arguments.get("alpha", 1) == 1 and call.arguments.get("beta", 1) == 1)
+
+
+def _operands(call: Call, first: str, second: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return both factors and the bias of a product; `mm` and `bmm` have none, and call their own factors otherwise."""
+    arguments = call.arguments
+    if first in arguments:
+        return arguments[first], arguments[second], arguments["self"]
+    return arguments["self"], arguments["mat2"], None
 
 
 def _product_with_bias(
