@@ -25,8 +25,10 @@ class CandidateConfig:
         copy_fraction: fraction of the units that are perturbed copies of existing ones.
         data_direction_fraction: fraction of the others whose direction follows the data; the rest is uniform.
         residual_units: candidate units of a residual layer at each insertion point; 0 for no such layers.
-        identity_bases: random bases of an identity insertion at each insertion point; 0 for no such layers. There are
-            none before maps with more than 8,192 outputs, such as heads over a vocabulary.
+        identity_bases: random bases of an identity insertion at each insertion point; 0 for no such layers. None for
+            two, or as many as have 2,048 columns together (128 where a sample has several locations, such as tokens):
+            none before wide maps, where the moments of so many columns cost more than training does. In any case there
+            are none before maps with more than 8,192 outputs, such as heads over a vocabulary.
         ascent_steps: steps of gradient ascent of log D' on the incoming parameters of candidate units.
         ascent_step_size: length of the first step, relative to the norm of a unit's incoming parameters; adapted later.
         activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of
@@ -47,7 +49,7 @@ class CandidateConfig:
     copy_fraction: float = 0.0
     data_direction_fraction: float = 1.0
     residual_units: int = 16
-    identity_bases: int = 2
+    identity_bases: int | None = None
     ascent_steps: int = 0
     ascent_step_size: float = 0.1
     activation: str | None = None
@@ -57,7 +59,7 @@ class CandidateConfig:
         "copy_fraction": fraction(),
         "data_direction_fraction": fraction(),
         "residual_units": whole(low=0),
-        "identity_bases": whole(low=0),
+        "identity_bases": whole(low=0).or_none(),
         "ascent_steps": whole(low=0),
         "ascent_step_size": positive(),
         "activation": activation_name().or_none(),

@@ -126,6 +126,10 @@ class RecordedSamples:
             # In nats, as the policy's prices are, which it is compared with.
             self.loss = loss / metric.loss_per_nat(loss, outputs, labels)
 
+    def locations(self, name: str) -> int:
+        """Rows per sample of a map, of all calls together."""
+        return self._parts[0].layouts[name].locations
+
     def _affordable(self, taken: int) -> int:
         """Number of samples, of the first `taken`, with `MOST_ROWS` live rows of any map; at least two."""
         fewest = taken

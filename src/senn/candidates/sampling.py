@@ -30,6 +30,23 @@ from senn.surgery import Append, Widen, function_preserving_copy
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """Normalizations whose weight can silence a residual block."""
 
+IDENTITY_BASES = 2
+"""Bases of an identity insertion where their columns are few."""
+
+IDENTITY_COLUMNS = 2048
+"""Columns that they have together at most, before a map that a sample passes through once.
+
+Each feature has one or two columns of its own, whose moments cost the square of their number for every row: half of it
+would leave the 784 pixels of MNIST one basis, twice of it takes as long as all else before a map of 1,024 inputs.
+"""
+
+IDENTITY_COLUMNS_BY_LOCATION = 128
+"""The same before a map with several locations, such as tokens, where rows are many.
+
+In a transformer of width 128, a basis (256 columns) before each map costs about two passes forwards and backwards, and
+before the widest ones, of four times the features, forty.
+"""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SamplingContext:
@@ -173,11 +190,20 @@ def _sample_before_linear(context: SamplingContext, point: InsertionPoint) -> li
     is_wide = len(get_linear(context.model, point.module).weight) > DENSE_OUTPUTS
     if not is_wide and context.is_worthwhile(point.features * (point.features + 1)):
         biased = context.maps[point.module].bias is not None
-        for _ in range(config.identity_bases):
+        for _ in range(_number_of_bases(context, point, rational=rational)):
             layers.append(
                 sample_identity_layer(point, x, generator, biased=biased, rational=rational)
             )
     return layers
+
+
+def _number_of_bases(context: SamplingContext, point: InsertionPoint, *, rational: bool) -> int:
+    """Return how many bases of an identity insertion are scored before a linear map."""
+    if context.config.identity_bases is not None:
+        return context.config.identity_bases
+    is_single = context.recorded.locations(point.module) == 1
+    columns = IDENTITY_COLUMNS if is_single else IDENTITY_COLUMNS_BY_LOCATION
+    return min(IDENTITY_BASES, columns // (point.features * (2 if rational else 1)))
 
 
 def _sample_before_convolution(context: SamplingContext, point: InsertionPoint) -> list[Layer]:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from senn.kfac.factors import (
     DENSE_OUTPUTS,
+    SMALL,
     KroneckerFactors,
     gradient_covariance,
     gram,
     input_covariance,
 )
+from senn.kfac.layer_inputs import DenseInput
 from senn.kfac.layer_statistics import LocationCount, RowChunk
 from senn.kfac.per_sample import PerSampleFactors, PerSampleGrads, Samples
 
@@ -177,6 +179,9 @@ def _gram_of(s: Tensor) -> Tensor:
     """Sum s s^T over samples and locations, (m, m), for s (samples, locations, m) of any strides; see `grad_cov`."""
     if s.shape[2] > DENSE_OUTPUTS:
         return gradient_covariance(s.flatten(0, 1))
+    # one product over all rows, of which only half is computed, where outputs are many and rows lie side by side
+    if s.shape[2] > SMALL and s.stride(2) == 1:
+        return gram(s.flatten(0, 1))
     return gram(s[:, 0]) if s.shape[1] == 1 else (s.mT @ s).sum(0)
 
 
@@ -206,10 +211,23 @@ def _first_samples(
     return kept if keep else kept.first(0)
 
 
+def _are_smaller_summed(part: RowChunk, live: int) -> bool:
+    """True if samples with so many live locations are kept as sums, which are fewer numbers than their rows."""
+    outputs, columns = part.output_grad.shape[2], part.layer_input.columns
+    if live == 1:
+        return False
+    # rows hold locations * (2 m + c) numbers a sample, sums 2 m c
+    if isinstance(part.layer_input, DenseInput):
+        # The rows are there already, and a sum costs two products as large as a backward pass's: worth it where it
+        # saves half of the memory.
+        return live * (2 * outputs + columns) > 4 * outputs * columns
+    # patches aren't: for the choice one m stands for both
+    return live * (outputs + columns) > outputs * columns
+
+
 def _one_by_one(parts: Sequence[RowChunk], weights: Tensor | None, live: int) -> Samples:
-    outputs, columns = parts[0].output_grad.shape[2], parts[0].layer_input.columns
-    # rows hold locations * (2 m + c) numbers a sample, sums 2 m c; for the choice one m stands for both
-    if live > 1 and live * (outputs + columns) > outputs * columns:
+    outputs = parts[0].output_grad.shape[2]
+    if _are_smaller_summed(parts[0], live):
         # locations last, as convolutions have them: nothing is copied twice
         both = [
             part.layer_input.by_sample(torch.cat([part.pseudo_grad.mT, part.output_grad.mT], 1).mT)

@@ -39,10 +39,21 @@ from senn.scoring.gains import LayerGains
 from senn.surgery import Append
 
 STREAM_SAMPLES = 32
-"""Samples of each fold of a batch that are read: it takes passes of their own.
+"""Samples of each fold of a batch that are read, at most: it takes passes of their own.
 
 Twice as many double the time of these passes, which run each block once more; half as many make noisier gains.
 """
+
+STREAM_ROWS = 1024
+"""Rows of each fold of a batch that are read of samples with many locations: tokens of a text are many at once."""
+
+FEWEST_SAMPLES = 8
+"""Samples that are read however many rows they have, since those of one sample aren't independent."""
+
+
+def stream_samples(locations: int) -> int:
+    """Number of samples of a fold that are read of a map, or block, with so many locations."""
+    return min(STREAM_SAMPLES, max(STREAM_ROWS // max(locations, 1), FEWEST_SAMPLES))
 
 
 JointCounts = Callable[
@@ -265,7 +276,8 @@ def score_stream(
         by candidate, the layout of its columns and its statistics.
     """
     # The first samples of all ranks, so figures don't depend on how they are spread.
-    own = own.first(STREAM_SAMPLES)
+    most = max((layouts[name].locations for name in maps), default=1)
+    own = own.first(stream_samples(most))
     rows: dict[StreamKey, tuple[RowChunk, ColumnLayout]] = {}
     for name, (layer, *_) in candidate_set.layers.items():
         if isinstance(layer, ConvolutionalLayer):
