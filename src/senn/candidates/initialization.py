@@ -42,6 +42,10 @@ It keeps scoring cheap compared with training where maps are wide. Half of it ha
 of it doubles them, in groups with some 400 to 1,500 weights per unit; narrower ones have 256 candidates, wider ones 64.
 """
 
+WIDE_GROUP = 256
+"""Width from which groups of units that many locations share have a quarter as many candidates: as of channels, a pass
+through the candidates costs as much as one through as many existing units."""
+
 MIN_CHANNELS = 8
 """Fewest candidates of a group of channels; wide groups have a quarter as many candidates as channels."""
 
@@ -123,6 +127,7 @@ def sample_units(
     activations: Mapping[str, LayerActivations],
     config: CandidateConfig,
     generator: torch.Generator,
+    locations: int = 1,
 ) -> Widen:
     """Sample the candidate units of one channel group.
 
@@ -133,11 +138,12 @@ def sample_units(
         activations: by map, rows of its inputs and outputs; producers without any are sampled like the existing units.
         config: how many candidates of what kind.
         generator: source of randomness.
+        locations: rows per sample of the maps that read the group.
 
     Returns:
         The move that would add all of them.
     """
-    count = _number_of_units(model, group, config)
+    count = _number_of_units(model, group, config, locations)
     values: dict[str, Tensor] = {}
     # All producers first, in this order: figures of a seed depend on it. Readable maps are then sampled again.
     for producer in group.dims_of("producer"):
@@ -189,7 +195,9 @@ def _sample_like(
     return match_scale(x, weight, spread if spread > 1e-3 else 1.0, generator)
 
 
-def _number_of_units(model: nn.Module, group: ChannelGroup, config: CandidateConfig) -> int:
+def _number_of_units(
+    model: nn.Module, group: ChannelGroup, config: CandidateConfig, locations: int
+) -> int:
     """Return how many candidate units a group has, a multiple of its granularity."""
     wanted = config.units
     if wanted is None:
@@ -197,6 +205,8 @@ def _number_of_units(model: nn.Module, group: ChannelGroup, config: CandidateCon
         if any(get_tensor(model, dim.name).dim() > 2 for dim in group.dims):
             # A pass through a convolution's candidates costs as much as one through as many existing channels.
             wanted = min(wanted, max(group.width // 4, MIN_CHANNELS))
+        elif locations > 1 and group.width >= WIDE_GROUP:
+            wanted = min(wanted, group.width // 4)
     # Units come in whole multiples, as of a group convolution's groups.
     return max(wanted // group.granularity, 1) * group.granularity
 

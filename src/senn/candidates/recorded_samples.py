@@ -46,6 +46,16 @@ MOST_ROWS = 4 * SCALE_ROWS
 """Rows of the map that has most, at which no further sample is run: the others have fewer."""
 
 
+ENOUGH_ROWS = 1024
+"""Live rows of every map, at which no further sample is run: texts have many tokens each.
+
+They give a spread to 2 %, and their mixtures, the directions of candidates, span the inputs of maps of half as many.
+"""
+
+FEWEST_SAMPLES = 8
+"""Samples that are run however many rows they have, as far as `MOST_ROWS` allows: rows of one sample are alike."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecordedPart:
     """Some samples, run together.
@@ -105,17 +115,21 @@ class RecordedSamples:
     ) -> None:
         # fewer at once where maps have many locations, as of large images; a spread needs two samples
         count = pytree.count(targets)
-        size = max(MOST_ROWS // max(one.locations for one in layouts.values()), 2)
+        locations = [one.locations for one in layouts.values()]
+        size = max(MOST_ROWS // max(locations), 2)
+        # of the map that has fewest rows, all of them live, so many samples have enough
+        size = min(size, max(-(-ENOUGH_ROWS // min(locations)), FEWEST_SAMPLES))
         size = count if whole else size  # a loss that couples samples is one of the whole batch
         total = count if whole else min(SCALE_SAMPLES, count)
         self._parts: list[RecordedPart] = []
-        taken, self._samples = 0, 0
-        while taken < total and self._samples == taken:
+        taken, wanted = 0, total
+        while taken < min(total, wanted):
             chosen = slice(taken, min(taken + size, total))
             samples, labels = pytree.index_batch((inputs, targets), chosen, count)
             self._parts.append(_run(model, maps, layouts, samples, labels, metric, output=output))
             taken = chosen.stop
-            self._samples = taken if whole else self._affordable(taken)
+            wanted = total if whole else self._wanted(taken)
+        self._samples = min(taken, wanted)
         self.calls = self._parts[0].calls
         outputs = torch.cat([part.outputs for part in self._parts])[: self._samples]
         # what removing the whole loss would bring is known for likelihoods only: other losses may go below zero
@@ -130,13 +144,18 @@ class RecordedSamples:
         """Rows per sample of a map, of all calls together."""
         return self._parts[0].layouts[name].locations
 
-    def _affordable(self, taken: int) -> int:
-        """Number of samples, of the first `taken`, with `MOST_ROWS` live rows of any map; at least two."""
-        fewest = taken
+    def _wanted(self, taken: int) -> int:
+        """Number of samples to use, by the first `taken` of them; more than these where others are to be run.
+
+        As many as have `ENOUGH_ROWS` live rows of every map, or `MOST_ROWS` of any.
+        """
+        enough, most = FEWEST_SAMPLES, taken + 1
         for name in self._parts[0].calls:
             rows = torch.cat([part.rows_by_sample(name) for part in self._parts]).cumsum(0)
-            fewest = min(fewest, int((rows <= MOST_ROWS).sum()))
-        return max(fewest, min(2, taken))
+            enough = max(enough, int((rows < ENOUGH_ROWS).sum()) + 1)
+            if int(rows[-1]) > MOST_ROWS:
+                most = min(most, int((rows <= MOST_ROWS).sum()))
+        return max(min(enough, most), 2)
 
     def activations(self, name: str) -> LayerActivations:
         """Take about `SCALE_ROWS` evenly spread live rows of a map that is neither grouped nor transposed.

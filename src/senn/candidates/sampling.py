@@ -18,7 +18,14 @@ from senn.candidates.initialization import (
 )
 from senn.candidates.new_layers import Layer, same_size_kernel
 from senn.candidates.recorded_samples import RecordedSamples
-from senn.graph import DependencyGraph, InsertionPoint, LinearMap, ResidualBlock, get_linear
+from senn.graph import (
+    ChannelGroup,
+    DependencyGraph,
+    InsertionPoint,
+    LinearMap,
+    ResidualBlock,
+    get_linear,
+)
 from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.factors import DENSE_OUTPUTS
 from senn.kfac.loss_metric import LossMetric
@@ -154,11 +161,18 @@ def _sample_groups(context: SamplingContext) -> dict[str, Widen]:
             activations=context.activations,
             config=context.config,
             generator=context.generator,
+            locations=_locations(context, group),
         )
         for group in context.graph.groups
         # Units behind a norm that mixes units must start at zero, where their gain can't be seen.
         if not group.norms and any(dim.map in context.maps for dim in group.dims_of("consumer"))
     }
+
+
+def _locations(context: SamplingContext, group: ChannelGroup) -> int:
+    """Rows per sample of the readable maps that read a group, the most that one has."""
+    readers = [dim.map for dim in group.dims_of("consumer") if dim.map in context.maps]
+    return max(context.recorded.locations(name) for name in readers)
 
 
 def _sample_layers(context: SamplingContext) -> dict[str, tuple[Layer, ...]]:

@@ -119,8 +119,11 @@ class BatchRecorder:
                 )
         stream_columns: dict[StreamKey, ColumnLayout] = {}
         if part.is_first:  # a few samples of each fold are enough there
+            locations = max(sum(call.most for call in calls) for calls in counts.values())
             for statistics, own in slices:
-                stream_columns |= self._record_stream(statistics, found, own, weights, batch)
+                stream_columns |= self._record_stream(
+                    statistics, found, own, weights, batch, locations=max(locations, 1)
+                )
         return BatchStatistics(
             samples=samples,
             loss=found.loss if samples else 0.0,
@@ -201,6 +204,8 @@ class BatchRecorder:
         own: LocalSlice,
         weights: Tensor | None,
         batch: GlobalBatch,
+        *,
+        locations: int,
     ) -> dict[StreamKey, ColumnLayout]:
         """Add the statistics of candidates for streams; returns the layout of their columns."""
         scored = score_stream(
@@ -212,6 +217,7 @@ class BatchRecorder:
             own=own,
             weights=weights,
             layouts=self.layouts,
+            locations=locations,
             joint_counts=batch.joint_counts,
             generator=self.generator,
         )

@@ -179,7 +179,8 @@ class ScoringSession:
         )
         with self.communicator.fail_together("observe a batch"):
             if (candidates := self.candidate_set) is None:
-                check_loss(self.metric, self.communicator, self._forward, given)
+                whole = self._is_whole
+                check_loss(self.metric, self.communicator, self._forward, given, is_whole=whole)
                 candidates = self._sample_candidates(batch)
             recorder = self._recorder(candidates, batch)
             parts = [recorder.record(part, batch, past=self._fit) for part in self._parts(batch)]

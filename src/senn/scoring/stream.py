@@ -44,16 +44,11 @@ STREAM_SAMPLES = 32
 Twice as many double the time of these passes, which run each block once more; half as many make noisier gains.
 """
 
-STREAM_ROWS = 1024
-"""Rows of each fold of a batch that are read of samples with many locations: tokens of a text are many at once."""
+BLOCK_ROWS = 1024
+"""Rows of each fold of a batch that a block is run on, of samples with many locations, such as texts."""
 
-FEWEST_SAMPLES = 8
-"""Samples that are read however many rows they have, since those of one sample aren't independent."""
-
-
-def stream_samples(locations: int) -> int:
-    """Number of samples of a fold that are read of a map, or block, with so many locations."""
-    return min(STREAM_SAMPLES, max(STREAM_ROWS // max(locations, 1), FEWEST_SAMPLES))
+BLOCK_SAMPLES = 8
+"""Samples that it is run on however many rows they have: rows of one sample are alike."""
 
 
 JointCounts = Callable[
@@ -255,6 +250,7 @@ def score_stream(
     own: LocalSlice,
     weights: Tensor | None,
     layouts: Mapping[str, BatchLayout],
+    locations: int,
     joint_counts: JointCounts,
     generator: torch.Generator,
 ) -> dict[StreamKey, tuple[ColumnLayout, Fold]]:
@@ -269,6 +265,7 @@ def score_stream(
         own: this rank's samples of one fold.
         weights: weights of all samples of this rank, or None.
         layouts: how the rows of each map belong to samples.
+        locations: the most live locations of a map that a sample has, on any rank.
         joint_counts: makes numbers of live locations over all ranks of those over so many samples of this one.
         generator: source of the locations that are read.
 
@@ -276,14 +273,16 @@ def score_stream(
         by candidate, the layout of its columns and its statistics.
     """
     # The first samples of all ranks, so figures don't depend on how they are spread.
-    most = max((layouts[name].locations for name in maps), default=1)
-    own = own.first(stream_samples(most))
+    own = own.first(STREAM_SAMPLES)
     rows: dict[StreamKey, tuple[RowChunk, ColumnLayout]] = {}
     for name, (layer, *_) in candidate_set.layers.items():
         if isinstance(layer, ConvolutionalLayer):
             (chunk,) = found.rows[name].chunks
             weight = get_tensor(model, maps[name].weight)
             rows[StreamKey(name)] = before_convolution(chunk.select(own.readable), weight, layer)
+    folds = _folds(rows, own, weights, joint_counts, generator)
+    rows = {}
+    own = own.first(max(BLOCK_ROWS // locations, BLOCK_SAMPLES))
     for block, call in found.blocks.items():
         output_params = graph.block(block).output_params
         move = candidate_set.repeats[block]
@@ -293,6 +292,19 @@ def score_stream(
             # A copy has no existing columns but the constant, which its bias reads.
             constant = ColumnLayout(existing=1, permutation=torch.arange(1), inputs=1)
             rows[StreamKey(block, name)] = chunk, constant
+    return folds | _folds(rows, own, weights, joint_counts, generator)
+
+
+def _folds(
+    rows: Mapping[StreamKey, tuple[RowChunk, ColumnLayout]],
+    own: LocalSlice,
+    weights: Tensor | None,
+    joint_counts: JointCounts,
+    generator: torch.Generator,
+) -> dict[StreamKey, tuple[ColumnLayout, Fold]]:
+    """Statistics of rows of some samples, with the layout of their columns."""
+    if not rows:
+        return {}
     samples = own.samples.stop - own.samples.start
     counts = joint_counts(
         {key: count_locations([chunk]) for key, (chunk, _) in rows.items()}, samples
