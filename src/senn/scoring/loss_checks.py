@@ -64,7 +64,9 @@ def check_loss(
         _passed.add(metric)
 
 
-def _check_separable(metric: LossMetric, forward: Forward, inputs: Inputs, targets: Targets) -> None:
+def _check_separable(
+    metric: LossMetric, forward: Forward, inputs: Inputs, targets: Targets
+) -> None:
     output = forward(inputs)
     if torch.isfinite(output).all():  # else the network has diverged, which is said later
         metric.check_separable(output, targets)
