@@ -121,7 +121,7 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path):
     rows = "".join(f"{at % 7},{at % 5},{'ab'[at % 7 > 3]}\n" for at in range(300))
     (tmp_path / "table.csv").write_text("x,y,kind\n" + rows)
     command = [sys.executable, "-m", "senn.cli.main", "fit"]
-    argv = ["table.csv", "--target", "kind", "--epochs", "60", "--out", "run", "--quiet"]
+    argv = ["table.csv", "--target", "kind", "--epochs", "20", "--out", "run", "--quiet"]
     env = {**os.environ, "PYTHONPATH": str(Path(senn.__file__).parents[1])}
     process = subprocess.Popen(
         [*command, *argv], cwd=tmp_path, env={**env, "SENN_CHECKPOINT_SECONDS": "0"}

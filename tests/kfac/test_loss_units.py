@@ -265,7 +265,6 @@ def test_a_policy_gradient_grows_by_the_fisher_matrix_of_its_policy():
 @pytest.mark.parametrize(
     ("loss", "needed"),
     [
-        (nn.GaussianNLLLoss(), "input, target, var"),
         (nn.TripletMarginLoss(), "anchor, positive, negative"),
         (nn.CTCLoss(), "log_probs, targets, input_lengths, target_lengths"),
         (lambda y: y.mean(), "takes y,"),
@@ -354,3 +353,49 @@ def test_one_batch_is_too_few_for_a_loss_of_whole_batches():
         grower.grow([(X, LABELS)])
     with pytest.raises(UnsupportedError, match="no sample weights"):
         grower.observe(X, LABELS, torch.ones(len(X)))
+
+
+class MeanAndVariance(nn.Module):
+    def __init__(self, outputs, variances):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+        self.mean, self.variance = nn.Linear(3, outputs), nn.Linear(3, variances)
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.mean(h), F.softplus(self.variance(h)) + 0.01
+
+
+@pytest.mark.parametrize("variances", [1, 2], ids=["one variance", "a variance each"])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_gaussian_with_a_learned_variance_grows(variances, full):
+    torch.manual_seed(0)
+    model = MeanAndVariance(2, variances).double()
+    x, target = X.double(), NUMBERS.double()
+    loss = nn.GaussianNLLLoss(full=full)
+    grower = senn.Grower(model, None, loss, samples=400, moves=("width",))
+    mean, variance = model(x)
+    joined = grower.output(model(x))
+    assert grower.metric.loss(joined, target).item() == pytest.approx(
+        loss(mean, target, variance).item()
+    )
+    # Fisher's diagonal is the mean of the Hessian over the model's own labels, and these two have their moments
+    mean, variance = mean.detach().requires_grad_(), variance.detach().requires_grad_()
+    labels = torch.stack([mean + variance.sqrt(), mean - variance.sqrt()]).detach()
+    each = loss(mean.expand_as(labels), labels, variance.expand(2, *variance.shape))
+    for part, own in zip(
+        grower.metric.loss_hessian(joined, target).split([2, variances], 1),
+        (mean, variance),
+        strict=True,
+    ):
+        (gradient,) = torch.autograd.grad(each, own, create_graph=True)
+        expected = torch.autograd.grad(gradient.sum(), own, retain_graph=True)[0] * len(x)
+        assert torch.allclose(part.detach(), expected)
+    weights = torch.rand(len(x), dtype=torch.float64)
+    assert grower.grow([(x, target, weights)])[0].expected_decrease > 0
+
+
+def test_a_gaussian_needs_a_mean_and_a_variance():
+    grower = senn.Grower(net(), None, nn.GaussianNLLLoss(), samples=400)
+    with pytest.raises(UnsupportedError, match="a mean and a variance, and the model returns"):
+        grower.grow([(X, X[:, :2])])

@@ -22,6 +22,7 @@ from senn.graph import DependencyGraph
 from senn.graph.input_checks import check_module
 from senn.grower.grower_memory import GrowerMemory
 from senn.grower.grower_settings import RANGES, GrowerSettings
+from senn.kfac.gaussian_nll import GaussianNLL
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.output_metric import HessianFunction
 from senn.policies import MOVES, Budget, Policy, PricePolicy, check_moves
@@ -153,6 +154,10 @@ class Grower(GrowerSettings, GrowerMemory):
             candidate_config if candidate_config is not None else CandidateConfig()
         )
         self.averaged = tuple(averaged)
+        if isinstance(loss, nn.GaussianNLLLoss):
+            gaussian = GaussianNLL(loss)
+            loss, output = gaussian, output or gaussian.join
+            loss_hessian = loss_hessian or (gaussian.fisher if metric == "fisher" else None)
         self.output = output
         self.ignore = tuple(ignore)
         self._examples = ExampleInputs(examples)
