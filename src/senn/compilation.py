@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def is_dynamo_loaded() -> bool:
@@ -22,6 +23,18 @@ def is_dynamo_loaded() -> bool:
 def run_eagerly() -> AbstractContextManager[object]:
     """Build a context in which compiled modules run their own Python code, which can be watched."""
     return torch.compiler.set_stance("force_eager") if is_dynamo_loaded() else nullcontext()
+
+
+class WatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Base of modes that watch operations.
+
+    Looking runs uncompiled, so Dynamo has nothing to skip in such a mode. Torch would import it to say so: two seconds
+    before the first pass.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def forget_compiled_sizes() -> bool:

@@ -29,6 +29,8 @@ _REGISTERS = (
     "_forward_pre_hooks_with_kwargs",
 )
 
+_NOTHING: dict[str, Any] = {}
+"""Snapshot of an empty register."""
 
 _WRITERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -64,7 +66,8 @@ class ModelState:
             # A compiled part keeps its registers on the side of C++: only the values of its buffers can be restored.
             if not isinstance(module, torch.jit.ScriptModule):
                 registers += [held[name] for name in _REGISTERS if name in held]
-            buffers |= dict.fromkeys(module._buffers.values())
+            if module._buffers:
+                buffers |= dict.fromkeys(module._buffers.values())
         rewritten = _rewritten(models)
         for module in rewritten:
             if not isinstance(module, torch.jit.ScriptModule):
@@ -72,12 +75,23 @@ class ModelState:
         self._rewritten = {module: dict(vars(module)) for module in rewritten}
         own = dict.fromkeys(p for module in rewritten for p in module._parameters.values())
         self._parameters = [(p, p.detach().clone()) for p in own if p is not None]
-        self._registers = [(register, register.copy()) for register in registers]
+        # Most registers of most modules are empty, and stay so.
+        self._registers = [(one, one.copy() if one else _NOTHING) for one in registers]
         # A copy costs less than the pass itself, which reads every buffer; versions of tensors would be free, but
         # writes through `.data` and by fused kernels aren't counted in them.
         self._buffers = [
             (buffer, buffer.detach().clone()) for buffer in buffers if buffer is not None
         ]
+
+    @property
+    def devices(self) -> list[int]:
+        """Numbers of the GPUs on which parameters and buffers lie, in order."""
+        found: set[int] = set()
+        for module, *_ in self._modules:
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and tensor.is_cuda:
+                    found.add(tensor.device.index or 0)
+        return sorted(found)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -126,6 +140,8 @@ def _restore(register: Any, before: Any) -> None:
 
 
 def _is_same(register: Any, before: Any) -> bool:
+    if not register and not before:
+        return True
     if isinstance(register, set):
         return bool(register == before)
     # By identity: == of two tensors is a tensor.
@@ -162,15 +178,13 @@ def preserve_model_state(
         True
     """
     state = ModelState([model])
-    tensors = (*model.parameters(), *model.buffers())
-    devices = {tensor.device.index or 0 for tensor in tensors if tensor.is_cuda}
     try:
         if training:
             model.train()
         else:
             model.eval()
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(sorted(devices)))
+            stack.enter_context(torch.random.fork_rng(state.devices))
             stack.enter_context(run_eagerly())
             if not fused:
                 stack.enter_context(_unfused(model))

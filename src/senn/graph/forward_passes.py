@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -46,46 +46,50 @@ class ForwardPass:
             found = pytree.tensor_leaves(pytree.call(model, pytree.clone(self.inputs)))
         return [tensor for tensor in found if tensor.is_floating_point()]
 
-    def run_watching_randomness(self, model: nn.Module) -> tuple[list[Tensor], bool]:
-        """Run a model as `run` does; also return whether the pass drew from the global random generators.
+    def differentiate(self, model: nn.Module) -> list[Tensor]:
+        """Run a model as `run` does, but with gradients, and then backwards, as a training step does.
 
         Args:
-            model: any module.
+            model: a copy, whose parameters' gradients are written to and dropped.
         """
-        uses_random = False
-        states = _random_states()
-
-        def compare(*_: object) -> None:
-            nonlocal uses_random
-            uses_random = any(
-                not torch.equal(old, new) for old, new in zip(states, _random_states(), strict=True)
-            )
-
-        # At the end of the pass: the generators' states are restored after it.
-        handle = model.register_forward_hook(compare)
-        try:
-            return self.run(model), uses_random
-        finally:
-            handle.remove()
-
-    def differentiate(self, model: nn.Module) -> None:
-        """Run a model with gradients, forwards and backwards, as a training step does.
-
-        Args:
-            model: a copy, whose parameters' gradients are written to.
-        """
-        with torch.enable_grad(), preserve_model_state(model, training=self.training):
-            output = pytree.call(model, pytree.clone(self.inputs))
-            found = [leaf for leaf in pytree.tensor_leaves(output) if leaf.requires_grad]
+        with torch.enable_grad(), preserve_model_state(model, fused=False, training=self.training):
+            found = pytree.tensor_leaves(pytree.call(model, pytree.clone(self.inputs)))
+            outputs = [leaf.detach().clone() for leaf in found if leaf.is_floating_point()]
             # Squares, since a sum of logarithms of probabilities, say, may have no gradient.
-            parts = [leaf.abs().square().sum() for leaf in found]
-            if parts:
-                torch.stack([part.double() for part in parts]).sum().backward()  # type: ignore[no-untyped-call]
+            parts = [leaf.abs().square().sum() for leaf in found if leaf.requires_grad]
+            try:
+                if parts:
+                    torch.stack([part.double() for part in parts]).sum().backward()  # type: ignore[no-untyped-call]
+            finally:
+                model.zero_grad(set_to_none=True)
+        return outputs
 
     @property
     def mode(self) -> str:
         """Name of the mode, for messages."""
         return "training" if self.training else "evaluation"
+
+
+@contextmanager
+def watch_randomness(model: nn.Module) -> Iterator[list[bool]]:
+    """Note for each run of a model inside the context whether it drew from the global random generators.
+
+    Args:
+        model: any module.
+    """
+    states = _random_states()
+    drew: list[bool] = []
+
+    def compare(*_: object) -> None:
+        pairs = zip(states, _random_states(), strict=True)
+        drew.append(any(not torch.equal(old, new) for old, new in pairs))
+
+    # At the end of the pass: the generators' states are restored after it.
+    handle = model.register_forward_hook(compare)
+    try:
+        yield drew
+    finally:
+        handle.remove()
 
 
 def _random_states() -> list[Tensor]:

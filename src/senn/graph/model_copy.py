@@ -52,7 +52,8 @@ def copy_model(model: nn.Module) -> nn.Module:
         if reason is not None and module is not model:
             memo[id(module)] = OpaquePart(_copy_of(module), reason)
             continue
-        for value in vars(module).values():
+        held = {**vars(module), "_modules": None}  # modules inside have their own turn
+        for value in held.values():
             for tensor in _tensors(value):
                 if not tensor.is_leaf:
                     memo[id(tensor)] = tensor.detach().clone()
@@ -77,6 +78,12 @@ def _copy_of(part: nn.Module) -> nn.Module:
 
 def _tensors(value: Any) -> list[Tensor]:
     """Return the tensors that an attribute holds; those of registers are leaves, and copied anyway."""
+    if isinstance(value, Tensor):
+        return [value]
+    # Most attributes are numbers, names and empty registers: looking into each one costs more than the copy itself.
+    is_empty = isinstance(value, dict | list | tuple | set) and not value
+    if is_empty or value is None or isinstance(value, int | float | str):
+        return []
     try:
         return pytree.tensor_leaves(value)
     except Exception:  # an object that only looks like a container

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from senn import pytree
+from senn.compilation import WatchMode
 from senn.errors import SurgeryError
 from senn.graph.forward_passes import ForwardPass
 from senn.preserve import preserve_model_state
@@ -98,7 +98,7 @@ def dtypes_in_pass(model: nn.Module, one: ForwardPass) -> set[torch.dtype]:
     return watch.seen
 
 
-class _Dtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Dtypes(WatchMode):
     """Collects the floating-point dtypes of all results, but for single numbers."""
 
     def __init__(self) -> None:

@@ -8,8 +8,11 @@ break the next step is never begun.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as tree
 
 from senn import pytree
 from senn.errors import SurgeryError
@@ -35,7 +38,7 @@ def rehearse(
     keeps: bool,
     tolerance: float | None = None,
 ) -> None:
-    """Carry a plan out on a copy of a model, and run that in training mode, and on every example.
+    """Carry a plan out on a copy of a model, and run that in both modes, on the probe and every other example.
 
     What doesn't run before the change isn't asked to run after it.
 
@@ -52,7 +55,7 @@ def rehearse(
         SurgeryError: a pass fails with the change, or gives other outputs.
     """
     copied = copy_model(model)
-    before = _runs(copied, [_few(copied, probe), *examples])
+    before = _runs(copied, probe, examples)
     log = prepare(copied, todo)
     log.commit()
     calibrate_batch_norm(copied, log, probe)
@@ -72,23 +75,33 @@ def rehearse(
                 )
 
 
-def _few(copied: nn.Module, probe: Inputs) -> Inputs:
-    """Return a few samples of the probe batch; all where the forward can't take fewer, as with a graph's edges."""
+def _runs(copied: nn.Module, probe: Inputs, examples: Sequence[Inputs]) -> list[TrialRun]:
+    """Run a copy on a few samples of the probe batch, and on each example of another kind; return what runs."""
     few = pytree.head(probe, _SAMPLES)
-    try:
-        ForwardPass(inputs=few).run(copied)
-    except Exception:
-        return probe
-    return few
-
-
-def _runs(copied: nn.Module, examples: Sequence[Inputs]) -> list[TrialRun]:
-    """Run a copy on each example in both modes; return what runs."""
-    found = []
+    found = _in_both_modes(copied, few)
+    if all(run.one.training for run in found):  # it takes no fewer samples, as with a graph's edges
+        few = probe
+        found = _in_both_modes(copied, probe)
+    kinds = [_kind(few)]
     for inputs in examples:
-        for training in (False, True):
-            try:
-                found.append(TrialRun.of(copied, ForwardPass(inputs=inputs, training=training)))
-            except Exception:  # targets may be missing in training mode
-                continue
+        if _kind(inputs) not in kinds:
+            kinds.append(_kind(inputs))
+            found += _in_both_modes(copied, inputs)
     return found
+
+
+def _in_both_modes(copied: nn.Module, inputs: Inputs) -> list[TrialRun]:
+    found = []
+    for training in (False, True):
+        with suppress(Exception):  # targets may be missing in training mode
+            found.append(TrialRun.of(copied, ForwardPass(inputs=inputs, training=training)))
+    return found
+
+
+def _kind(inputs: Inputs) -> Any:
+    """Return what tells inputs apart that may take different paths: all but the entries of tensors."""
+    leaves, nesting = tree.tree_flatten(pytree.arguments(inputs))
+    kinds = [
+        (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+    ]
+    return str(nesting), kinds

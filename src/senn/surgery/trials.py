@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from senn.graph.forward_passes import ForwardPass
+from senn.graph.forward_passes import ForwardPass, watch_randomness
 from senn.surgery.outputs import dtypes_in_pass
 
 # Largest change of an output, relative to the largest output, that rounding explains. It is ten times that of a real
@@ -42,16 +42,15 @@ class TrialRun:
             copied: the copy; its gradients are dropped afterwards.
             one: how to run it.
         """
-        outputs, is_random = one.run_watching_randomness(copied)
-        is_differentiable = one.training
-        if one.training:
+        is_differentiable = False
+        with watch_randomness(copied) as drew:
             try:
-                one.differentiate(copied)
-            except Exception:  # it has no backward pass, changed or not
-                is_differentiable = False
-            copied.zero_grad(set_to_none=True)
+                outputs = _differentiated(copied, one) if one.training else one.run(copied)
+                is_differentiable = one.training
+            except Exception:  # it may have no backward pass, changed or not
+                outputs = one.run(copied)
         return cls(
-            one=one, outputs=outputs, is_random=is_random, is_differentiable=is_differentiable
+            one=one, outputs=outputs, is_random=any(drew), is_differentiable=is_differentiable
         )
 
     def again(self, copied: nn.Module) -> TrialRun:
@@ -60,16 +59,23 @@ class TrialRun:
         Raises:
             Exception: whatever its forward or backward pass raises.
         """
-        outputs = self.one.run(copied)
-        if self.is_differentiable:
-            self.one.differentiate(copied)
-            copied.zero_grad(set_to_none=True)
+        one = self.one
+        outputs = _differentiated(copied, one) if self.is_differentiable else one.run(copied)
         return TrialRun(
-            one=self.one,
+            one=one,
             outputs=outputs,
             is_random=self.is_random,
             is_differentiable=self.is_differentiable,
         )
+
+
+def _differentiated(copied: nn.Module, one: ForwardPass) -> list[Tensor]:
+    """Run a copy forwards and backwards; a state that it keeps from the run before may have a history in the way."""
+    try:
+        return one.differentiate(copied)
+    except Exception:
+        one.run(copied)
+        return one.differentiate(copied)
 
 
 def is_close(copied: nn.Module, before: TrialRun, after: TrialRun) -> bool:

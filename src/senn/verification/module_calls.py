@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import pytree
+from senn.compilation import WatchMode
 from senn.graph.forward_passes import failure
 from senn.pytree import Inputs
 
@@ -115,7 +115,7 @@ def record_calls(
     return {name: call for name, call in once.items() if call.may_be_residual}
 
 
-class _FirstReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _FirstReads(WatchMode):
     """Records the order in which operations read tensors first, by the tensors' ids."""
 
     def __init__(self, order: dict[int, int]) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from senn import pytree
 from senn.graph.forward_passes import ForwardPass
-from senn.graph.model_copy import copy_model
 from senn.graph.named_tensors import get_tensor
 from senn.graph.types import LinearMap, Refusal, ResidualBlock
 from senn.preserve import preserve_model_state
@@ -51,23 +50,19 @@ def find_residual_blocks(
     """Find the innermost residual blocks of a model, by trying in a copy.
 
     Args:
-        model: isn't changed.
+        model: a copy, which is spoiled: its parameters are others afterwards.
         passes: how it is run. Blocks are searched for in the first one, and their copies tried in all.
         maps: its linear maps; a block has at least one.
         ignored: names of modules that stay as they are.
 
     Returns:
         Blocks in order of use, and refusals of those after which nothing can be put.
-
-    Raises:
-        UnsupportedError: the model can't be copied.
     """
     names = [name for name in _candidates(model, maps) if name not in ignored]
     if not names:
         return [], []
-    trial = copy_model(model)
     try:
-        return _Search(trial, passes, maps).run(names)
+        return _Search(model, passes, maps).run(names)
     except ForwardError as error:
         reason = f"no block of it can be repeated: with other parameters its forward pass fails ({error})"
         return [], [Refusal(place="", reason=reason)]

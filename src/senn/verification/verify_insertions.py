@@ -12,7 +12,6 @@ from dataclasses import replace
 from torch import nn
 
 from senn.graph.forward_passes import ForwardPass, failure
-from senn.graph.model_copy import copy_model
 from senn.graph.types import DependencyGraph, InsertionPoint, Refusal
 from senn.surgery import Insert, apply_moves
 from senn.surgery.trials import TrialRun, is_close
@@ -27,7 +26,7 @@ def verify_insertions(
     """Keep only the insertion points that a copy with layers there confirms; refuse the others by name.
 
     Args:
-        model: isn't changed.
+        model: a copy, which is as before afterwards.
         passes: how it is run.
         graph: as its traced forward passes show it.
 
@@ -36,9 +35,8 @@ def verify_insertions(
     """
     if not graph.insertion_points:
         return graph
-    trial = copy_model(model)
-    before = [TrialRun.of(trial, one) for one in passes]
-    refused = _bisect(trial, before, graph.insertion_points)
+    before = [TrialRun.of(model, one) for one in passes]
+    refused = _bisect(model, before, graph.insertion_points)
     places = {refusal.place for refusal in refused}
     points = tuple(point for point in graph.insertion_points if point.module not in places)
     return replace(graph, insertion_points=points, refusals=(*graph.refusals, *refused))

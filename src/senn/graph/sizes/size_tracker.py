@@ -116,6 +116,7 @@ class SizeTracker:
         """Record a comparison, unless it belongs to a function that is replayed as a whole."""
         if self.inside:
             return
+        self.trace.stream.note(compare, left.key, right.key, outcome)
         guard = SizeGuard(
             compare=compare,
             left=left,
@@ -163,7 +164,10 @@ class SizeTracker:
 
     def _attribute(self, key: Key, value: int) -> SymbolicInt:
         source = IntSource(
-            value=value, new=lambda sizes: sizes.attribute(key, value), keys=frozenset([key])
+            value=value,
+            new=lambda sizes: sizes.attribute(key, value),
+            key=hash(("attribute", key)),
+            keys=frozenset([key]),
         )
         return SymbolicInt(source, self._note_comparison)
 
@@ -176,7 +180,10 @@ class SizeTracker:
         """
         meta, place = self.meta(tensor), dim % tensor.dim()
         source = IntSource(
-            value=meta.shape[place], new=lambda sizes: sizes.size(meta, place), tensors=(meta,)
+            value=meta.shape[place],
+            new=lambda sizes: sizes.size(meta, place),
+            key=hash(("size", self.trace.stream.number(tensor), place)),
+            tensors=(meta,),
         )
         return SymbolicInt(source, self._note_comparison)
 
@@ -184,17 +191,22 @@ class SizeTracker:
         """Return the record of a tensor; it shares its label maps with the recorder."""
         key = id(tensor)
         if key not in self._metas:
-            name = self._names.get(key)
-            # Weights have sizes by name: their entries must not get labels for being measured.
-            view = self.trace.weight_of(tensor)
-            is_weight = name is not None or view is not None
-            label_maps = [] if is_weight else self.trace.labels_of(tensor)
-            shape = tuple(tensor.shape)
-            self._metas[key] = TensorMeta(
-                shape=shape, dtype=tensor.dtype, label_maps=label_maps, name=name, view=view
-            )
+            with self.trace.paused():
+                self._metas[key] = self._new_meta(tensor)
             self._alive.append(tensor)
         return self._metas[key]
+
+    def _new_meta(self, tensor: Tensor) -> TensorMeta:
+        name, view = self._names.get(id(tensor)), self.trace.weight_of(tensor)
+        # Weights have sizes by name: their entries must not get labels for being measured.
+        is_weight = name is not None or view is not None
+        return TensorMeta(
+            shape=tuple(tensor.shape),
+            dtype=tensor.dtype,
+            label_maps=[] if is_weight else self.trace.labels_of(tensor),
+            name=name,
+            view=view,
+        )
 
     def note_call(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Record a call, if there is a symbolic integer among its arguments.
@@ -212,6 +224,7 @@ class SizeTracker:
         ]
         if not results:  # nothing to check a replay by
             return
+        self.trace.stream.note(function, self.trace.stream.key((args, kwargs)))
 
         def without_data(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
@@ -251,7 +264,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tracker = self.tracker
-        args, kwargs = _without_dropout(func, args, kwargs or {})
+        args, kwargs = _as_evaluated(func, args, kwargs or {})
         if func is Tensor.size and (len(args) > 1 or kwargs.get("dim") is not None):
             dim = args[1] if len(args) > 1 else kwargs["dim"]
             return tracker.size(args[0], int(dim))
@@ -269,16 +282,20 @@ class _Functions(TorchFunctionMode):
         return result
 
 
-def _without_dropout(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Turn dropout off in a call: entries that are zeroed at random still belong to their units.
+def _as_evaluated(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Turn dropout and statistics of the batch off in a call, which change what a unit is and not whose it is.
 
-    The mask itself would be a tensor without units, and a sum through it no longer linear.
+    Entries that are zeroed at random still belong to their units. The mask itself would be a tensor without units, and
+    a sum through it no longer linear.
     """
     name = getattr(func, "__name__", "")
     if name == "scaled_dot_product_attention":
         if "dropout_p" in kwargs:
             kwargs = {**kwargs, "dropout_p": 0.0}
         return (*args[:4], *(0.0 for _ in args[4:5]), *args[5:]), kwargs
+    if name == "batch_norm" and all(isinstance(one, Tensor) for one in args[1:3]):
+        # With statistics of its own it does the same to units in both modes; without, only those of a batch are there.
+        return args, {**kwargs, "training": False} if kwargs.get("training") else kwargs
     if name not in _WITH_DROPOUT:
         return args, kwargs
     if "training" in kwargs:  # as the functions of torch.nn.functional pass it on

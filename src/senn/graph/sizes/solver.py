@@ -1,12 +1,13 @@
 """Solve for the attributes and label classes that must change with a label class.
 
-A call that took a symbolic integer, such as `view(batch, tokens, self.heads, width // self.heads)`, is replayed on
-tensors without data, at the sizes that a grown model would have. The results must have the sizes that the labels say.
+A call that took a symbolic integer, such as `view(batch, tokens, self.heads, width // self.heads)`, is replayed at the
+sizes that a grown model would have, mostly on tensors without data. The results must have the sizes that labels say.
 Where they don't, attributes and label classes that the call depends on are changed as well: the fewest that help.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -134,12 +135,10 @@ class SizeSolver:
         self.checks = 0
         self._by_symbol: dict[Symbol, list[_Constraint]] = {}
         recorded: list[RecordedCall | SizeGuard] = [*sizes.calls, *sizes.guards]
-        for what in recorded:  # replayed on the meta device, so even large tensors cost nothing
+        for what in recorded:
             constraint = self._constraint(what)
-            # One that fails at the sizes of now isn't replayed faithfully; the widened copy will tell.
-            if constraint.symbols and self._holds(constraint, {}):
-                for symbol in constraint.symbols:
-                    self._by_symbol.setdefault(symbol, []).append(constraint)
+            for symbol in constraint.symbols:
+                self._by_symbol.setdefault(symbol, []).append(constraint)
 
     def _constraint(self, what: RecordedCall | SizeGuard) -> _Constraint:
         keys: set[Key] = set()
@@ -182,17 +181,19 @@ class SizeSolver:
         assert failure is not None  # a change by one unit is always tried
         raise failure
 
-    def _amounts(self, number: int) -> list[int]:
+    def _amounts(self, number: int) -> Iterator[int]:
         """Numbers of units that a change may need: one, or the positions of another class's unit.
 
         A residual stream of `heads * size` grows by `size` units at a time, for instance.
         """
-        sizes = {1}
+        yield 1
+        sizes: set[int] = set()
         for constraint in self._by_symbol.get(number, ()):
-            sizes |= self._positions(constraint)
+            if self._holds(constraint, {}):
+                sizes |= self._positions(constraint)
         # Whole units of the group must be left: the amount divides the width, and isn't all of it.
         width = self.classes.all[number].width
-        return [size for size in sorted(sizes) if width % size == 0 and size < max(width, 2)]
+        yield from (size for size in sorted(sizes) if width % size == 0 and 1 < size < width)
 
     def _positions(self, constraint: _Constraint) -> set[int]:
         """Positions per unit of all regular label classes in a constraint's tensors."""
@@ -293,16 +294,20 @@ class SizeSolver:
         key = tuple(change.get(symbol, 0) for symbol in constraint.symbols)
         if key not in constraint.cache:
             self.checks += 1
-            sizes = SizeChange(classes=self.classes, by=change)
-            what = constraint.what
-            try:
-                holds = (
-                    _compares(what, sizes) if isinstance(what, SizeGuard) else _replays(what, sizes)
-                )
-            except _IrregularError:
-                holds = False
+            holds = _is_met(constraint.what, SizeChange(classes=self.classes, by=change))
+            # One that fails at the sizes of now isn't replayed faithfully; the widened copy will tell.
+            if not holds and any(key):
+                holds = not self._holds(constraint, {})
             constraint.cache[key] = holds
         return constraint.cache[key]
+
+
+def _is_met(what: RecordedCall | SizeGuard, sizes: SizeChange) -> bool:
+    """True if a comparison or a call comes out right at other sizes."""
+    try:
+        return _compares(what, sizes) if isinstance(what, SizeGuard) else _replays(what, sizes)
+    except _IrregularError:
+        return False
 
 
 def _assignments(
@@ -326,23 +331,50 @@ def _compares(guard: SizeGuard, sizes: SizeChange) -> bool:
 
 def _replays(call: RecordedCall, sizes: SizeChange) -> bool:
     """True if a call at other sizes returns tensors of the sizes that the labels say."""
+    returned = None
+    if getattr(call.function, "__name__", "") in _SLOW_WITHOUT_DATA:
+        returned = _returned(call, sizes, "cpu")
+    if returned is None:  # without data, even large tensors cost nothing
+        returned = _returned(call, sizes, "meta")
+    # Sizes along which no unit lies must come out as they were, too.
+    return returned == [sizes.shape(tensor) for tensor in call.results]
+
+
+_SLOW_WITHOUT_DATA = frozenset(
+    (
+        *("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+        *("multi_head_attention_forward", "scaled_dot_product_attention"),
+    )
+)
+"""Functions that torch carries out in Python on tensors without data, which takes many times as long as on small real
+ones. None of them draws random numbers (dropout is off) or depends on entries."""
+
+_SMALL = 1 << 16
+
+
+def _returned(call: RecordedCall, sizes: SizeChange, device: str) -> list[list[int]] | None:
+    """Sizes of the tensors that a call returns at other sizes; None if it fails, or has too much to compute."""
+    entries = 0
 
     def resized(leaf: Any) -> Any:
+        nonlocal entries
         if isinstance(leaf, TensorMeta):
-            return torch.empty(sizes.shape(leaf), dtype=leaf.dtype, device="meta")
+            shape = sizes.shape(leaf)
+            entries += math.prod(shape)
+            on = device if entries <= _SMALL else "meta"
+            return torch.zeros(shape, dtype=leaf.dtype, device=on)
         if isinstance(leaf, IntSource):
             return leaf.new(sizes)
         # An explicit device (`torch.zeros(..., device=x.device)`) would make real tensors among those without data.
-        return torch.device("meta") if isinstance(leaf, torch.device) else leaf
+        return torch.device(device) if isinstance(leaf, torch.device) else leaf
 
     try:
         args, kwargs = pytree.tree_map(resized, (call.args, call.kwargs))
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), torch.device(device):
             result = call.function(*args, **kwargs)
     except _IrregularError:
         raise
     except Exception:  # whatever the function says against these sizes
-        return False
-    # Sizes along which no unit lies must come out as they were, too.
-    returned = [list(leaf.shape) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    return returned == [sizes.shape(tensor) for tensor in call.results]
+        return None
+    return [list(leaf.shape) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]

@@ -75,12 +75,14 @@ class IntSource:
     Attributes:
         value: its value in the traced pass.
         new: its value at other sizes.
+        key: equal where integers are computed in the same way.
         keys: attributes that it depends on.
         tensors: tensors whose sizes it depends on.
     """
 
     value: int
     new: Expression
+    key: int
     keys: frozenset[Key] = frozenset()
     tensors: tuple[TensorMeta, ...] = ()
 
@@ -157,7 +159,7 @@ def _source_of(value: Any) -> IntSource | None:
     if type(value) is not int:
         return None
     constant = value  # plain integers of the forward stay as they are in a grown model
-    return IntSource(value=constant, new=lambda _: constant)
+    return IntSource(value=constant, new=lambda _: constant, key=hash(("constant", constant)))
 
 
 def _arithmetic(name: str, compute: Callable[[int, int], int], *, swapped: bool) -> Any:
@@ -174,6 +176,7 @@ def _arithmetic(name: str, compute: Callable[[int, int], int], *, swapped: bool)
         source = IntSource(
             value=result,
             new=lambda sizes: compute(a.new(sizes), b.new(sizes)),
+            key=hash((name, a.key, b.key)),
             keys=a.keys | b.keys,
             tensors=(*a.tensors, *b.tensors),
         )

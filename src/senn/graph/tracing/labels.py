@@ -8,6 +8,7 @@ one unit, with all the rows that make it, the entries that go along with it and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -198,6 +199,22 @@ def varying(labels: Tensor) -> set[int]:
         if labels.shape[dim] > 1 and bool((labels != labels.narrow(dim, 0, 1)).any()):
             dims.add(dim)
     return dims
+
+
+def broadcast_shape(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """Return the shape to which tensors that an operation has taken broadcast.
+
+    Args:
+        tensors: at least one.
+    """
+    # `torch.broadcast_shapes` knows symbolic sizes, and imports a second's worth of code for them.
+    shape: list[int] = []
+    for tensor in tensors:
+        shape = [1] * (tensor.dim() - len(shape)) + shape
+        for place, size in enumerate(reversed(tensor.shape), start=1):
+            if size != 1:
+                shape[-place] = size
+    return tuple(shape)
 
 
 def is_uniform(tensor: Tensor, dims: set[int]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from senn.graph.tracing.label_maps import LabelMaps
 from senn.graph.tracing.labels import is_uniform
 from senn.graph.tracing.linear_sources import LinearSources
 from senn.graph.tracing.norm_flow import NormFlow
+from senn.graph.tracing.operation_stream import OperationStream
 from senn.graph.tracing.recorded import (
     PRESERVING_ZERO,
     Call,
@@ -54,6 +56,8 @@ class TraceRecorder(LabelMaps):
         pass_start: number of operations before the pass that runs now.
         function: name of the torch function that the forward's own code has called now; None outside of any.
         silenced: how many modules with a rule of their own run now; operations inside them aren't followed.
+        stream: what the pass that runs now has done so far.
+        is_paused: True inside `paused`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -68,7 +72,10 @@ class TraceRecorder(LabelMaps):
         self.pass_start = 0
         self.function: str | None = None
         self.silenced = 0
+        self.is_paused = False
         self._pass_number = 0
+        self._names = {id(tensor): name for name, tensor in self.tensors.items()}
+        self.stream = OperationStream(self._names)
         self._activation: dict[
             int, str
         ] = {}  # class name of the last activation that a tensor went through
@@ -79,6 +86,15 @@ class TraceRecorder(LabelMaps):
         # Labels of what a weight makes along several of its dimensions.
         self._rows_of_several: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is computed inside the context: it is no part of the forward pass."""
+        before, self.is_paused = self.is_paused, True
+        try:
+            yield
+        finally:
+            self.is_paused = before
+
     def begin_pass(self, number: int) -> None:
         """Get ready for the next pass; labels of weights stay those of the passes before.
 
@@ -87,6 +103,7 @@ class TraceRecorder(LabelMaps):
         """
         self._pass_number, self.pass_start = number, len(self.history)
         self.path, self.function, self.silenced = [""], None, 0
+        self.stream = OperationStream(self._names)
 
     def weight_use(
         self,
@@ -209,6 +226,7 @@ class TraceRecorder(LabelMaps):
             call: the operation, already executed.
             rule: what it does to labels.
         """
+        self.stream.note_operation(call, self.function)
         self.reached.update(map(id, call.tensors))
         self._alive += call.outputs
         if not any(id(output) in self._kinds for output in call.outputs):

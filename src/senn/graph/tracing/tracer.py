@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from senn import pytree
+from senn.compilation import WatchMode
 from senn.errors import SennError, UnsupportedError
 from senn.graph.forward_passes import ForwardPass, failure
 from senn.graph.sizes.size_tracker import SizeTracker
 from senn.graph.tracing.label_maps import write_labels
+from senn.graph.tracing.operation_stream import OperationStream
 from senn.graph.tracing.recorded import Call, WeightUse
 from senn.graph.tracing.rules.module_rules import LayerRule, Visit, rule_of
 from senn.graph.tracing.rules.registry import register, rule_for
@@ -43,25 +44,48 @@ def trace_forward(
     register()  # explicit, so that a rule file that nobody imports can't go missing unnoticed
     trace = TraceRecorder(model)
     sizes = SizeTracker(trace)
+    done: list[tuple[ForwardPass, OperationStream]] = []
     for number, one in enumerate(passes):
+        alike = [stream for other, stream in done if other.inputs is one.inputs]
+        if alike and _stream_of(model, one) in alike:
+            continue  # the same operations on the same tensors: their labels are known
         trace.begin_pass(number)
         trace.note_inputs(pytree.tensor_leaves(pytree.arguments(one.inputs)))
-        with (
-            torch.no_grad(),
-            preserve_model_state(model, fused=False, training=one.training),
-            _watch_modules(trace),
-            _Dispatch(trace),
-            sizes.watching(),
-        ):
-            try:
-                output = pytree.call(model, pytree.clone(one.inputs))
-            except Exception as error:
-                raise SennError(
-                    f"the model's forward pass fails on the example inputs: {failure(error)}"
-                ) from error
-        _end_pass(trace, output)
+        _end_pass(trace, _watched(one, trace, sizes))
+        done.append((one, trace.stream))
     _merge_repeated_uses(trace)
     return trace, sizes
+
+
+def _stream_of(model: nn.Module, one: ForwardPass) -> OperationStream | None:
+    """Run a model and return what it does, without following labels; None if it fails."""
+    trace = TraceRecorder(model)
+    trace.silenced = 1
+    try:
+        _watched(one, trace, SizeTracker(trace))
+    except SennError:
+        return None
+    return trace.stream
+
+
+def _watched(one: ForwardPass, trace: TraceRecorder, sizes: SizeTracker) -> Any:
+    """Run a model under watch and return what it returns."""
+    model = trace.model
+    with (
+        torch.no_grad(),
+        preserve_model_state(model, fused=False, training=one.training),
+        _watch_modules(trace),
+        _Dispatch(trace),
+        sizes.watching(),
+    ):
+        try:
+            output = pytree.call(model, pytree.clone(one.inputs))
+        except Exception as error:
+            raise SennError(
+                f"the model's forward pass fails on the example inputs: {failure(error)}"
+            ) from error
+    trace.stream.note("returned", trace.stream.key(pytree.tensor_leaves(output)))
+    return output
 
 
 def _end_pass(trace: TraceRecorder, output: Any) -> None:
@@ -79,7 +103,7 @@ def _end_pass(trace: TraceRecorder, output: Any) -> None:
     _drop_dead_refusals(trace, live=set(map(id, returned)))
 
 
-class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Dispatch(WatchMode):
     """Passes every ATen operation to a recorder, with its rule, after executing it."""
 
     def __init__(self, trace: TraceRecorder) -> None:
@@ -88,6 +112,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.trace.is_paused:
+            return func(*args, **kwargs)
         target = args[0] if args and func._schema.is_mutable else None
         overwritten = None
         if isinstance(target, Tensor) and not self.trace.is_labeled(target):
@@ -111,6 +137,7 @@ def _watch_modules(trace: TraceRecorder) -> Iterator[None]:
     def enter(name: str, rule: LayerRule | None) -> Any:
         def hook(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
             trace.path.append(name)
+            trace.stream.note("entered", name)
             trace.entered.add(name)
             trace.silenced += rule is not None
 
@@ -119,6 +146,9 @@ def _watch_modules(trace: TraceRecorder) -> Iterator[None]:
     def leave(name: str, rule: LayerRule | None) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             trace.silenced -= rule is not None
+            trace.stream.note("left", name)
+            if rule is not None:
+                trace.stream.note(trace.stream.key((args, kwargs, output)))
             with (
                 torch._C.DisableTorchFunction()
             ):  # the size tracker must not see the rule's own calls

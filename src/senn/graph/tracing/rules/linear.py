@@ -7,10 +7,9 @@ which the product sums come and go together; only what lies across them, the hea
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from senn.graph.tracing.labels import varying
+from senn.graph.tracing.labels import broadcast_shape, varying
 from senn.graph.tracing.recorded import Call
 from senn.graph.tracing.rules.pointwise import (
     Rules,
@@ -299,7 +298,7 @@ def _product(
         left.append(label_map.amax(dim, keepdim=True))
     if not left:
         return []
-    shape = torch.broadcast_shapes(*(label_map.shape for label_map in left))  # type: ignore[no-untyped-call]
+    shape = broadcast_shape(left)
     return merge_label_maps(trace, [label_map.broadcast_to(shape) for label_map in left])
 
 

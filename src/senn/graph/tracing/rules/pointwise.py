@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from senn.graph.tracing.labels import is_uniform, varying
+from senn.graph.tracing.labels import broadcast_shape, is_uniform, varying
 from senn.graph.tracing.recorded import Call
 from senn.graph.tracing.trace_recorder import TraceRecorder
 
@@ -86,7 +86,7 @@ def pointwise(trace: TraceRecorder, call: Call) -> None:
     """
     labeled = [tensor for tensor in call.tensors if trace.is_labeled(tensor)]
     if labeled:
-        shape = torch.broadcast_shapes(*(tensor.shape for tensor in call.tensors))  # type: ignore[no-untyped-call]
+        shape = broadcast_shape(call.tensors)
         met = []
         device = labeled[0].device
         for tensor in labeled:
