@@ -36,7 +36,12 @@ _SCORING = (
     "tests/grower/test_grower_figures.py",
 )
 _POLICIES = ("tests/grower/test_policies.py", "tests/grower/test_grower_figures.py")
-_LOSSES = ("tests/kfac/test_loss_metric.py",)
+_LOSSES = (
+    "tests/kfac/test_loss_metric.py",
+    "tests/kfac/test_loss_per_position.py",
+    "tests/kfac/test_loss_units.py",
+)
+_NORMS = ("tests/surgery/test_norm_kinds.py", "tests/graph/test_tracing_rules.py")
 
 
 def _mutants(file: str, tests: tuple[str, ...], *changes: tuple[str, str, str]) -> list[Mutant]:
@@ -295,6 +300,91 @@ MUTANTS = [
             "a decrease of the whole score, not half of it",
             "return gain / (2 * self.loss_per_nat)",
             "return gain / self.loss_per_nat",
+        ),
+    ),
+    *_mutants(
+        "kfac/closed_forms.py",
+        _LOSSES,
+        (
+            "cross-entropy's Hessian forgets weights and ignored targets",
+            "curvature=SoftmaxHessian(p=log_p.clamp_min(-LOGIT).exp(), total=total),",
+            "curvature=SoftmaxHessian(p=log_p.clamp_min(-LOGIT).exp(), total=torch.ones_like(total)),",
+        ),
+        (
+            "ignored targets count in the mean",
+            "scale: Tensor = (len(y) / share.sum()) * used",
+            "scale: Tensor = (1 / y[0, 0].numel()) * used",
+        ),
+        (
+            "smoothing without the share of the other classes",
+            "smooth = torch.full_like(y, smoothing / classes)",
+            "smooth = torch.zeros_like(y)",
+        ),
+        (
+            "a squared error with half of its curvature",
+            "curvature=DiagonalHessian(torch.full_like(residual, 2 / m)),",
+            "curvature=DiagonalHessian(torch.full_like(residual, 1 / m)),",
+        ),
+        (
+            "binary cross-entropy of logits forgets pos_weight in its curvature",
+            "curvature = scale * (positive + 1 - t) * clamped",
+            "curvature = scale * clamped",
+        ),
+        (
+            "a divergence whose gradient isn't divided by the outputs",
+            "gradient=-scale * t.flatten(1),",
+            "gradient=-t.flatten(1),",
+        ),
+        (
+            "a label at each ignored position",
+            'return float((target != options["ignore_index"]).sum()) / max(len(target), 1)',
+            "return positions",
+        ),
+    ),
+    *_mutants(
+        "kfac/output_metric.py",
+        _LOSSES,
+        (
+            "the curvature from the secant is twice too large",
+            "    return 1 / (low + high)\n",
+            "    return 2 / (low + high)\n",
+        ),
+    ),
+    *_mutants(
+        "kfac/gaussian_nll.py",
+        _LOSSES,
+        (
+            "the information of a variance is that of a mean",
+            "shared / (2 * v**2)",
+            "shared / v",
+        ),
+        (
+            "one variance of several targets counts once",
+            "shared = mean.shape[1] / v.shape[1]",
+            "shared = 1",
+        ),
+    ),
+    *_mutants(
+        "kfac/loss_metric.py",
+        _LOSSES,
+        (
+            "a dispersion upside down",
+            "return max(gradient_square / max(curvature_trace, 1e-300), 1e-30)",
+            "return max(curvature_trace / max(gradient_square, 1e-300), 1e-30)",
+        ),
+    ),
+    *_mutants(
+        "graph/norm_record.py",
+        _NORMS,
+        (
+            "a norm's factor upside down",
+            "return (width - self.spare) / (width + units - self.spare)",
+            "return (width + units - self.spare) / (width - self.spare)",
+        ),
+        (
+            "an unbiased variance divides by all units",
+            "return (width - self.spare) / (width + units - self.spare)",
+            "return width / (width + units)",
         ),
     ),
 ]
