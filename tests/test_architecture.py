@@ -252,7 +252,9 @@ def modules_of(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            # `from senn import pytree` needs nothing that the package's own file defines
+            found |= inner if node.module == "senn" and inner <= known else inner | {node.module}
     return (found & known) - {module_name(path)}
 
 
@@ -281,9 +283,7 @@ def circles(graph):
 
 
 def test_no_import_circle_of_any_kind():
-    root = SOURCE / "__init__.py"  # names everything, lazily, and is what everything lies in
-    graph = {module_name(path): modules_of(path) - {"senn"} for path in FILES if path != root}
-    assert circles(graph) == []
+    assert circles({module_name(path): modules_of(path) for path in FILES}) == []
 
 
 def test_a_circle_is_seen():

@@ -5,13 +5,12 @@ from __future__ import annotations
 import linecache
 import os
 import sys
+from pathlib import Path
 
 import torch
 
-import senn
-
 # Frames of these aren't the model's own code: torch, senn, and views by einops.
-_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(str(senn.__file__)))
+_LIBRARIES = (os.path.dirname(torch.__file__), str(Path(__file__).parents[1]))
 _BETWEEN = ("/einops/", "<frozen", "<string>")
 
 
