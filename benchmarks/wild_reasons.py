@@ -8,7 +8,7 @@ GENERAL = (
     "isn't understood",
     "in a way that",
     "its units are read differently once it is wider",
-    "the outputs depend on the number of its units",
+    "the outputs depend on the number of",
 )
 """Parts of sentences that would be true of anything."""
 
@@ -22,6 +22,8 @@ COMPLETE = (
     r"its size follows that of \S+, which (can't change|changes by itself)",
     r"no layer can be inserted before it: .*",
     r".* normalizes over its units, and what enters there can't be kept as it was: .*",
+    r".* normalizes over its units and has no weight to make up for it: .*",
+    r"nothing like it can be put after it: the forward pass doesn't run what stands there",
     r"\S+ \(\w+\) normalizes groups of \d+ channels, and where they are joined .*",
 )
 """Sentences that say all there is to say without a line of code."""

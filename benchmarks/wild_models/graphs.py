@@ -43,6 +43,14 @@ _LAYERS: dict[str, dict[str, Any]] = {
     "GCNConv": {},
     "SAGEConv": {},
     "GraphConv": {},
+    "GATv2Conv": {},
+    "TAGConv": {"K": 2},
+    "ChebConv": {"K": 2},
+    "SGConv": {},
+    "ARMAConv": {},
+    "LEConv": {},
+    "ResGatedGraphConv": {},
+    "TransformerConv": {},
 }
 
 MODELS: Models = {

@@ -43,8 +43,11 @@ _STATES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "state_s
 _T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
 _DISTIL = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24}
 _FUNNEL = {"d_model": 16, "n_head": 4, "d_head": 4, "d_inner": 24, "block_sizes": [1, 1]}
+_XLNET = {"vocab_size": 40, "d_model": 16, "n_layer": 2, "n_head": 4, "d_inner": 24}
 _HEADS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 _HEADS["intermediate_size"] = 24
+_STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+_pixels = named(pixel_values=vectors(3, 32, 32))
 _WAVES = {"conv_dim": (8, 8), "conv_stride": (4, 2), "conv_kernel": (8, 3)}
 _POSITIONS = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
 
@@ -64,15 +67,43 @@ _hugging_face("bloom", "Bloom", _WRITES, **_LAYERS)
 _hugging_face("mamba", "Mamba", _WRITES, **_STATES, use_cache=False)
 _hugging_face("t5-encoder", "T5", "EncoderModel", **_T5)
 _hugging_face("funnel", "Funnel", _CLASSIFIES, vocab_size=40, **_FUNNEL)
-_hugging_face(
-    "vit",
-    "ViT",
-    "ForImageClassification",
-    named(pixel_values=vectors(3, 16, 16)),
-    **_HEADS,
-    image_size=16,
-    patch_size=4,
-)
+_hugging_face("gptj", "GPTJ", _WRITES, **_GPT2, rotary_dim=4, use_cache=False)
+_hugging_face("falcon", "Falcon", _WRITES, **_TEXT, use_cache=False)
+_hugging_face("phi", "Phi", _WRITES, **_LLAMA)
+_hugging_face("stablelm", "StableLm", _WRITES, **_LLAMA)
+_hugging_face("olmo", "Olmo", _WRITES, **_LLAMA)
+_hugging_face("cohere", "Cohere", _WRITES, **_LLAMA)
+_hugging_face("starcoder2", "Starcoder2", _WRITES, **_LLAMA)
+_hugging_face("granite", "Granite", _WRITES, **_LLAMA)
+_hugging_face("qwen3", "Qwen3", _WRITES, **_LLAMA, head_dim=4)
+_hugging_face("gemma2", "Gemma2", _WRITES, **_LLAMA, head_dim=4)
+_hugging_face("mixtral", "Mixtral", _WRITES, **_LLAMA, num_local_experts=2)
+_hugging_face("camembert", "Camembert", _CLASSIFIES, **_BERT, pad_token_id=1)
+_hugging_face("ernie", "Ernie", _CLASSIFIES, **_BERT)
+_hugging_face("megatron-bert", "MegatronBert", _CLASSIFIES, **_BERT)
+_hugging_face("roformer", "RoFormer", _CLASSIFIES, **_BERT)
+_hugging_face("convbert", "ConvBert", _CLASSIFIES, **_BERT, embedding_size=16, head_ratio=2)
+_hugging_face("squeezebert", "SqueezeBert", _CLASSIFIES, **_BERT, embedding_size=16)
+_hugging_face("deberta-v2", "DebertaV2", _CLASSIFIES, **_BERT)
+_hugging_face("mpnet", "MPNet", _CLASSIFIES, **_BERT)
+_hugging_face("fnet", "FNet", _CLASSIFIES, **_BERT)
+_hugging_face("xlnet", "XLNet", _CLASSIFIES, **_XLNET)
+for _name, _family in {"vit": "ViT", "deit": "DeiT", "beit": "Beit", "dinov2": "Dinov2"}.items():
+    _hugging_face(
+        _name,
+        _family,
+        "ForImageClassification",
+        named(pixel_values=vectors(3, 16, 16)),
+        **_HEADS,
+        image_size=16,
+        patch_size=4,
+    )
+_hugging_face("convnext", "ConvNext", "ForImageClassification", _pixels, **_STAGES)
+_hugging_face("convnextv2", "ConvNextV2", "ForImageClassification", _pixels, **_STAGES)
+_hugging_face("poolformer", "PoolFormer", "ForImageClassification", _pixels, **_STAGES)
+_hugging_face("resnet", "ResNet", "ForImageClassification", _pixels, **_STAGES, embedding_size=8)
+_hugging_face("regnet", "RegNet", "ForImageClassification", _pixels, **_STAGES, groups_width=8)
+_hugging_face("segformer", "Segformer", "ForImageClassification", _pixels, **_STAGES)
 _hugging_face(
     "wav2vec2",
     "Wav2Vec2",

@@ -24,11 +24,13 @@ class Wild:
         package: distribution that it comes from.
         model: makes the model.
         batch: makes inputs of n samples.
+        dtype: float32 where the model's own code asks for it.
     """
 
     package: str
     model: Build
     batch: Batch
+    dtype: torch.dtype = torch.float64
 
 
 Models = dict[str, Wild]

@@ -11,10 +11,14 @@ from wild_models.registry import Batch, Models, Wild, images, load, made, severa
 
 MODELS: Models = {}
 
+_SINGLE = ("neuraloperator", "nbeats-pytorch")
+"""Packages whose code makes float32 numbers of its own."""
+
 
 def _add(name: str, package: str, target: str, batch: Batch, *args: Any, **settings: Any) -> None:
     model = made(target, *args, **settings)
-    MODELS[name] = Wild(package=package, model=model, batch=batch)
+    dtype = torch.float32 if package in _SINGLE else torch.float64
+    MODELS[name] = Wild(package=package, model=model, batch=batch, dtype=dtype)
 
 
 def _steps(n: int) -> Tensor:
@@ -106,5 +110,56 @@ _add(
     d_hidden_multiplier=None,
     dropout1=0.1,
     dropout2=0.0,
+)
+_add(
+    "rtdl-mlp",
+    "rtdl-revisiting-models",
+    "rtdl_revisiting_models:MLP",
+    vectors(6),
+    d_in=6,
+    d_out=2,
+    n_blocks=2,
+    d_block=8,
+    dropout=0.1,
+)
+_add(
+    "rtdl-ft-transformer",
+    "rtdl-revisiting-models",
+    "rtdl_revisiting_models:FTTransformer",
+    several(vectors(4), lambda n: torch.randint(3, (n, 2))),
+    n_cont_features=4,
+    cat_cardinalities=[3, 3],
+    d_out=2,
+    n_blocks=2,
+    d_block=16,
+    attention_n_heads=2,
+    attention_dropout=0.1,
+    ffn_d_hidden=24,
+    ffn_d_hidden_multiplier=None,
+    ffn_dropout=0.1,
+    residual_dropout=0.0,
+)
+_add(
+    "diffusers-autoencoder-kl",
+    "diffusers",
+    "diffusers:AutoencoderKL",
+    images(16),
+    block_out_channels=(8, 16),
+    down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+    up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+    norm_num_groups=4,
+)
+_add(
+    "diffusers-dit",
+    "diffusers",
+    "diffusers:DiTTransformer2DModel",
+    several(images(8), _steps, lambda n: torch.randint(5, (n,))),
+    num_attention_heads=2,
+    attention_head_dim=8,
+    in_channels=3,
+    num_layers=2,
+    sample_size=8,
+    norm_num_groups=4,
+    num_embeds_ada_norm=5,
 )
 MODELS["e3nn-mlp"] = Wild(package="e3nn", model=_fully_connected, batch=vectors(4))

@@ -75,12 +75,46 @@ def _segmentation(name: str, target: str, **settings: Any) -> None:
 
 _segmentation("unet", "Unet", decoder_channels=(32, 16, 16, 8, 8))
 _segmentation("fpn", "FPN")
+_SHALLOW = {"encoder_depth": 3, "decoder_channels": (32, 16, 8)}
+_segmentation("unetplusplus", "UnetPlusPlus", **_SHALLOW)
+_segmentation("linknet", "Linknet", encoder_depth=3)
+_segmentation("pspnet", "PSPNet", encoder_depth=3, psp_out_channels=32)
 
 _UNET = {"in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,)}
 _add("monai-unet", "monai", "monai.networks.nets:UNet", images(16, 1), spatial_dims=2, **_UNET)
 
 _PATCHES = {"image_size": 16, "patch_size": 4, "num_classes": 5, "dim": 16, "depth": 2}
 _HEADS = {"heads": 2, "dim_head": 8, "mlp_dim": 24}
+_add(
+    "monai-segresnet",
+    "monai",
+    "monai.networks.nets:SegResNet",
+    images(16, 1),
+    spatial_dims=2,
+    init_filters=8,
+    blocks_down=(1, 1),
+    blocks_up=(1,),
+)
+_add(
+    "monai-attention-unet",
+    "monai",
+    "monai.networks.nets:AttentionUnet",
+    images(16, 1),
+    spatial_dims=2,
+    **_UNET,
+)
+_add(
+    "monai-densenet",
+    "monai",
+    "monai.networks.nets:DenseNet",
+    images(32, 1),
+    spatial_dims=2,
+    in_channels=1,
+    out_channels=3,
+    init_features=8,
+    growth_rate=4,
+    block_config=(2, 2),
+)
 _add("vit-pytorch-vit", "vit-pytorch", "vit_pytorch:ViT", images(16), **_PATCHES, **_HEADS)
 _add(
     "mlp-mixer",
@@ -91,3 +125,36 @@ _add(
     channels=3,
 )
 _add("g-mlp", "g-mlp-pytorch", "g_mlp_pytorch:gMLPVision", images(16), **_PATCHES)
+_add(
+    "vit-pytorch-simple",
+    "vit-pytorch",
+    "vit_pytorch.simple_vit:SimpleViT",
+    images(16),
+    **_PATCHES,
+    **_HEADS,
+)
+_add(
+    "vit-pytorch-deep",
+    "vit-pytorch",
+    "vit_pytorch.deepvit:DeepViT",
+    images(16),
+    **_PATCHES,
+    **_HEADS,
+)
+_add(
+    "vit-pytorch-cait",
+    "vit-pytorch",
+    "vit_pytorch.cait:CaiT",
+    images(16),
+    **_PATCHES,
+    **_HEADS,
+    cls_depth=1,
+)
+_add(
+    "vit-pytorch-parallel",
+    "vit-pytorch",
+    "vit_pytorch.parallel_vit:ViT",
+    images(16),
+    **_PATCHES,
+    **_HEADS,
+)

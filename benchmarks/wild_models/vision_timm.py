@@ -66,6 +66,7 @@ def _ghost() -> nn.Module:
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 _SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
 _FOUR = (8, 16, 24, 32)
+_SEQUENCED = {"layers": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 16), "hidden_sizes": (4, 8, 8, 8)}
 _ONES = (1, 1, 1, 1)
 
 _timm("resnet26d", channels=_FOUR, stem_width=8)
@@ -82,3 +83,24 @@ MODELS["timm-resnext"] = Wild(package="timm", model=_narrow_blocks, batch=images
 MODELS["timm-repvgg"] = Wild(package="timm", model=_narrow_branches, batch=images(32))
 MODELS["timm-nf_resnet"] = Wild(package="timm", model=_norm_free, batch=images(32))
 MODELS["timm-ghostnet"] = Wild(package="timm", model=_ghost, batch=images(32))
+
+_DEEP = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+_class("beit", "beit:Beit", **_DEEP)
+_class("eva", "eva:Eva", **_DEEP)
+_class("cait", "cait:Cait", **_DEEP)
+_class("xcit", "xcit:Xcit", **_DEEP)
+_class("densenet", "densenet:DenseNet", 32, growth_rate=4, block_config=(2, 2), bn_size=2)
+_class("mambaout", "mambaout:MambaOut", 32, depths=_ONES, dims=_FOUR)
+_class("inception_next", "inception_next:MetaNeXt", 32, depths=_ONES, dims=_FOUR)
+_class("starnet", "starnet:StarNet", 32, base_dim=8, depths=[1, 1, 1, 1])
+_class("focalnet", "focalnet:FocalNet", 32, embed_dim=8, depths=(1, 1), focal_levels=(2, 2))
+_class("efficientformer", "efficientformer:EfficientFormer", 32, depths=_ONES, embed_dims=_FOUR)
+_class("repvit", "repvit:RepVit", 32, embed_dim=(8, 16), depth=(1, 1))
+_class("fastvit", "fastvit:FastVit", 64, layers=_ONES, embed_dims=_FOUR)
+_class("pvt_v2", "pvt_v2:PyramidVisionTransformerV2", 32, depths=_ONES, embed_dims=_FOUR)
+_class("twins", "twins:Twins", 32, img_size=32, depths=_ONES, embed_dims=_FOUR)
+_class("davit", "davit:DaVit", 32, depths=(1, 1), embed_dims=(8, 16), num_heads=(2, 4))
+_class("sequencer", "sequencer:Sequencer2d", 28, img_size=28, **_SEQUENCED)
+_class("edgenext", "edgenext:EdgeNeXt", 64, dims=(8, 16, 24, 32), depths=_ONES, heads=(2, 2, 2, 2))
+_class("rexnet", "rexnet:RexNet", 32, initial_chs=8, final_chs=24, depth_mult=0.5, width_mult=0.5)
+_class("vgg", "vgg:VGG", 32, cfg=[8, "M", 16, "M"], mlp_ratio=0.01)

@@ -1,5 +1,7 @@
 """What cannot change size is refused by name, and the rest of the model still works."""
 
+import functools
+
 import pytest
 import torch
 from graph_nets import Net, batch, linear_pair, names, reasons
@@ -129,6 +131,51 @@ def test_a_size_that_a_call_fixes_is_refused_with_the_line_of_the_call():
     assert refused.reason == f"its size is fixed by view in {OWN}"
     assert refused.line.startswith("test_graph_refusals.py:")
     assert "view(x.shape[0], 2, 2)" in refused.line
+
+
+@functools.lru_cache
+def _by_heads(shape, heads):
+    return shape[0], heads, shape[1] // heads
+
+
+def test_a_function_that_remembers_shapes_fixes_no_size():
+    def forward(m, x):
+        hidden = m.a(x)
+        return m.b(hidden.view(_by_heads(hidden.shape, m.heads)).softmax(-1).flatten(1))
+
+    model = Net(forward, a=(3, 4), b=(4, 2))
+    model.heads = 2
+    for _ in range(2):  # what the first analysis left in there included
+        model(batch(5, 3))
+        (group,) = analyze(model, batch(5, 3)).groups
+        assert group.width == 2
+        assert [attribute.name for attribute in group.attributes][-1] == "heads"
+
+
+def test_a_window_of_one_unit_mixes_none():
+    pool = nn.AvgPool2d((2, 1))
+    model = Net(lambda m, x: m.b(m.pool(m.a(x).unsqueeze(1))), a=(3, 4), pool=pool, b=(4, 2))
+    assert names(analyze(model, batch(5, 6, 3))) == ["a"]
+
+
+def test_what_a_parametrization_consists_of_is_refused_with_it():
+    model = nn.Sequential(nn.Linear(3, 4), parametrizations.weight_norm(nn.Linear(4, 2)))
+    refused = reasons(analyze(model, batch(5, 3)))
+    assert not [place for place in refused if place.startswith("1.")]
+
+
+def test_a_group_of_one_norm_takes_the_blame_of_no_other():
+    """Behind a norm and a linear map, a stream that a second norm reads after a third one (post-norm)."""
+    layers = [nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 6), nn.LayerNorm(6)]
+    model = Net(
+        lambda m, x: m.out(m.last((h := m.body(x)) + m.branch(h).relu())),
+        body=nn.Sequential(*layers),
+        branch=(6, 6),
+        last=nn.LayerNorm(6),
+        out=(6, 2),
+    )
+    refused = reasons(analyze(model, batch(5, 3)))
+    assert refused["body.2"].startswith("last normalizes over its units")
 
 
 def test_a_group_whose_size_is_fixed_leaves_the_others():

@@ -155,7 +155,8 @@ class LabelClasses:
             units = unit_number[self._units_of(producer)]
             if bool((units < 0).any()) or len(distinct(units)) < one.width:
                 raise _RefusedError(
-                    f"its units don't correspond one to one to the rows of {producer.map_name}"
+                    self._straddling(producers, number)
+                    or f"its units don't correspond one to one to the rows of {producer.map_name}"
                 )
             line = _line(units, producer.dim, producer.name)[1]
             if unit_index(line, one.width) is None:

@@ -64,6 +64,8 @@ def trace_graph(
             place = _map_name(name)
             refusals.setdefault(place, Refusal(place=place, reason=f"it {why}"))
     for refusal in (*found.refusals, *not_points, *_not_followed(model, trace)):
+        if any(refusal.place.startswith(f"{name}.") for name in problems):
+            continue  # what a parametrization consists of
         refusals.setdefault(refusal.place, refusal)
     for refusal in _unaccounted(model, trace, found.tensors, refusals):
         refusals.setdefault(refusal.place, refusal)

@@ -213,6 +213,10 @@ class SymbolicShape(tuple):  # type: ignore[type-arg]
 
     __slots__ = ()
 
+    # A function that remembers its results by shape (as einops does) would give those of other symbolic integers, or
+    # plain ones: no shape is found under another's hash.
+    __hash__ = object.__hash__
+
     def numel(self) -> int:
         """Number of entries."""
         count = 1

@@ -296,18 +296,35 @@ def _window(trace: TraceRecorder, call: Call) -> None:
     source = call.tensors[0]
     if not trace.is_labeled(source):
         return
-    spatial = next(number for number in (1, 2, 3) if f"{number}d" in call.name)
-    dims = set(range(source.dim() - spatial, source.dim()))
+    dims = _pooled(call, source)
     label_maps = []
     for label_map in trace.labels_of(source):
         mixed = mix_along(trace, label_map, dims, call.operation)
         if mixed is not None:
-            label_maps.append(mixed.amax(sorted(dims), keepdim=True))
+            label_maps.append(mixed.amax(sorted(dims), keepdim=True) if dims else mixed)
     # Pooled sizes differ from those of the input, but no map varies along them any more.
     for tensor in call.outputs:
         trace.set_labels(
             tensor, [label_map.expand(tensor.shape).clone() for label_map in label_maps]
         )
+
+
+def _pooled(call: Call, source: Tensor) -> set[int]:
+    """Return the dimensions along which a window has several entries, or entries are interpolated."""
+    spatial = next(number for number in (1, 2, 3) if f"{number}d" in call.name)
+    dims = list(range(source.dim() - spatial, source.dim()))
+    kernel = call.arguments.get("kernel_size")
+    if kernel is None:
+        return set(dims)
+    sizes = [kernel] if isinstance(kernel, int) else list(kernel)
+    # One number stands for all dimensions.
+    sizes = sizes * spatial if len(sizes) == 1 else sizes
+    output = call.outputs[0]
+    return {
+        dim
+        for dim, size in zip(dims, sizes, strict=True)
+        if size > 1 or output.shape[dim] != source.shape[dim]
+    }
 
 
 def _glu(trace: TraceRecorder, call: Call) -> None:
