@@ -1,7 +1,7 @@
 """Models of public packages, as nobody prepared them: what can change size, whether it does so exactly, what breaks.
 
     python -m venv wild && wild/bin/pip install -c constraints.txt -e ".[wild]"
-    wild/bin/python benchmarks/wild.py [--only TEXT] [--pruning] [--jobs 1] [--limit 600]
+    wild/bin/python benchmarks/wild.py [--only TEXT] [--pruning] [--jobs 1] [--limit 600] [--resume]
         [--out benchmarks/results/wild.json]
 
 Each model runs in a process of its own, in a small configuration, in float64, with all parameters and statistics
@@ -43,6 +43,10 @@ from senn.surgery import Prune, Widen, transaction
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Largest relative change of outputs that counts as rounding: some float64 models go through float32 inside."""
+
+
+PRUNING_LIMIT = 30
+"""CPU seconds for torch-pruning, which finds no end in some models."""
 
 
 class TakeAny(Policy):
@@ -253,11 +257,20 @@ def examine(name: str, *, pruning: bool) -> dict[str, Any]:
         found["where"] = traceback.format_exc().splitlines()[-4:-1]
     found["seconds"] = round(time.perf_counter() - begin, 1)
     if pruning and found["failed"] != "build":
+        signal.signal(signal.SIGVTALRM, _give_up)
+        signal.setitimer(signal.ITIMER_VIRTUAL, PRUNING_LIMIT)
         try:
             found["torch_pruning"] = pruned(victim, batch)
+        except TimeoutError:
+            found["torch_pruning"] = f"no end in {PRUNING_LIMIT} s"
         except Exception as error:
             found["torch_pruning"] = f"crash: {type(error).__name__}"
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return found
+
+
+def _give_up(*_: object) -> None:
+    raise TimeoutError
 
 
 def in_process(name: str, pruning: bool, limit: float) -> dict[str, Any]:
@@ -333,6 +346,7 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="models whose name or package has this text")
     parser.add_argument("--pruning", action="store_true", help="run torch-pruning beside")
+    parser.add_argument("--resume", action="store_true", help="only models that --out hasn't")
     parser.add_argument("--jobs", type=int, default=1, help="models at once")
     parser.add_argument("--limit", type=float, default=600, help="CPU seconds for one model")
     parser.add_argument("--out", type=Path, help="results as JSON; rows that it has are replaced")
@@ -340,6 +354,7 @@ def main() -> None:
     names = [name for name, one in MODELS.items() if args.only in f"{name} {one.package}"]
     known = json.loads(args.out.read_text()) if args.out and args.out.exists() else []
     results = {found["model"]: found for found in known if found["model"] in MODELS}
+    names = [name for name in names if not (args.resume and name in results)]
     with ThreadPoolExecutor(args.jobs) as pool:
         for found in pool.map(lambda name: in_process(name, args.pruning, args.limit), names):
             results[found["model"]] = found
