@@ -53,11 +53,15 @@ class ModelState:
 
     Args:
         models: any modules; parts that they share are recorded once.
+
+    Attributes:
+        modules: they and all modules inside.
     """
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
-        models = list(models)
+        self._models = models = list(models)
         modules = dict.fromkeys(module for model in models for module in model.modules())
+        self.modules = list(modules)
         self._modules = [(module, module.training, dict(vars(module))) for module in modules]
         registers: list[Any] = []
         buffers: dict[Tensor | None, None] = {}
@@ -68,7 +72,7 @@ class ModelState:
                 registers += [held[name] for name in _REGISTERS if name in held]
             if module._buffers:
                 buffers |= dict.fromkeys(module._buffers.values())
-        rewritten = _rewritten(models)
+        rewritten = _rewritten(modules)
         for module in rewritten:
             if not isinstance(module, torch.jit.ScriptModule):
                 registers += [module._parameters, module._modules]
@@ -83,11 +87,24 @@ class ModelState:
             (buffer, buffer.detach().clone()) for buffer in buffers if buffer is not None
         ]
 
+    def set_mode(self, training: bool) -> None:
+        """Put all modules into training or evaluation mode.
+
+        Args:
+            training: True for training mode.
+        """
+        if any(map(_switches, self.modules)):
+            for model in self._models:
+                model.train() if training else model.eval()
+            return
+        for module in self.modules:
+            _set_mode(module, training)
+
     @property
     def devices(self) -> list[int]:
         """Numbers of the GPUs on which parameters and buffers lie, in order."""
         found: set[int] = set()
-        for module, *_ in self._modules:
+        for module in self.modules:
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None and tensor.is_cuda:
                     found.add(tensor.device.index or 0)
@@ -105,7 +122,7 @@ class ModelState:
                 _restore(vars(module), attributes)
             elif module in self._rewritten:
                 _restore(vars(module), self._rewritten[module])
-            module.training = mode
+            _set_mode(module, mode)
         for register, former in self._registers:
             _restore(register, former)
         for buffer, values in self._buffers:
@@ -118,17 +135,30 @@ class ModelState:
                 parameter.data.copy_(values)
 
 
-def _rewritten(models: Iterable[nn.Module]) -> list[nn.Module]:
+def _rewritten(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Return the modules whose parameters and attributes a switch of modes, or a forward pass, may rewrite."""
     found: dict[nn.Module, None] = {}
-    for model in models:
-        for module in model.modules():
-            kind = type(module)
-            switches = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
-            is_own = switches and not isinstance(module, torch.jit.ScriptModule)
-            if is_own or module in _WRITERS:
-                found |= dict.fromkeys(module.modules())
+    for module in modules:
+        is_own = _switches(module) and not isinstance(module, torch.jit.ScriptModule)
+        if is_own or module in _WRITERS:
+            found |= dict.fromkeys(module.modules())
     return list(found)
+
+
+def _switches(module: nn.Module) -> bool:
+    """Return True for a module with code of its own in `train` or `eval`, which may do anything to those inside."""
+    kind = type(module)
+    switches = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+    return switches or "train" in vars(module) or "eval" in vars(module)
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    """Set the mode of one module, without those inside."""
+    held = vars(module)
+    if type(held.get("training")) is bool:  # `setattr` of modules takes much longer
+        held["training"] = training
+    else:  # a compiled part keeps it on the side of C++
+        module.training = training
 
 
 def _restore(register: Any, before: Any) -> None:
@@ -179,28 +209,25 @@ def preserve_model_state(
     """
     state = ModelState([model])
     try:
-        if training:
-            model.train()
-        else:
-            model.eval()
+        state.set_mode(training)
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(state.devices))
             stack.enter_context(run_eagerly())
             if not fused:
-                stack.enter_context(_unfused(model))
+                stack.enter_context(_unfused(state.modules))
             yield
     finally:
         state.restore()
 
 
 @contextmanager
-def _unfused(model: nn.Module) -> Iterator[None]:
+def _unfused(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run transformer layers, and recurrent layers on the CPU, as single operations."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         with ExitStack() as stack:
-            if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            if any(isinstance(module, nn.RNNBase) for module in modules):
                 stack.enter_context(warnings.catch_warnings())
                 warnings.simplefilter(
                     "ignore"

@@ -92,6 +92,8 @@ def map_leaves(change: Callable[[Tensor], Any], tree: Any) -> Any:
     Returns:
         The same nesting of the results; leaves that aren't tensors stay the same objects.
     """
+    if isinstance(tree, Tensor):
+        return change(tree)
 
     def change_leaf(leaf: Any) -> Any:
         return change(leaf) if isinstance(leaf, Tensor) else _map_within(change, leaf)

@@ -35,6 +35,18 @@ class TrialRun:
     is_differentiable: bool
 
     @classmethod
+    def forwards(cls, copied: nn.Module, one: ForwardPass) -> TrialRun:
+        """Run a copy of a model without gradients.
+
+        Args:
+            copied: the copy.
+            one: how to run it.
+        """
+        with watch_randomness(copied) as drew:
+            outputs = one.run(copied)
+        return cls(one=one, outputs=outputs, is_random=any(drew), is_differentiable=False)
+
+    @classmethod
     def of(cls, copied: nn.Module, one: ForwardPass) -> TrialRun:
         """Run a copy of a model, in training mode backwards as well.
 

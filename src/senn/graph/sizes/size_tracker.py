@@ -117,6 +117,8 @@ class SizeTracker:
         if self.inside:
             return
         self.trace.stream.note(compare, left.key, right.key, outcome)
+        if self.trace.streams_only:
+            return
         guard = SizeGuard(
             compare=compare,
             left=left,
@@ -197,6 +199,9 @@ class SizeTracker:
         return self._metas[key]
 
     def _new_meta(self, tensor: Tensor) -> TensorMeta:
+        if self.trace.streams_only:
+            shape = tuple(tensor.shape)
+            return TensorMeta(shape=shape, dtype=tensor.dtype, label_maps=[], name=None)
         name, view = self._names.get(id(tensor)), self.trace.weight_of(tensor)
         # Weights have sizes by name: their entries must not get labels for being measured.
         is_weight = name is not None or view is not None
@@ -225,6 +230,8 @@ class SizeTracker:
         if not results:  # nothing to check a replay by
             return
         self.trace.stream.note(function, self.trace.stream.key((args, kwargs)))
+        if self.trace.streams_only:
+            return
 
         def without_data(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):

@@ -41,7 +41,9 @@ class LabelMaps:
         self._views: dict[int, WeightView] = {}
         self._copied_from: dict[int, Tensor] = {}
         self._computed: dict[int, str] = {}  # of which weight, and by which operation
+        self._kinds_of_modules: dict[str, str] = {}
         for name, module in model.named_modules():
+            self._kinds_of_modules[name] = type(module).__name__
             # A module that counts its parameters has one for each unit, except PReLU, whose single slope serves all.
             counts = isinstance(getattr(module, "num_parameters", None), int)
             shared = isinstance(module, nn.PReLU) or not (counts or isinstance(module, nn.Linear))
@@ -54,7 +56,7 @@ class LabelMaps:
     @property
     def kind(self) -> str:
         """Class name of the module that runs now."""
-        return type(self.model.get_submodule(self.path[-1])).__name__
+        return self._kinds_of_modules[self.path[-1]]
 
     @property
     def place(self) -> str:

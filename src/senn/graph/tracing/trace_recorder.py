@@ -57,6 +57,7 @@ class TraceRecorder(LabelMaps):
         function: name of the torch function that the forward's own code has called now; None outside of any.
         silenced: how many modules with a rule of their own run now; operations inside them aren't followed.
         stream: what the pass that runs now has done so far.
+        streams_only: True if nothing but the stream is wanted.
         is_paused: True inside `paused`.
     """
 
@@ -72,7 +73,7 @@ class TraceRecorder(LabelMaps):
         self.pass_start = 0
         self.function: str | None = None
         self.silenced = 0
-        self.is_paused = False
+        self.streams_only = self.is_paused = False
         self._pass_number = 0
         self._names = {id(tensor): name for name, tensor in self.tensors.items()}
         self.stream = OperationStream(self._names)
@@ -227,6 +228,8 @@ class TraceRecorder(LabelMaps):
             rule: what it does to labels.
         """
         self.stream.note_operation(call, self.function)
+        if self.streams_only:
+            return
         self.reached.update(map(id, call.tensors))
         self._alive += call.outputs
         if not any(id(output) in self._kinds for output in call.outputs):

@@ -60,7 +60,7 @@ def trace_forward(
 def _stream_of(model: nn.Module, one: ForwardPass) -> OperationStream | None:
     """Run a model and return what it does, without following labels; None if it fails."""
     trace = TraceRecorder(model)
-    trace.silenced = 1
+    trace.streams_only = True
     try:
         _watched(one, trace, SizeTracker(trace))
     except SennError:
@@ -114,10 +114,11 @@ class _Dispatch(WatchMode):
         kwargs = kwargs or {}
         if self.trace.is_paused:
             return func(*args, **kwargs)
-        target = args[0] if args and func._schema.is_mutable else None
         overwritten = None
-        if isinstance(target, Tensor) and not self.trace.is_labeled(target):
-            overwritten = target.detach().clone()
+        if args and func._schema.is_mutable and not self.trace.streams_only:
+            target = args[0]
+            if isinstance(target, Tensor) and not self.trace.is_labeled(target):
+                overwritten = target.detach().clone()
         result = func(*args, **kwargs)
         call = Call(func=func, args=args, kwargs=kwargs, result=result, overwritten=overwritten)
         try:
@@ -152,7 +153,8 @@ def _watch_modules(trace: TraceRecorder) -> Iterator[None]:
             with (
                 torch._C.DisableTorchFunction()
             ):  # the size tracker must not see the rule's own calls
-                if rule is not None and not trace.silenced and output is not None:
+                applies = rule is not None and not trace.silenced and not trace.streams_only
+                if applies and output is not None:
                     rule(
                         Visit(
                             trace=trace,

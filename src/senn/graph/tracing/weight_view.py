@@ -8,6 +8,7 @@ one, is known by carrying the operations out on positions, as they are on labels
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,7 +71,11 @@ class WeightView:
 
     def axes_of(self, dim: int) -> set[int]:
         """Return the dimensions of the view along which a dimension of the parameter lies."""
-        return varying(self.positions[dim])
+        return {*self._axes[dim]}
+
+    @cached_property
+    def _axes(self) -> list[set[int]]:
+        return [varying(positions) for positions in self.positions]
 
     def dims(self, axis: int) -> list[int]:
         """Return the dimensions of the parameter that lie along a dimension of the view."""
