@@ -8,7 +8,7 @@ others are passed whole.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ Targets = Any
 
 Output = Callable[[Any], Tensor]
 """Function from what the model returns to the tensor that the loss takes."""
+
+Prepare = Callable[[Any], Sequence[Any]]
+"""Function from a batch of any kind to inputs, targets and perhaps weights."""
 
 
 class Arguments:

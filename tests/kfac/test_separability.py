@@ -1,6 +1,7 @@
 """Losses that mix samples are found out; means over samples of any kind pass."""
 
 import functools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -235,6 +236,32 @@ def test_batches_that_are_not_understood_say_what_would_be(batch, message):
     model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3))
     with pytest.raises(SennError, match=message):
         senn.Grower(model, loss=functools.partial(F.cross_entropy)).grow([batch])
+
+
+@dataclass
+class Rows:
+    features: torch.Tensor
+    labels: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("make", "prepare"),
+    [
+        (lambda x, y: {"x": x, "y": y}, lambda one: (one["x"], one["y"])),
+        (Rows, lambda rows: (rows.features, rows.labels)),
+    ],
+    ids=["mapping", "record"],
+)
+def test_batches_of_other_kinds_are_taken_apart(make, prepare):
+    def scored(batch, **options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3))
+        return str(senn.Grower(model, moves=("width",), **options).score_candidates([batch]))
+
+    batch = make(OUTPUTS, CLASSES)
+    assert scored(batch, prepare=prepare) == scored((OUTPUTS, CLASSES))
+    with pytest.raises(SennError, match=r"make a tuple.*by prepare=\.\.\."):
+        scored(batch)
 
 
 class Checkpointed(nn.Module):

@@ -26,7 +26,7 @@ from senn.kfac.gaussian_nll import GaussianNLL
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.output_metric import HessianFunction
 from senn.policies import MOVES, Budget, Policy, PricePolicy, check_moves
-from senn.pytree import Inputs, Output, Targets
+from senn.pytree import Inputs, Output, Prepare, Targets
 from senn.scoring.applied_round import RoundToApply
 from senn.scoring.example_inputs import ExampleInputs
 from senn.scoring.pool import CandidatePool
@@ -72,6 +72,7 @@ class Grower(GrowerSettings, GrowerMemory):
         coupled: True for a loss that couples the samples of a batch (pairs, triplets, statistics of the batch). Batches
             are then taken whole and in their order, and a round needs two: steps are fitted on one, valued on the
             other.
+        prepare: makes inputs, targets and perhaps weights of a batch that is none such (a mapping, a record); None.
         output: finds, in what the model returns, the tensor that the loss takes. None where that is a tensor or has
             `logits`, or where only one tensor is floating-point.
         seed: seed of everything drawn at random; the global random state is left alone.
@@ -131,6 +132,7 @@ class Grower(GrowerSettings, GrowerMemory):
         metric: Literal["fisher", "euclidean"] = "fisher",
         loss_hessian: HessianFunction | None = None,
         coupled: bool = False,
+        prepare: Prepare | None = None,
         output: Output | None = None,
         seed: int = 0,
         communicator: Communicator | None = None,
@@ -155,10 +157,10 @@ class Grower(GrowerSettings, GrowerMemory):
         )
         self.averaged = tuple(averaged)
         if isinstance(loss, nn.GaussianNLLLoss):
-            gaussian = GaussianNLL(loss)
-            loss, output = gaussian, output or gaussian.join
+            loss = gaussian = GaussianNLL(loss)
+            output = output or gaussian.join
             loss_hessian = loss_hessian or (gaussian.fisher if metric == "fisher" else None)
-        self.output = output
+        self.prepare, self.output = prepare, output
         self.ignore = tuple(ignore)
         self._examples = ExampleInputs(examples)
         self.metric = LossMetric(loss, metric, loss_hessian=loss_hessian, coupled=coupled)
@@ -299,7 +301,7 @@ class Grower(GrowerSettings, GrowerMemory):
         if batches is not None:
             if self.samples is None:
                 self.samples = number_of_samples(batches)
-            for one in each_batch(self.communicator, batches):
+            for one in each_batch(self.communicator, batches, self.prepare):
                 self.observe(*one)
         if self._session is None or not self._session.samples:
             raise SennError("no batch has been observed: give batches, or call observe first")

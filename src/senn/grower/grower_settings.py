@@ -45,6 +45,7 @@ RANGES: Mapping[str, Rule] = {
     "metric": one_of("fisher", "euclidean"),
     "loss_hessian": callable_("a function loss_hessian(outputs, targets)").or_none(),
     "coupled": flag(),
+    "prepare": callable_("a function that makes inputs and targets of a batch").or_none(),
     "output": callable_("a function that finds the outputs in what the model returns").or_none(),
     "seed": a_seed(),
     "communicator": instance_of(Communicator, called="a senn.collectives.Communicator").or_none(),

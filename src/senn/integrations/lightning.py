@@ -27,11 +27,10 @@ from senn.checkpoint import (
 from senn.errors import SennError
 from senn.integrations import _lightning_parts as parts
 from senn.integrations.loop_checks import check_single, refuse_strategy
-from senn.pytree import Output
+from senn.pytree import Output, Prepare
 from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession
 from senn.training.loggers import LoggerCallback
-from senn.training.recent_batches import Prepare
 from senn.training.train_config import TrainConfig
 
 __all__ = [

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from senn.errors import SennError
 from senn.integrations.loop_checks import check_single
-from senn.pytree import Output
+from senn.pytree import Output, Prepare
 from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession
-from senn.training.recent_batches import Prepare
 from senn.training.train_config import TrainConfig
 
 __all__ = [

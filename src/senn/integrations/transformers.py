@@ -22,12 +22,11 @@ from senn.errors import SennError
 from senn.integrations import _trainer_files as files
 from senn.integrations._trainer_files import load, save
 from senn.integrations.loop_checks import check_single, refuse_strategy
-from senn.pytree import Output, prediction
+from senn.pytree import Output, Prepare, prediction
 from senn.surgery.model_config import update_config
 from senn.surgery.optimizer_layers import unwrap
 from senn.training.callbacks import Callback as Listener
 from senn.training.growth_session import GrowthSession
-from senn.training.recent_batches import Prepare
 from senn.training.train_config import TrainConfig
 
 __all__ = ["SelfExpansion", "load", "save"]

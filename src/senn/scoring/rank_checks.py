@@ -14,19 +14,22 @@ from senn.errors import SennError, UnsupportedError, warn
 from senn.graph import DependencyGraph
 from senn.graph.trained_places import without_untrained
 from senn.policies import MOVES, Candidate, Policy
-from senn.pytree import Inputs
+from senn.pytree import Inputs, Prepare
 from senn.scoring.pool import CandidatePool
 from senn.surgery.outputs import model_digest
 from senn.verification import analyze
 from senn.verification.verify_insertions import NO_LAYER
 
 
-def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[Any]:
+def each_batch(
+    communicator: Communicator, batches: Iterable[Any], prepare: Prepare | None = None
+) -> Iterator[Any]:
     """Yield this rank's batches, padded with empty ones up to the longest rank's count.
 
     Args:
         communicator: the processes.
-        batches: this rank's batches: tuples of inputs, targets and perhaps weights.
+        batches: this rank's batches.
+        prepare: makes inputs, targets and perhaps weights of a batch; None if a batch is a tuple of these.
 
     Raises:
         SennError: a batch is no such tuple, or this rank has none.
@@ -36,6 +39,7 @@ def each_batch(communicator: Communicator, batches: Iterable[Any]) -> Iterator[A
         with communicator.fail_together("take a batch"):
             one = next(own, None)
             if one is not None:
+                one = one if prepare is None else prepare(one)
                 check_batch(one)
         if not any(communicator.all_gather_object("take a batch", one is not None)):
             return
@@ -62,7 +66,7 @@ def check_batch(one: Any) -> None:
     kind = type(one).__name__
     if isinstance(one, Mapping):
         some = next(iter(one), "x")
-        way = f"make a tuple of it, such as ({{{some!r}: batch[{some!r}]}}, targets)"
+        way = f"make a tuple of it by prepare=..., such as ({{{some!r}: batch[{some!r}]}}, targets)"
         raise SennError(
             f"a batch is a mapping ({kind}), and inputs, targets and perhaps weights are needed: {way}"
         )
@@ -72,7 +76,7 @@ def check_batch(one: Any) -> None:
         )
     raise SennError(
         f"a batch is of type {kind}, and inputs, targets and perhaps weights are needed: "
-        "make a tuple (inputs, targets) of it"
+        "make a tuple (inputs, targets) of it by prepare=..."
     )
 
 

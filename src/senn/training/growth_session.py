@@ -18,11 +18,11 @@ from senn.errors import SennError
 from senn.events import GrowthEvent
 from senn.grower import Grower
 from senn.kfac.output_metric import HessianFunction
-from senn.pytree import Output
+from senn.pytree import Output, Prepare
 from senn.schedule import GrowthSchedule
 from senn.training.builders import build_grower
 from senn.training.callbacks import Callback
-from senn.training.recent_batches import Prepare, RecentBatches, unpack
+from senn.training.recent_batches import RecentBatches, unpack
 from senn.training.round_records import Record, RoundRecorder, copies, failure_record, fault_record
 from senn.training.train_config import TrainConfig
 from senn.training.train_result import count_parameters

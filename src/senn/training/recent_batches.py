@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +12,12 @@ from torch import Tensor
 from senn import pytree
 from senn.collectives import Communicator
 from senn.errors import SennError
-from senn.pytree import Arguments, Inputs, Targets
+from senn.pytree import Arguments, Inputs, Prepare, Targets
 from senn.scoring.global_batch import gather_samples
 from senn.training.round_records import describe_error
 
 KeptBatch = tuple[Inputs, Targets, Tensor | None]
 """Inputs, targets and perhaps weights."""
-
-
-Prepare = Callable[[Any], Sequence[Any]]
-"""Makes inputs, targets and perhaps weights of a batch of the loop."""
 
 
 def unpack(one: Any) -> Sequence[Any]:

@@ -49,7 +49,7 @@ def _batched_product(trace: TraceRecorder, call: Call) -> None:
     first, second, bias = _operands(call, "batch1", "batch2")
     if _is_unscaled(call):
         _product_with_bias(trace, call, first, second, bias)
-    elif trace.is_labeled(bias):
+    elif bias is None or trace.is_labeled(bias):
         trace.refuse_call(call)
     else:
         _multiply(trace, call, first, second)
