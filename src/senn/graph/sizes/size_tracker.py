@@ -222,7 +222,7 @@ class SizeTracker:
             kwargs: its keyword arguments.
             result: its return value.
         """
-        if not any(isinstance(leaf, SymbolicInt) for leaf in pytree.tree_leaves((args, kwargs))):
+        if not (_holds_sizes(args) or _holds_sizes(kwargs)):
             return
         results = [
             self.meta(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)
@@ -248,6 +248,15 @@ class SizeTracker:
             line=running_line(),
         )
         self.calls.append(call)
+
+
+def _holds_sizes(tree: Any) -> bool:
+    """Return True if there is a symbolic integer among arguments, other than in a whole shape."""
+    if isinstance(tree, list | tuple) and not isinstance(tree, SymbolicShape):
+        return any(map(_holds_sizes, tree))
+    if isinstance(tree, dict):
+        return any(map(_holds_sizes, tree.values()))
+    return isinstance(tree, SymbolicInt)
 
 
 def _with_tuples(tree: Any) -> Any:

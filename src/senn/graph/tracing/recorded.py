@@ -5,12 +5,12 @@ Rules and the recorder import these; nothing here imports a rule.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,16 +65,23 @@ class Call:
     @cached_property
     def tensors(self) -> list[Tensor]:
         """All input tensors in order, also those inside lists."""
-        return [
-            leaf
-            for leaf in pytree.tree_leaves((self.args, self.kwargs))
-            if isinstance(leaf, Tensor)
-        ]
+        return _tensors((*self.args, *self.kwargs.values()))
 
     @cached_property
     def outputs(self) -> list[Tensor]:
         """All output tensors in order."""
-        return [leaf for leaf in pytree.tree_leaves(self.result) if isinstance(leaf, Tensor)]
+        return _tensors((self.result,))
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among arguments of an ATen operation, which are nested in lists and tuples only."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
