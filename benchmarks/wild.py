@@ -45,7 +45,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Largest relative change of outputs that counts as rounding: some float64 models go through float32 inside."""
 
 
-PRUNING_LIMIT = 30
+PRUNING_LIMIT = 10
 """CPU seconds for torch-pruning, which finds no end in some models."""
 
 

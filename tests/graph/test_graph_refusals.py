@@ -138,6 +138,35 @@ def _by_heads(shape, heads):
     return shape[0], heads, shape[1] // heads
 
 
+def test_a_private_number_of_heads_follows():
+    def forward(m, x):
+        hidden = m.a(x)
+        return m.b(hidden.view(len(x), m._heads, -1).softmax(-1).flatten(1))
+
+    model = Net(forward, a=(3, 4), b=(4, 2))
+    model._heads = 2
+    (group,) = analyze(model, batch(5, 3)).groups
+    assert group.width == 2
+    assert [(one.name, one.per_unit) for one in group.attributes][-1] == ("_heads", 1)
+
+
+def test_units_that_lie_in_a_weight_in_an_odd_way_are_refused_with_a_line():
+    model = Net(lambda m, x: m.b(m.a(x)[:, :2]), a=(3, 4), b=(2, 2))
+    (refused,) = [one for one in analyze(model, batch(4, 3)).refusals if one.place == "a"]
+    assert refused.reason == "its units own different numbers of positions in b.weight"
+    assert "m.b(m.a(x)[:, :2])" in refused.line
+
+
+@pytest.mark.parametrize("transform", [torch.fft.fft, torch.fft.rfft])
+def test_a_fourier_transform_mixes_units_along_its_own_dimension_only(transform):
+    net = {"a": (3, 4), "b": (4, 2)}
+    along_tokens = Net(lambda m, x: m.b(transform(m.a(x), dim=1).abs()), **net)
+    (group,) = analyze(along_tokens, batch(4, 6, 3)).groups
+    assert group.width == 4
+    along_units = Net(lambda m, x: m.b(torch.fft.fft(m.a(x)).abs()), **net)
+    assert reasons(analyze(along_units, batch(4, 3)))["a"] == f"{OWN} mixes its units (fft_r2c)"
+
+
 def test_a_function_that_remembers_shapes_fixes_no_size():
     def forward(m, x):
         hidden = m.a(x)

@@ -17,6 +17,7 @@ from senn.graph.tracing.labels import LabelOrigin, Labels, distinct, varying
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.graph.tracing.weight_view import WeightView
 from senn.graph.types import Role
+from senn.graph.unit_positions import unit_axis, unit_index
 
 _ORDER: tuple[Role, ...] = ("producer", "elementwise", "consumer")
 
@@ -63,7 +64,16 @@ class LabelClass:
 
 
 class _RefusedError(Exception):
-    """The units can't change in number; the message says why."""
+    """The units can't change in number; the message says why.
+
+    Args:
+        reason: the message.
+        tensor: full name of the tensor in which they lie in a way that is why; empty if that isn't it.
+    """
+
+    def __init__(self, reason: str, tensor: str = "") -> None:
+        super().__init__(reason)
+        self.tensor = tensor
 
 
 class LabelClasses:
@@ -137,6 +147,7 @@ class LabelClasses:
             self._locate(one, producers, unit_number)
         except _RefusedError as reason:
             one.reason = str(reason)
+            one.line = one.line or self.trace.used_at.get(reason.tensor, "")
 
     def _check(
         self, one: LabelClass, producers: list[LabelOrigin], unit_number: Tensor, number: int
@@ -156,13 +167,15 @@ class LabelClasses:
             if bool((units < 0).any()) or len(distinct(units)) < one.width:
                 raise _RefusedError(
                     self._straddling(producers, number)
-                    or f"its units don't correspond one to one to the rows of {producer.map_name}"
+                    or f"its units don't correspond one to one to the rows of {producer.map_name}",
+                    producer.name,
                 )
             line = _line(units, producer.dim, producer.name)[1]
             if unit_index(line, one.width) is None:
                 raise _RefusedError(
                     self._straddling(producers, number)
-                    or f"its units own different numbers of rows of {producer.map_name}"
+                    or f"its units own different numbers of rows of {producer.map_name}",
+                    producer.name,
                 )
 
     def _straddling(self, producers: list[LabelOrigin], number: int) -> str | None:
@@ -331,12 +344,12 @@ def _add_dim(
     """Add a dimension to a label class; `units` is the unit at each position, -1 for none."""
     index = unit_index(units, one.width)
     if index is None:
-        raise _RefusedError(f"its units own different numbers of positions in {tensor}")
+        raise _RefusedError(f"its units own different numbers of positions in {tensor}", tensor)
     for number, place in enumerate(one.dims):
         if (place.tensor, place.dim) != (tensor, dim):
             continue
         if not torch.equal(place.index, index):
-            raise _RefusedError(f"{tensor} meets its units in two ways")
+            raise _RefusedError(f"{tensor} meets its units in two ways", tensor)
         if place.role == "elementwise" or role == "consumer":
             # Read several times, a consumer is behind a norm only if it is each time.
             normed = normed and (place.role != "consumer" or place.normed)
@@ -359,40 +372,6 @@ def _line(units: Tensor, dim: int | None, name: str) -> tuple[int, Tensor]:
         return dim, units
     dim = unit_axis(units)
     if dim is None:
-        raise _RefusedError(f"its units lie along more than one dimension of {name}")
+        raise _RefusedError(f"its units lie along more than one dimension of {name}", name)
     # All entries at one position belong to one unit, or to none (-1).
     return dim, units.movedim(dim, 0).flatten(1).amax(1) if units.dim() > 1 else units
-
-
-def unit_axis(units: Tensor) -> int | None:
-    """Find the dimension of a tensor along which its units lie.
-
-    Args:
-        units: the unit of each entry, -1 for none.
-
-    Returns:
-        The dimension; the last one if all entries belong to a single unit; None if there are several.
-    """
-    along = varying(units)
-    if not along:
-        return units.dim() - 1
-    return along.pop() if len(along) == 1 else None
-
-
-def unit_index(units: Tensor, width: int) -> Tensor | None:
-    """Collect the positions of each unit.
-
-    Args:
-        units: (positions,) the unit at each position, -1 for none.
-        width: number of units.
-
-    Returns:
-        (width, k) long, positions in ascending order; None if the units own different numbers of positions.
-    """
-    positions = (units >= 0).nonzero().flatten()
-    owners = units[positions]
-    counts = torch.bincount(owners, minlength=width)
-    # An index is a rectangle: every unit must own as many positions as any other.
-    if not len(positions) or bool((counts != counts[0]).any()):
-        return None
-    return positions[torch.argsort(owners, stable=True)].view(width, -1)

@@ -274,5 +274,5 @@ def _unaccounted(
             reason = f"no linear map applies it as it is: it is read by {trace.labeled_in[name]}"
         else:
             reason = "no linear map that is understood applies it"
-        refused.append(Refusal(place=place, reason=reason))
+        refused.append(Refusal(place=place, reason=reason, line=trace.used_at.get(name, "")))
     return refused

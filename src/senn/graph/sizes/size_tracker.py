@@ -150,7 +150,7 @@ class SizeTracker:
 
     def _symbolic(self, module: str, name: str, value: Any) -> Any:
         """An attribute's value made symbolic; None if no integer in it could count units."""
-        if name.startswith("_") or name in _NEVER_COUNTS:
+        if name in _NEVER_COUNTS:
             return None
         # `type(...) is int`: neither bools nor members of an enumeration count units.
         lowest = 2 if name == "groups" else 1  # one group is no grouping

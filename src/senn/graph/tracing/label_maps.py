@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from senn.graph.source_lines import running_line
 from senn.graph.tracing.labels import Labels, varying
 from senn.graph.tracing.recorded import Call
 from senn.graph.tracing.weight_view import WeightView
@@ -20,6 +21,7 @@ class LabelMaps:
         record: all labels: their origins, merges and refusals.
         tensors: all parameters and buffers by full name.
         labeled_in: where a parameter's entries got labels of their own, by full name.
+        used_at: line of the forward's code that uses a parameter first, by full name.
         not_understood: reasons, by module or by parameter of the model itself, that an operation without a rule read.
         path: names of the modules that run now, innermost last.
     """
@@ -29,6 +31,7 @@ class LabelMaps:
         self.record = Labels()
         self.tensors: dict[str, Tensor] = {}
         self.labeled_in: dict[str, str] = {}
+        self.used_at: dict[str, str] = {}
         self.not_understood: dict[str, str] = {}
         self.path = [""]
         self._operation = ""
@@ -136,6 +139,7 @@ class LabelMaps:
         module, key, shared = self._parameters[id(tensor)]
         labels = self.record.new_labels(module, key, tuple(tensor.shape), shared=shared)
         self.labeled_in[full_name(module, key)] = f"{self._operation} in {self.place}"
+        self.used_at.setdefault(full_name(module, key), running_line())
         if id(tensor) in self._opaque:  # refused before it had labels
             self.record.refuse(labels, self._opaque[id(tensor)])
         return labels

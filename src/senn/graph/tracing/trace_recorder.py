@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from senn.graph.source_lines import running_line
 from senn.graph.tracing.dot_products import DotProducts
 from senn.graph.tracing.label_maps import LabelMaps
 from senn.graph.tracing.labels import is_uniform
@@ -140,6 +141,7 @@ class TraceRecorder(LabelMaps):
         recordable = self.function is None or self.function in _RECORDABLE
         scored = plain and recordable and view.whole
         uniform = not bool(columns.any()) and is_uniform(source, {axis})
+        self.used_at.setdefault(view.name, running_line())
         self.uses.append(
             WeightUse(
                 weight=view.name,
@@ -194,6 +196,7 @@ class TraceRecorder(LabelMaps):
 
     def _along(self, name: str, dim: int, *, produces: bool) -> Tensor:
         tensor = self.tensors[name]
+        self.used_at.setdefault(name, running_line())
         if (name, dim) not in self.rows:
             module, _, key = name.rpartition(".")
             shape = (tensor.shape[dim],)

@@ -339,6 +339,21 @@ def _glu(trace: TraceRecorder, call: Call) -> None:
     trace.set_labels(call.outputs[0], [label_map.clone() for label_map in label_maps])
 
 
+def _spectrum(trace: TraceRecorder, call: Call) -> None:
+    """Fourier transforms: entries along some dimensions are mixed, and units along the others stay."""
+    source, output = call.tensors[0], call.outputs[0]
+    if not trace.is_labeled(source):
+        return
+    dims = {dim % source.dim() for dim in call.arguments["dim"]}
+    label_maps = []
+    for label_map in trace.labels_of(source):
+        mixed = mix_along(trace, label_map, dims, call.operation)
+        if mixed is not None:
+            label_maps.append(mixed.amax(sorted(dims), keepdim=True))
+    # Half of a spectrum stands for all of it, so that sizes along these dimensions may differ.
+    trace.set_labels(output, [label_map.expand(output.shape).clone() for label_map in label_maps])
+
+
 def _scalar(trace: TraceRecorder, call: Call) -> None:
     """Refuse units whose values go back to Python, where they can steer anything."""
     trace.refuse(call.tensors[0], f"its values steer Python code in {trace.place}")
@@ -364,5 +379,6 @@ RULES: Rules = {
         "_upsample_nearest_exact2d _upsample_nearest_exact3d fractional_max_pool2d",
     ),
     **rules(_glu, "glu"),
+    **rules(_spectrum, "_fft_c2c _fft_r2c _fft_c2r"),
     **rules(_scalar, "_local_scalar_dense"),
 }
