@@ -153,8 +153,8 @@ def _watch_modules(trace: TraceRecorder) -> Iterator[None]:
             with (
                 torch._C.DisableTorchFunction()
             ):  # the size tracker must not see the rule's own calls
-                applies = rule is not None and not trace.silenced and not trace.streams_only
-                if applies and output is not None:
+                is_followed = not (trace.silenced or trace.streams_only)
+                if rule is not None and is_followed and output is not None:
                     rule(
                         Visit(
                             trace=trace,
