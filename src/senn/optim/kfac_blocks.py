@@ -62,21 +62,35 @@ class KroneckerBlock:
         self.outputs = Average(decay)
         self.inverses: tuple[Tensor, Tensor] | None = None
 
-    def update(self, a: Tensor, probes: Sequence[Tensor], weight: Tensor | None) -> None:
+    def update(
+        self,
+        a: Tensor,
+        probes: Sequence[Tensor],
+        weight: Tensor | None,
+        live: Tensor | None = None,
+    ) -> None:
         """Add one batch.
 
         Args:
             a: (N, ..., c) inputs with their constant.
             probes: rows s (N, ..., m), for one draw of pseudo-gradients or several of the same batch.
             weight: (N,) sample weights, which s carries already; None for ones.
+            live: (N, ...) Boolean, rows that can change the loss (`senn.kfac.live_locations`); None for all.
         """
         samples = len(a)
-        locations = a[0, ..., 0].numel()
-        weighted = a if weight is None else a * weight.reshape(-1, *(1,) * (a.ndim - 1))
+        rows = a[..., 0].numel()
+        weights = a.new_ones(samples) if weight is None else weight
+        weights = weights.reshape(-1, *(1,) * (a.ndim - 1))
+        weighted = a if weight is None else a * weights
+        if live is not None:
+            # padding weighs nothing: A is a mean over live rows, and s is zero at the others
+            rows = (weights * live[..., None]).sum()
+            weighted = torch.where(live[..., None], weighted, 0.0)
+            a = torch.where(live[..., None], a, 0.0)
         # locations are further rows: the expand setting of Eschenhagen et al. (2023)
         a, weighted = a.reshape(-1, a.shape[-1]), weighted.reshape(-1, a.shape[-1])
         # weighted on one side only: on both, the weights would enter squared
-        self.inputs.update(weighted.mT @ a / (samples * locations))
+        self.inputs.update(weighted.mT @ a / rows)
         s = torch.cat([probe.reshape(-1, probe.shape[-1]) for probe in probes])
         # divided by samples only: S sums over locations, A is their mean
         self.outputs.update(s.mT @ s / (samples * len(probes)))

@@ -7,9 +7,10 @@ anew (`NaturalGradient.state_made_anew`), while all others stay.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn.errors import SennError, UnsupportedError
 from senn.kfac.layer_inputs import upcast
+from senn.kfac.live_locations import live_gradients
 from senn.optim.kfac_blocks import DiagonalBlock, KroneckerBlock
 
 
@@ -27,6 +29,21 @@ class Pass:
 
     output: Tensor
     maps: dict[nn.Module, tuple[Tensor, GradientEdge]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch:
+    """What the loss says of a batch.
+
+    Attributes:
+        probes: draws output rows v (N, m) with E[v v^T] = H (`LossMetric.pseudo_grad`).
+        live: finds the outputs that the loss depends on, (N, m) Boolean, or None for all.
+        weight: sample weights (N,), or None.
+    """
+
+    probes: Callable[[], Tensor]
+    live: Callable[[], Tensor | None]
+    weight: Tensor | None
 
 
 @contextmanager
@@ -133,16 +150,14 @@ class KFAC:
         self,
         seen: Pass,
         blocks: Sequence[tuple[nn.Parameter, ...]],
-        probes: Any,
-        weight: Tensor | None,
+        batch: Batch,
     ) -> None:
         """Update all blocks with one batch; the graph is kept.
 
         Args:
             seen: the forward pass.
             blocks: from `layout`.
-            probes: draws output rows v (N, m) with E[v v^T] = H (`LossMetric.pseudo_grad`).
-            weight: sample weights (N,), or None.
+            batch: what is known of it.
         """
         fresh = self.fresh(blocks)
         maps = {module.weight: read for module, read in seen.maps.items()}
@@ -154,16 +169,17 @@ class KFAC:
         # one draw is a noisy estimate; a moving average smooths later ones, but a new block has no past
         for _ in range(self.burn_in if fresh else 1):
             # one backward pass for all blocks: it stops at the maps' outputs and at the other parameters
-            v = probes().to(seen.output).reshape(seen.output.shape)
+            v = batch.probes().to(seen.output).reshape(seen.output.shape)
             pulled.append(
                 torch.autograd.grad(
                     seen.output, targets, v, retain_graph=True, materialize_grads=True
                 )
             )
+        live = _live(seen.output, edges, pulled, batch.live)
         for index, block in enumerate(linear):
             a = _rows(maps[block[0]][0], len(block) > 1)
             self.linear.setdefault(block[0], KroneckerBlock(self.decay)).update(
-                a, [upcast(draw[index]) for draw in pulled], weight
+                a, [upcast(draw[index]) for draw in pulled], batch.weight, live[index]
             )
         for index, parameter in enumerate(others, len(edges)):
             self.other.setdefault(parameter, DiagonalBlock(self.decay)).update(
@@ -174,8 +190,7 @@ class KFAC:
         self,
         seen: Pass,
         trainable: Sequence[nn.Parameter],
-        probes: Any,
-        weight: Tensor | None,
+        batch: Batch,
         *,
         is_due: bool,
     ) -> None:
@@ -184,13 +199,12 @@ class KFAC:
         Args:
             seen: the forward pass.
             trainable: all parameters that take part.
-            probes: as in `update`.
-            weight: as in `update`.
+            batch: what is known of it.
             is_due: True if it is time.
         """
         blocks = self.layout(seen, trainable)
         if is_due or self.fresh(blocks):
-            self.update(seen, blocks, probes, weight)
+            self.update(seen, blocks, batch)
 
     def precondition(
         self,
@@ -269,6 +283,36 @@ class KFAC:
 def _fits(block: KroneckerBlock, weight: Tensor) -> bool:
     rows, columns = len(block.outputs.current), len(block.inputs.current)
     return rows == weight.shape[0] and columns in (weight.shape[1], weight.shape[1] + 1)
+
+
+def _live(
+    output: Tensor,
+    edges: Sequence[GradientEdge],
+    pulled: Sequence[Sequence[Tensor]],
+    live_outputs: Callable[[], Tensor | None],
+) -> list[Tensor | None]:
+    """Tell which rows of each map can change the loss, (N, ...) Boolean, or None for all.
+
+    Args:
+        output: the model's outputs, with their graph, which is kept.
+        edges: of the maps' outputs.
+        pulled: for each draw, pseudo-gradients at the maps' outputs first.
+        live_outputs: finds the outputs that the loss depends on.
+    """
+    # a row that has a pseudo-gradient is live, so there is nothing to find out where all have one
+    largest = [
+        reduce(torch.maximum, (draw[n].abs().amax(-1) for draw in pulled))
+        for n in range(len(edges))
+    ]
+    if all(bool((one > 0).all()) for one in largest):
+        return [None] * len(edges)
+    found = live_gradients(output, edges, live_outputs())
+    masks = [one if one is None else (one != 0).any(-1) for one in found]
+    # a map that nothing reaches in this batch keeps all of its rows
+    return [
+        mask if mask is not None and bool(mask.any()) and not bool(mask.all()) else None
+        for mask in masks
+    ]
 
 
 def _rows(a: Tensor, bias: bool) -> Tensor:

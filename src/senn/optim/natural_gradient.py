@@ -21,12 +21,13 @@ from senn._validate import (
     whole,
 )
 from senn.errors import DivergenceError, SennError
+from senn.kfac.live_outputs import live_outputs
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import forward
 from senn.kfac.separability import Loss
 from senn.optim.forward_replay import Replay
 from senn.optim.gauss_newton import GaussNewton, dot, pull, solve_damped
-from senn.optim.kfac_update import KFAC, Pass, watching
+from senn.optim.kfac_update import KFAC, Batch, Pass, watching
 from senn.optim.step_rules import Descent, adaptive_step, constrained_step
 from senn.pytree import Inputs
 
@@ -195,8 +196,13 @@ class NaturalGradient(torch.optim.Optimizer):
             self._kfac.update_if_due(
                 seen,
                 list(trained),
-                lambda: self.metric.pseudo_grad(y, targets, self._generator, weight),
-                weight,
+                Batch(
+                    probes=lambda: self.metric.pseudo_grad(y, targets, self._generator, weight),
+                    live=lambda: live_outputs(
+                        self.metric, self.metric.local(y, targets, weight), y, targets
+                    ),
+                    weight=weight,
+                ),
                 is_due=self._steps % self.factor_every == 0,
             )
             # after a rejection the damping is another one, so the inverses are too

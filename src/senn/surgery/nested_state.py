@@ -15,43 +15,22 @@ from torch import Tensor, nn
 from torch.optim import LBFGS
 
 from senn.errors import UnsupportedError
-from senn.surgery.optimizer_layers import OptimizerLayers, contents, made_anew, reachable
-from senn.surgery.starts import MISSING, Starts, Views, tensors_in
-from senn.surgery.state_layout import Uncarried, carried, dims_by_size, dims_by_trial
+from senn.surgery.contents_log import ContentsLog
+from senn.surgery.optimizer_layers import (
+    OptimizerLayers,
+    contents,
+    made_anew,
+    memory_of,
+    reachable,
+    tensors_in,
+)
+from senn.surgery.starts import MISSING, Starts, Views
+from senn.surgery.state_layout import Dims, Uncarried, carried_triangle, dims_by_size, dims_by_trial
 from senn.surgery.undo import Resized
 
 _HINT = "; on_uncarried_state='restart' starts the state of such parameters anew"
 _MUCH_ALIKE = 0.5
 """Cosine with its parameter above which a tensor is taken for a copy or an average of it: moments have one near 0."""
-
-
-class ContentsLog:
-    """Contents of containers before they are changed, so that they can be restored."""
-
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[Any, Any]] = {}
-
-    def keep(self, container: Any) -> None:
-        """Record a container once, before its first change.
-
-        Args:
-            container: a mapping, a sequence, or an object with attributes.
-        """
-        if id(container) not in self._kept:
-            self._kept[id(container)] = container, contents(container)
-
-    def restore(self) -> None:
-        """Give every container the contents that it had."""
-        for container, before in reversed(self._kept.values()):
-            if isinstance(container, MutableMapping):
-                container.clear()
-                container.update(before)
-            elif hasattr(container, "clear"):  # a list or a deque
-                container.clear()
-                container.extend(before.values())
-            else:
-                for name, value in before.items():
-                    object.__setattr__(container, name, value)
 
 
 class NestedState:
@@ -112,7 +91,8 @@ class NestedState:
         peers = [(one, entry) for one, entry in state.items() if isinstance(one, nn.Parameter)]
         if getattr(type(self._layers.states[number][0]), "step_takes_data", False):
             peers = []  # without a trial, a momentum that leads from zero would be taken for an average
-        walk = _Walk(self, what=what, owner=parameter, peers=peers)
+        rescaled = self._starts.depends_on_gradients(number)
+        walk = _Walk(self, what=what, owner=parameter, peers=peers, rescaled=rescaled)
         try:
             new = walk.visit(state[parameter], at)
         except Uncarried as error:
@@ -223,6 +203,7 @@ class _Walk:
         what: what is walked, to continue an error message.
         owner: the parameter that everything inside belongs to; None if that isn't known yet.
         peers: entries like the one walked, with their owners.
+        rescaled: True if a trial shows what new entries start with at the scale of gradients that were made up.
     """
 
     def __init__(
@@ -232,7 +213,9 @@ class _Walk:
         what: str,
         owner: nn.Parameter | None = None,
         peers: Sequence[tuple[nn.Parameter, Any]] = (),
+        rescaled: bool = False,
     ) -> None:
+        self._rescaled = rescaled
         self._nested, self._what, self._owner, self._peers = nested, what, owner, peers
         self._path: list[Any] = []
 
@@ -345,19 +328,15 @@ class _Walk:
         if change is None or not value.dim():
             return value
         shape = change.old.values.shape
-        if (
-            len(at) > 1
-            and all(isinstance(one, Tensor) for one in at[1:])
-            and at[1].shape == value.shape
-        ):
-            dims = dims_by_trial(value.shape, shape, [one.shape for one in at[2:]])
-        else:
-            dims = dims_by_size(value.shape, shape)
-        return carried(value, dims, shape, change.layouts, self._start(value, owner, change, at))
+        if value.numel() == 1 and len(at) > 1 and all(map(_is_one_number, at)):
+            return value  # a count, say, in whatever shape
+        dims = _dims(value.shape, shape, change, at)
+        start = self._start(value, change, at)
+        return carried_triangle(
+            value, dims, shape, change.layouts, start, rescaled=self._rescaled and bool(at)
+        )
 
-    def _start(
-        self, value: Tensor, owner: nn.Parameter, change: Resized, at: Views
-    ) -> Tensor | None:
+    def _start(self, value: Tensor, change: Resized, at: Views) -> Tensor | None:
         """Return what new entries start with: what a trial shows, or a copy of the parameter, or zeros."""
         if at and isinstance(at[0], Tensor) and bool(torch.isfinite(at[0]).all()):
             return at[0]
@@ -380,6 +359,25 @@ class _Walk:
         return bool(product > _MUCH_ALIKE * (squares * own) ** 0.5)
 
 
+def _dims(found: torch.Size, shape: torch.Size, change: Resized, at: Views) -> Dims:
+    """Tell which dimensions of its parameter a state tensor runs over: by trials where they have what is there."""
+    shapes = [one.shape if isinstance(one, Tensor) else None for one in at[1:]]
+    if not shapes or shapes[0] != found or any(shapes[1 + dim] is None for dim in change.layouts):
+        return dims_by_size(found, shape)
+    # A dimension that stays needs no explanation: one more unit may change the number of dimensions, as of one unit.
+    trials = [
+        trial
+        if trial is not None and (dim in change.layouts or len(trial) == len(found))
+        else found
+        for dim, trial in enumerate(shapes[1:])
+    ]
+    return dims_by_trial(found, shape, trials)
+
+
+def _is_one_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
+
+
 def _inside(value: Any, key: Any) -> Any:
     return MISSING if value is MISSING else contents(value).get(key, MISSING)
 
@@ -392,7 +390,4 @@ def _size_of_now(value: Any, at: Views) -> Any:
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
-    if one.layout != torch.strided or other.layout != torch.strided:
-        return False
-    address = one.untyped_storage().data_ptr()
-    return bool(address) and address == other.untyped_storage().data_ptr()
+    return memory_of(one) == memory_of(other) != 0

@@ -116,6 +116,41 @@ def contents(value: Any) -> dict[Any, Any]:
     return {name: one for name, one in held.items() if name not in HOOKS}
 
 
+def leaves_in(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """Yield all tensors and plain values inside a state, in any nesting.
+
+    Args:
+        value: of any kind.
+        seen: identities of what was entered before, for cycles.
+    """
+    seen = set() if seen is None else seen
+    inside = contents(value)
+    if not inside:
+        yield value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        for one in inside.values():
+            yield from leaves_in(one, seen)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield all tensors inside a state, in any nesting.
+
+    Args:
+        value: of any kind.
+    """
+    return (one for one in leaves_in(value) if isinstance(one, Tensor))
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return the address of the memory that a tensor is a view of; 0 if it has none.
+
+    Args:
+        tensor: of any kind.
+    """
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
 def is_plain(layers: OptimizerLayers) -> bool:
     """Tell whether all is torch's own: these classes have no state but what is known to follow.
 

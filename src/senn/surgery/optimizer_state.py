@@ -15,11 +15,12 @@ from torch.optim import LBFGS, SGD, Optimizer
 
 from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.surgery.adam_clock import set_clocks_back
-from senn.surgery.blank_optimizer import Trial, TrialError
-from senn.surgery.nested_state import ContentsLog, NestedState
+from senn.surgery.blank_optimizer import Trial, TrialError, small_gradient
+from senn.surgery.contents_log import ContentsLog
+from senn.surgery.nested_state import NestedState
 from senn.surgery.optimizer_groups import join_groups
-from senn.surgery.optimizer_layers import OptimizerLayers, is_plain, takes_data
-from senn.surgery.starts import Starts, tensors_in
+from senn.surgery.optimizer_layers import OptimizerLayers, is_plain, takes_data, tensors_in
+from senn.surgery.starts import Starts
 from senn.surgery.undo import Resized, UndoLog
 
 
@@ -163,6 +164,10 @@ class Migration:
         for number, (optimizer, state) in enumerate(self._layers.states):
             if isinstance(optimizer, SGD):
                 _start_momentum(optimizer, state, joined, starts, number)
+            for one in joined:
+                started = starts.of_new(number, one)
+                if started and not state.get(one):
+                    state[one] = started
 
 
 def _start_momentum(
@@ -180,7 +185,9 @@ def _start_momentum(
 
 
 def step_error(layers: OptimizerLayers) -> BaseException | None:
-    """Try a step on copies of the parameters and of all state, with gradients of zero.
+    """Try a step on copies of the parameters and of all state.
+
+    Gradients are zeros or, for optimizers that don't take such, small random numbers.
 
     Args:
         layers: the optimizers; they aren't touched.
@@ -188,11 +195,16 @@ def step_error(layers: OptimizerLayers) -> BaseException | None:
     Returns:
         What it raised; None if it works.
     """
-    try:
-        Trial(layers, {one: one.detach() for one in layers.parameters}, keep_state=True).step()
-    except TrialError as error:
-        return error.__cause__
-    return None
+    values = {one: one.detach() for one in layers.parameters}
+    failed: BaseException | None = None
+    for gradient in (None, small_gradient):
+        try:
+            Trial(layers, values, keep_state=True).step(gradient)
+        except TrialError as error:
+            failed = failed or error.__cause__
+        else:
+            return None
+    return failed
 
 
 def _restart_history(optimizer: LBFGS) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from senn.errors import UnsupportedError, in_one_line
-from senn.surgery.blank_optimizer import Trial, TrialError
+from senn.surgery.blank_optimizer import Trial, TrialError, small_gradient
+from senn.surgery.contents_log import ContentsLog
 from senn.surgery.index_maps import IndexMap, corner
-from senn.surgery.nested_state import ContentsLog, NestedState
+from senn.surgery.nested_state import NestedState
 from senn.surgery.optimizer_layers import OptimizerLayers, is_plain, takes_data
 from senn.surgery.optimizer_state import step_error
 from senn.surgery.starts import Starts
@@ -35,7 +36,7 @@ def check_state_follows(optimizer: Any, model: nn.Module, *, restart: bool = Fal
     copies, is left to be tried at the first change.
 
     Args:
-        optimizer: what the loop calls its optimizer; it isn't touched. Its state is tried as it is, or as one step from
+        optimizer: what the loop calls its optimizer; it isn't touched. Its state is tried as one more step from
             random gradients makes it.
         model: its model.
         restart: True if the state of a parameter may be started anew.
@@ -71,10 +72,16 @@ def _try(
         return
     try:
         trial = Trial(layers, values, keep_state=kept)
-        if not kept:
-            trial.step(lambda one: 1e-3 * torch.randn_like(one))
     except TrialError:
         return
+    if not takes_data(layers):
+        try:
+            # Of a state that is there already, too: some is made by the constructor, and the rest by the first step.
+            trial.step(small_gradient)
+        except TrialError:
+            if not kept:
+                return
+            trial = Trial(layers, values, keep_state=True)
     copies = trial.layers
     stepped = not takes_data(copies) and step_error(copies) is None
     its_names = {other: names.get(one, "?") for one, other in trial.stand_ins.items()}
