@@ -51,6 +51,15 @@ def test_what_was_sharded_is_sharded_again(two: Any) -> None:
         assert sum(rank["sharded"]["units"]) >= 3
 
 
+def test_gradients_are_still_reduced_after_a_round_that_failed(two: Any) -> None:
+    first, second = (rank["broken off"] for rank in two)
+    for rank in (first, second):
+        assert "not with these sizes" in rank["said"]
+        assert rank["kept"]
+    for mine, its in zip(first["gradients"], second["gradients"], strict=True):
+        assert all(map(torch.equal, mine, its))
+
+
 def test_other_models_are_refused_by_name() -> None:
     with pytest.raises(SennError, match="a Linear"):
         rewrap_ddp(nn.Linear(2, 2))  # type: ignore[arg-type]

@@ -97,6 +97,34 @@ def replicated(rank: int) -> dict[str, Any]:
     }
 
 
+def broken_off(rank: int) -> dict[str, Any]:
+    """A round that fails once the model has been changed, and the next step's gradients."""
+    x, y = (part[HALF * rank : HALF * rank + HALF] for part in _rows())
+    net = DistributedDataParallel(model())
+    start = [one.shape for one in net.parameters()]
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if [one.shape for one in net.parameters()] != start:
+            raise ArithmeticError("not with these sizes")
+        return F.cross_entropy(outputs, targets)
+
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    train(net, optimizer, x, y)
+    policy = PricePolicy(kappa=1e-4, confidence=0.0)
+    try:
+        Grower(net, optimizer, loss, policy, samples=10_000).grow([(x, y)], ("width",))
+        said = "nothing"
+    except Exception as error:
+        said = str(error)
+    kept = [one.shape for one in net.parameters()] == start
+    gradients = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        gradients.append([one.grad.clone() for one in net.parameters()])
+    return {"said": said, "kept": kept, "gradients": gradients}
+
+
 def sharded(rank: int) -> dict[str, Any]:
     """The same with `fully_shard`."""
     x, y = (part[HALF * rank : HALF * rank + HALF] for part in _rows())
@@ -139,5 +167,10 @@ def sharded(rank: int) -> dict[str, Any]:
 
 def both(rank: int) -> bytes:
     buffer = io.BytesIO()
-    torch.save({"replicated": replicated(rank), "sharded": sharded(rank)}, buffer)
+    found = {
+        "replicated": replicated(rank),
+        "sharded": sharded(rank),
+        "broken off": broken_off(rank),
+    }
+    torch.save(found, buffer)
     return buffer.getvalue()

@@ -127,6 +127,7 @@ class RoundToApply:
                     averaged=self.averaged,
                     probe=probe,
                     examples=self.examples,
+                    tentative=True,  # what holds autograd's nodes (DistributedDataParallel) outlives a failed round
                     **limits,
                 )
         except BaseException:
@@ -166,6 +167,7 @@ class RoundToApply:
                     graph = without_untrained(graph, untrained(self.optimizer, model))
                 loss_after = session.probe_loss()
             agree_on_weights(communicator, "compare the changed model", model)
+            receipt.keep()
         except BaseException:  # all or nothing, for an interrupt too
             if receipt is not None:
                 receipt.undo()

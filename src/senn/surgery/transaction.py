@@ -74,6 +74,12 @@ class Receipt:
     _undone: bool = field(default=False, repr=False)
     _is_copy: bool = field(default=False, repr=False, init=False)
 
+    def keep(self) -> None:
+        """Make a tentative change final: a backward pass through a forward pass from before it raises from now on."""
+        for log in self._logs:
+            if not log.finished:
+                log.finish()
+
     def undo(self) -> None:
         """Restore the model, its averages and its optimizer: their former data, gradients and state.
 
@@ -128,6 +134,7 @@ def transaction(
     loss_limit: float | None = None,
     tolerance: float | None = None,
     examples: Sequence[Inputs] = (),
+    tentative: bool = False,
 ) -> Receipt:
     """Apply moves to a model, its averages and its optimizer, all or nothing.
 
@@ -151,6 +158,8 @@ def transaction(
         tolerance: largest relative change of outputs if nothing is pruned; None for that of the dtype (`TOLERANCE`).
         examples: inputs of other calls of the model, which may take other paths. With a probe, a copy is changed first
             and run on a few samples of the probe and on these, in both modes, in training mode backwards as well.
+        tentative: True if the change may be undone before the model is used: graphs from before it, and hooks on their
+            nodes (those of DistributedDataParallel), are given up by `Receipt.keep` only.
 
     Returns:
         A receipt with the measured changes and `undo()`.
@@ -190,6 +199,7 @@ def transaction(
         tolerance=tolerance,
         restart=on_uncarried_state == "restart",
         examples=tuple(examples),
+        tentative=tentative,
     )
     try:
         with ExitStack() as rollback:
@@ -222,6 +232,7 @@ class _Operation:
     tolerance: float | None
     restart: bool
     examples: tuple[Inputs, ...]
+    tentative: bool
 
     def run(self, graph: DependencyGraph, optimizer: Any, rollback: ExitStack) -> Receipt:
         everyone = (self.model, *self.copies)
@@ -272,8 +283,8 @@ class _Operation:
             follow_config(log)
         receipt.loss_after = self._loss()
         self._check_loss(receipt)
-        for log in logs:
-            log.finish()
+        if not self.tentative:
+            receipt.keep()
         return receipt
 
     def _compare(
