@@ -235,3 +235,40 @@ def test_rational_parameters_have_a_diagonal_block():
         own = [i for i, name in enumerate(names) if name == f"1.{key}"]
         found = optimizer._kfac.other[getattr(model[1], key)].squares.current
         torch.testing.assert_close(found, fisher.diagonal()[own], rtol=0.1, atol=1e-4)
+
+
+# ---- padding --------------------------------------------------------------------------------------------------------
+
+
+class Pooled(nn.Module):
+    """The mean over the tokens of a sequence that aren't padding, which is NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        live = ~x.isnan().any(-1, keepdim=True)
+        h = torch.relu(self.hidden(x.nan_to_num(7.0)))
+        return self.out((h * live).sum(1) / live.sum(1))
+
+
+@pytest.mark.parametrize("weight", [None, torch.rand(6, dtype=D) + 0.5])
+def test_padding_changes_neither_factors_nor_steps(weight):
+    torch.manual_seed(0)
+    x = torch.randn(6, 5, 4, dtype=D)
+    x[::2, 3:] = torch.nan
+    y = torch.randint(2, (6,))
+    start = Pooled().to(D)
+    found = []
+    for tokens in (x, torch.cat([x, torch.full((6, 9, 4), torch.nan, dtype=D)], 1)):
+        model = copy.deepcopy(start)
+        optimizer = NaturalGradient(model, loss=F.cross_entropy, **EXACT)
+        optimizer.step(tokens, y, weight)
+        found.append((flat(model), optimizer._kfac.linear[model.hidden.weight].inputs.current))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+    live = x[~x.isnan().any(-1)]
+    weights = torch.ones(6, dtype=D) if weight is None else weight
+    weights = weights[:, None].expand(6, 5)[~x.isnan().any(-1)]
+    dense = (live * weights[:, None]).T @ live / weights.sum()
+    torch.testing.assert_close(found[0][1][:4, :4], dense)
