@@ -253,3 +253,35 @@ def test_an_optimizer_that_takes_data_is_never_tried_and_its_new_entries_start_w
     assert torch.equal(new[:, :5], old)
     assert not new[:, 5:].any()
     assert len(optimizer.calls) == 2
+
+
+class Split(optim.SGD):
+    """Steps of matrices in one group and of vectors in another, as optimizers with Muon inside have them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        params = [*model.parameters()]
+        groups = [
+            {"params": [p for p in params if p.dim() == 2], "use_muon": True},
+            {"params": [p for p in params if p.dim() < 2], "use_muon": False},
+        ]
+        super().__init__(groups, lr=0.01)
+
+    def step(self, closure: Any = None) -> Any:
+        assert all(p.dim() == 2 for p in self.param_groups[0]["params"])
+        return super().step(closure)
+
+
+def test_vectors_of_a_new_layer_join_the_group_of_vectors_where_groups_have_switches() -> None:
+    model, graph = net()
+    optimizer = Split(model)
+    train(model, optimizer, 1)
+    layer = nn.Sequential(nn.Linear(5, 5), nn.PReLU(5, init=1.0)).double()
+    nn.init.eye_(layer[0].weight)
+    nn.init.zeros_(layer[0].bias)
+    transaction(model, [Insert("2", layer)], graph, optimizer=optimizer, probe=X)
+    train(model, optimizer, 1)
+    matrices, vectors = (group["params"] for group in optimizer.param_groups)
+    expected = [*model.parameters()]
+    assert all(map(lambda p, q: p is q, matrices, [p for p in expected if p.dim() == 2]))
+    assert {*vectors} == {p for p in expected if p.dim() < 2}
+    assert len(vectors) == 5

@@ -78,7 +78,7 @@ class KroneckerBlock:
             live: (N, ...) Boolean, rows that can change the loss (`senn.kfac.live_locations`); None for all.
         """
         samples = len(a)
-        rows = a[..., 0].numel()
+        rows: int | Tensor = a[..., 0].numel()
         weights = a.new_ones(samples) if weight is None else weight
         weights = weights.reshape(-1, *(1,) * (a.ndim - 1))
         weighted = a if weight is None else a * weights

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from senn.surgery.optimizer_layers import OptimizerLayers
 from senn.surgery.undo import Inserted
 
 Group = dict[str, Any]
+Kind = tuple[int, Group]
+"""An optimizer's identity and the switches of one of its groups, such as `use_muon`: what is done to its parameters."""
 
 
 def join_groups(
@@ -35,7 +38,7 @@ def join_groups(
     """
     now = {parameter: name for name, parameter in model.named_parameters()}
     before = [(group, [*group["params"]]) for group in layers.groups]
-    makers = {id(g["params"]): id(one) for one in layers.optimizers for g in one.param_groups}
+    makers = {id(g["params"]): _kind(one, g) for one in layers.optimizers for g in one.param_groups}
     # A wrapper with groups of its own and what it wraps both hold every parameter.
     for groups in _families(layers):
         for one in inserted:
@@ -43,6 +46,10 @@ def join_groups(
     for group, held in before:
         if "param_names" in group:
             _rename(group, held, names, now)
+
+
+def _kind(optimizer: Optimizer, group: Group) -> Kind:
+    return id(optimizer), {key: one for key, one in group.items() if isinstance(one, bool | str)}
 
 
 def _families(layers: OptimizerLayers) -> list[list[Group]]:
@@ -65,7 +72,7 @@ def _join(
     groups: Sequence[Group],
     inserted: Inserted,
     now: Mapping[nn.Parameter, str],
-    makers: Mapping[int, int],
+    makers: Mapping[int, Kind],
 ) -> None:
     """Add a new layer's parameters to groups, in these very lists."""
     home = {parameter: group["params"] for group in groups for parameter in group["params"]}
@@ -117,9 +124,9 @@ def _of_its_kind(
     new: nn.Parameter,
     neighbor: nn.Parameter,
     home: Mapping[nn.Parameter, list[nn.Parameter]],
-    makers: Mapping[int, int],
+    makers: Mapping[int, Kind],
 ) -> nn.Parameter:
-    """Choose another neighbor for a vector that would come to an optimizer of matrices alone, as Muon is."""
+    """Choose another neighbor for a vector that would come to matrices alone, as those of Muon or of its groups are."""
     params = home[neighbor]
     if new.dim() > 1 or any(one.dim() < 2 for one in params):
         return neighbor
