@@ -22,7 +22,7 @@ from senn.cli.workers import WorkerCheckpointer, shared_state
 from senn.collectives import Communicator, ProcessGroupCommunicator, default_communicator
 from senn.errors import SennError, SurgeryError
 from senn.nn import MLP, ConvNet
-from senn.scoring import scoring_session
+from senn.scoring import batch_statistics
 from senn.training import TrainConfig
 from senn.training.batches import Rows
 from senn.training.loop import fit_model
@@ -176,11 +176,11 @@ def grow(
     )
     train = steps if not isinstance(model, ConvNet) else 0  # batch statistics are those of a rank
     events, figures = [], []
-    most = scoring_session.MOST_ROWS
+    most = batch_statistics.MOST_ROWS
     if (
         name == "images in parts"
     ):  # parts are as large for several processes as they are for one here
-        scoring_session.MOST_ROWS = int(25 * 36 * max(counts) / SAMPLES + 1)
+        batch_statistics.MOST_ROWS = int(25 * 36 * max(counts) / SAMPLES + 1)
     for moves in rounds:
         _train(model, optimizer, own, SAMPLES, train, communicator)
         batches = [own]
@@ -203,7 +203,7 @@ def grow(
             for one in found.refused
             for x in (one.margin, one.candidate.gain, one.candidate.held_out_gain)
         ]
-    scoring_session.MOST_ROWS = most
+    batch_statistics.MOST_ROWS = most
     _train(model, optimizer, own, SAMPLES, train, communicator)
     state = [x for one in optimizer.state.values() for x in one.values()]
     return {

@@ -17,7 +17,7 @@ from senn.kfac.factors import (
 )
 from senn.kfac.layer_inputs import DenseInput
 from senn.kfac.layer_statistics import LocationCount, RowChunk
-from senn.kfac.per_sample import PerSampleFactors, PerSampleGrads, Samples
+from senn.kfac.per_sample import MANY_NUMBERS, PerSampleFactors, PerSampleGrads, Samples
 
 ROWS_READ = 2048
 """Least number of rows that make the input covariance of a map with many locations."""
@@ -237,10 +237,17 @@ def _one_by_one(parts: Sequence[RowChunk], weights: Tensor | None, live: int) ->
         return PerSampleGrads(pseudo_grad=s, output_grad=dz, weight=weights)
     locations = sum(part.layer_input.locations for part in parts)
     a = torch.cat([_filled_rows(part) for part in parts], 1).flatten(0, 1)
+    gradients = (
+        torch.cat([getattr(part, kind) for part in parts], 1).flatten(0, 1)
+        for kind in ("pseudo_grad", "output_grad")
+    )
+    # by sizes that are the same for all parts and ranks
+    is_many = live > 1 and live * outputs >= MANY_NUMBERS
+    s, dz = (rows.bfloat16() if is_many else rows for rows in gradients)
     return PerSampleFactors(
         a=a,
-        pseudo_grad=torch.cat([part.pseudo_grad for part in parts], 1).flatten(0, 1),
-        output_grad=torch.cat([part.output_grad for part in parts], 1).flatten(0, 1),
+        pseudo_grad=s,
+        output_grad=dz,
         locations=locations,
         weight=None if weights is None else weights.repeat_interleave(locations).to(a),
     )

@@ -31,7 +31,13 @@ That is 128 MiB in float32, as many again of pseudo-gradients, and at a vocabula
 """
 
 SAMPLES = 64
-"""Samples of each fold that are kept at least, however many locations each has: rows of a sample aren't independent."""
+"""Samples of each fold that are kept, however many locations each has: rows of a sample aren't independent."""
+
+KEPT_NUMBERS = 1 << 24
+"""Output gradients of each fold that are kept for that, of wide maps with very many locations, 32 MiB in bfloat16."""
+
+FEWEST_SAMPLES = 8
+"""Samples of each fold that are kept in any case, but of maps with more outputs than `DENSE_OUTPUTS`."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,7 +75,8 @@ class Fold:
     @staticmethod
     def max_kept(locations: int, outputs: int) -> int:
         """Number of samples to keep: whole samples, `ROWS` rows or `SAMPLES` samples, of wide maps fewer."""
-        kept = max(ROWS // locations, SAMPLES)
+        affordable = max(KEPT_NUMBERS // (locations * outputs), FEWEST_SAMPLES)
+        kept = max(ROWS // locations, min(SAMPLES, affordable))
         if outputs > DENSE_OUTPUTS:
             kept = min(kept, max(NUMBERS // (locations * outputs), 1))
         return kept

@@ -19,6 +19,13 @@ from torch.nn import functional as F
 
 Kind = Literal["pseudo_grad", "output_grad"]
 
+MANY_NUMBERS = 1 << 13
+"""Outputs at all locations of a sample from which on the gradients of kept rows are held in bfloat16.
+
+Rows that are kept at all maps together are a multiple of the activations that training holds. An entry is rounded by
+0.4 % at most, at random, and figures are sums over thousands of them, whose noise is a few per cent.
+"""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PerSampleFactors:
@@ -26,8 +33,8 @@ class PerSampleFactors:
 
     Attributes:
         a: (samples * locations, columns) inputs.
-        pseudo_grad: (samples * locations, m) s.
-        output_grad: (samples * locations, m) dz.
+        pseudo_grad: (samples * locations, m) s; in bfloat16 where they are many (`MANY_NUMBERS`).
+        output_grad: (samples * locations, m) dz, likewise.
         locations: rows per sample; a sample that has fewer is filled up with zeros.
         weight: (samples * locations,) weight of each row's sample, which s and dz carry already; None for ones.
     """
@@ -80,7 +87,7 @@ class PerSampleFactors:
     def as_grads(self) -> PerSampleGrads:
         """The same samples kept as sums."""
         a, s, dz = (
-            rows.view(len(self), self.locations, -1)
+            rows.to(self.a.dtype).view(len(self), self.locations, -1)
             for rows in (self.a, self.pseudo_grad, self.output_grad)
         )
         weight = None if self.weight is None else self.weight.view(len(self), -1)[:, 0]
@@ -129,15 +136,21 @@ class PerSampleFactors:
             weight=weight,
         )
 
-    def residual(self, predict: Tensor) -> PerSampleFactors:
+    def residual(self, predict: Tensor) -> PerSampleFactors | PerSampleGrads:
         """Subtract from the candidate columns what the existing ones predict of them: a_p - predict^T a_c.
 
         Args:
             predict: (c, P) A_cc^-1 A_cp.
+
+        Returns:
+            Samples over the candidate columns alone: as sums where their rows are many (`MANY_NUMBERS`) and these
+            columns few.
         """
         # existing columns come first in every row, [a_c | a_p]
         c = len(predict)
-        return replace(self, a=self.a[:, c:] - self.a[:, :c] @ predict.to(self.a.dtype))
+        rest = replace(self, a=self.a[:, c:] - self.a[:, :c] @ predict.to(self.a.dtype))
+        is_many = self.pseudo_grad.dtype != self.a.dtype
+        return rest.as_grads() if is_many and rest.a.shape[1] < rest.pseudo_grad.shape[1] else rest
 
     def without(self, columns: Tensor, taken: Tensor) -> PerSampleFactors:
         """Subtract from all columns what accepted ones predict of them: a - taken a_p.
@@ -161,6 +174,7 @@ class PerSampleFactors:
         """
         # s for curvature d^T F d = E[(s^T d a)^2], dz for the slope <g, d> = E[dz^T d a]
         rows = self.pseudo_grad if kind == "pseudo_grad" else self.output_grad
+        rows = rows.to(self.a.dtype)
         # r^T d first, (rows, groups p): the outer products of r and a are never formed
         through = (rows @ step.to(rows.dtype)).view(len(rows), *columns.shape)
         return self._by_sample((through * self.a[:, columns]).sum(-1))

@@ -87,7 +87,7 @@ class BatchRecorder:
             blocks=[*self.candidate_set.repeats] if part.is_first else (),
             among=among,
         )
-        chunks = self._chunks(found, inputs, part, count=pytree.count(targets))
+        reads = self._reads(found, inputs, part, count=pytree.count(targets))
         fit, held_out = FoldStatistics(), FoldStatistics()
         # Folds are slices of the joint order, so a rank may have no sample of one.
         slices = [
@@ -98,10 +98,12 @@ class BatchRecorder:
         # a rank that has no samples here ran the stand-in, whose figures don't count
         samples = sum(own.samples.stop - own.samples.start for _, own in slices)
         counts = batch.joint_counts(
-            {label: count_locations(several) for label, several in chunks.items()}, samples
+            {label: count_locations(found.rows[label].chunks) for _, label in self.labels}, samples
         )
         total = batch.share.total
-        for label, several in chunks.items():
+        for name, label in self.labels:
+            # one map after the other: columns of all candidates at all maps would be several times the activations
+            several = self._chunks(name, label, found, reads.pop(label, None))
             # padding goes before anything is summed, sampled or kept
             compact = [
                 chunk.compact(count.most)
@@ -137,30 +139,34 @@ class BatchRecorder:
             stream_columns=stream_columns,
         )
 
-    def _chunks(
+    def _reads(
         self, found: LayerStatistics, inputs: Inputs, part: BatchPart, *, count: int
-    ) -> dict[str, list[RowChunk]]:
-        """Rows of each map with the columns of all candidates.
+    ) -> dict[str, list[LayerInput]]:
+        """What the maps of the dormant copy read; empty if no unit is a candidate."""
+        for _, label in self.labels:
+            # The covariance of the data doesn't change in training: it is kept.
+            if found.rows[label].reads_inputs:
+                self.covariances.note(label)
+        if not self.candidate_set.widen:
+            return {}
+        copied = self.dormant_copy(part.samples)
+        return copied.layer_inputs(self.layouts, inputs, self.output, count)
+
+    def _chunks(
+        self, name: str, label: str, found: LayerStatistics, reads: list[LayerInput] | None
+    ) -> list[RowChunk]:
+        """Rows of one map with the columns of all candidates.
 
         Gradients are the model's, inputs those of the dormant copy: it computes the same function.
         """
-        with_candidates: dict[str, list[LayerInput]] = {}
-        if self.candidate_set.widen:
-            copied = self.dormant_copy(part.samples)
-            with_candidates = copied.layer_inputs(self.layouts, inputs, self.output, count)
-        chunks = {}
-        for name, label in self.labels:
-            rows = found.rows[label]
-            # The covariance of the data doesn't change in training: it is kept.
-            if rows.reads_inputs:
-                self.covariances.note(label)
-            layers = self.candidate_set.layers.get(name, ())
-            reads = with_candidates.get(label, [chunk.layer_input for chunk in rows.chunks])
-            chunks[label] = [
-                replace(chunk, layer_input=self.columns[label].permuted(read, layers))
-                for read, chunk in zip(reads, rows.chunks, strict=True)
-            ]
-        return chunks
+        layers = self.candidate_set.layers.get(name, ())
+        chunks = found.rows[label].chunks
+        if reads is None:
+            reads = [chunk.layer_input for chunk in chunks]
+        return [
+            replace(chunk, layer_input=self.columns[label].permuted(read, layers))
+            for read, chunk in zip(reads, chunks, strict=True)
+        ]
 
     def _fold(
         self,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from senn.graph import LinearMap, get_tensor
+from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.folds import Fold
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.data_covariance import CovarianceSnapshot
@@ -17,6 +19,13 @@ MOST_ROWS = 1 << 16
 """Rows of one map that pass through the model at once: scoring a batch of images needs less memory than training on it.
 
 Twice as many rows need twice the memory; half as many run slower, since each part runs the model and the dormant copy.
+"""
+
+
+MOST_NUMBERS = 1 << 25
+"""Numbers recorded of all maps together at once, of what they read and twice of what they return: 128 MiB in float32.
+
+Half as many need less memory at once, and a tenth more time for a language model of a million parameters.
 """
 
 
@@ -33,10 +42,12 @@ class FoldStatistics:
     streams: dict[StreamKey, Fold] = field(default_factory=dict)
 
     def add(self, other: FoldStatistics) -> None:
-        """Add the statistics of further samples."""
-        for name, fold in other.maps.items():
+        """Take over the statistics of further samples; the other ones are empty then, so that nothing is held twice."""
+        for name in [*other.maps]:
+            fold = other.maps.pop(name)
             self.maps[name] = self.maps[name] + fold if name in self.maps else fold
-        for key, fold in other.streams.items():
+        for key in [*other.streams]:
+            fold = other.streams.pop(key)
             self.streams[key] = self.streams[key] + fold if key in self.streams else fold
 
     def copy(self) -> FoldStatistics:
@@ -107,23 +118,40 @@ class BatchPart:
     is_first: bool = True
 
 
-def batch_parts(count: int, locations: int, most_rows: float) -> list[BatchPart]:
-    """Split a batch into parts, each with few rows of every map; steps are fitted on its first half.
+def most_samples(
+    model: nn.Module, maps: Mapping[str, LinearMap], layouts: Mapping[str, BatchLayout]
+) -> float:
+    """Return how many samples may pass through a model at once, by `MOST_ROWS` and `MOST_NUMBERS`.
+
+    Args:
+        model: the model.
+        maps: the linear maps that are read, by name.
+        layouts: by map, how its rows belong to samples; further ones count by their rows.
+    """
+    numbers = 0
+    for name, one in maps.items():
+        shape = get_tensor(model, one.weight).shape
+        width = shape[one.in_dim] * one.groups + 2 * shape[one.out_dim]
+        numbers += layouts[name].locations * width
+    locations = max(layout.locations for layout in layouts.values())
+    return min(MOST_ROWS / locations, MOST_NUMBERS / numbers)
+
+
+def batch_parts(count: int, most: float) -> list[BatchPart]:
+    """Split a batch into parts of few samples; steps are fitted on its first half.
 
     Args:
         count: number of samples.
-        locations: rows per sample of the map that reads most.
-        most_rows: rows of one map in one part, at most.
+        most: samples of one part, at most; one at least, whatever its size.
 
     Returns:
         one part that holds both folds if it is small enough, else several that each lie within one fold.
     """
     # The joint order is random, so halves are.
     half = count // 2
-    if count * locations <= most_rows:
+    if count <= most:
         return [BatchPart(samples=slice(0, count), fit=slice(0, half), held_out=slice(half, count))]
-    # At least one sample, however many rows it has.
-    size = max(int(most_rows // locations), 1)
+    size = max(int(most), 1)
     parts = []
     for start in range(0, half, size):
         samples = slice(start, min(start + size, half))

@@ -28,12 +28,12 @@ from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets
 from senn.scoring.batch_recorder import BatchRecorder
 from senn.scoring.batch_statistics import (
-    MOST_ROWS,
     BatchPart,
     BatchStatistics,
     FoldStatistics,
     SessionSnapshot,
     batch_parts,
+    most_samples,
     weighted_sums,
     whole_batch,
     with_own_tables,
@@ -365,10 +365,11 @@ class ScoringSession:
         """Parts of a batch that pass through the model one after the other, on all ranks alike."""
         if self.metric.coupled:
             return [whole_batch(batch.share.total, held_out=self._batches % 2 == 1)]
-        # The map with most rows per sample needs most memory.
-        locations = max(layout.locations for layout in self._layouts.values())
-        most = math.inf if self._is_whole else MOST_ROWS / batch.share.largest
-        return batch_parts(batch.share.total, locations, most)
+        total = batch.share.total
+        if self._is_whole:
+            return batch_parts(total, math.inf)
+        most = most_samples(self.model, self.maps, self._layouts)
+        return batch_parts(total, most / batch.share.largest)
 
     def _recorder(self, candidates: CandidateSet, batch: GlobalBatch) -> BatchRecorder:
         return BatchRecorder(

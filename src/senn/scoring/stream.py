@@ -8,6 +8,7 @@ whose output parameters are zero, it is wherever these parameters put their outp
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -325,11 +326,13 @@ class StreamCandidates:
 
     Attributes:
         layers: by convolution, the gains at its input, and the columns of the layer's units.
-        repeats: by block and module with output parameters, the gains of what a copy would add there.
+        repeats: by block and module with output parameters, a function that makes the gains of what a copy would add
+            there. All of its columns are new, so these are large, and they are asked for once.
     """
 
     layers: dict[str, tuple[LayerGains, list[Tensor]]] = field(default_factory=dict)
-    repeats: dict[str, dict[str, LayerGains]] = field(default_factory=dict)
+    repeats: dict[str, dict[str, Callable[[], LayerGains]]] = field(default_factory=dict)
+    _known: dict[str, Gains] = field(default_factory=dict)
 
     @classmethod
     def from_folds(
@@ -347,11 +350,11 @@ class StreamCandidates:
         """
         found = cls()
         for key, layout in columns.items():
-            layer_gains = LayerGains(fit[key], held_out[key], layout.existing)
+            make = functools.partial(LayerGains, fit[key], held_out[key], layout.existing)
             if key.output:
-                found.repeats.setdefault(key.place, {})[key.output] = layer_gains
+                found.repeats.setdefault(key.place, {})[key.output] = make
             else:
-                found.layers[key.place] = layer_gains, layout.layers
+                found.layers[key.place] = make(), layout.layers
         return found
 
     def gains(self, block: str, copy: nn.Module) -> Gains:
@@ -364,8 +367,14 @@ class StreamCandidates:
         Returns:
             the gains, whose standard errors add as those of independent figures.
         """
+        if block not in self._known:
+            self._known[block] = self._sum(block, copy)
+        return self._known[block]
+
+    def _sum(self, block: str, copy: nn.Module) -> Gains:
         total, variance = Gains(), 0.0
-        for name, layer_gains in self.repeats[block].items():
+        for name, make in self.repeats[block].items():
+            layer_gains = make()
             columns = torch.arange(len(layer_gains.damping))
             if isinstance(copy.get_submodule(name), BATCH_NORMS):  # each output reads one column
                 # each output is a parameter of its own, M = I
