@@ -1,5 +1,6 @@
 """Cost of one round: columns, rows and samples are bounded where samples have many locations. No time is measured."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,10 @@ import senn
 from senn.candidates import recorded_samples
 from senn.candidates.new_layers import IdentityLayer
 from senn.errors import UnsupportedError
+from senn.kfac.folds import Fold
+from senn.kfac.per_sample import PerSampleFactors, PerSampleGrads
+from senn.scoring import batch_statistics
+from senn.scoring.formulas import expansion_score
 from senn.scoring.loss_checks import CHECKED_AGAIN
 from senn.scoring.scoring_session import ScoringSession
 
@@ -122,3 +127,61 @@ def test_a_loss_that_has_passed_is_checked_on_few_samples_again():
     mixes = True
     with pytest.raises(UnsupportedError, match="mixes samples"):
         grower.observe(*texts(40, 4))
+
+
+def test_a_large_batch_passes_in_parts_of_few_samples(monkeypatch):
+    model, (x, y) = token_net(), texts(40, 64)
+    sizes = []
+    model[1].register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    # a sample has 64 tokens, and each 4 + 2 * 12 + 12 + 2 * 7 numbers
+    monkeypatch.setattr(batch_statistics, "MOST_NUMBERS", 7 * 64 * 54)
+    session = session_of(model, (x, y), token_loss)
+    # 7, 7 and 6 of each fold, in the model and in its copy; more pass at once only to check the loss
+    assert (sizes.count(7), sizes.count(6)) == (8, 4)
+    assert session._fit.maps["3"].factors.samples == session._held_out.maps["3"].factors.samples
+    assert session._fit.maps["3"].n_kept == 20
+
+
+def test_eta_of_sampled_rows_is_that_of_all_rows():
+    """A third of the rows makes A, and random signs make S; dense float64 of all rows is the truth."""
+    model, (x, y) = token_net(), texts(160, 100)
+    grower = senn.Grower(model, loss=token_loss)
+    grower.observe(x, y)
+    session = grower._session
+    assert session is not None
+    factors = session._fit.maps["3"].factors + session._held_out.maps["3"].factors
+    assert factors.rows == 16_000
+    assert 4_096 <= factors.n_rows_read < 6_000
+    pool = session.pool(1000, grower.budget)
+
+    with torch.no_grad():
+        model = model.double()
+        a = torch.cat([model[2](model[1](model[0](x))), torch.ones(160, 100, 1)], 2).flatten(0, 1)
+        p = model(x).flatten(0, 1).softmax(1)
+    dz = (p - F.one_hot(y.flatten(), WORDS)) / 100
+    S = (torch.diag(p.mean(0)) - p.mT @ p / len(p)) / 100
+    G, A = dz.mT @ a / len(a), a.mT @ a / len(a)
+    # a sample's loss is a mean over 100 tokens, so its Hessian is a hundredth of each token's
+    truth = expansion_score(G, A, S, locations=100)
+    assert pool.layer_gains["3"].eta == pytest.approx(float(truth), rel=0.05)
+
+
+def test_samples_in_half_precision_say_the_same_within_a_hundredth():
+    g = torch.Generator().manual_seed(0)
+    a, s, dz = (torch.randn(6 * 50, size, generator=g) for size in (9, 40, 40))
+    full = PerSampleFactors(a=a, pseudo_grad=s, output_grad=dz, locations=50)
+    half = replace(full, pseudo_grad=s.bfloat16(), output_grad=dz.bfloat16())
+    predict, columns = torch.randn(5, 4, generator=g), torch.tensor([[0], [3]])
+    step = torch.randn(40, 2, generator=g)
+    ours, theirs = half.residual(predict), full.residual(predict)
+    assert isinstance(ours, PerSampleGrads)
+    assert isinstance(theirs, PerSampleFactors)
+    for kind in ("pseudo_grad", "output_grad"):
+        one, other = (kept.directional(kind, step, columns) for kept in (ours, theirs))
+        assert float((one - other).norm() / other.norm()) < 0.01
+
+
+def test_few_whole_samples_of_wide_maps_are_kept_and_many_of_narrow_ones():
+    assert Fold.max_kept(128, 512) == 64  # as many as without wide maps
+    assert Fold.max_kept(1024, 3072) == 8  # 25 million gradients, 48 MiB
+    assert Fold.max_kept(1, 8000) == 1024

@@ -14,6 +14,7 @@ from senn.kfac.folds import NUMBERS, Fold
 from senn.kfac.per_sample import PerSampleFactors
 from senn.kfac.whitening import square_root, unwhiten_outputs, whiten_outputs, whiten_weights
 from senn.scoring.gains import LayerGains
+from senn.scoring.insertions import orthonormal_basis
 
 D = torch.float64
 COLUMNS, EXISTING, M = 9, 4, 6
@@ -59,6 +60,14 @@ def test_roots_of_diagonals_are_those_of_matrices():
         )
     with pytest.raises(DivergenceError, match="NaN"):
         square_root(S * torch.nan)
+
+
+@pytest.mark.parametrize("rank", [3, 2])
+def test_a_basis_of_very_many_outputs_is_orthonormal_and_spans_the_same(rank):
+    matrix = torch.randn(DENSE_OUTPUTS + 1, rank, dtype=D) @ torch.randn(rank, 3, dtype=D)
+    basis = orthonormal_basis(matrix)
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(3, dtype=D), atol=1e-8, rtol=0)
+    torch.testing.assert_close(basis @ (basis.mT @ matrix), matrix)
 
 
 def test_the_covariance_of_many_outputs_is_never_formed():

@@ -78,7 +78,8 @@ class LayerGains:
             whiten_outputs(self.whitener, G[:, :existing]).mT
         )
         self.eta = self.locations * score
-        self._fold_gradients = [fold.factors.G[:, :existing] for fold in (fit, held_out)]
+        # sums, which the folds hold anyway: means in float64 are made when they are asked for
+        self._existing, self._fold_factors = existing, (fit.factors, held_out.factors)
         if G.shape[1] == existing:  # no candidates
             return
         if has_all_rows:
@@ -190,7 +191,8 @@ class LayerGains:
             for.
         """
         steps = [
-            self.inverse.solve(whiten_outputs(self.whitener, G).mT).mT for G in self._fold_gradients
+            self.inverse.solve(whiten_outputs(self.whitener, one.G[:, : self._existing]).mT).mT
+            for one in self._fold_factors
         ]
         return whiten_weights(self.whitener, weight.double()) - torch.stack(
             [self._white_step, *steps]
