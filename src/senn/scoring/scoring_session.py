@@ -365,11 +365,8 @@ class ScoringSession:
         """Parts of a batch that pass through the model one after the other, on all ranks alike."""
         if self.metric.coupled:
             return [whole_batch(batch.share.total, held_out=self._batches % 2 == 1)]
-        total = batch.share.total
-        if self._is_whole:
-            return batch_parts(total, math.inf)
-        most = most_samples(self.model, self.maps, self._layouts)
-        return batch_parts(total, most / batch.share.largest)
+        most = math.inf if self._is_whole else most_samples(self.model, self.maps, self._layouts)
+        return batch_parts(batch.share.total, most / batch.share.largest)
 
     def _recorder(self, candidates: CandidateSet, batch: GlobalBatch) -> BatchRecorder:
         return BatchRecorder(
