@@ -82,6 +82,11 @@ def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
     return converted
 
 
+def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A model in one dtype; as it is for float32, since a cast would cut complex parameters."""
+    return model if dtype == torch.float32 else model.to(dtype)
+
+
 def output_of(result: Any) -> Tensor:
     """Find the first floating-point tensor of what a model returns."""
     if isinstance(result, Tensor):
@@ -162,6 +167,7 @@ def surgery(model: nn.Module, batch: Batch, found: dict[str, Any]) -> None:
     ]
     found["worst"] = 0.0
     names = [group.name for group in graph.groups]
+    found["can_grow"] = any(map(len, graph.changeable))
     if not names:
         return
     tolerance = TOLERANCE[run_model(model, batch(3)).dtype]
@@ -242,14 +248,15 @@ def examine(name: str, *, pruning: bool) -> dict[str, Any]:
             torch.manual_seed(0)
             model = chosen.model()
             disturb(model)
-            made.append(model.to(chosen.dtype).eval())
+            made.append(in_precision(model, chosen.dtype).eval())
         model, fresh, victim = made
         batch = in_dtype(chosen.batch, chosen.dtype)
         found["parameters"] = sum(one.numel() for one in model.parameters())
         stage = "surgery"
         surgery(model, batch, found)
         stage = "growth"
-        growth(model, fresh, batch, found)
+        if found["can_grow"]:
+            growth(model, fresh, batch, found)
     except Exception as error:
         found["failed"] = stage
         found["error"] = f"{type(error).__name__}: {error}"[:600]

@@ -41,8 +41,8 @@ OUTPUTS = "its units are the model's outputs"
 
 
 def changes_size(row: dict[str, Any]) -> bool:
-    """Return True if a model changed size, in every way that was tried."""
-    return row["failed"] is None and row["groups"] > 0
+    """Return True if all spaces of a model changed size, trained on and came back, as they should."""
+    return row.get("groups", 0) > 0 and row["failed"] in (None, "growth")
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -52,7 +52,11 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     refused = sum(len(row.get("refusals", ())) for row in rows)
     pruned = Counter(str(row.get("torch_pruning", "-")).split(":")[0] for row in rows)
     good = sum(map(changes_size, rows))
-    yield f"- {len(rows)} models of {packages} packages; {good} change size in every way tried.\n"
+    whole = sum(row["failed"] is None and "loaded" in row for row in rows)
+    yield (
+        f"- {len(rows)} models of {packages} packages; in {good} all spaces change size exactly, train on and are "
+        f"pruned back; {whole} grew by a `Grower`, trained on, and were saved and loaded.\n"
+    )
     yield (
         f"- {sum(row.get('groups', 0) for row in rows)} spaces, {sum(row.get('blocks', 0) for row in rows)} repeatable "
         f"blocks, {refused} refused places; a vague reason in {len(vague)} models"
@@ -66,6 +70,13 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 def vague_reasons(row: dict[str, Any]) -> list[dict[str, str]]:
     """Return the refusals of a model that have a vague reason."""
     return [one for one in row.get("refusals", ()) if is_vague(one["reason"], one["line"])]
+
+
+def outcome(row: dict[str, Any]) -> str:
+    """Say what became of a model that didn't grow."""
+    if row["failed"] is None:
+        return "nothing"
+    return f"{'refused' if row.get('is_refusal') else 'failed'}: {row['failed']}"
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -93,7 +104,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
             len(row.get("refusals", ())),
             len(vague_reasons(row)),
             f"{row['worst']:.0e}" if row.get("groups") and "worst" in row else "-",
-            ", ".join(kinds) or ("nothing" if "events" in row else f"failed: {row['failed']}"),
+            ", ".join(kinds) or outcome(row),
             f"{row['loaded']:.0e}" if "loaded" in row else "-",
             row.get("torch_pruning", "-"),
         ]
@@ -106,7 +117,8 @@ def problems(rows: list[dict[str, Any]]) -> Iterator[str]:
     if failed:
         yield "\n## What fails\n"
         for row in failed:
-            yield f"- {row['model']}, {row['failed']}: {row.get('error', '').splitlines()[0][:300]}"
+            error = (row.get("error") or "no answer").splitlines()[0][:300]
+            yield f"- {row['model']}, {row['failed']}: {error}"
     vague = [(row["model"], one) for row in rows for one in vague_reasons(row)]
     if vague:
         yield "\n## Vague reasons\n"

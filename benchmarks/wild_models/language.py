@@ -20,6 +20,8 @@ def _hugging_face(
         package="transformers",
         model=_configured(f"{family}Config", f"{family}{task}", settings),
         batch=batch or named(input_ids=tokens(40, 8)),
+        # products of experts exist in float32 only
+        dtype=torch.float32 if "num_local_experts" in settings else torch.float64,
     )
 
 

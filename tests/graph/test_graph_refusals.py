@@ -138,6 +138,19 @@ def _by_heads(shape, heads):
     return shape[0], heads, shape[1] // heads
 
 
+def test_a_mixing_reduction_is_refused_with_its_own_line():
+    def forward(m, x):
+        hidden = m.a(x)
+        total = hidden.sum(1, keepdim=True)
+        angle = total.cos()
+        return m.b(hidden * angle)
+
+    model = Net(forward, a=(3, 4), b=(4, 2))
+    (refused,) = [one for one in analyze(model, batch(5, 3)).refusals if one.place == "a"]
+    assert refused.reason == f"{OWN} mixes its units (sum)"
+    assert "hidden.sum(1, keepdim=True)" in refused.line
+
+
 def test_a_private_number_of_heads_follows():
     def forward(m, x):
         hidden = m.a(x)
@@ -381,3 +394,10 @@ def test_a_refusal_names_the_line_of_the_forward():
     assert refusal.line in shown
     plain = analyze(nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 2)), batch(4, 3))
     assert [one.line for one in plain.refusals] == ["", ""]
+
+
+def test_a_submodule_that_its_name_does_not_lead_to_is_named():
+    model = Net(lambda m, x: m.b(m.a(x)), a=(3, 4), b=(4, 2))
+    model.parameters = nn.ParameterList([*model.a.parameters()])
+    with pytest.raises(UnsupportedError, match="the submodule parameters has a name that Net has"):
+        analyze(model, batch(5, 3))

@@ -53,6 +53,14 @@ def check_model(model: object) -> None:
         if kind in _WRAPPERS:
             place = f"the module {name}" if name else "the model"
             raise UnsupportedError(f"{place} is a {kind}: {_WRAPPERS[kind]}")
+        for child in module._modules:
+            # The attribute of the class is found first, and `get_submodule` fails.
+            if hasattr(type(module), child):
+                path = f"{name}.{child}" if name else child
+                raise UnsupportedError(
+                    f"the submodule {path} has a name that {kind} has as an attribute of its class, "
+                    "so that it can't be found by name: rename it"
+                )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, UninitializedParameter):
             raise SennError(

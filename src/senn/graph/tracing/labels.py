@@ -149,17 +149,18 @@ class Labels:
         self.merge(labels, first.expand_as(labels))
         return first
 
-    def refuse(self, labels: Tensor, reason: str) -> None:
+    def refuse(self, labels: Tensor, reason: str, line: str | None = None) -> None:
         """Record that the units of these labels must not change.
 
         Args:
             labels: of any shape; zeros are ignored.
             reason: why, as the rest of a sentence about the group ("its units ...").
+            line: line of the forward's code that is why; None for the one that runs now.
         """
         # Kept as labels and not as units: what is merged later is refused as well.
         named = distinct(labels[labels != 0]).cpu()
         if named.numel():
-            self.refusals.append((named, reason, running_line()))
+            self.refusals.append((named, reason, running_line() if line is None else line))
 
     def units(self) -> Tensor:
         """Return the representative of each label's unit: the smallest label merged with it.

@@ -15,6 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from senn.graph.source_lines import running_line
 from senn.graph.tracing.label_maps import LabelMaps
 from senn.graph.tracing.linear_sources import LinearSources
 from senn.graph.tracing.recorded import Call, NormUse, Sources, WeightUse
@@ -98,6 +99,7 @@ class NormFlow:
             spare=spare,
             root=self._bases.get(id(source), self.sources.root(source)),
             reason=f"{self.trace.place} mixes its units ({operation})",
+            line=running_line(),
         )
         statistics = [first, replace(first, kind="mean", power=0.0)]
         for output, statistic in zip(call.outputs, statistics, strict=False):
@@ -128,7 +130,7 @@ class NormFlow:
         """Refuse the units of a statistic, if the tensor is one."""
         statistic = self._statistics.get(id(tensor))
         if statistic is not None:
-            self.trace.record.refuse(statistic.label_map, statistic.reason)
+            self.trace.record.refuse(statistic.label_map, statistic.reason, statistic.line)
 
     def _follow_statistic(self, call: Call, statistic: Statistic, others: list[Tensor]) -> bool:
         labeled = [tensor for tensor in others if self.trace.is_labeled(tensor)]

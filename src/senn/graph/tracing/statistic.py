@@ -32,6 +32,7 @@ class Statistic:
         spare: subtracted from both numbers of units in that fraction (1 for an unbiased variance).
         root: identity of the tensor that it is taken of.
         reason: why its units are refused if it isn't used as a normalization does.
+        line: line of the forward's code that takes it.
         eps: a small number that was added; None if there was none.
         eps_power: exponent with which that must change.
         other_power: what `power` may be instead; None if it is certain.
@@ -43,6 +44,7 @@ class Statistic:
     spare: int
     root: int
     reason: str
+    line: str
     eps: float | None = None
     eps_power: float = 0.0
     other_power: float | None = None
