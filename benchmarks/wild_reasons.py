@@ -25,6 +25,7 @@ COMPLETE = (
     r".* normalizes over its units and has no weight to make up for it: .*",
     r"nothing like it can be put after it: the forward pass doesn't run what stands there",
     r"nothing like it can be put after it: what it adds is normalized, however small it is",
+    r"\S+ \(\w+\) mixes its units \(\w+\)",  # in a module of a library, between others of torch
     r"\S+ \(\w+\) normalizes groups of \d+ channels, and where they are joined .*",
 )
 """Sentences that say all there is to say without a line of code."""

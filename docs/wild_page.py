@@ -22,11 +22,11 @@ START = """# Models of public packages
 
 Made by `python docs/wild_page.py` from `benchmarks/results/wild.json`, which `python benchmarks/wild.py --pruning
 --out benchmarks/results/wild.json` writes in an environment with the extra `wild`; `--resume` goes on after a stop,
-`--only TEXT` runs single models again.
+`--only TEXT` runs single models again. `benchmarks/wild_models` lists 134; those that haven't run are missing here.
 
 Nobody prepared these models for growth. Each has a small configuration; all parameters and statistics are disturbed
 first, so that no zero hides anything. *Spaces* are channel groups: the first, the middle and the last one alone and
-then all together are widened by the least number of units, in float64 (two packages run in float32 only); the
+then all together are widened by the least number of units, in float64 (a few run in float32 only); the
 outputs on a batch of another size must stay, a step of AdamW in training mode must run, and pruning back must give
 the former shapes. *Worst change* is the largest relative change of the outputs. *Grown* is what a `Grower` then did
 in one round, in which it takes one candidate of each kind; another training step follows. *Loaded* is the largest

@@ -40,12 +40,12 @@ def test_vague_reasons_are_counted():
     said = [
         {"reason": "its units are the model's outputs", "line": ""},
         {"reason": "a (Net) mixes its units (sum)", "line": "net.py:3, `x.sum(1)`"},
-        {"reason": "a (Net) mixes its units (sum)", "line": ""},
+        {"reason": "its size is fixed by view in a (Net)", "line": ""},
         {"reason": "its units meet fold in a (Net), which isn't understood yet", "line": "n.py:3"},
     ]
     assert vague_places({"refusals": said}) == 2
 
 
-def test_at_least_forty_models_of_many_packages():
-    assert len(MODELS) >= 40
-    assert len({one.package for one in MODELS.values()}) >= 15
+def test_models_of_many_packages():
+    assert len(MODELS) >= 131
+    assert len({one.package for one in MODELS.values()}) >= 20
