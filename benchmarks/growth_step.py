@@ -3,12 +3,13 @@
     python benchmarks/growth_step.py [--repeats 9] [--threads 1] [--only NAME] [--short] [--out results.json]
 
 The nets are 784-256-256-10 with ReLU, and convolutions 16-16-pool-32-32-pool with a linear layer on 32x32x3 images; a
-consideration scores width, depth and pruning at every place. All contenders run in turn in one process, so that drift
-of the machine hits all; figures are medians of CPU time. `first` is a Grower's first consideration, analysis of the
-model included; `again` a later one of the same Grower. gromo (an optional package: pip install gromo==0.1.0
-torchmetrics deprecated) does its own growth step on all layers: statistics, optimal updates, choice, change; for
-convolutions with both of its kinds of module. Memory is the peak over what the process holds after the same with eight
-images, each contender in a process of its own.
+consideration scores width, depth and pruning at every place. A ratio is its cost for some batches over one pass of the
+training loop forwards and backwards over the same batches. All contenders run in turn in one process, so that drift of
+the machine hits all; figures are medians of CPU time. `first` is a Grower's first consideration, analysis of the model
+included; `again` a later one of the same Grower. gromo (an optional package: pip install gromo==0.1.0 torchmetrics
+deprecated) does its own growth step on all layers: statistics, optimal updates, choice, change; for convolutions with
+both of its kinds of module. Memory is the peak over what the process holds after the same with eight images, each
+contender in a process of its own.
 
 Nets with a class per position (`language_models`): a GPT of 4 layers (width 128, context 128, 65 characters, 32
 sequences a batch), one layer of GPT-2 small's width under its vocabulary of 50,257, and segmentation of 16 images of
