@@ -268,14 +268,16 @@ def test_a_duplicate_of_an_accepted_unit_is_worth_nothing():
     assert layer_gains.gain(torch.tensor([[1]])).item() < 1e-2 * before
 
 
-def test_pruning_cost_is_the_loss_after_exact_reoptimisation():
-    """Linear consumer, squared error: the optimum without a column is worse by half the cost."""
+@pytest.mark.parametrize("S", [torch.eye(2), torch.tensor([[2.0, 0.7], [0.7, 1.0]])])
+def test_pruning_cost_is_the_loss_after_exact_reoptimisation(S):
+    """Linear consumer, squared error r^T S r / 2: the optimum without a column is worse by half the cost."""
     a, _, t = problem(7, c=5)
-    A, best = a.mT @ a / len(a), torch.linalg.lstsq(a, t).solution.mT
-    S = torch.eye(2, dtype=torch.float64)
+    A, best = a.mT @ a / len(a), torch.linalg.lstsq(a, t).solution.mT  # whatever S is
+    S = S.double()
 
     def loss(w: torch.Tensor, x: torch.Tensor) -> float:
-        return (0.5 * (x @ w.mT - t).square().sum(1)).mean().item()
+        residual = x @ w.mT - t
+        return (0.5 * (residual * (residual @ S)).sum(1)).mean().item()
 
     inverse = torch.linalg.inv(A)
     for gone in ([2], [0, 4]):
