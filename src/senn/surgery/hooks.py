@@ -68,7 +68,8 @@ def check_steps_in_backward(log: UndoLog) -> None:
     for optimizer in [one for one in gc.get_objects() if issubclass(type(one), Optimizer)]:
         for parameter, change in stepped.items():
             former = change.old.values.shape
-            state = optimizer.state.get(parameter, {}).values()
+            # One whose construction has failed may still be around, without any attribute.
+            state = getattr(optimizer, "state", {}).get(parameter, {}).values()
             shapes = {value.shape for value in state if isinstance(value, Tensor)}
             if former != parameter.shape and former in shapes:
                 raise SurgeryError(
