@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 __all__ = [
     "DivergenceError",
     "SennError",
@@ -69,19 +67,18 @@ EVERYDAY = (
 """Errors that calls with wrong arguments raise."""
 
 
-INNER_FILES = (str(Path(__file__).parent), str(Path(torch.__file__).parent), contextlib.__file__)
-"""Where frames between a caller's line and a warning lie: this package and what decorates its functions."""
-
-
 def warn(sentence: str) -> None:
     """Give a warning at the line of the caller's own code, the first frame outside of this package.
 
     Args:
         sentence: what the user should know.
     """
+    import torch  # not above: errors are needed where torch isn't, in the terminal's help
+
+    # This package, and what decorates its functions. `skip_file_prefixes` does the same from Python 3.12 on.
+    inner = (str(Path(__file__).parent), str(Path(torch.__file__).parent), contextlib.__file__)
     frame, depth = sys._getframe(1), 2
-    # `skip_file_prefixes` does the same from Python 3.12 on.
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(INNER_FILES):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inner):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(sentence, UserWarning, stacklevel=depth)
 

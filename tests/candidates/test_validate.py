@@ -107,6 +107,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "metric": ("newton", None),
         "loss_hessian": (3, "fisher"),
         "coupled": (1, None),
+        "prepare": ("batch",),
         "output": ("logits",),
         "seed": (None, 1.5, 2**64),
         "communicator": (2,),

@@ -157,6 +157,9 @@ def test_optimizers_without_state_go_on_stepping_in_the_backward_pass() -> None:
     model, graph = case("mlp")
     step_in_backward(model, lambda p: torch.optim.SGD(p, 0.1))
     model(X).square().sum().backward()
+    # one whose construction has failed, and which is still around, hinders nothing
+    unfinished = torch.optim.Adam.__new__(torch.optim.Adam)
+    assert not hasattr(unfinished, "state")
     transaction(model, [widen(model, graph, "0", 2)], graph, probe=X)
     before = model[0].weight.detach().clone()
     model(X).square().sum().backward()
