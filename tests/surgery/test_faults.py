@@ -1,7 +1,7 @@
 """A fault at any line of the surgery leaves everything as it was.
 
 A tracer raises at one line event inside `senn.surgery` after the other. The ordinary run tries each line in the first
-move that comes to it, and one line of ten in the moves and models after.
+move that comes to it, and one line of 25 in the moves and models after.
 `SENN_ALL=1 pytest tests/surgery/test_faults.py` tries every event of every move.
 """
 
@@ -207,13 +207,14 @@ def _silenced(block: nn.Module, last: str) -> nn.Module:
     return twin
 
 
+@functools.cache
 def reached(name: str, kind: str) -> list[tuple[str, int]]:
     """Lines of an operation that nothing interrupts."""
     return prepared(name, kind).carry_out(Watch()).lines
 
 
 def chosen(lines: list[tuple[str, int]], tried: set[tuple[str, int]]) -> list[int]:
-    """Any event of each line that no earlier operation comes to, and of one in ten of the others."""
+    """Any event of each line that no earlier operation comes to, and of one in 25 of the others."""
     if EVERY:
         return list(range(len(lines)))
     visits: dict[tuple[str, int], list[int]] = {}
@@ -223,7 +224,7 @@ def chosen(lines: list[tuple[str, int]], tried: set[tuple[str, int]]) -> list[in
     return [
         draw.choice(numbers)
         for line, numbers in visits.items()
-        if line not in tried or draw.random() < 0.1
+        if line not in tried or draw.random() < 0.04
     ]
 
 
