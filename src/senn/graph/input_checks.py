@@ -53,7 +53,7 @@ def check_model(model: object) -> None:
         if kind in _WRAPPERS:
             place = f"the module {name}" if name else "the model"
             raise UnsupportedError(f"{place} is a {kind}: {_WRAPPERS[kind]}")
-        for child in module._modules:
+        for child, _ in module.named_children():
             # The attribute of the class is found first, and `get_submodule` fails.
             if hasattr(type(module), child):
                 path = f"{name}.{child}" if name else child
