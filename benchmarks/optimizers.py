@@ -158,6 +158,13 @@ def reload(model: nn.Module, optimizer: Any, make: Make) -> None:
     file.seek(0)
     copied = copy.deepcopy(model)
     other = make(copied)
+    # PyTorch loads by position: groups list their parameters as those of the state do, new layers last.
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    own = dict(copied.named_parameters())
+    for one, saved in zip(parts(other), parts(optimizer), strict=True):
+        for group, its in zip(one.param_groups, saved.param_groups, strict=True):
+            place = {own[names[p]]: number for number, p in enumerate(its["params"])}
+            group["params"].sort(key=place.__getitem__)
     for one, state in zip(parts(other), torch.load(file, weights_only=False), strict=True):
         one.load_state_dict(state)
     train(copied, other, 2)

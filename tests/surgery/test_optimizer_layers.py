@@ -243,6 +243,17 @@ def test_a_tensor_that_belongs_to_nobody_is_refused_by_name() -> None:
     transaction(model, [widen(model, graph, "0", 1)], graph, optimizer=optimizer)
 
 
+def test_a_single_number_is_no_bias_of_a_single_unit() -> None:
+    """Prodigy and D-Adaptation keep their estimate of a step size in a tensor of one entry."""
+    model = nn.Sequential(nn.Linear(3, 1), nn.Tanh(), nn.Linear(1, 2)).double()
+    optimizer = Lookahead(optim.Adam(model.parameters(), 0.01))
+    optimizer.extra = torch.ones(1)
+    graph = analyze(model, X)
+    transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer, probe=X)
+    assert model[0].bias.shape == (3,)
+    assert optimizer.extra.tolist() == [1.0]
+
+
 class Moded(optim.SGD):
     """Steps in training mode only, and keeps a view of each parameter by its address."""
 

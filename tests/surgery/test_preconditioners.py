@@ -285,3 +285,39 @@ def test_vectors_of_a_new_layer_join_the_group_of_vectors_where_groups_have_swit
     assert all(map(lambda p, q: p is q, matrices, [p for p in expected if p.dim() == 2]))
     assert {*vectors} == {p for p in expected if p.dim() < 2}
     assert len(vectors) == 5
+
+
+class Delayed(optim.Optimizer):
+    """ADOPT: divides by the average of the squares of former gradients, and adds the present one after."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = evaluate(closure)
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state |= {"m": torch.zeros_like(p), "v": p.grad.square()}
+                continue
+            state["m"].lerp_(p.grad / state["v"].sqrt().clamp(min=1e-8), 0.1)
+            p.sub_(state["m"], alpha=self.param_groups[0]["lr"])
+            state["v"].lerp_(p.grad.square(), 0.1)
+        return loss
+
+
+def test_new_entries_are_not_divided_by_an_average_of_zero() -> None:
+    model, graph = net()
+    optimizer = Delayed(model.parameters())
+    train(model, optimizer, 10)
+    v = optimizer.state[model[0].weight]["v"].clone()
+    transaction(model, [widen(model, graph, "0", 2)], graph, optimizer=optimizer, probe=X)
+    grown = optimizer.state[model[0].weight]["v"]
+    assert torch.equal(grown[:-2], v)
+    assert grown[-2:].unique().tolist() == pytest.approx([v.mean().item()])
+    born = [one.detach().clone() for one in model.parameters()]
+    train(model, optimizer, 3)
+    # divided by zero they would have gone a million times as far
+    for one, former in zip(model.parameters(), born, strict=True):
+        assert (one.detach() - former).abs().max() < 1

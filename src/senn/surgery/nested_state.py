@@ -181,14 +181,20 @@ class NestedState:
             return
         for parameter, change in self.changes.items():
             old = change.old.values
-            if tensor.shape == old.shape or _share_memory(tensor, old):
+            # One number has the shape of one unit's bias, and is a step size or a count much more often.
+            is_alike = tensor.shape == old.shape and tensor.numel() > 1
+            if is_alike or _share_memory(tensor, old):
                 raise UnsupportedError(
                     f"{where} has the former shape of '{self.names.get(parameter, '?')}', and nothing tells to which "
                     "parameter it belongs"
                 )
         for parameters in self._lists:
             total = sum(self.former(one).numel() for one in parameters)
-            if tensor.shape == (total,) and any(one in self.changes for one in parameters):
+            if (
+                total > 1
+                and tensor.shape == (total,)
+                and any(one in self.changes for one in parameters)
+            ):
                 raise UnsupportedError(
                     f"{where} has an entry for each of the {total} numbers of all parameters in one row, which can't "
                     "be carried by position"

@@ -17,6 +17,7 @@ from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.surgery.adam_clock import set_clocks_back
 from senn.surgery.blank_optimizer import Trial, TrialError, small_gradient
 from senn.surgery.contents_log import ContentsLog
+from senn.surgery.denominators import fill_denominators
 from senn.surgery.nested_state import NestedState
 from senn.surgery.optimizer_groups import join_groups
 from senn.surgery.optimizer_layers import OptimizerLayers, is_plain, takes_data, tensors_in
@@ -119,6 +120,8 @@ class Migration:
         for one in history if changes or log.inserted else ():
             _restart_history(one)
         self._carry(changes)
+        if self._tested and changes:
+            fill_denominators(layers, changes)
         join_groups(layers, log.inserted, self._model, self._names)
         self._check_joined(log)
         for one in history if log.inserted else ():
