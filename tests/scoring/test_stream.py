@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -30,14 +31,39 @@ WITH_BLOCKS = [name for name, entry in ZOO.items() if entry.blocks]
 
 @pytest.mark.parametrize("name", WITH_BLOCKS)
 def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) -> None:
+    entry = ZOO[name]
+    check_copy(entry.build(), entry.inputs(5), entry.output)
+
+
+class Normed(nn.Module):
+    """A block whose last layer is a BatchNorm of rows, one or several for a sample."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.lin, self.bn, self.kind = nn.Linear(3, 3), nn.BatchNorm1d(3), kind
+
+    def forward(self, x):
+        x = x.transpose(0, 1) if self.kind == "time-major" else x
+        y = torch.tanh(self.lin(x))
+        y = x + self.bn(y if self.kind == "rows" else y.flatten(0, 1)).view_as(x)
+        return y.transpose(0, 1) if self.kind == "time-major" else y
+
+
+@pytest.mark.parametrize("kind", ["rows", "tokens", "time-major"])
+def test_a_block_may_end_in_a_norm_of_rows(kind: str) -> None:
+    shape = (5, 3) if kind == "rows" else (5, 4, 3)
+    model = nn.Sequential(
+        nn.Linear(3, 3), Normed(kind), nn.Flatten(), nn.Linear(math.prod(shape[1:]), 2)
+    )
+    check_copy(model, torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+
+
+def check_copy(model: nn.Module, inputs, output=None) -> None:
     """The cross moment at its silent maps is autograd's gradient once the copy stands there."""
     torch.manual_seed(0)
-    entry = ZOO[name]
-    model = randomised(entry.build()).double().eval()
-    inputs = pytree.map_leaves(
-        lambda t: t.double() if t.is_floating_point() else t, entry.inputs(5)
-    )
-    output = entry.output or (lambda result: pytree.prediction(result).flatten(1))
+    model = randomised(model).double().eval()
+    inputs = pytree.map_leaves(lambda t: t.double() if t.is_floating_point() else t, inputs)
+    output = output or (lambda result: pytree.prediction(result).flatten(1))
     graph = analyze(model, inputs)
     readings = infer_batch_layouts(
         model, {name: graph.map(name).n_uses for name in graph.scored_maps}, inputs, output

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from senn import pytree
 from senn.candidates.candidate_set import CandidateSet
@@ -28,12 +26,13 @@ from senn.kfac.accumulate import count_locations, sampled_locations
 from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import layer_inputs, layout_of, per_layer_grads
 from senn.kfac.folds import Fold, LocalSlice
-from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput, upcast
+from senn.kfac.layer_inputs import ConvInput, DenseInput, LayerInput
 from senn.kfac.layer_statistics import BlockCall, LayerStatistics, LocationCount, RowChunk
 from senn.kfac.live_locations import live_gradients, live_rows
 from senn.kfac.recorder import LinearCall, record_linear_calls
 from senn.kfac.whitening import whiten_weights
 from senn.preserve import preserve_model_state
+from senn.scoring.block_norms import flat_layout, norm_rows, record_norms
 from senn.scoring.changes import Gains
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import LayerGains
@@ -137,7 +136,7 @@ def after_block(
     # All others are linear maps, or the candidate wouldn't have been sampled.
     maps = [name for name in modules if name not in norms]
     with torch.enable_grad(), preserve_model_state(copied):
-        with record_linear_calls(copied, maps) as calls, _record_norms(copied, norms) as normed:
+        with record_linear_calls(copied, maps) as calls, record_norms(copied, norms) as normed:
             output = pytree.tensor_leaves(copied(*call.args, **call.kwargs))[0]
         edges = {name: one.edge for name, (one,) in calls.items()}
         edges |= {name: edge for name, (_, edge) in normed.items()}
@@ -154,31 +153,14 @@ def after_block(
     ):
         of_map = (output_grad, pseudo_grad, alive)
         if name in normed:
-            rows = _norm_rows(normed[name][0], *of_map)
+            rows = norm_rows(
+                normed[name][0], flat_layout(move.block, layouts), *of_map, count=count
+            )
         else:
             layout = layouts[f"{move.block}.{name}"]
             rows = _map_rows(name, calls[name][0], layout, *of_map, count=count)
         found[name] = rows
     return found
-
-
-def _norm_rows(
-    x: Tensor, output_grad: Tensor, pseudo_grad: Tensor, live: Tensor | None
-) -> RowChunk:
-    """Rows of a BatchNorm as a linear map that is diagonal: a constant and the normalized channels."""
-    count = len(output_grad)
-    ones = x.new_ones(len(x), 1, *x.shape[2:])
-
-    def by_location(grad: Tensor) -> Tensor:
-        # (samples, features) too, of which the reshape makes one location
-        return upcast(grad).reshape(count, grad.shape[1], -1).mT
-
-    return RowChunk(
-        layer_input=DenseInput(torch.cat([ones, x], 1).flatten(2).mT, bias=False),
-        output_grad=by_location(output_grad),
-        pseudo_grad=by_location(pseudo_grad),
-        live=None if live is None else live_rows(by_location(live)),
-    )
 
 
 def _map_rows(
@@ -210,35 +192,6 @@ def _map_rows(
         pseudo_grad=by_location(pseudo_grad),
         live=None if live is None else live_rows(by_location(live)),
     )
-
-
-@contextmanager
-def _record_norms(
-    model: nn.Module, names: set[str]
-) -> Iterator[dict[str, tuple[Tensor, GradientEdge]]]:
-    """Record what BatchNorms would return with a weight of one and no bias, and the edges of their outputs."""
-    seen: dict[str, tuple[Tensor, GradientEdge]] = {}
-
-    def recorder(name: str) -> Any:
-        def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = upcast(args[0].detach())
-            shape = (1, -1, *[1] * (x.dim() - 2))
-            # Eval mode: running statistics, as in the pass that is scored.
-            mean, variance = (
-                buffer.to(x).view(shape) for buffer in (module.running_mean, module.running_var)
-            )
-            seen[name] = (x - mean) / (variance + module.eps).sqrt(), get_gradient_edge(output)
-
-        return hook
-
-    handles = [
-        model.get_submodule(name).register_forward_hook(recorder(name)) for name in sorted(names)
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def score_stream(
