@@ -58,6 +58,39 @@ def test_a_block_may_end_in_a_norm_of_rows(kind: str) -> None:
     check_copy(model, torch.randn(shape, generator=torch.Generator().manual_seed(1)))
 
 
+class WithTable(nn.Module):
+    """A block that adds a table with an entry for each sample and head, as ALiBi has in BLOOM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+
+    def forward(self, x, table):
+        return x + self.lin(torch.tanh(x)) * table.view(len(x), 2, 1).sum(1)
+
+
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 4), nn.Linear(4, 10)
+        self.blocks = nn.ModuleList([WithTable()])
+
+    def forward(self, x):
+        table, x = torch.ones(2 * len(x), 1), self.first(x)
+        for block in self.blocks:
+            x = block(x, table)
+        return self.last(x)
+
+
+def test_a_block_that_runs_on_whole_batches_only_does_not_cost_the_round() -> None:
+    torch.manual_seed(0)
+    grower = senn.Grower(Tables(), samples=1000)
+    with pytest.warns(UserWarning, match="no copy of the block 'blocks.0' is scored: on some"):
+        found = grower.score_candidates([(X[:200], Y[:200])])
+    assert found
+    assert all("copy" not in one.kind for one in found)
+
+
 def check_copy(model: nn.Module, inputs, output=None) -> None:
     """The cross moment at its silent maps is autograd's gradient once the copy stands there."""
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from senn import pytree
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import ConvolutionalLayer
 from senn.candidates.sampling import BATCH_NORMS
+from senn.errors import EVERYDAY, in_one_line, warn
 from senn.graph import DependencyGraph, LinearMap, get_tensor
 from senn.kfac.accumulate import count_locations, sampled_locations
 from senn.kfac.batch_layout import BatchLayout
@@ -240,9 +241,16 @@ def score_stream(
     for block, call in found.blocks.items():
         output_params = graph.block(block).output_params
         move = candidate_set.repeats[block]
-        for name, chunk in after_block(
-            call.select(own.readable), move, output_params, layouts
-        ).items():
+        try:
+            found_rows = after_block(call.select(own.readable), move, output_params, layouts)
+        except EVERYDAY as error:
+            # Such as one whose arguments have an entry for each sample and head: it can't run on some of the samples.
+            warn(
+                f"no copy of the block '{block}' is scored: on some of a batch's samples it raises "
+                f"{in_one_line(error)}"
+            )
+            continue
+        for name, chunk in found_rows.items():
             # A copy has no existing columns but the constant, which its bias reads.
             constant = ColumnLayout(existing=1, permutation=torch.arange(1), inputs=1)
             rows[StreamKey(block, name)] = chunk, constant
@@ -303,6 +311,8 @@ class StreamCandidates:
         """
         found = cls()
         for key, layout in columns.items():
+            if key not in fit or key not in held_out:
+                continue  # it could be run on one of the folds only
             make = functools.partial(LayerGains, fit[key], held_out[key], layout.existing)
             if key.output:
                 found.repeats.setdefault(key.place, {})[key.output] = make
