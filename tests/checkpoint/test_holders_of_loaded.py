@@ -95,3 +95,29 @@ def test_sizes_alone_keep_the_objects_and_the_numbers_that_fit():
     assert fresh.biases[0] is fresh.bias_0
     assert fresh.bias_0.shape == (6,)
     assert torch.equal(fresh.rnn.weight_hh_l0, numbers)
+
+
+SHARED = nn.Identity()
+
+
+class Gated(nn.Module):
+    """An activation that is a default argument, and so one module in all blocks."""
+
+    def __init__(self, act: nn.Module = SHARED) -> None:
+        super().__init__()
+        self.lin, self.act = nn.Linear(3, 3), act
+
+    def forward(self, x):
+        return self.act(self.lin(x))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["two for one", "one for two"])
+def test_modules_without_numbers_may_be_one_here_and_two_there(own, tmp_path):
+    def build(own):
+        return nn.Sequential(*(Gated(nn.Identity()) if own else Gated() for _ in range(2)))
+
+    saved, fresh = build(own), build(not own)
+    senn.save(tmp_path / "saved", saved)
+    loaded = senn.load(tmp_path / "saved", into=fresh)
+    x = torch.randn(2, 3)
+    assert torch.equal(loaded(x), saved(x))

@@ -82,12 +82,13 @@ class ModelResizer:
         for path, module in self.plan.found:
             found[path] = module
             first = paths.setdefault(id(module), path)
-            if first != path and not self._matcher.is_version_1:
+            # Without numbers one is as good as two: an Identity that is a default argument, say.
+            if first != path and not self._matcher.is_version_1 and module.state_dict():
                 raise SennError(
                     f"{path} and {first} are one module in the given model, two in the saved one"
                 )
         for path, same, module in self.plan.shared:
-            if found.get(same) is not module:
+            if found.get(same) is not module and module.state_dict():
                 raise SennError(
                     f"{path} and {same or 'the model'} are one module in the saved model, but not here"
                 )
