@@ -1,5 +1,6 @@
 """The score maths against dense float64 truth, on maps where K-FAC is exact (a linear map under squared error)."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -440,40 +441,46 @@ def test_held_out_gain_is_the_decrease_of_the_quadratic():
 
 
 def test_units_that_are_accepted_together_do_not_promise_the_same_decrease_twice():
-    """The held-out value of the second step is that of both steps less that of the first, on the held-out rows."""
-    n, c, m = 400, 2, 2
+    """The held-out value of each step is that of it and all before it less that of those, on the held-out rows."""
+    n, c, m, new = 400, 2, 2, 3
     g = torch.Generator().manual_seed(1)
-    x = torch.randn(2 * n, c + 2, generator=g, dtype=torch.float64)
-    x[:, c:] = x[:, c:] * (
-        x[:, :1] > 0.5
-    )  # both active on the same samples, where K-FAC's independence is wrong
+    x = torch.randn(2 * n, c + new, generator=g, dtype=torch.float64)
+    x[:, c:] = x[:, c:].sign()
     dz = torch.randn(2 * n, m, generator=g, dtype=torch.float64) + x[:, c:].sum(1, keepdim=True)
-    S = torch.eye(m, dtype=torch.float64)
-    folds = [fold_of(x[part], dz[part], S) for part in (slice(0, n), slice(n, 2 * n))]
-    layer_gains = LayerGains(*folds, existing=c)
-    layer_gains.eliminate(torch.tensor([0]))
-    found = layer_gains.held_out_gain(torch.tensor([[1]]))[0].item()
+    # the loss curves where the new columns agree, so K-FAC's independence is wrong, and each step changes the others
+    agree = (x[:, c:].sum(1, keepdim=True).abs() == new).double()
+    s = torch.randn(2 * n, m, generator=g, dtype=torch.float64) * (0.5 + 1.5 * agree)
+    folds = [
+        Fold.of(
+            kronecker_factors(x[p], dz[p], s[p]),
+            PerSampleFactors(a=x[p], pseudo_grad=s[p], output_grad=dz[p]),
+        )
+        for p in (slice(0, n), slice(n, 2 * n))
+    ]
+    S = s.mT @ s / (2 * n)
+    layer_gains, found = LayerGains(*folds, existing=c), []
+    for unit in range(new):
+        found.append(layer_gains.held_out_gain(torch.tensor([[unit]]))[0].item())
+        layer_gains.eliminate(torch.tensor([unit]))
 
     (fit, fit_s), (held, held_s) = ((fold.samples.a, fold.samples.pseudo_grad) for fold in folds)
 
-    def residuals(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        old, first, second = rows[:, :c], rows[:, c : c + 1], rows[:, c + 1 :]
-        first = first - old @ torch.linalg.lstsq(old, first).solution
-        both = torch.cat([old, first], 1)
-        return first, second - both @ torch.linalg.lstsq(both, second).solution
+    def residual(rows: torch.Tensor, unit: int) -> torch.Tensor:
+        before, own = rows[:, : c + unit], rows[:, c + unit : c + unit + 1]
+        return own - before @ torch.linalg.lstsq(before, own).solution
 
-    effects, value = torch.zeros(n, dtype=torch.float64), 0.0
-    fit_effects, before = torch.zeros(n, dtype=torch.float64), 0.0
-    for on_fit, on_held in zip(residuals(fit), residuals(held), strict=True):
+    effects, fit_effects = (torch.zeros(n, dtype=torch.float64) for _ in range(2))
+    linear, totals = 0.0, [0.0]
+    for unit in range(new):
+        on_fit, on_held = residual(fit, unit), residual(held, unit)
         cross = dz[:n].mT @ on_fit / n
-        step = cross / on_fit.square().mean()
+        step = torch.linalg.solve(S, cross) / on_fit.square().mean()
         along = (fit_s @ step)[:, 0] * on_fit[:, 0]
         slope = (cross * step).sum() - (along * fit_effects).mean()
         length = slope / torch.maximum(along.square().mean(), slope)
         fit_effects = fit_effects + length * along
         effects = effects + length * (held_s @ step)[:, 0] * on_held[:, 0]
-        before, value = value, value + 2 * length * (dz[n:].mT @ on_held / n * step).sum()
-        quadratic = effects.square().mean()
-        if before == 0.0:
-            first = value - quadratic
-    assert found == pytest.approx((value - quadratic - first).item(), rel=0.02)
+        linear += 2 * length * (dz[n:].mT @ on_held / n * step).sum()
+        totals.append((linear - effects.square().mean()).item())
+    expected = [after - before for before, after in itertools.pairwise(totals)]
+    assert found == pytest.approx(expected, rel=0.02)
