@@ -210,3 +210,17 @@ def test_budget():
     for bad in ({"max_params": 0}, {"max_width": 0}, {"round_to": 0}):
         with pytest.raises(SennError, match=next(iter(bad))):
             Budget(**bad)
+
+
+def test_a_layer_has_to_promise_more_than_units_by_its_cost():
+    policy = PricePolicy(kappa=1.0, layer_cost=8.0, confidence=0.0)
+    price = policy.price(BASE.parameters, BASE.samples)
+    # half of a gain is a decrease
+    for kind, cost in (("widen", 1.0), ("insert", 8.0)):
+        enough, short = (
+            replace(BASE, kind=kind, held_out_gain=2 * price * cost * factor)
+            for factor in (1.01, 0.99)
+        )
+        assert policy.choose([enough], []) is enough
+        assert policy.choose([short], []) is None
+        assert policy.min_decrease(kind, BASE.parameters, BASE.samples) == price * cost
