@@ -88,7 +88,7 @@ def test_a_block_that_runs_on_whole_batches_only_does_not_cost_the_round() -> No
     with pytest.warns(UserWarning, match="no copy of the block 'blocks.0' is scored: on some"):
         found = grower.score_candidates([(X[:200], Y[:200])])
     assert found
-    assert all("copy" not in one.kind for one in found)
+    assert all("copy" not in one.detail for one in found)
 
 
 def check_copy(model: nn.Module, inputs, output=None) -> None:

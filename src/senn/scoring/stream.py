@@ -21,7 +21,7 @@ from senn import pytree
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import ConvolutionalLayer
 from senn.candidates.sampling import BATCH_NORMS
-from senn.errors import EVERYDAY, in_one_line, warn
+from senn.errors import SennError, explained, warn
 from senn.graph import DependencyGraph, LinearMap, get_tensor
 from senn.kfac.accumulate import count_locations, sampled_locations
 from senn.kfac.batch_layout import BatchLayout
@@ -126,6 +126,9 @@ def after_block(
 
     Returns:
         by module that owns output parameters, the rows that it reads, a constant first.
+
+    Raises:
+        SennError: the copy can't run on these samples alone.
     """
     copied, count = move.copy, len(call.output_grad)
     local = sorted(name.removeprefix(f"{move.block}.") for name in output_params)
@@ -138,7 +141,12 @@ def after_block(
     maps = [name for name in modules if name not in norms]
     with torch.enable_grad(), preserve_model_state(copied):
         with record_linear_calls(copied, maps) as calls, record_norms(copied, norms) as normed:
-            output = pytree.tensor_leaves(copied(*call.args, **call.kwargs))[0]
+            # Such as one whose arguments have an entry for each sample and head: it can't run on some of the samples.
+            with explained(
+                f"no copy of the block '{move.block}' is scored: on some of a batch's samples it fails"
+            ):
+                result = copied(*call.args, **call.kwargs)
+            output = pytree.tensor_leaves(result)[0]
         edges = {name: one.edge for name, (one,) in calls.items()}
         edges |= {name: edge for name, (_, edge) in normed.items()}
         ends = [edge for edge in edges.values() if edge is not None]
@@ -243,12 +251,8 @@ def score_stream(
         move = candidate_set.repeats[block]
         try:
             found_rows = after_block(call.select(own.readable), move, output_params, layouts)
-        except EVERYDAY as error:
-            # Such as one whose arguments have an entry for each sample and head: it can't run on some of the samples.
-            warn(
-                f"no copy of the block '{block}' is scored: on some of a batch's samples it raises "
-                f"{in_one_line(error)}"
-            )
+        except SennError as error:
+            warn(str(error))
             continue
         for name, chunk in found_rows.items():
             # A copy has no existing columns but the constant, which its bias reads.

@@ -31,6 +31,9 @@ def fill_denominators(layers: OptimizerLayers, changes: Mapping[nn.Parameter, Re
         changes: of the resized parameters.
     """
     masks = {one: _is_new(one, change) for one, change in changes.items()}
+    masks = {one: mask for one, mask in masks.items() if mask.any() and not mask.all()}
+    if not masks:
+        return  # as where units are removed only
     try:
         trial = Trial(layers, {one: one.detach() for one in layers.parameters}, keep_state=True)
         trial.step()
@@ -40,8 +43,6 @@ def fill_denominators(layers: OptimizerLayers, changes: Mapping[nn.Parameter, Re
         return  # said elsewhere, if no gradient suits it
     for one, mask in masks.items():
         moved = (trial.stand_ins[one].detach() - one.detach()).abs()
-        if not mask.any() or mask.all():
-            continue
         # a NaN is no small move either
         if bool(moved[mask].max() <= JUMP * moved[~mask].max()):
             continue

@@ -25,7 +25,7 @@ from senn.surgery.optimizer_layers import (
     tensors_in,
 )
 from senn.surgery.starts import MISSING, Starts, Views
-from senn.surgery.state_layout import Dims, Uncarried, carried_triangle, dims_by_size, dims_by_trial
+from senn.surgery.state_layout import Dims, Uncarried, carried, dims_by_size, dims_by_trial
 from senn.surgery.undo import Resized
 
 _HINT = "; on_uncarried_state='restart' starts the state of such parameters anew"
@@ -338,7 +338,7 @@ class _Walk:
             return value  # a count, say, in whatever shape
         dims = _dims(value.shape, shape, change, at)
         start = self._start(value, change, at)
-        return carried_triangle(
+        return carried(
             value, dims, shape, change.layouts, start, rescaled=self._rescaled and bool(at)
         )
 

@@ -106,7 +106,7 @@ def carried(
 
     Args:
         value: as it is; it isn't written to.
-        dims: what it runs over.
+        dims: what it runs over; a dimension may hold the triangle of a square factor.
         shape: of the parameter before.
         changed: by dimension of the parameter, where positions go.
         start: tensor of the new shape with what new positions start with; None for zeros.
@@ -115,6 +115,29 @@ def carried(
     Raises:
         Uncarried: it relates units of one dimension with each other, and some of them leave.
     """
+    at = next((n for n, many in enumerate(dims) if isinstance(many, Triangle)), None)
+    if at is None or not any(dim in changed for dim in dims[at]):
+        return _carried(value, dims, shape, changed, start, rescaled=rescaled)
+    many = (*dims[at],)
+    square = (*dims[:at], many, many, *dims[at + 1 :])
+    old = math.prod(shape[dim] for dim in many)
+    new = len(_new_positions(many, shape, changed))
+    start = None if start is None else _unpacked(start, at, new)
+    result = carried(_unpacked(value, at, old), square, shape, changed, start, rescaled=rescaled)
+    rows, columns = torch.triu_indices(new, new, device=value.device)
+    return result.movedim((at, at + 1), (-2, -1))[..., rows, columns].movedim(-1, at)
+
+
+def _carried(
+    value: Tensor,
+    dims: Dims,
+    shape: torch.Size,
+    changed: Mapping[int, IndexMap],
+    start: Tensor | None,
+    *,
+    rescaled: bool = False,
+) -> Tensor:
+    """Do what `carried` does where no dimension holds a triangle."""
     if not any(dim in changed for many in dims for dim in many):
         if start is not None and start.shape != value.shape:
             # In blocks, say: one more unit in a trial may have changed nothing.
@@ -148,43 +171,6 @@ def carried(
     for pair in pairs:
         _separate(into, first, pair, _new_positions(dims[pair[0]], shape, changed))
     return into
-
-
-def carried_triangle(
-    value: Tensor,
-    dims: Dims,
-    shape: torch.Size,
-    changed: Mapping[int, IndexMap],
-    start: Tensor | None,
-    *,
-    rescaled: bool = False,
-) -> Tensor:
-    """Do what `carried` does where dimensions may hold the triangles of square factors.
-
-    Args:
-        value: as it is; it isn't written to.
-        dims: what it runs over.
-        shape: of the parameter before.
-        changed: by dimension of the parameter, where positions go.
-        start: tensor of the new shape with what new positions start with; None for zeros.
-        rescaled: True to bring the start to the scale that the old entries have by now.
-
-    Raises:
-        Uncarried: as `carried` does.
-    """
-    at = next((n for n, many in enumerate(dims) if isinstance(many, Triangle)), None)
-    if at is None or not any(dim in changed for dim in dims[at]):
-        return carried(value, dims, shape, changed, start, rescaled=rescaled)
-    many = (*dims[at],)
-    square = (*dims[:at], many, many, *dims[at + 1 :])
-    old = math.prod(shape[dim] for dim in many)
-    new = len(_new_positions(many, shape, changed))
-    start = None if start is None else _unpacked(start, at, new)
-    result = carried_triangle(
-        _unpacked(value, at, old), square, shape, changed, start, rescaled=rescaled
-    )
-    rows, columns = torch.triu_indices(new, new, device=value.device)
-    return result.movedim((at, at + 1), (-2, -1))[..., rows, columns].movedim(-1, at)
 
 
 def _unpacked(value: Tensor, at: int, size: int) -> Tensor:
