@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import senn
 from senn._validate import check, each, flag, fraction, number, one_of, positive, whole
+from senn.candidates.initializers import DataDirections
 from senn.errors import SennError
 from senn.nn import MLP, ConvNet, DenseConvNet, Rational
 from senn.nn.activations import ACTIVATIONS, activation_class
@@ -40,6 +41,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "ascent_steps": (-3,),
         "ascent_step_size": (0.0, -1.0),
         "activation": ("nonsense", "", nn.ReLU),
+        "initializer": (nn.ReLU(), DataDirections, "data"),
     },
     "PricePolicy": {
         "kappa": (0.0, -1.0),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from senn import _deprecated
 from senn._validate import Rule, check_fields, fraction, positive, whole
+from senn.candidates.initializers import Initializer, initializer_rule
+from senn.errors import SennError
 from senn.nn.activations import activation_name
 
 if not TYPE_CHECKING:
@@ -34,8 +36,12 @@ class CandidateConfig:
         activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of
             `senn.nn.activations.ACTIVATIONS`; None for the one that the model uses nearby.
 
+        initializer: what draws the candidate units of channel groups, an object with a method
+            `sample(place, count, generator)` as `senn.candidates.initializers` has them; None for `DataDirections` with
+            the two fractions above. Layers are drawn by these fractions in any case.
+
     Raises:
-        SennError: an argument is out of range, or the activation is unknown.
+        SennError: an argument is out of range, the activation is unknown, or there are copies beside an initializer.
 
     >>> config = CandidateConfig(units=32, activation="gelu")
     >>> config.units, config.residual_units
@@ -53,6 +59,7 @@ class CandidateConfig:
     ascent_steps: int = 0
     ascent_step_size: float = 0.1
     activation: str | None = None
+    initializer: Initializer | None = None
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "units": whole(low=1).or_none(),
@@ -63,7 +70,12 @@ class CandidateConfig:
         "ascent_steps": whole(low=0),
         "ascent_step_size": positive(),
         "activation": activation_name().or_none(),
+        "initializer": initializer_rule().or_none(),
     }
 
     def __post_init__(self) -> None:
         check_fields(self, self._RANGES)
+        if self.copy_fraction and self.initializer is not None:
+            raise SennError(
+                "copy_fraction belongs to the default initializer: give DataDirections(copy_fraction=...) instead"
+            )

@@ -19,11 +19,14 @@ class CandidateSet:
         widen: by channel group, the move that would add all of its candidate units.
         layers: by insertion point, the layers that could be inserted.
         repeats: by residual block, the move that would put a function-preserving copy after it.
+        outgoing: by channel group and map that reads it, the weights with which an initializer wants its candidate
+            units born, (m, units * p) with p columns a unit, side by side.
     """
 
     widen: Mapping[str, Widen] = field(default_factory=dict)
     layers: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
     repeats: Mapping[str, Append] = field(default_factory=dict)
+    outgoing: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

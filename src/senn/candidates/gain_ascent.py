@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet
-from senn.candidates.initialization import MIN_SPREAD
+from senn.candidates.initializers import MIN_SPREAD
 from senn.graph import DependencyGraph
 from senn.graph.model_copy import copy_model
 from senn.kfac.capture import capture

@@ -1,13 +1,13 @@
 """Sampling the weights of candidate units and layers at the scale of the data.
 
-A candidate unit is scaled so that its pre-activation varies over the data as much as those of its neighbors do: the
-score doesn't depend on the scale, later training does. Directions follow the data, as a random mixture of centered
-samples has the covariance of the inputs; a fraction of them can be uniform, or perturbed copies of existing units.
-Which of them are good, the score decides.
+Incoming weights of units are an initializer's (`initializers`); here they become a move, with all else that a unit
+has. New layers are scaled so that their pre-activations vary over the data by 1: the score doesn't depend on the scale,
+later training does. Which of them are good, the score decides.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -15,12 +15,22 @@ from torch import Tensor, nn
 
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import LayerActivations
+from senn.candidates.initializers import (
+    MIN_SPREAD,
+    DataDirections,
+    Initializer,
+    NewUnits,
+    PlaceActivations,
+    match_scale,
+    sample_directions,
+)
 from senn.candidates.new_layers import (
     ConvolutionalLayer,
     IdentityLayer,
     ResidualLayer,
     fresh_activation,
 )
+from senn.candidates.places import Gradients, checked, outgoing_shapes
 from senn.graph import (
     ChannelGroup,
     CoupledDim,
@@ -31,9 +41,6 @@ from senn.graph import (
 )
 from senn.nn import Rational
 from senn.surgery import Widen, parameters_per_unit
-
-MIN_SPREAD = 1e-6
-"""Smallest standard deviation that weights are divided by, so that constant inputs don't give infinite weights."""
 
 MAX_NEW_WEIGHTS = 100_000
 """Weights that all candidate units of a group have together.
@@ -50,75 +57,6 @@ MIN_CHANNELS = 8
 """Fewest candidates of a group of channels; wide groups have a quarter as many candidates as channels."""
 
 
-def sample_directions(
-    x: Tensor,
-    count: int,
-    data_direction_fraction: float,
-    generator: torch.Generator,
-    *,
-    existing: Tensor | None = None,
-    copy_fraction: float = 0.0,
-) -> Tensor:
-    """Sample incoming weights of candidate units, of about unit length.
-
-    Args:
-        x: inputs of the units, (rows, d).
-        count: number of units.
-        data_direction_fraction: fraction of them whose direction follows the data; the others' are uniform.
-        generator: source of randomness.
-        existing: weights of existing units, (units, d).
-        copy_fraction: fraction of the candidates that are perturbed copies of these, the last ones.
-
-    Returns:
-        Weights (count, d) of x's type.
-    """
-    rows, size = x.shape
-    # Normal entries have uniform directions; uniform ones would prefer the corners of a cube.
-    weight = torch.randn(count, size, generator=generator, dtype=x.dtype)
-    n_following = round(data_direction_fraction * count)
-    if n_following and rows > 1:
-        # Normal mixtures of centered samples have the covariance of the inputs, up to a factor.
-        mixture = torch.randn(n_following, rows, generator=generator, dtype=x.dtype) @ (
-            x - x.mean(0)
-        )
-        is_usable = mixture.norm(dim=1, keepdim=True) > 0
-        weight[:n_following] = torch.where(is_usable, mixture, weight[:n_following])
-    # Unit length, so that the perturbation of copies below means the same for all.
-    weight /= weight.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    n_copies = round(copy_fraction * count) if existing is not None and len(existing) else 0
-    if n_copies:
-        assert existing is not None
-        originals = existing[torch.randint(len(existing), (n_copies,), generator=generator)].to(
-            x.dtype
-        )
-        originals = originals / originals.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        # A perturbation of half a unit's length turns it by about 27 degrees: a copy without one would gain nothing.
-        weight[-n_copies:] = originals + 0.5 * weight[-n_copies:]
-    return weight
-
-
-def match_scale(
-    x: Tensor, weight: Tensor, spread: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Scale weights, and sample biases, so that pre-activations have a given standard deviation.
-
-    Args:
-        x: inputs of the units, (rows, d).
-        weight: directions, (units, d).
-        spread: standard deviation of each unit's pre-activation over the rows.
-        generator: source of randomness.
-
-    Returns:
-        Weights (units, d), and biases (units,) with which the pre-activations' means are normal with a standard
-        deviation of half of `spread`: units bend at different places within the data.
-    """
-    z = x @ weight.mT
-    # correction=0: the unbiased estimate of a single row is NaN, which no clamp repairs.
-    factor = spread / z.std(0, correction=0).clamp_min(MIN_SPREAD)
-    center = 0.5 * spread * torch.randn(len(weight), generator=generator, dtype=x.dtype)
-    return weight * factor[:, None], center - z.mean(0) * factor
-
-
 def sample_units(
     *,
     model: nn.Module,
@@ -127,8 +65,9 @@ def sample_units(
     activations: Mapping[str, LayerActivations],
     config: CandidateConfig,
     generator: torch.Generator,
+    gradients: Gradients,
     locations: int = 1,
-) -> Widen:
+) -> tuple[Widen, dict[str, Tensor]]:
     """Sample the candidate units of one channel group.
 
     Args:
@@ -138,18 +77,25 @@ def sample_units(
         activations: by map, rows of its inputs and outputs; producers without any are sampled like the existing units.
         config: how many candidates of what kind.
         generator: source of randomness.
+        gradients: reads the rows of a map and of those that read its units.
         locations: rows per sample of the maps that read the group.
 
     Returns:
-        The move that would add all of them.
+        The move that would add all of them, and by map that reads them the outgoing weights that the initializer
+        wants, (m, units * p).
+
+    Raises:
+        SennError: what the initializer returns doesn't fit the place.
     """
     count = _number_of_units(model, group, config, locations)
     values: dict[str, Tensor] = {}
+    outgoing: dict[str, Tensor] = {}
     # All producers first, in this order: figures of a seed depend on it. Readable maps are then sampled again.
     for producer in group.dims_of("producer"):
         values[producer.name] = _like_existing(
             get_tensor(model, producer.name).detach(), producer, count, generator
         )
+    shapes = outgoing_shapes(model, group, maps)
     for producer in group.dims_of("producer"):
         one = maps.get(producer.map)
         if one is None or one.name not in activations:
@@ -157,42 +103,44 @@ def sample_units(
         # A bias is sampled with its weight below: it takes off the mean that these weights make.
         if (producer.name, producer.dim) != (one.weight, one.out_dim):
             continue
-        existing = weight_matrix(model, one)
-        n_rows = count * producer.index.shape[1]
-        weight, bias = _sample_like(activations[one.name], n_rows, existing, config, generator)
-        stored = get_tensor(model, one.weight).movedim((one.out_dim, one.in_dim), (0, 1))
-        values[producer.name] = weight.view(-1, *stored.shape[1:]).movedim(
-            (0, 1), (one.out_dim, one.in_dim)
+        place = PlaceActivations(
+            group=group.name,
+            map=one.name,
+            x=activations[one.name].x,
+            z=activations[one.name].z,
+            weight=weight_matrix(model, one),
+            rows_per_unit=producer.index.shape[1],
+            outgoing_shapes=shapes,
+            gradients=functools.partial(gradients, one.name, [*shapes]),
         )
-        if one.bias in values:
-            values[one.bias] = bias
+        units = checked(_initializer(config).sample(place, count, generator), place, count)
+        values |= _incoming(model, one, units, values)
+        outgoing |= units.outgoing
     for dim in group.dims_of("elementwise"):
         if isinstance(model.get_submodule(dim.module), Rational):
             # Other elementwise parameters start at the identity; a Rational unit needs a shape, any is as likely.
             values[dim.name] = torch.randn(count * dim.index.shape[1], generator=generator)
-    return Widen(group.name, count, values)
+    return Widen(group.name, count, values), outgoing
 
 
-def _sample_like(
-    activations: LayerActivations,
-    count: int,
-    existing: Tensor,
-    config: CandidateConfig,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Sample rows of a map and biases whose outputs vary as those of its existing rows do."""
-    x, z = activations.x, activations.z
-    spread = float(z.std(0, correction=0).mean())
-    weight = sample_directions(
-        x,
-        count,
-        config.data_direction_fraction,
-        generator,
-        existing=existing.to(x.dtype),
-        copy_fraction=config.copy_fraction,
+def _initializer(config: CandidateConfig) -> Initializer:
+    if config.initializer is not None:
+        return config.initializer
+    return DataDirections(
+        data_direction_fraction=config.data_direction_fraction, copy_fraction=config.copy_fraction
     )
-    # Where the existing outputs hardly vary (a fresh layer of zeros), their scale says nothing.
-    return match_scale(x, weight, spread if spread > 1e-3 else 1.0, generator)
+
+
+def _incoming(
+    model: nn.Module, one: LinearMap, units: NewUnits, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Values of a map's parameters for new units, in the layout of its weight."""
+    stored = get_tensor(model, one.weight).movedim((one.out_dim, one.in_dim), (0, 1))
+    weight = units.weight.view(-1, *stored.shape[1:]).movedim((0, 1), (one.out_dim, one.in_dim))
+    if one.bias is None or one.bias not in values:
+        return {one.weight: weight}
+    bias = units.weight.new_zeros(len(units.weight)) if units.bias is None else units.bias
+    return {one.weight: weight, one.bias: bias}
 
 
 def _number_of_units(

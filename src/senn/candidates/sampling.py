@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet, LayerActivations
@@ -17,6 +17,7 @@ from senn.candidates.initialization import (
     sample_units,
 )
 from senn.candidates.new_layers import Layer, same_size_kernel
+from senn.candidates.places import FittedSamples, Gradients, gradient_reader
 from senn.candidates.recorded_samples import RecordedSamples
 from senn.graph import (
     ChannelGroup,
@@ -69,6 +70,7 @@ class SamplingContext:
         min_gain: least decrease of the loss, in nats per sample, with which an insertion of so many parameters could
             be accepted; None if everything is to be scored.
         generator: source of randomness.
+        gradients: reads the rows of a map and of those that read its units.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class SamplingContext:
     config: CandidateConfig
     min_gain: Callable[[int], float] | None
     generator: torch.Generator
+    gradients: Gradients
 
     def is_worthwhile(self, parameters: int) -> bool:
         """Return True if an insertion that removed the whole loss would be accepted."""
@@ -92,6 +95,7 @@ def sample_candidates(
     maps: Mapping[str, LinearMap],
     inputs: Inputs,
     targets: Targets,
+    fitted: FittedSamples,
     metric: LossMetric,
     config: CandidateConfig,
     moves: Sequence[str],
@@ -109,6 +113,7 @@ def sample_candidates(
         maps: linear maps that can be read, by name.
         inputs: a batch, whose first `SCALE_SAMPLES` samples are run.
         targets: targets of the batch.
+        fitted: gives the samples at which an initializer may look for gradients.
         metric: the loss.
         config: how many candidates of what kind.
         moves: those of `width` and `depth` that are wanted; others are ignored.
@@ -143,16 +148,21 @@ def sample_candidates(
         config=config,
         min_gain=min_gain,
         generator=generator,
+        gradients=gradient_reader(
+            model, maps, samples=fitted, metric=metric, layouts=readings, output=output
+        ),
     )
     # In this order: figures of a seed depend on it.
-    widen = _sample_groups(context) if "width" in moves else {}
+    sampled = _sample_groups(context) if "width" in moves else {}
+    widen = {name: move for name, (move, _) in sampled.items()}
+    outgoing = {name: wanted for name, (_, wanted) in sampled.items() if wanted}
     if "depth" not in moves:
-        return CandidateSet(widen)
-    return CandidateSet(widen, _sample_layers(context), _block_copies(context))
+        return CandidateSet(widen, outgoing=outgoing)
+    return CandidateSet(widen, _sample_layers(context), _block_copies(context), outgoing)
 
 
-def _sample_groups(context: SamplingContext) -> dict[str, Widen]:
-    """Sample units for each channel group that a readable map reads."""
+def _sample_groups(context: SamplingContext) -> dict[str, tuple[Widen, dict[str, Tensor]]]:
+    """Sample units for each channel group that a readable map reads, with the outgoing weights wanted for them."""
     return {
         group.name: sample_units(
             model=context.model,
@@ -161,6 +171,7 @@ def _sample_groups(context: SamplingContext) -> dict[str, Widen]:
             activations=context.activations,
             config=context.config,
             generator=context.generator,
+            gradients=context.gradients,
             locations=_locations(context, group),
         )
         for group in context.graph.groups

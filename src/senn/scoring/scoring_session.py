@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -316,23 +317,25 @@ class ScoringSession:
     def _sample_candidates(self, batch: GlobalBatch) -> CandidateSet:
         """Find the maps that can be read and sample the candidates, from the first samples."""
         # A loss that couples samples isn't defined on some of a batch.
-        total = batch.share.total
-        inputs, targets, weights = batch.first(total if self.metric.coupled else SCALE_SAMPLES)
+        total, coupled = batch.share.total, self.metric.coupled
+        inputs, targets, weights = batch.first(total if coupled else SCALE_SAMPLES)
+        # only the fold that steps are fitted on: the other one stays unseen
+        fitted = functools.partial(batch.first, total if coupled else total // 2)
         self.metric = calibrated(self.metric, self._forward, inputs, targets)
         self._copy = None  # a copy that is left from before holds other candidates
         # A rank without samples of a part runs this one instead, so that collectives stay in step.
         first, label = pytree.index_batch((inputs, targets), slice(0, 1), pytree.count(targets))
         self._stand_in = first, label, None if weights is None else weights[:1]
         # Candidates are only sampled where they can be scored.
-        whole = total if self._is_whole else None
         given = (self.model, self.graph, self.layouts, inputs, self.output)
-        self.maps = find_readable_maps(*given, whole=whole)
+        self.maps = find_readable_maps(*given, whole=total if self._is_whole else None)
         candidates = sample_candidates(
             model=self.model,
             graph=self.graph,
             maps=self.maps,
             inputs=inputs,
             targets=targets,
+            fitted=fitted,
             metric=self.metric,
             config=self.candidate_config,
             moves=self.moves,
@@ -347,8 +350,7 @@ class ScoringSession:
         if not self.candidate_config.ascent_steps or not candidates.widen:
             return candidates
         check_plain_maps(self.model, self.maps, self._layouts)
-        # only the fold that steps are fitted on: the other one stays unseen
-        inputs, targets, weights = batch.first(total if self.metric.coupled else total // 2)
+        inputs, targets, weights = fitted()
         objective = GainObjective(
             model=self.model,
             graph=self.graph,
