@@ -158,7 +158,8 @@ class TestFit:
             "--policy",
             "paper",
         ]
-        assert main([*argv, "--tau", "0.5", "--alpha", "0.01", "--json"]) == 0
+        own = ["--tau", "0.5", "--alpha", "0.01", "--ascent-steps", "3"]
+        assert main([*argv, *own, "--json"]) == 0
         results = json.loads(capsys.readouterr().out)
         assert results["optimizer"] == optimizer
         assert "PaperPolicy(tau=0.5, alpha=0.01" in results["policy"]

@@ -174,6 +174,19 @@ def test_a_unit_stays_exactly_when_it_is_worth_keep_times_its_price(cost, nat, p
     assert sold == (cost / (2 * nat) < keep * 0.5 * parameters / 1000)
 
 
+@pytest.mark.parametrize("limit", [0.5, 50.0])
+@pytest.mark.parametrize("eta", [0.04, 4.0])
+def test_the_papers_rule_prunes_what_costs_little_beside_eta(eta, limit):
+    policy = PaperPolicy(prune_fraction=0.01)
+    cheap, dear = (
+        replace(BASE, kind="prune", gain=-0.01 * eta * factor, eta=eta, score_limit=limit)
+        for factor in (0.99, 1.01)
+    )
+    assert policy.choose([dear, cheap], []) is cheap
+    assert policy.choose([dear], []) is None
+    assert PaperPolicy().choose([cheap], []) is None
+
+
 def test_the_papers_rule_is_the_same_in_every_round():
     policy = PaperPolicy()
     assert policy.for_pruning_round() is policy

@@ -115,10 +115,15 @@ class TestMNIST:
             "batch_size": 50,
             "addition_rounds": (0.0, 0.5),
             "max_scoring_samples": 200,
+            "candidates_per_layer": 8,
+            "ascent_steps": 2,
         }
         full = mnist.FULL
         settings = replace(
-            QUICK, natural=replace(full.natural, **short), adam=replace(full.adam, **short)
+            QUICK,
+            natural=replace(full.natural, **short),
+            adam=replace(full.adam, **short),
+            deep=full.deep,
         )
         record = mnist.run(arm, 0, mnist.Rows.of(mnist.load("mnist", 28, 300, 100, 0)), settings)
         check_courses([record])

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits, load_wine
 from torch import nn
 
 from senn.errors import DivergenceError, SennError, SurgeryError
-from senn.nn import MLP
+from senn.nn import MLP, Rational
 from senn.policies import PaperPolicy, PricePolicy
 from senn.training import Callback, TrainConfig, train
 from senn.training.builders import build_grower, build_model, build_optimizer, resolve_policy
@@ -375,7 +376,7 @@ def test_rounds_that_were_not_given_follow_from_the_policy():
 
 def test_the_papers_policy_ascends_where_ascent_is_possible():
     config = TrainConfig(policy="paper")
-    for model, steps in ((MLP(2, (2,), 2), 30), (nn.Sequential(nn.Linear(2, 2)), 0)):
+    for model, steps in ((MLP(2, (2,), 2), 300), (nn.Sequential(nn.Linear(2, 2)), 0)):
         optimizer = torch.optim.SGD(model.parameters())
         for recipe, expected in ((config, steps), (replace(config, ascent_steps=5), 5)):
             grower = build_grower(model, optimizer, recipe)
@@ -383,14 +384,36 @@ def test_the_papers_policy_ascends_where_ascent_is_possible():
             assert grower.policy.prune_fraction > 0
 
 
-def test_the_papers_policy_buys_where_a_wider_net_fits_better():
-    """Also beside a linear shortcut, whose share of eta is large from the start."""
-    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
-    y = (x[:, 0] * x[:, 1] + x[:, 2] > 0).long()
-    run = fit(
-        x, y, TrainConfig(policy="paper", epochs=40, ascent_steps=5, moves=("width", "prune"))
-    )
-    assert run.architecture[0] > 2
+def test_the_papers_policy_has_the_papers_network_and_candidates():
+    config = TrainConfig(policy="paper")
+    model = build_model(3, 2, config)
+    assert model.hidden == (1,)
+    assert model.shortcut is None
+    assert any(isinstance(module, Rational) for module in model.modules())
+    optimizer = torch.optim.SGD(model.parameters())
+    grower = build_grower(model, optimizer, config)
+    assert grower.policy == PaperPolicy(tau=1.0, alpha=2.5e-3, layer_cost=2.0, prune_fraction=0.01)
+    offered = grower.candidate_config
+    assert (offered.units, offered.residual_units, offered.activation) == (100, 0, "Rational")
+    own = replace(config, hidden=(4,), activation="tanh", shortcut=True, candidates_per_layer=7)
+    model = build_model(3, 2, own)
+    assert model.hidden == (4,)
+    assert model.shortcut is not None
+    offered = build_grower(model, torch.optim.SGD(model.parameters()), own).candidate_config
+    assert (offered.units, offered.activation) == (7, None)
+    assert replace(TrainConfig(), policy="paper").start("activation") == "rational"
+
+
+@pytest.mark.parametrize("load", [load_wine, load_digits])
+def test_the_papers_policy_grows_and_prunes_on_tables(load):
+    """From one unit a network grows; of a wide one, units go that cost little beside eta."""
+    x, y = load(return_X_y=True)
+    x, y = torch.tensor((x - x.mean(0)) / (x.std(0) + 1e-3)).float()[:400], torch.tensor(y)[:400]
+    config = TrainConfig(policy="paper", epochs=8, ascent_steps=2, validation_fraction=0)
+    config = replace(config, addition_rounds=(0.3, 0.6, 0.9), pruning_rounds=())
+    assert fit(x, y, config).architecture > (1,)
+    wide = replace(config, hidden=(24,), addition_rounds=(), pruning_rounds=(0.2,))
+    assert fit(x, y, wide).architecture < (24,)
 
 
 # -- natural gradient

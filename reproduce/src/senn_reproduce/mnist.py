@@ -7,9 +7,10 @@ Natural gradient or Adam trains the net, and it may widen, or widen and deepen: 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -53,16 +54,29 @@ ADAM = replace(
     weight_decay=None,
     optimizer_options={},
 )
+# The authors' values for a net that may widen: conjugate gradients at a constant rate, rational units, 100 candidates.
 PAPER = replace(
     NATURAL,
-    epochs=200,
+    epochs=2000,
     batch_size=1024,
-    policy=PaperPolicy(tau=0.007, alpha=5e-4),
+    lr=0.1,
+    schedule="constant",
+    optimizer_options={
+        "method": "cg", "metric": "euclidean", "damping": 0.1, "momentum": 0.0, "norm_constraint": None,
+    },
+    policy=PaperPolicy(tau=0.03, alpha=2.5e-3, layer_cost=20.0),
+    max_width=128,
     max_scoring_samples=16_384,
     candidates_per_layer=None,
-    addition_rounds=tuple(epoch / 200 for epoch in range(0, 200, 10)),
+    addition_rounds=tuple(epoch / 2000 for epoch in range(0, 2000, 10)),
     growth_steps=10_000_000,
-)
+)  # fmt: skip
+# And for one that may deepen. Their scores are larger than eta by up to the number of outputs, since they scale each
+# sample's gradient to length one, so an alpha of .25 is stricter here.
+PAPER_DEPTH = {
+    "policy": PaperPolicy(tau=0.007, alpha=0.25, layer_cost=60.0),
+    "max_width": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,7 @@ class Settings:
     Args:
         natural: natural gradient, growth, and how long both last; `moves` and `seed` come from arm and run.
         adam: the same with Adam.
+        deep: fields in which the recipe of a net that may deepen differs.
         images: to train on; None for all that are not held out.
         held_out: images for the validation accuracy.
         looks: how often it is taken, more densely early on, besides twice a round of growth.
@@ -79,6 +94,7 @@ class Settings:
 
     natural: TrainConfig = NATURAL
     adam: TrainConfig = ADAM
+    deep: Mapping[str, Any] = field(default_factory=dict)
     images: int | None = None
     held_out: int = 5000
     looks: int = 60
@@ -87,8 +103,11 @@ class Settings:
 FULL = Settings(
     natural=PAPER,
     adam=replace(PAPER, optimizer="adam", lr=2e-3, weight_decay=None, optimizer_options={}),
+    deep=PAPER_DEPTH,
 )
-"""The paper's size: its batches, damping, decay, rounds and rule; the units are ReLU here too."""
+"""The paper's size, with the values of its authors' code. Ours: the arms with Adam, standardized pixels, images of
+28 x 28 pixels for depth too (theirs: 24 x 24), candidates by ascent (theirs: a sampler, and 10,000 for depth).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,13 +178,18 @@ def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
         A record of the run.
     """
     recipe_name, moves = ARMS[arm]
-    recipe: TrainConfig = replace(getattr(settings, recipe_name), moves=moves, seed=seed)
+    deep = settings.deep if "depth" in moves else {}
+    recipe: TrainConfig = replace(getattr(settings, recipe_name), moves=moves, seed=seed, **deep)
     x, y = rows.train
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MLP(
-            x.shape[1], recipe.hidden, 10, activation=recipe.activation, shortcut=recipe.shortcut
+            x.shape[1],
+            recipe.start("hidden"),
+            10,
+            activation=recipe.start("activation"),
+            shortcut=recipe.start("shortcut"),
         ).to(x.device)
     learner = TrainStep(model, recipe, "classification", samples=len(x))
     plan = recipe.plan(len(x))
@@ -173,7 +197,7 @@ def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
     looks = {
         round(plan.steps * (number / settings.looks) ** 2) for number in range(settings.looks + 1)
     }
-    course, sizes, step = Course(), recipe.hidden, 0
+    course, sizes, step = Course(), model.hidden, 0
     course.look(0, judge(model, rows.validation)["accuracy"], sum(sizes))
     seconds = -time.perf_counter()
     for _ in range(plan.epochs):

@@ -55,7 +55,7 @@ class Settings:
 
 
 FULL = Settings(recipe=replace(PAPER, moves=WIDTH))
-"""The paper's size: natural gradient by its batches, decay, rounds and rule."""
+"""The paper's size: the recipe of figure 4 left for nets that may widen."""
 
 
 @dataclass(frozen=True, eq=False)

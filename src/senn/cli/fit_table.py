@@ -71,7 +71,8 @@ class Preparation:
     @property
     def start(self) -> tuple[int, ...]:
         """Widths of the hidden layers before training."""
-        return self.recipe.hidden
+        hidden: tuple[int, ...] = self.recipe.start("hidden")
+        return hidden
 
     def line(self) -> str:
         """Describe the data in one line."""
@@ -150,9 +151,7 @@ class Preparation:
         outputs = self.encoder.target.outputs
         model = build_model(self.x.shape[1], outputs, self.recipe)
         # One more hidden unit has a weight for each feature, a bias, and a weight to each output.
-        return planned(
-            model, self.recipe, self.recipe.hidden, self.y, unit=self.x.shape[1] + 1 + outputs
-        )
+        return planned(model, self.recipe, self.start, self.y, unit=self.x.shape[1] + 1 + outputs)
 
 
 def prepare(options: FitOptions) -> Preparation:

@@ -27,7 +27,8 @@ def add_growth_options(growth: argparse._ArgumentGroup) -> None:
         "--policy",
         choices=("price", "paper"),
         help="grow if the expected decrease of the loss exceeds the price of the parameters (price, "
-        "the default), or if the expansion score rises by a fraction (paper)",
+        "the default), or if the expansion score rises by a fraction (paper; tables then start from one "
+        "rational unit without a linear shortcut)",
     )
     add(
         "--kappa",
@@ -46,11 +47,11 @@ def add_growth_options(growth: argparse._ArgumentGroup) -> None:
         "--prune-fraction",
         type=float,
         metavar="X",
-        help="paper policy: fraction of alpha below which a unit's cost has it pruned",
+        help="paper policy: fraction of eta below which a unit's cost has it pruned (default: 0.01)",
     )
     add(
         "--ascent-steps",
         type=int,
         metavar="N",
-        help="tables: steps of gradient ascent of candidates before they are scored (paper policy: 30)",
+        help="tables: steps of gradient ascent of candidates before they are scored (paper policy: 300)",
     )

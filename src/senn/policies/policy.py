@@ -133,7 +133,8 @@ class PaperPolicy(Policy):
         tau: relative improvement required, above 0.
         alpha: absolute improvement required, as a fraction of lambda (so it is scale free), between 0 and 1.
         layer_cost: divisor of a layer's gain before it is compared (`layer_cost_mul` in the authors' code).
-        prune_fraction: prune a unit if that costs less than this fraction of alpha; 0 never prunes.
+        prune_fraction: prune a unit if that costs less than this fraction of the present eta, as the authors' code for
+            convolutions does; 0 never prunes. Theirs is 3e-4, where thousands of channels share eta.
 
     Raises:
         SennError: an argument is out of range.
@@ -177,9 +178,8 @@ class PaperPolicy(Policy):
         """Return by how much the stricter of the two tests is passed, in nats per sample."""
         c = candidate
         if c.kind == "prune":
-            return (c.gain + self.prune_fraction * self.alpha * c.score_limit) / (
-                2 * c.loss_per_nat
-            )
+            # The mirror image of eta_p / eta_c > 1 + tau: a cost, too, is compared with what the network can still do.
+            return (c.gain + self.prune_fraction * max(c.eta, 0.0)) / (2 * c.loss_per_nat)
         # eta_p / eta_c > 1 + tau and eta_p - eta_c > alpha lambda, both as thresholds of eta_p - eta_c
         threshold = max(self.tau * max(c.eta, 0.0), self.alpha * c.score_limit)
         return (self.score(c) - threshold) / (2 * c.loss_per_nat)

@@ -31,7 +31,7 @@ class FitOptions:
         kappa: price of a parameter (price policy), in nats over the number of rows.
         tau: relative improvement of eta that is required (paper policy).
         alpha: absolute improvement of eta that is required (paper policy), as a share of lambda.
-        prune_fraction: share of that below which a unit's cost has it pruned (paper policy).
+        prune_fraction: share of eta below which a unit's cost has it pruned (paper policy).
         ascent_steps: steps of gradient ascent of candidates before they are scored.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -47,7 +48,11 @@ def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
         SennError: the activation is unknown.
     """
     model = MLP(
-        features, recipe.hidden, outputs, activation=recipe.activation, shortcut=recipe.shortcut
+        features,
+        recipe.start("hidden"),
+        outputs,
+        activation=recipe.start("activation"),
+        shortcut=recipe.start("shortcut"),
     )
     linear = [module for module in model.body.modules() if isinstance(module, nn.Linear)]
     # Output weights of zero, as those of units that grow: with standardized targets the start is the mean prediction,
@@ -143,9 +148,7 @@ def build_grower(
         max_width=recipe.max_width,
         round_to=recipe.round_to,
         moves=recipe.moves,
-        candidate_config=CandidateConfig(
-            units=recipe.candidates_per_layer, ascent_steps=_ascent_steps(model, recipe)
-        ),
+        candidate_config=_candidate_config(model, recipe),
         seed=recipe.seed,
         **arguments,
     )
@@ -161,8 +164,14 @@ def resolve_policy(policy: Policy | str | None) -> Policy:
     return policy_defaults(policy).policy if by_name else cast(Policy, policy)
 
 
-def _ascent_steps(model: nn.Module, recipe: TrainConfig) -> int:
-    if recipe.ascent_steps is not None:
-        return recipe.ascent_steps
+def _candidate_config(model: nn.Module, recipe: TrainConfig) -> CandidateConfig:
+    """What a round offers: as the policy has it in an MLP, changed by what the recipe says."""
     # Ascent takes plain linear layers, each applied once.
-    return policy_defaults(recipe.policy).ascent_steps if isinstance(model, MLP) else 0
+    config = (
+        policy_defaults(recipe.policy).candidates if isinstance(model, MLP) else CandidateConfig()
+    )
+    given = {"units": recipe.candidates_per_layer, "ascent_steps": recipe.ascent_steps}
+    changed = {name: value for name, value in given.items() if value is not None}
+    # With an activation of the user's own, new layers have the one that the model uses nearby.
+    activation = config.activation if recipe.activation is None else None
+    return replace(config, activation=activation, **changed)

@@ -1,9 +1,10 @@
-"""Settings of training that follow from the policy where they aren't given: rounds, ascent, the policy by name."""
+"""Settings of training that follow from the policy where they aren't given: start, rounds, candidates, the policy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from senn.candidates.candidate_config import CandidateConfig
 from senn.errors import SennError
 from senn.policies import PaperPolicy, Policy, PricePolicy
 
@@ -22,29 +23,44 @@ class PolicyDefaults:
         policy: the policy, with the settings that suit training on tables.
         addition_rounds: rounds of additions, as fractions of the steps of growth.
         pruning_rounds: rounds in which units can only go.
-        ascent_steps: steps of gradient ascent of candidates, in a `senn.nn.MLP`.
+        candidates: what is offered in a `senn.nn.MLP`.
+        hidden: widths of the hidden layers of a table's network at the start.
+        shortcut: True if its inputs also reach its outputs through one linear map.
+        activation: name of its activation.
     """
 
     policy: Policy
     addition_rounds: DefaultRounds
     pruning_rounds: DefaultRounds
-    ascent_steps: int
+    candidates: CandidateConfig
+    hidden: tuple[int, ...]
+    shortcut: bool
+    activation: str
 
 
 PRICE = PolicyDefaults(
     policy=PricePolicy(),
     addition_rounds=DefaultRounds((0.005, 0.01, 0.02, 0.04, 0.08, 0.16)),
     pruning_rounds=DefaultRounds((0.4,)),
-    ascent_steps=0,
+    candidates=CandidateConfig(),
+    hidden=(2,),
+    shortcut=True,
+    activation="relu",
 )
-# The paper considers growth throughout training, and moves candidates uphill before it scores them. Its tau is 0.007
-# for images (appendix) where growth starts from a small net that knows little; here eta counts the linear shortcut from
-# the start, so that with tau = 1 the first unit would have to outdo all of it.
+# The method of the paper, with the values of its authors' code for half-moons and regression (figures 2 and 3): tau,
+# alpha, layer_cost and a hundred candidates with 300 steps of ascent; rational units, identity layers only, growth from
+# one hidden unit all through training. No shortcut: eta would count it from the start, so that the first unit would
+# have to outdo all of a linear model. `prune_fraction` is ours: theirs, 3e-4, is for layers of hundreds of channels.
 PAPER = PolicyDefaults(
-    policy=PaperPolicy(tau=0.1, prune_fraction=0.1),
-    addition_rounds=DefaultRounds(number / 20 for number in range(1, 14)),
-    pruning_rounds=DefaultRounds((0.38, 0.68)),
-    ascent_steps=30,
+    policy=PaperPolicy(prune_fraction=0.01),
+    addition_rounds=DefaultRounds(number / 20 for number in range(1, 20)),
+    pruning_rounds=DefaultRounds((number + 0.5) / 20 for number in range(1, 19)),
+    candidates=CandidateConfig(
+        units=100, residual_units=0, ascent_steps=300, activation="Rational"
+    ),
+    hidden=(1,),
+    shortcut=False,
+    activation="rational",
 )
 
 BY_NAME = {"price": PRICE, "paper": PAPER}

@@ -30,9 +30,9 @@ Task = Literal["classification", "regression"]
 
 
 RANGES: Mapping[str, Rule] = {
-    "hidden": each(whole(low=1)),
-    "shortcut": flag(),
-    "activation": activation_or_factory(),
+    "hidden": each(whole(low=1)).or_none(),
+    "shortcut": flag().or_none(),
+    "activation": activation_or_factory().or_none(),
     "optimizer": text(),
     "lr": positive().or_none(),
     "weight_decay": number(low=0).or_none(),
@@ -73,9 +73,11 @@ class TrainConfig:
     """Training configuration; the defaults suit tables and need no tuning.
 
     Attributes:
-        hidden: widths of the hidden layers at the start.
-        shortcut: True to let the inputs also reach the outputs through one linear map.
-        activation: name of the activation (`relu`, `tanh`, `rational`, ...) or a module class.
+        hidden: widths of the hidden layers at the start; None for (2,), with the paper's policy (1,).
+        shortcut: True to let the inputs also reach the outputs through one linear map; None for True, with the paper's
+            policy False.
+        activation: name of the activation (`relu`, `tanh`, `rational`, ...) or a module class; None for `relu`, with
+            the paper's policy `rational`.
         optimizer: a `torch.optim` class by name in any case (`adam`, `sgd`, ...) or `natural-gradient`.
         lr: peak learning rate, above 0; None for the default of each optimizer.
         weight_decay: at least 0, passed to the optimizer; None for the default of each optimizer.
@@ -100,16 +102,16 @@ class TrainConfig:
         average_decay: decay of the exponential moving average, 0 to 1.
         grow: False to keep the size of `hidden`.
         policy: object, or name (`price`, `paper`), that decides on growth; None for the price policy. By name, the
-            paper's has tau = 0.1 and prunes what costs less than a tenth of alpha lambda.
+            paper's has its defaults and prunes what costs less than a hundredth of eta.
         growth_steps: steps, from the first one on, in which growth takes place; the whole run if that is shorter.
         addition_rounds: rounds of additions, as fractions of these steps. Unless given, they are early for prices, and
             spread over the run for the paper's policy, as are the next.
         pruning_rounds: rounds in which units can only go, as fractions of these steps. Where both fall on one step, the
             round of additions takes place.
         candidates_per_layer: candidate units that a round samples for each layer; None for the default of
-            `CandidateConfig`.
-        ascent_steps: steps of gradient ascent of candidates before they are scored; None for 30 with the paper's policy
-            where a `senn.nn.MLP` grows (ascent is for plain linear layers), else 0.
+            `CandidateConfig`, with the paper's policy 100 where a `senn.nn.MLP` grows.
+        ascent_steps: steps of gradient ascent of candidates before they are scored; None for 300 with the paper's
+            policy where a `senn.nn.MLP` grows (ascent is for plain linear layers), else 0.
         max_scoring_samples: most training rows that a round scores candidates on.
         max_params: most parameters that growth may reach; None for no limit.
         max_width: most units of a layer; None for no limit.
@@ -131,9 +133,9 @@ class TrainConfig:
         senn.errors.SennError: tail must be a number from 0 to 1, not 2
     """
 
-    hidden: tuple[int, ...] = (2,)
-    shortcut: bool = True
-    activation: Any = "relu"
+    hidden: tuple[int, ...] | None = None
+    shortcut: bool | None = None
+    activation: Any = None
     optimizer: str = "adamw"
     lr: float | None = None
     weight_decay: float | None = None
@@ -175,6 +177,18 @@ class TrainConfig:
         for name in ("addition_rounds", "pruning_rounds"):
             if isinstance(getattr(self, name), DefaultRounds):
                 object.__setattr__(self, name, getattr(defaults, name))
+
+    def start(self, name: Literal["hidden", "shortcut", "activation"]) -> Any:
+        """Return a setting of a table's network at the start: as it was given, or as it follows from the policy.
+
+        Args:
+            name: of the field.
+
+        Raises:
+            SennError: no policy has the name that `policy` gives.
+        """
+        given = getattr(self, name)
+        return getattr(policy_defaults(self.policy), name) if given is None else given
 
     def plan(self, rows: int) -> ResolvedConfig:
         """Resolve the settings that depend on the number of training rows.
