@@ -87,6 +87,7 @@ def test_an_initializer_sees_activations_and_gradients_of_its_place() -> None:
     hidden = model[:2](x)
     torch.testing.assert_close(sorted_rows(first.x), sorted_rows(hidden))
     torch.testing.assert_close(first.weight, model[2].weight)
+    torch.testing.assert_close(first.bias, model[2].bias)
     # on half of the rows, those that steps are fitted on: the gradient of each row's own loss
     reader = gradients.readers["4"]
     assert len(reader.output_grad) == len(x) // 2

@@ -57,7 +57,11 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "layer_cost": (0.0,),
         "prune_fraction": (-1.0,),
     },
-    "Budget": {"max_params": (0, 1.5), "max_width": (0, 1.5), "round_to": (0, 1.5, None)},
+    "Budget": {
+        "max_params": (0, 1.5),
+        "max_width": (0, 1.5, {"0": -1}, {0: 3}),
+        "round_to": (0, 1.5, None),
+    },
     "Recipe": {
         "hidden": ((0,), (2.5,), 3),
         "shortcut": (1, None),
@@ -201,6 +205,8 @@ def is_welcome(name: str, field: str, value: Any) -> bool:
         return True
     if field in TAKES_MAPPING and isinstance(value, dict):
         return True
+    if field == "max_width" and value == {}:  # limits of no place
+        return name != "Recipe"
     return name == "Recipe" and field in TAKES_TEXT - {"activation"} and isinstance(value, str)
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ def test_undo_gives_everything_back_bit_by_bit():
 
 
 def test_budgets_hold():
-    def grown(**budget: int) -> nn.Sequential:
+    def grown(**budget: Any) -> nn.Sequential:
         model = net()
         policy = senn.PricePolicy(kappa=1e-6, confidence=0.0)
         senn.Grower(
@@ -153,6 +154,10 @@ def test_budgets_hold():
     assert grown()[0].out_features > 11
     assert grown(max_width=7)[0].out_features == 7
     assert grown(max_width=11, round_to=4)[0].out_features == 8
+    by_place = grown(max_width={"0": 7, "2": 0})
+    assert by_place[0].out_features == 7
+    with pytest.raises(SennError, match="max_width names 'head', which is no place of this model"):
+        grown(max_width={"head": 7})
     model = grown(max_params=640)
     assert 565 < sum(p.numel() for p in model.parameters()) <= 640
     for option in ("max_width", "max_params", "round_to"):

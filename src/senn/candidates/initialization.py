@@ -109,6 +109,7 @@ def sample_units(
             x=activations[one.name].x,
             z=activations[one.name].z,
             weight=weight_matrix(model, one),
+            bias=None if one.bias is None else get_tensor(model, one.bias).detach(),
             rows_per_unit=producer.index.shape[1],
             outgoing_shapes=shapes,
             gradients=functools.partial(gradients, one.name, [*shapes]),

@@ -72,6 +72,7 @@ class PlaceActivations:
         x: inputs of the map, without a constant, (rows, d); of a convolution, patches (rows, in * kernel numel).
         z: outputs of the map, (rows, m).
         weight: weights of all outputs that the map has, (m, d).
+        bias: their biases, (m,); None where it has none.
         rows_per_unit: outputs of the map that belong to one unit, such as a head's features.
         outgoing_shapes: by map that reads the units, its number of outputs and the columns that each unit has there.
         gradients: computes gradients at these maps, at the price of a forward and two backward passes.
@@ -82,6 +83,7 @@ class PlaceActivations:
     x: Tensor
     z: Tensor
     weight: Tensor
+    bias: Tensor | None
     rows_per_unit: int
     outgoing_shapes: Mapping[str, tuple[int, int]]
     gradients: Callable[[], PlaceGradients]

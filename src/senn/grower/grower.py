@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class Grower(GrowerSettings, GrowerMemory):
         samples: number of training samples, for prices; None for that of the first loader's data set, or else the
             number of samples observed.
         max_params: most parameters of the model; None for no limit.
-        max_width: most units of one layer; None for no limit.
+        max_width: most units of one layer, or a mapping from places to that; None for no limit.
         round_to: grown widths are multiples of this.
         moves: moves that may happen, of `width`, `depth`, `prune`.
         candidate_config: how candidates are sampled; None for the defaults.
@@ -121,7 +121,7 @@ class Grower(GrowerSettings, GrowerMemory):
         *,
         samples: int | None = None,
         max_params: int | None = None,
-        max_width: int | None = None,
+        max_width: int | Mapping[str, int] | None = None,
         round_to: int = 1,
         moves: Sequence[str] = (*MOVES,),
         candidate_config: CandidateConfig | None = None,

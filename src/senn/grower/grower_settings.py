@@ -23,7 +23,7 @@ from senn._validate import (
 from senn.candidates.candidate_config import CandidateConfig
 from senn.collectives import Communicator
 from senn.errors import SennError, warn
-from senn.policies import Budget, check_moves, policy_rule
+from senn.policies import Budget, check_moves, policy_rule, width_rule
 from senn.surgery.averages import find_copy
 from senn.surgery.optimizer_layers import check_holds, untrained
 from senn.surgery.state_check import check_state_follows, has_state
@@ -34,7 +34,7 @@ RANGES: Mapping[str, Rule] = {
     "policy": policy_rule().or_none(),
     "samples": whole(low=1).or_none(),
     "max_params": whole(low=1).or_none(),
-    "max_width": whole(low=1).or_none(),
+    "max_width": width_rule().or_none(),
     "round_to": whole(low=1),
     "moves": each(text()),
     "candidate_config": instance_of(CandidateConfig, called="a senn.CandidateConfig").or_none(),
@@ -127,8 +127,8 @@ class GrowerSettings:
         return self.budget.max_params
 
     @property
-    def max_width(self) -> int | None:
-        """Most units of one layer; None for no limit."""
+    def max_width(self) -> int | Mapping[str, int] | None:
+        """Most units of one layer, or by place; None for no limit."""
         return self.budget.max_width
 
     @property

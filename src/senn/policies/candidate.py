@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from senn import _deprecated
 from senn._validate import Rule, check, check_fields, each, text, whole
@@ -119,13 +119,29 @@ class Candidate:
         return 1.0 if self.dispersion is None else self.dispersion
 
 
+def width_rule() -> Rule:
+    """Build the rule for limits of widths: one number, or one for each of some places."""
+    number, name, limit = whole(low=1), text(), whole(low=0)
+
+    def allows(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            return all(name.allows(key) and limit.allows(one) for key, one in value.items())
+        return number.allows(value)
+
+    return Rule(
+        expected="a whole number of at least 1, or a mapping from places to whole numbers",
+        allows=allows,
+    )
+
+
 @dataclass(frozen=True)
 class Budget:
     """Limits of a model's size that hold for every policy.
 
     Args:
         max_params: most parameters of the whole model; None for no limit.
-        max_width: most units of one channel group; None for no limit.
+        max_width: most units of one channel group, or a mapping from places to that: places that it leaves out have no
+            limit, and one at or above its own can't grow. None for no limit.
         round_to: divisor of all widths after growth.
 
     Raises:
@@ -133,12 +149,12 @@ class Budget:
     """
 
     max_params: int | None = None
-    max_width: int | None = None
+    max_width: int | Mapping[str, int] | None = None
     round_to: int = 1
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "max_params": whole(low=1).or_none(),
-        "max_width": whole(low=1).or_none(),
+        "max_width": width_rule().or_none(),
         "round_to": whole(low=1),
     }
 
@@ -156,4 +172,23 @@ class Budget:
             return True
         if self.max_params is not None and parameters + candidate.parameters > self.max_params:
             return False
-        return self.max_width is None or candidate.width <= self.max_width
+        limit = self.max_width
+        if isinstance(limit, Mapping):
+            limit = limit.get(candidate.place)
+        return limit is None or candidate.width <= limit
+
+    def check_places(self, known: Collection[str]) -> None:
+        """Refuse limits of places that there aren't.
+
+        Args:
+            known: names of all places, also of those that can't change.
+
+        Raises:
+            SennError: `max_width` names another.
+        """
+        named = self.max_width if isinstance(self.max_width, Mapping) else ()
+        for name in named:
+            if name not in known:
+                raise SennError(
+                    f"max_width names {name!r}, which is no place of this model; places are {', '.join(known)}"
+                )

@@ -24,7 +24,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from senn.kfac.factors import DAMPING, FactorInverse, WoodburyInverse, cholesky, solve
+from senn.kfac.factors import (
+    DAMPING,
+    FactorInverse,
+    KroneckerFactors,
+    WoodburyInverse,
+    cholesky,
+    solve,
+)
 from senn.kfac.folds import Fold
 from senn.kfac.per_sample import PerSampleFactors
 from senn.kfac.whitening import square_root, unwhiten_outputs, whiten_outputs, whiten_weights
@@ -79,7 +86,7 @@ class LayerGains:
         )
         self.eta = self.locations * score
         # sums, which the folds hold anyway: means in float64 are made when they are asked for
-        self._existing, self._fold_factors = existing, (fit.factors, held_out.factors)
+        self._existing, self._folds = existing, (fit, held_out)
         if G.shape[1] == existing:  # no candidates
             return
         if has_all_rows:
@@ -170,6 +177,12 @@ class LayerGains:
         self.damping = column_damping(moment)
         self._moment = moment + torch.diag(self.damping)
 
+    @property
+    def factors(self) -> KroneckerFactors:
+        """Factors of all samples; without the moments among the existing columns where these are known."""
+        fit, held_out = self._folds
+        return fit.complete + held_out.complete
+
     @cached_property
     def _white_step(self) -> Tensor:
         """Natural step L^-1 G A^-1, whitened, (m, c)."""
@@ -191,8 +204,10 @@ class LayerGains:
             for.
         """
         steps = [
-            self.inverse.solve(whiten_outputs(self.whitener, one.G[:, : self._existing]).mT).mT
-            for one in self._fold_factors
+            self.inverse.solve(
+                whiten_outputs(self.whitener, one.factors.G[:, : self._existing]).mT
+            ).mT
+            for one in self._folds
         ]
         return whiten_weights(self.whitener, weight.double()) - torch.stack(
             [self._white_step, *steps]

@@ -64,6 +64,7 @@ class CandidatePool:
         self.model, self.graph, self.maps, self.candidate_set = model, graph, maps, candidate_set
         self.layer_gains, self.columns, self.stream = layer_gains, columns, stream
         self.prices, self.budget = prices, budget
+        budget.check_places(_places(graph))
         self.parameters = sum(p.numel() for p in model.parameters())
         self.per_unit = {group.name: parameters_per_unit(model, group) for group in graph.groups}
         self.grown: dict[str, list[int]] = {}
@@ -235,6 +236,16 @@ class CandidatePool:
             parameters=parameters,
         )
         return ScoredCandidate(change.scored(self.stream.gains(block, copy), self.prices), ())
+
+
+def _places(graph: DependencyGraph) -> list[str]:
+    """Names of all places, also of those that can't change."""
+    return [
+        *(group.name for group in graph.groups),
+        *(point.module for point in graph.insertion_points),
+        *(block.module for block in graph.residual_blocks),
+        *(refusal.place for refusal in graph.refusals),
+    ]
 
 
 def select(move: Widen, units: Sequence[int], group: ChannelGroup) -> Widen:
