@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,12 @@ def widen(model: nn.Module, graph: DependencyGraph, name: str, count: int, seed:
             tensor
         )
     return Widen(name, count, values)
+
+
+def evaluate(closure: Any) -> Any:
+    """What an optimizer's step does with its closure."""
+    with torch.enable_grad():
+        return None if closure is None else closure()
 
 
 def train(

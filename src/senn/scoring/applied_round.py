@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from senn.graph import DependencyGraph, Refusal
 from senn.graph.trained_places import without_untrained
 from senn.policies import Candidate
 from senn.pytree import Inputs
+from senn.scoring.gradient_moments import gradient_moments
 from senn.scoring.pool import CandidatePool
 from senn.scoring.rank_checks import agree_on_weights
 from senn.scoring.scoring_session import ScoringSession
@@ -165,6 +167,10 @@ class RoundToApply:
                 if graph is None:  # something was inserted, which index arithmetic can't follow
                     graph = analyze(model, [*self.examples], ignore=self.ignore)
                     graph = without_untrained(graph, untrained(self.optimizer, model))
+                if self.optimizer is not None:
+                    receipt.warm_second_moments(
+                        self.optimizer, functools.partial(gradient_moments, session)
+                    )
                 loss_after = session.probe_loss()
             agree_on_weights(communicator, "compare the changed model", model)
             receipt.keep()

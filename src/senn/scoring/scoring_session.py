@@ -116,7 +116,7 @@ class ScoringSession:
         self._columns: dict[str, ColumnLayout] = {}
         self._stream_columns: dict[StreamKey, ColumnLayout] = {}
         self._fit, self._held_out = FoldStatistics(), FoldStatistics()
-        self._last_batch: GlobalBatch | None = None
+        self.last_batch: GlobalBatch | None = None
         self._stand_in: Samples = (torch.empty(0), torch.empty(0), None)
 
     @property
@@ -166,7 +166,7 @@ class ScoringSession:
         self.samples += count
         self._batches, self._loss_sum = self._batches + 1, self._loss_sum + loss * count
         self._score_limit_sum += total_limit
-        self._last_batch, self.loss_before = batch, loss
+        self.last_batch, self.loss_before = batch, loss
         return loss
 
     def _record(self, given: Samples) -> tuple[GlobalBatch, CandidateSet, list[BatchStatistics]]:
@@ -190,13 +190,13 @@ class ScoringSession:
     @property
     def probe_inputs(self) -> Inputs:
         """The first inputs of the last batch, of all ranks, for verification; each call gathers them anew."""
-        assert self._last_batch is not None
-        return self._last_batch.first(PROBE)[0]
+        assert self.last_batch is not None
+        return self.last_batch.first(PROBE)[0]
 
     def probe_loss(self) -> float:
         """Loss of the model, as it is now, on the last batch of all ranks."""
-        assert self._last_batch is not None
-        return self._last_batch.loss(self.model, self.metric, self.output)
+        assert self.last_batch is not None
+        return self.last_batch.loss(self.model, self.metric, self.output)
 
     def pool(
         self, samples: int, budget: Budget, *, uses_joint_score: bool = False

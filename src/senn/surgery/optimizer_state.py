@@ -1,8 +1,8 @@
 """Optimizers live through a change of their model: state by position, groups, the way back.
 
 Old entries of a state tensor are kept at their new places, and new ones are what this very optimizer starts a parameter
-with (`starts`). Nothing is known here of single optimizers, but for three: LBFGS and fused SGD keep things elsewhere,
-and Adam has a clock (`adam_clock`).
+with (`starts`), or for averages of squared gradients the mean of the old entries (`newborn_state`). Nothing is known
+here of single optimizers, but for two: LBFGS and fused SGD keep things elsewhere.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 
 from senn.errors import SennError, UnsupportedError, in_one_line
-from senn.surgery.adam_clock import set_clocks_back
 from senn.surgery.blank_optimizer import Trial, TrialError, small_gradient
 from senn.surgery.contents_log import ContentsLog
-from senn.surgery.denominators import fill_denominators
 from senn.surgery.nested_state import NestedState
+from senn.surgery.newborn_state import fill_from_elders, new_entries
 from senn.surgery.optimizer_groups import join_groups
 from senn.surgery.optimizer_layers import OptimizerLayers, is_plain, takes_data, tensors_in
 from senn.surgery.starts import Starts
@@ -120,8 +119,6 @@ class Migration:
         for one in history if changes or log.inserted else ():
             _restart_history(one)
         self._carry(changes)
-        if self._tested and changes:
-            fill_denominators(layers, changes)
         join_groups(layers, log.inserted, self._model, self._names)
         self._check_joined(log)
         for one in history if log.inserted else ():
@@ -147,7 +144,8 @@ class Migration:
         )
         nested.carry()
         self.restarted += nested.restarted
-        set_clocks_back(self._layers, changes)
+        masks = {one: new_entries(change) for one, change in changes.items()}
+        fill_from_elders(self._layers, {one: mask for one, mask in masks.items() if mask.any()})
 
     def _check_joined(self, log: UndoLog) -> None:
         """Check that the new layers' parameters have found a group, and one that can train them."""

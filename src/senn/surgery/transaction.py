@@ -22,6 +22,7 @@ from senn.surgery.averages import find_copy, follow_names, names_of
 from senn.surgery.hooks import check_steps_in_backward, try_gradient_hooks
 from senn.surgery.model_config import follow_config
 from senn.surgery.moves import Move, Prune, place_of
+from senn.surgery.newborn_state import Measure, new_entries, warm_second_moments
 from senn.surgery.optimizer_layers import OptimizerLayers, check_holds
 from senn.surgery.optimizer_state import Migration, Snapshot
 from senn.surgery.outputs import (
@@ -79,6 +80,22 @@ class Receipt:
         for log in self._logs:
             if not log.finished:
                 log.finish()
+
+    def warm_second_moments(self, optimizer: Any, measure: Measure) -> None:
+        """Give new entries of the optimizer's state the second moments that go with their own gradients.
+
+        Until then they have the mean of the old entries, since surgery knows no loss.
+
+        Args:
+            optimizer: as it was given to the transaction; its state is undone with the rest.
+            measure: measures the gradients of some parameters at given values of theirs; it is called twice.
+        """
+        layers = OptimizerLayers(optimizer)
+        held, resized = layers.parameters, self._logs[0].resized
+        masks = {one: new_entries(resized[one]) for one in held if one in resized}
+        masks = {one: mask for one, mask in masks.items() if one.requires_grad and mask.any()}
+        warm_second_moments(layers, masks, measure)
+        self._marks = model_digest(self._watched())
 
     def undo(self) -> None:
         """Restore the model, its averages and its optimizer: their former data, gradients and state.
