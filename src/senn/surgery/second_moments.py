@@ -63,23 +63,23 @@ def find_second_moments(layers: OptimizerLayers, parameters: Iterable[nn.Paramet
         By parameter, tensors of the state itself. None where there is no state, or no step can be tried.
     """
     found: Found = {}
-    wanted = [one for one in parameters if any(state.get(one) for _, state in layers.states)]
-    if not wanted or takes_data(layers):
+    rest = [one for one in parameters if any(state.get(one) for _, state in layers.states)]
+    if not rest or takes_data(layers):
         return found
     try:
-        trial = _blank(layers, wanted)
+        trial = _blank(layers, rest)
         steps = 0
-        while steps < MOST_STEPS:
+        while not steps or (steps < MOST_STEPS and _waits(layers, trial, rest)):
             trial.step(wide_gradient)
             steps += 1
-            found = {one: _moments(layers, trial, one) for one in wanted}
-            if any(found.values()) or not _waits(layers, trial, wanted):
-                break
-        if not is_plain(layers) and not any(found.values()):
-            twice = _blank(layers, wanted)
+            found |= {one: moments for one in rest if (moments := _moments(layers, trial, one))}
+            rest = [one for one in rest if one not in found]
+        if rest and not is_plain(layers):
+            once, twice = (_blank(layers, rest) for _ in range(2))
             for _ in range(steps):
+                once.step(wide_gradient)
                 twice.step(_twice(wide_gradient))
-            found = {one: _mixed(layers, trial, twice, one) for one in wanted}
+            found |= {one: _mixed(layers, once, twice, one) for one in rest}
     except TrialError:
         return {}  # said elsewhere, if no gradient suits it
     return found
