@@ -316,3 +316,23 @@ def test_new_entries_are_not_divided_by_an_average_of_zero() -> None:
     # divided by zero they would have gone a million times as far
     for one, former in zip(model.parameters(), born, strict=True):
         assert (one.detach() - former).abs().max() < 1
+
+
+def test_a_new_layer_is_not_divided_by_an_average_of_zero() -> None:
+    model, graph = net()
+    optimizer = Delayed(model.parameters())
+    train(model, optimizer, 8)
+    layer = nn.Linear(5, 5).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(5))
+        layer.bias.zero_()
+    transaction(model, [Insert("2", layer)], graph, optimizer=optimizer, probe=X)
+    new = model[2][0].weight
+    old = optimizer.state[model[2][1].weight]["v"]
+    assert optimizer.state[new]["v"].unique().tolist() == pytest.approx([old.mean().item()])
+    for step in range(12):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 1e-3) * (p is not new or step > 0)
+        optimizer.step()
+    # divided by zero it would have gone a million times as far
+    assert (new.detach() - torch.eye(5)).abs().max() < 5

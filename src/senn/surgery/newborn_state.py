@@ -12,19 +12,30 @@ off the old entries: what they hold, against what their gradient is now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from senn.surgery.blank_optimizer import Trial, TrialError
+from senn.surgery.blank_optimizer import Trial, TrialError, small_gradient
 from senn.surgery.optimizer_layers import OptimizerLayers
-from senn.surgery.second_moments import Found, SecondMoment, find_second_moments
+from senn.surgery.second_moments import (
+    MOST_STEPS,
+    Found,
+    SecondMoment,
+    find_second_moments,
+)
 from senn.surgery.undo import Resized
 
 FIRST_STEPS = 10
 """Steps of the trial that shows where new entries go: after ten, Adam's first moment has come to two thirds."""
+
+
+JUMP = 100
+"""How many times farther than old parameters new ones may go. Under Adam a few times, by zero a million times."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,6 +79,53 @@ def fill_from_elders(layers: OptimizerLayers, masks: Mapping[nn.Parameter, Tenso
     """
     for moment, new in _grown(find_second_moments(layers, masks), masks):
         _write(moment, new, _elders_mean(moment, new))
+
+
+def start_denominators(
+    layers: OptimizerLayers, joined: Mapping[nn.Parameter, nn.Parameter]
+) -> None:
+    """Start the state of new layers' parameters where an optimizer would divide by an average of zero.
+
+    The first gradient of a new layer's weight is zero where what reads it is zero. Most optimizers add a gradient's
+    square to its average before they divide by the root. ADOPT (Taniguchi et al. 2024, arXiv 2411.02853) and AdaShift
+    divide by an average of former gradients alone, and a trial shows how far they would go.
+
+    Args:
+        layers: the optimizers, which hold the new parameters.
+        joined: by new parameter, one that was there before, whose mean average it gets.
+    """
+    both = [*joined, *joined.values()]
+    try:
+        trial = Trial(layers, {one: one.detach() for one in both}, keep_state=True)
+        trial.step()
+        started = [_state_of(trial, number, [*joined]) for number in range(len(layers.states))]
+        for _ in range(MOST_STEPS):
+            trial.step(small_gradient)
+    except TrialError:
+        return  # said elsewhere, if no gradient suits it
+
+    def moved(one: nn.Parameter) -> float:
+        # the median: an old weight behind an input that is always zero jumps as far as new ones
+        return float((trial.stand_ins[one].detach() - one.detach()).abs().median())
+
+    # Written so that NaN jumps: it compares as False.
+    jumping = {one: old for one, old in joined.items() if not moved(one) <= JUMP * moved(old)}
+    if not jumping:
+        return
+    for (_, state), its in zip(layers.states, started, strict=True):
+        state |= {one: its[one] for one in jumping if its[one] and not state.get(one)}
+    found = find_second_moments(layers, [*jumping, *jumping.values()])
+    for one, old in jumping.items():
+        for mine, other in zip(found.get(one, []), found.get(old, []), strict=True):
+            mine.values.fill_(float(other.values.double().mean()))
+
+
+def _state_of(
+    trial: Trial, number: int, parameters: Sequence[nn.Parameter]
+) -> dict[nn.Parameter, Any]:
+    """Return copies of the state that a trial's stand-ins have by now."""
+    memo = {id(stand_in): one for one, stand_in in trial.stand_ins.items()}
+    return {one: copy.deepcopy(trial.state(number, one), {**memo}) for one in parameters}
 
 
 def warm_second_moments(

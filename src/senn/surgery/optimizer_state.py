@@ -17,7 +17,7 @@ from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.surgery.blank_optimizer import Trial, TrialError, small_gradient
 from senn.surgery.contents_log import ContentsLog
 from senn.surgery.nested_state import NestedState
-from senn.surgery.newborn_state import fill_from_elders, new_entries
+from senn.surgery.newborn_state import fill_from_elders, new_entries, start_denominators
 from senn.surgery.optimizer_groups import join_groups
 from senn.surgery.optimizer_layers import OptimizerLayers, is_plain, takes_data, tensors_in
 from senn.surgery.starts import Starts
@@ -150,9 +150,9 @@ class Migration:
     def _check_joined(self, log: UndoLog) -> None:
         """Check that the new layers' parameters have found a group, and one that can train them."""
         held = self._layers.parameters
-        joined: dict[nn.Parameter, None] = {}
+        joined: dict[nn.Parameter, nn.Parameter] = {}
         for inserted in log.inserted:
-            mine = {one: None for one in inserted.neighbors if one in held}
+            mine = {one: like for one, like in inserted.neighbors.items() if one in held}
             if inserted.neighbors and not mine:
                 point = inserted.insertion_point
                 raise SennError(
@@ -169,6 +169,8 @@ class Migration:
                 started = starts.of_new(number, one)
                 if started and not state.get(one):
                     state[one] = started
+        if self._tested:
+            start_denominators(self._layers, joined)
 
 
 def _start_momentum(
