@@ -106,6 +106,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "round_to": (0, 1.5, None),
         "moves": ("width", ("hight",), None, 3),
         "candidate_config": (3, {}),
+        "birth": ("loud", 1),
         "averaged": (AveragedModel(nn.Linear(2, 2)), None, ("model",)),
         "examples": (3, None),
         "on_uncarried_state": ("ignore", None),

@@ -36,9 +36,10 @@ def train(
 
 
 class Take(Policy):
-    """A policy that accepts the first `count` candidates of one kind, whatever they promise."""
+    """A policy that accepts the first `count` candidates of one kind, whatever they promise; births are silent."""
 
     uses_joint_score = False
+    birth = "silent"
 
     def __init__(self, kind: str, count: int = 1, detail: str = "", place: str = "") -> None:
         self.kind, self.count, self.detail, self.place = kind, count, detail, place

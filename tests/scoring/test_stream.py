@@ -174,7 +174,9 @@ def test_what_a_layer_before_a_convolution_would_add_is_the_gradient_of_its_last
 
 
 class Deepest(senn.Policy):
-    """Accept the best insertion at a place, however little it promises."""
+    """Accept the best insertion at a place, however little it promises; births are silent."""
+
+    birth = "silent"
 
     def __init__(self, place: str) -> None:
         self.place = place

@@ -12,9 +12,7 @@ from senn import _deprecated, html
 from senn._records import current_keys
 from senn.errors import SurgeryError
 from senn.events.event_tables import decisions_html, decisions_text, event_html
-from senn.events.network_state import NetworkState
 from senn.policies import Candidate, Policy
-from senn.surgery import Prune, Receipt
 
 
 @_deprecated.aliased
@@ -37,8 +35,9 @@ class GrowthEvent:
         gain_lower_bound: lower bound of the gain (Theorem 3.2).
         held_out_gain: held-out gain in eta.
         held_out_stderr: its standard error.
-        expected_decrease: decrease of the loss to count on: half the held-out gain over `loss_per_nat`;
-            negative for pruning.
+        expected_decrease: of an addition, decrease of the loss on held-out samples with its natural step applied,
+            measured by a forward pass; several additions of a round share one decrease in proportion to their held-out
+            gains. Of a removal minus its cost, by the quadratic model.
         price: least decrease that the policy required for its parameters, in the same unit.
         loss_per_nat: how much of the loss one nat is.
         eta_before: expansion score of the network before.
@@ -50,9 +49,10 @@ class GrowthEvent:
         architecture: widths after all changes of the round.
         round: number of the round.
         removed_units: of a removal, the units that went, in order, numbered as they were before the round.
-        realized_decrease: decrease of the loss, in the same unit, between the change and the next batch observed; None
-            until then.
+        realized_decrease: on the next batch observed, the loss with what was added silenced less the loss as it is, in
+            the same unit; None until then, and for removals.
         unit: of these three, in words.
+        step_length: of an addition, how much of its natural step it was born with; 0 for a silent birth.
 
     Example:
         >>> import torch, senn
@@ -89,48 +89,10 @@ class GrowthEvent:
     removed_units: tuple[int, ...] = ()
     realized_decrease: float | None = None
     unit: str = "nats"
+    step_length: float = 0.0
     # Underscored, so that `state` leaves it out: it holds the former data.
     _undo: Callable[[], None] | None = field(default=None, repr=False)
     _is_copy: bool = field(default=False, repr=False, init=False)
-
-    @classmethod
-    def from_round(
-        cls,
-        accepted: Sequence[Candidate],
-        receipt: Receipt,
-        *,
-        number: int,
-        before: NetworkState,
-        after: NetworkState,
-        policy: Policy,
-        undo: Callable[[], None] | None = None,
-    ) -> list[GrowthEvent]:
-        """Make the events of one round: one for each kind of change at each place.
-
-        Args:
-            accepted: the round's candidates that were carried out, in the order in which they were accepted.
-            receipt: what the surgery did.
-            number: number of the round.
-            before: figures of the network before the round.
-            after: figures of the network after the round.
-            policy: the policy that priced the candidates.
-            undo: takes the whole round back; None if that can't be done.
-
-        Returns:
-            The events, in the order in which their places were accepted first.
-        """
-        # Units are accepted one after the other; people think of one change of a place.
-        by_place: dict[tuple[str, str], list[Candidate]] = {}
-        for candidate in accepted:
-            by_place.setdefault((candidate.kind, candidate.place), []).append(candidate)
-        events = []
-        for several in by_place.values():
-            event = _event_of_place(
-                several, receipt, number=number, before=before, after=after, policy=policy
-            )
-            event._undo = undo
-            events.append(event)
-        return events
 
     def __repr__(self) -> str:
         """One line as `str` has it, so that a list of events can be read too; `as_dict` has every figure."""
@@ -199,62 +161,6 @@ class GrowthEvent:
     def forget(self) -> None:
         """Let go of what `undo` needs: the former data."""
         self._undo = None
-
-
-def _event_of_place(
-    several: Sequence[Candidate],
-    receipt: Receipt,
-    *,
-    number: int,
-    before: NetworkState,
-    after: NetworkState,
-    policy: Policy,
-) -> GrowthEvent:
-    """Make the event of the candidates of one kind at one place."""
-    first, last = several[0], several[-1]
-    width_before = 0 if first.kind == "insert" else before.widths.get(first.place, 0)
-    removed_units: tuple[int, ...] = ()
-    for move in receipt.moves:
-        if first.kind == "prune" and isinstance(move, Prune) and move.group == first.place:
-            removed_units = tuple(move.units)
-    units = sum(one.units for one in several)
-    parameters = sum(one.parameters for one in several)
-    # Each candidate was scored given those accepted before it, so gains add up.
-    gain = sum(one.gain for one in several)
-    gain_lower_bound = sum(one.gain_lower_bound for one in several)
-    held_out_gain = sum(one.held_out_gain for one in several)
-    expected_decrease = sum(one.expected_decrease for one in several)
-    # For the same reason, errors add like independent ones.
-    held_out_stderr = sum(one.held_out_stderr**2 for one in several) ** 0.5
-    # One by one: a policy's price need not be linear in the number of parameters.
-    price = sum(policy.price(one.parameters, one.samples) * one.price_unit for one in several)
-    return GrowthEvent(
-        kind=first.kind,
-        place=first.place,
-        detail=first.detail,
-        width_before=width_before,
-        # Each counts what was accepted before it, so the last one has the final width.
-        width_after=last.width,
-        units=units,
-        parameters=parameters,
-        gain=gain,
-        gain_lower_bound=gain_lower_bound,
-        held_out_gain=held_out_gain,
-        held_out_stderr=held_out_stderr,
-        expected_decrease=expected_decrease,
-        price=price,
-        loss_per_nat=first.loss_per_nat,
-        eta_before=before.eta,
-        eta_after=after.eta,
-        score_limit=first.score_limit,
-        loss_before=before.loss,
-        loss_after=after.loss,
-        output_change=receipt.output_change or 0.0,
-        architecture=tuple(after.widths.values()),
-        round=number,
-        removed_units=removed_units,
-        unit="nats" if first.dispersion is None else "of the loss",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

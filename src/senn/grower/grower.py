@@ -18,14 +18,15 @@ from senn.collectives import Communicator, default_communicator
 from senn.compilation import uncompiled
 from senn.errors import SennError
 from senn.events import CandidateList, GrowthEvent, GrowthRound, NetworkState
+from senn.events.round_events import round_events
 from senn.graph import DependencyGraph
 from senn.graph.input_checks import check_module
 from senn.grower.grower_memory import GrowerMemory
 from senn.grower.grower_settings import RANGES, GrowerSettings
-from senn.kfac.gaussian_nll import GaussianNLL
+from senn.kfac.gaussian_nll import joined_gaussian
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.output_metric import HessianFunction
-from senn.policies import MOVES, Budget, Policy, PricePolicy, check_moves
+from senn.policies import MOVES, BirthKind, Budget, Policy, PricePolicy, check_moves
 from senn.pytree import Inputs, Output, Prepare, Targets
 from senn.scoring.applied_round import RoundToApply
 from senn.scoring.example_inputs import ExampleInputs
@@ -33,7 +34,7 @@ from senn.scoring.pool import CandidatePool
 from senn.scoring.precision import full_precision
 from senn.scoring.rank_checks import analyzed, check_whole, each_batch, number_of_samples, stale
 from senn.scoring.scoring_session import ScoringSession
-from senn.scoring.selection import select_candidates
+from senn.scoring.selection import insertion_price, select_candidates
 from senn.surgery.transaction import UncarriedState
 
 Batch = tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor] | Sequence[Any]
@@ -41,7 +42,10 @@ Batch = tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor] | Sequence[Any]
 
 @_deprecated.aliased
 class Grower(GrowerSettings, GrowerMemory):
-    """Grows and prunes a network while it trains, without changing its function at the moment of growth.
+    """Grows and prunes a network while it trains.
+
+    What is added begins without an effect, which is verified, and then with as much of its natural step as lowers the
+    loss on samples that didn't fit the step.
 
     It computes in the precision of the parameters, also where its caller has autocast or inference mode open.
 
@@ -58,6 +62,8 @@ class Grower(GrowerSettings, GrowerMemory):
         round_to: grown widths are multiples of this.
         moves: moves that may happen, of `width`, `depth`, `prune`.
         candidate_config: how candidates are sampled; None for the defaults.
+        birth: `stepped`, new units and layers begin with as much of their natural step as lowers the held-out loss; or
+            `silent`, they begin without an effect, as in the paper. None leaves it to the policy.
         averaged: averages of the model, which change with it: copies of it, or objects that hold one (`AveragedModel`,
             and those of other libraries).
         on_uncarried_state: what happens where the state of a parameter follows its size by no rule: `refuse`, now or
@@ -125,6 +131,7 @@ class Grower(GrowerSettings, GrowerMemory):
         round_to: int = 1,
         moves: Sequence[str] = (*MOVES,),
         candidate_config: CandidateConfig | None = None,
+        birth: BirthKind | None = None,
         averaged: Sequence[Any] = (),
         on_uncarried_state: UncarriedState = "refuse",
         ignore: Sequence[str] = (),
@@ -155,11 +162,8 @@ class Grower(GrowerSettings, GrowerMemory):
         self.candidate_config = (
             candidate_config if candidate_config is not None else CandidateConfig()
         )
-        self.averaged = tuple(averaged)
-        if isinstance(loss, nn.GaussianNLLLoss):
-            loss = gaussian = GaussianNLL(loss)
-            output = output or gaussian.join
-            loss_hessian = loss_hessian or (gaussian.fisher if metric == "fisher" else None)
+        self.averaged, self.birth = tuple(averaged), birth
+        loss, output, loss_hessian = joined_gaussian(loss, output, loss_hessian, metric)
         self.prepare, self.output = prepare, output
         self.ignore = tuple(ignore)
         self._examples = ExampleInputs(examples)
@@ -217,9 +221,7 @@ class Grower(GrowerSettings, GrowerMemory):
         self._look_at(inputs, count)
         if self._session is None:
             self._session = self._new_session(self.graph)
-        loss = self._session.add_batch(inputs, targets, weights)
-        self._realize(loss)
-        return loss
+        return self._session.add_batch(inputs, targets, weights)
 
     @full_precision
     def score_candidates(self, batches: Iterable[Batch] | None = None) -> CandidateList:
@@ -265,16 +267,13 @@ class Grower(GrowerSettings, GrowerMemory):
             policy = self.policy.for_pruning_round() if set(wanted) <= {"prune"} else self.policy
             session = self._session
             assert session is not None
-            realized = [
-                event.realized_decrease for event in self.events[-1:] if event.round == self.rounds
-            ]
             growth_round = select_candidates(
                 session,
                 pool,
                 policy,
                 number=self.rounds + 1,
                 moves=wanted,
-                realized=realized[0] if realized else None,
+                realized=self._realized_decrease(),
             )
         except BaseException:  # an interrupt as well: half a round would be observed twice
             restore()
@@ -310,6 +309,7 @@ class Grower(GrowerSettings, GrowerMemory):
             samples, self.budget, uses_joint_score=self.policy.uses_joint_score
         )
         self.eta, self.candidate_set = pool.eta, pool.candidate_set
+        self._realize(self._session, pool)
         return pool
 
     def _look_at(self, inputs: Inputs, count: int) -> None:
@@ -337,7 +337,7 @@ class Grower(GrowerSettings, GrowerMemory):
             generator=self._generator,
             known=self._known,
             # layers that couldn't pay even if they removed the whole loss aren't scored
-            min_gain=functools.partial(_insertion_price, policy, samples) if samples else None,
+            min_gain=functools.partial(insertion_price, policy, samples) if samples else None,
             output=self.output,
             layouts=self._layouts,
             communicator=self.communicator,
@@ -360,6 +360,7 @@ class Grower(GrowerSettings, GrowerMemory):
             examples=[*self._examples],
             rejections=self.rejections,
             failed=self._failed,
+            birth=self.birth or getattr(self.policy, "birth", "stepped"),
         ).apply()
         if applied is None:
             self._graph = former.without(self._failed)
@@ -373,26 +374,25 @@ class Grower(GrowerSettings, GrowerMemory):
         def undo() -> None:
             applied.receipt.undo()
             self._graph, self._session, self._open_round = former, None, None
+            self._new_entries = []
             self.events = [event for event in self.events if event.round != number]
 
         for event in self.events:  # they would keep all former data alive
             event.forget()
-        events = GrowthEvent.from_round(
+        events = round_events(
             applied.accepted,
             applied.receipt,
             number=number,
             before=before,
             after=NetworkState(eta=pool.eta, loss=applied.loss_after, widths=self._widths()),
             policy=self.policy,
+            decrease=applied.decrease,
+            step_length=applied.step_length,
             undo=undo,
         )
         self.events += events
-        self._open_round = number
+        self._open_round, self._new_entries = number, applied.new_entries
         return events
 
     def _widths(self) -> dict[str, int]:
         return {group.name: group.width for group in self.graph.groups}
-
-
-def _insertion_price(policy: Policy, samples: int, parameters: int) -> float:
-    return policy.min_decrease("insert", parameters, samples)

@@ -14,7 +14,10 @@ from senn.candidates.candidate_set import CandidateSet
 from senn.events import GrowthEvent, GrowthRound
 from senn.graph import DependencyGraph, Refusal
 from senn.kfac.batch_layout import BatchLayout
+from senn.scoring.ablation import ablated
+from senn.scoring.birth_steps import NewEntries
 from senn.scoring.data_covariance import DataCovariance
+from senn.scoring.pool import CandidatePool
 from senn.scoring.scoring_session import ScoringSession
 
 
@@ -33,6 +36,7 @@ class GrowerState:
         rejections: changes that failed their verification, one sentence each.
         failed: places whose change failed, with the reason.
         last_round: record of the last round; None before the first.
+        new_entries: weights through which what the open round has added reaches the outputs.
     """
 
     rounds: int
@@ -45,6 +49,7 @@ class GrowerState:
     rejections: list[str]
     failed: list[Refusal]
     last_round: GrowthRound | None
+    new_entries: list[NewEntries]
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values and tensors."""
@@ -63,6 +68,7 @@ class GrowerState:
             "rejections": [*self.rejections],
             "failed": [asdict(one) for one in self.failed],
             "last_round": last_round,
+            "new_entries": [asdict(one) for one in self.new_entries],
         }
 
     @classmethod
@@ -89,6 +95,8 @@ class GrowerState:
             generator = torch.Generator()
             # A generator of its own checks the state before this one is touched.
             generator.set_state(state["generator"].cpu())
+            added = [NewEntries(**one) for one in state.get("new_entries", ())]
+            last_round = None if last is None else GrowthRound.from_state(last)
             return cls(
                 rounds=int(state["rounds"]),
                 samples=state["samples"],
@@ -99,7 +107,8 @@ class GrowerState:
                 open_round=open_rounds[-1] if open_rounds else None,
                 rejections=[str(text) for text in state["rejections"]],
                 failed=[Refusal(**one) for one in state.get("failed", ())],
-                last_round=None if last is None else GrowthRound.from_state(last),
+                last_round=last_round,
+                new_entries=added,
             )
 
 
@@ -130,6 +139,7 @@ class GrowerMemory:
         self._known: dict[str, DataCovariance] = {}
         self._layouts: dict[str, BatchLayout | str] = {}
         self._open_round: int | None = None  # the round whose events aren't realized yet
+        self._new_entries: list[NewEntries] = []  # what that round has added
 
     def state_dict(self) -> dict[str, Any]:
         """State that a grower of the same model and settings needs to go on: plain values and tensors, all copies.
@@ -149,6 +159,7 @@ class GrowerMemory:
             rejections=self.rejections,
             failed=self._failed,
             last_round=self.last_round,
+            new_entries=self._new_entries,
         )
         return state.to_dict()
 
@@ -176,13 +187,14 @@ class GrowerMemory:
         self.events, self.rejections = loaded.events, loaded.rejections
         self._failed = loaded.failed
         self.last_round, self._open_round = loaded.last_round, loaded.open_round
+        self._new_entries = loaded.new_entries
 
     def _snapshot(self) -> Callable[[], None]:
         """Take a snapshot of everything that changes before a decision is taken; returns what restores it."""
         session, generator, known = self._session, self._generator.get_state(), dict(self._known)
         snapshot = None if session is None else session.snapshot()
         realized = [(event, event.realized_decrease) for event in self._unrealized()]
-        names = ("samples", "eta", "candidate_set", "_open_round")
+        names = ("samples", "eta", "candidate_set", "_open_round", "_new_entries")
         attributes = {name: getattr(self, name) for name in names}
 
         def restore() -> None:
@@ -203,8 +215,25 @@ class GrowerMemory:
         """Events of the last round, until a batch shows what came of them."""
         return [event for event in self.events if event.round == self._open_round]
 
-    def _realize(self, loss: float) -> None:
-        """Note what came of the last round, now that a batch has this loss."""
+    def _realize(self, session: ScoringSession, pool: CandidatePool) -> None:
+        """Measure what each addition of the last round brings by now, on the last batch that was observed."""
         for event in self._unrealized():
-            event.realized_decrease = (event.loss_after - loss) / event.loss_per_nat
-        self._open_round = None
+            added = [
+                one
+                for one in self._new_entries
+                if (one.kind, one.place) == (event.kind, event.place)
+            ]
+            if added and all(one.fits(self.model) for one in added):
+                with ablated(pool, added):
+                    loss = session.probe_loss()
+                event.realized_decrease = (loss - session.loss_before) / event.loss_per_nat
+        self._open_round, self._new_entries = None, []
+
+    def _realized_decrease(self) -> float | None:
+        """Realized decrease of the last round's additions together, once a batch has shown it."""
+        known = [
+            event.realized_decrease
+            for event in self.events
+            if event.round == self.rounds and event.realized_decrease is not None
+        ]
+        return sum(known) if known else None

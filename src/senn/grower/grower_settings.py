@@ -38,6 +38,7 @@ RANGES: Mapping[str, Rule] = {
     "round_to": whole(low=1),
     "moves": each(text()),
     "candidate_config": instance_of(CandidateConfig, called="a senn.CandidateConfig").or_none(),
+    "birth": one_of("stepped", "silent").or_none(),
     "averaged": each(instance_of(object, called="an average of the model")),
     "examples": instance_of(list, tuple, called="a list of example inputs"),
     "on_uncarried_state": one_of("refuse", "restart"),

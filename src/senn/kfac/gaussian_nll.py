@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from senn import pytree
 from senn.errors import UnsupportedError
+from senn.kfac.output_metric import HessianFunction
+from senn.pytree import Output
 
 
 class GaussianNLL(nn.Module):
@@ -87,3 +89,21 @@ class GaussianNLL(nn.Module):
         if variance.shape[1] == size:
             return mean.reshape(shape), variance.reshape(shape)
         return mean.reshape(shape), variance.reshape(*shape[:-1], 1)
+
+
+def joined_gaussian(
+    loss: Any, output: Output | None, loss_hessian: HessianFunction | None, metric: str
+) -> tuple[Any, Output | None, HessianFunction | None]:
+    """Put a loss of one joined output in place of torch's `GaussianNLLLoss`; any other is returned as it is.
+
+    Args:
+        loss: the loss.
+        output: finds the outputs in what the model returns; None to join the mean and the variance.
+        loss_hessian: its Hessian; None for the Fisher matrix, where the metric asks for that.
+        metric: `fisher` or `euclidean`.
+    """
+    if not isinstance(loss, nn.GaussianNLLLoss):
+        return loss, output, loss_hessian
+    gaussian = GaussianNLL(loss)
+    fisher = gaussian.fisher if metric == "fisher" else None
+    return gaussian, output or gaussian.join, loss_hessian or fisher

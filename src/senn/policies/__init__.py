@@ -6,6 +6,7 @@ prices and expected decreases are in nats per sample, and `Candidate.loss_per_na
 """
 
 from senn.policies.candidate import MOVES as MOVES
+from senn.policies.candidate import BirthKind as BirthKind
 from senn.policies.candidate import Budget, Candidate
 from senn.policies.candidate import CandidateKey as CandidateKey
 from senn.policies.candidate import Criterion as Criterion

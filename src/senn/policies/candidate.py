@@ -39,6 +39,9 @@ def check_moves(
     return tuple(allowed) if moves is None else tuple(move for move in moves if move in allowed)
 
 
+BirthKind = Literal["stepped", "silent"]
+"""How new units and layers begin: with their natural step, or with outgoing weights of zero as in the paper."""
+
 Criterion = Literal["held_out_gain", "gain_lower_bound"]
 """Figure by which the units of a candidate were selected."""
 
@@ -63,7 +66,7 @@ class Candidate:
         held_out_gain: gain of a step that was fitted on one fold of the samples, evaluated on the other.
         held_out_stderr: standard error of `held_out_gain` over the samples that it was evaluated on.
         eta: expansion score of the network, accepted candidates of this round included.
-        score_limit: lambda, which eta of all parameters together can't exceed; the sum over the linear maps can.
+        score_limit: lambda, which eta can't exceed.
         samples: number of training samples, for the price.
         loss_per_nat: change of the loss that is one nat per sample (`LossMetric.loss_per_nat`).
         dispersion: how much of the loss counts as one nat, for a loss that isn't known as a likelihood

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from senn import _deprecated
 from senn._validate import Rule, check_fields, fraction, number, positive, whole
-from senn.policies.candidate import Candidate, Kind
+from senn.policies.candidate import BirthKind, Candidate, Kind
 
 
 def policy_rule(*, named: bool = False) -> Rule:
@@ -37,6 +37,7 @@ class Policy:
 
     Attributes:
         uses_joint_score: True if the policy compares gains with eta, which is then measured for the network as a whole.
+        birth: how what it accepts begins, unless a grower's `birth` says otherwise.
 
     >>> class Greedy(Policy):
     ...     def choose(self, candidates, accepted):
@@ -47,6 +48,7 @@ class Policy:
     """
 
     uses_joint_score: ClassVar[bool] = False
+    birth: ClassVar[BirthKind] = "stepped"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Honor overrides of methods by their old names."""
@@ -153,6 +155,7 @@ class PaperPolicy(Policy):
     layer_cost: float = 2.0
     prune_fraction: float = 0.0
     uses_joint_score: ClassVar[bool] = True
+    birth: ClassVar[BirthKind] = "silent"
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "tau": positive(),

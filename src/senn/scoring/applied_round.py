@@ -10,8 +10,10 @@ from typing import Any
 from senn.errors import SurgeryError, warn
 from senn.graph import DependencyGraph, Refusal
 from senn.graph.trained_places import without_untrained
-from senn.policies import Candidate
+from senn.policies import BirthKind, Candidate
 from senn.pytree import Inputs
+from senn.scoring.birth_steps import NewEntries, birth_steps
+from senn.scoring.births import Birth
 from senn.scoring.gradient_moments import gradient_moments
 from senn.scoring.pool import CandidatePool
 from senn.scoring.rank_checks import agree_on_weights
@@ -33,12 +35,19 @@ class AppliedRound:
         receipt: what the surgery did, and the way back.
         graph: what in the model can change now.
         loss_after: loss on the last batch right after the change.
+        new_entries: weights through which what was added reaches the outputs.
+        step_length: how much of their step these were given.
+        decrease: decrease of the held-out loss by the best part of that step, in the loss's own unit; None where no
+            step is known.
     """
 
     accepted: list[Candidate]
     receipt: Receipt
     graph: DependencyGraph
     loss_after: float
+    new_entries: list[NewEntries]
+    step_length: float
+    decrease: float | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,6 +64,7 @@ class RoundToApply:
         examples: inputs of other calls of the model, which must go on to work.
         rejections: one sentence is appended for each failed attempt.
         failed: an entry is appended for each place whose change failed.
+        birth: `stepped` or `silent`.
     """
 
     pool: CandidatePool
@@ -66,6 +76,7 @@ class RoundToApply:
     examples: Sequence[Inputs]
     rejections: list[str]
     failed: list[Refusal]
+    birth: BirthKind
 
     def apply(self) -> AppliedRound | None:
         """Carry out what the pool has accepted, and verify it on the session's last batch.
@@ -167,15 +178,28 @@ class RoundToApply:
                 if graph is None:  # something was inserted, which index arithmetic can't follow
                     graph = analyze(model, [*self.examples], ignore=self.ignore)
                     graph = without_untrained(graph, untrained(self.optimizer, model))
+                steps = birth_steps(self.pool, receipt)
+                birth = Birth(
+                    model=model,
+                    steps=steps,
+                    communicator=communicator,
+                    groups=receipt.new_positions,
+                )
+                receipt.first_undo(birth.silence)
+                length, decrease = birth.perform(
+                    session.probe_loss, stepped=self.birth == "stepped"
+                )
                 if self.optimizer is not None:
                     receipt.warm_second_moments(
                         self.optimizer, functools.partial(gradient_moments, session)
                     )
+                receipt.refresh()
                 loss_after = session.probe_loss()
             agree_on_weights(communicator, "compare the changed model", model)
             receipt.keep()
         except BaseException:  # all or nothing, for an interrupt too
             if receipt is not None:
+                receipt.refresh()  # a birth may have been on its way
                 receipt.undo()
             raise
         return AppliedRound(
@@ -183,4 +207,7 @@ class RoundToApply:
             receipt=receipt,
             graph=graph.without(self.failed),
             loss_after=loss_after,
+            new_entries=[one.entries for one in steps if one.entries.is_new],
+            step_length=length,
+            decrease=decrease if steps else None,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from senn.collectives import Communicator
 from senn.graph import LinearMap, get_tensor
 from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.folds import Fold
@@ -84,12 +85,15 @@ class BatchStatistics:
     stream_columns: dict[StreamKey, ColumnLayout] = field(default_factory=dict)
 
 
-def weighted_sums(parts: Sequence[BatchStatistics], labels: float) -> list[float]:
-    """Sum figures of parts, weighted by samples, since ranks and parts may have different numbers of them.
+def joint_sums(
+    communicator: Communicator, parts: Sequence[BatchStatistics], labels: float
+) -> list[float]:
+    """Sum figures over the samples of all ranks; ranks and parts may have different numbers of them.
 
     Args:
-        parts: the parts of a batch.
-        labels: number of labels of the batch, in the middle of the result.
+        communicator: the processes.
+        parts: the parts of this rank's batch.
+        labels: number of its labels.
 
     Returns:
         Loss, lambda, labels, square of the gradient, trace of the curvature.
@@ -98,7 +102,9 @@ def weighted_sums(parts: Sequence[BatchStatistics], labels: float) -> list[float
         sum(getattr(part, name) * part.samples for part in parts)
         for name in ("loss", "score_limit", "gradient_square", "curvature_trace")
     ]
-    return [*sums[:2], labels, *sums[2:]]
+    own = [*sums[:2], labels, *sums[2:]]
+    by_rank = communicator.all_gather_object("observe a batch", own)
+    return [sum(column) for column in zip(*by_rank, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,6 @@ from senn.kfac.factors import (
     KroneckerFactors,
     WoodburyInverse,
     cholesky,
-    solve,
 )
 from senn.kfac.folds import Fold
 from senn.kfac.per_sample import PerSampleFactors
@@ -55,6 +54,10 @@ class LayerGains:
         eta: the map's expansion score now, accepted columns included.
         whitener: L with S = L L^T, (m, m) or (m,) (`whitening`); cross moments here are L^-1 times theirs.
         damping: (P,) damping of the candidate columns.
+        first_fit: statistics of the fitting fold before anything was accepted.
+        existing: c, as above.
+        folds: both folds.
+        is_shared: True if both folds share a known A_cc.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class LayerGains:
         )
         self.eta = self.locations * score
         # sums, which the folds hold anyway: means in float64 are made when they are asked for
-        self._existing, self._folds = existing, (fit, held_out)
+        self.existing, self.folds, self.is_shared = existing, (fit, held_out), factor is not None
         if G.shape[1] == existing:  # no candidates
             return
         if has_all_rows:
@@ -99,6 +102,8 @@ class LayerGains:
             self._read_moments(
                 moments, gradients, (fit, held_out), existing, is_shared=factor is not None
             )
+        # Statistics are replaced, never written to: keeping these costs nothing until something is accepted.
+        self.first_fit = self.fit
 
     def _read_moments(
         self,
@@ -180,7 +185,7 @@ class LayerGains:
     @property
     def factors(self) -> KroneckerFactors:
         """Factors of all samples; without the moments among the existing columns where these are known."""
-        fit, held_out = self._folds
+        fit, held_out = self.folds
         return fit.complete + held_out.complete
 
     @cached_property
@@ -204,10 +209,8 @@ class LayerGains:
             for.
         """
         steps = [
-            self.inverse.solve(
-                whiten_outputs(self.whitener, one.factors.G[:, : self._existing]).mT
-            ).mT
-            for one in self._folds
+            self.inverse.solve(whiten_outputs(self.whitener, one.G[:, : self.existing]).mT).mT
+            for one in (fold.factors for fold in self.folds)
         ]
         return whiten_weights(self.whitener, weight.double()) - torch.stack(
             [self._white_step, *steps]
@@ -249,7 +252,7 @@ class LayerGains:
         Returns:
             held-out gain and its standard error, (groups,) each, in eta.
         """
-        step, fitted_slope = self._fitted_step(columns, output_basis)
+        step, fitted_slope = self.fitted_step(columns, output_basis)
         held_out_slope = (step * _by_group(self.held_out.cross, columns)).sum((-2, -1))
         return self._value(step, fitted_slope, held_out_slope, columns)
 
@@ -266,8 +269,8 @@ class LayerGains:
         Returns:
             (groups,) in eta.
         """
-        step, fitted_slope = self._fitted_step(columns, output_basis)
-        flat, length = self._with_length(step, fitted_slope, columns)
+        step, fitted_slope = self.fitted_step(columns, output_basis)
+        flat, length = self.with_length(step, fitted_slope, columns)
         _, crossed = self.held_out.curvature(self.held_out.effect("pseudo_grad", flat, columns))
         slope = (step * _by_group(self.held_out.cross, columns)).sum((-2, -1))
         return self.locations * length * (slope - crossed)
@@ -294,7 +297,7 @@ class LayerGains:
             diagonal_gain(gradient(self.all), curvature(self.all), locations=self.locations)
         )
         # Newton step of these parameters on the fitting fold.
-        values = solve(cholesky(curvature(self.fit), DAMPING), gradient(self.fit)[:, None])[:, 0]
+        values = self.fit.newton_step(columns, through)
         step = (through * values)[None]
         fitted_slope, held_out_slope = (
             (values @ gradient(one))[None] for one in (self.fit, self.held_out)
@@ -318,8 +321,8 @@ class LayerGains:
         group = columns[None]
         # Before the elimination, which makes the gain of these columns zero.
         self.eta += float(self.gain(group, output_basis)[0])
-        step, fitted_slope = self._fitted_step(group, output_basis)
-        flat, length = self._with_length(step, fitted_slope, group)
+        step, fitted_slope = self.fitted_step(group, output_basis)
+        flat, length = self.with_length(step, fitted_slope, group)
         self.fit, self.held_out = (
             statistics.moved(length * statistics.effect("pseudo_grad", flat, group))
             for statistics in (self.fit, self.held_out)
@@ -332,7 +335,7 @@ class LayerGains:
         """A copy to try eliminations on: tensors are replaced, never written to, so a shallow copy is enough."""
         return copy.copy(self)
 
-    def _fitted_step(self, columns: Tensor, output_basis: Tensor | None) -> tuple[Tensor, Tensor]:
+    def fitted_step(self, columns: Tensor, output_basis: Tensor | None) -> tuple[Tensor, Tensor]:
         """Whitened K-FAC steps of groups (groups, p) on the fitting fold, (groups, m, p), and their slopes <g, d>."""
         cross = _by_group(self.fit.cross, columns)
         if output_basis is not None:
@@ -341,7 +344,7 @@ class LayerGains:
         step = divided(cross, _blocks(self.fit.residual, columns))
         return step, (step * cross).sum((-2, -1))
 
-    def _with_length(
+    def with_length(
         self, step: Tensor, fitted_slope: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Steps of the map itself, (m, groups * p), from whitened ones, (groups, m, p), and their lengths (groups,).
@@ -366,7 +369,7 @@ class LayerGains:
         on the same samples would each predict the same decrease. The standard error is that of the mean over the
         held-out samples.
         """
-        flat, length = self._with_length(step, fitted_slope, columns)
+        flat, length = self.with_length(step, fitted_slope, columns)
         # a step's effect on a sample is the sum over its locations: summed before it is squared
         effect = self.held_out.effect("pseudo_grad", flat, columns)
         curvature, crossed = self.held_out.curvature(effect)

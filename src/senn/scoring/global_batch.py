@@ -254,25 +254,31 @@ class GlobalBatch:
             ]
         return joint
 
-    def loss(self, model: nn.Module, metric: LossMetric, output: Output | None) -> float:
+    def loss(
+        self, model: nn.Module, metric: LossMetric, output: Output | None, start: int = 0
+    ) -> float:
         """Mean loss of a model, as it is now, on the samples of all ranks.
 
         Args:
             model: the model, which is run in eval mode and left as it was.
             metric: the loss.
             output: finds the outputs in what the model returns.
+            start: position in the joint order of the first sample that counts.
         """
-        count, loss = self.count, 0.0
+        own, loss = self.share.within(start, self.share.total), 0.0
+        everything: Samples = self.inputs, self.targets, self.weights
+        if start:
+            everything = pytree.index_batch(everything, own, self.count)
+        count = own.stop - own.start
         if count:
+            inputs, targets, weights = everything
             with torch.no_grad(), preserve_model_state(model):
-                loss = float(
-                    metric.loss(forward(model, self.inputs, output), self.targets, self.weights)
-                )
+                loss = float(metric.loss(forward(model, inputs, output), targets, weights))
         if self.communicator.is_single:
             return loss
         return float(
             sum(self.communicator.all_gather_object("compare losses", loss * count))
-            / self.share.total
+            / (self.share.total - start)
         )
 
 

@@ -33,6 +33,7 @@ class Insertions:
 
     Attributes:
         units: the accepted layer's number and its accepted units, by insertion point.
+        weights: weights of the maps after these, as they were scored.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Insertions:
         self.model, self.layers, self.budget = model, layers, budget
         self.layer_gains, self.columns, self.stream = layer_gains, columns, stream
         self.units: dict[str, tuple[int, list[int]]] = {}
+        self.weights: dict[str, Tensor] = {}
 
     def candidates(self, point: str, prices: Prices) -> list[ScoredCandidate]:
         """Score the next units of each layer at an insertion point.
@@ -80,11 +82,13 @@ class Insertions:
             units: numbers of its units.
         """
         self.units.setdefault(point, (number, []))[1].extend(units)
+        # As it is now: surgery exchanges the data of the map, and puts the layer before it.
+        self.weights[point] = get_linear(self.model, point).weight.detach()
         if isinstance(
             self.layers[point][number], IdentityLayer
         ):  # all of it at once: nothing is left to score
             return
-        layer_gains, columns = self._columns(point)
+        layer_gains, columns = self.scored_columns(point)
         for unit in units:
             layer_gains.eliminate(columns[number][unit], self.output_basis(point))
 
@@ -95,6 +99,13 @@ class Insertions:
             layer = self.layers[point][number]
             moves.append(layer.move() if isinstance(layer, IdentityLayer) else layer.move(units))
         return moves
+
+    def scored_columns(self, point: str) -> tuple[LayerGains, list[Tensor]]:
+        """Find the gains that score the layers before a map, and each layer's columns, (units, p)."""
+        # Before a convolution, the layers' outputs are added to its input: their columns lie there.
+        if point in self.stream.layers:
+            return self.stream.layers[point]
+        return self.layer_gains[point], self.columns[point].layers
 
     def _next_units(
         self, point: str, number: int, layer: ResidualLayer, prices: Prices
@@ -111,7 +122,7 @@ class Insertions:
             parameters=layer.parameters(count),
             layer_number=number,
         )
-        layer_gains, columns = self._columns(point)
+        layer_gains, columns = self.scored_columns(point)
         consumer = Consumer(layer_gains, columns[number], self.output_basis(point))
         return scored_choices(change, best_choices([consumer], count, accepted), prices)
 
@@ -119,14 +130,9 @@ class Insertions:
         self, point: str, number: int, layer: IdentityLayer, prices: Prices
     ) -> ScoredCandidate:
         """Score the activation parameters that an identity insertion makes live."""
-        columns = self._columns(point)[1][number]
+        columns = self.scored_columns(point)[1][number]
         layer_gains = self.layer_gains[point]
-        weight = get_linear(self.model, point).weight.detach().double()
-        # A unit h of the new layer reaches z through W B^-1, whitened by L^T with S = L L^T.
-        mixed = whiten_weights(layer_gains.whitener, weight) @ torch.linalg.inv(
-            layer.weight.double()
-        )
-        through = mixed.repeat_interleave(columns.shape[1], 1)
+        through = self.through(point, layer)
         features = layer.insertion_point.features
         change = Change(
             kind="insert",
@@ -140,12 +146,20 @@ class Insertions:
         gains = layer_gains.diagonal(columns.flatten(), through)
         return ScoredCandidate(change.scored(gains, prices), (), number)
 
-    def _columns(self, point: str) -> tuple[LayerGains, list[Tensor]]:
-        """Gains that score the layers before a map, and each layer's columns."""
-        # Before a convolution, the layers' outputs are added to its input: their columns lie there.
-        if point in self.stream.layers:
-            return self.stream.layers[point]
-        return self.layer_gains[point], self.columns[point].layers
+    def through(self, point: str, layer: IdentityLayer) -> Tensor:
+        """Where each feature of an identity insertion enters the map's outputs, whitened, (m, columns)."""
+        # A unit h of the new layer reaches z through W B^-1, whitened by L^T with S = L L^T.
+        mixed = self.whitened_weight(point) @ torch.linalg.inv(layer.weight.double())
+        return mixed.repeat_interleave(layer.columns_per_unit, 1)
+
+    def whitened_weight(self, point: str) -> Tensor:
+        """L^T W of the map after an insertion point, (m, in), as it was scored."""
+        return whiten_weights(self.layer_gains[point].whitener, self._weight(point))
+
+    def _weight(self, point: str) -> Tensor:
+        known = self.weights.get(point)
+        weight = get_linear(self.model, point).weight.detach() if known is None else known
+        return weight.double()
 
     def output_basis(self, point: str) -> Tensor | None:
         """Return what the input of a map can reach of its outputs.
@@ -155,12 +169,12 @@ class Insertions:
         """
         if point in self.stream.layers:
             return None
-        weight = get_linear(self.model, point).weight.detach().double()
+        weight = self._weight(point)
         # W has full row rank then: every output can be reached.
         if weight.shape[0] <= weight.shape[1]:
             return None
         # With more outputs than inputs, z = W a moves within the range of W only; whitened, of L^T W.
-        return orthonormal_basis(whiten_weights(self.layer_gains[point].whitener, weight))
+        return orthonormal_basis(self.whitened_weight(point))
 
 
 def orthonormal_basis(matrix: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from senn.kfac.factors import WoodburyInverse, input_covariance
+from senn.kfac.factors import DAMPING, WoodburyInverse, cholesky, input_covariance, solve
 from senn.kfac.folds import Fold
 from senn.kfac.per_sample import PerSampleFactors, Samples
 from senn.kfac.whitening import whiten_outputs
@@ -135,6 +135,20 @@ class ResidualStatistics:
             cross=self.cross - self.cross[:, columns] @ share.mT,
             samples=None if self.samples is None else self.samples.without(columns, share),
         )
+
+    def newton_step(self, columns: Tensor, through: Tensor) -> Tensor:
+        """Newton step of parameters that enter the outputs through fixed columns.
+
+        Args:
+            columns: (q,) numbers of their features.
+            through: (m, q) where each enters, whitened.
+
+        Returns:
+            (q,), to be subtracted.
+        """
+        gradient = (through * self.cross[:, columns]).sum(0)
+        curvature = self.residual[columns][:, columns] * (through.mT @ through)  # M^T S M
+        return solve(cholesky(curvature, DAMPING), gradient[:, None])[:, 0]
 
     def moved(self, effect: Tensor) -> ResidualStatistics:
         """Add a step to the accepted ones, given its s^T d a on each sample, (samples, 1)."""

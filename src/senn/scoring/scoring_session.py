@@ -34,8 +34,8 @@ from senn.scoring.batch_statistics import (
     FoldStatistics,
     SessionSnapshot,
     batch_parts,
+    joint_sums,
     most_samples,
-    weighted_sums,
     whole_batch,
     with_own_tables,
 )
@@ -104,13 +104,12 @@ class ScoringSession:
         self._is_whole = takes_whole_batches
         self.layouts = {} if layouts is None else layouts
         self.communicator = communicator if communicator is not None else Communicator()
-        self.maps: dict[str, LinearMap] = {}
-        self.samples = self._batches = 0
+        self.maps, self.samples, self._batches = dict[str, LinearMap](), 0, 0
         self.loss_before = float("nan")
         self.candidate_set: CandidateSet | None = None
         self._loss_sum = self._score_limit_sum = 0.0
         self._label_sum = 0.0
-        self._gradient_square = self._curvature_trace = 0.0  # sums over samples, of their ratio
+        self._gradient_square = self._curvature_trace = 0.0  # sums over samples
         self._covariances = DataCovariances(known)
         self._copy: DormantCopy | None = None
         self._columns: dict[str, ColumnLayout] = {}
@@ -135,10 +134,9 @@ class ScoringSession:
         Returns:
             the batch's mean loss, of all ranks.
         """
-        state = self.generator.get_state()
+        state, given = self.generator.get_state(), (inputs, targets, weights)
         try:
             agree_on_model(self.communicator, "observe a batch", self.model)
-            given = inputs, targets, weights
             batch, candidates, parts = self._record(given)
             keeps_all = self.metric.coupled or self._is_whole
             if not keeps_all and (used := batch.used(parts)) is not None:
@@ -155,16 +153,12 @@ class ScoringSession:
             self._held_out.add(part.held_out)
             self._stream_columns.update(part.stream_columns)
         labels = self.metric.count_labels(parts[0].output, batch.targets) * batch.count
-        own = weighted_sums(parts, labels)
-        by_rank = self.communicator.all_gather_object("observe a batch", own)
-        total_loss, total_limit, labels, *squares = map(sum, zip(*by_rank, strict=True))
+        total_loss, total_limit, labels, *squares = joint_sums(self.communicator, parts, labels)
         self._label_sum += labels
         self._gradient_square += squares[0]
         self._curvature_trace += squares[1]
-        count = batch.share.total
-        loss = float(total_loss / count)
-        self.samples += count
-        self._batches, self._loss_sum = self._batches + 1, self._loss_sum + loss * count
+        self.samples, self._batches = self.samples + batch.share.total, self._batches + 1
+        self._loss_sum, loss = self._loss_sum + total_loss, total_loss / batch.share.total
         self._score_limit_sum += total_limit
         self.last_batch, self.loss_before = batch, loss
         return loss
@@ -189,14 +183,20 @@ class ScoringSession:
 
     @property
     def probe_inputs(self) -> Inputs:
-        """The first inputs of the last batch, of all ranks, for verification; each call gathers them anew."""
+        """The first inputs of the last batch, of all ranks; each call gathers them anew."""
         assert self.last_batch is not None
         return self.last_batch.first(PROBE)[0]
 
-    def probe_loss(self) -> float:
-        """Loss of the model, as it is now, on the last batch of all ranks."""
+    def probe_loss(self, *, held_out: bool = False) -> float:
+        """Loss of the model, as it is now, on the last batch of all ranks.
+
+        Args:
+            held_out: True for the samples on which steps are valued alone, if the batch can be cut into samples.
+        """
         assert self.last_batch is not None
-        return self.last_batch.loss(self.model, self.metric, self.output)
+        is_cut = held_out and not (self._is_whole or self.metric.coupled)
+        start = self.last_batch.share.total // 2 if is_cut else 0
+        return self.last_batch.loss(self.model, self.metric, self.output, start)
 
     def pool(
         self, samples: int, budget: Budget, *, uses_joint_score: bool = False

@@ -84,3 +84,8 @@ def with_removals(accepted: Sequence[Candidate], removals: int) -> list[Candidat
             kept.append(candidate)
         left -= candidate.kind == "prune"
     return kept
+
+
+def insertion_price(policy: Policy, samples: int, parameters: int) -> float:
+    """Return the least decrease, in nats per sample, with which a layer of so many parameters could be accepted."""
+    return policy.min_decrease("insert", parameters, samples)

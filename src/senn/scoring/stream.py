@@ -324,6 +324,10 @@ class StreamCandidates:
                 found.layers[key.place] = make(), layout.layers
         return found
 
+    def gains_of(self, block: str) -> dict[str, LayerGains]:
+        """Make the gains of a copy of a block, by module with output parameters."""
+        return {name: make() for name, make in self.repeats[block].items()}
+
     def gains(self, block: str, copy: nn.Module) -> Gains:
         """Gains of a function-preserving copy of a block, summed over its output parameters.
 
@@ -340,8 +344,7 @@ class StreamCandidates:
 
     def _sum(self, block: str, copy: nn.Module) -> Gains:
         total, variance = Gains(), 0.0
-        for name, make in self.repeats[block].items():
-            layer_gains = make()
+        for name, layer_gains in self.gains_of(block).items():
             columns = torch.arange(len(layer_gains.damping))
             if isinstance(copy.get_submodule(name), BATCH_NORMS):  # each output reads one column
                 # each output is a parameter of its own, M = I

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,21 @@ from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, Insertio
 from senn.surgery.index_maps import IndexMap
 from senn.surgery.moves import Prune, Widen
 from senn.surgery.plan_types import SurgeryPlan
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NewPositions:
+    """Where new units stand along one dimension of a tensor.
+
+    Attributes:
+        coupled: the dimension, as of before the change.
+        tensor: the tensor, which has its new size.
+        index: (units, k) positions along the dimension that each new unit owns now.
+    """
+
+    coupled: CoupledDim
+    tensor: Tensor
+    index: Tensor
 
 
 def reindex(graph: DependencyGraph, todo: SurgeryPlan) -> DependencyGraph | None:
@@ -45,17 +61,53 @@ def _group(group: ChannelGroup, todo: SurgeryPlan) -> ChannelGroup:
     return replace(group, width=len(kept) + added, dims=dims)
 
 
+def new_positions(
+    graph: DependencyGraph, todo: SurgeryPlan, tensors: Mapping[str, Tensor]
+) -> dict[str, list[NewPositions]]:
+    """Find where new units stand after a plan.
+
+    Args:
+        graph: of the model before the plan.
+        todo: the plan.
+        tensors: the resized tensors, by their names before the plan.
+
+    Returns:
+        By widened group, its dimensions in their order.
+    """
+    found: dict[str, list[NewPositions]] = {}
+    for group in graph.groups:
+        for coupled in group.dims:
+            rows = _newcomers(coupled, todo)
+            if rows:
+                places = _places(todo.layouts[coupled.name][coupled.dim])
+                one = NewPositions(
+                    coupled=coupled,
+                    tensor=tensors[coupled.name],
+                    index=places[torch.cat(rows)],
+                )
+                found.setdefault(group.name, []).append(one)
+    return found
+
+
+def _newcomers(coupled: CoupledDim, todo: SurgeryPlan) -> list[Tensor]:
+    """Return the numbers of a dimension's new positions, (units, k) of each move."""
+    builder = todo.builders.get(coupled.name, {}).get(coupled.dim)
+    if builder is None:
+        return []
+    return [
+        torch.arange(offset, offset + count).view(-1, coupled.index.shape[1])
+        # Several groups may share this dimension; `owner` tells whose the new positions are.
+        for owner, offset, count in builder.newcomers
+        if owner is coupled
+    ]
+
+
 def _coupled_dim(coupled: CoupledDim, kept: list[int], todo: SurgeryPlan) -> CoupledDim:
     """Return the dimension with its positions of now: units that stay, then new ones in the order of the moves."""
     layout = todo.layouts.get(coupled.name, {}).get(coupled.dim)
     if layout is None:
         return coupled
-    k = coupled.index.shape[1]
-    rows = [coupled.index[kept]]
-    for owner, offset, count in todo.builders[coupled.name][coupled.dim].newcomers:
-        # Several groups may share this dimension; `owner` tells whose the new positions are.
-        if owner is coupled:
-            rows.append(torch.arange(offset, offset + count).view(-1, k))
+    rows = [coupled.index[kept], *_newcomers(coupled, todo)]
     return replace(coupled, index=_places(layout)[torch.cat(rows)])
 
 

@@ -37,7 +37,7 @@ from senn.surgery.outputs import (
 )
 from senn.surgery.plan import plan
 from senn.surgery.rehearsal import rehearse
-from senn.surgery.reindex import reindex
+from senn.surgery.reindex import NewPositions, new_positions, reindex
 from senn.surgery.undo import UndoLog
 from senn.surgery.written_sizes import follow_written_sizes, written_sizes
 
@@ -60,6 +60,8 @@ class Receipt:
         loss_after: loss after the change; None if no loss was given.
         graph: dependency graph of the model now; None if only a new analysis can tell (after an insertion).
         recompiles: True if compiled code was dropped, so that whatever runs the model next compiles anew.
+        new_positions: by widened group, where its new units stand.
+        inserted: for each `Insert` and `Append`, in their order, the modules that were put into the model.
     """
 
     moves: tuple[Move, ...]
@@ -68,10 +70,13 @@ class Receipt:
     loss_after: float | None = None
     graph: DependencyGraph | None = None
     recompiles: bool = False
+    new_positions: dict[str, list[NewPositions]] = field(default_factory=dict, repr=False)
+    inserted: list[tuple[nn.Module, ...]] = field(default_factory=list, repr=False)
     _models: tuple[nn.Module, ...] = field(default=(), repr=False)
     _logs: list[UndoLog] = field(default_factory=list, repr=False)
     _snapshot: Snapshot | None = field(default=None, repr=False)
     _marks: list[int] = field(default_factory=list, repr=False)
+    _restores: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _undone: bool = field(default=False, repr=False)
     _is_copy: bool = field(default=False, repr=False, init=False)
 
@@ -95,7 +100,15 @@ class Receipt:
         masks = {one: new_entries(resized[one]) for one in held if one in resized}
         masks = {one: mask for one, mask in masks.items() if one.requires_grad and mask.any()}
         warm_second_moments(layers, masks, measure)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take numbers that were written to the model on purpose for part of the change, so that it can be undone."""
         self._marks = model_digest(self._watched())
+
+    def first_undo(self, restore: Callable[[], None]) -> None:
+        """Let `undo` call a function first, which takes back what is written to tensors that kept their size."""
+        self._restores.append(restore)
 
     def undo(self) -> None:
         """Restore the model, its averages and its optimizer: their former data, gradients and state.
@@ -117,6 +130,8 @@ class Receipt:
         if self._marks != model_digest(self._watched()):
             # Undoing would throw that training away, and only for the resized parameters.
             raise SurgeryError(f"{where} can't be undone: the model has been trained since")
+        for restore in self._restores:
+            restore()
         _take_back(self._logs, self._snapshot)
         forget_compiled_sizes()
         self._undone = True
@@ -124,6 +139,7 @@ class Receipt:
     def __getstate__(self) -> dict[str, Any]:
         """State of a copy or pickle: without the way back, which leads to this receipt's model."""
         back: dict[str, Any] = {"_models": (), "_logs": [], "_snapshot": None, "_marks": []}
+        back |= {"new_positions": {}, "inserted": [], "_restores": []}
         return {**vars(self), **back, "_is_copy": True}
 
     def _watched(self) -> list[Tensor]:
@@ -222,7 +238,7 @@ def transaction(
         with ExitStack() as rollback:
             receipt = operation.run(graph, optimizer, rollback)
             receipt._models = (model, *operation.copies)
-            receipt._marks = model_digest(receipt._watched())
+            receipt.refresh()
             receipt.recompiles = forget_compiled_sizes()
             rollback.pop_all()  # done: nothing is to be rolled back any more
             return receipt
@@ -290,6 +306,9 @@ class _Operation:
         check_steps_in_backward(logs[0])
         receipt = Receipt(moves=self.moves, loss_before=loss_before, _logs=logs, _snapshot=snapshot)
         receipt.graph = reindex(graph, todo)
+        resized = {change.name: tensor for tensor, change in logs[0].resized.items()}
+        receipt.new_positions = new_positions(graph, todo, resized)
+        receipt.inserted = [one.modules for one in logs[0].inserted]
         if self.probe is not None:
             receipt.output_change = self._compare(everyone, logs, before, self.probe)
         probe = self.probe
